@@ -1,0 +1,156 @@
+# Vigil's commands. `make` alone lists them; each sets up what it needs in .venv first.
+# Needs: Python 3.11 (with its venv module), make, git.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+# aws-sam-cli and ministack pin different versions of botocore, so each has a virtual environment of its own.
+SAM_VENV := $(VENV)/sam
+SAM := $(SAM_VENV)/bin/sam
+LAYER := layers/common/python
+
+# `sam build` looks for python3.11 with pip on the PATH; the virtual environment's always has it.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export SAM_CLI_TELEMETRY := 0
+export UV_CUSTOM_COMPILE_COMMAND := make lock
+# Nothing here may reach an account by accident. The local stack and moto take any credentials.
+export AWS_DEFAULT_REGION ?= us-east-1
+
+PYTEST := $(BIN)/python -m pytest
+# Tests of the local stack come last and share one worker; the rest spreads over two (see tests/conftest.py).
+SPREAD := -n 2 --dist loadgroup --no-loadscope-reorder
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+	--no-annotate $(if $(UPGRADE),--upgrade)
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' \
+		$(firstword $(MAKEFILE_LIST))
+
+##@ A newcomer's two
+
+.PHONY: demo
+demo: venv ## Start everything on this machine and watch jobs being waited for
+	@$(BIN)/vigil demo
+
+.PHONY: test
+test: venv ## Run every test that needs neither Docker nor AWS
+	@$(PYTEST) $(SPREAD) -m "not docker"
+
+##@ Setting up
+
+.PHONY: venv
+venv: $(VENV)/.ready $(SAM_VENV)/.ready ## Build .venv from the locked versions (at once when nothing changed)
+
+$(BIN)/python:
+	@for python in "$${PYTHON:-python3.11}" python3.11 python3 python; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+			"$$python" -m venv $(VENV) && exit; \
+			rm -rf $(VENV); \
+			echo "$$python has no working venv module; on Debian and Ubuntu it is in python3.11-venv." >&2; exit 1; \
+		fi; \
+	done; \
+	echo "Vigil needs Python 3.11, the runtime of its Lambda functions; none was found on the PATH." >&2; exit 1
+
+$(UV): | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/dev.txt uv
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml | $(UV)
+	@echo "Installing into $(VENV) ..."
+	@$(UV) pip sync --quiet --python $(BIN)/python requirements/dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(SAM_VENV)/.ready: requirements/sam.txt | $(UV)
+	@echo "Installing aws-sam-cli into $(SAM_VENV) ..."
+	@test -x $(SAM_VENV)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(SAM_VENV)
+	@$(UV) pip sync --quiet --python $(SAM_VENV)/bin/python requirements/sam.txt
+	@touch $@
+
+.PHONY: lock
+lock: | $(UV) ## Lock the versions anew after a change of a list; UPGRADE=1 takes the newest
+	@$(COMPILE) pyproject.toml --extra local --group dev $(LAYER)/requirements.in --output-file requirements/dev.txt
+	@$(COMPILE) --group sam --output-file requirements/sam.txt
+	@$(COMPILE) $(LAYER)/requirements.in --constraint requirements/dev.txt --output-file $(LAYER)/requirements.txt
+
+##@ The local stack
+
+.PHONY: up
+up: venv ## Start the local stack in the background and deploy to it
+	@$(BIN)/vigil local up --detach
+
+.PHONY: down
+down: venv ## Stop the local stack; its state is kept
+	@$(BIN)/vigil local down
+
+##@ Tests
+
+.PHONY: unit
+unit: venv ## Run the tests that start nothing: unit, integration, contract
+	@$(PYTEST) $(SPREAD) -m "not docker and not e2e"
+
+.PHONY: e2e
+e2e: venv ## Run the tests of the local stack
+	@$(PYTEST) -m "e2e and not docker"
+
+.PHONY: sam-local
+sam-local: venv ## Run the functions in `sam local` containers (needs Docker)
+	@$(PYTEST) -m docker
+
+.PHONY: bench
+bench: venv ## Measure what jobs and waits cost and how fast they are
+	@$(BIN)/python -m benchmarks
+
+##@ Checks
+
+.PHONY: check
+check: lint types imports validate openapi-check ## Run every check that is not a test
+
+.PHONY: pr
+pr: check test ## Run what CI runs, but for what needs Docker
+
+.PHONY: lint
+lint: venv ## ruff: rules and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+.PHONY: format
+format: venv ## Let ruff mend and format the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: types
+types: venv ## mypy, strict
+	@$(BIN)/mypy
+
+.PHONY: imports
+imports: venv ## The dependency rule
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: validate
+validate: venv ## sam validate --lint
+	@$(SAM) validate --lint --template-file template.yaml
+
+.PHONY: openapi
+openapi: venv ## Write docs/openapi.json from the code
+	@$(BIN)/python -m vigil_core.api.openapi > docs/openapi.json.new
+	@mv docs/openapi.json.new docs/openapi.json
+
+.PHONY: openapi-check
+openapi-check: venv ## Compare docs/openapi.json with the code
+	@$(BIN)/python -m vigil_core.api.openapi | diff -u docs/openapi.json - \
+		|| { echo "docs/openapi.json has drifted from the code: run make openapi." >&2; exit 1; }
+
+##@ Cleaning up
+
+.PHONY: clean
+clean: ## Stop the local stack and remove all that is not in git, .venv included
+	@if [ -x $(BIN)/vigil ]; then $(BIN)/vigil local down; fi
+	@rm -rf .aws-sam .local $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

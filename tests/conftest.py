@@ -1,0 +1,47 @@
+"""What every test has: no way to a real AWS account, one order of the suites, and one manner of generating."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+E2E = Path(__file__).parent / "e2e"
+
+AWS_OF_NOBODY = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+# A deadline per example would measure the machine, not the code: pytest-timeout bounds the whole test.
+settings.register_profile("vigil", deadline=None, print_blob=True)
+settings.load_profile("vigil")
+
+
+def pytest_configure() -> None:
+    """Before any test module is imported: whatever account the caller's shell points at is out of reach."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(AWS_OF_NOBODY)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests start first; those of the local stack, which share one, run last and on one worker."""
+    for item in items:
+        if item.path.is_relative_to(E2E):
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.xdist_group("local-stack"))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("e2e"):
+        return 2
+    return 0 if item.get_closest_marker("model") else 1

@@ -1,0 +1,118 @@
+"""The promises that no other tool keeps: locked versions, thin handlers, a pure domain, an honest changelog."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+FUNCTIONS = ROOT / "functions"
+CORE = ROOT / "layers/common/python/vigil_core"
+LAYER_LOCK = ROOT / "layers/common/python/requirements.txt"
+DEV_LOCK = ROOT / "requirements/dev.txt"
+SAM_LOCK = ROOT / "requirements/sam.txt"
+
+HANDLERS = sorted(FUNCTIONS.glob("*/handler.py"))
+LONGEST_HANDLER = 60
+"""Lines: parse, one service call, answer."""
+
+OF_THE_LAMBDA_RUNTIME = {"boto3", "botocore"}
+IMPORT_NAMES = {"aws-lambda-powertools": "aws_lambda_powertools"}
+
+CLOCKS = {"now", "today", "utcnow"}
+"""Methods of `datetime` and `date`; the module `time` is barred by the dependency rule."""
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Name → the one version that a lock file allows."""
+    found: dict[str, str] = {}
+    for line in lock.read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            (pin,) = requirement.specifier
+            assert pin.operator == "==", f"{lock.name} does not lock {line}"
+            found[canonicalize_name(requirement.name)] = pin.version
+    return found
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The top-level names that a module imports when it runs, wherever in it: not those for the type checker alone."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name.partition(".")[0] for alias in names)
+            case ast.ImportFrom(module=str(module)):
+                yield module.partition(".")[0]
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                pass
+            case _:
+                yield from imported(node)
+
+
+def test_the_layer_is_tested_in_the_versions_that_it_ships() -> None:
+    dev = pins(DEV_LOCK)
+    assert pins(LAYER_LOCK).items() <= dev.items()
+
+
+@pytest.mark.parametrize("lock", [DEV_LOCK, SAM_LOCK, LAYER_LOCK], ids=lambda lock: str(lock.relative_to(ROOT)))
+def test_a_lock_file_names_no_host_and_no_path(lock: Path) -> None:
+    assert pins(lock)
+    assert not re.search(r"://|^-|[ @]/|file:", lock.read_text(), re.MULTILINE)
+
+
+def test_every_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["local"],
+        *project["dependency-groups"]["dev"],
+    ]
+    dev = pins(DEV_LOCK)
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(dev[canonicalize_name(requirement.name)]), f"run make lock: {requirement}"
+
+
+def test_what_is_deployed_imports_only_what_the_layer_brings() -> None:
+    in_the_layer = (ROOT / "layers/common/python/requirements.in").read_text().splitlines()
+    allowed = {IMPORT_NAMES.get(name, name) for name in in_the_layer if name and not name.startswith("#")}
+    allowed |= OF_THE_LAMBDA_RUNTIME | sys.stdlib_module_names | {"vigil_core"}
+    for module in [*CORE.rglob("*.py"), *FUNCTIONS.rglob("*.py")]:
+        assert set(imported(ast.parse(module.read_text()))) <= allowed, module.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: handler.parent.name)
+def test_a_handler_is_read_in_a_minute(handler: Path) -> None:
+    assert len(handler.read_text().splitlines()) <= LONGEST_HANDLER
+
+
+def test_import_linter_sees_every_function() -> None:
+    """One `__init__.py`, and functions/ is no namespace package: the contracts would hold for what they do not see."""
+    assert HANDLERS
+    assert not list(FUNCTIONS.rglob("__init__.py"))
+
+
+def test_the_domain_is_given_the_time() -> None:
+    for module in (CORE / "domain").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in CLOCKS, f"{module.relative_to(ROOT)}:{node.lineno} reads a clock"
+
+
+def test_the_version_is_the_one_that_the_changelog_tells_of() -> None:
+    """A development version has unreleased entries; a release is the newest heading, and nothing waits above it."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    _, unreleased, *released = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert unreleased.startswith("[Unreleased]\n")
+    if ".dev" in version:
+        assert re.search(r"^- ", unreleased, re.MULTILINE)
+    else:
+        assert released[0].startswith(f"[{version}] - ")
+        assert not re.search(r"^- ", unreleased, re.MULTILINE)
