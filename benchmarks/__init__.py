@@ -1,0 +1,1 @@
+"""What Vigil costs and how fast it is, measured: `make bench`."""

@@ -1,0 +1,22 @@
+"""Serves operators, who invoke it with AWS credentials: keys and dead letters."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from vigil_core.wiring import admin, now
+
+logger = Logger()
+
+
+def handler(event: object, context: LambdaContext) -> dict[str, Any]:
+    """One answer to each request. CloudTrail knows who asked."""
+    until = now() + timedelta(milliseconds=context.get_remaining_time_in_millis())
+    answer = admin().answer(event, until)
+    asked = event.get("action") if isinstance(event, dict) else None
+    logger.info("refused" if "error" in answer else "done", extra={"action": "admin", "asked": asked})
+    return answer

@@ -1,0 +1,13 @@
+"""Serves every HTTP route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vigil_core.api.request import LambdaContext
+from vigil_core.wiring import http_api
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """One request, one answer."""
+    return http_api().answer(event, context)

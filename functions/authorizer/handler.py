@@ -1,0 +1,45 @@
+"""Says who is asking, for the HTTP API and the WebSocket API."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import boto3
+from aws_lambda_powertools import Logger
+from botocore.config import Config
+
+from vigil_core.api.authorizer import access_of, answer, is_websocket
+from vigil_core.runtime.settings import AuthorizerSettings
+from vigil_core.services.authenticate import Authenticate
+from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.table import DynamoTable
+from vigil_core.store.tickets import TicketStore
+
+logger = Logger()
+
+# API Gateway waits, and so does the caller: two tries, both over before this function's 5 seconds are.
+HASTILY = Config(connect_timeout=1, read_timeout=1, retries={"mode": "standard", "total_max_attempts": 2})
+
+
+@cache
+def authenticate() -> Authenticate:
+    """Built once a process. Not in `wiring`, whose imports would make every cold start wait for what it never uses."""
+    table = DynamoTable(boto3.client("dynamodb", config=HASTILY), AuthorizerSettings.from_environment().table_name)
+    return Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: datetime.now(UTC))
+
+
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """One answer to each, and one line in the log, which never holds a token."""
+    access = access_of(event, authenticate())
+    logger.info(
+        "allowed" if access else "refused",
+        extra={
+            "action": "authorize",
+            "api": "websocket" if is_websocket(event) else "http",
+            "namespace": access.namespace if access else None,
+            "key_id": access.key_id if access else None,
+        },
+    )
+    return answer(event, access)

@@ -1,0 +1,28 @@
+"""Resolves what waits on jobs that have changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from vigil_core import wiring
+from vigil_core.runtime.stream import batch_answer
+from vigil_core.services.match import match_records
+from vigil_core.store.stream import stream_records
+
+logger = Logger()
+
+
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """Failed records come again; the others of the batch are done."""
+    records = stream_records(event)
+    failed = match_records(wiring.context(), records)
+    logger.info("matched", extra={"action": "match", "records": len(records), "failed": len(failed)})
+    for sequence_number, error in failed.items():
+        logger.error(
+            "A job's change could not be matched; it will be delivered again",
+            extra={"action": "match", "sequence_number": sequence_number},
+            exc_info=error,
+        )
+    return batch_answer(failed)

@@ -1,0 +1,41 @@
+"""Tells WebSockets and SNS of what has happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from vigil_core.runtime.settings import NotifierSettings
+from vigil_core.runtime.stream import batch_answer
+from vigil_core.services.notify import notify
+from vigil_core.store.stream import stream_records
+from vigil_core.wiring import context, topic, web_sockets
+
+logger = Logger()
+
+
+def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
+    """Failed records come again; the others of the batch are told."""
+    records = stream_records(event)
+    all_changes = NotifierSettings.from_environment().all_changes
+    told = notify(context(), web_sockets(), topic(), records, all_changes=all_changes)
+    logger.info(
+        "notified",
+        extra={
+            "action": "notify",
+            "records": len(records),
+            "events": told.events,
+            "messages": told.messages,
+            "published": told.published,
+            "failed": len(told.failed),
+        },
+    )
+    for record in records:
+        if (error := told.failed.get(record.sequence_number)) is not None:
+            logger.error(
+                "A change could not be told; it will be delivered again",
+                extra={"action": "notify", "sequence_number": record.sequence_number, "row": record.key},
+                exc_info=error,
+            )
+    return batch_answer(told.failed)

@@ -1,0 +1,30 @@
+"""Does wide work: registers pages of large waits, matches a job that very many wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from vigil_core import wiring
+from vigil_core.domain.jsontext import loads
+from vigil_core.services.do_wide_work import do_wide_work
+
+logger = Logger()
+
+TIME_TO_STOP_MS = 30_000
+"""With less than this left the work stops where it is, and its message comes again."""
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> None:
+    """One message at a time, in the order of its group. One that fails or is not finished comes again."""
+    for record in event["Records"]:
+        done = do_wide_work(
+            wiring.context(),
+            loads(record["body"]),
+            still_time=lambda: context.get_remaining_time_in_millis() > TIME_TO_STOP_MS,
+        )
+        logger.info("worked", extra={"action": "wide_work", "message_id": record["messageId"], "finished": done})
+        if not done:
+            raise TimeoutError("Not finished in time: the message is to come again")

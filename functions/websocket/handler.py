@@ -1,0 +1,39 @@
+"""Serves the WebSocket routes. It answers by posting: what a function returns does not reach a WebSocket's client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from vigil_core.domain.access import Access
+from vigil_core.services.subscribe import Peer, connect, disconnect, receive
+from vigil_core.wiring import api_keys, context, web_sockets
+
+logger = Logger()
+
+
+def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
+    """One event of a socket. What it is, the event's type says: a message may name any route."""
+    request = event["requestContext"]
+    access, connection_id = Access.of_context(request["authorizer"]), request["connectionId"]
+    status, outcome = 200, "done"
+    match request["eventType"]:
+        case "CONNECT":
+            if not connect(context(), api_keys(), access, connection_id):
+                status, outcome = 403, "refused"
+        case "MESSAGE":
+            peer = Peer(access=access, connection_id=connection_id, sockets=web_sockets())
+            outcome = receive(context(), peer, event.get("body") or "")
+        case "DISCONNECT":
+            disconnect(context(), access, connection_id)
+    logger.info(
+        outcome,
+        extra={
+            "action": f"websocket_{request['eventType'].lower()}",
+            "namespace": access.namespace,
+            "key_id": access.key_id,
+            "connection_id": connection_id,
+        },
+    )
+    return {"statusCode": status}

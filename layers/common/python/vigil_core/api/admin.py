@@ -1,0 +1,95 @@
+"""What operators may ask of the admin function, which whoever may invoke it with AWS credentials is allowed to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from vigil_core.domain.access import ApiKey, in_order
+from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
+from vigil_core.domain.times import to_text
+from vigil_core.services.dead_letters import Batch, DeadLetters
+from vigil_core.services.manage_keys import ManageKeys
+
+ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters")
+
+
+class Admin:
+    """Answers requests `{"action": …, …}` with JSON values. An answer with `error` says what was wrong with the
+    request; faults of AWS are raised."""
+
+    def __init__(self, *, keys: ManageKeys, dead_letters: DeadLetters) -> None:
+        self._keys = keys
+        self._dead_letters = dead_letters
+
+    def answer(self, request: object, until: datetime) -> dict[str, Any]:
+        """Do what is asked, long work only as far as it gets until then."""
+        try:
+            return self._do(request, until)
+        except VigilError as error:
+            problems = error.problems if isinstance(error, ValidationFailed) else ()
+            return {
+                "error": error.code,
+                "message": error.message,
+                "errors": [{"pointer": problem.pointer, "detail": problem.detail} for problem in problems],
+            }
+
+    def _do(self, request: object, until: datetime) -> dict[str, Any]:
+        if not isinstance(request, Mapping):
+            raise ValidationFailed.at("", "must be an object")
+        match request.get("action"):
+            case "create_key":
+                key, token = self._keys.create(*_fields(request, "namespace", "scopes", "name"))
+                return {"key": _shown(key), "token": token.text()}
+            case "list_keys":
+                return {"keys": [_shown(key) for key in self._keys.list(*_fields(request, "namespace"))]}
+            case "revoke_key":
+                key, disconnected = self._keys.revoke(*_fields(request, "namespace", "key_id"))
+                return {"key": _shown(key), "disconnected": disconnected}
+            case "list_dead_letters":
+                _fields(request)
+                found = self._dead_letters.list()
+                shown = [_shown_batch(batch) for batch in found.batches]
+                return {"batches": shown, "total": found.total, "messages": dict(found.messages)}
+            case "redrive_dead_letters":
+                _fields(request)
+                done = self._dead_letters.redrive(until)
+                failed = [_shown_batch(batch) for batch in done.failed]
+                return {"batches": done.batches, "failed": failed, "left": done.left, "messages": done.messages}
+            case _:
+                raise ValidationFailed.at("/action", f"must be one of {', '.join(ACTIONS)}")
+
+
+def _fields(request: Mapping[str, Any], *names: str) -> list[Any]:
+    """The values of the fields that an action takes, None for those that are absent. What is wrong in them is said by
+    the services. Raises ValidationFailed for any other field."""
+    unknown = [name for name in request if name not in ("action", *names)]
+    if unknown:
+        raise ValidationFailed(
+            FieldProblem(pointer=f"/{name}", detail=f"is not a field of {request['action']}") for name in unknown
+        )
+    return [request.get(name) for name in names]
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    return {
+        "namespace": key.namespace,
+        "key_id": key.key_id,
+        "name": key.name,
+        "scopes": [str(scope) for scope in in_order(key.scopes)],
+        "created_at": to_text(key.created_at),
+        "revoked_at": to_text(key.revoked_at) if key.revoked_at else None,
+    }
+
+
+def _shown_batch(batch: Batch) -> dict[str, Any]:
+    letter = batch.letter
+    return {
+        "key": batch.key,
+        "stored_at": to_text(batch.stored_at),
+        "function": letter.function_arn if letter else None,
+        "condition": letter.condition if letter else None,
+        "records": letter.records if letter else None,
+        "problem": batch.problem,
+    }

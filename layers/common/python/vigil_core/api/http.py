@@ -1,0 +1,94 @@
+"""The HTTP API: from an event of API Gateway to its answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
+
+from vigil_core.api.operation import Call, Operation, Services
+from vigil_core.api.problems import CONTENT_TYPE, NothingHere, problem, retry_after, understood
+from vigil_core.api.request import LambdaContext, Request
+from vigil_core.api.validation import parse_body, parse_query
+from vigil_core.api.wire import NoQuery, Nothing, Shown
+from vigil_core.domain.jsontext import dumps
+
+logger = Logger()
+
+
+class HttpApi:
+    """Serves operations. The resolver finds the route; what a request says is read and checked here, because the
+    resolver's own validation reads numbers as floats and a body by its Content-Type."""
+
+    def __init__(self, services: Services, operations: Iterable[Operation]) -> None:
+        self._services = services
+        self._resolver = APIGatewayHttpResolver()
+        for operation in operations:
+            rule = re.sub(r"{(\w+)}", r"<\1>", operation.path)
+            self._resolver.route(rule, method=operation.method)(self._route(operation))
+        self._resolver.not_found(self._nothing_here)
+        self._resolver.exception_handler(Exception)(self._refused)
+
+    def answer(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        """Answer one request, and say in the log that and how: one line, without payload or token."""
+        request = Request.of(event, context, self._services.context.now())
+        said: dict[str, Any] = {"action": "nothing_here", "request_id": request.request_id}
+        self._resolver.context.update(request=request, said=said)
+        answered = self._resolver.resolve(event, context)  # type: ignore[arg-type]
+        logger.info("answered", extra=said | {"status": answered["statusCode"]})
+        return answered
+
+    def _route(self, operation: Operation) -> Callable[..., Response[str]]:
+        def serve(**ids: str) -> Response[str]:
+            request: Request = self._resolver.context["request"]
+            said: dict[str, Any] = self._resolver.context["said"]
+            said |= {"action": operation.name, **ids}
+            call = Call(operation=operation, request=request, services=self._services)
+            if operation.scope is not None:
+                said |= {"namespace": call.namespace, "key_id": call.by}
+                call.access.require(operation.scope)
+            answer = operation.act(call, **ids, **_read(operation, request))
+            body = answer.body.plain() if isinstance(answer.body, Shown) else answer.body
+            if isinstance(body, Mapping):
+                said |= {name: body[name] for name in ("job_id", "wait_id") if name in body}
+            if body is None:
+                return Response(status_code=answer.status, body="", headers=answer.headers)
+            return Response(
+                status_code=answer.status, content_type="application/json", body=dumps(body), headers=answer.headers
+            )
+
+        return serve
+
+    def _nothing_here(self, _: Exception) -> Response[str]:
+        request: Request = self._resolver.context["request"]
+        return self._refused(NothingHere(f"Nothing is served at {request.method} {request.path}"))
+
+    def _refused(self, error: Exception) -> Response[str]:
+        request: Request = self._resolver.context["request"]
+        now = self._services.context.now()
+        known = understood(error)
+        shown = problem(known, path=request.path, request_id=request.request_id, now=now)
+        self._resolver.context["said"]["error"] = shown.error
+        return Response(
+            status_code=shown.status,
+            content_type=CONTENT_TYPE,
+            body=dumps(shown.plain()),
+            headers=retry_after(known, now),
+        )
+
+
+def _read(operation: Operation, request: Request) -> dict[str, Any]:
+    """The body and the query parameters, checked, as the operation takes them."""
+    read: dict[str, Any] = {}
+    query = parse_query(operation.query, request.query)
+    if operation.query is not NoQuery:
+        read["query"] = query
+    if operation.takes_body:
+        json = request.body(optional=operation.body_optional)
+        body = parse_body(operation.body, json) if operation.body else json
+        if not isinstance(body, Nothing):
+            read["body"] = body
+    return read

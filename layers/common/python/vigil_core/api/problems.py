@@ -1,0 +1,129 @@
+"""Problem documents (RFC 9457), and the one table that maps errors to HTTP statuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from aws_lambda_powertools import Logger
+from botocore.exceptions import ClientError
+
+from vigil_core.api.wire import FieldProblemView, Problem
+from vigil_core.domain.errors import (
+    Forbidden,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    InvalidTransition,
+    JobCreationFailed,
+    JobNotCompleted,
+    JobNotFound,
+    LeaseLost,
+    MalformedRequest,
+    PayloadTooLarge,
+    StoreConflict,
+    ValidationFailed,
+    VigilError,
+    WaitNotFound,
+)
+from vigil_core.domain.times import to_text
+
+logger = Logger()
+
+CONTENT_TYPE = "application/problem+json"
+
+
+class Unauthorized(VigilError):
+    """No authorizer has said who is asking."""
+
+    code = "UNAUTHORIZED"
+
+
+class NothingHere(VigilError):
+    """No route has this method and path."""
+
+    code = "NOT_FOUND"
+
+
+class TooManyRequests(VigilError):
+    """AWS, or other requests for the same thing, leave no room now; nothing is wrong with the request."""
+
+    code = "TOO_MANY_REQUESTS"
+
+
+class Fault(VigilError):
+    """Vigil's own fault. What it was stands in the log, under the request's id."""
+
+    code = "INTERNAL_ERROR"
+
+
+STATUS: Mapping[type[VigilError], int] = {
+    MalformedRequest: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
+    NothingHere: 404,
+    JobNotFound: 404,
+    WaitNotFound: 404,
+    InvalidTransition: 409,
+    JobCreationFailed: 409,
+    JobNotCompleted: 409,
+    LeaseLost: 409,
+    IdempotencyInProgress: 409,
+    PayloadTooLarge: 413,
+    ValidationFailed: 422,
+    IdempotencyKeyReused: 422,
+    TooManyRequests: 429,
+    Fault: 500,
+}
+
+_THROTTLED = {
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "ThrottlingException",
+    "ThrottlingError",
+}
+
+
+def understood(error: Exception) -> VigilError:
+    """The error as a client is to see it: one of `STATUS`. One that nobody meant to raise is logged."""
+    if isinstance(error, StoreConflict) or (isinstance(error, ClientError) and _is_throttled(error)):
+        return TooManyRequests("Too much is happening at once: try again in a moment")
+    if isinstance(error, VigilError) and type(error) in STATUS:
+        return error
+    logger.exception("fault", extra={"action": "fault"}, exc_info=error)
+    return Fault("Something went wrong inside Vigil; the request_id finds it in the logs")
+
+
+def problem(error: VigilError, *, path: str, request_id: str, now: datetime) -> Problem:
+    """The document for an error of `STATUS`."""
+    document = Problem(
+        type=f"urn:vigil:problem:{error.code}",
+        title=error.code.replace("_", " ").capitalize(),
+        status=STATUS[type(error)],
+        detail=error.message,
+        instance=quote(path),
+        error=error.code,
+        message=error.message,
+        timestamp=to_text(now),
+        request_id=request_id,
+    )
+    if not isinstance(error, ValidationFailed):
+        return document
+    found = [FieldProblemView(pointer=p.pointer, detail=p.detail, code=p.code) for p in error.problems]
+    return document.model_copy(update={"errors": found})
+
+
+def retry_after(error: VigilError, now: datetime) -> dict[str, str]:
+    """When it makes sense to try again, as a header, where time alone may help."""
+    if isinstance(error, IdempotencyInProgress):
+        return {"retry-after": str(max(1, math.ceil((error.until - now).total_seconds())))}
+    return {"retry-after": "1"} if isinstance(error, TooManyRequests) else {}
+
+
+def _is_throttled(error: ClientError) -> bool:
+    response: Any = error.response
+    reasons = {reason.get("Code") for reason in response.get("CancellationReasons", [])}
+    return not _THROTTLED.isdisjoint({response["Error"]["Code"], *reasons})

@@ -1,0 +1,47 @@
+"""Every route of the HTTP API."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from vigil_core.api import job_routes, wait_routes
+from vigil_core.api.openapi import document
+from vigil_core.api.operation import Answer, Call, Operation, Routes, Shows
+from vigil_core.api.wire import Nothing, OpenApi, ShownTicket
+from vigil_core.domain.access import Scope
+from vigil_core.domain.times import to_text
+
+ROUTES = Routes()
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/tickets",
+    scope=Scope.READ,
+    body=Nothing,
+    answers={201: Shows(what="The ticket, shown this once", models=(ShownTicket,))},
+)
+def create_ticket(call: Call) -> Answer:
+    """Get a ticket that opens one WebSocket within 60 seconds, for browsers, which cannot send a key there."""
+    token, expires_at = call.services.issue_ticket(call.access)
+    return Answer(status=201, body=ShownTicket(ticket=token.text(), expires_at=to_text(expires_at)))
+
+
+@ROUTES.route("GET", "/openapi.json", scope=None, answers={200: Shows(what="This document", models=(OpenApi,))})
+def get_openapi(_: Call) -> Answer:
+    """Get this document."""
+    return Answer(status=200, body=openapi())
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    *job_routes.ROUTES.operations,
+    *wait_routes.ROUTES.operations,
+    *ROUTES.operations,
+)
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """The OpenAPI document of every route."""
+    return document(OPERATIONS)

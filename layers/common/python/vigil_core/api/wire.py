@@ -1,0 +1,562 @@
+"""What travels over HTTP: the bodies that clients send, and the answers. Mapped to the domain here, explicitly."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from vigil_core.domain import jobs
+from vigil_core.domain.ids import is_uuid7
+from vigil_core.domain.jobs import MAX_MILESTONES, RESERVED_FIELD_NAMES, Job, LogEntry, LogKind, Priority
+from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.lifecycle import JobStatus
+from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES
+from vigil_core.domain.times import from_text, to_text
+from vigil_core.domain.waits import WaitStatus
+from vigil_core.store.jobs import Bodies
+
+MAX_BULK_JOBS = 100
+MAX_TAGS = 20
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 200
+
+UUID7_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+NAME_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+EXAMPLE_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
+
+
+def _uuid7(value: str) -> str:
+    if not is_uuid7(value):
+        raise PydanticCustomError("uuid7", "must be a UUIDv7, in lower case")
+    return value
+
+
+def _field_name(value: str) -> str:
+    if value in RESERVED_FIELD_NAMES:
+        raise PydanticCustomError("reserved", "is the name of a built-in, which no field may have")
+    return value
+
+
+def _progress(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value <= 1:
+        raise PydanticCustomError("progress", "must be a number from 0 to 1")
+    # DynamoDB keeps 38 digits; 18 decimals are more than a double's in all but the tiniest numbers.
+    return abs(round(Decimal(value), 18)).normalize()
+
+
+def _no_queueing(value: Any) -> Any:
+    if value == "queue":
+        raise PydanticCustomError("later", "'queue' is not served yet")
+    return value
+
+
+def _page_size(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value, re.ASCII) and 1 <= int(value) <= MAX_PAGE_SIZE:
+        return int(value)
+    raise PydanticCustomError("page_size", f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
+
+
+def _moment(value: Any) -> datetime:
+    try:
+        return from_text(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PydanticCustomError("moment", "must be an ISO 8601 time with a zone, such as Z") from error
+
+
+Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
+"""Names, types, queues, stages, milestones, keys."""
+Stage: TypeAlias = Annotated[
+    Name,
+    # The domain says so of each job, for one day a type will have stages of its own.
+    WithJsonSchema({"type": "string", "enum": [stage for stage in DEFAULT_STAGES if stage != COMPLETE]}),
+]
+Text: TypeAlias = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
+Id: TypeAlias = Annotated[
+    str,
+    AfterValidator(_uuid7),
+    WithJsonSchema({"type": "string", "pattern": UUID7_PATTERN, "examples": [EXAMPLE_ID]}),
+]
+Fields: TypeAlias = Annotated[
+    dict[Annotated[Name, AfterValidator(_field_name)], Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {
+                "minLength": 1,
+                "maxLength": 128,
+                "pattern": NAME_PATTERN,
+                "not": {"enum": sorted(RESERVED_FIELD_NAMES)},
+            },
+            "additionalProperties": True,
+            "examples": [{"boot_seconds": 45}],
+        }
+    ),
+]
+Progress: TypeAlias = Annotated[
+    Decimal, PlainValidator(_progress), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
+]
+Moment: TypeAlias = Annotated[
+    datetime, PlainValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+]
+PageSize: TypeAlias = Annotated[
+    int,
+    PlainValidator(_page_size),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE}),
+]
+PageToken: TypeAlias = Annotated[str, Field(max_length=1024, description="`next_page_token` of the page before")]
+LeaseToken: TypeAlias = Annotated[
+    Text | None, Field(description="No leases are handed out yet: a report that carries one is 409 `LEASE_LOST`")
+]
+TimeStage: TypeAlias = Annotated[
+    Name,
+    # The domain says so of each job, for one day a type will have stages of its own.
+    WithJsonSchema({"type": "string", "enum": [stage for stage in DEFAULT_STAGES if stage != COMPLETE]}),
+]
+Text: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
+DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
+
+
+class Wire(BaseModel):
+    """What a client sends: no field that is not known, no type that is not meant. Null means absent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class Shown(BaseModel):
+    """What a client is shown."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+# What clients send: jobs
+
+
+class Mutex(Wire):
+    """At most one job that has not ended has each key."""
+
+    key: Name
+    on_conflict: Annotated[Literal["reject"] | None, BeforeValidator(_no_queueing)] = None
+
+
+class NewJob(Wire):
+    """A job to create."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "batch", "condition", "depends_on", "fallback", "heartbeat_timeout", "on_item_failure", "retry",
+            "scheduled_at", "timeout", "trigger_rule",
+        }
+    )  # fmt: skip
+    """What jobs will take one day: refused by name."""
+
+    job_type: Name = Field(examples=["boot_test"])
+    job_id: Id | None = Field(default=None, description="Chosen by the client; otherwise by Vigil")
+    name: Name | None = None
+    queue: Name | None = Field(default=None, description="`default` when absent")
+    priority: Priority | None = Field(default=None, description="`normal` when absent")
+    payload: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
+    fields: Fields | None = None
+    tags: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MAX_TAGS)] | None = None
+    unique_key: Name | None = Field(
+        default=None, description="While a job with this key has not ended, creating another answers with that one"
+    )
+    mutex: Mutex | None = None
+    trace_id: Text | None = None
+    correlation_id: Text | None = None
+
+    def to_domain(self, job_id: str) -> jobs.NewJob:
+        """The job to create, under its own id or this one."""
+        return jobs.NewJob(
+            job_id=self.job_id or job_id,
+            job_type=self.job_type,
+            name=self.name,
+            queue=self.queue or "default",
+            priority=self.priority or "normal",
+            fields=self.fields or {},
+            tags=self.tags or (),
+            payload=self.payload,
+            trace_id=self.trace_id,
+            correlation_id=self.correlation_id,
+            unique_key=self.unique_key,
+            mutex_key=self.mutex.key if self.mutex else None,
+        )
+
+
+class NewJobs(Wire):
+    """Jobs to create. Each is checked on its own: one bad job does not spoil the others."""
+
+    jobs: Annotated[list[Any], Field(min_length=1, max_length=MAX_BULK_JOBS)] = Field(
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/NewJob"}, {}]}}
+    )
+
+
+class Start(Wire):
+    """Somebody outside begins to run a job."""
+
+    lease_token: LeaseToken = None
+
+
+class Report(Wire):
+    """How a job goes. What is absent is not said."""
+
+    job_stage: Stage | None = Field(default=None, examples=["boot"])
+    milestones: Annotated[list[Name], Field(max_length=MAX_MILESTONES)] | None = Field(
+        default=None, description="Added to those that the job has"
+    )
+    progress: Progress | None = None
+    message: Text | None = None
+    fields: Fields | None = Field(default=None, description="Merged into the job's; a null removes a field")
+    lease_token: LeaseToken = None
+
+    def to_domain(self) -> jobs.Report:
+        """The report."""
+        return jobs.Report(
+            stage=self.job_stage,
+            milestones=self.milestones or (),
+            progress=self.progress,
+            message=self.message,
+            fields=self.fields or {},
+        )
+
+
+class Completion(Wire):
+    """The job did what it was for."""
+
+    result: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
+    job_health: Name | None = Field(default=None, description="`success` when absent")
+    fields: Fields | None = None
+    lease_token: LeaseToken = None
+
+
+class JobErrorBody(Wire):
+    """Why a job failed."""
+
+    code: Name = Field(examples=["OUT_OF_DISK"])
+    message: Text
+
+
+class Failure(Wire):
+    """The attempt failed."""
+
+    error: JobErrorBody
+    retryable: bool | None = Field(default=None, description="True when absent. Jobs are not retried by themselves yet")
+    lease_token: LeaseToken = None
+
+
+class Nothing(Wire):
+    """An empty body or an empty object."""
+
+
+# What clients ask lists for
+
+
+class NoQuery(Wire):
+    """No query parameter at all: one that is not known is refused, here as everywhere."""
+
+
+class JobQuery(Wire):
+    """Filters are ANDed."""
+
+    status: list[JobStatus] | None = Field(default=None, description="May be repeated: any of them")
+    job_type: Name | None = None
+    queue: Name | None = None
+    tag: Text | None = None
+    workflow_id: Text | None = None
+    dependency_status: DependencyStatus | None = None
+    correlation_id: Text | None = None
+    trace_id: Text | None = None
+    created_after: Moment | None = Field(default=None, description="At or after this time")
+    created_before: Moment | None = Field(default=None, description="Before this time")
+    page_size: PageSize = DEFAULT_PAGE_SIZE
+    page_token: PageToken | None = None
+
+
+class WaitQuery(Wire):
+    """Which waits to list."""
+
+    status: WaitStatus | None = None
+    page_size: PageSize = DEFAULT_PAGE_SIZE
+    page_token: PageToken | None = None
+
+
+class PageQuery(Wire):
+    """Which page."""
+
+    page_size: PageSize = DEFAULT_PAGE_SIZE
+    page_token: PageToken | None = None
+
+
+# What clients are shown: jobs
+
+
+class ShownError(Shown):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class JobSummary(Shown):
+    """A job without its payload and result."""
+
+    job_id: str
+    name: str | None
+    job_type: str
+    queue: str
+    priority: Priority
+    status: JobStatus
+    dependency_status: DependencyStatus
+    job_stage: str
+    job_health: str | None
+    progress: Number
+    message: str | None
+    milestones: list[str]
+    fields: dict[str, Any]
+    tags: list[str]
+    error: ShownError | None
+    attempt: int
+    max_attempts: int
+    depends_on: list[str]
+    waiting_for: None
+    verdict: None
+    workflow_id: None
+    batch_id: None
+    trace_id: str | None
+    correlation_id: str | None
+    cancel_requested: bool
+    created_at: TimeText
+    updated_at: TimeText
+    scheduled_at: None
+    started_at: TimeText | None
+    finished_at: TimeText | None
+
+    @classmethod
+    def of(cls, job: Job) -> JobSummary:
+        """The job, short."""
+        return cls(**_summary(job))
+
+
+class WholeJob(JobSummary):
+    """A job."""
+
+    payload: Any
+    result: Any
+
+    @classmethod
+    def whole(cls, job: Job, bodies: Bodies) -> WholeJob:
+        """The job with its payload and result."""
+        return cls(**_summary(job), payload=_value(bodies.payload), result=_value(bodies.result))
+
+
+class CreatedJob(WholeJob):
+    """A job that was just created. `message` says so."""
+
+    timestamp: TimeText
+
+    @classmethod
+    def created(cls, job: Job, payload: JsonValue) -> CreatedJob:
+        """The answer to its creation."""
+        said = {"message": f"{job.name or job.job_type} job created", "timestamp": to_text(job.created_at)}
+        return cls(**_summary(job) | said, payload=payload, result=None)
+
+
+class ExistingJob(WholeJob):
+    """The job that already has the `unique_key`."""
+
+    existing: Literal[True]
+    timestamp: TimeText
+
+    @classmethod
+    def found(cls, job: Job, bodies: Bodies, now: datetime) -> ExistingJob:
+        """The answer in place of a creation."""
+        whole = WholeJob.whole(job, bodies)
+        return cls(**dict(whole), existing=True, timestamp=to_text(now))
+
+
+class JobStatusView(Shown):
+    """The light form of a job."""
+
+    job_id: str
+    status: JobStatus
+    job_stage: str
+    job_health: str | None
+    progress: Number
+    message: str | None
+
+
+class JobResult(Shown):
+    """What came of a job."""
+
+    job_id: str
+    status: JobStatus
+    result: Any
+    error: ShownError | None
+
+
+class Standing(Shown):
+    """Where a job was."""
+
+    status: JobStatus
+    stage: str
+
+
+class JobEvent(Shown):
+    """One line of a job's history. `by` is the id of the key that did it, or `clock`."""
+
+    version: int
+    at: TimeText
+    event: LogKind
+    by: str
+    from_: Standing | None = Field(serialization_alias="from")
+    to: Standing
+    why: str | None
+
+
+class JobEvents(Shown):
+    """The history of a job, oldest first."""
+
+    job_id: str
+    events: list[JobEvent]
+
+    @classmethod
+    def of(cls, job_id: str, lines: Sequence[LogEntry]) -> JobEvents:
+        """The history; each line begins where the one before ended."""
+        standings = [Standing(status=line.status, stage=line.stage) for line in lines]
+        return cls(
+            job_id=job_id,
+            events=[
+                JobEvent(
+                    version=line.version,
+                    at=to_text(line.at),
+                    event=line.kind,
+                    by=line.by,
+                    from_=before,
+                    to=after,
+                    why=line.why,
+                )
+                for line, before, after in zip(lines, [None, *standings], standings, strict=False)
+            ],
+        )
+
+
+class JobList(Shown):
+    """One page of jobs, newest first. It may be short, even empty; only an absent token is the end."""
+
+    jobs: list[JobSummary]
+    next_page_token: str | None
+
+
+def _summary(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "name": job.name,
+        "job_type": job.job_type,
+        "queue": job.queue,
+        "priority": job.priority,
+        "status": job.status,
+        "dependency_status": "none",
+        "job_stage": job.stage,
+        "job_health": job.health,
+        "progress": job.progress,
+        "message": job.message,
+        "milestones": list(job.milestones),
+        "fields": dict(job.fields),
+        "tags": list(job.tags),
+        "error": None if job.error is None else ShownError(code=job.error.code, message=job.error.message),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "depends_on": [],
+        "waiting_for": None,
+        "verdict": None,
+        "workflow_id": None,
+        "batch_id": None,
+        "trace_id": job.trace_id,
+        "correlation_id": job.correlation_id,
+        "cancel_requested": job.cancel_requested_at is not None,
+        "created_at": to_text(job.created_at),
+        "updated_at": to_text(job.updated_at),
+        "scheduled_at": None,
+        "started_at": to_text(job.started_at) if job.started_at else None,
+        "finished_at": to_text(job.finished_at) if job.finished_at else None,
+    }
+
+
+def _value(text: str | None) -> JsonValue:
+    return None if text is None else loads(text)
+
+
+# What clients are shown: the rest
+
+
+class FieldProblemView(Shown):
+    """One thing that is wrong: `pointer` is a JSON pointer into the body, `?` and the name of a query parameter, or the
+    name of a header."""
+
+    pointer: str
+    detail: str
+    code: str
+
+
+class Problem(Shown):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: str
+    message: str
+    timestamp: TimeText
+    request_id: str
+    errors: list[FieldProblemView] = Field(default=[], description="There when the request was invalid")
+
+
+class BulkSuccess(Shown):
+    """One job of many; `existing` when it already had the `unique_key`."""
+
+    job_id: str
+    job: JobSummary
+    existing: Literal[True] = True
+
+
+class BulkFailure(Shown):
+    """Why one job of many was not created."""
+
+    problem: Problem
+
+
+BulkItem: TypeAlias = BulkSuccess | BulkFailure
+
+
+class BulkAnswer(Shown):
+    """What became of each job, in the order of the request."""
+
+    results: list[BulkItem]
+
+
+class ShownTicket(Shown):
+    """A ticket for one WebSocket, to be used once and soon."""
+
+    ticket: str
+    expires_at: TimeText
+
+
+class OpenApi(Shown):
+    """An OpenAPI document."""
+
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]
+    components: dict[str, Any]

@@ -1,0 +1,167 @@
+"""Who may do what: namespaces, scopes, and the two tokens that prove them, API keys and WebSocket tickets."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from vigil_core.domain.errors import FieldProblem, Forbidden, ValidationFailed
+
+TICKET_LIFE = timedelta(seconds=60)
+ID_BYTES = 8
+SECRET_BYTES = 32
+"""256 random bits: nothing that could be guessed, so one round of SHA-256 is enough to store it by."""
+
+_NAMESPACE = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_TOKEN = re.compile(
+    rf"(?P<kind>vgl|vgt)_(?P<namespace>{_NAMESPACE.pattern})"
+    rf"_(?P<id>[0-9a-f]{{{2 * ID_BYTES}}})_(?P<secret>[0-9a-f]{{{2 * SECRET_BYTES}}})"
+)
+_LONGEST_NAME = 128
+
+
+class Scope(StrEnum):
+    """What a key is good for. `ADMIN` contains the others, `SUBMIT` and `WORK` contain `READ`."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    WORK = "work"
+    ADMIN = "admin"
+
+
+_CONTAINED = {
+    Scope.READ: frozenset({Scope.READ}),
+    Scope.SUBMIT: frozenset({Scope.SUBMIT, Scope.READ}),
+    Scope.WORK: frozenset({Scope.WORK, Scope.READ}),
+    Scope.ADMIN: frozenset(Scope),
+}
+
+
+class TokenKind(StrEnum):
+    """The prefix that a token is recognised by, in logs and by secret scanners too."""
+
+    API_KEY = "vgl"
+    TICKET = "vgt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """What a caller shows: it says where its row is, and proves with the secret that the caller may use it."""
+
+    kind: TokenKind
+    namespace: str
+    id: str
+    secret: str = field(repr=False)
+
+    def text(self) -> str:
+        """`vgl_<namespace>_<id>_<secret>`: the only form that holds the secret, shown once."""
+        return f"{self.kind}_{self.namespace}_{self.id}_{self.secret}"
+
+    def secret_hash(self) -> str:
+        """What is stored of the secret."""
+        return hashlib.sha256(self.secret.encode()).hexdigest()
+
+    def proves(self, secret_hash: str) -> bool:
+        """Whether this token's secret is the one stored, in a time that does not tell how much of it was right."""
+        return hmac.compare_digest(self.secret_hash(), secret_hash)
+
+
+def parse_token(text: object, kind: TokenKind) -> Token | None:
+    """The inverse of `Token.text`; None for anything else whatever."""
+    match = _TOKEN.fullmatch(text) if isinstance(text, str) else None
+    if match is None or match["kind"] != kind:
+        return None
+    return Token(kind=kind, namespace=match["namespace"], id=match["id"], secret=match["secret"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """A stored key: all of it but the secret. `name` is what its owner calls it."""
+
+    namespace: str
+    key_id: str
+    secret_hash: str = field(repr=False)
+    scopes: frozenset[Scope]
+    name: str | None
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+    @property
+    def revoked(self) -> bool:
+        """Whether it has been revoked; a revoked key stays listed and never works again."""
+        return self.revoked_at is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """A stored ticket: opens one WebSocket, once, before `expires_at`, with the rights of the key that asked for it."""
+
+    namespace: str
+    ticket_id: str
+    key_id: str
+    secret_hash: str = field(repr=False)
+    scopes: frozenset[Scope]
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """The proven rights behind a request."""
+
+    namespace: str
+    scopes: frozenset[Scope]
+    key_id: str
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether one of the scopes is, or contains, this one."""
+        return any(scope in _CONTAINED[held] for held in self.scopes)
+
+    def require(self, scope: Scope) -> None:
+        """Raises Forbidden, naming the scope that is missing."""
+        if not self.allows(scope):
+            raise Forbidden(f"This needs a key with the scope {scope}", scope=str(scope))
+
+    def context(self) -> dict[str, str]:
+        """What the authorizer hands on: API Gateway carries flat text only."""
+        return {"namespace": self.namespace, "scopes": ",".join(in_order(self.scopes)), "key_id": self.key_id}
+
+    @classmethod
+    def of_context(cls, context: Mapping[str, str]) -> Access:
+        """The inverse of `context`."""
+        scopes = frozenset(Scope(name) for name in context["scopes"].split(","))
+        return cls(namespace=context["namespace"], scopes=scopes, key_id=context["key_id"])
+
+
+def in_order(scopes: Iterable[Scope]) -> list[Scope]:
+    """The scopes, least first."""
+    return sorted(scopes, key=list(Scope).index)
+
+
+def check_namespace(namespace: object) -> list[FieldProblem]:
+    """What is wrong with a namespace for a key."""
+    if isinstance(namespace, str) and _NAMESPACE.fullmatch(namespace):
+        return []
+    detail = "must be 1 to 63 of a–z, 0–9 and -, and begin with a letter"
+    return [FieldProblem(pointer="/namespace", detail=detail)]
+
+
+def parse_grant(namespace: object, scopes: object, name: object) -> tuple[str, frozenset[Scope], str | None]:
+    """What a new key is to be. Raises ValidationFailed with everything that is wrong with it."""
+    problems = check_namespace(namespace)
+    known = ", ".join(Scope)
+    if not isinstance(scopes, list) or not scopes:
+        problems.append(FieldProblem(pointer="/scopes", detail=f"must list at least one of {known}"))
+        scopes = []
+    for index, scope in enumerate(scopes):
+        if scope not in list(Scope):
+            problems.append(FieldProblem(pointer=f"/scopes/{index}", detail=f"must be one of {known}"))
+    if name is not None and not (isinstance(name, str) and 1 <= len(name) <= _LONGEST_NAME and name.isprintable()):
+        problems.append(FieldProblem(pointer="/name", detail=f"must be 1 to {_LONGEST_NAME} printable characters"))
+    if problems:
+        raise ValidationFailed(problems)
+    return str(namespace), frozenset(Scope(scope) for scope in scopes), name if isinstance(name, str) else None

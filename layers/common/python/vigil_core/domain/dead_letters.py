@@ -1,0 +1,54 @@
+"""What AWS Lambda leaves in the bucket when it gives up on a batch of stream records.
+
+https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vigil_core.domain.errors import MalformedRequest, VigilError
+from vigil_core.domain.jsontext import JsonValue, dumps, loads
+
+
+class NoDeadLetter(VigilError):
+    """An object in the bucket is not what Lambda writes there."""
+
+    code = "NO_DEAD_LETTER"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """A batch that was given up: for whom it was, why it ended here, and the event itself as JSON text."""
+
+    function_arn: str
+    condition: str
+    records: int
+    event: str
+
+    def is_for(self, function_arn: str) -> bool:
+        """Whether it was meant for this function, in any version of it."""
+        return self.function_arn == function_arn or self.function_arn.startswith(f"{function_arn}:")
+
+
+def parse_dead_letter(body: bytes) -> DeadLetter:
+    """Read an object of the bucket. Its `payload` is the event, as an object or as text. Raises NoDeadLetter."""
+    try:
+        document = _mapping(loads(body), "the object")
+        context = _mapping(document.get("requestContext"), "requestContext")
+        payload = document.get("payload")
+        event = _mapping(loads(payload) if isinstance(payload, str) else payload, "payload")
+    except MalformedRequest as error:
+        raise NoDeadLetter("it is not valid JSON") from error
+    function_arn, records = context.get("functionArn"), event.get("Records")
+    if not isinstance(function_arn, str) or not isinstance(records, list):
+        raise NoDeadLetter("it names no function or holds no records")
+    condition = str(context.get("condition", "unknown"))
+    return DeadLetter(function_arn=function_arn, condition=condition, records=len(records), event=dumps(event))
+
+
+def _mapping(value: JsonValue, what: str) -> Mapping[str, JsonValue]:
+    if not isinstance(value, Mapping):
+        raise NoDeadLetter(f"{what} is not a JSON object")
+    return value

@@ -1,0 +1,23 @@
+"""Identifiers: UUIDv7 (RFC 9562), lower case."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def is_uuid7(text: str) -> bool:
+    """Whether this is a UUIDv7 in its canonical, lower-case form."""
+    return _UUID7.fullmatch(text) is not None
+
+
+def derived(parent_id: str, name: str) -> str:
+    """An id that (parent id, name) always gives: what a repeated request would otherwise create twice.
+
+    It keeps the parent's 48-bit timestamp, so it sorts with its parent, and is a valid UUIDv7.
+    """
+    digest = hashlib.sha256(f"{parent_id}/{name}".encode()).hexdigest()
+    variant = "89ab"[int(digest[3], 16) % 4]
+    return f"{parent_id[:13]}-7{digest[:3]}-{variant}{digest[4:7]}-{digest[7:19]}"

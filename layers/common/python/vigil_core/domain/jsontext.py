@@ -1,0 +1,77 @@
+"""JSON in and out without losing a digit: numbers with a fraction or exponent are `Decimal`, whole numbers `int`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import TypeAlias, cast
+
+import simplejson
+
+from vigil_core.domain.errors import MalformedRequest
+
+JsonValue: TypeAlias = "bool | int | float | Decimal | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+
+MAX_DEPTH = 100
+
+
+def loads(text: str | bytes) -> JsonValue:
+    """Parse one JSON document.
+
+    Raises:
+        MalformedRequest: it is not JSON (RFC 8259: no NaN, no Infinity), not UTF-8, holds half of a surrogate pair, or
+            nests deeper than `MAX_DEPTH`.
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = cast(JsonValue, simplejson.loads(decoded, use_decimal=True, parse_constant=_refuse_constant))
+    except (ValueError, RecursionError) as error:
+        # The parser's message quotes neither keys nor values, only a position.
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise MalformedRequest(f"The body is not valid JSON: {reason}") from error
+    _refuse_unstorable(value, depth=0)
+    return value
+
+
+def dumps(value: object) -> str:
+    """One line of JSON, as small as it gets, keys in their given order."""
+    return simplejson.dumps(value, use_decimal=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def canonical(value: object) -> str:
+    """The same JSON for the same value, whatever the order of keys: for hashing."""
+    return simplejson.dumps(value, use_decimal=True, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
+
+
+def as_text(value: JsonValue) -> str:
+    """A value as `get_fields` shows it: a scalar as text, a list joined by one space, an object as JSON, null as ""."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return dumps(value)
+    if isinstance(value, Sequence):
+        return " ".join(as_text(item) for item in value)
+    return dumps(value)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse_unstorable(value: JsonValue, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise MalformedRequest("The body is not valid JSON: nested too deeply")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise MalformedRequest("The body is not valid JSON: half of a surrogate pair") from error
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_unstorable(key, depth + 1)
+            _refuse_unstorable(item, depth + 1)
+    elif isinstance(value, Sequence):
+        for item in value:
+            _refuse_unstorable(item, depth + 1)

@@ -1,0 +1,30 @@
+"""Times on the wire and in the table: ISO 8601, UTC, milliseconds, ending in `Z`. They sort as text."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def to_text(moment: datetime) -> str:
+    """`2026-01-31T09:30:00.123Z`. Raises ValueError for a time without a zone."""
+    if moment.tzinfo is None:
+        raise ValueError("a time needs a zone")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def from_text(text: str) -> datetime:
+    """The inverse of `to_text`; takes any ISO 8601 time with a zone. Raises ValueError otherwise."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs a zone, such as Z")
+    return moment.astimezone(UTC)
+
+
+def to_epoch_s(moment: datetime) -> int:
+    """Whole seconds since 1970, rounded down: what DynamoDB's TTL takes."""
+    return int(moment.timestamp())
+
+
+def whole_ms(moment: datetime) -> datetime:
+    """The moment without what the wire cannot carry."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -1,0 +1,74 @@
+"""Messages to Vigil's own workers, over SQS."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vigil_core.domain.errors import VigilError
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.client import SQSClient
+
+_AT_ONCE = 10
+"""SendMessageBatch takes at most ten entries."""
+_ATTEMPTS = 3
+
+
+class Grouped(Protocol):
+    """A message whose order matters within its group."""
+
+    @property
+    def group(self) -> str: ...
+
+    @property
+    def body(self) -> str: ...
+
+
+class NotSent(VigilError):
+    """SQS would not take a message."""
+
+    code = "NOT_SENT"
+
+
+class SqsQueues:
+    """The pager's queue (FIFO) and the clock's. The client is made when the first message is sent: most requests send
+    none."""
+
+    def __init__(self, client: Callable[[], SQSClient], *, pages_url: str | None, clock_url: str | None) -> None:
+        self._client = client
+        self._pages_url = pages_url
+        self._clock_url = clock_url
+
+    def wide_work(self, messages: Sequence[Grouped]) -> None:
+        """Hand work to the pager, in order within each group. Raises NotSent when SQS keeps refusing a message."""
+        if self._pages_url is None:
+            raise NotSent("This function has no way to the pager's queue")
+        entries: list[Any] = [
+            {
+                "Id": str(number),
+                "MessageBody": message.body,
+                "MessageGroupId": message.group,
+                "MessageDeduplicationId": hashlib.sha256(message.body.encode()).hexdigest(),
+            }
+            for number, message in enumerate(messages)
+        ]
+        for start in range(0, len(entries), _AT_ONCE):
+            self._send(self._pages_url, entries[start : start + _AT_ONCE])
+
+    def wake_up(self, message: str, delay_s: int) -> None:
+        """Wake the clock after so many seconds, at most 900."""
+        if self._clock_url is None:
+            raise NotSent("This function has no way to the clock's queue")
+        self._client().send_message(QueueUrl=self._clock_url, MessageBody=message, DelaySeconds=delay_s)
+
+    def _send(self, url: str, entries: list[Any]) -> None:
+        left, refused = entries, dict[str, str]()
+        for _ in range(_ATTEMPTS):
+            answer = self._client().send_message_batch(QueueUrl=self._pages_url, Entries=left)
+            refused = {failure["Id"]: failure["Code"] for failure in answer.get("Failed", [])}
+            left = [entry for entry in left if entry["Id"] in refused]
+            if not left:
+                return
+        raise NotSent(f"SQS refused {len(left)} messages: {', '.join(sorted(set(refused.values())))}")

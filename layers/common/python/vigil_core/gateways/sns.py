@@ -1,0 +1,77 @@
+"""The topic that announces to everybody outside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import simplejson
+
+from vigil_core.domain.events import Event
+
+if TYPE_CHECKING:
+    from mypy_boto3_sns.client import SNSClient
+    from mypy_boto3_sns.type_defs import PublishBatchRequestEntryTypeDef
+
+_AT_ONCE = 10
+_BATCH_BYTES = 256 * 1024
+"""SNS takes ten messages of together 256 KB in a request: https://docs.aws.amazon.com/sns/latest/api/API_PublishBatch.html"""
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""SNS takes what XML 1.0 can hold, in attributes too."""
+
+
+class Topic:
+    """The topic with this ARN."""
+
+    def __init__(self, client: SNSClient, arn: str) -> None:
+        self._client = client
+        self._arn = arn
+
+    def publish(self, events: Sequence[Event]) -> list[Event]:
+        """Announce events, and return those that SNS would not take. A fault of the whole request is raised."""
+        failed: list[Event] = []
+        for batch in _batches([(event, _entry(event)) for event in events]):
+            entries: list[PublishBatchRequestEntryTypeDef] = [
+                {**entry, "Id": str(number)} for number, (_, entry) in enumerate(batch)
+            ]
+            answer = self._client.publish_batch(TopicArn=self._arn, PublishBatchRequestEntries=entries)
+            failed += [batch[int(failure["Id"])][0] for failure in answer.get("Failed", [])]
+        return failed
+
+
+def _entry(event: Event) -> PublishBatchRequestEntryTypeDef:
+    attributes = {"type": event.type, "namespace": event.namespace, **event.attributes}
+    return {
+        "Id": "",
+        # ASCII: what JSON may hold and XML may not is escaped.
+        "Message": simplejson.dumps(event.envelope(), use_decimal=True, ensure_ascii=True, separators=(",", ":")),
+        "MessageAttributes": {
+            name: {"DataType": "String", "StringValue": _NOT_XML.sub("\ufffd", value)}
+            for name, value in attributes.items()
+        },
+    }
+
+
+def _batches(
+    entries: Sequence[tuple[Event, PublishBatchRequestEntryTypeDef]],
+) -> Iterator[list[tuple[Event, PublishBatchRequestEntryTypeDef]]]:
+    batch: list[tuple[Event, PublishBatchRequestEntryTypeDef]] = []
+    room = _BATCH_BYTES
+    for event, entry in entries:
+        size = _size(entry)
+        if batch and (len(batch) == _AT_ONCE or size > room):
+            yield batch
+            batch, room = [], _BATCH_BYTES
+        batch.append((event, entry))
+        room -= size
+    if batch:
+        yield batch
+
+
+def _size(entry: PublishBatchRequestEntryTypeDef) -> int:
+    """Attributes count too: name, type and value."""
+    told = entry.get("MessageAttributes", {})
+    return len(entry["Message"]) + sum(
+        len(name) + len(value["DataType"]) + len(value.get("StringValue", "").encode()) for name, value in told.items()
+    )

@@ -1,0 +1,111 @@
+"""What a function is told by its environment: one frozen class a function, built on first use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from vigil_core.domain.errors import VigilError
+
+
+class MissingSetting(VigilError):
+    """A variable that the template sets is not in the environment."""
+
+    code = "MISSING_SETTING"
+
+
+def setting(name: str) -> str:
+    """The value of an environment variable. Raises MissingSetting, naming it, when it is absent or empty."""
+    value = os.environ.get(name)
+    if not value:
+        raise MissingSetting(f"The environment variable {name} is not set", variable=name)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreSettings:
+    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there."""
+
+    table_name: str
+    pages_queue_url: str | None
+    clock_queue_url: str | None
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises MissingSetting."""
+        return cls(
+            table_name=setting("TABLE_NAME"),
+            pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
+            clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthorizerSettings:
+    """For the authorizer."""
+
+    table_name: str
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises MissingSetting."""
+        return cls(table_name=setting("TABLE_NAME"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminSettings:
+    """For the admin function. `*_url` are queues, `*_function` ARNs."""
+
+    table_name: str
+    websocket_endpoint: str
+    dead_letter_bucket: str
+    matcher_function: str
+    notifier_function: str
+    pages_queue_url: str
+    pages_dead_letter_queue_url: str
+    clock_queue_url: str
+    clock_dead_letter_queue_url: str
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises MissingSetting."""
+        return cls(
+            table_name=setting("TABLE_NAME"),
+            websocket_endpoint=setting("WEBSOCKET_ENDPOINT"),
+            dead_letter_bucket=setting("DEAD_LETTER_BUCKET"),
+            matcher_function=setting("MATCHER_FUNCTION"),
+            notifier_function=setting("NOTIFIER_FUNCTION"),
+            pages_queue_url=setting("PAGES_QUEUE_URL"),
+            pages_dead_letter_queue_url=setting("PAGES_DEAD_LETTER_QUEUE_URL"),
+            clock_queue_url=setting("CLOCK_QUEUE_URL"),
+            clock_dead_letter_queue_url=setting("CLOCK_DEAD_LETTER_QUEUE_URL"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocketSettings:
+    """For every function that talks to WebSockets."""
+
+    websocket_endpoint: str
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises MissingSetting."""
+        return cls(websocket_endpoint=setting("WEBSOCKET_ENDPOINT"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotifierSettings:
+    """For the notifier. SNS hears of endings, and of every other change of a job too with `all_changes`."""
+
+    topic_arn: str
+    all_changes: bool
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """`SNS_JOB_EVENTS` is `endings` or `all`. Raises MissingSetting."""
+        return cls(
+            topic_arn=setting("TOPIC_ARN"),
+            all_changes=os.environ.get("SNS_JOB_EVENTS") == "all",
+        )

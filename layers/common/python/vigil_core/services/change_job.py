@@ -1,0 +1,117 @@
+"""Every change of an existing job goes through here: read, decide, write on the condition that nothing moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from vigil_core.domain import jobs
+from vigil_core.domain.errors import JobNotFound, PayloadTooLarge, StoreConflict
+from vigil_core.domain.ids import is_uuid7
+from vigil_core.domain.jobs import Job, JobError, Report
+from vigil_core.domain.jsontext import JsonValue, dumps
+from vigil_core.services.context import Context
+from vigil_core.services.take_holds import claims_for_retry
+from vigil_core.store.holds import HoldClaim
+
+ATTEMPTS = 12
+MAX_BODY_BYTES = 350 * 1024
+"""Payload and result each, as JSON text: what one row holds with room to spare (DynamoDB: 400 KB)."""
+
+
+def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
+    """The job as of now. Raises JobNotFound, also for what cannot be an id and for what was deleted."""
+    job = ctx.jobs.find(namespace, job_id) if is_uuid7(job_id) else None
+    if job is None or job.deleted:
+        raise JobNotFound(job_id)
+    return job
+
+
+def start(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
+    """Somebody outside began to run the job."""
+    return _change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by))
+
+
+def report(ctx: Context, namespace: str, job_id: str, said: Report, *, by: str) -> Job:
+    """Somebody outside tells how the job goes: applied whole or refused."""
+    return _change(ctx, namespace, job_id, lambda job: jobs.report(job, said, now=ctx.now(), by=by))
+
+
+def complete(
+    ctx: Context,
+    namespace: str,
+    job_id: str,
+    *,
+    by: str,
+    result: JsonValue = None,
+    health: str = "success",
+    fields: Mapping[str, JsonValue] | None = None,
+) -> Job:
+    """The job did what it was for. The result is stored first; only the change of state makes it the job's."""
+
+    def decide(job: Job) -> Job:
+        done = jobs.complete(job, now=ctx.now(), by=by, health=health, fields=fields)
+        if result is None:
+            return done
+        return jobs.with_result(done, ctx.jobs.put_result(done, ctx.new_id()[-12:], body_text(result, "result")))
+
+    return _change(ctx, namespace, job_id, decide)
+
+
+def fail(ctx: Context, namespace: str, job_id: str, error: JobError, *, by: str) -> Job:
+    """The attempt failed."""
+    return _change(ctx, namespace, job_id, lambda job: jobs.fail(job, error, now=ctx.now(), by=by))
+
+
+def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
+    """Cancel at once what does not run, ask what runs; the clock enforces what was asked for."""
+    return _change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
+
+
+def enforce_cancel(ctx: Context, namespace: str, job_id: str) -> None:
+    """End a running job that was asked to cancel and did not in time; nothing otherwise."""
+    if ctx.jobs.find(namespace, job_id) is not None:
+        _change(ctx, namespace, job_id, lambda job: jobs.enforce_cancel(job, now=ctx.now(), by="clock"))
+
+
+def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
+    """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them."""
+    return _change(
+        ctx,
+        namespace,
+        job_id,
+        lambda job: jobs.retry(job, now=ctx.now(), by=by),
+        claims=lambda job: claims_for_retry(ctx, job),
+    )
+
+
+def delete(ctx: Context, namespace: str, job_id: str, *, by: str) -> None:
+    """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
+    _change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), by=by))
+
+
+def body_text(body: JsonValue, name: str) -> str:
+    """A payload or result as the text that is stored. Raises PayloadTooLarge, naming it."""
+    text = dumps(body)
+    if len(text.encode()) > MAX_BODY_BYTES:
+        raise PayloadTooLarge(f"/{name} takes at most {MAX_BODY_BYTES} bytes as JSON")
+    return text
+
+
+def _change(
+    ctx: Context,
+    namespace: str,
+    job_id: str,
+    decide: Callable[[Job], Job],
+    *,
+    claims: Callable[[Job], list[HoldClaim]] | None = None,
+) -> Job:
+    for attempt in range(ATTEMPTS):
+        before = find_job(ctx, namespace, job_id)
+        after = decide(before)
+        try:
+            ctx.jobs.save(before, after, claims(before) if claims else ())
+        except StoreConflict:
+            ctx.sleep(0.01 * attempt)
+            continue
+        return after
+    raise StoreConflict(f"Job {job_id} is being changed by too many at once: try again")

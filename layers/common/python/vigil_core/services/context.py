@@ -1,0 +1,75 @@
+"""What every use case is handed: the stores, the gateways, the time, ids. Built once per process, by `wiring`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from vigil_core.domain.times import whole_ms
+from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.holds import HoldStore
+from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.jobs import JobStore
+from vigil_core.store.listing import ListingStore
+from vigil_core.store.schedule import DueStore
+from vigil_core.store.waits import WaitStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+THREADS = 8
+
+
+class Queues(Protocol):
+    """Messages to Vigil's own workers. A lost message delays work, until the clock's sweep finds it; it loses none."""
+
+    def wide_work(self, messages: Sequence[WideWork]) -> None:
+        """Hand work to the pager; one group's messages are worked off in order."""
+
+    def wake_up(self, message: str, delay_s: int) -> None:
+        """Wake the clock for one due row after at most 15 minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WideWork:
+    """A message for the pager: JSON text, and the group in which order matters."""
+
+    group: str
+    body: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The outside world of the use cases. `by` of a change that no key made is the name of the function that did."""
+
+    jobs: JobStore
+    holds: HoldStore
+    waits: WaitStore
+    idempotency: IdempotencyStore
+    listing: ListingStore
+    due: DueStore
+    connections: ConnectionStore
+    queues: Queues
+    clock: Callable[[], datetime]
+    new_id: Callable[[], str]
+    sleep: Callable[[float], None] = time.sleep
+    in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(default_factory=lambda: threaded(THREADS))
+
+    def now(self) -> datetime:
+        """The time, as exact as the wire can carry it."""
+        return whole_ms(self.clock())
+
+
+def threaded(threads: int) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]:
+    """A map that keeps order and runs on a pool of threads: what waits for AWS may as well wait together."""
+    pool = ThreadPoolExecutor(max_workers=threads)
+
+    def run(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        listed = list(items)
+        return [work(item) for item in listed] if len(listed) < 2 else list(pool.map(work, listed))
+
+    return run

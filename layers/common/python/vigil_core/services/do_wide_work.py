@@ -1,0 +1,23 @@
+"""Work that is too wide for the request or record that caused it, message by message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from vigil_core.domain.jsontext import JsonValue
+from vigil_core.services.context import Context
+from vigil_core.services.match import match_wide
+from vigil_core.services.register_wait import register_page
+
+
+def do_wide_work(ctx: Context, message: JsonValue, *, still_time: Callable[[], bool]) -> bool:
+    """Work off one message of the pager's queue. False when it has to come again for the rest."""
+    assert isinstance(message, Mapping)
+    match message["kind"]:
+        case "register":
+            register_page(ctx, str(message["namespace"]), str(message["wait_id"]), int(str(message["page"])))
+            return True
+        case "match":
+            return match_wide(ctx, message, still_time=still_time)
+        case kind:
+            raise ValueError(f"a message of unknown kind {kind!r}")

@@ -1,0 +1,181 @@
+"""The matcher: a job has changed, who waited for that? Every record may come twice, late, or to two at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
+
+from vigil_core.domain.jobs import Job
+from vigil_core.domain.jsontext import JsonValue, dumps
+from vigil_core.domain.waits import Interest, Outcome, counts_for
+from vigil_core.services.context import Context, WideWork
+from vigil_core.services.resolve_wait import outcome_of, resolve
+from vigil_core.store.jobs import job_from_row, job_to_row
+from vigil_core.store.stream import StreamRecord
+
+NARROW = 200
+"""Up to so many waits on one job are matched at once; more are the pager's, lest they hold up everybody's stream."""
+MESSAGE_BYTES = 200 * 1024
+"""What a message for the pager carries at most (SQS: 256 KB)."""
+KEEP_EARLY = timedelta(days=60)
+
+JobKey: TypeAlias = tuple[str, str]
+"""(namespace, job id)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """An entry that a version of its job decides."""
+
+    namespace: str
+    interest: Interest
+    outcome: Outcome
+
+
+class MatchFailed(Exception):
+    """Some jobs of a batch could not be matched; what was matched stays, and all of it can be repeated."""
+
+    def __init__(self, errors: Mapping[JobKey, Exception]) -> None:
+        super().__init__(f"{len(errors)} jobs could not be matched, the first because: {next(iter(errors.values()))!r}")
+        self.errors = errors
+
+
+def match(ctx: Context, versions: Iterable[Job]) -> None:
+    """Resolve every wait that these versions decide, versions of one job in their order.
+
+    Raises:
+        MatchFailed: naming the jobs whose versions have to come again.
+    """
+    by_job: dict[JobKey, list[Job]] = {}
+    for job in versions:
+        by_job.setdefault((job.namespace, job.job_id), []).append(job)
+    errors: dict[JobKey, Exception] = {}
+    seen = ctx.in_parallel(lambda key: _guarded(errors, [key], lambda: _look(ctx, by_job[key])), by_job)
+    _settle(ctx, [sighting for sightings in seen for sighting in sightings or ()], errors)
+    for key, job_versions in by_job.items():
+        if key not in errors and job_versions[-1].deleted:
+            _guarded(errors, [key], lambda key=key: ctx.jobs.purge(*key))  # type: ignore[misc]
+    if errors:
+        raise MatchFailed(errors)
+
+
+def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Exception]:
+    """Match a batch of the stream's records of jobs; what failed, by sequence number, has to be delivered again."""
+    failed: dict[str, Exception] = {}
+    versions: dict[str, Job] = {}
+    for record in records:
+        try:
+            row = record.new()
+            if row is not None:
+                versions[record.sequence_number] = job_from_row(row)
+        except Exception as error:
+            failed[record.sequence_number] = error
+    try:
+        match(ctx, versions.values())
+    except MatchFailed as error:
+        for sequence_number, job in versions.items():
+            if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
+                failed[sequence_number] = reason
+    return failed
+
+
+def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:
+    """Work off one message of `_queue_up`: all waits on one job, however many. False when time ran out before the end;
+    then the message has to come again, and what is done is not done twice."""
+    rows = message["rows"]
+    assert isinstance(rows, Sequence)
+    versions = [job_from_row(dict(row)) for row in rows if isinstance(row, Mapping)]
+    namespace, job_id = versions[0].namespace, versions[0].job_id
+    cursor = None
+    while True:
+        page = ctx.waits.interests(namespace, job_id, limit=NARROW, cursor=cursor)
+        errors: dict[JobKey, Exception] = {}
+        _settle(ctx, _sightings(ctx, page.interests, versions), errors)
+        if errors:
+            raise MatchFailed(errors)
+        if page.cursor is None:
+            ctx.waits.close_backlog(namespace, job_id, versions[-1].version)
+            return True
+        if not still_time():
+            return False
+        cursor = page.cursor
+
+
+def _look(ctx: Context, versions: Sequence[Job]) -> list[Sighting]:
+    namespace, job_id = versions[0].namespace, versions[0].job_id
+    page = ctx.waits.interests(namespace, job_id, limit=NARROW + 1)
+    if page.backlog or page.cursor is not None:
+        _queue_up(ctx, versions)
+        return []
+    return _sightings(ctx, page.interests, versions)
+
+
+def _sightings(ctx: Context, interests: Iterable[Interest], versions: Sequence[Job]) -> list[Sighting]:
+    """For each entry the first of these versions that decides it, if any does."""
+    found: list[Sighting] = []
+    for interest in interests:
+        for job in versions:
+            outcome = outcome_of(ctx, interest, job) if counts_for(interest, job) else None
+            if outcome is not None:
+                found.append(Sighting(namespace=job.namespace, interest=interest, outcome=outcome))
+                break
+    return found
+
+
+def _settle(ctx: Context, sightings: Sequence[Sighting], errors: dict[JobKey, Exception]) -> None:
+    """Hand each wait its outcomes, all of a batch in one go, then forget the entries."""
+    by_wait: dict[tuple[str, str], list[Sighting]] = {}
+    for sighting in sightings:
+        by_wait.setdefault((sighting.namespace, sighting.interest.wait_id), []).append(sighting)
+
+    def settle(wait: tuple[str, str]) -> list[Sighting] | None:
+        group = by_wait[wait]
+        jobs = [(s.namespace, s.outcome.job_id) for s in group]
+        return _guarded(errors, jobs, lambda: _settle_wait(ctx, *wait, group))
+
+    settled = [s for group in ctx.in_parallel(settle, by_wait) for s in group or ()]
+    for namespace in {s.namespace for s in settled}:
+        done = [s for s in settled if s.namespace == namespace]
+        jobs = [(namespace, s.outcome.job_id) for s in done]
+        entries = [(s.outcome.job_id, s.interest.wait_id, s.outcome.index) for s in done]
+        _guarded(errors, jobs, lambda n=namespace, e=entries: ctx.waits.remove_entries(n, e))  # type: ignore[misc]
+
+
+def _settle_wait(ctx: Context, namespace: str, wait_id: str, group: Sequence[Sighting]) -> list[Sighting]:
+    outcomes = [sighting.outcome for sighting in group]
+    if resolve(ctx, namespace, wait_id, outcomes) is None:
+        # The registrar stores a small wait after its entries: leave it the outcomes, then look whether it came by.
+        for outcome in outcomes:
+            ctx.waits.put_early_outcome(namespace, wait_id, outcome, keep_until=ctx.now() + KEEP_EARLY)
+        resolve(ctx, namespace, wait_id, outcomes)
+    return list(group)
+
+
+def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
+    """Leave these versions to the pager. The mark goes first: whatever comes after has to queue up behind them."""
+    first = versions[0]
+    ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version)
+    rows: list[str] = []
+    for job in (*versions, None):
+        row = (
+            "" if job is None else dumps({name: value for name, value in job_to_row(job).items() if value is not None})
+        )
+        if rows and (job is None or sum(map(len, rows)) + len(row) > MESSAGE_BYTES):
+            body = f'{{"kind":"match","at":{dumps(ctx.clock().isoformat())},"rows":[{",".join(rows)}]}}'
+            ctx.queues.wide_work([WideWork(group=f"{first.namespace}#{first.job_id}", body=body)])
+            rows = []
+        rows.append(row)
+
+
+def _guarded(
+    errors: dict[JobKey, Exception], jobs: Iterable[JobKey], work: Callable[[], list[Sighting] | None]
+) -> list[Sighting] | None:
+    """Do one job's or wait's share. What fails there must not keep the others of the batch from theirs."""
+    try:
+        return work()
+    except Exception as error:
+        for key in jobs:
+            errors.setdefault(key, error)
+        return None

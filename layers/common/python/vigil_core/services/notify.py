@@ -1,0 +1,196 @@
+"""The notifier: whatever happened to jobs and waits is told to sockets and to SNS, at least once, under one id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+from vigil_core.domain.events import (
+    Event,
+    job_event,
+    may_be_short,
+    progress_event,
+    progress_with_version,
+    wait_event,
+)
+from vigil_core.domain.frames import event_text
+from vigil_core.domain.waits import Wait
+from vigil_core.services.context import Context
+from vigil_core.services.deliver import Sockets, deliver
+from vigil_core.services.wait_answer import Answer, answer
+from vigil_core.store.connections import Subscriber
+from vigil_core.store.jobs import job_from_row
+from vigil_core.store.stream import StreamRecord, progress_from_row
+from vigil_core.store.waits import wait_from_row
+
+QUIET_LOOK_S = 0.02
+
+
+class Announcements(Protocol):
+    """The topic for everybody outside."""
+
+    def publish(self, events: Sequence[Event]) -> list[Event]:
+        """Announce events, and return those that were not taken."""
+
+
+class NotTaken(Exception):
+    """SNS took a request, but not this message of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What came of a batch. `failed` says why, by its sequence number, for each record that has to come again."""
+
+    events: int
+    messages: int
+    published: int
+    failed: Mapping[str, Exception]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _News:
+    """An event, and the record it came with."""
+
+    record: str
+    event: Event
+
+
+_Errors: TypeAlias = dict[str, Exception]
+_Hearing: TypeAlias = Mapping[tuple[str, str], Sequence[Subscriber]]
+"""Who hears of (namespace, topic)."""
+_Mail: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
+"""For (namespace, connection id), messages in order, each (record, text)."""
+
+
+def notify(
+    ctx: Context,
+    sockets: Sockets,
+    announcements: Announcements,
+    records: Iterable[StreamRecord],
+    *,
+    all_changes: bool,
+) -> Told:
+    """Tell of every record of a batch: each socket in the order of the records, all sockets and SNS at once.
+
+    SNS hears of endings, and with `all_changes` of every other version too. What fails for one record or one socket
+    keeps nobody else from being told.
+    """
+    in_order = list(records)
+    errors: _Errors = {}
+    news: list[_News] = []
+    for record in in_order:
+        with _owned_by(errors, [record.sequence_number]):
+            news += [_News(record=record.sequence_number, event=event) for event in events_of(ctx, record)]
+    mail = _mail(news, _hearing(ctx, news, errors))
+    for_sns = [item for item in news if item.event.reach == "ending" or (all_changes and item.event.reach == "change")]
+    work: list[Callable[[], None]] = [partial(_post, ctx, sockets, to, letters, errors) for to, letters in mail.items()]
+    work.append(partial(_publish, announcements, for_sns, errors))
+    ctx.in_parallel(lambda task: task(), work)
+    return Told(
+        events=len(news),
+        messages=sum(map(len, mail.values())),
+        published=len(for_sns),
+        failed={r.sequence_number: errors[r.sequence_number] for r in in_order if r.sequence_number in errors},
+    )
+
+
+def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
+    """What a change of a row is announced as; nothing for most rows."""
+    row = record.new() or {}
+    match row.get("entity"):
+        case "job":
+            job, before = job_from_row(row), record.old()
+            said = progress_with_version(job)
+            event = job_event(job, job.log[-1], job_from_row(before).log[-1] if before else None)
+            return [event, progress_event(said)] if said else [event]
+        case "live":
+            return [progress_event(progress_from_row(row))]
+        case "wait":
+            wait = wait_from_row(row)
+            return [event_of_wait(ctx, wait)] if wait.ended else []
+        case _:
+            return []
+
+
+def event_of_wait(ctx: Context, wait: Wait) -> Event:
+    """How a wait ended, with its answer where that is short."""
+    return wait_event(wait, _lasting(answer(ctx, wait)) if may_be_short(wait) else None)
+
+
+def _lasting(said: Answer) -> Answer:
+    """An answer without what it may say otherwise next time: the stage that a job left open by an expiry has now."""
+    unmet: Any = said["unmet_jobs"]
+    return {
+        **said,
+        "unmet_jobs": {
+            job_id: {**told, "job_stage": None} if told["reason"] == "expired" else told
+            for job_id, told in unmet.items()
+        },
+    }
+
+
+def _hearing(ctx: Context, news: Iterable[_News], errors: _Errors) -> _Hearing:
+    """Who hears of what, each topic looked up once a batch: whoever comes later reads the job or wait himself."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for item in news:
+        for topic in item.event.topics:
+            wanted.setdefault((item.event.namespace, topic), []).append(item.record)
+
+    def look(where: tuple[str, str]) -> list[Subscriber]:
+        found: list[Subscriber] = []
+        with _owned_by(errors, wanted[where]):
+            found = _subscribers(ctx, *where)
+        return found
+
+    return dict(zip(wanted, ctx.in_parallel(look, wanted), strict=True))
+
+
+def _subscribers(ctx: Context, namespace: str, topic: str) -> list[Subscriber]:
+    """Who hears of a topic, once those who are being acknowledged have been, or were given up."""
+    found = list(ctx.connections.subscribers(namespace, topic))
+    quiet = {subscriber for subscriber in found if subscriber.is_quiet(ctx.now())}
+    while quiet:
+        ctx.sleep(QUIET_LOOK_S)
+        now = ctx.now()
+        quiet = {s for s in ctx.connections.subscribers(namespace, topic) if s in quiet and s.is_quiet(now)}
+    return found
+
+
+def _mail(news: Iterable[_News], hearing: _Hearing) -> _Mail:
+    """What each socket is sent. A subscription that hears of an event by several topics hears of it once."""
+    mail: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for item in news:
+        namespace = item.event.namespace
+        to = {(s.connection_id, s.subscription_id) for topic in item.event.topics for s in hearing[namespace, topic]}
+        for connection_id, subscription_id in sorted(to):
+            letter = (item.record, event_text(subscription_id, item.event))
+            mail.setdefault((namespace, connection_id), []).append(letter)
+    return mail
+
+
+def _post(
+    ctx: Context, sockets: Sockets, to: tuple[str, str], letters: Sequence[tuple[str, str]], errors: _Errors
+) -> None:
+    with _owned_by(errors, [record for record, _ in letters]):
+        deliver(ctx, sockets, *to, (text for _, text in letters))
+
+
+def _publish(announcements: Announcements, news: Sequence[_News], errors: _Errors) -> None:
+    with _owned_by(errors, [item.record for item in news]):
+        not_taken = {event.event_id for event in announcements.publish([item.event for item in news])}
+        for item in news:
+            if item.event.event_id in not_taken:
+                errors.setdefault(item.record, NotTaken(f"SNS did not take {item.event.event_id}"))
+
+
+@contextmanager
+def _owned_by(errors: _Errors, records: Iterable[str]) -> Iterator[None]:
+    """What goes wrong in here is the fault of these records: they have to come again, and the others have not."""
+    try:
+        yield
+    except Exception as error:
+        for record in records:
+            errors.setdefault(record, error)

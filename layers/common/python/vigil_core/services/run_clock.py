@@ -1,0 +1,72 @@
+"""The clock: what is due is done, by a message to the second or by the sweep within a minute. The due row decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from vigil_core.domain.jsontext import JsonValue, dumps
+from vigil_core.services import change_job, register_wait, resolve_wait
+from vigil_core.services.context import Context
+from vigil_core.store.keys import DUE_SHARDS, DueKind
+
+SWEEP_LOCK = timedelta(seconds=55)
+"""As long as a sweep may take: the clock function's timeout. The next minute's sweep finds the shard free again."""
+
+_WHAT_TO_DO: Mapping[DueKind, Callable[[Context, str, str], object]] = {
+    "wait_expiry": resolve_wait.expire,
+    "wait_registration": register_wait.resume_registration,
+    "job_cancel": change_job.enforce_cancel,
+}
+
+
+class SweepFailed(Exception):
+    """Some due work failed; the rest of the shard was done, and the next sweep finds it again."""
+
+    def __init__(self, errors: list[tuple[str, Exception]]) -> None:
+        super().__init__(f"{len(errors)} due rows failed, the first because {errors[0][0]}: {errors[0][1]!r}")
+        self.errors = errors
+
+
+def start_sweep(ctx: Context) -> None:
+    """A minute has passed: have each shard swept on its own, so that the work is spread over as many invocations."""
+    for shard in range(DUE_SHARDS):
+        ctx.queues.wake_up(dumps({"kind": "sweep", "shard": shard}), 0)
+
+
+def on_message(ctx: Context, message: JsonValue) -> int:
+    """A sweep, or one due row whose time has come: too late, too early or for nothing, the row decides.
+
+    Returns how many due rows were looked after.
+    """
+    assert isinstance(message, Mapping)
+    kind = message["kind"]
+    if kind == "sweep":
+        return sweep(ctx, int(str(message["shard"])))
+    for known, act in _WHAT_TO_DO.items():
+        if kind == known:
+            act(ctx, str(message["namespace"]), str(message["id"]))
+            return 1
+    raise ValueError(f"a message of unknown kind {kind!r}")
+
+
+def sweep(ctx: Context, shard: int) -> int:
+    """Do everything overdue in one shard; returns how much that was. Nothing while another sweep has the shard.
+
+    Raises:
+        SweepFailed: after everything else was done.
+    """
+    if not ctx.due.lock(shard, now=ctx.now(), life=SWEEP_LOCK):
+        return 0
+    errors: list[tuple[str, Exception]] = []
+    done = 0
+    for due in ctx.due.overdue(shard, ctx.now()):
+        try:
+            _WHAT_TO_DO[due.kind](ctx, due.namespace, due.entity_id)
+            done += 1
+        except Exception as error:
+            errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
+    ctx.due.unlock(shard)
+    if errors:
+        raise SweepFailed(errors)
+    return done

@@ -1,0 +1,52 @@
+"""Create a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vigil_core.domain import jobs
+from vigil_core.domain.errors import StoreConflict
+from vigil_core.domain.jobs import Job, NewJob
+from vigil_core.services.change_job import ATTEMPTS, body_text
+from vigil_core.services.context import Context
+from vigil_core.services.take_holds import claims_for_new
+from vigil_core.store.table import ConditionFailed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """The job that now stands for the request; `existing` when its unique key already had a live one."""
+
+    job: Job
+    existing: bool
+
+
+def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool = False) -> Submitted:
+    """Store a new job, payload first.
+
+    With `resumed` the id was reserved by an earlier try of the same request: a job that already has it is the one that
+    try created.
+
+    Raises:
+        JobCreationFailed: the id is taken, or a live job has the mutex.
+        PayloadTooLarge: the payload does not fit a row.
+        ValidationFailed: the fields are over their limit.
+    """
+    payload = None if new.payload is None else body_text(new.payload, "payload")
+    for attempt in range(ATTEMPTS):
+        if resumed and (mine := ctx.jobs.find(namespace, new.job_id)) is not None:
+            return Submitted(job=mine, existing=False)
+        taken = claims_for_new(ctx, namespace, new)
+        if taken.existing is not None:
+            return Submitted(job=taken.existing, existing=True)
+        now = ctx.now()
+        ctx.listing.note_day(namespace, "jobs", now.date())
+        ref = None if payload is None else ctx.jobs.put_payload(namespace, new.job_id, ctx.new_id()[-12:], payload)
+        job = jobs.create(namespace, new, now=now, by=by, payload_ref=ref)
+        try:
+            ctx.jobs.create(job, taken.claims)
+        except ConditionFailed:
+            ctx.sleep(0.01 * attempt)
+            continue
+        return Submitted(job=job, existing=False)
+    raise StoreConflict("Too many jobs want the same key at once: try again")

@@ -1,0 +1,330 @@
+"""Jobs in the table: the state row, what is reported alone, payload and result, the history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from vigil_core.domain.errors import JobCreationFailed
+from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind
+from vigil_core.domain.jsontext import JsonValue, dumps, loads
+from vigil_core.domain.lifecycle import JobStatus
+from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.store import keys
+from vigil_core.store.holds import HoldClaim, hold_put
+from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Row, Table, query_all, version_is
+
+LOG_LINES_IN_STATE = 8
+"""More lines than that go to a row of their own: the state row is to stay within one write unit."""
+TOMBSTONE_LIFE = timedelta(days=60)
+"""Longer than any wait lives, so that an id cannot come back while somebody waits for its first owner."""
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bodies:
+    """Payload and result of a job as JSON text; None where there is none."""
+
+    payload: str | None
+    result: str | None
+
+
+class JobStore:
+    """Reads and writes jobs. Times, ids and decisions come from the caller."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def find(self, namespace: str, job_id: str) -> Job | None:
+        """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
+        key = keys.job(namespace, job_id)
+        rows = self._table.query_page(key.pk, between=("A", "B")).rows
+        by_sk = {row["sk"]: row for row in rows}
+        return job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
+
+    def find_many(
+        self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
+    ) -> dict[str, Job]:
+        """The jobs that exist, by id; tombstones included. With `live`, progress and message as reported last."""
+        wanted = list(dict.fromkeys(job_ids))
+        lookup = [keys.job(namespace, job_id) for job_id in wanted]
+        if live:
+            lookup += [keys.live(namespace, job_id) for job_id in wanted]
+        rows = self._table.batch_get(lookup, consistent=consistent)
+        return {
+            job_id: job_from_row(rows[state], rows.get(keys.live(namespace, job_id)))
+            for job_id in wanted
+            if (state := keys.job(namespace, job_id)) in rows
+        }
+
+    def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
+        """Store the first version, together with the holds that it takes.
+
+        Raises:
+            JobCreationFailed: the id is taken.
+            ConditionFailed: a hold was taken by somebody else since it was read.
+        """
+        put = Put(row=job_to_row(job), condition=ABSENT)
+        try:
+            if claims:
+                self._table.transact([put, *(hold_put(job, claim) for claim in claims)])
+            else:
+                self._table.put(put)
+        except ConditionFailed as error:
+            if error.index == 0:
+                raise JobCreationFailed(f"Job with ID {job.job_id} already exists") from error
+            raise
+
+    def save(self, before: Job, after: Job, claims: Sequence[HoldClaim] = ()) -> None:
+        """Store the version that follows `before`; nothing when they are the same.
+
+        Raises:
+            ConditionFailed: the job has moved on since it was read.
+        """
+        if after == before:
+            return
+        if after.version == before.version:
+            self._table.put(_live_put(after))
+            return
+        if len(after.log) > LOG_LINES_IN_STATE:
+            *older, newest = after.log
+            self._table.put(Put(row=_log_row(after, older)))
+            after = replace(after, log=(newest,))
+        put = Put(row=job_to_row(after), condition=version_is(before.version))
+        if claims:
+            self._table.transact([put, *(hold_put(after, claim) for claim in claims)])
+        else:
+            self._table.put(put)
+
+    def put_payload(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
+        """Store a payload, before the job that points to it. Returns the pointer."""
+        return self._put_body(keys.payload(namespace, job_id, nonce), "payload", text)
+
+    def put_result(self, job: Job, nonce: str, text: str) -> str:
+        """Store a result, before the version that points to it. Returns the pointer."""
+        return self._put_body(keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
+
+    def bodies(self, job: Job) -> Bodies:
+        """Payload and result in one request; none when the job has neither."""
+        pk = keys.job(job.namespace, job.job_id).pk
+        refs = [ref for ref in (job.payload_ref, job.result_ref) if ref is not None]
+        rows = self._table.batch_get([keys.Key(pk, ref) for ref in refs]) if refs else {}
+        texts = {key.sk: str(row["body"]) for key, row in rows.items()}
+        return Bodies(payload=texts.get(job.payload_ref or ""), result=texts.get(job.result_ref or ""))
+
+    def history(self, job: Job) -> list[LogEntry]:
+        """Every line of the job's history, oldest first."""
+        pk = keys.job(job.namespace, job.job_id).pk
+        lines = {
+            line.version: line
+            for row in query_all(self._table, pk, begins="L#")
+            for line in _log_from_text(row["log"], job.created_at)
+        }
+        lines |= {line.version: line for line in job.log}
+        return [lines[version] for version in sorted(lines) if version <= job.version]
+
+    def purge(self, namespace: str, job_id: str) -> None:
+        """Remove every row of a job but its tombstone."""
+        pk = keys.job(namespace, job_id).pk
+        self._table.batch_write(
+            deletes=[keys.Key(pk, row["sk"]) for row in query_all(self._table, pk, between=("B", "Z"))]
+        )
+
+    def _put_body(self, key: keys.Key, entity: str, text: str) -> str:
+        self._table.put(Put(row={**_head(key, entity), "body": text}))
+        return key.sk
+
+
+def job_from_row(state: Row, live: Row | None = None) -> Job:
+    """A job from its state row, and from what was reported alone since."""
+    namespace, job_id = keys.parse_job(state["pk"])
+    created_at = from_text(state["created_at"])
+    job = Job(
+        namespace=namespace,
+        job_id=job_id,
+        job_type=state["job_type"],
+        name=state.get("name"),
+        queue=state.get("queue", "default"),
+        priority=state.get("priority", "normal"),
+        executor=state.get("executor", "worker"),
+        status=state["status"],
+        stage=state["stage"],
+        health=state.get("health"),
+        progress=Decimal(state.get("progress", 0)),
+        message=state.get("message"),
+        milestones=tuple(state.get("milestones", ())),
+        fields=_object(state.get("fields")),
+        tags=tuple(state.get("tags", ())),
+        error=JobError(**state["error"]) if "error" in state else None,
+        attempt=state.get("attempt", 1),
+        max_attempts=state.get("max_attempts", 1),
+        trace_id=state.get("trace_id"),
+        correlation_id=state.get("correlation_id"),
+        unique_key=state.get("unique_key"),
+        mutex_key=state.get("mutex_key"),
+        cancel_requested_at=_moment(state.get("cancel_requested_at")),
+        payload_ref=state.get("payload_ref"),
+        result_ref=state.get("result_ref"),
+        created_at=created_at,
+        updated_at=from_text(state["updated_at"]),
+        started_at=_moment(state.get("started_at")),
+        finished_at=_moment(state.get("finished_at")),
+        version=state["version"],
+        live_version=state.get("live_version", 0),
+        deleted=state.get("deleted", False),
+        log=tuple(_log_from_text(state["log"], created_at)),
+    )
+    if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
+        return job
+    return replace(
+        job,
+        progress=max(job.progress, Decimal(live["progress"])),
+        message=live.get("message"),
+        live_version=live["live_version"],
+        updated_at=max(job.updated_at, from_text(live["updated_at"])),
+    )
+
+
+def job_to_row(job: Job) -> Row:
+    """The state row of a job: the inverse of `job_from_row`."""
+    key = keys.job(job.namespace, job.job_id)
+    row: Row = {
+        **_head(key, "job"),
+        "job_type": job.job_type,
+        "name": job.name,
+        "queue": _unless("default", job.queue),
+        "priority": _unless("normal", job.priority),
+        "executor": _unless("worker", job.executor),
+        "status": job.status,
+        "stage": job.stage,
+        "health": job.health,
+        "progress": _unless(0, job.progress),
+        "message": job.message,
+        "milestones": list(job.milestones) or None,
+        "fields": dumps(job.fields) if job.fields else None,
+        "tags": list(job.tags) or None,
+        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
+        "attempt": _unless(1, job.attempt),
+        "max_attempts": _unless(1, job.max_attempts),
+        "trace_id": job.trace_id,
+        "correlation_id": job.correlation_id,
+        "unique_key": job.unique_key,
+        "mutex_key": job.mutex_key,
+        "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
+        "payload_ref": job.payload_ref,
+        "result_ref": job.result_ref,
+        "created_at": to_text(job.created_at),
+        "updated_at": to_text(job.updated_at),
+        "started_at": job.started_at and to_text(job.started_at),
+        "finished_at": job.finished_at and to_text(job.finished_at),
+        "version": job.version,
+        "live_version": _unless(0, job.live_version),
+        "log": _log_to_text(job.log, job.created_at),
+    }
+    if job.deleted:
+        return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
+    row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
+    if job.cancel_due_at is not None:
+        row["g1pk"], row["g1sk"] = keys.due(job.cancel_due_at, "job_cancel", job.namespace, job.job_id)
+    return row
+
+
+def _live_put(job: Job) -> Put:
+    row = {
+        **_head(keys.live(job.namespace, job.job_id), "live"),
+        "namespace": job.namespace,
+        "job_id": job.job_id,
+        "job_type": job.job_type,
+        "queue": job.queue,
+        "attempt": job.attempt,
+        "progress": job.progress,
+        "message": job.message,
+        "live_version": job.live_version,
+        "version": job.version,
+        "updated_at": to_text(job.updated_at),
+    }
+    return Put(
+        row=row,
+        condition=Condition(
+            expression="attribute_not_exists(pk) OR live_version < :next", values={":next": job.live_version}
+        ),
+    )
+
+
+def _log_row(job: Job, lines: Sequence[LogEntry]) -> Row:
+    key = keys.log(job.namespace, job.job_id, lines[0].version)
+    return {**_head(key, "log"), "log": _log_to_text(lines, job.created_at)}
+
+
+_KINDS: dict[LogKind, str] = {
+    "created": "c", "started": "s", "updated": "u", "completed": "d", "failed": "f", "cancel_requested": "q",
+    "cancelled": "x", "retried": "r", "deleted": "z",
+}  # fmt: skip
+_STATUSES: dict[JobStatus, str] = {
+    "scheduled": "s", "waiting": "w", "pending": "p", "running": "r", "completed": "c", "failed": "f",
+    "cancelled": "x", "skipped": "k",
+}  # fmt: skip
+_KIND_OF = {letter: kind for kind, letter in _KINDS.items()}
+_STATUS_OF = {letter: status for status, letter in _STATUSES.items()}
+
+
+def _log_to_text(lines: Sequence[LogEntry], created_at: datetime) -> str:
+    """The first version, then each line in some 30 bytes, for it is written with every change: milliseconds since the
+    creation, kind, status, stage, by, why. A stage or name that is the same as in the line before is 0."""
+    packed: list[JsonValue] = [lines[0].version]
+    stage = by = ""
+    for line in lines:
+        packed.append(
+            [
+                (line.at - created_at) // timedelta(milliseconds=1),
+                _KINDS[line.kind] + _STATUSES[line.status],
+                0 if line.stage == stage else line.stage,
+                0 if line.by == by else line.by,
+                *([line.why] if line.why else []),
+            ]
+        )
+        stage, by = line.stage, line.by
+    return dumps(packed)
+
+
+def _log_from_text(text: str, created_at: datetime) -> list[LogEntry]:
+    """The inverse of `_log_to_text`."""
+    packed: Any = loads(text)
+    first, *lines = packed
+    found: list[LogEntry] = []
+    stage = by = ""
+    for version, (ms, letters, its_stage, its_by, *why) in enumerate(lines, first):
+        stage, by = its_stage or stage, its_by or by
+        found.append(
+            LogEntry(
+                version=version,
+                at=created_at + timedelta(milliseconds=ms),
+                kind=_KIND_OF[letters[0]],
+                by=by,
+                status=_STATUS_OF[letters[1]],
+                stage=stage,
+                why=why[0] if why else None,
+            )
+        )
+    return found
+
+
+def _unless(usual: object, value: object) -> object:
+    """None, which is not stored, for the value that a reader takes an absent one for."""
+    return None if value == usual else value
+
+
+def _head(key: keys.Key, entity: str) -> Row:
+    return {"pk": key.pk, "sk": key.sk, "entity": entity, "schema_version": SCHEMA_VERSION}
+
+
+def _object(text: str | None) -> Mapping[str, Any]:
+    value: Any = loads(text) if text else {}
+    return dict(value)
+
+
+def _moment(text: str | None) -> Any:
+    return from_text(text) if text else None

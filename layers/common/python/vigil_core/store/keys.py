@@ -1,0 +1,197 @@
+"""Every key of the table is built here, and here alone is it taken apart.
+
+A partition key begins with its namespace, so that nothing can cross into another one; only the clock's index and its
+locks span namespaces. Namespaces, ids and shards contain no `#`; what may (a user's key) comes last or is hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from datetime import date, datetime
+from typing import Literal, NamedTuple, TypeAlias, cast
+
+from vigil_core.domain.times import to_text
+
+LISTING_SHARDS = 4
+DUE_SHARDS = 4
+CHUNK_ENTRIES = 64
+"""How many entries of a large wait share one row that counts them."""
+
+Listed: TypeAlias = Literal["jobs", "waits"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "job_cancel"]
+HoldKind: TypeAlias = Literal["unique", "mutex"]
+
+
+class Key(NamedTuple):
+    """A primary key."""
+
+    pk: str
+    sk: str
+
+
+# Jobs
+def job(namespace: str, job_id: str) -> Key:
+    return Key(f"{namespace}#job#{job_id}", "A")
+
+
+def parse_job(pk: str) -> tuple[str, str]:
+    """(namespace, job id): the inverse of `job`."""
+    namespace, _, job_id = pk.split("#")
+    return namespace, job_id
+
+
+def live(namespace: str, job_id: str) -> Key:
+    return Key(f"{namespace}#job#{job_id}", "B")
+
+
+def payload(namespace: str, job_id: str, nonce: str) -> Key:
+    return Key(f"{namespace}#job#{job_id}", f"P#{nonce}")
+
+
+def result(namespace: str, job_id: str, attempt: int, nonce: str) -> Key:
+    return Key(f"{namespace}#job#{job_id}", f"R#{attempt:05}#{nonce}")
+
+
+def log(namespace: str, job_id: str, first_version: int) -> Key:
+    return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
+
+
+def hold(namespace: str, kind: HoldKind, name: str) -> Key:
+    return Key(f"{namespace}#hold#{kind}#{name}", "A")
+
+
+def idempotency(namespace: str, route: str, key: str) -> Key:
+    digest = hashlib.sha256(f"{route}\n{key}".encode()).hexdigest()
+    return Key(f"{namespace}#idempotency#{digest}", "A")
+
+
+# Waits
+def wait(namespace: str, wait_id: str) -> Key:
+    return Key(f"{namespace}#wait#{wait_id}", "A")
+
+
+def wait_echo(namespace: str, wait_id: str) -> Key:
+    return Key(f"{namespace}#wait#{wait_id}", "E")
+
+
+def wait_spec(namespace: str, wait_id: str, page: int) -> Key:
+    return Key(f"{namespace}#wait#{wait_id}", f"S#{page:03}")
+
+
+def wait_chunk(namespace: str, wait_id: str, chunk: int) -> Key:
+    return Key(f"{namespace}#wait#{wait_id}", f"C#{chunk:03}")
+
+
+def wait_outcome(namespace: str, wait_id: str, index: int) -> Key:
+    return Key(f"{namespace}#wait#{wait_id}", f"M#{index:05}")
+
+
+def entries_of_job(namespace: str, job_id: str) -> str:
+    return f"{namespace}#waits-on#{job_id}"
+
+
+def entry(namespace: str, job_id: str, wait_id: str, index: int) -> Key:
+    return Key(entries_of_job(namespace, job_id), f"{wait_id}#{index:05}")
+
+
+def backlog(namespace: str, job_id: str) -> Key:
+    # "!" sorts before every id, so that the first page of a job's entries shows it.
+    return Key(entries_of_job(namespace, job_id), "!")
+
+
+# Access
+def api_keys(namespace: str) -> str:
+    return f"{namespace}#keys"
+
+
+def api_key(namespace: str, key_id: str) -> Key:
+    return Key(api_keys(namespace), key_id)
+
+
+def ticket(namespace: str, ticket_id: str) -> Key:
+    return Key(f"{namespace}#ticket#{ticket_id}", "A")
+
+
+def signing_secret(namespace: str) -> Key:
+    return Key(f"{namespace}#secret", "page-token")
+
+
+# Connections
+def connection(namespace: str, connection_id: str) -> Key:
+    return Key(f"{namespace}#connection#{connection_id}", "A")
+
+
+def subscription_of_connection(namespace: str, connection_id: str, subscription_id: str) -> Key:
+    return Key(f"{namespace}#connection#{connection_id}", f"S#{subscription_id}")
+
+
+def subscribers(namespace: str, topic: str) -> str:
+    return f"{namespace}#topic#{topic}"
+
+
+def subscription_to_topic(namespace: str, topic: str, connection_id: str, subscription_id: str) -> Key:
+    return Key(subscribers(namespace, topic), f"{connection_id}#{subscription_id}")
+
+
+def connection_of_key(namespace: str, key_id: str, connection_id: str) -> Key:
+    return Key(f"{namespace}#key#{key_id}", connection_id)
+
+
+# Lists: index `listing`
+def listed_day(namespace: str, listed: Listed, day: date) -> Key:
+    """The row that says that something was created on this day."""
+    return Key(f"{namespace}#days", f"{listed}#{day.isoformat()}")
+
+
+def listing(namespace: str, listed: Listed, created_at: datetime, entity_id: str) -> tuple[str, str]:
+    """The keys of index `listing` for an entity: (g2pk, g2sk)."""
+    partition = listing_partition(namespace, listed, created_at.date(), shard_of(entity_id, LISTING_SHARDS))
+    return partition, f"{to_text(created_at)}#{entity_id}"
+
+
+def listing_partition(namespace: str, listed: Listed, day: date, shard: int) -> str:
+    return f"{namespace}#{listed}#{day.isoformat()}#{shard}"
+
+
+def listed_id(g2sk: str) -> str:
+    return g2sk.rsplit("#", 1)[1]
+
+
+# The clock: index `due`, across namespaces
+def due(at: datetime, kind: DueKind, namespace: str, entity_id: str) -> tuple[str, str]:
+    """The keys of index `due`: (g1pk, g1sk)."""
+    return due_partition(shard_of(entity_id, DUE_SHARDS)), f"{to_text(at)}#{kind}#{namespace}#{entity_id}"
+
+
+def due_partition(shard: int) -> str:
+    return f"due#{shard}"
+
+
+def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
+    """(time, kind, namespace, entity id): the inverse of `due`."""
+    at, kind, namespace, entity_id = g1sk.split("#")
+    return at, cast(DueKind, kind), namespace, entity_id
+
+
+def sweep_lock(shard: int) -> Key:
+    return Key("clock#lock", str(shard))
+
+
+# Large waits: entries in chunks
+def chunk_of(index: int) -> int:
+    return index // CHUNK_ENTRIES
+
+
+def chunk_size(chunk: int, total: int) -> int:
+    return min(CHUNK_ENTRIES, total - chunk * CHUNK_ENTRIES)
+
+
+def chunks(total: int) -> Iterator[int]:
+    return iter(range((total + CHUNK_ENTRIES - 1) // CHUNK_ENTRIES))
+
+
+def shard_of(entity_id: str, shards: int) -> int:
+    """The same shard for the same id, in every process."""
+    return zlib.crc32(entity_id.encode()) % shards

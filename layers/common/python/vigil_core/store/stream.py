@@ -1,0 +1,62 @@
+"""The records of the table's stream: rows before and after a change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from vigil_core.domain.events import Progress
+from vigil_core.domain.times import from_text
+from vigil_core.store.keys import Key
+from vigil_core.store.table import Row, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRecord:
+    """One change of one row. Images are decoded when asked for, so that one that cannot be read fails by itself."""
+
+    sequence_number: str
+    change: Mapping[str, Any]
+
+    @property
+    def key(self) -> Key:
+        """Which row it was, for the log; empty where the record does not say."""
+        told = self.change.get("Keys", {})
+        return Key(*(str(told.get(name, {}).get("S", "")) for name in Key._fields))
+
+    def old(self) -> Row | None:
+        """The row before; None when it is new."""
+        return self._image("OldImage")
+
+    def new(self) -> Row | None:
+        """The row after; None when it was removed."""
+        return self._image("NewImage")
+
+    def _image(self, name: str) -> Row | None:
+        return plain(self.change[name]) if name in self.change else None
+
+
+def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
+    """The records of a batch, as Lambda hands it to a function, in the order of the stream."""
+    return [
+        StreamRecord(sequence_number=record["dynamodb"]["SequenceNumber"], change=record["dynamodb"])
+        for record in event["Records"]
+    ]
+
+
+def progress_from_row(row: Row) -> Progress:
+    """What was reported alone, from its row."""
+    return Progress(
+        namespace=row["namespace"],
+        job_id=row["job_id"],
+        job_type=row["job_type"],
+        queue=row["queue"],
+        attempt=row["attempt"],
+        version=row["version"],
+        live_version=row["live_version"],
+        progress=Decimal(row["progress"]),
+        message=row.get("message"),
+        at=from_text(row["updated_at"]),
+    )

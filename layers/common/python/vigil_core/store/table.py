@@ -1,0 +1,371 @@
+"""A thin, typed skin over the DynamoDB client: Python values in and out, every page read, conflicts named.
+
+Everything that Vigil stores passes through these few calls, so that tests can put a fault between any two of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from boto3.dynamodb.types import Binary, TypeDeserializer, TypeSerializer
+from botocore.exceptions import ClientError
+
+from vigil_core.domain.errors import StoreConflict
+from vigil_core.store.keys import Key
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.client import DynamoDBClient
+
+Row: TypeAlias = dict[str, Any]
+
+BATCH_GET_LIMIT = 100
+BATCH_WRITE_LIMIT = 25
+TRANSACTION_LIMIT = 100
+_CONFLICT_RETRIES = 6
+
+_to_dynamo = TypeSerializer()
+_from_dynamo = TypeDeserializer()
+
+
+class ConditionFailed(StoreConflict):
+    """A condition did not hold. `old` is the row that stood in the way, where DynamoDB tells it; None when there was
+    none. `index` is the number of the action in its transaction."""
+
+    def __init__(self, old: Row | None, index: int = 0) -> None:
+        super().__init__("another writer was first")
+        self.old = old
+        self.index = index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A condition expression with its names and values, written in DynamoDB's own language."""
+
+    expression: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+ABSENT = Condition(expression="attribute_not_exists(pk)")
+PRESENT = Condition(expression="attribute_exists(pk)")
+
+
+def version_is(version: int) -> Condition:
+    """The row is still the version that was read."""
+    return Condition(expression="version = :seen_version", values={":seen_version": version})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Put:
+    """Write a whole row."""
+
+    row: Row
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """Change attributes of a row by an update expression."""
+
+    key: Key
+    expression: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete:
+    """Remove a row."""
+
+    key: Key
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Only a condition, in a transaction."""
+
+    key: Key
+    condition: Condition
+
+
+Action: TypeAlias = Put | Update | Delete | Check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One page of a query; `cursor` is None when there is nothing after it."""
+
+    rows: list[Row]
+    cursor: Row | None
+
+
+class Table(Protocol):
+    """What Vigil needs of DynamoDB. Each call is one request, but where it says otherwise."""
+
+    def get(self, key: Key) -> Row | None:
+        """Read one row, consistently."""
+
+    def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
+        """Read any number of rows; those that do not exist are left out. A request per hundred."""
+
+    def query_page(
+        self,
+        pk: str,
+        *,
+        begins: str | None = None,
+        between: tuple[str, str] | None = None,
+        index: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+        cursor: Row | None = None,
+    ) -> Page:
+        """Read one page of a partition in the order of its sort key: consistently from the table, eventually from an
+        index. `begins` and `between` (inclusive) bound the sort key."""
+
+    def put(self, put: Put) -> None:
+        """Write one row. Raises ConditionFailed."""
+
+    def update(self, update: Update) -> Row:
+        """Change one row and return it as it is now. Raises ConditionFailed."""
+
+    def delete(self, delete: Delete) -> None:
+        """Remove one row. Raises ConditionFailed."""
+
+    def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
+        """Write and remove any number of rows without conditions. A request per twenty-five."""
+
+    def transact(self, actions: Sequence[Action]) -> None:
+        """All or nothing, at most a hundred. Raises ConditionFailed with the first action that failed."""
+
+
+def query_all(table: Table, pk: str, **bounds: Any) -> Iterator[Row]:
+    """Every row of a query, page after page."""
+    cursor: Row | None = None
+    while True:
+        page = table.query_page(pk, cursor=cursor, **bounds)
+        yield from page.rows
+        if page.cursor is None:
+            return
+        cursor = page.cursor
+
+
+class DynamoTable:
+    """The table on AWS, or wherever the client's endpoint points."""
+
+    def __init__(self, client: DynamoDBClient, name: str, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._client = client
+        self._name = name
+        self._sleep = sleep
+
+    def get(self, key: Key) -> Row | None:
+        answer = self._client.get_item(TableName=self._name, Key=_key(key), ConsistentRead=True)
+        return _row(answer["Item"]) if "Item" in answer else None
+
+    def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
+        found: dict[Key, Row] = {}
+        wanted = list(dict.fromkeys(keys))
+        for start in range(0, len(wanted), BATCH_GET_LIMIT):
+            request: Any = {
+                self._name: {
+                    "Keys": [_key(key) for key in wanted[start : start + BATCH_GET_LIMIT]],
+                    "ConsistentRead": consistent,
+                }
+            }
+            for attempt in range(_CONFLICT_RETRIES + 1):
+                answer = self._client.batch_get_item(RequestItems=request)
+                for item in answer["Responses"].get(self._name, []):
+                    row = _row(item)
+                    found[Key(row["pk"], row["sk"])] = row
+                request = answer.get("UnprocessedKeys")
+                if not request:
+                    break
+                self._back_off(attempt, "BatchGetItem left keys unprocessed")
+        return found
+
+    def query_page(
+        self,
+        pk: str,
+        *,
+        begins: str | None = None,
+        between: tuple[str, str] | None = None,
+        index: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+        cursor: Row | None = None,
+    ) -> Page:
+        pk_name, sk_name = {None: ("pk", "sk"), "due": ("g1pk", "g1sk"), "listing": ("g2pk", "g2sk")}[index]
+        condition, values = f"{pk_name} = :pk", {":pk": pk}
+        if begins is not None:
+            condition, values = f"{condition} AND begins_with({sk_name}, :begins)", {**values, ":begins": begins}
+        if between is not None:
+            condition = f"{condition} AND {sk_name} BETWEEN :low AND :high"
+            values = {**values, ":low": between[0], ":high": between[1]}
+        request: dict[str, Any] = {
+            "TableName": self._name,
+            "KeyConditionExpression": condition,
+            "ExpressionAttributeValues": _values(values),
+            "ScanIndexForward": not newest_first,
+        }
+        if index is None:
+            request["ConsistentRead"] = True
+        else:
+            request["IndexName"] = index
+        if limit is not None:
+            request["Limit"] = limit
+        if cursor is not None:
+            request["ExclusiveStartKey"] = {name: _to_dynamo.serialize(value) for name, value in cursor.items()}
+        answer = self._client.query(**request)
+        after = answer.get("LastEvaluatedKey")
+        return Page(rows=[_row(item) for item in answer["Items"]], cursor=_row(after) if after else None)
+
+    def put(self, put: Put) -> None:
+        request = {"TableName": self._name, "Item": _item(put.row), **_condition(put.condition)}
+        self._write(lambda: self._client.put_item(**request))
+
+    def update(self, update: Update) -> Row:
+        request = {"TableName": self._name, "ReturnValues": "ALL_NEW", **_update(update)}
+        answer = self._write(lambda: self._client.update_item(**request))
+        return _row(answer["Attributes"])
+
+    def delete(self, delete: Delete) -> None:
+        request = {"TableName": self._name, "Key": _key(delete.key), **_condition(delete.condition)}
+        self._write(lambda: self._client.delete_item(**request))
+
+    def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
+        wanted: list[Any] = [{"PutRequest": {"Item": _item(row)}} for row in puts]
+        wanted += [{"DeleteRequest": {"Key": _key(key)}} for key in deletes]
+        for start in range(0, len(wanted), BATCH_WRITE_LIMIT):
+            request: Any = {self._name: wanted[start : start + BATCH_WRITE_LIMIT]}
+            for attempt in range(_CONFLICT_RETRIES + 1):
+                request = self._client.batch_write_item(RequestItems=request).get("UnprocessedItems")
+                if not request:
+                    break
+                self._back_off(attempt, "BatchWriteItem left items unprocessed")
+
+    def transact(self, actions: Sequence[Action]) -> None:
+        items: list[Any] = [self._transact_item(action) for action in actions]
+        self._write(lambda: self._client.transact_write_items(TransactItems=items))
+
+    def _transact_item(self, action: Action) -> dict[str, Any]:
+        named = {"TableName": self._name, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+        match action:
+            case Put():
+                return {"Put": {**named, "Item": _item(action.row), **_condition(action.condition)}}
+            case Update():
+                return {"Update": {**named, **_update(action)}}
+            case Delete():
+                return {"Delete": {**named, "Key": _key(action.key), **_condition(action.condition)}}
+            case Check():
+                return {"ConditionCheck": {**named, "Key": _key(action.key), **_condition(action.condition)}}
+
+    def _write(self, call: Callable[[], Any]) -> Any:
+        """Run a write. A conflict with a transaction is tried again: the SDK does not do that on plain writes."""
+        for attempt in range(_CONFLICT_RETRIES + 1):
+            try:
+                return call()
+            except ClientError as error:
+                if not _is_conflict(error):
+                    _raise_named(error)
+                self._back_off(attempt, str(error))
+        raise AssertionError("_back_off raises at the last attempt")
+
+    def _back_off(self, attempt: int, why: str) -> None:
+        if attempt == _CONFLICT_RETRIES:
+            raise StoreConflict(why)
+        self._sleep(0.02 * 2**attempt)
+
+
+def plain(image: Mapping[str, Any]) -> Row:
+    """A row from DynamoDB's JSON, as in a stream record's image."""
+    return _row(image)
+
+
+def _is_conflict(error: ClientError) -> bool:
+    code = error.response["Error"]["Code"]
+    if code == "TransactionConflictException":
+        return True
+    if code != "TransactionCanceledException":
+        return False
+    reasons = {reason.get("Code") for reason in _reasons(error)}
+    return "TransactionConflict" in reasons and "ConditionalCheckFailed" not in reasons
+
+
+def _raise_named(error: ClientError) -> None:
+    code = error.response["Error"]["Code"]
+    if code == "ConditionalCheckFailedException":
+        response: Any = error.response
+        old = response.get("Item")
+        raise ConditionFailed(_row(old) if old else None) from error
+    if code == "TransactionCanceledException":
+        for index, reason in enumerate(_reasons(error)):
+            if reason.get("Code") == "ConditionalCheckFailed":
+                old = reason.get("Item")
+                raise ConditionFailed(_row(old) if old else None, index) from error
+    raise error
+
+
+def _reasons(error: ClientError) -> list[dict[str, Any]]:
+    response: Any = error.response
+    return list(response.get("CancellationReasons", []))
+
+
+def _condition(condition: Condition | None) -> dict[str, Any]:
+    if condition is None:
+        return {}
+    request: dict[str, Any] = {
+        "ConditionExpression": condition.expression,
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+    if condition.names:
+        request["ExpressionAttributeNames"] = dict(condition.names)
+    if condition.values:
+        request["ExpressionAttributeValues"] = _values(condition.values)
+    return request
+
+
+def _update(update: Update) -> dict[str, Any]:
+    request = {"Key": _key(update.key), "UpdateExpression": update.expression, **_condition(update.condition)}
+    names = {**(update.condition.names if update.condition else {}), **update.names}
+    values = {**(update.condition.values if update.condition else {}), **update.values}
+    if names:
+        request["ExpressionAttributeNames"] = names
+    if values:
+        request["ExpressionAttributeValues"] = _values(values)
+    return request
+
+
+def _key(key: Key) -> dict[str, Any]:
+    return {"pk": {"S": key.pk}, "sk": {"S": key.sk}}
+
+
+def _values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _to_dynamo.serialize(value) for name, value in values.items()}
+
+
+def _item(row: Row) -> dict[str, Any]:
+    """A row without its None attributes: what is absent is left out of the table, not stored as null."""
+    return {name: _to_dynamo.serialize(value) for name, value in row.items() if value is not None}
+
+
+def _row(item: Mapping[str, Any]) -> Row:
+    return {name: _plain_value(_from_dynamo.deserialize(value)) for name, value in item.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)
+    if isinstance(value, Binary):
+        return bytes(value.value)  # type: ignore[attr-defined] # the stubs know only its base class
+    if isinstance(value, dict):
+        return {name: _plain_value(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, set):
+        return {_plain_value(item) for item in value}
+    return value

@@ -1,0 +1,1 @@
+"""Vigil keeps watch over long-running jobs: what people install."""

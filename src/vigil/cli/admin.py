@@ -1,0 +1,96 @@
+"""How operators' commands reach a stack: they invoke its admin function with AWS credentials and know no table."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vigil_core.domain.jsontext import dumps, loads
+
+if TYPE_CHECKING:
+    from mypy_boto3_cloudformation.client import CloudFormationClient
+    from mypy_boto3_lambda.client import LambdaClient
+
+ADMIN_FUNCTION = "VIGIL_ADMIN_FUNCTION"
+_LONGEST_ANSWER_S = 310
+"""The function may work for 5 minutes."""
+
+StackOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A stack on AWS. Without it: the function that {ADMIN_FUNCTION} names, "
+        "else the local cloud of this directory.",
+        show_default=False,
+    ),
+]
+NamespaceOption = Annotated[str, typer.Option(help="The tenant that the key belongs to.", show_default=False)]
+
+
+@dataclass(frozen=True)
+class AdminFunction:
+    """A stack's admin function. `where` says for people which stack that is."""
+
+    client: LambdaClient
+    name: str
+    where: str
+
+    @classmethod
+    def of(cls, stack: str | None) -> AdminFunction:
+        """The function of the stack that is meant. Ends the command when that is unclear."""
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        from vigil.local.errors import LocalError
+        from vigil.local.home import Home
+        from vigil.local.stack import Stack, session
+
+        # Not asked twice: the first may still be at work.
+        config = Config(read_timeout=_LONGEST_ANSWER_S, retries={"total_max_attempts": 1})
+        try:
+            if stack:
+                name = _output(boto3.client("cloudformation"), stack, "AdminFunctionName")
+                return cls(boto3.client("lambda", config=config), name, f"the stack {stack}")
+            if named := os.environ.get(ADMIN_FUNCTION):
+                return cls(boto3.client("lambda", config=config), named, f"the function {named}")
+            if local := Stack.read(Home.of(Path.cwd()).stack_file):
+                client = session().client("lambda", endpoint_url=local.endpoint_url, config=config)
+                return cls(client, local.admin_function, "the local cloud")
+        except (BotoCoreError, ClientError, LocalError) as error:
+            raise fail(str(error)) from error
+        raise fail(f"Which stack? Say --stack NAME, set {ADMIN_FUNCTION}, or start one here with `vigil local up`.")
+
+    def ask(self, action: str, **fields: object) -> dict[str, Any]:
+        """What the function answers. Ends the command, saying why, when it refuses or fails."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        request = dumps({"action": action, **{name: value for name, value in fields.items() if value is not None}})
+        try:
+            said = self.client.invoke(FunctionName=self.name, Payload=request.encode())
+        except (BotoCoreError, ClientError) as error:
+            raise fail(f"Cannot invoke {self.name}: {error}") from error
+        answer: Any = loads(said["Payload"].read())
+        if said.get("FunctionError"):
+            raise fail(f"{self.name} failed: {answer.get('errorType')}: {answer.get('errorMessage')}")
+        if "error" in answer:
+            problems = [f"{problem['pointer'].strip('/')}: {problem['detail']}" for problem in answer["errors"]]
+            raise fail("\n".join(problems) or answer["message"])
+        return dict(answer)
+
+
+def fail(message: str) -> typer.Exit:
+    """Say what went wrong, on stderr; the exception that ends the command."""
+    typer.secho(message, err=True, fg=typer.colors.RED)
+    return typer.Exit(1)
+
+
+def _output(client: CloudFormationClient, stack: str, output: str) -> str:
+    found = client.describe_stacks(StackName=stack)["Stacks"][0].get("Outputs", [])
+    value = {item.get("OutputKey"): item.get("OutputValue") for item in found}.get(output)
+    if value is None:
+        raise fail(f"The stack {stack} has no output {output}: it is no stack of Vigil.")
+    return value

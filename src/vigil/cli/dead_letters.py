@@ -1,0 +1,57 @@
+"""`vigil dead-letters`: what Vigil's workers gave up on, and trying it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vigil.cli.admin import AdminFunction, StackOption
+
+app = typer.Typer(help="Look at dead letters and try them again, with AWS credentials.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_dead_letters(stack: StackOption = None) -> None:
+    """List the batches of stream records that were given up, oldest first, and count the dead messages."""
+    found = AdminFunction.of(stack).ask("list_dead_letters")
+    console = Console()
+    if found["batches"]:
+        console.print(_table(found["batches"]))
+    console.print(f"{found['total']} batches of stream records; {_messages(found['messages'], 'dead messages')}.")
+
+
+@app.command()
+def redrive(stack: StackOption = None) -> None:
+    """Try everything again. What works is removed; what fails again stays, and is shown."""
+    admin = AdminFunction.of(stack)
+    batches, messages = 0, Counter[str]()
+    while True:
+        done = admin.ask("redrive_dead_letters")
+        batches += done["batches"]
+        messages.update(done["messages"])
+        if not done["left"] or not (done["batches"] or sum(done["messages"].values())):
+            break
+    console = Console()
+    if done["failed"]:
+        console.print(_table(done["failed"]))
+    console.print(f"{batches} batches handled; {_messages(messages, 'messages sent back')}.")
+    if done["failed"] or done["left"]:
+        console.print(f"{len(done['failed'])} batches failed again, {done['left']} were not tried.")
+        raise typer.Exit(1)
+
+
+def _table(batches: list[dict[str, Any]]) -> Table:
+    table = Table("stored", "function", "records", "given up because", "problem", box=None)
+    for batch in batches:
+        function = (batch["function"] or "").rpartition(":function:")[2]
+        records = "" if batch["records"] is None else str(batch["records"])
+        table.add_row(batch["stored_at"], function, records, batch["condition"] or "", batch["problem"] or "")
+    return table
+
+
+def _messages(counts: dict[str, int] | Counter[str], what: str) -> str:
+    return f"{what}: " + ", ".join(f"{name} {count}" for name, count in counts.items())

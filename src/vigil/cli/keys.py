@@ -1,0 +1,53 @@
+"""`vigil keys`: create, list and revoke API keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vigil.cli.admin import AdminFunction, NamespaceOption, StackOption
+
+app = typer.Typer(help="Create, list and revoke API keys, with AWS credentials.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    namespace: NamespaceOption,
+    scopes: Annotated[str, typer.Option(help="Of read, submit, work, admin, with commas between.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="What to call it in lists.", show_default=False)] = None,
+    stack: StackOption = None,
+) -> None:
+    """Create a key and print it: this once, for only its hash is stored."""
+    admin = AdminFunction.of(stack)
+    listed = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    answer = admin.ask("create_key", namespace=namespace, scopes=listed, name=name)
+    typer.echo(
+        f"Key {answer['key']['key_id']} for {namespace} on {admin.where}. Keep it: it is not shown again.", err=True
+    )
+    typer.echo(answer["token"])
+
+
+@app.command("list")
+def list_keys(namespace: NamespaceOption, stack: StackOption = None) -> None:
+    """List the keys of a namespace, revoked ones too."""
+    keys = AdminFunction.of(stack).ask("list_keys", namespace=namespace)["keys"]
+    table = Table("key id", "name", "scopes", "created", "revoked", box=None)
+    for key in keys:
+        table.add_row(
+            key["key_id"], key["name"] or "", ",".join(key["scopes"]), key["created_at"], key["revoked_at"] or ""
+        )
+    Console().print(table if keys else f"{namespace} has no keys.")
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="As `vigil keys list` shows it.", show_default=False)],
+    namespace: NamespaceOption,
+    stack: StackOption = None,
+) -> None:
+    """Revoke a key for good. Its open WebSockets are closed at once; HTTP refuses it within 60 seconds."""
+    answer = AdminFunction.of(stack).ask("revoke_key", namespace=namespace, key_id=key_id)
+    typer.echo(f"Revoked {key_id} at {answer['key']['revoked_at']}; closed {answer['disconnected']} WebSockets.")

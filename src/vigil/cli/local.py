@@ -1,0 +1,187 @@
+"""`vigil local`: the whole of Vigil on one machine."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vigil.local import cloud, logs
+from vigil.local.errors import LocalError
+from vigil.local.home import Home, tail
+from vigil.local.stack import Stack
+
+app = typer.Typer(no_args_is_help=True, help="Run Vigil on this machine, on an AWS emulator.")
+console = Console()
+errors = Console(stderr=True)
+
+_LEVEL_STYLES = {"ERROR": "red", "CRITICAL": "red", "WARNING": "yellow", "DEBUG": "dim"}
+
+Root = Annotated[
+    Path, typer.Option("--root", envvar="VIGIL_ROOT", help="The checkout to deploy.", file_okay=False, exists=True)
+]
+Directory = Annotated[
+    Path | None,
+    typer.Option("--home", envvar="VIGIL_LOCAL_HOME", help="Where its state is kept [default: ROOT/.local]."),
+]
+HERE = Path()
+P = ParamSpec("P")
+
+
+def explained(command: Callable[P, None]) -> Callable[P, None]:
+    """Have a LocalError end the command with its message and exit code 1."""
+
+    @functools.wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            command(*arguments, **options)
+        except LocalError as error:
+            if error.details:
+                errors.print(error.details, style="dim", markup=False, highlight=False)
+            errors.print(f"[red]✗[/] {escape(str(error))}")
+            raise typer.Exit(1) from error
+
+    return run
+
+
+@app.command()
+@explained
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Come back once it runs.")] = False,
+    port: Annotated[int, typer.Option(envvar="VIGIL_LOCAL_PORT", help="The emulator's port.")] = cloud.DEFAULT_PORT,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything that was kept.")] = False,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="VIGIL_LOCAL_LISTEN",
+            help="Listen on this address too, say 172.17.0.1 for containers. Others can then reach it unasked.",
+        ),
+    ] = None,
+    parameter: Annotated[list[str] | None, typer.Option(help="A parameter of the template, as NAME=VALUE.")] = None,
+    root: Root = HERE,
+    directory: Directory = None,
+) -> None:
+    """Start it and deploy this checkout; once it runs, deploy what has changed."""
+    home = Home.of(root, directory)
+    was_running = home.supervisor.alive
+    if fresh:
+        cloud.down(home)
+        home.wipe()
+        was_running = False
+    began = time.monotonic()
+    stack = cloud.up(
+        home,
+        port=port,
+        addresses=tuple(listen or ()),
+        parameters=_parameters(parameter or []),
+        say=lambda message: console.print(f"[dim]·[/] {escape(message)}"),
+    )
+    console.print(f"[green]✓[/] Vigil runs on this machine ({time.monotonic() - began:.1f} s)")
+    _show(stack)
+    if detach or was_running:
+        return
+    console.print("[dim]Logs follow; Ctrl-C stops it and keeps its state.[/]")
+    _stay(home, stack)
+
+
+def _parameters(given: list[str]) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in given]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise LocalError(f"--parameter takes NAME=VALUE, not {wrong[0]}.")
+    return {name: value for name, _, value in pairs}
+
+
+def _stay(home: Home, stack: Stack) -> None:
+    """Show the logs until Ctrl-C, or until it ends by itself."""
+    now = int(time.time() * 1000)
+    try:
+        for line in logs.lines(stack, None, since_ms=now, more=lambda: home.supervisor.alive):
+            _print(line)
+    except KeyboardInterrupt:
+        console.print()
+        cloud.down(home, say=lambda message: console.print(f"[dim]·[/] {escape(message)}"))
+        console.print("[green]✓[/] Stopped; `vigil local up` goes on from here")
+        return
+    raise LocalError("The local cloud ended by itself.", tail(home.supervisor_log))
+
+
+@app.command()
+@explained
+def down(root: Root = HERE, directory: Directory = None) -> None:
+    """Stop it; its state is kept."""
+    stopped = cloud.down(Home.of(root, directory), say=lambda message: console.print(f"[dim]·[/] {escape(message)}"))
+    console.print("[green]✓[/] Stopped; its state is kept" if stopped else "It was not running.")
+
+
+@app.command()
+@explained
+def status(root: Root = HERE, directory: Directory = None) -> None:
+    """Say what runs and how it is. Exit code 0 when all is well, 1 when not, 3 when it does not run."""
+    home = Home.of(root, directory)
+    health = cloud.health(home)
+    if not health.running or health.stack is None:
+        left = (
+            " (a killed supervisor left its emulator running; `vigil local down` ends it)"
+            if home.emulator.alive
+            else ""
+        )
+        console.print(f"It is not running{left}. Start it with `vigil local up --detach`.")
+        raise typer.Exit(3)
+    answers = "[green]answers[/]" if health.api_status == 200 else f"[red]{health.api_status or 'does not answer'}[/]"
+    console.print(f"Vigil runs on this machine (pid {health.stack.pid}); its API {answers}")
+    _show(health.stack)
+    table = Table("stream mapping", "pending", "given up", "last error", title_justify="left", box=None)
+    for reader in health.readers:
+        table.add_row(reader["function"], str(reader["pending"]), str(reader["given_up"]), reader["last_error"] or "")
+    console.print(table)
+    console.print(f"Dead letters: {'unknown' if health.dead_letters is None else health.dead_letters}")
+    if not health.well:
+        raise typer.Exit(1)
+
+
+@app.command("logs")
+@explained
+def show_logs(
+    function: Annotated[str | None, typer.Argument(help="A function, say matcher; all when left out.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
+    root: Root = HERE,
+    directory: Directory = None,
+) -> None:
+    """Show what the functions log."""
+    home = Home.of(root, directory)
+    stack = Stack.read(home.stack_file)
+    if stack is None or not home.supervisor.alive:
+        raise LocalError("It is not running. Start it with `vigil local up --detach`.")
+    try:
+        for line in logs.lines(stack, function, more=lambda: follow and home.supervisor.alive):
+            _print(line)
+    except KeyboardInterrupt:
+        console.print()
+
+
+def _print(line: logs.Line) -> None:
+    style = _LEVEL_STYLES.get(line.level, "")
+    console.print(
+        f"[dim]{logs.clock_time(line.at)}[/] [cyan]{escape(line.function)}[/] {escape(line.text)}",
+        style=style,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show(stack: Stack) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("HTTP", stack.api_url)
+    table.add_row("WebSocket", stack.ws_url)
+    table.add_row("API key", stack.api_key)
+    table.add_row("AWS", f"{stack.endpoint_url} ({stack.region})")
+    console.print(table)

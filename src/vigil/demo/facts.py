@@ -1,0 +1,108 @@
+"""What happens while the demo plays, fact by fact, and what is known when they are put together. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from vigil.demo.story import CLIENTS, LATECOMERS, Client, Json, essence
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A machine told something of its job; `job` is what the API answered."""
+
+    at_s: float
+    machine: str
+    job: Json
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A client's request was answered, for the `rounds`th time."""
+
+    at_s: float
+    client: str
+    rounds: int
+    answer: Json
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return "wait_on" not in self.answer
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The WebSocket brought an event: a CloudEvents envelope."""
+
+    at_s: float
+    event: Json
+
+
+Fact: TypeAlias = Reported | Answered | Heard
+
+
+@dataclass
+class Known:
+    """All facts so far. `job_ids` is by machine."""
+
+    job_ids: Mapping[str, str]
+    jobs: dict[str, Json] = field(default_factory=dict)
+    answers: dict[str, Answered] = field(default_factory=dict)
+    heard: list[Heard] = field(default_factory=list)
+
+    def learn(self, fact: Fact) -> None:
+        """Take in one more fact."""
+        match fact:
+            case Reported():
+                self.jobs[fact.machine] = fact.job
+            case Answered():
+                self.answers[fact.client] = fact
+            case Heard():
+                self.heard.append(fact)
+
+    def ends_heard(self, client: str) -> list[Json]:
+        """The events that told how a client's wait ended."""
+        wait_id = self.answers[client].answer["wait_id"] if client in self.answers else None
+        return [heard.event for heard in self.heard if heard.event["subject"] == wait_id]
+
+    @property
+    def all_ends_heard(self) -> bool:
+        """Whether the WebSocket has told how each of the three waits ended."""
+        return all(self.ends_heard(client.name) for client in CLIENTS)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that the demo promised, and whether it was kept; `instead` is what came, when it was not."""
+
+    promise: str
+    kept: bool
+    instead: object = None
+
+
+def checks(known: Known) -> list[Check]:
+    """Hold what is known against the story."""
+    return [
+        *(_answer_check(known, client) for client in (*CLIENTS, *LATECOMERS)),
+        *(_announcement_check(known, client) for client in CLIENTS),
+    ]
+
+
+def _answer_check(known: Known, client: Client) -> Check:
+    last = known.answers.get(client.name)
+    told = essence(last.answer) if last else None
+    kept = told == client.expected(known.job_ids)
+    if client in LATECOMERS:
+        at_once = last is not None and last.rounds == 1
+        return Check(f"{client.name} is answered {client.status}, at once", kept and at_once, told)
+    return Check(f"{client.name} is answered {client.status}, with the values of that moment", kept, told)
+
+
+def _announcement_check(known: Known, client: Client) -> Check:
+    heard = known.ends_heard(client.name)
+    one_id = len({event["id"] for event in heard}) == 1
+    right = all(event["type"] == f"vigil.wait.{client.status}" for event in heard)
+    return Check(f"the WebSocket tells that {client.name} is {client.status}", one_id and right, heard)

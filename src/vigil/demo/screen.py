@@ -1,0 +1,205 @@
+"""How the demo looks: a board that changes while it plays, the answers when it is over; plain lines for a log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from vigil.demo.facts import Answered, Check, Fact, Heard, Known, Reported
+from vigil.demo.story import CLIENTS, LATECOMERS, MACHINES, Client, Json, essence
+
+WIDTH = 100
+HEARD_LINES = 6
+_STATUS_STYLES = {
+    "pending": "dim", "running": "cyan", "completed": "green", "failed": "red",
+    "waiting": "cyan", "met": "green", "failed_fast": "red",
+}  # fmt: skip
+_PAGE = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
+<style>
+.{unique_id}-matrix {{
+  font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", "Liberation Mono", monospace;
+  font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asian: full-width;
+}}
+.{unique_id}-title {{ font-family: system-ui, sans-serif; font-size: 18px; font-weight: bold; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+def opening(api_url: str) -> RenderableType:
+    """What is about to be seen."""
+    return Text.assemble(
+        ("Three test machines run a job each, three clients wait for them.\n", "bold"),
+        ("All of it goes through the HTTP API at ", "dim"), (api_url, "dim cyan"), "\n",
+    )  # fmt: skip
+
+
+class Board:
+    """The state of play, drawn anew whenever it is asked for."""
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
+        self._spinner = Spinner("dots", style="cyan")
+
+    def __rich__(self) -> RenderableType:
+        return Group(self._machines(), self._clients(), self._heard())
+
+    def _machines(self) -> RenderableType:
+        table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+        for name, ratio in (("machine", 3), ("status", 4), ("stage", 4), ("", 7), ("says", 10)):
+            table.add_column(name, ratio=ratio, no_wrap=True)
+        for machine in MACHINES:
+            job = self._known.jobs.get(machine.name)
+            if job is None:
+                table.add_row(machine.name)
+                continue
+            style = _STATUS_STYLES[job["status"]]
+            bar = ProgressBar(total=1, completed=float(job["progress"]), complete_style=style, finished_style=style)
+            says = f"{job['error']['code']}: {job['error']['message']}" if job["error"] else job["message"]
+            stage = Text(job["job_stage"], style if job["job_health"] else "")
+            table.add_row(Text(machine.name, "bold"), Text(job["status"], style), stage, bar, says)
+        return _panel(table, "jobs")
+
+    def _clients(self) -> RenderableType:
+        table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+        for name, ratio in (("client", 3), ("waits for", 14), ("", 4), ("jobs", 3), ("posts", 2), ("after", 3)):
+            table.add_column(name, ratio=ratio, no_wrap=True)
+        for client in CLIENTS:
+            last = self._known.answers.get(client.name)
+            table.add_row(Text(client.name, "bold"), client.wish, *self._state(last))
+        return _panel(table, "waits")
+
+    def _state(self, last: Answered | None) -> Sequence[RenderableType]:
+        if last is None:
+            return [self._spinner]
+        counts, status = last.answer["counts"], last.answer["status"]
+        state: RenderableType = Text(status, _STATUS_STYLES.get(status, "red")) if last.over else self._spinner
+        return [state, f"{counts['met']} of {counts['total']}", str(last.rounds), f"{last.at_s:.1f} s"]
+
+    def _heard(self) -> RenderableType:
+        table = Table(box=None, expand=True, pad_edge=False, show_header=False)
+        table.add_column(no_wrap=True, style="dim")
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, ratio=1)
+        heard = list(self._known.heard)
+        shown = heard[-HEARD_LINES:]
+        for line in shown:
+            table.add_row(line.event["time"][11:23], line.event["type"], _told(line.event, self._known))
+        for _ in range(HEARD_LINES - len(shown)):
+            table.add_row("", "", "")
+        return _panel(table, f"events on the WebSocket: {len(heard)}")
+
+
+def ending(known: Known, checks: Sequence[Check], next_steps: RenderableType) -> RenderableType:
+    """The answers, what was promised of them, and where to go from here."""
+    answers = [_answer(client, known) for client in CLIENTS]
+    late = [_answer(client, known) for client in LATECOMERS]
+    return Group(
+        Text("\nWhat the three were told", "bold"),
+        *answers,
+        Text("\nAnd who asks when all is over is answered at once", "bold"),
+        *late,
+        Text(),
+        *(_check(check) for check in checks),
+        Text(),
+        next_steps,
+    )
+
+
+def next_steps(command: str, job_id: str) -> RenderableType:
+    """Commands to go on with, to be copied: they stand for themselves, and are not wrapped."""
+    return Group(
+        Text("It is still running. Go on with", "bold"),
+        Syntax(
+            f"""\
+url=$(sed -n 's/.*"api_url": "\\(.*\\)".*/\\1/p' .local/stack.json)
+key=$(sed -n 's/.*"api_key": "\\(.*\\)".*/\\1/p' .local/stack.json)
+curl -H "Authorization: Bearer $key" $url/v1/jobs/{job_id}
+{command} local status
+{command} local logs --follow
+{command} local down""",
+            "sh",
+            theme="ansi_dark",
+            background_color="default",
+            padding=(0, 2),
+        ),
+        Text("and with README.md and docs/waits.md."),
+    )
+
+
+def _answer(client: Client, known: Known) -> RenderableType:
+    last = known.answers.get(client.name)
+    told = json.dumps(essence(last.answer), indent=2) if last else "nothing"
+    wish = Text.assemble((client.name, "bold"), f": {client.wish}")
+    code = Syntax(told, "json", theme="ansi_dark", background_color="default")
+    return Panel(code, title=wish, title_align="left", box=box.ROUNDED, border_style="dim")
+
+
+def _check(check: Check) -> RenderableType:
+    mark = Text.assemble(("✓ ", "green")) if check.kept else Text.assemble(("✗ ", "bold red"))
+    line = mark.append(check.promise)
+    return line if check.kept else Group(line, Text(f"  but it was {check.instead}", "red"))
+
+
+def _panel(content: RenderableType, title: str) -> RenderableType:
+    return Panel(content, title=Text(title, "dim"), title_align="left", box=box.ROUNDED, border_style="dim")
+
+
+def _told(event: Json, known: Known) -> str:
+    """What an event is about, in the story's words."""
+    told = event["data"]
+    machines = {job_id: machine for machine, job_id in known.job_ids.items()}
+    if machine := machines.get(event["subject"]):
+        if event["type"] == "vigil.job.progress":
+            return f"{machine}: {float(told['progress']):.0%}, {told['message']}"
+        was = (
+            f"{told['from']['job_stage']} → " if told["from"] and told["from"]["job_stage"] != told["job_stage"] else ""
+        )
+        return f"{machine}: {was}{told['job_stage']}"
+    waits = {answered.answer["wait_id"]: client for client, answered in list(known.answers.items())}
+    return waits.get(event["subject"], event["subject"])
+
+
+def plain_line(fact: Fact, known: Known) -> str:
+    """A fact as a line of a log."""
+    match fact:
+        case Reported():
+            job = fact.job
+            return f"{fact.at_s:5.1f} s  {fact.machine}: {job['status']} at {job['job_stage']}, {float(job['progress']):.0%}"
+        case Answered():
+            counts = fact.answer["counts"]
+            met = f"{counts['met']} of {counts['total']} jobs, post {fact.rounds}"
+            return f"{fact.at_s:5.1f} s  client {fact.client}: {fact.answer['status']}, {met}"
+        case Heard():
+            return f"{fact.at_s:5.1f} s  event {fact.event['type']}: {_told(fact.event, known)}"
+
+
+def save_picture(path: Path, command: str, draw: Callable[[Console], None]) -> None:
+    """Draw once more, into an SVG that needs no font and no other file from anywhere."""
+    console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
+    draw(console)
+    path.write_text(console.export_svg(title=command, code_format=_PAGE, unique_id="vigil"), encoding="utf-8")

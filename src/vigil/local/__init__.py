@@ -1,0 +1,8 @@
+"""The local cloud: the template that goes to AWS, on one machine, on an AWS emulator (see docs/local.md)."""
+
+from vigil.local.cloud import running_stack
+from vigil.local.errors import LocalError
+from vigil.local.home import Home
+from vigil.local.stack import Stack
+
+__all__ = ["Home", "LocalError", "Stack", "running_stack"]

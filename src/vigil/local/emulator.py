@@ -1,0 +1,153 @@
+"""Starts and stops the emulator's process, and keeps its state and the streams' positions in step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from vigil.local.errors import LocalError
+from vigil.local.home import Home, tail, wait_until
+from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
+
+READY_WITHIN_S = 30
+# Saving a state of some hundred megabytes takes a while.
+STOPPED_WITHIN_S = 60
+_GIB = 2**30
+
+
+def port_in_use(port: int) -> bool:
+    """Whether anything listens there on this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def healthy(port: int) -> bool:
+    """Whether the emulator answers there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/_ministack/health", timeout=2) as answer:
+            return int(answer.status) == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def concurrency() -> int:
+    """How many executions this machine bears at once: each is a process of 30 to 46 MB. AWS gives an account 1,000."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(16, min(256, memory // _GIB * 10))
+
+
+def environment(home: Home, port: int) -> dict[str, str]:
+    """The emulator's whole environment. The functions' processes inherit it, so nothing of the caller's leaks in."""
+    package = Path(__file__).parents[2]
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TZ", "PYTHONWARNINGS") if name in os.environ}
+    return {
+        **kept,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": str(package),
+        "TMPDIR": str(home.temporary),
+        "GATEWAY_PORT": str(port),
+        "PERSIST_STATE": "1",
+        "S3_PERSIST": "1",
+        "STATE_DIR": str(home.state),
+        "S3_DATA_DIR": str(home.state / "s3"),
+        # Two services of no use here that would each take a fixed port.
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+        "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(concurrency()),
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": REGION,
+    }
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A running emulator. `bell` is a pipe that gets a byte for each new stream record, and ends with the process."""
+
+    home: Home
+    port: int
+    process: subprocess.Popen[bytes]
+    bell: int
+
+    @classmethod
+    def start(cls, home: Home, port: int, addresses: list[str]) -> Emulator:
+        """Start it from the saved state and wait until it answers. Raises LocalError."""
+        if port_in_use(port):
+            raise LocalError(f"Port {port} is taken by another program; choose one with --port.")
+        home.temporary.mkdir(parents=True, exist_ok=True)
+        # The positions of the moment when the state was saved: a later one would skip records that a state which was
+        # not saved at its end has yet to make.
+        if home.saved_streams_file.exists():
+            shutil.copyfile(home.saved_streams_file, home.streams_file)
+        else:
+            home.streams_file.unlink(missing_ok=True)
+        bell, ringer = os.pipe()
+        with home.emulator_log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vigil.local.server", str(home.directory), str(port), str(ringer), *addresses],
+                env=environment(home, port),
+                pass_fds=[ringer],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        os.close(ringer)
+        emulator = cls(home, port, process, bell)
+        wait_until(lambda: healthy(port) or process.poll() is not None, READY_WITHIN_S)
+        if process.poll() is not None or not healthy(port):
+            process.kill()
+            raise LocalError("The emulator did not start.", tail(home.emulator_log))
+        return emulator
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self.process.poll()
+
+    def stop(self) -> None:
+        """Save its state and end it. Raises LocalError when it had to be killed."""
+        stop_orphan(self.home, reap=self.process)
+
+    def clear_away(self) -> None:
+        """End what an emulator that died has left running: its functions."""
+        _end_session(self.process.pid)
+
+
+def _end_session(pid: int) -> None:
+    """Kill whatever is left of the emulator's session: functions that were still running."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def stop_orphan(home: Home, reap: subprocess.Popen[bytes] | None = None) -> None:
+    """Save the state of the emulator of this directory, whoever started it, and end it. Raises LocalError."""
+    holder = home.emulator.holder()
+    if holder is None:
+        return
+    pid = int(holder["pid"])
+    os.kill(pid, signal.SIGTERM)
+
+    def gone() -> bool:
+        return (reap is not None and reap.poll() is not None) or not home.emulator.alive
+
+    ended = wait_until(gone, STOPPED_WITHIN_S)
+    _end_session(pid)
+    if not ended:
+        raise LocalError(
+            "The emulator did not stop in time; its state is that of the last stop.", tail(home.emulator_log)
+        )
+    if home.streams_file.exists():
+        home.state.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(home.streams_file, home.saved_streams_file)
+    shutil.rmtree(home.temporary, ignore_errors=True)

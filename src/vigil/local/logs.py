@@ -1,0 +1,100 @@
+"""The functions' logs from the emulator's CloudWatch, as lines for a person."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from vigil.local.errors import LocalError
+from vigil.local.stack import Stack, client_config, session
+
+if TYPE_CHECKING:
+    from mypy_boto3_logs.client import CloudWatchLogsClient
+
+_PREFIX = "/aws/lambda/"
+LOOK_EVERY_S = 0.5
+# How late a line may turn up behind a later one of another function, in milliseconds.
+LATE_MS = 5_000
+# What Lambda writes around each invocation says nothing to a reader.
+_FRAME = ("START RequestId", "END RequestId", "REPORT RequestId", "INIT_START")
+# Of a structured line, what is shown elsewhere or says nothing here.
+_QUIET = frozenset(
+    {
+        *("level", "message", "timestamp", "service", "location", "cold_start", "function_arn", "function_memory_size"),
+        *("function_name", "function_request_id", "xray_trace_id", "exception", "exception_name", "stack_trace"),
+    }
+)
+
+
+@dataclass(frozen=True, order=True)
+class Line:
+    """One log line. `at` is in milliseconds since the epoch; `level` is empty for what is not structured."""
+
+    at: int
+    function: str
+    level: str
+    text: str
+
+
+def lines(stack: Stack, function: str | None, *, since_ms: int = 0, more: Callable[[], bool]) -> Iterator[Line]:
+    """Lines of one function, by its full name or its last part, or of all; waits for more while `more` says so.
+    Raises LocalError for an unknown function."""
+    logs = session().client("logs", endpoint_url=stack.endpoint_url, config=client_config())
+    seen: set[Line] = set()
+    while True:
+        groups = _groups(logs, stack, function)
+        found = sorted(line for group in groups for line in _events(logs, group, since_ms))
+        yield from (line for line in found if line not in seen)
+        seen = set(found)
+        if found:
+            since_ms = max(since_ms, found[-1].at - LATE_MS)
+        if not more():
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def _groups(logs: CloudWatchLogsClient, stack: Stack, function: str | None) -> list[str]:
+    pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=_PREFIX)
+    names = [group["logGroupName"] for page in pages for group in page["logGroups"]]
+    if function is None:
+        return names
+    wanted = {f"{_PREFIX}{function}", f"{_PREFIX}{stack.stack_name}-{function}"}
+    chosen = [name for name in names if name in wanted]
+    if not chosen:
+        known = ", ".join(sorted(name.removeprefix(_PREFIX) for name in names)) or "none yet"
+        raise LocalError(f"There are no logs of {function}. Functions with logs: {known}.")
+    return chosen
+
+
+def _events(logs: CloudWatchLogsClient, group: str, since_ms: int) -> Iterator[Line]:
+    pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=since_ms)
+    for event in (entry for page in pages for entry in page["events"]):
+        message = event["message"].rstrip()
+        if message and not message.startswith(_FRAME):
+            yield parse(group.removeprefix(_PREFIX), event["timestamp"], message)
+
+
+def parse(function: str, at: int, message: str) -> Line:
+    """A line from a log event: structured ones become a message and its facts, others stay as they are."""
+    try:
+        said = json.loads(message)
+    except ValueError:
+        return Line(at, function, "", message)
+    if not isinstance(said, dict) or "message" not in said:
+        return Line(at, function, "", message)
+    facts = "".join(f" {name}={_short(value)}" for name, value in said.items() if name not in _QUIET)
+    trace = f"\n{said['exception']}" if said.get("exception") else ""
+    return Line(at, function, str(said.get("level", "")), f"{_short(said['message'])}{facts}{trace}")
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def clock_time(at: int) -> str:
+    """Local time of day with milliseconds."""
+    return f"{datetime.fromtimestamp(at / 1000, UTC).astimezone():%H:%M:%S.%f}"[:-3]

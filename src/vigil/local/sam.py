@@ -1,0 +1,150 @@
+"""Builds and deploys the template with the real `sam`, which an endpoint in its environment leads to the emulator."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vigil.local.errors import LocalError
+from vigil.local.home import tail
+from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
+
+SOURCES = ("template.yaml", "functions", "layers", "statemachines")
+# Builds of earlier sources are kept for a while: other local clouds of this checkout may still deploy them.
+BUILDS_KEPT = 4
+
+
+def find_sam(root: Path) -> Path:
+    """The `sam` of this checkout's virtual environment, of the running one, or on the PATH. Raises LocalError."""
+    for candidate in (root / ".venv/sam/bin/sam", Path(sys.prefix) / "sam/bin/sam", shutil.which("sam")):
+        if candidate and os.access(candidate, os.X_OK):
+            return Path(candidate)
+    raise LocalError("aws-sam-cli is missing: run `make venv` in the checkout, or put `sam` on the PATH.")
+
+
+def _source_files(root: Path) -> Iterator[Path]:
+    for name in SOURCES:
+        path = root / name
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            yield from sorted(
+                file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.relative_to(root).parts
+            )
+
+
+def source_fingerprint(root: Path) -> str:
+    """Changes whenever anything that is built changes. Raises LocalError without a template."""
+    if not (root / "template.yaml").is_file():
+        raise LocalError(f"{root} holds no template.yaml: run this in a checkout of Vigil.")
+    digest = hashlib.sha256()
+    for file in _source_files(root):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def build(root: Path, log: Path) -> Path:
+    """Build the sources once, whoever else does so too. Returns the built template. Raises LocalError."""
+    builds = root / ".aws-sam/local"
+    builds.mkdir(parents=True, exist_ok=True)
+    with (builds / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        target = builds / source_fingerprint(root)
+        built, done = target / "build/template.yaml", target / "done"
+        if not done.exists():
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir()
+            _run(
+                [
+                    *(str(find_sam(root)), "build", "--template-file", str(root / "template.yaml")),
+                    *("--build-dir", str(target / "build")),
+                    # The layer's libraries are installed anew only when its requirements change.
+                    *("--cached", "--cache-dir", str(builds / "cache")),
+                    *_own_settings(builds),
+                ],
+                root,
+                log,
+                {},
+            )
+            done.touch()
+        done.touch()
+        _forget_old(builds)
+    return built
+
+
+def _forget_old(builds: Path) -> None:
+    finished = sorted(builds.glob("*/done"), key=lambda done: done.stat().st_mtime, reverse=True)
+    for done in finished[BUILDS_KEPT:]:
+        shutil.rmtree(done.parent, ignore_errors=True)
+
+
+def deploy(
+    root: Path,
+    template: Path,
+    log: Path,
+    *,
+    endpoint_url: str,
+    stack_name: str,
+    bucket: str,
+    parameters: Mapping[str, str],
+    tags: Mapping[str, str],
+) -> None:
+    """Deploy a built template to the emulator. Raises LocalError with the tail of the log."""
+    _run(
+        [
+            *(str(find_sam(root)), "deploy", "--template-file", str(template), "--stack-name", stack_name),
+            *("--s3-bucket", bucket, "--region", REGION),
+            *("--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"),
+            *("--no-confirm-changeset", "--no-fail-on-empty-changeset", "--no-progressbar"),
+            *("--parameter-overrides", *(f"{name}={value}" for name, value in parameters.items())),
+            *("--tags", *(f"{name}={value}" for name, value in tags.items())),
+            *_own_settings(template.parent),
+        ],
+        root,
+        log,
+        {"AWS_ENDPOINT_URL": endpoint_url},
+    )
+
+
+def _own_settings(directory: Path) -> list[str]:
+    """Keep samconfig.toml out of it: what it says is meant for AWS."""
+    file = directory / "samconfig.local.toml"
+    file.write_text("version = 0.1\n", encoding="utf-8")
+    return ["--config-file", str(file)]
+
+
+def _run(command: list[str], root: Path, log: Path, more: Mapping[str, str]) -> None:
+    # Nothing of the caller's AWS settings: a profile or a region of theirs must not decide where this goes.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}
+    environment = {
+        **kept,
+        # `sam build` wants a python3.11 with pip on the PATH; the running environment has one.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "SAM_CLI_TELEMETRY": "0",
+        # SAM asks every 5 s how a deployment gets on; here it is done in one.
+        "SAM_CLI_POLL_DELAY": "0.1",
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": REGION,
+        **more,
+    }
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        raise LocalError(f"`sam {command[1]}` failed; the whole log is {log}.", tail(log, 40))

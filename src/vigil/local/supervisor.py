@@ -1,0 +1,86 @@
+"""The process behind `vigil local up`: it keeps the emulator running and its streams served until it is told to stop.
+
+Started as `python -m vigil.local.supervisor <root> <home> <port> [<address>…]`; its output is the supervisor's log.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from vigil.local.emulator import Emulator, stop_orphan
+from vigil.local.errors import LocalError
+from vigil.local.home import Home
+from vigil.local.pump import Pump
+
+SAVE_EVERY_S = 0.2
+REFRESH_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def supervise(home: Home, port: int, addresses: list[str]) -> int:
+    """Run until SIGTERM or SIGINT (0), or until the emulator dies (1). Returns the exit code."""
+    role = home.supervisor
+    if not role.claim(port=port):
+        logger.error("Another supervisor runs in %s", home.directory)
+        return 1
+    stop = threading.Event()
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        logger.info("Stopping on %s", signal.Signals(signum).name)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        # A supervisor that was killed leaves its emulator behind, with a state that wants saving.
+        stop_orphan(home)
+        emulator = Emulator.start(home, port, addresses)
+    except LocalError as error:
+        logger.error("%s\n%s", error, error.details)
+        return 1
+    logger.info("The emulator runs on port %d (pid %d)", port, emulator.process.pid)
+    pump = Pump(f"http://127.0.0.1:{port}", emulator.bell, home.streams_file)
+    pump.start()
+    code = _watch(emulator, pump, stop)
+    pump.stop()
+    if code == 0:
+        try:
+            emulator.stop()
+        except LocalError as error:
+            logger.error("%s\n%s", error, error.details)
+            return 1
+        logger.info("Stopped; the state is saved")
+    return code
+
+
+def _watch(emulator: Emulator, pump: Pump, stop: threading.Event) -> int:
+    refreshed_at = time.monotonic()
+    while not stop.wait(SAVE_EVERY_S):
+        if emulator.exit_code is not None:
+            logger.error("The emulator ended by itself (exit code %s)", emulator.exit_code)
+            emulator.clear_away()
+            return 1
+        pump.save()
+        if time.monotonic() - refreshed_at >= REFRESH_EVERY_S:
+            refreshed_at = time.monotonic()
+            try:
+                pump.refresh()
+            except (BotoCoreError, ClientError, ValueError) as error:
+                logger.warning("The mappings could not be read: %s", error)
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    root_text, home_text, port_text, *more = sys.argv[1:]
+    sys.exit(supervise(Home(Path(root_text), Path(home_text)), int(port_text), more))

@@ -1,0 +1,80 @@
+"""The OpenAPI document against the handler: whatever is sent, what comes back is what the document says, and no 5xx."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.specs.openapi.checks import unsupported_method
+
+from functions.api.handler import handler
+from tests.support.api import Client, LambdaContext, deployed, event
+from vigil_core.api.routes import openapi
+
+KEY = "Bearer vgl_demo"
+EXAMPLES = 25
+NOT_HELD = [unsupported_method]
+"""An API of API Gateway has no 405: what no route takes goes to $default, which answers 404."""
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The handler as a WSGI application, behind an authorizer that knows one key."""
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")
+    client = Client(scopes="admin" if headers.get("authorization") == KEY else None)
+    asked = event(client, environ["REQUEST_METHOD"], quote(path), body or None, headers, environ["QUERY_STRING"])
+    answered = handler({**asked, "rawPath": path}, LambdaContext())
+    start_response(f"{answered['statusCode']} ", list(answered["headers"].items()))
+    return [answered["body"].encode()]
+
+
+schema = schemathesis.openapi.from_dict(openapi())
+schema.app = app
+
+
+@pytest.fixture(scope="module")
+def ids() -> Iterator[dict[str, list[str]]]:
+    """Jobs and waits in all their states, to put into paths."""
+    with deployed():
+        client = Client()
+        jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
+        wait_on = [{job["job_id"]: {"job_stage": "complete"}} for job in jobs]
+        waits = [client.post("/v1/waits", {"wait_on": jobs}, headers={"prefer": "wait=0"}).ok() for jobs in wait_on]
+        yield {"job_id": [job["job_id"] for job in jobs], "wait_id": [wait["wait_id"] for wait in waits]}
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+def test_the_document_is_true(case: schemathesis.Case, ids: dict[str, list[str]], number: Iterator[int]) -> None:
+    """Ids that exist, no hold, no key used twice, no made-up page token: all of that has tests of its own."""
+    turn = next(number)
+    for name in case.path_parameters:
+        case.path_parameters[name] = ids[name][turn % len(ids[name])]
+    if "Prefer" in case.headers or "wait" in case.path:
+        case.headers["Prefer"] = "wait=0"
+    if re.fullmatch("[!#-~]{1,128}", str(case.headers.get("Idempotency-Key", ""))):
+        case.headers["Idempotency-Key"] = str(turn)
+    case.query.pop("page_token", None)
+    case.call_and_validate(headers={"Authorization": KEY}, excluded_checks=NOT_HELD)
+
+
+@pytest.fixture(scope="module")
+def number() -> Iterator[int]:
+    """Numbers, each once."""
+    return count()

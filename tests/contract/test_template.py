@@ -1,0 +1,141 @@
+"""What the template promises: who may call what, who may do what, and that nothing is lost in silence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.template import resources, template
+
+ROOT = Path(__file__).resolve().parents[2]
+FUNCTIONS = resources("AWS::Serverless::Function")
+OPEN_ROUTES = {"GET /openapi.json", "$default"}
+
+
+def routes() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every HTTP route with its event's properties."""
+    for function in FUNCTIONS.values():
+        for event in function.get("Events", {}).values():
+            if event["Type"] == "HttpApi":
+                properties = event["Properties"]
+                yield f"{properties['Method']} {properties['Path']}" if "Path" in properties else "$default", properties
+
+
+def statements(function: str) -> list[dict[str, Any]]:
+    return [statement for policy in FUNCTIONS[function]["Policies"] for statement in policy["Statement"]]
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def consumer(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The function of an event source mapping."""
+    return FUNCTIONS[mapping["FunctionName"]["Ref"]]
+
+
+def test_every_function_of_the_repository_is_deployed() -> None:
+    folders = {path.parent.name for path in (ROOT / "functions").glob("*/handler.py")}
+    deployed = {Path(function["CodeUri"]).name for function in FUNCTIONS.values()}
+    assert folders <= deployed
+
+
+def test_only_two_routes_need_no_key() -> None:
+    http = resources("AWS::Serverless::HttpApi")["HttpApi"]
+    assert http["Auth"]["DefaultAuthorizer"] in http["Auth"]["Authorizers"]
+    open_ = {route for route, properties in routes() if properties.get("Auth") == {"Authorizer": "NONE"}}
+    assert open_ == OPEN_ROUTES
+    assert all("Auth" not in properties for route, properties in routes() if route not in OPEN_ROUTES)
+
+
+def test_a_revoked_key_is_refused_within_a_minute() -> None:
+    (authorizer,) = resources("AWS::Serverless::HttpApi")["HttpApi"]["Auth"]["Authorizers"].values()
+    assert authorizer["Identity"]["ReauthorizeEvery"] <= 60
+
+
+def test_no_websocket_opens_without_the_authorizer() -> None:
+    by_key = {route["RouteKey"]: route for route in resources("AWS::ApiGatewayV2::Route").values()}
+    assert set(by_key) == {"$connect", "$disconnect", "$default"}
+    assert by_key["$connect"]["AuthorizationType"] == "CUSTOM"
+
+
+def test_throttles_are_on_routes_that_exist() -> None:
+    known = {route for route, _ in routes()}
+    assert set(resources("AWS::Serverless::HttpApi")["HttpApi"]["RouteSettings"]) <= known
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_role_names_its_actions_and_its_resources(function: str) -> None:
+    for statement in statements(function):
+        for action in listed(statement["Action"]):
+            assert re.fullmatch(r"[a-z0-9-]+:[A-Za-z]+", action), "an action is spelled out"
+        for resource in listed(statement["Resource"]):
+            # ListStreams takes no resource: https://docs.aws.amazon.com/service-authorization/latest/reference/
+            assert resource != "*" or statement["Action"] == "dynamodb:ListStreams"
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_is_told_only_what_its_role_lets_it_use(function: str) -> None:
+    """A queue, topic or bucket in the environment comes with a right on it, and the other way round."""
+    told = json.dumps(FUNCTIONS[function].get("Environment", {}))
+    allowed = json.dumps(statements(function))
+    for name in ("PagesQueue", "ClockQueue", "Topic"):
+        assert (f'{{"Ref": "{name}"}}' in told) == (f'"{name}' in allowed), name
+    assert ("ManageConnections" in allowed) == ("WEBSOCKET_ENDPOINT" in told)
+    assert ("s3:GetObject" in allowed) == ("DEAD_LETTER_BUCKET" in told)
+
+
+@pytest.mark.parametrize("mapping", resources("AWS::Lambda::EventSourceMapping"))
+def test_a_failed_record_is_reported_alone(mapping: str) -> None:
+    its = resources("AWS::Lambda::EventSourceMapping")[mapping]
+    assert its["BatchSize"] == 1 or its["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+def test_what_a_stream_consumer_gives_up_on_is_kept_whole() -> None:
+    streams = [m for m in resources("AWS::Lambda::EventSourceMapping").values() if "StartingPosition" in m]
+    assert len(streams) == 2
+    for mapping in streams:
+        assert mapping["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": "DeadLetterBucket.Arn"}
+        assert mapping["BisectBatchOnFunctionError"]
+        assert 0 < mapping["MaximumRetryAttempts"] < 100
+        assert mapping["MaximumRecordAgeInSeconds"] < 24 * 3600, "the stream itself forgets after a day, in silence"
+        for pattern in mapping["FilterCriteria"]["Filters"]:
+            assert json.loads(pattern["Pattern"])["eventName"] == ["INSERT", "MODIFY"], "TTL's removals are no news"
+
+
+def test_a_message_is_hidden_for_as_long_as_it_may_be_worked_on() -> None:
+    queues = resources("AWS::SQS::Queue")
+    for mapping in resources("AWS::Lambda::EventSourceMapping").values():
+        if "StartingPosition" in mapping:
+            continue
+        queue = queues[mapping["EventSourceArn"]["Fn::GetAtt"].removesuffix(".Arn")]
+        # https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+        assert queue["VisibilityTimeout"] >= 6 * consumer(mapping)["Timeout"]
+        dead = queues[queue["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"].removesuffix(".Arn")]
+        assert dead["MessageRetentionPeriod"] == 14 * 24 * 3600
+
+
+def test_what_is_kept_outlives_the_stack() -> None:
+    for name in ("Table", "DeadLetterBucket"):
+        resource = template()["Resources"][name]
+        assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_logs_are_not_kept_for_ever(function: str) -> None:
+    group = FUNCTIONS[function]["LoggingConfig"]["LogGroup"]["Ref"]
+    logs = resources("AWS::Logs::LogGroup")[group]
+    assert logs["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+    name = FUNCTIONS[function]["FunctionName"]["Fn::Sub"]
+    assert logs["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/{name}"}
+
+
+def test_every_parameter_does_something() -> None:
+    text = (ROOT / "template.yaml").read_text()
+    for parameter in template()["Parameters"]:
+        assert len(re.findall(rf"!Ref {parameter}\b|\${{{parameter}}}", text)) >= 1, parameter

@@ -1,0 +1,280 @@
+"""The local cloud from the outside, with a template of its own that has one of everything that it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from vigil.cli.main import app
+from vigil.local import LocalError, Stack, cloud, running_stack
+from vigil.local.home import Home, wait_until
+from vigil.local.stack import client_config, session
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("local-stack"), pytest.mark.timeout(300)]
+
+MINIATURE = Path(__file__).parent / "miniature"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Miniature:
+    """The running miniature and what a test asks of it."""
+
+    home: Home
+    port: int
+    stack: Stack
+
+    def client(self, service: str) -> Any:
+        return session().client(service, endpoint_url=self.stack.endpoint_url, config=client_config())  # type: ignore[call-overload]
+
+    def get(self, path: str, key: str | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.get(f"{self.stack.api_url}{path}", headers=headers, timeout=30)
+
+    def put(self, *names: str, entity: str = "job", **more: str) -> None:
+        for name in names:
+            attributes = {"pk": name, "sk": "A", "entity": entity, **more}
+            item = {attribute: {"S": value} for attribute, value in attributes.items()}
+            self.client("dynamodb").put_item(TableName=self.stack.table_name, Item=item)
+
+    def times(self, name: str) -> int:
+        """How often the recorder got the item's record."""
+        outputs = self.client("cloudformation").describe_stacks(StackName=self.stack.stack_name)["Stacks"][0]["Outputs"]
+        table = next(output["OutputValue"] for output in outputs if output["OutputKey"] == "SeenTableName")
+        found = self.client("dynamodb").get_item(TableName=table, Key={"pk": {"S": name}, "sk": {"S": "A"}})
+        return int(found["Item"]["times"]["N"]) if "Item" in found else 0
+
+    def delivered(self, *names: str) -> bool:
+        return wait_until(lambda: all(self.times(name) for name in names), 30)
+
+    def up(self) -> None:
+        self.stack = cloud.up(self.home, port=self.port)
+
+    def pid(self, of: str) -> int:
+        return int((getattr(self.home, of).holder())["pid"])
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        buckets = self.client("s3")
+        found = buckets.list_objects_v2(Bucket=self.stack.dead_letter_bucket).get("Contents", [])
+        bodies = [buckets.get_object(Bucket=self.stack.dead_letter_bucket, Key=entry["Key"]) for entry in found]
+        return [json.loads(body["Body"].read()) for body in bodies]
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
+    root = tmp_path_factory.mktemp("miniature") / "checkout"
+    shutil.copytree(MINIATURE, root)
+    port = free_port()
+    with running_stack(root, port) as stack:
+        yield Miniature(Home.of(root), port, stack)
+
+
+class TestHttpApi:
+    def test_a_route_is_served_to_whom_the_authorizer_lets_in(self, miniature: Miniature) -> None:
+        answer = miniature.get("/v1/jobs/7", miniature.stack.api_key)
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "route": "GET /v1/jobs/{job_id}",
+            "path": "/v1/jobs/7",
+            "caller": {"namespace": "default", "scopes": "admin"},
+            "version": 1,
+        }
+
+    def test_and_to_nobody_else(self, miniature: Miniature) -> None:
+        assert miniature.get("/v1/jobs").status_code == 401
+        assert miniature.get("/v1/jobs", "wrong").status_code == 403
+
+    def test_an_open_route_needs_no_key(self, miniature: Miniature) -> None:
+        assert miniature.get("/openapi.json").json()["caller"] is None
+
+    def test_what_no_route_takes_goes_to_the_default_route(self, miniature: Miniature) -> None:
+        answer = miniature.get("/nothing/here")
+        assert (answer.status_code, answer.json()["route"]) == (404, "$default")
+
+    def test_a_browser_may_ask_first(self, miniature: Miniature) -> None:
+        headers = {"Origin": "https://example.com", "Access-Control-Request-Method": "GET"}
+        answer = httpx.options(f"{miniature.stack.api_url}/v1/jobs", headers=headers)
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["access-control-allow-headers"] == "authorization"
+
+
+class TestStreams:
+    def test_records_reach_their_function_and_others_do_not(self, miniature: Miniature) -> None:
+        miniature.put("unwanted", entity="wait")
+        miniature.put("wanted-1", "wanted-2")
+        assert miniature.delivered("wanted-1", "wanted-2")
+        assert miniature.times("unwanted") == 0
+
+    def test_what_fails_once_is_tried_again(self, miniature: Miniature) -> None:
+        miniature.put("fragile", fragile="yes")
+        assert wait_until(lambda: miniature.times("fragile") == 2, 30)
+
+    def test_what_fails_always_ends_in_the_bucket_and_costs_nobody_else(self, miniature: Miniature) -> None:
+        miniature.put("poison", poison="yes")
+        names = [f"after-poison-{index}" for index in range(20)]
+        miniature.put(*names)
+        assert wait_until(lambda: len(miniature.dead_letters()) == 1, 60)
+        assert miniature.delivered(*names)
+        (letter,) = miniature.dead_letters()
+        assert letter["requestContext"]["condition"] == "RetryAttemptsExhausted"
+        (record,) = json.loads(letter["payload"])["Records"]
+        assert record["dynamodb"]["NewImage"]["pk"] == {"S": "poison"}
+        assert record["dynamodb"]["SequenceNumber"] == letter["DDBStreamBatchInfo"]["startSequenceNumber"]
+        health = cloud.health(miniature.home)
+        assert health.well
+        assert health.dead_letters == 1
+
+    def test_a_mapping_that_is_switched_off_is_not_served_until_it_is_on_again(self, miniature: Miniature) -> None:
+        with switched_off(miniature):
+            miniature.put("while-off")
+            assert miniature.times("while-off") == 0
+        assert miniature.delivered("while-off")
+
+
+class switched_off:
+    """The mapping is off within the block, and the pump has noticed."""
+
+    def __init__(self, miniature: Miniature) -> None:
+        self._miniature = miniature
+        (mapping,) = miniature.client("lambda").list_event_source_mappings()["EventSourceMappings"]
+        self._uuid = mapping["UUID"]
+
+    def __enter__(self) -> None:
+        self._set(False)
+        assert wait_until(lambda: not cloud.health(self._miniature.home).readers, 30)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(True)
+
+    def _set(self, enabled: bool) -> None:
+        self._miniature.client("lambda").update_event_source_mapping(UUID=self._uuid, Enabled=enabled)
+
+
+class TestAgain:
+    def test_a_second_up_changes_nothing(self, miniature: Miniature) -> None:
+        before, built = miniature.stack, (miniature.home.directory / "build.log").stat().st_size
+        miniature.up()
+        assert miniature.stack == before
+        assert (miniature.home.directory / "build.log").stat().st_size == built
+
+    def test_after_a_change_it_deploys_and_leaves_the_emulator_alone(self, miniature: Miniature) -> None:
+        before, emulator = miniature.stack, miniature.pid("emulator")
+        handler = miniature.home.root / "functions/api/handler.py"
+        handler.write_text(handler.read_text().replace("VERSION = 1", "VERSION = 2"))
+        miniature.up()
+        assert miniature.get("/v1/jobs", miniature.stack.api_key).json()["version"] == 2
+        assert miniature.stack == before
+        assert miniature.pid("emulator") == emulator
+
+    def test_another_port_is_refused_while_it_runs(self, miniature: Miniature) -> None:
+        with pytest.raises(LocalError, match=str(miniature.port)):
+            cloud.up(miniature.home, port=free_port())
+
+
+class TestRestart:
+    def test_everything_is_kept_and_records_not_yet_consumed_are_delivered_then(self, miniature: Miniature) -> None:
+        miniature.put("before")
+        assert miniature.delivered("before")
+        off = switched_off(miniature)
+        with off:
+            miniature.put("waiting-1", "waiting-2")
+            key, seen = miniature.stack.api_key, miniature.times("before")
+            assert cloud.down(miniature.home)
+            assert not cloud.down(miniature.home)
+            miniature.up()
+        assert miniature.delivered("waiting-1", "waiting-2")
+        assert miniature.stack.api_key == key
+        assert miniature.get("/v1/jobs", key).status_code == 200
+        # What was handled before the stop is not handled again.
+        assert miniature.times("before") == seen
+
+    def test_a_killed_supervisor_loses_nothing(self, miniature: Miniature) -> None:
+        os.kill(miniature.pid("supervisor"), signal.SIGKILL)
+        assert wait_until(lambda: not miniature.home.supervisor.alive, 10)
+        assert not cloud.health(miniature.home).running
+        miniature.put("orphaned-1", "orphaned-2")
+        assert miniature.times("orphaned-1") == 0
+        miniature.up()
+        assert miniature.delivered("orphaned-1", "orphaned-2")
+
+    def test_a_killed_emulator_ends_the_supervisor_and_goes_back_to_the_last_stop(self, miniature: Miniature) -> None:
+        cloud.down(miniature.home)
+        miniature.up()
+        miniature.put("lost")
+        assert miniature.delivered("lost")
+        os.kill(miniature.pid("emulator"), signal.SIGKILL)
+        assert wait_until(lambda: not miniature.home.supervisor.alive, 30)
+        assert "ended by itself" in miniature.home.supervisor_log.read_text()
+        miniature.up()
+        assert miniature.times("lost") == 0
+        miniature.put("afterwards")
+        assert miniature.delivered("afterwards")
+
+
+class TestCommands:
+    @pytest.fixture(autouse=True)
+    def _place(self, miniature: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(miniature.home.root)
+
+    def test_status_says_where_it_is_and_how_it_is(self, miniature: Miniature) -> None:
+        result = CliRunner().invoke(app, ["local", "status"])
+        assert result.exit_code == 0
+        for said in (miniature.stack.api_url, miniature.stack.api_key, "RecorderFunction", "Dead letters: 1"):
+            assert said in result.output
+
+    def test_logs_of_one_function_and_of_an_unknown_one(self, miniature: Miniature) -> None:
+        miniature.get("/openapi.json")
+        result = CliRunner().invoke(app, ["local", "logs"])
+        assert result.exit_code == 0
+        assert "asked for /openapi.json" in result.output
+        assert "START RequestId" not in result.output
+        one = CliRunner().invoke(app, ["local", "logs", miniature.stack.admin_function])
+        assert "made a key" in one.output
+        assert "asked for" not in one.output
+        unknown = CliRunner().invoke(app, ["local", "logs", "nobody"])
+        assert unknown.exit_code == 1
+
+    def test_logs_wait_for_more(self, miniature: Miniature) -> None:
+        from vigil.local import logs
+
+        began = int(time.time() * 1000)
+        lines = logs.lines(miniature.stack, None, since_ms=began, more=lambda: True)
+        miniature.get("/openapi.json?first")
+        assert "asked for" in next(lines).text
+        miniature.get("/openapi.json?second")
+        assert next(lines).at >= began
+
+
+def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(LocalError, match="taken by another program"):
+            cloud.up(Home.of(MINIATURE, tmp_path), port=other.getsockname()[1])
+
+
+def test_where_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = CliRunner().invoke(app, ["local", "status"])
+    assert (status.exit_code, "vigil local up" in status.output) == (3, True)
+    down = CliRunner().invoke(app, ["local", "down"])
+    assert (down.exit_code, "not running" in down.output) == (0, True)
+    logs = CliRunner().invoke(app, ["local", "logs"])
+    assert logs.exit_code == 1

@@ -1,0 +1,203 @@
+"""What the emulator does wrong, and that a correction mends it: each test shows the fault first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ministack.core import lambda_runtime
+from ministack.core.persistence import _json_default, _json_object_hook
+from ministack.services import dynamodb, lambda_svc
+
+from vigil.local import corrections
+
+
+@pytest.fixture(autouse=True)
+def _uncorrected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test lays over the emulator is gone after it, and so is all that it stored."""
+    for module, name in [
+        (dynamodb, "get_state"),
+        (dynamodb, "load_persisted_state"),
+        (dynamodb, "_emit_stream_event"),
+        (lambda_svc, "_poll_dynamodb_streams"),
+        (lambda_svc, "_resolve_layer_zip"),
+        (lambda_runtime.Worker, "_spawn"),
+    ]:
+        monkeypatch.setattr(module, name, getattr(module, name))
+    dynamodb.reset()
+    yield
+    dynamodb.reset()
+
+
+def call(action: str, **request: Any) -> None:
+    headers = {"x-amz-target": f"DynamoDB_20120810.{action}"}
+    status, _, body = asyncio.run(dynamodb.handle_request("POST", "/", headers, json.dumps(request).encode(), {}))
+    assert status == 200, body
+
+
+def table_with_one_item() -> None:
+    call(
+        "CreateTable",
+        TableName="jobs",
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    )
+    call("PutItem", TableName="jobs", Item={"pk": {"S": "one"}})
+
+
+def restart() -> None:
+    saved = json.dumps(dynamodb.get_state(), default=_json_default)
+    dynamodb.reset()
+    dynamodb.load_persisted_state(json.loads(saved, object_hook=_json_object_hook))
+
+
+def sequences() -> list[str]:
+    return [record["dynamodb"]["SequenceNumber"] for record in dynamodb.stream_records_since("jobs", 0, 10)]
+
+
+class TestStreamRecords:
+    def test_are_lost_with_a_restart(self) -> None:
+        table_with_one_item()
+        restart()
+        assert sequences() == []
+
+    def test_are_kept_with_the_table(self) -> None:
+        corrections.keep_stream_records()
+        table_with_one_item()
+        before = sequences()
+        restart()
+        assert sequences() == before
+        assert len(before) == 1
+        call("PutItem", TableName="jobs", Item={"pk": {"S": "two"}})
+        assert sequences()[:1] == before
+        assert len(sequences()) == 2
+
+    def test_a_state_saved_without_them_still_loads(self) -> None:
+        table_with_one_item()
+        saved = dynamodb.get_state()
+        corrections.keep_stream_records()
+        dynamodb.reset()
+        dynamodb.load_persisted_state(saved)
+        assert sequences() == []
+
+
+def while_there_is_room(pipe: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"." * 65536)
+
+
+class TestBell:
+    def test_rings_for_each_record(self) -> None:
+        ear, bell = os.pipe()
+        os.set_blocking(ear, False)
+        try:
+            table_with_one_item()
+            with pytest.raises(BlockingIOError):
+                os.read(ear, 100)
+            corrections.ring_on_stream_records(bell)
+            call("PutItem", TableName="jobs", Item={"pk": {"S": "two"}})
+            call("PutItem", TableName="jobs", Item={"pk": {"S": "three"}})
+            assert len(os.read(ear, 100)) == 2
+        finally:
+            os.close(ear)
+            os.close(bell)
+
+    def test_neither_a_full_pipe_nor_a_deaf_one_fails_a_write(self) -> None:
+        ear, bell = os.pipe()
+        table_with_one_item()
+        corrections.ring_on_stream_records(bell)
+        try:
+            while_there_is_room(bell)
+            call("PutItem", TableName="jobs", Item={"pk": {"S": "full"}})
+        finally:
+            os.close(ear)
+        call("PutItem", TableName="jobs", Item={"pk": {"S": "deaf"}})
+        os.close(bell)
+        assert len(sequences()) == 3
+
+
+class TestMappings:
+    def test_are_left_to_the_pump(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looked: list[str] = []
+        monkeypatch.setattr(lambda_svc, "_iter_all_esms", lambda: looked.append("mappings") or [])
+        assert lambda_svc._poll_dynamodb_streams() is False
+        assert looked == ["mappings"]
+        corrections.serve_no_streams()
+        assert lambda_svc._poll_dynamodb_streams() is False
+        assert looked == ["mappings"]
+
+
+# The emulator leaves the pipes of a process that it ends to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+class TestLayers:
+    FUNCTION = "from shared import WORD\n\ndef handler(event, context):\n    print(WORD)\n    return WORD\n"
+    CONFIG: dict[str, Any] = {  # noqa: RUF012
+        "FunctionName": "f",
+        "FunctionArn": "arn:aws:lambda:us-east-1:000000000000:function:f",
+        "Runtime": "python3.11",
+        "Handler": "handler.handler",
+        "Role": "arn:aws:iam::000000000000:role/r",
+        "Layers": [{"Arn": "arn:aws:lambda:us-east-1:000000000000:layer:l:1"}],
+        "Environment": {"Variables": {"OWN": "1"}},
+    }
+
+    @pytest.fixture
+    def workers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+        layer = self.zipped("python/shared.py", 'WORD = "from the layer"\n')
+        monkeypatch.setattr(lambda_svc, "_resolve_layer_zip", lambda _: layer)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setenv("GATEWAY_PORT", "1")
+        code = self.zipped("handler.py", self.FUNCTION)
+        workers = [lambda_runtime.Worker("f", dict(self.CONFIG), code) for _ in range(2)]
+        yield workers
+        for worker in workers:
+            worker.kill()
+
+    @staticmethod
+    def zipped(name: str, content: str) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(name, content)
+        return file.getvalue()
+
+    def answers(self, workers: list[Any]) -> list[Any]:
+        return [worker.invoke({}, "request")["result"] for worker in workers]
+
+    def test_are_unpacked_for_each_process(self, workers: list[Any], tmp_path: Path) -> None:
+        assert self.answers(workers) == ["from the layer"] * 2
+        assert len(list(tmp_path.rglob("shared.py"))) == 2
+
+    def test_are_unpacked_once(self, workers: list[Any], tmp_path: Path) -> None:
+        corrections.share_layers()
+        assert self.answers(workers) == ["from the layer"] * 2
+        assert len(list(tmp_path.rglob("shared.py"))) == 1
+        assert [worker.config for worker in workers] == [self.CONFIG] * 2
+
+    def test_are_unpacked_once_by_many_at_once(self, workers: list[Any], tmp_path: Path) -> None:
+        corrections.share_layers()
+        threads = [threading.Thread(target=worker.invoke, args=({}, "request")) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(list(tmp_path.rglob("shared.py"))) == 1
+
+
+def test_another_version_of_the_emulator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    corrections.check_version()
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "9.9.9")
+    with pytest.raises(RuntimeError, match=r"9\.9\.9"):
+        corrections.check_version()

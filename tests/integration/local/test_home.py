@@ -1,0 +1,114 @@
+"""Which process is alive, told by a lock and not by a file that may be stale."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vigil.local.errors import LocalError
+from vigil.local.home import Home, ProcessFile, read_json, tail, wait_until, write_json
+from vigil.local.stack import Stack
+
+CLAIM = """
+import pathlib, sys
+from vigil.local.home import ProcessFile
+role = ProcessFile(pathlib.Path(sys.argv[1]))
+print(role.claim(port=4711), flush=True)
+sys.stdin.read()
+"""
+
+
+def claimant(path: Path) -> subprocess.Popen[str]:
+    source = Path(__file__).parents[3] / "src"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(source)},
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def test_a_role_is_held_for_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    role = ProcessFile(tmp_path / "role.pid")
+    assert not role.alive
+    with claimant(tmp_path / "role.pid") as process:
+        assert role.holder() == {"pid": process.pid, "port": 4711}
+        assert not role.claim()
+        process.kill()
+        process.wait()
+        # The file is still there, and says what is no longer true.
+        assert (tmp_path / "role.pid").read_text()
+        assert not role.alive
+        assert role.claim(port=1)
+        assert role.alive
+        role.release()
+        assert not role.alive
+
+
+def test_looking_does_not_keep_another_from_claiming(tmp_path: Path) -> None:
+    path = tmp_path / "role.pid"
+    path.touch()
+    looking = [ProcessFile(path) for _ in range(50)]
+    assert not any(role.alive for role in looking)
+    with claimant(path) as process:
+        assert all(role.alive for role in looking)
+        process.kill()
+
+
+def test_a_file_is_replaced_in_one_step_and_kept_private(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "stack.json"
+    assert read_json(file) is None
+    write_json(file, {"a": 1}, mode=0o600)
+    write_json(file, {"a": 2}, mode=0o600)
+    assert read_json(file) == {"a": 2}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in file.parent.iterdir()] == ["stack.json"]
+
+
+def test_a_running_cloud_is_not_wiped(tmp_path: Path) -> None:
+    home = Home.of(tmp_path)
+    assert home.directory == tmp_path / ".local"
+    role = home.supervisor
+    assert role.claim(port=1)
+    with pytest.raises(LocalError, match="vigil local down"):
+        home.wipe()
+    assert home.directory.exists()
+    role.release()
+
+
+def test_a_stopped_one_is(tmp_path: Path) -> None:
+    home = Home.of(tmp_path, tmp_path / "elsewhere")
+    write_json(home.stack_file, {})
+    home.wipe()
+    assert not home.directory.exists()
+    home.wipe()
+
+
+def test_the_tail_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert tail(log) == ""
+    log.write_text("one\ntwo\nthree\n")
+    assert tail(log, 2) == "two\nthree"
+
+
+def test_waiting_ends_with_the_condition_or_with_the_time() -> None:
+    seen = iter([False, False, True])
+    assert wait_until(lambda: next(seen), 10, interval_s=0)
+    began = time.monotonic()
+    assert not wait_until(lambda: False, 0.05, interval_s=0.01)
+    assert time.monotonic() - began >= 0.05
+
+
+def test_a_stack_file_of_another_version_says_what_to_do(tmp_path: Path) -> None:
+    assert Stack.read(tmp_path / "none.json") is None
+    write_json(tmp_path / "stack.json", {"api_url": "http://localhost"})
+    with pytest.raises(LocalError, match="vigil local up"):
+        Stack.read(tmp_path / "stack.json")

@@ -1,0 +1,82 @@
+"""What is read from the OpenAPI body that SAM writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vigil.local.errors import LocalError
+from vigil.local.http_api import Authorizer, Route, Wiring, read_body
+
+URI = "arn:${AWS::Partition}:apigateway:${AWS::Region}:lambda:path/2015-03-31/functions/%s/invocations"
+
+
+def route(function: str, **more: Any) -> dict[str, Any]:
+    integration = {"type": "aws_proxy", "uri": {"Fn::Sub": URI % f"${{{function}.Arn}}"}, "payloadFormatVersion": "2.0"}
+    return {"x-amazon-apigateway-integration": integration, **more}
+
+
+def authorizer(**more: Any) -> dict[str, Any]:
+    uri = {"Fn::Sub": [URI % "${__FunctionArn__}", {"__FunctionArn__": {"Fn::GetAtt": ["AuthorizerFunction", "Arn"]}}]}
+    said = {
+        "type": "request",
+        "authorizerUri": uri,
+        "authorizerResultTtlInSeconds": 60,
+        "identitySource": ["$request.header.Authorization"],
+        "authorizerPayloadFormatVersion": "2.0",
+        "enableSimpleResponses": True,
+        **more,
+    }
+    return {"type": "apiKey", "x-amazon-apigateway-authorizer": said}
+
+
+def test_routes_their_functions_and_who_may_call_them() -> None:
+    body = {
+        "x-amazon-apigateway-cors": {"allowOrigins": ["*"]},
+        "components": {"securitySchemes": {"ApiKey": authorizer()}},
+        "paths": {
+            "/v1/jobs": {
+                "get": route("Api", security=[{"ApiKey": []}]),
+                "post": route("Api", security=[{"ApiKey": []}]),
+            },
+            "/openapi.json": {"get": route("Api", security=[{"NONE": []}])},
+            "/any": {"x-amazon-apigateway-any-method": route("Other"), "options": {"responses": {}}},
+            "$default": {"x-amazon-apigateway-any-method": route("Api", security=[{"NONE": []}], isDefaultRoute=True)},
+        },
+    }
+    assert read_body(body) == Wiring(
+        cors={"allowOrigins": ["*"]},
+        authorizers=(
+            Authorizer(
+                name="ApiKey",
+                function="AuthorizerFunction",
+                identity_sources=("$request.header.Authorization",),
+                ttl_s=60,
+                payload_format="2.0",
+                simple_responses=True,
+            ),
+        ),
+        routes=(
+            Route("GET /v1/jobs", "Api", "2.0", "ApiKey"),
+            Route("POST /v1/jobs", "Api", "2.0", "ApiKey"),
+            Route("GET /openapi.json", "Api", "2.0", None),
+            Route("ANY /any", "Other", "2.0", None),
+            Route("$default", "Api", "2.0", None),
+        ),
+    )
+
+
+def test_an_api_without_anything() -> None:
+    assert read_body({"paths": {}}) == Wiring(cors=None, authorizers=(), routes=())
+
+
+def test_an_authorizer_that_would_let_everybody_in_is_refused() -> None:
+    with pytest.raises(LocalError, match="Tokens is a jwt authorizer"):
+        read_body({"components": {"securitySchemes": {"Tokens": authorizer(type="jwt")}}})
+
+
+def test_what_is_no_function_is_refused() -> None:
+    elsewhere = {"x-amazon-apigateway-integration": {"uri": "http://elsewhere"}}
+    with pytest.raises(LocalError, match="http://elsewhere"):
+        read_body({"paths": {"/": {"get": elsewhere}}})

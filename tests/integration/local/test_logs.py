@@ -1,0 +1,46 @@
+"""Log events as lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vigil.local.logs import Line, parse
+
+
+def test_a_structured_line_is_its_message_and_its_facts() -> None:
+    said = {
+        "level": "INFO",
+        "location": "handler:12",
+        "message": "wait closed",
+        "timestamp": "2026-01-01 12:00:00,000+0000",
+        "service": "vigil",
+        "cold_start": True,
+        "function_request_id": "r",
+        "xray_trace_id": "x",
+        "action": "close",
+        "jobs": 3,
+    }
+    assert parse("vigil-matcher", 5, json.dumps(said)) == Line(
+        5, "vigil-matcher", "INFO", "wait closed action=close jobs=3"
+    )
+
+
+def test_an_exception_is_shown_whole() -> None:
+    said = {
+        "level": "ERROR",
+        "message": "failed",
+        "exception": "Traceback …\nKeyError: 'a'",
+        "exception_name": "KeyError",
+    }
+    assert parse("f", 1, json.dumps(said)).text == "failed\nTraceback …\nKeyError: 'a'"
+
+
+@pytest.mark.parametrize("message", ["plain text", '["a"]', '{"no": "message"}', "7"])
+def test_what_is_not_structured_stays_as_it_is(message: str) -> None:
+    assert parse("f", 1, message) == Line(1, "f", "", message)
+
+
+def test_a_message_that_is_no_text() -> None:
+    assert parse("f", 1, json.dumps({"level": "INFO", "message": {"a": 1}})).text == '{"a": 1}'

@@ -1,0 +1,129 @@
+"""What a mapping is read from, what it sends, and what it tells of records that it gave up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.integration.local.streams import BUCKET, FUNCTION, NOON, STREAM, described, mapping, read, records
+from vigil.local.mapping import (
+    FOREVER,
+    PAYLOAD_BYTES,
+    Record,
+    StreamMapping,
+    failure_key,
+    failure_record,
+    payload,
+    take_batch,
+)
+
+
+def test_what_a_mapping_leaves_out_is_as_on_aws() -> None:
+    parsed = StreamMapping.parse(described())
+    assert parsed.maximum_retries == FOREVER
+    assert parsed.maximum_age_s == FOREVER
+    assert parsed.parallelization == 1
+    assert parsed.batching_window_s == 0
+    assert not parsed.bisects
+    assert not parsed.reports_item_failures
+    assert parsed.failure_destination is None
+    assert parsed.patterns == ()
+
+
+def test_no_retries_at_all_are_not_taken_for_endless_ones() -> None:
+    assert mapping(MaximumRetryAttempts=0).maximum_retries == 0
+
+
+@pytest.mark.parametrize(("state", "enabled"), [("Enabled", True), ("Updating", True), ("Disabled", False)])
+def test_a_disabled_mapping_is_not_served(state: str, enabled: bool) -> None:
+    assert mapping(State=state).enabled is enabled
+
+
+def test_a_function_gets_a_record_as_lambda_would_send_it() -> None:
+    found = read(7, NewImage={"pk": {"S": "a"}, "raw": {"B": b"\x00\xff"}, "set": {"BS": [b"\x01"]}})
+    found["userIdentity"] = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
+    (event,) = json.loads(payload([Record.parse(found, mapping())]))["Records"]
+    assert event == {
+        "eventID": "event-7",
+        "eventName": "INSERT",
+        "eventVersion": "1.1",
+        "eventSource": "aws:dynamodb",
+        "awsRegion": "us-east-1",
+        "eventSourceARN": STREAM,
+        "userIdentity": {"type": "Service", "principalId": "dynamodb.amazonaws.com"},
+        "dynamodb": {
+            "ApproximateCreationDateTime": int(NOON.timestamp()),
+            "Keys": {"pk": {"S": "item-7"}, "sk": {"S": "A"}},
+            "NewImage": {"pk": {"S": "a"}, "raw": {"B": "AP8="}, "set": {"BS": ["AQ=="]}},
+            "SequenceNumber": "7",
+            "SizeBytes": 26,
+            "StreamViewType": "NEW_AND_OLD_IMAGES",
+        },
+    }
+
+
+def test_records_of_one_partition_key_belong_together() -> None:
+    first = Record.parse(read(1, Keys={"pk": {"S": "a"}, "sk": {"S": "A"}}), mapping())
+    second = Record.parse(read(2, Keys={"pk": {"S": "a"}, "sk": {"S": "B"}}), mapping())
+    assert first.partition == second.partition != records(3)[2].partition
+
+
+def test_a_batch_is_closed_by_its_size() -> None:
+    assert [record.sequence for record in take_batch(records(5), 3)] == ["1", "2", "3"]
+    assert len(take_batch(records(2), 3)) == 2
+
+
+def test_a_batch_is_closed_before_an_invocation_would_be_too_large() -> None:
+    def large(sequence: int) -> dict[str, Any]:
+        return read(sequence, NewImage={"text": {"S": "ä" * (400_000 // 2)}})
+
+    many = [Record.parse(large(sequence), mapping()) for sequence in range(40)]
+    batch = take_batch(many, 40)
+    assert len(payload(batch).encode()) <= PAYLOAD_BYTES < len(payload(many[: len(batch) + 1]).encode())
+
+
+def test_a_record_that_is_too_large_alone_is_sent_all_the_same() -> None:
+    large = Record.parse(read(1, NewImage={"text": {"S": "a" * (PAYLOAD_BYTES + 1)}}), mapping())
+    assert take_batch([large, *records(1)], 10) == [large]
+
+
+def test_the_failure_destination_is_told_as_aws_tells_it() -> None:
+    told = failure_record(
+        mapping(),
+        "shardId-1",
+        records(2),
+        condition="RetryAttemptsExhausted",
+        invocations=3,
+        function_error="Unhandled",
+        now=NOON,
+    )
+    request_id = told["requestContext"].pop("requestId")
+    assert len(request_id) == 36
+    assert told == {
+        "requestContext": {
+            "functionArn": FUNCTION,
+            "condition": "RetryAttemptsExhausted",
+            "approximateInvokeCount": 3,
+        },
+        "responseContext": {"statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled"},
+        "version": "1.0",
+        "timestamp": "2026-01-01T12:00:00.000Z",
+        "DDBStreamBatchInfo": {
+            "shardId": "shardId-1",
+            "startSequenceNumber": "1",
+            "endSequenceNumber": "2",
+            "approximateArrivalOfFirstRecord": "2026-01-01T12:00:00Z",
+            "approximateArrivalOfLastRecord": "2026-01-01T12:00:00Z",
+            "batchSize": 2,
+            "streamArn": STREAM,
+        },
+    }
+
+
+def test_its_object_is_named_as_aws_names_it() -> None:
+    assert mapping().failure_destination == BUCKET
+    prefix = "aws/lambda/99297037-1073-46e2-8ff8-edf56ea5aa5c/shardId-1/2026/01/01/2026-01-01T12.00.00-"
+    assert failure_key(mapping(), "shardId-1", NOON).startswith(prefix)
+    assert failure_key(mapping(), "shardId-1", NOON) != failure_key(mapping(), "shardId-1", NOON)

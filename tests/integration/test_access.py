@@ -1,0 +1,264 @@
+"""Keys and tickets from their creation to their end, on moto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from botocore.stub import Stubber
+from moto import mock_aws
+
+from tests.support.table import TABLE_NAME, create_table
+from vigil_core.domain.access import Access, ApiKey, Scope, Token
+from vigil_core.domain.errors import Forbidden, ValidationFailed
+from vigil_core.services.authenticate import Authenticate
+from vigil_core.services.manage_keys import ManageKeys
+from vigil_core.services.tickets import IssueTicket
+from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.table import DynamoTable, Page, Table
+from vigil_core.store.tickets import TicketStore
+
+NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+class World:
+    """The services over one table, with a clock that the test moves and ids that count."""
+
+    def __init__(self, table: Table) -> None:
+        self.now = NOON
+        self.closed: list[tuple[str, str]] = []
+        numbers = count(1)
+        api_keys, tickets = ApiKeyStore(table), TicketStore(table)
+        self.keys = ManageKeys(
+            api_keys=api_keys,
+            disconnect=self._disconnect,
+            now=lambda: self.now,
+            random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
+        )
+        self.tickets = tickets
+        self.issue = IssueTicket(
+            tickets=tickets, now=lambda: self.now, random_hex=lambda size: f"{next(numbers):0{2 * size}x}"
+        )
+        self.authenticate = Authenticate(api_keys=api_keys, tickets=tickets, now=lambda: self.now)
+
+    def _disconnect(self, namespace: str, key_id: str) -> int:
+        # The mark must already be there when the sockets are looked for.
+        assert next(key for key in self.keys.list(namespace) if key.key_id == key_id).revoked
+        self.closed.append((namespace, key_id))
+        return 2
+
+    def key(self, namespace: str = "demo", scopes: list[str] | None = None) -> tuple[ApiKey, Token]:
+        return self.keys.create(namespace, scopes or ["submit"], "build farm")
+
+    def access(self, token: Token) -> Access | None:
+        return self.authenticate.by_header(f"Bearer {token.text()}")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with mock_aws():
+        yield World(create_table())
+
+
+def raw_rows() -> list[dict[str, Any]]:
+    return boto3.client("dynamodb").scan(TableName=TABLE_NAME)["Items"]
+
+
+def test_a_key_opens_its_namespace_with_its_scopes(world: World) -> None:
+    key, token = world.key("demo", ["submit", "work"])
+    assert world.access(token) == Access(
+        namespace="demo", scopes=frozenset({Scope.SUBMIT, Scope.WORK}), key_id=key.key_id
+    )
+
+
+def test_the_secret_is_nowhere_in_the_table(world: World) -> None:
+    _, token = world.key()
+    ticket, _ = world.issue(Access(namespace="demo", scopes=frozenset({Scope.READ}), key_id=token.id))
+    (key_row, ticket_row) = sorted(map(str, raw_rows()), key=len)
+    for row in (key_row, ticket_row):
+        assert token.secret not in row
+        assert ticket.secret not in row
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  "])
+def test_the_scheme_is_read_in_any_case(world: World, scheme: str) -> None:
+    _, token = world.key()
+    assert world.authenticate.by_header(scheme + token.text()) is not None
+
+
+def test_what_is_not_quite_the_key_opens_nothing(world: World) -> None:
+    _, token = world.key("demo")
+    world.key("other")
+    text = token.text()
+    wrong_secret = Token(kind=token.kind, namespace=token.namespace, id=token.id, secret="f" * 64)
+    wrong_namespace = Token(kind=token.kind, namespace="other", id=token.id, secret=token.secret)
+    unknown = Token(kind=token.kind, namespace="demo", id="f" * 16, secret=token.secret)
+    for header in (
+        None,
+        7,
+        b"Bearer " + text.encode(),
+        "",
+        text,
+        f"Basic {text}",
+        "Bearer",
+        "Bearer ",
+        f"Bearer {text}x",
+        f"Bearer {text},Bearer {text}",
+        f"Bearer {text.upper()}",
+        f"Bearer {wrong_secret.text()}",
+        f"Bearer {wrong_namespace.text()}",
+        f"Bearer {unknown.text()}",
+        "Bearer " + "x" * 1_000_000,
+        "Bearer vgl_" + "a" * 1_000_000,
+        "Bearer \ud800\x00\u202e",
+    ):
+        assert world.authenticate.by_header(header) is None, header
+
+
+def test_a_revoked_key_opens_nothing_and_closes_its_sockets(world: World) -> None:
+    key, token = world.key()
+    world.now += timedelta(hours=1)
+    revoked, closed = world.keys.revoke("demo", key.key_id)
+    assert (revoked.revoked_at, closed, world.closed) == (world.now, 2, [("demo", key.key_id)])
+    assert world.access(token) is None
+
+
+def test_revoking_again_changes_nothing_but_looks_for_sockets_again(world: World) -> None:
+    key, _ = world.key()
+    first, _ = world.keys.revoke("demo", key.key_id)
+    world.now += timedelta(hours=1)
+    second, _ = world.keys.revoke("demo", key.key_id)
+    assert second == first
+    assert len(world.closed) == 2
+
+
+@pytest.mark.parametrize("key_id", ["f" * 16, "", None, 7, ["x"]])
+def test_revoking_what_is_not_there_names_the_field(world: World, key_id: object) -> None:
+    world.key("demo")
+    with pytest.raises(ValidationFailed) as refused:
+        world.keys.revoke("demo", key_id)
+    assert [problem.pointer for problem in refused.value.problems] == ["/key_id"]
+    assert len(raw_rows()) == 1
+
+
+def test_a_key_of_another_namespace_is_not_there(world: World) -> None:
+    key, token = world.key("demo")
+    with pytest.raises(ValidationFailed):
+        world.keys.revoke("other", key.key_id)
+    assert world.access(token) is not None
+
+
+def test_keys_are_listed_oldest_first_and_by_namespace(world: World) -> None:
+    made = []
+    for _ in range(3):
+        made.append(world.key("demo")[0])
+        world.now += timedelta(seconds=1)
+    world.key("demo-2")
+    world.keys.revoke("demo", made[0].key_id)
+    listed = world.keys.list("demo")
+    assert [key.key_id for key in listed] == [key.key_id for key in made]
+    assert [key.revoked for key in listed] == [True, False, False]
+    assert world.keys.list("nobody") == []
+
+
+def test_more_keys_than_one_page_are_all_listed(world: World) -> None:
+    for _ in range(30):
+        world.keys.create("demo", ["read"], "n" * 128)
+    paged = _SevenRowsAPage(boto3.client("dynamodb"), TABLE_NAME)
+    assert len(ApiKeyStore(paged).find_all("demo")) == 30
+
+
+class _SevenRowsAPage(DynamoTable):
+    def query_page(self, pk: str, **bounds: Any) -> Page:
+        return super().query_page(pk, **{**bounds, "limit": 7})
+
+
+def test_a_ticket_opens_once_with_the_rights_of_the_key(world: World) -> None:
+    _, token = world.key("demo", ["read"])
+    access = world.access(token)
+    assert access is not None
+    ticket, expires_at = world.issue(access)
+    assert expires_at == NOON + timedelta(seconds=60)
+    assert ticket.text().startswith("vgt_demo_")
+    assert world.authenticate.by_ticket(ticket.text()) == access
+    assert world.authenticate.by_ticket(ticket.text()) is None
+    assert len(raw_rows()) == 1
+
+
+def test_of_two_who_use_a_ticket_at_once_one_gets_in(world: World) -> None:
+    _, token = world.key()
+    access = world.access(token)
+    assert access is not None
+    text, _ = world.issue(access)
+    ticket = world.tickets.find("demo", text.id)
+    assert ticket is not None
+    assert [world.tickets.spend(ticket), world.tickets.spend(ticket)] == [True, False]
+
+
+@pytest.mark.parametrize(("after_s", "opens"), [(59.9, True), (60, False), (3600, False)])
+def test_a_ticket_lasts_a_minute(world: World, after_s: float, opens: bool) -> None:
+    _, token = world.key()
+    access = world.access(token)
+    assert access is not None
+    ticket, _ = world.issue(access)
+    world.now += timedelta(seconds=after_s)
+    assert (world.authenticate.by_ticket(ticket.text()) is not None) is opens
+
+
+def test_a_ticket_dies_with_its_key(world: World) -> None:
+    key, token = world.key()
+    access = world.access(token)
+    assert access is not None
+    ticket, _ = world.issue(access)
+    world.keys.revoke("demo", key.key_id)
+    assert world.authenticate.by_ticket(ticket.text()) is None
+
+
+def test_a_wrong_secret_does_not_use_a_ticket_up(world: World) -> None:
+    _, token = world.key()
+    access = world.access(token)
+    assert access is not None
+    ticket, _ = world.issue(access)
+    guess = Token(kind=ticket.kind, namespace=ticket.namespace, id=ticket.id, secret="f" * 64)
+    assert world.authenticate.by_ticket(guess.text()) is None
+    assert world.authenticate.by_ticket(ticket.text()) == access
+
+
+def test_a_key_is_no_ticket_and_a_ticket_no_key(world: World) -> None:
+    _, token = world.key()
+    access = world.access(token)
+    assert access is not None
+    ticket, _ = world.issue(access)
+    assert world.authenticate.by_ticket(token.text()) is None
+    assert world.access(ticket) is None
+
+
+def test_a_ticket_needs_the_right_to_read(world: World) -> None:
+    with pytest.raises(Forbidden):
+        world.issue(Access(namespace="demo", scopes=frozenset(), key_id="k"))
+    assert raw_rows() == []
+
+
+def test_an_outage_is_no_wrong_key() -> None:
+    client = boto3.client("dynamodb")
+    table = DynamoTable(client, TABLE_NAME)
+    authenticate = Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    with Stubber(client) as stub:
+        stub.add_client_error("get_item", "InternalServerError", http_status_code=500)
+        with pytest.raises(ClientError):
+            authenticate.by_header(f"Bearer vgl_demo_{'0' * 16}_{'0' * 64}")
+
+
+def test_garbage_costs_no_request() -> None:
+    """A stranger without a well-formed token cannot make Vigil pay for reads."""
+    client = boto3.client("dynamodb")
+    table = DynamoTable(client, TABLE_NAME)
+    authenticate = Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    with Stubber(client):
+        assert authenticate.by_header("Bearer nonsense") is None
+        assert authenticate.by_ticket("nonsense") is None

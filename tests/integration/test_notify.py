@@ -1,0 +1,413 @@
+"""What happened is told: to whom, in which order, how often, and whatever fails meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.support.live import Live, envelopes, stored, types
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.events import MAX_ANSWER_BYTES
+from vigil_core.domain.jsontext import dumps
+from vigil_core.services import change_job
+from vigil_core.services.notify import NotTaken, events_of
+from vigil_core.store.stream import StreamRecord
+from vigil_core.store.table import DynamoTable
+from vigil_core.store.waits import WaitStore
+
+
+@pytest.fixture
+def live(world: World, table: DynamoTable) -> Live:
+    return Live(world, table)
+
+
+class TestJobs:
+    def test_every_version_is_told_in_order_under_its_own_id(self, live: Live) -> None:
+        live.connect()
+        job = live.world.job()
+        live.subscribe(f"job:{job}")
+        live.world.do(change_job.start, job)
+        live.world.report(job, stage="boot", milestones=["up"])
+        live.world.do(change_job.cancel, job)
+        live.world.fail(job)
+        live.world.do(change_job.retry, job)
+        live.world.do(change_job.cancel, job)
+        live.world.delete(job)
+        told = live.news()
+        # The creation came before the subscription, but the notifier had not told of it yet.
+        assert types(told) == [
+            "job.created", "job.started", "job.updated", "job.cancel_requested", "job.cancelled", "job.retried",
+            "job.cancelled", "job.deleted",
+        ]  # fmt: skip
+        assert [frame["id"] for frame in told] == ["s1"] * 8
+        assert [envelope["id"] for envelope in envelopes(told)] == [f"{job}.{version}" for version in range(1, 9)]
+
+    def test_the_envelope(self, live: Live) -> None:
+        live.connect()
+        live.subscribe("namespace")
+        job = live.world.job(name="nightly", queue="lab", priority="high", trace_id="t", correlation_id="c")
+        live.world.do(change_job.start, job)
+        live.world.report(job, stage="boot")
+        live.world.complete(job, health="degraded")
+        started, completed = envelopes(live.news())[1::2]
+        assert completed == {
+            "specversion": "1.0",
+            "id": f"{job}.4",
+            "source": f"/vigil/{NAMESPACE}",
+            "type": "vigil.job.completed",
+            "subject": job,
+            "time": "2026-01-31T09:00:00.000Z",
+            "datacontenttype": "application/json",
+            "data": {
+                "job_id": job,
+                "job_type": "test",
+                "name": "nightly",
+                "queue": "lab",
+                "priority": "high",
+                "trace_id": "t",
+                "correlation_id": "c",
+                "created_at": "2026-01-31T09:00:00.000Z",
+                "version": 4,
+                "from": {"status": "running", "job_stage": "boot"},
+                "status": "completed",
+                "job_stage": "complete",
+                "job_health": "degraded",
+                "by": KEY,
+                "why": "degraded",
+            },
+        }
+        assert started["data"]["from"] == {"status": "pending", "job_stage": "submit"}
+        assert started["data"]["job_health"] is None
+
+    def test_progress_alone_is_told_to_sockets_and_never_to_sns(self, live: Live) -> None:
+        live.connect()
+        job = live.world.running()
+        live.subscribe(f"job:{job}")
+        live.run_notifier()
+        live.world.report(job, progress=Decimal("0.5"), message="half")
+        live.world.report(job, progress=Decimal("0.75"))
+        first, second = envelopes(live.news())
+        assert (first["type"], first["id"]) == ("vigil.job.progress", f"{job}.2.1")
+        assert first["data"] == {
+            "job_id": job, "job_type": "test", "queue": "default", "attempt": 1, "version": 2,
+            "progress": Decimal("0.5"), "message": "half",
+        }  # fmt: skip
+        assert (second["id"], second["data"]["progress"]) == (f"{job}.2.2", Decimal("0.75"))
+        live.world.report(job, progress=Decimal("0.8"))
+        live.run_notifier(all_changes=True)
+        assert live.announced.events == []
+
+    def test_progress_that_comes_with_a_change_is_told_besides(self, live: Live) -> None:
+        live.connect()
+        job = live.world.running()
+        live.subscribe(f"job:{job}")
+        live.world.report(job, progress=Decimal("0.25"))
+        live.run_notifier()
+        live.world.report(job, stage="boot", progress=Decimal("0.5"), message="booted")
+        live.world.report(job, stage="setup")
+        told = envelopes(live.news())
+        assert [envelope["id"] for envelope in told] == [f"{job}.3", f"{job}.3.1", f"{job}.4"]
+        assert told[1]["data"] | {"progress": Decimal("0.5"), "message": "booted"} == told[1]["data"]
+
+    def test_by_queue_and_namespace_and_no_further(self, live: Live, table: DynamoTable) -> None:
+        for connection, topic in (("c1", "queue:lab"), ("c2", "queue:default"), ("c3", "namespace")):
+            live.connect(connection)
+            live.subscribe(topic, connection_id=connection)
+        live.world.job(queue="lab")
+        live.run_notifier()
+        assert [types(live.heard(c)[1:]) for c in ("c1", "c2", "c3")] == [["job.created"], [], ["job.created"]]
+
+    def test_a_subscription_hears_once_of_what_concerns_two_of_its_topics(self, live: Live) -> None:
+        live.connect()
+        job = live.world.running()
+        live.run_notifier()
+        live.subscribe(f"job:{job}", "namespace")
+        live.say({"action": "subscribe", "id": "s2", "topics": ["queue:default"]})
+        live.world.complete(job)
+        assert [(f["id"], f["data"]["id"]) for f in live.news()] == [("s1", f"{job}.3"), ("s2", f"{job}.3")]
+
+    def test_other_namespaces_hear_nothing(self, live: Live) -> None:
+        live.connect()
+        live.subscribe("namespace", "queue:default")
+        job = live.world.job()
+        (record,) = [r for r in live.records() if r.new() is not None and r.key.pk == f"{NAMESPACE}#job#{job}"]
+        foreign = replace(record, change={**record.change, "NewImage": {
+            **record.change["NewImage"], "namespace": {"S": "others"},
+        }})  # fmt: skip
+        assert not live.run_notifier([foreign]).failed
+        assert types(live.heard()[1:]) == []
+
+
+class TestWaits:
+    def test_a_met_wait_is_told_with_its_answer(self, live: Live) -> None:
+        live.connect()
+        job = live.world.running(fields={"root": "/r"})
+        answer = live.world.wait({job: {"job_stage": "boot"}}, wait_options={"get_fields": {"root": None}})
+        live.subscribe(f"wait:{answer['wait_id']}")
+        live.world.report(job, stage="boot")
+        live.world.run_matcher()
+        (told,) = envelopes(live.news())
+        assert told["type"] == "vigil.wait.met"
+        assert (told["id"], told["subject"]) == (f"{answer['wait_id']}.2", answer["wait_id"])
+        assert told["data"] == live.world.show(answer)
+        assert told["data"]["waited_jobs"] == {job: {"job_stage": "boot", "root": "/r"}}
+        (announced,) = live.announced.events
+        assert announced.envelope() == told
+        assert announced.attributes == {"wait_id": answer["wait_id"]}
+
+    def test_a_wait_met_at_once_is_told_too(self, live: Live) -> None:
+        live.world.wait({live.world.running(): {"status": "running"}})
+        live.run_notifier()
+        assert [event.type for event in live.announced.events] == ["vigil.wait.met"]
+
+    def test_without_sns_only_sockets_hear(self, live: Live) -> None:
+        live.connect()
+        live.subscribe("namespace")
+        job = live.world.running()
+        live.world.wait({job: {"status": "running"}}, wait_options={"notify": {"sns": False}})
+        assert types(live.news()) == ["job.created", "job.started", "wait.met"]
+        assert live.announced.events == []
+
+    @pytest.mark.parametrize("inline", [True, False])
+    def test_an_expired_wait_is_told_alike_whenever_it_is_told(
+        self, live: Live, table: DynamoTable, inline: bool
+    ) -> None:
+        live.connect()
+        jobs = [live.world.running() for _ in range(2 if inline else 6)]
+        answer = live.world.wait(dict.fromkeys(jobs), wait_options={"expires_in": 60})
+        live.subscribe(f"wait:{answer['wait_id']}")
+        live.run_notifier()
+        live.world.complete(jobs[0])
+        live.world.run_matcher()
+        live.world.pass_time(61)
+        live.world.sweep()
+        records = live.records()
+        live.run_notifier(records)
+        live.world.complete(jobs[1])
+        live.run_notifier(records)
+        first, second = envelopes(live.heard()[1:])
+        assert first == second
+        assert first["type"] == "vigil.wait.expired"
+        assert first["data"]["waited_jobs"] == {jobs[0]: {"job_stage": "complete"}}
+        assert first["data"]["unmet_jobs"] == {job: {"job_stage": None, "reason": "expired"} for job in jobs[1:]}
+
+    def test_a_long_answer_becomes_counts_and_a_link(self, live: Live) -> None:
+        long = "x" * MAX_ANSWER_BYTES
+        job = live.world.running(fields={"log": long})
+        answer = live.world.wait({job: {"status": "running"}}, wait_options={"get_fields": {"log": None}})
+        live.run_notifier()
+        (event,) = live.announced.events
+        assert event.data == {
+            "wait_id": answer["wait_id"],
+            "status": "met",
+            "counts": {"total": 1, "met": 1, "unmet": 0},
+            "created_at": "2026-01-31T09:00:00.000Z",
+            "expires_at": "2026-02-01T09:00:00.000Z",
+            "ended_at": "2026-01-31T09:00:00.000Z",
+            "truncated": True,
+            "wait_url": f"/v1/waits/{answer['wait_id']}",
+        }
+
+    def test_a_wide_answer_is_not_even_read(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+        jobs = [live.world.running() for _ in range(300)]
+        live.world.wait({job: {"status": "running"} for job in jobs})
+        monkeypatch.setattr(WaitStore, "outcomes", lambda *_, **__: pytest.fail("read"))
+        live.run_notifier()
+        (event,) = live.announced.events
+        assert (event.data["counts"], event.data["truncated"]) == ({"total": 300, "met": 300, "unmet": 0}, True)
+
+
+class TestSns:
+    def test_endings_only_unless_everything_is_asked_for(self, live: Live) -> None:
+        for end in (live.world.complete, live.world.fail):
+            end(live.world.running())
+        live.world.do(change_job.cancel, live.world.job())
+        records = live.records()
+        live.run_notifier(records)
+        endings = ["vigil.job.completed", "vigil.job.failed", "vigil.job.cancelled"]
+        assert [event.type for event in live.announced.events] == endings
+        live.announced.events.clear()
+        live.run_notifier(records, all_changes=True)
+        assert len(live.announced.events) == 8
+
+    def test_attributes(self, live: Live) -> None:
+        job = live.world.running(job_type="spark")
+        live.world.complete(job)
+        live.run_notifier()
+        (event,) = live.announced.events
+        assert event.attributes == {"job_type": "spark", "job_id": job}
+
+    def test_what_sns_does_not_take_comes_again(self, live: Live) -> None:
+        kept, refused = live.world.running(), live.world.running()
+        live.world.complete(kept)
+        live.world.complete(refused)
+        live.announced.refused_ids = {f"{refused}.3"}
+        records = live.records()
+        told = live.run_notifier(records)
+        (failed,) = [r for r in records if r.sequence_number in told.failed]
+        assert failed.key.pk == f"{NAMESPACE}#job#{refused}"
+        assert isinstance(told.failed[failed.sequence_number], NotTaken)
+
+
+class TestFaults:
+    def test_a_record_that_comes_again_is_told_alike(self, live: Live) -> None:
+        live.connect()
+        live.subscribe("namespace")
+        job = live.world.running()
+        live.world.report(job, stage="boot")
+        live.world.complete(job)
+        records = live.records()
+        live.run_notifier(records)
+        live.run_notifier(records)
+        told = envelopes(live.heard()[1:])
+        assert told[:4] == told[4:]
+        assert len({envelope["id"] for envelope in told}) == 4
+
+    def test_a_record_that_cannot_be_read_fails_alone(self, live: Live) -> None:
+        live.connect()
+        live.subscribe("namespace")
+        live.world.job()
+        live.world.job()
+        first, *rest = [r for r in live.records() if "#job#" in r.key.pk]
+        broken = [
+            StreamRecord(sequence_number="1", change={**first.change, "NewImage": {"entity": {"S": "job"}}}),
+            StreamRecord(sequence_number="2", change={**first.change, "NewImage": {"entity": {"X": "job"}}}),
+        ]
+        told = live.run_notifier([*broken[:1], *rest, *broken[1:]])
+        assert list(told.failed) == ["1", "2"]
+        assert types(live.heard()[1:]) == ["job.created"]
+
+    def test_a_gone_socket_is_forgotten_whole_and_fails_nothing(self, live: Live, table: DynamoTable) -> None:
+        live.connect("gone")
+        live.connect("here")
+        job = live.world.running()
+        live.run_notifier()
+        for connection in ("gone", "here"):
+            live.subscribe(f"job:{job}", "namespace", "queue:default", connection_id=connection)
+        live.sockets.gone.add("gone")
+        live.world.complete(job)
+        assert types(live.news("here")) == ["job.completed"]
+        assert not [row for row in stored(table) if "gone" in row["pk"]["S"] + row["sk"]["S"]]
+        assert len([row for row in stored(table) if "here" in row["pk"]["S"] + row["sk"]["S"]]) == 6
+
+    def test_a_socket_that_fails_costs_the_others_nothing(self, live: Live) -> None:
+        live.connect("bad")
+        live.connect("good")
+        job, other = live.world.running(), live.world.running()
+        live.run_notifier()
+        live.subscribe(f"job:{job}", connection_id="bad")
+        live.subscribe("namespace", connection_id="good")
+        live.sockets.failing.add("bad")
+        live.world.complete(job)
+        live.world.complete(other)
+        records = live.records()
+        told = live.run_notifier(records)
+        assert types(live.heard("good")[1:]) == ["job.completed", "job.completed"]
+        assert len(live.announced.events) == 2
+        (failed,) = [r for r in records if r.sequence_number in told.failed]
+        assert failed.key.pk == f"{NAMESPACE}#job#{job}"
+        live.sockets.failing.clear()
+        assert not live.run_notifier([failed]).failed
+        assert types(live.heard("bad")[1:]) == ["job.completed"]
+
+    def test_subscribers_that_cannot_be_read_fail_what_concerns_them(
+        self, live: Live, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        live.world.job(queue="lab")
+        live.world.job(queue="default")
+        records = [r for r in live.records() if "#job#" in r.key.pk]
+        read = live.ctx.connections.subscribers
+
+        def throttled(namespace: str, topic: str) -> Any:
+            if topic == "queue:lab":
+                raise ConnectionError
+            return read(namespace, topic)
+
+        monkeypatch.setattr(live.ctx.connections, "subscribers", throttled)
+        assert list(live.run_notifier(records).failed) == [records[0].sequence_number]
+
+    def test_rows_that_say_nothing(self, live: Live) -> None:
+        job = live.world.running()
+        live.world.wait({job: None})
+        live.world.run_matcher()
+        records = [r for r in live.records() if "#job#" not in r.key.pk]
+        assert len(records) > 3
+        assert [events_of(live.ctx, record) for record in records] == [[]] * len(records)
+
+    def test_removal_is_no_news(self, live: Live, table: DynamoTable) -> None:
+        job = live.world.running()
+        live.world.report(job, message="hello")
+        live.records()
+        live.ctx.jobs.purge(NAMESPACE, job)
+        (removal,) = live.records()
+        assert removal.new() is None
+        assert events_of(live.ctx, removal) == []
+
+
+def test_every_event_fits_a_message(live: Live) -> None:
+    """32 KB is what a WebSocket frame may take."""
+    live.connect()
+    live.subscribe("namespace")
+    wide = "\U0001f525" * 128
+    job = live.world.running(
+        name=wide, queue=wide, job_type=wide, trace_id="\U0001f525" * 1024, correlation_id="\U0001f525" * 1024
+    )
+    live.world.report(job, stage="boot", message="\U0001f525" * 1024, fields={"f": "\U0001f525" * 7_000})
+    live.world.wait({job: {"job_stage": "boot"}}, wait_options={"get_fields": {"f": None, "message": None}})
+    told = live.news()
+    assert len(told) == 5
+    assert max(len(dumps(frame).encode()) for frame in told) < 32 * 1024
+
+
+def test_nothing_is_asked_twice_for_a_batch(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = live.world.running()
+    for stage in ("download", "boot", "setup"):
+        live.world.report(job, stage=stage)
+    records = live.records()
+    asked: list[str] = []
+    read = live.ctx.connections.subscribers
+
+    def counted(namespace: str, topic: str) -> Any:
+        asked.append(topic)
+        return read(namespace, topic)
+
+    monkeypatch.setattr(live.ctx.connections, "subscribers", counted)
+    live.run_notifier(records)
+    assert sorted(asked) == sorted({f"job:{job}", "queue:default", "namespace"})
+
+
+def test_an_event_waits_for_the_acknowledgement(live: Live) -> None:
+    """A subscription whose acknowledgement is still on its way hears of nothing before it, and misses nothing."""
+    live.connect()
+    soon = live.ctx.now() + timedelta(seconds=2)
+    live.ctx.connections.note_subscription(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now())
+    live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now(), quiet_until=soon)
+    live.world.job()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        live.world.pass_time(seconds)
+        if len(slept) == 3:
+            assert live.heard() == []
+            live.sockets.post("c1", '{"type":"ack"}')
+            live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now())
+
+    live.ctx = replace(live.ctx, sleep=sleep)
+    live.run_notifier()
+    assert [frame["type"] for frame in live.heard()] == ["ack", "event"]
+    assert len(slept) == 3
+
+
+def test_an_acknowledgement_that_was_lost_holds_nobody_up_for_long(live: Live) -> None:
+    live.connect()
+    begun = live.ctx.now()
+    soon = begun + timedelta(seconds=2)
+    live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=begun, quiet_until=soon)
+    live.world.job()
+    assert types(live.news()) == ["job.created"]
+    assert live.ctx.now() - soon < timedelta(seconds=0.1)

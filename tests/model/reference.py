@@ -1,0 +1,277 @@
+"""What is right: a plain account of jobs and waits that shares no code with what it judges.
+
+It is told the versions of each job in the order they were stored, and when things were called, answered and at rest. A
+time here is a tick: the number of AWS calls made before.
+
+The rule for waits. A registration takes effect at one instant for each of its jobs, somewhere between the call and its
+end. The version current at that instant counts, and all that follow; the first that decides an entry is its outcome,
+for good. Outcomes are taken in some time after their version is stored, and at the latest when everything has come to
+rest; those that were there at registration are taken in before anything is counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Row: TypeAlias = Mapping[str, Any]
+NEVER = 10**9
+
+ORDER = ["submit", "download", "boot", "setup", "running", "post_run", "finish", "complete"]
+OVER = ("completed", "failed", "cancelled", "skipped")
+
+
+# Jobs
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a job, and the tick it was stored at."""
+
+    tick: int
+    number: int
+    deleted: bool
+    milestones: tuple[str, ...]
+    says: Mapping[str, Any]
+    """Built-ins and fields by name, as a condition may name them."""
+
+    @classmethod
+    def of(cls, tick: int, row: Row) -> Version:
+        """From the row as the stream carries it."""
+        built_in = {
+            "status": row["status"], "job_stage": row["stage"], "job_health": row.get("health"),
+            "attempt": row["attempt"], "queue": row["queue"],
+        }  # fmt: skip
+        fields = json.loads(row.get("fields", "{}"))
+        milestones = tuple(row.get("milestones", ()))
+        return cls(tick, row["version"], row.get("deleted", False), milestones, {**fields, **built_in})
+
+    @property
+    def over(self) -> bool:
+        return self.says["status"] in OVER
+
+    def text(self, name: str) -> str:
+        """What `get_fields` gives."""
+        value = self.says.get(name)
+        if value is None:
+            return ""
+        if isinstance(value, list):
+            return " ".join(str(item) for item in value)
+        return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def expected_change(before: Row | None, verb: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job looks like after somebody did this to it: the attributes that matter to anybody who waits."""
+    if verb == "create":
+        return _face("pending", "submit", None, (), said.get("fields", {}), 1, False)
+    assert before is not None
+    status, stage, health = before["status"], before["stage"], before.get("health")
+    milestones, fields = tuple(before.get("milestones", ())), json.loads(before.get("fields", "{}"))
+    attempt, deleted = before["attempt"], False
+    if verb == "start":
+        status = "running"
+    elif verb == "report":
+        stage = said.get("stage", stage)
+        milestones = tuple(dict.fromkeys([*milestones, *said.get("milestones", ())]))
+        fields = {name: value for name, value in {**fields, **said.get("fields", {})}.items() if value is not None}
+    elif verb == "complete":
+        status, stage, health = "completed", "complete", "success"
+    elif verb == "fail" and before.get("cancel_requested_at") is None:
+        status, stage, health = "failed", "incomplete", "failed"
+    elif verb == "enforce" or verb == "fail" or (verb == "cancel" and status == "pending"):
+        status, stage, health = "cancelled", "incomplete", "cancelled"
+    elif verb == "retry":
+        status, stage, health, attempt = "pending", "submit", None, attempt + 1
+    elif verb == "delete":
+        deleted = True
+    return _face(status, stage, health, milestones, fields, attempt, deleted)
+
+
+def face(row: Row) -> dict[str, Any]:
+    """The same attributes of a row."""
+    return _face(
+        row["status"], row["stage"], row.get("health"), tuple(row.get("milestones", ())),
+        json.loads(row.get("fields", "{}")), row["attempt"], row.get("deleted", False),
+    )  # fmt: skip
+
+
+def _face(
+    status: str, stage: str, health: str | None, milestones: Sequence[str], fields: Any, attempt: int, deleted: bool
+) -> dict[str, Any]:
+    return {
+        "status": status, "stage": stage, "health": health, "milestones": milestones, "fields": fields,
+        "attempt": attempt, "deleted": deleted,
+    }  # fmt: skip
+
+
+# Waits
+
+Verdict: TypeAlias = Literal["met", "unmet", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an entry; None in its place while it is open."""
+
+    verdict: Verdict
+    shown: Mapping[str, Any]
+    """What the answer has for the job, in `waited_jobs` or in `unmet_jobs`."""
+    stored: int
+    """When the version that decided it was stored."""
+    at_once: bool
+    """Whether that version was current when the registration took effect."""
+
+
+@dataclass
+class WaitCase:
+    """All that happened around one wait."""
+
+    namespace: str
+    wait_id: str
+    body: Mapping[str, Any]
+    called: int
+    registered: int = NEVER
+    """When the registration was finished: answered, and for a large wait sealed."""
+    unfinished: bool = False
+    """Whether its registrar died or failed, and the clock had to finish its work."""
+    closed: int = NEVER
+    cancels: list[tuple[int, int]] = field(default_factory=list)
+    """When somebody tried to cancel it: (begun, ended)."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return dict(self.body.get("wait_options") or {})
+
+    @property
+    def fails_fast(self) -> bool:
+        return self.options.get("fail_fast", False) is not False
+
+    @property
+    def needed(self) -> int:
+        mode = self.options.get("mode", "all")
+        return len(self.body["wait_on"]) if mode == "all" else 1 if mode == "any" else int(mode["at_least"])
+
+    def possible_outcomes(self, job_id: str, versions: Sequence[Version]) -> list[Outcome | None]:
+        """What may become of an entry: one possibility for each instant at which the registration may have read it."""
+        before = [v for v in versions if v.tick <= self.called]
+        during = [v for v in versions if self.called < v.tick <= self.registered]
+        instants = [*before[-1:], *during] if before else [None, *during]
+        return [self._outcome(job_id, current, versions) for current in instants]
+
+    def _outcome(self, job_id: str, current: Version | None, versions: Sequence[Version]) -> Outcome | None:
+        first = current.number if current else 1
+        for version in versions:
+            if version.number >= first and (verdict := self._judge(job_id, version)):
+                return Outcome(verdict, self._shown(job_id, verdict, version), version.tick, version is current)
+        return None
+
+    def _judge(self, job_id: str, version: Version) -> Verdict | None:
+        asked = self.body["wait_on"][job_id]
+        if version.deleted:
+            return "unmet"
+        if self.fails_fast and version.says["job_stage"] == "incomplete":
+            return "failed"
+        if _unknown_stage(asked):
+            return "unmet"
+        if _holds(asked, version):
+            return "met"
+        return "unmet" if version.over else None
+
+    def _shown(self, job_id: str, verdict: Verdict, version: Version) -> Mapping[str, Any]:
+        if verdict == "unmet":
+            unknown = _unknown_stage(self.body["wait_on"][job_id])
+            reason = "deleted" if version.deleted else "unknown_stage" if unknown else "ended"
+            return {"job_stage": version.says["job_stage"], "reason": reason}
+        names = ["job_stage", *(self.options.get("get_fields") or {})]
+        return {name: version.text(name) for name in names}
+
+    def status_by(self, verdicts: Sequence[Verdict]) -> str:
+        """What so many outcomes make of the wait."""
+        if "failed" in verdicts:
+            return "failed_fast"
+        total, met = len(self.body["wait_on"]), verdicts.count("met")
+        left = total - len(verdicts)
+        if met >= self.needed:
+            return "met"
+        some = self.options.get("mode", "all") != "all"
+        return "unmet" if left == 0 or (some and met + left < self.needed) else "waiting"
+
+
+def deviation(
+    case: WaitCase, answer: Mapping[str, Any], jobs: Mapping[str, Sequence[Version]], *, at_rest: Sequence[int]
+) -> str | None:
+    """Why this answer cannot be right after all has come to rest; None when it can.
+
+    `at_rest` are the ticks when nothing was under way, the last of them now.
+    """
+    status, waited, unmet = answer["status"], answer["waited_jobs"], answer["unmet_jobs"]
+    by_count = status in ("met", "unmet")
+    taken: list[tuple[int, Verdict]] = []
+    verdicts: list[Verdict] = []
+    for job_id in case.body["wait_on"]:
+        expired = unmet.get(job_id, {}).get("reason") == "expired"
+        seen = None if expired else waited.get(job_id) or unmet.get(job_id)
+        fitting: list[tuple[int, Outcome | None]] = []
+        for outcome in case.possible_outcomes(job_id, jobs[job_id]):
+            by = _at_the_latest(case, outcome, at_rest, by_count=by_count)
+            if seen is None and (outcome is None or by > case.closed or status == "failed_fast" and outcome.at_once):
+                fitting.append((NEVER, None))
+            elif seen is not None and outcome is not None and outcome.stored <= case.closed:
+                if outcome.shown == seen and (outcome.verdict == "unmet") == (job_id in unmet):
+                    fitting.append((by, outcome))
+        if not fitting:
+            return f"{job_id} is {seen or 'open'}, but could only be {case.possible_outcomes(job_id, jobs[job_id])}"
+        latest, outcome = max(fitting, key=lambda each: each[0])
+        if outcome is not None:
+            verdicts.append(outcome.verdict)
+            taken.append((latest, outcome.verdict))
+    for rest in at_rest:
+        by_then = [verdict for by, verdict in taken if by <= rest]
+        if case.registered <= rest < case.closed and case.status_by(by_then) != "waiting":
+            return f"it was decided at {rest} ({case.status_by(by_then)}), but went on until {case.closed}"
+    if status in ("waiting", "met", "unmet", "failed_fast") and case.status_by(verdicts) != status:
+        return f"it is {status}, but what counts says {case.status_by(verdicts)}"
+    if status == "cancelled" and not any(begun <= case.closed <= ended for begun, ended in case.cancels):
+        return "it is cancelled, but nobody did that then"
+    if status == "expired" and set(unmet) | set(waited) != set(case.body["wait_on"]):
+        return "it is expired, but does not account for every job"
+    return None
+
+
+def _at_the_latest(case: WaitCase, outcome: Outcome | None, at_rest: Sequence[int], *, by_count: bool) -> int:
+    """When an outcome must have been taken in."""
+    if outcome is None:
+        return NEVER
+    if outcome.at_once:
+        return 0 if by_count else case.registered
+    if case.unfinished:
+        return at_rest[-1]
+    return min((rest for rest in at_rest if rest >= max(outcome.stored, case.registered)), default=NEVER)
+
+
+def _unknown_stage(asked: Any) -> bool:
+    stage = (asked or {}).get("job_stage", "incomplete")
+    return stage != "incomplete" and stage not in ORDER
+
+
+def _holds(asked: Any, version: Version) -> bool:
+    if not asked:
+        return version.over
+    for name, wanted in asked.items():
+        if name == "job_stage":
+            stage = version.says["job_stage"]
+            if "incomplete" in (stage, wanted):
+                if stage != wanted:
+                    return False
+            elif ORDER.index(stage) < ORDER.index(wanted):
+                return False
+        elif name in ("milestone", "milestones"):
+            if not set([wanted] if isinstance(wanted, str) else wanted) <= set(version.milestones):
+                return False
+        elif version.says.get(name) is None or version.text(name) != (
+            wanted if isinstance(wanted, str) else json.dumps(wanted)
+        ):
+            return False
+    return True

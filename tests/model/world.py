@@ -1,0 +1,493 @@
+"""A small world in which Vigil's functions run one AWS call at a time, in whatever order and with whatever mishap the
+generated history wants.
+
+Everybody who works on the table is an actor in a greenlet of its own. Before each call to AWS, and once more before it
+answers, an actor hands control back; the history says who goes on, and whether the next call succeeds, is throttled,
+meets a transaction, is sent twice by the SDK because its first answer was lost, or whether the process dies right there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import greenlet
+from botocore.exceptions import ClientError
+
+from tests.model.moto_table import empty_table
+from vigil_core.domain.errors import StoreConflict, VigilError
+from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.services import match, register_wait, run_clock
+from vigil_core.services.context import Context, WideWork
+from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.holds import HoldStore
+from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.jobs import JobStore, job_from_row
+from vigil_core.store.keys import Key
+from vigil_core.store.listing import ListingStore
+from vigil_core.store.schedule import DueStore
+from vigil_core.store.table import Action, Delete, DynamoTable, Page, Put, Row, Table, Update
+from vigil_core.store.waits import WaitStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Fate: TypeAlias = Literal["goes on", "dies", "is throttled", "meets a transaction", "is sent twice"]
+"""What becomes of an actor's next call. Only writes meet transactions or are sent twice."""
+SHARDS = 2
+"""Of the table's stream. Records of one job are all in one shard, in order."""
+MOST_ROUNDS = 12
+
+
+class Deviation(AssertionError):
+    """The world is not as the reference says."""
+
+
+class Died(BaseException):
+    """The process of an actor is gone, between two of its calls. Nothing in it may catch that."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Actor:
+    """One invocation of a function: an API call, a batch for the matcher, a message, a sweep."""
+
+    name: str
+    what: str
+    begun: int
+    greenlet: greenlet.greenlet
+    when_over: Callable[[Actor], None]
+    ended: int | None = None
+    harmed: bool = False
+    value: Any = None
+    error: Exception | None = None
+    died: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether it came to its end without an error, and its caller knows."""
+        return self.ended is not None and self.error is None and not self.died
+
+
+@dataclass(eq=False)
+class Shard:
+    """A shard of the stream: what was written, and up to where Lambda believes it handled."""
+
+    records: list[Row] = field(default_factory=list)
+    done: int = 0
+    reader: Actor | None = None
+
+
+@dataclass(eq=False)
+class Group:
+    """Messages for the pager of which the order matters."""
+
+    messages: deque[str] = field(default_factory=deque)
+    reader: Actor | None = None
+
+
+class World:
+    """The table, its stream, the queues, the time, and everybody at work."""
+
+    def __init__(self, *, spec_page_entries: int) -> None:
+        self.tick = 0
+        """How many calls to AWS were made: the order of everything."""
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.actors: list[Actor] = []
+        self.shards = [Shard() for _ in range(SHARDS)]
+        self.groups: dict[str, Group] = {}
+        self.wake_ups: list[str] = []
+        self.job_rows: list[tuple[int, Row]] = []
+        """Every version of every job: (tick, row)."""
+        self.wait_rows: list[tuple[int, datetime, Row]] = []
+        """Every image of every wait's own row: (tick, time, row)."""
+        self.quiet: list[int] = []
+        """The ticks at which nothing was under way."""
+        self.story: list[tuple[str, str]] = []
+        self.quiet_table = empty_table()
+        self._main = greenlet.getcurrent()
+        self._current: Actor | None = None
+        self._begun = 0
+        self._ids = 0
+        table = _Watched(self, self.quiet_table)
+        self.ctx = self._context(table, spec_page_entries)
+        self.eyes = self._context(self.quiet_table, spec_page_entries)
+        """A context for looking at the world from outside: its calls are nobody's."""
+
+    def _context(self, table: Table, spec_page_entries: int) -> Context:
+        return Context(
+            jobs=JobStore(table),
+            holds=HoldStore(table),
+            waits=WaitStore(table, spec_page_entries=spec_page_entries),
+            idempotency=IdempotencyStore(table),
+            listing=ListingStore(table),
+            due=DueStore(table),
+            connections=ConnectionStore(table),
+            queues=_Queues(self),
+            clock=lambda: self.now,
+            new_id=self.new_id,
+            sleep=lambda seconds: self.call(f"sleeps {seconds:g} s", lambda: None),
+            in_parallel=_one_after_another,
+        )
+
+    def new_id(self) -> str:
+        """A UUIDv7 that is the same in every telling of the same history."""
+        self._ids += 1
+        return uuid7(self.now, self._ids)
+
+    # Actors
+
+    def begin(self, who: str, what: str, work: Callable[[str], Any], when_over: Callable[[Actor], None]) -> Actor:
+        """Somebody starts to work, and stops before the first call."""
+        self._begun += 1
+        name = f"{who}-{self._begun}"
+
+        def life(_: Fate) -> None:
+            try:
+                actor.value = work(name)
+                if self._main.switch("answers") == "dies":
+                    raise Died
+            except Died:
+                actor.died = True
+            except greenlet.GreenletExit:
+                raise
+            except Exception as error:
+                actor.error = error
+
+        actor = Actor(
+            name=name, what=what, begun=self.tick, greenlet=greenlet.greenlet(life, self._main), when_over=when_over
+        )
+        self.actors.append(actor)
+        self.tell(name, f"begins: {what}")
+        self._resume(actor, "goes on")
+        return actor
+
+    def go(self, actor: Actor, calls: int | None = None, fate: Fate = "goes on") -> None:
+        """Let an actor make some calls, or all it still has to; the first of them has this fate."""
+        while actor.ended is None and (calls is None or calls > 0):
+            if fate != "goes on":
+                actor.harmed = True
+                self.tell(actor.name, f"{fate} before it {actor_at(actor)}" if fate == "dies" else f"{fate}:")
+            self._resume(actor, fate)
+            fate = "goes on"
+            calls = None if calls is None else calls - 1
+
+    def _resume(self, actor: Actor, fate: Fate) -> None:
+        self._current = actor
+        at = actor.greenlet.switch(fate)
+        self._current = None
+        _AT[actor] = at or ""
+        if actor.greenlet.dead:
+            actor.ended = self.tick
+            self.actors.remove(actor)
+            _AT.pop(actor, None)
+            if not actor.died:
+                self.tell(actor.name, f"fails: {actor.error!r}" if actor.error else "is done")
+            actor.when_over(actor)
+
+    def call(self, what: str, effect: Callable[[], T], *, write: bool = False) -> T:
+        """One call to AWS by whoever is at work; by nobody, when the world is only looked at."""
+        actor = self._current
+        if actor is None:
+            return effect()
+        fate: Fate = self._main.switch(what)
+        if fate == "dies":
+            raise Died
+        self.tick += 1
+        self.now += timedelta(milliseconds=1)
+        if fate == "is throttled":
+            self.tell(actor.name, f"  {what} -> throttled")
+            raise ClientError(
+                {"Error": {"Code": "ProvisionedThroughputExceededException", "Message": "too much at once"}}, "Any"
+            )
+        if fate == "meets a transaction" and write:
+            self.tell(actor.name, f"  {what} -> a transaction has that row")
+            raise StoreConflict("a transaction has that row, try after try")
+        if fate == "is sent twice" and write:
+            effect()
+            self.tell(actor.name, f"  {what} -> done, but the answer is lost and the SDK sends it again")
+        try:
+            result = effect()
+        except Exception as error:
+            self.tell(actor.name, f"  {what} -> {error}")
+            raise
+        self.tell(actor.name, f"  {what} -> {_in_short(result)}")
+        return result
+
+    def tell(self, who: str, what: str) -> None:
+        """A line of the story."""
+        self.story.append((who, what))
+
+    # What the table's stream says
+
+    def written(self, row: Row) -> None:
+        """A row has changed: jobs go to the stream's readers, waits are remembered."""
+        if row["entity"] == "job":
+            self.job_rows.append((self.tick, row))
+            self.shards[zlib.crc32(row["pk"].encode()) % SHARDS].records.append(row)
+        elif row["entity"] == "wait":
+            self.wait_rows.append((self.tick, self.now, row))
+
+    def match(self, shard: Shard, first: int, count: int) -> Actor:
+        """A matcher gets a batch of records. If it is the shard's next one, its success moves the shard on, and its
+        failure brings the records back from the first that failed, as Lambda does it."""
+        rows = shard.records[first : first + count]
+
+        def over(actor: Actor) -> None:
+            if shard.reader is not actor:
+                return
+            shard.reader = None
+            if isinstance(actor.error, match.MatchFailed):
+                failed = [(row["namespace"], row["job_id"]) in actor.error.errors for row in rows]
+                shard.done = max(shard.done, first + failed.index(True))
+            elif actor.answered:
+                shard.done = max(shard.done, first + len(rows))
+
+        actor = self.begin(
+            "matcher", ", ".join(f"{row['namespace']} {row['job_id']} v{row['version']}" for row in rows),
+            lambda _: match.match(self.ctx, [job_from_row(row) for row in rows]), over,
+        )  # fmt: skip
+        if first == shard.done and actor.ended is None:
+            # A reader that is still at work is one that Lambda gave up: it goes on, but nobody listens to it.
+            shard.reader = actor
+        return actor
+
+    # Queues
+
+    def page(self, group: Group, *, patient: bool = True) -> Actor:
+        """The pager gets the first message of a group, which leaves the queue when it is worked off."""
+        body = group.messages[0]
+        message: Any = loads(body)
+
+        def work(_: str) -> bool:
+            if message["kind"] == "match":
+                return match.match_wide(self.ctx, message, still_time=lambda: patient)
+            register_wait.register_page(self.ctx, message["namespace"], message["wait_id"], message["page"])
+            return True
+
+        def over(actor: Actor) -> None:
+            if group.reader is not actor:
+                return
+            group.reader = None
+            if actor.answered and actor.value:
+                group.messages.popleft()
+
+        actor = self.begin("pager", body[:150], work, over)
+        if actor.ended is None:
+            group.reader = actor
+        return actor
+
+    def wake(self, message: str) -> Actor:
+        """The clock gets a message."""
+        body: Any = loads(message)
+        return self.begin("clock", message, lambda _: run_clock.on_message(self.ctx, body), lambda _: None)
+
+    def sweep(self) -> Actor:
+        """The clock's minute has come."""
+
+        def work(_: str) -> None:
+            for shard in run_clock.shards_to_sweep():
+                run_clock.sweep(self.ctx, shard)
+
+        return self.begin("clock", "sweeps", work, lambda _: None)
+
+    # Coming to rest
+
+    def settle(self) -> None:
+        """Everybody goes on to the end, and all that waits in stream and queues is worked off, without mishaps."""
+        for _ in range(MOST_ROUNDS * 100):
+            if self.actors:
+                self.go(self.actors[0])
+                continue
+            shard = next((shard for shard in self.shards if shard.done < len(shard.records)), None)
+            group = next((group for group in self.groups.values() if group.messages), None)
+            if shard is not None:
+                self._must_succeed(self.match(shard, shard.done, 10))
+            elif group is not None:
+                self._must_succeed(self.page(group))
+            else:
+                self.quiet.append(self.tick)
+                self.tell("world", "nothing is under way any more")
+                return
+        raise Deviation("stream and queues never come to rest")
+
+    def _must_succeed(self, actor: Actor) -> None:
+        self.go(actor)
+        if actor.error is not None:
+            raise Deviation(f"{actor.name} fails though nothing was done to it") from actor.error
+
+    def come_to_rest(self) -> None:
+        """Settle, and let the clock sweep until nothing is due."""
+        self.settle()
+        for _ in range(MOST_ROUNDS):
+            self.now += timedelta(seconds=61)
+            self.tell("world", "a minute passes")
+            self._must_succeed(self.sweep())
+            self.settle()
+            if not self.overdue():
+                return
+        raise Deviation(f"still due after {MOST_ROUNDS} sweeps: {self.overdue()}")
+
+    def overdue(self) -> list[str]:
+        """What the clock should have done by now."""
+        due = (due for shard in run_clock.shards_to_sweep() for due in self.eyes.due.overdue(shard, self.now))
+        return [f"{each.kind} of {each.namespace} {each.entity_id}" for each in due]
+
+    def stop(self) -> None:
+        """Nobody goes on: the history is over."""
+        for actor in self.actors:
+            actor.greenlet.throw()
+        self.actors.clear()
+
+
+class _Watched:
+    """The real table, on moto, with the world between any two calls. Implements `Table`."""
+
+    def __init__(self, world: World, table: DynamoTable) -> None:
+        self._world = world
+        self._table = table
+
+    def get(self, key: Key) -> Row | None:
+        return self._world.call(f"reads {_name(key)}", lambda: self._table.get(key))
+
+    def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
+        # Not a snapshot: each row is read at a moment of its own.
+        found: dict[Key, Row] = {}
+        for key in dict.fromkeys(keys):
+            found |= self._world.call(
+                f"reads {_name(key)} in a batch", lambda key=key: self._table.batch_get([key])  # type: ignore[misc]
+            )
+        return found
+
+    def query_page(self, pk: str, **bounds: Any) -> Page:
+        return self._world.call(f"queries {pk} {_bounds(bounds)}", lambda: self._table.query_page(pk, **bounds))
+
+    def put(self, put: Put) -> None:
+        self._world.call(f"puts {_row_name(put.row)}", lambda: self._put(put), write=True)
+
+    def update(self, update: Update) -> Row:
+        return self._world.call(
+            f"updates {_name(update.key)} {update.expression.split('=')[0]}…", lambda: self._update(update), write=True
+        )
+
+    def delete(self, delete: Delete) -> None:
+        self._world.call(f"deletes {_name(delete.key)}", lambda: self._table.delete(delete), write=True)
+
+    def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
+        # Not a transaction: each row is written at a moment of its own, in any order.
+        for row in puts:
+            self._world.call(
+                f"puts {_row_name(row)} in a batch",
+                lambda row=row: self._table.batch_write(puts=[row]),  # type: ignore[misc]
+                write=True,
+            )
+        for key in deletes:
+            self._world.call(
+                f"deletes {_name(key)} in a batch",
+                lambda key=key: self._table.batch_write(deletes=[key]),  # type: ignore[misc]
+                write=True,
+            )
+
+    def transact(self, actions: Sequence[Action]) -> None:
+        what = ", ".join(_row_name(a.row) if isinstance(a, Put) else _name(a.key) for a in actions)
+        # boto3 gives each transaction a token, so that sending it twice does it once.
+        self._world.call(f"writes in a transaction {what}", lambda: self._transact(actions))
+
+    def _put(self, put: Put) -> None:
+        watched = put.row["entity"] in ("job", "wait")
+        before = self._table.get(Key(put.row["pk"], put.row["sk"])) if watched else None
+        self._table.put(put)
+        if watched:
+            after = self._table.get(Key(put.row["pk"], put.row["sk"]))
+            if after is not None and after != before:
+                self._world.written(after)
+
+    def _update(self, update: Update) -> Row:
+        before = self._table.get(update.key)
+        after = self._table.update(update)
+        if after != before:
+            self._world.written(after)
+        return after
+
+    def _transact(self, actions: Sequence[Action]) -> None:
+        self._table.transact(actions)
+        for action in actions:
+            if isinstance(action, Put):
+                row = self._table.get(Key(action.row["pk"], action.row["sk"]))
+                assert row is not None
+                self._world.written(row)
+
+
+class _Queues:
+    """Messages between functions, kept in the world. Implements `Queues`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def wide_work(self, messages: Sequence[WideWork]) -> None:
+        for message in messages:
+            group = self._world.groups.setdefault(message.group, Group())
+            self._world.call(
+                f"sends the pager {message.body[:60]}…",
+                lambda group=group, body=message.body: group.messages.append(body),  # type: ignore[misc]
+            )
+
+    def wake_up(self, message: str, delay_s: int) -> None:
+        self._world.call(
+            f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message)
+        )
+
+
+_AT: dict[Actor, str] = {}
+
+
+def actor_at(actor: Actor) -> str:
+    """The call that an actor is about to make."""
+    return _AT.get(actor, "")
+
+
+def uuid7(at: datetime, number: int) -> str:
+    """A UUIDv7 made of a time and a number."""
+    ms = f"{int(at.timestamp() * 1000):012x}"
+    return f"{ms[:8]}-{ms[8:]}-7000-8000-{number:012x}"
+
+
+def is_server_error(error: Exception) -> bool:
+    """Whether a client would see a 5xx that nobody caused: the API names every error of its own."""
+    return not isinstance(error, VigilError | ClientError)
+
+
+def _one_after_another(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    return [work(item) for item in items]
+
+
+def _bounds(bounds: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in bounds.items() if value is not None)
+
+
+def _name(key: Key) -> str:
+    return f"{key.pk} {key.sk}"
+
+
+def _row_name(row: Row) -> str:
+    seen = f" v{row['version']}" if "version" in row else ""
+    return f"{row['entity']} {row['pk']} {row['sk']}{seen}" + (f" {row['status']}" if "status" in row else "")
+
+
+def _in_short(result: object) -> str:
+    if result is None:
+        return "done"
+    if isinstance(result, Page):
+        return f"{len(result.rows)} rows" + (", and more" if result.cursor else "")
+    if isinstance(result, dict):
+        if not result:
+            return "nothing"
+        rows: Iterator[Any] = iter([result] if "pk" in result else result.values())
+        return ", ".join(_row_name(row) for row in rows)
+    return str(result)
+
+
+__all__ = ["JsonValue"]

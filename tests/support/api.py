@@ -1,0 +1,159 @@
+"""The HTTP API as a client sees it, in process: each call is an event of API Gateway for the handler, on moto."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import urlencode, urlsplit
+
+import boto3
+from moto import mock_aws
+
+from functions.api.handler import handler
+from tests.support.table import TABLE_NAME, create_table
+from vigil_core import wiring
+from vigil_core.domain.jsontext import dumps, loads
+
+KEY_ID = "00000000000000a1"
+CACHED = (wiring.dynamodb, wiring.sqs, wiring.context, wiring.http_api)
+
+
+class LambdaContext:
+    """What the handler reads of Lambda's context."""
+
+    aws_request_id = "6bc28136-xmpl-4365-b021-0ce6b2e64ab0"
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 30_000
+
+
+@contextmanager
+def deployed() -> Iterator[None]:
+    """The table and the queues, empty, and a handler that knows them."""
+    with mock_aws():
+        create_table()
+        queues = boto3.client("sqs")
+        pages = queues.create_queue(QueueName="pages.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+        clock = queues.create_queue(QueueName="clock")["QueueUrl"]
+        variables = {"TABLE_NAME": TABLE_NAME, "PAGES_QUEUE_URL": pages, "CLOCK_QUEUE_URL": clock}
+        with patch.dict(os.environ, variables):
+            for built in CACHED:
+                built.cache_clear()
+            yield
+            for built in CACHED:
+                built.cache_clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        """The body, numbers exact."""
+        return loads(self.text)
+
+    def problem(self, status: int, error: str) -> Any:
+        """The body, which is a problem document that says this."""
+        assert self.headers["content-type"] == "application/problem+json", self
+        assert (self.status, self.json["status"], self.json["error"]) == (status, status, error), self.text
+        return self.json
+
+    def pointers(self) -> list[str]:
+        """What a validation problem points to."""
+        return [error["pointer"] for error in self.problem(422, "VALIDATION_FAILED")["errors"]]
+
+    def ok(self, status: int = 200) -> Any:
+        """The body of an answer that went well."""
+        assert self.status == status, self.text
+        return self.json if self.text else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """A key's holder. Without scopes: somebody whom no authorizer has seen."""
+
+    namespace: str = "demo"
+    scopes: str | None = "admin"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def call(
+        self,
+        method: str,
+        target: str,
+        json: object = None,
+        *,
+        body: str | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        **query: object,
+    ) -> Reply:
+        """Send a request; `json` is the body as a value, `body` as it is."""
+        given = dumps(json) if json is not None else body
+        extra = urlencode(query, doseq=True)
+        answered = handler(event(self, method, target, given, headers or {}, extra), LambdaContext())
+        return Reply(
+            status=answered["statusCode"],
+            headers={name.lower(): value for name, value in answered["headers"].items()},
+            text=answered["body"],
+        )
+
+    def get(self, target: str, **more: Any) -> Reply:
+        return self.call("GET", target, **more)
+
+    def post(self, target: str, json: object = None, **more: Any) -> Reply:
+        return self.call("POST", target, json, **more)
+
+    def patch(self, target: str, json: object = None, **more: Any) -> Reply:
+        return self.call("PATCH", target, json, **more)
+
+    def delete(self, target: str, **more: Any) -> Reply:
+        return self.call("DELETE", target, **more)
+
+    def create(self, **wanted: object) -> Any:
+        """A new job."""
+        return self.post("/v1/jobs", {"job_type": "boot_test", **wanted}).ok(202)
+
+    def running(self, **wanted: object) -> Any:
+        """A new job that runs."""
+        job = self.create(**wanted)
+        return self.post(f"/v1/jobs/{job['job_id']}/start").ok()
+
+    def ended(self, **wanted: object) -> Any:
+        """A new job that has completed."""
+        job = self.running(**wanted)
+        return self.post(f"/v1/jobs/{job['job_id']}/complete").ok()
+
+
+def event(
+    client: Client, method: str, target: str, body: str | bytes | None, headers: Mapping[str, str], query: str = ""
+) -> dict[str, Any]:
+    """A request in API Gateway's payload format 2.0."""
+    url = urlsplit(target)
+    context: dict[str, Any] = {
+        "http": {"method": method, "path": url.path, "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1"},
+        "requestId": "JKJaXmPLvHcESHA=",
+        "stage": "$default",
+    }
+    if client.scopes is not None:
+        lambda_context = {"namespace": client.namespace, "scopes": client.scopes, "key_id": KEY_ID}
+        context["authorizer"] = {"lambda": lambda_context}
+    made: dict[str, Any] = {
+        "version": "2.0",
+        "rawPath": url.path,
+        "rawQueryString": url.query or query,
+        "headers": {"content-type": "application/x-www-form-urlencoded", **client.headers, **headers},
+        "requestContext": context,
+        "isBase64Encoded": isinstance(body, bytes),
+    }
+    if body is not None:
+        made["body"] = base64.b64encode(body).decode() if isinstance(body, bytes) else body
+    return made

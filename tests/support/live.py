@@ -1,0 +1,161 @@
+"""Sockets and a topic that keep what they are told, and the table's stream as the notifier is handed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+
+from tests.support.table import TABLE_NAME
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.access import Access, ApiKey, Scope
+from vigil_core.domain.events import Event
+from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.services import subscribe
+from vigil_core.services.notify import Told, notify
+from vigil_core.services.subscribe import Peer
+from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.stream import StreamRecord, stream_records
+from vigil_core.store.table import Table
+
+ACCESS = Access(namespace=NAMESPACE, scopes=frozenset({Scope.READ}), key_id=KEY)
+
+
+class Refused(Exception):
+    """A fault of AWS."""
+
+
+@dataclass
+class KeptSockets:
+    """What was posted to each connection, in order."""
+
+    frames: dict[str, list[Any]] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
+    closed: list[str] = field(default_factory=list)
+
+    def post(self, connection_id: str, text: str) -> bool:
+        if connection_id in self.failing:
+            raise Refused(connection_id)
+        if connection_id in self.gone:
+            return False
+        self.frames.setdefault(connection_id, []).append(loads(text))
+        return True
+
+    def close(self, connection_id: str) -> bool:
+        self.closed.append(connection_id)
+        return connection_id not in self.gone
+
+
+@dataclass
+class KeptAnnouncements:
+    """What SNS was told."""
+
+    events: list[Event] = field(default_factory=list)
+    refused_ids: set[str] = field(default_factory=set)
+
+    def publish(self, events: Sequence[Event]) -> list[Event]:
+        self.events += [event for event in events if event.event_id not in self.refused_ids]
+        return [event for event in events if event.event_id in self.refused_ids]
+
+
+class Stream:
+    """The table's stream, read on from where it was left."""
+
+    def __init__(self) -> None:
+        self._client: Any = boto3.client("dynamodbstreams")
+        arn = boto3.client("dynamodb").describe_table(TableName=TABLE_NAME)["Table"]["LatestStreamArn"]
+        (shard,) = self._client.describe_stream(StreamArn=arn)["StreamDescription"]["Shards"]
+        self._iterator = self._client.get_shard_iterator(
+            StreamArn=arn, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+
+    def event(self) -> dict[str, Any]:
+        """Every record since the last time, as Lambda hands them over."""
+        records: list[Any] = []
+        while True:
+            answer = self._client.get_records(ShardIterator=self._iterator)
+            self._iterator = answer["NextShardIterator"]
+            if not answer["Records"]:
+                return {"Records": records}
+            records += answer["Records"]
+
+
+class Live:
+    """One namespace with its sockets. Changes wait in the stream until `run_notifier`."""
+
+    def __init__(self, world: World, table: Table) -> None:
+        self.world = world
+        self.ctx = world.ctx
+        self.sockets = KeptSockets()
+        self.announced = KeptAnnouncements()
+        self.api_keys = ApiKeyStore(table)
+        self.stream = Stream()
+        self.api_keys.add(
+            ApiKey(
+                namespace=NAMESPACE,
+                key_id=KEY,
+                secret_hash="",
+                scopes=ACCESS.scopes,
+                name=None,
+                created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            )
+        )
+
+    def connect(self, connection_id: str = "c1") -> str:
+        assert subscribe.connect(self.ctx, self.api_keys, ACCESS, connection_id)
+        return connection_id
+
+    def say(self, frame: Any, connection_id: str = "c1") -> list[Any]:
+        """Send a message, JSON or as it stands; what came back at once."""
+        before = len(self.heard(connection_id))
+        peer = Peer(access=ACCESS, connection_id=connection_id, sockets=self.sockets)
+        subscribe.receive(self.ctx, peer, frame if isinstance(frame, str) else dumps(frame))
+        return self.heard(connection_id)[before:]
+
+    def subscribe(self, *topics: str, connection_id: str = "c1", **rest: Any) -> list[Any]:
+        """Subscribe as "s1"; what came back after the acknowledgement."""
+        frame = {"action": "subscribe", "id": "s1", "topics": list(topics), **rest}
+        ack, *events = self.say(frame, connection_id)
+        assert (ack["type"], ack["id"]) == ("ack", "s1"), ack
+        return events
+
+    def heard(self, connection_id: str = "c1") -> list[Any]:
+        return self.sockets.frames.get(connection_id, [])
+
+    def records(self) -> list[StreamRecord]:
+        """What has happened since the last time."""
+        return stream_records(self.stream.event())
+
+    def run_notifier(self, records: list[StreamRecord] | None = None, *, all_changes: bool = False) -> Told:
+        """Tell of these records, or of what has happened since the last time."""
+        told = self.records() if records is None else records
+        return notify(self.ctx, self.sockets, self.announced, told, all_changes=all_changes)
+
+    def news(self, connection_id: str = "c1") -> list[Any]:
+        """What a socket hears of everything that has happened since the last time."""
+        before = len(self.heard(connection_id))
+        assert not self.run_notifier().failed
+        return self.heard(connection_id)[before:]
+
+
+def envelopes(frames: list[Any]) -> list[Any]:
+    """The events in what a socket was sent, which is nothing else."""
+    assert {frame["type"] for frame in frames} <= {"event"}, frames
+    return [frame["data"] for frame in frames]
+
+
+def types(frames: list[Any]) -> list[str]:
+    """What the events in what a socket was sent tell of: `job.completed`, `wait.met`."""
+    return [envelope["type"].removeprefix("vigil.") for envelope in envelopes(frames)]
+
+
+def stored(table: Table) -> Iterator[dict[str, Any]]:
+    """Every row of the table."""
+    del table
+    pages = boto3.client("dynamodb").get_paginator("scan").paginate(TableName=TABLE_NAME)
+    for page in pages:
+        yield from page["Items"]

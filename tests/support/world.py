@@ -1,0 +1,137 @@
+"""The use cases on moto: a context with a clock of its own, and the stream carried to the matcher by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import uuid6
+
+from vigil_core.domain.jobs import Job, JobError, NewJob, Report
+from vigil_core.domain.jsontext import loads
+from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
+from vigil_core.services.context import Context, WideWork
+from vigil_core.services.do_wide_work import do_wide_work
+from vigil_core.store import keys
+from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.holds import HoldStore
+from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.jobs import JobStore
+from vigil_core.store.listing import ListingStore
+from vigil_core.store.schedule import DueStore
+from vigil_core.store.table import Table
+from vigil_core.store.waits import WaitStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+NAMESPACE = "team"
+KEY = "key1"
+
+
+@dataclass
+class KeptMessages:
+    """Queues that keep what is sent."""
+
+    wide: list[WideWork] = field(default_factory=list)
+    wake_ups: list[tuple[str, int]] = field(default_factory=list)
+
+    def wide_work(self, messages: Sequence[WideWork]) -> None:
+        self.wide += messages
+
+    def wake_up(self, message: str, delay_s: int) -> None:
+        self.wake_ups.append((message, delay_s))
+
+
+class World:
+    """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
+
+    def __init__(self, table: Table, *, waits: WaitStore | None = None) -> None:
+        self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
+        self.queues = KeptMessages()
+        self.unmatched: list[Job] = []
+        self.ctx = Context(
+            jobs=JobStore(table),
+            holds=HoldStore(table),
+            waits=waits or WaitStore(table),
+            idempotency=IdempotencyStore(table),
+            listing=ListingStore(table),
+            due=DueStore(table),
+            connections=ConnectionStore(table),
+            queues=self.queues,
+            clock=lambda: self.time,
+            new_id=lambda: str(uuid6.uuid7()),
+            sleep=self.pass_time,
+            in_parallel=_one_by_one,
+        )
+
+    def pass_time(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+    # Jobs
+
+    def job(self, **wanted: Any) -> str:
+        """A new job; its id."""
+        new = NewJob(**{"job_id": str(uuid6.uuid7()), "job_type": "test", **wanted})
+        return self._changed(submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job).job_id
+
+    def running(self, **wanted: Any) -> str:
+        job_id = self.job(**wanted)
+        self.do(change_job.start, job_id)
+        return job_id
+
+    def do(self, change: Callable[..., Job], job_id: str, *args: Any, **kwargs: Any) -> Job:
+        """Any change of a job, by its function in `change_job`."""
+        return self._changed(change(self.ctx, NAMESPACE, job_id, *args, by=KEY, **kwargs))
+
+    def report(self, job_id: str, **said: Any) -> Job:
+        return self.do(change_job.report, job_id, Report(**said))
+
+    def complete(self, job_id: str, **kwargs: Any) -> Job:
+        return self.do(change_job.complete, job_id, **kwargs)
+
+    def fail(self, job_id: str) -> Job:
+        return self.do(change_job.fail, job_id, JobError(code="BROKEN", message="it broke"))
+
+    def delete(self, job_id: str) -> None:
+        change_job.delete(self.ctx, NAMESPACE, job_id, by=KEY)
+        tombstone = self.ctx.jobs.find(NAMESPACE, job_id)
+        assert tombstone is not None
+        self._changed(tombstone)
+
+    def run_matcher(self) -> None:
+        """Match every change since the last time, in one batch."""
+        batch, self.unmatched = self.unmatched, []
+        match.match(self.ctx, batch)
+
+    def run_pager(self) -> None:
+        """Work off every message for the pager."""
+        while self.queues.wide:
+            assert do_wide_work(self.ctx, loads(self.queues.wide.pop(0).body), still_time=lambda: True)
+
+    def sweep(self) -> int:
+        """One minute's sweep of every shard; how much was due."""
+        return sum(run_clock.sweep(self.ctx, shard) for shard in range(keys.DUE_SHARDS))
+
+    # Waits
+
+    def wait(self, wait_on: Mapping[str, Any], *, hold_s: float = 0, **rest: Any) -> dict[str, Any]:
+        """Post a wait; its answer."""
+        return self.post({"wait_on": wait_on, **rest}, hold_s=hold_s)
+
+    def post(self, body: Mapping[str, Any], *, hold_s: float = 0) -> dict[str, Any]:
+        until = self.time + timedelta(seconds=hold_s)
+        return waits_api.post_wait(self.ctx, NAMESPACE, body, by=KEY, hold_until=until)
+
+    def show(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), hold_until=self.time)
+
+    def _changed(self, job: Job) -> Job:
+        self.unmatched.append(job)
+        return job
+
+
+def _one_by_one(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    return [work(item) for item in items]
