@@ -11,14 +11,14 @@ from urllib.parse import quote
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from schemathesis.specs.openapi.checks import unsupported_method
+from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
 
 from functions.api.handler import handler
 from tests.support.api import Client, LambdaContext, deployed, event
 from vigil_core.api.routes import openapi
 
 KEY = "Bearer vgl_demo"
-EXAMPLES = 25
+EXAMPLES = 15
 NOT_HELD = [unsupported_method]
 """An API of API Gateway has no 405: what no route takes goes to $default, which answers 404."""
 
@@ -62,7 +62,10 @@ def ids() -> Iterator[dict[str, list[str]]]:
     phases=[Phase.explicit, Phase.generate],
 )
 def test_the_document_is_true(case: schemathesis.Case, ids: dict[str, list[str]], number: Iterator[int]) -> None:
-    """Ids that exist, no hold, no key used twice, no made-up page token: all of that has tests of its own."""
+    """Ids that exist, no hold, no key used twice, no made-up page token: all of that has tests of its own.
+
+    That `at_least` is at most the number of jobs is a relation that no schema can tell.
+    """
     turn = next(number)
     for name in case.path_parameters:
         case.path_parameters[name] = ids[name][turn % len(ids[name])]
@@ -71,7 +74,9 @@ def test_the_document_is_true(case: schemathesis.Case, ids: dict[str, list[str]]
     if re.fullmatch("[!#-~]{1,128}", str(case.headers.get("Idempotency-Key", ""))):
         case.headers["Idempotency-Key"] = str(turn)
     case.query.pop("page_token", None)
-    case.call_and_validate(headers={"Authorization": KEY}, excluded_checks=NOT_HELD)
+    response = case.call(headers={"Authorization": KEY})
+    by_relation = [positive_data_acceptance] if "/wait_options/mode/at_least" in response.text else []
+    case.validate_response(response, headers={"Authorization": KEY}, excluded_checks=[*NOT_HELD, *by_relation])
 
 
 @pytest.fixture(scope="module")

@@ -139,3 +139,13 @@ def test_every_parameter_does_something() -> None:
     text = (ROOT / "template.yaml").read_text()
     for parameter in template()["Parameters"]:
         assert len(re.findall(rf"!Ref {parameter}\b|\${{{parameter}}}", text)) >= 1, parameter
+
+
+def test_the_environment_is_what_the_settings_read() -> None:
+    """By name, over all functions: a variable that nobody reads, or that nobody sets, is a mistake."""
+    settings = (ROOT / "layers/common/python/vigil_core/runtime/settings.py").read_text()
+    read = set(re.findall(r'(?:setting|environ\.get)\("([A-Z_]+)"', settings))
+    everywhere = template()["Globals"]["Function"]["Environment"]["Variables"]
+    set_ = set(everywhere).union(*(f.get("Environment", {}).get("Variables", {}) for f in FUNCTIONS.values()))
+    of_the_libraries = {"AWS_ENDPOINT_URL", "LOG_LEVEL", "POWERTOOLS_SERVICE_NAME"}
+    assert read == set_ - of_the_libraries

@@ -18,7 +18,7 @@ from tests.support.events import sample
 from tests.support.table import TABLE_NAME, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import Access, Scope
-from vigil_core.runtime.settings import AdminSettings, MissingSetting
+from vigil_core.runtime.settings import MissingSetting
 from vigil_core.services.disconnect_key import DisconnectKey
 from vigil_core.store.connections import Connection, ConnectionStore
 from vigil_core.store.table import DynamoTable
@@ -28,7 +28,7 @@ BUCKET = "dead-letters"
 
 def forget() -> None:
     """What is built once a process is built once a test."""
-    for built in (wiring.admin, wiring.dynamodb, wiring.sqs):
+    for built in (wiring.admin, wiring.context, wiring.api_keys, wiring.web_sockets, wiring.dynamodb, wiring.sqs):
         built.cache_clear()
 
 
@@ -135,4 +135,4 @@ def test_revoking_closes_the_sockets_of_that_key_alone(table: DynamoTable) -> No
 def test_a_missing_variable_is_named(table: DynamoTable, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "")
     with pytest.raises(MissingSetting, match=variable):
-        AdminSettings.from_environment()
+        ask(sample("admin_list_keys"))

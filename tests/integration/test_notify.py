@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.live import Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain import events
 from vigil_core.domain.events import MAX_ANSWER_BYTES
 from vigil_core.domain.jsontext import dumps
 from vigil_core.services import change_job
@@ -135,9 +136,8 @@ class TestJobs:
         live.subscribe("namespace", "queue:default")
         job = live.world.job()
         (record,) = [r for r in live.records() if r.new() is not None and r.key.pk == f"{NAMESPACE}#job#{job}"]
-        foreign = replace(record, change={**record.change, "NewImage": {
-            **record.change["NewImage"], "namespace": {"S": "others"},
-        }})  # fmt: skip
+        image = record.change["NewImage"] | {"pk": {"S": f"others#job#{job}"}}
+        foreign = replace(record, change={**record.change, "NewImage": image})
         assert not live.run_notifier([foreign]).failed
         assert types(live.heard()[1:]) == []
 
@@ -213,12 +213,13 @@ class TestWaits:
         }
 
     def test_a_wide_answer_is_not_even_read(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-        jobs = [live.world.running() for _ in range(300)]
+        monkeypatch.setattr(events, "MAX_ANSWER_BYTES", 600)
+        jobs = [live.world.running() for _ in range(12)]
         live.world.wait({job: {"status": "running"} for job in jobs})
         monkeypatch.setattr(WaitStore, "outcomes", lambda *_, **__: pytest.fail("read"))
         live.run_notifier()
         (event,) = live.announced.events
-        assert (event.data["counts"], event.data["truncated"]) == ({"total": 300, "met": 300, "unmet": 0}, True)
+        assert (event.data["counts"], event.data["truncated"]) == ({"total": 12, "met": 12, "unmet": 0}, True)
 
 
 class TestSns:

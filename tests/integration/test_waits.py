@@ -436,7 +436,7 @@ class TestLargeWaits:
         assert answer["status"] == "expired"
         assert list(answer["waited_jobs"]) == [jobs[2]]
         assert answer["unmet_jobs"] == {
-            job: {"job_stage": "submit", "reason": "expired"} for job in jobs if job != jobs[2]
+            job: {"job_stage": None, "reason": "expired"} for job in jobs if job != jobs[2]
         }
 
     def test_pages_of_outcomes(self, world: World) -> None:

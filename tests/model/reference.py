@@ -40,10 +40,13 @@ class Version:
     @classmethod
     def of(cls, tick: int, row: Row) -> Version:
         """From the row as the stream carries it."""
-        built_in = {
+        built_in: dict[str, Any] = {
             "status": row["status"], "job_stage": row["stage"], "job_health": row.get("health"),
             "attempt": row["attempt"], "queue": row["queue"],
         }  # fmt: skip
+        if row["status"] == "completed":
+            completed = json.loads(row["log"])[-1]
+            built_in["result"] = {"by": completed[3]}
         fields = json.loads(row.get("fields", "{}"))
         milestones = tuple(row.get("milestones", ()))
         return cls(tick, row["version"], row.get("deleted", False), milestones, {**fields, **built_in})

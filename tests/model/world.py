@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
 from vigil_core.domain.errors import StoreConflict, VigilError
-from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.jsontext import loads
 from vigil_core.services import match, register_wait, run_clock
 from vigil_core.services.context import Context, WideWork
 from vigil_core.store.connections import ConnectionStore
@@ -60,6 +60,7 @@ class Actor:
     begun: int
     greenlet: greenlet.greenlet
     when_over: Callable[[Actor], None]
+    next_call: str = ""
     ended: int | None = None
     harmed: bool = False
     value: Any = None
@@ -92,10 +93,12 @@ class Group:
 class World:
     """The table, its stream, the queues, the time, and everybody at work."""
 
+    START = datetime(2026, 1, 1, tzinfo=UTC)
+
     def __init__(self, *, spec_page_entries: int) -> None:
         self.tick = 0
         """How many calls to AWS were made: the order of everything."""
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.now = self.START
         self.actors: list[Actor] = []
         self.shards = [Shard() for _ in range(SHARDS)]
         self.groups: dict[str, Group] = {}
@@ -170,20 +173,18 @@ class World:
         while actor.ended is None and (calls is None or calls > 0):
             if fate != "goes on":
                 actor.harmed = True
-                self.tell(actor.name, f"{fate} before it {actor_at(actor)}" if fate == "dies" else f"{fate}:")
+                self.tell(actor.name, f"{fate} before it {actor.next_call}" if fate == "dies" else f"{fate}:")
             self._resume(actor, fate)
             fate = "goes on"
             calls = None if calls is None else calls - 1
 
     def _resume(self, actor: Actor, fate: Fate) -> None:
         self._current = actor
-        at = actor.greenlet.switch(fate)
+        actor.next_call = actor.greenlet.switch(fate) or ""
         self._current = None
-        _AT[actor] = at or ""
         if actor.greenlet.dead:
             actor.ended = self.tick
             self.actors.remove(actor)
-            _AT.pop(actor, None)
             if not actor.died:
                 self.tell(actor.name, f"fails: {actor.error!r}" if actor.error else "is done")
             actor.when_over(actor)
@@ -441,14 +442,6 @@ class _Queues:
         )
 
 
-_AT: dict[Actor, str] = {}
-
-
-def actor_at(actor: Actor) -> str:
-    """The call that an actor is about to make."""
-    return _AT.get(actor, "")
-
-
 def uuid7(at: datetime, number: int) -> str:
     """A UUIDv7 made of a time and a number."""
     ms = f"{int(at.timestamp() * 1000):012x}"
@@ -489,5 +482,3 @@ def _in_short(result: object) -> str:
         return ", ".join(_row_name(row) for row in rows)
     return str(result)
 
-
-__all__ = ["JsonValue"]

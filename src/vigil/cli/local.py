@@ -76,19 +76,17 @@ def up(
         home.wipe()
         was_running = False
     began = time.monotonic()
-    stack = cloud.up(
-        home,
-        port=port,
-        addresses=tuple(listen or ()),
-        parameters=_parameters(parameter or []),
-        say=lambda message: console.print(f"[dim]·[/] {escape(message)}"),
-    )
+    stack = cloud.up(home, port=port, addresses=tuple(listen or ()), parameters=_parameters(parameter or []), say=_say)
     console.print(f"[green]✓[/] Vigil runs on this machine ({time.monotonic() - began:.1f} s)")
     _show(stack)
     if detach or was_running:
         return
     console.print("[dim]Logs follow; Ctrl-C stops it and keeps its state.[/]")
     _stay(home, stack)
+
+
+def _say(message: str) -> None:
+    console.print(f"[dim]·[/] {escape(message)}")
 
 
 def _parameters(given: list[str]) -> dict[str, str]:
@@ -106,7 +104,7 @@ def _stay(home: Home, stack: Stack) -> None:
             _print(line)
     except KeyboardInterrupt:
         console.print()
-        cloud.down(home, say=lambda message: console.print(f"[dim]·[/] {escape(message)}"))
+        cloud.down(home, say=_say)
         console.print("[green]✓[/] Stopped; `vigil local up` goes on from here")
         return
     raise LocalError("The local cloud ended by itself.", tail(home.supervisor_log))
@@ -116,7 +114,7 @@ def _stay(home: Home, stack: Stack) -> None:
 @explained
 def down(root: Root = HERE, directory: Directory = None) -> None:
     """Stop it; its state is kept."""
-    stopped = cloud.down(Home.of(root, directory), say=lambda message: console.print(f"[dim]·[/] {escape(message)}"))
+    stopped = cloud.down(Home.of(root, directory), say=_say)
     console.print("[green]✓[/] Stopped; its state is kept" if stopped else "It was not running.")
 
 

@@ -21,13 +21,13 @@ from vigil.local.home import Home
 def demo(
     port: Annotated[
         int | None,
-        typer.Option(envvar="VIGIL_LOCAL_PORT", help=f"The emulator's port [default: {cloud.DEFAULT_PORT}]."),
+        typer.Option(envvar="VIGIL_LOCAL_PORT", help=f"The emulator's port, if not {cloud.DEFAULT_PORT}."),
     ] = None,
     record: Annotated[Path | None, typer.Option(help="Save a picture of the end as SVG, too.", dir_okay=False)] = None,
     root: Root = HERE,
     directory: Directory = None,
 ) -> None:
-    """Start everything on this machine and watch jobs being waited for. Exit code 1 when an answer is not as it should be."""
+    """Start everything on this machine and watch jobs being waited for. Exit code 1 when an answer is wrong."""
     from vigil.demo import screen
     from vigil.demo.facts import checks
     from vigil.demo.play import Play, PlayFailed
@@ -40,6 +40,7 @@ def demo(
         port=port or int(running.get("port", cloud.DEFAULT_PORT)),
         say=lambda message: console.print(f"[dim]·[/] {escape(message)}"),
     )
+    console.print("[dim]·[/] Waking the functions")
     try:
         play = Play(stack.api_url, stack.ws_url, stack.api_key)
         board = screen.Board(play.known)
@@ -55,17 +56,19 @@ def demo(
     except PlayFailed as error:
         raise LocalError(f"The demo broke off: {error}") from error
     held = checks(play.known)
-    ending = screen.ending(play.known, held, screen.next_steps(_command(), play.known.job_ids["aspen"]))
+    ending = screen.ending(
+        play.known,
+        held,
+        screen.next_steps(_here(Path(sys.argv[0])), _here(home.stack_file), play.known.job_ids["aspen"]),
+    )
     console.print(ending)
     if record:
-        screen.save_picture(
-            record, "make demo", lambda picture: picture.print(screen.opening(stack.api_url), board, ending)
-        )
+        screen.save_picture(record, "make demo", screen.opening(stack.api_url), board, ending)
     if not all(check.kept for check in held):
         raise typer.Exit(1)
 
 
-def _command() -> str:
-    """This program, as one would type it here."""
-    program = Path(sys.argv[0]).absolute()
-    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else "vigil"
+def _here(path: Path) -> str:
+    """A path as one would type it here."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -86,23 +86,27 @@ class Check:
 def checks(known: Known) -> list[Check]:
     """Hold what is known against the story."""
     return [
-        *(_answer_check(known, client) for client in (*CLIENTS, *LATECOMERS)),
-        *(_announcement_check(known, client) for client in CLIENTS),
+        *(_as_told(known, client) for client in CLIENTS),
+        *(_at_once(known, client) for client in LATECOMERS),
     ]
 
 
-def _answer_check(known: Known, client: Client) -> Check:
+def _as_told(known: Known, client: Client) -> Check:
+    """The answer is the expected one, and was announced: perhaps twice, but under one id."""
+    told = _told(known, client)
+    announced = {(event["id"], event["type"]) for event in known.ends_heard(client.name)}
+    kept = told == client.expected(known.job_ids) and [f"vigil.wait.{client.status}"] == [kind for _, kind in announced]
+    promise = f"{client.name} was told {client.status}, and so was the WebSocket"
+    return Check(promise, kept, {"answer": told, "announced": sorted(announced)})
+
+
+def _at_once(known: Known, client: Client) -> Check:
+    told = _told(known, client)
+    rounds = known.answers[client.name].rounds if told else 0
+    kept = told == client.expected(known.job_ids) and rounds == 1
+    return Check(f"{client.name} was told {client.status} at once", kept, {"answer": told, "posts": rounds})
+
+
+def _told(known: Known, client: Client) -> Json | None:
     last = known.answers.get(client.name)
-    told = essence(last.answer) if last else None
-    kept = told == client.expected(known.job_ids)
-    if client in LATECOMERS:
-        at_once = last is not None and last.rounds == 1
-        return Check(f"{client.name} is answered {client.status}, at once", kept and at_once, told)
-    return Check(f"{client.name} is answered {client.status}, with the values of that moment", kept, told)
-
-
-def _announcement_check(known: Known, client: Client) -> Check:
-    heard = known.ends_heard(client.name)
-    one_id = len({event["id"] for event in heard}) == 1
-    right = all(event["type"] == f"vigil.wait.{client.status}" for event in heard)
-    return Check(f"the WebSocket tells that {client.name} is {client.status}", one_id and right, heard)
+    return essence(last.answer) if last else None

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Play:
         self._api = httpx.Client(base_url=api_url, headers=self._authorization, timeout=40, trust_env=False)
         self._pace = pace
         self._facts: Queue[Fact | Exception] = Queue()
+        self._wake_up()
         self._began = time.monotonic()
         self.known = Known(job_ids=self._create_jobs())
 
@@ -49,7 +51,7 @@ class Play:
         return time.monotonic() - self._began
 
     def __iter__(self) -> Iterator[Fact]:
-        with self._api, self._listening() as socket:
+        with contextlib.closing(self._api), self._listening() as socket:
             players = [self._start(self._run, machine) for machine in MACHINES]
             players += [self._start(self._wait, client) for client in CLIENTS]
             followed: set[str] = set()
@@ -62,6 +64,11 @@ class Play:
             yield from self._facts_until(
                 lambda: not any(player.is_alive() for player in players) and self.known.all_ends_heard
             )
+
+    def _wake_up(self) -> None:
+        """Have a worker of the API ready for each machine and client: starting one takes longer than a step of theirs."""
+        with ThreadPoolExecutor(len(MACHINES) + len(CLIENTS)) as pool:
+            list(pool.map(lambda _: self._call("GET", "/v1/jobs?page_size=1"), range(len(MACHINES) + len(CLIENTS))))
 
     def _create_jobs(self) -> dict[str, str]:
         jobs = [{"job_type": JOB_TYPE, "name": machine.name, "tags": ["demo"]} for machine in MACHINES]
@@ -76,7 +83,8 @@ class Play:
     def _run(self, machine: Machine) -> None:
         for step in machine.steps:
             time.sleep(step.after_s * self._pace)
-            self._facts.put(Reported(self.now_s, machine.name, self._tell(self.known.job_ids[machine.name], step)))
+            job = self._tell(self.known.job_ids[machine.name], step)
+            self._facts.put(Reported(self.now_s, machine.name, job))
 
     def _tell(self, job_id: str, step: Step) -> Json:
         if step.verb == "report":
@@ -92,7 +100,7 @@ class Play:
             rounds += 1
             self._facts.put(Answered(self.now_s, client.name, rounds, answer))
 
-    def _call(self, method: str, path: str, body: Json, **headers: str) -> Json:
+    def _call(self, method: str, path: str, body: Json | None = None, **headers: str) -> Json:
         try:
             response = self._api.request(method, path, json=body, headers=headers)
         except httpx.HTTPError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +20,11 @@ from vigil.demo.facts import Answered, Check, Fact, Heard, Known, Reported
 from vigil.demo.story import CLIENTS, LATECOMERS, MACHINES, Client, Json, essence
 
 WIDTH = 100
+"""Columns of a picture."""
+NARROWEST = 80
+"""Columns that the answers are laid out for."""
 HEARD_LINES = 6
+_THEME = "ansi_dark"
 _STATUS_STYLES = {
     "pending": "dim", "running": "cyan", "completed": "green", "failed": "red",
     "waiting": "cyan", "met": "green", "failed_fast": "red",
@@ -54,7 +58,7 @@ def opening(api_url: str) -> RenderableType:
     """What is about to be seen."""
     return Text.assemble(
         ("Three test machines run a job each, three clients wait for them.\n", "bold"),
-        ("All of it goes through the HTTP API at ", "dim"), (api_url, "dim cyan"), "\n",
+        ("All through the HTTP API at ", "dim"), (api_url, "cyan"), "\n",
     )  # fmt: skip
 
 
@@ -130,32 +134,40 @@ def ending(known: Known, checks: Sequence[Check], next_steps: RenderableType) ->
     )
 
 
-def next_steps(command: str, job_id: str) -> RenderableType:
-    """Commands to go on with, to be copied: they stand for themselves, and are not wrapped."""
+def next_steps(program: str, stack_file: str, job_id: str) -> RenderableType:
+    """Commands to go on with, to be copied."""
+    commands = f"""\
+url=$(sed -n 's/.*"api_url": "\\(.*\\)".*/\\1/p' {stack_file})
+key=$(sed -n 's/.*"api_key": "\\(.*\\)".*/\\1/p' {stack_file})
+curl -H "Authorization: Bearer $key" $url/v1/jobs/\\
+{job_id}
+{program} local status
+{program} local logs --follow
+{program} local down"""
     return Group(
         Text("It is still running. Go on with", "bold"),
-        Syntax(
-            f"""\
-url=$(sed -n 's/.*"api_url": "\\(.*\\)".*/\\1/p' .local/stack.json)
-key=$(sed -n 's/.*"api_key": "\\(.*\\)".*/\\1/p' .local/stack.json)
-curl -H "Authorization: Bearer $key" $url/v1/jobs/{job_id}
-{command} local status
-{command} local logs --follow
-{command} local down""",
-            "sh",
-            theme="ansi_dark",
-            background_color="default",
-            padding=(0, 2),
-        ),
+        Syntax(commands, "sh", theme=_THEME, background_color="default", padding=(0, 2)),
         Text("and with README.md and docs/waits.md."),
     )
 
 
+def pretty(value: object, width: int, indent: int = 0) -> str:
+    """JSON that puts an object on one line where it fits."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict) or (indent and indent + len(line) <= width):
+        return line
+    inner = indent + 2
+    parts = [
+        f"{' ' * inner}{json.dumps(name)}: {pretty(part, width - len(name) - 5, inner)}" for name, part in value.items()
+    ]
+    return "{\n" + ",\n".join(parts) + f"\n{' ' * indent}}}"
+
+
 def _answer(client: Client, known: Known) -> RenderableType:
     last = known.answers.get(client.name)
-    told = json.dumps(essence(last.answer), indent=2) if last else "nothing"
+    told = pretty(essence(last.answer), NARROWEST - 4) if last else "nothing"
     wish = Text.assemble((client.name, "bold"), f": {client.wish}")
-    code = Syntax(told, "json", theme="ansi_dark", background_color="default")
+    code = Syntax(told, "json", theme=_THEME, background_color="default")
     return Panel(code, title=wish, title_align="left", box=box.ROUNDED, border_style="dim")
 
 
@@ -172,24 +184,22 @@ def _panel(content: RenderableType, title: str) -> RenderableType:
 def _told(event: Json, known: Known) -> str:
     """What an event is about, in the story's words."""
     told = event["data"]
-    machines = {job_id: machine for machine, job_id in known.job_ids.items()}
-    if machine := machines.get(event["subject"]):
-        if event["type"] == "vigil.job.progress":
-            return f"{machine}: {float(told['progress']):.0%}, {told['message']}"
-        was = (
-            f"{told['from']['job_stage']} → " if told["from"] and told["from"]["job_stage"] != told["job_stage"] else ""
-        )
-        return f"{machine}: {was}{told['job_stage']}"
-    waits = {answered.answer["wait_id"]: client for client, answered in list(known.answers.items())}
-    return waits.get(event["subject"], event["subject"])
+    machine = next((name for name, job_id in known.job_ids.items() if job_id == event["subject"]), None)
+    if machine is None:
+        waits = {answered.answer["wait_id"]: client for client, answered in list(known.answers.items())}
+        return str(waits.get(event["subject"], event["subject"]))
+    if event["type"] == "vigil.job.progress":
+        return f"{machine}: {float(told['progress']):.0%}, {told['message']}"
+    was, now = (told["from"] or told)["job_stage"], told["job_stage"]
+    return f"{machine}: {now}" if was == now else f"{machine}: {was} → {now}"
 
 
 def plain_line(fact: Fact, known: Known) -> str:
     """A fact as a line of a log."""
     match fact:
         case Reported():
-            job = fact.job
-            return f"{fact.at_s:5.1f} s  {fact.machine}: {job['status']} at {job['job_stage']}, {float(job['progress']):.0%}"
+            job, told = fact.job, f"{fact.at_s:5.1f} s  {fact.machine}:"
+            return f"{told} {job['status']} at {job['job_stage']}, {float(job['progress']):.0%}"
         case Answered():
             counts = fact.answer["counts"]
             met = f"{counts['met']} of {counts['total']} jobs, post {fact.rounds}"
@@ -198,8 +208,8 @@ def plain_line(fact: Fact, known: Known) -> str:
             return f"{fact.at_s:5.1f} s  event {fact.event['type']}: {_told(fact.event, known)}"
 
 
-def save_picture(path: Path, command: str, draw: Callable[[Console], None]) -> None:
-    """Draw once more, into an SVG that needs no font and no other file from anywhere."""
+def save_picture(path: Path, title: str, *shown: RenderableType) -> None:
+    """Draw it once more, into an SVG that needs no font and no other file from anywhere."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
-    draw(console)
-    path.write_text(console.export_svg(title=command, code_format=_PAGE, unique_id="vigil"), encoding="utf-8")
+    console.print(*shown)
+    path.write_text(console.export_svg(title=title, code_format=_PAGE, unique_id="vigil"), encoding="utf-8")

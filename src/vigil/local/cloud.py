@@ -23,7 +23,7 @@ from vigil.local import http_api, sam
 from vigil.local.emulator import READY_WITHIN_S, STOPPED_WITHIN_S, healthy, port_in_use, stop_orphan
 from vigil.local.errors import LocalError
 from vigil.local.home import Home, read_json, tail, wait_until
-from vigil.local.stack import REGION, STACK_NAME, Stack, client_config, session
+from vigil.local.stack import REGION, STACK_NAME, Stack, client_config, endpoint, session
 
 DEFAULT_PORT = 4566
 ARTIFACTS = "vigil-local-artifacts"
@@ -52,13 +52,14 @@ def up(
 ) -> Stack:
     """Have the cloud running in the background with what the checkout holds deployed. Again changes only what is
     different. `addresses` are listened on besides 127.0.0.1. Raises LocalError."""
+    sources = sam.source_fingerprint(home.root)
     home.directory.mkdir(parents=True, exist_ok=True)
     with (home.directory / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         supervisor = _ensure_supervisor(home, port, addresses, say)
-        endpoint_url = f"http://127.0.0.1:{port}"
-        _ensure_deployed(home, port, endpoint_url, parameters or {}, say)
-        _await_streams(home)
+        _ensure_deployed(home, port, sources, parameters or {}, say)
+        _await_streams(home, port)
+        endpoint_url = endpoint(port)
         outputs = _outputs(endpoint_url)
         key, key_id = _ensure_key(home, outputs, endpoint_url, say)
         stack = Stack(
@@ -174,10 +175,10 @@ def _start_supervisor(home: Home, port: int, addresses: tuple[str, ...]) -> None
         raise LocalError("The local cloud did not start.", tail(home.supervisor_log))
 
 
-def _ensure_deployed(home: Home, port: int, endpoint_url: str, parameters: Mapping[str, str], say: Say) -> None:
+def _ensure_deployed(home: Home, port: int, sources: str, parameters: Mapping[str, str], say: Say) -> None:
     aws = session()
+    endpoint_url = endpoint(port)
     given = {"ExecuteApiBase": f"http://localhost:{port}/_aws/execute-api", **parameters}
-    sources = sam.source_fingerprint(home.root)
     fingerprint = f"{sources}-{_digest(given)}"
     if _deployed_fingerprint(endpoint_url) == fingerprint and _functions_are_there(endpoint_url):
         say("Nothing has changed since the last deployment")
@@ -237,10 +238,9 @@ def _functions_are_there(endpoint_url: str) -> bool:
     return True
 
 
-def _await_streams(home: Home) -> None:
+def _await_streams(home: Home, port: int) -> None:
     """Until the supervisor serves every stream mapping that there is now: it looks once a second."""
-    port = int((home.supervisor.holder() or {"port": 0})["port"])
-    functions = session().client("lambda", endpoint_url=f"http://127.0.0.1:{port}", config=client_config())
+    functions = session().client("lambda", endpoint_url=endpoint(port), config=client_config())
     pages = functions.get_paginator("list_event_source_mappings").paginate()
     wanted = {
         entry["UUID"]

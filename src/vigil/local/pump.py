@@ -219,6 +219,14 @@ class Reader(threading.Thread):
         """Read until stopped; an emulator that does not answer is asked again."""
         for lane in self._lanes:
             lane.start()
+        try:
+            self._read()
+        except Exception:
+            # A fault of the pump's own: what is not read stays in the stream, and a restart tries again.
+            logger.exception("Reading for %s broke off", self.mapping.function_name)
+            self.last_error = "reading broke off; see the supervisor's log"
+
+    def _read(self) -> None:
         iterator: str | None = None
         while not self.stopping.is_set():
             self._bell.clear()
@@ -375,10 +383,9 @@ class Pump:
         self._readers: dict[tuple[str, str], Reader] = {}
         self._written: object = None
 
-    def start(self) -> None:
-        """Serve the mappings that there are, and listen to the bell."""
+    def listen(self) -> None:
+        """Wake the readers whenever the bell rings."""
         threading.Thread(target=self._listen, name="bell", daemon=True).start()
-        self.refresh()
 
     def refresh(self) -> None:
         """Serve what is mapped now: mappings come, change and go with deployments."""

@@ -57,6 +57,11 @@ class Stack:
             raise LocalError(f"{path} is not a stack file of this version; `vigil local up` writes it anew.") from error
 
 
+def endpoint(port: int) -> str:
+    """Where AWS is, for boto3."""
+    return f"http://127.0.0.1:{port}"
+
+
 def session() -> boto3.Session:
     """AWS as the emulator's root account, whatever this machine's own credentials are."""
     import boto3

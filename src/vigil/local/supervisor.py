@@ -19,6 +19,7 @@ from vigil.local.emulator import Emulator, stop_orphan
 from vigil.local.errors import LocalError
 from vigil.local.home import Home
 from vigil.local.pump import Pump
+from vigil.local.stack import endpoint
 
 SAVE_EVERY_S = 0.2
 REFRESH_EVERY_S = 1.0
@@ -48,35 +49,41 @@ def supervise(home: Home, port: int, addresses: list[str]) -> int:
         logger.error("%s\n%s", error, error.details)
         return 1
     logger.info("The emulator runs on port %d (pid %d)", port, emulator.process.pid)
-    pump = Pump(f"http://127.0.0.1:{port}", emulator.bell, home.streams_file)
-    pump.start()
-    code = _watch(emulator, pump, stop)
-    pump.stop()
-    if code == 0:
-        try:
-            emulator.stop()
-        except LocalError as error:
-            logger.error("%s\n%s", error, error.details)
-            return 1
-        logger.info("Stopped; the state is saved")
-    return code
+    pump = Pump(endpoint(port), emulator.bell, home.streams_file)
+    try:
+        return _watch(emulator, pump, stop)
+    finally:
+        pump.stop()
+        _end(emulator)
 
 
 def _watch(emulator: Emulator, pump: Pump, stop: threading.Event) -> int:
-    refreshed_at = time.monotonic()
+    pump.listen()
+    refresh_at = 0.0
     while not stop.wait(SAVE_EVERY_S):
         if emulator.exit_code is not None:
             logger.error("The emulator ended by itself (exit code %s)", emulator.exit_code)
-            emulator.clear_away()
             return 1
-        pump.save()
-        if time.monotonic() - refreshed_at >= REFRESH_EVERY_S:
-            refreshed_at = time.monotonic()
+        if time.monotonic() >= refresh_at:
+            refresh_at = time.monotonic() + REFRESH_EVERY_S
             try:
                 pump.refresh()
             except (BotoCoreError, ClientError, ValueError) as error:
                 logger.warning("The mappings could not be read: %s", error)
+        pump.save()
     return 0
+
+
+def _end(emulator: Emulator) -> None:
+    if emulator.exit_code is not None:
+        emulator.clear_away()
+        return
+    try:
+        emulator.stop()
+    except LocalError as error:
+        logger.error("%s\n%s", error, error.details)
+    else:
+        logger.info("Stopped; the state is saved")
 
 
 if __name__ == "__main__":

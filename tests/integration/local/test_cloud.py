@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@cache
+def client_of(service: str, endpoint_url: str) -> Any:
+    connect: Any = session().client
+    return connect(service, endpoint_url=endpoint_url, config=client_config())
+
+
 @dataclass
 class Miniature:
     """The running miniature and what a test asks of it."""
@@ -42,7 +49,7 @@ class Miniature:
     stack: Stack
 
     def client(self, service: str) -> Any:
-        return session().client(service, endpoint_url=self.stack.endpoint_url, config=client_config())  # type: ignore[call-overload]
+        return client_of(service, self.stack.endpoint_url)
 
     def get(self, path: str, key: str | None = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -68,7 +75,7 @@ class Miniature:
         self.stack = cloud.up(self.home, port=self.port)
 
     def pid(self, of: str) -> int:
-        return int((getattr(self.home, of).holder())["pid"])
+        return int(getattr(self.home, of).holder()["pid"])
 
     def dead_letters(self) -> list[dict[str, Any]]:
         buckets = self.client("s3")

@@ -132,7 +132,12 @@ class TestBell:
 class TestMappings:
     def test_are_left_to_the_pump(self, monkeypatch: pytest.MonkeyPatch) -> None:
         looked: list[str] = []
-        monkeypatch.setattr(lambda_svc, "_iter_all_esms", lambda: looked.append("mappings") or [])
+
+        def mappings() -> list[Any]:
+            looked.append("mappings")
+            return []
+
+        monkeypatch.setattr(lambda_svc, "_iter_all_esms", mappings)
         assert lambda_svc._poll_dynamodb_streams() is False
         assert looked == ["mappings"]
         corrections.serve_no_streams()

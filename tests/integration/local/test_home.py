@@ -38,7 +38,7 @@ def claimant(path: Path) -> subprocess.Popen[str]:
 
 def test_a_role_is_held_for_as_long_as_its_process_lives(tmp_path: Path) -> None:
     role = ProcessFile(tmp_path / "role.pid")
-    assert not role.alive
+    assert role.holder() is None
     with claimant(tmp_path / "role.pid") as process:
         assert role.holder() == {"pid": process.pid, "port": 4711}
         assert not role.claim()
@@ -46,11 +46,11 @@ def test_a_role_is_held_for_as_long_as_its_process_lives(tmp_path: Path) -> None
         process.wait()
         # The file is still there, and says what is no longer true.
         assert (tmp_path / "role.pid").read_text()
-        assert not role.alive
+        assert role.holder() is None
         assert role.claim(port=1)
-        assert role.alive
+        assert role.holder() is not None
         role.release()
-        assert not role.alive
+        assert role.holder() is None
 
 
 def test_looking_does_not_keep_another_from_claiming(tmp_path: Path) -> None:

@@ -135,17 +135,12 @@ def admin() -> Admin:
     from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
     from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
     from vigil_core.gateways.functions import PATIENTLY, Functions
-    from vigil_core.gateways.websocket import WebSockets
     from vigil_core.runtime.settings import AdminSettings
     from vigil_core.services.dead_letters import DeadLetters
     from vigil_core.services.disconnect_key import DisconnectKey
     from vigil_core.services.manage_keys import ManageKeys
-    from vigil_core.store.api_keys import ApiKeyStore
 
     its = AdminSettings.from_environment()
-    table = DynamoTable(dynamodb(), its.table_name)
-    management = boto3.client("apigatewaymanagementapi", endpoint_url=its.websocket_endpoint, config=CLIENT_CONFIG)
-    disconnect = DisconnectKey(connections=ConnectionStore(table), sockets=WebSockets(management))
     dead_letters = DeadLetters(
         bucket=DeadLetterBucket(boto3.client("s3", config=CLIENT_CONFIG), its.dead_letter_bucket),
         queues={
@@ -156,5 +151,6 @@ def admin() -> Admin:
         consumers=[its.matcher_function, its.notifier_function],
         now=now,
     )
-    keys = ManageKeys(api_keys=ApiKeyStore(table), disconnect=disconnect, now=now, random_hex=secrets.token_hex)
+    disconnect = DisconnectKey(connections=context().connections, sockets=web_sockets())
+    keys = ManageKeys(api_keys=api_keys(), disconnect=disconnect, now=now, random_hex=secrets.token_hex)
     return Admin(keys=keys, dead_letters=dead_letters)

@@ -104,9 +104,7 @@ _WAIT = {
     "truncated": {"type": "boolean", "description": "Not all jobs are shown: see jobs_url"},
     "jobs_url": {"type": "string"},
 }
-_ANSWERED: dict[str, Any] = {
-    name: {} for name in _WAIT if name not in ("wait_on", "wait_options", "waited_jobs", "unmet_jobs")
-}
+_ANSWERED: dict[str, Any] = {name: {} for name in ANSWER_KEYS}
 _REQUEST = {
     "type": "object",
     "properties": {

@@ -113,12 +113,7 @@ PageToken: TypeAlias = Annotated[str, Field(max_length=1024, description="`next_
 LeaseToken: TypeAlias = Annotated[
     Text | None, Field(description="No leases are handed out yet: a report that carries one is 409 `LEASE_LOST`")
 ]
-TimeStage: TypeAlias = Annotated[
-    Name,
-    # The domain says so of each job, for one day a type will have stages of its own.
-    WithJsonSchema({"type": "string", "enum": [stage for stage in DEFAULT_STAGES if stage != COMPLETE]}),
-]
-Text: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+TimeText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
 

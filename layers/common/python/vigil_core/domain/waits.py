@@ -266,8 +266,7 @@ class Wait:
     """A wait's own row. Small waits (`entries` is not None) hold their entries and outcomes; large ones hold counts,
     and when closed the sets of entries that count.
 
-    `sealed`: every row of the registration is written and every job was read after that. Before it, "nothing is open"
-    proves nothing.
+    A large wait is registered page by page, and `pages_done` says which are.
     """
 
     namespace: str
@@ -281,7 +280,6 @@ class Wait:
     expires_at: datetime
     ended_at: datetime | None = None
     version: int = 1
-    sealed: bool = True
     has_echo: bool = False
     entries: tuple[WaitEntry, ...] | None = None
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
@@ -296,6 +294,14 @@ class Wait:
     def ended(self) -> bool:
         """Whether the wait is over, one way or another."""
         return self.status != "waiting"
+
+    @property
+    def sealed(self) -> bool:
+        """Whether every entry is written and every job read after that. Before, "nothing is open" proves nothing.
+
+        A small wait's row is written when all that is done: it is its own seal.
+        """
+        return len(self.pages_done) == self.pages
 
     @property
     def registration_due_at(self) -> datetime:

@@ -21,6 +21,7 @@ MAX_ECHO_BYTES = 1024 * 1024
 _REQUEST_KEYS = {"wait_on", "wait_options", "waited_jobs"}
 ANSWER_KEYS = {
     "wait_id", "status", "unmet_jobs", "created_at", "expires_at", "ended_at", "truncated", "counts", "jobs_url",
+    "registering",
 }  # fmt: skip
 """What an answer has besides: accepted, so that an answer can be posted back as it stands."""
 _OPTION_KEYS = {"get_fields", "fail_fast", "mode", "return_on", "expires_in", "allow_missing", "notify"}

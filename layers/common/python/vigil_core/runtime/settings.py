@@ -55,10 +55,8 @@ class AuthorizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdminSettings:
-    """For the admin function. `*_url` are queues, `*_function` ARNs."""
+    """For the admin function, beside the core's and the sockets'. `*_url` are queues, `*_function` ARNs."""
 
-    table_name: str
-    websocket_endpoint: str
     dead_letter_bucket: str
     matcher_function: str
     notifier_function: str
@@ -71,8 +69,6 @@ class AdminSettings:
     def from_environment(cls) -> Self:
         """Raises MissingSetting."""
         return cls(
-            table_name=setting("TABLE_NAME"),
-            websocket_endpoint=setting("WEBSOCKET_ENDPOINT"),
             dead_letter_bucket=setting("DEAD_LETTER_BUCKET"),
             matcher_function=setting("MATCHER_FUNCTION"),
             notifier_function=setting("NOTIFIER_FUNCTION"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from vigil_core.domain import jobs
 from vigil_core.domain.errors import JobNotFound, PayloadTooLarge, StoreConflict
@@ -69,7 +70,7 @@ def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
 
 def enforce_cancel(ctx: Context, namespace: str, job_id: str) -> None:
     """End a running job that was asked to cancel and did not in time; nothing otherwise."""
-    if ctx.jobs.find(namespace, job_id) is not None:
+    with suppress(JobNotFound):
         _change(ctx, namespace, job_id, lambda job: jobs.enforce_cancel(job, now=ctx.now(), by="clock"))
 
 

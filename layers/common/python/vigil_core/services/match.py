@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps
@@ -15,11 +14,12 @@ from vigil_core.services.resolve_wait import outcome_of, resolve
 from vigil_core.store.jobs import job_from_row, job_to_row
 from vigil_core.store.stream import StreamRecord
 
+T = TypeVar("T")
+
 NARROW = 200
 """Up to so many waits on one job are matched at once; more are the pager's, lest they hold up everybody's stream."""
 MESSAGE_BYTES = 200 * 1024
 """What a message for the pager carries at most (SQS: 256 KB)."""
-KEEP_EARLY = timedelta(days=60)
 
 JobKey: TypeAlias = tuple[str, str]
 """(namespace, job id)"""
@@ -54,9 +54,9 @@ def match(ctx: Context, versions: Iterable[Job]) -> None:
     errors: dict[JobKey, Exception] = {}
     seen = ctx.in_parallel(lambda key: _guarded(errors, [key], lambda: _look(ctx, by_job[key])), by_job)
     _settle(ctx, [sighting for sightings in seen for sighting in sightings or ()], errors)
-    for key, job_versions in by_job.items():
-        if key not in errors and job_versions[-1].deleted:
-            _guarded(errors, [key], lambda key=key: ctx.jobs.purge(*key))  # type: ignore[misc]
+    for (key, job_versions), sightings in zip(by_job.items(), seen, strict=True):
+        if key not in errors and sightings is not None:
+            _guarded(errors, [key], lambda versions=job_versions: _bury(ctx, versions))  # type: ignore[misc]
     if errors:
         raise MatchFailed(errors)
 
@@ -96,6 +96,7 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
         if errors:
             raise MatchFailed(errors)
         if page.cursor is None:
+            _bury(ctx, versions)
             ctx.waits.close_backlog(namespace, job_id, versions[-1].version)
             return True
         if not still_time():
@@ -103,13 +104,20 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
         cursor = page.cursor
 
 
-def _look(ctx: Context, versions: Sequence[Job]) -> list[Sighting]:
+def _look(ctx: Context, versions: Sequence[Job]) -> list[Sighting] | None:
+    """What these versions of a job decide; None when that is left to the pager."""
     namespace, job_id = versions[0].namespace, versions[0].job_id
     page = ctx.waits.interests(namespace, job_id, limit=NARROW + 1)
     if page.backlog or page.cursor is not None:
         _queue_up(ctx, versions)
-        return []
+        return None
     return _sightings(ctx, page.interests, versions)
+
+
+def _bury(ctx: Context, versions: Sequence[Job]) -> None:
+    """Of a deleted job, whose last version was matched, only the tombstone is kept."""
+    if versions[-1].deleted:
+        ctx.jobs.purge(versions[-1].namespace, versions[-1].job_id)
 
 
 def _sightings(ctx: Context, interests: Iterable[Interest], versions: Sequence[Job]) -> list[Sighting]:
@@ -130,27 +138,25 @@ def _settle(ctx: Context, sightings: Sequence[Sighting], errors: dict[JobKey, Ex
     for sighting in sightings:
         by_wait.setdefault((sighting.namespace, sighting.interest.wait_id), []).append(sighting)
 
-    def settle(wait: tuple[str, str]) -> list[Sighting] | None:
+    def settle(wait: tuple[str, str]) -> None:
         group = by_wait[wait]
         jobs = [(s.namespace, s.outcome.job_id) for s in group]
-        return _guarded(errors, jobs, lambda: _settle_wait(ctx, *wait, group))
+        _guarded(errors, jobs, lambda: _settle_wait(ctx, *wait, group))
 
-    settled = [s for group in ctx.in_parallel(settle, by_wait) for s in group or ()]
-    for namespace in {s.namespace for s in settled}:
-        done = [s for s in settled if s.namespace == namespace]
-        jobs = [(namespace, s.outcome.job_id) for s in done]
-        entries = [(s.outcome.job_id, s.interest.wait_id, s.outcome.index) for s in done]
-        _guarded(errors, jobs, lambda n=namespace, e=entries: ctx.waits.remove_entries(n, e))  # type: ignore[misc]
+    ctx.in_parallel(settle, by_wait)
 
 
-def _settle_wait(ctx: Context, namespace: str, wait_id: str, group: Sequence[Sighting]) -> list[Sighting]:
+def _settle_wait(ctx: Context, namespace: str, wait_id: str, group: Sequence[Sighting]) -> None:
     outcomes = [sighting.outcome for sighting in group]
-    if resolve(ctx, namespace, wait_id, outcomes) is None:
+    wait = resolve(ctx, namespace, wait_id, outcomes)
+    if wait is None:
         # The registrar stores a small wait after its entries: leave it the outcomes, then look whether it came by.
         for outcome in outcomes:
-            ctx.waits.put_early_outcome(namespace, wait_id, outcome, keep_until=ctx.now() + KEEP_EARLY)
-        resolve(ctx, namespace, wait_id, outcomes)
-    return list(group)
+            ctx.waits.put_early_outcome(namespace, wait_id, outcome, now=ctx.now())
+        wait = resolve(ctx, namespace, wait_id, outcomes)
+    over = [(e.job_id, e.index) for e in wait.entries or ()] if wait is not None and wait.ended else []
+    done = {(outcome.job_id, outcome.index) for outcome in outcomes}.union(over)
+    ctx.waits.remove_entries(namespace, [(job_id, wait_id, index) for job_id, index in sorted(done)])
 
 
 def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
@@ -169,9 +175,7 @@ def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
         rows.append(row)
 
 
-def _guarded(
-    errors: dict[JobKey, Exception], jobs: Iterable[JobKey], work: Callable[[], list[Sighting] | None]
-) -> list[Sighting] | None:
+def _guarded(errors: dict[JobKey, Exception], jobs: Iterable[JobKey], work: Callable[[], T]) -> T | None:
     """Do one job's or wait's share. What fails there must not keep the others of the batch from theirs."""
     try:
         return work()

@@ -3,12 +3,13 @@
 The jobs are read, the entries are written, the jobs are read again. An update is either seen by the second read, or its
 stream record comes after the entry and the matcher sees it; a version that the first read saw does not count for the
 matcher. Small waits need no more than their own row, which is written last and therefore says by itself that the
-registration is finished. Large ones are stored first, worked off in pages of which each can be repeated, and sealed.
+registration is finished. Large ones are stored first and worked off in pages, of which each can be repeated; the last
+page done is their seal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from vigil_core.domain import waits
@@ -50,24 +51,25 @@ def register_page(ctx: Context, namespace: str, wait_id: str, page: int) -> Wait
     if entries is None:
         raise LookupError(f"page {page} of wait {wait_id} was never stored")
     if page not in wait.pages_done:
-        met, unmet = ctx.waits.counted(wait)
-        undecided = [entry for entry in entries if entry.index not in met | unmet]
-        ctx.waits.put_entries(wait, undecided)
-        decided = second_look(ctx, wait, undecided)
-        resolve_wait.resolve(ctx, namespace, wait_id, decided)
-        ctx.waits.remove_entries(namespace, [(o.job_id, wait_id, o.index) for o in decided])
-    after = ctx.waits.page_registered(wait, page)
-    if after is None or len(after.pages_done) < after.pages:
-        return after
-    sealed = ctx.waits.seal(after)
-    return sealed and resolve_wait.close_if_decided(ctx, sealed)
+        _write_page(ctx, wait, entries)
+        wait = ctx.waits.page_registered(wait, page)
+    return wait and _finish(ctx, wait)
 
 
 def resume_registration(ctx: Context, namespace: str, wait_id: str) -> None:
-    """Have the pager finish what a crash left of a large registration; nothing when it is finished."""
+    """See to whatever a crash left of a registration, in whatever state; nothing when it is finished."""
     wait = ctx.waits.find(namespace, wait_id)
-    if wait is not None and not wait.ended and not wait.sealed:
-        _hand_to_pager(ctx, wait)
+    if wait is not None and not wait.ended:
+        if wait.expires_at <= ctx.now():
+            resolve_wait.expire(ctx, namespace, wait_id)
+        elif not wait.sealed:
+            _hand_to_pager(ctx, wait)
+            return
+        elif wait.inline:
+            resolve_wait.resolve(ctx, namespace, wait_id, list(ctx.waits.outcomes(namespace, wait_id)))
+        else:
+            _finish(ctx, wait)
+    ctx.waits.settle_early_outcomes(namespace, wait_id)
 
 
 def second_look(ctx: Context, wait: Wait, entries: Iterable[WaitEntry]) -> list[Outcome]:
@@ -75,6 +77,30 @@ def second_look(ctx: Context, wait: Wait, entries: Iterable[WaitEntry]) -> list[
     wanted = list(entries)
     again = ctx.jobs.find_many(wait.namespace, (entry.job_id for entry in wanted))
     return _outcomes(ctx, wait, wanted, again)
+
+
+def _write_page(ctx: Context, wait: Wait, entries: Sequence[WaitEntry]) -> None:
+    """Entries first, jobs after. An earlier try may have got anywhere: what it recorded is counted, not judged anew."""
+    met, unmet = ctx.waits.counted(wait)
+    first, last = entries[0].index, entries[-1].index
+    recorded = list(ctx.waits.outcomes(wait.namespace, wait.wait_id, after_index=first - 1, through_index=last))
+    done = met | unmet | {outcome.index for outcome in recorded}
+    undecided = [entry for entry in entries if entry.index not in done]
+    ctx.waits.put_entries(wait, undecided)
+    decided = second_look(ctx, wait, undecided)
+    resolve_wait.resolve(ctx, wait.namespace, wait.wait_id, [*recorded, *decided])
+    ctx.waits.remove_entries(wait.namespace, [(o.job_id, wait.wait_id, o.index) for o in decided])
+
+
+def _finish(ctx: Context, wait: Wait) -> Wait:
+    """After its last page a large wait may be closed by counting, and if it is not, only expiry is left to come.
+
+    The due row of the registration stays until that is done: a crash in between leaves the clock to do it again.
+    """
+    if not wait.sealed:
+        return wait
+    wait = resolve_wait.close_if_decided(ctx, wait)
+    return wait if wait.ended else ctx.waits.watch_expiry(wait) or wait
 
 
 def _first_look(ctx: Context, namespace: str, request: WaitRequest) -> Mapping[str, Job]:
@@ -123,7 +149,6 @@ def _store(
         by=by,
         created_at=now,
         expires_at=now + timedelta(seconds=request.expires_in_s),
-        sealed=inline,
         has_echo=bool(request.echo),
         entries=entries if inline else None,
         pages=0 if inline else pages,

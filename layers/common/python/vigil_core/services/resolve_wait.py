@@ -83,19 +83,21 @@ def _resolve_inline(ctx: Context, wait: Wait, outcomes: Sequence[Outcome]) -> Wa
 
 def _resolve_large(ctx: Context, wait: Wait, outcomes: Sequence[Outcome]) -> Wait:
     recorded = ctx.in_parallel(lambda outcome: ctx.waits.put_outcome(wait, outcome), outcomes)
-    in_chunks = sorted(recorded, key=lambda outcome: outcome.index)
+    # What fails the wait is not counted: else another matcher could find the last chunk full, and the wait met.
+    failed = [outcome.index for outcome in recorded if outcome.verdict == "failed"]
+    in_chunks = sorted((o for o in recorded if o.verdict != "failed"), key=lambda outcome: outcome.index)
     latest = wait
     for chunk, members in groupby(in_chunks, key=lambda outcome: chunk_of(outcome.index)):
         met, unmet = ctx.waits.count(wait, chunk, list(members))
         if wait.counts_each or met + unmet == chunk_size(chunk, wait.total):
             latest = ctx.waits.report_count(wait, chunk, met, unmet) or latest
-    if any(outcome.verdict == "failed" for outcome in recorded):
-        return _close(ctx, wait, "failed_fast")
+    if failed:
+        return _close(ctx, wait, "failed_fast", failed)
     return close_if_decided(ctx, latest)
 
 
-def _close(ctx: Context, wait: Wait, status: WaitStatus) -> Wait:
-    closed = ctx.waits.close_large(wait, status, now=ctx.now())
+def _close(ctx: Context, wait: Wait, status: WaitStatus, failed: Sequence[int] = ()) -> Wait:
+    closed = ctx.waits.close_large(wait, status, now=ctx.now(), also_shown=failed)
     return closed or ctx.waits.find(wait.namespace, wait.wait_id) or wait
 
 

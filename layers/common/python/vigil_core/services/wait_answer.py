@@ -29,12 +29,14 @@ def answer(ctx: Context, wait: Wait) -> Answer:
         o.job_id: {"job_stage": o.stage, "reason": o.reason} for o in shown if o.verdict == "unmet"
     }
     if wait.status == "expired":
-        unmet_jobs |= _expired(ctx, wait, left)
+        unmet_jobs |= {entry.job_id: {"job_stage": None, "reason": "expired"} for entry in left}
     body = summary(wait) | {
         "counts": {"total": wait.total, "met": len(met), "unmet": len(unmet)},
         "waited_jobs": waited,
         "unmet_jobs": unmet_jobs,
     }
+    if not wait.sealed and not wait.ended:
+        body["registering"] = True
     if not wait.ended:
         body["wait_on"] = {entry.job_id: entry.asked for entry in left}
     if not all_shown or len(left) == SHOWN_ENTRIES < wait.total:
@@ -104,16 +106,3 @@ def _left(ctx: Context, wait: Wait, decided: frozenset[int]) -> list[WaitEntry]:
         return [entry for entry in wait.entries if entry.index not in decided]
     pages: Iterable[Any] = (ctx.waits.spec_page(wait, page) or () for page in range(wait.pages))
     return list(islice((e for page in pages for e in page if e.index not in decided), SHOWN_ENTRIES))
-
-
-def _expired(ctx: Context, wait: Wait, left: Iterable[WaitEntry]) -> dict[str, JsonValue]:
-    """What a large wait left over when it expired, each with the stage that its job has now."""
-    entries = list(left)
-    jobs = ctx.jobs.find_many(wait.namespace, (entry.job_id for entry in entries), consistent=False)
-    return {
-        entry.job_id: {
-            "job_stage": jobs[entry.job_id].stage if entry.job_id in jobs else None,
-            "reason": "expired",
-        }
-        for entry in entries
-    }

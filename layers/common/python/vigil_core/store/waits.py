@@ -12,7 +12,16 @@ from typing import Any
 
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
-from vigil_core.domain.waits import Interest, Outcome, Wait, WaitEntry, WaitOptions, WaitStatus
+from vigil_core.domain.waits import (
+    MAX_ENTRIES,
+    REGISTRATION_GRACE,
+    Interest,
+    Outcome,
+    Wait,
+    WaitEntry,
+    WaitOptions,
+    WaitStatus,
+)
 from vigil_core.store import keys
 from vigil_core.store.table import (
     ABSENT,
@@ -28,6 +37,8 @@ from vigil_core.store.table import (
 )
 
 KEPT_AFTER_EXPIRY = timedelta(days=30)
+EARLY_KEPT = timedelta(days=60)
+"""Outcomes of a wait that is not stored yet: as long as any wait is kept."""
 SPEC_PAGE_ENTRIES = 1_000
 INLINE_VALUES_BYTES = 4 * 1024
 """Captured values over this size get a row of their own even in a small wait: the wait's row is written often."""
@@ -68,19 +79,24 @@ class WaitStore:
         return {wait.wait_id: wait for wait in map(wait_from_row, rows.values())}
 
     def create(self, wait: Wait) -> bool:
-        """Store a new wait; False when one with this id is there already."""
+        """Store a new wait; False when another one with this id is there already."""
+        self._put_large_values(wait, wait.outcomes.values())
         try:
             self._table.put(Put(row=wait_to_row(wait), condition=ABSENT))
-        except ConditionFailed:
-            return False
+        except ConditionFailed as error:
+            # The SDK repeats a request whose answer was lost, and then meets what it wrote itself.
+            return error.old is not None and wait_from_row(error.old) == wait
         return True
 
     def save(self, before: Wait, after: Wait) -> None:
         """Store the inline wait that follows `before`. Raises ConditionFailed when it has moved on since."""
-        large = {o.index: o for o in after.outcomes.values() if o.index not in before.outcomes and _is_large(o)}
-        for outcome in large.values():
-            self.put_outcome(after, outcome)
+        self._put_large_values(after, (o for o in after.outcomes.values() if o.index not in before.outcomes))
         self._table.put(Put(row=wait_to_row(after), condition=version_is(before.version)))
+
+    def _put_large_values(self, wait: Wait, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            if _is_large(outcome):
+                self.put_outcome(wait, outcome)
 
     # Entries: who waits for a job
 
@@ -122,16 +138,33 @@ class WaitStore:
         """Record an outcome unless the entry has one; returns the one that stands."""
         return self._put_outcome(wait.namespace, wait.wait_id, outcome, _ttl(wait.expires_at))
 
-    def put_early_outcome(self, namespace: str, wait_id: str, outcome: Outcome, *, keep_until: datetime) -> None:
-        """Record an outcome of a wait whose own row is not there yet: its registrar looks for it after storing it."""
-        self._put_outcome(namespace, wait_id, outcome, to_epoch_s(keep_until))
+    def put_early_outcome(self, namespace: str, wait_id: str, outcome: Outcome, *, now: datetime) -> None:
+        """Record an outcome of a wait whose own row is not there yet: its registrar looks for it after storing it, and
+        should the registrar die in between, the clock does."""
+        g1pk, g1sk = keys.due(now + REGISTRATION_GRACE, "wait_registration", namespace, wait_id)
+        due = {"g1pk": g1pk, "g1sk": g1sk}
+        self._put_outcome(namespace, wait_id, outcome, to_epoch_s(now + EARLY_KEPT), due)
+
+    def settle_early_outcomes(self, namespace: str, wait_id: str) -> None:
+        """Take outcomes that came early, and are looked after by now, off the clock's list."""
+        pk = keys.wait(namespace, wait_id).pk
+        for row in query_all(self._table, pk, begins="M#"):
+            if "g1pk" in row:
+                self._table.update(Update(key=keys.Key(pk, row["sk"]), expression="REMOVE g1pk, g1sk"))
 
     def outcomes(
-        self, namespace: str, wait_id: str, *, after_index: int = -1, limit: int | None = None
+        self,
+        namespace: str,
+        wait_id: str,
+        *,
+        after_index: int = -1,
+        through_index: int = MAX_ENTRIES,
+        limit: int | None = None,
     ) -> Iterator[Outcome]:
-        """Outcomes in rows of their own, in order of index, those after `after_index`."""
+        """Outcomes in rows of their own, in order of index, those after `after_index` through `through_index`."""
         pk = keys.wait(namespace, wait_id).pk
-        between = (keys.wait_outcome(namespace, wait_id, after_index + 1).sk, "M#~")
+        first, last = (keys.wait_outcome(namespace, wait_id, index).sk for index in (after_index + 1, through_index))
+        between = (first, last)
         for row in query_all(self._table, pk, between=between, limit=limit):
             yield _outcome_from_row(row)
 
@@ -140,10 +173,17 @@ class WaitStore:
         rows = self._table.batch_get([keys.wait_outcome(namespace, wait_id, index) for index in indexes])
         return {outcome.index: outcome for outcome in map(_outcome_from_row, rows.values())}
 
-    def _put_outcome(self, namespace: str, wait_id: str, outcome: Outcome, ttl: int) -> Outcome:
+    def _put_large(self, wait: Wait, outcomes: Iterable[Outcome]) -> None:
+        """Bulk first: what the row of an inline wait only points to."""
+        for outcome in filter(_is_large, outcomes):
+            self.put_outcome(wait, outcome)
+
+    def _put_outcome(
+        self, namespace: str, wait_id: str, outcome: Outcome, ttl: int, due: Mapping[str, str] | None = None
+    ) -> Outcome:
         key = keys.wait_outcome(namespace, wait_id, outcome.index)
         text = dumps(_outcome_to_json(_shortened(outcome)))
-        row = {**_head(key, "wait_outcome"), "job_id": outcome.job_id, "outcome": text, "ttl": ttl}
+        row = {**_head(key, "wait_outcome"), "job_id": outcome.job_id, "outcome": text, "ttl": ttl, **(due or {})}
         try:
             self._table.put(Put(row=row, condition=ABSENT))
         except ConditionFailed as error:
@@ -181,14 +221,16 @@ class WaitStore:
             expression="ADD pages_done :page", values={":page": {page}},
         ))  # fmt: skip
 
-    def seal(self, wait: Wait) -> Wait | None:
-        """Every page is registered: from now on counting may close the wait. None when it is over."""
+    def watch_expiry(self, wait: Wait) -> Wait | None:
+        """The registration is finished: from now on the clock looks after the wait when its time is over."""
         g1pk, g1sk = keys.due(wait.expires_at, "wait_expiry", wait.namespace, wait.wait_id)
-        return self._update_open(Update(
-            key=keys.wait(wait.namespace, wait.wait_id),
-            expression="SET sealed = :yes, g1pk = :g1pk, g1sk = :g1sk",
-            values={":yes": True, ":g1pk": g1pk, ":g1sk": g1sk},
-        ))  # fmt: skip
+        return self._update_open(
+            Update(
+                key=keys.wait(wait.namespace, wait.wait_id),
+                expression="SET g1pk = :g1pk, g1sk = :g1sk",
+                values={":g1pk": g1pk, ":g1sk": g1sk},
+            )
+        )
 
     def count(self, wait: Wait, chunk: int, outcomes: Iterable[Outcome]) -> tuple[int, int]:
         """Add outcomes to their chunk's grow-only sets; returns how many are (met, unmet) in it now."""
@@ -235,8 +277,13 @@ class WaitStore:
             unmet |= row.get("unmet", set())
         return frozenset(met), frozenset(unmet)
 
-    def close_large(self, wait: Wait, status: WaitStatus, *, now: datetime) -> Wait | None:
-        """Close a large wait with what is counted at this moment; None when it is over already."""
+    def close_large(
+        self, wait: Wait, status: WaitStatus, *, now: datetime, also_shown: Iterable[int] = ()
+    ) -> Wait | None:
+        """Close a large wait with what is counted at this moment; None when it is over already.
+
+        `also_shown` are entries that closed it by failing: they are shown, and were never counted.
+        """
         met, unmet = self.counted(wait)
         return self._update_open(Update(
             key=keys.wait(wait.namespace, wait.wait_id),
@@ -247,7 +294,7 @@ class WaitStore:
             names={"#status": "status"},
             values={
                 ":status": status, ":now": to_text(now), ":one": 1,
-                ":met": _bitmap(met, wait.total), ":unmet": _bitmap(unmet, wait.total),
+                ":met": _bitmap({*met, *also_shown}, wait.total), ":unmet": _bitmap(unmet, wait.total),
             },
         ))  # fmt: skip
 
@@ -310,7 +357,6 @@ def wait_from_row(row: Row) -> Wait:
         expires_at=from_text(row["expires_at"]),
         ended_at=from_text(row["ended_at"]) if "ended_at" in row else None,
         version=row["version"],
-        sealed=row["sealed"],
         has_echo=row.get("has_echo", False),
         entries=None
         if entries is None
@@ -350,7 +396,6 @@ def wait_to_row(wait: Wait) -> Row:
         "expires_at": to_text(wait.expires_at),
         "ended_at": wait.ended_at and to_text(wait.ended_at),
         "version": wait.version,
-        "sealed": wait.sealed,
         "has_echo": wait.has_echo or None,
         "ttl": _ttl(wait.expires_at),
     }

@@ -1,0 +1,330 @@
+"""What the tests see of a stack from outside: HTTP clients, WebSockets, what SNS announces, and AWS behind it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import simplejson
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as open_websocket
+
+from vigil.local import Stack
+from vigil.local.cloud import invoke_admin
+from vigil.local.stack import client_config, session
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.client import DynamoDBClient
+    from mypy_boto3_lambda.client import LambdaClient
+    from mypy_boto3_logs.client import CloudWatchLogsClient
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_sns.client import SNSClient
+    from mypy_boto3_sqs.client import SQSClient
+
+T = TypeVar("T")
+
+# The longest that a held answer takes, a cold start on a busy machine included.
+ANSWER_S = 60
+
+
+def eventually(condition: Callable[[], T], within_s: float = 20, *, every_s: float = 0.05, what: str = "") -> T:
+    """What the condition gives once that is true. Fails with what it gave last, or with its last complaint."""
+    deadline = time.monotonic() + within_s
+    while True:
+        complaint: AssertionError | None = None
+        seen: object = None
+        try:
+            if value := condition():
+                return value
+            seen = value
+        except AssertionError as error:
+            complaint = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what or 'not'} within {within_s} s; last seen: {seen!r}") from complaint
+        time.sleep(every_s)
+
+
+@contextmanager
+def in_background(work: Callable[[], T]) -> Iterator[Future[T]]:
+    """Work that goes on while the block runs; the block ends when both have."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        yield pool.submit(work)
+
+
+def side_by_side(work: Callable[[Any], T], items: Sequence[Any], at_once: int) -> list[T]:
+    """Work on every item, so many at once, results in order."""
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
+        return list(pool.map(work, items))
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key of its own, which is its own tenant unless told otherwise."""
+
+    namespace: str
+    key_id: str
+    token: str
+
+
+class Client:
+    """An HTTP client with one key. What is not a plain `call` expects success, and fails with the answer."""
+
+    def __init__(self, stack: Stack, token: str | None) -> None:
+        self.http = httpx.Client(
+            base_url=stack.api_url,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            timeout=ANSWER_S,
+            limits=httpx.Limits(max_connections=64),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """End its connections."""
+        self.http.close()
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, prefer: str | None = None, **headers: str
+    ) -> httpx.Response:
+        """Any request. A header's underscores are hyphens; `prefer` is the header of that name."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if prefer is not None:
+            given["prefer"] = prefer
+        content = None if body is None else simplejson.dumps(body, use_decimal=True)
+        return self.http.request(method, path, content=content, headers=given)
+
+    def get(self, path: str, **headers: str) -> Any:
+        """The body of a 200."""
+        return said(self.call("GET", path, **headers))
+
+    def post(self, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:
+        """The body of an answer with this status."""
+        return said(self.call("POST", path, body, **headers), status)
+
+    # Jobs
+
+    def job(self, **wanted: Any) -> str:
+        """A new job; its id."""
+        return str(self.post("/v1/jobs", {"job_type": "test", **wanted}, status=202)["job_id"])
+
+    def running(self, **wanted: Any) -> str:
+        """A new job that runs; its id."""
+        job_id = self.job(**wanted)
+        self.start(job_id)
+        return job_id
+
+    def jobs(self, count: int, **wanted: Any) -> list[str]:
+        """Many new jobs; their ids."""
+        made: list[str] = []
+        for first in range(0, count, 100):
+            several = [{"job_type": "test", **wanted} for _ in range(first, min(first + 100, count))]
+            made += [result["job_id"] for result in self.post("/v1/jobs/bulk", {"jobs": several})["results"]]
+        return made
+
+    def start(self, job_id: str) -> Any:
+        return self.post(f"/v1/jobs/{job_id}/start")
+
+    def report(self, job_id: str, **told: Any) -> Any:
+        return said(self.call("PATCH", f"/v1/jobs/{job_id}", told))
+
+    def complete(self, job_id: str, **told: Any) -> Any:
+        return self.post(f"/v1/jobs/{job_id}/complete", told)
+
+    def fail(self, job_id: str, code: str = "BROKEN") -> Any:
+        return self.post(f"/v1/jobs/{job_id}/fail", {"error": {"code": code, "message": "it broke"}})
+
+    # Waits
+
+    def wait(self, wait_on: Mapping[str, Any], *, hold_s: int = 0, **options: Any) -> Any:
+        """Post a wait; its answer."""
+        return self.post_wait({"wait_on": wait_on, "wait_options": options}, hold_s=hold_s)
+
+    def post_wait(self, body: Any, *, hold_s: int = 0, path: str = "/v1/waits") -> Any:
+        """Post a wait, or the answer to one; its answer."""
+        return self.post(path, body, prefer=f"wait={hold_s}")
+
+    def follow(self, answer: Any, *, within_s: float = 30, hold_s: int = 2) -> Any:
+        """A client's whole loop: post back what comes, until there is no `wait_on`."""
+        deadline = time.monotonic() + within_s
+        while "wait_on" in answer:
+            assert time.monotonic() < deadline, f"still waiting after {within_s} s: {answer}"
+            answer = self.post_wait(answer, hold_s=hold_s)
+        return answer
+
+    def ended(self, answer: Any, *, within_s: float = 20) -> Any:
+        """The answer to a wait once it is over, which is held and not asked for again and again."""
+        return self.follow(answer, within_s=within_s, hold_s=max(1, int(min(within_s, 20))))
+
+
+def said(response: httpx.Response, status: int = 200) -> Any:
+    """The body of an answer with this status, numbers exact."""
+    assert response.status_code == status, f"{response.request.method} {response.request.url}: {response.text}"
+    return simplejson.loads(response.text, use_decimal=True) if response.text else None
+
+
+def problem(response: httpx.Response, status: int, error: str) -> Any:
+    """The body of an answer, which is a problem document that says this."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    document = response.json()
+    assert (response.status_code, document["status"], document["error"]) == (status, status, error), document
+    return document
+
+
+class Socket:
+    """A WebSocket."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    def send(self, action: str, frame_id: str | None = None, **told: Any) -> None:
+        """Send a frame."""
+        frame = {"action": action, **({} if frame_id is None else {"id": frame_id}), **told}
+        self.connection.send(json.dumps(frame))
+
+    def next(self, within_s: float = 20) -> Any:
+        """The next message. Raises TimeoutError, or ConnectionClosed."""
+        return json.loads(self.connection.recv(timeout=within_s))
+
+    def expect(self, kind: str, frame_id: str | None) -> Any:
+        """The `data` of the next message, which is of this kind and answers this frame."""
+        message = self.next()
+        assert (message["type"], message["id"]) == (kind, frame_id), message
+        return message["data"]
+
+    def subscribe(self, frame_id: str, *topics: str, **told: Any) -> None:
+        """Subscribe, and be acknowledged."""
+        self.send("subscribe", frame_id, topics=topics, **told)
+        self.expect("ack", frame_id)
+
+    def events(self, frame_id: str, count: int) -> list[Any]:
+        """The next so many messages, all events for this subscription."""
+        return [self.expect("event", frame_id) for _ in range(count)]
+
+    def silent(self) -> None:
+        """Nothing is on its way: the next message answers a ping sent now."""
+        self.send("ping", "anything else?")
+        self.expect("pong", "anything else?")
+
+
+@contextmanager
+def websocket(stack: Stack, token: str | None = None, ticket: str | None = None) -> Iterator[Socket]:
+    """An open WebSocket. Raises InvalidStatus when it is not let in."""
+    url = f"{stack.ws_url}?ticket={ticket}" if ticket else stack.ws_url
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with open_websocket(
+        url, additional_headers=headers, open_timeout=ANSWER_S, close_timeout=5, proxy=None, max_size=None
+    ) as connection:
+        yield Socket(connection)
+
+
+@dataclass
+class Announcements:
+    """What SNS has announced to a queue that is subscribed to the topic."""
+
+    queues: SQSClient
+    url: str
+    arn: str
+    envelopes: list[Any] = field(default_factory=list)
+
+    def collect(self) -> list[Any]:
+        """Everything until now, oldest first."""
+        while messages := self.queues.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10).get("Messages"):
+            self.envelopes += [json.loads(message["Body"]) for message in messages]
+            self.queues.delete_message_batch(
+                QueueUrl=self.url,
+                Entries=[
+                    {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+                    for number, message in enumerate(messages)
+                ],
+            )
+        return self.envelopes
+
+    def about(self, subject: str) -> list[Any]:
+        """Everything until now about one job or wait."""
+        return [envelope for envelope in self.collect() if envelope["subject"] == subject]
+
+
+@dataclass(frozen=True)
+class Aws:
+    """The AWS behind a stack, as its owner sees it."""
+
+    stack: Stack
+
+    @cached_property
+    def dynamodb(self) -> DynamoDBClient:
+        return session().client("dynamodb", endpoint_url=self.stack.endpoint_url, config=client_config())
+
+    @cached_property
+    def functions(self) -> LambdaClient:
+        config = client_config(read_timeout_s=310, retries=0)
+        return session().client("lambda", endpoint_url=self.stack.endpoint_url, config=config)
+
+    @cached_property
+    def logs(self) -> CloudWatchLogsClient:
+        return session().client("logs", endpoint_url=self.stack.endpoint_url, config=client_config())
+
+    @cached_property
+    def queues(self) -> SQSClient:
+        return session().client("sqs", endpoint_url=self.stack.endpoint_url, config=client_config())
+
+    @cached_property
+    def topics(self) -> SNSClient:
+        return session().client("sns", endpoint_url=self.stack.endpoint_url, config=client_config())
+
+    @cached_property
+    def buckets(self) -> S3Client:
+        return session().client("s3", endpoint_url=self.stack.endpoint_url, config=client_config())
+
+    def admin(self, action: str, **told: Any) -> dict[str, Any]:
+        """What the admin function answers."""
+        return invoke_admin(self.stack.endpoint_url, self.stack.admin_function, {"action": action, **told})
+
+    def key(self, *scopes: str, namespace: str | None = None) -> Key:
+        """A new key; of a tenant of its own, and for everything, unless told otherwise."""
+        where = namespace or f"t{uuid4().hex[:12]}"
+        made = self.admin("create_key", namespace=where, scopes=list(scopes) or ["admin"])
+        return Key(where, made["key"]["key_id"], made["token"])
+
+    def invoke(self, function: str, event: Any) -> Any:
+        """What a function of the stack, named without the stack's name, returns for an event."""
+        answer = self.functions.invoke(
+            FunctionName=f"{self.stack.stack_name}-{function}", Payload=json.dumps(event).encode()
+        )
+        body = json.loads(answer["Payload"].read())
+        assert "FunctionError" not in answer, body
+        return body
+
+    def rows(self, partition: str) -> list[dict[str, Any]]:
+        """Every row of a partition, as DynamoDB has it."""
+        pages = self.dynamodb.get_paginator("query").paginate(
+            TableName=self.stack.table_name,
+            KeyConditionExpression="pk = :pk",
+            ExpressionAttributeValues={":pk": {"S": partition}},
+            ConsistentRead=True,
+        )
+        return [dict(item) for page in pages for item in page["Items"]]
+
+    @contextmanager
+    def announcements(self, **filter_policy: Sequence[str]) -> Iterator[Announcements]:
+        """A queue that hears of what the filter lets through, from now on."""
+        url = self.queues.create_queue(QueueName=f"heard-{uuid4().hex}")["QueueUrl"]
+        arn = self.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        subscription = self.topics.subscribe(
+            TopicArn=self.stack.topic_arn,
+            Protocol="sqs",
+            Endpoint=arn,
+            Attributes={"RawMessageDelivery": "true", "FilterPolicy": json.dumps(filter_policy)},
+            ReturnSubscriptionArn=True,
+        )["SubscriptionArn"]
+        try:
+            yield Announcements(self.queues, url, arn)
+        finally:
+            self.topics.unsubscribe(SubscriptionArn=subscription)
+            self.queues.delete_queue(QueueUrl=url)

@@ -1,0 +1,315 @@
+"""Jobs over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.api import KEY_ID, Client
+from vigil_core import wiring
+
+JOB_KEYS = {
+    "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",
+    "progress", "message", "milestones", "fields", "tags", "payload", "result", "error", "attempt", "max_attempts",
+    "depends_on", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id", "correlation_id", "cancel_requested",
+    "created_at", "updated_at", "scheduled_at", "started_at", "finished_at",
+}  # fmt: skip
+SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
+BIG_NUMBERS = '{"a": 1.10, "b": 12345678901234567890123, "c": 0.1234567890123456789012345678901234567890, "d": 1e400}'
+
+
+def test_a_new_job_has_every_key_and_says_that_it_was_created(client: Client) -> None:
+    reply = client.post("/v1/jobs", {"job_type": "boot_test", "name": "boot it", "tags": ["nightly"]})
+    job = reply.ok(202)
+    assert job.keys() == JOB_KEYS | {"timestamp"}
+    assert reply.headers["location"] == f"/v1/jobs/{job['job_id']}"
+    assert job["message"] == "boot it job created"
+    absent = {name for name in JOB_KEYS if job[name] is None}
+    assert absent == {
+        "job_health", "payload", "result", "error", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id",
+        "correlation_id", "scheduled_at", "started_at", "finished_at",
+    }  # fmt: skip
+    assert (job["status"], job["job_stage"], job["progress"]) == ("pending", "submit", 0)
+    assert (job["queue"], job["priority"], job["dependency_status"]) == ("default", "normal", "none")
+    assert (job["fields"], job["milestones"], job["depends_on"]) == ({}, [], [])
+    assert (job["attempt"], job["max_attempts"], job["cancel_requested"]) == (1, 1, False)
+
+
+def test_the_message_of_a_nameless_job_has_its_type(client: Client) -> None:
+    assert client.create()["message"] == "boot_test job created"
+
+
+def test_what_goes_in_comes_out_number_for_number(client: Client) -> None:
+    text = f'{{"job_type": "t", "payload": {BIG_NUMBERS}, "fields": {{"n": 1.50, "unicode": "größe 🚀", "nul": "\\u0000"}}}}'
+    made = client.post("/v1/jobs", body=text)
+    job_id = made.ok(202)["job_id"]
+    shown = client.get(f"/v1/jobs/{job_id}")
+    assert shown.ok().keys() == JOB_KEYS
+    for number in ("12345678901234567890123", "0.1234567890123456789012345678901234567890", "1E+400"):
+        assert number in made.text
+        assert number in shown.text
+    assert shown.json["fields"] == {"n": shown.json["fields"]["n"], "unicode": "größe 🚀", "nul": "\x00"}
+    assert '"n":1.50' in shown.text
+
+
+def test_a_whole_life(client: Client) -> None:
+    job = client.create(payload={"image": "x"}, trace_id="t-1", correlation_id="c-1")
+    path = f"/v1/jobs/{job['job_id']}"
+    assert client.post(f"{path}/start").ok()["status"] == "running"
+    said = {"job_stage": "boot", "milestones": ["kernel"], "progress": 0.25, "message": "booting", "fields": {"s": 45}}
+    told = client.patch(path, said).ok()
+    assert told.keys() == JOB_KEYS
+    assert {name: told[name] for name in said} == {**said, "progress": told["progress"]}
+    assert float(told["progress"]) == 0.25
+    assert client.patch(path, {"progress": 0.1}).ok()["progress"] == told["progress"]
+    assert client.patch(path, {"fields": {"s": None, "t": 1}}).ok()["fields"] == {"t": 1}
+    done = client.post(f"{path}/complete", {"result": {"rows": 3}, "job_health": "degraded", "fields": {"u": 2}}).ok()
+    assert (done["status"], done["job_stage"], done["job_health"]) == ("completed", "complete", "degraded")
+    assert (done["result"], done["payload"], done["progress"]) == ({"rows": 3}, {"image": "x"}, 1)
+    assert done["fields"] == {"t": 1, "u": 2}
+    light = client.get(f"{path}/status").ok()
+    assert light == {name: done[name] for name in light}
+    assert light.keys() == {"job_id", "status", "job_stage", "job_health", "progress", "message"}
+    result = client.get(f"{path}/result").ok()
+    assert result == {"job_id": job["job_id"], "status": "completed", "result": {"rows": 3}, "error": None}
+
+
+def test_the_history_says_who_what_when_from_where_to_where(client: Client) -> None:
+    job = client.running()
+    path = f"/v1/jobs/{job['job_id']}"
+    client.patch(path, {"job_stage": "boot"}).ok()
+    client.post(f"{path}/fail", {"error": {"code": "OUT_OF_DISK", "message": "no room"}}).ok()
+    events = client.get(f"{path}/events").ok()["events"]
+    assert [event["event"] for event in events] == ["created", "started", "updated", "failed"]
+    assert [event["version"] for event in events] == [1, 2, 3, 4]
+    assert [event["from"] for event in events] == [None, *(event["to"] for event in events[:-1])]
+    assert events[-1]["to"] == {"status": "failed", "stage": "incomplete"}
+    assert [event["why"] for event in events[2:]] == ["stage", "OUT_OF_DISK"]
+    assert {event["by"] for event in events} == {KEY_ID}
+    assert sorted(event["at"] for event in events) == [event["at"] for event in events]
+
+
+def test_a_history_longer_than_the_state_row_keeps_its_order(client: Client) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    for number in range(30):
+        client.patch(path, {"milestones": [f"m{number}"]}).ok()
+    versions = [event["version"] for event in client.get(f"{path}/events").ok()["events"]]
+    assert versions == list(range(1, 33))
+
+
+def test_a_failed_job_tells_its_error_and_can_be_tried_again(client: Client) -> None:
+    job = client.running()
+    path = f"/v1/jobs/{job['job_id']}"
+    failed = client.post(f"{path}/fail", {"error": {"code": "E", "message": "m"}, "retryable": False}).ok()
+    assert (failed["status"], failed["job_stage"], failed["job_health"]) == ("failed", "incomplete", "failed")
+    assert client.get(f"{path}/result").ok()["error"] == {"code": "E", "message": "m"}
+    again = client.post(f"{path}/retry").ok()
+    assert (again["status"], again["attempt"], again["error"]) == ("pending", 2, None)
+    client.post(f"{path}/retry").problem(409, "INVALID_TRANSITION")
+
+
+def test_cancel_ends_what_does_not_run_and_asks_what_does(client: Client) -> None:
+    assert client.post(f"/v1/jobs/{client.create()['job_id']}/cancel").ok(200)["status"] == "cancelled"
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    asked = client.post(f"{path}/cancel").ok(202)
+    assert (asked["status"], asked["cancel_requested"]) == ("running", True)
+    stopped = client.post(f"{path}/fail", {"error": {"code": "STOPPED", "message": "as asked"}}).ok()
+    assert stopped["status"] == "cancelled"
+    client.post(f"{path}/cancel").problem(409, "INVALID_TRANSITION")
+
+
+def test_the_result_of_a_job_that_has_not_ended(client: Client) -> None:
+    job = client.running()
+    problem = client.get(f"/v1/jobs/{job['job_id']}/result").problem(409, "JOB_NOT_COMPLETED")
+    assert problem["message"] == f"Job {job['job_id']} is not yet completed"
+
+
+def test_delete_takes_only_what_has_ended_and_takes_it_for_good(client: Client) -> None:
+    job = client.running()
+    path = f"/v1/jobs/{job['job_id']}"
+    client.delete(path).problem(409, "INVALID_TRANSITION")
+    client.post(f"{path}/complete").ok()
+    assert client.delete(path).ok(204) is None
+    client.delete(path).problem(404, "JOB_NOT_FOUND")
+    client.get(path).problem(404, "JOB_NOT_FOUND")
+    assert client.get("/v1/jobs").ok()["jobs"] == []
+    client.post("/v1/jobs", {"job_type": "t", "job_id": job["job_id"]}).problem(409, "JOB_CREATION_FAILED")
+
+
+def test_the_client_may_choose_the_id_once(client: Client) -> None:
+    assert client.create(job_id=SOME_ID)["job_id"] == SOME_ID
+    client.post("/v1/jobs", {"job_type": "t", "job_id": SOME_ID}).problem(409, "JOB_CREATION_FAILED")
+
+
+@pytest.mark.parametrize("name", ["", "/status", "/result", "/events"])
+@pytest.mark.parametrize("job_id", [SOME_ID, SOME_ID.upper(), "7", "nobody", "a%00b", "x" * 2000, "ü", "null"])
+def test_an_id_that_is_unknown_or_malformed(client: Client, job_id: str, name: str) -> None:
+    reply = client.get(f"/v1/jobs/{job_id}{name}")
+    assert reply.status == 404
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+def test_the_message_for_an_unknown_id(client: Client) -> None:
+    problem = client.get(f"/v1/jobs/{SOME_ID}").problem(404, "JOB_NOT_FOUND")
+    assert problem["message"] == problem["detail"] == f"Job with ID {SOME_ID} not found"
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "body"),
+    [
+        ("GET", "", None), ("GET", "/status", None), ("GET", "/result", None), ("GET", "/events", None),
+        ("PATCH", "", {}), ("DELETE", "", None), ("POST", "/start", None), ("POST", "/complete", None),
+        ("POST", "/fail", {"error": {"code": "E", "message": "m"}}), ("POST", "/cancel", None), ("POST", "/retry", None),
+    ],
+)  # fmt: skip
+def test_another_namespace_sees_nothing(client: Client, method: str, name: str, body: Any) -> None:
+    job = client.create()
+    Client(namespace="other").call(method, f"/v1/jobs/{job['job_id']}{name}", body).problem(404, "JOB_NOT_FOUND")
+    assert client.get(f"/v1/jobs/{job['job_id']}").ok()["status"] == "pending"
+
+
+def test_a_report_with_a_lease_that_nobody_has(client: Client) -> None:
+    job = client.create()
+    path = f"/v1/jobs/{job['job_id']}"
+    client.post(f"{path}/start", {"lease_token": "x"}).problem(409, "LEASE_LOST")
+    client.post(f"{path}/start", {"lease_token": None}).ok()
+    client.patch(path, {"lease_token": "x", "message": "m"}).problem(409, "LEASE_LOST")
+    client.post(f"{path}/complete", {"lease_token": "x"}).problem(409, "LEASE_LOST")
+    failure = {"error": {"code": "E", "message": "m"}, "lease_token": "x"}
+    client.post(f"{path}/fail", failure).problem(409, "LEASE_LOST")
+    client.post(f"/v1/jobs/{SOME_ID}/start", {"lease_token": "x"}).problem(404, "JOB_NOT_FOUND")
+    job = client.get(path).ok()
+    assert (job["status"], job["message"]) == ("running", None)
+
+
+def test_reports_that_the_state_does_not_allow(client: Client) -> None:
+    path = f"/v1/jobs/{client.create()['job_id']}"
+    client.patch(path, {"job_stage": "boot"}).problem(409, "INVALID_TRANSITION")
+    client.patch(path, {"progress": 0.5}).problem(409, "INVALID_TRANSITION")
+    client.patch(path, {"message": "queued", "fields": {"a": 1}, "milestones": ["m"]}).ok()
+    client.post(f"{path}/complete").problem(409, "INVALID_TRANSITION")
+    client.post(f"{path}/start").ok()
+    client.patch(path, {"job_stage": "setup", "fields": {"a": 2}}).ok()
+    client.patch(path, {"job_stage": "boot", "fields": {"a": 3}}).problem(409, "INVALID_TRANSITION")
+    assert client.get(path).ok()["fields"] == {"a": 2}
+    client.post(f"{path}/complete").ok()
+    client.patch(path, {"message": "late"}).problem(409, "INVALID_TRANSITION")
+
+
+@pytest.mark.parametrize("stage", ["complete", "incomplete", "bakery"])
+def test_stages_that_cannot_be_reported(client: Client, stage: str) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    assert client.patch(path, {"job_stage": stage}).pointers() == ["/job_stage"]
+
+
+def test_a_unique_key_leads_to_the_job_that_has_it(client: Client) -> None:
+    first = client.create(unique_key="nightly", payload=[1])
+    reply = client.post("/v1/jobs", {"job_type": "other", "unique_key": "nightly", "payload": [2]})
+    again = reply.ok(200)
+    assert (again["job_id"], again["existing"], again["payload"]) == (first["job_id"], True, [1])
+    assert again.keys() == JOB_KEYS | {"existing", "timestamp"}
+    assert reply.headers["location"] == f"/v1/jobs/{first['job_id']}"
+    assert Client(namespace="other").create(unique_key="nightly")["job_id"] != first["job_id"]
+    client.post(f"/v1/jobs/{first['job_id']}/cancel").ok()
+    assert client.create(unique_key="nightly")["job_id"] != first["job_id"]
+
+
+def test_a_mutex_bars_the_second(client: Client) -> None:
+    first = client.create(mutex={"key": "deploy"})
+    wanted = {"job_type": "t", "mutex": {"key": "deploy", "on_conflict": "reject"}}
+    problem = client.post("/v1/jobs", wanted).problem(409, "JOB_CREATION_FAILED")
+    assert problem["message"] == "Another operation is already running"
+    client.post(f"/v1/jobs/{first['job_id']}/cancel").ok()
+    client.post("/v1/jobs", wanted).ok(202)
+    client.post(f"/v1/jobs/{first['job_id']}/retry").problem(409, "JOB_CREATION_FAILED")
+
+
+def test_an_etag_spares_the_second_reading(client: Client) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    etag = client.get(path).headers["etag"]
+    same = client.get(path, headers={"If-None-Match": f'"x", W/{etag}'})
+    assert (same.status, same.text, same.headers["etag"]) == (304, "", etag)
+    assert client.get(path, headers={"if-none-match": "*"}).status == 304
+    client.patch(path, {"message": "only told"}).ok()
+    told = client.get(path, headers={"if-none-match": etag})
+    assert told.ok()["message"] == "only told"
+    client.patch(path, {"milestones": ["m"]}).ok()
+    assert client.get(path).headers["etag"] not in (etag, told.headers["etag"])
+
+
+def test_bulk_answers_each_in_its_place(client: Client) -> None:
+    client.create(mutex={"key": "m"}, unique_key="u")
+    wanted = [
+        {"job_type": "a", "payload": 1},
+        {"job_type": 5, "nonsense": 1},
+        {"job_type": "b", "mutex": {"key": "m"}},
+        {"job_type": "c", "unique_key": "u"},
+        "not a job",
+        {"job_type": "d", "fields": {"x": "y" * 40_000}},
+        {"job_type": "e", "payload": "z" * 400_000},
+    ]
+    results = client.post("/v1/jobs/bulk", {"jobs": wanted}).ok()["results"]
+    assert [result.get("problem", {}).get("error") for result in results] == [
+        None, "VALIDATION_FAILED", "JOB_CREATION_FAILED", None, "VALIDATION_FAILED", "VALIDATION_FAILED",
+        "PAYLOAD_TOO_LARGE",
+    ]  # fmt: skip
+    assert [error["pointer"] for error in results[1]["problem"]["errors"]] == ["/jobs/1/job_type", "/jobs/1/nonsense"]
+    assert [error["pointer"] for error in results[4]["problem"]["errors"]] == ["/jobs/4"]
+    assert [error["pointer"] for error in results[5]["problem"]["errors"]] == ["/jobs/5/fields"]
+    assert results[0]["job"].keys() == JOB_KEYS - {"payload", "result"}
+    assert results[0].keys() == {"job_id", "job"}
+    assert results[3]["existing"] is True
+    assert client.get(f"/v1/jobs/{results[0]['job_id']}").ok()["payload"] == 1
+    assert len(client.get("/v1/jobs").ok()["jobs"]) == 2
+
+
+@pytest.mark.parametrize("jobs", [[], [{"job_type": "t"}] * 101, None, {}])
+def test_bulk_takes_1_to_100(client: Client, jobs: Any) -> None:
+    assert client.post("/v1/jobs/bulk", {"jobs": jobs}).pointers() == ["/jobs"]
+    assert client.get("/v1/jobs").ok()["jobs"] == []
+
+
+def test_a_payload_or_result_that_no_row_can_hold(client: Client) -> None:
+    client.post("/v1/jobs", {"job_type": "t", "payload": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
+    path = f"/v1/jobs/{client.running(payload='y' * 300_000)['job_id']}"
+    client.post(f"{path}/complete", {"result": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
+    assert client.post(f"{path}/complete", {"result": "x" * 300_000}).ok()["result"] == "x" * 300_000
+
+
+def test_a_request_over_3_mb(client: Client) -> None:
+    client.post("/v1/jobs", body='"' + "x" * 3 * 1024 * 1024 + '"').problem(413, "PAYLOAD_TOO_LARGE")
+
+
+def test_prefer_wait_on_creation_gives_202_when_time_is_over(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = client.post("/v1/jobs", {"job_type": "t"}, headers={"Prefer": "respond-async, wait=0"})
+    assert reply.ok(202)["status"] == "pending"
+    assert reply.headers["preference-applied"] == "wait=0"
+
+
+def test_prefer_wait_holds_until_the_job_has_ended(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens meanwhile happens in the pauses between two looks."""
+    pauses: list[float] = []
+    meanwhile = iter(["start", "complete"])
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        job = client.get("/v1/jobs").ok()["jobs"][0]
+        client.post(f"/v1/jobs/{job['job_id']}/{next(meanwhile)}").ok()
+
+    with_sleep(monkeypatch, sleep)
+    reply = client.post("/v1/jobs", {"job_type": "t"}, headers={"prefer": "wait=60"})
+    assert (reply.ok(200)["status"], reply.headers["preference-applied"]) == ("completed", "wait=25")
+    assert reply.json.keys() == JOB_KEYS
+    assert len(pauses) == 2
+    assert pauses == sorted(pauses)
+
+    job = client.running()
+    meanwhile = iter(["complete"])
+    held = client.get(f"/v1/jobs/{job['job_id']}", headers={"prefer": "wait=10"})
+    assert (held.ok()["status"], held.headers["preference-applied"]) == ("completed", "wait=10")
+
+
+def with_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Any) -> None:
+    object.__setattr__(wiring.context(), "sleep", sleep)
+    wiring.http_api.cache_clear()

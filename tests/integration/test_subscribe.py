@@ -1,0 +1,468 @@
+"""What a client hears on a WebSocket, whatever it says and whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import uuid6
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.live import ACCESS, Live, envelopes, stored, types
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.access import Access, Scope
+from vigil_core.domain.frames import MAX_BYTES, MAX_TOPICS
+from vigil_core.domain.jsontext import dumps
+from vigil_core.services import change_job, subscribe
+from vigil_core.services.disconnect_key import DisconnectKey
+from vigil_core.services.subscribe import MAX_TOPICS_HEARD, Peer
+from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.table import DynamoTable
+
+SOMEBODY = str(uuid6.uuid7())
+
+
+@pytest.fixture
+def live(world: World, table: DynamoTable) -> Live:
+    found = Live(world, table)
+    found.connect()
+    return found
+
+
+def rows_of_sockets(table: DynamoTable) -> list[str]:
+    """What is stored of connections, by their keys."""
+    kinds = {"connection", "subscription", "key_connection"}
+    return sorted(f"{row['pk']['S']} {row['sk']['S']}" for row in stored(table) if row["entity"]["S"] in kinds)
+
+
+def error_of(frames: list[Any], frame_id: str | None = "s1") -> Any:
+    """The one frame that came back, which is an error."""
+    (frame,) = frames
+    assert (frame["type"], frame["id"]) == ("error", frame_id), frame
+    return frame["data"]
+
+
+def pointers(frames: list[Any], frame_id: str | None = "s1") -> list[str]:
+    data = error_of(frames, frame_id)
+    assert data["error"] == "VALIDATION_FAILED"
+    return [problem["pointer"] for problem in data["errors"]]
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], object]) -> None:
+    """Let something happen right before a step of the connection store, once."""
+    original = getattr(ConnectionStore, step)
+    left = [do]
+
+    def stepped(*args: Any, **kwargs: Any) -> Any:
+        while left:
+            left.pop()()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(ConnectionStore, step, stepped)
+
+
+class TestConnecting:
+    def test_a_socket_is_found_by_its_key_and_leaves_nothing_behind(self, live: Live, table: DynamoTable) -> None:
+        job = live.world.running()
+        live.subscribe(f"job:{job}", "namespace")
+        live.say({"action": "subscribe", "id": "s2", "topics": ["queue:lab"]})
+        assert list(live.ctx.connections.of_key(NAMESPACE, KEY)) == ["c1"]
+        connection = live.ctx.connections.get(NAMESPACE, "c1")
+        assert connection is not None
+        assert connection.access == ACCESS
+        subscribe.disconnect(live.ctx, ACCESS, "c1")
+        assert rows_of_sockets(table) == []
+        subscribe.disconnect(live.ctx, ACCESS, "c1")
+
+    def test_a_key_that_is_revoked_meanwhile_gets_no_socket(
+        self, live: Live, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        subscribe.disconnect(live.ctx, ACCESS, "c1")
+        meanwhile(monkeypatch, "connect", lambda: live.api_keys.revoke(NAMESPACE, KEY, live.ctx.now()))
+        assert not subscribe.connect(live.ctx, live.api_keys, ACCESS, "c2")
+        assert rows_of_sockets(table) == []
+
+    def test_revoking_a_key_closes_its_sockets_and_no_others(self, live: Live) -> None:
+        live.connect("c2")
+        other = Access(namespace=NAMESPACE, scopes=ACCESS.scopes, key_id="other")
+        subscribe.connect(live.ctx, live.api_keys, other, "c3")
+        assert DisconnectKey(connections=live.ctx.connections, sockets=live.sockets)(NAMESPACE, KEY) == 2
+        assert live.sockets.closed == ["c1", "c2"]
+
+
+class TestSubscribing:
+    def test_the_acknowledgement_comes_first(self, live: Live) -> None:
+        job = live.world.running()
+        live.world.complete(job)
+        frames = live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]})
+        assert frames[0] == {"type": "ack", "id": "s1", "data": {"topics": [f"job:{job}"]}}
+        assert types(frames[1:]) == ["job.completed"]
+
+    def test_what_is_over_answers_at_once_with_its_last_event(self, live: Live) -> None:
+        job, other = live.world.running(), live.world.running()
+        live.world.fail(job)
+        answer = live.world.wait({job: None})
+        open_wait = live.world.wait({other: None})
+        live.run_notifier()
+        announced = {event.event_id: event.envelope() for event in live.announced.events}
+        told = live.subscribe(f"job:{job}", f"wait:{answer['wait_id']}", f"job:{other}", f"wait:{open_wait['wait_id']}")
+        assert types(told) == ["job.failed", "wait.met"]
+        for envelope in envelopes(told):
+            assert envelope == announced[envelope["id"]]
+
+    def test_an_update_between_the_looks_is_told_once_by_the_second(
+        self, live: Live, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = live.world.running()
+        live.run_notifier()
+
+        def report_and_notify() -> None:
+            live.world.report(job, stage="boot")
+            live.run_notifier()
+
+        meanwhile(monkeypatch, "note_subscription", report_and_notify)
+        assert [e["id"] for e in envelopes(live.subscribe(f"job:{job}"))] == [f"{job}.3"]
+
+    def test_an_update_after_the_acknowledgement_is_never_missed(
+        self, live: Live, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The client acts on what it was told: its subscription's rows may not be written yet."""
+        job = live.world.running()
+        wait = live.world.wait({job: {"job_stage": "boot"}})
+        live.run_notifier()
+        post = live.sockets.post
+
+        def act_on_ack(connection_id: str, text: str) -> bool:
+            monkeypatch.setattr(live.sockets, "post", post)
+            done = post(connection_id, text)
+            live.world.report(job, stage="boot")
+            live.world.run_matcher()
+            live.run_notifier()
+            return done
+
+        monkeypatch.setattr(live.sockets, "post", act_on_ack)
+        assert types(live.subscribe(f"job:{job}", f"wait:{wait['wait_id']}")) == ["job.updated", "wait.met"]
+
+    def test_a_queue_and_the_namespace_are_heard_from_the_acknowledgement_on(
+        self, live: Live, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        live.run_notifier()
+        post = live.sockets.post
+        pending: list[Any] = []
+
+        def act_on_ack(connection_id: str, text: str) -> bool:
+            monkeypatch.setattr(live.sockets, "post", post)
+            done = post(connection_id, text)
+            live.world.job()
+            pending.extend(live.records())
+            assert list(live.ctx.connections.subscribers(NAMESPACE, "namespace"))
+            return done
+
+        monkeypatch.setattr(live.sockets, "post", act_on_ack)
+        assert live.subscribe("namespace") == []
+        live.run_notifier(pending)
+        assert types(live.heard()[1:]) == ["job.created"]
+
+    def test_a_job_that_is_retried_stays_subscribed(self, live: Live) -> None:
+        job = live.world.running()
+        live.world.fail(job)
+        live.run_notifier()
+        assert types(live.subscribe(f"job:{job}")) == ["job.failed"]
+        live.world.do(change_job.retry, job)
+        live.world.do(change_job.start, job)
+        assert types(live.news()) == ["job.retried", "job.started"]
+
+    def test_the_same_id_again_adds_topics(self, live: Live, table: DynamoTable) -> None:
+        one, two = live.world.running(), live.world.running()
+        live.run_notifier()
+        live.subscribe(f"job:{one}")
+        live.subscribe(f"job:{two}")
+        live.world.complete(one)
+        live.world.complete(two)
+        assert types(live.news()) == ["job.completed", "job.completed"]
+        assert live.say({"action": "unsubscribe", "id": "s1"}) == [
+            {"type": "ack", "id": "s1", "data": {"topics": sorted([f"job:{one}", f"job:{two}"])}}
+        ]
+        assert len(rows_of_sockets(table)) == 2
+
+    def test_after_unsubscribing_nothing_is_heard(self, live: Live) -> None:
+        live.subscribe("namespace")
+        live.say({"action": "unsubscribe", "id": "s1"})
+        live.world.job()
+        assert live.news() == []
+        assert live.say({"action": "unsubscribe", "id": "s1"})[0]["data"] == {"topics": []}
+
+    def test_a_socket_that_goes_before_the_acknowledgement_leaves_nothing(self, live: Live, table: DynamoTable) -> None:
+        job = live.world.running()
+        live.sockets.gone.add("c1")
+        live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}", "namespace"]})
+        assert rows_of_sockets(table) == []
+
+
+class TestUnknown:
+    @pytest.mark.parametrize("name", [SOMEBODY, "", "nonsense", "\x00", "x" * 100_000, SOMEBODY.upper()])
+    def test_jobs_and_waits(self, live: Live, table: DynamoTable, name: str) -> None:
+        before = rows_of_sockets(table)
+        for kind, code in (("job", "JOB_NOT_FOUND"), ("wait", "WAIT_NOT_FOUND")):
+            data = error_of(live.say({"action": "subscribe", "id": "s1", "topics": ["namespace", f"{kind}:{name}"]}))
+            assert data["error"] == code
+            assert name[:1_000] in data["message"]
+        assert rows_of_sockets(table) == before
+
+    def test_of_another_namespace(self, live: Live) -> None:
+        job = live.world.running()
+        stranger = Access(namespace="others", scopes=frozenset({Scope.ADMIN}), key_id="k")
+        peer = Peer(access=stranger, connection_id="c9", sockets=live.sockets)
+        subscribe.receive(live.ctx, peer, dumps({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))
+        assert error_of(live.heard("c9")) == {"error": "JOB_NOT_FOUND", "message": f"Job with ID {job} not found"}
+
+    def test_a_deleted_job(self, live: Live) -> None:
+        job = live.world.running()
+        live.world.complete(job)
+        live.world.delete(job)
+        assert (
+            error_of(live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))["error"]
+            == "JOB_NOT_FOUND"
+        )
+
+
+class TestSince:
+    def history(self, live: Live) -> tuple[str, list[Any]]:
+        """A job of 14 versions, more than its own row remembers, and its events as they were told."""
+        live.connect("witness")
+        live.subscribe("namespace", connection_id="witness")
+        job = live.world.running()
+        for number in range(10):
+            live.world.report(job, fields={"n": number})
+        live.world.report(job, stage="boot")
+        live.world.complete(job)
+        told = envelopes(live.news("witness"))
+        assert len(told) == 14
+        return job, told
+
+    @pytest.mark.parametrize("form", [lambda job, at: at, lambda job, at: {f"job:{job}": at}])
+    def test_what_happened_after_is_told_as_it_was_told(self, live: Live, form: Callable[[str, str], Any]) -> None:
+        job, told = self.history(live)
+        for known in range(14):
+            again = envelopes(live.subscribe(f"job:{job}", since=form(job, f"{job}.{known}")))
+            assert again == told[known:]
+
+    def test_what_is_over_tells_its_end_even_to_who_knows_it(self, live: Live) -> None:
+        job, told = self.history(live)
+        assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.14")) == told[13:]
+        assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.99")) == told[13:]
+
+    def test_the_id_of_a_progress_event_will_do(self, live: Live) -> None:
+        job = live.world.running()
+        live.world.report(job, stage="boot")
+        assert types(live.subscribe(f"job:{job}", since=f"{job}.2.7")) == ["job.updated"]
+        assert live.subscribe(f"job:{job}", since=f"{job}.3") == []
+
+    def test_a_day_at_most(self, live: Live) -> None:
+        job = live.world.running()
+        live.world.pass_time(60)
+        live.world.report(job, stage="boot")
+        live.world.pass_time(timedelta(hours=24).total_seconds())
+        live.world.report(job, stage="setup")
+        assert [e["id"] for e in envelopes(live.subscribe(f"job:{job}", since=f"{job}.0"))] == [f"{job}.3", f"{job}.4"]
+        live.world.complete(job)
+        live.world.pass_time(timedelta(hours=48).total_seconds())
+        assert types(live.subscribe(f"job:{job}", since=f"{job}.0")) == ["job.completed"]
+
+    def test_it_is_per_topic(self, live: Live) -> None:
+        one, two = live.world.running(), live.world.running()
+        topics = [f"job:{one}", f"job:{two}"]
+        assert [e["id"] for e in envelopes(live.subscribe(*topics, since=f"{two}.1"))] == [f"{two}.2"]
+        since = {topics[0]: f"{one}.0", topics[1]: f"{two}.1"}
+        assert [e["id"] for e in envelopes(live.subscribe(*topics, since=since))] == [
+            f"{one}.1",
+            f"{one}.2",
+            f"{two}.2",
+        ]
+
+    def test_a_wait(self, live: Live) -> None:
+        answer = live.world.wait({live.world.running(): {"status": "running"}})
+        topic = f"wait:{answer['wait_id']}"
+        assert types(live.subscribe(topic, since=f"{answer['wait_id']}.0")) == ["wait.met"]
+
+    @pytest.mark.parametrize(
+        ("topics", "since", "pointer"),
+        [
+            (["namespace"], f"{SOMEBODY}.1", "/since"),
+            (["queue:lab"], f"{SOMEBODY}.1", "/since"),
+            ([f"job:{SOMEBODY}"], "nonsense", "/since"),
+            ([f"job:{SOMEBODY}"], f"{uuid6.uuid7()}.1", "/since"),
+            ([f"job:{SOMEBODY}"], f"{SOMEBODY}.{'9' * 5_000}", "/since"),
+            ([f"job:{SOMEBODY}"], 7, "/since"),
+            ([f"job:{SOMEBODY}"], [f"{SOMEBODY}.1"], "/since"),
+            (["namespace"], {"namespace": f"{SOMEBODY}.1"}, "/since/namespace"),
+            (["queue:a/b"], {"queue:a/b": f"{SOMEBODY}.1"}, "/since/queue:a~1b"),
+            ([f"job:{SOMEBODY}"], {f"job:{SOMEBODY}": "x"}, f"/since/job:{SOMEBODY}"),
+            ([f"job:{SOMEBODY}"], {f"job:{SOMEBODY}": None}, f"/since/job:{SOMEBODY}"),
+            ([f"job:{SOMEBODY}"], {f"wait:{SOMEBODY}": f"{SOMEBODY}.1"}, f"/since/wait:{SOMEBODY}"),
+        ],
+    )
+    def test_refused(self, live: Live, topics: list[str], since: Any, pointer: str) -> None:
+        assert pointers(live.say({"action": "subscribe", "id": "s1", "topics": topics, "since": since})) == [pointer]
+
+
+class TestWaiting:
+    def test_the_answer_is_the_acknowledgement_and_the_end_an_event(self, live: Live) -> None:
+        job = live.world.running()
+        (ack,) = live.say({"action": "wait", "id": "w1", "wait_on": {job: {"job_stage": "boot"}}})
+        assert (ack["type"], ack["id"], ack["data"]["status"]) == ("ack", "w1", "waiting")
+        assert ack["data"]["wait_on"] == {job: {"job_stage": "boot"}}
+        live.run_notifier()
+        live.world.report(job, stage="boot")
+        live.world.run_matcher()
+        (event,) = live.news()
+        assert (event["id"], event["data"]["type"]) == ("w1", "vigil.wait.met")
+        assert event["data"]["data"]["waited_jobs"] == {job: {"job_stage": "boot"}}
+        assert event["data"]["subject"] == ack["data"]["wait_id"]
+
+    def test_a_wait_that_is_over_at_once(self, live: Live) -> None:
+        job = live.world.running()
+        ack, event = live.say({"action": "wait", "id": "w1", "wait_on": {job: {"status": "running"}}})
+        assert ack["data"]["status"] == "met"
+        assert types([event]) == ["wait.met"]
+
+    def test_an_answer_posted_back_goes_on_with_the_same_wait(self, live: Live) -> None:
+        job = live.world.running()
+        answer = live.world.wait({job: None})
+        (ack,) = live.say({"action": "wait", "id": "w1", **answer})
+        assert ack["data"]["wait_id"] == answer["wait_id"]
+
+    def test_a_long_answer_is_counts_and_a_link(self, live: Live) -> None:
+        jobs = [live.world.job() for _ in range(3)]
+        wait_on = {job: {"arch": "x" * 7_000} for job in jobs}
+        (ack,) = live.say({"action": "wait", "id": "w1", "wait_on": wait_on})
+        assert ack["data"]["counts"] == {"total": 3, "met": 0, "unmet": 0}
+        assert ack["data"]["truncated"] is True
+        assert ack["data"]["wait_url"] == f"/v1/waits/{ack['data']['wait_id']}"
+
+    def test_refused(self, live: Live, table: DynamoTable) -> None:
+        before = list(stored(table))
+        frame = {"action": "wait", "id": "w1", "wait_on": {SOMEBODY: {"arch": None}}, "wait_options": {"mode": "most"}}
+        assert pointers(live.say(frame), "w1") == [f"/wait_on/{SOMEBODY}/arch", "/wait_options/mode"]
+        assert pointers(live.say({"action": "wait", "id": "w1"}), "w1") == ["/wait_on"]
+        data = error_of(live.say({"action": "wait", "id": "w1", "wait_on": {SOMEBODY: None}}), "w1")
+        assert data["error"] == "JOB_NOT_FOUND"
+        assert list(stored(table)) == before
+
+
+class TestHostileMessages:
+    @pytest.mark.parametrize(
+        ("text", "code"),
+        [
+            ("", "MALFORMED_REQUEST"),
+            ("{", "MALFORMED_REQUEST"),
+            ("\x00", "MALFORMED_REQUEST"),
+            ('{"action":"ping","id":NaN}', "MALFORMED_REQUEST"),
+            ('{"action":"ping","id":"\\ud800"}', "MALFORMED_REQUEST"),
+            ("[" * 60_000, "MALFORMED_REQUEST"),
+            ('{"action":' + "9" * 100_000 + "}", "MALFORMED_REQUEST"),
+            ("x" * (MAX_BYTES + 1), "PAYLOAD_TOO_LARGE"),
+            ("\U0001f525" * (MAX_BYTES // 3), "PAYLOAD_TOO_LARGE"),
+            ("7", "VALIDATION_FAILED"),
+            ("[]", "VALIDATION_FAILED"),
+            ("null", "VALIDATION_FAILED"),
+            ("{}", "VALIDATION_FAILED"),
+        ],
+    )
+    def test_no_message_at_all(self, live: Live, text: str, code: str) -> None:
+        assert error_of(live.say(text), None)["error"] == code
+
+    @pytest.mark.parametrize(
+        ("frame", "expected"),
+        [
+            ({"action": "dance"}, ["/action"]),
+            ({"action": "$connect"}, ["/action"]),
+            ({"action": ["subscribe"]}, ["/action"]),
+            ({"action": None}, ["/action"]),
+            ({}, ["/action"]),
+            ({"action": "ping", "more": 1}, ["/more"]),
+            ({"action": "unsubscribe", "topics": []}, ["/topics"]),
+            ({"action": "subscribe"}, ["/topics"]),
+            ({"action": "subscribe", "topics": []}, ["/topics"]),
+            ({"action": "subscribe", "topics": "namespace"}, ["/topics"]),
+            ({"action": "subscribe", "topics": {"namespace": 1}}, ["/topics"]),
+            ({"action": "subscribe", "topics": ["queue:x"] * (MAX_TOPICS + 1)}, ["/topics"]),
+            ({"action": "subscribe", "topics": [7, None, "job", ["namespace"]]}, [f"/topics/{n}" for n in range(4)]),
+            ({"action": "subscribe", "topics": ["namespace", "workflow:x"]}, ["/topics/1"]),
+            ({"action": "subscribe", "topics": ["queue:", "queue:\x00", "queue:" + "x" * 129]}, [f"/topics/{n}" for n in range(3)]),
+            ({"action": "subscribe", "topics": ["namespace"], "a/b~c": 1}, ["/a~1b~0c"]),
+        ],
+    )  # fmt: skip
+    def test_wrong_parts_are_named(
+        self, live: Live, table: DynamoTable, frame: dict[str, Any], expected: list[str]
+    ) -> None:
+        before = rows_of_sockets(table)
+        assert pointers(live.say({**frame, "id": "s1"})) == expected
+        assert rows_of_sockets(table) == before
+
+    @pytest.mark.parametrize("frame_id", [None, 7, "", "x" * 129, "a\x00b", ["s1"], {}])
+    @pytest.mark.parametrize("action", ["subscribe", "unsubscribe", "wait", "ping"])
+    def test_an_id_that_cannot_be_used(self, live: Live, action: str, frame_id: Any) -> None:
+        frame = {"action": action, "id": frame_id, **({"topics": ["namespace"]} if action == "subscribe" else {})}
+        if action == "ping" and frame_id is None:
+            assert live.say(frame) == [{"type": "pong", "id": None, "data": {}}]
+        else:
+            assert pointers(live.say(frame), None) == ["/id"]
+
+    def test_workflows_are_refused_by_name(self, live: Live) -> None:
+        data = error_of(live.say({"action": "subscribe", "id": "s1", "topics": [f"workflow:{SOMEBODY}"]}))
+        assert data["errors"] == [{"pointer": "/topics/0", "detail": "workflow topics are not served yet"}]
+
+    def test_whatever_it_says_the_answer_fits_a_frame(self, live: Live) -> None:
+        wide = {f"{number}" + "\U0001f525" * 1_000: "x" for number in range(25)}
+        for frame in (
+            {"action": "ping", **wide},
+            {"action": "subscribe", "id": "s1", "topics": [f"job:{name}" for name in wide]},
+            {"action": "wait", "id": "s1", "wait_on": wide},
+            {"action": "wait", "id": "s1", "wait_on": {name: {name: None} for name in list(wide)[:12]}},
+        ):
+            (answer,) = live.say(frame)
+            assert answer["type"] == "error"
+            assert len(dumps(answer).encode()) < 128 * 1024
+
+    def test_a_connection_hears_of_so_much_and_no_more(self, live: Live, table: DynamoTable) -> None:
+        for first in range(0, MAX_TOPICS_HEARD, MAX_TOPICS):
+            topics = [f"queue:{number}" for number in range(first, first + MAX_TOPICS)]
+            live.ctx.connections.note_subscription(NAMESPACE, "c1", f"{first}", topics, now=live.ctx.now())
+        before = rows_of_sockets(table)
+        assert pointers(live.say({"action": "subscribe", "id": "s1", "topics": ["queue:x"]})) == ["/topics"]
+        assert pointers(live.say({"action": "wait", "id": "w1", "wait_on": {SOMEBODY: None}}), "w1") == ["/topics"]
+        assert rows_of_sockets(table) == before
+        assert live.say({"action": "subscribe", "id": "0", "topics": ["queue:1"]})[0]["type"] == "ack"
+
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        frame=st.fixed_dictionaries(
+            {},
+            optional={
+                "action": st.sampled_from(["subscribe", "unsubscribe", "wait", "ping", "", 0, None]),
+                "id": st.one_of(st.text(max_size=5), st.integers(), st.none()),
+                "topics": st.one_of(
+                    st.lists(
+                        st.one_of(
+                            st.text(max_size=8),
+                            st.sampled_from(["namespace", "queue:", "job:", f"wait:{SOMEBODY}", "queue:a"]),
+                            st.none(),
+                        ),
+                        max_size=3,
+                    ),
+                    st.text(max_size=3),
+                ),
+                "since": st.one_of(st.none(), st.text(max_size=5), st.dictionaries(st.text(max_size=9), st.none())),
+                "wait_on": st.one_of(st.none(), st.dictionaries(st.text(max_size=3), st.none()), st.text(max_size=3)),
+                "wait_options": st.one_of(st.none(), st.integers(), st.dictionaries(st.text(max_size=3), st.none())),
+            },
+        )
+    )
+    def test_anything_gets_an_answer(self, live: Live, frame: dict[str, Any]) -> None:
+        answers = live.say(frame)
+        assert [answer["type"] for answer in answers] in (["ack"], ["error"], ["pong"])
+        assert set(answers[0]) == {"type", "id", "data"}

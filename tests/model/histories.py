@@ -1,0 +1,518 @@
+"""The state machine that makes up histories, and what must be true of each of them in the end."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+from botocore.exceptions import ClientError
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tests.model.moto_table import everything
+from tests.model.reference import NEVER, Version, WaitCase, deviation, expected_change, face
+from tests.model.world import Actor, Deviation, Fate, World, is_server_error, uuid7
+from vigil_core.domain import waits
+from vigil_core.domain.errors import JobNotFound, ValidationFailed
+from vigil_core.domain.jobs import JobError, NewJob, Report
+from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.times import from_text
+from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
+from vigil_core.services.wait_answer import answer
+from vigil_core.store import jobs as job_store
+from vigil_core.store import keys
+from vigil_core.store import waits as wait_store
+from vigil_core.store.table import Row, plain
+
+JobKey = tuple[str, str]
+
+NAMESPACES = ["red", "blue"]
+START = World.START
+JOB_IDS = [uuid7(START, n) for n in range(0xA0, 0xA4)]
+"""The same in both namespaces: an id means nothing across them."""
+
+REPORTS: list[dict[str, Any]] = [
+    {"fields": {"k": "a"}}, {"fields": {"k": "b"}}, {"fields": {"k": None}}, {"fields": {"k": 7}},
+    {"milestones": ["m1"]}, {"milestones": ["m2"]}, {"milestones": ["m1"], "fields": {"k": "a"}},
+    {"stage": "boot"}, {"stage": "setup"}, {"stage": "boot", "fields": {"k": "a", "list": ["x", 1], "map": {"y": 2}}},
+]  # fmt: skip
+CONDITIONS: list[Any] = [
+    None, {}, {"k": "a"}, {"k": "b"}, {"k": 7}, {"job_stage": "boot"}, {"job_stage": "complete"},
+    {"job_stage": "incomplete"}, {"milestone": "m1"}, {"milestones": ["m1", "m2"]}, {"k": "a", "milestone": "m1"},
+    {"status": "running"}, {"job_health": "failed"}, {"attempt": 2}, {"job_stage": "boot", "k": "b"},
+    {"job_stage": "warp"},
+]  # fmt: skip
+GET_FIELDS = [None, {"k": None}, {"list": None, "map": None, "status": None, "missing": None}, {"result": None}]
+
+ALL = None
+PACE = st.sampled_from([ALL, ALL, ALL, 0, 1, 2, 3, 4, 5, 7])
+"""How many calls somebody makes before somebody else's turn."""
+NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
+JOB = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
+SOME = st.integers(0, 5)
+
+
+@dataclass(eq=False)
+class JobCall:
+    """Something done to a job, and by whom: the name that the job's history will have."""
+
+    key: JobKey
+    verb: str
+    said: Mapping[str, Any]
+    actor: Actor | None = None
+
+
+@dataclass(eq=False)
+class WaitCall:
+    """A wait that somebody posts, perhaps again and again until there is an answer."""
+
+    case: WaitCase
+    actor: Actor | None = None
+    last: Mapping[str, Any] | None = None
+    """The newest answer, to be posted back."""
+    refused: bool = False
+
+
+class Histories(RuleBasedStateMachine):
+    """Jobs, reports, waits, cancels and expiries in two namespaces, with everything that can go wrong between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = ExitStack()
+        self.world: World = None  # type: ignore[assignment] # made by the first step
+        self.job_calls: dict[str, JobCall] = {}
+        self.wait_calls: list[WaitCall] = []
+        self.broken = False
+
+    # How a history begins
+
+    @initialize(
+        inline=st.sampled_from([4, 2, 1]),
+        page=st.sampled_from([2, 3]),
+        chunk=st.sampled_from([2, 1, 3]),
+        narrow=st.sampled_from([1, 2, 200]),
+        small_values=st.booleans(),
+        begun=st.lists(st.tuples(JOB, st.sampled_from(["pending", "running", "k is a", "failed"])), max_size=3),
+    )
+    def begin(
+        self, inline: int, page: int, chunk: int, narrow: int, small_values: bool, begun: list[tuple[int, str]]
+    ) -> None:
+        for owner, name, value in [
+            (waits, "INLINE_ENTRIES", inline),
+            (keys, "CHUNK_ENTRIES", chunk),
+            (keys, "DUE_SHARDS", 1),
+            (run_clock, "DUE_SHARDS", 1),
+            (match, "NARROW", narrow),
+            (wait_store, "INLINE_VALUES_BYTES", 12 if small_values else 4096),
+            (job_store, "LOG_LINES_IN_STATE", 3),
+        ]:
+            self.limits.enter_context(mock.patch.object(owner, name, value))
+        self.world = World(spec_page_entries=page)
+        self.world.tell("world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once")
+        for job, state in dict(begun).items():
+            self._do("red", job, "create", {"fields": {"k": "a"}} if state == "k is a" else {}, ALL)
+            if state in ("running", "failed"):
+                self._do("red", job, "start", {}, ALL)
+            if state == "failed":
+                self._do("red", job, "fail", {}, ALL)
+
+    # What clients do
+
+    @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE)
+    def report(self, ns: str, job: int, say: dict[str, Any], pace: int | None) -> None:
+        """Create, start or report, whichever the job is ready for."""
+        row = self._newest(ns, job)
+        if row is None or row.get("deleted"):
+            self._do(ns, job, "create", {"fields": say.get("fields", {})}, pace)
+        elif row["status"] == "pending" and "stage" in say:
+            self._do(ns, job, "start", {}, pace)
+        else:
+            self._do(ns, job, "report", say, pace)
+
+    @rule(ns=NAMESPACE, job=JOB, verb=st.sampled_from(["complete", "fail", "cancel", "retry", "delete"]), pace=PACE)
+    def end(self, ns: str, job: int, verb: str, pace: int | None) -> None:
+        """End a job, or end its ending."""
+        row = self._newest(ns, job)
+        if row is None or row.get("deleted"):
+            return
+        if row["status"] == "pending" and verb in ("complete", "fail"):
+            verb = "start"
+        elif row["status"] in ("completed", "failed", "cancelled"):
+            verb = "delete" if verb == "delete" or row["status"] == "completed" else "retry"
+        self._do(ns, job, verb, {}, pace)
+
+    @rule(
+        job=JOB, unique=st.sampled_from([None, "u"]), mutex=st.sampled_from([None, "m"]), pace=PACE,
+    )  # fmt: skip
+    def create_with_hold(self, job: int, unique: str | None, mutex: str | None, pace: int | None) -> None:
+        """Create a job that only one may be."""
+        if self._newest("red", job) is None:
+            self._do("red", job, "create", {"unique_key": unique, "mutex_key": mutex}, pace)
+
+    @rule(
+        ns=NAMESPACE,
+        wanted=st.dictionaries(JOB, st.sampled_from(CONDITIONS), min_size=1, max_size=4),
+        mode=st.sampled_from(["all", "all", "any", {"at_least": 2}]),
+        fail_fast=st.booleans(),
+        allow_missing=st.booleans(),
+        get_fields=st.sampled_from(GET_FIELDS),
+        expires_in=st.sampled_from([86_400, 86_400, 100, 5]),
+        progress=st.booleans(),
+        pace=PACE,
+    )
+    def wait(
+        self,
+        ns: str,
+        wanted: dict[int, Any],
+        mode: Any,
+        fail_fast: bool,
+        allow_missing: bool,
+        get_fields: Any,
+        expires_in: int,
+        progress: bool,
+        pace: int | None,
+    ) -> None:
+        """Wait for jobs; only for such as exist, but for clients that allow the others."""
+        if not allow_missing:
+            wanted = {job: asked for job, asked in wanted.items() if self._newest(ns, job) is not None}
+            wanted = {job: asked for job, asked in wanted.items() if asked != {"job_stage": "warp"}}
+        if not wanted:
+            return
+        options: dict[str, Any] = {"mode": "any" if isinstance(mode, dict) and len(wanted) < 2 else mode}
+        options |= {"expires_in": expires_in, "return_on": "progress" if progress else "done"}
+        options |= {"fail_fast": None} if fail_fast else {}
+        options |= {"allow_missing": None} if allow_missing else {}
+        options |= {"get_fields": get_fields} if get_fields else {}
+        body = {"wait_on": {JOB_IDS[job]: asked for job, asked in wanted.items()}, "wait_options": options}
+        case = WaitCase(ns, self.world.new_id(), body, called=self.world.tick)
+        call = WaitCall(case)
+        self.wait_calls.append(call)
+        self._post(call, pace)
+
+    @precondition(lambda self: self.wait_calls)
+    @rule(which=SOME, pace=PACE)
+    def post_again(self, which: int, pace: int | None) -> None:
+        """Post an answer back as it stands; or the request under its old id, when there was no answer."""
+        call = self.wait_calls[-1 - which % len(self.wait_calls)]
+        if not call.refused and (call.actor is None or call.actor.ended is not None):
+            self._post(call, pace)
+
+    @precondition(lambda self: self.wait_calls)
+    @rule(which=SOME, pace=PACE)
+    def cancel_wait(self, which: int, pace: int | None) -> None:
+        """Somebody does not want a wait any more."""
+        case = self.wait_calls[-1 - which % len(self.wait_calls)].case
+
+        def over(actor: Actor) -> None:
+            assert actor.ended is not None
+            case.cancels.append((actor.begun, actor.ended))
+            self._no_server_error(actor)
+
+        actor = self.world.begin(
+            "client", f"cancel wait {case.wait_id}",
+            lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, by=name), over,
+        )  # fmt: skip
+        self.world.go(actor, pace)
+
+    # How the work goes on, and what happens to it
+
+    @precondition(lambda self: self.world.actors)
+    @rule(which=SOME, calls=PACE)
+    def go_on(self, which: int, calls: int | None) -> None:
+        """Somebody who was interrupted makes some more calls."""
+        self.world.go(self.world.actors[which % len(self.world.actors)], calls or None)
+
+    @precondition(lambda self: self.world.actors)
+    @rule(
+        which=SOME,
+        fate=st.sampled_from(["dies", "dies", "is throttled", "meets a transaction", "is sent twice"]),
+        calls=PACE,
+    )
+    def mishap(self, which: int, fate: Fate, calls: int | None) -> None:
+        """Something goes wrong with somebody's next call."""
+        self.world.go(self.world.actors[which % len(self.world.actors)], calls or 1, fate)
+
+    @precondition(lambda self: any(len(shard.records) > shard.done for shard in self.world.shards))
+    @rule(shard=st.integers(0, 1), count=st.sampled_from([1, 1, 2, 3, 10]), pace=PACE)
+    def deliver(self, shard: int, count: int, pace: int | None) -> None:
+        """The next records of a shard come to a matcher, even while another still has them."""
+        stream = self.world.shards[shard]
+        if stream.done == len(stream.records):
+            stream = self.world.shards[1 - shard]
+        self.world.go(self.world.match(stream, stream.done, count), pace)
+
+    @precondition(lambda self: any(shard.done for shard in self.world.shards))
+    @rule(shard=st.integers(0, 1), back=st.integers(1, 4), count=st.sampled_from([1, 1, 2]), pace=PACE)
+    def deliver_again(self, shard: int, back: int, count: int, pace: int | None) -> None:
+        """Records that were handled long ago come once more."""
+        stream = self.world.shards[shard]
+        if not stream.done:
+            stream = self.world.shards[1 - shard]
+        first = max(0, stream.done - back)
+        self.world.go(self.world.match(stream, first, min(count, stream.done - first)), pace)
+
+    @precondition(lambda self: any(group.messages for group in self.world.groups.values()))
+    @rule(which=SOME, patient=st.booleans(), pace=PACE)
+    def page(self, which: int, patient: bool, pace: int | None) -> None:
+        """The pager gets a message, even while it is still at work on the same one."""
+        groups = [group for group in self.world.groups.values() if group.messages]
+        self.world.go(self.world.page(groups[which % len(groups)], patient=patient), pace)
+
+    @precondition(lambda self: self.world.wake_ups)
+    @rule(which=SOME, stays=st.booleans(), pace=PACE)
+    def wake(self, which: int, stays: bool, pace: int | None) -> None:
+        """The clock gets a message, whether or not its time has come, and perhaps not for the last time."""
+        wake_ups = self.world.wake_ups
+        at = which % len(wake_ups)
+        self.world.go(self.world.wake(wake_ups[at] if stays else wake_ups.pop(at)), pace)
+
+    @rule(seconds=st.sampled_from([6, 61, 101]), pace=PACE)
+    def sweep(self, seconds: int, pace: int | None) -> None:
+        """Time passes, and the clock sweeps."""
+        self.world.now += timedelta(seconds=seconds)
+        self.world.tell("world", f"{seconds} s pass")
+        self.world.go(self.world.sweep(), pace)
+
+    @rule()
+    def settle(self) -> None:
+        """Everybody comes to the end of what they do: from here on the order is known."""
+        self.world.settle()
+
+    # In the end
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            if not self.broken:
+                self._in_the_end()
+        finally:
+            note(_Story(self.world))
+            self.world.stop()
+            self.limits.close()
+
+    def _in_the_end(self) -> None:
+        self.world.come_to_rest()
+        self._check_jobs()
+        self._check_holds()
+        for call in self.wait_calls:
+            try:
+                self._check_wait(call)
+            except Deviation as error:
+                raise Deviation(f"wait {call.case.wait_id} in {call.case.namespace}: {error}") from error
+        self._check_leftovers()
+
+    def _check_jobs(self) -> None:
+        """Every version is there once, is what somebody did, and nobody did anything twice."""
+        rows: dict[JobKey, list[Row]] = {}
+        for _, row in self.world.job_rows:
+            rows.setdefault((row["namespace"], row["job_id"]), []).append(row)
+        changed_by: Counter[str] = Counter()
+        for key, versions in rows.items():
+            before: Row | None = None
+            lines = []
+            for number, row in enumerate(versions, start=1):
+                _require(row["version"] == number, f"{key} has v{row['version']} where v{number} was to come")
+                line = json.loads(row["log"])[-1]
+                lines.append(line)
+                by = line[3]
+                changed_by[by] += 1
+                call = self.job_calls.get(by) or JobCall(key, "enforce", {})
+                _require(call.key == key, f"{by} changed {key} instead of {call.key}")
+                expected = expected_change(before, call.verb, call.said)
+                _require(face(row) == expected, f"{by} made {key} {face(row)}, not {expected}")
+                before = row
+            job = self.world.eyes.jobs.find(*key)
+            assert job is not None
+            if not job.deleted:
+                told = [[e.version, e.kind, e.by] for e in self.world.eyes.jobs.history(job)]
+                _require(told == [[n, kind, by] for n, _, kind, by, *_ in lines], f"the history of {key} is {told}")
+        for name, call in self.job_calls.items():
+            actor = call.actor
+            assert actor is not None
+            _require(changed_by[name] <= 1, f"{name} did twice what it was to do once")
+            if actor.error is not None and not actor.harmed:
+                _require(not changed_by[name], f"{name} was refused, and did it all the same")
+            if actor.answered and call.verb in ("start", "complete", "fail", "retry", "delete"):
+                _require(changed_by[name] == 1, f"{name} was told it was done, and it was not")
+
+    def _check_holds(self) -> None:
+        """At no time did two live jobs have the same unique key or mutex."""
+        live: dict[tuple[str, str, str], set[str]] = {}
+        for _, row in self.world.job_rows:
+            for kind in ("unique_key", "mutex_key"):
+                if kind in row:
+                    holders = live.setdefault((row["namespace"], kind, row[kind]), set())
+                    over = row["status"] in ("completed", "failed", "cancelled") or row.get("deleted", False)
+                    holders.difference_update([row["job_id"]]) if over else holders.add(row["job_id"])
+                    _require(len(holders) <= 1, f"{holders} have the same {kind}")
+
+    def _check_wait(self, call: WaitCall) -> None:
+        case = call.case
+        images = [
+            (tick, at, row)
+            for tick, at, row in self.world.wait_rows
+            if (row["namespace"], row["wait_id"]) == (case.namespace, case.wait_id)
+        ]
+        if not images:
+            _require(call.last is None, "it was answered, and is not there")
+            return
+        case.unfinished |= case.registered == NEVER
+        ready = next((tick for tick, _, row in images if row["sealed"] or row["status"] != "waiting"), NEVER)
+        case.registered = max(ready, images[0][0] if case.registered == NEVER else case.registered)
+        closed = [(tick, at, row) for tick, at, row in images if row["status"] != "waiting"]
+        _require(len(closed) <= 1, f"it was changed after it was closed: {closed}")
+        wait = self.world.eyes.waits.find(case.namespace, case.wait_id)
+        assert wait is not None
+        final = json.loads(dumps(answer(self.world.eyes, wait)))
+        self._check_form(case, final)
+        if closed:
+            case.closed, at, row = closed[0]
+            _require(final["status"] == row["status"], f"it is shown as {final['status']}")
+            if row["status"] == "expired":
+                _require(at >= from_text(row["expires_at"]), "it expired too early")
+        else:
+            _require(from_text(final["expires_at"]) > self.world.now, "it should have expired")
+        if call.last is not None and call.last["status"] != "waiting":
+            _require(call.last == final, f"it once was answered with {call.last}, and now with {final}")
+        versions = self._versions(case.namespace)
+        wrong = deviation(case, final, versions, at_rest=self.world.quiet)
+        _require(wrong is None, f"{wrong}; its answer is {final}")
+
+    def _check_form(self, case: WaitCase, final: Mapping[str, Any]) -> None:
+        """Each job is in one place, and `wait_on` is there while something is left to wait for."""
+        waiting = final["status"] == "waiting"
+        _require(("wait_on" in final) == waiting, f"the answer is {final}")
+        places = [*final["waited_jobs"], *final["unmet_jobs"], *final.get("wait_on", {})]
+        _require(len(places) == len(set(places)), f"a job is in two places of {final}")
+        if waiting:
+            _require(set(places) == set(case.body["wait_on"]), f"a job is missing from {final}")
+
+    def _check_leftovers(self) -> None:
+        """Nothing is left that would keep anybody busy, or that crossed into another namespace."""
+        harmed = any("harm" == who for who, _ in self.world.story)
+        ended = {row["wait_id"] for _, _, row in self.world.wait_rows if row["status"] != "waiting" and "entries" in row}
+        for row in map(plain, everything()):
+            _require("schema_version" in row, f"no schema_version in {row}")
+            _require(row["pk"].split("#")[0] in (*NAMESPACES, "clock"), f"a row in no namespace: {row}")
+            _require(row["entity"] != "backlog", f"the pager is done, and a backlog is left: {row}")
+            if row["entity"] == "entry" and not harmed:
+                _require(row["sk"].split("#")[0] not in ended, f"an entry of a wait that has ended is left: {row}")
+
+    # How things are done
+
+    def _do(self, ns: str, job: int, verb: str, said: Mapping[str, Any], pace: int | None) -> None:
+        job_id = JOB_IDS[job]
+        call = JobCall((ns, job_id), verb, said)
+        ctx = self.world.ctx
+
+        def work(name: str) -> object:
+            self.job_calls[name] = call
+            match verb:
+                case "create":
+                    return submit_job.submit(ctx, ns, NewJob(job_id=job_id, job_type="build", **said), by=name)
+                case "start":
+                    return change_job.start(ctx, ns, job_id, by=name)
+                case "report":
+                    return change_job.report(ctx, ns, job_id, Report(**said), by=name)
+                case "complete":
+                    return change_job.complete(ctx, ns, job_id, by=name, result={"by": name})
+                case "fail":
+                    error = JobError(code="BROKEN", message="it broke")
+                    return change_job.fail(ctx, ns, job_id, error, by=name)
+                case "cancel":
+                    return change_job.cancel(ctx, ns, job_id, by=name)
+                case "retry":
+                    return change_job.retry(ctx, ns, job_id, by=name)
+                case "delete":
+                    return change_job.delete(ctx, ns, job_id, by=name)
+            raise AssertionError(verb)
+
+        about = f" {dict(said)}" if said else ""
+        call.actor = self.world.begin("client", f"{verb} {ns} {job_id}{about}", work, self._no_server_error)
+        self.world.go(call.actor, pace)
+
+    def _post(self, call: WaitCall, pace: int | None) -> None:
+        case, body = call.case, call.last or call.case.body
+
+        def over(actor: Actor) -> None:
+            self._no_server_error(actor)
+            if isinstance(actor.error, JobNotFound | ValidationFailed):
+                call.refused = True
+                self._check_refusal(case, actor.error)
+            elif actor.answered:
+                assert actor.ended is not None
+                call.last = json.loads(dumps(actor.value))
+                case.registered = min(case.registered, actor.ended)
+                self._check_form(case, call.last)
+                if call.last["wait_id"] != case.wait_id:
+                    raise Deviation(f"wait {case.wait_id} became {call.last['wait_id']}")
+            else:
+                case.unfinished |= case.registered == NEVER
+
+        what = f"wait again for {case.wait_id}" if call.actor else f"wait in {case.namespace} as {case.wait_id} {body}"
+        call.actor = self.world.begin(
+            "client", what,
+            lambda name: waits_api.post_wait(
+                self.world.ctx, case.namespace, body, by=name, hold_until=self.world.now, reserved_id=case.wait_id
+            ),
+            over,
+        )  # fmt: skip
+        self.world.go(call.actor, pace)
+
+    def _check_refusal(self, case: WaitCase, error: JobNotFound | ValidationFailed) -> None:
+        versions = self._versions(case.namespace)
+        if isinstance(error, ValidationFailed):
+            _require({"job_stage": "warp"} in case.body["wait_on"].values(), f"refused: {error}")
+            return
+        for job_id in error.job_ids:
+            seen = versions[job_id]
+            was_missing = not seen or seen[0].tick > case.called or seen[-1].deleted
+            _require(was_missing, f"{job_id} was said to be unknown")
+
+    def _no_server_error(self, actor: Actor) -> None:
+        if actor.error is not None and (is_server_error(actor.error) or not actor.harmed and _is_aws(actor.error)):
+            raise Deviation(f"{actor.name} fails: {actor.error!r}") from actor.error
+
+    def _newest(self, ns: str, job: int) -> Row | None:
+        rows = (row for _, row in reversed(self.world.job_rows) if row["namespace"] == ns)
+        return next((row for row in rows if row["job_id"] == JOB_IDS[job]), None)
+
+    def _versions(self, ns: str) -> dict[str, list[Version]]:
+        versions: dict[str, list[Version]] = {job_id: [] for job_id in JOB_IDS}
+        for tick, row in self.world.job_rows:
+            if row["namespace"] == ns:
+                versions[row["job_id"]].append(Version.of(tick, row))
+        return versions
+
+
+class _Story:
+    """What happened, as hypothesis prints it below the smallest history that deviates."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        names = {job_id: f"job{n}" for n, job_id in enumerate(JOB_IDS)}
+        for _, _, row in self._world.wait_rows:
+            names.setdefault(row["wait_id"], f"wait{len(names) - len(JOB_IDS)}")
+        text = "\n".join(f"{who:>12} {what}" for who, what in self._world.story)
+        for long, short in names.items():
+            text = text.replace(long, short)
+        printer.text("The story:\n" + text)
+
+
+def _require(true: bool, otherwise: str) -> None:
+    if not true:
+        raise Deviation(otherwise)
+
+
+def _is_aws(error: Exception) -> bool:
+    return isinstance(error, ClientError)
