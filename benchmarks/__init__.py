@@ -1,1 +1,1 @@
-"""What Vigil costs and how fast it is, measured: `make bench`."""
+"""Measures what jobs and waits cost on AWS and how fast they are: `make bench`."""

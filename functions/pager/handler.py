@@ -20,11 +20,12 @@ TIME_TO_STOP_MS = 30_000
 def handler(event: dict[str, Any], context: LambdaContext) -> None:
     """One message at a time, in the order of its group. One that fails or is not finished comes again."""
     for record in event["Records"]:
-        done = do_wide_work(
-            wiring.context(),
-            loads(record["body"]),
-            still_time=lambda: context.get_remaining_time_in_millis() > TIME_TO_STOP_MS,
-        )
-        logger.info("worked", extra={"action": "wide_work", "message_id": record["messageId"], "finished": done})
-        if not done:
-            raise TimeoutError("Not finished in time: the message is to come again")
+        with wiring.queues().working_on(record["receiptHandle"]):
+            done = do_wide_work(
+                wiring.context(),
+                loads(record["body"]),
+                still_time=lambda: context.get_remaining_time_in_millis() > TIME_TO_STOP_MS,
+            )
+            logger.info("worked", extra={"action": "wide_work", "message_id": record["messageId"], "finished": done})
+            if not done:
+                raise TimeoutError("Not finished in time: the message is to come again")

@@ -298,7 +298,7 @@ class Aws:
             FunctionName=f"{self.stack.stack_name}-{function}", Payload=json.dumps(event).encode()
         )
         body = json.loads(answer["Payload"].read())
-        assert "FunctionError" not in answer, body
+        assert not answer.get("FunctionError"), body
         return body
 
     def rows(self, partition: str) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from vigil_core.services.subscribe import MAX_TOPICS_HEARD, Peer
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.table import DynamoTable
 
-SOMEBODY = str(uuid6.uuid7())
+SOMEBODY = "019c12de-8f00-7000-8000-000000000001"
+SOMEBODY_ELSE = "019c12de-8f00-7000-8000-000000000002"
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ class TestSubscribing:
             live.world.report(job, stage="boot")
             live.run_notifier()
 
-        meanwhile(monkeypatch, "note_subscription", report_and_notify)
+        meanwhile(monkeypatch, "subscriptions", report_and_notify)
         assert [e["id"] for e in envelopes(live.subscribe(f"job:{job}"))] == [f"{job}.3"]
 
     def test_an_update_after_the_acknowledgement_is_never_missed(
@@ -155,14 +156,18 @@ class TestSubscribing:
 
         def act_on_ack(connection_id: str, text: str) -> bool:
             monkeypatch.setattr(live.sockets, "post", post)
+            # Whoever finds it now has to wait for what is being sent.
+            (subscriber,) = live.ctx.connections.subscribers(NAMESPACE, "namespace")
+            assert subscriber.is_quiet(live.ctx.now())
             done = post(connection_id, text)
             live.world.job()
             pending.extend(live.records())
-            assert list(live.ctx.connections.subscribers(NAMESPACE, "namespace"))
             return done
 
         monkeypatch.setattr(live.sockets, "post", act_on_ack)
         assert live.subscribe("namespace") == []
+        (subscriber,) = live.ctx.connections.subscribers(NAMESPACE, "namespace")
+        assert not subscriber.is_quiet(live.ctx.now())
         live.run_notifier(pending)
         assert types(live.heard()[1:]) == ["job.created"]
 
@@ -243,11 +248,11 @@ class TestSince:
         assert len(told) == 14
         return job, told
 
-    @pytest.mark.parametrize("form", [lambda job, at: at, lambda job, at: {f"job:{job}": at}])
-    def test_what_happened_after_is_told_as_it_was_told(self, live: Live, form: Callable[[str, str], Any]) -> None:
+    @pytest.mark.parametrize("form", [lambda at: at, lambda at: {f"job:{at[:36]}": at}])
+    def test_what_happened_after_is_told_as_it_was_told(self, live: Live, form: Callable[[str], Any]) -> None:
         job, told = self.history(live)
         for known in range(14):
-            again = envelopes(live.subscribe(f"job:{job}", since=form(job, f"{job}.{known}")))
+            again = envelopes(live.subscribe(f"job:{job}", since=form(f"{job}.{known}")))
             assert again == told[known:]
 
     def test_what_is_over_tells_its_end_even_to_who_knows_it(self, live: Live) -> None:
@@ -294,7 +299,7 @@ class TestSince:
             (["namespace"], f"{SOMEBODY}.1", "/since"),
             (["queue:lab"], f"{SOMEBODY}.1", "/since"),
             ([f"job:{SOMEBODY}"], "nonsense", "/since"),
-            ([f"job:{SOMEBODY}"], f"{uuid6.uuid7()}.1", "/since"),
+            ([f"job:{SOMEBODY}"], f"{SOMEBODY_ELSE}.1", "/since"),
             ([f"job:{SOMEBODY}"], f"{SOMEBODY}.{'9' * 5_000}", "/since"),
             ([f"job:{SOMEBODY}"], 7, "/since"),
             ([f"job:{SOMEBODY}"], [f"{SOMEBODY}.1"], "/since"),
@@ -392,7 +397,8 @@ class TestHostileMessages:
             ({"action": "subscribe", "topics": ["queue:x"] * (MAX_TOPICS + 1)}, ["/topics"]),
             ({"action": "subscribe", "topics": [7, None, "job", ["namespace"]]}, [f"/topics/{n}" for n in range(4)]),
             ({"action": "subscribe", "topics": ["namespace", "workflow:x"]}, ["/topics/1"]),
-            ({"action": "subscribe", "topics": ["queue:", "queue:\x00", "queue:" + "x" * 129]}, [f"/topics/{n}" for n in range(3)]),
+            ({"action": "subscribe", "topics": ["queue:", "queue:\x00"]}, ["/topics/0", "/topics/1"]),
+            ({"action": "subscribe", "topics": ["queue:" + "x" * 129]}, ["/topics/0"]),
             ({"action": "subscribe", "topics": ["namespace"], "a/b~c": 1}, ["/a~1b~0c"]),
         ],
     )  # fmt: skip
@@ -426,7 +432,7 @@ class TestHostileMessages:
         ):
             (answer,) = live.say(frame)
             assert answer["type"] == "error"
-            assert len(dumps(answer).encode()) < 128 * 1024
+            assert len(dumps(answer).encode()) < 32 * 1024
 
     def test_a_connection_hears_of_so_much_and_no_more(self, live: Live, table: DynamoTable) -> None:
         for first in range(0, MAX_TOPICS_HEARD, MAX_TOPICS):

@@ -435,9 +435,7 @@ class TestLargeWaits:
         answer = world.show(answer)
         assert answer["status"] == "expired"
         assert list(answer["waited_jobs"]) == [jobs[2]]
-        assert answer["unmet_jobs"] == {
-            job: {"job_stage": None, "reason": "expired"} for job in jobs if job != jobs[2]
-        }
+        assert answer["unmet_jobs"] == {job: {"job_stage": None, "reason": "expired"} for job in jobs if job != jobs[2]}
 
     def test_pages_of_outcomes(self, world: World) -> None:
         jobs = [world.running() for _ in range(7)]

@@ -17,19 +17,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.model.moto_table import everything
-from tests.model.reference import NEVER, Version, WaitCase, deviation, expected_change, face
+from tests.model.reference import NEVER, Face, Version, WaitCase, deviation, expected_change
 from tests.model.world import Actor, Deviation, Fate, World, is_server_error, uuid7
 from vigil_core.domain import waits
 from vigil_core.domain.errors import JobNotFound, ValidationFailed
-from vigil_core.domain.jobs import JobError, NewJob, Report
+from vigil_core.domain.jobs import Job, JobError, NewJob, Report
 from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.times import from_text
 from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
 from vigil_core.services.wait_answer import answer
 from vigil_core.store import jobs as job_store
 from vigil_core.store import keys
 from vigil_core.store import waits as wait_store
-from vigil_core.store.table import Row, plain
+from vigil_core.store.table import plain
 
 JobKey = tuple[str, str]
 
@@ -86,7 +85,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.limits = ExitStack()
-        self.world: World = None  # type: ignore[assignment] # made by the first step
+        self.world: World
         self.job_calls: dict[str, JobCall] = {}
         self.wait_calls: list[WaitCall] = []
         self.broken = False
@@ -115,7 +114,9 @@ class Histories(RuleBasedStateMachine):
         ]:
             self.limits.enter_context(mock.patch.object(owner, name, value))
         self.world = World(spec_page_entries=page)
-        self.world.tell("world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once")
+        self.world.tell(
+            "world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once"
+        )
         for job, state in dict(begun).items():
             self._do("red", job, "create", {"fields": {"k": "a"}} if state == "k is a" else {}, ALL)
             if state in ("running", "failed"):
@@ -128,10 +129,10 @@ class Histories(RuleBasedStateMachine):
     @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE)
     def report(self, ns: str, job: int, say: dict[str, Any], pace: int | None) -> None:
         """Create, start or report, whichever the job is ready for."""
-        row = self._newest(ns, job)
-        if row is None or row.get("deleted"):
+        newest = self._newest(ns, job)
+        if newest is None or newest.deleted:
             self._do(ns, job, "create", {"fields": say.get("fields", {})}, pace)
-        elif row["status"] == "pending" and "stage" in say:
+        elif newest.status == "pending" and "stage" in say:
             self._do(ns, job, "start", {}, pace)
         else:
             self._do(ns, job, "report", say, pace)
@@ -139,13 +140,13 @@ class Histories(RuleBasedStateMachine):
     @rule(ns=NAMESPACE, job=JOB, verb=st.sampled_from(["complete", "fail", "cancel", "retry", "delete"]), pace=PACE)
     def end(self, ns: str, job: int, verb: str, pace: int | None) -> None:
         """End a job, or end its ending."""
-        row = self._newest(ns, job)
-        if row is None or row.get("deleted"):
+        newest = self._newest(ns, job)
+        if newest is None or newest.deleted:
             return
-        if row["status"] == "pending" and verb in ("complete", "fail"):
+        if newest.status == "pending" and verb in ("complete", "fail"):
             verb = "start"
-        elif row["status"] in ("completed", "failed", "cancelled"):
-            verb = "delete" if verb == "delete" or row["status"] == "completed" else "retry"
+        elif newest.status in ("completed", "failed", "cancelled"):
+            verb = "delete" if verb == "delete" or newest.status == "completed" else "retry"
         self._do(ns, job, verb, {}, pace)
 
     @rule(
@@ -288,8 +289,6 @@ class Histories(RuleBasedStateMachine):
     # In the end
 
     def teardown(self) -> None:
-        if self.world is None:
-            return
         try:
             if not self.broken:
                 self._in_the_end()
@@ -311,29 +310,26 @@ class Histories(RuleBasedStateMachine):
 
     def _check_jobs(self) -> None:
         """Every version is there once, is what somebody did, and nobody did anything twice."""
-        rows: dict[JobKey, list[Row]] = {}
-        for _, row in self.world.job_rows:
-            rows.setdefault((row["namespace"], row["job_id"]), []).append(row)
+        histories: dict[JobKey, list[Job]] = {}
+        for _, job in self.world.versions:
+            histories.setdefault((job.namespace, job.job_id), []).append(job)
         changed_by: Counter[str] = Counter()
-        for key, versions in rows.items():
-            before: Row | None = None
-            lines = []
-            for number, row in enumerate(versions, start=1):
-                _require(row["version"] == number, f"{key} has v{row['version']} where v{number} was to come")
-                line = json.loads(row["log"])[-1]
-                lines.append(line)
-                by = line[3]
+        for key, versions in histories.items():
+            before: Face | None = None
+            for number, job in enumerate(versions, start=1):
+                _require(job.version == number, f"{key} has v{job.version} where v{number} was to come")
+                by = job.log[-1].by
                 changed_by[by] += 1
                 call = self.job_calls.get(by) or JobCall(key, "enforce", {})
                 _require(call.key == key, f"{by} changed {key} instead of {call.key}")
                 expected = expected_change(before, call.verb, call.said)
-                _require(face(row) == expected, f"{by} made {key} {face(row)}, not {expected}")
-                before = row
-            job = self.world.eyes.jobs.find(*key)
-            assert job is not None
-            if not job.deleted:
-                told = [[e.version, e.kind, e.by] for e in self.world.eyes.jobs.history(job)]
-                _require(told == [[n, kind, by] for n, _, kind, by, *_ in lines], f"the history of {key} is {told}")
+                before = Face.of(job)
+                _require(before == expected, f"{by} made {key} {before}, not {expected}")
+            newest = self.world.eyes.jobs.find(*key)
+            _require(newest == versions[-1], f"{key} is {newest}, which nobody made it")
+            if newest is not None and not newest.deleted:
+                told = self.world.eyes.jobs.history(newest)
+                _require(told == [job.log[-1] for job in versions], f"the history of {key} is told as {told}")
         for name, call in self.job_calls.items():
             actor = call.actor
             assert actor is not None
@@ -346,40 +342,38 @@ class Histories(RuleBasedStateMachine):
     def _check_holds(self) -> None:
         """At no time did two live jobs have the same unique key or mutex."""
         live: dict[tuple[str, str, str], set[str]] = {}
-        for _, row in self.world.job_rows:
-            for kind in ("unique_key", "mutex_key"):
-                if kind in row:
-                    holders = live.setdefault((row["namespace"], kind, row[kind]), set())
-                    over = row["status"] in ("completed", "failed", "cancelled") or row.get("deleted", False)
-                    holders.difference_update([row["job_id"]]) if over else holders.add(row["job_id"])
+        for _, job in self.world.versions:
+            for kind, name in [("unique key", job.unique_key), ("mutex", job.mutex_key)]:
+                if name is not None:
+                    holders = live.setdefault((job.namespace, kind, name), set())
+                    holders.difference_update([job.job_id]) if job.ended else holders.add(job.job_id)
                     _require(len(holders) <= 1, f"{holders} have the same {kind}")
 
     def _check_wait(self, call: WaitCall) -> None:
         case = call.case
         images = [
-            (tick, at, row)
-            for tick, at, row in self.world.wait_rows
-            if (row["namespace"], row["wait_id"]) == (case.namespace, case.wait_id)
+            (tick, at, wait)
+            for tick, at, wait in self.world.images
+            if (wait.namespace, wait.wait_id) == (case.namespace, case.wait_id)
         ]
         if not images:
             _require(call.last is None, "it was answered, and is not there")
             return
         case.unfinished |= case.registered == NEVER
-        ready = next((tick for tick, _, row in images if row["sealed"] or row["status"] != "waiting"), NEVER)
-        case.registered = max(ready, images[0][0] if case.registered == NEVER else case.registered)
-        closed = [(tick, at, row) for tick, at, row in images if row["status"] != "waiting"]
+        sealed = next((tick for tick, _, wait in images if wait.sealed), NEVER)
+        case.registered = max(sealed, images[0][0] if case.registered == NEVER else case.registered)
+        closed = [(tick, at, wait) for tick, at, wait in images if wait.ended]
         _require(len(closed) <= 1, f"it was changed after it was closed: {closed}")
-        wait = self.world.eyes.waits.find(case.namespace, case.wait_id)
-        assert wait is not None
-        final = json.loads(dumps(answer(self.world.eyes, wait)))
+        final = json.loads(dumps(answer(self.world.eyes, images[-1][2])))
         self._check_form(case, final)
         if closed:
-            case.closed, at, row = closed[0]
-            _require(final["status"] == row["status"], f"it is shown as {final['status']}")
-            if row["status"] == "expired":
-                _require(at >= from_text(row["expires_at"]), "it expired too early")
+            case.closed, at, wait = closed[0]
+            _require(
+                wait.sealed or wait.status not in ("met", "unmet"), "it was closed by counting before it was sealed"
+            )
+            _require(wait.status != "expired" or at >= wait.expires_at, "it expired too early")
         else:
-            _require(from_text(final["expires_at"]) > self.world.now, "it should have expired")
+            _require(images[-1][2].expires_at > self.world.now, "it should have expired")
         if call.last is not None and call.last["status"] != "waiting":
             _require(call.last == final, f"it once was answered with {call.last}, and now with {final}")
         versions = self._versions(case.namespace)
@@ -397,13 +391,12 @@ class Histories(RuleBasedStateMachine):
 
     def _check_leftovers(self) -> None:
         """Nothing is left that would keep anybody busy, or that crossed into another namespace."""
-        harmed = any("harm" == who for who, _ in self.world.story)
-        ended = {row["wait_id"] for _, _, row in self.world.wait_rows if row["status"] != "waiting" and "entries" in row}
+        ended = {wait.wait_id for _, _, wait in self.world.images if wait.ended and wait.inline}
         for row in map(plain, everything()):
             _require("schema_version" in row, f"no schema_version in {row}")
             _require(row["pk"].split("#")[0] in (*NAMESPACES, "clock"), f"a row in no namespace: {row}")
             _require(row["entity"] != "backlog", f"the pager is done, and a backlog is left: {row}")
-            if row["entity"] == "entry" and not harmed:
+            if row["entity"] == "entry" and not self.world.harmed:
                 _require(row["sk"].split("#")[0] not in ended, f"an entry of a wait that has ended is left: {row}")
 
     # How things are done
@@ -432,8 +425,8 @@ class Histories(RuleBasedStateMachine):
                 case "retry":
                     return change_job.retry(ctx, ns, job_id, by=name)
                 case "delete":
-                    return change_job.delete(ctx, ns, job_id, by=name)
-            raise AssertionError(verb)
+                    change_job.delete(ctx, ns, job_id, by=name)
+            return None
 
         about = f" {dict(said)}" if said else ""
         call.actor = self.world.begin("client", f"{verb} {ns} {job_id}{about}", work, self._no_server_error)
@@ -481,15 +474,15 @@ class Histories(RuleBasedStateMachine):
         if actor.error is not None and (is_server_error(actor.error) or not actor.harmed and _is_aws(actor.error)):
             raise Deviation(f"{actor.name} fails: {actor.error!r}") from actor.error
 
-    def _newest(self, ns: str, job: int) -> Row | None:
-        rows = (row for _, row in reversed(self.world.job_rows) if row["namespace"] == ns)
-        return next((row for row in rows if row["job_id"] == JOB_IDS[job]), None)
+    def _newest(self, ns: str, job: int) -> Job | None:
+        of_ns = (version for _, version in reversed(self.world.versions) if version.namespace == ns)
+        return next((version for version in of_ns if version.job_id == JOB_IDS[job]), None)
 
     def _versions(self, ns: str) -> dict[str, list[Version]]:
         versions: dict[str, list[Version]] = {job_id: [] for job_id in JOB_IDS}
-        for tick, row in self.world.job_rows:
-            if row["namespace"] == ns:
-                versions[row["job_id"]].append(Version.of(tick, row))
+        for tick, job in self.world.versions:
+            if job.namespace == ns:
+                versions[job.job_id].append(Version.of(tick, job))
         return versions
 
 
@@ -501,8 +494,8 @@ class _Story:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         names = {job_id: f"job{n}" for n, job_id in enumerate(JOB_IDS)}
-        for _, _, row in self._world.wait_rows:
-            names.setdefault(row["wait_id"], f"wait{len(names) - len(JOB_IDS)}")
+        for _, _, wait in self._world.images:
+            names.setdefault(wait.wait_id, f"wait{len(names) - len(JOB_IDS)}")
         text = "\n".join(f"{who:>12} {what}" for who, what in self._world.story)
         for long, short in names.items():
             text = text.replace(long, short)

@@ -16,6 +16,7 @@ from moto.core.exceptions import JsonRESTError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.dynamodb.models import dynamodb_backends
 from moto.dynamodb.models.dynamo_type import DynamoType
+from moto.dynamodb.models.utilities import dynamo_to_dict
 from moto.dynamodb.responses import DynamoHandler
 
 from tests.support.table import TABLE_NAME
@@ -44,12 +45,10 @@ def empty_table() -> DynamoTable:
 
 def everything() -> list[dict[str, Any]]:
     """Every row, in DynamoDB's JSON."""
-    return [_from_wire(item.to_json()["Attributes"]) for item in _table().all_items()]
+    return [dynamo_to_dict(item.to_json()["Attributes"]) for item in _table().all_items()]
 
 
 def _answer(operation: str, request: dict[str, Any]) -> Any:
-    for attributes in (request.get("Item"), request.get("ExpressionAttributeValues")):
-        _to_wire(attributes)
     handler = DynamoHandler()
     handler.current_account, handler.region, handler.body = DEFAULT_ACCOUNT_ID, REGION, request
     table = _table()
@@ -65,9 +64,6 @@ def _answer(operation: str, request: dict[str, Any]) -> Any:
     finally:
         if operation == "query":
             table.items = partitions
-    for name in ("Item", "Attributes"):
-        if name in result:
-            result[name] = _from_wire(result[name])
     return result
 
 
@@ -83,13 +79,5 @@ def _table() -> Any:
     return dynamodb_backends[DEFAULT_ACCOUNT_ID][REGION].tables[TABLE_NAME]
 
 
-def _to_wire(attributes: dict[str, Any] | None) -> None:
-    for value in (attributes or {}).values():
-        if "B" in value:
-            value["B"] = base64.b64encode(value["B"]).decode()
-
-
 def _from_wire(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {"B": base64.b64decode(value["B"])} if "B" in value else value for name, value in attributes.items()
-    }
+    return {name: {"B": base64.b64decode(value["B"])} if "B" in value else value for name, value in attributes.items()}

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-Row: TypeAlias = Mapping[str, Any]
+from vigil_core.domain.jobs import Job
+
 NEVER = 10**9
 
 ORDER = ["submit", "download", "boot", "setup", "running", "post_run", "finish", "complete"]
@@ -38,18 +39,13 @@ class Version:
     """Built-ins and fields by name, as a condition may name them."""
 
     @classmethod
-    def of(cls, tick: int, row: Row) -> Version:
-        """From the row as the stream carries it."""
-        built_in: dict[str, Any] = {
-            "status": row["status"], "job_stage": row["stage"], "job_health": row.get("health"),
-            "attempt": row["attempt"], "queue": row["queue"],
+    def of(cls, tick: int, job: Job) -> Version:
+        """A version as it was stored."""
+        built_in = {
+            "status": job.status, "job_stage": job.stage, "job_health": job.health, "attempt": job.attempt,
+            "queue": job.queue, "result": {"by": job.log[-1].by} if job.status == "completed" else None,
         }  # fmt: skip
-        if row["status"] == "completed":
-            completed = json.loads(row["log"])[-1]
-            built_in["result"] = {"by": completed[3]}
-        fields = json.loads(row.get("fields", "{}"))
-        milestones = tuple(row.get("milestones", ()))
-        return cls(tick, row["version"], row.get("deleted", False), milestones, {**fields, **built_in})
+        return cls(tick, job.version, job.deleted, job.milestones, {**job.fields, **built_in})
 
     @property
     def over(self) -> bool:
@@ -65,48 +61,56 @@ class Version:
         return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def expected_change(before: Row | None, verb: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a job looks like after somebody did this to it: the attributes that matter to anybody who waits."""
-    if verb == "create":
-        return _face("pending", "submit", None, (), said.get("fields", {}), 1, False)
-    assert before is not None
-    status, stage, health = before["status"], before["stage"], before.get("health")
-    milestones, fields = tuple(before.get("milestones", ())), json.loads(before.get("fields", "{}"))
-    attempt, deleted = before["attempt"], False
+@dataclass(frozen=True)
+class Face:
+    """What matters of a job to anybody who waits for it."""
+
+    status: str
+    stage: str
+    health: str | None
+    milestones: tuple[str, ...]
+    fields: Mapping[str, Any]
+    attempt: int
+    to_cancel: bool
+    deleted: bool
+
+    @classmethod
+    def of(cls, job: Job) -> Face:
+        """As it was stored."""
+        return cls(
+            job.status, job.stage, job.health, job.milestones, dict(job.fields), job.attempt,
+            job.cancel_requested_at is not None, job.deleted,
+        )  # fmt: skip
+
+
+def expected_change(before: Face | None, verb: str, said: Mapping[str, Any]) -> Face:
+    """What a job looks like after somebody did this to it."""
+    if before is None:
+        assert verb == "create"
+        before = Face("pending", "submit", None, (), {}, 1, False, False)
     if verb == "start":
-        status = "running"
-    elif verb == "report":
-        stage = said.get("stage", stage)
-        milestones = tuple(dict.fromkeys([*milestones, *said.get("milestones", ())]))
-        fields = {name: value for name, value in {**fields, **said.get("fields", {})}.items() if value is not None}
-    elif verb == "complete":
-        status, stage, health = "completed", "complete", "success"
-    elif verb == "fail" and before.get("cancel_requested_at") is None:
-        status, stage, health = "failed", "incomplete", "failed"
-    elif verb == "enforce" or verb == "fail" or (verb == "cancel" and status == "pending"):
-        status, stage, health = "cancelled", "incomplete", "cancelled"
-    elif verb == "retry":
-        status, stage, health, attempt = "pending", "submit", None, attempt + 1
-    elif verb == "delete":
-        deleted = True
-    return _face(status, stage, health, milestones, fields, attempt, deleted)
-
-
-def face(row: Row) -> dict[str, Any]:
-    """The same attributes of a row."""
-    return _face(
-        row["status"], row["stage"], row.get("health"), tuple(row.get("milestones", ())),
-        json.loads(row.get("fields", "{}")), row["attempt"], row.get("deleted", False),
-    )  # fmt: skip
-
-
-def _face(
-    status: str, stage: str, health: str | None, milestones: Sequence[str], fields: Any, attempt: int, deleted: bool
-) -> dict[str, Any]:
-    return {
-        "status": status, "stage": stage, "health": health, "milestones": milestones, "fields": fields,
-        "attempt": attempt, "deleted": deleted,
-    }  # fmt: skip
+        return replace(before, status="running")
+    if verb in ("create", "report"):
+        fields = {**before.fields, **said.get("fields", {})}
+        return replace(
+            before,
+            stage=said.get("stage", before.stage),
+            milestones=tuple(dict.fromkeys([*before.milestones, *said.get("milestones", ())])),
+            fields={name: value for name, value in fields.items() if value is not None},
+        )
+    if verb == "complete":
+        return replace(before, status="completed", stage="complete", health="success")
+    if verb == "fail" and not before.to_cancel:
+        return replace(before, status="failed", stage="incomplete", health="failed")
+    if verb == "cancel" and before.status == "running":
+        return replace(before, to_cancel=True)
+    if verb in ("cancel", "fail", "enforce"):
+        return replace(before, status="cancelled", stage="incomplete", health="cancelled")
+    if verb == "retry":
+        again = replace(before, status="pending", stage="submit", health=None, to_cancel=False)
+        return replace(again, attempt=before.attempt + 1)
+    assert verb == "delete"
+    return replace(before, deleted=True)
 
 
 # Waits

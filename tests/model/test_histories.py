@@ -46,6 +46,8 @@ def tell(histories: int, seed_: int, *, phases: tuple[Phase, ...]) -> None:
             stateful_step_count=STEPS,
             phases=phases,
             database=None,
+            report_multiple_bugs=False,
+            print_blob=False,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

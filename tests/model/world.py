@@ -16,13 +16,18 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import greenlet
+from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
 from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.jsontext import loads
-from vigil_core.services import match, register_wait, run_clock
+from vigil_core.domain.jobs import Job
+from vigil_core.domain.waits import Wait
+from vigil_core.services import match, run_clock
 from vigil_core.services.context import Context, WideWork
+from vigil_core.services.do_wide_work import do_wide_work
+from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
@@ -30,8 +35,9 @@ from vigil_core.store.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Delete, DynamoTable, Page, Put, Row, Table, Update
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits import WaitStore, wait_from_row
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,6 +47,8 @@ Fate: TypeAlias = Literal["goes on", "dies", "is throttled", "meets a transactio
 SHARDS = 2
 """Of the table's stream. Records of one job are all in one shard, in order."""
 MOST_ROUNDS = 12
+
+_to_dynamo = TypeSerializer()
 
 
 class Deviation(AssertionError):
@@ -77,7 +85,7 @@ class Actor:
 class Shard:
     """A shard of the stream: what was written, and up to where Lambda believes it handled."""
 
-    records: list[Row] = field(default_factory=list)
+    records: list[StreamRecord] = field(default_factory=list)
     done: int = 0
     reader: Actor | None = None
 
@@ -103,12 +111,14 @@ class World:
         self.shards = [Shard() for _ in range(SHARDS)]
         self.groups: dict[str, Group] = {}
         self.wake_ups: list[str] = []
-        self.job_rows: list[tuple[int, Row]] = []
-        """Every version of every job: (tick, row)."""
-        self.wait_rows: list[tuple[int, datetime, Row]] = []
-        """Every image of every wait's own row: (tick, time, row)."""
+        self.versions: list[tuple[int, Job]] = []
+        """Every version of every job, with the tick at which it was stored."""
+        self.images: list[tuple[int, datetime, Wait]] = []
+        """Every image of every wait's own row, with tick and time."""
         self.quiet: list[int] = []
         """The ticks at which nothing was under way."""
+        self.harmed = False
+        """Whether anything ever went wrong for anybody."""
         self.story: list[tuple[str, str]] = []
         self.quiet_table = empty_table()
         self._main = greenlet.getcurrent()
@@ -172,7 +182,7 @@ class World:
         """Let an actor make some calls, or all it still has to; the first of them has this fate."""
         while actor.ended is None and (calls is None or calls > 0):
             if fate != "goes on":
-                actor.harmed = True
+                actor.harmed = self.harmed = True
                 self.tell(actor.name, f"{fate} before it {actor.next_call}" if fate == "dies" else f"{fate}:")
             self._resume(actor, fate)
             fate = "goes on"
@@ -227,30 +237,30 @@ class World:
     def written(self, row: Row) -> None:
         """A row has changed: jobs go to the stream's readers, waits are remembered."""
         if row["entity"] == "job":
-            self.job_rows.append((self.tick, row))
-            self.shards[zlib.crc32(row["pk"].encode()) % SHARDS].records.append(row)
+            self.versions.append((self.tick, job_from_row(row)))
+            image = {name: _to_dynamo.serialize(value) for name, value in row.items()}
+            record = StreamRecord(sequence_number=f"{self.tick:09}", change={"NewImage": image})
+            self.shards[zlib.crc32(row["pk"].encode()) % SHARDS].records.append(record)
         elif row["entity"] == "wait":
-            self.wait_rows.append((self.tick, self.now, row))
+            self.images.append((self.tick, self.now, wait_from_row(row)))
 
     def match(self, shard: Shard, first: int, count: int) -> Actor:
         """A matcher gets a batch of records. If it is the shard's next one, its success moves the shard on, and its
         failure brings the records back from the first that failed, as Lambda does it."""
-        rows = shard.records[first : first + count]
+        records = shard.records[first : first + count]
+        numbers = [record.sequence_number for record in records]
 
         def over(actor: Actor) -> None:
             if shard.reader is not actor:
                 return
             shard.reader = None
-            if isinstance(actor.error, match.MatchFailed):
-                failed = [(row["namespace"], row["job_id"]) in actor.error.errors for row in rows]
-                shard.done = max(shard.done, first + failed.index(True))
-            elif actor.answered:
-                shard.done = max(shard.done, first + len(rows))
+            if actor.answered:
+                failed = [n for n, number in enumerate(numbers) if number in actor.value]
+                shard.done = max(shard.done, first + min(failed, default=len(records)))
 
-        actor = self.begin(
-            "matcher", ", ".join(f"{row['namespace']} {row['job_id']} v{row['version']}" for row in rows),
-            lambda _: match.match(self.ctx, [job_from_row(row) for row in rows]), over,
-        )  # fmt: skip
+        told = dict(zip((f"{tick:09}" for tick, _ in self.versions), (job for _, job in self.versions), strict=True))
+        what = ", ".join(f"{job.namespace} {job.job_id} v{job.version}" for job in map(told.__getitem__, numbers))
+        actor = self.begin("matcher", what, lambda _: match.match_records(self.ctx, records), over)
         if first == shard.done and actor.ended is None:
             # A reader that is still at work is one that Lambda gave up: it goes on, but nobody listens to it.
             shard.reader = actor
@@ -261,13 +271,9 @@ class World:
     def page(self, group: Group, *, patient: bool = True) -> Actor:
         """The pager gets the first message of a group, which leaves the queue when it is worked off."""
         body = group.messages[0]
-        message: Any = loads(body)
 
         def work(_: str) -> bool:
-            if message["kind"] == "match":
-                return match.match_wide(self.ctx, message, still_time=lambda: patient)
-            register_wait.register_page(self.ctx, message["namespace"], message["wait_id"], message["page"])
-            return True
+            return do_wide_work(self.ctx, loads(body), still_time=lambda: patient)
 
         def over(actor: Actor) -> None:
             if group.reader is not actor:
@@ -283,14 +289,13 @@ class World:
 
     def wake(self, message: str) -> Actor:
         """The clock gets a message."""
-        body: Any = loads(message)
-        return self.begin("clock", message, lambda _: run_clock.on_message(self.ctx, body), lambda _: None)
+        return self.begin("clock", message, lambda _: run_clock.on_message(self.ctx, loads(message)), lambda _: None)
 
     def sweep(self) -> Actor:
         """The clock's minute has come."""
 
         def work(_: str) -> None:
-            for shard in run_clock.shards_to_sweep():
+            for shard in range(keys.DUE_SHARDS):
                 run_clock.sweep(self.ctx, shard)
 
         return self.begin("clock", "sweeps", work, lambda _: None)
@@ -317,8 +322,10 @@ class World:
 
     def _must_succeed(self, actor: Actor) -> None:
         self.go(actor)
-        if actor.error is not None:
-            raise Deviation(f"{actor.name} fails though nothing was done to it") from actor.error
+        failed = actor.value if isinstance(actor.value, dict) else {}
+        error = actor.error or next(iter(failed.values()), None)
+        if error is not None:
+            raise Deviation(f"{actor.name} fails though nothing was done to it: {error!r}") from error
 
     def come_to_rest(self) -> None:
         """Settle, and let the clock sweep until nothing is due."""
@@ -334,7 +341,7 @@ class World:
 
     def overdue(self) -> list[str]:
         """What the clock should have done by now."""
-        due = (due for shard in run_clock.shards_to_sweep() for due in self.eyes.due.overdue(shard, self.now))
+        due = (due for shard in range(keys.DUE_SHARDS) for due in self.eyes.due.overdue(shard, self.now))
         return [f"{each.kind} of {each.namespace} {each.entity_id}" for each in due]
 
     def stop(self) -> None:
@@ -359,7 +366,8 @@ class _Watched:
         found: dict[Key, Row] = {}
         for key in dict.fromkeys(keys):
             found |= self._world.call(
-                f"reads {_name(key)} in a batch", lambda key=key: self._table.batch_get([key])  # type: ignore[misc]
+                f"reads {_name(key)} in a batch",
+                lambda key=key: self._table.batch_get([key]),  # type: ignore[misc]
             )
         return found
 
@@ -437,9 +445,7 @@ class _Queues:
             )
 
     def wake_up(self, message: str, delay_s: int) -> None:
-        self._world.call(
-            f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message)
-        )
+        self._world.call(f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message))
 
 
 def uuid7(at: datetime, number: int) -> str:
@@ -481,4 +487,3 @@ def _in_short(result: object) -> str:
         rows: Iterator[Any] = iter([result] if "pk" in result else result.values())
         return ", ".join(_row_name(row) for row in rows)
     return str(result)
-

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlencode, urlsplit
 
 import boto3
+import pytest
 from moto import mock_aws
 
 from functions.api.handler import handler
@@ -19,6 +21,7 @@ from tests.support.table import TABLE_NAME, create_table
 from vigil_core import wiring
 from vigil_core.domain.jsontext import dumps, loads
 
+SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
 CACHED = (wiring.dynamodb, wiring.sqs, wiring.context, wiring.http_api)
 
@@ -157,3 +160,19 @@ def event(
     if body is not None:
         made["body"] = base64.b64encode(body).decode() if isinstance(body, bytes) else body
     return made
+
+
+def pages(client: Client, target: str, **query: Any) -> list[Any]:
+    """Every page, to the end."""
+    found = [client.get(target, **query).ok()]
+    while (token := found[-1]["next_page_token"]) is not None:
+        assert token == "".join(filter(lambda c: c.isalnum() or c in "-_", token))
+        found.append(client.get(target, **query, page_token=token).ok())
+    return found
+
+
+def pauses(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[float], None]) -> None:
+    """Let something happen in place of each pause between two looks at what is held."""
+    changed = replace(wiring.context(), sleep=meanwhile)
+    monkeypatch.setattr(wiring, "context", cache(lambda: changed))
+    wiring.http_api.cache_clear()

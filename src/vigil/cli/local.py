@@ -175,11 +175,12 @@ def _print(line: logs.Line) -> None:
 
 
 def _show(stack: Stack) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("HTTP", stack.api_url)
-    table.add_row("WebSocket", stack.ws_url)
-    table.add_row("API key", stack.api_key)
-    table.add_row("AWS", f"{stack.endpoint_url} ({stack.region})")
-    console.print(table)
+    facts = {
+        "HTTP": stack.api_url,
+        "WebSocket": stack.ws_url,
+        "API key": stack.api_key,
+        "AWS": f"{stack.endpoint_url} ({stack.region})",
+    }
+    for name, value in facts.items():
+        # Never wrapped: made to be copied.
+        console.print(f"[bold]{name:<10}[/] {escape(value)}", soft_wrap=True, highlight=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +25,7 @@ def demo(
         int | None,
         typer.Option(envvar="VIGIL_LOCAL_PORT", help=f"The emulator's port, if not {cloud.DEFAULT_PORT}."),
     ] = None,
-    record: Annotated[Path | None, typer.Option(help="Save a picture of the end as SVG, too.", dir_okay=False)] = None,
+    record: Annotated[Path | None, typer.Option(help="Save a picture of it, too, as SVG.", dir_okay=False)] = None,
     root: Root = HERE,
     directory: Directory = None,
 ) -> None:
@@ -42,28 +44,25 @@ def demo(
     )
     console.print("[dim]·[/] Waking the functions")
     try:
-        play = Play(stack.api_url, stack.ws_url, stack.api_key)
-        board = screen.Board(play.known)
-        console.print()
-        console.print(screen.opening(stack.api_url))
-        if console.is_terminal:
-            with Live(board, console=console, refresh_per_second=12):
-                for _ in play:
-                    pass
-        else:
-            for fact in play:
-                console.print(screen.plain_line(fact, play.known), markup=False, highlight=False, soft_wrap=True)
+        with Play(stack.api_url, stack.ws_url, stack.api_key) as play:
+            known = moment = play.known
+            opening = screen.opening(stack.api_url)
+            console.print("", opening, "", sep="\n")
+            live = Live(screen.Board(known), console=console, refresh_per_second=12)
+            with live if console.is_terminal else nullcontext():
+                for fact in play:
+                    if not console.is_terminal:
+                        console.print(screen.plain_line(fact, known), markup=False, highlight=False, soft_wrap=True)
+                    if record and (moment is known or not moment.any_over):
+                        moment = deepcopy(known)
     except PlayFailed as error:
         raise LocalError(f"The demo broke off: {error}") from error
-    held = checks(play.known)
-    ending = screen.ending(
-        play.known,
-        held,
-        screen.next_steps(_here(Path(sys.argv[0])), _here(home.stack_file), play.known.job_ids["aspen"]),
-    )
-    console.print(ending)
+    held = checks(known)
+    outcome = (screen.answers(known), screen.verdict(held))
+    next_steps = screen.next_steps(_here(Path(sys.argv[0])), _here(home.stack_file), known.job_ids["aspen"])
+    console.print("", outcome[0], "", screen.late_answers(known), "", outcome[1], "", next_steps, sep="\n")
     if record:
-        screen.save_picture(record, "make demo", screen.opening(stack.api_url), board, ending)
+        screen.save_picture(record, "make demo", opening, screen.Board(moment), *outcome)
     if not all(check.kept for check in held):
         raise typer.Exit(1)
 

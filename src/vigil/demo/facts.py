@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -48,7 +47,7 @@ Fact: TypeAlias = Reported | Answered | Heard
 class Known:
     """All facts so far. `job_ids` is by machine."""
 
-    job_ids: Mapping[str, str]
+    job_ids: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, Json] = field(default_factory=dict)
     answers: dict[str, Answered] = field(default_factory=dict)
     heard: list[Heard] = field(default_factory=list)
@@ -67,6 +66,11 @@ class Known:
         """The events that told how a client's wait ended."""
         wait_id = self.answers[client].answer["wait_id"] if client in self.answers else None
         return [heard.event for heard in self.heard if heard.event["subject"] == wait_id]
+
+    @property
+    def any_over(self) -> bool:
+        """Whether somebody has nothing left to wait for."""
+        return any(answered.over for answered in self.answers.values())
 
     @property
     def all_ends_heard(self) -> bool:

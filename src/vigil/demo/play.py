@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, Queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -30,45 +30,53 @@ class PlayFailed(Exception):
 
 
 class Play:
-    """One performance. `pace` stretches the machines' pauses: 1 is for people, less is faster.
+    """One performance, on a stack that is ready once the block is entered. `pace` stretches the machines' pauses: 1 is
+    for people, less is faster.
 
-    Iterating plays, and yields each fact as it becomes known. Raises PlayFailed.
+    Iterating plays, and yields each fact as it becomes known. Both raise PlayFailed.
     """
 
     def __init__(self, api_url: str, ws_url: str, api_key: str, *, pace: float = 1) -> None:
+        self.known = Known()
         self._ws_url = ws_url
         self._authorization = {"Authorization": f"Bearer {api_key}"}
         self._api = httpx.Client(base_url=api_url, headers=self._authorization, timeout=40, trust_env=False)
         self._pace = pace
         self._facts: Queue[Fact | Exception] = Queue()
-        self._wake_up()
+        self._acknowledged = threading.Event()
         self._began = time.monotonic()
-        self.known = Known(job_ids=self._create_jobs())
 
-    @property
-    def now_s(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self._began
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._api.close)
+            self._wake_up()
+            self.known.job_ids.update(self._create_jobs())
+            self._socket = stack.enter_context(self._connect())
+            self._start(self._listen)
+            self._subscribe("machines", [f"job:{job_id}" for job_id in self.known.job_ids.values()])
+            if not self._acknowledged.wait(timeout=30):
+                raise PlayFailed("The WebSocket does not answer.")
+            self._close = stack.pop_all().close
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     def __iter__(self) -> Iterator[Fact]:
-        with contextlib.closing(self._api), self._listening() as socket:
-            players = [self._start(self._run, machine) for machine in MACHINES]
-            players += [self._start(self._wait, client) for client in CLIENTS]
-            followed: set[str] = set()
-            for fact in self._facts_until(lambda: not any(player.is_alive() for player in players)):
-                if isinstance(fact, Answered) and fact.client not in followed:
-                    followed.add(fact.client)
-                    _subscribe(socket, fact.client, [f"wait:{fact.answer['wait_id']}"])
-                yield fact
-            players = [self._start(self._wait, client) for client in LATECOMERS]
-            yield from self._facts_until(
-                lambda: not any(player.is_alive() for player in players) and self.known.all_ends_heard
-            )
+        players = [self._start(self._run, machine) for machine in MACHINES]
+        players += [self._start(self._wait, client) for client in CLIENTS]
+        yield from self._facts_until(lambda: not any(player.is_alive() for player in players))
+        players = [self._start(self._wait, client) for client in LATECOMERS]
+        yield from self._facts_until(
+            lambda: not any(player.is_alive() for player in players) and self.known.all_ends_heard
+        )
 
     def _wake_up(self) -> None:
-        """Have a worker of the API ready for each machine and client: starting one takes longer than a step of theirs."""
-        with ThreadPoolExecutor(len(MACHINES) + len(CLIENTS)) as pool:
-            list(pool.map(lambda _: self._call("GET", "/v1/jobs?page_size=1"), range(len(MACHINES) + len(CLIENTS))))
+        """Have a worker of the API ready for each machine and client: to start one takes longer than their steps."""
+        wanted = len(MACHINES) + len(CLIENTS)
+        with ThreadPoolExecutor(wanted) as pool:
+            list(pool.map(lambda _: self._call("GET", "/v1/jobs?page_size=1"), range(wanted)))
 
     def _create_jobs(self) -> dict[str, str]:
         jobs = [{"job_type": JOB_TYPE, "name": machine.name, "tags": ["demo"]} for machine in MACHINES]
@@ -77,14 +85,14 @@ class Play:
         if None in created.values():
             raise PlayFailed(f"The jobs were not created: {results}")
         for name, job in created.items():
-            self._facts.put(Reported(self.now_s, name, job))
+            self._facts.put(Reported(0, name, job))
         return {name: job["job_id"] for name, job in created.items()}
 
     def _run(self, machine: Machine) -> None:
         for step in machine.steps:
             time.sleep(step.after_s * self._pace)
             job = self._tell(self.known.job_ids[machine.name], step)
-            self._facts.put(Reported(self.now_s, machine.name, job))
+            self._facts.put(Reported(self._now_s, machine.name, job))
 
     def _tell(self, job_id: str, step: Step) -> Json:
         if step.verb == "report":
@@ -98,7 +106,9 @@ class Play:
         while "wait_on" in answer:
             answer = self._call("POST", "/scheduler/wait-jobs", answer, Prefer=f"wait={HOLD_S}")
             rounds += 1
-            self._facts.put(Answered(self.now_s, client.name, rounds, answer))
+            self._facts.put(Answered(self._now_s, client.name, rounds, answer))
+            if rounds == 1 and client in CLIENTS:
+                self._subscribe(client.name, [f"wait:{answer['wait_id']}"])
 
     def _call(self, method: str, path: str, body: Json | None = None, **headers: str) -> Json:
         try:
@@ -110,29 +120,32 @@ class Play:
         answer: Json = response.json()
         return answer
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[ClientConnection]:
-        """A WebSocket that hears of the three jobs."""
+    def _connect(self) -> ClientConnection:
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
         try:
-            socket = connect(self._ws_url, additional_headers=self._authorization, proxy=None)
+            return connect(self._ws_url, additional_headers=self._authorization, proxy=None, open_timeout=30)
         except (WebSocketException, OSError) as error:
             raise PlayFailed(f"No WebSocket at {self._ws_url}: {error!r}") from error
-        with socket:
-            listener = self._start(self._listen, socket)
-            _subscribe(socket, "machines", [f"job:{job_id}" for job_id in self.known.job_ids.values()])
-            yield socket
-        listener.join(timeout=5)
 
-    def _listen(self, socket: ClientConnection) -> None:
-        for text in socket:
+    def _subscribe(self, subscription: str, topics: list[str]) -> None:
+        self._socket.send(json.dumps({"action": "subscribe", "id": subscription, "topics": topics}))
+
+    def _listen(self) -> None:
+        for text in self._socket:
             message = json.loads(text)
-            if message["type"] == "error":
-                raise PlayFailed(f"The WebSocket refused something: {message['data']}")
-            if message["type"] == "event":
-                self._facts.put(Heard(self.now_s, message["data"]))
+            match message["type"]:
+                case "ack":
+                    self._acknowledged.set()
+                case "event":
+                    self._facts.put(Heard(self._now_s, message["data"]))
+                case _:
+                    raise PlayFailed(f"The WebSocket refuses: {message['data']}")
+
+    @property
+    def _now_s(self) -> float:
+        return time.monotonic() - self._began
 
     def _start(self, act: Callable[..., None], *arguments: object) -> threading.Thread:
         """Act in a thread of its own, whose failure ends the play."""
@@ -156,7 +169,7 @@ class Play:
             except Empty:
                 if done:
                     return
-                if self.now_s > LONGEST_S:
+                if self._now_s > LONGEST_S:
                     raise PlayFailed(f"Not over after {LONGEST_S} s.") from None
                 continue
             if isinstance(fact, PlayFailed):
@@ -165,7 +178,3 @@ class Play:
                 raise PlayFailed(repr(fact)) from fact
             self.known.learn(fact)
             yield fact
-
-
-def _subscribe(socket: ClientConnection, subscription: str, topics: list[str]) -> None:
-    socket.send(json.dumps({"action": "subscribe", "id": subscription, "topics": topics}))

@@ -58,7 +58,7 @@ def opening(api_url: str) -> RenderableType:
     """What is about to be seen."""
     return Text.assemble(
         ("Three test machines run a job each, three clients wait for them.\n", "bold"),
-        ("All through the HTTP API at ", "dim"), (api_url, "cyan"), "\n",
+        ("All through the HTTP API at ", "dim"), (api_url, "cyan"),
     )  # fmt: skip
 
 
@@ -90,8 +90,10 @@ class Board:
 
     def _clients(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-        for name, ratio in (("client", 3), ("waits for", 14), ("", 4), ("jobs", 3), ("posts", 2), ("after", 3)):
-            table.add_column(name, ratio=ratio, no_wrap=True)
+        table.add_column("client")
+        table.add_column("waits for", ratio=1)
+        for name, width in (("", 11), ("jobs", 6), ("posts", 5), ("after", 6)):
+            table.add_column(name, width=width, no_wrap=True)
         for client in CLIENTS:
             last = self._known.answers.get(client.name)
             table.add_row(Text(client.name, "bold"), client.wish, *self._state(last))
@@ -118,20 +120,20 @@ class Board:
         return _panel(table, f"events on the WebSocket: {len(heard)}")
 
 
-def ending(known: Known, checks: Sequence[Check], next_steps: RenderableType) -> RenderableType:
-    """The answers, what was promised of them, and where to go from here."""
-    answers = [_answer(client, known) for client in CLIENTS]
-    late = [_answer(client, known) for client in LATECOMERS]
-    return Group(
-        Text("\nWhat the three were told", "bold"),
-        *answers,
-        Text("\nAnd who asks when all is over is answered at once", "bold"),
-        *late,
-        Text(),
-        *(_check(check) for check in checks),
-        Text(),
-        next_steps,
-    )
+def answers(known: Known) -> RenderableType:
+    """What the three clients were told."""
+    return Group(Text("What the three were told", "bold"), *(_answer(client, known) for client in CLIENTS))
+
+
+def late_answers(known: Known) -> RenderableType:
+    """What those were told who asked when all was over."""
+    title = Text("And who asks when all is over is answered at once", "bold")
+    return Group(title, *(_answer(client, known) for client in LATECOMERS))
+
+
+def verdict(checks: Sequence[Check]) -> RenderableType:
+    """What was promised, and whether it was kept."""
+    return Group(*(_check(check) for check in checks))
 
 
 def next_steps(program: str, stack_file: str, job_id: str) -> RenderableType:
@@ -139,8 +141,8 @@ def next_steps(program: str, stack_file: str, job_id: str) -> RenderableType:
     commands = f"""\
 url=$(sed -n 's/.*"api_url": "\\(.*\\)".*/\\1/p' {stack_file})
 key=$(sed -n 's/.*"api_key": "\\(.*\\)".*/\\1/p' {stack_file})
-curl -H "Authorization: Bearer $key" $url/v1/jobs/\\
-{job_id}
+job={job_id}
+curl -H "Authorization: Bearer $key" $url/v1/jobs/$job
 {program} local status
 {program} local logs --follow
 {program} local down"""
@@ -151,14 +153,15 @@ curl -H "Authorization: Bearer $key" $url/v1/jobs/\\
     )
 
 
-def pretty(value: object, width: int, indent: int = 0) -> str:
-    """JSON that puts an object on one line where it fits."""
+def pretty(value: object, width: int, *, indent: int = 0, room: int = 0) -> str:
+    """JSON that has an object on one line where that fits. `room` is what is left of the line it begins on."""
     line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, dict) or (indent and indent + len(line) <= width):
+    if not isinstance(value, dict) or len(line) <= room:
         return line
     inner = indent + 2
     parts = [
-        f"{' ' * inner}{json.dumps(name)}: {pretty(part, width - len(name) - 5, inner)}" for name, part in value.items()
+        f"{' ' * inner}{json.dumps(name)}: {pretty(part, width, indent=inner, room=width - inner - len(name) - 5)}"
+        for name, part in value.items()
     ]
     return "{\n" + ",\n".join(parts) + f"\n{' ' * indent}}}"
 
@@ -211,5 +214,5 @@ def plain_line(fact: Fact, known: Known) -> str:
 def save_picture(path: Path, title: str, *shown: RenderableType) -> None:
     """Draw it once more, into an SVG that needs no font and no other file from anywhere."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(*shown)
+    console.print(*(part for item in shown for part in (item, "")))
     path.write_text(console.export_svg(title=title, code_format=_PAGE, unique_id="vigil"), encoding="utf-8")

@@ -65,32 +65,30 @@ def essence(answer: Json) -> Json:
 JOB_TYPE = "boot_test"
 RESULT_ROOT = "/result/boot/aspen/0"
 
+
+def _says(after_s: float, progress: float, message: str, **more: Any) -> Step:
+    return Step(after_s, "report", {"progress": progress, "message": message, **more})
+
+
+def _reaches(after_s: float, stage: str, progress: float, message: str, **more: Any) -> Step:
+    return _says(after_s, progress, message, job_stage=stage, **more)
+
+
 MACHINES = (
     Machine(
         "aspen",
         (
             Step(0.4, "start"),
-            Step(0.4, "report", {"job_stage": "download", "progress": 0.05, "message": "fetching the kernel"}),
-            Step(0.7, "report", {"progress": 0.15, "message": "fetching the initrd"}),
-            Step(0.8, "report", {"job_stage": "boot", "progress": 0.25, "message": "booting"}),
-            Step(
-                1.2,
-                "report",
-                {"job_stage": "setup", "progress": 0.4, "message": "up after 45 s", "fields": {"boot_seconds": 45}},
-            ),
-            Step(0.7, "report", {"job_stage": "running", "progress": 0.5, "message": "test 1 of 3"}),
-            Step(0.7, "report", {"progress": 0.65, "message": "test 2 of 3"}),
-            Step(0.7, "report", {"progress": 0.8, "message": "test 3 of 3"}),
-            Step(0.7, "report", {"job_stage": "post_run", "progress": 0.9, "message": "uploading the results"}),
-            Step(
-                0.9,
-                "report",
-                {
-                    "job_stage": "finish",
-                    "milestones": ["final"],
-                    "fields": {"result_root": RESULT_ROOT},
-                    "message": "results are there",
-                },
+            _reaches(0.4, "download", 0.05, "fetching the kernel"),
+            _says(0.7, 0.15, "fetching the initrd"),
+            _reaches(0.8, "boot", 0.25, "booting"),
+            _reaches(1.2, "setup", 0.4, "up after 45 s", fields={"boot_seconds": 45}),
+            _reaches(0.7, "running", 0.5, "test 1 of 3"),
+            _says(0.7, 0.65, "test 2 of 3"),
+            _says(0.7, 0.8, "test 3 of 3"),
+            _reaches(0.7, "post_run", 0.9, "uploading the results"),
+            _reaches(
+                0.9, "finish", 0.95, "results are there", milestones=["final"], fields={"result_root": RESULT_ROOT}
             ),
             Step(1.0, "complete", {"result": {"passed": 3, "failed": 0}}),
         ),
@@ -99,18 +97,14 @@ MACHINES = (
         "birch",
         (
             Step(0.7, "start"),
-            Step(0.6, "report", {"job_stage": "download", "progress": 0.05, "message": "fetching the kernel"}),
-            Step(1.0, "report", {"progress": 0.15, "message": "fetching the initrd"}),
-            Step(1.0, "report", {"job_stage": "boot", "progress": 0.25, "message": "booting"}),
-            Step(
-                1.5,
-                "report",
-                {"job_stage": "setup", "progress": 0.4, "message": "up after 52 s", "fields": {"boot_seconds": 52}},
-            ),
-            Step(0.9, "report", {"job_stage": "running", "progress": 0.6, "message": "test 1 of 2"}),
-            Step(1.1, "report", {"progress": 0.75, "message": "test 2 of 2"}),
-            Step(1.3, "report", {"job_stage": "post_run", "progress": 0.9, "message": "uploading the results"}),
-            Step(0.9, "report", {"job_stage": "finish", "message": "results are there"}),
+            _reaches(0.6, "download", 0.05, "fetching the kernel"),
+            _says(1.0, 0.15, "fetching the initrd"),
+            _reaches(1.0, "boot", 0.25, "booting"),
+            _reaches(1.5, "setup", 0.4, "up after 52 s", fields={"boot_seconds": 52}),
+            _reaches(0.9, "running", 0.6, "test 1 of 2"),
+            _says(1.1, 0.75, "test 2 of 2"),
+            _reaches(1.3, "post_run", 0.9, "uploading the results"),
+            _reaches(0.9, "finish", 0.95, "results are there"),
             Step(0.6, "complete", {"result": {"passed": 2, "failed": 0}}),
         ),
     ),
@@ -118,14 +112,10 @@ MACHINES = (
         "cedar",
         (
             Step(0.5, "start"),
-            Step(0.5, "report", {"job_stage": "download", "progress": 0.05, "message": "fetching the kernel"}),
-            Step(1.1, "report", {"job_stage": "boot", "progress": 0.25, "message": "booting"}),
-            Step(
-                1.6,
-                "report",
-                {"job_stage": "setup", "progress": 0.4, "message": "up after 61 s", "fields": {"boot_seconds": 61}},
-            ),
-            Step(0.8, "report", {"job_stage": "running", "progress": 0.5, "message": "test 1 of 2"}),
+            _reaches(0.5, "download", 0.05, "fetching the kernel"),
+            _reaches(1.1, "boot", 0.25, "booting"),
+            _reaches(1.6, "setup", 0.4, "up after 61 s", fields={"boot_seconds": 61}),
+            _reaches(0.8, "running", 0.5, "test 1 of 2"),
             Step(1.4, "fail", {"error": {"code": "KERNEL_PANIC", "message": "Attempted to kill init!"}}),
         ),
     ),
@@ -150,7 +140,7 @@ CLIENTS = (
     ),
     Client(
         name="results",
-        wish="milestone final of aspen, and where its results are",
+        wish="milestone final of aspen, with its result_root",
         wait_on={"aspen": {"milestone": "final"}},
         options={"get_fields": {"result_root": None, "boot_seconds": None}, "fail_fast": None},
         status="met",

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vigil.local import http_api, sam
-from vigil.local.emulator import READY_WITHIN_S, STOPPED_WITHIN_S, healthy, port_in_use, stop_orphan
+from vigil.local.emulator import DIRECT, READY_WITHIN_S, STOPPED_WITHIN_S, healthy, port_in_use, stop_orphan
 from vigil.local.errors import LocalError
 from vigil.local.home import Home, read_json, tail, wait_until
 from vigil.local.stack import REGION, STACK_NAME, Stack, client_config, endpoint, session
@@ -111,17 +112,16 @@ def running_stack(
     home: Path | None = None,
     addresses: tuple[str, ...] = (),
     parameters: Mapping[str, str] | None = None,
-    fresh: bool = True,
 ) -> Iterator[Stack]:
-    """A stack of one's own, on its own port and in its own directory, for as long as the block runs. What is built of
-    the sources is shared with every other cloud of the checkout. Raises LocalError."""
-    place = Home.of(root, home)
-    if fresh:
-        place.wipe()
-    try:
-        yield up(place, port=port, addresses=addresses, parameters=parameters)
-    finally:
-        down(place)
+    """A stack of one's own, on its own port, for as long as the block runs. It starts from nothing in a directory that
+    is removed afterwards, or from what is in `home`. What is built of the sources is shared with every other cloud of
+    the checkout. Raises LocalError."""
+    with tempfile.TemporaryDirectory(prefix="vigil-local-") as temporary:
+        place = Home.of(root, home or Path(temporary))
+        try:
+            yield up(place, port=port, addresses=addresses, parameters=parameters)
+        finally:
+            down(place)
 
 
 # ---------------------------------------------------------------- the steps of `up`
@@ -299,7 +299,7 @@ def http_status(url: str, api_key: str | None = None) -> int | None:
     """What a GET answers; None when nobody does."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+        with DIRECT.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -56,7 +56,8 @@ def build(root: Path, log: Path) -> Path:
     builds.mkdir(parents=True, exist_ok=True)
     with (builds / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        target = builds / source_fingerprint(root)
+        sources = source_fingerprint(root)
+        target = builds / f"build-{sources}"
         built, done = target / "build/template.yaml", target / "done"
         if not done.exists():
             shutil.rmtree(target, ignore_errors=True)
@@ -73,16 +74,18 @@ def build(root: Path, log: Path) -> Path:
                 log,
                 {},
             )
-            done.touch()
-        done.touch()
+            # What was written to while it was built is not to be taken for the build of either version.
+            if source_fingerprint(root) == sources:
+                done.touch()
+        os.utime(target)
         _forget_old(builds)
     return built
 
 
 def _forget_old(builds: Path) -> None:
-    finished = sorted(builds.glob("*/done"), key=lambda done: done.stat().st_mtime, reverse=True)
-    for done in finished[BUILDS_KEPT:]:
-        shutil.rmtree(done.parent, ignore_errors=True)
+    latest = sorted(builds.glob("build-*"), key=lambda directory: directory.stat().st_mtime, reverse=True)
+    for directory in latest[BUILDS_KEPT:]:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def deploy(
@@ -109,7 +112,7 @@ def deploy(
         ],
         root,
         log,
-        {"AWS_ENDPOINT_URL": endpoint_url},
+        {"AWS_ENDPOINT_URL": endpoint_url, "NO_PROXY": "localhost,127.0.0.1"},
     )
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import KEY_ID, Client
-from vigil_core import wiring
+from tests.support.api import KEY_ID, SOME_ID, Client, pauses
 
 JOB_KEYS = {
     "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",
@@ -15,7 +14,6 @@ JOB_KEYS = {
     "depends_on", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id", "correlation_id", "cancel_requested",
     "created_at", "updated_at", "scheduled_at", "started_at", "finished_at",
 }  # fmt: skip
-SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 BIG_NUMBERS = '{"a": 1.10, "b": 12345678901234567890123, "c": 0.1234567890123456789012345678901234567890, "d": 1e400}'
 
 
@@ -41,7 +39,8 @@ def test_the_message_of_a_nameless_job_has_its_type(client: Client) -> None:
 
 
 def test_what_goes_in_comes_out_number_for_number(client: Client) -> None:
-    text = f'{{"job_type": "t", "payload": {BIG_NUMBERS}, "fields": {{"n": 1.50, "unicode": "größe 🚀", "nul": "\\u0000"}}}}'
+    fields = '{"n": 1.50, "unicode": "größe 🚀", "nul": "\\u0000"}'
+    text = f'{{"job_type": "t", "payload": {BIG_NUMBERS}, "fields": {fields}}}'
     made = client.post("/v1/jobs", body=text)
     job_id = made.ok(202)["job_id"]
     shown = client.get(f"/v1/jobs/{job_id}")
@@ -160,7 +159,8 @@ def test_the_message_for_an_unknown_id(client: Client) -> None:
     [
         ("GET", "", None), ("GET", "/status", None), ("GET", "/result", None), ("GET", "/events", None),
         ("PATCH", "", {}), ("DELETE", "", None), ("POST", "/start", None), ("POST", "/complete", None),
-        ("POST", "/fail", {"error": {"code": "E", "message": "m"}}), ("POST", "/cancel", None), ("POST", "/retry", None),
+        ("POST", "/fail", {"error": {"code": "E", "message": "m"}}), ("POST", "/cancel", None),
+        ("POST", "/retry", None),
     ],
 )  # fmt: skip
 def test_another_namespace_sees_nothing(client: Client, method: str, name: str, body: Any) -> None:
@@ -281,7 +281,7 @@ def test_a_request_over_3_mb(client: Client) -> None:
     client.post("/v1/jobs", body='"' + "x" * 3 * 1024 * 1024 + '"').problem(413, "PAYLOAD_TOO_LARGE")
 
 
-def test_prefer_wait_on_creation_gives_202_when_time_is_over(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefer_wait_on_creation_gives_202_when_time_is_over(client: Client) -> None:
     reply = client.post("/v1/jobs", {"job_type": "t"}, headers={"Prefer": "respond-async, wait=0"})
     assert reply.ok(202)["status"] == "pending"
     assert reply.headers["preference-applied"] == "wait=0"
@@ -289,27 +289,22 @@ def test_prefer_wait_on_creation_gives_202_when_time_is_over(client: Client, mon
 
 def test_prefer_wait_holds_until_the_job_has_ended(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens meanwhile happens in the pauses between two looks."""
-    pauses: list[float] = []
+    slept: list[float] = []
     meanwhile = iter(["start", "complete"])
 
     def sleep(seconds: float) -> None:
-        pauses.append(seconds)
+        slept.append(seconds)
         job = client.get("/v1/jobs").ok()["jobs"][0]
         client.post(f"/v1/jobs/{job['job_id']}/{next(meanwhile)}").ok()
 
-    with_sleep(monkeypatch, sleep)
+    pauses(monkeypatch, sleep)
     reply = client.post("/v1/jobs", {"job_type": "t"}, headers={"prefer": "wait=60"})
     assert (reply.ok(200)["status"], reply.headers["preference-applied"]) == ("completed", "wait=25")
     assert reply.json.keys() == JOB_KEYS
-    assert len(pauses) == 2
-    assert pauses == sorted(pauses)
+    assert len(slept) == 2
+    assert slept == sorted(slept)
 
     job = client.running()
     meanwhile = iter(["complete"])
     held = client.get(f"/v1/jobs/{job['job_id']}", headers={"prefer": "wait=10"})
     assert (held.ok()["status"], held.headers["preference-applied"]) == ("completed", "wait=10")
-
-
-def with_sleep(monkeypatch: pytest.MonkeyPatch, sleep: Any) -> None:
-    object.__setattr__(wiring.context(), "sleep", sleep)
-    wiring.http_api.cache_clear()

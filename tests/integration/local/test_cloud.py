@@ -89,7 +89,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
     root = tmp_path_factory.mktemp("miniature") / "checkout"
     shutil.copytree(MINIATURE, root)
     port = free_port()
-    with running_stack(root, port) as stack:
+    with running_stack(root, port, home=root / ".local") as stack:
         yield Miniature(Home.of(root), port, stack)
 
 

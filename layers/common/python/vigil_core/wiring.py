@@ -67,13 +67,16 @@ def sqs() -> SQSClient:
 
 
 @cache
+def queues() -> SqsQueues:
+    """The queues of Vigil's own workers."""
+    settings = CoreSettings.from_environment()
+    return SqsQueues(sqs, pages_url=settings.pages_queue_url, clock_url=settings.clock_queue_url)
+
+
+@cache
 def context() -> Context:
     """What the use cases need."""
-    settings = CoreSettings.from_environment()
-    return context_of(
-        DynamoTable(dynamodb(), settings.table_name),
-        SqsQueues(sqs, pages_url=settings.pages_queue_url, clock_url=settings.clock_queue_url),
-    )
+    return context_of(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name), queues())
 
 
 def context_of(table: Table, queues: SqsQueues) -> Context:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
 from vigil_core.api.operation import Call, Operation, Services
@@ -15,8 +14,7 @@ from vigil_core.api.request import LambdaContext, Request
 from vigil_core.api.validation import parse_body, parse_query
 from vigil_core.api.wire import NoQuery, Nothing, Shown
 from vigil_core.domain.jsontext import dumps
-
-logger = Logger()
+from vigil_core.runtime.logging import logger
 
 
 class HttpApi:
@@ -35,10 +33,11 @@ class HttpApi:
     def answer(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         """Answer one request, and say in the log that and how: one line, without payload or token."""
         request = Request.of(event, context, self._services.context.now())
-        said: dict[str, Any] = {"action": "nothing_here", "request_id": request.request_id}
+        said: dict[str, Any] = {"action": "nothing_here"}
         self._resolver.context.update(request=request, said=said)
-        answered = self._resolver.resolve(event, context)  # type: ignore[arg-type]
-        logger.info("answered", extra=said | {"status": answered["statusCode"]})
+        with logger.append_context_keys(request_id=request.request_id):
+            answered = self._resolver.resolve(event, context)  # type: ignore[arg-type]
+            logger.info("answered", extra=said | {"status": answered["statusCode"]})
         return answered
 
     def _route(self, operation: Operation) -> Callable[..., Response[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from vigil_core.api.operation import Answer, Call, Routes, Shows
-from vigil_core.api.validation import parse_body
+from vigil_core.api.validation import below, parse_body
 from vigil_core.api.wire import (
     BulkAnswer,
     BulkFailure,
@@ -108,10 +108,10 @@ def create_jobs(call: Call, body: NewJobs) -> Answer:
         def create(numbered: tuple[int, JsonValue]) -> BulkItem:
             number, wanted = numbered
             try:
-                new = parse_body(NewJob, wanted, below=f"/jobs/{number}").to_domain(derived(reserved_id, str(number)))
+                new = parse_body(NewJob, wanted).to_domain(derived(reserved_id, str(number)))
                 submitted = submit(call.context, call.namespace, new, by=call.by, resumed=resumed)
             except Exception as error:
-                return BulkFailure(problem=call.problem(error))
+                return BulkFailure(problem=call.problem(below(f"/jobs/{number}", error)))
             job = JobSummary.of(submitted.job)
             if submitted.existing:
                 return BulkSuccess(job_id=job.job_id, job=job, existing=True)

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from aws_lambda_powertools import Logger
 from botocore.exceptions import ClientError
 
 from vigil_core.api.wire import FieldProblemView, Problem
@@ -29,8 +28,7 @@ from vigil_core.domain.errors import (
     WaitNotFound,
 )
 from vigil_core.domain.times import to_text
-
-logger = Logger()
+from vigil_core.runtime.logging import logger
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -104,7 +102,7 @@ def problem(error: VigilError, *, path: str, request_id: str, now: datetime) -> 
         title=error.code.replace("_", " ").capitalize(),
         status=STATUS[type(error)],
         detail=error.message,
-        instance=quote(path),
+        instance=quote(path, safe="/%"),
         error=error.code,
         message=error.message,
         timestamp=to_text(now),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -14,16 +15,23 @@ MAX_PROBLEMS = 100
 M = TypeVar("M", bound=BaseModel)
 
 
-def parse_body(model: type[M], body: JsonValue, *, below: str = "") -> M:
-    """A body, or a part of it at the JSON pointer `below`, as the model. Raises ValidationFailed with every problem."""
+def parse_body(model: type[M], body: JsonValue) -> M:
+    """A body as the model. Raises ValidationFailed with every problem."""
     try:
         return model.model_validate(body)
     except ValidationError as error:
         later: frozenset[str] = getattr(model, "later", frozenset())
         raise ValidationFailed(
-            FieldProblem(pointer=_pointer(found["loc"], below), detail=_detail(found, later))
+            FieldProblem(pointer=_pointer(found["loc"]), detail=_detail(found, later))
             for found in error.errors(include_url=False)[:MAX_PROBLEMS]
         ) from error
+
+
+def below(pointer: str, error: Exception) -> Exception:
+    """The error, its pointers leading to a part of a body that is found at this pointer of the whole."""
+    if not isinstance(error, ValidationFailed):
+        return error
+    return ValidationFailed(replace(found, pointer=pointer + found.pointer) for found in error.problems)
 
 
 def parse_query(model: type[M], pairs: Iterable[tuple[str, str]]) -> M:
@@ -58,10 +66,10 @@ def _is_list(annotation: Any) -> bool:
     return any(get_origin(part) is list for part in (annotation, *getattr(annotation, "__args__", ())))
 
 
-def _pointer(loc: tuple[int | str, ...], below: str) -> str:
+def _pointer(loc: tuple[int | str, ...]) -> str:
     # pydantic marks a problem with a key of a mapping by a step "[key]" after it.
     steps = loc[:-1] if loc and loc[-1] == "[key]" else loc
-    return below + "".join(f"/{pointer_token(str(step))}" for step in steps)
+    return "".join(f"/{pointer_token(str(step))}" for step in steps)
 
 
 def _detail(found: Mapping[str, Any], later: frozenset[str]) -> str:

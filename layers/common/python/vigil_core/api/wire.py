@@ -13,8 +13,16 @@ from pydantic_core import PydanticCustomError
 
 from vigil_core.domain import jobs
 from vigil_core.domain.ids import is_uuid7
-from vigil_core.domain.jobs import MAX_MILESTONES, RESERVED_FIELD_NAMES, Job, LogEntry, LogKind, Priority
-from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.jobs import (
+    MAX_FIELDS_BYTES,
+    MAX_MILESTONES,
+    RESERVED_FIELD_NAMES,
+    Job,
+    LogEntry,
+    LogKind,
+    Priority,
+)
+from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES
 from vigil_core.domain.times import from_text, to_text
@@ -40,6 +48,13 @@ def _uuid7(value: str) -> str:
 def _field_name(value: str) -> str:
     if value in RESERVED_FIELD_NAMES:
         raise PydanticCustomError("reserved", "is the name of a built-in, which no field may have")
+    return value
+
+
+def _fields(value: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: item for name, item in value.items() if item is not None}
+    if len(dumps(kept).encode()) > MAX_FIELDS_BYTES:
+        raise PydanticCustomError("fields", f"must take at most {MAX_FIELDS_BYTES} bytes as JSON")
     return value
 
 
@@ -84,6 +99,7 @@ Id: TypeAlias = Annotated[
 ]
 Fields: TypeAlias = Annotated[
     dict[Annotated[Name, AfterValidator(_field_name)], Any],
+    AfterValidator(_fields),
     WithJsonSchema(
         {
             "type": "object",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -17,8 +17,9 @@ AnswerType: TypeAlias = Literal["ack", "event", "error", "pong"]
 MAX_BYTES = 128 * 1024
 """What API Gateway takes in a message: https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html"""
 MAX_TOPICS = 100
-SHOWN_CHARS = 1_024
-SHOWN_PROBLEMS = 20
+SHOWN_BYTES = 12 * 1024
+"""Room for an error's message, and as much for its problems: a frame stays below 32 KB, whatever the client wrote."""
+SHOWN_BYTES_A_PART = 1_024
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 _NAME_RULE = "1 to 128 characters, none of them a control character"
@@ -134,14 +135,29 @@ def event_text(subscription_id: str, event: Event) -> str:
 
 
 def error_text(frame_id: str | None, error: VigilError) -> str:
-    """What was wrong with a request, at a length that a message has room for, whatever the client wrote."""
-    data: dict[str, JsonValue] = {"error": error.code, "message": _shown(error.message)}
+    """What was wrong with a request, cut to what a frame has room for."""
+    data: dict[str, JsonValue] = {"error": error.code, "message": _cut(error.message, SHOWN_BYTES)}
     if isinstance(error, ValidationFailed):
-        data["errors"] = [
-            {"pointer": _shown(problem.pointer), "detail": _shown(problem.detail)}
-            for problem in error.problems[:SHOWN_PROBLEMS]
-        ]
+        data["errors"] = list(_shown(error.problems))
     return answer_text("error", frame_id, data)
+
+
+def _shown(problems: Iterable[FieldProblem]) -> Iterator[JsonValue]:
+    room = SHOWN_BYTES
+    for problem in problems:
+        shown = {
+            "pointer": _cut(problem.pointer, SHOWN_BYTES_A_PART),
+            "detail": _cut(problem.detail, SHOWN_BYTES_A_PART),
+        }
+        room -= len(dumps(shown).encode())
+        if room < 0:
+            return
+        yield shown
+
+
+def _cut(text: str, limit: int) -> str:
+    """A text as it is, if it takes no more than so many bytes of JSON. No character takes more than six."""
+    return text if len(dumps(text).encode()) <= limit else f"{text[: limit // 6]}…"
 
 
 def _topics(given: JsonValue, problems: list[FieldProblem]) -> tuple[Topic, ...]:
@@ -210,7 +226,3 @@ def _refuse_unknown(said: Mapping[str, JsonValue], known: set[str], problems: li
     problems += [
         FieldProblem(pointer=f"/{pointer_token(name)}", detail="unknown field") for name in said if name not in known
     ]
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

@@ -62,6 +62,8 @@ def parse_wait_request(body: JsonValue) -> WaitRequest:
         problems.add("/wait_id", "an id is text")
     wait_on = _wait_on(body, problems)
     options, echo_options, expires_in_s = _options(body.get("wait_options"), len(wait_on), problems)
+    if wait_on and wait_id is None and options.needed > len(wait_on):
+        problems.add("/wait_options/mode/at_least", f"a whole number from 1 to {len(wait_on)}, the number of jobs")
     waited = _object_or_absent(body, "waited_jobs", problems)
     if len(dumps(waited).encode()) > MAX_ECHO_BYTES:
         problems.add("/waited_jobs", f"at most {MAX_ECHO_BYTES} bytes")
@@ -155,9 +157,10 @@ def _mode(mode: JsonValue, jobs: int, problems: _Problems) -> tuple[Literal["all
         return "some", 1
     if isinstance(mode, Mapping) and set(mode) == {"at_least"}:
         n = mode["at_least"]
-        if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= max(jobs, 1):
+        # An answer that is posted back lists fewer jobs than the wait has: the caller checks n against them.
+        if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_ENTRIES:
             return "some", n
-        problems.add("/wait_options/mode/at_least", f"a whole number from 1 to {jobs}, the number of jobs")
+        problems.add("/wait_options/mode/at_least", "a whole number from 1 to the number of jobs")
     else:
         problems.add("/wait_options/mode", "'all', 'any' or {\"at_least\": n}")
     return "all", jobs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vigil_core.domain.errors import VigilError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 10
 """SendMessageBatch takes at most ten entries."""
 _ATTEMPTS = 3
+_AGAIN_AFTER_S = 15
+"""How soon work that failed or was not finished comes again: the queue's own visibility timeout is far longer."""
 
 
 class Grouped(Protocol):
@@ -43,8 +46,7 @@ class SqsQueues:
 
     def wide_work(self, messages: Sequence[Grouped]) -> None:
         """Hand work to the pager, in order within each group. Raises NotSent when SQS keeps refusing a message."""
-        if self._pages_url is None:
-            raise NotSent("This function has no way to the pager's queue")
+        url = self._url(self._pages_url)
         entries: list[Any] = [
             {
                 "Id": str(number),
@@ -55,18 +57,32 @@ class SqsQueues:
             for number, message in enumerate(messages)
         ]
         for start in range(0, len(entries), _AT_ONCE):
-            self._send(self._pages_url, entries[start : start + _AT_ONCE])
+            self._send(url, entries[start : start + _AT_ONCE])
 
     def wake_up(self, message: str, delay_s: int) -> None:
         """Wake the clock after so many seconds, at most 900."""
-        if self._clock_url is None:
-            raise NotSent("This function has no way to the clock's queue")
-        self._client().send_message(QueueUrl=self._clock_url, MessageBody=message, DelaySeconds=delay_s)
+        self._client().send_message(QueueUrl=self._url(self._clock_url), MessageBody=message, DelaySeconds=delay_s)
+
+    @contextmanager
+    def working_on(self, receipt_handle: str) -> Iterator[None]:
+        """Work on a message of the pager's queue. If that raises, the message comes again soon."""
+        try:
+            yield
+        except Exception:
+            self._client().change_message_visibility(
+                QueueUrl=self._url(self._pages_url), ReceiptHandle=receipt_handle, VisibilityTimeout=_AGAIN_AFTER_S
+            )
+            raise
+
+    def _url(self, url: str | None) -> str:
+        if url is None:
+            raise NotSent("This function has no way to that queue")
+        return url
 
     def _send(self, url: str, entries: list[Any]) -> None:
         left, refused = entries, dict[str, str]()
         for _ in range(_ATTEMPTS):
-            answer = self._client().send_message_batch(QueueUrl=self._pages_url, Entries=left)
+            answer = self._client().send_message_batch(QueueUrl=url, Entries=left)
             refused = {failure["Id"]: failure["Code"] for failure in answer.get("Failed", [])}
             left = [entry for entry in left if entry["Id"] in refused]
             if not left:

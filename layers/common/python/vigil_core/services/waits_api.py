@@ -12,11 +12,12 @@ from vigil_core.domain.waits import Wait
 from vigil_core.domain.waitspec import WaitRequest, parse_wait_request
 from vigil_core.services import resolve_wait
 from vigil_core.services.context import Context
+from vigil_core.services.hold import hold
 from vigil_core.services.register_wait import register
 from vigil_core.services.wait_answer import Answer, answer, jobs_page, summary
 
-FIRST_LOOK_S = 0.05
-LONGEST_LOOK_S = 0.5
+READ_BUDGET = 1_000
+"""How many rows one page of a list may read."""
 
 
 def post_wait(
@@ -39,6 +40,8 @@ def post_wait(
     if wait is None:
         if not request.wait_on:
             raise ValidationFailed.at("/wait_on", "required: no wait with this wait_id is stored")
+        if request.options.needed > len(request.wait_on):
+            raise ValidationFailed.at("/wait_options/mode/at_least", "more than the jobs in wait_on")
         wait = register(ctx, namespace, request, by=by, wait_id=reserved_id or ctx.new_id())
     return answer(ctx, _hold(ctx, wait, hold_until, request))
 
@@ -96,10 +99,6 @@ def find_wait(ctx: Context, namespace: str, wait_id: str) -> Wait:
     return wait
 
 
-READ_BUDGET = 1_000
-"""How many rows one page of a list may read."""
-
-
 def _posted_back(ctx: Context, namespace: str, request: WaitRequest) -> Wait | None:
     if request.wait_id is None or not is_uuid7(request.wait_id):
         return None
@@ -107,16 +106,14 @@ def _posted_back(ctx: Context, namespace: str, request: WaitRequest) -> Wait | N
 
 
 def _hold(ctx: Context, wait: Wait, until: datetime, request: WaitRequest | None) -> Wait:
-    """Look again and again, less and less often, until the wait is done or there is news for a client that wants it."""
-    pause_s = FIRST_LOOK_S
-    while not wait.ended and not _has_news(wait, request):
-        left_s = (until - ctx.now()).total_seconds()
-        if left_s <= 0:
-            return wait
-        ctx.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.5, LONGEST_LOOK_S)
-        wait = ctx.waits.find(wait.namespace, wait.wait_id) or wait
-    return wait
+    """Until the wait is done, or there is news for a client that wants it."""
+    return hold(
+        ctx,
+        lambda: ctx.waits.find(wait.namespace, wait.wait_id) or wait,
+        enough=lambda seen: seen.ended or _has_news(seen, request),
+        until=until,
+        seen=wait,
+    )
 
 
 def _has_news(wait: Wait, request: WaitRequest | None) -> bool:

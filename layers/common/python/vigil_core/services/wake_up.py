@@ -19,4 +19,4 @@ def wake_for_expiry(ctx: Context, wait: Wait) -> None:
         return
     message = dumps({"kind": "wait_expiry", "namespace": wait.namespace, "id": wait.wait_id})
     # Clocks of two functions differ by milliseconds, and a message that came too early would be for nothing.
-    ctx.queues.wake_up(message, min(LONGEST_DELAY_S, max(0, math.ceil(left_s + 0.1))))
+    ctx.queues.wake_up(message, min(LONGEST_DELAY_S, max(0, math.ceil(left_s + 0.01))))

@@ -1,0 +1,18 @@
+"""The bare path: the least that a function can do to tell a WebSocket of a new row. Deployed by `benchmarks.latency`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import boto3
+
+sockets = boto3.client("apigatewaymanagementapi", endpoint_url=os.environ["WEBSOCKET_ENDPOINT"])
+
+
+def handler(event: dict[str, Any], context: object) -> None:
+    """Post each new row's text to the connection that the row names, and log a line, as Vigil's functions do."""
+    for record in event["Records"]:
+        row = record["dynamodb"]["NewImage"]
+        sockets.post_to_connection(ConnectionId=row["connection"]["S"], Data=row["text"]["S"].encode())
+    print(f"told {len(event['Records'])}")

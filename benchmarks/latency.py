@@ -1,0 +1,278 @@
+"""How long until a WebSocket hears of a change, on the local stack, and against the bare path on the same stack.
+
+The bare path is a table, its stream and a function of a few lines that posts to the same socket. The clock starts for
+both at the same point, the moment when the write of the row is acknowledged to its writer, which is this process; and
+stops when the frame is here. Samples of all kinds are taken in turn, so that what slows the machine slows them alike.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+import statistics
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from vigil.local import cloud
+from vigil.local.home import Home, wait_until
+from vigil.local.stack import Stack, client_config, session
+from vigil_core.domain.jobs import Report
+from vigil_core.gateways.queues import SqsQueues
+from vigil_core.services import change_job
+from vigil_core.store import keys
+from vigil_core.store.table import DynamoTable
+from vigil_core.wiring import context_of
+
+BARE = "bare"
+WARM_UP = 15
+SETTLE_S = 0.04
+"""Between two samples: what the last one set going beside its frame has time to end."""
+LONGEST_S = 10
+PATCH_EVERY = 4
+"""One round in so many also takes the way through the HTTP API."""
+JOB_SERVES = 50
+"""Changes after which a new job takes over: the history of one that changes hundreds of times is not the usual case."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Samples of one kind, in milliseconds."""
+
+    samples: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def p95(self) -> float:
+        return statistics.quantiles(self.samples, n=20)[-1]
+
+
+class Ear:
+    """A WebSocket whose frames are stamped as they come in."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._frames: queue.Queue[tuple[float, Json]] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def say(self, **frame: object) -> Json:
+        """Send a request; its acknowledgement."""
+        self._socket.send(json.dumps(frame))
+        _, answer = self.hear(lambda heard: heard["type"] in {"ack", "error"} and heard["id"] == frame["id"])
+        assert answer["type"] == "ack", answer
+        return answer
+
+    def hear(self, wanted: Callable[[Json], bool]) -> tuple[float, Json]:
+        """The next frame that is wanted, and when it came; others are passed over. Raises queue.Empty after 10 s."""
+        while True:
+            at, frame = self._frames.get(timeout=LONGEST_S)
+            if wanted(frame):
+                return at, frame
+
+    def _listen(self) -> None:
+        try:
+            for text in self._socket:
+                self._frames.put((time.perf_counter(), json.loads(text)))
+        except ConnectionClosed:
+            return
+
+
+class Runner:
+    """Takes samples: of the bare path, of a job's change, and of a wait's end."""
+
+    def __init__(self, stack: Stack, ear: Ear) -> None:
+        aws = session()
+        self._ear = ear
+        self._dynamodb = aws.client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
+        self._dynamodb.meta.events.register("after-call.dynamodb.PutItem", self._acknowledged)
+        self._acknowledged_at = 0.0
+        table = DynamoTable(self._dynamodb, stack.table_name)
+        self._namespace = cloud.NAMESPACE
+        self._ctx = context_of(table, SqsQueues(lambda: None, pages_url=None, clock_url=None))  # type: ignore[arg-type,return-value]
+        self._http = httpx.Client(
+            base_url=stack.api_url,
+            headers={"Authorization": f"Bearer {stack.api_key}"},
+            timeout=40,
+            trust_env=False,
+        )
+        of_key = keys.connection_of_key(self._namespace, stack.key_id, "").pk
+        (row,) = table.query_page(of_key).rows
+        self._connection = row["sk"]
+        self._count = 0
+        self._jobs: dict[str, str] = {}
+
+    def bare(self) -> float:
+        """A row written → its text heard."""
+        self._count += 1
+        text = json.dumps({"type": BARE, "id": self._count, "data": "x" * 600})
+        self._dynamodb.put_item(
+            TableName=BARE,
+            Item={
+                "pk": {"S": f"row-{self._count}"},
+                "connection": {"S": self._connection},
+                "text": {"S": text},
+            },
+        )
+        at, _ = self._ear.hear(lambda frame: frame["type"] == BARE and frame["id"] == self._count)
+        return at - self._acknowledged_at
+
+    def job(self) -> float:
+        """A job's new version written → its event heard by a subscription to the job."""
+        job_id = self._job("watched")
+        self._report(job_id)
+        at, _ = self._ear.hear(lambda frame: _is_event(frame, job_id))
+        return at - self._acknowledged_at
+
+    def wait(self) -> float:
+        """A job's new version written → the end of a wait for it heard: the stream is taken twice."""
+        job_id = self._job("waited-for")
+        wait_id = self._wait_for(job_id)
+        self._report(job_id)
+        at, _ = self._ear.hear(lambda frame: _is_event(frame, wait_id))
+        self._ear.say(action="unsubscribe", id="w")
+        return at - self._acknowledged_at
+
+    def job_by_http(self) -> tuple[float, float]:
+        """PATCH sent → the event heard; and PATCH sent → answered."""
+        job_id = self._job("watched")
+        return self._patch(job_id, job_id)
+
+    def wait_by_http(self) -> tuple[float, float]:
+        """PATCH sent → the wait's end heard; and PATCH sent → answered."""
+        job_id = self._job("waited-for")
+        heard, answered = self._patch(job_id, self._wait_for(job_id))
+        self._ear.say(action="unsubscribe", id="w")
+        return heard, answered
+
+    def _patch(self, job_id: str, subject: str) -> tuple[float, float]:
+        began = time.perf_counter()
+        self._http.patch(f"/v1/jobs/{job_id}", json={"milestones": [self._milestone]}).raise_for_status()
+        answered = time.perf_counter()
+        at, _ = self._ear.hear(lambda frame: _is_event(frame, subject))
+        return at - began, answered - began
+
+    def _wait_for(self, job_id: str) -> str:
+        """A wait for what the next report will say."""
+        answer = self._ear.say(action="wait", id="w", wait_on={job_id: {"milestone": self._milestone}})
+        return str(answer["data"]["wait_id"])
+
+    def _report(self, job_id: str) -> None:
+        change_job.report(self._ctx, self._namespace, job_id, Report(milestones=(self._milestone,)), by="bench")
+
+    @property
+    def _milestone(self) -> str:
+        return f"reached-{self._count}"
+
+    def _job(self, kind: str) -> str:
+        """A running job of this kind, from time to time a new one; each call begins a new change of it."""
+        self._count += 1
+        if kind not in self._jobs or self._count % JOB_SERVES == 0:
+            created = self._http.post("/v1/jobs", json={"job_type": "bench", "name": kind}).raise_for_status().json()
+            self._http.post(f"/v1/jobs/{created['job_id']}/start").raise_for_status()
+            if kind == "watched":
+                self._ear.say(action="subscribe", id="j", topics=[f"job:{created['job_id']}"])
+            self._jobs[kind] = created["job_id"]
+            time.sleep(0.5)
+        return self._jobs[kind]
+
+    def _acknowledged(self, **_: object) -> None:
+        self._acknowledged_at = time.perf_counter()
+
+
+def _is_event(frame: Json, subject: str) -> bool:
+    return bool(frame["type"] == "event" and frame["data"]["subject"] == subject)
+
+
+def measure(home: Home, stack: Stack, samples: int, progress: Callable[[int], None]) -> Mapping[str, Spread]:
+    """Take so many warm samples of each kind, in turn; of the ways through HTTP a fourth as many."""
+    taken: dict[str, list[float]] = {}
+    with _bare_path(home, stack), _ear(stack) as ear:
+        runner = Runner(stack, ear)
+        plain = {"bare": runner.bare, "job": runner.job, "wait": runner.wait}
+        for turn in range(-WARM_UP, samples):
+            found: dict[str, float] = {}
+            for name in _rotated(list(plain), turn):
+                found[name] = plain[name]()
+                time.sleep(SETTLE_S)
+            if turn % PATCH_EVERY == 0:
+                found["job_by_http"], found["patch"] = runner.job_by_http()
+                time.sleep(SETTLE_S)
+                found["wait_by_http"], _ = runner.wait_by_http()
+                time.sleep(SETTLE_S)
+            if turn >= 0:
+                for name, seconds in found.items():
+                    taken.setdefault(name, []).append(1000 * seconds)
+                progress(turn + 1)
+    return {name: Spread(taken[name]) for name in sorted(taken)}
+
+
+def _rotated(names: Sequence[str], by: int) -> Iterator[str]:
+    start = by % len(names)
+    return iter([*names[start:], *names[:start]])
+
+
+@contextmanager
+def _ear(stack: Stack) -> Iterator[Ear]:
+    headers = {"Authorization": f"Bearer {stack.api_key}"}
+    with connect(stack.ws_url, additional_headers=headers, proxy=None, open_timeout=30) as socket:
+        yield Ear(socket)
+
+
+@contextmanager
+def _bare_path(home: Home, stack: Stack) -> Iterator[None]:
+    """The bare function with its table, served by the same pump as Vigil's."""
+    aws = session()
+    dynamodb = aws.client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
+    functions = aws.client("lambda", endpoint_url=stack.endpoint_url, config=client_config())
+    management = functions.get_function_configuration(FunctionName=f"{stack.stack_name}-notifier")
+    variables = management["Environment"]["Variables"]
+    table = dynamodb.create_table(
+        TableName=BARE,
+        AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+        BillingMode="PAY_PER_REQUEST",
+        StreamSpecification={"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"},
+    )["TableDescription"]
+    functions.create_function(
+        FunctionName=BARE,
+        Runtime="python3.11",
+        Role="arn:aws:iam::000000000000:role/bare",
+        Handler="handler.handler",
+        Code={"ZipFile": _zipped(Path(__file__).with_name("bare.py").read_text())},
+        Timeout=60,
+        MemorySize=management["MemorySize"],
+        Environment={"Variables": {"WEBSOCKET_ENDPOINT": variables["WEBSOCKET_ENDPOINT"]}},
+    )
+    mapping = functions.create_event_source_mapping(
+        FunctionName=BARE, EventSourceArn=table["LatestStreamArn"], StartingPosition="TRIM_HORIZON", BatchSize=100
+    )["UUID"]
+    try:
+        served = wait_until(lambda: any(r["mapping"] == mapping for r in cloud.health(home).readers), 15)
+        assert served, "the bare function's stream is not served"
+        yield
+    finally:
+        functions.delete_event_source_mapping(UUID=mapping)
+        functions.delete_function(FunctionName=BARE)
+        dynamodb.delete_table(TableName=BARE)
+
+
+def _zipped(code: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("handler.py", code)
+    return packed.getvalue()

@@ -1,0 +1,88 @@
+"""DynamoDB's sizes and request units, by its published rules. Items are in DynamoDB's JSON.
+
+Sizes: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+Units: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/read-write-operations.html
+Indexes: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/GSI.html
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any, TypeAlias
+
+Item: TypeAlias = Mapping[str, Any]
+
+READ_BYTES = 4 * 1024
+WRITE_BYTES = 1024
+
+
+def item_bytes(item: Item) -> int:
+    """The size of an item: its attributes' names and values."""
+    return sum(len(name.encode()) + _value_bytes(value) for name, value in item.items())
+
+
+def read_units(size: int, *, consistent: bool) -> float:
+    """What reading so many bytes takes; what does not exist is read as well, at the least there is."""
+    return max(1, math.ceil(size / READ_BYTES)) * (1 if consistent else 0.5)
+
+
+def write_units(before: Item | None, after: Item | None) -> int:
+    """What a write of the table takes: the larger of the item before and after it decides."""
+    size = max(item_bytes(item) if item else 0 for item in (before, after))
+    return max(1, math.ceil(size / WRITE_BYTES))
+
+
+def index_write_units(
+    index_key: Iterable[str], table_key: Iterable[str], before: Item | None, after: Item | None
+) -> int:
+    """What the same write takes in an index that holds keys only: an entry that appears or goes is one write, one that
+    moves is two, one that stays as it is none."""
+    index_names = list(index_key)
+    names = [*index_names, *table_key]
+
+    def entry(item: Item | None) -> dict[str, Any] | None:
+        return {name: item[name] for name in names} if item and all(name in item for name in index_names) else None
+
+    old, new = entry(before), entry(after)
+    if old == new:
+        return 0
+    return sum(math.ceil(item_bytes(each) / WRITE_BYTES) for each in (old, new) if each is not None)
+
+
+def _value_bytes(value: Mapping[str, Any]) -> int:
+    ((kind, content),) = value.items()
+    match kind:
+        case "S":
+            return len(content.encode())
+        case "N":
+            return _number_bytes(content)
+        case "B":
+            return _binary_bytes(content)
+        case "BOOL" | "NULL":
+            return 1
+        case "SS":
+            return sum(len(each.encode()) for each in content)
+        case "NS":
+            return sum(map(_number_bytes, content))
+        case "BS":
+            return sum(map(_binary_bytes, content))
+        case "L":
+            return 3 + sum(1 + _value_bytes(each) for each in content)
+        case "M":
+            return 3 + sum(1 + len(name.encode()) + _value_bytes(each) for name, each in content.items())
+        case _:
+            raise ValueError(f"DynamoDB has no values of type {kind}")
+
+
+def _number_bytes(text: str) -> int:
+    """A byte for two significant digits, one more, and one for a sign: an upper bound, DynamoDB says "approximately"."""
+    sign, digits, _ = Decimal(text).normalize().as_tuple()
+    return math.ceil(len(digits) / 2) + 1 + sign
+
+
+def _binary_bytes(content: bytes | str) -> int:
+    """Bytes as boto3 has them, or base64 as a stream's record in a Lambda event has them."""
+    return len(base64.b64decode(content) if isinstance(content, str) else content)

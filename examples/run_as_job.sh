@@ -1,0 +1,31 @@
+#!/bin/sh
+# Runs a command as a job that others can follow and wait for.
+#
+#   examples/run_as_job.sh JOB_TYPE COMMAND [ARGUMENT...]
+#
+# Prints the job's id first, on stderr. Ends as the command does: its exit code becomes the job's result or error.
+# Where Vigil is: VIGIL_URL and VIGIL_KEY, else the local stack of this directory.
+set -eu
+VIGIL_URL=${VIGIL_URL:-$(sed -n 's/.*"api_url": "\(.*\)".*/\1/p' .local/stack.json)}
+VIGIL_KEY=${VIGIL_KEY:-$(sed -n 's/.*"api_key": "\(.*\)".*/\1/p' .local/stack.json)}
+
+call() { # METHOD PATH BODY
+  curl -sS --fail-with-body --retry 5 --retry-connrefused \
+    -X "$1" -H "Authorization: Bearer $VIGIL_KEY" "$VIGIL_URL$2" -d "$3"
+}
+
+job_type=$1
+shift
+job=$(call POST /v1/jobs "{\"job_type\": \"$job_type\"}" | sed 's/.*"job_id":"\([^"]*\)".*/\1/')
+echo "$job" >&2
+call POST "/v1/jobs/$job/start" '{}' >/dev/null
+call PATCH "/v1/jobs/$job" "{\"job_stage\": \"running\", \"fields\": {\"host\": \"$(uname -n)\"}}" >/dev/null
+
+code=0
+"$@" || code=$?
+if [ "$code" -eq 0 ]; then
+  call POST "/v1/jobs/$job/complete" '{"result": {"exit_code": 0}}' >/dev/null
+else
+  call POST "/v1/jobs/$job/fail" "{\"error\": {\"code\": \"EXIT_$code\", \"message\": \"exit code $code\"}}" >/dev/null
+fi
+exit "$code"

@@ -1,0 +1,110 @@
+"""Who may do what: every route × every scope × the own and another namespace, made from the routes themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support.api import Client, deployed
+from vigil_core.api.operation import Operation
+from vigil_core.api.routes import OPERATIONS
+from vigil_core.domain.access import Scope
+
+ALLOWED = {
+    Scope.READ: {
+        "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
+        "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket",
+    },
+    Scope.SUBMIT: {"create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
+    Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job"},
+}  # fmt: skip
+"""What each scope adds. The routes say so too; to say it twice is the point."""
+ALLOWED[Scope.SUBMIT] |= ALLOWED[Scope.READ]
+ALLOWED[Scope.WORK] |= ALLOWED[Scope.READ]
+ALLOWED[Scope.ADMIN] = ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK]
+FREE = {"get_openapi"}
+LISTS = {"list_jobs": "jobs", "list_waits": "waits"}
+BODIES: dict[str, Any] = {
+    "create_job": {"job_type": "t"},
+    "create_jobs": {"jobs": [{"job_type": "t"}]},
+    "fail_job": {"error": {"code": "E", "message": "m"}},
+}
+
+
+class World(NamedTuple):
+    """A running job, and a wait on it, of the namespace `demo`."""
+
+    job_id: str
+    wait_id: str
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """Stored once: what the tests may change does not decide who may do what."""
+    with deployed():
+        job_id = Client().running()["job_id"]
+        yield World(job_id, waiting_on(Client(), job_id).ok()["wait_id"])
+
+
+def waiting_on(client: Client, job_id: str) -> Any:
+    return client.post("/v1/waits", {"wait_on": {job_id: None}}, headers={"prefer": "wait=0"})
+
+
+def ask(operation: Operation, client: Client, world: World) -> Any:
+    body = BODIES.get(operation.name, {"wait_on": {world.job_id: None}} if "wait" in operation.name else {})
+    target = operation.path.format(**world._asdict())
+    given = body if operation.takes_body else None
+    return client.call(operation.method, target, given, headers={"prefer": "wait=0"})
+
+
+def test_the_matrix_names_every_route() -> None:
+    assert ALLOWED[Scope.ADMIN] | FREE == {operation.name for operation in OPERATIONS}
+
+
+@pytest.mark.parametrize("scopes", [None, *Scope], ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_in_the_own_namespace(operation: Operation, scopes: Scope | None, world: World) -> None:
+    reply = ask(operation, Client(scopes=scopes), world)
+    if operation.name in FREE:
+        reply.ok()
+    elif scopes is None:
+        reply.problem(401, "UNAUTHORIZED")
+    elif operation.name in ALLOWED[scopes]:
+        assert reply.status in (200, 201, 202, 204, 409), reply.text
+    else:
+        reply.problem(403, "FORBIDDEN")
+
+
+@pytest.mark.parametrize("scopes", [None, *Scope], ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_in_another_namespace(operation: Operation, scopes: Scope | None, world: World) -> None:
+    """What belongs to somebody else is not there, to those who may look; and nothing of it is changed or shown."""
+    before = Client().get(f"/v1/jobs/{world.job_id}").headers["etag"]
+    reply = ask(operation, Client(namespace="other", scopes=scopes), world)
+    if operation.name in FREE:
+        reply.ok()
+    elif scopes is None:
+        reply.problem(401, "UNAUTHORIZED")
+    elif operation.name not in ALLOWED[scopes]:
+        reply.problem(403, "FORBIDDEN")
+    elif "{wait_id}" in operation.path:
+        reply.problem(404, "WAIT_NOT_FOUND")
+    elif "{job_id}" in operation.path or operation.name in ("create_wait", "wait_for_jobs"):
+        reply.problem(404, "JOB_NOT_FOUND")
+    elif operation.name in LISTS:
+        assert world.job_id not in reply.text
+        assert world.wait_id not in reply.text
+    else:
+        assert reply.status in (200, 201, 202)
+    assert Client().get(f"/v1/jobs/{world.job_id}").headers["etag"] == before
+
+
+@pytest.mark.parametrize("scopes", ["read,submit", "submit,work", "read,work"])
+def test_scopes_add_up(scopes: str, world: World) -> None:
+    held = set.union(*(ALLOWED[Scope(scope)] for scope in scopes.split(",")))
+    for operation in OPERATIONS:
+        if operation.name not in FREE:
+            refused = ask(operation, Client(scopes=scopes), world).status == 403
+            assert refused == (operation.name not in held), operation.name

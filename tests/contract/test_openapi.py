@@ -1,0 +1,69 @@
+"""The OpenAPI document: committed, complete, and of the routes that are deployed."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.template import resources
+from vigil_core.api.operation import Operation
+from vigil_core.api.problems import STATUS
+from vigil_core.api.routes import OPERATIONS, openapi
+
+COMMITTED = Path(__file__).resolve().parents[2] / "docs/openapi.json"
+
+
+def deployed() -> dict[tuple[str, str], bool]:
+    """(method, path) → whether the route needs a key, of the template; $default as ("", "")."""
+    events = resources("AWS::Serverless::Function")["ApiFunction"]["Events"].values()
+    found: dict[tuple[str, str], bool] = {}
+    for event in events:
+        route = event["Properties"]
+        found[route.get("Method", ""), route.get("Path", "")] = route.get("Auth", {}).get("Authorizer") != "NONE"
+    return found
+
+
+def test_the_committed_document_is_that_of_the_code() -> None:
+    assert json.loads(COMMITTED.read_text()) == openapi(), "run make openapi"
+
+
+def test_the_routes_are_those_of_the_template() -> None:
+    served = {(operation.method, operation.path): operation.scope is not None for operation in OPERATIONS}
+    assert deployed() == {**served, ("", ""): False}
+
+
+def test_names_are_used_once() -> None:
+    assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_every_operation_is_described(operation: Operation) -> None:
+    described = openapi()["paths"][operation.path][operation.method.lower()]
+    assert described["summary"]
+    assert described["description"]
+    assert described["security"] == ([] if operation.scope is None else [{"apiKey": []}])
+    assert all(HTTPStatus(int(status)) and answer["description"] for status, answer in described["responses"].items())
+    assert ("requestBody" in described) == (operation.method in ("POST", "PATCH"))
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_referred_to() -> None:
+    document = openapi()
+    names = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
+    assert names == set(document["components"]["schemas"])
+
+
+def references(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [found for item in value for found in references(item)]
+    if isinstance(value, dict):
+        here = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return here + [found for item in value.values() for found in references(item)]
+    return []
+
+
+def test_every_error_is_a_client_s_but_one() -> None:
+    assert [error.code for error, status in STATUS.items() if status >= 500] == ["INTERNAL_ERROR"]

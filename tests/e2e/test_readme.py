@@ -1,0 +1,108 @@
+"""What the README, the pages and the examples tell people to paste, pasted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import simplejson
+
+from tests.e2e.conftest import ROOT
+from tests.e2e.harness import Client, Key
+from tests.support import pages
+from vigil.local import Stack
+
+loads = partial(simplejson.loads, use_decimal=True)
+
+CURLS = [*filter(None, [shutil.which("curl")]), None]
+"""The machine's own curl, if it has one; None is the stand-in, without which `make test` would need more than make."""
+
+
+@pytest.fixture(params=CURLS, ids=lambda curl: "curl" if curl else "stand-in")
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """That of a shell with this curl."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program = programs / "curl"
+    if request.param:
+        program.symlink_to(request.param)
+    else:
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/curl.py "$@"\n')
+        program.chmod(0o755)
+    return {"PATH": f"{programs}:{os.defpath}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "no_proxy": "*"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, stack: Stack, key: Key) -> Path:
+    """A directory with a running stack in it, as the reader's is, in a namespace of the test's own."""
+    replace(stack, api_key=key.token, key_id=key.key_id).write(tmp_path / ".local/stack.json")
+    return tmp_path
+
+
+def section(page: str, heading: str) -> str:
+    """What stands below a heading."""
+    return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_ten_lines_work_as_pasted(here: Path, environment: dict[str, str]) -> None:
+    blocks = pages.session(section((ROOT / "README.md").read_text(), "The API in ten lines"))
+    lines = "".join(block.commands for block in blocks).splitlines()
+    assert sum("curl " in line for line in lines) == 10
+    printed = pages.paste(blocks, here, environment)[-1].splitlines()
+    started, booted, waited, status, completed, result, events, listed = map(loads, printed)
+    assert [told["status"] for told in (started, booted, status, completed)] == 3 * ["running"] + ["completed"]
+    assert waited["status"] == "met"
+    assert list(waited["waited_jobs"].values()) == [{"job_stage": "boot", "kernel": "6.12"}]
+    assert result["result"] == {"passed": 3, "failed": 0}
+    assert [line["event"] for line in events["events"]] == ["created", "started", "updated", "completed"]
+    assert [job["job_id"] for job in listed["jobs"]] == [started["job_id"]]
+
+
+@pytest.mark.parametrize("name", ["docs/waits.md", "docs/jobs.md"])
+def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environment: dict[str, str]) -> None:
+    blocks = pages.session((ROOT / name).read_text())
+    assert any(block.answer for block in blocks)
+    printed = pages.paste(blocks, here, environment)
+    for number, block in enumerate(blocks):
+        if block.answer is not None:
+            shown = pages.shown_answer(block, number, here)
+            assert pages.is_as_shown(loads(printed[number]), shown), f"{block.commands}\nprints\n{printed[number]}"
+
+
+@pytest.mark.parametrize(("command", "code"), [("true", 0), ("exit 3", 3)])
+def test_a_command_runs_as_a_job_that_one_can_wait_for(
+    command: str, code: int, here: Path, environment: dict[str, str], client: Client
+) -> None:
+    ran = _example("run_as_job.sh", ["nightly", "sh", "-c", command], here, environment)
+    assert ran.returncode == code
+    job = client.get(f"/v1/jobs/{ran.stderr.strip()}")
+    waited = _example("wait_for.sh", [job["job_id"]], here, environment)
+    if code == 0:
+        assert (job["status"], job["result"]) == ("completed", {"exit_code": 0})
+        expected = {"job_stage": "complete", "job_health": "success"}
+    else:
+        assert (job["status"], job["error"]) == ("failed", {"code": "EXIT_3", "message": "exit code 3"})
+        expected = {"job_stage": "incomplete", "job_health": "failed"}
+    assert waited.returncode == (1 if code else 0)
+    assert loads(waited.stdout)["waited_jobs"] == {job["job_id"]: expected}
+
+
+def test_waiting_for_nobody_breaks_off(here: Path, environment: dict[str, str]) -> None:
+    waited = _example("wait_for.sh", ["nobody"], here, environment)
+    assert waited.returncode == 2
+    assert "JOB_NOT_FOUND" in waited.stderr
+
+
+def _example(
+    name: str, arguments: list[str], here: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOT / "examples" / name), *arguments],
+        check=False, cwd=here, env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip

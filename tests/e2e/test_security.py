@@ -1,0 +1,137 @@
+"""Who may do what, through the deployed authorizer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import uuid6
+
+from tests.e2e.harness import Aws, Client, Key, problem, said
+from tests.support.events import sample
+from vigil.local import Stack
+
+VIGIL = Path(sys.executable).parent / "vigil"
+
+
+def vigil(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, run where the stack was started."""
+    return subprocess.run([VIGIL, *arguments], cwd=directory, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer vgl_x", "Basic dGVzdDp0ZXN0"])
+def test_without_a_key_there_is_no_way_in(stack: Stack, authorization: str | None) -> None:
+    nobody = Client(stack, None)
+    headers = {} if authorization is None else {"authorization": authorization}
+    for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("POST", "/scheduler/wait-jobs")):
+        # API Gateway: 401 for no identity, 403 for one that the authorizer does not know.
+        assert nobody.call(method, path, {"job_type": "test"}, **headers).status_code in {401, 403}
+    assert nobody.get("/openapi.json")["openapi"].startswith("3.1")
+    nobody.close()
+
+
+def test_a_forged_secret_opens_nothing(stack: Stack, key: Key) -> None:
+    last = key.token[-1]
+    forger = Client(stack, key.token[:-1] + ("0" if last != "0" else "1"))
+    assert forger.call("GET", "/v1/jobs").status_code == 403
+    forger.close()
+
+
+def test_the_authorizer_refuses_a_revoked_key_at_once(aws: Aws, key: Key) -> None:
+    """HTTP keeps what the authorizer said for up to 60 seconds: test_within_a_minute.py."""
+    event = sample("authorizer_http")
+    event["headers"]["authorization"] = f"Bearer {key.token}"
+    asked = {"isAuthorized": True, "context": {"namespace": key.namespace, "scopes": "admin", "key_id": key.key_id}}
+    assert aws.invoke("authorizer", event) == asked
+    aws.admin("revoke_key", namespace=key.namespace, key_id=key.key_id)
+    assert aws.invoke("authorizer", event) == {"isAuthorized": False, "context": {}}
+
+
+def test_another_tenants_ids_do_not_exist(stack: Stack, aws: Aws, client: Client) -> None:
+    job_id = client.running()
+    wait_id = client.wait({job_id: None})["wait_id"]
+    stranger = Client(stack, aws.key().token)
+    for method, path in (
+        ("GET", f"/v1/jobs/{job_id}"),
+        ("GET", f"/v1/jobs/{job_id}/status"),
+        ("GET", f"/v1/jobs/{job_id}/result"),
+        ("GET", f"/v1/jobs/{job_id}/events"),
+        ("DELETE", f"/v1/jobs/{job_id}"),
+        ("POST", f"/v1/jobs/{job_id}/complete"),
+        ("POST", f"/v1/jobs/{job_id}/cancel"),
+        ("POST", f"/v1/jobs/{job_id}/retry"),
+    ):
+        problem(stranger.call(method, path), 404, "JOB_NOT_FOUND")
+    problem(stranger.call("PATCH", f"/v1/jobs/{job_id}", {"message": "mine now"}), 404, "JOB_NOT_FOUND")
+    for method in ("GET", "DELETE"):
+        problem(stranger.call(method, f"/v1/waits/{wait_id}"), 404, "WAIT_NOT_FOUND")
+    problem(stranger.call("POST", "/v1/waits", {"wait_on": {job_id: None}}), 404, "JOB_NOT_FOUND")
+    token = client.get("/v1/jobs?page_size=1")["next_page_token"]
+    assert token is None or stranger.call("GET", f"/v1/jobs?page_token={token}").status_code == 422
+    assert stranger.get("/v1/jobs")["jobs"] == []
+    assert stranger.get("/v1/waits")["waits"] == []
+
+    # Waiting for what may come, a stranger may name any id; it stays his own.
+    waiting = stranger.wait({job_id: None}, allow_missing=True)
+    client.complete(job_id)
+    assert client.get(f"/v1/waits/{wait_id}", prefer="wait=20")["status"] == "met"
+    assert stranger.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "waiting"
+    stranger.close()
+
+
+def test_a_key_does_what_its_scopes_say(stack: Stack, aws: Aws) -> None:
+    """A sample of the matrix of every route × scope, here through the deployed authorizer."""
+    namespace = f"scopes-{uuid6.uuid7().hex[-8:]}"
+    clients = {s: Client(stack, aws.key(s, namespace=namespace).token) for s in ("read", "submit", "work", "admin")}
+    job_id = clients["submit"].job()
+    calls = [
+        ("GET", f"/v1/jobs/{job_id}", None, {"read", "submit", "work", "admin"}),
+        ("POST", "/v1/waits", {"wait_on": {job_id: None}}, {"read", "submit", "work", "admin"}),
+        ("POST", "/v1/jobs", {"job_type": "test"}, {"submit", "admin"}),
+        ("POST", f"/v1/jobs/{uuid6.uuid7()}/cancel", {}, {"submit", "admin"}),
+        ("PATCH", f"/v1/jobs/{job_id}", {"message": "hello"}, {"work", "admin"}),
+        ("POST", f"/v1/jobs/{uuid6.uuid7()}/start", {}, {"work", "admin"}),
+    ]
+    for method, path, body, allowed in calls:
+        for scope, client in clients.items():
+            answer = client.call(method, path, body, prefer="wait=0")
+            if scope in allowed:
+                assert answer.status_code in {200, 202, 404}, (scope, method, path, answer.text)
+            else:
+                refusal = problem(answer, 403, "FORBIDDEN")
+                assert refusal["request_id"]
+    for client in clients.values():
+        client.close()
+
+
+def test_operators_manage_keys_from_the_command_line(stack: Stack, directory: Path) -> None:
+    made = vigil(directory, "keys", "create", "--namespace", "operations", "--scopes", "read,submit", "--name", "cron")
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.strip()
+    client = Client(stack, token)
+    said(client.call("POST", "/v1/jobs", {"job_type": "test"}), 202)
+    client.close()
+    key_id = token.split("_")[2]
+    listed = vigil(directory, "keys", "list", "--namespace", "operations")
+    assert key_id in listed.stdout
+    assert token.split("_")[3] not in listed.stdout
+    revoked = vigil(directory, "keys", "revoke", key_id, "--namespace", "operations")
+    assert (revoked.returncode, revoked.stdout.split()[:2]) == (0, ["Revoked", key_id])
+    refused = vigil(directory, "keys", "create", "--namespace", "UPPER", "--scopes", "read")
+    assert refused.returncode == 1
+    assert "namespace" in refused.stderr
+
+
+def test_no_secret_is_logged(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
+    said(client.call("POST", "/v1/jobs", {"job_type": "test", "payload": {"password": "correct horse"}}), 202)
+    client.complete(client.running(), result="battery staple")
+    secret = key.token.split("_")[3]
+    for function in ("authorizer", "api", "admin"):
+        pages = aws.logs.get_paginator("filter_log_events").paginate(logGroupName=f"/aws/lambda/vigil-{function}")
+        logged = json.dumps([event["message"] for page in pages for event in page["events"]])
+        assert key.key_id in logged or function == "admin"
+        for kept_back in (secret, "correct horse", "battery staple"):
+            assert kept_back not in logged, function

@@ -1,0 +1,182 @@
+"""What bad input gets: a 4xx problem that names each offending field, and nothing stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.api import Client
+from tests.support.table import TABLE_NAME
+from vigil_core import wiring
+
+NOT_SERVED_YET = {
+    "scheduled_at": "2030-01-01T00:00:00Z",
+    "depends_on": ["01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"],
+    "condition": "a == 'b'",
+    "trigger_rule": "all_done",
+    "retry": {"max_attempts": 3},
+    "timeout": 60,
+    "heartbeat_timeout": 60,
+    "fallback": {"rows": 0},
+    "batch": [1, 2],
+}
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    ({"job_type": None}, ["/job_type"]),
+    ({"job_type": ""}, ["/job_type"]),
+    ({"job_type": 5}, ["/job_type"]),
+    ({"job_type": ["t"]}, ["/job_type"]),
+    ({"job_type": "x" * 129}, ["/job_type"]),
+    ({"job_type": "x" * 1_000_000}, ["/job_type"]),
+    ({"job_type": "a\x00b"}, ["/job_type"]),
+    ({"job_type": "a\nb"}, ["/job_type"]),
+    ({"job_id": 7}, ["/job_id"]),
+    ({"job_id": "7"}, ["/job_id"]),
+    ({"job_id": "01980C4E-5A00-7C3B-9E21-3F6B0A1D2C4E"}, ["/job_id"]),
+    ({"job_id": "01980c4e-5a00-4c3b-9e21-3f6b0a1d2c4e"}, ["/job_id"]),
+    ({"name": 1, "queue": True, "priority": "urgent"}, ["/name", "/queue", "/priority"]),
+    ({"priority": 1}, ["/priority"]),
+    ({"fields": []}, ["/fields"]),
+    ({"fields": {"": 1}}, ["/fields/"]),
+    ({"fields": {"status": 1, "ok": 1, "a/b~c": 2, "x" * 129: 3}}, ["/fields/status", "/fields/" + "x" * 129]),
+    ({"fields": {"a\x00/~": 1}}, ["/fields/a\x00~1~0"]),
+    ({"fields": {"big": "x" * 40_000}}, ["/fields"]),
+    ({"fields": {"big": "x" * 1_000_000}}, ["/fields"]),
+    ({"tags": "nightly"}, ["/tags"]),
+    ({"tags": ["", 5, "x" * 1025, "ok", "a\x00"]}, ["/tags/0", "/tags/1", "/tags/2", "/tags/4"]),
+    ({"tags": ["t"] * 21}, ["/tags"]),
+    ({"unique_key": "", "trace_id": "x" * 1025}, ["/unique_key", "/trace_id"]),
+    ({"correlation_id": "a\x00"}, ["/correlation_id"]),
+    ({"mutex": "m"}, ["/mutex"]),
+    ({"mutex": {}}, ["/mutex/key"]),
+    ({"mutex": {"key": "m", "on_conflict": "queue"}}, ["/mutex/on_conflict"]),
+    ({"mutex": {"key": "m", "on_conflict": "explode", "more": 1}}, ["/mutex/on_conflict", "/mutex/more"]),
+    ({"jobtype": "x", "status": "completed"}, ["/jobtype", "/status"]),
+]  # fmt: skip
+
+
+def stored() -> int:
+    return int(wiring.dynamodb().scan(TableName=TABLE_NAME)["Count"])
+
+
+@pytest.mark.parametrize(("wrong", "pointers"), WRONG, ids=[str(pointers)[:60] for _, pointers in WRONG])
+def test_each_wrong_field_is_named(client: Client, wrong: dict[str, Any], pointers: list[str]) -> None:
+    reply = client.post("/v1/jobs", {"job_type": "t", **wrong})
+    assert sorted(reply.pointers()) == sorted(pointers)
+    assert stored() == 0
+    assert all(error["detail"] and error["code"] == "VALIDATION_FAILED" for error in reply.json["errors"])
+    assert len(reply.text) < 2_000
+
+
+@pytest.mark.parametrize("name", NOT_SERVED_YET)
+def test_what_is_not_served_yet_is_refused_by_name(client: Client, name: str) -> None:
+    reply = client.post("/v1/jobs", {"job_type": "t", name: NOT_SERVED_YET[name]})
+    assert reply.pointers() == [f"/{name}"]
+    assert reply.json["errors"][0]["detail"] == "is not served yet"
+    assert stored() == 0
+
+
+def test_mutexes_do_not_queue_yet(client: Client) -> None:
+    reply = client.post("/v1/jobs", {"job_type": "t", "mutex": {"key": "m", "on_conflict": "queue"}})
+    assert "not served yet" in reply.problem(422, "VALIDATION_FAILED")["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "", " ", "{", "nul", "{'a': 1}", '{"job_type": NaN}', '{"job_type": Infinity}', '{"job_type": "t"} x',
+        '{"job_type": "\\ud800"}', '{"\\udfff": 1}', "[" * 100_000, '{"job_type":' * 5_000, "9" * 5_000,
+        b"\xff\xfe", b"\x00", "\ud800",
+    ],
+    ids=lambda body: ascii(body)[:24],
+)  # fmt: skip
+def test_malformed_json(client: Client, body: str | bytes) -> None:
+    for target in ("/v1/jobs", "/v1/jobs/bulk", "/v1/waits", "/scheduler/wait-jobs"):
+        client.post(target, body=body).problem(400, "MALFORMED_REQUEST")
+    assert stored() == 0
+
+
+@pytest.mark.parametrize("body", ["null", "[]", "5", '"text"', "true", '[{"job_type": "t"}]'])
+def test_json_that_is_no_object(client: Client, body: str) -> None:
+    for target in ("/v1/jobs", "/v1/jobs/bulk", "/v1/waits"):
+        assert client.post(target, body=body).pointers() == [""]
+
+
+def test_base64_that_is_none(client: Client) -> None:
+    from functions.api.handler import handler
+    from tests.support.api import LambdaContext, event
+
+    asked = event(client, "POST", "/v1/jobs", "%%%", {})
+    assert handler({**asked, "isBase64Encoded": True}, LambdaContext())["statusCode"] == 400
+
+
+def test_every_problem_of_a_report_at_once(client: Client) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    wrong = {
+        "job_stage": 5, "milestones": ["", "ok", 7], "progress": 1.5, "message": "x" * 1025, "fields": {"result": 1},
+        "job_health": "x",
+    }  # fmt: skip
+    assert sorted(client.patch(path, wrong).pointers()) == sorted(
+        ["/job_stage", "/milestones/0", "/milestones/2", "/progress", "/message", "/fields/result", "/job_health"]
+    )
+    assert client.get(path).ok()["milestones"] == []
+
+
+@pytest.mark.parametrize("progress", ["-0.1", "1.0000001", "true", '"0.5"', "1e400", "[]", "-1e-300"])
+def test_a_progress_that_is_none(client: Client, progress: str) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    assert client.call("PATCH", path, body=f'{{"progress": {progress}}}').pointers() == ["/progress"]
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"), [("0", 0), ("1", 1), ("1.0", 1), ("1e-400", 0), ("-0.0", 0), ("0." + "3" * 90, 1 / 3)]
+)
+def test_a_progress_however_written(client: Client, progress: str, shown: float) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    assert float(client.call("PATCH", path, body=f'{{"progress": {progress}}}').ok()["progress"]) == shown
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"),
+    [
+        ({}, ["/error"]),
+        ({"error": None}, ["/error"]),
+        ({"error": "boom"}, ["/error"]),
+        ({"error": {"code": "E"}}, ["/error/message"]),
+        ({"error": {"code": "", "message": "x" * 1025, "stack": 1}}, ["/error/code", "/error/message", "/error/stack"]),
+        ({"error": {"code": "E", "message": "m"}, "retryable": "yes"}, ["/retryable"]),
+    ],
+)
+def test_a_failure_that_says_too_little_or_too_much(client: Client, body: Any, pointers: list[str]) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    assert sorted(client.post(f"{path}/fail", body).pointers()) == sorted(pointers)
+    assert client.get(path).ok()["status"] == "running"
+
+
+@pytest.mark.parametrize("verb", ["start", "cancel", "retry"])
+def test_a_body_where_none_is_wanted(client: Client, verb: str) -> None:
+    path = f"/v1/jobs/{client.create()['job_id']}/{verb}"
+    assert client.post(path, {"force": True}).pointers() == ["/force"]
+    assert client.post(path, body="[]").pointers() == [""]
+    client.post(path, body="{").problem(400, "MALFORMED_REQUEST")
+
+
+def test_more_milestones_than_a_job_can_have(client: Client) -> None:
+    path = f"/v1/jobs/{client.running()['job_id']}"
+    assert client.patch(path, {"milestones": [str(n) for n in range(257)]}).pointers() == ["/milestones"]
+    client.patch(path, {"milestones": [str(n) for n in range(256)]}).ok()
+    assert client.patch(path, {"milestones": ["one more"]}).pointers() == ["/milestones"]
+
+
+def test_a_thousand_problems_are_told_by_the_first_hundred(client: Client) -> None:
+    reply = client.post("/v1/jobs", {f"unknown{number}": 1 for number in range(1_000)})
+    assert len(reply.pointers()) == 100
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
+def test_query_parameters_that_no_route_knows(client: Client, method: str) -> None:
+    job = client.create()
+    assert client.call(
+        method, f"/v1/jobs/{job['job_id']}?force=1" if method != "POST" else "/v1/jobs?force=1", {}
+    ).pointers() == ["?force"]
+    assert client.get(f"/v1/jobs/{job['job_id']}").ok()["status"] == "pending"

@@ -1,0 +1,142 @@
+"""What every route has in common."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from functions.api.handler import handler
+from tests.support.api import Client, LambdaContext, event
+from vigil_core.domain.errors import StoreConflict
+from vigil_core.runtime.logging import logger
+from vigil_core.store.jobs import JobStore
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """What is logged."""
+    said = StringIO()
+    monkeypatch.setattr(logger.registered_handler, "stream", said)
+    return said
+
+
+PROBLEM_KEYS = {
+    "type", "title", "status", "detail", "instance", "error", "message", "timestamp", "request_id",
+}  # fmt: skip
+
+
+def test_a_problem_has_every_key(client: Client) -> None:
+    problem = client.get("/v1/jobs/nobody").problem(404, "JOB_NOT_FOUND")
+    assert problem.keys() == PROBLEM_KEYS
+    assert problem["instance"] == "/v1/jobs/nobody"
+    assert problem["request_id"] == "JKJaXmPLvHcESHA="
+    assert problem["detail"] == problem["message"]
+    assert client.post("/v1/jobs", {}).problem(422, "VALIDATION_FAILED").keys() == PROBLEM_KEYS | {"errors"}
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json", "multipart/form-data", "nonsense", None])
+def test_a_body_is_json_whatever_its_content_type(client: Client, content_type: str | None) -> None:
+    asked = event(client, "POST", "/v1/jobs", '{"job_type": "t", "payload": [1]}', {})
+    asked["headers"] = {} if content_type is None else {"Content-Type": content_type}
+    answered = handler(asked, LambdaContext())
+    assert answered["statusCode"] == 202
+    assert json.loads(answered["body"])["payload"] == [1]
+
+
+def test_a_body_in_base64(client: Client) -> None:
+    assert client.post("/v1/jobs", body='{"job_type": "größe"}'.encode()).ok(202)["job_type"] == "größe"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/"), ("GET", "/v1"), ("GET", "/v1/nothing"), ("PUT", "/v1/jobs"), ("OPTIONS", "/v1/jobs"),
+        ("HEAD", "/v1/jobs"), ("GET", "/v1/jobs/"), ("GET", "/v1/jobs/a/dependencies"), ("GET", "//v1/jobs"),
+        ("POST", "/openapi.json"), ("GET", "/v1/jobs/a/b/c"), ("GET", '/v1/jobs/"'),
+    ],
+)  # fmt: skip
+def test_what_no_route_takes(client: Client, method: str, target: str) -> None:
+    assert client.call(method, target).problem(404, "NOT_FOUND").keys() == PROBLEM_KEYS
+
+
+def test_without_an_authorizer_nothing_is_served_but_the_document(client: Client) -> None:
+    stranger = Client(scopes=None)
+    stranger.get("/v1/jobs").problem(401, "UNAUTHORIZED")
+    stranger.post("/v1/jobs", {"job_type": "t"}).problem(401, "UNAUTHORIZED")
+    assert stranger.get("/openapi.json").ok()["openapi"] == "3.1.0"
+    stranger.get("/nothing").problem(404, "NOT_FOUND")
+
+
+def test_scopes_are_judged_before_bodies(client: Client) -> None:
+    reader = Client(scopes="read")
+    assert "submit" in reader.post("/v1/jobs", body="{").problem(403, "FORBIDDEN")["message"]
+    client.get("/v1/jobs").ok()
+
+
+def throttled(code: str, **more: Any) -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": "slow down"}, **more}
+    return ClientError(response, "Query")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        throttled("ProvisionedThroughputExceededException"),
+        throttled("ThrottlingException"),
+        throttled("RequestLimitExceeded"),
+        throttled("TransactionCanceledException", CancellationReasons=[{"Code": "None"}, {"Code": "ThrottlingError"}]),
+        StoreConflict("lost"),
+    ],
+    ids=str,
+)
+def test_when_there_is_no_room(client: Client, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    monkeypatch.setattr(JobStore, "find", raising(fault))
+    reply = client.get("/v1/jobs/01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e")
+    reply.problem(429, "TOO_MANY_REQUESTS")
+    assert reply.headers["retry-after"] == "1"
+
+
+def test_a_fault_is_told_to_the_log_and_not_to_the_client(
+    client: Client, monkeypatch: pytest.MonkeyPatch, log: StringIO
+) -> None:
+    monkeypatch.setattr(JobStore, "find", raising(RuntimeError("the secret cause")))
+    reply = client.get("/v1/jobs/01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e")
+    assert "secret" not in reply.text
+    assert reply.problem(500, "INTERNAL_ERROR")["request_id"] == "JKJaXmPLvHcESHA="
+    fault, line = map(json.loads, log.getvalue().splitlines())
+    assert (fault["level"], "the secret cause" in fault["exception"]) == ("ERROR", True)
+    assert (line["action"], line["status"], line["error"]) == ("get_job", 500, "INTERNAL_ERROR")
+    assert line["request_id"] == fault["request_id"] == "JKJaXmPLvHcESHA="
+
+
+def raising(fault: Exception) -> Any:
+    def act(*_: Any) -> None:
+        raise fault
+
+    return act
+
+
+def test_the_log_has_one_line_a_request_with_ids_and_without_payload(client: Client, log: StringIO) -> None:
+    headers = {"authorization": "Bearer vgl_secret"}
+    job = client.post(
+        "/v1/jobs", {"job_type": "t", "payload": "classified", "fields": {"f": "classified"}}, headers=headers
+    )
+    client.post("/v1/tickets")
+    created, ticket = map(json.loads, (said := log.getvalue()).splitlines())
+    assert "classified" not in said
+    assert "vgl_" not in said
+    assert "vgt_" not in said
+    wanted = {"level": "INFO", "action": "create_job", "job_id": job.json["job_id"], "status": 202, "namespace": "demo"}
+    assert {name: created[name] for name in wanted} == wanted
+    assert ticket["action"] == "create_ticket"
+
+
+def test_a_ticket(client: Client) -> None:
+    ticket = client.post("/v1/tickets", body="").ok(201)
+    assert ticket.keys() == {"ticket", "expires_at"}
+    assert ticket["ticket"].startswith("vgt_demo_")
+    assert Client(scopes="read").post("/v1/tickets", {}).ok(201)["ticket"] != ticket["ticket"]

@@ -1,0 +1,124 @@
+"""Idempotency-Key."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.support.api import Client
+from vigil_core import wiring
+from vigil_core.services import idempotent
+from vigil_core.store.jobs import JobStore
+
+KEYED = {"Idempotency-Key": "k-1"}
+WANTED = {"job_type": "t", "payload": {"a": 1}}
+
+
+def count(client: Client) -> int:
+    return len(client.get("/v1/jobs").ok()["jobs"])
+
+
+def shift(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
+    """Let time pass."""
+    object.__setattr__(wiring.context(), "clock", lambda: wiring.now() + by)
+
+
+def test_the_same_request_gets_the_first_answer(client: Client) -> None:
+    first = client.post("/v1/jobs", WANTED, headers=KEYED)
+    client.post(f"/v1/jobs/{first.ok(202)['job_id']}/start").ok()
+    again = client.post("/v1/jobs", {"payload": {"a": 1}, "job_type": "t", "name": None}, headers=KEYED)
+    assert (again.status, again.text, again.headers) == (202, first.text, first.headers)
+    assert count(client) == 1
+
+
+@pytest.mark.parametrize("spelling", ['"k-1"', " k-1 ", "k-1"])
+def test_quoted_and_bare_are_the_same_key(client: Client, spelling: str) -> None:
+    first = client.post("/v1/jobs", WANTED, headers=KEYED)
+    assert client.post("/v1/jobs", WANTED, headers={"idempotency-key": spelling}).text == first.text
+
+
+def test_another_body_is_refused(client: Client) -> None:
+    client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
+    client.post("/v1/jobs", {**WANTED, "payload": 2}, headers=KEYED).problem(422, "IDEMPOTENCY_KEY_REUSED")
+    assert count(client) == 1
+
+
+def test_keys_are_of_a_route_and_a_namespace(client: Client) -> None:
+    client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
+    client.post("/v1/jobs/bulk", {"jobs": [WANTED]}, headers=KEYED).ok()
+    Client(namespace="other").post("/v1/jobs", WANTED, headers=KEYED).ok(202)
+    assert count(client) == 2
+
+
+def test_only_success_is_kept(client: Client) -> None:
+    first = client.create(mutex={"key": "m"})
+    wanted = {"job_type": "t", "mutex": {"key": "m"}}
+    client.post("/v1/jobs", wanted, headers=KEYED).problem(409, "JOB_CREATION_FAILED")
+    client.post("/v1/jobs", {"job_type": 5}, headers=KEYED).problem(422, "VALIDATION_FAILED")
+    client.post(f"/v1/jobs/{first['job_id']}/cancel").ok()
+    client.post("/v1/jobs", wanted, headers=KEYED).ok(202)
+
+
+def test_a_key_is_forgotten_after_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
+    shift(monkeypatch, timedelta(hours=24, seconds=2))
+    client.post("/v1/jobs", {**WANTED, "payload": 2}, headers=KEYED).ok(202)
+
+
+@pytest.mark.parametrize("key", ["", '""', "x" * 129, "a\tb", "a\x00b"])
+def test_a_key_that_cannot_be_one(client: Client, key: str) -> None:
+    assert client.post("/v1/jobs", WANTED, headers={"Idempotency-Key": key}).pointers() == ["Idempotency-Key"]
+    assert count(client) == 0
+
+
+def test_a_try_that_died_is_resumed_under_its_id(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job was stored, and then the answer was lost."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise ClientError({"Error": {"Code": "InternalServerError"}}, "PutItem")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(idempotent, "dumps", die)
+        client.post("/v1/jobs", WANTED, headers=KEYED).problem(500, "INTERNAL_ERROR")
+    assert count(client) == 1
+    early = client.post("/v1/jobs", WANTED, headers=KEYED)
+    early.problem(409, "IDEMPOTENCY_IN_PROGRESS")
+    assert 1 <= int(early.headers["retry-after"]) <= 60
+    client.post("/v1/jobs", {**WANTED, "payload": 2}, headers=KEYED).problem(422, "IDEMPOTENCY_KEY_REUSED")
+    shift(monkeypatch, timedelta(seconds=61))
+    resumed = client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
+    assert [job["job_id"] for job in client.get("/v1/jobs").ok()["jobs"]] == [resumed["job_id"]]
+
+
+def test_a_bulk_that_died_half_way_creates_only_the_rest(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"jobs": [{"job_type": f"t{number}"} for number in range(5)]}
+    store = JobStore.create
+    calls = iter(range(100))
+
+    def dies_after_three(self: JobStore, *given: Any, **named: Any) -> None:
+        if next(calls) >= 3:
+            raise KeyboardInterrupt
+        store(self, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JobStore, "create", dies_after_three)
+        with pytest.raises(KeyboardInterrupt):
+            client.post("/v1/jobs/bulk", wanted, headers=KEYED)
+    assert count(client) == 3
+    shift(monkeypatch, timedelta(seconds=61))
+    results = client.post("/v1/jobs/bulk", wanted, headers=KEYED).ok()["results"]
+    assert [result["job"]["job_type"] for result in results] == ["t0", "t1", "t2", "t3", "t4"]
+    assert count(client) == 5
+
+
+def test_waits_too(client: Client) -> None:
+    job = client.create()
+    headers = {**KEYED, "Prefer": "wait=0"}
+    first = client.post("/v1/waits", {"wait_on": {job["job_id"]: None}}, headers=headers)
+    again = client.post("/v1/waits", {"wait_on": {job["job_id"]: None}}, headers=headers)
+    assert first.ok()["wait_id"] == again.ok()["wait_id"]
+    assert len(client.get("/v1/waits").ok()["waits"]) == 1
+    client.post("/v1/waits", {"wait_on": {job["job_id"]: {}}}, headers=headers).problem(422, "IDEMPOTENCY_KEY_REUSED")

@@ -1,0 +1,55 @@
+"""The sample payloads of the HTTP API, one after the other: the life of a job and of two waits on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from functions.api.handler import handler
+from tests.support.api import Client, LambdaContext
+from tests.support.events import EVENTS, sample
+from vigil_core import wiring
+from vigil_core.api.routes import OPERATIONS
+from vigil_core.services.waits_api import post_wait
+
+STORY = [
+    ("api_create_job_forbidden", 403), ("api_create_job_malformed", 400), ("api_create_job_invalid", 422),
+    ("api_get_job", 404), ("api_get_job_malformed_id", 404),
+    ("api_create_job", 202), ("api_create_job", 202), ("api_create_job_base64", 202), ("api_create_jobs", 200),
+    ("api_list_jobs", 200), ("api_list_jobs_token_tampered", 422),
+    ("api_get_job", 200), ("api_get_job_result", 409), ("api_create_wait", 200), ("api_list_waits", 200),
+    ("api_get_wait", 200), ("api_get_wait_jobs", 200),
+    ("api_start_job", 200), ("api_report_job", 200), ("api_report_job_lease_lost", 409), ("api_get_job_status", 200),
+    ("api_delete_job", 409), ("api_cancel_job", 202), ("api_complete_job", 200), ("api_get_job_result", 200),
+    ("api_get_job_events", 200), ("api_wait_for_jobs", 200), ("api_cancel_wait", 200), ("api_retry_job", 409),
+    ("api_fail_job", 409), ("api_delete_job", 204),
+    ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
+]  # fmt: skip
+
+
+def test_the_samples_tell_a_story(client: Client) -> None:
+    for name, status in STORY:
+        if name == "api_list_waits":
+            store_the_sample_wait()
+        answered = handler(sample(name), LambdaContext())
+        assert answered["statusCode"] == status, (name, answered["body"])
+    assert set(all_samples()) == {name for name, _ in STORY}
+
+
+def store_the_sample_wait() -> None:
+    """The wait that the samples ask for by its id, which no client can choose."""
+    context = wiring.context()
+    body: Any = json.loads(sample("api_create_wait")["body"])
+    wait_id = sample("api_get_wait")["pathParameters"]["wait_id"]
+    post_wait(context, "demo", body, by="test", hold_until=context.now(), reserved_id=wait_id)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_every_route_has_a_sample_under_its_name(operation: Any) -> None:
+    assert sample(f"api_{operation.name}")["routeKey"] == f"{operation.method} {operation.path}"
+
+
+def all_samples() -> list[str]:
+    return sorted(path.stem for path in EVENTS.glob("api_*.json"))

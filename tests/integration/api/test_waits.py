@@ -1,0 +1,130 @@
+"""Waits over HTTP. What waits do is tested with the services; here is what HTTP adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.api import SOME_ID, Client, pages, pauses
+
+NO_HOLD = {"Prefer": "wait=0"}
+
+
+def waiting(client: Client, **options: Any) -> Any:
+    """A wait on a job that has not ended."""
+    body = {"wait_on": {client.create()["job_id"]: None}, "wait_options": options}
+    return client.post("/v1/waits", body, headers=NO_HOLD).ok()
+
+
+@pytest.mark.parametrize("target", ["/v1/waits", "/scheduler/wait-jobs"])
+def test_a_wait_on_what_has_ended_answers_at_once(client: Client, target: str) -> None:
+    job = client.ended(fields={"a": [1, 2]})
+    body = {"wait_on": {job["job_id"]: None}, "wait_options": {"get_fields": {"a": None}}}
+    answer = client.post(target, body).ok()
+    assert (answer["status"], "wait_on" in answer) == ("met", False)
+    assert answer["waited_jobs"] == {job["job_id"]: {"job_stage": "complete", "a": "1 2"}}
+    assert client.post(target, body=client.post(target, answer).text).ok() == answer
+
+
+def test_a_wait_is_held_until_it_is_done(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody cancels it between two looks; nothing else here would end it."""
+
+    def cancel(_: float) -> None:
+        (wait,) = client.get("/v1/waits", status="waiting").ok()["waits"]
+        client.delete(f"/v1/waits/{wait['wait_id']}").ok()
+
+    pauses(monkeypatch, cancel)
+    body = {"wait_on": {client.create()["job_id"]: None}}
+    assert client.post("/v1/waits", body).ok()["status"] == "cancelled"
+    held = client.post("/v1/waits", body, headers={"prefer": "wait=99"})
+    assert (held.ok()["status"], held.headers["preference-applied"]) == ("cancelled", "wait=25")
+    wait = waiting(client)
+    assert client.get(f"/v1/waits/{wait['wait_id']}", headers={"prefer": "wait=9"}).ok()["status"] == "cancelled"
+
+
+def test_a_wait_that_is_not_to_be_held_is_not(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: float) -> None:
+        raise AssertionError
+
+    pauses(monkeypatch, fail)
+    wait = waiting(client)
+    assert wait["status"] == client.get(f"/v1/waits/{wait['wait_id']}").ok()["status"] == "waiting"
+
+
+def test_unknown_and_foreign_jobs_are_404_naming_them_all(client: Client) -> None:
+    foreign = Client(namespace="other").create()["job_id"]
+    known = client.create()["job_id"]
+    body = {"wait_on": {known: None, foreign: None, SOME_ID: None}}
+    problem = client.post("/v1/waits", body, headers=NO_HOLD).problem(404, "JOB_NOT_FOUND")
+    assert foreign in problem["message"]
+    assert SOME_ID in problem["message"]
+    assert known not in problem["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/wait_on"),
+        ({"wait_on": {}}, "/wait_on"),
+        ({"wait_on": [SOME_ID]}, "/wait_on"),
+        ({"wait_on": {SOME_ID: "complete"}}, f"/wait_on/{SOME_ID}"),
+        ({"wait_on": {SOME_ID: {"arch": None}}}, f"/wait_on/{SOME_ID}/arch"),
+        ({"wait_on": {SOME_ID: {"job_stage": 5}}}, f"/wait_on/{SOME_ID}/job_stage"),
+        ({"wait_on": {SOME_ID: None}, "wait_options": {"expires_in": -1}}, "/wait_options/expires_in"),
+        ({"wait_on": {SOME_ID: None}, "wait_options": {"mode": {"at_least": 2}}}, "/wait_options/mode/at_least"),
+        ({"wait_on": {SOME_ID: None}, "wait_options": {"notify": {"webhook": "x"}}}, "/wait_options/notify/webhook"),
+        ({"wait_on": {SOME_ID: None}, "nonsense": 1}, "/nonsense"),
+        ({"wait_on": {str(number): None for number in range(10_001)}}, "/wait_on"),
+    ],
+)  # fmt: skip
+def test_a_wait_that_is_none(client: Client, body: Any, pointer: str) -> None:
+    assert client.post("/v1/waits", body, headers=NO_HOLD).pointers() == [pointer]
+    assert client.get("/v1/waits").ok()["waits"] == []
+
+
+def test_show_cancel_and_show_again(client: Client) -> None:
+    wait = waiting(client)
+    path = f"/v1/waits/{wait['wait_id']}"
+    assert client.get(path).ok() == wait
+    assert client.get(path, headers=NO_HOLD).headers["preference-applied"] == "wait=0"
+    cancelled = client.delete(path).ok()
+    assert cancelled["status"] == "cancelled"
+    assert client.delete(path).ok() == client.get(path).ok() == cancelled
+
+
+def test_a_wait_that_ended_otherwise_cannot_be_cancelled(client: Client) -> None:
+    wait = client.post("/v1/waits", {"wait_on": {client.ended()["job_id"]: None}}).ok()
+    client.delete(f"/v1/waits/{wait['wait_id']}").problem(409, "INVALID_TRANSITION")
+
+
+@pytest.mark.parametrize(("method", "name"), [("GET", ""), ("DELETE", ""), ("GET", "/jobs")])
+@pytest.mark.parametrize("wait_id", [SOME_ID, "7", "x" * 1000])
+def test_unknown_malformed_and_foreign_waits(client: Client, method: str, name: str, wait_id: str) -> None:
+    client.call(method, f"/v1/waits/{wait_id}{name}").problem(404, "WAIT_NOT_FOUND")
+    wait = waiting(client)
+    foreign = Client(namespace="other").call(method, f"/v1/waits/{wait['wait_id']}{name}")
+    foreign.problem(404, "WAIT_NOT_FOUND")
+
+
+def test_lists_newest_first_by_status_and_page(client: Client) -> None:
+    made = [waiting(client)["wait_id"] for _ in range(5)]
+    client.delete(f"/v1/waits/{made[2]}").ok()
+    found = [wait["wait_id"] for page in pages(client, "/v1/waits", page_size=2) for wait in page["waits"]]
+    assert found == made[::-1]
+    cancelled = client.get("/v1/waits", status="cancelled").ok()["waits"]
+    assert [wait["wait_id"] for wait in cancelled] == [made[2]]
+    assert client.get("/v1/waits?status=over").pointers() == ["?status"]
+    assert client.get("/v1/waits?page_size=0").pointers() == ["?page_size"]
+
+
+def test_the_jobs_of_a_wait_page_by_page(client: Client) -> None:
+    jobs = [client.ended()["job_id"] for _ in range(6)]
+    wait = client.post("/v1/waits", {"wait_on": dict.fromkeys(jobs)}).ok()
+    path = f"/v1/waits/{wait['wait_id']}/jobs"
+    found = [line for page in pages(client, path, page_size=4) for line in page["jobs"]]
+    token = client.get(path, page_size=4).ok()["next_page_token"]
+    other = waiting(client)["wait_id"]
+    assert client.get(f"/v1/waits/{other}/jobs", page_token=token).pointers() == ["?page_token"]
+    assert [line["job_id"] for line in found] == jobs
+    assert {line["met"] for line in found} == {True}

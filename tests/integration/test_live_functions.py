@@ -1,0 +1,200 @@
+"""The functions of the WebSocket and the notifier as they are invoked, with the sample payloads, on moto."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from functions.notifier import handler as notifier
+from functions.websocket import handler as websocket
+from tests.support.events import sample
+from tests.support.live import KeptSockets, envelopes, stored, types
+from tests.support.table import TABLE_NAME, create_table
+from vigil_core import wiring
+from vigil_core.domain.access import ApiKey, Scope
+from vigil_core.runtime.settings import MissingSetting
+from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.jobs import job_from_row, job_to_row
+from vigil_core.store.stream import progress_from_row, stream_records
+from vigil_core.store.table import DynamoTable, Put
+from vigil_core.store.waits import wait_from_row, wait_to_row
+
+CONNECTION = sample("websocket_connect")["requestContext"]["connectionId"]
+KEY = sample("websocket_connect")["requestContext"]["authorizer"]["key_id"]
+NOTIFIER_SAMPLES = ["notifier_job_completed", "notifier_progress", "notifier_wait_met"]
+CACHED = (wiring.dynamodb, wiring.context, wiring.api_keys, wiring.topic)
+
+
+class Deployed:
+    """The functions, a table with what the samples tell of, and a queue that hears of everything on the topic."""
+
+    def __init__(self, table: DynamoTable, queue_url: str, sockets: KeptSockets) -> None:
+        self.table = table
+        self.sockets = sockets
+        self._queue_url = queue_url
+
+    @property
+    def heard(self) -> list[Any]:
+        return self.sockets.frames.get(CONNECTION, [])
+
+    def say(self, name: str) -> list[Any]:
+        """Send the message of a sample; what came back."""
+        before = len(self.heard)
+        assert websocket.handler(sample(name), None) == {"statusCode": 200}
+        return self.heard[before:]
+
+    def announced(self) -> list[Any]:
+        """What came out of the topic."""
+        answer: Any = boto3.client("sqs").receive_message(QueueUrl=self._queue_url, MaxNumberOfMessages=10)
+        return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    with mock_aws():
+        table = create_table()
+        for name in NOTIFIER_SAMPLES:
+            (record,) = stream_records(sample(name))
+            row = record.new()
+            assert row is not None
+            table.put(Put(row=row))
+        ApiKeyStore(table).add(
+            ApiKey(
+                namespace="demo",
+                key_id=KEY,
+                secret_hash="",
+                scopes=frozenset({Scope.READ}),
+                name=None,
+                created_at=datetime.now(UTC),
+            )
+        )
+        topic = boto3.client("sns").create_topic(Name="vigil")["TopicArn"]
+        queue = boto3.client("sqs").create_queue(QueueName="heard")["QueueUrl"]
+        boto3.client("sns").subscribe(
+            TopicArn=topic, Protocol="sqs", Endpoint="arn:aws:sqs:us-east-1:123456789012:heard"
+        )
+        monkeypatch.setenv("TABLE_NAME", TABLE_NAME)
+        monkeypatch.setenv("TOPIC_ARN", topic)
+        sockets = KeptSockets()
+        monkeypatch.setattr(websocket, "web_sockets", lambda: sockets)
+        monkeypatch.setattr(notifier, "web_sockets", lambda: sockets)
+        for built in CACHED:
+            built.cache_clear()
+        yield Deployed(table, queue, sockets)
+        for built in CACHED:
+            built.cache_clear()
+
+
+def test_a_conversation(deployed: Deployed) -> None:
+    assert websocket.handler(sample("websocket_connect"), None) == {"statusCode": 200}
+    assert deployed.say("websocket_ping") == [{"type": "pong", "id": "p1", "data": {}}]
+    ack, *told = deployed.say("websocket_subscribe")
+    assert (ack["type"], ack["id"], len(ack["data"]["topics"])) == ("ack", "s1", 4)
+    # The job was started more than 24 hours ago.
+    assert types(told) == ["job.completed", "wait.met"]
+    ack, *told = deployed.say("websocket_wait")
+    assert (ack["id"], ack["data"]["status"]) == ("w1", "met")
+    assert types(told) == ["wait.met"]
+    assert deployed.say("websocket_unsubscribe")[0]["type"] == "ack"
+    assert websocket.handler(sample("websocket_disconnect"), None) == {"statusCode": 200}
+    assert not [row for row in stored(deployed.table) if row["entity"]["S"] in ("connection", "subscription")]
+
+
+def test_a_revoked_key_gets_no_socket(deployed: Deployed) -> None:
+    ApiKeyStore(deployed.table).revoke("demo", KEY, datetime.now(UTC))
+    assert websocket.handler(sample("websocket_connect"), None) == {"statusCode": 403}
+
+
+@pytest.mark.parametrize("route", ["$connect", "$disconnect", "subscribe"])
+def test_a_message_cannot_pass_for_something_else(deployed: Deployed, route: str) -> None:
+    """What a message names as its action may be taken for the route."""
+    event = sample("websocket_ping")
+    event["requestContext"]["routeKey"] = route
+    assert websocket.handler({**event, "body": json.dumps({"action": route})}, None) == {"statusCode": 200}
+    assert [frame["type"] for frame in deployed.heard] == ["error"]
+
+
+def test_a_message_without_a_body(deployed: Deployed) -> None:
+    event = sample("websocket_ping")
+    del event["body"]
+    assert websocket.handler(event, None) == {"statusCode": 200}
+    assert deployed.heard[0]["data"]["error"] == "MALFORMED_REQUEST"
+
+
+def test_the_notifier(deployed: Deployed) -> None:
+    websocket.handler(sample("websocket_connect"), None)
+    replayed = envelopes(deployed.say("websocket_subscribe")[1:])
+    before = len(deployed.heard)
+    for name in NOTIFIER_SAMPLES:
+        assert notifier.handler(sample(name), None) == {"batchItemFailures": []}
+    told = envelopes(deployed.heard[before:])
+    assert [envelope["type"] for envelope in told] == ["vigil.job.completed", "vigil.job.progress", "vigil.wait.met"]
+    assert [told[0], told[2]] == replayed
+    announced = deployed.announced()
+    assert [json.loads(message["Message"]) for message in announced] == [told[0], told[2]]
+    attributes = [
+        {name: attribute["Value"] for name, attribute in message["MessageAttributes"].items()} for message in announced
+    ]
+    job_id, wait_id = told[0]["subject"], told[2]["subject"]
+    assert attributes == [
+        {"type": "vigil.job.completed", "namespace": "demo", "job_type": "build", "job_id": job_id},
+        {"type": "vigil.wait.met", "namespace": "demo", "wait_id": wait_id},
+    ]
+
+
+def test_everything_goes_to_sns_when_that_is_wished(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = sample("notifier_job_completed")
+    image = event["Records"][0]["dynamodb"]
+    image["NewImage"] = image.pop("OldImage")
+    notifier.handler(event, None)
+    assert deployed.announced() == []
+    monkeypatch.setenv("SNS_JOB_EVENTS", "all")
+    notifier.handler(event, None)
+    assert [json.loads(message["Message"])["type"] for message in deployed.announced()] == ["vigil.job.started"]
+
+
+def test_a_record_that_cannot_be_read_is_named(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = sample("notifier_job_completed")["Records"] + sample("notifier_progress")["Records"]
+    bad["dynamodb"]["NewImage"] = {"entity": {"S": "live"}}
+    answer = notifier.handler({"Records": [good, bad]}, None)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": bad["dynamodb"]["SequenceNumber"]}]}
+    assert len(deployed.announced()) == 1
+    _, error = caplog.records
+    assert (error.levelname, vars(error)["row"]) == ("ERROR", (bad["dynamodb"]["Keys"]["pk"]["S"], "B"))
+
+
+@pytest.mark.parametrize("name", [*NOTIFIER_SAMPLES, "websocket_subscribe", "websocket_ping", "websocket_disconnect"])
+def test_one_line_in_the_log_and_nothing_private(
+    deployed: Deployed, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    (notifier if name.startswith("notifier") else websocket).handler(sample(name), None)
+    (line,) = caplog.records
+    assert line.levelname == "INFO"
+    assert not [word for word in ("half way", "arm64", "nightly") if word in str(vars(line))]
+
+
+@pytest.mark.parametrize("missing", ["TABLE_NAME", "TOPIC_ARN"])
+def test_a_missing_setting_is_named(deployed: Deployed, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delenv(missing)
+    with pytest.raises(MissingSetting, match=missing):
+        notifier.handler(sample("notifier_job_completed"), None)
+
+
+def test_the_samples_are_what_is_stored() -> None:
+    """An image of another shape than the store writes would be a sample of nothing."""
+    (job,), (live,), (wait,) = (stream_records(sample(name)) for name in NOTIFIER_SAMPLES)
+    for row in (job.old(), job.new()):
+        assert row is not None
+        assert {name: value for name, value in job_to_row(job_from_row(row)).items() if value is not None} == row
+    ended, said = wait.new(), live.new()
+    assert ended is not None
+    assert said is not None
+    again = {name: value for name, value in wait_to_row(wait_from_row(ended)).items() if value is not None}
+    assert {name: again[name] for name in ended} == ended
+    assert progress_from_row(said).message == "half way"
