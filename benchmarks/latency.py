@@ -99,8 +99,8 @@ class Runner:
         aws = session()
         self._ear = ear
         self._dynamodb = aws.client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
-        self._dynamodb.meta.events.register("after-call.dynamodb.PutItem", self._acknowledged)
-        self._acknowledged_at = 0.0
+        self._dynamodb.meta.events.register("before-send.dynamodb.PutItem", self._sent)
+        self._sent_at = 0.0
         table = DynamoTable(self._dynamodb, stack.table_name)
         self._namespace = cloud.NAMESPACE
         self._ctx = context_of(table, SqsQueues(lambda: None, pages_url=None, clock_url=None))  # type: ignore[arg-type,return-value]
@@ -129,14 +129,14 @@ class Runner:
             },
         )
         at, _ = self._ear.hear(lambda frame: frame["type"] == BARE and frame["id"] == self._count)
-        return at - self._acknowledged_at
+        return at - self._sent_at
 
     def job(self) -> float:
         """A job's new version written → its event heard by a subscription to the job."""
         job_id = self._job("watched")
         self._report(job_id)
         at, _ = self._ear.hear(lambda frame: _is_event(frame, job_id))
-        return at - self._acknowledged_at
+        return at - self._sent_at
 
     def wait(self) -> float:
         """A job's new version written → the end of a wait for it heard: the stream is taken twice."""
@@ -145,7 +145,7 @@ class Runner:
         self._report(job_id)
         at, _ = self._ear.hear(lambda frame: _is_event(frame, wait_id))
         self._ear.say(action="unsubscribe", id="w")
-        return at - self._acknowledged_at
+        return at - self._sent_at
 
     def job_by_http(self) -> tuple[float, float]:
         """PATCH sent → the event heard; and PATCH sent → answered."""
@@ -190,8 +190,8 @@ class Runner:
             time.sleep(0.5)
         return self._jobs[kind]
 
-    def _acknowledged(self, **_: object) -> None:
-        self._acknowledged_at = time.perf_counter()
+    def _sent(self, **_: object) -> None:
+        self._sent_at = time.perf_counter()
 
 
 def _is_event(frame: Json, subject: str) -> bool:

@@ -33,7 +33,7 @@ def test_the_committed_document_is_that_of_the_code() -> None:
 
 def test_the_routes_are_those_of_the_template() -> None:
     served = {(operation.method, operation.path): operation.scope is not None for operation in OPERATIONS}
-    assert deployed() == {**served, ("", ""): False}
+    assert deployed() == served | {("", ""): False}
 
 
 def test_names_are_used_once() -> None:

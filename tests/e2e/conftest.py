@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -46,8 +48,34 @@ def aws(stack: Stack) -> Aws:
     return Aws(stack)
 
 
+@dataclass(frozen=True)
+class SlowBusiness:
+    """What the last tests look at. `revoked_at` is monotonic time, `asked_at` ISO 8601."""
+
+    revoked: Key
+    revoked_at: float
+    owner: Key
+    asked_to_cancel: str
+    asked_at: str
+
+
+@pytest.fixture(scope="session")
+def slow_business(stack: Stack, aws: Aws) -> SlowBusiness:
+    """Begun before the first test: a key that was used and then revoked, a running job that was asked to cancel."""
+    revoked, owner = aws.key(), aws.key()
+    with Client(stack, revoked.token) as client:
+        client.get("/v1/jobs")
+    aws.admin("revoke_key", namespace=revoked.namespace, key_id=revoked.key_id)
+    revoked_at = time.monotonic()
+    with Client(stack, owner.token) as client:
+        job_id = client.running()
+        asked = client.post(f"/v1/jobs/{job_id}/cancel", status=202)
+    assert asked["cancel_requested"]
+    return SlowBusiness(revoked, revoked_at, owner, job_id, asked["updated_at"])
+
+
 @pytest.fixture
-def key(aws: Aws) -> Key:
+def key(aws: Aws, slow_business: SlowBusiness) -> Key:
     """For everything, in a namespace of the test's own."""
     return aws.key()
 
@@ -55,6 +83,5 @@ def key(aws: Aws) -> Key:
 @pytest.fixture
 def client(stack: Stack, key: Key) -> Iterator[Client]:
     """With that key."""
-    made = Client(stack, key.token)
-    yield made
-    made.close()
+    with Client(stack, key.token) as made:
+        yield made

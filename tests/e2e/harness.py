@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SABOTEUR = Path(__file__).parent / "saboteur.py"
 # The longest that a held answer takes, a cold start on a busy machine included.
 ANSWER_S = 60
 
@@ -86,8 +90,10 @@ class Client:
             trust_env=False,
         )
 
-    def close(self) -> None:
-        """End its connections."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.http.close()
 
     def call(
@@ -312,7 +318,35 @@ class Aws:
         return [dict(item) for page in pages for item in page["Items"]]
 
     @contextmanager
-    def announcements(self, **filter_policy: Sequence[str]) -> Iterator[Announcements]:
+    def sabotaged(self, function: str, how: str) -> Iterator[None]:
+        """A function that fails while the block runs, in a way that `saboteur` knows."""
+        name = f"{self.stack.stack_name}-{function}"
+        before = self.functions.get_function_configuration(FunctionName=name)
+        layers = [layer["Arn"] for layer in before["Layers"]]
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.write(SABOTEUR, f"python/{SABOTEUR.name}")
+        saboteur = self.functions.publish_layer_version(
+            LayerName=SABOTEUR.stem, Content={"ZipFile": archive.getvalue()}
+        )["LayerVersionArn"]
+        self._configure(name, f"{SABOTEUR.stem}.{how}", [*layers, saboteur])
+        try:
+            yield
+        finally:
+            self._configure(name, before["Handler"], layers)
+
+    def _configure(self, name: str, handler: str, layers: list[str]) -> None:
+        self.functions.update_function_configuration(FunctionName=name, Handler=handler, Layers=layers)
+        self.functions.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
+
+    def sabotages(self, function: str) -> int:
+        """How often a sabotaged function has said so in its log."""
+        group = f"/aws/lambda/{self.stack.stack_name}-{function}"
+        pages = self.logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+        return sum('"sabotaged"' in event["message"] for page in pages for event in page["events"])
+
+    @contextmanager
+    def announcements(self, **filter_policy: Sequence[Any]) -> Iterator[Announcements]:
         """A queue that hears of what the filter lets through, from now on."""
         url = self.queues.create_queue(QueueName=f"heard-{uuid4().hex}")["QueueUrl"]
         arn = self.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]

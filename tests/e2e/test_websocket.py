@@ -37,10 +37,13 @@ def test_a_subscription_hears_of_a_job_after_its_acknowledgement(stack: Stack, c
         client.report(job_id, progress=0.5)
         client.complete(job_id, result={"large": "x" * 1000})
         assert socket.expect("ack", "s1") == {"topics": [f"job:{job_id}"]}
-        told = socket.events("s1", 4)
-        by_type = {event["type"]: event for event in told}
-        assert set(by_type) == {"vigil.job.started", "vigil.job.updated", "vigil.job.progress", "vigil.job.completed"}
-        done = by_type["vigil.job.completed"]
+        told = [socket.expect("event", "s1")]
+        while told[-1]["type"] != "vigil.job.completed":
+            told.append(socket.expect("event", "s1"))
+        # What happens while a subscription begins may be told twice, under one id; what was on its way before, too.
+        kinds = {event["id"]: event["type"].removeprefix("vigil.job.") for event in told}
+        assert [kind for kind in kinds.values() if kind != "created"] == ["started", "updated", "progress", "completed"]
+        done = told[-1]
         assert (done["specversion"], done["subject"], done["source"]) == ("1.0", job_id, f"/vigil/{key.namespace}")
         assert done["id"] == f"{job_id}.4"
         assert (done["data"]["status"], done["data"]["job_health"]) == ("completed", "success")
@@ -68,8 +71,11 @@ def test_what_was_missed_is_told_since_the_event_that_is_known(stack: Stack, cli
 def test_queues_and_the_namespace_are_heard_and_others_are_not(
     stack: Stack, client: Client, aws: Aws, key: Key
 ) -> None:
-    stranger = Client(stack, aws.key().token)
-    with websocket(stack, key.token) as lab, websocket(stack, key.token) as everything:
+    with (
+        Client(stack, aws.key().token) as stranger,
+        websocket(stack, key.token) as lab,
+        websocket(stack, key.token) as everything,
+    ):
         lab.subscribe("lab", "queue:lab")
         everything.subscribe("all", "namespace")
         stranger.job(queue="lab")
@@ -81,7 +87,6 @@ def test_queues_and_the_namespace_are_heard_and_others_are_not(
         another = client.job(queue="lab")
         assert [event["subject"] for event in everything.events("all", 1)] == [another]
         lab.silent()
-    stranger.close()
 
 
 def test_a_wait_is_posted_and_heard_of_on_the_socket(stack: Stack, client: Client, key: Key) -> None:
@@ -101,13 +106,13 @@ def test_a_wait_is_posted_and_heard_of_on_the_socket(stack: Stack, client: Clien
 
 
 def test_hostile_frames_are_answered_and_the_socket_lives_on(stack: Stack, client: Client, aws: Aws, key: Key) -> None:
-    foreign = Client(stack, aws.key().token)
-    secret = foreign.job()
+    with Client(stack, aws.key().token) as stranger:
+        secret = stranger.job()
     frames = [
         ("", "MALFORMED_REQUEST"),
         ("{", "MALFORMED_REQUEST"),
         ("null", "VALIDATION_FAILED"),
-        ("[" * 100_000, "MALFORMED_REQUEST"),
+        ("[" * 100, "MALFORMED_REQUEST"),
         ('{"action": 7}', "VALIDATION_FAILED"),
         ('{"action": "$connect", "id": "x"}', "VALIDATION_FAILED"),
         ('{"action": "$disconnect", "id": "x"}', "VALIDATION_FAILED"),
@@ -132,7 +137,6 @@ def test_hostile_frames_are_answered_and_the_socket_lives_on(stack: Stack, clien
         socket.connection.send(b"\xff\xfe\x00")
         assert socket.next()["type"] == "error"
         socket.silent()
-    foreign.close()
 
 
 def test_nothing_is_kept_of_a_socket_that_is_gone(stack: Stack, client: Client, aws: Aws, key: Key) -> None:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import uuid6
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

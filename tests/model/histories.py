@@ -43,19 +43,40 @@ REPORTS: list[dict[str, Any]] = [
     {"stage": "boot"}, {"stage": "setup"}, {"stage": "boot", "fields": {"k": "a", "list": ["x", 1], "map": {"y": 2}}},
 ]  # fmt: skip
 CONDITIONS: list[Any] = [
-    None, {}, {"k": "a"}, {"k": "b"}, {"k": 7}, {"job_stage": "boot"}, {"job_stage": "complete"},
+    None, None, {}, {"k": "a"}, {"k": "a"}, {"k": "a"}, {"k": "b"}, {"k": "b"}, {"k": 7}, {"job_stage": "boot"},
+    {"milestone": "m1"}, {"status": "running"}, {"job_stage": "boot"}, {"job_stage": "complete"},
     {"job_stage": "incomplete"}, {"milestone": "m1"}, {"milestones": ["m1", "m2"]}, {"k": "a", "milestone": "m1"},
     {"status": "running"}, {"job_health": "failed"}, {"attempt": 2}, {"job_stage": "boot", "k": "b"},
     {"job_stage": "warp"},
 ]  # fmt: skip
 GET_FIELDS = [None, {"k": None}, {"list": None, "map": None, "status": None, "missing": None}, {"result": None}]
 
+PASTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "pending": [("create", {})],
+    "running": [("create", {}), ("start", {})],
+    "k is a": [("create", {"fields": {"k": "a"}})],
+    "k was a": [("create", {"fields": {"k": "a"}}), ("report", {"fields": {"k": "b"}})],
+    "failed": [("create", {}), ("start", {}), ("fail", {})],
+    "failed once": [("create", {"fields": {"k": "a"}}), ("cancel", {}), ("retry", {})],
+}
+
 ALL = None
 PACE = st.sampled_from([ALL, ALL, ALL, 0, 1, 2, 3, 4, 5, 7])
 """How many calls somebody makes before somebody else's turn."""
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
-JOB = st.sampled_from([0, 0, 0, 1, 1, 2, 3])
+JOB = st.sampled_from([0, 0, 1, 1, 2, 3])
 SOME = st.integers(0, 5)
+WAIT = st.fixed_dictionaries(
+    {
+        "on": st.lists(st.tuples(JOB, st.sampled_from(CONDITIONS)), min_size=1, max_size=5).map(dict),
+        "mode": st.sampled_from(["all", "any", {"at_least": 2}]),
+        "fail_fast": st.booleans(),
+        "allow_missing": st.booleans(),
+        "get_fields": st.sampled_from(GET_FIELDS),
+        "expires_in": st.sampled_from([86_400, 86_400, 100, 5]),
+        "progress": st.booleans(),
+    }
+)
 
 
 @dataclass(eq=False)
@@ -93,16 +114,25 @@ class Histories(RuleBasedStateMachine):
     # How a history begins
 
     @initialize(
-        inline=st.sampled_from([4, 2, 1]),
-        page=st.sampled_from([2, 3]),
+        inline=st.sampled_from([4, 1, 2, 1]),
+        page=st.sampled_from([2, 1, 1]),
         chunk=st.sampled_from([2, 1, 3]),
         narrow=st.sampled_from([1, 2, 200]),
         small_values=st.booleans(),
-        begun=st.lists(st.tuples(JOB, st.sampled_from(["pending", "running", "k is a", "failed"])), max_size=3),
+        past=st.lists(st.tuples(JOB, st.sampled_from(sorted(PASTS))), min_size=1, max_size=5).map(dict),
+        posted=st.lists(st.tuples(WAIT, PACE), min_size=1, max_size=3),
     )
     def begin(
-        self, inline: int, page: int, chunk: int, narrow: int, small_values: bool, begun: list[tuple[int, str]]
+        self,
+        inline: int,
+        page: int,
+        chunk: int,
+        narrow: int,
+        small_values: bool,
+        past: dict[int, str],
+        posted: list[tuple[dict[str, Any], int | None]],
     ) -> None:
+        """Jobs that have seen something already, of which the stream has yet to tell; and somebody who waits."""
         for owner, name, value in [
             (waits, "INLINE_ENTRIES", inline),
             (keys, "CHUNK_ENTRIES", chunk),
@@ -117,12 +147,11 @@ class Histories(RuleBasedStateMachine):
         self.world.tell(
             "world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once"
         )
-        for job, state in dict(begun).items():
-            self._do("red", job, "create", {"fields": {"k": "a"}} if state == "k is a" else {}, ALL)
-            if state in ("running", "failed"):
-                self._do("red", job, "start", {}, ALL)
-            if state == "failed":
-                self._do("red", job, "fail", {}, ALL)
+        for job, name in past.items():
+            for verb, said in PASTS[name]:
+                self._do("red", job, verb, said, ALL)
+        for told, pace in posted:
+            self._wait("red", pace, **told)
 
     # What clients do
 
@@ -157,45 +186,10 @@ class Histories(RuleBasedStateMachine):
         if self._newest("red", job) is None:
             self._do("red", job, "create", {"unique_key": unique, "mutex_key": mutex}, pace)
 
-    @rule(
-        ns=NAMESPACE,
-        wanted=st.dictionaries(JOB, st.sampled_from(CONDITIONS), min_size=1, max_size=4),
-        mode=st.sampled_from(["all", "all", "any", {"at_least": 2}]),
-        fail_fast=st.booleans(),
-        allow_missing=st.booleans(),
-        get_fields=st.sampled_from(GET_FIELDS),
-        expires_in=st.sampled_from([86_400, 86_400, 100, 5]),
-        progress=st.booleans(),
-        pace=PACE,
-    )
-    def wait(
-        self,
-        ns: str,
-        wanted: dict[int, Any],
-        mode: Any,
-        fail_fast: bool,
-        allow_missing: bool,
-        get_fields: Any,
-        expires_in: int,
-        progress: bool,
-        pace: int | None,
-    ) -> None:
-        """Wait for jobs; only for such as exist, but for clients that allow the others."""
-        if not allow_missing:
-            wanted = {job: asked for job, asked in wanted.items() if self._newest(ns, job) is not None}
-            wanted = {job: asked for job, asked in wanted.items() if asked != {"job_stage": "warp"}}
-        if not wanted:
-            return
-        options: dict[str, Any] = {"mode": "any" if isinstance(mode, dict) and len(wanted) < 2 else mode}
-        options |= {"expires_in": expires_in, "return_on": "progress" if progress else "done"}
-        options |= {"fail_fast": None} if fail_fast else {}
-        options |= {"allow_missing": None} if allow_missing else {}
-        options |= {"get_fields": get_fields} if get_fields else {}
-        body = {"wait_on": {JOB_IDS[job]: asked for job, asked in wanted.items()}, "wait_options": options}
-        case = WaitCase(ns, self.world.new_id(), body, called=self.world.tick)
-        call = WaitCall(case)
-        self.wait_calls.append(call)
-        self._post(call, pace)
+    @rule(ns=NAMESPACE, told=WAIT, pace=PACE)
+    def wait(self, ns: str, told: dict[str, Any], pace: int | None) -> None:
+        """Somebody else waits."""
+        self._wait(ns, pace, **told)
 
     @precondition(lambda self: self.wait_calls)
     @rule(which=SOME, pace=PACE)
@@ -431,6 +425,34 @@ class Histories(RuleBasedStateMachine):
         about = f" {dict(said)}" if said else ""
         call.actor = self.world.begin("client", f"{verb} {ns} {job_id}{about}", work, self._no_server_error)
         self.world.go(call.actor, pace)
+
+    def _wait(
+        self,
+        ns: str,
+        pace: int | None,
+        *,
+        on: dict[int, Any],
+        mode: Any,
+        fail_fast: bool,
+        allow_missing: bool,
+        get_fields: Any,
+        expires_in: int,
+        progress: bool,
+    ) -> None:
+        if not allow_missing:
+            # The others are refused; that is for other tests to see, it makes dull histories.
+            on = {n: asked for n, asked in on.items() if self._newest(ns, n) and asked != {"job_stage": "warp"}}
+        if not on:
+            return
+        options: dict[str, Any] = {"mode": "any" if isinstance(mode, dict) and len(on) < 2 else mode}
+        options |= {"expires_in": expires_in, "return_on": "progress" if progress else "done"}
+        options |= {"fail_fast": None} if fail_fast else {}
+        options |= {"allow_missing": None} if allow_missing else {}
+        options |= {"get_fields": get_fields} if get_fields else {}
+        body = {"wait_on": {JOB_IDS[n]: asked for n, asked in on.items()}, "wait_options": options}
+        call = WaitCall(WaitCase(ns, self.world.new_id(), body, called=self.world.tick))
+        self.wait_calls.append(call)
+        self._post(call, pace)
 
     def _post(self, call: WaitCall, pace: int | None) -> None:
         case, body = call.case, call.last or call.case.body

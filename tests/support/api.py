@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from json import dumps as json_text
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlencode, urlsplit
@@ -23,6 +24,8 @@ from vigil_core.domain.jsontext import dumps, loads
 
 SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
+LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
+"""As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
 CACHED = (wiring.dynamodb, wiring.sqs, wiring.context, wiring.http_api)
 
 
@@ -103,10 +106,12 @@ class Client:
         given = dumps(json) if json is not None else body
         extra = urlencode(query, doseq=True)
         answered = handler(event(self, method, target, given, headers or {}, extra), LambdaContext())
+        assert len(json_text(answered)) < LAMBDA_ANSWER_BYTES
+        body = answered["body"]
         return Reply(
             status=answered["statusCode"],
             headers={name.lower(): value for name, value in answered["headers"].items()},
-            text=answered["body"],
+            text=base64.b64decode(body).decode() if answered["isBase64Encoded"] else body,
         )
 
     def get(self, target: str, **more: Any) -> Reply:

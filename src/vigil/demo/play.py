@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 HOLD_S = 2
-"""Short, so that one sees answers being posted back. A client of one's own leaves it out and is held for 20 s."""
+"""Short, so that one sees answers being posted back; the first post is not held at all. A client of one's own leaves
+this out and is held for 20 s."""
 LONGEST_S = 90
 """After this many seconds without an end, something is wrong."""
 
@@ -44,6 +45,7 @@ class Play:
         self._pace = pace
         self._facts: Queue[Fact | Exception] = Queue()
         self._acknowledged = threading.Event()
+        self._all_registered = threading.Barrier(len(MACHINES) + len(CLIENTS))
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -89,6 +91,7 @@ class Play:
         return {name: job["job_id"] for name, job in created.items()}
 
     def _run(self, machine: Machine) -> None:
+        self._all_registered.wait(LONGEST_S)
         for step in machine.steps:
             time.sleep(step.after_s * self._pace)
             job = self._tell(self.known.job_ids[machine.name], step)
@@ -104,11 +107,14 @@ class Play:
         answer = client.request(self.known.job_ids)
         rounds = 0
         while "wait_on" in answer:
-            answer = self._call("POST", "/scheduler/wait-jobs", answer, Prefer=f"wait={HOLD_S}")
+            hold_s = HOLD_S if rounds else 0
+            answer = self._call("POST", "/scheduler/wait-jobs", answer, Prefer=f"wait={hold_s}")
             rounds += 1
             self._facts.put(Answered(self._now_s, client.name, rounds, answer))
             if rounds == 1 and client in CLIENTS:
                 self._subscribe(client.name, [f"wait:{answer['wait_id']}"])
+                # Nothing is to be missed because a machine was faster than a client that starts at the same time.
+                self._all_registered.wait(LONGEST_S)
 
     def _call(self, method: str, path: str, body: Json | None = None, **headers: str) -> Json:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import KEY_ID, SOME_ID, Client, pauses
+from vigil_core.domain.jsontext import dumps
 
 JOB_KEYS = {
     "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",
@@ -275,6 +276,18 @@ def test_a_payload_or_result_that_no_row_can_hold(client: Client) -> None:
     path = f"/v1/jobs/{client.running(payload='y' * 300_000)['job_id']}"
     client.post(f"{path}/complete", {"result": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
     assert client.post(f"{path}/complete", {"result": "x" * 300_000}).ok()["result"] == "x" * 300_000
+
+
+@pytest.mark.parametrize("letter", ["x", "é", '"', "\x00"])
+def test_the_largest_answers_fit(client: Client, letter: str) -> None:
+    size = len(dumps(letter).encode()) - 2
+    payload, field = letter * (340_000 // size), letter * (31_000 // size)
+    path = f"/v1/jobs/{client.running(payload=payload, fields={'f': field})['job_id']}"
+    done = client.post(f"{path}/complete", {"result": payload}).ok()
+    assert (done["payload"], done["result"]) == (payload, payload)
+    results = client.post("/v1/jobs/bulk", {"jobs": [{"job_type": "t", "fields": {"f": field}}] * 90}).ok()["results"]
+    assert {len(result["job"]["fields"]["f"]) for result in results} == {len(field)}
+    assert len(client.get("/v1/jobs", page_size=200).ok()["jobs"]) > 40
 
 
 def test_a_request_over_3_mb(client: Client) -> None:

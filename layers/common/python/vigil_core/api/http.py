@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,10 @@ from vigil_core.api.validation import parse_body, parse_query
 from vigil_core.api.wire import NoQuery, Nothing, Shown
 from vigil_core.domain.jsontext import dumps
 from vigil_core.runtime.logging import logger
+
+LARGE_CHARS = 500_000
+"""Longer answers travel to API Gateway as Base64, which clients do not see: Lambda's 6 MB are counted as JSON in ASCII,
+where a character can take six bytes."""
 
 
 class HttpApi:
@@ -55,9 +60,7 @@ class HttpApi:
                 said |= {name: body[name] for name in ("job_id", "wait_id") if name in body}
             if body is None:
                 return Response(status_code=answer.status, body="", headers=answer.headers)
-            return Response(
-                status_code=answer.status, content_type="application/json", body=dumps(body), headers=answer.headers
-            )
+            return _response(answer.status, "application/json", body, answer.headers)
 
         return serve
 
@@ -71,12 +74,15 @@ class HttpApi:
         known = understood(error)
         shown = problem(known, path=request.path, request_id=request.request_id, now=now)
         self._resolver.context["said"]["error"] = shown.error
-        return Response(
-            status_code=shown.status,
-            content_type=CONTENT_TYPE,
-            body=dumps(shown.plain()),
-            headers=retry_after(known, now),
-        )
+        return _response(shown.status, CONTENT_TYPE, shown.plain(), retry_after(known, now))
+
+
+def _response(status: int, content_type: str, body: object, headers: Mapping[str, str]) -> Response[str]:
+    text = dumps(body)
+    response = Response(status_code=status, content_type=content_type, body=text, headers=headers)
+    if len(text) > LARGE_CHARS:
+        response.body, response.base64_encoded = b64encode(text.encode()).decode(), True
+    return response
 
 
 def _read(operation: Operation, request: Request) -> dict[str, Any]:

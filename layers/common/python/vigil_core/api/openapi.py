@@ -205,4 +205,4 @@ def _tidied(schema: Any) -> Any:
 if __name__ == "__main__":
     from vigil_core.api.routes import openapi
 
-    print(json.dumps(openapi(), indent=2))  # noqa: T201
+    print(json.dumps(openapi(), indent=2, ensure_ascii=False))  # noqa: T201

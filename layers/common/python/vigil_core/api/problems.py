@@ -31,6 +31,9 @@ from vigil_core.domain.times import to_text
 from vigil_core.runtime.logging import logger
 
 CONTENT_TYPE = "application/problem+json"
+MAX_MESSAGE_CHARS = 500_000
+"""Room for the ids of 10,000 unknown jobs; and an end to the names that a client may make up."""
+MAX_POINTER_CHARS = 1_000
 
 
 class Unauthorized(VigilError):
@@ -97,20 +100,23 @@ def understood(error: Exception) -> VigilError:
 
 def problem(error: VigilError, *, path: str, request_id: str, now: datetime) -> Problem:
     """The document for an error of `STATUS`."""
+    message = error.message[:MAX_MESSAGE_CHARS]
     document = Problem(
         type=f"urn:vigil:problem:{error.code}",
         title=error.code.replace("_", " ").capitalize(),
         status=STATUS[type(error)],
-        detail=error.message,
+        detail=message,
         instance=quote(path, safe="/%"),
         error=error.code,
-        message=error.message,
+        message=message,
         timestamp=to_text(now),
         request_id=request_id,
     )
     if not isinstance(error, ValidationFailed):
         return document
-    found = [FieldProblemView(pointer=p.pointer, detail=p.detail, code=p.code) for p in error.problems]
+    found = [
+        FieldProblemView(pointer=p.pointer[:MAX_POINTER_CHARS], detail=p.detail, code=p.code) for p in error.problems
+    ]
     return document.model_copy(update={"errors": found})
 
 

@@ -101,6 +101,7 @@ _WAIT = {
         "additionalProperties": _CONDITION,
         "description": "What is left to wait for. Absent once the wait is over",
     },
+    "registering": {"type": "boolean", "description": "Not all jobs have been looked at yet"},
     "truncated": {"type": "boolean", "description": "Not all jobs are shown: see jobs_url"},
     "jobs_url": {"type": "string"},
 }
@@ -142,7 +143,13 @@ _JOBS_PAGE = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"job_id": {"type": "string"}, "met": {"type": "boolean"}},
+                "properties": {
+                    "job_id": {"type": "string"},
+                    "met": {"type": "boolean"},
+                    "values": {"type": "object", "additionalProperties": {"type": "string"}},
+                    "job_stage": {"type": ["string", "null"]},
+                    "reason": {"type": "string"},
+                },
                 "required": ["job_id", "met"],
             },
         },

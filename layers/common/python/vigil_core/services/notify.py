@@ -139,13 +139,14 @@ def _hearing(ctx: Context, news: Iterable[_News], errors: _Errors) -> _Hearing:
         for topic in item.event.topics:
             wanted.setdefault((item.event.namespace, topic), []).append(item.record)
 
-    def look(where: tuple[str, str]) -> list[Subscriber]:
-        found: list[Subscriber] = []
-        with _owned_by(errors, wanted[where]):
-            found = _subscribers(ctx, *where)
-        return found
+    found: dict[tuple[str, str], Sequence[Subscriber]] = {}
 
-    return dict(zip(wanted, ctx.in_parallel(look, wanted), strict=True))
+    def look(where: tuple[str, str]) -> None:
+        with _owned_by(errors, wanted[where]):
+            found[where] = _subscribers(ctx, *where)
+
+    ctx.in_parallel(look, wanted)
+    return found
 
 
 def _subscribers(ctx: Context, namespace: str, topic: str) -> list[Subscriber]:
@@ -164,7 +165,11 @@ def _mail(news: Iterable[_News], hearing: _Hearing) -> _Mail:
     mail: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for item in news:
         namespace = item.event.namespace
-        to = {(s.connection_id, s.subscription_id) for topic in item.event.topics for s in hearing[namespace, topic]}
+        to = {
+            (s.connection_id, s.subscription_id)
+            for topic in item.event.topics
+            for s in hearing.get((namespace, topic), ())
+        }
         for connection_id, subscription_id in sorted(to):
             letter = (item.record, event_text(subscription_id, item.event))
             mail.setdefault((namespace, connection_id), []).append(letter)

@@ -1,0 +1,113 @@
+"""The pages say what the code does, where a machine can tell; and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.support.pages import is_as_shown, session
+from tests.support.template import template
+from vigil_core.api.problems import STATUS
+from vigil_core.domain.jobs import BUILT_IN_NAMES
+from vigil_core.domain.lifecycle import STATUSES
+from vigil_core.domain.stages import DEFAULT_STAGES
+from vigil_core.domain.waits import UnmetReason, WaitStatus
+from vigil_core.domain.waitspec import MAX_EXPIRES_S
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def page(name: str) -> str:
+    """A page of docs/."""
+    return (ROOT / "docs" / name).read_text()
+
+
+def rows(text: str, header: str) -> list[list[str]]:
+    """The rows of the table whose header begins so, cell by cell; a cell's code is without its ticks."""
+    _, _, below = text.partition(f"\n| {header} |")
+    lines = below.splitlines()[2:]
+    table = lines[: next((n for n, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+def names(text: str, header: str) -> list[str]:
+    """Every code in the first column of that table."""
+    return [name for row in rows(text, header) for name in re.findall("`([^`]+)`", row[0])]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name behind `#`, as it is made of headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in LINK.findall(path.read_text()):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        there = (path.parent / target).resolve() if target else path
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+def test_every_page_can_be_found_from_the_index() -> None:
+    listed = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in LINK.findall(page("README.md"))}
+    assert {path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"} <= listed
+
+
+def test_every_error_is_told_with_its_status() -> None:
+    told = {row[0].strip("`"): int(row[1]) for row in rows(page("errors.md"), "code")}
+    assert told == {error.code: status for error, status in STATUS.items()}
+
+
+def test_waits_are_told_whole() -> None:
+    text = page("waits.md")
+    assert names(text, "status") == list(get_args(WaitStatus))
+    assert sorted(names(text, "reason")) == sorted(get_args(UnmetReason))
+    built_ins = text.partition("Built-ins are ")[2].partition(".")[0]
+    assert set(re.findall("`([^`]+)`", built_ins)) == BUILT_IN_NAMES
+    assert f"{MAX_EXPIRES_S:,}" in text
+
+
+def test_every_status_of_a_job_is_told() -> None:
+    text = page("jobs.md")
+    for status in STATUSES:
+        assert re.search(rf"^(\*\*{status}\*\*: |.*\*{status}\*)", text, re.MULTILINE), status
+    order = text.partition("A stage is a position in an order: ")[2].partition(".")[0]
+    assert re.findall("`([^`]+)`", order) == list(DEFAULT_STAGES)
+
+
+def test_every_parameter_of_the_template_is_told_with_its_default() -> None:
+    defaults = {name: parameter["Default"] for name, parameter in template()["Parameters"].items()}
+    text = page("deploy.md")
+    assert sorted(names(text, "parameter")) == sorted(defaults)
+    for row in rows(text, "parameter"):
+        for name, default in zip(re.findall("`([^`]+)`", row[0]), row[1].split(", "), strict=True):
+            assert default.strip("`") == str(defaults[name] or ("empty" if defaults[name] == "" else 0)), name
+
+
+def test_every_decision_is_listed() -> None:
+    listed = {row[1].partition("](")[2].rstrip(")") for row in rows(page("adr/README.md"), "no.")}
+    assert listed == {path.name for path in (ROOT / "docs/adr").glob("0*.md")}
+
+
+def test_an_answer_is_as_shown() -> None:
+    """The check that the examples on the pages are held to."""
+    assert is_as_shown({"a": 1, "b": [{"c": "x"}]}, {"a": 1, "b": [{"c": "…"}]})
+    assert is_as_shown({"a": 1, "b": 2}, {"a": 1, "…": "…"})
+    assert not is_as_shown({"a": 1, "b": 2}, {"a": 1})
+    assert not is_as_shown({"a": 1}, {"a": 1, "b": "…"})
+    assert not is_as_shown({"a": [1, 2]}, {"a": [1]})
+    assert not is_as_shown({"a": 1}, {"a": 2, "…": "…"})
+
+
+def test_a_page_is_a_session() -> None:
+    text = "```sh\nA=1\n```\ntext\n```sh\necho 1\n```\n\n```json\n1\n```\n\n```console\n$ no\n```\n"
+    assert [(block.commands, block.answer) for block in session(text)] == [("A=1\n", None), ("echo 1\n", "1\n")]

@@ -1,0 +1,45 @@
+"""Makes a deployed function fail. `Aws.sabotaged` ships this file as a layer and points the function's `Handler` here, so
+that what is put to the test is the function as it was deployed. Nothing else imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+
+def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """Each record brings trouble with a chance of one in twenty: the function dies before it, or its answer is lost."""
+    records = event["Records"]
+    unlucky = next((at for at in range(len(records)) if random.random() < 1 / 20), None)
+    if unlucky is None:
+        return _own(event, context)
+    print(json.dumps({"sabotaged": records[unlucky]["dynamodb"]["SequenceNumber"]}))  # noqa: T201
+    match random.choice(["dies before it", "is not heard of it", "is heard of nothing"]):
+        case "dies before it":
+            _own({"Records": records[:unlucky]}, context)
+        case "is not heard of it":
+            _own(event, context)
+        case _:
+            _own(event, context)
+            raise RuntimeError("sabotaged after the work was done")
+    return {"batchItemFailures": [{"itemIdentifier": records[unlucky]["dynamodb"]["SequenceNumber"]}]}
+
+
+def poisoned(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """A bug that one record sets off, whatever else is in its batch."""
+    if "poison-pill" in json.dumps(event):
+        raise RuntimeError("sabotaged by a poison pill")
+    return _own(event, context)
+
+
+def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """A bug that everything sets off."""
+    raise RuntimeError("sabotaged")
+
+
+def _own(event: dict[str, Any], context: object) -> Any:
+    from handler import handler  # type: ignore[import-not-found]
+
+    return handler(event, context)

@@ -1,0 +1,176 @@
+"""Five hundred waits over five hundred jobs that eight clients update at once; the same while the matcher keeps failing."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Aws, Client, Key, eventually, side_by_side
+from vigil.local import Stack
+
+JOBS = 500
+WAITS = 500
+CLIENTS = 8
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is going to happen to a job."""
+
+    number: int
+
+    @property
+    def fails(self) -> bool:
+        return self.number % 5 == 0
+
+    @property
+    def steps(self) -> list[tuple[str, str, Any]]:
+        """Every request about it, in order."""
+        field = {"fields": {"n": self.number}}
+        ending = ("POST", "fail", {"error": {"code": "PLANNED", "message": "as planned"}})
+        return [
+            ("POST", "start", None),
+            ("PATCH", "", {"job_stage": "boot", "milestones": ["half"], **field}),
+            ending if self.fails else ("POST", "complete", {}),
+        ]
+
+    @property
+    def versions(self) -> list[dict[str, Any]]:
+        """What a wait can see of it after each step."""
+        end = {"stage": "incomplete" if self.fails else "complete", "ended": True}
+        return [
+            {"stage": "submit", "milestones": [], "n": "", "ended": False},
+            {"stage": "boot", "milestones": ["half"], "n": str(self.number), "ended": False},
+            {"milestones": ["half"], "n": str(self.number), **end},
+        ]
+
+
+# What is waited for, and whether a version has it.
+CONDITIONS: dict[str, tuple[Any, Any]] = {
+    "ended": (None, lambda seen: seen["ended"]),
+    "boot": ({"job_stage": "boot"}, lambda seen: seen["stage"] in {"boot", "complete"}),
+    "complete": ({"job_stage": "complete"}, lambda seen: seen["stage"] == "complete"),
+    "half": ({"milestone": "half"}, lambda seen: "half" in seen["milestones"]),
+    "never": ({"milestone": "never"}, lambda seen: False),
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How a wait ends, and what it says of each of its jobs that it counts."""
+
+    status: str
+    values: dict[str, dict[str, str]]
+    needed: int
+
+
+def expected(wait: dict[str, Any], ids: list[str]) -> Expected:
+    """By the rules alone, without a look at how Vigil does it."""
+    values: dict[str, dict[str, str]] = {}
+    failed = False
+    for plan, condition in wait["on"]:
+        _, holds = CONDITIONS[condition]
+        for seen in plan.versions:
+            failing = wait["fail_fast"] and seen["stage"] == "incomplete"
+            if failing or holds(seen):
+                failed |= failing
+                values[ids[plan.number]] = {"job_stage": seen["stage"], "n": seen["n"]}
+                break
+    needed = wait["at_least"] or len(wait["on"])
+    status = "failed_fast" if failed else "met" if len(values) >= needed else "unmet"
+    return Expected(status, values, needed)
+
+
+def random_wait(chance: random.Random, plans: list[Plan]) -> dict[str, Any]:
+    """A wait whose end does not hang on who comes first: up to four jobs are kept in one row, more in several."""
+    chosen = chance.sample(plans, chance.choice([1, 2, 3, 4, 6, 9]))
+    # What fails fast and needs not all of its jobs may be met first.
+    fail_fast = chance.random() < 0.3
+    at_least = None if fail_fast or chance.random() < 0.6 else chance.randint(1, len(chosen))
+    conditions = ["ended", "ended", "boot", "complete", "half"] + ([] if fail_fast else ["never"])
+    return {
+        "on": [(plan, chance.choice(conditions)) for plan in chosen],
+        "fail_fast": fail_fast,
+        "at_least": at_least,
+    }
+
+
+def asked(wait: dict[str, Any], ids: list[str]) -> dict[str, Any]:
+    """The wait as a request."""
+    return {
+        "wait_on": {ids[plan.number]: CONDITIONS[condition][0] for plan, condition in wait["on"]},
+        "wait_options": {
+            "get_fields": {"n": None},
+            "fail_fast": wait["fail_fast"],
+            "mode": {"at_least": wait["at_least"]} if wait["at_least"] else "all",
+        },
+    }
+
+
+def shuffled(chance: random.Random, plans: list[Plan]) -> Iterator[tuple[Plan, tuple[str, str, Any]]]:
+    """The steps of all plans in any order, each plan's own steps in theirs."""
+    order = [plan for plan in plans for _ in plan.steps]
+    chance.shuffle(order)
+    left = {plan: iter(plan.steps) for plan in plans}
+    for plan in order:
+        yield plan, next(left[plan])
+
+
+@pytest.mark.parametrize("matcher", ["as it is", "failing on one record in twenty"])
+def test_every_wait_ends_once_and_rightly(
+    matcher: str, stack: Stack, aws: Aws, key: Key, client: Client, record_property: Any
+) -> None:
+    seed = 20_241_121
+    chance = random.Random(seed)
+    plans = [Plan(number) for number in range(JOBS)]
+    waits = [random_wait(chance, plans) for _ in range(WAITS)]
+    ids = client.jobs(JOBS)
+
+    def update(mine: list[Plan]) -> None:
+        with Client(stack, key.token) as own:
+            for plan, (method, verb, body) in shuffled(random.Random(mine[0].number), mine):
+                answer = own.call(method, f"/v1/jobs/{ids[plan.number]}/{verb}".rstrip("/"), body)
+                assert answer.status_code == 200, answer.text
+
+    sabotage = nullcontext() if matcher == "as it is" else aws.sabotaged("matcher", "one_in_twenty")
+    with sabotage, aws.announcements(namespace=[key.namespace], type=[{"prefix": "vigil.wait."}]) as announced:
+        opened = side_by_side(lambda wait: client.post_wait(asked(wait, ids)), waits, CLIENTS)
+        assert {answer["status"] for answer in opened} == {"waiting"}, "all are open at once"
+        began = time.monotonic()
+        side_by_side(update, [plans[share::CLIENTS] for share in range(CLIENTS)], CLIENTS)
+        updated_s = time.monotonic() - began
+        answers = side_by_side(lambda answer: client.follow(answer, within_s=120, hold_s=20), opened, CLIENTS)
+        eventually(lambda: len({event["subject"] for event in announced.collect()}) == WAITS, within_s=30, every_s=0.5)
+        record_property(
+            "timings", f"{JOBS * 3} updates in {updated_s:.1f} s, all over after {time.monotonic() - began:.1f}"
+        )
+
+    for wait, answer in zip(waits, answers, strict=True):
+        right = expected(wait, ids)
+        said = answer["waited_jobs"]
+        context = f"seed {seed}: {asked(wait, ids)} was answered {answer}"
+        assert answer["status"] == right.status, context
+        assert said.items() <= right.values.items(), context
+        if right.status == "failed_fast":
+            assert any(values["job_stage"] == "incomplete" for values in said.values()), context
+        elif right.status == "met" and wait["at_least"]:
+            assert len(said) >= right.needed, context
+        else:
+            assert said == right.values, context
+        assert client.get(f"/v1/waits/{answer['wait_id']}") == answer, "what has ended does not change"
+    told = {event["subject"]: event for event in announced.envelopes}
+    for answer in answers:
+        assert told[answer["wait_id"]]["type"] == f"vigil.wait.{answer['status']}"
+    event_ids = [event["id"] for event in announced.envelopes]
+    assert len(event_ids) == len(set(event_ids)) == WAITS, "each wait is announced once, under an id of its own"
+    assert aws.admin("list_dead_letters") == {"batches": [], "total": 0, "messages": {"pages": 0, "clock": 0}}
+    if matcher != "as it is":
+        assert aws.sabotages("matcher") > WAITS / 20, "the sabotage did happen"

@@ -1,0 +1,60 @@
+"""What takes up to a minute. It is begun when the stack starts and looked at last, so that nobody waits for it twice."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.e2e.conftest import SlowBusiness
+from tests.e2e.harness import Aws, Client, eventually
+from vigil.local import Stack
+
+AUTHORIZER_CACHE_S = 60
+CANCEL_GRACE = timedelta(seconds=60)
+SWEEP_EVERY = timedelta(seconds=60)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_a_revoked_key_is_refused_within_the_authorizers_cache_time(stack: Stack, slow_business: SlowBusiness) -> None:
+    left_s = slow_business.revoked_at + AUTHORIZER_CACHE_S + 5 - time.monotonic()
+    with Client(stack, slow_business.revoked.token) as revoked:
+        eventually(
+            lambda: revoked.call("GET", "/v1/jobs").status_code == 403,
+            within_s=max(left_s, 1),
+            every_s=1,
+            what="refused",
+        )
+
+
+def test_the_minutes_sweep_ends_what_was_asked_to_cancel(stack: Stack, slow_business: SlowBusiness) -> None:
+    """Nobody invokes the clock here: its rule does."""
+    with Client(stack, slow_business.owner.token) as client:
+        job = eventually(
+            lambda: (job := client.get(f"/v1/jobs/{slow_business.asked_to_cancel}"))["finished_at"] and job,
+            within_s=180,
+            every_s=1,
+            what="cancelled",
+        )
+    assert (job["status"], job["job_stage"], job["job_health"]) == ("cancelled", "incomplete", "cancelled")
+    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(slow_business.asked_at)
+    assert CANCEL_GRACE <= took < CANCEL_GRACE + SWEEP_EVERY + timedelta(seconds=15)
+
+
+def test_the_sweep_finds_what_a_lost_message_left_behind(aws: Aws, client: Client) -> None:
+    """The message that would have ended this wait is lost. The event of the clock's rule, sent by hand, ends it."""
+    function = f"{aws.stack.stack_name}-clock"
+    (mapping,) = aws.functions.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]
+    aws.functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
+    try:
+        answer = client.wait({client.running(): None}, expires_in=1)
+        aws.queues.purge_queue(QueueUrl=aws.stack.clock_queue_url)
+    finally:
+        aws.functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=True)
+    over = datetime.fromisoformat(answer["expires_at"])
+    eventually(lambda: datetime.now(UTC) > over)
+    assert client.post_wait(answer)["status"] == "waiting"
+    aws.invoke("clock", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
+    assert client.ended(answer)["status"] == "expired"

@@ -1,0 +1,196 @@
+"""The demo's story, what it makes of facts, and how it looks: all but the playing."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from vigil.demo import screen
+from vigil.demo.facts import Answered, Heard, Known, Reported, checks
+from vigil.demo.story import CLIENTS, LATECOMERS, MACHINES, Client, essence
+from vigil_core.domain.stages import DEFAULT_STAGES
+from vigil_core.domain.waitspec import parse_wait_request
+
+JOB_IDS = {machine.name: f"01980c4e-5a00-7c3b-9e21-00000000000{n}" for n, machine in enumerate(MACHINES)}
+
+
+def job(machine: str, **told: Any) -> dict[str, Any]:
+    """A job as the API shows it, as far as the board looks at it."""
+    return {
+        "job_id": JOB_IDS[machine], "status": "running", "job_stage": "boot", "job_health": None, "progress": 0.25,
+        "message": "booting", "error": None, **told,
+    }  # fmt: skip
+
+
+def answer(client: Client, *, over: bool = True) -> dict[str, Any]:
+    """What a client is told: what the story expects, or that it has to wait."""
+    told = {"wait_id": f"wait-{client.name}", "counts": {"total": 3, "met": 2, "unmet": 0}, "unmet_jobs": {}}
+    if over:
+        return {**told, **deepcopy(client.expected(JOB_IDS))}
+    return {**told, "status": "waiting", "waited_jobs": {}, "wait_on": client.request(JOB_IDS)["wait_on"]}
+
+
+def told(client: Client) -> dict[str, Any]:
+    """The event of a wait's end."""
+    return {
+        "id": f"wait-{client.name}.2", "type": f"vigil.wait.{client.status}", "subject": f"wait-{client.name}",
+        "time": "2026-01-31T09:30:00.123Z", "data": {},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def known() -> Known:
+    """Everything went as it should."""
+    known = Known(job_ids=dict(JOB_IDS))
+    for machine in MACHINES:
+        known.learn(Reported(1, machine.name, job(machine.name)))
+    for client in CLIENTS:
+        known.learn(Answered(2, client.name, 3, answer(client)))
+        known.learn(Heard(2, told(client)))
+    for client in LATECOMERS:
+        known.learn(Answered(3, client.name, 1, answer(client)))
+    return known
+
+
+def drawn(*shown: RenderableType, width: int = 100) -> str:
+    """What a terminal of this width shows."""
+    console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(*shown, sep="\n")
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("client", [*CLIENTS, *LATECOMERS], ids=lambda client: client.name)
+def test_what_clients_ask_is_a_wait(client: Client) -> None:
+    request = parse_wait_request(client.request(JOB_IDS))
+    assert set(request.wait_on) <= set(JOB_IDS.values())
+    assert set(client.expected(JOB_IDS)["waited_jobs"]) <= set(request.wait_on)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
+def test_a_machine_goes_forward_and_ends(machine: Any) -> None:
+    stages = [step.body["job_stage"] for step in machine.steps if "job_stage" in step.body]
+    progress = [step.body["progress"] for step in machine.steps if "progress" in step.body]
+    assert stages == sorted(stages, key=DEFAULT_STAGES.index)
+    assert progress == sorted(progress)
+    assert [step.verb for step in machine.steps].count("start") == 1
+    assert machine.steps[0].verb == "start"
+    assert machine.steps[-1].verb in {"complete", "fail"}
+
+
+def test_a_play_for_people_is_short() -> None:
+    assert max(sum(step.after_s for step in machine.steps) for machine in MACHINES) < 12
+
+
+def test_the_essence_of_an_answer() -> None:
+    open_answer = answer(CLIENTS[0], over=False)
+    assert set(essence(open_answer)) == {"status", "waited_jobs", "wait_on"}
+    assert set(essence(answer(CLIENTS[0]))) == {"status", "waited_jobs"}
+    assert set(essence({**answer(CLIENTS[0]), "unmet_jobs": {"x": {}}})) == {"status", "waited_jobs", "unmet_jobs"}
+
+
+def test_a_play_as_told_keeps_every_promise(known: Known) -> None:
+    assert [check.kept for check in checks(known)] == [True] * 5
+    assert known.any_over
+    assert known.all_ends_heard
+
+
+def test_an_event_told_twice_under_one_id_is_one(known: Known) -> None:
+    known.learn(Heard(3, told(CLIENTS[0])))
+    assert all(check.kept for check in checks(known))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda known: known.answers["boot"].answer["waited_jobs"].popitem(), id="a job is left out"),
+        pytest.param(lambda known: known.answers["watch"].answer.update(status="met"), id="another status"),
+        pytest.param(
+            lambda known: known.answers["results"].answer["waited_jobs"][JOB_IDS["aspen"]].update(boot_seconds="46"),
+            id="another value",
+        ),
+        pytest.param(lambda known: known.answers["results"].answer.update(wait_on={"x": None}), id="not over"),
+        pytest.param(lambda known: known.answers["results"].answer.update(unmet_jobs={"x": {}}), id="one is unmet"),
+        pytest.param(lambda known: known.learn(Answered(4, "late", 2, known.answers["late"].answer)), id="not at once"),
+        pytest.param(lambda known: known.answers.pop("later"), id="no answer"),
+        pytest.param(lambda known: known.heard.pop(), id="no event"),
+        pytest.param(lambda known: known.learn(Heard(4, {**told(CLIENTS[0]), "id": "wait-boot.3"})), id="two events"),
+        pytest.param(
+            lambda known: known.learn(Heard(4, {**told(CLIENTS[1]), "type": "vigil.wait.met"})), id="another event"
+        ),
+    ],
+)
+def test_a_broken_promise_is_seen(known: Known, spoil: Any) -> None:
+    spoil(known)
+    broken = [check for check in checks(known) if not check.kept]
+    assert len(broken) == 1
+    assert "✗" in drawn(screen.verdict(broken))
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_board_fits_the_terminal(known: Known, width: int) -> None:
+    lines = drawn(screen.Board(known), width=width).splitlines()
+    assert len(lines) < 24
+    assert {len(line) for line in lines} == {width}
+    shown = "\n".join(lines)
+    assert all(machine.name in shown for machine in MACHINES)
+    assert "failed_fast" in shown
+
+
+def test_the_board_is_there_before_anything_is_known() -> None:
+    assert "aspen" in drawn(screen.Board(Known(job_ids=dict(JOB_IDS))))
+
+
+def test_the_board_says_why_a_job_failed(known: Known) -> None:
+    error = {"code": "KERNEL_PANIC", "message": "no init"}
+    known.learn(Reported(3, "cedar", job("cedar", status="failed", error=error, job_health="failed")))
+    assert "KERNEL_PANIC: no init" in drawn(screen.Board(known))
+
+
+def test_facts_as_lines_of_a_log(known: Known) -> None:
+    moved = {"job_stage": "boot", "from": {"status": "running", "job_stage": "download"}}
+    event = {"id": "1.2", "type": "vigil.job.updated", "subject": JOB_IDS["birch"], "data": moved}
+    lines = [
+        screen.plain_line(fact, known)
+        for fact in (Reported(1.25, "aspen", job("aspen")), known.answers["boot"], Heard(3, event), known.heard[0])
+    ]
+    assert lines == [
+        "  1.2 s  aspen: running at boot, 25%",
+        "  2.0 s  client boot: met, 2 of 3 jobs, post 3",
+        "  3.0 s  event vigil.job.updated: birch: download → boot",
+        "  2.0 s  event vigil.wait.met: boot",
+    ]
+
+
+def test_answers_are_shown_as_json_that_can_be_read(known: Known) -> None:
+    told = essence(known.answers["boot"].answer)
+    pretty = screen.pretty(told, 76)
+    assert json.loads(pretty) == told
+    assert max(map(len, pretty.splitlines())) <= 76
+    assert f'    "{JOB_IDS["aspen"]}": {{"job_stage": "boot"}},' in pretty.splitlines()
+    long = essence(known.answers["results"].answer)
+    assert max(map(len, screen.pretty(long, 76).splitlines())) <= 76
+    assert json.loads(screen.pretty(long, 76)) == long
+
+
+def test_the_next_steps_fit_a_narrow_terminal() -> None:
+    steps = drawn(screen.next_steps(".venv/bin/vigil", ".local/stack.json", JOB_IDS["aspen"]), width=80)
+    assert "\ncurl -H" in steps.replace("\n  ", "\n")
+    assert f"job={JOB_IDS['aspen']}\n" in steps.replace(" ", "")
+
+
+def test_a_picture_needs_nothing_from_elsewhere(known: Known, tmp_path: Path) -> None:
+    moment = deepcopy(known)
+    screen.save_picture(tmp_path / "demo.svg", "make demo", screen.Board(moment), screen.answers(known))
+    picture = (tmp_path / "demo.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "make" in picture
+    assert "cdnjs" not in picture
+    assert "@font-face" not in picture
+    assert "aspen" in picture
