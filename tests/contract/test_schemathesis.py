@@ -19,7 +19,7 @@ from vigil_core.api.routes import openapi
 
 KEY = "Bearer vgl_demo"
 EXAMPLES = 15
-RELATIONS = ("/wait_options/mode/at_least: more than the jobs in wait_on", "no wait with this wait_id is stored")
+RELATIONS = ("/wait_options/mode/at_least", "no wait with this wait_id is stored")
 """What is refused for its relation to something else, which no schema can tell."""
 
 

@@ -193,7 +193,8 @@ class TestWaits:
         assert first == second
         assert first["type"] == "vigil.wait.expired"
         assert first["data"]["waited_jobs"] == {jobs[0]: {"job_stage": "complete"}}
-        assert first["data"]["unmet_jobs"] == {job: {"job_stage": None, "reason": "expired"} for job in jobs[1:]}
+        stage = "submit" if inline else None
+        assert first["data"]["unmet_jobs"] == {job: {"job_stage": stage, "reason": "expired"} for job in jobs[1:]}
 
     def test_a_long_answer_becomes_counts_and_a_link(self, live: Live) -> None:
         long = "x" * MAX_ANSWER_BYTES

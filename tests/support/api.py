@@ -107,11 +107,11 @@ class Client:
         extra = urlencode(query, doseq=True)
         answered = handler(event(self, method, target, given, headers or {}, extra), LambdaContext())
         assert len(json_text(answered)) < LAMBDA_ANSWER_BYTES
-        body = answered["body"]
+        text: str = answered["body"]
         return Reply(
             status=answered["statusCode"],
             headers={name.lower(): value for name, value in answered["headers"].items()},
-            text=base64.b64decode(body).decode() if answered["isBase64Encoded"] else body,
+            text=base64.b64decode(text).decode() if answered["isBase64Encoded"] else text,
         )
 
     def get(self, target: str, **more: Any) -> Reply:

@@ -108,7 +108,8 @@ def _at_once(known: Known, client: Client) -> Check:
     told = _told(known, client)
     rounds = known.answers[client.name].rounds if told else 0
     kept = told == client.expected(known.job_ids) and rounds == 1
-    return Check(f"{client.name} was told {client.status} at once", kept, {"answer": told, "posts": rounds})
+    promise = f"{client.name} asked when all was over, and was told {client.status} at once"
+    return Check(promise, kept, {"answer": told, "posts": rounds})
 
 
 def _told(known: Known, client: Client) -> Json | None:

@@ -215,4 +215,5 @@ def save_picture(path: Path, title: str, *shown: RenderableType) -> None:
     """Draw it once more, into an SVG that needs no font and no other file from anywhere."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(*(part for item in shown for part in (item, "")))
-    path.write_text(console.export_svg(title=title, code_format=_PAGE, unique_id="vigil"), encoding="utf-8")
+    picture = console.export_svg(title=title, code_format=_PAGE, unique_id="vigil")
+    path.write_text("".join(f"{line.rstrip()}\n" for line in picture.splitlines()), encoding="utf-8")

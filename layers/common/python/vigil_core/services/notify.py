@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from vigil_core.domain.events import (
     Event,
@@ -20,7 +20,7 @@ from vigil_core.domain.frames import event_text
 from vigil_core.domain.waits import Wait
 from vigil_core.services.context import Context
 from vigil_core.services.deliver import Sockets, deliver
-from vigil_core.services.wait_answer import Answer, answer
+from vigil_core.services.wait_answer import answer
 from vigil_core.store.connections import Subscriber
 from vigil_core.store.jobs import job_from_row
 from vigil_core.store.stream import StreamRecord, progress_from_row
@@ -117,19 +117,7 @@ def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
 
 def event_of_wait(ctx: Context, wait: Wait) -> Event:
     """How a wait ended, with its answer where that is short."""
-    return wait_event(wait, _lasting(answer(ctx, wait)) if may_be_short(wait) else None)
-
-
-def _lasting(said: Answer) -> Answer:
-    """An answer without what it may say otherwise next time: the stage that a job left open by an expiry has now."""
-    unmet: Any = said["unmet_jobs"]
-    return {
-        **said,
-        "unmet_jobs": {
-            job_id: {**told, "job_stage": None} if told["reason"] == "expired" else told
-            for job_id, told in unmet.items()
-        },
-    }
+    return wait_event(wait, answer(ctx, wait) if may_be_short(wait) else None)
 
 
 def _hearing(ctx: Context, news: Iterable[_News], errors: _Errors) -> _Hearing:

@@ -94,9 +94,9 @@ class WaitStore:
         self._table.put(Put(row=wait_to_row(after), condition=version_is(before.version)))
 
     def _put_large_values(self, wait: Wait, outcomes: Iterable[Outcome]) -> None:
-        for outcome in outcomes:
-            if _is_large(outcome):
-                self.put_outcome(wait, outcome)
+        """Bulk first: what the row of an inline wait only points to."""
+        for outcome in filter(_is_large, outcomes):
+            self.put_outcome(wait, outcome)
 
     # Entries: who waits for a job
 
@@ -172,11 +172,6 @@ class WaitStore:
         """Outcomes of these entries, as far as they have one in a row of its own."""
         rows = self._table.batch_get([keys.wait_outcome(namespace, wait_id, index) for index in indexes])
         return {outcome.index: outcome for outcome in map(_outcome_from_row, rows.values())}
-
-    def _put_large(self, wait: Wait, outcomes: Iterable[Outcome]) -> None:
-        """Bulk first: what the row of an inline wait only points to."""
-        for outcome in filter(_is_large, outcomes):
-            self.put_outcome(wait, outcome)
 
     def _put_outcome(
         self, namespace: str, wait_id: str, outcome: Outcome, ttl: int, due: Mapping[str, str] | None = None
