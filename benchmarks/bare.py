@@ -1,4 +1,4 @@
-"""The bare path: the least that a function can do to tell a WebSocket of a new row. Deployed by `benchmarks.latency`."""
+"""The bare path: the least that a function does to tell a WebSocket of a new row. Deployed by `benchmarks.latency`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import boto3
 sockets = boto3.client("apigatewaymanagementapi", endpoint_url=os.environ["WEBSOCKET_ENDPOINT"])
 
 
-def handler(event: dict[str, Any], context: object) -> None:
+def handler(event: dict[str, Any], _: object) -> None:
     """Post each new row's text to the connection that the row names, and log a line, as Vigil's functions do."""
     for record in event["Records"]:
         row = record["dynamodb"]["NewImage"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 from benchmarks.bill import Bill
 from benchmarks.lab import NAMESPACE, Lab, Row
 from vigil_core import wiring
+from vigil_core.services.manage_keys import ManageKeys
 from vigil_core.services.waits_api import show_wait
 from vigil_core.store import keys
 
@@ -26,6 +28,7 @@ JOB: Mapping[str, Any] = {
         "variables": {"SELINUX": "enforcing", "CONSOLE": "ttyS0,115200"},
     },
 }
+JOB_WITH_MORE_FIELDS: Mapping[str, Any] = {**JOB, "fields": {**JOB["fields"], "notes": "x" * 1024}}
 REPORTS: Sequence[Mapping[str, Any]] = (
     {"job_stage": "download", "progress": 0.1, "message": "Fetching the image"},
     {"job_stage": "boot", "progress": 0.25, "milestones": ["image-ready"]},
@@ -73,9 +76,9 @@ def warm_up(lab: Lab) -> None:
     lab.deliver()
 
 
-def create(lab: Lab) -> str:
+def create(lab: Lab, job: Mapping[str, Any] = JOB) -> str:
     """A new job; its id."""
-    return str(lab.call("POST", "/v1/jobs", JOB).ok(202)["job_id"])
+    return str(lab.call("POST", "/v1/jobs", job).ok(202)["job_id"])
 
 
 def finish(lab: Lab, job_id: str) -> None:
@@ -89,7 +92,9 @@ def wait_body(*job_ids: str) -> dict[str, Any]:
     return {"wait_on": {job_id: {"job_stage": "complete"} for job_id in job_ids}, "wait_options": WAIT_OPTIONS}
 
 
-def job_life(lab: Lab, reports: Sequence[Mapping[str, Any]] = REPORTS, *, jobs: int = 1) -> JobLife:
+def job_life(
+    lab: Lab, reports: Sequence[Mapping[str, Any]] = REPORTS, *, job: Mapping[str, Any] = JOB, jobs: int = 1
+) -> JobLife:
     """Create, start, report five times, complete with a result: a job alone, or the mean of some side by side, whose
     changes then share batches of the stream."""
     steps: list[tuple[str, str, str, Mapping[str, Any] | None]] = [
@@ -100,7 +105,7 @@ def job_life(lab: Lab, reports: Sequence[Mapping[str, Any]] = REPORTS, *, jobs: 
     by_step: dict[str, Bill] = {}
     with lab.billed() as life:
         with lab.billed() as step:
-            job_ids = [create(lab) for _ in range(jobs)]
+            job_ids = [create(lab, job) for _ in range(jobs)]
             lab.deliver(batch_size=100)
             by_step["create"] = step(None) / jobs
         for name, method, path, body in steps:
@@ -155,8 +160,11 @@ def idle_minute(lab: Lab) -> Bill:
 
 def authorization(lab: Lab) -> Bill:
     """What letting a key in takes; API Gateway asks again after 60 s."""
-    _, token = _new_key()
-    event = {"version": "2.0", "headers": {"authorization": f"Bearer {token}"}, "rawPath": "/v1/jobs"}
+    keeper = ManageKeys(
+        api_keys=wiring.api_keys(), disconnect=lambda _, __: 0, now=wiring.now, random_hex=secrets.token_hex
+    )
+    _, token = keeper.create(NAMESPACE, ["submit"])
+    event = {"version": "2.0", "headers": {"authorization": f"Bearer {token.text()}"}, "rawPath": "/v1/jobs"}
     with lab.billed() as once:
         answer = lab.authorize(event)
     assert answer["isAuthorized"], answer
@@ -215,16 +223,3 @@ def _held(lab: Lab, wait_id: str, *, hold_s: int) -> tuple[Bill, int]:
     looks = held(None) - once
     count = round(looks["dynamodb.requests"])
     return looks / count, count
-
-
-def _new_key() -> tuple[str, str]:
-    from vigil_core.services.manage_keys import ManageKeys
-
-    keeper = ManageKeys(
-        api_keys=wiring.api_keys(),
-        disconnect=lambda namespace, key_id: 0,
-        now=wiring.now,
-        random_hex=lambda size: "ab" * size,
-    )
-    key, token = keeper.create(NAMESPACE, ["submit"])
-    return key.key_id, token.text()

@@ -61,7 +61,8 @@ class Lab:
         """One request to the HTTP API. A `wait_s` is how long the answer may be held."""
         self.meter.add(HTTP)
         headers = {} if wait_s is None else {"prefer": f"wait={wait_s}"}
-        return self._run("api", lambda: self.client.call(method, target, json, headers=headers))
+        reply: Reply = self._run("api", lambda: self.client.call(method, target, json, headers=headers))
+        return reply
 
     def deliver(self, *, batch_size: int = 1) -> None:
         """Hand on what the stream holds, to each consumer what its filters let through, until nothing new comes.
@@ -143,10 +144,9 @@ class Lab:
 
 @contextmanager
 def laboratory() -> Iterator[Lab]:
-    """A lab with empty tables and queues of its own. One at a time: the functions find their clients in the process."""
-    credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-    boto3.setup_default_session(**credentials)
-    looker = boto3.Session(**credentials)
+    """A lab with an empty table and queues of its own. One at a time: the functions' clients belong to the process."""
+    boto3.setup_default_session()
+    looker = boto3.Session()
     create_table()
     variables = {"TABLE_NAME": TABLE_NAME, "WEBSOCKET_ENDPOINT": "http://localhost/nobody"}
     queues = looker.client("sqs")

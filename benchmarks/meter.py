@@ -1,4 +1,4 @@
-"""Counts what the requests of AWS clients cost. It listens to botocore, so the code that is measured knows nothing of it.
+"""Counts what the requests of AWS clients cost. It listens to botocore; the code that is measured knows nothing of it.
 
 DynamoDB's units are computed from the items themselves: before a write the item is read by a client that nobody counts.
 What DynamoDB reports is kept beside it, to check one by the other.
@@ -40,7 +40,7 @@ class Agreement:
 
 
 class Meter:
-    """Counts every request of every client that `session` makes from now on. `looker` is a client of another session."""
+    """Counts every request of every client that `session` makes from now on. `looker` is another session's."""
 
     def __init__(self, session: boto3.Session, looker: DynamoDBClient) -> None:
         self._looker = looker
@@ -51,7 +51,7 @@ class Meter:
         self.largest: dict[str, int] = {}
         """The largest item written of each entity, in bytes."""
         self.agreement = Agreement()
-        session.events.register("provide-client-params.dynamodb", self._before)
+        session.events.register("provide-client-params.dynamodb", self._before)  # type: ignore[arg-type] # the stubs forget answers
         session.events.register("after-call.dynamodb", self._after)
         for service in OTHER_SERVICES:
             session.events.register(f"after-call.{service}", self._after_other)
@@ -94,7 +94,7 @@ class Meter:
             if done:
                 self._compare(model.name, read + table_write + index_write, parsed.get("ConsumedCapacity"))
 
-    def _after_other(self, parsed: dict[str, Any], model: Any, **_: Any) -> None:
+    def _after_other(self, model: Any, **_: Any) -> None:
         with self._lock:
             self._counts[f"{model.service_model.service_name}.requests"] += 1
 
@@ -112,7 +112,7 @@ class Meter:
             case "BatchGetItem":
                 ((table, request),) = params["RequestItems"].items()
                 found = parsed.get("Responses", {}).get(table, [])
-                missing = [{}] * (len(request["Keys"]) - len(found))
+                missing: list[Item] = [{}] * (len(request["Keys"]) - len(found))
                 consistent = bool(request.get("ConsistentRead"))
                 return sum(read_units(item_bytes(item), consistent=consistent) for item in [*found, *missing])
             case _:

@@ -78,7 +78,7 @@ def _value_bytes(value: Mapping[str, Any]) -> int:
 
 
 def _number_bytes(text: str) -> int:
-    """A byte for two significant digits, one more, and one for a sign: an upper bound, DynamoDB says "approximately"."""
+    """A byte for two significant digits, one more, one for a sign: at the most, for DynamoDB says "approximately"."""
     sign, digits, _ = Decimal(text).normalize().as_tuple()
     return math.ceil(len(digits) / 2) + 1 + sign
 

@@ -19,6 +19,8 @@ from vigil_core.api.routes import openapi
 
 KEY = "Bearer vgl_demo"
 EXAMPLES = 15
+pytestmark = pytest.mark.timeout(600)
+
 RELATIONS = ("/wait_options/mode/at_least", "no wait with this wait_id is stored")
 """What is refused for its relation to something else, which no schema can tell."""
 

@@ -1,5 +1,5 @@
-"""Makes a deployed function fail. `Aws.sabotaged` ships this file as a layer and points the function's `Handler` here, so
-that what is put to the test is the function as it was deployed. Nothing else imports it.
+"""Makes a deployed function fail. `Aws.sabotaged` ships this file as a layer and points the function's `Handler` here:
+what is put to the test is the function as it was deployed. Nothing else imports it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
     raise RuntimeError("sabotaged")
 
 
-def _own(event: dict[str, Any], context: object) -> Any:
+def _own(event: dict[str, Any], context: object) -> dict[str, Any]:
     from handler import handler  # type: ignore[import-not-found]
 
-    return handler(event, context)
+    answer: dict[str, Any] = handler(event, context)
+    return answer

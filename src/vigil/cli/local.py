@@ -29,7 +29,7 @@ Root = Annotated[
 ]
 Directory = Annotated[
     Path | None,
-    typer.Option("--home", envvar="VIGIL_LOCAL_HOME", help="Where its state is kept [default: ROOT/.local]."),
+    typer.Option("--home", envvar="VIGIL_LOCAL_HOME", help="Where its state is kept, if not in ROOT/.local."),
 ]
 HERE = Path()
 P = ParamSpec("P")

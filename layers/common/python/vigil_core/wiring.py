@@ -15,7 +15,7 @@ from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, SocketSettings
-from vigil_core.services.context import THREADS, Context
+from vigil_core.services.context import THREADS, Context, Queues
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
@@ -79,7 +79,7 @@ def context() -> Context:
     return context_of(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name), queues())
 
 
-def context_of(table: Table, queues: SqsQueues) -> Context:
+def context_of(table: Table, queues: Queues) -> Context:
     """A context over any table."""
     return Context(
         jobs=JobStore(table),

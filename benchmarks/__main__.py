@@ -1,0 +1,176 @@
+"""`python -m benchmarks`: measure everything, show it, keep it in `benchmarks/results/` and `docs/benchmarks.md`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/latest.json"
+PAGE = ROOT / "docs/benchmarks.md"
+
+
+def main() -> int:
+    """Returns 1 when something that must hold does not."""
+    asked = _arguments()
+    console = Console()
+    with _nobodys_account():
+        # Imported here, for the functions read their environment as they are imported.
+        from benchmarks import report
+
+        if not asked.render:
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(_measure(asked, console), indent=1) + "\n", encoding="utf-8")
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        PAGE.write_text(report.markdown(results), encoding="utf-8")
+        report.show(results, console)
+        return 0 if all(bar.holds for bar in report.bars(results)) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--port", type=int, help="the port of the local stack that it starts [default: any free one]")
+    parser.add_argument("--samples", type=int, default=200, help="of each latency")
+    parser.add_argument("--repeats", type=int, default=7, help="of each import")
+    parser.add_argument("--others", type=int, default=10_000, help="other waits that a match is tried among")
+    parser.add_argument("--render", action="store_true", help="only make the page and the tables of kept results anew")
+    return parser.parse_args()
+
+
+def _measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from benchmarks import imports, latency
+    from benchmarks.machine import describe
+    from vigil.local import sam
+    from vigil.local.cloud import running_stack
+    from vigil.local.home import Home
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory(prefix="vigil-bench-") as kept:
+
+        def step(what: str) -> Any:
+            return progress.add_task(what, total=1)
+
+        home = Home.of(ROOT, Path(kept) / "cloud")
+        starting = step("starting the local stack")
+        with running_stack(ROOT, asked.port or _free_port(), home=home.directory) as stack:
+            progress.update(starting, completed=1)
+            task = step("what jobs and waits cost")
+            with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}):
+                found = _costs(asked.others)
+            progress.update(task, completed=1)
+            task = progress.add_task("how long news takes", total=asked.samples)
+            spreads = latency.measure(home, stack, asked.samples, lambda n: progress.update(task, completed=n))
+        task = step("importing the functions")
+        build = sam.build(ROOT, home.directory / "build.log").parent
+        imported = imports.measure(build, asked.repeats)
+        progress.update(task, completed=1)
+    return {
+        "about": describe(ROOT),
+        **found,
+        "latency": {
+            name: {
+                "samples": len(spread.samples),
+                "median_ms": round(spread.median, 2),
+                "p95_ms": round(spread.p95, 2),
+            }
+            for name, spread in spreads.items()
+        },
+        "imports": {
+            name: {
+                "handler": round(each.handler, 1),
+                "floor": round(each.floor, 1),
+                "with_bytecode": round(each.with_bytecode, 1),
+                "libraries": list(each.libraries),
+            }
+            for name, each in imported.items()
+        },
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _costs(others: int) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from benchmarks import costs, idle
+    from benchmarks.bill import Bill
+    from benchmarks.lab import laboratory
+
+    def plain(bill: Bill) -> dict[str, float]:
+        return {name: round(amount, 3) for name, amount in sorted(bill.quantities.items())}
+
+    def plain_wait(wait: costs.WaitLife) -> dict[str, Any]:
+        return {
+            "registered": plain(wait.registered),
+            "matched": plain(wait.matched),
+            "look": plain(wait.look),
+            "looks_in_20_s": wait.looks_in_20_s,
+        }
+
+    with laboratory() as lab:
+        costs.warm_up(lab)
+        life = costs.job_life(lab)
+        largest = dict(lab.meter.largest)
+        variants = {
+            "side_by_side": costs.job_life(lab, jobs=costs.SIDE_BY_SIDE).total,
+            "progress": costs.job_life(lab, costs.PROGRESS).total,
+            "more_fields": costs.job_life(lab, job=costs.JOB_WITH_MORE_FIELDS).total,
+        }
+        wait = costs.wait_life(lab)
+        authorization = costs.authorization(lab)
+        minute = costs.idle_minute(lab)
+        match = {count: costs.match_among(lab, count) for count in (10, others)}
+        agreement = lab.meter.agreement
+    return {
+        "job": {
+            "total": plain(life.total),
+            "by_step": {name: plain(bill) for name, bill in life.by_step.items()},
+            "by_function": {name: plain(bill) for name, bill in life.by_function.items()},
+        },
+        "job_variants": {name: plain(bill) for name, bill in variants.items()},
+        "wait": plain_wait(wait),
+        "match": {str(count): plain_wait(each) for count, each in match.items()},
+        "authorization": plain(authorization),
+        "largest": largest,
+        "agreement": {
+            "same": sum(amount for name, amount in agreement.same.items()),
+            "different": len(agreement.different),
+        },
+        "idle": [asdict(line) for line in idle.month(minute)],
+    }
+
+
+@contextmanager
+def _nobodys_account() -> Iterator[None]:
+    """No account of the caller's, and no log in between the tables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "POWERTOOLS_"))}
+    nobody = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "LOG_LEVEL": "ERROR",
+    }
+    with patch.dict(os.environ, {**kept, **nobody}, clear=True):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What a deployment costs while nobody uses it: computed from one idle minute, which was measured, and AWS's prices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.bill import PRICES, READ, WRITE, Bill
+
+MINUTES = 730 * 60
+"""In a month, as AWS counts them."""
+POLLED_QUEUES = 2
+POLLS_PER_QUEUE = 5 * 3
+"""Lambda keeps five long polls of 20 s on a queue: https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html"""
+INVOCATION_S = 0.05
+CLOCK_GB = 0.25
+LOG_BYTES = 900
+"""START, END, REPORT and the function's own line."""
+
+GB_SECOND = 16.6667
+LOG_GB = 0.50
+TRACE = 5.00
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of the month's bill. `basis` says where its quantity comes from."""
+
+    what: str
+    quantity: float
+    unit: str
+    dollars: float
+    basis: str
+
+
+def month(minute: Bill) -> Sequence[Line]:
+    """The bill of a month of such minutes, without free tier. Nothing else of the template costs while idle: its
+    functions, APIs, topic and streams are paid by use, and it has no alarms."""
+    invocations = MINUTES * minute.invocations
+    seconds = invocations * INVOCATION_S * CLOCK_GB
+    sends = minute["sqs.requests"]
+    polls = POLLED_QUEUES * POLLS_PER_QUEUE
+    gigabytes = invocations * LOG_BYTES / 1e9
+
+    def line(what: str, quantity: float, unit: str, price: float, basis: str) -> Line:
+        return Line(what=what, quantity=quantity, unit=unit, dollars=quantity * price / 1e6, basis=basis)
+
+    return [
+        line("DynamoDB writes", MINUTES * minute.write_units, "write units", PRICES[WRITE], "measured"),
+        line("DynamoDB reads", MINUTES * minute[READ], "read units", PRICES[READ], "measured"),
+        line("Lambda requests", invocations, "invocations", PRICES["lambda."], "measured"),
+        line("Lambda compute", seconds, "GB-seconds", GB_SECOND, f"{1000 * INVOCATION_S:.0f} ms each, assumed"),
+        line("SQS messages", 2 * MINUTES * sends, "requests", PRICES["sqs.requests"], "measured; deleted as well"),
+        line("SQS polls", MINUTES * polls, "requests", PRICES["sqs.requests"], "5 long polls a queue, documented"),
+        line("Logs", gigabytes, "GB", LOG_GB * 1e6, f"{LOG_BYTES} bytes an invocation, assumed"),
+        line("X-Ray traces", invocations, "traces", TRACE, "each is sampled: at most one a second is"),
+    ]

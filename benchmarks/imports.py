@@ -1,0 +1,105 @@
+"""How long each function's handler takes to import, in a fresh process, from what `sam build` made of it.
+
+The floor is the same process importing only the libraries that the handler's own code asks for, so what lies between
+the two is Vigil's. A built layer holds no bytecode and Lambda mounts it read-only, so each cold start compiles what it
+imports: measured so, and once more with bytecode, to see what that costs. Times are of the processor, which importing
+keeps busy: what else this machine does then matters little.
+"""
+
+from __future__ import annotations
+
+import compileall
+import json
+import os
+import py_compile
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LAYER = "VigilLayer/python"
+
+# A library's name, and what is taken from it: some import their parts when these are first asked for.
+_ASK = """
+import builtins, json, sys
+asked, plain = {}, builtins.__import__
+def ask(name, globals=None, locals=None, fromlist=(), level=0):
+    by = (globals or {}).get("__name__", "").split(".")[0]
+    if level == 0 and by in {"handler", "vigil_core"}:
+        top = name.split(".")[0]
+        if top not in sys.stdlib_module_names | {"__future__", "handler", "vigil_core"}:
+            asked.setdefault(name, set()).update(fromlist or ())
+    return plain(name, globals, locals, fromlist, level)
+builtins.__import__ = ask
+sys.path[:0] = json.loads(sys.argv[1])
+import handler
+place = sys.modules["vigil_core"].__file__
+assert place.startswith(sys.path[1]), place
+print(json.dumps({name: sorted(parts) for name, parts in sorted(asked.items())}))
+"""
+_TIME = """
+import json, sys, time
+sys.path[:0] = json.loads(sys.argv[1])
+wanted = json.loads(sys.argv[2])
+began = time.process_time()
+for name, parts in wanted.items():
+    __import__(name)
+    for part in parts:
+        getattr(sys.modules[name], part, None)
+print(json.dumps(1000 * (time.process_time() - began)))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Milliseconds of processor time to import a handler, medians of fresh processes. `libraries`: its own code's."""
+
+    handler: float
+    floor: float
+    with_bytecode: float
+    libraries: Sequence[str]
+
+
+def measure(build: Path, repeats: int) -> dict[str, Import]:
+    """Every function of a build, by name."""
+    with tempfile.TemporaryDirectory() as directory:
+        compiled = Path(directory) / "build"
+        shutil.copytree(build, compiled)
+        compileall.compile_dir(compiled, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+        floors: dict[str, float] = {}
+        found: dict[str, Import] = {}
+        for folder in sorted(build.glob("*Function")):
+            name = folder.name.removesuffix("Function").lower()
+            paths = [str(folder), str(build / LAYER)]
+            libraries = _run(_ASK, paths)
+            key = json.dumps(libraries)
+            if key not in floors:
+                floors[key] = _median(repeats, paths, libraries)
+            found[name] = Import(
+                handler=_median(repeats, paths, {"handler": []}),
+                floor=floors[key],
+                with_bytecode=_median(repeats, [str(compiled / folder.name), str(compiled / LAYER)], {"handler": []}),
+                libraries=sorted({library.split(".")[0] for library in libraries}),
+            )
+    return found
+
+
+def _median(repeats: int, paths: Sequence[str], wanted: object) -> float:
+    return statistics.median(float(_run(_TIME, paths, json.dumps(wanted))) for _ in range(repeats))
+
+
+def _run(code: str, paths: Sequence[str], *arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(paths), *arguments],
+        env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=paths[0],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)

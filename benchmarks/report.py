@@ -1,0 +1,306 @@
+"""The results as tables: for the terminal, and as the page `docs/benchmarks.md`. Made of what the JSON holds alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bill import HTTP, INDEX_WRITE, INVOCATION, PRICE_LIST, PRICES, READ, REQUESTS, WRITE, Bill
+from benchmarks.idle import GB_SECOND
+
+Json = Mapping[str, Any]
+
+API_GB = 0.5
+"""Memory of the function that holds answers."""
+HOLD_S = 20
+
+JOB_BAR = 12
+WAIT_BAR = 8
+LATENCY_BAR = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading, a table and what to know of it."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """Something that must hold."""
+
+    what: str
+    limit: float
+    found: float
+
+    @property
+    def holds(self) -> bool:
+        return self.found <= self.limit
+
+
+def bars(results: Json) -> list[Bar]:
+    """What must hold of these results."""
+    job, wait, latency = _bill(results["job"]["total"]), _wait_total(results["wait"]), results["latency"]
+    ratio = latency["job"]["median_ms"] / latency["bare"]["median_ms"]
+    few, many = (results["match"][count] for count in sorted(results["match"], key=int))
+    return [
+        Bar(what="write units of a tracked job with five reports", limit=JOB_BAR, found=job.write_units),
+        Bar(what="write units of a wait on it", limit=WAIT_BAR, found=wait.write_units),
+        Bar(
+            what="quantities in which a match differs among few and many waits", limit=0, found=_differences(few, many)
+        ),
+        Bar(what="update to WebSocket, as a multiple of the bare path", limit=LATENCY_BAR, found=round(ratio, 2)),
+    ]
+
+
+def sections(results: Json) -> Iterator[Section]:
+    """Every table, in order."""
+    yield Section(
+        title="What must hold",
+        columns=["", "at most", "found", ""],
+        rows=[
+            [bar.what, f"{bar.limit:g}", f"{bar.found:g}", "holds" if bar.holds else "**does not hold**"]
+            for bar in bars(results)
+        ],
+        notes=[],
+    )
+    yield _job(results)
+    yield _wait(results)
+    yield _match(results)
+    yield _latency(results)
+    yield _imports(results)
+    yield _idle(results)
+
+
+def markdown(results: Json) -> str:
+    """The page."""
+    about = results["about"]
+    lines = [
+        "# Measured",
+        "",
+        "Made by `make bench` of `benchmarks/results/latest.json`; not to be edited by hand.",
+        "",
+        *(f"- {name}: {value}" for name, value in about.items()),
+        "",
+    ]
+    for section in sections(results):
+        lines += [f"## {section.title}", ""]
+        lines += ["| " + " | ".join(section.columns) + " |"]
+        lines += ["| --- |" + " ---: |" * (len(section.columns) - 1)]
+        lines += ["| " + " | ".join(row) + " |" for row in section.rows]
+        lines += [""]
+        for note in section.notes:
+            lines += [note, ""]
+    return "\n".join(lines)
+
+
+def show(results: Json, console: Console) -> None:
+    """The same in the terminal."""
+    for section in sections(results):
+        table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for number, column in enumerate(section.columns):
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*(cell.replace("**", "") for cell in row))
+        console.print(table)
+        for note in section.notes:
+            console.print(f"[dim]{note.replace('`', '')}[/]", highlight=False)
+        console.print()
+
+
+# ---------------------------------------------------------------- costs
+
+_COST_COLUMNS = ["requests", "read units", "write units", "of these index", "invocations", "DynamoDB $", "all $"]
+
+
+def _cost_row(name: str, bill: Bill) -> list[str]:
+    return [
+        name,
+        _number(bill[REQUESTS]),
+        _number(bill[READ]),
+        _number(bill.write_units),
+        _number(bill[INDEX_WRITE]),
+        _number(bill.invocations),
+        f"{bill.dollars('dynamodb.'):.2f}",
+        f"{bill.dollars():.2f}",
+    ]
+
+
+def _job(results: Json) -> Section:
+    job = results["job"]
+    rows = [_cost_row("**a tracked job**", _bill(job["total"]))]
+    rows += [_cost_row(f"– {_STEPS[name]}", _bill(bill)) for name, bill in job["by_step"].items()]
+    rows += [_cost_row(f"by the {name}", _bill(bill)) for name, bill in job["by_function"].items()]
+    rows += [_cost_row(f"{_VARIANTS[name]}", _bill(bill)) for name, bill in results["job_variants"].items()]
+    rows += [_cost_row("authorising a key, once in 60 s", _bill(results["authorization"]))]
+    prices = ", ".join(f"{_PRICED[name]} ${price:g}" for name, price in PRICES.items() if name in _PRICED)
+    agreement = results["agreement"]
+    return Section(
+        title="A tracked job",
+        columns=["", *_COST_COLUMNS],
+        rows=rows,
+        notes=[
+            "Created with a payload, started, reported on five times (stage, progress and now and then a milestone, "
+            "fields or a message), completed with a result; the stream's work included, one invocation a record, as "
+            "when changes are far apart. Left out: what is written once a process and day.",
+            f"Dollars are for a million, at list price ({PRICE_LIST}), a million each: {prices}. Lambda's compute time "
+            "is left out, for no emulator tells AWS's; "
+            f"10 ms in each invocation at 256 MB would be ${_compute(job['total']):.2f}.",
+            f"The largest state row was {results['largest']['job']} bytes: beyond 1,024 each change takes a unit more.",
+            f"Units are computed from the items by DynamoDB's rules. Of {agreement['same'] + agreement['different']} "
+            f"writes and reads of one item that the emulator gave units for, {agreement['different']} differed.",
+        ],
+    )
+
+
+_STEPS = {"create": "create", "start": "start", "report": "five reports", "complete": "complete"}
+_VARIANTS = {
+    "side_by_side": "a job among 25 side by side, in batches of the stream",
+    "progress": "a job whose reports are progress and message alone",
+    "more_fields": "a job with 1 KB more of fields",
+}
+_PRICED = {
+    WRITE: "write units",
+    READ: "read units",
+    INVOCATION: "Lambda requests",
+    HTTP: "HTTP API requests",
+    "sns.requests": "SNS requests",
+    "sqs.requests": "SQS requests",
+}
+
+
+def _compute(bill: Json) -> float:
+    return _bill(bill).invocations * 0.01 * 0.25 * GB_SECOND
+
+
+def _wait(results: Json) -> Section:
+    wait = results["wait"]
+    look, looks = _bill(wait["look"]), wait["looks_in_20_s"]
+    held = look.dollars() * looks + HOLD_S * API_GB * GB_SECOND
+    return Section(
+        title="A wait on one job",
+        columns=["", *_COST_COLUMNS],
+        rows=[
+            _cost_row("**a wait**", _wait_total(wait)),
+            _cost_row("– register", _bill(wait["registered"])),
+            _cost_row("– match, close, announce", _bill(wait["matched"])),
+            _cost_row("each look while it is held", look),
+        ],
+        notes=[
+            "Registered without a hold before its job ends, met by that end. The job's own costs are taken off: what "
+            "is left is what the wait adds.",
+            f"An answer held for the whole {HOLD_S} s looks {looks} times. With the function's memory for so long a "
+            f"million of them are ${held:.0f}, nearly all of it Lambda's; hearing of the end on SNS or a WebSocket "
+            "costs nothing while waiting.",
+        ],
+    )
+
+
+def _match(results: Json) -> Section:
+    found = {int(count): wait for count, wait in results["match"].items()}
+    return Section(
+        title="A wait among others",
+        columns=["other waits stored", *_COST_COLUMNS],
+        rows=[_cost_row(f"{count:,}", _wait_total(found[count])) for count in sorted(found)],
+        notes=["The same wait's whole life, while so many others are stored, each on a job of its own."],
+    )
+
+
+# ---------------------------------------------------------------- time
+
+
+def _latency(results: Json) -> Section:
+    latency = results["latency"]
+    bare = latency["bare"]
+
+    def row(name: str, kind: str, *, compared: bool) -> list[str]:
+        told = latency[kind]
+        ratios = [f"{told[at] / bare[at]:.2f}" if compared else "" for at in ("median_ms", "p95_ms")]
+        return [name, str(told["samples"]), f"{told['median_ms']:.1f}", f"{told['p95_ms']:.1f}", *ratios]
+
+    return Section(
+        title="From a change to a WebSocket",
+        columns=["", "samples", "median ms", "p95 ms", "median ÷ bare", "p95 ÷ bare"],
+        rows=[
+            row("bare path: row → stream → function → frame", "bare", compared=True),
+            row("job changed → event of its subscription", "job", compared=True),
+            row("job changed → end of a wait for it", "wait", compared=True),
+            row("PATCH sent → event of the job", "job_by_http", compared=False),
+            row("PATCH sent → end of the wait", "wait_by_http", compared=False),
+            row("PATCH sent → answered", "patch", compared=False),
+        ],
+        notes=[
+            "All on one local stack, taken in turn. The first three begin when the row's write is sent by the same "
+            "client, and end with the frame on the same WebSocket; the bare path is a table, its stream and a "
+            "function that posts what it is told to whom it is told. A wait's end takes the stream twice: the job's "
+            "change, then the wait's. The emulator, the functions and whatever else runs share one processor, so the "
+            "multiples mean more than the milliseconds. AWS looks at a stream four times a second, which adds up to "
+            "250 ms to either path: https://docs.aws.amazon.com/lambda/latest/dg/with-ddb.html",
+        ],
+    )
+
+
+def _imports(results: Json) -> Section:
+    return Section(
+        title="Importing a function",
+        columns=["function", "handler ms", "its libraries ms", "Vigil's own ms", "handler with bytecode ms"],
+        rows=[
+            [
+                name,
+                f"{found['handler']:.0f}",
+                f"{found['floor']:.0f}",
+                f"{found['handler'] - found['floor']:.0f}",
+                f"{found['with_bytecode']:.0f}",
+            ]
+            for name, found in sorted(results["imports"].items())
+        ],
+        notes=[
+            "Milliseconds of processor time, medians of fresh processes, from the built layer (boto3 is the runtime's, "
+            "with bytecode). A built layer holds no bytecode: each cold start compiles what it imports.",
+        ],
+    )
+
+
+def _idle(results: Json) -> Section:
+    lines = results["idle"]
+    total = sum(line["dollars"] for line in lines)
+    return Section(
+        title="A month of nothing",
+        columns=["", "a month", "", "$", "basis"],
+        rows=[
+            *(
+                [line["what"], f"{line['quantity']:,.0f}", line["unit"], f"{line['dollars']:.2f}", line["basis"]]
+                for line in lines
+            ),
+            ["**in all**", "", "", f"{total:.2f}", ""],
+        ],
+        notes=[
+            "Computed from one idle minute as it was measured, at list prices, without AWS's free tier, which covers "
+            "nearly all of it in an account that does little else.",
+        ],
+    )
+
+
+def _bill(quantities: Json) -> Bill:
+    return Bill(dict(quantities))
+
+
+def _wait_total(wait: Json) -> Bill:
+    return _bill(wait["registered"]) + _bill(wait["matched"])
+
+
+def _differences(one: Json, other: Json) -> int:
+    difference = _wait_total(one) - _wait_total(other)
+    return len(difference.quantities)
+
+
+def _number(amount: float) -> str:
+    return f"{amount:.2f}".rstrip("0").rstrip(".")
