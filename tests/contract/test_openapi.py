@@ -28,7 +28,8 @@ def deployed() -> dict[tuple[str, str], bool]:
 
 
 def test_the_committed_document_is_that_of_the_code() -> None:
-    assert json.loads(COMMITTED.read_text()) == openapi(), "run make openapi"
+    made = json.dumps(openapi(), indent=2, ensure_ascii=False) + "\n"
+    assert COMMITTED.read_text() == made, "run make openapi"
 
 
 def test_the_routes_are_those_of_the_template() -> None:

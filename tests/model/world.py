@@ -59,6 +59,32 @@ class Died(BaseException):
     """The process of an actor is gone, between two of its calls. Nothing in it may catch that."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How far somebody gets before it is somebody else's turn, and what becomes of the next call then.
+
+    Counted in calls, or in moves: all reads up to the next write are one, and all writes up to the next read.
+    """
+
+    calls: int | None = None
+    moves: int | None = None
+    then: Fate | None = None
+
+
+TO_THE_END = Pace()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call to AWS that somebody is about to make."""
+
+    what: str
+    write: bool
+
+
+NO_CALL = Call("", False)
+
+
 @dataclass(eq=False, kw_only=True)
 class Actor:
     """One invocation of a function: an API call, a batch for the matcher, a message, a sweep."""
@@ -68,7 +94,7 @@ class Actor:
     begun: int
     greenlet: greenlet.greenlet
     when_over: Callable[[Actor], None]
-    next_call: str = ""
+    next_call: Call = NO_CALL
     ended: int | None = None
     harmed: bool = False
     value: Any = None
@@ -161,7 +187,7 @@ class World:
         def life(_: Fate) -> None:
             try:
                 actor.value = work(name)
-                if self._main.switch("answers") == "dies":
+                if self._main.switch(Call("answers", False)) == "dies":
                     raise Died
             except Died:
                 actor.died = True
@@ -178,19 +204,24 @@ class World:
         self._resume(actor, "goes on")
         return actor
 
-    def go(self, actor: Actor, calls: int | None = None, fate: Fate = "goes on") -> None:
-        """Let an actor make some calls, or all it still has to; the first of them has this fate."""
-        while actor.ended is None and (calls is None or calls > 0):
-            if fate != "goes on":
-                actor.harmed = self.harmed = True
-                self.tell(actor.name, f"{fate} before it {actor.next_call}" if fate == "dies" else f"{fate}:")
-            self._resume(actor, fate)
-            fate = "goes on"
+    def go(self, actor: Actor, pace: Pace = TO_THE_END) -> None:
+        """Let an actor get so far."""
+        calls, moves = pace.calls, pace.moves
+        while actor.ended is None and calls != 0 and moves != 0:
+            writes = actor.next_call.write
+            self._resume(actor, "goes on")
             calls = None if calls is None else calls - 1
+            if moves is not None and actor.next_call.write != writes:
+                moves -= 1
+        if actor.ended is None and pace.then is not None:
+            actor.harmed = self.harmed = True
+            self.tell(actor.name, f"{pace.then} when it {actor.next_call.what}")
+            self._resume(actor, pace.then)
+            self.go(actor)
 
     def _resume(self, actor: Actor, fate: Fate) -> None:
         self._current = actor
-        actor.next_call = actor.greenlet.switch(fate) or ""
+        actor.next_call = actor.greenlet.switch(fate) or NO_CALL
         self._current = None
         if actor.greenlet.dead:
             actor.ended = self.tick
@@ -204,7 +235,7 @@ class World:
         actor = self._current
         if actor is None:
             return effect()
-        fate: Fate = self._main.switch(what)
+        fate: Fate = self._main.switch(Call(what, write))
         if fate == "dies":
             raise Died
         self.tick += 1
@@ -240,9 +271,13 @@ class World:
             self.versions.append((self.tick, job_from_row(row)))
             image = {name: _to_dynamo.serialize(value) for name, value in row.items()}
             record = StreamRecord(sequence_number=f"{self.tick:09}", change={"NewImage": image})
-            self.shards[zlib.crc32(row["pk"].encode()) % SHARDS].records.append(record)
+            self.shard_of(row["pk"]).records.append(record)
         elif row["entity"] == "wait":
             self.images.append((self.tick, self.now, wait_from_row(row)))
+
+    def shard_of(self, pk: str) -> Shard:
+        """Where the stream tells of a partition."""
+        return self.shards[zlib.crc32(pk.encode()) % SHARDS]
 
     def match(self, shard: Shard, first: int, count: int) -> Actor:
         """A matcher gets a batch of records. If it is the shard's next one, its success moves the shard on, and its

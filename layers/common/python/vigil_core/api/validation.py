@@ -79,6 +79,8 @@ def _detail(found: Mapping[str, Any], later: frozenset[str]) -> str:
             return "is not served yet" if known_later else "is not known here"
         case "missing":
             return "is required"
+        case "value_error":
+            return str(found["ctx"]["error"])
         case "model_type":
             return "must be an object"
         case _:

@@ -105,7 +105,7 @@ _WAIT = {
     "truncated": {"type": "boolean", "description": "Not all jobs are shown: see jobs_url"},
     "jobs_url": {"type": "string"},
 }
-_ANSWERED: dict[str, Any] = {name: {} for name in ANSWER_KEYS}
+_ANSWERED: dict[str, Any] = {name: {} for name in sorted(ANSWER_KEYS)}
 _REQUEST = {
     "type": "object",
     "properties": {

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
 
 from vigil_core.domain import jobs
 from vigil_core.domain.ids import is_uuid7
@@ -41,47 +40,47 @@ EXAMPLE_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 
 def _uuid7(value: str) -> str:
     if not is_uuid7(value):
-        raise PydanticCustomError("uuid7", "must be a UUIDv7, in lower case")
+        raise ValueError("must be a UUIDv7, in lower case")
     return value
 
 
 def _field_name(value: str) -> str:
     if value in RESERVED_FIELD_NAMES:
-        raise PydanticCustomError("reserved", "is the name of a built-in, which no field may have")
+        raise ValueError("is the name of a built-in, which no field may have")
     return value
 
 
 def _fields(value: dict[str, Any]) -> dict[str, Any]:
     kept = {name: item for name, item in value.items() if item is not None}
     if len(dumps(kept).encode()) > MAX_FIELDS_BYTES:
-        raise PydanticCustomError("fields", f"must take at most {MAX_FIELDS_BYTES} bytes as JSON")
+        raise ValueError(f"must take at most {MAX_FIELDS_BYTES} bytes as JSON")
     return value
 
 
 def _progress(value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value <= 1:
-        raise PydanticCustomError("progress", "must be a number from 0 to 1")
+        raise ValueError("must be a number from 0 to 1")
     # DynamoDB keeps 38 digits; 18 decimals are more than a double's in all but the tiniest numbers.
     return abs(round(Decimal(value), 18)).normalize()
 
 
 def _no_queueing(value: Any) -> Any:
     if value == "queue":
-        raise PydanticCustomError("later", "'queue' is not served yet")
+        raise ValueError("'queue' is not served yet")
     return value
 
 
 def _page_size(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value, re.ASCII) and 1 <= int(value) <= MAX_PAGE_SIZE:
         return int(value)
-    raise PydanticCustomError("page_size", f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
+    raise ValueError(f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
 
 
 def _moment(value: Any) -> datetime:
     try:
         return from_text(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise PydanticCustomError("moment", "must be an ISO 8601 time with a zone, such as Z") from error
+        raise ValueError("must be an ISO 8601 time with a zone, such as Z") from error
 
 
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
