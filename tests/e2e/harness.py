@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+VIGIL = Path(sys.executable).parent / "vigil"
 SABOTEUR = Path(__file__).parent / "saboteur.py"
 # The longest that a held answer takes, a cold start on a busy machine included.
 ANSWER_S = 60
@@ -67,6 +70,11 @@ def side_by_side(work: Callable[[Any], T], items: Sequence[Any], at_once: int) -
     """Work on every item, so many at once, results in order."""
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         return list(pool.map(work, items))
+
+
+def vigil(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, run in the directory that a stack was started in."""
+    return subprocess.run([VIGIL, *arguments], cwd=directory, capture_output=True, text=True, timeout=120, check=False)
 
 
 @dataclass(frozen=True)

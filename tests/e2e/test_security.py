@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import uuid6
 
-from tests.e2e.harness import Aws, Client, Key, problem, said
+from tests.e2e.harness import Aws, Client, Key, problem, said, vigil
 from tests.support.events import sample
 from vigil.local import Stack
-
-VIGIL = Path(sys.executable).parent / "vigil"
 
 
 @pytest.fixture
@@ -23,11 +19,6 @@ def stranger(stack: Stack, aws: Aws) -> Iterator[Client]:
     """Another tenant, with every scope."""
     with Client(stack, aws.key().token) as made:
         yield made
-
-
-def vigil(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, run where the stack was started."""
-    return subprocess.run([VIGIL, *arguments], cwd=directory, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer vgl_x", "Basic dGVzdDp0ZXN0"])

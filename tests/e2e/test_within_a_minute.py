@@ -1,4 +1,4 @@
-"""What takes up to a minute. It begins when the stack starts and is looked at last, so that nobody waits for it twice."""
+"""What takes up to a minute: it begins when the stack starts and is looked at last, so that nobody waits for it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ PACE = st.sampled_from(
 )
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
 JOB = st.sampled_from([0, 0, 1, 1, 2])
-SOME = st.integers(0, 5)
+SOME = st.sampled_from(range(6))
+"""All draws are from lists: of numbers, hypothesis prefers those it finds in the code, which then would change with it."""
 WAIT = st.fixed_dictionaries(
     {
         "on": st.lists(st.tuples(JOB, st.sampled_from(CONDITIONS)), min_size=1, max_size=5).map(dict),
@@ -241,7 +242,7 @@ class Histories(RuleBasedStateMachine):
         self.world.go(self.world.actors[which % len(self.world.actors)], pace)
 
     @precondition(lambda self: any(len(shard.records) > shard.done for shard in self.world.shards))
-    @rule(shard=st.integers(0, 1), count=st.sampled_from([1, 1, 2, 3, 10]), pace=PACE)
+    @rule(shard=st.sampled_from([0, 1]), count=st.sampled_from([1, 1, 2, 3, 10]), pace=PACE)
     def deliver(self, shard: int, count: int, pace: Pace) -> None:
         """The next records of a shard come to a matcher, even while another still has them."""
         stream = self.world.shards[shard]
@@ -250,7 +251,7 @@ class Histories(RuleBasedStateMachine):
         self.world.go(self.world.match(stream, stream.done, count), pace)
 
     @precondition(lambda self: any(shard.done for shard in self.world.shards))
-    @rule(shard=st.integers(0, 1), back=st.integers(1, 4), count=st.sampled_from([1, 1, 2]), pace=PACE)
+    @rule(shard=st.sampled_from([0, 1]), back=st.sampled_from([1, 2, 3, 4]), count=st.sampled_from([1, 1, 2]), pace=PACE)
     def deliver_again(self, shard: int, back: int, count: int, pace: Pace) -> None:
         """Records that were handled long ago come once more."""
         stream = self.world.shards[shard]
@@ -395,9 +396,10 @@ class Histories(RuleBasedStateMachine):
         for row in map(plain, everything()):
             _require("schema_version" in row, f"no schema_version in {row}")
             _require(row["pk"].split("#")[0] in (*NAMESPACES, "clock"), f"a row in no namespace: {row}")
-            _require(row["entity"] != "backlog", f"the pager is done, and a backlog is left: {row}")
-            if row["entity"] == "entry" and not self.world.harmed:
-                _require(row["sk"].split("#")[0] not in ended, f"an entry of a wait that has ended is left: {row}")
+            if not self.world.harmed:  # Who died may have left some, until the job's next version or their TTL.
+                _require(row["entity"] != "backlog", f"the pager is done, and a backlog is left: {row}")
+                left = row["entity"] == "entry" and row["sk"].split("#")[0] in ended
+                _require(not left, f"an entry of a wait that has ended is left: {row}")
 
     # How things are done
 

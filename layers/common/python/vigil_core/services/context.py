@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,11 +66,17 @@ class Context:
 
 
 def threaded(threads: int) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]:
-    """A map that keeps order and runs on a pool of threads: what waits for AWS may as well wait together."""
-    pool = ThreadPoolExecutor(max_workers=threads)
+    """A map that keeps order and runs on a pool of threads: what waits for AWS may as well wait together.
+
+    Work on the pool that maps in its turn does so by itself: waiting for the pool, all threads might wait for ever.
+    """
+    here = threading.local()
+    pool = ThreadPoolExecutor(max_workers=threads, initializer=lambda: setattr(here, "on_the_pool", True))
 
     def run(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         listed = list(items)
-        return [work(item) for item in listed] if len(listed) < 2 else list(pool.map(work, listed))
+        if len(listed) < 2 or hasattr(here, "on_the_pool"):
+            return [work(item) for item in listed]
+        return list(pool.map(work, listed))
 
     return run

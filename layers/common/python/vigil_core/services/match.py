@@ -162,7 +162,7 @@ def _settle_wait(ctx: Context, namespace: str, wait_id: str, group: Sequence[Sig
 def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
     """Leave these versions to the pager. The mark goes first: whatever comes after has to queue up behind them."""
     first = versions[0]
-    ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version)
+    ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version, now=ctx.now())
     rows: list[str] = []
     for job in (*versions, None):
         row = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -35,7 +36,9 @@ class StreamRecord:
         return self._image("NewImage")
 
     def _image(self, name: str) -> Row | None:
-        return plain(self.change[name]) if name in self.change else None
+        if name not in self.change:
+            return None
+        return plain({name: _with_bytes(value) for name, value in self.change[name].items()})
 
 
 def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
@@ -44,6 +47,11 @@ def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
         StreamRecord(sequence_number=record["dynamodb"]["SequenceNumber"], change=record["dynamodb"])
         for record in event["Records"]
     ]
+
+
+def _with_bytes(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An attribute as the SDK reads it: Lambda's event is JSON and has binary values, which no row nests, as Base64."""
+    return {"B": b64decode(value["B"])} if isinstance(value.get("B"), str) else value
 
 
 def progress_from_row(row: Row) -> Progress:

@@ -47,6 +47,8 @@ MAX_VALUES_BYTES = 360 * 1024
 OPEN = Condition(expression="#status = :waiting", names={"#status": "status"}, values={":waiting": "waiting"})
 
 
+BACKLOG_KEPT = timedelta(days=15)
+"""Longer than SQS keeps a message (14 days): a mark whose message was never sent must not stay for ever."""
 THROUGH = {"#through": "through"}
 
 
@@ -113,12 +115,13 @@ class WaitStore:
             cursor=page.cursor,
         )
 
-    def open_backlog(self, namespace: str, job_id: str, through: int) -> None:
+    def open_backlog(self, namespace: str, job_id: str, through: int, *, now: datetime) -> None:
         """Say that versions of a job, up to this one, are matched by the pager: whatever follows must queue up too."""
         key = keys.backlog(namespace, job_id)
         less = Condition(expression=f"{ABSENT.expression} OR #through < :new", names=THROUGH, values={":new": through})
         with suppress(ConditionFailed):
-            self._table.put(Put(row={**_head(key, "backlog"), "through": through}, condition=less))
+            row = {**_head(key, "backlog"), "through": through, "ttl": to_epoch_s(now + BACKLOG_KEPT)}
+            self._table.put(Put(row=row, condition=less))
 
     def close_backlog(self, namespace: str, job_id: str, through: int) -> None:
         """Everything up to this version is matched; the backlog stays when more was added since."""

@@ -1,0 +1,68 @@
+"""When a function fails for good: nothing is lost, others go on, and the operator can have it done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Aws, Client, eventually, vigil
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_a_poisoned_record_keeps_nobody_else_waiting_and_is_redriven(aws: Aws, client: Client, directory: Path) -> None:
+    good = [client.running() for _ in range(3)]
+    bad = client.running(name="poison-pill")
+    waits = {job_id: client.wait({job_id: None}) for job_id in (*good, bad)}
+    with aws.sabotaged("matcher", "poisoned"):
+        for job_id in (good[0], bad, good[1], good[2]):
+            client.complete(job_id)
+        for job_id in good:
+            assert client.ended(waits[job_id], within_s=60)["status"] == "met"
+        (letter,) = eventually(
+            lambda: aws.admin("list_dead_letters")["batches"], within_s=90, every_s=1, what="the record in the bucket"
+        )
+        assert (letter["records"], letter["condition"]) == (1, "RetryAttemptsExhausted")
+        assert letter["function"].endswith(":function:vigil-matcher")
+        assert client.post_wait(waits[bad])["status"] == "waiting"
+        again = vigil(directory, "dead-letters", "redrive")
+        assert again.returncode == 1
+        assert "sabotaged by a poison pill" in again.stdout
+    listed = vigil(directory, "dead-letters", "list")
+    assert "vigil-matcher" in listed.stdout, listed.stderr
+    redriven = vigil(directory, "dead-letters", "redrive")
+    assert redriven.returncode == 0, redriven.stdout + redriven.stderr
+    assert client.ended(waits[bad])["waited_jobs"] == {bad: {"job_stage": "complete"}}
+    assert aws.admin("list_dead_letters")["total"] == 0
+
+
+def test_wide_work_that_fails_waits_in_its_dead_letter_queue(aws: Aws, client: Client, directory: Path) -> None:
+    jobs = client.jobs(1_001)
+    with impatient_pages(aws), aws.sabotaged("pager", "broken"):
+        answer = client.wait(dict.fromkeys(jobs), mode={"at_least": 1})
+        assert answer["registering"]
+        eventually(
+            lambda: aws.admin("list_dead_letters")["messages"]["pages"] == 2, within_s=90, every_s=1, what="two pages"
+        )
+    client.post(f"/v1/jobs/{jobs[1_000]}/cancel")
+    redriven = vigil(directory, "dead-letters", "redrive")
+    assert redriven.returncode == 0, redriven.stdout + redriven.stderr
+    ended = client.ended(answer, within_s=60)
+    assert (ended["status"], ended["waited_jobs"]) == ("met", {jobs[1_000]: {"job_stage": "incomplete"}})
+    assert aws.admin("list_dead_letters")["messages"] == {"pages": 0, "clock": 0}
+
+
+@contextmanager
+def impatient_pages(aws: Aws) -> Iterator[None]:
+    """The pager's queue hides what failed for half an hour; nobody can wait for that five times."""
+    attributes = aws.queues.get_queue_attributes(
+        QueueUrl=aws.stack.pages_queue_url, AttributeNames=["VisibilityTimeout"]
+    )["Attributes"]
+    aws.queues.set_queue_attributes(QueueUrl=aws.stack.pages_queue_url, Attributes={"VisibilityTimeout": "1"})
+    try:
+        yield
+    finally:
+        aws.queues.set_queue_attributes(QueueUrl=aws.stack.pages_queue_url, Attributes=attributes)

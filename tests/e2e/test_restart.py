@@ -1,0 +1,51 @@
+"""`vigil local down` and `up`: what was open goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ROOT, free_port
+from tests.e2e.harness import Aws, Client, eventually, websocket
+from vigil.local import Home
+from vigil.local.cloud import NAMESPACE, down, up
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """A cloud of the test's own, to be stopped and started."""
+    home = Home.of(ROOT, tmp_path / ".local")
+    yield home
+    down(home)
+    shutil.rmtree(tmp_path)
+
+
+def test_open_waits_go_on(home: Home) -> None:
+    port = free_port()
+    before = up(home, port=port)
+    with Client(before, before.api_key) as client, websocket(before, before.api_key) as socket:
+        small, late = client.running(), client.running()
+        many = client.jobs(6)
+        waits = [client.wait({small: {"job_stage": "boot"}}), client.wait(dict.fromkeys(many), mode="any")]
+        expiring = client.wait({small: None}, expires_in=10)
+        socket.subscribe("s1", f"job:{small}")
+        # Whether the stream's record of this is read before everything stops is left to chance.
+        last_minute = client.wait({late: {"milestone": "just-in-time"}})
+        client.report(late, milestones=["just-in-time"])
+        assert down(home)
+    after = up(home, port=port)
+    assert (after.api_url, after.ws_url, after.api_key) == (before.api_url, before.ws_url, before.api_key)
+    with Client(after, after.api_key) as client:
+        assert client.ended(last_minute)["status"] == "met"
+        client.report(small, job_stage="boot")
+        client.post(f"/v1/jobs/{many[3]}/cancel")
+        assert [client.ended(wait)["status"] for wait in waits] == ["met", "met"]
+        assert client.ended(expiring, within_s=90)["status"] == "expired"
+    # Whoever listened before the stop is gone, and the first event after it has found that out.
+    aws = Aws(after)
+    eventually(lambda: not aws.rows(f"{NAMESPACE}#topic#job:{small}"), what="the lost socket forgotten")
