@@ -9,17 +9,19 @@ from benchmarks.bill import PRICES, READ, WRITE, Bill
 
 MINUTES = 730 * 60
 """In a month, as AWS counts them."""
-POLLED_QUEUES = 2
-POLLS_PER_QUEUE = 5 * 3
-"""Lambda keeps five long polls of 20 s on a queue: https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html"""
+POLLS = 5 * 3
+"""A minute, of each queue: Lambda keeps five long polls of 20 s on it.
+https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-scaling.html"""
 INVOCATION_S = 0.05
 CLOCK_GB = 0.25
 LOG_BYTES = 900
 """START, END, REPORT and the function's own line."""
 
 GB_SECOND = 16.6667
-LOG_GB = 0.50
+FIFO = 0.50
+LOG_GB = 500_000
 TRACE = 5.00
+"""Dollars a million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,7 @@ def month(minute: Bill) -> Sequence[Line]:
     functions, APIs, topic and streams are paid by use, and it has no alarms."""
     invocations = MINUTES * minute.invocations
     seconds = invocations * INVOCATION_S * CLOCK_GB
-    sends = minute["sqs.requests"]
-    polls = POLLED_QUEUES * POLLS_PER_QUEUE
+    sent = minute["sqs.requests"]
     gigabytes = invocations * LOG_BYTES / 1e9
 
     def line(what: str, quantity: float, unit: str, price: float, basis: str) -> Line:
@@ -50,8 +51,9 @@ def month(minute: Bill) -> Sequence[Line]:
         line("DynamoDB reads", MINUTES * minute[READ], "read units", PRICES[READ], "measured"),
         line("Lambda requests", invocations, "invocations", PRICES["lambda."], "measured"),
         line("Lambda compute", seconds, "GB-seconds", GB_SECOND, f"{1000 * INVOCATION_S:.0f} ms each, assumed"),
-        line("SQS messages", 2 * MINUTES * sends, "requests", PRICES["sqs.requests"], "measured; deleted as well"),
-        line("SQS polls", MINUTES * polls, "requests", PRICES["sqs.requests"], "5 long polls a queue, documented"),
-        line("Logs", gigabytes, "GB", LOG_GB * 1e6, f"{LOG_BYTES} bytes an invocation, assumed"),
-        line("X-Ray traces", invocations, "traces", TRACE, "each is sampled: at most one a second is"),
+        line("SQS messages", 2 * MINUTES * sent, "requests", PRICES["sqs.requests"], "measured; each is deleted too"),
+        line("SQS polls, clock's queue", MINUTES * POLLS, "requests", PRICES["sqs.requests"], "5 long polls at a time"),
+        line("SQS polls, pager's queue", MINUTES * POLLS, "requests", FIFO, "5 long polls at a time"),
+        line("Logs", gigabytes, "GB", LOG_GB, f"{LOG_BYTES} bytes an invocation, assumed"),
+        line("X-Ray traces", invocations, "traces", TRACE, "at most: one a second is sampled"),
     ]

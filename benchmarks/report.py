@@ -277,7 +277,13 @@ def _idle(results: Json) -> Section:
         columns=["", "a month", "", "$", "basis"],
         rows=[
             *(
-                [line["what"], f"{line['quantity']:,.0f}", line["unit"], f"{line['dollars']:.2f}", line["basis"]]
+                [
+                    line["what"],
+                    f"{line['quantity']:,.3g}" if line["quantity"] < 1 else f"{line['quantity']:,.0f}",
+                    line["unit"],
+                    f"{line['dollars']:.2f}",
+                    line["basis"],
+                ]
                 for line in lines
             ),
             ["**in all**", "", "", f"{total:.2f}", ""],

@@ -39,8 +39,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(directory: Path) -> Iterator[Stack]:
-    with running_stack(ROOT, free_port(), home=directory / ".local") as running:
-        yield running
+    """Every function may do what its role says and no more."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VIGIL_LOCAL_ENFORCE_IAM", "true")
+        with running_stack(ROOT, free_port(), home=directory / ".local") as running:
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ import json
 import random
 from typing import Any
 
+import boto3
+from botocore.exceptions import ClientError
+
 
 def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Each record brings trouble with a chance of one in twenty: the function dies before it, or its answer is lost."""
@@ -37,6 +40,18 @@ def poisoned(event: dict[str, Any], context: object) -> dict[str, Any]:
 def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A bug that everything sets off."""
     raise RuntimeError("sabotaged")
+
+
+def trespass(event: dict[str, Any], _: object) -> dict[str, str]:
+    """Try AWS calls that the event names, `{"name": [service, operation, arguments]}`; what each was answered."""
+    answers: dict[str, str] = {}
+    for name, (service, operation, arguments) in event.items():
+        try:
+            getattr(boto3.client(service), operation)(**arguments)
+            answers[name] = "allowed"
+        except ClientError as error:
+            answers[name] = error.response["Error"]["Code"]
+    return answers
 
 
 def _own(event: dict[str, Any], context: object) -> dict[str, Any]:

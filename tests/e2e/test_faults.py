@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,13 @@ pytestmark = pytest.mark.timeout(240)
 
 def test_a_poisoned_record_keeps_nobody_else_waiting_and_is_redriven(aws: Aws, client: Client, directory: Path) -> None:
     good = [client.running() for _ in range(3)]
-    bad = client.running(name="poison-pill")
+    bad = client.running()
     waits = {job_id: client.wait({job_id: None}) for job_id in (*good, bad)}
     with aws.sabotaged("matcher", "poisoned"):
-        for job_id in (good[0], bad, good[1], good[2]):
-            client.complete(job_id)
+        client.complete(good[0])
+        client.complete(bad, fields={"note": "poison-pill"})
+        client.complete(good[1])
+        client.complete(good[2])
         for job_id in good:
             assert client.ended(waits[job_id], within_s=60)["status"] == "met"
         (letter,) = eventually(
@@ -57,12 +60,13 @@ def test_wide_work_that_fails_waits_in_its_dead_letter_queue(aws: Aws, client: C
 
 @contextmanager
 def impatient_pages(aws: Aws) -> Iterator[None]:
-    """The pager's queue hides what failed for half an hour; nobody can wait for that five times."""
-    attributes = aws.queues.get_queue_attributes(
-        QueueUrl=aws.stack.pages_queue_url, AttributeNames=["VisibilityTimeout"]
-    )["Attributes"]
-    aws.queues.set_queue_attributes(QueueUrl=aws.stack.pages_queue_url, Attributes={"VisibilityTimeout": "1"})
+    """The pager's queue hides what has failed for half an hour and gives up the fifth time: too long for a test."""
+    url = aws.stack.pages_queue_url
+    before = aws.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout", "RedrivePolicy"])
+    redrive = {**json.loads(before["Attributes"]["RedrivePolicy"]), "maxReceiveCount": 2}
+    hurried = {"VisibilityTimeout": "1", "RedrivePolicy": json.dumps(redrive)}
+    aws.queues.set_queue_attributes(QueueUrl=url, Attributes=hurried)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        aws.queues.set_queue_attributes(QueueUrl=aws.stack.pages_queue_url, Attributes=attributes)
+        aws.queues.set_queue_attributes(QueueUrl=url, Attributes=before["Attributes"])

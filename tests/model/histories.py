@@ -352,29 +352,25 @@ class Histories(RuleBasedStateMachine):
 
     def _check_wait(self, call: WaitCall) -> None:
         case = call.case
-        images = [
-            (tick, at, wait)
-            for tick, at, wait in self.world.images
-            if (wait.namespace, wait.wait_id) == (case.namespace, case.wait_id)
-        ]
+        images = [image for image in self.world.images if image.wait.wait_id == case.wait_id]
         if not images:
             _require(call.last is None, "it was answered, and is not there")
             return
         case.unfinished |= case.registered == NEVER
-        sealed = next((tick for tick, _, wait in images if wait.sealed), NEVER)
-        case.registered = max(sealed, images[0][0] if case.registered == NEVER else case.registered)
-        closed = [(tick, at, wait) for tick, at, wait in images if wait.ended]
+        sealed = next((image.tick for image in images if image.wait.sealed), NEVER)
+        case.registered = max(sealed, images[0].tick if case.registered == NEVER else case.registered)
+        closed = [image for image in images if image.wait.ended]
         _require(len(closed) <= 1, f"it was changed after it was closed: {closed}")
-        final = json.loads(dumps(answer(self.world.eyes, images[-1][2])))
+        wait = images[-1].wait
+        _require(wait.namespace == case.namespace, f"it is in {wait.namespace}")
+        final = json.loads(dumps(answer(self.world.eyes, wait)))
         self._check_form(case, final)
         if closed:
-            case.closed, at, wait = closed[0]
-            _require(
-                wait.sealed or wait.status not in ("met", "unmet"), "it was closed by counting before it was sealed"
-            )
-            _require(wait.status != "expired" or at >= wait.expires_at, "it expired too early")
+            case.closed, case.closing = closed[0].tick, closed[0].writer_begun
+            _require(wait.sealed or wait.status not in ("met", "unmet"), "it was closed by counting before it was sealed")
+            _require(wait.status != "expired" or closed[0].at >= wait.expires_at, "it expired too early")
         else:
-            _require(images[-1][2].expires_at > self.world.now, "it should have expired")
+            _require(wait.expires_at > self.world.now, "it should have expired")
         if call.last is not None and call.last["status"] != "waiting":
             _require(call.last == final, f"it once was answered with {call.last}, and now with {final}")
         versions = self._versions(case.namespace)
@@ -392,7 +388,7 @@ class Histories(RuleBasedStateMachine):
 
     def _check_leftovers(self) -> None:
         """Nothing is left that would keep anybody busy, or that crossed into another namespace."""
-        ended = {wait.wait_id for _, _, wait in self.world.images if wait.ended and wait.inline}
+        ended = {image.wait.wait_id for image in self.world.images if image.wait.ended and image.wait.inline}
         for row in map(plain, everything()):
             _require("schema_version" in row, f"no schema_version in {row}")
             _require(row["pk"].split("#")[0] in (*NAMESPACES, "clock"), f"a row in no namespace: {row}")
@@ -530,8 +526,8 @@ class _Story:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         names = {job_id: f"job{n}" for n, job_id in enumerate(JOB_IDS)}
-        for _, _, wait in self._world.images:
-            names.setdefault(wait.wait_id, f"wait{len(names) - len(JOB_IDS)}")
+        for image in self._world.images:
+            names.setdefault(image.wait.wait_id, f"wait{len(names) - len(JOB_IDS)}")
         text = "\n".join(f"{who:>12} {what}" for who, what in self._world.story)
         for long, short in names.items():
             text = text.replace(long, short)

@@ -143,6 +143,8 @@ class WaitCase:
     """When the registration was finished: answered, and for a large wait sealed."""
     unfinished: bool = False
     """Whether its registrar died or failed, and the clock had to finish its work."""
+    closing: int = NEVER
+    """When whoever closed it began: what was taken in after that may have come too late."""
     closed: int = NEVER
     cancels: list[tuple[int, int]] = field(default_factory=list)
     """When somebody tried to cancel it: (begun, ended)."""
@@ -223,7 +225,7 @@ def deviation(
         fitting: list[tuple[int, Outcome | None]] = []
         for outcome in case.possible_outcomes(job_id, jobs[job_id]):
             by = _at_the_latest(case, outcome, at_rest, by_count=by_count)
-            if seen is None and (outcome is None or by > case.closed or status == "failed_fast" and outcome.at_once):
+            if seen is None and (outcome is None or by > case.closing or status == "failed_fast" and outcome.at_once):
                 fitting.append((NEVER, None))
             elif seen is not None and outcome is not None and outcome.stored <= case.closed:
                 if outcome.shown == seen and (outcome.verdict == "unmet") == (job_id in unmet):

@@ -107,6 +107,16 @@ class Actor:
         return self.ended is not None and self.error is None and not self.died
 
 
+@dataclass(frozen=True)
+class Image:
+    """A wait's own row as somebody wrote it, and when that somebody had begun."""
+
+    tick: int
+    at: datetime
+    wait: Wait
+    writer_begun: int
+
+
 @dataclass(eq=False)
 class Shard:
     """A shard of the stream: what was written, and up to where Lambda believes it handled."""
@@ -139,8 +149,8 @@ class World:
         self.wake_ups: list[str] = []
         self.versions: list[tuple[int, Job]] = []
         """Every version of every job, with the tick at which it was stored."""
-        self.images: list[tuple[int, datetime, Wait]] = []
-        """Every image of every wait's own row, with tick and time."""
+        self.images: list[Image] = []
+        """Every image of every wait's own row."""
         self.quiet: list[int] = []
         """The ticks at which nothing was under way."""
         self.harmed = False
@@ -273,7 +283,8 @@ class World:
             record = StreamRecord(sequence_number=f"{self.tick:09}", change={"NewImage": image})
             self.shard_of(row["pk"]).records.append(record)
         elif row["entity"] == "wait":
-            self.images.append((self.tick, self.now, wait_from_row(row)))
+            assert self._current is not None
+            self.images.append(Image(self.tick, self.now, wait_from_row(row), self._current.begun))
 
     def shard_of(self, pk: str) -> Shard:
         """Where the stream tells of a partition."""

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 import boto3
 
 from tests.support.template import template
 from vigil_core.store.table import DynamoTable
 
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.client import DynamoDBClient
+
 TABLE_NAME = "vigil"
 OF_A_TABLE = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "StreamSpecification"}
 
 
+@cache
+def dynamodb() -> DynamoDBClient:
+    """One for all tests: making a client takes longer than most of them, and moto takes hold of it whenever it is on."""
+    return boto3.client("dynamodb")
+
+
 def create_table() -> DynamoTable:
     """As the template has it. Call it inside `mock_aws`."""
-    client = boto3.client("dynamodb")
+    client = dynamodb()
     properties = template()["Resources"]["Table"]["Properties"]
     wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}
     wanted["StreamSpecification"] = {"StreamEnabled": True, **wanted["StreamSpecification"]}

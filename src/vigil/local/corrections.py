@@ -127,3 +127,22 @@ def share_layers() -> None:
             worker.config = config
 
     lambda_runtime.Worker._spawn = spawn_with_shared_layers
+
+
+def authorize_batches_as_messages() -> None:
+    """Have a batch of messages need the right to send, delete or publish one, as on AWS, where a batch has no action of
+    its own; it matters where roles are enforced.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsns.html
+    """
+    from ministack.core import iam_actions
+
+    extract = iam_actions.extract_iam_action
+
+    @functools.wraps(extract)
+    def extract_for_one(*arguments: Any, **options: Any) -> str | None:
+        action = extract(*arguments, **options)
+        return action.removesuffix("Batch") if action and action.startswith(("sqs:", "sns:")) else action
+
+    iam_actions.extract_iam_action = extract_for_one

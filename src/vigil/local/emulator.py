@@ -66,6 +66,8 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(concurrency()),
+        # With this, each function may do what its role says and no more, as on AWS.
+        "AUTH": os.environ.get("VIGIL_LOCAL_ENFORCE_IAM") or "false",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": REGION,

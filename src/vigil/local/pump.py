@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 1.0
 # A reader does not run ahead of its function by more than this many records.
 READ_AHEAD = 2_000
+# A page of GetRecords ends at 1,000 records or 1 MB, and a record's two images have at most 800 KB: what stays below
+# these was not cut off, so there is nothing behind it until the bell rings again.
+# https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_streams_GetRecords.html
+WHOLE_PAGE_RECORDS = 1_000
+WHOLE_PAGE_BYTES = 128 * 1024
 # The longest that a function may run on AWS, and then some.
 INVOKE_TIMEOUT_S = 910
 FINISH_WITHIN_S = 10.0
@@ -280,15 +285,15 @@ class Reader(threading.Thread):
             if self._ledger.pending >= READ_AHEAD:
                 continue
             answer = self._services.streams.get_records(ShardIterator=iterator)
-            for found in answer["Records"]:
-                self._take(found)
+            size = sum(self._take(found) for found in answer["Records"])
             following = answer.get("NextShardIterator")
-            if not following or not answer["Records"]:
+            if not following or (len(answer["Records"]) < WHOLE_PAGE_RECORDS and size < WHOLE_PAGE_BYTES):
                 return following
             iterator = following
         return iterator
 
-    def _take(self, found: Any) -> None:
+    def _take(self, found: Any) -> int:
+        """Returns the record's length as text."""
         sequence = found["dynamodb"]["SequenceNumber"]
         record = Record.parse(found, self.mapping)
         wanted = filters.passes(record.event, self.mapping.patterns)
@@ -296,6 +301,7 @@ class Reader(threading.Thread):
         self._last_read = sequence
         if wanted:
             self._lanes[zlib.crc32(record.partition.encode()) % len(self._lanes)].put(record)
+        return len(record.text)
 
     # ---------------------------------------------------------------- delivery.Courier
 

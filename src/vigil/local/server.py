@@ -33,6 +33,7 @@ def main(home: Home, port: int, bell: int, addresses: list[str]) -> int:
     corrections.keep_stream_records()
     corrections.ring_on_stream_records(bell)
     corrections.share_layers()
+    corrections.authorize_batches_as_messages()
 
     logging.getLogger("hypercorn.access").setLevel(logging.WARNING)
     config = Config()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ministack.core import lambda_runtime
+from ministack.core import iam_actions, lambda_runtime
 from ministack.core.persistence import _json_default, _json_object_hook
 from ministack.services import dynamodb, lambda_svc
 
@@ -32,6 +32,7 @@ def _uncorrected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (lambda_svc, "_poll_dynamodb_streams"),
         (lambda_svc, "_resolve_layer_zip"),
         (lambda_runtime.Worker, "_spawn"),
+        (iam_actions, "extract_iam_action"),
     ]:
         monkeypatch.setattr(module, name, getattr(module, name))
     dynamodb.reset()
@@ -206,3 +207,20 @@ def test_another_version_of_the_emulator_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "9.9.9")
     with pytest.raises(RuntimeError, match=r"9\.9\.9"):
         corrections.check_version()
+
+
+class TestActions:
+    @staticmethod
+    def needed(service: str, operation: str) -> str | None:
+        form = f"Action={operation}".encode()
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        return iam_actions.extract_iam_action(service, "POST", "/", headers, form, {})
+
+    def test_a_batch_needs_an_action_that_no_policy_can_name(self) -> None:
+        assert self.needed("sns", "PublishBatch") == "sns:PublishBatch"
+
+    def test_a_batch_needs_what_one_message_needs(self) -> None:
+        corrections.authorize_batches_as_messages()
+        assert self.needed("sns", "PublishBatch") == "sns:Publish"
+        assert self.needed("sqs", "SendMessageBatch") == "sqs:SendMessage"
+        assert self.needed("sqs", "ReceiveMessage") == "sqs:ReceiveMessage"

@@ -1,10 +1,18 @@
-"""Where a restart resumes."""
+"""Where a restart resumes, and how often the stream is asked."""
 
 from __future__ import annotations
 
+import io
 import threading
+from types import SimpleNamespace
+from typing import Any
 
-from vigil.local.pump import Ledger
+import pytest
+
+from tests.integration.local.streams import mapping, read
+from vigil.local import pump
+from vigil.local.home import wait_until
+from vigil.local.pump import Ledger, Reader
 
 
 def test_the_position_is_just_before_the_first_open_record() -> None:
@@ -41,3 +49,35 @@ def test_a_reader_waits_until_its_function_has_caught_up() -> None:
     ledger.wait_below(1, timeout_s=10)
     assert ledger.pending == 0
     closing.join()
+
+
+class OneStream:
+    """A stream that is filled while it is read, and a function that takes everything."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.asked = 0
+        self.streams = SimpleNamespace(get_shard_iterator=lambda **_: {"ShardIterator": "0"}, get_records=self.page)
+        self.functions = SimpleNamespace(invoke=lambda **_: {"Payload": io.BytesIO(b"null")})
+
+    def page(self, ShardIterator: str) -> dict[str, Any]:
+        self.asked += 1
+        start = int(ShardIterator)
+        found = self.records[start : start + 2]
+        return {"Records": found, "NextShardIterator": str(start + len(found))}
+
+
+@pytest.mark.parametrize(("whole_page", "asked"), [(3, 1), (2, 2)])
+def test_a_page_is_followed_by_another_only_when_it_may_have_been_cut(
+    monkeypatch: pytest.MonkeyPatch, whole_page: int, asked: int
+) -> None:
+    monkeypatch.setattr(pump, "WHOLE_PAGE_RECORDS", whole_page)
+    monkeypatch.setattr(pump, "LOOK_EVERY_S", 60)
+    stream = OneStream()
+    stream.records = [read(1), read(2)]
+    reader = Reader(stream, mapping(), "shard", None)  # type: ignore[arg-type]
+    reader.start()
+    assert wait_until(lambda: reader.progress.position == "2" and stream.asked >= asked, 10)
+    reader.stop()
+    reader.finish(10)
+    assert stream.asked == asked

@@ -1,0 +1,58 @@
+"""The stack of all these tests enforces roles: that the tests pass proves that the roles suffice. Here: no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Aws, Client, Key
+from vigil.local import Stack
+
+
+def attempts(stack: Stack, key: Key) -> dict[str, list[Any]]:
+    """What no function but those listed in `ALLOWED` may do."""
+    row = {"pk": {"S": f"{key.namespace}#trespass"}, "sk": {"S": "A"}}
+    table = {"TableName": stack.table_name}
+    one_row = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": row["pk"]}}
+    return {
+        "read a row": ["dynamodb", "get_item", {**table, "Key": row}],
+        "write a row": ["dynamodb", "put_item", {**table, "Item": row}],
+        "scan": ["dynamodb", "scan", table],
+        "drop the table": ["dynamodb", "delete_table", table],
+        "send a page": [
+            "sqs",
+            "send_message",
+            {
+                "QueueUrl": stack.pages_queue_url,
+                "MessageBody": '{"kind": "register", "namespace": "nobody", "wait_id": "none", "page": 0}',
+                "MessageGroupId": "trespass",
+                "MessageDeduplicationId": key.namespace,
+            },
+        ],
+        "announce": ["sns", "publish", {"TopicArn": stack.topic_arn, "Message": "trespass"}],
+        "list dead letters": ["s3", "list_objects_v2", {"Bucket": stack.dead_letter_bucket}],
+        "run the matcher": ["lambda", "invoke", {"FunctionName": "vigil-matcher", "Payload": b'{"Records": []}'}],
+        "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
+    }
+
+
+ALLOWED = {
+    "authorizer": {"read a row"},
+    "api": {"read a row", "write a row", "send a page"},
+    "websocket": {"read a row", "write a row", "send a page"},
+    "notifier": {"read a row", "write a row", "announce"},
+    "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
+}
+
+
+@pytest.mark.parametrize("function", ALLOWED)
+def test_a_function_may_do_what_it_does_and_no_more(
+    function: str, stack: Stack, aws: Aws, client: Client, key: Key
+) -> None:
+    with aws.sabotaged(function, "trespass"):
+        answers = aws.invoke(function, attempts(stack, key))
+    assert {name for name, answer in answers.items() if answer == "allowed"} <= ALLOWED[function], answers
+    refused = {answer for name, answer in answers.items() if name not in ALLOWED[function]}
+    assert all("Denied" in code or "AuthorizationError" in code for code in refused), answers
+    assert client.get("/v1/jobs")["jobs"] == [], "itself again"
