@@ -358,6 +358,15 @@ class Aws:
         """A queue that hears of what the filter lets through, from now on."""
         url = self.queues.create_queue(QueueName=f"heard-{uuid4().hex}")["QueueUrl"]
         arn = self.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        policy = {
+            "Effect": "Allow",
+            "Principal": {"Service": "sns.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": arn,
+            "Condition": {"ArnEquals": {"aws:SourceArn": self.stack.topic_arn}},
+        }
+        document = json.dumps({"Version": "2012-10-17", "Statement": [policy]})
+        self.queues.set_queue_attributes(QueueUrl=url, Attributes={"Policy": document})
         subscription = self.topics.subscribe(
             TopicArn=self.stack.topic_arn,
             Protocol="sqs",

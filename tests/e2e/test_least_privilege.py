@@ -32,7 +32,7 @@ def attempts(stack: Stack, key: Key) -> dict[str, list[Any]]:
         ],
         "announce": ["sns", "publish", {"TopicArn": stack.topic_arn, "Message": "trespass"}],
         "list dead letters": ["s3", "list_objects_v2", {"Bucket": stack.dead_letter_bucket}],
-        "run the matcher": ["lambda", "invoke", {"FunctionName": "vigil-matcher", "Payload": b'{"Records": []}'}],
+        "run the matcher": ["lambda", "invoke", {"FunctionName": "vigil-matcher", "Payload": '{"Records": []}'}],
         "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
     }
 

@@ -26,7 +26,7 @@ SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
 LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
-CACHED = (wiring.dynamodb, wiring.sqs, wiring.context, wiring.http_api)
+CACHED = (wiring.dynamodb, wiring.sqs, wiring.queues, wiring.context, wiring.http_api)
 
 
 class LambdaContext:

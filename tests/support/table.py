@@ -19,7 +19,7 @@ OF_A_TABLE = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSeconda
 
 @cache
 def dynamodb() -> DynamoDBClient:
-    """One for all tests: making a client takes longer than most of them, and moto takes hold of it whenever it is on."""
+    """One for all tests: making a client takes longer than most of them, and moto gets hold of it all the same."""
     return boto3.client("dynamodb")
 
 

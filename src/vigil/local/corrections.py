@@ -142,7 +142,7 @@ def authorize_batches_as_messages() -> None:
 
     @functools.wraps(extract)
     def extract_for_one(*arguments: Any, **options: Any) -> str | None:
-        action = extract(*arguments, **options)
+        action: str | None = extract(*arguments, **options)
         return action.removesuffix("Batch") if action and action.startswith(("sqs:", "sns:")) else action
 
     iam_actions.extract_iam_action = extract_for_one

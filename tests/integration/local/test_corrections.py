@@ -211,7 +211,7 @@ def test_another_version_of_the_emulator_is_refused(monkeypatch: pytest.MonkeyPa
 
 class TestActions:
     @staticmethod
-    def needed(service: str, operation: str) -> str | None:
+    def needed(service: str, operation: str) -> object:
         form = f"Action={operation}".encode()
         headers = {"content-type": "application/x-www-form-urlencoded"}
         return iam_actions.extract_iam_action(service, "POST", "/", headers, form, {})
