@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigil_core.api.request import LambdaContext
+from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.wiring import http_api
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from aws_lambda_powertools import Logger
-from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from vigil_core import wiring
 from vigil_core.domain.jsontext import loads
+from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.services.do_wide_work import do_wide_work
 
 logger = Logger()

@@ -89,13 +89,14 @@ class Key:
 class Client:
     """An HTTP client with one key. What is not a plain `call` expects success, and fails with the answer."""
 
-    def __init__(self, stack: Stack, token: str | None) -> None:
+    def __init__(self, stack: Stack, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
         self.http = httpx.Client(
             base_url=stack.api_url,
             headers={"authorization": f"Bearer {token}"} if token else {},
             timeout=ANSWER_S,
             limits=httpx.Limits(max_connections=64),
             trust_env=False,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:

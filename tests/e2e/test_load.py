@@ -15,8 +15,8 @@ import pytest
 from tests.e2e.harness import Aws, Client, Key, eventually, side_by_side
 from vigil.local import Stack
 
-JOBS = 150
-WAITS = 150
+JOBS = 500
+WAITS = 500
 CLIENTS = 8
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Plan:
         return [
             ("POST", "start", None),
             ("PATCH", "", {"job_stage": "boot", "milestones": ["half"], **field}),
-            ending if self.fails else ("POST", "complete", {}),
+            ending if self.fails else ("POST", "complete", None),
         ]
 
     @property
@@ -163,6 +163,7 @@ def test_every_wait_ends_once_and_rightly(matcher: str, stack: Stack, aws: Aws, 
             assert said == right.values, context
         else:
             assert (len(said) >= wait["at_least"]) == (right.status == "met"), context
+    for answer in chance.sample(answers, 25):
         assert client.get(f"/v1/waits/{answer['wait_id']}") == answer, "what has ended does not change"
     told = {event["subject"]: event for event in announced.envelopes}
     for answer in answers:

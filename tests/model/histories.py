@@ -61,18 +61,19 @@ PASTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "failed once": [("create", {"fields": {"k": "a"}}), ("cancel", {}), ("retry", {})],
 }
 
-PACE = st.sampled_from(
-    [
-        *[TO_THE_END] * 16,
-        *[Pace(moves=moves, then=then) for moves in range(7) for then in (None, None, None, "dies")],
-        *[Pace(calls=calls, then=then) for calls in (2, 4, 6, 8) for then in (None, "dies")],
-        *[Pace(moves=moves, then=then) for moves in range(3) for then in MISHAPS],
-    ]
-)
+PACES = [
+    *[TO_THE_END] * 20,
+    *[Pace(moves=moves, then=then) for moves in range(7) for then in (None, None, None, "dies")],
+    *[Pace(calls=calls, then=then) for calls in range(1, 13) for then in (None, "dies")],
+    *[Pace(moves=moves, then=then) for moves in range(3) for then in MISHAPS],
+]
+PACE = st.sampled_from(PACES)
+HEARD = st.sampled_from([*[None] * 40, *PACES])
+"""How far the matcher gets that hears of a change at once; None when it is told later."""
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
 JOB = st.sampled_from([0, 0, 1, 1, 2])
 SOME = st.sampled_from(range(6))
-"""All draws are from lists: of numbers, hypothesis prefers those it finds in the code, which then would change with it."""
+"""All draws are from lists: of numbers, hypothesis prefers those it finds in the code, and an edit would change all."""
 WAIT = st.fixed_dictionaries(
     {
         "on": st.lists(st.tuples(JOB, st.sampled_from(CONDITIONS)), min_size=1, max_size=5).map(dict),
@@ -162,8 +163,8 @@ class Histories(RuleBasedStateMachine):
 
     # What clients do
 
-    @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE, heard=st.booleans())
-    def report(self, ns: str, job: int, say: dict[str, Any], pace: Pace, heard: bool) -> None:
+    @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE, heard=HEARD)
+    def report(self, ns: str, job: int, say: dict[str, Any], pace: Pace, heard: Pace | None) -> None:
         """Create, start or report, whichever the job is ready for."""
         newest = self._newest(ns, job)
         if newest is None or newest.deleted:
@@ -172,17 +173,17 @@ class Histories(RuleBasedStateMachine):
             self._do(ns, job, "start", {}, pace)
         else:
             self._do(ns, job, "report", say, pace)
-        if heard:
-            self._hear(ns, job)
+        if heard is not None:
+            self._hear(ns, job, heard)
 
     @rule(
         ns=NAMESPACE,
         job=JOB,
         verb=st.sampled_from(["complete", "fail", "cancel", "retry", "delete"]),
         pace=PACE,
-        heard=st.booleans(),
+        heard=HEARD,
     )
-    def end(self, ns: str, job: int, verb: str, pace: Pace, heard: bool) -> None:
+    def end(self, ns: str, job: int, verb: str, pace: Pace, heard: Pace | None) -> None:
         """End a job, or end its ending."""
         newest = self._newest(ns, job)
         if newest is None or newest.deleted:
@@ -192,8 +193,8 @@ class Histories(RuleBasedStateMachine):
         elif newest.status in ("completed", "failed", "cancelled"):
             verb = "delete" if verb == "delete" or newest.status == "completed" else "retry"
         self._do(ns, job, verb, {}, pace)
-        if heard:
-            self._hear(ns, job)
+        if heard is not None:
+            self._hear(ns, job, heard)
 
     @rule(
         job=JOB, unique=st.sampled_from([None, "u"]), mutex=st.sampled_from([None, "m"]), pace=PACE,
@@ -251,7 +252,9 @@ class Histories(RuleBasedStateMachine):
         self.world.go(self.world.match(stream, stream.done, count), pace)
 
     @precondition(lambda self: any(shard.done for shard in self.world.shards))
-    @rule(shard=st.sampled_from([0, 1]), back=st.sampled_from([1, 2, 3, 4]), count=st.sampled_from([1, 1, 2]), pace=PACE)
+    @rule(
+        shard=st.sampled_from([0, 1]), back=st.sampled_from([1, 2, 3, 4]), count=st.sampled_from([1, 1, 2]), pace=PACE
+    )
     def deliver_again(self, shard: int, back: int, count: int, pace: Pace) -> None:
         """Records that were handled long ago come once more."""
         stream = self.world.shards[shard]
@@ -367,7 +370,9 @@ class Histories(RuleBasedStateMachine):
         self._check_form(case, final)
         if closed:
             case.closed, case.closing = closed[0].tick, closed[0].writer_begun
-            _require(wait.sealed or wait.status not in ("met", "unmet"), "it was closed by counting before it was sealed")
+            _require(
+                wait.sealed or wait.status not in ("met", "unmet"), "it was closed by counting before it was sealed"
+            )
             _require(wait.status != "expired" or closed[0].at >= wait.expires_at, "it expired too early")
         else:
             _require(wait.expires_at > self.world.now, "it should have expired")
@@ -430,11 +435,11 @@ class Histories(RuleBasedStateMachine):
         call.actor = self.world.begin("client", f"{verb} {ns} {job_id}{about}", work, self._no_server_error)
         self.world.go(call.actor, pace)
 
-    def _hear(self, ns: str, job: int) -> None:
+    def _hear(self, ns: str, job: int, pace: Pace) -> None:
         """A matcher gets all there is of a job, at once."""
         shard = self.world.shard_of(keys.job(ns, JOB_IDS[job]).pk)
         if shard.done < len(shard.records):
-            self.world.go(self.world.match(shard, shard.done, 10))
+            self.world.go(self.world.match(shard, shard.done, 10), pace)
 
     def _wait(
         self,
@@ -503,7 +508,7 @@ class Histories(RuleBasedStateMachine):
             _require(was_missing, f"{job_id} was said to be unknown")
 
     def _no_server_error(self, actor: Actor) -> None:
-        if actor.error is not None and (is_server_error(actor.error) or not actor.harmed and _is_aws(actor.error)):
+        if actor.error is not None and (is_server_error(actor.error) or (not actor.harmed and _is_aws(actor.error))):
             raise Deviation(f"{actor.name} fails: {actor.error!r}") from actor.error
 
     def _newest(self, ns: str, job: int) -> Job | None:

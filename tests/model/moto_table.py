@@ -69,8 +69,9 @@ def _answer(operation: str, request: dict[str, Any]) -> Any:
 
 def _client_error(operation: str, described: dict[str, Any]) -> ClientError:
     code = described.pop("__type").rsplit("#", 1)[-1]
-    if "Item" in described:
-        described["Item"] = _from_wire(described["Item"])
+    for told in (described, *described.get("CancellationReasons", ())):
+        if "Item" in told:
+            told["Item"] = _from_wire(told["Item"])
     response: Any = {"Error": {"Code": code, "Message": described.get("message", "")}, **described}
     return ClientError(response, operation)
 

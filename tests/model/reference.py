@@ -225,11 +225,11 @@ def deviation(
         fitting: list[tuple[int, Outcome | None]] = []
         for outcome in case.possible_outcomes(job_id, jobs[job_id]):
             by = _at_the_latest(case, outcome, at_rest, by_count=by_count)
-            if seen is None and (outcome is None or by > case.closing or status == "failed_fast" and outcome.at_once):
+            if seen is None and (outcome is None or by > case.closing or (status == "failed_fast" and outcome.at_once)):
                 fitting.append((NEVER, None))
             elif seen is not None and outcome is not None and outcome.stored <= case.closed:
-                if outcome.shown == seen and (outcome.verdict == "unmet") == (job_id in unmet):
-                    fitting.append((by, outcome))
+                place = unmet if outcome.verdict == "unmet" else waited
+                fitting += [(by, outcome)] if place.get(job_id) == outcome.shown else []
         if not fitting:
             return f"{job_id} is {seen or 'open'}, but could only be {case.possible_outcomes(job_id, jobs[job_id])}"
         latest, outcome = max(fitting, key=lambda each: each[0])

@@ -3,7 +3,7 @@ generated history wants.
 
 Everybody who works on the table is an actor in a greenlet of its own. Before each call to AWS, and once more before it
 answers, an actor hands control back; the history says who goes on, and whether the next call succeeds, is throttled,
-meets a transaction, is sent twice by the SDK because its first answer was lost, or whether the process dies right there.
+meets a transaction, is sent twice by the SDK because its first answer was lost, or the process dies right there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
 from vigil_core.domain.errors import StoreConflict, VigilError
-from vigil_core.domain.jsontext import loads
 from vigil_core.domain.jobs import Job
+from vigil_core.domain.jsontext import loads
 from vigil_core.domain.waits import Wait
 from vigil_core.services import match, run_clock
 from vigil_core.services.context import Context, WideWork

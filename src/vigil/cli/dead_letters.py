@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from vigil.cli.admin import AdminFunction, StackOption
 
@@ -45,7 +45,8 @@ def redrive(stack: StackOption = None) -> None:
 
 
 def _table(batches: list[dict[str, Any]]) -> Table:
-    table = Table("stored", "function", "records", "given up because", "problem", box=None)
+    columns = ("stored", "function", "records", "given up because", "problem")
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for batch in batches:
         function = (batch["function"] or "").rpartition(":function:")[2]
         records = "" if batch["records"] is None else str(batch["records"])

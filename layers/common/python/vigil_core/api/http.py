@@ -11,10 +11,11 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
 from vigil_core.api.operation import Call, Operation, Services
 from vigil_core.api.problems import CONTENT_TYPE, NothingHere, problem, retry_after, understood
-from vigil_core.api.request import LambdaContext, Request
+from vigil_core.api.request import Request
 from vigil_core.api.validation import parse_body, parse_query
 from vigil_core.api.wire import NoQuery, Nothing, Shown
 from vigil_core.domain.jsontext import dumps
+from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.runtime.logging import logger
 
 LARGE_CHARS = 500_000

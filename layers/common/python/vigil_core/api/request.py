@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl
 
 from vigil_core.api.problems import Unauthorized
 from vigil_core.domain.access import Access
 from vigil_core.domain.errors import MalformedRequest, PayloadTooLarge, ValidationFailed
 from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.runtime.lambda_context import LambdaContext
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
 MAX_HOLD_S = 25
@@ -24,15 +25,6 @@ SPARE = timedelta(seconds=3)
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:;.*)?', re.IGNORECASE | re.ASCII | re.DOTALL)
 _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
-
-
-class LambdaContext(Protocol):
-    """What is read of the context that Lambda passes."""
-
-    @property
-    def aws_request_id(self) -> str: ...
-
-    def get_remaining_time_in_millis(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,11 @@ def notify(
     *,
     all_changes: bool,
 ) -> Told:
-    """Tell of every record of a batch: each socket in the order of the records, all sockets and SNS at once.
+    """Tell of every record of a batch: all sockets and SNS at once, each socket in the order of the records.
 
-    SNS hears of endings, and with `all_changes` of every other version too. What fails for one record or one socket
-    keeps nobody else from being told.
+    Whoever follows one job or wait is told before it is looked up who follows a whole queue or the namespace. SNS hears
+    of endings, and with `all_changes` of every other version too. What fails for one record or one socket keeps nobody
+    else from being told.
     """
     in_order = list(records)
     errors: _Errors = {}
@@ -84,14 +85,16 @@ def notify(
     for record in in_order:
         with _owned_by(errors, [record.sequence_number]):
             news += [_News(record=record.sequence_number, event=event) for event in events_of(ctx, record)]
-    mail = _mail(news, _hearing(ctx, news, errors))
+    near = _mail(news, _hearing(ctx, [(item, item.event.topics[:1]) for item in news], errors))
+    ctx.in_parallel(_do, _posts(ctx, sockets, near, errors))
+    wide = _mail(news, _hearing(ctx, [(item, item.event.topics[1:]) for item in news], errors), told_already=near)
     for_sns = [item for item in news if item.event.reach == "ending" or (all_changes and item.event.reach == "change")]
-    work: list[Callable[[], None]] = [partial(_post, ctx, sockets, to, letters, errors) for to, letters in mail.items()]
-    work.append(partial(_publish, announcements, for_sns, errors))
-    ctx.in_parallel(lambda task: task(), work)
+    rest: list[Callable[[], None]] = _posts(ctx, sockets, wide, errors)
+    rest.append(partial(_publish, announcements, for_sns, errors))
+    ctx.in_parallel(_do, rest)
     return Told(
         events=len(news),
-        messages=sum(map(len, mail.values())),
+        messages=sum(map(len, (*near.values(), *wide.values()))),
         published=len(for_sns),
         failed={r.sequence_number: errors[r.sequence_number] for r in in_order if r.sequence_number in errors},
     )
@@ -120,11 +123,11 @@ def event_of_wait(ctx: Context, wait: Wait) -> Event:
     return wait_event(wait, answer(ctx, wait) if may_be_short(wait) else None)
 
 
-def _hearing(ctx: Context, news: Iterable[_News], errors: _Errors) -> _Hearing:
-    """Who hears of what, each topic looked up once a batch: whoever comes later reads the job or wait himself."""
+def _hearing(ctx: Context, news: Iterable[tuple[_News, Sequence[str]]], errors: _Errors) -> _Hearing:
+    """Who hears of these topics, each looked up once a batch: whoever comes later reads the job or wait himself."""
     wanted: dict[tuple[str, str], list[str]] = {}
-    for item in news:
-        for topic in item.event.topics:
+    for item, topics in news:
+        for topic in topics:
             wanted.setdefault((item.event.namespace, topic), []).append(item.record)
 
     found: dict[tuple[str, str], Sequence[Subscriber]] = {}
@@ -148,9 +151,10 @@ def _subscribers(ctx: Context, namespace: str, topic: str) -> list[Subscriber]:
     return found
 
 
-def _mail(news: Iterable[_News], hearing: _Hearing) -> _Mail:
+def _mail(news: Iterable[_News], hearing: _Hearing, told_already: _Mail | None = None) -> _Mail:
     """What each socket is sent. A subscription that hears of an event by several topics hears of it once."""
     mail: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    told = {(to, letter) for to, letters in (told_already or {}).items() for letter in letters}
     for item in news:
         namespace = item.event.namespace
         to = {
@@ -160,8 +164,17 @@ def _mail(news: Iterable[_News], hearing: _Hearing) -> _Mail:
         }
         for connection_id, subscription_id in sorted(to):
             letter = (item.record, event_text(subscription_id, item.event))
-            mail.setdefault((namespace, connection_id), []).append(letter)
+            if ((namespace, connection_id), letter) not in told:
+                mail.setdefault((namespace, connection_id), []).append(letter)
     return mail
+
+
+def _do(task: Callable[[], None]) -> None:
+    task()
+
+
+def _posts(ctx: Context, sockets: Sockets, mail: _Mail, errors: _Errors) -> list[Callable[[], None]]:
+    return [partial(_post, ctx, sockets, to, letters, errors) for to, letters in mail.items()]
 
 
 def _post(

@@ -1,0 +1,31 @@
+"""events/ holds a sample payload for each function, and no sample that nothing uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.events import EVENTS
+
+ROOT = EVENTS.parent
+FUNCTIONS = sorted(handler.parent.name for handler in ROOT.glob("functions/*/handler.py"))
+SAMPLES = sorted(path.stem for path in EVENTS.iterdir())
+
+
+@pytest.fixture(scope="module")
+def of_the_tests() -> str:
+    """All that the tests say, but for what they say of Docker: that needs an engine, and proves nothing without."""
+    others = (path for path in Path(ROOT, "tests").rglob("*.py") if path.parent.name != "docker")
+    return "\n".join(path.read_text() for path in others)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function_has_a_sample(function: str) -> None:
+    assert [name for name in SAMPLES if name.partition("_")[0] == function]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_sample_belongs_to_a_function_and_is_used(name: str, of_the_tests: str) -> None:
+    assert name.partition("_")[0] in FUNCTIONS
+    assert f'"{name}"' in of_the_tests

@@ -1,0 +1,150 @@
+"""Each function in a container, with its sample payload; and every HTTP route, through the authorizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import uuid6
+
+from tests.docker.conftest import SamLocal
+from tests.e2e.harness import Aws, Client, said
+from tests.support.events import sample
+from tests.support.template import resources
+from vigil.local import Stack
+from vigil_core.domain.access import ApiKey, Scope, TokenKind, parse_token
+from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.table import DynamoTable
+
+FUNCTIONS = resources("AWS::Serverless::Function")
+ROUTES = {
+    f"{event['Properties']['Method']} {event['Properties']['Path']}": event["Properties"]["Path"]
+    for event in FUNCTIONS["ApiFunction"]["Events"].values()
+    if "Path" in event["Properties"]
+}
+ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
+
+
+@pytest.fixture(scope="module")
+def known_key(aws: Aws) -> str:
+    """The key of the samples is let in; its id."""
+    bearer = sample("authorizer_http")["headers"]["authorization"]
+    token = parse_token(bearer.removeprefix("Bearer "), TokenKind.API_KEY)
+    assert token is not None
+    ApiKeyStore(DynamoTable(aws.dynamodb, aws.stack.table_name)).add(
+        ApiKey(
+            namespace=token.namespace,
+            key_id=token.id,
+            secret_hash=token.secret_hash(),
+            scopes=frozenset({Scope.ADMIN}),
+            name="samples",
+            created_at=datetime.now(UTC),
+        )
+    )
+    return token.id
+
+
+CASES: dict[str, tuple[str, Any]] = {
+    "AuthorizerFunction": (
+        "authorizer_http",
+        {"isAuthorized": True, "context": {"namespace": "demo", "scopes": "admin", "key_id": "00000000000000a1"}},
+    ),
+    "ApiFunction": ("api_create_job", None),
+    "WebsocketFunction": ("websocket_connect", {"statusCode": 200}),
+    "MatcherFunction": ("matcher_job_changed", ALL_DONE),
+    "NotifierFunction": ("notifier_job_completed", ALL_DONE),
+    "PagerFunction": ("pager_register", None),
+    "ClockFunction": ("clock_tick", {}),
+    "AdminFunction": ("admin_list_keys", None),
+}
+
+
+def test_every_function_has_a_case() -> None:
+    assert CASES.keys() == FUNCTIONS.keys()
+
+
+@pytest.mark.parametrize("function", CASES)
+def test_a_function_answers_its_sample_in_a_container(
+    function: str, sam_local: SamLocal, stack: Stack, aws: Aws, known_key: str
+) -> None:
+    name, expected = CASES[function]
+    answer = sam_local.invoke(function, sample(name))
+    match function:
+        case "ApiFunction":
+            assert answer["statusCode"] == 202, answer
+            assert answer["headers"]["location"].startswith("/v1/jobs/")
+        case "AdminFunction":
+            assert known_key in {key["key_id"] for key in answer["keys"]}
+        case _:
+            assert answer == expected
+
+
+class Recorder(httpx.BaseTransport):
+    """Notes which routes have been asked for."""
+
+    def __init__(self) -> None:
+        self.routes: set[str] = set()
+        self._transport = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for route, path in ROUTES.items():
+            pattern = re.sub(r"{\w+}", "[^/]+", path)
+            if route.startswith(f"{request.method} ") and re.fullmatch(pattern, request.url.path):
+                self.routes.add(route)
+        return self._transport.handle_request(request)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def client(stack: Stack, aws: Aws, local_api: str, recorder: Recorder) -> Iterator[Client]:
+    """Of `sam local start-api`."""
+    with Client(replace(stack, api_url=local_api), aws.key().token, recorder) as made:
+        yield made
+
+
+def test_every_route_is_served_from_containers(
+    client: Client, local_api: str, stack: Stack, recorder: Recorder
+) -> None:
+    with Client(replace(stack, api_url=local_api), "vgl_nobody_knows_this") as nobody:
+        assert nobody.call("GET", "/v1/jobs").status_code in {401, 403}
+    assert client.get("/openapi.json")["openapi"].startswith("3.1")
+    assert client.call("GET", "/nowhere").status_code == 404
+    first, second = client.jobs(2)
+    third = client.job(payload={"n": 1})
+    assert {job["job_id"] for job in client.get("/v1/jobs")["jobs"]} == {first, second, third}
+    client.start(first)
+    waiting = client.post("/scheduler/wait-jobs", {"wait_on": {first: None}}, prefer="wait=0")
+    client.report(first, job_stage="boot")
+    assert client.complete(first, result={"rows": 3})["status"] == "completed"
+    client.start(second)
+    client.fail(second)
+    client.post(f"/v1/jobs/{second}/retry")
+    client.post(f"/v1/jobs/{third}/cancel")
+    assert client.get(f"/v1/jobs/{third}")["payload"] == {"n": 1}
+    assert client.get(f"/v1/jobs/{first}/status")["job_stage"] == "complete"
+    assert client.get(f"/v1/jobs/{first}/result")["result"] == {"rows": 3}
+    assert len(client.get(f"/v1/jobs/{first}/events")["events"]) == 4
+    # The matcher is not in a container: it serves the emulator's stream, and the held answer sees what it did.
+    assert client.ended(waiting)["waited_jobs"] == {first: {"job_stage": "complete"}}
+    assert client.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "met"
+    assert client.get(f"/v1/waits/{waiting['wait_id']}/jobs")["jobs"] == [
+        {"job_id": first, "met": True, "values": {"job_stage": "complete"}}
+    ]
+    open_ = client.wait({str(uuid6.uuid7()): None}, allow_missing=True)
+    assert said(client.call("DELETE", f"/v1/waits/{open_['wait_id']}"))["status"] == "cancelled"
+    assert len(client.get("/v1/waits")["waits"]) == 2
+    said(client.call("DELETE", f"/v1/jobs/{first}"), 204)
+    assert client.post("/v1/tickets", status=201)["ticket"].startswith("vgt_")
+    assert recorder.routes == ROUTES.keys()

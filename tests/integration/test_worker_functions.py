@@ -1,0 +1,218 @@
+"""The functions that nobody calls, the matcher, the pager and the clock, as they are invoked, with the sample payloads,
+on moto."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import pytest
+
+from functions.clock import handler as clock
+from functions.matcher import handler as matcher
+from functions.pager import handler as pager
+from tests.support.api import LambdaContext
+from tests.support.api import deployed as on_moto
+from tests.support.events import sample
+from tests.support.table import TABLE_NAME, dynamodb
+from tests.support.world import KeptMessages
+from vigil_core import wiring
+from vigil_core.domain.jobs import Job
+from vigil_core.domain.jsontext import loads
+from vigil_core.domain.waits import Wait
+from vigil_core.services.waits_api import post_wait
+from vigil_core.store.jobs import job_from_row, job_to_row
+from vigil_core.store.keys import DUE_SHARDS
+from vigil_core.store.stream import stream_records
+from vigil_core.store.table import DynamoTable
+from vigil_core.store.waits import WaitStore
+
+CONTEXT: Any = LambdaContext()
+ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
+WAIT_ID = "019bf000-0000-7000-8000-0000000000ff"
+"""Of a wait that no sample names."""
+
+
+@dataclass
+class Deployed:
+    """The functions, their table and their queues. Waits are posted at a time of the test's choice."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def post(self, wait_id: str, *job_ids: str, days_ago: int = 0, **options: object) -> list[Any]:
+        """Store a wait for jobs at stage boot; the messages that this sends."""
+        kept = KeptMessages()
+        then = datetime.now(UTC) - timedelta(days=days_ago)
+        context = replace(wiring.context(), queues=kept, clock=lambda: then)
+        body: Any = {
+            "wait_on": {job_id: {"job_stage": "boot"} for job_id in job_ids},
+            "wait_options": {"allow_missing": True, **options},
+        }
+        post_wait(context, "demo", body, by="test", hold_until=context.now(), reserved_id=wait_id)
+        return [loads(work.body) for work in kept.wide] + [loads(message) for message, _ in kept.wake_ups]
+
+    def wait(self, wait_id: str) -> Wait:
+        wait = wiring.context().waits.find("demo", wait_id)
+        assert wait is not None
+        return wait
+
+    def have_pages_of(self, entries: int) -> None:
+        """Waits of more entries than this are wide."""
+        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), spec_page_entries=entries)
+        context = replace(wiring.context(), waits=waits)
+        self.monkeypatch.setattr(wiring, "context", lambda: context)
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    with on_moto():
+        yield Deployed(monkeypatch)
+
+
+def message(name: str) -> Any:
+    """What the one message of a sample says."""
+    (record,) = sample(name)["Records"]
+    return loads(record["body"])
+
+
+def saying(name: str, **told: object) -> Any:
+    """A sample whose one message says something else."""
+    event = sample(name)
+    (record,) = event["Records"]
+    record["body"] = json.dumps({**json.loads(record["body"]), **told})
+    return event
+
+
+def of_the_matcher() -> tuple[Job, Job]:
+    """The job before and after, in its sample."""
+    (record,) = stream_records(sample("matcher_job_changed"))
+    before, after = record.old(), record.new()
+    assert before is not None
+    assert after is not None
+    return job_from_row(before), job_from_row(after)
+
+
+# The matcher
+
+
+def test_the_matcher_ends_a_wait_for_the_job(deployed: Deployed) -> None:
+    _, job = of_the_matcher()
+    deployed.post(WAIT_ID, job.job_id, get_fields=["boot_seconds"])
+    assert matcher.handler(sample("matcher_job_changed"), None) == ALL_DONE
+    wait = deployed.wait(WAIT_ID)
+    assert wait.status == "met"
+    (outcome,) = wait.outcomes.values()
+    assert (outcome.job_id, outcome.values["boot_seconds"]) == (job.job_id, "41")
+
+
+def test_the_matcher_names_the_record_that_failed(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
+    _, job = of_the_matcher()
+    deployed.post(WAIT_ID, job.job_id)
+    good, bad = sample("matcher_job_changed")["Records"] * 2
+    bad = {**bad, "dynamodb": {**bad["dynamodb"], "SequenceNumber": "7", "NewImage": {"entity": {"S": "job"}}}}
+    assert matcher.handler({"Records": [bad, good]}, None) == {"batchItemFailures": [{"itemIdentifier": "7"}]}
+    assert deployed.wait(WAIT_ID).status == "met"
+    assert [line.levelname for line in caplog.records] == ["INFO", "ERROR"]
+
+
+def test_the_matchers_sample_is_what_is_stored() -> None:
+    """An image of another shape than the store writes would be a sample of nothing."""
+    (record,) = stream_records(sample("matcher_job_changed"))
+    for job, row in zip(of_the_matcher(), (record.old(), record.new()), strict=True):
+        assert {name: value for name, value in job_to_row(job).items() if value is not None} == row
+
+
+# The pager
+
+
+def test_the_pager_matches_a_job_that_many_wait_for(deployed: Deployed) -> None:
+    (row,) = message("pager_match")["rows"]
+    deployed.post(WAIT_ID, job_from_row(row).job_id)
+    pager.handler(sample("pager_match"), CONTEXT)
+    assert deployed.wait(WAIT_ID).status == "met"
+
+
+def test_the_pager_registers_a_large_wait_page_by_page(deployed: Deployed) -> None:
+    deployed.have_pages_of(4)
+    asked = message("pager_register")
+    wait_id = asked["wait_id"]
+    jobs = [f"019bf000-0000-7000-8000-0000000001{n:02}" for n in range(6)]
+    handed_on = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register"]
+    assert [{**sent, "at": asked["at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
+    pager.handler(sample("pager_register"), CONTEXT)
+    assert not deployed.wait(wait_id).sealed
+    pager.handler(saying("pager_register", page=1), CONTEXT)
+    assert deployed.wait(wait_id).sealed
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        pytest.param(saying("pager_register", kind="nonsense"), ValueError, id="a kind that nobody knows"),
+        pytest.param(saying("pager_match", rows=[{}]), KeyError, id="a row that cannot be read"),
+    ],
+)
+def test_work_that_fails_comes_again_soon(deployed: Deployed, event: Any, error: type[Exception]) -> None:
+    event["Records"][0]["receiptHandle"] = received(event["Records"][0]["body"])
+    given: list[int] = []
+    queues = wiring.sqs()
+    queues.meta.events.register(
+        "before-parameter-build.sqs.ChangeMessageVisibility",
+        lambda params, **_: given.append(params["VisibilityTimeout"]),
+    )
+    with pytest.raises(error):
+        pager.handler(event, CONTEXT)
+    assert given == [15]
+
+
+def pages_queue() -> str:
+    """The URL of the pager's queue."""
+    return boto3.client("sqs").get_queue_url(QueueName="pages.fifo")["QueueUrl"]
+
+
+def received(body: str) -> str:
+    """A message on the pager's queue that has been taken from it; its receipt handle."""
+    queues = boto3.client("sqs")
+    queues.send_message(QueueUrl=pages_queue(), MessageBody=body, MessageGroupId="g", MessageDeduplicationId="d")
+    (message,) = queues.receive_message(QueueUrl=pages_queue())["Messages"]
+    return message["ReceiptHandle"]
+
+
+# The clock
+
+
+def expired_a_day_ago(deployed: Deployed) -> str:
+    """The wait that the clock's samples are about; its id."""
+    asked = message("clock_wake_up")
+    assert asked in deployed.post(asked["id"], WAIT_ID, days_ago=1, expires_in=600)
+    assert deployed.wait(asked["id"]).status == "waiting"
+    return str(asked["id"])
+
+
+@pytest.mark.parametrize("name", ["clock_wake_up", "clock_sweep"])
+def test_the_clock_ends_a_wait_whose_time_is_over(deployed: Deployed, name: str) -> None:
+    wait_id = expired_a_day_ago(deployed)
+    assert clock.handler(sample(name), None) == ALL_DONE
+    assert deployed.wait(wait_id).status == "expired"
+
+
+def test_a_minutes_tick_has_every_shard_swept(deployed: Deployed) -> None:
+    assert clock.handler(sample("clock_tick"), None) == {}
+    queues = boto3.client("sqs")
+    url = queues.get_queue_url(QueueName="clock")["QueueUrl"]
+    sent = [loads(m["Body"]) for m in queues.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]]
+    assert sent == [{"kind": "sweep", "shard": shard} for shard in range(DUE_SHARDS)]
+    assert message("clock_sweep") in sent
+
+
+def test_the_clock_names_the_message_that_failed(deployed: Deployed) -> None:
+    wait_id = expired_a_day_ago(deployed)
+    (bad,) = saying("clock_sweep", kind="nonsense")["Records"]
+    (good,) = sample("clock_wake_up")["Records"]
+    answer = clock.handler({"Records": [bad, good]}, None)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": bad["messageId"]}]}
+    assert deployed.wait(wait_id).status == "expired"
