@@ -131,8 +131,8 @@ def test_logs_are_not_kept_for_ever(function: str) -> None:
     group = FUNCTIONS[function]["LoggingConfig"]["LogGroup"]["Ref"]
     logs = resources("AWS::Logs::LogGroup")[group]
     assert logs["RetentionInDays"] == {"Ref": "LogRetentionDays"}
-    name = FUNCTIONS[function]["FunctionName"]["Fn::Sub"]
-    assert logs["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/{name}"}
+    folder = Path(FUNCTIONS[function]["CodeUri"]).name
+    assert logs["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{AWS::StackName}}-{folder}"}
 
 
 def test_every_parameter_does_something() -> None:

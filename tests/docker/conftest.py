@@ -102,7 +102,7 @@ def sam_local(stack: Stack, aws: Aws, directory: Path, bridge: str) -> SamLocal:
     """With the environment of the deployed functions, at an address that containers reach."""
     variables: dict[str, Mapping[str, str]] = {}
     for logical_id, properties in resources("AWS::Serverless::Function").items():
-        name = str(properties["FunctionName"]["Fn::Sub"]).replace("${AWS::StackName}", stack.stack_name)
+        name = aws.function_names[Path(properties["CodeUri"]).name]
         deployed = aws.functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
         there = {name: value.replace("//localhost:", f"//{bridge}:") for name, value in deployed.items()}
         endpoint = stack.endpoint_url.replace("//127.0.0.1:", f"//{bridge}:")

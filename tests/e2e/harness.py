@@ -22,6 +22,7 @@ import simplejson
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
+from tests.support.template import resources
 from vigil.local import Stack
 from vigil.local.cloud import invoke_admin
 from vigil.local.stack import client_config, session
@@ -307,11 +308,20 @@ class Aws:
         made = self.admin("create_key", namespace=where, scopes=list(scopes) or ["admin"])
         return Key(where, made["key"]["key_id"], made["token"])
 
+    @cached_property
+    def function_names(self) -> dict[str, str]:
+        """The deployed functions' names, by the names of their folders."""
+        formation = session().client("cloudformation", endpoint_url=self.stack.endpoint_url, config=client_config())
+        found = formation.describe_stack_resources(StackName=self.stack.stack_name)["StackResources"]
+        names = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
+        return {
+            Path(properties["CodeUri"]).name: names[logical_id]
+            for logical_id, properties in resources("AWS::Serverless::Function").items()
+        }
+
     def invoke(self, function: str, event: Any) -> Any:
-        """What a function of the stack, named without the stack's name, returns for an event."""
-        answer = self.functions.invoke(
-            FunctionName=f"{self.stack.stack_name}-{function}", Payload=json.dumps(event).encode()
-        )
+        """What a function, by its folder's name, returns for an event."""
+        answer = self.functions.invoke(FunctionName=self.function_names[function], Payload=json.dumps(event).encode())
         body = json.loads(answer["Payload"].read())
         assert not answer.get("FunctionError"), body
         return body
@@ -329,7 +339,7 @@ class Aws:
     @contextmanager
     def sabotaged(self, function: str, how: str) -> Iterator[None]:
         """A function that fails while the block runs, in a way that `saboteur` knows."""
-        name = f"{self.stack.stack_name}-{function}"
+        name = self.function_names[function]
         before = self.functions.get_function_configuration(FunctionName=name)
         layers = [layer["Arn"] for layer in before["Layers"]]
         archive = io.BytesIO()

@@ -10,7 +10,7 @@ from tests.e2e.harness import Aws, Client, Key
 from vigil.local import Stack
 
 
-def attempts(stack: Stack, key: Key) -> dict[str, list[Any]]:
+def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
     """What no function but those listed in `ALLOWED` may do."""
     row = {"pk": {"S": f"{key.namespace}#trespass"}, "sk": {"S": "A"}}
     table = {"TableName": stack.table_name}
@@ -31,7 +31,7 @@ def attempts(stack: Stack, key: Key) -> dict[str, list[Any]]:
             },
         ],
         "list dead letters": ["s3", "list_objects_v2", {"Bucket": stack.dead_letter_bucket}],
-        "run the matcher": ["lambda", "invoke", {"FunctionName": "vigil-matcher", "Payload": '{"Records": []}'}],
+        "run the matcher": ["lambda", "invoke", {"FunctionName": matcher, "Payload": '{"Records": []}'}],
         "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
     }
 
@@ -50,7 +50,7 @@ def test_a_function_may_do_what_it_does_and_no_more(
     function: str, stack: Stack, aws: Aws, client: Client, key: Key
 ) -> None:
     with aws.sabotaged(function, "trespass"):
-        answers = aws.invoke(function, attempts(stack, key))
+        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"]))
     assert {name for name, answer in answers.items() if answer == "allowed"} <= ALLOWED[function], answers
     refused = {answer for name, answer in answers.items() if name not in ALLOWED[function]}
     assert all("AccessDenied" in code for code in refused), answers

@@ -45,7 +45,7 @@ def test_the_minutes_sweep_ends_what_was_asked_to_cancel(stack: Stack, slow_busi
 
 def test_the_sweep_finds_what_a_lost_message_left_behind(aws: Aws, client: Client) -> None:
     """The message that would have ended this wait is lost. The event of the clock's rule, sent by hand, ends it."""
-    function = f"{aws.stack.stack_name}-clock"
+    function = aws.function_names["clock"]
     (mapping,) = aws.functions.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]
     aws.functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
     try:
