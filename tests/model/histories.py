@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.model.moto_table import everything
 from tests.model.reference import NEVER, Face, Version, WaitCase, deviation, expected_change
-from tests.model.world import TO_THE_END, Actor, Deviation, Pace, World, is_server_error
+from tests.model.world import TO_THE_END, Actor, Deviation, Fate, Pace, World, is_server_error, uuid7
 from vigil_core.domain import waits
 from vigil_core.domain.errors import JobNotFound, ValidationFailed
 from vigil_core.domain.jobs import Job, JobError, NewJob, Report
@@ -32,13 +32,43 @@ from vigil_core.store.table import plain
 
 JobKey = tuple[str, str]
 
-NAMESPACES = [
-    *[TO_THE_END] * 14,
-    *[Pace(moves, calls, then) for moves in range(5) for calls in range(3) for then in (None, None, "dies")],
-    *[Pace(moves, 0, then) for moves in range(3) for then in MISHAPS],
+NAMESPACES = ["red", "blue"]
+START = World.START
+JOB_IDS = [uuid7(START, n) for n in range(0xA0, 0xA3)]
+"""The same in both namespaces: an id means nothing across them."""
+
+REPORTS: list[dict[str, Any]] = [
+    {"fields": {"k": "a"}}, {"fields": {"k": "b"}}, {"fields": {"k": None}}, {"fields": {"k": 7}},
+    {"milestones": ["m1"]}, {"milestones": ["m2"]}, {"milestones": ["m1"], "fields": {"k": "a"}},
+    {"stage": "boot"}, {"stage": "setup"}, {"stage": "boot", "fields": {"k": "a", "list": ["x", 1], "map": {"y": 2}}},
+]  # fmt: skip
+CONDITIONS: list[Any] = [
+    None, None, {}, {"k": "a"}, {"k": "a"}, {"k": "a"}, {"k": "b"}, {"k": "b"}, {"k": 7}, {"job_stage": "boot"},
+    {"milestone": "m1"}, {"status": "running"}, {"job_stage": "boot"}, {"job_stage": "complete"},
+    {"job_stage": "incomplete"}, {"milestone": "m1"}, {"milestones": ["m1", "m2"]}, {"k": "a", "milestone": "m1"},
+    {"status": "running"}, {"job_health": "failed"}, {"attempt": 2}, {"job_stage": "boot", "k": "b"},
+    {"job_stage": "warp"},
+]  # fmt: skip
+GET_FIELDS = [None, {"k": None}, {"list": None, "map": None, "status": None, "missing": None}, {"result": None}]
+
+MISHAPS: list[Fate] = ["is throttled", "meets a transaction", "is sent twice"]
+PASTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "pending": [("create", {})],
+    "running": [("create", {}), ("start", {})],
+    "k is a": [("create", {"fields": {"k": "a"}})],
+    "k was a": [("create", {"fields": {"k": "a"}}), ("report", {"fields": {"k": "b"}})],
+    "failed": [("create", {}), ("start", {}), ("fail", {})],
+    "failed once": [("create", {"fields": {"k": "a"}}), ("cancel", {}), ("retry", {})],
+}
+
+PACES = [
+    *[TO_THE_END] * 20,
+    *[Pace(moves=moves, then=then) for moves in range(7) for then in (None, None, None, "dies")],
+    *[Pace(calls=calls, then=then) for calls in range(1, 13) for then in (None, "dies")],
+    *[Pace(moves=moves, then=then) for moves in range(3) for then in MISHAPS],
 ]
 PACE = st.sampled_from(PACES)
-HEARD = st.sampled_from([*[None] * 40, *[TO_THE_END] * 20, *PACES])
+HEARD = st.sampled_from([*[None] * 40, *PACES])
 """How far the matcher gets that hears of a change at once; None when it is told later."""
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
 JOB = st.sampled_from([0, 0, 1, 1, 2])
@@ -51,7 +81,7 @@ WAIT = st.fixed_dictionaries(
         "fail_fast": st.booleans(),
         "allow_missing": st.booleans(),
         "get_fields": st.sampled_from(GET_FIELDS),
-        "expires_in": st.sampled_from([86_400, 86_400, 86_400, 86_400, 100, 5]),
+        "expires_in": st.sampled_from([86_400, 86_400, 100, 5]),
         "progress": st.booleans(),
     }
 )
@@ -166,6 +196,14 @@ class Histories(RuleBasedStateMachine):
         if heard is not None:
             self._hear(ns, job, heard)
 
+    @rule(
+        job=JOB, unique=st.sampled_from([None, "u"]), mutex=st.sampled_from([None, "m"]), pace=PACE,
+    )  # fmt: skip
+    def create_with_hold(self, job: int, unique: str | None, mutex: str | None, pace: Pace) -> None:
+        """Create a job that only one may be."""
+        if self._newest("red", job) is None:
+            self._do("red", job, "create", {"unique_key": unique, "mutex_key": mutex}, pace)
+
     @rule(ns=NAMESPACE, told=WAIT, pace=PACE)
     def wait(self, ns: str, told: dict[str, Any], pace: Pace) -> None:
         """Somebody else waits."""
@@ -178,6 +216,23 @@ class Histories(RuleBasedStateMachine):
         call = self.wait_calls[-1 - which % len(self.wait_calls)]
         if not call.refused and (call.actor is None or call.actor.ended is not None):
             self._post(call, pace)
+
+    @precondition(lambda self: self.wait_calls)
+    @rule(which=SOME, pace=PACE)
+    def cancel_wait(self, which: int, pace: Pace) -> None:
+        """Somebody does not want a wait any more."""
+        case = self.wait_calls[-1 - which % len(self.wait_calls)].case
+
+        def over(actor: Actor) -> None:
+            assert actor.ended is not None
+            case.cancels.append((actor.begun, actor.ended))
+            self._no_server_error(actor)
+
+        actor = self.world.begin(
+            "client", f"cancel wait {case.wait_id}",
+            lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, by=name), over,
+        )  # fmt: skip
+        self.world.go(actor, pace)
 
     # How the work goes on, and what happens to it
 
@@ -215,24 +270,25 @@ class Histories(RuleBasedStateMachine):
         groups = [group for group in self.world.groups.values() if group.messages]
         self.world.go(self.world.page(groups[which % len(groups)], patient=patient), pace)
 
-    @rule(rarity=st.sampled_from(RARITIES), which=SOME, pace=PACE)
-    def now_and_then(self, rarity: str, which: int, pace: Pace) -> None:
-        """What would end most histories, if it came more often."""
-        world = self.world
-        match rarity.split():
-            case ["settle"]:
-                world.settle()
-            case ["sweep", "after", seconds]:
-                world.now += timedelta(seconds=int(seconds))
-                world.tell("world", f"{seconds} s pass")
-                world.go(world.sweep(), pace)
-            case ["wake", how] if world.wake_ups:
-                at = which % len(world.wake_ups)
-                world.go(world.wake(world.wake_ups[at] if how == "again" else world.wake_ups.pop(at)), pace)
-            case ["cancel"] if self.wait_calls:
-                self._cancel(self.wait_calls[-1 - which % len(self.wait_calls)].case, pace)
-            case ["hold", kind] if self._newest("red", which % len(JOB_IDS)) is None:
-                self._do("red", which % len(JOB_IDS), "create", {kind: "x"}, pace)
+    @precondition(lambda self: self.world.wake_ups)
+    @rule(which=SOME, stays=st.booleans(), pace=PACE)
+    def wake(self, which: int, stays: bool, pace: Pace) -> None:
+        """The clock gets a message, whether or not its time has come, and perhaps not for the last time."""
+        wake_ups = self.world.wake_ups
+        at = which % len(wake_ups)
+        self.world.go(self.world.wake(wake_ups[at] if stays else wake_ups.pop(at)), pace)
+
+    @rule(seconds=st.sampled_from([6, 61, 101]), pace=PACE)
+    def sweep(self, seconds: int, pace: Pace) -> None:
+        """Time passes, and the clock sweeps."""
+        self.world.now += timedelta(seconds=seconds)
+        self.world.tell("world", f"{seconds} s pass")
+        self.world.go(self.world.sweep(), pace)
+
+    @rule()
+    def settle(self) -> None:
+        """Everybody comes to the end of what they do: from here on the order is known."""
+        self.world.settle()
 
     # In the end
 
@@ -440,20 +496,6 @@ class Histories(RuleBasedStateMachine):
             over,
         )  # fmt: skip
         self.world.go(call.actor, pace)
-
-    def _cancel(self, case: WaitCase, pace: Pace) -> None:
-        def over(actor: Actor) -> None:
-            assert actor.ended is not None
-            self._no_server_error(actor)
-            case.cancels.append((actor.begun, actor.ended))
-
-        actor = self.world.begin(
-            "client",
-            f"cancel wait {case.wait_id}",
-            lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, by=name),
-            over,
-        )
-        self.world.go(actor, pace)
 
     def _check_refusal(self, case: WaitCase, error: JobNotFound | ValidationFailed) -> None:
         versions = self._versions(case.namespace)

@@ -59,14 +59,15 @@ class Died(BaseException):
     """The process of an actor is gone, between two of its calls. Nothing in it may catch that."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How far somebody gets before it is somebody else's turn: so many moves and then so many calls, or to the end. And
-    what becomes of the next call then. All reads up to the next write are one move, and all writes up to the next read.
+    """How far somebody gets before it is somebody else's turn, and what becomes of the next call then.
+
+    Counted in calls, or in moves: all reads up to the next write are one, and all writes up to the next read.
     """
 
+    calls: int | None = None
     moves: int | None = None
-    calls: int = 0
     then: Fate | None = None
 
 
@@ -215,13 +216,12 @@ class World:
 
     def go(self, actor: Actor, pace: Pace = TO_THE_END) -> None:
         """Let an actor get so far."""
-        moves, calls = pace.moves, pace.calls
-        while actor.ended is None and (moves is None or moves > 0 or calls > 0):
+        calls, moves = pace.calls, pace.moves
+        while actor.ended is None and calls != 0 and moves != 0:
             writes = actor.next_call.write
             self._resume(actor, "goes on")
-            if moves == 0:
-                calls -= 1
-            elif moves is not None and actor.next_call.write != writes:
+            calls = None if calls is None else calls - 1
+            if moves is not None and actor.next_call.write != writes:
                 moves -= 1
         if actor.ended is None and pace.then is not None:
             actor.harmed = self.harmed = True
