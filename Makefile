@@ -41,7 +41,8 @@ demo: venv ## Start everything on this machine and watch jobs being waited for
 
 .PHONY: test
 test: venv ## Run every test that needs neither Docker nor AWS
-	@$(PYTEST) $(SPREAD) -m "not docker"
+	@$(PYTEST) $(SPREAD) -m "not docker and not e2e"
+	@$(PYTEST) -m "e2e and not docker"
 
 ##@ Setting up
 

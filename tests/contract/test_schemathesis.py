@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance, unsupported_method
 
 from functions.api.handler import handler
 from tests.support.api import Client, LambdaContext, deployed, event
@@ -78,6 +78,9 @@ def test_the_document_is_true(case: schemathesis.Case[Any], ids: dict[str, list[
     case.query.pop("page_token", None)
     response = case.call(headers={"Authorization": KEY})
     excluded = [unsupported_method]
+    if "Idempotency-Key" in case.headers:
+        # It was replaced, or reaches the handler without the blanks around it: it is no longer what was generated.
+        excluded.append(negative_data_rejection)
     if any(said in response.text for said in RELATIONS):
         excluded.append(positive_data_acceptance)
     case.validate_response(response, headers={"Authorization": KEY}, excluded_checks=excluded)

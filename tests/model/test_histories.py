@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -24,8 +23,8 @@ from vigil_core.domain.waits import Wait
 from vigil_core.services import match, register_wait, resolve_wait
 from vigil_core.services.context import Context
 from vigil_core.store import waits as wait_store
-from vigil_core.store.table import PRESENT, Condition
-from vigil_core.store.waits import OPEN, WaitStore
+from vigil_core.store.table import Condition
+from vigil_core.store.waits import OPEN
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
@@ -54,24 +53,13 @@ def _closes_unsealed(ctx: Context, wait: Wait) -> Wait:
     return closed or wait
 
 
-def _matches_the_last(ctx: Context, interests: Any, jobs: Any, of: Any = match._sightings) -> Any:
-    return of(ctx, interests, jobs[-1:])
-
-
-def _overlooks_early_outcomes(store: WaitStore, *args: Any, of: Any = WaitStore.outcomes, **bounds: Any) -> Any:
-    return of(store, *args, **bounds) if bounds else iter(())
-
-
 ALWAYS = Condition(expression="attribute_exists(#status) OR #status = :waiting", names=OPEN.names, values=OPEN.values)
 
 FAULTS: dict[str, tuple[object, str, object]] = {
     "a set is closed before it is sealed": (resolve_wait, "close_if_decided", _closes_unsealed),
     "the second look at registration is skipped": (register_wait, "second_look", lambda *_: []),
     "a record older than the registration counts": (match, "counts_for", lambda *_: True),
-    "only the last version of a batch is matched": (match, "_sightings", _matches_the_last),
-    "what the matcher left for the registrar is overlooked": (WaitStore, "outcomes", _overlooks_early_outcomes),
     "a large wait can be changed after its end": (wait_store, "OPEN", ALWAYS),
-    "two writers of a small wait overwrite each other": (wait_store, "version_is", lambda _: PRESENT),
 }
 
 

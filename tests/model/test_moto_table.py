@@ -26,7 +26,7 @@ from vigil_core.store.table import (
 
 ROW = {
     "pk": "p", "sk": "A", "entity": "x", "schema_version": 1, "version": 1, "status": "waiting", "packed": b"\x00\xff",
-    "indexes": {1, 2}, "counts": {}, "g1pk": "due#0", "g1sk": "2026",
+    "members": {1, 2}, "counts": {}, "g1pk": "due#0", "g1sk": "2026",
 }  # fmt: skip
 OPEN = Condition(expression="#status = :open", names={"#status": "status"}, values={":open": "waiting"})
 
@@ -45,7 +45,7 @@ STEPS: dict[str, Callable[[Table], Any]] = {
     "query nothing": lambda table: table.query_page("z"),
     "update": lambda table: table.update(
         Update(
-            key=Key("p", "A"), expression="ADD indexes :more SET counts.#n = :n REMOVE g1pk, g1sk", names={"#n": "0"},
+            key=Key("p", "A"), expression="ADD members :more SET counts.#n = :n REMOVE g1pk, g1sk", names={"#n": "0"},
             values={":more": {5}, ":n": 3}, condition=OPEN,
         )
     ),
