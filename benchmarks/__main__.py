@@ -90,6 +90,7 @@ def _measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
         "imports": {
             name: {
                 "handler": round(each.handler, 1),
+                "late": round(each.late, 1),
                 "floor": round(each.floor, 1),
                 "with_bytecode": round(each.with_bytecode, 1),
                 "libraries": list(each.libraries),

@@ -1,5 +1,6 @@
 """How long each function's handler takes to import, in a fresh process, from what `sam build` made of it.
 
+What `vigil_core.wiring` imports only when it is first asked for something counts as well: the first event waits for it.
 The floor is the same process importing only the libraries that the handler's own code asks for, so what lies between
 the two is Vigil's. A built layer holds no bytecode and Lambda mounts it read-only, so each cold start compiles what it
 imports: measured so, and once more with bytecode, to see what that costs. Times are of the processor, which importing
@@ -26,7 +27,7 @@ LAYER = "VigilLayer/python"
 
 # A library's name, and what is taken from it: some import their parts when these are first asked for.
 _ASK = """
-import builtins, json, sys
+import ast, builtins, importlib, inspect, json, sys
 asked, plain = {}, builtins.__import__
 def ask(name, globals=None, locals=None, fromlist=(), level=0):
     by = (globals or {}).get("__name__", "").split(".")[0]
@@ -38,9 +39,18 @@ def ask(name, globals=None, locals=None, fromlist=(), level=0):
 builtins.__import__ = ask
 sys.path[:0] = json.loads(sys.argv[1])
 import handler
+late = {}
+for value in vars(handler).values():
+    build = inspect.unwrap(value) if callable(value) else None
+    if getattr(build, "__module__", None) == "vigil_core.wiring":
+        for node in ast.walk(ast.parse(inspect.getsource(build))):
+            if isinstance(node, ast.ImportFrom):
+                late[node.module] = []
+for name in late:
+    importlib.import_module(name)
 place = sys.modules["vigil_core"].__file__
 assert place.startswith(sys.path[1]), place
-print(json.dumps({name: sorted(parts) for name, parts in sorted(asked.items())}))
+print(json.dumps({"libraries": {name: sorted(parts) for name, parts in sorted(asked.items())}, "late": late}))
 """
 _TIME = """
 import json, sys, time
@@ -57,9 +67,11 @@ print(json.dumps(1000 * (time.process_time() - began)))
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Milliseconds of processor time to import a handler, medians of fresh processes. `libraries`: its own code's."""
+    """Milliseconds of processor time to import a handler, medians of fresh processes. `late` is how much of it comes with
+    the first event, `libraries` are those of its own code."""
 
     handler: float
+    late: float
     floor: float
     with_bytecode: float
     libraries: Sequence[str]
@@ -76,14 +88,18 @@ def measure(build: Path, repeats: int) -> dict[str, Import]:
         for folder in sorted(build.glob("*Function")):
             name = folder.name.removesuffix("Function").lower()
             paths = [str(folder), str(build / LAYER)]
-            libraries = _run(_ASK, paths)
+            asked = _run(_ASK, paths)
+            libraries, everything = asked["libraries"], {"handler": [], **asked["late"]}
             key = json.dumps(libraries)
             if key not in floors:
                 floors[key] = _median(repeats, paths, libraries)
+            at_once = _median(repeats, paths, {"handler": []})
+            handler = _median(repeats, paths, everything) if asked["late"] else at_once
             found[name] = Import(
-                handler=_median(repeats, paths, {"handler": []}),
+                handler=handler,
+                late=handler - at_once,
                 floor=floors[key],
-                with_bytecode=_median(repeats, [str(compiled / folder.name), str(compiled / LAYER)], {"handler": []}),
+                with_bytecode=_median(repeats, [str(compiled / folder.name), str(compiled / LAYER)], everything),
                 libraries=sorted({library.split(".")[0] for library in libraries}),
             )
     return found

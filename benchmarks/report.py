@@ -251,11 +251,19 @@ def _latency(results: Json) -> Section:
 def _imports(results: Json) -> Section:
     return Section(
         title="Importing a function",
-        columns=["function", "handler ms", "its libraries ms", "Vigil's own ms", "handler with bytecode ms"],
+        columns=[
+            "function",
+            "handler ms",
+            "of it at the first event",
+            "its libraries ms",
+            "Vigil's own ms",
+            "with bytecode ms",
+        ],
         rows=[
             [
                 name,
                 f"{found['handler']:.0f}",
+                f"{found['late']:.0f}",
                 f"{found['floor']:.0f}",
                 f"{found['handler'] - found['floor']:.0f}",
                 f"{found['with_bytecode']:.0f}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vigil_core.domain.errors import ValidationFailed
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.waitspec import parse_wait_request
 
 WAIT_ID = "019bf000-0000-7000-8000-000000000013"
@@ -17,7 +18,7 @@ def test_an_answer_with_nothing_left_goes_on_with_its_wait() -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"wait_on": {}}, {"wait_on": None}, {"wait_id": None, "wait_on": {}}])
-def test_a_new_wait_is_for_at_least_one_job(body: dict[str, object]) -> None:
+def test_a_new_wait_is_for_at_least_one_job(body: JsonValue) -> None:
     with pytest.raises(ValidationFailed) as refusal:
         parse_wait_request(body)
     assert [problem.pointer for problem in refusal.value.problems] == ["/wait_on"]
