@@ -67,8 +67,8 @@ print(json.dumps(1000 * (time.process_time() - began)))
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Milliseconds of processor time to import a handler, medians of fresh processes. `late` is how much of it comes with
-    the first event, `libraries` are those of its own code."""
+    """Milliseconds of processor time to import a handler, medians of fresh processes. `late` is how much of it comes
+    with the first event, `libraries` are those of its own code."""
 
     handler: float
     late: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -15,12 +16,12 @@ from vigil.local import Stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 # Below the ports that outgoing connections take, and off the port of `vigil local up`.
-PORTS = range(4760, 4800)
+PORTS = range(4760, 4960)
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    for port in PORTS:
+    """A port that nobody listens on; any of them, lest two that start at once take the same."""
+    for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
