@@ -80,33 +80,40 @@ class Import:
 def measure(build: Path, repeats: int) -> dict[str, Import]:
     """Every function of a build, by name."""
     with tempfile.TemporaryDirectory() as directory:
-        compiled = Path(directory) / "build"
-        shutil.copytree(build, compiled)
+        plain, compiled = Path(directory) / "plain", Path(directory) / "compiled"
+        # Whoever has imported from the build since may have left bytecode in it.
+        shutil.copytree(build, plain, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(plain, compiled)
         compileall.compile_dir(compiled, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-        floors: dict[str, float] = {}
-        found: dict[str, Import] = {}
-        for folder in sorted(build.glob("*Function")):
-            name = folder.name.removesuffix("Function").lower()
-            paths = [str(folder), str(build / LAYER)]
-            asked = _run(_ASK, paths)
-            libraries, everything = asked["libraries"], {"handler": [], **asked["late"]}
-            key = json.dumps(libraries)
-            if key not in floors:
-                floors[key] = _median(repeats, paths, libraries)
-            at_once = _median(repeats, paths, {"handler": []})
-            handler = _median(repeats, paths, everything) if asked["late"] else at_once
-            found[name] = Import(
-                handler=handler,
-                late=handler - at_once,
-                floor=floors[key],
-                with_bytecode=_median(repeats, [str(compiled / folder.name), str(compiled / LAYER)], everything),
-                libraries=sorted({library.split(".")[0] for library in libraries}),
-            )
-    return found
+        folders = sorted(folder.name for folder in build.glob("*Function"))
+        return {
+            folder.removesuffix("Function").lower(): _function(plain, compiled, folder, repeats) for folder in folders
+        }
 
 
-def _median(repeats: int, paths: Sequence[str], wanted: object) -> float:
-    return statistics.median(float(_run(_TIME, paths, json.dumps(wanted))) for _ in range(repeats))
+def _function(plain: Path, compiled: Path, folder: str, repeats: int) -> Import:
+    as_built, with_bytecode = ([str(place / folder), str(place / LAYER)] for place in (plain, compiled))
+    asked = _run(_ASK, as_built)
+    all_of_it = {"handler": [], **asked["late"]}
+    wanted = {
+        "handler": (as_built, all_of_it),
+        "at_once": (as_built, {"handler": []}),
+        "floor": (as_built, asked["libraries"]),
+        "with_bytecode": (with_bytecode, all_of_it),
+    }
+    # In turn, for the same work takes a busy machine's processor longer.
+    times: dict[str, list[float]] = {kind: [] for kind in wanted}
+    for _ in range(repeats):
+        for kind, (paths, names) in wanted.items():
+            times[kind].append(_run(_TIME, paths, json.dumps(names)))
+    median = {kind: statistics.median(found) for kind, found in times.items()}
+    return Import(
+        handler=median["handler"],
+        late=median["handler"] - median["at_once"] if asked["late"] else 0,
+        floor=median["floor"],
+        with_bytecode=median["with_bytecode"],
+        libraries=sorted({library.split(".")[0] for library in asked["libraries"]}),
+    )
 
 
 def _run(code: str, paths: Sequence[str], *arguments: str) -> Any:
