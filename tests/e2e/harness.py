@@ -24,7 +24,6 @@ from websockets.sync.client import connect as open_websocket
 
 from tests.support.template import resources
 from vigil.local import Stack
-from vigil.local.cloud import invoke_admin
 from vigil.local.stack import client_config, session
 
 if TYPE_CHECKING:
@@ -300,7 +299,9 @@ class Aws:
 
     def admin(self, action: str, **told: Any) -> dict[str, Any]:
         """What the admin function answers."""
-        return invoke_admin(self.stack.endpoint_url, self.stack.admin_function, {"action": action, **told})
+        answer: dict[str, Any] = self.invoke("admin", {"action": action, **told})
+        assert "error" not in answer, answer
+        return answer
 
     def key(self, *scopes: str, namespace: str | None = None) -> Key:
         """A new key; of a tenant of its own, and for everything, unless told otherwise."""

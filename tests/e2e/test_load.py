@@ -34,24 +34,28 @@ class Plan:
         return self.number % 5 == 0
 
     @property
+    def reports(self) -> bool:
+        return self.number % 2 == 0
+
+    @property
     def steps(self) -> list[tuple[str, str, Any]]:
         """Every request about it, in order."""
         field = {"fields": {"n": self.number}}
         ending = ("POST", "fail", {"error": {"code": "PLANNED", "message": "as planned"}})
         return [
             ("POST", "start", None),
-            ("PATCH", "", {"job_stage": "boot", "milestones": ["half"], **field}),
+            *([("PATCH", "", {"job_stage": "boot", "milestones": ["half"], **field})] if self.reports else []),
             ending if self.fails else ("POST", "complete", None),
         ]
 
     @property
     def versions(self) -> list[dict[str, Any]]:
         """What a wait can see of it after each step."""
-        end = {"stage": "incomplete" if self.fails else "complete", "ended": True}
+        told = {"milestones": ["half"], "n": str(self.number)} if self.reports else {"milestones": [], "n": ""}
         return [
             {"stage": "submit", "milestones": [], "n": "", "ended": False},
-            {"stage": "boot", "milestones": ["half"], "n": str(self.number), "ended": False},
-            {"milestones": ["half"], "n": str(self.number), **end},
+            {"stage": "boot" if self.reports else "submit", **told, "ended": False},
+            {"stage": "incomplete" if self.fails else "complete", **told, "ended": True},
         ]
 
 
@@ -145,10 +149,12 @@ def test_every_wait_ends_once_and_rightly(matcher: str, stack: Stack, aws: Aws, 
         began = time.monotonic()
         side_by_side(update, [plans[share::CLIENTS] for share in range(CLIENTS)], CLIENTS)
         updated_s = time.monotonic() - began
-        answers = side_by_side(lambda answer: client.follow(answer, within_s=120, hold_s=20), opened, CLIENTS)
-        eventually(lambda: len({event["subject"] for event in announced.collect()}) == WAITS, within_s=30, every_s=0.5)
+        eventually(lambda: len({event["subject"] for event in announced.collect()}) == WAITS, within_s=120, every_s=0.5)
         over_s = time.monotonic() - began
-        logger.info("%d updates took %.1f s, until all waits were announced %.1f s", JOBS * 3, updated_s, over_s)
+    updates = sum(len(plan.steps) for plan in plans)
+    logger.info("%d updates took %.1f s, until all waits were announced %.1f s", updates, updated_s, over_s)
+    told = {event["subject"]: event for event in announced.envelopes}
+    answers = [told[answer["wait_id"]]["data"] for answer in opened]
 
     for wait, answer in zip(waits, answers, strict=True):
         right = expected(wait, ids)
@@ -163,11 +169,9 @@ def test_every_wait_ends_once_and_rightly(matcher: str, stack: Stack, aws: Aws, 
             assert said == right.values, context
         else:
             assert (len(said) >= wait["at_least"]) == (right.status == "met"), context
-    for answer in chance.sample(answers, 25):
-        assert client.get(f"/v1/waits/{answer['wait_id']}") == answer, "what has ended does not change"
-    told = {event["subject"]: event for event in announced.envelopes}
-    for answer in answers:
         assert told[answer["wait_id"]]["type"] == f"vigil.wait.{answer['status']}"
+    for at in chance.sample(range(WAITS), 50):
+        assert client.post_wait(opened[at]) == answers[at], "posted back, a wait says what was announced"
     event_ids = [event["id"] for event in announced.envelopes]
     assert len(event_ids) == len(set(event_ids)) == WAITS, "each wait is announced once, under an id of its own"
     assert aws.admin("list_dead_letters") == {"batches": [], "total": 0, "messages": {"pages": 0, "clock": 0}}

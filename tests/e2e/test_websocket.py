@@ -144,6 +144,7 @@ def test_nothing_is_kept_of_a_socket_that_is_gone(stack: Stack, client: Client, 
     subscribers = f"{key.namespace}#topic#job:{job_id}"
     with websocket(stack, key.token) as socket:
         socket.subscribe("s1", f"job:{job_id}")
+        eventually(lambda: aws.rows(subscribers), what="subscription found by its topic")
         (row,) = aws.rows(subscribers)
         connection_id = row["sk"]["S"].split("#")[0]
         assert len(aws.rows(f"{key.namespace}#connection#{connection_id}")) == 2
