@@ -44,6 +44,9 @@ CLIENT_CONFIG = Config(
     read_timeout=5,
     tcp_keepalive=True,
     max_pool_connections=2 * THREADS,
+    # Each would be worked out anew for every request: a tenth of what a request costs in processor time.
+    parameter_validation=False,
+    user_agent="vigil",
 )
 # A socket that does not take a message in this time keeps others waiting; the message comes again.
 SOCKET_CONFIG = CLIENT_CONFIG.merge(Config(read_timeout=2, retries={"mode": "standard", "total_max_attempts": 2}))
