@@ -15,17 +15,18 @@ from vigil_core.domain.access import Scope
 ALLOWED = {
     Scope.READ: {
         "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
-        "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket",
+        "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
     },
     Scope.SUBMIT: {"create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
-    Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job"},
+    Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim"},
+    Scope.ADMIN: {"pause_queue", "resume_queue"},
 }  # fmt: skip
 """What each scope adds. The routes say so too; to say it twice is the point."""
 ALLOWED[Scope.SUBMIT] |= ALLOWED[Scope.READ]
 ALLOWED[Scope.WORK] |= ALLOWED[Scope.READ]
-ALLOWED[Scope.ADMIN] = ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK]
+ALLOWED[Scope.ADMIN] |= ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK]
 FREE = {"get_openapi"}
-LISTS = {"list_jobs": "jobs", "list_waits": "waits"}
+LISTS = {"list_jobs", "list_waits", "list_queues", "get_queue", "claim"}
 BODIES: dict[str, Any] = {
     "create_job": {"job_type": "t"},
     "create_jobs": {"jobs": [{"job_type": "t"}]},
@@ -34,18 +35,19 @@ BODIES: dict[str, Any] = {
 
 
 class World(NamedTuple):
-    """A running job, and a wait on it, of the namespace `demo`."""
+    """A running job, a wait on it, and the job's queue, of the namespace `demo`."""
 
     job_id: str
     wait_id: str
+    queue: str
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """Stored once: what the tests may change does not decide who may do what."""
     with deployed():
-        job_id = Client().running()["job_id"]
-        yield World(job_id, waiting_on(Client(), job_id).ok()["wait_id"])
+        job = Client().running()
+        yield World(job["job_id"], waiting_on(Client(), job["job_id"]).ok()["wait_id"], job["queue"])
 
 
 def waiting_on(client: Client, job_id: str) -> Any:

@@ -53,7 +53,11 @@ def ids() -> Iterator[dict[str, list[str]]]:
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
         wait_on = [{job["job_id"]: {"job_stage": "complete"}} for job in jobs]
         waits = [client.post("/v1/waits", {"wait_on": jobs}, headers={"prefer": "wait=0"}).ok() for jobs in wait_on]
-        yield {"job_id": [job["job_id"] for job in jobs], "wait_id": [wait["wait_id"] for wait in waits]}
+        yield {
+            "job_id": [job["job_id"] for job in jobs],
+            "wait_id": [wait["wait_id"] for wait in waits],
+            "queue": ["default", "empty"],
+        }
 
 
 @schema.parametrize()

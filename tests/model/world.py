@@ -31,6 +31,7 @@ from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
@@ -174,6 +175,7 @@ class World:
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
+            job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
             queues=_Queues(self),
             clock=lambda: self.now,
@@ -387,8 +389,14 @@ class World:
 
     def overdue(self) -> list[str]:
         """What the clock should have done by now."""
-        due = (due for shard in range(keys.DUE_SHARDS) for due in self.eyes.due.overdue(shard, self.now))
-        return [f"{each.kind} of {each.namespace} {each.entity_id}" for each in due]
+        found: list[str] = []
+        for each in (due for shard in range(keys.DUE_SHARDS) for due in self.eyes.due.overdue(shard, self.now)):
+            if each.kind == "queue":
+                queue = (each.namespace, each.entity_id)
+                found += self.eyes.job_queues.overdue(*queue, "running", self.now, 100)
+            else:
+                found.append(f"{each.kind} of {each.namespace} {each.entity_id}")
+        return found
 
     def stop(self) -> None:
         """Nobody goes on: the history is over."""
@@ -419,6 +427,9 @@ class _Watched:
 
     def query_page(self, pk: str, **bounds: Any) -> Page:
         return self._world.call(f"queries {pk} {_bounds(bounds)}", lambda: self._table.query_page(pk, **bounds))
+
+    def count(self, pk: str, **bounds: Any) -> int:
+        return self._world.call(f"counts {pk} {_bounds(bounds)}", lambda: self._table.count(pk, **bounds))
 
     def put(self, put: Put) -> None:
         self._world.call(f"puts {_row_name(put.row)}", lambda: self._put(put), write=True)

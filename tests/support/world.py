@@ -18,6 +18,7 @@ from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -59,6 +60,7 @@ class World:
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
+            job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
             queues=self.queues,
             clock=lambda: self.time,

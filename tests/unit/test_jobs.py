@@ -33,7 +33,7 @@ def running(**wanted: Any) -> Job:
 CHANGES: dict[str, Callable[[Job], Job]] = {
     "start": lambda job: jobs.start(job, now=LATER, by="k"),
     "complete": lambda job: jobs.complete(job, now=LATER, by="k"),
-    "fail": lambda job: jobs.fail(job, BROKEN, now=LATER, by="k"),
+    "fail": lambda job: jobs.fail(job, BROKEN, now=LATER, by="k", chance=0),
     "cancel": lambda job: jobs.cancel(job, now=LATER, by="k"),
     "retry": lambda job: jobs.retry(job, now=LATER, by="k"),
     "delete": lambda job: jobs.delete(job, now=LATER, by="k"),
@@ -145,12 +145,12 @@ class TestCancel:
         asked = jobs.cancel(running(), now=NOW, by="k")
         assert (asked.status, asked.cancel_requested_at) == ("running", NOW)
         assert jobs.cancel(asked, now=LATER, by="k") is asked
-        assert jobs.enforce_cancel(asked, now=NOW + timedelta(seconds=59), by="clock") is asked
-        assert jobs.enforce_cancel(asked, now=NOW + timedelta(seconds=60), by="clock").status == "cancelled"
+        assert jobs.on_time(asked, now=NOW + timedelta(seconds=59), by="clock", chance=0) is asked
+        assert jobs.on_time(asked, now=NOW + timedelta(seconds=60), by="clock", chance=0).status == "cancelled"
 
     def test_one_that_fails_after_it_was_asked_is_cancelled(self) -> None:
         asked = jobs.cancel(running(), now=NOW, by="k")
-        ended = jobs.fail(asked, BROKEN, now=LATER, by="k")
+        ended = jobs.fail(asked, BROKEN, now=LATER, by="k", chance=0)
         assert (ended.status, ended.health, ended.error) == ("cancelled", "cancelled", BROKEN)
 
     def test_one_that_completes_all_the_same_is_completed(self) -> None:
@@ -159,7 +159,7 @@ class TestCancel:
 
 
 def test_retry_begins_anew_and_keeps_what_was_learnt() -> None:
-    failed = jobs.fail(running(fields={"a": 1}), BROKEN, now=LATER, by="k")
+    failed = jobs.fail(running(fields={"a": 1}), BROKEN, now=LATER, by="k", chance=0)
     again = jobs.retry(failed, now=LATER, by="k")
     assert (again.status, again.stage, again.progress, again.attempt) == ("pending", "submit", Decimal(0), 2)
     assert (again.error, again.finished_at, again.health) == (None, None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.domain.waitspec import parse_wait_request
 
 WAIT_ID = "019bf000-0000-7000-8000-000000000013"
@@ -22,3 +22,10 @@ def test_a_new_wait_is_for_at_least_one_job(body: JsonValue) -> None:
     with pytest.raises(ValidationFailed) as refusal:
         parse_wait_request(body)
     assert [problem.pointer for problem in refusal.value.problems] == ["/wait_on"]
+
+
+def test_a_number_without_a_fraction_is_whole_however_it_is_written() -> None:
+    request = parse_wait_request(loads(f'{{"wait_on": {{"{WAIT_ID}": null}}, "wait_options": {{"expires_in": 6e1}}}}'))
+    assert request.expires_in_s == 60
+    with pytest.raises(ValidationFailed, match="/wait_options/expires_in"):
+        parse_wait_request(loads(f'{{"wait_on": {{"{WAIT_ID}": null}}, "wait_options": {{"expires_in": 60.5}}}}'))

@@ -12,14 +12,9 @@ from vigil_core import wiring
 from vigil_core.domain.jsontext import dumps
 
 NOT_SERVED_YET = {
-    "scheduled_at": "2030-01-01T00:00:00Z",
     "depends_on": ["01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"],
     "condition": "a == 'b'",
     "trigger_rule": "all_done",
-    "retry": {"max_attempts": 3},
-    "timeout": 60,
-    "heartbeat_timeout": 60,
-    "fallback": {"rows": 0},
     "batch": [1, 2],
 }
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
@@ -35,6 +30,18 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"job_id": "7"}, ["/job_id"]),
     ({"job_id": "01980C4E-5A00-7C3B-9E21-3F6B0A1D2C4E"}, ["/job_id"]),
     ({"job_id": "01980c4e-5a00-4c3b-9e21-3f6b0a1d2c4e"}, ["/job_id"]),
+    ({"queue": "a/b"}, ["/queue"]),
+    ({"queue": "50%"}, ["/queue"]),
+    ({"scheduled_at": "tomorrow"}, ["/scheduled_at"]),
+    ({"scheduled_at": "2030-01-01T00:00:00"}, ["/scheduled_at"]),
+    ({"scheduled_at": 1893456000}, ["/scheduled_at"]),
+    ({"timeout": 0, "heartbeat_timeout": -1}, ["/timeout", "/heartbeat_timeout"]),
+    ({"timeout": 1.5, "heartbeat_timeout": "60"}, ["/timeout", "/heartbeat_timeout"]),
+    ({"timeout": 10**12}, ["/timeout"]),
+    ({"retry": 3}, ["/retry"]),
+    ({"retry": {"max_attempts": 0, "initial_delay": -1}}, ["/retry/max_attempts", "/retry/initial_delay"]),
+    ({"retry": {"max_delay": "1", "multiplier": 101}}, ["/retry/max_delay", "/retry/multiplier"]),
+    ({"retry": {"jitter": "yes", "attempts": 3}}, ["/retry/jitter", "/retry/attempts"]),
     ({"name": 1, "queue": True, "priority": "urgent"}, ["/name", "/queue", "/priority"]),
     ({"priority": 1}, ["/priority"]),
     ({"fields": []}, ["/fields"]),

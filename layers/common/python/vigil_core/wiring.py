@@ -22,6 +22,7 @@ from vigil_core.store.api_keys import ApiKeyStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -91,6 +92,7 @@ def context_of(table: Table, queues: Queues) -> Context:
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
         due=DueStore(table),
+        job_queues=JobQueueStore(table),
         connections=ConnectionStore(table),
         queues=queues,
         clock=now,

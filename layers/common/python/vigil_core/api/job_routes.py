@@ -16,6 +16,8 @@ from vigil_core.api.wire import (
     CreatedJob,
     ExistingJob,
     Failure,
+    Heartbeat,
+    HeartbeatAnswer,
     JobEvents,
     JobList,
     JobQuery,
@@ -25,6 +27,7 @@ from vigil_core.api.wire import (
     NewJob,
     NewJobs,
     Nothing,
+    Release,
     Report,
     ShownError,
     Start,
@@ -45,6 +48,7 @@ from vigil_core.domain.errors import (
 from vigil_core.domain.ids import derived
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.times import to_text
 from vigil_core.services import change_job
 from vigil_core.services.change_job import find_job
 from vigil_core.services.hold_job import hold_job
@@ -228,8 +232,11 @@ def get_job_events(call: Call, job_id: str) -> Answer:
 )
 def report_job(call: Call, job_id: str, body: Report) -> Answer:
     """Report how a job goes: applied whole, or refused and nothing changed. A lower progress is ignored."""
-    _refuse_lease(call, job_id, body.lease_token)
-    return _changed(call, change_job.report(call.context, call.namespace, job_id, body.to_domain(), by=call.by))
+    said = body.to_domain()
+    return _changed(
+        call,
+        change_job.report(call.context, call.namespace, job_id, said, by=call.by, lease_token=body.lease_token),
+    )
 
 
 @ROUTES.route(
@@ -253,9 +260,9 @@ def delete_job(call: Call, job_id: str) -> Answer:
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def start_job(call: Call, job_id: str, body: Start) -> Answer:
-    """Begin to run a job that is pending."""
-    _refuse_lease(call, job_id, body.lease_token)
-    return _changed(call, change_job.start(call.context, call.namespace, job_id, by=call.by))
+    """Begin to run a job that is pending, without a lease: whoever does so is not given it by a queue."""
+    job = change_job.start(call.context, call.namespace, job_id, by=call.by, lease_token=body.lease_token)
+    return _changed(call, job)
 
 
 @ROUTES.route(
@@ -267,7 +274,6 @@ def start_job(call: Call, job_id: str, body: Start) -> Answer:
 )
 def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
     """End a running job well, with its result."""
-    _refuse_lease(call, job_id, body.lease_token)
     job = change_job.complete(
         call.context,
         call.namespace,
@@ -276,6 +282,7 @@ def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
         result=body.result,
         health=body.job_health or "success",
         fields=body.fields,
+        lease_token=body.lease_token,
     )
     return _changed(call, job)
 
@@ -288,10 +295,58 @@ def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def fail_job(call: Call, job_id: str, body: Failure) -> Answer:
-    """End a running job badly. One that was asked to cancel ends `cancelled`."""
-    _refuse_lease(call, job_id, body.lease_token)
-    error = JobError(code=body.error.code, message=body.error.message)
-    return _changed(call, change_job.fail(call.context, call.namespace, job_id, error, by=call.by))
+    """End an attempt badly: another follows where `retry` allows it, else the job has failed, or completes with its
+    `fallback`. One that was asked to cancel ends `cancelled`."""
+    job = change_job.fail(
+        call.context,
+        call.namespace,
+        job_id,
+        JobError(code=body.error.code, message=body.error.message),
+        by=call.by,
+        retryable=body.retryable is not False,
+        lease_token=body.lease_token,
+    )
+    return _changed(call, job)
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/jobs/{job_id}/heartbeat",
+    scope=Scope.WORK,
+    answers={200: Shows(what="Whether to go on, and until when", models=(HeartbeatAnswer,))},
+    problems=(JobNotFound, InvalidTransition, LeaseLost),
+)
+def heartbeat_job(call: Call, job_id: str, body: Heartbeat) -> Answer:
+    """Give a sign of life: it extends the lease, carries progress, and tells whether the job is to be cancelled."""
+    job = change_job.heartbeat(
+        call.context,
+        call.namespace,
+        job_id,
+        lease_token=body.lease_token,
+        length_s=body.lease,
+        progress=body.progress,
+        message=body.message,
+    )
+    answer = HeartbeatAnswer(
+        job_id=job.job_id,
+        status=job.status,
+        cancel_requested=job.cancel_requested_at is not None,
+        lease_expires_at=to_text(job.lease.until) if job.lease else None,
+    )
+    return Answer(status=200, body=answer)
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/jobs/{job_id}/release",
+    scope=Scope.WORK,
+    answers=_CHANGED,
+    problems=(JobNotFound, InvalidTransition, LeaseLost),
+)
+def release_job(call: Call, job_id: str, body: Release) -> Answer:
+    """Give a claimed job back unfinished: it is pending again, and the attempt does not count."""
+    job = change_job.release(call.context, call.namespace, job_id, by=call.by, lease_token=body.lease_token)
+    return _changed(call, job)
 
 
 @ROUTES.route(
@@ -329,12 +384,6 @@ def _once(call: Call, body: Wire, act: Callable[[str, bool], Outcome]) -> tuple[
     key = call.request.idempotency_key
     status, shown = once(call.context, call.namespace, route=route, key=key, request=body.model_dump(), act=act)
     return status, cast(dict[str, Any], shown)
-
-
-def _refuse_lease(call: Call, job_id: str, lease_token: str | None) -> None:
-    if lease_token is not None:
-        find_job(call.context, call.namespace, job_id)
-        raise LeaseLost(f"Nobody holds a lease on job {job_id}")
 
 
 def _changed(call: Call, job: Job) -> Answer:

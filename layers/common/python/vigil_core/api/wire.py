@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from vigil_core.domain import jobs
+from vigil_core.domain.attempts import LONGEST_DELAY_S, MAX_ATTEMPTS, Lease, RetryPolicy
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import (
     MAX_FIELDS_BYTES,
@@ -21,20 +31,23 @@ from vigil_core.domain.jobs import (
     LogKind,
     Priority,
 )
-from vigil_core.domain.jsontext import JsonValue, dumps, loads
+from vigil_core.domain.jsontext import JsonValue, dumps, loads, whole
 from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES
-from vigil_core.domain.times import from_text, to_text
+from vigil_core.domain.times import from_text, to_text, whole_ms
 from vigil_core.domain.waits import WaitStatus
 from vigil_core.store.jobs import Bodies
 
 MAX_BULK_JOBS = 100
+MAX_CLAIMED = 10
+MAX_LEASE_S = 43_200
 MAX_TAGS = 20
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 200
 
 UUID7_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 NAME_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+QUEUE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f/%]+$"
 EXAMPLE_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 
 
@@ -64,6 +77,17 @@ def _progress(value: Any) -> Decimal:
     return abs(round(Decimal(value), 18)).normalize()
 
 
+def _at_least_0(most: int) -> Callable[[Any], Decimal]:
+    """A number of seconds, whole or not."""
+
+    def check(value: Any) -> Decimal:
+        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value <= most:
+            raise ValueError(f"must be a number from 0 to {most}")
+        return round(Decimal(value), 3).normalize()
+
+    return check
+
+
 def _no_queueing(value: Any) -> Any:
     if value == "queue":
         raise ValueError("'queue' is not served yet")
@@ -85,6 +109,8 @@ def _moment(value: Any) -> datetime:
 
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
 """Names, types, queues, stages, milestones, keys."""
+QueueName: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=QUEUE_PATTERN)]
+"""Names of queues stand in paths, where some gateways take `/` and `%` apart and others do not."""
 Stage: TypeAlias = Annotated[
     Name,
     # The domain says so of each job, for one day a type will have stages of its own.
@@ -116,6 +142,14 @@ Fields: TypeAlias = Annotated[
 Progress: TypeAlias = Annotated[
     Decimal, PlainValidator(_progress), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})
 ]
+Delay: TypeAlias = Annotated[
+    Decimal,
+    PlainValidator(_at_least_0(LONGEST_DELAY_S)),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": LONGEST_DELAY_S}),
+]
+Multiplier: TypeAlias = Annotated[
+    Decimal, PlainValidator(_at_least_0(100)), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})
+]
 Moment: TypeAlias = Annotated[
     datetime, PlainValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
@@ -126,8 +160,11 @@ PageSize: TypeAlias = Annotated[
 ]
 PageToken: TypeAlias = Annotated[str, Field(max_length=1024, description="`next_page_token` of the page before")]
 LeaseToken: TypeAlias = Annotated[
-    Text | None, Field(description="No leases are handed out yet: a report that carries one is 409 `LEASE_LOST`")
+    Text | None,
+    Field(description="Of the claim. A report without the token of the lease that stands is 409 `LEASE_LOST`"),
 ]
+Seconds: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=LONGEST_DELAY_S)]
+LeaseSeconds: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_LEASE_S)]
 TimeText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
@@ -159,13 +196,29 @@ class Mutex(Wire):
     on_conflict: Annotated[Literal["reject"] | None, BeforeValidator(_no_queueing)] = None
 
 
+class Retry(Wire):
+    """What follows a failed attempt: the next one after min(`max_delay`, `initial_delay` × `multiplier` ^ (n - 1))
+    seconds, n counting failures; with `jitter` after any time up to that."""
+
+    max_attempts: Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_ATTEMPTS)] | None = Field(
+        default=None, description="The first try included; 3 when absent"
+    )
+    initial_delay: Delay | None = Field(default=None, description="Seconds; 1 when absent")
+    max_delay: Delay | None = Field(default=None, description="Seconds; 300 when absent")
+    multiplier: Multiplier | None = Field(default=None, description="2 when absent")
+    jitter: bool | None = Field(default=None, description="True when absent")
+
+    def to_domain(self) -> RetryPolicy:
+        """The policy."""
+        return RetryPolicy(**self.model_dump(exclude_none=True))
+
+
 class NewJob(Wire):
     """A job to create."""
 
     later: ClassVar[frozenset[str]] = frozenset(
         {
-            "batch", "condition", "depends_on", "fallback", "heartbeat_timeout", "on_item_failure", "retry",
-            "scheduled_at", "timeout", "trigger_rule",
+            "batch", "condition", "depends_on", "on_item_failure", "trigger_rule",
         }
     )  # fmt: skip
     """What jobs will take one day: refused by name."""
@@ -173,7 +226,7 @@ class NewJob(Wire):
     job_type: Name = Field(examples=["boot_test"])
     job_id: Id | None = Field(default=None, description="Chosen by the client; otherwise by Vigil")
     name: Name | None = None
-    queue: Name | None = Field(default=None, description="`default` when absent")
+    queue: QueueName | None = Field(default=None, description="`default` when absent")
     priority: Priority | None = Field(default=None, description="`normal` when absent")
     payload: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
     fields: Fields | None = None
@@ -184,6 +237,17 @@ class NewJob(Wire):
     mutex: Mutex | None = None
     trace_id: Text | None = None
     correlation_id: Text | None = None
+    scheduled_at: Annotated[Moment, PlainSerializer(to_text)] | None = Field(
+        default=None, description="Not before this time"
+    )
+    retry: Retry | None = Field(default=None, description="One attempt when absent")
+    timeout: Seconds | None = Field(default=None, description="Seconds that an attempt may take")
+    heartbeat_timeout: Seconds | None = Field(
+        default=None, description="Seconds that a job which runs without a lease may be silent"
+    )
+    fallback: Any = Field(
+        default=None, description="The result of a job that fails for good: it completes all the same"
+    )
 
     def to_domain(self, job_id: str) -> jobs.NewJob:
         """The job to create, under its own id or this one."""
@@ -200,6 +264,11 @@ class NewJob(Wire):
             correlation_id=self.correlation_id,
             unique_key=self.unique_key,
             mutex_key=self.mutex.key if self.mutex else None,
+            scheduled_at=self.scheduled_at and whole_ms(self.scheduled_at),
+            retry=None if self.retry is None else self.retry.to_domain(),
+            timeout_s=self.timeout,
+            heartbeat_timeout_s=self.heartbeat_timeout,
+            fallback=self.fallback,
         )
 
 
@@ -260,8 +329,36 @@ class Failure(Wire):
     """The attempt failed."""
 
     error: JobErrorBody
-    retryable: bool | None = Field(default=None, description="True when absent. Jobs are not retried by themselves yet")
+    retryable: bool | None = Field(default=None, description="Whether another attempt makes sense; true when absent")
     lease_token: LeaseToken = None
+
+
+class Heartbeat(Wire):
+    """A sign of life of whoever runs a job."""
+
+    lease_token: LeaseToken = None
+    lease: LeaseSeconds | None = Field(default=None, description="Seconds from now; the lease's own length when absent")
+    progress: Progress | None = None
+    message: Text | None = None
+
+
+class Release(Wire):
+    """A worker gives a job back."""
+
+    lease_token: LeaseToken = None
+
+
+class ClaimBody(Wire):
+    """A worker asks for jobs."""
+
+    max: Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_CLAIMED)] | None = Field(
+        default=None, description="1 when absent"
+    )
+    lease: LeaseSeconds | None = Field(default=None, description="Seconds; 60 when absent")
+    worker: Name | None = Field(default=None, description="The id of the key when absent")
+    claim_id: Name | None = Field(
+        default=None, description="Asked again with the same one, because an answer was lost, the same jobs are granted"
+    )
 
 
 class Nothing(Wire):
@@ -347,7 +444,7 @@ class JobSummary(Shown):
     cancel_requested: bool
     created_at: TimeText
     updated_at: TimeText
-    scheduled_at: None
+    scheduled_at: TimeText | None
     started_at: TimeText | None
     finished_at: TimeText | None
 
@@ -392,6 +489,76 @@ class ExistingJob(WholeJob):
         """The answer in place of a creation."""
         whole = WholeJob.whole(job, bodies)
         return cls(**dict(whole), existing=True, timestamp=to_text(now))
+
+
+class ClaimedJob(WholeJob):
+    """A job that the claim has got, under a lease. `dependencies` are the results of the jobs that it depends on."""
+
+    lease_token: str
+    lease_expires_at: TimeText
+    dependencies: dict[str, Any]
+
+    @classmethod
+    def claimed(cls, job: Job, lease: Lease, bodies: Bodies) -> ClaimedJob:
+        """The job for its worker."""
+        whole = WholeJob.whole(job, bodies)
+        return cls(**dict(whole), lease_token=lease.token, lease_expires_at=to_text(lease.until), dependencies={})
+
+
+class ClaimedJobs(Shown):
+    """The jobs that a claim has got; none when there was none."""
+
+    jobs: list[ClaimedJob]
+
+
+class HeartbeatAnswer(Shown):
+    """What whoever runs a job has to know: whether it is to stop, and how long its lease is. Null without a lease."""
+
+    job_id: str
+    status: JobStatus
+    cancel_requested: bool
+    lease_expires_at: TimeText | None
+
+
+class Depth(Shown):
+    """How many jobs of a queue have not ended. `running` counts those with a lease or a timeout."""
+
+    pending: int
+    scheduled: int
+    waiting: int
+    running: int
+
+
+class WorkerView(Shown):
+    """Who has claimed jobs within a day, and how many of them it runs now."""
+
+    worker: str
+    running: int
+    last_seen: TimeText
+
+
+class QueueSummary(Shown):
+    """A queue. Any name is one: jobs make it."""
+
+    queue: str
+    paused: bool
+
+
+class QueueView(QueueSummary):
+    """A queue, and what is in it."""
+
+    depth: Depth
+    pending_by_priority: dict[Priority, int]
+    oldest_age_s: Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0})] | None
+    last_claim_at: TimeText | None
+    workers: list[WorkerView]
+
+
+class QueueList(Shown):
+    """One page of queues, by name. Only an absent token is the end."""
+
+    queues: list[QueueSummary]
+    next_page_token: str | None
 
 
 class JobStatusView(Shown):
@@ -496,7 +663,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "cancel_requested": job.cancel_requested_at is not None,
         "created_at": to_text(job.created_at),
         "updated_at": to_text(job.updated_at),
-        "scheduled_at": None,
+        "scheduled_at": to_text(job.scheduled_at) if job.scheduled_at else None,
         "started_at": to_text(job.started_at) if job.started_at else None,
         "finished_at": to_text(job.finished_at) if job.finished_at else None,
     }

@@ -13,7 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
-from vigil_core.domain.jobs import Job, LogEntry
+from vigil_core.domain.jobs import TIMED_OUT, Job, LogEntry
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.times import to_text
 from vigil_core.domain.waits import Wait
@@ -223,7 +223,9 @@ def _health(line: LogEntry) -> str | None:
     match line.kind:
         case "completed":
             return line.why or "success"
-        case "failed" | "cancelled":
-            return line.kind
+        case "failed":
+            return "timed_out" if line.why == TIMED_OUT else "failed"
+        case "cancelled":
+            return "cancelled"
         case _:
             return None

@@ -9,20 +9,25 @@ from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from vigil_core.domain import stages
-from vigil_core.domain.errors import InvalidTransition, ValidationFailed
+from vigil_core.domain.attempts import Lease, RetryPolicy
+from vigil_core.domain.errors import InvalidTransition, LeaseLost, ValidationFailed
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.lifecycle import ALLOWED, TERMINAL, JobStatus
+from vigil_core.domain.times import whole_ms
 
 Priority: TypeAlias = Literal["background", "low", "normal", "high", "critical"]
 Executor: TypeAlias = Literal["worker", "none"]
 LogKind: TypeAlias = Literal[
-    "created", "started", "updated", "completed", "failed", "cancel_requested", "cancelled", "retried", "deleted"
-]
+    "created", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed", "failed",
+    "cancel_requested", "cancelled", "retried", "deleted",
+]  # fmt: skip
 
 MAX_FIELDS_BYTES = 32 * 1024
 MAX_MILESTONES = 256
 CANCEL_GRACE = timedelta(seconds=60)
 """How long a running job has to end by itself after it was asked to."""
+TIMED_OUT = "TIMED_OUT"
+LEASE_EXPIRED = "LEASE_EXPIRED"
 
 BUILT_IN_NAMES = frozenset(
     {
@@ -74,6 +79,11 @@ class NewJob:
     correlation_id: str | None = None
     unique_key: str | None = None
     mutex_key: str | None = None
+    scheduled_at: datetime | None = None
+    retry: RetryPolicy | None = None
+    timeout_s: int | None = None
+    heartbeat_timeout_s: int | None = None
+    fallback: JsonValue = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +127,18 @@ class Job:
     """How many reports of progress and message alone there were: together with `version` it names what a reader saw."""
     deleted: bool
     log: tuple[LogEntry, ...]
+    scheduled_at: datetime | None = None
+    retry: RetryPolicy | None = None
+    timeout_s: int | None = None
+    """How long one attempt may take."""
+    heartbeat_timeout_s: int | None = None
+    """How long a job that runs without a lease may be silent."""
+    fallback_ref: str | None = None
+    lease: Lease | None = None
+    reported_token: str | None = None
+    """Of the lease under which the end of an attempt was reported last."""
+    shown_due_at: datetime | None = None
+    """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
 
     @property
     def ended(self) -> bool:
@@ -129,6 +151,32 @@ class Job:
         if self.cancel_requested_at is None or self.status != "running":
             return None
         return self.cancel_requested_at + CANCEL_GRACE
+
+    @property
+    def times_out_at(self) -> datetime | None:
+        """When the attempt under way has taken too long."""
+        if self.status != "running" or self.timeout_s is None or self.started_at is None:
+            return None
+        return self.started_at + timedelta(seconds=self.timeout_s)
+
+    @property
+    def silent_at(self) -> datetime | None:
+        """When a job that runs without a lease was silent for too long: any change is a sign of life."""
+        if self.status != "running" or self.heartbeat_timeout_s is None or self.lease is not None:
+            return None
+        return self.updated_at + timedelta(seconds=self.heartbeat_timeout_s)
+
+    @property
+    def exactly_due_at(self) -> datetime | None:
+        """What has to happen to the second: a start, or the end of an attempt that takes too long."""
+        return self.scheduled_at if self.status == "scheduled" else self.times_out_at
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When time alone changes the job next; None when it does not."""
+        lease_ends_at = self.lease.until if self.lease else None
+        moments = (self.exactly_due_at, self.cancel_due_at, self.silent_at, lease_ends_at)
+        return min((moment for moment in moments if moment is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +195,18 @@ class Report:
         return self.stage is None and not self.milestones and not self.fields
 
 
-def create(namespace: str, new: NewJob, *, now: datetime, by: str, payload_ref: str | None) -> Job:
-    """The first version of a job: `pending`, at stage `submit`."""
-    first = LogEntry(version=1, at=now, kind="created", by=by, status="pending", stage=stages.SUBMIT)
+def create(
+    namespace: str,
+    new: NewJob,
+    *,
+    now: datetime,
+    by: str,
+    payload_ref: str | None,
+    fallback_ref: str | None = None,
+) -> Job:
+    """The first version of a job: `pending`, or `scheduled` when its time is to come; at stage `submit`."""
+    status: JobStatus = "scheduled" if new.scheduled_at is not None and new.scheduled_at > now else "pending"
+    first = LogEntry(version=1, at=now, kind="created", by=by, status=status, stage=stages.SUBMIT)
     return Job(
         namespace=namespace,
         job_id=new.job_id,
@@ -158,7 +215,7 @@ def create(namespace: str, new: NewJob, *, now: datetime, by: str, payload_ref: 
         queue=new.queue,
         priority=new.priority,
         executor=new.executor,
-        status="pending",
+        status=status,
         stage=stages.SUBMIT,
         health=None,
         progress=Decimal(0),
@@ -168,7 +225,7 @@ def create(namespace: str, new: NewJob, *, now: datetime, by: str, payload_ref: 
         tags=tuple(new.tags),
         error=None,
         attempt=1,
-        max_attempts=1,
+        max_attempts=new.retry.max_attempts if new.retry else 1,
         trace_id=new.trace_id,
         correlation_id=new.correlation_id,
         unique_key=new.unique_key,
@@ -184,16 +241,67 @@ def create(namespace: str, new: NewJob, *, now: datetime, by: str, payload_ref: 
         live_version=0,
         deleted=False,
         log=(first,),
+        scheduled_at=new.scheduled_at,
+        retry=new.retry,
+        timeout_s=new.timeout_s,
+        heartbeat_timeout_s=new.heartbeat_timeout_s,
+        fallback_ref=fallback_ref,
     )
 
 
-def start(job: Job, *, now: datetime, by: str) -> Job:
-    """`pending` → `running`."""
+def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
+    """`pending` → `running`, without a lease: somebody outside runs it."""
+    _require_holder(job, lease_token)
     _require(job, "running", "start")
     return _next(job, now, by, "started", status="running", started_at=now)
 
 
-def report(job: Job, said: Report, *, now: datetime, by: str) -> Job:
+def claim(job: Job, lease: Lease, *, now: datetime, by: str) -> Job:
+    """`pending` → `running`, under a lease."""
+    _require(job, "running", "claim")
+    return _next(job, now, by, "claimed", why=lease.worker, status="running", started_at=now, lease=lease)
+
+
+def heartbeat(
+    job: Job,
+    *,
+    now: datetime,
+    lease_token: str | None = None,
+    length_s: int | None = None,
+    progress: Decimal | None = None,
+    message: str | None = None,
+) -> Job:
+    """A sign of life, which no wait can see: extends the lease by its length, or by `length_s`, from now; never beyond
+    the time at which a cancel is enforced.
+
+    Raises:
+        InvalidTransition: the job does not run.
+        LeaseLost: somebody else holds its lease, or it has run out.
+    """
+    _require_holder(job, lease_token)
+    if job.status != "running":
+        raise InvalidTransition(f"Job {job.job_id} is {job.status}: only a running job has a heartbeat")
+    return replace(
+        job,
+        progress=job.progress if progress is None else max(job.progress, progress),
+        message=job.message if message is None else message,
+        lease=None if job.lease is None else _extended(job, job.lease, length_s, now),
+        live_version=job.live_version + 1,
+        updated_at=now,
+    )
+
+
+def release(job: Job, *, now: datetime, by: str, lease_token: str | None) -> Job:
+    """Give a leased job back unfinished: it is `pending` again, and the attempt does not count."""
+    _require_holder(job, lease_token)
+    if job.lease is None:
+        raise InvalidTransition(f"Cannot release job {job.job_id}: nobody holds a lease on it")
+    if job.cancel_requested_at is not None:
+        return _cancelled(job, now, by, why="released")
+    return _again(job, now, by, "released", status="pending")
+
+
+def report(job: Job, said: Report, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
     """Apply a report whole or not at all. Returns the job itself when the report changes nothing.
 
     A report with `only_live` changes progress and message and keeps the version: nothing that waits can see it.
@@ -201,8 +309,10 @@ def report(job: Job, said: Report, *, now: datetime, by: str) -> Job:
     Raises:
         InvalidTransition: the job has ended, or is not running while stage or progress is reported, or a stage goes
             backwards.
+        LeaseLost: somebody else holds the job's lease.
         ValidationFailed: the stage is not one that can be reported, or fields or milestones are over their limits.
     """
+    _require_holder(job, lease_token)
     _check_report(job, said)
     progress = job.progress if said.progress is None else max(job.progress, said.progress)
     message = job.message if said.message is None else said.message
@@ -231,22 +341,39 @@ def complete(
     by: str,
     health: str = "success",
     fields: Mapping[str, JsonValue] | None = None,
+    lease_token: str | None = None,
 ) -> Job:
-    """The job did what it was for."""
+    """The job did what it was for. Returns the job itself when that was reported before, under the same lease."""
+    if _was_reported(job, lease_token, well=True):
+        return job
+    _require_holder(job, lease_token)
     _require(job, "completed", "complete")
     return _end(
         job, now, by, "completed", why=None if health == "success" else health,
-        stage=stages.COMPLETE, health=health, progress=Decimal(1),
+        stage=stages.COMPLETE, health=health, progress=Decimal(1), error=None, reported_token=lease_token,
         fields=_merged_fields(job.fields, fields or {}),
     )  # fmt: skip
 
 
-def fail(job: Job, error: JobError, *, now: datetime, by: str) -> Job:
-    """The attempt failed. A job that was asked to cancel ends `cancelled`: it stopped because it was told to."""
+def fail(
+    job: Job,
+    error: JobError,
+    *,
+    now: datetime,
+    by: str,
+    chance: float,
+    retryable: bool = True,
+    lease_token: str | None = None,
+) -> Job:
+    """The attempt failed; `chance` in [0, 1) is the jitter of the delay before the next, if there is one. A job that
+    was asked to cancel ends `cancelled`: it stopped because it was told to. Returns the job itself when that was
+    reported before, under the same lease."""
+    if _was_reported(job, lease_token, well=False):
+        return job
+    _require_holder(job, lease_token)
     _require(job, "failed", "fail")
-    if job.cancel_requested_at is not None:
-        return _cancelled(job, now, by, error=error)
-    return _end(job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error)
+    reported = replace(job, reported_token=lease_token)
+    return _failed(reported, error, now, by, chance=chance, retryable=retryable)
 
 
 def cancel(job: Job, *, now: datetime, by: str) -> Job:
@@ -259,12 +386,26 @@ def cancel(job: Job, *, now: datetime, by: str) -> Job:
     return _next(job, now, by, "cancel_requested", cancel_requested_at=now)
 
 
-def enforce_cancel(job: Job, *, now: datetime, by: str) -> Job:
-    """End a running job that was asked to cancel and did not. Returns the job itself when that is not due."""
-    due = job.cancel_due_at
-    if due is None or due > now:
-        return job
-    return _cancelled(job, now, by, why="not ended by itself in time")
+def on_time(job: Job, *, now: datetime, by: str, chance: float) -> Job:
+    """What the passing of time has done to a job; the job itself when nothing is due. `chance` as in `fail`."""
+
+    def is_over(moment: datetime | None) -> bool:
+        return moment is not None and moment <= now
+
+    if job.status == "scheduled" and is_over(job.scheduled_at):
+        return _next(job, now, by, "ready", status="pending")
+    if is_over(job.cancel_due_at):
+        return _cancelled(job, now, by, why="not ended by itself in time")
+    if is_over(job.times_out_at):
+        error = JobError(code=TIMED_OUT, message=f"The attempt took longer than {job.timeout_s} s")
+        return _failed(job, error, now, by, chance=chance)
+    if is_over(job.silent_at):
+        error = JobError(code=TIMED_OUT, message=f"There was no sign of life for {job.heartbeat_timeout_s} s")
+        return _failed(job, error, now, by, chance=chance)
+    if job.lease is not None and is_over(job.lease.until):
+        error = JobError(code=LEASE_EXPIRED, message=f"{job.lease.worker} let its lease run out")
+        return _failed(job, error, now, by, chance=chance, lapsed=True)
+    return job
 
 
 def retry(job: Job, *, now: datetime, by: str) -> Job:
@@ -276,7 +417,7 @@ def retry(job: Job, *, now: datetime, by: str) -> Job:
         job, now, by, "retried",
         status="pending", stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
         attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
-        cancel_requested_at=None, started_at=None, finished_at=None,
+        cancel_requested_at=None, started_at=None, finished_at=None, lease=None,
     )  # fmt: skip
 
 
@@ -287,21 +428,84 @@ def delete(job: Job, *, now: datetime, by: str) -> Job:
     return _next(job, now, by, "deleted", deleted=True)
 
 
+def _failed(
+    job: Job,
+    error: JobError,
+    now: datetime,
+    by: str,
+    *,
+    chance: float,
+    retryable: bool = True,
+    lapsed: bool = False,
+) -> Job:
+    """After a failed attempt: the next one, at once when a lease has lapsed, else after the policy's delay; or the end,
+    with the fallback where there is one."""
+    if job.cancel_requested_at is not None:
+        return _cancelled(job, now, by, error=error)
+    if retryable and job.attempt < job.max_attempts:
+        delay = job.retry.delay(job.attempt, chance) if job.retry and not lapsed else timedelta(0)
+        when: dict[str, object] = {"status": "pending"}
+        if delay:
+            when = {"status": "scheduled", "scheduled_at": whole_ms(now + delay)}
+        kind: LogKind = "lapsed" if lapsed else "retrying"
+        return _again(job, now, by, kind, why=error.code, error=error, attempt=job.attempt + 1, **when)
+    if job.fallback_ref is not None:
+        return _end(
+            job, now, by, "completed", why="fallback", stage=stages.COMPLETE, health="fallback", progress=Decimal(1),
+            error=error, result_ref=job.fallback_ref,
+        )  # fmt: skip
+    health = "timed_out" if error.code == TIMED_OUT else "failed"
+    return _end(job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health=health, error=error)
+
+
+def _again(job: Job, now: datetime, by: str, kind: LogKind, *, why: str | None = None, **changes: object) -> Job:
+    """Back before the attempt; what it reported besides fields and milestones is forgotten."""
+    return _next(
+        job, now, by, kind, why=why,
+        stage=stages.SUBMIT, progress=Decimal(0), message=None, started_at=None, lease=None, **changes,
+    )  # fmt: skip
+
+
+def _extended(job: Job, lease: Lease, length_s: int | None, now: datetime) -> Lease:
+    if lease.until <= now:
+        raise LeaseLost(f"The lease on job {job.job_id} has run out")
+    until = max(lease.until, now + timedelta(seconds=length_s or lease.length_s))
+    return replace(lease, until=min(until, job.cancel_due_at or until))
+
+
 def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, error: JobError | None = None) -> Job:
     return _end(job, now, by, "cancelled", why=why, stage=stages.INCOMPLETE, health="cancelled", error=error)
 
 
 def _end(job: Job, now: datetime, by: str, status: JobStatus, *, why: str | None = None, **changes: object) -> Job:
     kind: LogKind = "completed" if status == "completed" else "failed" if status == "failed" else "cancelled"
-    return _next(job, now, by, kind, why=why, status=status, finished_at=now, **changes)
+    return _next(job, now, by, kind, why=why, status=status, finished_at=now, lease=None, **changes)
 
 
 def _next(job: Job, now: datetime, by: str, kind: LogKind, *, why: str | None = None, **changes: object) -> Job:
     changed = replace(job, version=job.version + 1, updated_at=now, **changes)  # type: ignore[arg-type]
+    if changed.status != job.status:
+        changed = replace(changed, shown_due_at=None)
     entry = LogEntry(
         version=changed.version, at=now, kind=kind, by=by, status=changed.status, stage=changed.stage, why=why
     )
     return replace(changed, log=(*job.log, entry))
+
+
+def _require_holder(job: Job, lease_token: str | None) -> None:
+    if job.lease is None and lease_token is not None:
+        raise LeaseLost(f"Nobody holds a lease on job {job.job_id}")
+    if job.lease is not None and lease_token != job.lease.token:
+        raise LeaseLost(
+            f"Job {job.job_id} runs under a lease of {job.lease.worker}: its reports carry that lease's token"
+        )
+
+
+def _was_reported(job: Job, lease_token: str | None, *, well: bool) -> bool:
+    """Whether this very report of an attempt's end came before: its answer was lost, and the worker asks again."""
+    if lease_token is None or lease_token != job.reported_token:
+        return False
+    return well == (job.status == "completed" and job.health != "fallback")
 
 
 def _require(job: Job, status: JobStatus, verb: str) -> None:

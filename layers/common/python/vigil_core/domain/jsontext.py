@@ -75,3 +75,10 @@ def _refuse_unstorable(value: JsonValue, depth: int) -> None:
     elif isinstance(value, Sequence):
         for item in value:
             _refuse_unstorable(item, depth + 1)
+
+
+def whole(value: object) -> object:
+    """A number without a fraction as an int, for JSON has one kind of number: 3.0 is 3. Anything else as it is."""
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() and abs(value) < 2**63:
+        return int(value)
+    return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, pointer_token
-from vigil_core.domain.jsontext import JsonValue, dumps
+from vigil_core.domain.jsontext import JsonValue, dumps, whole
 from vigil_core.domain.waits import MAX_ENTRIES, WaitOptions, parse_condition
 
 DEFAULT_EXPIRES_S = 86_400
@@ -133,7 +133,7 @@ def _options(given: JsonValue, jobs: int, problems: _Problems) -> tuple[WaitOpti
         given = {}
     problems.unknown_keys(given, _OPTION_KEYS, "/wait_options")
     mode, needed = _mode(given.get("mode", "all"), jobs, problems)
-    expires_in = given.get("expires_in", DEFAULT_EXPIRES_S)
+    expires_in = whole(given.get("expires_in", DEFAULT_EXPIRES_S))
     if not isinstance(expires_in, int) or isinstance(expires_in, bool) or not 1 <= expires_in <= MAX_EXPIRES_S:
         problems.add("/wait_options/expires_in", f"whole seconds, 1 to {MAX_EXPIRES_S}")
         expires_in = DEFAULT_EXPIRES_S
@@ -158,7 +158,7 @@ def _mode(mode: JsonValue, jobs: int, problems: _Problems) -> tuple[Literal["all
     if mode == "any":
         return "some", 1
     if isinstance(mode, Mapping) and set(mode) == {"at_least"}:
-        n = mode["at_least"]
+        n = whole(mode["at_least"])
         # An answer that is posted back lists fewer jobs than the wait has: the caller checks n against them.
         if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_ENTRIES:
             return "some", n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from decimal import Decimal
 
 from vigil_core.domain import jobs
 from vigil_core.domain.errors import JobNotFound, PayloadTooLarge, StoreConflict
@@ -27,14 +28,52 @@ def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
     return job
 
 
-def start(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
+def start(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None = None) -> Job:
     """Somebody outside began to run the job."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by))
+    return _change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by, lease_token=lease_token))
 
 
-def report(ctx: Context, namespace: str, job_id: str, said: Report, *, by: str) -> Job:
+def report(ctx: Context, namespace: str, job_id: str, said: Report, *, by: str, lease_token: str | None = None) -> Job:
     """Somebody outside tells how the job goes: applied whole or refused."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.report(job, said, now=ctx.now(), by=by))
+    return _change(
+        ctx, namespace, job_id, lambda job: jobs.report(job, said, now=ctx.now(), by=by, lease_token=lease_token)
+    )
+
+
+def heartbeat(
+    ctx: Context,
+    namespace: str,
+    job_id: str,
+    *,
+    lease_token: str | None,
+    length_s: int | None,
+    progress: Decimal | None,
+    message: str | None,
+) -> Job:
+    """Whoever runs the job is alive."""
+    return _change(
+        ctx,
+        namespace,
+        job_id,
+        lambda job: jobs.heartbeat(
+            job, now=ctx.now(), lease_token=lease_token, length_s=length_s, progress=progress, message=message
+        ),
+    )
+
+
+def release(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None) -> Job:
+    """A worker gives a job back."""
+    return _change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
+
+
+def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "clock") -> None:
+    """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
+    is due, the clock is shown the new time."""
+    with suppress(JobNotFound):
+        job = _change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
+        if job.status == "running" and job.due_at and job.shown_due_at and job.shown_due_at < job.due_at:
+            with suppress(StoreConflict):
+                ctx.jobs.show_due(job)
 
 
 def complete(
@@ -46,32 +85,43 @@ def complete(
     result: JsonValue = None,
     health: str = "success",
     fields: Mapping[str, JsonValue] | None = None,
+    lease_token: str | None = None,
 ) -> Job:
     """The job did what it was for. The result is stored first; only the change of state makes it the job's."""
 
     def decide(job: Job) -> Job:
-        done = jobs.complete(job, now=ctx.now(), by=by, health=health, fields=fields)
-        if result is None:
+        done = jobs.complete(job, now=ctx.now(), by=by, health=health, fields=fields, lease_token=lease_token)
+        if result is None or done is job:
             return done
         return jobs.with_result(done, ctx.jobs.put_result(done, ctx.new_id()[-12:], body_text(result, "result")))
 
     return _change(ctx, namespace, job_id, decide)
 
 
-def fail(ctx: Context, namespace: str, job_id: str, error: JobError, *, by: str) -> Job:
+def fail(
+    ctx: Context,
+    namespace: str,
+    job_id: str,
+    error: JobError,
+    *,
+    by: str,
+    retryable: bool = True,
+    lease_token: str | None = None,
+) -> Job:
     """The attempt failed."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.fail(job, error, now=ctx.now(), by=by))
+    return _change(
+        ctx,
+        namespace,
+        job_id,
+        lambda job: jobs.fail(
+            job, error, now=ctx.now(), by=by, chance=ctx.chance(), retryable=retryable, lease_token=lease_token
+        ),
+    )
 
 
 def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
     """Cancel at once what does not run, ask what runs; the clock enforces what was asked for."""
     return _change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
-
-
-def enforce_cancel(ctx: Context, namespace: str, job_id: str) -> None:
-    """End a running job that was asked to cancel and did not in time; nothing otherwise."""
-    with suppress(JobNotFound):
-        _change(ctx, namespace, job_id, lambda job: jobs.enforce_cancel(job, now=ctx.now(), by="clock"))
 
 
 def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:

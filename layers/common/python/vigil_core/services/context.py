@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from vigil_core.domain.times import whole_ms
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -53,11 +55,13 @@ class Context:
     idempotency: IdempotencyStore
     listing: ListingStore
     due: DueStore
+    job_queues: JobQueueStore
     connections: ConnectionStore
     queues: Queues
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = random.random
     in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(default_factory=lambda: threaded(THREADS))
 
     def now(self) -> datetime:

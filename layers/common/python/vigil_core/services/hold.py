@@ -14,11 +14,19 @@ FIRST_LOOK_S = 0.05
 LONGEST_LOOK_S = 0.5
 
 
-def hold(ctx: Context, look: Callable[[], T], *, enough: Callable[[T], bool], until: datetime, seen: T) -> T:
+def hold(
+    ctx: Context,
+    look: Callable[[], T],
+    *,
+    enough: Callable[[T], bool],
+    until: datetime,
+    seen: T,
+    longest_pause_s: float = LONGEST_LOOK_S,
+) -> T:
     """What was seen last: the first that is enough, or whatever it is when time is over. `seen` is the first look."""
     pause_s = FIRST_LOOK_S
     while not enough(seen) and (left_s := (until - ctx.now()).total_seconds()) > 0:
         ctx.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.5, LONGEST_LOOK_S)
+        pause_s = min(pause_s * 1.5, longest_pause_s)
         seen = look()
     return seen

@@ -11,8 +11,10 @@ from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Interest, Outcome, counts_for
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.resolve_wait import outcome_of, resolve
+from vigil_core.services.wake_up import wake_for_job
 from vigil_core.store.jobs import job_from_row, job_to_row
 from vigil_core.store.stream import StreamRecord
+from vigil_core.store.table import Row
 
 T = TypeVar("T")
 
@@ -67,9 +69,10 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
     versions: dict[str, Job] = {}
     for record in records:
         try:
-            row = record.new()
-            if row is not None:
-                versions[record.sequence_number] = job_from_row(row)
+            job, before = _job(record.new()), _job(record.old())
+            if job is not None and (before is None or before.version != job.version):
+                versions[record.sequence_number] = job
+                wake_for_job(ctx, job, before)
         except Exception as error:
             failed[record.sequence_number] = error
     try:
@@ -79,6 +82,10 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
                 failed[sequence_number] = reason
     return failed
+
+
+def _job(row: Row | None) -> Job | None:
+    return None if row is None else job_from_row(row)
 
 
 def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:

@@ -17,6 +17,7 @@ from vigil_core.domain.events import (
     wait_event,
 )
 from vigil_core.domain.frames import event_text
+from vigil_core.domain.jobs import Job
 from vigil_core.domain.waits import Wait
 from vigil_core.services.context import Context
 from vigil_core.services.deliver import Sockets, deliver
@@ -24,6 +25,7 @@ from vigil_core.services.wait_answer import answer
 from vigil_core.store.connections import Subscriber
 from vigil_core.store.jobs import job_from_row
 from vigil_core.store.stream import StreamRecord, progress_from_row
+from vigil_core.store.table import Row
 from vigil_core.store.waits import wait_from_row
 
 QUIET_LOOK_S = 0.02
@@ -105,17 +107,31 @@ def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
     row = record.new() or {}
     match row.get("entity"):
         case "job":
-            job, before = job_from_row(row), record.old()
+            job, before = job_from_row(row), _job(record.old())
+            if before is not None and before.version == job.version:
+                return []
             said = progress_with_version(job)
-            event = job_event(job, job.log[-1], job_from_row(before).log[-1] if before else None)
+            event = job_event(job, job.log[-1], before.log[-1] if before else None)
             return [event, progress_event(said)] if said else [event]
         case "live":
-            return [progress_event(progress_from_row(row))]
+            return [] if _is_heartbeat(row, record.old()) else [progress_event(progress_from_row(row))]
         case "wait":
             wait = wait_from_row(row)
             return [event_of_wait(ctx, wait)] if wait.ended else []
         case _:
             return []
+
+
+def _job(row: Row | None) -> Job | None:
+    return None if row is None else job_from_row(row)
+
+
+def _is_heartbeat(row: Row, before: Row | None) -> bool:
+    """Whether nothing was said but that somebody is alive."""
+    told = ("attempt", "progress", "message")
+    if before is None:
+        return row["progress"] == 0 and "message" not in row
+    return all(row.get(name) == before.get(name) for name in told)
 
 
 def event_of_wait(ctx: Context, wait: Wait) -> Event:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 from vigil_core.domain.jsontext import JsonValue, dumps
-from vigil_core.services import change_job, register_wait, resolve_wait
+from vigil_core.services import register_wait, resolve_wait
+from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
-from vigil_core.store.keys import DUE_SHARDS, DueKind
+from vigil_core.services.mind_queue import mind_queue
+from vigil_core.store.keys import DUE_SHARDS
+from vigil_core.store.schedule import Due
 
 SWEEP_LOCK = timedelta(seconds=55)
 """As long as a sweep may take: the clock function's timeout. The next minute's sweep finds the shard free again."""
-
-_WHAT_TO_DO: Mapping[DueKind, Callable[[Context, str, str], object]] = {
-    "wait_expiry": resolve_wait.expire,
-    "wait_registration": register_wait.resume_registration,
-    "job_cancel": change_job.enforce_cancel,
-}
 
 
 class SweepFailed(Exception):
@@ -40,14 +37,17 @@ def on_message(ctx: Context, message: JsonValue) -> int:
     Returns how many due rows were looked after.
     """
     assert isinstance(message, Mapping)
-    kind = message["kind"]
-    if kind == "sweep":
-        return sweep(ctx, int(str(message["shard"])))
-    for known, act in _WHAT_TO_DO.items():
-        if kind == known:
-            act(ctx, str(message["namespace"]), str(message["id"]))
+    kind, namespace, entity_id = message["kind"], str(message.get("namespace")), str(message.get("id"))
+    match kind:
+        case "sweep":
+            return sweep(ctx, int(str(message["shard"])))
+        case "job":
+            on_time(ctx, namespace, entity_id)
             return 1
-    raise ValueError(f"a message of unknown kind {kind!r}")
+        case "wait_expiry":
+            return _look_after(ctx, Due(kind="wait_expiry", namespace=namespace, entity_id=entity_id))
+        case _:
+            raise ValueError(f"a message of unknown kind {kind!r}")
 
 
 def sweep(ctx: Context, shard: int) -> int:
@@ -62,11 +62,22 @@ def sweep(ctx: Context, shard: int) -> int:
     done = 0
     for due in ctx.due.overdue(shard, ctx.now()):
         try:
-            _WHAT_TO_DO[due.kind](ctx, due.namespace, due.entity_id)
-            done += 1
+            done += _look_after(ctx, due)
         except Exception as error:
             errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
     ctx.due.unlock(shard)
     if errors:
         raise SweepFailed(errors)
     return done
+
+
+def _look_after(ctx: Context, due: Due) -> int:
+    """Returns how much there was to do: of a queue, how many of its jobs were due."""
+    match due.kind:
+        case "queue":
+            return mind_queue(ctx, due.namespace, due.entity_id)
+        case "wait_expiry":
+            resolve_wait.expire(ctx, due.namespace, due.entity_id)
+        case "wait_registration":
+            register_wait.resume_registration(ctx, due.namespace, due.entity_id)
+    return 1

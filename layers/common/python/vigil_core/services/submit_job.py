@@ -33,6 +33,7 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         ValidationFailed: the fields are over their limit.
     """
     payload = None if new.payload is None else body_text(new.payload, "payload")
+    fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
     for attempt in range(ATTEMPTS):
         if resumed and (mine := ctx.jobs.find(namespace, new.job_id)) is not None:
             return Submitted(job=mine, existing=False)
@@ -41,8 +42,16 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
             return Submitted(job=taken.existing, existing=True)
         now = ctx.now()
         ctx.listing.note_day(namespace, "jobs", now.date())
-        ref = None if payload is None else ctx.jobs.put_payload(namespace, new.job_id, ctx.new_id()[-12:], payload)
-        job = jobs.create(namespace, new, now=now, by=by, payload_ref=ref)
+        ctx.job_queues.note(namespace, new.queue)
+        nonce = ctx.new_id()[-12:]
+        job = jobs.create(
+            namespace,
+            new,
+            now=now,
+            by=by,
+            payload_ref=None if payload is None else ctx.jobs.put_payload(namespace, new.job_id, nonce, payload),
+            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(namespace, new.job_id, nonce, fallback),
+        )
         try:
             ctx.jobs.create(job, taken.claims)
         except ConditionFailed:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 
+from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import dumps
 from vigil_core.domain.waits import Wait
 from vigil_core.services.context import Context
@@ -14,9 +16,21 @@ LONGEST_DELAY_S = 900
 
 def wake_for_expiry(ctx: Context, wait: Wait) -> None:
     """Have the clock end an open wait when its time is over, if that is soon."""
-    left_s = (wait.expires_at - ctx.now()).total_seconds()
-    if wait.ended or left_s > LONGEST_DELAY_S:
+    if not wait.ended:
+        _wake(ctx, "wait_expiry", wait.namespace, wait.wait_id, wait.expires_at)
+
+
+def wake_for_job(ctx: Context, job: Job, before: Job | None) -> None:
+    """Have the clock do what this version of a job is due for, if that has to be exact, is soon, and came with it."""
+    at = job.exactly_due_at
+    if at is not None and (before is None or before.exactly_due_at != at):
+        _wake(ctx, "job", job.namespace, job.job_id, at)
+
+
+def _wake(ctx: Context, kind: str, namespace: str, entity_id: str, at: datetime) -> None:
+    left_s = (at - ctx.now()).total_seconds()
+    if left_s > LONGEST_DELAY_S:
         return
-    message = dumps({"kind": "wait_expiry", "namespace": wait.namespace, "id": wait.wait_id})
+    message = dumps({"kind": kind, "namespace": namespace, "id": entity_id})
     # Clocks of two functions differ by milliseconds, and a message that came too early would be for nothing.
     ctx.queues.wake_up(message, min(LONGEST_DELAY_S, max(0, math.ceil(left_s + 0.01))))

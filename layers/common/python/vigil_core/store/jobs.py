@@ -8,20 +8,23 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from vigil_core.domain.attempts import Lease, RetryPolicy
 from vigil_core.domain.errors import JobCreationFailed
-from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind
+from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind, Priority
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.holds import HoldClaim, hold_put
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Row, Table, query_all, version_is
+from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Row, Table, Update, query_all, version_is
 
 LOG_LINES_IN_STATE = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
 TOMBSTONE_LIFE = timedelta(days=60)
 """Longer than any wait lives, so that an id cannot come back while somebody waits for its first owner."""
 SCHEMA_VERSION = 1
+RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
+"""Priorities in the order in which workers are given jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,26 @@ class JobStore:
         """Store a payload, before the job that points to it. Returns the pointer."""
         return self._put_body(keys.payload(namespace, job_id, nonce), "payload", text)
 
+    def put_fallback(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
+        """Store what is the result of a job that fails for good. Returns the pointer."""
+        return self._put_body(keys.result(namespace, job_id, 0, nonce), "result", text)
+
+    def show_due(self, job: Job) -> None:
+        """Show a running job to the clock when something is due, later than it was shown. Changes no version.
+
+        Raises:
+            ConditionFailed: the job has moved on since it was read.
+        """
+        row = job_to_row(replace(job, shown_due_at=None))
+        self._table.update(
+            Update(
+                key=keys.job(job.namespace, job.job_id),
+                expression="SET g1sk = :g1sk",
+                values={":g1sk": row["g1sk"]},
+                condition=version_is(job.version),
+            )
+        )
+
     def put_result(self, job: Job, nonce: str, text: str) -> str:
         """Store a result, before the version that points to it. Returns the pointer."""
         return self._put_body(keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
@@ -178,11 +201,21 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         live_version=state.get("live_version", 0),
         deleted=state.get("deleted", False),
         log=tuple(_log_from_text(state["log"], created_at)),
+        scheduled_at=_moment(state.get("scheduled_at")),
+        retry=_retry_from_row(state["retry"]) if "retry" in state else None,
+        timeout_s=state.get("timeout_s"),
+        heartbeat_timeout_s=state.get("heartbeat_timeout_s"),
+        fallback_ref=state.get("fallback_ref"),
+        lease=_lease_from_row(state["lease"]) if "lease" in state else None,
+        reported_token=state.get("reported_token"),
+        shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
         return job
+    lease_until = _moment(live.get("lease_until"))
     return replace(
         job,
+        lease=replace(job.lease, until=lease_until) if job.lease and lease_until else job.lease,
         progress=max(job.progress, Decimal(live["progress"])),
         message=live.get("message"),
         live_version=live["live_version"],
@@ -225,13 +258,33 @@ def job_to_row(job: Job) -> Row:
         "version": job.version,
         "live_version": _unless(0, job.live_version),
         "log": _log_to_text(job.log, job.created_at),
+        "scheduled_at": job.scheduled_at and to_text(job.scheduled_at),
+        "retry": job.retry and _retry_to_row(job.retry),
+        "timeout_s": job.timeout_s,
+        "heartbeat_timeout_s": job.heartbeat_timeout_s,
+        "fallback_ref": job.fallback_ref,
+        "lease": job.lease and _lease_to_row(job.lease),
+        "reported_token": job.reported_token,
     }
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
     row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
-    if job.cancel_due_at is not None:
-        row["g1pk"], row["g1sk"] = keys.due(job.cancel_due_at, "job_cancel", job.namespace, job.job_id)
+    row |= _place_in_queue(job)
     return row
+
+
+def _place_in_queue(job: Job) -> Row:
+    """Where index `due` shows a job that has not ended: to workers, or to the clock and whoever counts."""
+    if job.status == "pending" and job.executor == "worker":
+        place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
+        return {"g1pk": keys.ready_jobs(job.namespace, job.queue), "g1sk": place}
+    if job.due_at is None:
+        return {}
+    shown_at = min(job.due_at, job.shown_due_at or job.due_at)
+    return {
+        "g1pk": keys.timed_jobs(job.namespace, job.queue),
+        "g1sk": keys.timed_job(job.status, shown_at, job.job_id),
+    }
 
 
 def _live_put(job: Job) -> Put:
@@ -247,6 +300,7 @@ def _live_put(job: Job) -> Put:
         "live_version": job.live_version,
         "version": job.version,
         "updated_at": to_text(job.updated_at),
+        "lease_until": job.lease and to_text(job.lease.until),
     }
     return Put(
         row=row,
@@ -262,8 +316,9 @@ def _log_row(job: Job, lines: Sequence[LogEntry]) -> Row:
 
 
 _KINDS: dict[LogKind, str] = {
-    "created": "c", "started": "s", "updated": "u", "completed": "d", "failed": "f", "cancel_requested": "q",
-    "cancelled": "x", "retried": "r", "deleted": "z",
+    "created": "c", "ready": "y", "claimed": "k", "started": "s", "updated": "u", "released": "g", "lapsed": "l",
+    "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x", "retried": "r",
+    "deleted": "z",
 }  # fmt: skip
 _STATUSES: dict[JobStatus, str] = {
     "scheduled": "s", "waiting": "w", "pending": "p", "running": "r", "completed": "c", "failed": "f",
@@ -312,6 +367,41 @@ def _log_from_text(text: str, created_at: datetime) -> list[LogEntry]:
             )
         )
     return found
+
+
+def _retry_to_row(retry: RetryPolicy) -> Row:
+    return {
+        "max": retry.max_attempts,
+        "first": retry.initial_delay,
+        "cap": retry.max_delay,
+        "factor": retry.multiplier,
+        "jitter": retry.jitter,
+    }
+
+
+def _retry_from_row(row: Row) -> RetryPolicy:
+    return RetryPolicy(
+        max_attempts=row["max"],
+        initial_delay=Decimal(row["first"]),
+        max_delay=Decimal(row["cap"]),
+        multiplier=Decimal(row["factor"]),
+        jitter=row["jitter"],
+    )
+
+
+def _lease_to_row(lease: Lease) -> Row:
+    row = {"token": lease.token, "by": lease.worker, "s": lease.length_s, "until": to_text(lease.until)}
+    return row if lease.claim_id is None else {**row, "claim": lease.claim_id}
+
+
+def _lease_from_row(row: Row) -> Lease:
+    return Lease(
+        token=row["token"],
+        worker=row["by"],
+        length_s=row["s"],
+        until=from_text(row["until"]),
+        claim_id=row.get("claim"),
+    )
 
 
 def _unless(usual: object, value: object) -> object:

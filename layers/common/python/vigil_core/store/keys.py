@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Literal, NamedTuple, TypeAlias, cast
 
-from vigil_core.domain.times import to_text
+from vigil_core.domain.times import from_text, to_text
 
 LISTING_SHARDS = 4
 DUE_SHARDS = 4
@@ -20,7 +20,7 @@ CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
 Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "job_cancel"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -65,6 +65,60 @@ def hold(namespace: str, kind: HoldKind, name: str) -> Key:
 def idempotency(namespace: str, route: str, key: str) -> Key:
     digest = hashlib.sha256(f"{route}\n{key}".encode()).hexdigest()
     return Key(f"{namespace}#idempotency#{digest}", "A")
+
+
+# Queues
+def queues(namespace: str) -> str:
+    return f"{namespace}#queues"
+
+
+def queue(namespace: str, name: str) -> Key:
+    return Key(queues(namespace), name)
+
+
+def workers(namespace: str, queue_name: str) -> str:
+    return f"{namespace}#workers#{queue_name}"
+
+
+def worker(namespace: str, queue_name: str, name: str) -> Key:
+    return Key(workers(namespace, queue_name), name)
+
+
+def claim(namespace: str, queue_name: str, claim_id: str) -> Key:
+    digest = hashlib.sha256(f"{queue_name}\n{claim_id}".encode()).hexdigest()
+    return Key(f"{namespace}#claim#{digest}", "A")
+
+
+# Jobs of a queue that have not ended, in index `due`: those that workers may have, and those that time will change
+def ready_jobs(namespace: str, queue_name: str) -> str:
+    return f"{namespace}#ready#{queue_name}"
+
+
+def ready_job(rank: int, since: datetime, job_id: str) -> str:
+    return f"{rank}#{to_text(since)}#{job_id}"
+
+
+def timed_jobs(namespace: str, queue_name: str) -> str:
+    return f"{namespace}#timed#{queue_name}"
+
+
+def timed_job(status: str, at: datetime, job_id: str) -> str:
+    return f"{status}#{to_text(at)}#{job_id}"
+
+
+def job_of_queue(g1sk: str) -> str:
+    """The job's id: of `ready_job` and `timed_job`."""
+    return g1sk.rsplit("#", 1)[1]
+
+
+def timed_at(g1sk: str) -> datetime:
+    """When a job is due: of `timed_job`."""
+    return from_text(g1sk.split("#")[1])
+
+
+def queue_due(namespace: str, name: str) -> tuple[str, str]:
+    """The keys of index `due` by which every sweep finds a queue: (g1pk, g1sk)."""
+    return due_partition(shard_of(f"{namespace}#{name}", DUE_SHARDS)), f"0#queue#{namespace}#{name}"
 
 
 # Waits
@@ -171,7 +225,7 @@ def due_partition(shard: int) -> str:
 
 def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
     """(time, kind, namespace, entity id): the inverse of `due`."""
-    at, kind, namespace, entity_id = g1sk.split("#")
+    at, kind, namespace, entity_id = g1sk.split("#", 3)
     return at, cast(DueKind, kind), namespace, entity_id
 
 

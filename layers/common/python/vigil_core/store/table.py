@@ -128,6 +128,9 @@ class Table(Protocol):
         """Read one page of a partition in the order of its sort key: consistently from the table, eventually from an
         index. `begins` and `between` (inclusive) bound the sort key."""
 
+    def count(self, pk: str, *, begins: str | None = None, index: str | None = None) -> int:
+        """How many rows a query would find. A request per megabyte that is counted."""
+
     def put(self, put: Put) -> None:
         """Write one row. Raises ConditionFailed."""
 
@@ -199,23 +202,8 @@ class DynamoTable:
         limit: int | None = None,
         cursor: Row | None = None,
     ) -> Page:
-        pk_name, sk_name = {None: ("pk", "sk"), "due": ("g1pk", "g1sk"), "listing": ("g2pk", "g2sk")}[index]
-        condition, values = f"{pk_name} = :pk", {":pk": pk}
-        if begins is not None:
-            condition, values = f"{condition} AND begins_with({sk_name}, :begins)", {**values, ":begins": begins}
-        if between is not None:
-            condition = f"{condition} AND {sk_name} BETWEEN :low AND :high"
-            values = {**values, ":low": between[0], ":high": between[1]}
-        request: dict[str, Any] = {
-            "TableName": self._name,
-            "KeyConditionExpression": condition,
-            "ExpressionAttributeValues": _values(values),
-            "ScanIndexForward": not newest_first,
-        }
-        if index is None:
-            request["ConsistentRead"] = True
-        else:
-            request["IndexName"] = index
+        request = self._query(pk, begins, between, index)
+        request["ScanIndexForward"] = not newest_first
         if limit is not None:
             request["Limit"] = limit
         if cursor is not None:
@@ -223,6 +211,16 @@ class DynamoTable:
         answer = self._client.query(**request)
         after = answer.get("LastEvaluatedKey")
         return Page(rows=[_row(item) for item in answer["Items"]], cursor=_row(after) if after else None)
+
+    def count(self, pk: str, *, begins: str | None = None, index: str | None = None) -> int:
+        request = {**self._query(pk, begins, None, index), "Select": "COUNT"}
+        counted = 0
+        while True:
+            answer = self._client.query(**request)
+            counted += answer["Count"]
+            if "LastEvaluatedKey" not in answer:
+                return counted
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def put(self, put: Put) -> None:
         request = {"TableName": self._name, "Item": _item(put.row), **_condition(put.condition)}
@@ -251,6 +249,21 @@ class DynamoTable:
     def transact(self, actions: Sequence[Action]) -> None:
         items: list[Any] = [self._transact_item(action) for action in actions]
         self._write(lambda: self._client.transact_write_items(TransactItems=items))
+
+    def _query(self, pk: str, begins: str | None, between: tuple[str, str] | None, index: str | None) -> dict[str, Any]:
+        pk_name, sk_name = {None: ("pk", "sk"), "due": ("g1pk", "g1sk"), "listing": ("g2pk", "g2sk")}[index]
+        condition, values = f"{pk_name} = :pk", {":pk": pk}
+        if begins is not None:
+            condition, values = f"{condition} AND begins_with({sk_name}, :begins)", {**values, ":begins": begins}
+        if between is not None:
+            condition = f"{condition} AND {sk_name} BETWEEN :low AND :high"
+            values = {**values, ":low": between[0], ":high": between[1]}
+        return {
+            "TableName": self._name,
+            "KeyConditionExpression": condition,
+            "ExpressionAttributeValues": _values(values),
+            **({"ConsistentRead": True} if index is None else {"IndexName": index}),
+        }
 
     def _transact_item(self, action: Action) -> dict[str, Any]:
         named = {"TableName": self._name, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}

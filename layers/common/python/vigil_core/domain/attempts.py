@@ -1,0 +1,45 @@
+"""Attempts at a job: who holds one and until when, and when the next one follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+MAX_ATTEMPTS = 100
+LONGEST_DELAY_S = 30 * 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """What follows a failed attempt. Delays are in seconds; `max_attempts` counts the first try."""
+
+    max_attempts: int = 3
+    initial_delay: Decimal = Decimal(1)
+    max_delay: Decimal = Decimal(300)
+    multiplier: Decimal = Decimal(2)
+    jitter: bool = True
+
+    def delay(self, failed: int, chance: float) -> timedelta:
+        """How long to wait after the `failed`th attempt: exponential up to the cap; with jitter any time up to that, by
+        `chance` in [0, 1). https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/"""
+        cap = float(self.max_delay)
+        try:
+            seconds = min(cap, float(self.initial_delay) * float(self.multiplier) ** (failed - 1))
+        except OverflowError:
+            seconds = cap
+        return timedelta(milliseconds=int(1000 * seconds * (chance if self.jitter else 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to run a job until a time, and to report on it: whoever has not its token has not the job.
+
+    `claim_id` names the claim that was granted it, for a worker that asks again because the answer was lost.
+    """
+
+    token: str
+    worker: str
+    length_s: int
+    until: datetime
+    claim_id: str | None = None

@@ -1,0 +1,40 @@
+"""What the clock does for a queue each minute: whatever time has changed about its jobs, and no message has told."""
+
+from __future__ import annotations
+
+from vigil_core.services.change_job import on_time
+from vigil_core.services.context import Context
+
+MOST = 2_000
+"""Jobs of a queue that one sweep looks after; what is left over is the next one's."""
+
+
+class QueueNotMinded(Exception):
+    """Some jobs of a queue could not be looked after; the others were, and the next sweep finds these again."""
+
+
+def mind_queue(ctx: Context, namespace: str, queue: str) -> int:
+    """Start what is scheduled for now, take back leases that have run out, end what takes too long or was cancelled.
+    Returns how many jobs were due.
+
+    Raises:
+        QueueNotMinded: after everything else was done.
+    """
+    now = ctx.now()
+    overdue = [
+        job_id
+        for status in ("scheduled", "running")
+        for job_id in ctx.job_queues.overdue(namespace, queue, status, now, MOST)
+    ]
+    errors: list[Exception] = []
+
+    def look(job_id: str) -> None:
+        try:
+            on_time(ctx, namespace, job_id)
+        except Exception as error:
+            errors.append(error)
+
+    ctx.in_parallel(look, overdue)
+    if errors:
+        raise QueueNotMinded(f"{len(errors)} jobs of queue {queue!r}, the first because: {errors[0]!r}")
+    return len(overdue)

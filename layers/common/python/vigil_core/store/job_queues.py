@@ -1,0 +1,170 @@
+"""Queues: what is ready in each, what time will change, who works on it. Index `due` shows the jobs, as hints: whoever
+acts on one reads the job itself and writes on a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from vigil_core.domain.jobs import Priority
+from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.store import keys
+from vigil_core.store.jobs import RANKS
+from vigil_core.store.table import ABSENT, ConditionFailed, Put, Row, Table, Update, query_all
+
+WORKER_KEPT = timedelta(days=1)
+"""A worker that has not claimed for so long is forgotten."""
+CLAIM_KEPT = timedelta(days=1)
+COUNTED = ("scheduled", "waiting", "running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyJob:
+    """A job that a worker may have, as the index has it. Jobs of one rank have one priority."""
+
+    job_id: str
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSeen:
+    """When a worker asked for jobs last, and when it was given one; None when it never was."""
+
+    worker: str
+    last_seen: datetime
+    last_claim_at: datetime | None
+
+
+class JobQueueStore:
+    """The queues of every namespace."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._noted: set[tuple[str, str]] = set()
+
+    def note(self, namespace: str, queue: str) -> None:
+        """Have a queue listed, and looked after by the clock, before its first job is stored. Costs a write once a
+        process and queue."""
+        if (namespace, queue) in self._noted:
+            return
+        with suppress(ConditionFailed):
+            self._table.put(Put(row=_queue_row(namespace, queue), condition=ABSENT))
+        self._noted.add((namespace, queue))
+
+    def listed(self, namespace: str, *, after: str | None = None) -> Iterator[tuple[str, bool]]:
+        """Every queue that ever had a job or was paused, by name, and whether it is paused."""
+        bounds = {} if after is None else {"between": (f"{after}\0", "\U0010ffff")}
+        for row in query_all(self._table, keys.queues(namespace), **bounds):
+            yield row["sk"], row.get("paused", False)
+
+    def is_paused(self, namespace: str, queue: str) -> bool:
+        """Whether the queue hands nothing out, consistently."""
+        row = self._table.get(keys.queue(namespace, queue))
+        return row is not None and row.get("paused", False)
+
+    def set_paused(self, namespace: str, queue: str, paused: bool) -> None:
+        """Pause or resume a queue, which need not have had a job yet."""
+        self.note(namespace, queue)
+        self._table.update(
+            Update(key=keys.queue(namespace, queue), expression="SET paused = :paused", values={":paused": paused})
+        )
+
+    def ready(self, namespace: str, queue: str, limit: int) -> list[ReadyJob]:
+        """The first jobs that workers may have: by priority, then by age."""
+        page = self._table.query_page(keys.ready_jobs(namespace, queue), index="due", limit=limit)
+        return [
+            ReadyJob(job_id=keys.job_of_queue(row["g1sk"]), rank=int(row["g1sk"].split("#")[0])) for row in page.rows
+        ]
+
+    def overdue(self, namespace: str, queue: str, status: str, now: datetime, limit: int) -> list[str]:
+        """The ids of jobs of this status that time has changed by now, the longest overdue first."""
+        bounds = (f"{status}#", f"{status}#{to_text(now)}~")
+        page = self._table.query_page(keys.timed_jobs(namespace, queue), index="due", between=bounds, limit=limit)
+        return [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+
+    def running(self, namespace: str, queue: str) -> Iterator[str]:
+        """The ids of running jobs that the clock watches: every one with a lease."""
+        for row in query_all(self._table, keys.timed_jobs(namespace, queue), index="due", begins="running#"):
+            yield keys.job_of_queue(row["g1sk"])
+
+    def ready_by_priority(self, namespace: str, queue: str) -> Mapping[Priority, int]:
+        """How many jobs are ready."""
+        partition = keys.ready_jobs(namespace, queue)
+        return {name: self._table.count(partition, begins=f"{rank}#", index="due") for name, rank in RANKS.items()}
+
+    def watched_by_status(self, namespace: str, queue: str) -> Mapping[str, int]:
+        """How many jobs of each other status the index shows; of the running those that have a lease or a timeout."""
+        partition = keys.timed_jobs(namespace, queue)
+        return {status: self._table.count(partition, begins=f"{status}#", index="due") for status in COUNTED}
+
+    def oldest_ready(self, namespace: str, queue: str) -> datetime | None:
+        """Since when the oldest of the ready jobs has been waiting; None when none is."""
+        partition = keys.ready_jobs(namespace, queue)
+        firsts: list[Row] = []
+        for rank in RANKS.values():
+            firsts += self._table.query_page(partition, index="due", begins=f"{rank}#", limit=1).rows
+        return min((keys.timed_at(row["g1sk"]) for row in firsts), default=None)
+
+    def note_worker(self, namespace: str, queue: str, worker: str, *, now: datetime, granted: bool) -> None:
+        """A worker has asked for jobs, and was given some or not."""
+        claimed = ", last_claim_at = :now" if granted else ""
+        self._table.update(
+            Update(
+                key=keys.worker(namespace, queue, worker),
+                expression=f"SET entity = :entity, schema_version = :one, last_seen = :now, #ttl = :ttl{claimed}",
+                names={"#ttl": "ttl"},
+                values={
+                    ":entity": "worker",
+                    ":one": 1,
+                    ":now": to_text(now),
+                    ":ttl": to_epoch_s(now + WORKER_KEPT),
+                },
+            )
+        )
+
+    def workers(self, namespace: str, queue: str, *, now: datetime) -> Iterator[WorkerSeen]:
+        """The workers of the last day, by name."""
+        for row in query_all(self._table, keys.workers(namespace, queue)):
+            last_seen = from_text(row["last_seen"])
+            if last_seen > now - WORKER_KEPT:
+                claimed_at = from_text(row["last_claim_at"]) if "last_claim_at" in row else None
+                yield WorkerSeen(worker=row["sk"], last_seen=last_seen, last_claim_at=claimed_at)
+
+    def candidates(self, namespace: str, queue: str, claim_id: str) -> Sequence[str] | None:
+        """The jobs that a claim was about to grant; None when it has not come that far."""
+        row = self._table.get(keys.claim(namespace, queue, claim_id))
+        return None if row is None else tuple(row["candidates"])
+
+    def keep_candidates(
+        self, namespace: str, queue: str, claim_id: str, candidates: Sequence[str], *, now: datetime
+    ) -> Sequence[str]:
+        """Keep what a claim is about to grant, before it does. Returns what is kept: the first to come decides."""
+        key = keys.claim(namespace, queue, claim_id)
+        row = {
+            "pk": key.pk,
+            "sk": key.sk,
+            "entity": "claim",
+            "schema_version": 1,
+            "candidates": list(candidates),
+            "ttl": to_epoch_s(now + CLAIM_KEPT),
+        }
+        try:
+            self._table.put(Put(row=row, condition=ABSENT))
+        except ConditionFailed as error:
+            return tuple(error.old["candidates"]) if error.old else tuple(candidates)
+        return tuple(candidates)
+
+
+def _queue_row(namespace: str, queue: str) -> Row:
+    key = keys.queue(namespace, queue)
+    g1pk, g1sk = keys.queue_due(namespace, queue)
+    return {
+        "pk": key.pk,
+        "sk": key.sk,
+        "entity": "queue",
+        "schema_version": 1,
+        "g1pk": g1pk,
+        "g1sk": g1sk,
+    }

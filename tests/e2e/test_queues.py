@@ -1,0 +1,176 @@
+"""Jobs that Vigil hands out: to many workers at once, to some that die, and when their time has come."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.e2e.harness import Aws, Client, Key, eventually, problem, side_by_side
+from vigil.local import Stack
+
+WORKERS = 20
+JOBS = 200
+LEASE_S = 4
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def claim(client: Client, most: int = 1, *, queue: str = "default", hold_s: int = 0, **told: Any) -> list[Any]:
+    answer = client.post(f"/v1/queues/{quote(queue, safe='')}/claim", {"max": most, **told}, prefer=f"wait={hold_s}")
+    return list(answer["jobs"])
+
+
+def complete(client: Client, job: Any, **told: Any) -> Any:
+    return client.complete(job["job_id"], lease_token=job["lease_token"], **told)
+
+
+def at(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+def test_priority_then_age_and_everything_that_a_worker_needs(client: Client) -> None:
+    low = client.job(priority="low", payload={"n": 1})
+    normal = client.job(payload={"n": 2})
+    high = client.job(priority="high")
+    handed_out: list[Any] = []
+    while len(handed_out) < 3:  # the index that claims read is eventually consistent
+        handed_out += claim(client, 1, worker="box", hold_s=5)
+    assert [job["job_id"] for job in handed_out] == [high, normal, low]
+    assert [job["payload"] for job in handed_out] == [None, {"n": 2}, {"n": 1}]
+    job = handed_out[0]
+    assert (job["status"], job["attempt"], job["dependencies"]) == ("running", 1, {})
+    problem(client.call("POST", f"/v1/jobs/{high}/complete", {}), 409, "LEASE_LOST")
+    problem(client.call("PATCH", f"/v1/jobs/{high}", {"lease_token": "x", "progress": 0.5}), 409, "LEASE_LOST")
+    told = {"lease_token": job["lease_token"], "progress": 0.5, "message": "half"}
+    alive = client.post(f"/v1/jobs/{high}/heartbeat", told)
+    assert alive["lease_expires_at"] > job["lease_expires_at"]
+    assert not alive["cancel_requested"]
+    assert client.get(f"/v1/jobs/{high}/status")["progress"] == told["progress"]
+    assert complete(client, job, result=[1])["status"] == "completed"
+    assert complete(client, job, result=[2])["result"] == [1], "reported again"
+
+
+def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, client: Client) -> None:
+    ids = set(client.jobs(JOBS))
+    done: list[str] = []
+
+    def work(number: int) -> None:
+        with Client(stack, key.token) as own:
+            while len(done) < JOBS:
+                for job in claim(own, 3, worker=f"w{number}", hold_s=1):
+                    complete(own, job)
+                    done.append(job["job_id"])
+
+    side_by_side(work, range(WORKERS), WORKERS)
+    assert len(done) == JOBS
+    assert set(done) == ids
+    queue = client.get("/v1/queues/default")
+    assert queue["depth"] == {"pending": 0, "scheduled": 0, "waiting": 0, "running": 0}
+    assert len(queue["workers"]) == WORKERS
+
+
+def test_what_dying_workers_leave_is_completed_by_others(stack: Stack, key: Key, client: Client) -> None:
+    """One job in ten is dropped by its worker without a word. Whoever claims next takes it back."""
+    ids = client.jobs(60, retry={"max_attempts": 20, "initial_delay": 0})
+    over = threading.Event()
+    done: list[str] = []
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        with Client(stack, key.token) as own:
+            while not over.is_set():
+                for job in claim(own, 2, worker=f"w{number}", lease=LEASE_S, hold_s=1):
+                    if chance.random() > 0.1:
+                        complete(own, job, result=number)
+                        done.append(job["job_id"])
+                        if len(done) == len(ids):
+                            over.set()
+
+    side_by_side(work, range(8), 8)
+    assert sorted(done) == sorted(ids), "each was reported complete once"
+    lives = [client.get(f"/v1/jobs/{job_id}") for job_id in ids]
+    assert {job["status"] for job in lives} == {"completed"}
+    assert sum(job["attempt"] - 1 for job in lives) > 0, "some did die"
+    assert client.get("/v1/queues/default")["depth"]["running"] == 0
+
+
+def test_a_repeated_claim_gets_the_same_jobs(client: Client) -> None:
+    client.jobs(4)
+    first = eventually(lambda: claim(client, 2, claim_id="mine"))
+    again = claim(client, 2, claim_id="mine")
+    assert [(job["job_id"], job["lease_token"]) for job in again] == [
+        (job["job_id"], job["lease_token"]) for job in first
+    ]
+
+
+def test_a_scheduled_job_starts_to_the_second_and_is_handed_to_who_waits_for_it(client: Client) -> None:
+    due = at(3)
+    job_id = client.job(scheduled_at=due, queue="später heute")
+    (job,) = claim(client, queue="später heute", hold_s=15)
+    late = datetime.now(UTC) - datetime.fromisoformat(due)
+    assert job["job_id"] == job_id
+    assert timedelta(0) <= late < timedelta(seconds=2.5)
+
+
+def test_an_attempt_times_out_to_the_second_and_comes_again_after_its_delay(client: Client) -> None:
+    job_id = client.job(timeout=2, retry={"max_attempts": 2, "initial_delay": 1, "jitter": False})
+    (job,) = claim(client, hold_s=10)
+    began = datetime.fromisoformat(job["started_at"])
+    (again,) = claim(client, hold_s=15)
+    assert (again["job_id"], again["attempt"], again["error"]["code"]) == (job_id, 2, "TIMED_OUT")
+    assert timedelta(seconds=3) <= datetime.now(UTC) - began < timedelta(seconds=7)
+    problem(client.call("POST", f"/v1/jobs/{job_id}/complete", {"lease_token": job["lease_token"]}), 409, "LEASE_LOST")
+    last = client.post(
+        f"/v1/jobs/{job_id}/fail",
+        {"lease_token": again["lease_token"], "error": {"code": "BROKEN", "message": "it broke"}},
+    )
+    assert (last["status"], last["job_health"]) == ("failed", "failed")
+
+
+def test_a_wait_sees_only_the_last_failure(client: Client) -> None:
+    job_id = client.job(retry={"max_attempts": 2, "initial_delay": 0}, fallback={"rows": 0})
+    answer = client.wait({job_id: None}, fail_fast=None, get_fields={"result": None})
+    for _ in range(2):
+        (job,) = claim(client, hold_s=10)
+        failed = {"lease_token": job["lease_token"], "error": {"code": "E", "message": "m"}}
+        client.post(f"/v1/jobs/{job_id}/fail", failed)
+    ended = client.ended(answer)
+    assert (ended["status"], ended["waited_jobs"][job_id]) == ("met", {"job_stage": "complete", "result": '{"rows":0}'})
+
+
+def test_a_paused_queue_hands_nothing_out(aws: Aws, stack: Stack, key: Key, client: Client) -> None:
+    worker = aws.key("work", namespace=key.namespace)
+    with Client(stack, worker.token) as own:
+        problem(own.call("POST", "/v1/queues/default/pause"), 403, "FORBIDDEN")
+        assert client.post("/v1/queues/default/pause")["paused"]
+        client.job()
+        eventually(lambda: client.get("/v1/queues/default")["depth"]["pending"] == 1)
+        assert claim(own) == []
+        client.post("/v1/queues/default/resume")
+        assert len(claim(own, hold_s=5)) == 1
+    assert {"queue": "default", "paused": False} in client.get("/v1/queues")["queues"]
+
+
+def test_a_worker_that_stops_gives_its_job_back(client: Client) -> None:
+    job_id = client.job()
+    (job,) = claim(client, hold_s=5, worker="a")
+    client.post(f"/v1/jobs/{job_id}/release", {"lease_token": job["lease_token"]})
+    (again,) = claim(client, hold_s=5, worker="b")
+    assert (again["job_id"], again["attempt"]) == (job_id, 1)
+    seen = client.get("/v1/queues/default")
+    assert {worker["worker"]: worker["running"] for worker in seen["workers"]} == {"a": 0, "b": 1}
+
+
+def test_a_job_without_a_lease_that_falls_silent_is_failed_by_the_sweep(aws: Aws, client: Client) -> None:
+    job_id = client.running(heartbeat_timeout=1)
+    silent_at = time.monotonic() + 1.2
+    eventually(lambda: time.monotonic() > silent_at)
+    aws.invoke("clock", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
+    job = eventually(lambda: (job := client.get(f"/v1/jobs/{job_id}"))["finished_at"] and job)
+    assert (job["status"], job["job_health"], job["error"]["code"]) == ("failed", "timed_out", "TIMED_OUT")

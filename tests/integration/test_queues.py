@@ -1,0 +1,407 @@
+"""Queues handed out to workers, on moto: who gets which job, under which lease, and what time does to it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.support.table import TABLE_NAME
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.attempts import RetryPolicy
+from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost
+from vigil_core.domain.jobs import Job, JobError, Report
+from vigil_core.services import change_job
+from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.services.show_queue import show_queue
+from vigil_core.store.table import DynamoTable
+
+QUEUE = "default"
+ONE = JobError(code="E", message="m")
+BOOTING = Report(stage="boot")
+AT_ONCE = RetryPolicy(max_attempts=3, initial_delay=Decimal(0))
+
+
+def claim(
+    world: World, most: int = 1, *, worker: str = "w", lease_s: int = 60, claim_id: str | None = None
+) -> list[Job]:
+    wanted = Claim(queue=QUEUE, worker=worker, most=most, lease_s=lease_s, claim_id=claim_id)
+    return claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+
+
+def claimed(world: World, **wanted: object) -> tuple[str, str]:
+    """A new job and the token of the lease under which it runs."""
+    job_id = world.job(**wanted)
+    (job,) = claim(world)
+    assert job.job_id == job_id
+    assert job.lease
+    return job_id, job.lease.token
+
+
+def stored(world: World, job_id: str) -> Job:
+    job = world.ctx.jobs.find(NAMESPACE, job_id)
+    assert job
+    return job
+
+
+def beat(world: World, job_id: str, token: str | None, **told: object) -> Job:
+    said = {"length_s": None, "progress": None, "message": None, **told}
+    return change_job.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **said)  # type: ignore[arg-type]
+
+
+class OneByOne:
+    """A client whose requests do not overlap: moto checks a condition and writes in two steps."""
+
+    def __init__(self, table: DynamoTable) -> None:
+        self._client: Any = table._client
+        self._lock = threading.Lock()
+
+    def __getattr__(self, operation: str) -> Any:
+        def request(**asked: Any) -> Any:
+            with self._lock:
+                return getattr(self._client, operation)(**asked)
+
+        return request
+
+
+class TestClaims:
+    def test_the_highest_priority_comes_first_then_the_oldest(self, world: World) -> None:
+        order = ["low", "critical", "normal", "background", "critical", "high", "normal"]
+        ids: list[tuple[int, int, str]] = []
+        ranks = ["critical", "high", "normal", "low", "background"]
+        for number, priority in enumerate(order):
+            world.pass_time(1)
+            ids.append((ranks.index(priority), number, world.job(priority=priority)))
+        handed_out = [job.job_id for _ in range(3) for job in claim(world, 3)]
+        assert handed_out == [job_id for _, _, job_id in sorted(ids)]
+
+    def test_a_job_is_running_under_its_lease(self, world: World) -> None:
+        world.job(name="n")
+        (job,) = claim(world, worker="box-1", lease_s=30)
+        assert (job.status, job.attempt, job.started_at) == ("running", 1, world.time)
+        assert job.lease
+        assert (job.lease.worker, job.lease.until) == ("box-1", world.time + timedelta(seconds=30))
+        assert claim(world) == []
+
+    def test_other_queues_and_jobs_that_are_not_ready_are_left_alone(self, world: World) -> None:
+        world.job(queue="other")
+        world.job(executor="none")
+        world.job(scheduled_at=world.time + timedelta(hours=1))
+        world.running()
+        assert claim(world, 10) == []
+
+    def test_two_workers_never_get_the_same_job(self, table: DynamoTable) -> None:
+        world = World(DynamoTable(OneByOne(table), TABLE_NAME))  # type: ignore[arg-type]
+        jobs = {world.job() for _ in range(40)}
+        got: list[str] = []
+
+        def work(worker: str) -> None:
+            while granted := claim(world, 2, worker=worker):
+                got.extend(job.job_id for job in granted)
+
+        workers = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(6)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        got += [job.job_id for job in claim(world, 10)]  # whoever lost all its races went home early
+        assert len(got) == len(set(got))
+        assert set(got) == jobs
+
+    def test_a_repeated_claim_grants_the_same_jobs(self, world: World) -> None:
+        for _ in range(5):
+            world.job()
+        first = claim(world, 2, claim_id="c1")
+        again = claim(world, 2, claim_id="c1")
+        assert [(job.job_id, job.lease) for job in again] == [(job.job_id, job.lease) for job in first]
+        assert {job.job_id for job in claim(world, 2, claim_id="c2")}.isdisjoint(job.job_id for job in first)
+        assert [stored(world, job.job_id).attempt for job in first] == [1, 1]
+
+    def test_a_claim_that_died_before_it_granted_anything_is_taken_up(self, world: World) -> None:
+        ids = [world.job() for _ in range(3)]
+        world.ctx.job_queues.keep_candidates(NAMESPACE, QUEUE, "c1#0", ids[:1], now=world.time)
+        assert [job.job_id for job in claim(world, 1, claim_id="c1")] == ids[:1]
+
+    def test_what_others_took_meanwhile_is_replaced(self, world: World) -> None:
+        ids = [world.job() for _ in range(2)]
+        world.ctx.job_queues.keep_candidates(NAMESPACE, QUEUE, "c1#0", ids[:1], now=world.time)
+        claim(world)
+        assert [job.job_id for job in claim(world, claim_id="c1")] == ids[1:]
+        assert [job.job_id for job in claim(world, claim_id="c1")] == ids[1:]
+
+    def test_a_long_poll_gets_a_job_that_becomes_ready_meanwhile(self, world: World) -> None:
+        job_id = world.job(scheduled_at=world.time + timedelta(seconds=5))
+        sleep = world.ctx.sleep
+
+        def minded(seconds: float) -> None:
+            sleep(seconds)
+            change_job.on_time(world.ctx, NAMESPACE, job_id)
+
+        ctx = replace(world.ctx, sleep=minded)
+        wanted = Claim(queue=QUEUE, worker="w", most=1, lease_s=60, claim_id=None)
+        began = world.time
+        granted = claim_jobs(ctx, NAMESPACE, wanted, by=KEY, until=world.time + timedelta(seconds=20))
+        assert [job.job_id for job in granted] == [job_id]
+        assert timedelta(seconds=5) <= world.time - began < timedelta(seconds=7)
+
+    def test_stale_hints_of_the_index_do_no_harm(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        ids = [world.job() for _ in range(3)]
+        hints = world.ctx.job_queues.ready(NAMESPACE, QUEUE, 25)
+        claim(world, 1)
+        deleted = ids[1]
+        world.do(change_job.cancel, deleted)
+        world.delete(deleted)
+        monkeypatch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
+        assert [job.job_id for job in claim(world, 10)] == ids[2:]
+
+
+class TestPause:
+    def test_a_paused_queue_hands_out_nothing(self, world: World) -> None:
+        job_id = world.job()
+        world.ctx.job_queues.set_paused(NAMESPACE, QUEUE, True)
+        assert claim(world) == claim(world, claim_id="c") == []
+        world.ctx.job_queues.set_paused(NAMESPACE, QUEUE, False)
+        assert [job.job_id for job in claim(world, claim_id="c")] == [job_id]
+
+    def test_a_repeated_claim_gets_what_it_was_granted_before_the_pause(self, world: World) -> None:
+        ids = {world.job(), world.job(), world.job()}
+        first = claim(world, 2, claim_id="c")
+        world.ctx.job_queues.set_paused(NAMESPACE, QUEUE, True)
+        assert [job.lease for job in claim(world, 2, claim_id="c")] == [job.lease for job in first]
+        assert len(ids - {job.job_id for job in first}) == 1
+
+
+class TestLeases:
+    def test_reports_carry_the_token_of_the_lease_that_stands(self, world: World) -> None:
+        job_id, token = claimed(world)
+        before = stored(world, job_id)
+        for wrong in (None, "stale"):
+            for change, args in (
+                (change_job.report, (BOOTING,)),
+                (change_job.complete, ()),
+                (change_job.fail, (ONE,)),
+                (change_job.start, ()),
+                (change_job.release, ()),
+            ):
+                with pytest.raises(LeaseLost):
+                    change(world.ctx, NAMESPACE, job_id, *args, by=KEY, lease_token=wrong)
+            with pytest.raises(LeaseLost):
+                beat(world, job_id, wrong)
+        assert stored(world, job_id) == before
+        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, by=KEY, lease_token=token)
+        done = change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, result={"a": 1}, lease_token=token)
+        assert (done.status, done.lease) == ("completed", None)
+
+    def test_the_same_end_reported_again_is_no_error(self, world: World) -> None:
+        job_id, token = claimed(world)
+        done = change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, result=1, lease_token=token)
+        assert change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, result=2, lease_token=token) == done
+        assert world.ctx.jobs.bodies(done).result == "1"
+        with pytest.raises(LeaseLost):
+            change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=token)
+
+    def test_a_failure_reported_again_burns_no_second_attempt(self, world: World) -> None:
+        job_id, token = claimed(world, retry=AT_ONCE)
+        for _ in range(2):
+            again = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=token)
+            assert (again.status, again.attempt) == ("pending", 2)
+
+    def test_heartbeats_extend_it_and_move_no_index(self, world: World) -> None:
+        job_id, token = claimed(world)
+        shown = stored(world, job_id).shown_due_at
+        for _ in range(5):
+            world.pass_time(50)
+            alive = beat(world, job_id, token, progress=Decimal("0.5"), message="half")
+            assert alive.lease
+            assert alive.lease.until == world.time + timedelta(seconds=60)
+        now = stored(world, job_id)
+        assert (now.status, now.progress, now.message, now.shown_due_at) == ("running", Decimal("0.5"), "half", shown)
+
+    def test_the_sweep_leaves_a_living_lease_alone_and_looks_again_when_it_ends(self, world: World) -> None:
+        job_id, token = claimed(world)
+        world.pass_time(50)
+        beat(world, job_id, token)
+        version = stored(world, job_id).version
+        world.pass_time(30)
+        world.sweep()
+        now = stored(world, job_id)
+        assert (now.status, now.version) == ("running", version)
+        assert now.lease
+        assert now.shown_due_at == now.lease.until
+
+    def test_a_lapsed_lease_gives_the_job_back_with_the_attempt_counted(self, world: World) -> None:
+        job_id, token = claimed(world, retry=RetryPolicy(max_attempts=2))
+        world.pass_time(61)
+        world.sweep()
+        back = stored(world, job_id)
+        assert (back.status, back.attempt, back.lease, back.stage) == ("pending", 2, None, "submit")
+        with pytest.raises(LeaseLost):
+            change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+        assert claim(world)[0].job_id == job_id
+        world.pass_time(61)
+        world.sweep()
+        lost = stored(world, job_id)
+        assert lost.error
+        assert (lost.status, lost.error.code) == ("failed", "LEASE_EXPIRED")
+
+    def test_a_claim_that_meets_a_lapsed_lease_takes_it_back_at_once(self, world: World) -> None:
+        job_id, _ = claimed(world, retry=AT_ONCE)
+        world.pass_time(61)
+        (job,) = claim(world, worker="other")
+        assert (job.job_id, job.attempt) == (job_id, 2)
+
+    def test_a_lapsed_lease_cannot_be_extended(self, world: World) -> None:
+        job_id, token = claimed(world)
+        world.pass_time(60)
+        with pytest.raises(LeaseLost):
+            beat(world, job_id, token)
+
+    def test_a_worker_gives_a_job_back(self, world: World) -> None:
+        job_id, token = claimed(world)
+        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, by=KEY, lease_token=token)
+        beat(world, job_id, token, progress=Decimal("0.7"))
+        back = change_job.release(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+        assert (back.status, back.attempt, back.stage) == ("pending", 1, "submit")
+        assert stored(world, job_id).progress == 0
+        assert claim(world)[0].job_id == job_id
+
+    def test_no_heartbeat_extends_beyond_the_enforced_cancel(self, world: World) -> None:
+        job_id, token = claimed(world)
+        world.do(change_job.cancel, job_id)
+        for _ in range(5):
+            world.pass_time(10)
+            assert beat(world, job_id, token).cancel_requested_at
+        world.pass_time(11)
+        with pytest.raises(LeaseLost):
+            beat(world, job_id, token)
+        world.sweep()
+        assert stored(world, job_id).status == "cancelled"
+
+    def test_only_running_jobs_have_heartbeats(self, world: World) -> None:
+        with pytest.raises(InvalidTransition):
+            beat(world, world.job(), None)
+        with pytest.raises(JobNotFound):
+            beat(world, "nope", None)
+
+
+class TestTime:
+    def test_a_job_starts_when_it_was_scheduled_for(self, world: World) -> None:
+        job_id = world.job(scheduled_at=world.time + timedelta(seconds=90))
+        world.pass_time(89)
+        world.sweep()
+        assert (stored(world, job_id).status, claim(world)) == ("scheduled", [])
+        world.pass_time(1)
+        world.sweep()
+        assert [job.job_id for job in claim(world)] == [job_id]
+
+    def test_a_failed_attempt_comes_again_after_its_delay(self, world: World) -> None:
+        retry = RetryPolicy(max_attempts=4, initial_delay=Decimal(10), max_delay=Decimal(25), jitter=False)
+        job_id = world.job(retry=retry, fields={"a": 1})
+        for delay in (10, 20, 25):
+            (job,) = claim(world)
+            assert job.lease
+            failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=job.lease.token)
+            assert (failed.status, failed.scheduled_at) == ("scheduled", world.time + timedelta(seconds=delay))
+            assert (failed.error, failed.fields, failed.stage) == (ONE, {"a": 1}, "submit")
+            world.pass_time(delay)
+            world.sweep()
+        (job,) = claim(world)
+        assert job.lease
+        last = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=job.lease.token)
+        assert (last.status, last.attempt, last.health) == ("failed", 4, "failed")
+
+    def test_what_is_not_retryable_fails_at_once(self, world: World) -> None:
+        job_id, token = claimed(world, retry=AT_ONCE)
+        failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, retryable=False, lease_token=token)
+        assert failed.status == "failed"
+
+    def test_a_fallback_is_the_result_of_a_job_that_fails_for_good(self, world: World) -> None:
+        job_id, token = claimed(world, fallback={"rows": 0})
+        done = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=token)
+        assert (done.status, done.stage, done.health, done.error) == ("completed", "complete", "fallback", ONE)
+        assert world.ctx.jobs.bodies(done).result == '{"rows":0}'
+
+    def test_an_attempt_that_takes_too_long_fails(self, world: World) -> None:
+        job_id = world.job(timeout_s=30, retry=RetryPolicy(max_attempts=2, initial_delay=Decimal(0)))
+        for attempt in (1, 2):
+            (job,) = claim(world, lease_s=600)
+            assert job.attempt == attempt
+            world.pass_time(30)
+            world.sweep()
+        over = stored(world, job_id)
+        assert over.error
+        assert (over.status, over.health, over.error.code) == ("failed", "timed_out", "TIMED_OUT")
+
+    def test_silence_fails_a_job_that_runs_without_a_lease(self, world: World) -> None:
+        job_id = world.running(heartbeat_timeout_s=30)
+        for _ in range(3):
+            world.pass_time(25)
+            beat(world, job_id, None)
+            world.sweep()
+        assert stored(world, job_id).status == "running"
+        world.pass_time(30)
+        world.sweep()
+        over = stored(world, job_id)
+        assert over.error
+        assert (over.status, over.error.code) == ("failed", "TIMED_OUT")
+
+    def test_time_changes_nothing_twice(self, world: World) -> None:
+        job_id, _ = claimed(world, retry=AT_ONCE)
+        world.pass_time(61)
+        for _ in range(3):
+            change_job.on_time(world.ctx, NAMESPACE, job_id)
+        assert stored(world, job_id).attempt == 2
+
+
+class TestCounts:
+    def test_a_queue_says_what_is_in_it(self, world: World) -> None:
+        world.pass_time(5)
+        oldest = world.time
+        world.job(priority="low")
+        world.pass_time(5)
+        world.job(priority="high")
+        world.job(priority="high")
+        world.job(scheduled_at=world.time + timedelta(hours=1))
+        claim(world, worker="box")
+        state = show_queue(world.ctx, NAMESPACE, QUEUE)
+        assert {name: count for name, count in state.ready.items() if count} == {"low": 1, "high": 1}
+        assert dict(state.watched) == {"scheduled": 1, "waiting": 0, "running": 1}
+        assert (state.oldest_ready, state.running, state.paused) == (oldest, {"box": 1}, False)
+        assert [(seen.worker, seen.last_claim_at) for seen in state.workers] == [("box", world.time)]
+
+    def test_endings_leave_nothing_behind(self, world: World) -> None:
+        for end in (change_job.complete, change_job.release):
+            job_id, token = claimed(world)
+            end(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+            if end is change_job.release:
+                world.do(change_job.cancel, job_id)
+        state = show_queue(world.ctx, NAMESPACE, QUEUE)
+        assert sum(state.ready.values()) + sum(state.watched.values()) == 0
+
+    def test_a_claim_costs_the_same_however_long_the_queue_is(self, world: World, table: DynamoTable) -> None:
+        def calls() -> list[str]:
+            seen: list[str] = []
+            client = table._client
+            names = ("get_item", "query", "put_item", "update_item", "batch_get_item", "transact_write_items")
+
+            class Counting:
+                def __getattr__(self, name: str) -> object:
+                    if name in names:
+                        seen.append(name)
+                    return getattr(client, name)
+
+            other = World(DynamoTable(Counting(), TABLE_NAME))  # type: ignore[arg-type]
+            other.time = world.time
+            assert claim(other)
+            return sorted(seen)
+
+        for _ in range(3):
+            world.job()
+        few = calls()
+        for _ in range(60):
+            world.job()
+        assert calls() == few
