@@ -101,8 +101,13 @@ e2e: venv ## Run the tests of the local stack
 	@$(PYTEST) -m "e2e and not docker"
 
 .PHONY: sam-local
-sam-local: venv ## Run the functions in `sam local` containers (needs Docker)
-	@$(PYTEST) -m docker
+sam-local: docker venv ## Run the functions in `sam local` containers (needs Docker)
+	@$(PYTEST) -m docker tests/docker
+
+.PHONY: docker
+docker:
+	@docker info >/dev/null 2>&1 || { echo "\`make sam-local\` needs a Docker engine that runs and that you may use, and" \
+		"\`docker info\` finds none; every other test is in \`make test\`, which needs none." >&2; exit 1; }
 
 .PHONY: bench
 bench: venv ## Measure what jobs and waits cost and how fast they are

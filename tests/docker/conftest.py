@@ -21,8 +21,10 @@ from tests.support.template import resources
 from vigil.local import Stack, running_stack
 from vigil.local.sam import build, find_sam
 
-# The image of the runtime is there, or it is pulled once by hand; every invocation would look for a newer one.
+# Without it every invocation looks for a newer image of the runtime. One that is missing is fetched all the same.
 COMMON = ("--skip-pull-image",)
+# The first invocation builds the image with the layer, and the whole test has 300 s.
+INVOCATION_S = 240
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,8 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def bridge() -> str:
     """This machine's address, as containers see it."""
-    inspected = subprocess.run(["docker", "network", "inspect", "bridge"], capture_output=True, text=True, check=False)
-    assert inspected.returncode == 0, f"these tests need a Docker engine: {inspected.stderr}"
+    inspected = subprocess.run(
+        ["docker", "network", "inspect", "bridge"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert inspected.returncode == 0, inspected.stderr
     subnet = ipaddress.ip_network(json.loads(inspected.stdout)[0]["IPAM"]["Config"][0]["Subnet"])
     return str(next(subnet.hosts()))
 
@@ -64,6 +68,7 @@ class SamLocal:
 
     template: Path
     variables: Path
+    endpoint_url: str
 
     def command(self, verb: str, *arguments: str) -> list[str]:
         """The command line."""
@@ -72,11 +77,13 @@ class SamLocal:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the command, whose credentials the containers get."""
+        """Of the command, whose credentials the containers get. It asks STS whose they are: not the one of AWS."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}
         return {
             **kept,
             "SAM_CLI_TELEMETRY": "0",
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "NO_PROXY": "localhost,127.0.0.1",
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -92,6 +99,7 @@ class SamLocal:
             capture_output=True,
             text=True,
             check=False,
+            timeout=INVOCATION_S,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.strip().splitlines()[-1])
@@ -109,7 +117,7 @@ def sam_local(stack: Stack, aws: Aws, directory: Path, bridge: str) -> SamLocal:
         variables[logical_id] = {**there, "AWS_ENDPOINT_URL": endpoint}
     file = directory / "variables.json"
     file.write_text(json.dumps(variables))
-    return SamLocal(build(ROOT, directory / "build.log"), file)
+    return SamLocal(build(ROOT, directory / "build.log"), file, stack.endpoint_url)
 
 
 @pytest.fixture(scope="session")
@@ -131,8 +139,11 @@ def local_api(sam_local: SamLocal, directory: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
-        sys.stdout.write(log.read_text())
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            sys.stdout.write(log.read_text())
 
 
 def listens(port: int) -> bool:
