@@ -72,7 +72,7 @@ def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environm
     _are_as_shown(blocks, printed, here)
 
 
-@pytest.mark.parametrize("name", ["docs/client.md"])
+@pytest.mark.parametrize("name", ["docs/client.md", "docs/workers.md"])
 def test_python_prints_what_a_page_shows(name: str, here: Path) -> None:
     blocks = pages.python_session((ROOT / name).read_text())
     assert any(block.answer for block in blocks)
@@ -81,7 +81,7 @@ def test_python_prints_what_a_page_shows(name: str, here: Path) -> None:
         assert text == (block.answer or ""), block.commands
 
 
-@pytest.mark.parametrize("name", ["docs/client.md"])
+@pytest.mark.parametrize("name", ["docs/client.md", "docs/workers.md"])
 def test_commands_for_python_do_what_a_page_shows(name: str, here: Path) -> None:
     blocks = pages.session((ROOT / name).read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
