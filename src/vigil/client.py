@@ -491,12 +491,11 @@ class Vigil:
     ) -> Json:
         """End a job well, with its result. The job."""
         told = {"result": result, "job_health": job_health, "fields": fields, "lease_token": lease_token}
-        meant = json.loads(dumps(result))
         return self._change(
             job_id,
             "complete",
             told,
-            was_done=lambda job: job["status"] == "completed" and job["result"] == meant,
+            was_done=lambda job: job["status"] == "completed" and job["result"] == json.loads(dumps(result)),
         )
 
     def fail(

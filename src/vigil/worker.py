@@ -36,6 +36,8 @@ _LONGEST_PAUSE_S = 30.0
 _GIVING_BACK_S = 10.0
 _ANSWER_S = 15.0
 """A claim that was held is then answered within this time, or asked for anew."""
+_COLD_START_S = 5.0
+"""No heartbeat or outcome is given up sooner, however short the lease: an API that was idle takes seconds to answer."""
 
 
 class Permanent(Exception):
@@ -113,7 +115,7 @@ class ClaimedJob:
                 self._lose(error)
                 self._raise_if_lost()
             raise
-        if job["cancel_requested"]:
+        if job.get("cancel_requested"):
             self.cancel_requested.set()
 
     def raise_if_cancelled(self) -> None:
@@ -170,7 +172,7 @@ class ClaimedJob:
         while not self.lost.is_set():
             try:
                 with self._telling:
-                    job = tell(self._client.bounded(self._lease_s / 3))
+                    job = tell(self._client.bounded(max(_COLD_START_S, self._lease_s / 3)))
                     self._end()
             except VigilError as error:
                 if _is_loss(error):
@@ -195,8 +197,9 @@ class ClaimedJob:
             with self._telling:
                 if self._ended.is_set() or self.lost.is_set():
                     return
-                left_s = max(at_least_s, self._lease_ends - time.monotonic())
-                due = time.monotonic() + (every_s if self._heartbeat(min(every_s, left_s)) else at_least_s)
+                left_s = self._lease_ends - time.monotonic()
+                heard = self._heartbeat(max(_COLD_START_S, min(every_s, left_s)))
+                due = time.monotonic() + (every_s if heard else at_least_s)
             if self._ended.wait(at_least_s):
                 return
 
@@ -218,7 +221,7 @@ class ClaimedJob:
                     self._unsent = told | self._unsent
             return False
         self._lease_ends = asked_at + self._lease_s
-        if answer["cancel_requested"]:
+        if answer.get("cancel_requested"):
             self.cancel_requested.set()
         return True
 
@@ -464,7 +467,10 @@ def _sendable(text: str) -> str:
 
 def _explained(error: BaseException, trace: str) -> str:
     """What the exception says, and the last lines of the traceback that fit."""
-    said = _sendable(str(error) or type(error).__name__)
+    try:
+        said = _sendable(str(error) or type(error).__name__)
+    except Exception:  # Not every exception can say what it is.
+        said = type(error).__name__
     message = said
     tail = ""
     for line in reversed(trace.rstrip().splitlines()):

@@ -99,6 +99,19 @@ def test_whatever_an_exception_says_can_be_told(client: Vigil, fake: FakeVigil, 
     message.encode()
 
 
+def test_an_exception_that_cannot_say_what_it_is(client: Vigil, fake: FakeVigil) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    def handle(job: ClaimedJob) -> object:
+        raise Mute
+
+    job_id = submit(client)
+    with working(client, handle):
+        assert fake.ended(job_id)["error"]["code"] == "Mute"
+
+
 @pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), "\ud800"])
 def test_a_result_that_is_not_json_is_the_handlers_failure(client: Vigil, fake: FakeVigil, result: object) -> None:
     job_id = submit(client)
