@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from tests.support.pages import is_as_shown, session
+from tests.support.pages import is_as_shown, python_session, session
 from tests.support.template import template
 from vigil_core.api.problems import STATUS
 from vigil_core.domain.jobs import BUILT_IN_NAMES
@@ -111,3 +111,5 @@ def test_an_answer_is_as_shown() -> None:
 def test_a_page_is_a_session() -> None:
     text = "```sh\nA=1\n```\ntext\n```sh\necho 1\n```\n\n```json\n1\n```\n\n```console\n$ no\n```\n"
     assert [(block.commands, block.answer) for block in session(text)] == [("A=1\n", None), ("echo 1\n", "1\n")]
+    text = "```python\nx = 1\n```\n```python\nprint(x)\n```\n\n```text\n1\n```\n```sh\nno\n```\n"
+    assert [(run.commands, run.answer) for run in python_session(text)] == [("x = 1\n", None), ("print(x)\n", "1\n")]

@@ -69,10 +69,24 @@ def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environm
     blocks = pages.session((ROOT / name).read_text())
     assert any(block.answer for block in blocks)
     printed = pages.paste(blocks, here, environment)
-    for number, block in enumerate(blocks):
-        if block.answer is not None:
-            shown = pages.shown_answer(block, number, here)
-            assert pages.is_as_shown(loads(printed[number]), shown), f"{block.commands}\nprints\n{printed[number]}"
+    _are_as_shown(blocks, printed, here)
+
+
+@pytest.mark.parametrize("name", ["docs/client.md", "docs/workers.md"])
+def test_python_prints_what_a_page_shows(name: str, here: Path) -> None:
+    blocks = pages.python_session((ROOT / name).read_text())
+    assert any(block.answer for block in blocks)
+    printed = pages.run_python(blocks, here, {"no_proxy": "*"})
+    for block, text in zip(blocks, printed, strict=True):
+        assert text == (block.answer or ""), block.commands
+
+
+@pytest.mark.parametrize("name", ["docs/client.md", "docs/workers.md"])
+def test_commands_for_python_do_what_a_page_shows(name: str, here: Path) -> None:
+    blocks = pages.session((ROOT / name).read_text())
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    printed = pages.paste(blocks, here, {"PATH": path, "no_proxy": "*"})
+    _are_as_shown(blocks, printed, here)
 
 
 @pytest.mark.parametrize(("command", "code"), [("true", 0), ("exit 3", 3)])
@@ -97,6 +111,13 @@ def test_waiting_for_nobody_breaks_off(here: Path, environment: dict[str, str]) 
     waited = _example("wait_for.sh", ["nobody"], here, environment)
     assert waited.returncode == 2
     assert "JOB_NOT_FOUND" in waited.stderr
+
+
+def _are_as_shown(blocks: list[pages.Pasted], printed: list[str], here: Path) -> None:
+    for number, block in enumerate(blocks):
+        if block.answer is not None:
+            shown = pages.shown_answer(block, number, here)
+            assert pages.is_as_shown(loads(printed[number]), shown), f"{block.commands}\nprints\n{printed[number]}"
 
 
 def _example(

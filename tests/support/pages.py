@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,20 @@ class Pasted:
     answer: str | None
 
 
-def session(page: str) -> list[Pasted]:
+def session(page: str, language: str = "sh", answers: str = "json") -> list[Pasted]:
     """The blocks of commands of a page, in order; a block of JSON right after one is its answer."""
     found: list[Pasted] = []
-    for language, text in BLOCK.findall(page):
-        match language:
-            case "sh":
-                found.append(Pasted(text, None))
-            case "json":
-                found[-1] = Pasted(found[-1].commands, text)
+    for kind, text in BLOCK.findall(page):
+        if kind == language:
+            found.append(Pasted(text, None))
+        elif kind == answers:
+            found[-1] = Pasted(found[-1].commands, text)
     return found
+
+
+def python_session(page: str) -> list[Pasted]:
+    """The blocks of Python of a page, in order; a block of text right after one is what it prints."""
+    return session(page, "python", "text")
 
 
 def paste(blocks: list[Pasted], directory: Path, environment: Mapping[str, str]) -> list[str]:
@@ -54,6 +59,24 @@ def paste(blocks: list[Pasted], directory: Path, environment: Mapping[str, str])
     )
     assert done.returncode == 0, done.stderr
     return [(directory / f"{number}.out").read_text() for number in range(len(blocks))]
+
+
+def run_python(blocks: list[Pasted], directory: Path, environment: Mapping[str, str]) -> list[str]:
+    """What each block prints, all of them run in one Python; an exception fails the test."""
+    script = "import sys\n"
+    for number, block in enumerate(blocks):
+        script += f"sys.stdout = open('{directory}/{number}.printed', 'w')\n{block.commands}\nsys.stdout.close()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        cwd=directory,
+        env={**environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return [(directory / f"{number}.printed").read_text() for number in range(len(blocks))]
 
 
 def shown_answer(block: Pasted, number: int, directory: Path) -> JsonValue:

@@ -82,10 +82,10 @@ class AdminFunction:
         return dict(answer)
 
 
-def fail(message: str) -> typer.Exit:
+def fail(message: str, exit_code: int = 1) -> typer.Exit:
     """Say what went wrong, on stderr; the exception that ends the command."""
     typer.secho(message, err=True, fg=typer.colors.RED)
-    return typer.Exit(1)
+    return typer.Exit(exit_code)
 
 
 def _output(client: CloudFormationClient, stack: str, output: str) -> str:

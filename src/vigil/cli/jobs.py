@@ -1,0 +1,259 @@
+"""`vigil job`: create, look at, cancel, retry and wait for jobs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from vigil.cli.admin import fail
+from vigil.cli.api import refusals_told
+
+if TYPE_CHECKING:
+    from vigil.client import Json, Vigil
+
+FAILED = 3
+"""Exit code: a job ended, and not well."""
+TIMED_OUT = 4
+"""Exit code: a job has not ended in time."""
+
+_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "skipped": "yellow", "running": "cyan"}
+
+app = typer.Typer(help="Create jobs and follow them, with an API key (docs/client.md).", no_args_is_help=True)
+console = Console()
+
+JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the API says.")]
+
+
+@contextmanager
+def _client() -> Iterator[Vigil]:
+    from vigil.client import Vigil
+
+    with refusals_told(), Vigil() as client:
+        yield client
+
+
+@app.command()
+def create(
+    job_type: Annotated[str, typer.Argument(help="What kind of job.", show_default=False)],
+    payload: Annotated[
+        str | None, typer.Option(help="JSON; @FILE is read from there, - from stdin.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call it.", show_default=False)] = None,
+    queue: Annotated[str | None, typer.Option(help="Whose workers run it, if not default.", show_default=False)] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="background low normal high critical", show_default=False)
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="When it starts: 2026-01-31T09:30:00Z.", show_default=False)] = None,
+    attempts: Annotated[int | None, typer.Option(help="How often it is tried, at most.", show_default=False)] = None,
+    timeout: Annotated[int | None, typer.Option(help="Seconds that a try may take.", show_default=False)] = None,
+    unique_key: Annotated[str | None, typer.Option(help="Not while a job has this key.", show_default=False)] = None,
+    mutex: Annotated[str | None, typer.Option(help="Refused while a job has this key.", show_default=False)] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default=False)] = None,
+    field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, may be repeated.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a job and print its id."""
+    fields = dict(_pair(given) for given in field or [])
+    with _client() as client:
+        made = client.submit(
+            job_type,
+            None if payload is None else _json(payload),
+            name=name,
+            queue=queue,
+            priority=priority,  # type: ignore[arg-type] # The API says which there are.
+            scheduled_at=None if at is None else _moment(at),
+            retry=None if attempts is None else {"max_attempts": attempts},
+            timeout=timeout,
+            unique_key=unique_key,
+            mutex=mutex,
+            tags=tag,
+            fields=fields or None,
+        )
+        if as_json:
+            _print_json(client.job(made.job_id))
+        else:
+            typer.echo(made.job_id)
+
+
+@app.command()
+def show(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show all of a job."""
+    with _client() as client:
+        job = client.job(job_id)
+    if as_json:
+        _print_json(job)
+        return
+    table = Table(Column(style="dim"), Column(overflow="fold"), box=None, show_header=False)
+    for name, value in job.items():
+        if value not in (None, [], {}):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            table.add_row(name, _status(text) if name == "status" else escape(text))
+    console.print(table)
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[list[str] | None, typer.Option(help="May be repeated: any of them.", show_default=False)] = None,
+    job_type: Annotated[str | None, typer.Option("--type", help="Of this type.", show_default=False)] = None,
+    queue: Annotated[str | None, typer.Option(help="Of this queue.", show_default=False)] = None,
+    tag: Annotated[str | None, typer.Option(help="With this tag.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with _client() as client:
+        jobs = list(client.jobs(limit=limit, status=status, job_type=job_type, queue=queue, tag=tag))
+    if as_json:
+        _print_json(jobs)
+    elif jobs:
+        console.print(_table(jobs))
+    else:
+        console.print("No jobs.")
+
+
+@app.command()
+def status(job_id: JobId, as_json: AsJson = False) -> None:
+    """Print a job's status. One that there is not is `not_found`, with exit code 1."""
+    with _client() as client:
+        found = client.status_only(job_id)
+    if as_json:
+        _print_json({"job_id": job_id, "status": found})
+    else:
+        typer.echo(found)
+    if found == "not_found":
+        raise typer.Exit(1)
+
+
+@app.command()
+def result(job_id: JobId) -> None:
+    """Print a completed job's result, as JSON. Exit code 3 when it ended otherwise, 1 when it has not ended."""
+    from vigil.client import JobFailed
+
+    with _client() as client:
+        try:
+            found = client.result(job_id)
+        except JobFailed as failure:
+            raise fail(str(failure), FAILED) from failure
+    _print_json(found)
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job: at once, or by asking when it runs."""
+    with _client() as client:
+        job = client.cancel(job_id)
+    asked = " It was asked to cancel." if job["status"] == "running" else ""
+    _say(job, as_json, asked)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Try a failed, cancelled or skipped job again."""
+    with _client() as client:
+        job = client.retry(job_id)
+    _say(job, as_json)
+
+
+@app.command()
+def wait(
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...", help="The jobs.", show_default=False)],
+    timeout: Annotated[float | None, typer.Option(help="Seconds, at most.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until jobs have ended. Exit code 0 when all completed, 3 when one ended otherwise, 4 when time was over."""
+    with _client() as client:
+        options = {"get_fields": {"status": None}}
+        answer = client.wait({"wait_on": dict.fromkeys(job_ids), "wait_options": options}, timeout=timeout)
+    ended = {job_id: values["status"] for job_id, values in answer["waited_jobs"].items()}
+    if as_json:
+        _print_json(answer)
+    else:
+        for job_id in job_ids:
+            console.print(
+                f"{escape(job_id)} {_status(ended.get(job_id, 'has not ended'))}", highlight=False, soft_wrap=True
+            )
+    if any(status != "completed" for status in ended.values()):
+        raise typer.Exit(FAILED)
+    if ended.keys() != set(job_ids):
+        raise typer.Exit(TIMED_OUT)
+
+
+def _table(jobs: list[Json]) -> Table:
+    columns = ("status", "job id", "type", "name", "queue", "stage", "progress", "created")
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
+    for job in jobs:
+        table.add_row(
+            _status(job["status"]),
+            job["job_id"],
+            escape(job["job_type"]),
+            escape(job["name"] or ""),
+            escape(job["queue"]),
+            escape(job["job_stage"]),
+            f"{job['progress']:.0%}",
+            job["created_at"],
+        )
+    return table
+
+
+def _say(job: Json, as_json: bool, more: str = "") -> None:
+    if as_json:
+        _print_json(job)
+    else:
+        console.print(f"{job['job_id']} is {_status(job['status'])}.{more}", highlight=False, soft_wrap=True)
+
+
+def _status(status: str) -> str:
+    style = _STYLES.get(status)
+    return f"[{style}]{status}[/]" if style else status
+
+
+def _print_json(value: Any) -> None:
+    """To be read by programs: never wrapped, never coloured."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _json(given: str) -> Any:
+    """The JSON that an option means. Ends the command when it is none."""
+    try:
+        if given == "-":
+            text = sys.stdin.read()
+        elif given.startswith("@"):
+            text = Path(given[1:]).read_text(encoding="utf-8")
+        else:
+            text = given
+        return json.loads(text)
+    except OSError as error:
+        raise fail(f"--payload: {error}", 2) from error
+    except ValueError as error:
+        raise fail(f"--payload is not JSON: {error}", 2) from error
+
+
+def _pair(given: str) -> tuple[str, Any]:
+    """A field; its value is JSON if it can be, else text."""
+    name, equals, value = given.partition("=")
+    if not equals:
+        raise fail(f"--field takes NAME=VALUE, not {given}.", 2)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _moment(given: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(given)
+    except ValueError as error:
+        raise fail(f"--at takes a time as 2026-01-31T09:30:00Z, not {given}.", 2) from error
+    # Without a zone it is the time on the wall here.
+    return moment.astimezone()

@@ -1,0 +1,678 @@
+"""The client: create jobs, follow them, wait for them, and report on them. See docs/client.md."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, NotRequired, Self, TypeAlias, TypedDict
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+
+from vigil_core.domain.ids import is_uuid7
+from vigil_core.domain.jobs import Priority
+from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.lifecycle import TERMINAL, JobStatus
+from vigil_core.domain.times import from_text, to_text
+
+Json: TypeAlias = dict[str, Any]
+LegacyStatus: TypeAlias = Literal["PENDING", "SCHEDULED", "IN_PROGRESS", "COMPLETED", "FAILED", "NOT_FOUND"]
+
+API_URL = "VIGIL_API_URL"
+API_KEY = "VIGIL_API_KEY"
+NOT_FOUND: Literal["not_found"] = "not_found"
+"""What `status_only` answers for a job that there is not."""
+
+_LONGEST_HOLD_S = 20
+"""The API holds an answer for 25 at most."""
+_LONGEST_PAUSE_S = 20.0
+_LONGEST_RETRY_AFTER_S = 60.0
+_PASSING = frozenset({429, 502, 503, 504})
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_LEGACY: dict[str, LegacyStatus] = {
+    "scheduled": "SCHEDULED",
+    "waiting": "PENDING",
+    "pending": "PENDING",
+    "running": "IN_PROGRESS",
+    "completed": "COMPLETED",
+    "failed": "FAILED",
+    "cancelled": "FAILED",
+    "skipped": "FAILED",
+    NOT_FOUND: "NOT_FOUND",
+}
+
+
+def legacy_status(status: JobStatus | Literal["not_found"]) -> LegacyStatus:
+    """One of the six statuses that trackers of older kinds know."""
+    return _LEGACY[status]
+
+
+class VigilError(Exception):
+    """What went wrong: the API refused (`status` is HTTP's), or could not be asked (`status` is None).
+
+    `code` is what to program against (docs/errors.md), `errors` names every wrong part of an invalid request, and
+    `maybe_done` says that the request may have been carried out although its answer never came.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        errors: Sequence[Mapping[str, str]] = (),
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.errors = tuple(errors)
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
+        self.maybe_done = False
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may go well a little later."""
+        return self.status in _PASSING or self.code in ("UNREACHABLE", "IDEMPOTENCY_IN_PROGRESS")
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> Self:
+        """What an answer says that is no success: a problem document, or whatever stands between us and the API."""
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+        told = body if isinstance(body, dict) else {}
+        try:
+            name = HTTPStatus(response.status_code).name
+        except ValueError:
+            name = f"HTTP_{response.status_code}"
+        return cls(
+            told.get("error") or name,
+            told.get("message") or response.reason_phrase or name,
+            status=response.status_code,
+            errors=told.get("errors") or (),
+            request_id=told.get("request_id"),
+            retry_after_s=_seconds(response.headers.get("retry-after")),
+        )
+
+
+class JobFailed(VigilError):
+    """The result was asked for of a job that ended without one. `code` is the job's own, `job_status` how it ended."""
+
+    def __init__(self, job_status: JobStatus, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.job_status = job_status
+
+
+class Retry(TypedDict, total=False):
+    """How often and when a failed attempt is tried again; delays in seconds."""
+
+    max_attempts: int
+    initial_delay: float
+    max_delay: float
+    multiplier: float
+    jitter: bool
+
+
+class Mutex(TypedDict):
+    """At most one job that has not ended has each key."""
+
+    key: str
+    on_conflict: NotRequired[Literal["reject", "queue"]]
+
+
+@dataclass(frozen=True)
+class JobReference:
+    """A job that was created. `existing` when a job with the `unique_key` was there already, and this is it."""
+
+    job_id: str
+    job_type: str
+    scheduled_at: datetime | None
+    existing: bool = False
+
+    def is_scheduled(self) -> bool:
+        """Whether it starts later."""
+        return self.scheduled_at is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatusInfo:
+    """A job as it was when it was asked for. `document` is all that the API tells of it."""
+
+    job_id: str
+    status: JobStatus
+    job_type: str
+    queue: str
+    priority: Priority
+    name: str | None
+    job_stage: str
+    job_health: str | None
+    progress: float
+    message: str | None
+    attempt: int
+    created_at: datetime
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    result: Any
+    document: Json = field(repr=False)
+
+    @classmethod
+    def of(cls, job: Json) -> Self:
+        """From the job as the API tells it."""
+        error = job["error"] or {}
+        return cls(
+            job_id=job["job_id"],
+            status=job["status"],
+            job_type=job["job_type"],
+            queue=job["queue"],
+            priority=job["priority"],
+            name=job["name"],
+            job_stage=job["job_stage"],
+            job_health=job["job_health"],
+            progress=job["progress"],
+            message=job["message"],
+            attempt=job["attempt"],
+            created_at=from_text(job["created_at"]),
+            scheduled_at=_time(job["scheduled_at"]),
+            started_at=_time(job["started_at"]),
+            finished_at=_time(job["finished_at"]),
+            error_code=error.get("code"),
+            error_message=error.get("message"),
+            result=job["result"],
+            document=job,
+        )
+
+    def is_terminal(self) -> bool:
+        """Whether it has ended: completed, failed, cancelled or skipped."""
+        return self.status in TERMINAL
+
+    def is_successful(self) -> bool:
+        """Whether it completed."""
+        return self.status == "completed"
+
+    def is_failed(self) -> bool:
+        """Whether it ended in any other way."""
+        return self.is_terminal() and not self.is_successful()
+
+    def is_active(self) -> bool:
+        """Whether it has not ended: scheduled, waiting, pending or running."""
+        return not self.is_terminal()
+
+    def is_scheduled(self) -> bool:
+        """Whether its start, or its next try, lies ahead."""
+        return self.status == "scheduled"
+
+    def legacy_status(self) -> LegacyStatus:
+        """One of the six statuses that trackers of older kinds know."""
+        return legacy_status(self.status)
+
+
+class Vigil:
+    """A client of one Vigil, with one key. Threads may share it; it keeps connections open until `close`.
+
+    Without `api_url` and `api_key`: the environment's VIGIL_API_URL and VIGIL_API_KEY, else the local cloud of this
+    directory or one above it. `timeout_s` is how long an answer may take that is not held on purpose. Connection errors
+    and 429, 502, 503 and 504 are tried again, `retries` times, after pauses (full jitter) that begin with up to
+    `backoff_s` and heed `Retry-After`; only what may be repeated is. Every method raises VigilError.
+    """
+
+    def __init__(
+        self,
+        api_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30,
+        retries: int = 4,
+        backoff_s: float = 0.5,
+    ) -> None:
+        url, key = _connection(api_url, api_key)
+        self.api_url = url
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._backoff_s = backoff_s
+        self._within_s: float | None = None
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"authorization": f"Bearer {key}"},
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            # What runs on this machine is not reached through a proxy.
+            trust_env=not _is_here(url),
+        )
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def bounded(self, within_s: float) -> Self:
+        """The same client, on the same connections, whose every call gives up after so many seconds, retries
+        included."""
+        bounded = copy.copy(self)
+        bounded._within_s = within_s
+        return bounded
+
+    # Creating and following
+
+    def submit(
+        self,
+        job_type: str,
+        payload: Any = None,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: Priority | None = None,
+        scheduled_at: datetime | None = None,
+        retry: Retry | None = None,
+        timeout: int | None = None,
+        heartbeat_timeout: int | None = None,
+        fallback: Any = None,
+        fields: Mapping[str, Any] | None = None,
+        tags: Sequence[str] | None = None,
+        unique_key: str | None = None,
+        mutex: str | Mutex | None = None,
+        trace_id: str | None = None,
+        correlation_id: str | None = None,
+        job_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> JobReference:
+        """Create a job. Timeouts in seconds, `scheduled_at` with a zone. It is created once, however often the request
+        has to be repeated; with an `idempotency_key` of one's own, also across calls."""
+        wanted = {
+            "job_type": job_type,
+            "payload": payload,
+            "name": name,
+            "queue": queue,
+            "priority": priority,
+            "scheduled_at": None if scheduled_at is None else to_text(scheduled_at),
+            "retry": retry,
+            "timeout": timeout,
+            "heartbeat_timeout": heartbeat_timeout,
+            "fallback": fallback,
+            "fields": fields,
+            "tags": tags,
+            "unique_key": unique_key,
+            "mutex": {"key": mutex} if isinstance(mutex, str) else mutex,
+            "trace_id": trace_id,
+            "correlation_id": correlation_id,
+            "job_id": job_id,
+        }
+        created = self._call("POST", "/v1/jobs", _given(wanted), headers=_once(idempotency_key))
+        return JobReference(
+            created["job_id"], created["job_type"], _time(created["scheduled_at"]), created.get("existing", False)
+        )
+
+    def job(self, job_id: str) -> Json:
+        """All that the API tells of a job."""
+        return self._call("GET", _path(job_id))
+
+    def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
+        """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
+        correlation_id, trace_id, created_after, created_before."""
+        query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_given(filters)}
+        left = limit
+        while True:
+            page = self._call("GET", "/v1/jobs", query=query)
+            yield from page["jobs"][:left]
+            left = None if left is None else left - len(page["jobs"])
+            query["page_token"] = page["next_page_token"]
+            if not query["page_token"] or (left is not None and left <= 0):
+                return
+
+    def status(self, job_id: str) -> JobStatusInfo | None:
+        """A job, or None when there is none."""
+        return self._look(job_id, hold_s=0)
+
+    def status_only(self, job_id: str) -> JobStatus | Literal["not_found"]:
+        """The status alone, in one small read; "not_found" when there is no such job."""
+        try:
+            status: JobStatus = self._call("GET", _path(job_id, "status"))["status"]
+        except VigilError as error:
+            if error.code == "JOB_NOT_FOUND":
+                return NOT_FOUND
+            raise
+        return status
+
+    def exists(self, job_id: str) -> bool:
+        """Whether there is such a job."""
+        return self.status_only(job_id) != NOT_FOUND
+
+    def is_complete(self, job_id: str) -> bool:
+        """Whether it has ended, well or badly."""
+        return self.status_only(job_id) in TERMINAL
+
+    def await_completion(
+        self, job_id: str, timeout: float | timedelta, poll_interval: float = 0.1
+    ) -> JobStatusInfo | None:
+        """The job once it has ended, or as it was when `timeout` seconds were over; None when there is none.
+
+        The API holds its answers, so that one request covers up to 20 seconds; `poll_interval` is the pause in between.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = time.monotonic() + seconds
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            info = self._look(job_id, hold_s=min(_LONGEST_HOLD_S, int(left)))
+            left = deadline - time.monotonic()
+            if info is None or info.is_terminal() or left <= 0:
+                return info
+            time.sleep(min(poll_interval, left))
+
+    def error_message(self, job_id: str) -> str | None:
+        """What a failed job said; None when it did not fail, or there is no such job."""
+        info = self.status(job_id)
+        return info.error_message if info else None
+
+    def result(self, job_id: str) -> Any:
+        """The result of a completed job. Raises JobFailed when it ended otherwise, VigilError with the code
+        JOB_NOT_COMPLETED before it has ended."""
+        answer = self._call("GET", _path(job_id, "result"))
+        if answer["status"] != "completed":
+            error = answer["error"] or {"code": answer["status"].upper(), "message": f"Job {job_id} was not run"}
+            raise JobFailed(answer["status"], error["code"], error["message"])
+        return answer["result"]
+
+    def wait(self, wait_spec: Json, *, timeout: float | None = None) -> Json:
+        """Wait for many jobs (docs/waits.md): `wait_spec` is the body of `POST /v1/waits`, or an answer to go on with.
+        Returns the answer once nothing is left to wait for, or as it stands when `timeout` seconds are over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        answer = wait_spec
+        while True:
+            left = _LONGEST_HOLD_S if deadline is None else deadline - time.monotonic()
+            hold_s = max(0, min(_LONGEST_HOLD_S, int(left)))
+            once = None if "wait_id" in answer else _once()  # Going on with a wait creates nothing.
+            answer = self._call("POST", "/v1/waits", answer, hold_s=hold_s, headers=once)
+            if "wait_on" not in answer or (deadline is not None and time.monotonic() >= deadline):
+                return answer
+            time.sleep(0.1 if deadline is None else max(0.0, min(0.1, deadline - time.monotonic())))
+
+    def cancel(self, job_id: str) -> Json:
+        """Cancel a job: at once, or by asking when it runs (`cancel_requested`). The job."""
+        return self._change(job_id, "cancel", was_done=lambda job: job["status"] == "cancelled")
+
+    def retry(self, job_id: str) -> Json:
+        """Try a failed, cancelled or skipped job again, under the same id. The job."""
+        return self._change(job_id, "retry", repeatable=False)
+
+    # Running and reporting. `lease_token` is that of the claim; a job started without a lease has none.
+
+    def claim(
+        self,
+        queue: str,
+        *,
+        max: int = 1,
+        lease: int = 60,
+        worker: str | None = None,
+        wait: int = 0,
+        claim_id: str | None = None,
+    ) -> list[Json]:
+        """Take up to `max` jobs (1 to 10) of a queue, each for `lease` seconds; with `wait`, hold on for up to so many
+        seconds until there is one. Each is the whole job with `lease_token`, `lease_expires_at` and `dependencies`. The
+        same `claim_id` again gives the same jobs again: a lost answer loses none."""
+        wanted = {"max": max, "lease": lease, "worker": worker, "claim_id": claim_id or str(uuid4())}
+        answer = self._call("POST", f"/v1/queues/{quote(queue, safe='')}/claim", _given(wanted), hold_s=wait)
+        claimed: list[Json] = answer["jobs"]
+        return claimed
+
+    def start(self, job_id: str, *, lease_token: str | None = None) -> Json:
+        """Begin to run a pending job without a claim. Not repeated by itself: somebody else may have started it."""
+        return self._change(job_id, "start", {"lease_token": lease_token}, repeatable=False)
+
+    def report(
+        self,
+        job_id: str,
+        *,
+        stage: str | None = None,
+        milestones: Sequence[str] | None = None,
+        progress: float | None = None,
+        message: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        lease_token: str | None = None,
+    ) -> Json:
+        """Say how a running job goes: its stage, milestones to add, progress from 0 to 1, fields to merge (None removes
+        one). The job."""
+        told = {
+            "job_stage": stage,
+            "milestones": milestones,
+            "progress": progress,
+            "message": message,
+            "fields": fields,
+            "lease_token": lease_token,
+        }
+        return self._call("PATCH", _path(job_id), _given(told))
+
+    def heartbeat(
+        self,
+        job_id: str,
+        *,
+        lease_token: str | None = None,
+        lease: int | None = None,
+        progress: float | None = None,
+        message: str | None = None,
+    ) -> Json:
+        """Say that it still runs: extends the lease from now, by its length or by `lease` seconds. Answers
+        `cancel_requested` and `lease_expires_at`."""
+        told = {"lease_token": lease_token, "lease": lease, "progress": progress, "message": message}
+        return self._call("POST", _path(job_id, "heartbeat"), _given(told))
+
+    def complete(
+        self,
+        job_id: str,
+        result: Any = None,
+        *,
+        job_health: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        lease_token: str | None = None,
+    ) -> Json:
+        """End a job well, with its result. The job."""
+        told = {"result": result, "job_health": job_health, "fields": fields, "lease_token": lease_token}
+        return self._change(
+            job_id,
+            "complete",
+            told,
+            was_done=lambda job: job["status"] == "completed" and job["result"] == json.loads(dumps(result)),
+        )
+
+    def fail(
+        self, job_id: str, code: str, message: str, *, retryable: bool = True, lease_token: str | None = None
+    ) -> Json:
+        """End an attempt badly; when `retryable` the job may be tried again, as it was created to be. The job."""
+        error = {"code": code, "message": message}
+        told = {"error": error, "retryable": retryable, "lease_token": lease_token}
+        return self._change(
+            job_id, "fail", told, was_done=lambda job: job["status"] != "running" and job["error"] == error
+        )
+
+    def release(self, job_id: str, *, lease_token: str) -> Json:
+        """Give a claimed job back, as if it had not been claimed: the attempt does not count. The job."""
+        told = {"lease_token": lease_token}
+        return self._change(job_id, "release", told, was_done=lambda job: job["status"] == "pending")
+
+    # Below: one way to ask
+
+    def _look(self, job_id: str, hold_s: int) -> JobStatusInfo | None:
+        try:
+            return JobStatusInfo.of(self._call("GET", _path(job_id), hold_s=hold_s))
+        except VigilError as error:
+            if error.code == "JOB_NOT_FOUND":
+                return None
+            raise
+
+    def _change(
+        self,
+        job_id: str,
+        verb: str,
+        told: Mapping[str, Any] | None = None,
+        *,
+        repeatable: bool = True,
+        was_done: Callable[[Json], bool] | None = None,
+    ) -> Json:
+        """A transition. Repeated after a lost answer it may be refused because it was done: then the job shows it."""
+        try:
+            return self._call("POST", _path(job_id, verb), _given(told or {}), repeatable=repeatable)
+        except VigilError as refusal:
+            if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
+                job = self.job(job_id)
+                if was_done(job):
+                    return job
+            raise
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        hold_s: int = 0,
+        repeatable: bool = True,
+    ) -> Json:
+        """The body of a success. What is not `repeatable` is tried again only if it surely was not carried out."""
+        content = None if body is None else dumps(body).encode()
+        given = {**(headers or {}), "content-type": "application/json"}
+        if hold_s:
+            given["prefer"] = f"wait={hold_s}"
+        deadline = None if self._within_s is None else time.monotonic() + self._within_s
+        maybe_done = False
+        for tried in count():
+            timeout_s = self._timeout_s + hold_s
+            if deadline is not None:
+                timeout_s = min(timeout_s, max(0.05, deadline - time.monotonic()))
+            try:
+                response = self._http.request(
+                    method,
+                    path,
+                    params=query,
+                    content=content,
+                    headers=given,
+                    timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+                )
+                if response.is_success:
+                    return _object(response)
+                error = VigilError.of(response)
+                carried_out = error.status is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            except httpx.HTTPError as failure:
+                error = VigilError("UNREACHABLE", f"{self.api_url}: {str(failure) or type(failure).__name__}")
+                error.__cause__ = failure
+                carried_out = not isinstance(failure, _NEVER_SENT)
+            maybe_done = error.maybe_done = maybe_done or carried_out
+            pause_s = self._pause_s(tried, error)
+            if (
+                not error.is_passing
+                or tried >= self._retries
+                or (maybe_done and not repeatable)
+                or pause_s > _LONGEST_RETRY_AFTER_S + _LONGEST_PAUSE_S
+                or (deadline is not None and time.monotonic() + pause_s >= deadline)
+            ):
+                raise error
+            time.sleep(pause_s)
+        raise AssertionError("unreachable")
+
+    def _pause_s(self, tried: int, error: VigilError) -> float:
+        """Full jitter, and not before the API said."""
+        return (error.retry_after_s or 0.0) + random.uniform(0, min(_LONGEST_PAUSE_S, self._backoff_s * 2**tried))
+
+
+def _connection(api_url: str | None, api_key: str | None) -> tuple[str, str]:
+    """The URL and the key to use."""
+    url = api_url or os.environ.get(API_URL)
+    key = api_key or os.environ.get(API_KEY)
+    if not (url and key):
+        from vigil.local import LocalError, Stack
+
+        here = Path.cwd()
+        files = (directory / ".local/stack.json" for directory in (here, *here.parents))
+        try:
+            found = next((stack for file in files if (stack := Stack.read(file))), None)
+        except (LocalError, OSError) as error:
+            raise VigilError("NOT_CONFIGURED", str(error)) from error
+        # The local cloud's key is for the local cloud: it is not shown to anybody else.
+        if found and (not url or url == found.api_url):
+            url, key = found.api_url, key or found.api_key
+    if not (url and key):
+        lacking = API_KEY if url else API_URL
+        raise VigilError(
+            "NOT_CONFIGURED", f"Which Vigil? Set {lacking}, or start one in this directory with `vigil local up`."
+        )
+    return url.rstrip("/"), key.strip()
+
+
+def _is_here(url: str) -> bool:
+    """Whether this URL is of this machine. Raises VigilError for what is no URL."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise VigilError("NOT_CONFIGURED", f"Vigil's URL is none: {url}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise VigilError("NOT_CONFIGURED", f"Vigil's URL begins with http:// or https://, not as {url}")
+    return parsed.host == "127.0.0.1" or parsed.host.endswith("localhost")
+
+
+def _path(job_id: str, *further: str) -> str:
+    """The path of a job. What can be no id needs no asking, and is kept out of URLs."""
+    if not is_uuid7(job_id):
+        raise VigilError("JOB_NOT_FOUND", f"Job with ID {job_id} not found", status=HTTPStatus.NOT_FOUND)
+    return "/".join(("/v1/jobs", job_id, *further))
+
+
+def _once(key: str | None = None) -> dict[str, str]:
+    """What makes a creating request safe to repeat."""
+    return {"idempotency-key": key or uuid4().hex}
+
+
+def _given(values: Mapping[str, Any]) -> Json:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else from_text(text)
+
+
+def _object(response: httpx.Response) -> Json:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise VigilError(
+            "NOT_UNDERSTOOD", f"{response.url} answers, but not as Vigil does", status=response.status_code
+        )
+    return body
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """What a `Retry-After` header says: seconds, or a date."""
+    if retry_after is None:
+        return None
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,391 @@
+"""A small HTTP server that keeps jobs as Vigil does: leases, fencing, repeatable requests; with faults to order."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import uuid4
+
+from uuid6 import uuid7
+
+from vigil_core.domain.lifecycle import TERMINAL
+from vigil_core.domain.times import to_text
+
+API_KEY = "vgl_test_k1_secret"
+PRIORITIES = ("background", "low", "normal", "high", "critical")
+ROUTE = re.compile(r"/v1/(jobs|queues|waits)(?:/([^/]*))?(?:/([^/]*))?")
+
+
+class Problem(Exception):
+    """A refusal."""
+
+    def __init__(self, status: int, error: str, message: str = "no") -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"status": status, "error": error, "message": message, "request_id": "r1"}
+
+
+@dataclass
+class Job:
+    """A job as the API shows it, and its lease."""
+
+    shown: dict[str, Any]
+    token: str | None = None
+    lease_s: float = 0
+    ends_at: float = 0
+    worker: str | None = None
+
+
+@dataclass
+class Request:
+    """What was asked."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+    at: float
+
+
+@dataclass
+class Fault:
+    """What becomes of the next requests that match, instead of an answer. `after` carries the request out first."""
+
+    method: str
+    path: str
+    left: int
+    status: int | None = None
+    after: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = '{"message": "Service Unavailable"}'
+
+    def strikes(self, request: Request) -> bool:
+        return self.left > 0 and request.method == self.method and re.search(self.path, request.path) is not None
+
+
+class FakeVigil:
+    """One tenant of a Vigil. `requests` is everything that was asked, oldest first."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self.lapses: list[str] = []
+        self.most_leased = 0
+        self._once: dict[str, tuple[int, Any]] = {}
+        self._claims: dict[str, list[tuple[str, str]]] = {}
+        self.changed = threading.Condition(threading.RLock())
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def serving(self) -> Iterator[FakeVigil]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()
+
+    # For tests
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """A job as it is now."""
+        with self.changed:
+            self._lapse()
+            return dict(self.jobs[job_id].shown)
+
+    def asked(self, method: str, path: str) -> list[Request]:
+        """What was asked of a route."""
+        return [ask for ask in list(self.requests) if ask.method == method and re.fullmatch(path, ask.path)]
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        """A job, once it has."""
+        self.until(lambda: self.jobs[job_id].shown["finished_at"])
+        return self.job(job_id)
+
+    def reported(self, job_id: str) -> list[str]:
+        """What was said of how a job ended, in order."""
+        paths = [ask.path for ask in self.asked("POST", f"/v1/jobs/{job_id}/(complete|fail|release)")]
+        return [path.rpartition("/")[2] for path in paths]
+
+    def refuse(self, method: str, path: str, status: int, times: int = 1, **headers: str) -> None:
+        """Answer the next such requests with this, and do nothing."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.faults.append(Fault(method, path, times, status, headers=given))
+
+    def drop(self, method: str, path: str, times: int = 1) -> None:
+        """Do what the next such requests ask, and close the connection without an answer."""
+        self.faults.append(Fault(method, path, times, after=True))
+
+    def take_away(self, job_id: str) -> None:
+        """As if the lease had lapsed, and another worker had the job."""
+        with self.changed:
+            self.jobs[job_id].token = "another's"
+            self.jobs[job_id].ends_at = time.monotonic() + 600
+
+    def until(self, condition: Callable[[], Any], within_s: float = 20) -> Any:
+        """What the condition gives once that is true; looked at whenever something changes."""
+        deadline = time.monotonic() + within_s
+        with self.changed:
+            while not (value := condition()):
+                assert time.monotonic() < deadline, f"not within {within_s} s"
+                self.changed.wait(0.05)
+                self._lapse()
+            return value
+
+    # The server
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            # An answer in two packets waits for the acknowledgement of the first otherwise.
+            disable_nagle_algorithm = True
+
+            def _do(self) -> None:
+                length = int(self.headers.get("content-length") or 0)
+                body = self.rfile.read(length) if length else b"{}"
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                request = Request(self.command, self.path, headers, json.loads(body), time.monotonic())
+                answer = fake.answer(request)
+                if answer is None:
+                    self.close_connection = True
+                    return
+                status, text, more = answer
+                self.send_response(status)
+                for name, value in {"content-length": str(len(text)), **more}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_GET = do_POST = do_PATCH = _do
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Not to stderr."""
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except OSError:
+                    self.close_connection = True
+
+        return Handler
+
+    def answer(self, request: Request) -> tuple[int, bytes, dict[str, str]] | None:
+        """Status, body and headers; None for no answer at all."""
+        with self.changed:
+            self.requests.append(request)
+            fault = next((fault for fault in self.faults if fault.strikes(request)), None)
+            if fault:
+                fault.left -= 1
+            if fault and not fault.after:
+                assert fault.status
+                return fault.status, fault.body.encode(), fault.headers
+            try:
+                status, body = self._act(request)
+            except Problem as problem:
+                status, body = problem.status, problem.body
+            self.changed.notify_all()
+        return None if fault else (status, json.dumps(body).encode(), {"content-type": "application/json"})
+
+    def _act(self, request: Request) -> tuple[int, Any]:
+        self._lapse()
+        if request.headers.get("authorization") != f"Bearer {API_KEY}":
+            raise Problem(401, "UNAUTHORIZED", "who asks?")
+        parts = urlsplit(request.path)
+        route = ROUTE.fullmatch(parts.path)
+        assert route, request.path
+        kind, name, verb = (unquote(part) if part else None for part in route.groups())
+        hold_s = int(request.headers.get("prefer", "wait=0").removeprefix("wait="))
+        match (request.method, kind, name, verb):
+            case ("POST", "jobs", None, None):
+                key = request.headers["idempotency-key"]
+                if key not in self._once:
+                    self._once[key] = 202, self._create(request.body)
+                return self._once[key]
+            case ("GET", "jobs", None, None):
+                return 200, self._list(parse_qs(parts.query))
+            case ("POST", "queues", str(queue), "claim"):
+                return 200, {"jobs": self._claim(queue, request.body, hold_s)}
+            case ("POST", "waits", None, None):
+                return 200, self._wait(request.body, hold_s)
+            case (method, "jobs", str(job_id), verb):
+                return self._job_route(method, job_id, verb, request.body, hold_s)
+        raise Problem(404, "NOT_FOUND", f"no route {request.method} {request.path}")
+
+    def _job_route(self, method: str, job_id: str, verb: str | None, body: Any, hold_s: int) -> tuple[int, Any]:
+        if job_id not in self.jobs:
+            raise Problem(404, "JOB_NOT_FOUND", f"Job with ID {job_id} not found")
+        job = self.jobs[job_id]
+        shown = job.shown
+        match (method, verb):
+            case ("GET", None):
+                self._hold(lambda: shown["status"] in TERMINAL, hold_s)
+            case ("GET", "status"):
+                return 200, {"job_id": job_id, "status": shown["status"]}
+            case ("GET", "result"):
+                if shown["status"] not in TERMINAL:
+                    raise Problem(409, "JOB_NOT_COMPLETED", f"Job {job_id} is not yet completed")
+                return 200, {name: shown[name] for name in ("job_id", "status", "result", "error")}
+            case ("POST", "cancel"):
+                return self._cancel(job)
+            case ("POST", "retry"):
+                self._allow(job, "failed", "cancelled", "skipped")
+                shown.update(status="pending", error=None, finished_at=None, attempt=shown["attempt"] + 1)
+            case ("POST", "start"):
+                self._allow(job, "pending")
+                shown.update(status="running", started_at=_now())
+            case ("PATCH", None):
+                self._report(job, body)
+            case ("POST", "heartbeat" | "complete" | "fail" | "release"):
+                self._fence(job, body)
+                self._allow(job, "running")
+                return 200, getattr(self, f"_{verb}")(job, body)
+        return 200, dict(shown)
+
+    def _create(self, wanted: Any) -> dict[str, Any]:
+        job_id = wanted.get("job_id") or str(uuid7())
+        shown: dict[str, Any] = dict.fromkeys(
+            ("name", "job_health", "message", "payload", "result", "error", "waiting_for", "verdict", "workflow_id",
+             "batch_id", "trace_id", "correlation_id", "scheduled_at", "started_at", "finished_at")
+        )  # fmt: skip
+        shown |= {
+            "job_id": job_id, "job_type": wanted["job_type"], "queue": "default", "priority": "normal",
+            "status": "scheduled" if wanted.get("scheduled_at") else "pending", "dependency_status": "none",
+            "job_stage": "submit", "progress": 0.0, "milestones": [], "fields": {}, "tags": [], "attempt": 1,
+            "max_attempts": wanted.get("retry", {}).get("max_attempts", 1), "depends_on": [],
+            "cancel_requested": False, "created_at": _now(), "updated_at": _now(),
+        }  # fmt: skip
+        shown |= {name: value for name, value in wanted.items() if name in shown}
+        self.jobs[job_id] = Job(shown)
+        return dict(shown)
+
+    def _list(self, query: dict[str, list[str]]) -> dict[str, Any]:
+        size, start = int(query["page_size"][0]), int(query.get("page_token", ["0"])[0])
+        newest_first = [
+            {name: value for name, value in job.shown.items() if name not in ("payload", "result")}
+            for job in reversed(self.jobs.values())
+            if job.shown["status"] in query.get("status", [job.shown["status"]])
+            and job.shown["queue"] in query.get("queue", [job.shown["queue"]])
+        ]
+        more = start + size < len(newest_first)
+        return {"jobs": newest_first[start : start + size], "next_page_token": str(start + size) if more else None}
+
+    def _claim(self, queue: str, body: Any, hold_s: int) -> list[dict[str, Any]]:
+        if body["claim_id"] not in self._claims:
+            self._hold(lambda: self._ready(queue), hold_s)
+            granted = self._ready(queue)[: body["max"]]
+            for job in granted:
+                job.token, job.lease_s, job.worker = str(uuid4()), body["lease"], body.get("worker")
+                job.ends_at = time.monotonic() + job.lease_s
+                job.shown.update(status="running", started_at=_now())
+            self._claims[body["claim_id"]] = [(job.shown["job_id"], job.token or "") for job in granted]
+            self.most_leased = max(self.most_leased, sum(job.token is not None for job in self.jobs.values()))
+        return [
+            {**self.jobs[job_id].shown, "lease_token": token, "lease_expires_at": _now(), "dependencies": {}}
+            for job_id, token in self._claims[body["claim_id"]]
+        ]
+
+    def _ready(self, queue: str) -> list[Job]:
+        ready = [job for job in self.jobs.values() if (job.shown["queue"], job.shown["status"]) == (queue, "pending")]
+        return sorted(ready, key=lambda job: -PRIORITIES.index(job.shown["priority"]))
+
+    def _wait(self, body: Any, hold_s: int) -> dict[str, Any]:
+        self._hold(lambda: all(self.jobs[job_id].shown["status"] in TERMINAL for job_id in body["wait_on"]), hold_s)
+        ended = {job_id: self.jobs[job_id].shown for job_id in body["wait_on"]}
+        wanted = ["job_stage", *body.get("wait_options", {}).get("get_fields", {})]
+        waited = {i: {name: job[name] for name in wanted} for i, job in ended.items() if job["status"] in TERMINAL}
+        left = {job_id: None for job_id in body["wait_on"] if job_id not in waited}
+        status = {"status": "waiting", "wait_on": left} if left else {"status": "met"}
+        return {"wait_id": "w1", "waited_jobs": body.get("waited_jobs", {}) | waited, **status}
+
+    def _report(self, job: Job, body: Any) -> None:
+        self._fence(job, body)
+        if job.shown["status"] in TERMINAL:
+            raise Problem(409, "INVALID_TRANSITION", "ended")
+        job.shown["fields"] = job.shown["fields"] | body.get("fields", {})
+        job.shown["milestones"] = [*job.shown["milestones"], *body.get("milestones", [])]
+        job.shown |= {name: body[name] for name in ("job_stage", "progress", "message") if name in body}
+
+    def _heartbeat(self, job: Job, body: Any) -> dict[str, Any]:
+        job.ends_at = time.monotonic() + body.get("lease", job.lease_s)
+        job.shown |= {name: body[name] for name in ("progress", "message") if name in body}
+        return {
+            "job_id": job.shown["job_id"],
+            "status": "running",
+            "cancel_requested": job.shown["cancel_requested"],
+            "lease_expires_at": _now(),
+        }
+
+    def _complete(self, job: Job, body: Any) -> dict[str, Any]:
+        return self._ended(job, "completed", result=body.get("result"), job_stage="complete", job_health="success")
+
+    def _fail(self, job: Job, body: Any) -> dict[str, Any]:
+        if job.shown["cancel_requested"]:
+            return self._ended(job, "cancelled", error=body["error"], job_stage="incomplete")
+        if body.get("retryable", True) and job.shown["attempt"] < job.shown["max_attempts"]:
+            job.token = None
+            job.shown.update(status="pending", attempt=job.shown["attempt"] + 1, error=body["error"])
+            return dict(job.shown)
+        return self._ended(job, "failed", error=body["error"], job_stage="incomplete", job_health="failed")
+
+    def _release(self, job: Job, body: Any) -> dict[str, Any]:
+        job.token = None
+        job.shown.update(status="pending", started_at=None)
+        return dict(job.shown)
+
+    def _cancel(self, job: Job) -> tuple[int, Any]:
+        if job.shown["status"] == "running":
+            job.shown["cancel_requested"] = True
+            return 202, dict(job.shown)
+        self._allow(job, "scheduled", "waiting", "pending")
+        return 200, self._ended(job, "cancelled", job_stage="incomplete")
+
+    def _ended(self, job: Job, status: str, **more: Any) -> dict[str, Any]:
+        job.token = None
+        job.shown.update(status=status, finished_at=_now(), **more)
+        return dict(job.shown)
+
+    def _fence(self, job: Job, body: Any) -> None:
+        if body.get("lease_token") != job.token:
+            raise Problem(409, "LEASE_LOST", "another has it")
+
+    def _allow(self, job: Job, *statuses: str) -> None:
+        if job.shown["status"] not in statuses:
+            raise Problem(409, "INVALID_TRANSITION", f"the job is {job.shown['status']}")
+
+    def _lapse(self) -> None:
+        for job_id, job in self.jobs.items():
+            if job.token and time.monotonic() > job.ends_at:
+                self.lapses.append(job_id)
+                job.token = None
+                if job.shown["attempt"] < job.shown["max_attempts"]:
+                    job.shown.update(status="pending", attempt=job.shown["attempt"] + 1)
+                else:
+                    self._ended(job, "failed", error={"code": "LEASE_EXPIRED", "message": "its lease ran out"})
+                self.changed.notify_all()
+
+    def _hold(self, over: Callable[[], Any], hold_s: int) -> None:
+        deadline = time.monotonic() + hold_s
+        while not over() and time.monotonic() < deadline:
+            self.changed.wait(0.05)
+            self._lapse()
+
+
+def _now() -> str:
+    return to_text(datetime.now(UTC))

@@ -1,0 +1,136 @@
+"""`vigil worker run` as a process of its own, against a server that is like Vigil."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.support.fake_vigil import API_KEY, FakeVigil
+from tests.unit.client.conftest import Run
+from vigil.client import Vigil
+
+DEADLINE_S = 30
+
+TASKS = """
+import time
+from pathlib import Path
+
+def work(job):
+    if job.payload == "stay":
+        Path("begun").touch()
+        while not Path("go on").exists() and not job.lost.is_set():
+            time.sleep(0.01)
+    job.report(milestones=["worked"])
+    return {"payload": job.payload}
+"""
+Start: TypeAlias = Callable[..., subprocess.Popen[str]]
+
+
+def submit(client: Vigil, payload: object = None, **wanted: Any) -> str:
+    return client.submit("test", payload, queue="q", **wanted).job_id
+
+
+def until_it_says(worker: subprocess.Popen[str], text: str) -> None:
+    assert worker.stderr
+    assert any(text in line for line in worker.stderr)
+
+
+@pytest.fixture
+def start(tmp_path: Path, fake: FakeVigil) -> Iterator[Start]:
+    """Starts `vigil worker run` in a directory with a module of tasks."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, url: str = fake.url) -> subprocess.Popen[str]:
+        environment = {**os.environ, "VIGIL_API_URL": url, "VIGIL_API_KEY": API_KEY}
+        vigil = Path(sys.executable).parent / "vigil"
+        process = subprocess.Popen(
+            [vigil, "worker", "run", "--queue", "q", *arguments],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_works_until_sigterm(start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path) -> None:
+    job_id, staying, left = submit(client, payload=7), submit(client, payload="stay"), submit(client)
+    worker = start("--concurrency", "1", "--hold", "1", "--name", "w1", "tasks:work")
+    assert fake.ended(job_id)["result"] == {"payload": 7}
+    claim = fake.asked("POST", "/v1/queues/q/claim")[0]
+    assert (claim.body["worker"], claim.headers["prefer"]) == ("w1", "wait=1")
+    fake.until((tmp_path / "begun").exists)
+    worker.send_signal(signal.SIGTERM)
+    until_it_says(worker, "stopping")
+    (tmp_path / "go on").touch()
+    worker.communicate(timeout=DEADLINE_S)
+    assert worker.returncode == 0
+    assert (fake.job(staying)["status"], fake.job(left)["status"]) == ("completed", "pending")
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
+def test_the_command_gives_back_what_does_not_end(
+    start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path, signals: list[signal.Signals]
+) -> None:
+    staying = submit(client, payload="stay")
+    worker = start("--grace", "0.3" if len(signals) == 1 else "3600", "tasks:work")
+    fake.until((tmp_path / "begun").exists)
+    worker.send_signal(signals[0])
+    if signals[1:]:
+        until_it_says(worker, "stopping")
+        worker.send_signal(signals[1])
+    worker.communicate(timeout=DEADLINE_S)
+    assert worker.returncode == 0
+    assert fake.reported(staying) == ["release"]
+    assert fake.job(staying)["status"] == "pending"
+
+
+def test_what_a_killed_worker_had_lapses(start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path) -> None:
+    job_id = submit(client, payload="stay", retry={"max_attempts": 2})
+    worker = start("--lease", "1", "tasks:work")
+    fake.until((tmp_path / "begun").exists)
+    worker.kill()
+    worker.communicate()
+    fake.until(lambda: fake.lapses == [job_id])
+    assert (fake.job(job_id)["status"], fake.job(job_id)["attempt"]) == ("pending", 2)
+    (tmp_path / "go on").touch()
+    start("tasks:work")
+    assert fake.ended(job_id)["result"] == {"payload": "stay"}
+
+
+def test_the_command_says_why_it_cannot_work(start: Start, fake: FakeVigil) -> None:
+    fake.refuse("POST", "claim", 403, times=100)
+    worker = start("tasks:work")
+    _, said = worker.communicate(timeout=DEADLINE_S)
+    assert worker.returncode == 1
+    assert "FORBIDDEN" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("errands", "module:function"),
+        ("nowhere:work", "No module named 'nowhere'"),
+        ("errands:nothing", "errands has no nothing"),
+        ("errands:LIST", "LIST cannot be called"),
+        ("broken:work", "broken cannot be imported: SyntaxError"),
+    ],
+)
+def test_a_function_that_there_is_not(run: Run, tmp_path: Path, task: str, says: str) -> None:
+    (tmp_path / "errands.py").write_text("LIST = []")
+    (tmp_path / "broken.py").write_text("def (")
+    said = run("worker", "run", "--queue", "q", task, code=2)
+    assert says in said.stderr
+    assert len(said.stderr.splitlines()) == 1

@@ -1,0 +1,503 @@
+"""The worker, against a server that is like Vigil and now and then fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.fake_vigil import FakeVigil
+from vigil.client import Vigil, VigilError
+from vigil.worker import Cancelled, ClaimedJob, Handler, Permanent, Worker
+
+DEADLINE_S = 30
+
+
+@contextmanager
+def working(client: Vigil, handler: Handler, **wanted: Any) -> Iterator[tuple[Worker, Future[None]]]:
+    """A worker in a thread; it has stopped when the block ends."""
+    worker = Worker(client, "q", handler, **{"hold": 1, "lease": 10, "grace": DEADLINE_S, **wanted})
+    with ThreadPoolExecutor(1) as pool:
+        ran = pool.submit(worker.run)
+        try:
+            yield worker, ran
+        finally:
+            worker.stop()
+            worker.stop()
+
+
+def submit(client: Vigil, **wanted: Any) -> str:
+    return client.submit("test", queue="q", **wanted).job_id
+
+
+def set_(event: threading.Event) -> None:
+    assert event.wait(DEADLINE_S)
+
+
+def test_what_the_handler_returns_is_the_result(client: Vigil, fake: FakeVigil) -> None:
+    seen: list[ClaimedJob] = []
+
+    def handle(job: ClaimedJob) -> object:
+        seen.append(job)
+        return {"doubled": job.payload["n"] * 2, "box": job.fields["box"]}
+
+    job_id = submit(client, payload={"n": 21}, fields={"box": "aspen"}, name="nightly")
+    with working(client, handle, name="w1"):
+        job = fake.ended(job_id)
+    assert (job["status"], job["result"]) == ("completed", {"doubled": 42, "box": "aspen"})
+    (handled,) = seen
+    assert (handled.job_id, handled.job_type, handled.name) == (job_id, "test", "nightly")
+    assert (handled.attempt, handled.dependencies) == (1, {})
+    claim = fake.asked("POST", "/v1/queues/q/claim")[0]
+    assert claim.headers["prefer"] == "wait=1"
+    assert {**claim.body, "claim_id": ""} == {"max": 1, "lease": 10, "worker": "w1", "claim_id": ""}
+
+
+def test_it_claims_for_twenty_seconds_at_a_time(client: Vigil, fake: FakeVigil) -> None:
+    job_id = submit(client)
+    worker = Worker(client, "q", lambda _: worker.stop())
+    worker.run()
+    assert fake.job(job_id)["status"] == "completed"
+    assert {ask.headers["prefer"] for ask in fake.asked("POST", "/v1/queues/q/claim")} == {"wait=20"}
+    assert fake.asked("POST", "/v1/queues/q/claim")[0].body["lease"] == 60
+    assert fake.asked("POST", "/v1/queues/q/claim")[0].body["worker"].endswith(f":{os.getpid()}")
+
+
+def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        return job.payload["nothing"]
+
+    job_id = submit(client, payload={})
+    with working(client, handle):
+        error = fake.ended(job_id)["error"]
+    assert error["code"] == "KeyError"
+    said, *trace = error["message"].splitlines()
+    assert said == "'nothing'"
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-1] == "KeyError: 'nothing'"
+    assert "in handle" in trace[1]
+    assert fake.asked("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is True
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "\x00half \ud800", "line\n" * 500, ""])
+def test_whatever_an_exception_says_can_be_told(client: Vigil, fake: FakeVigil, text: str) -> None:
+    def handle(job: ClaimedJob) -> object:
+        raise RuntimeError(text)
+
+    job_id = submit(client)
+    with working(client, handle):
+        message = fake.ended(job_id)["error"]["message"]
+    assert 0 < len(message) <= 1024
+    assert "\x00" not in message
+    message.encode()
+
+
+def test_an_exception_that_cannot_say_what_it_is(client: Vigil, fake: FakeVigil) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    def handle(job: ClaimedJob) -> object:
+        raise Mute
+
+    job_id = submit(client)
+    with working(client, handle):
+        assert fake.ended(job_id)["error"]["code"] == "Mute"
+
+
+@pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), "\ud800"])
+def test_a_result_that_is_not_json_is_the_handlers_failure(client: Vigil, fake: FakeVigil, result: object) -> None:
+    job_id = submit(client)
+    with working(client, lambda _: result):
+        job = fake.ended(job_id)
+    assert job["status"] == "failed"
+    assert job["error"]["code"] in ("TypeError", "ValueError", "UnicodeEncodeError")
+
+
+def test_a_handler_that_exits_ends_only_its_job(client: Vigil, fake: FakeVigil) -> None:
+    job_ids = [submit(client, payload=kind) for kind in ("exit", "fine")]
+
+    def handle(job: ClaimedJob) -> object:
+        if job.payload == "exit":
+            sys.exit("enough")
+        return job.payload
+
+    with working(client, handle):
+        jobs = [fake.ended(job_id) for job_id in job_ids]
+    assert [job["status"] for job in jobs] == ["failed", "completed"]
+    assert jobs[0]["error"]["code"] == "SystemExit"
+
+
+def test_a_failed_attempt_is_tried_again_unless_it_is_permanent(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        if job.payload == "permanent":
+            raise Permanent("no such thing")
+        if job.attempt < 3:
+            raise OSError("not now")
+        return job.attempt
+
+    retried = submit(client, retry={"max_attempts": 3})
+    given_up = submit(client, retry={"max_attempts": 3}, payload="permanent")
+    with working(client, handle):
+        jobs = [fake.ended(job_id) for job_id in (retried, given_up)]
+    assert [(job["status"], job["attempt"]) for job in jobs] == [("completed", 3), ("failed", 1)]
+    assert jobs[1]["error"]["code"] == "Permanent"
+
+
+def test_never_more_at_once_than_there_is_room_for(client: Vigil, fake: FakeVigil) -> None:
+    job_ids = [submit(client, payload=n) for n in range(12)]
+    running: list[int] = []
+    most = 0
+    counting = threading.Lock()
+    full = threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        nonlocal most
+        with counting:
+            running.append(job.payload)
+            most = max(most, len(running))
+            if len(running) == 3:
+                full.set()
+        set_(full)
+        with counting:
+            running.remove(job.payload)
+        return None
+
+    with working(client, handle, concurrency=3):
+        for job_id in job_ids:
+            fake.ended(job_id)
+    assert (most, fake.most_leased) == (3, 3)
+    assert {ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")} <= {1, 2, 3}
+    assert [fake.reported(job_id) for job_id in job_ids] == [["complete"]] * 12
+
+
+def test_it_claims_for_free_slots_only(client: Vigil, fake: FakeVigil) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        begun.set()
+        if job.payload == "stay":
+            set_(let_go)
+        return None
+
+    staying = submit(client, payload="stay")
+    with working(client, handle, concurrency=2):
+        set_(begun)
+        others = [submit(client) for _ in range(4)]
+        for job_id in others:
+            fake.ended(job_id)
+        assert fake.most_leased == 2
+        let_go.set()
+        fake.ended(staying)
+    first, *later = [ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")]
+    assert (first, set(later[: len(others)])) == (2, {1})
+
+
+def test_it_claims_no_more_than_ten_at_once(client: Vigil, fake: FakeVigil) -> None:
+    job_ids = [submit(client) for _ in range(12)]
+    full = threading.Barrier(12)
+    with working(client, lambda _: full.wait(DEADLINE_S) and None, concurrency=12):
+        for job_id in job_ids:
+            fake.ended(job_id)
+    assert max(ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")) == 10
+
+
+def test_heartbeats_keep_a_job_that_takes_longer_than_its_lease(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        began = time.monotonic()
+        fake.until(lambda: time.monotonic() - began > 2.5)
+        return "done"
+
+    job_id = submit(client)
+    with working(client, handle, lease=1):
+        assert fake.ended(job_id)["result"] == "done"
+    assert fake.lapses == []
+    assert 4 <= len(fake.asked("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 12
+
+
+def test_heartbeats_are_few(client: Vigil, fake: FakeVigil) -> None:
+    """Every third of the lease, however much progress is told: that goes at most once a second."""
+
+    def handle(job: ClaimedJob) -> object:
+        began = time.monotonic()
+        while (passed_s := time.monotonic() - began) < 1:
+            job.progress(passed_s / 2, "under way")
+            job.lost.wait(0.01)
+        job.progress(0.9)
+        fake.until(lambda: fake.jobs[job.job_id].shown["progress"] == 0.9)
+        assert fake.job(job.job_id)["message"] == "under way"
+        return None
+
+    job_id = submit(client)
+    with working(client, handle):
+        assert fake.ended(job_id)["status"] == "completed"
+    assert 1 <= len(fake.asked("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 4
+
+
+def test_progress_outlives_a_heartbeat_that_failed(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        fake.refuse("POST", "heartbeat", 503, times=7)
+        job.progress(0.25, "a quarter")
+        fake.until(lambda: fake.jobs[job.job_id].shown["message"] == "a quarter")
+        return None
+
+    job_id = submit(client)
+    with working(client, handle):
+        assert fake.ended(job_id)["status"] == "completed"
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_progress_is_a_part_of_one(client: Vigil, fake: FakeVigil, value: float) -> None:
+    job_id = submit(client)
+    with working(client, lambda job: job.progress(value)):
+        assert fake.ended(job_id)["error"]["code"] == "ValueError"
+
+
+def test_reports_are_there_at_once(client: Vigil, fake: FakeVigil) -> None:
+    seen: list[Any] = []
+
+    def handle(job: ClaimedJob) -> object:
+        job.report(stage="boot", milestones=["booted"], fields={"kernel": "6.12"}, message="up")
+        seen.append(fake.job(job.job_id))
+        return None
+
+    job_id = submit(client, fields={"box": "aspen"})
+    with working(client, handle):
+        fake.ended(job_id)
+    (job,) = seen
+    assert (job["job_stage"], job["milestones"], job["message"]) == ("boot", ["booted"], "up")
+    assert job["fields"] == {"box": "aspen", "kernel": "6.12"}
+
+
+def test_a_refused_report_is_the_handlers_to_deal_with(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        fake.refuse("PATCH", job.job_id, 409)
+        fake.faults[0].body = '{"error": "INVALID_TRANSITION", "message": "a stage does not go back"}'
+        try:
+            job.report(stage="submit")
+        except VigilError as error:
+            return error.code
+        return "not refused"
+
+    job_id = submit(client)
+    with working(client, handle):
+        assert fake.ended(job_id)["result"] == "INVALID_TRANSITION"
+
+
+@pytest.mark.parametrize("how", ["heartbeat", "report"])
+def test_a_cancel_reaches_the_handler(client: Vigil, fake: FakeVigil, how: str) -> None:
+    def handle(job: ClaimedJob) -> object:
+        job.raise_if_cancelled()
+        assert client.cancel(job.job_id)["cancel_requested"]
+        if how == "report":
+            job.report(stage="boot")
+            assert job.cancel_requested.is_set()
+        set_(job.cancel_requested)
+        job.raise_if_cancelled()
+        return "not reached"
+
+    job_id = submit(client)
+    # By heartbeat within a third of the lease; by a report sooner.
+    with working(client, handle, lease=1 if how == "heartbeat" else 600):
+        job = fake.ended(job_id)
+    assert job["status"] == "cancelled"
+    assert job["error"]["code"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("how", ["heartbeat", "report"])
+def test_a_lost_lease_ends_it_for_the_handler(client: Vigil, fake: FakeVigil, how: str) -> None:
+    noticed: list[BaseException] = []
+    over = threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        fake.take_away(job.job_id)
+        try:
+            if how == "report":
+                job.report(stage="boot")
+            set_(job.lost)
+            job.raise_if_cancelled()
+        except Cancelled as error:
+            noticed.append(error)
+        over.set()
+        return "stale"
+
+    job_id = submit(client)
+    other = submit(client, payload="other")
+    with working(
+        client, lambda job: handle(job) if job.payload is None else None, lease=1 if how == "heartbeat" else 600
+    ):
+        set_(over)
+        assert fake.ended(other)["status"] == "completed"
+    assert noticed
+    assert fake.reported(job_id) == []
+    assert fake.job(job_id)["status"] == "running"
+
+
+def test_a_result_that_comes_too_late_is_dropped(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        if job.payload == "stale":
+            fake.take_away(job.job_id)
+        return job.payload
+
+    stale, next_ = submit(client, payload="stale"), submit(client, payload="next")
+    with working(client, handle):
+        assert fake.ended(next_)["result"] == "next"
+    assert fake.reported(stale) == ["complete"]
+    assert (fake.job(stale)["status"], fake.job(stale)["result"]) == ("running", None)
+
+
+def test_a_lease_that_nobody_could_extend_is_lost(client: Vigil, fake: FakeVigil) -> None:
+    """Nobody says so: the worker's own clock does, which is monotonic."""
+    lost = threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        set_(job.lost)
+        lost.set()
+        return "stale"
+
+    job_id = submit(client)
+    fake.refuse("POST", "heartbeat", 503, times=10_000)
+    with working(client, handle, lease=1) as (worker, _):
+        set_(lost)
+        worker.stop()
+    assert fake.reported(job_id) == []
+    assert fake.job(job_id)["error"]["code"] == "LEASE_EXPIRED"
+
+
+def test_a_result_outlives_an_outage_shorter_than_the_lease(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        fake.refuse("POST", "complete", 503, times=8)
+        fake.drop("POST", "heartbeat", times=2)
+        return "an hour's work"
+
+    job_id = submit(client)
+    with working(client, handle):
+        assert fake.ended(job_id)["result"] == "an hour's work"
+
+
+def test_a_result_that_is_refused_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
+    def handle(job: ClaimedJob) -> object:
+        fake.refuse("POST", "complete", 413)
+        fake.faults[0].body = '{"error": "PAYLOAD_TOO_LARGE", "message": "over 2 MB"}'
+        return "x"
+
+    job_id = submit(client)
+    with working(client, handle):
+        job = fake.ended(job_id)
+    assert (job["status"], job["error"]["code"]) == ("failed", "PAYLOAD_TOO_LARGE")
+    assert fake.asked("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is False
+
+
+def test_an_outage_is_waited_out(client: Vigil, fake: FakeVigil) -> None:
+    fake.refuse("POST", "claim", 503, times=6)
+    fake.drop("POST", "claim", times=1)
+    job_ids = [submit(client) for _ in range(3)]
+    with working(client, lambda _: None):
+        for job_id in job_ids:
+            fake.ended(job_id)
+    assert [fake.job(job_id)["attempt"] for job_id in job_ids] == [1, 1, 1]
+    claims = fake.asked("POST", "/v1/queues/q/claim")
+    assert len({ask.body["claim_id"] for ask in claims[:8]}) == 1
+
+
+def test_claims_that_are_refused_end_the_worker(client: Vigil, fake: FakeVigil) -> None:
+    fake.refuse("POST", "claim", 403, times=100)
+    with working(client, lambda _: None) as (_, ran), pytest.raises(VigilError, match="FORBIDDEN"):
+        ran.result(DEADLINE_S)
+
+
+def test_an_answer_that_makes_no_sense_ends_the_worker(client: Vigil, fake: FakeVigil) -> None:
+    fake.refuse("POST", "claim", 200)
+    fake.faults[0].body = '{"jobs": [{}]}'
+    with working(client, lambda _: None) as (_, ran), pytest.raises(VigilError, match="NOT_UNDERSTOOD"):
+        ran.result(DEADLINE_S)
+
+
+def test_an_empty_queue_is_not_hammered(client: Vigil, fake: FakeVigil) -> None:
+    began = time.monotonic()
+    with working(client, lambda _: None, hold=0) as (worker, ran):
+        fake.until(lambda: len(fake.asked("POST", "/v1/queues/q/claim")) >= 3)
+        worker.stop()
+        ran.result(DEADLINE_S)
+    assert time.monotonic() - began >= 1.9
+
+
+def test_a_graceful_stop_lets_handlers_end_and_claims_no_more(client: Vigil, fake: FakeVigil) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        begun.set()
+        set_(go_on)
+        return "done"
+
+    first, second = submit(client), submit(client)
+    with working(client, handle) as (worker, ran):
+        set_(begun)
+        worker.stop()
+        assert not ran.done()
+        go_on.set()
+        ran.result(DEADLINE_S)
+    assert (fake.job(first)["status"], fake.job(second)["status"]) == ("completed", "pending")
+    assert fake.job(second)["attempt"] == 1
+
+
+def test_what_does_not_end_in_its_grace_is_given_back(client: Vigil, fake: FakeVigil) -> None:
+    begun, noticed = threading.Event(), threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        begun.set()
+        set_(job.lost)
+        noticed.set()
+        return "too late"
+
+    job_id = submit(client)
+    with working(client, handle, grace=0.3) as (worker, ran):
+        set_(begun)
+        worker.stop()
+        ran.result(DEADLINE_S)
+        set_(noticed)
+    assert fake.reported(job_id) == ["release"]
+    assert (fake.job(job_id)["status"], fake.job(job_id)["attempt"]) == ("pending", 1)
+
+
+def test_a_second_signal_gives_back_at_once(client: Vigil, fake: FakeVigil) -> None:
+    begun = threading.Semaphore(0)
+    let_go = threading.Event()
+
+    def handle(job: ClaimedJob) -> object:
+        begun.release()
+        set_(let_go)
+        return None
+
+    job_ids = [submit(client), submit(client)]
+    with working(client, handle, concurrency=2, grace=3600) as (worker, ran):
+        for _ in job_ids:
+            assert begun.acquire(timeout=DEADLINE_S)
+        worker.stop()
+        worker.stop()
+        ran.result(DEADLINE_S)
+        let_go.set()
+    assert [fake.reported(job_id) for job_id in job_ids] == [["release"]] * 2
+
+
+def test_what_a_claim_brings_after_the_stop_is_given_back(client: Vigil, fake: FakeVigil) -> None:
+    ran_jobs: list[str] = []
+    with working(client, lambda job: ran_jobs.append(job.job_id), hold=20) as (worker, ran):
+        fake.until(lambda: fake.asked("POST", "/v1/queues/q/claim"))
+        worker.stop()
+        job_id = submit(client)
+        ran.result(DEADLINE_S)
+    assert (ran_jobs, fake.reported(job_id)) == ([], ["release"])
+    assert fake.job(job_id)["status"] == "pending"
+
+
+def test_a_worker_has_room_for_a_job(client: Vigil) -> None:
+    with pytest.raises(ValueError, match="concurrency"):
+        Worker(client, "q", lambda _: None, concurrency=0)
