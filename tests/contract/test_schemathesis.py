@@ -21,7 +21,10 @@ KEY = "Bearer vgl_demo"
 EXAMPLES = 15
 pytestmark = pytest.mark.timeout(600)
 
-RELATIONS = ("/wait_options/mode/at_least", "no wait with this wait_id is stored")
+RELATIONS = (
+    "/wait_options/mode/at_least", "no wait with this wait_id is stored",
+    "unknown stage", '"/stages', '"/payload_schema',
+)  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 
 
@@ -53,7 +56,11 @@ def ids() -> Iterator[dict[str, list[str]]]:
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
         wait_on = [{job["job_id"]: {"job_stage": "complete"}} for job in jobs]
         waits = [client.post("/v1/waits", {"wait_on": jobs}, headers={"prefer": "wait=0"}).ok() for jobs in wait_on]
-        yield {"job_id": [job["job_id"] for job in jobs], "wait_id": [wait["wait_id"] for wait in waits]}
+        yield {
+            "job_id": [job["job_id"] for job in jobs],
+            "wait_id": [wait["wait_id"] for wait in waits],
+            "job_type": ["nightly", "fürchterlich viel"],
+        }
 
 
 @schema.parametrize()

@@ -30,6 +30,18 @@ def test_a_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Lab) 
     assert life.total[HTTP] == len(costs.REPORTS) + 3
 
 
+def test_a_registered_type_with_stages_of_its_own_costs_a_creation_no_more(lab: Lab) -> None:
+    def created(job_type: str) -> dict[str, float]:
+        with lab.billed() as billed:
+            lab.call("POST", "/v1/jobs", {**costs.JOB, "job_type": job_type}).ok(202)
+        return dict(billed(None).quantities)
+
+    lab.call("PUT", "/v1/job-types/flash_test", {"stages": ["flash", "boot", "test", "reboot"]}).ok(201)
+    usual = created("usual")
+    assert usual[READ] == 1
+    assert created("flash_test") == usual
+
+
 def test_progress_reported_alone_takes_a_write_unit_and_wakes_no_matcher(lab: Lab) -> None:
     told, alone = costs.job_life(lab), costs.job_life(lab, costs.PROGRESS)
     assert alone.total.write_units == told.total.write_units

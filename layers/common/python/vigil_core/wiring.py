@@ -22,6 +22,7 @@ from vigil_core.store.api_keys import ApiKeyStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
+from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -86,6 +87,7 @@ def context_of(table: Table, queues: Queues) -> Context:
     """A context over any table."""
     return Context(
         jobs=JobStore(table),
+        job_types=JobTypeStore(table),
         holds=HoldStore(table),
         waits=WaitStore(table),
         idempotency=IdempotencyStore(table),

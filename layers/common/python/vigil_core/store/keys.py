@@ -67,6 +67,15 @@ def idempotency(namespace: str, route: str, key: str) -> Key:
     return Key(f"{namespace}#idempotency#{digest}", "A")
 
 
+# Job types
+def job_types(namespace: str) -> str:
+    return f"{namespace}#types"
+
+
+def job_type(namespace: str, name: str) -> Key:
+    return Key(job_types(namespace), name)
+
+
 # Waits
 def wait(namespace: str, wait_id: str) -> Key:
     return Key(f"{namespace}#wait#{wait_id}", "A")
