@@ -183,6 +183,7 @@ class TestPayloads:
             ({"pattern": "(.*1.{200}){4}x"}, "10" * 170_000),
             ({"items": {"not": {"pattern": "(.*1.{200}){4}x"}}}, ["10" * 50] * 3_000),
             ({"allOf": [{"uniqueItems": True}] * 400}, ["x" * 300_000]),
+            ({"uniqueItems": True}, [{"n": n} for n in range(60_000)]),
             ({"allOf": [{"propertyNames": {"pattern": "a{4}"}}] * 200}, {"a" * n: 1 for n in range(4, 800)}),
             ({"items": {"properties": {str(n): True for n in range(480)}}}, [{}] * 100_000),
             ({"allOf": [{"required": [str(n) for n in range(100)]}] * 100}, [{}] * 100_000),
@@ -195,14 +196,16 @@ class TestPayloads:
 
     @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "(.*)*b$", "^(([a-z])+.)+[A-Z]([a-z])+$"])
     def test_no_pattern_backtracks(self, pattern: str) -> None:
+        text = "a" * 30_000 + "!"
         for schema in (
             {"pattern": pattern},
             {"patternProperties": {pattern: False}, "additionalProperties": False},
             {"propertyNames": {"pattern": pattern}},
         ):
-            text = "a" * 30_000 + "!"
             assert refused(schema) == {}
             assert list(refused(schema, text if "pattern" in schema else {text: 1}))
+        looped = {"$schema": DIALECT, "pattern": pattern, "properties": {"a": {"$ref": "#"}}}
+        assert list(refused(looped, {"a": text})) == ["/payload/a"]
 
     def test_no_reference_is_ever_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_network(*_: object) -> None:
