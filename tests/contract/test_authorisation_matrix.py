@@ -16,6 +16,7 @@ ALLOWED = {
     Scope.READ: {
         "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
         "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
+        "list_job_types", "get_job_type",
     },
     Scope.SUBMIT: {"create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
     Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim"},
@@ -24,22 +25,24 @@ ALLOWED = {
 """What each scope adds. The routes say so too; to say it twice is the point."""
 ALLOWED[Scope.SUBMIT] |= ALLOWED[Scope.READ]
 ALLOWED[Scope.WORK] |= ALLOWED[Scope.READ]
-ALLOWED[Scope.ADMIN] |= ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK]
+ALLOWED[Scope.ADMIN] |= ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK] | {"put_job_type", "delete_job_type"}
 FREE = {"get_openapi"}
-LISTS = {"list_jobs", "list_waits", "list_queues", "get_queue", "claim"}
+LISTS = {"list_jobs", "list_waits", "list_queues", "get_queue", "claim", "list_job_types"}
 BODIES: dict[str, Any] = {
     "create_job": {"job_type": "t"},
     "create_jobs": {"jobs": [{"job_type": "t"}]},
+    "put_job_type": {"queue": "q"},
     "fail_job": {"error": {"code": "E", "message": "m"}},
 }
 
 
 class World(NamedTuple):
-    """A running job, a wait on it, and the job's queue, of the namespace `demo`."""
+    """A running job, a wait on it, the job's queue, and a job type, of the namespace `demo`."""
 
     job_id: str
     wait_id: str
     queue: str
+    job_type: str = "type_of_demo"
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,13 @@ def world() -> Iterator[World]:
 
 def waiting_on(client: Client, job_id: str) -> Any:
     return client.post("/v1/waits", {"wait_on": {job_id: None}}, headers={"prefer": "wait=0"})
+
+
+@pytest.fixture(autouse=True)
+def the_type(world: World) -> None:
+    """There again when a test has deleted it, and nowhere else."""
+    Client(namespace="other").delete(f"/v1/job-types/{world.job_type}")
+    Client().call("PUT", f"/v1/job-types/{world.job_type}", {"description": "demo's own"})
 
 
 def ask(operation: Operation, client: Client, world: World) -> Any:
@@ -93,13 +103,17 @@ def test_in_another_namespace(operation: Operation, scopes: Scope | None, world:
         reply.problem(403, "FORBIDDEN")
     elif "{wait_id}" in operation.path:
         reply.problem(404, "WAIT_NOT_FOUND")
+    elif operation.name in ("get_job_type", "delete_job_type"):
+        reply.problem(404, "JOB_TYPE_NOT_FOUND")
     elif "{job_id}" in operation.path or operation.name in ("create_wait", "wait_for_jobs"):
         reply.problem(404, "JOB_NOT_FOUND")
     elif operation.name in LISTS:
         assert world.job_id not in reply.text
         assert world.wait_id not in reply.text
+        assert "demo's own" not in reply.text
     else:
         assert reply.status in (200, 201, 202)
+    assert Client().get(f"/v1/job-types/{world.job_type}").ok()["description"] == "demo's own"
     assert Client().get(f"/v1/jobs/{world.job_id}").headers["etag"] == before
 
 

@@ -25,8 +25,6 @@ LONGEST_HANDLER = 60
 """Lines: parse, one service call, answer."""
 
 OF_THE_LAMBDA_RUNTIME = {"boto3", "botocore"}
-IMPORT_NAMES = {"aws-lambda-powertools": "aws_lambda_powertools"}
-
 CLOCKS = {"now", "today", "utcnow"}
 """Methods of `datetime` and `date`; the module `time` is barred by the dependency rule."""
 
@@ -82,7 +80,7 @@ def test_every_dependency_is_locked() -> None:
 
 def test_what_is_deployed_imports_only_what_the_layer_brings() -> None:
     in_the_layer = (ROOT / "layers/common/python/requirements.in").read_text().splitlines()
-    allowed = {IMPORT_NAMES.get(name, name) for name in in_the_layer if name and not name.startswith("#")}
+    allowed = {name.replace("-", "_") for name in in_the_layer if name and not name.startswith("#")}
     allowed |= OF_THE_LAMBDA_RUNTIME | sys.stdlib_module_names | {"vigil_core"}
     for module in [*CORE.rglob("*.py"), *FUNCTIONS.rglob("*.py")]:
         assert set(imported(ast.parse(module.read_text()))) <= allowed, module.relative_to(ROOT)

@@ -48,7 +48,7 @@ def test_every_operation_is_described(operation: Operation) -> None:
     assert described["description"]
     assert described["security"] == ([] if operation.scope is None else [{"apiKey": []}])
     assert all(HTTPStatus(int(status)) and answer["description"] for status, answer in described["responses"].items())
-    assert ("requestBody" in described) == (operation.method in ("POST", "PATCH"))
+    assert ("requestBody" in described) == (operation.method in ("POST", "PUT", "PATCH"))
 
 
 def test_every_reference_leads_somewhere_and_every_schema_is_referred_to() -> None:

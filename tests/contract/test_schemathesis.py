@@ -21,7 +21,10 @@ KEY = "Bearer vgl_demo"
 EXAMPLES = 15
 pytestmark = pytest.mark.timeout(600)
 
-RELATIONS = ("/wait_options/mode/at_least", "no wait with this wait_id is stored")
+RELATIONS = (
+    "/wait_options/mode/at_least", "no wait with this wait_id is stored",
+    "unknown stage", '"/stages', '"/payload_schema',
+)  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 
 
@@ -57,6 +60,7 @@ def ids() -> Iterator[dict[str, list[str]]]:
             "job_id": [job["job_id"] for job in jobs],
             "wait_id": [wait["wait_id"] for wait in waits],
             "queue": ["default", "empty"],
+            "job_type": ["nightly", "fürchterlich viel"],
         }
 
 

@@ -10,7 +10,7 @@ from moto import mock_aws
 from benchmarks import costs
 from benchmarks.bill import HTTP, INDEX_WRITE, READ, REQUESTS, WRITE
 from benchmarks.lab import NAMESPACE, Lab, laboratory
-from benchmarks.report import WAIT_BAR
+from benchmarks.report import JOB_BAR, WAIT_BAR
 from vigil_core.store import keys
 
 
@@ -21,13 +21,25 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def test_a_job_of_a_queue_with_five_reports_takes_13_write_units(lab: Lab) -> None:
+def test_a_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Lab) -> None:
     life = costs.job_life(lab)
-    # One unit for each of eight versions, payload and result a row each; of the indexes one for the list, and one each
-    # for entering and leaving the queue.
-    assert (life.total[WRITE], life.total[INDEX_WRITE]) == (10, 3)
+    assert life.total.write_units <= JOB_BAR
+    # One unit for each of eight versions, one for the list's index, payload and result a row each.
+    assert (life.total[WRITE], life.total[INDEX_WRITE]) == (10, 1)
     assert life.by_function["matcher"].write_units == life.by_function["notifier"].write_units == 0
     assert life.total[HTTP] == len(costs.REPORTS) + 3
+
+
+def test_a_registered_type_with_stages_of_its_own_costs_a_creation_no_more(lab: Lab) -> None:
+    def created(job_type: str) -> dict[str, float]:
+        with lab.billed() as billed:
+            lab.call("POST", "/v1/jobs", {**costs.JOB, "job_type": job_type}).ok(202)
+        return dict(billed(None).quantities)
+
+    lab.call("PUT", "/v1/job-types/flash_test", {"stages": ["flash", "boot", "test", "reboot"]}).ok(201)
+    usual = created("usual")
+    assert usual[READ] == 1
+    assert created("flash_test") == usual
 
 
 def test_progress_reported_alone_takes_a_write_unit_and_wakes_no_matcher(lab: Lab) -> None:

@@ -32,6 +32,7 @@ from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
+from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
@@ -170,6 +171,7 @@ class World:
     def _context(self, table: Table, spec_page_entries: int) -> Context:
         return Context(
             jobs=JobStore(table),
+            job_types=JobTypeStore(table),
             holds=HoldStore(table),
             waits=WaitStore(table, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),

@@ -19,6 +19,7 @@ from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
+from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -55,6 +56,7 @@ class World:
         self.unmatched: list[Job] = []
         self.ctx = Context(
             jobs=JobStore(table),
+            job_types=JobTypeStore(table),
             holds=HoldStore(table),
             waits=waits or WaitStore(table),
             idempotency=IdempotencyStore(table),

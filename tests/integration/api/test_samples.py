@@ -27,6 +27,8 @@ STORY = [
     ("api_delete_job", 409), ("api_cancel_job", 202), ("api_complete_job", 200), ("api_get_job_result", 200),
     ("api_get_job_events", 200), ("api_wait_for_jobs", 200), ("api_cancel_wait", 200), ("api_retry_job", 409),
     ("api_fail_job", 409), ("api_delete_job", 204),
+    ("api_put_job_type", 201), ("api_put_job_type", 200), ("api_get_job_type", 200), ("api_list_job_types", 200),
+    ("api_delete_job_type", 204), ("api_delete_job_type", 404),
     ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
+from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -87,6 +88,7 @@ def context_of(table: Table, queues: Queues) -> Context:
     """A context over any table."""
     return Context(
         jobs=JobStore(table),
+        job_types=JobTypeStore(table),
         holds=HoldStore(table),
         waits=WaitStore(table),
         idempotency=IdempotencyStore(table),

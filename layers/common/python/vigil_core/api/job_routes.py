@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
+from vigil_core.api.job_type_wire import is_name, job_of_type
 from vigil_core.api.operation import Answer, Call, Routes, Shows
 from vigil_core.api.validation import below, parse_body
 from vigil_core.api.wire import (
@@ -46,6 +47,7 @@ from vigil_core.domain.errors import (
     PayloadTooLarge,
 )
 from vigil_core.domain.ids import derived
+from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.domain.times import to_text
@@ -55,7 +57,7 @@ from vigil_core.services.hold_job import hold_job
 from vigil_core.services.idempotent import Outcome, once
 from vigil_core.services.list_jobs import JobFilter
 from vigil_core.services.list_jobs import list_jobs as list_stored_jobs
-from vigil_core.services.submit_job import submit
+from vigil_core.services.submit_job import Submitted, submit, submitted_before
 
 ROUTES = Routes()
 _CHANGED = {200: Shows(what="The job as it is now", models=(WholeJob,))}
@@ -81,8 +83,7 @@ def create_job(call: Call, body: NewJob) -> Answer:
     """Create a job. With `Prefer: wait=N` the answer is held until the job has ended, at most N seconds."""
 
     def act(reserved_id: str, resumed: bool) -> Outcome:
-        new = body.to_domain(reserved_id)
-        submitted = submit(call.context, call.namespace, new, by=call.by, resumed=resumed)
+        submitted = _submitted(call, body, reserved_id, resumed, call.context.job_types.find)
         job = submitted.job
         if call.request.wait_s:
             job = hold_job(call.context, call.namespace, job.job_id, until=call.request.hold_until(0))
@@ -90,7 +91,7 @@ def create_job(call: Call, body: NewJob) -> Answer:
             return 200, ExistingJob.found(job, call.context.jobs.bodies(job), call.context.now()).plain()
         if job.ended and call.request.wait_s:
             return 200, _whole(call, job).plain()
-        return 202, CreatedJob.created(job, new.payload).plain()
+        return 202, CreatedJob.created(job, submitted.payload).plain()
 
     status, shown = _once(call, body, act)
     headers = {"location": f"/v1/jobs/{shown['job_id']}", **call.request.preference_applied}
@@ -109,11 +110,13 @@ def create_jobs(call: Call, body: NewJobs) -> Answer:
     """Create up to 100 jobs. One that cannot be created gives a problem in its place and spoils no other."""
 
     def act(reserved_id: str, resumed: bool) -> Outcome:
+        types = call.context.job_types.find_many(call.namespace, set(_types_named(body.jobs)))
+
         def create(numbered: tuple[int, JsonValue]) -> BulkItem:
             number, wanted = numbered
             try:
-                new = parse_body(NewJob, wanted).to_domain(derived(reserved_id, str(number)))
-                submitted = submit(call.context, call.namespace, new, by=call.by, resumed=resumed)
+                new, new_id = parse_body(NewJob, wanted), derived(reserved_id, str(number))
+                submitted = _submitted(call, new, new_id, resumed, lambda _, name: types.get(name))
             except Exception as error:
                 return BulkFailure(problem=call.problem(below(f"/jobs/{number}", error)))
             job = JobSummary.of(submitted.job)
@@ -377,6 +380,27 @@ def cancel_job(call: Call, job_id: str) -> Answer:
 def retry_job(call: Call, job_id: str) -> Answer:
     """Try a failed, cancelled or skipped job again, under the same id."""
     return _changed(call, change_job.retry(call.context, call.namespace, job_id, by=call.by))
+
+
+def _submitted(
+    call: Call,
+    asked: NewJob,
+    reserved_id: str,
+    resumed: bool,
+    find_type: Callable[[str, str], JobType | None],
+) -> Submitted:
+    before = submitted_before(call.context, call.namespace, asked.job_id or reserved_id) if resumed else None
+    if before is not None:
+        return before
+    new = job_of_type(asked, find_type(call.namespace, asked.job_type), reserved_id)
+    return submit(call.context, call.namespace, new, by=call.by, resumed=resumed)
+
+
+def _types_named(wanted: Iterable[JsonValue]) -> Iterator[str]:
+    for asked in wanted:
+        name = asked.get("job_type") if isinstance(asked, Mapping) else None
+        if isinstance(name, str) and is_name(name):
+            yield name
 
 
 def _once(call: Call, body: Wire, act: Callable[[str, bool], Outcome]) -> tuple[int, dict[str, Any]]:

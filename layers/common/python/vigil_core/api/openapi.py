@@ -127,7 +127,13 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": EXAMPLE_ID}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string"},
+            "example": EXAMPLE_ID if name.endswith("_id") else "boot_test",
+        }
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
 

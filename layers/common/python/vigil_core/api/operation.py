@@ -17,7 +17,7 @@ from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 
-Method: TypeAlias = Literal["GET", "POST", "PATCH", "DELETE"]
+Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 RequestHeader: TypeAlias = Literal["Idempotency-Key", "If-None-Match", "Prefer"]
 AnswerHeader: TypeAlias = Literal["ETag", "Location", "Preference-Applied"]
 

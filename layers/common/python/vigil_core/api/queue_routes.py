@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from itertools import islice
-from urllib.parse import unquote
 
 from vigil_core.api.operation import Answer, Call, Routes, Shows
 from vigil_core.api.wire import (
@@ -118,10 +117,8 @@ def _shown(call: Call, queue: str) -> Answer:
 
 
 def _name(queue: str) -> str:
-    """The queue's name, as it stands in the path. Raises ValidationFailed for what is no name."""
-    name = unquote(queue)
-    if len(name) > 128 or not re.fullmatch(QUEUE_PATTERN, name):
-        raise ValidationFailed.at(
-            "queue", "a queue's name has 1 to 128 characters: no control characters, no / and no %"
-        )
-    return name
+    """The queue's name. Raises ValidationFailed for what is no name."""
+    if len(queue) > 128 or not re.fullmatch(QUEUE_PATTERN, queue):
+        detail = "a queue's name has 1 to 128 characters: no control characters, no / and no %"
+        raise ValidationFailed.at("{queue}", detail)
+    return queue

@@ -33,7 +33,6 @@ from vigil_core.domain.jobs import (
 )
 from vigil_core.domain.jsontext import JsonValue, dumps, loads, whole
 from vigil_core.domain.lifecycle import JobStatus
-from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES
 from vigil_core.domain.times import from_text, to_text, whole_ms
 from vigil_core.domain.waits import WaitStatus
 from vigil_core.store.jobs import Bodies
@@ -111,11 +110,6 @@ Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=NAM
 """Names, types, queues, stages, milestones, keys."""
 QueueName: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=QUEUE_PATTERN)]
 """Names of queues stand in paths, where some gateways take `/` and `%` apart and others do not."""
-Stage: TypeAlias = Annotated[
-    Name,
-    # The domain says so of each job, for one day a type will have stages of its own.
-    WithJsonSchema({"type": "string", "enum": [stage for stage in DEFAULT_STAGES if stage != COMPLETE]}),
-]
 Text: TypeAlias = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
 Id: TypeAlias = Annotated[
     str,
@@ -289,7 +283,9 @@ class Start(Wire):
 class Report(Wire):
     """How a job goes. What is absent is not said."""
 
-    job_stage: Stage | None = Field(default=None, examples=["boot"])
+    job_stage: Name | None = Field(
+        default=None, examples=["boot"], description="One of the job's stages, not before the one it has reached"
+    )
     milestones: Annotated[list[Name], Field(max_length=MAX_MILESTONES)] | None = Field(
         default=None, description="Added to those that the job has"
     )

@@ -70,6 +70,15 @@ class JobNotFound(VigilError):
         self.job_ids = job_ids
 
 
+class JobTypeNotFound(VigilError):
+    """The namespace holds no job type with this name."""
+
+    code = "JOB_TYPE_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Job type {name} not found", job_type=name)
+
+
 class JobNotCompleted(VigilError):
     """The result of a job was asked for before the job ended."""
 

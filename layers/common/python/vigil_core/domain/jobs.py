@@ -72,6 +72,7 @@ class NewJob:
     queue: str = "default"
     priority: Priority = "normal"
     executor: Executor = "worker"
+    stages: tuple[str, ...] = stages.DEFAULT_STAGES
     fields: Mapping[str, JsonValue] = field(default_factory=dict)
     tags: Sequence[str] = ()
     payload: JsonValue = None
@@ -100,6 +101,8 @@ class Job:
     queue: str
     priority: Priority
     executor: Executor
+    stages: tuple[str, ...]
+    """The order that its type had when the job was created."""
     status: JobStatus
     stage: str
     health: str | None
@@ -215,6 +218,7 @@ def create(
         queue=new.queue,
         priority=new.priority,
         executor=new.executor,
+        stages=new.stages,
         status=status,
         stage=stages.SUBMIT,
         health=None,
@@ -519,15 +523,14 @@ def _require(job: Job, status: JobStatus, verb: str) -> None:
 def _check_report(job: Job, said: Report) -> None:
     if job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: it takes no more reports")
-    order = stages.stages_of(job.job_type)
     if said.stage is not None:
         if said.stage in (stages.COMPLETE, stages.INCOMPLETE):
             raise ValidationFailed.at("/job_stage", f"{said.stage!r} is set by ending the job, not by a report")
-        if said.stage not in order:
-            raise ValidationFailed.at("/job_stage", f"unknown stage; this job's stages are {', '.join(order)}")
+        if said.stage not in job.stages:
+            raise ValidationFailed.at("/job_stage", f"unknown stage; this job's stages are {', '.join(job.stages)}")
     if job.status != "running" and (said.stage is not None or said.progress is not None):
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: stage and progress are reported once it runs")
-    if said.stage is not None and not stages.has_reached(order, said.stage, job.stage):
+    if said.stage is not None and not stages.has_reached(job.stages, said.stage, job.stage):
         raise InvalidTransition(f"Job {job.job_id} is at stage {job.stage}, which comes after {said.stage}")
 
 

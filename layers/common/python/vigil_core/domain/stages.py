@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vigil_core.domain.errors import ValidationFailed
+
 SUBMIT = "submit"
 COMPLETE = "complete"
 INCOMPLETE = "incomplete"
@@ -13,11 +15,28 @@ DEFAULT_STAGES: tuple[str, ...] = (
     SUBMIT, "download", "boot", "setup", "running", "post_run", "finish", COMPLETE,
 )  # fmt: skip
 
+MAX_STAGES = 64
+"""How many stages an order has at most, `submit` and `complete` among them."""
 
-def stages_of(job_type: str) -> Sequence[str]:
-    """The ordered stages of a job type, `submit` first and `complete` last."""
-    del job_type  # Every type has the default order: types of one's own are not served yet.
-    return DEFAULT_STAGES
+
+def order_of(named: Sequence[str]) -> tuple[str, ...]:
+    """The order that somebody means who names these stages: `submit` goes first and `complete` last, named or not.
+
+    Raises:
+        ValidationFailed: a stage is named twice or where it cannot be, or there are too many.
+    """
+    ends = {(0, SUBMIT), (len(named) - 1, COMPLETE)}
+    order = (SUBMIT, *(stage for place, stage in enumerate(named) if (place, stage) not in ends), COMPLETE)
+    for place, stage in enumerate(named):
+        if stage == INCOMPLETE:
+            raise ValidationFailed.at(f"/stages/{place}", "'incomplete' stands outside every order")
+        if named.index(stage) != place:
+            raise ValidationFailed.at(f"/stages/{place}", "is named twice")
+        if stage in (SUBMIT, COMPLETE) and (place, stage) not in ends:
+            raise ValidationFailed.at(f"/stages/{place}", "'submit' is the first stage and 'complete' the last")
+    if len(order) > MAX_STAGES:
+        raise ValidationFailed.at("/stages", f"at most {MAX_STAGES}, 'submit' and 'complete' among them")
+    return order
 
 
 def is_known(stages: Sequence[str], stage: str) -> bool:

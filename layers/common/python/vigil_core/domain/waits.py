@@ -161,8 +161,7 @@ def holds(condition: Condition, job: Job) -> bool:
     """Whether this version of the job satisfies every part of the condition."""
     if condition == Condition():
         return job.ended
-    order = stages.stages_of(job.job_type)
-    if condition.stage is not None and not stages.has_reached(order, job.stage, condition.stage):
+    if condition.stage is not None and not stages.has_reached(job.stages, job.stage, condition.stage):
         return False
     if not set(condition.milestones) <= set(job.milestones):
         return False
@@ -239,7 +238,7 @@ def close(tally: Tally, options: WaitOptions, *, failed: bool) -> WaitStatus:
 
 
 def _unknown_stage(condition: Condition, job: Job) -> bool:
-    return condition.stage is not None and not stages.is_known(stages.stages_of(job.job_type), condition.stage)
+    return condition.stage is not None and not stages.is_known(job.stages, condition.stage)
 
 
 def _built_in(job: Job, name: str) -> JsonValue:

@@ -16,6 +16,7 @@ from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
+from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
@@ -50,6 +51,7 @@ class Context:
     """The outside world of the use cases. `by` of a change that no key made is the name of the function that did."""
 
     jobs: JobStore
+    job_types: JobTypeStore
     holds: HoldStore
     waits: WaitStore
     idempotency: IdempotencyStore

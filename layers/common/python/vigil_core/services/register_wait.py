@@ -17,7 +17,7 @@ from vigil_core.domain.errors import FieldProblem, JobNotFound, ValidationFailed
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.stages import is_known, stages_of
+from vigil_core.domain.stages import is_known
 from vigil_core.domain.waits import Outcome, Wait, WaitEntry, interest_of
 from vigil_core.domain.waitspec import WaitRequest
 from vigil_core.services import resolve_wait
@@ -116,11 +116,11 @@ def _first_look(ctx: Context, namespace: str, request: WaitRequest) -> Mapping[s
     problems = [
         FieldProblem(
             pointer=f"/wait_on/{pointer_token(job_id)}/job_stage",
-            detail=f"unknown stage {stage!r}; this job's stages are {', '.join(stages_of(known[job_id].job_type))}",
+            detail=f"unknown stage {stage!r}; this job's stages are {', '.join(known[job_id].stages)}",
         )
         for job_id, asked in request.wait_on.items()
         if job_id in there and (stage := waits.parse_condition(asked).stage) is not None
-        if not is_known(stages_of(known[job_id].job_type), stage)
+        if not is_known(known[job_id].stages, stage)
     ]
     if problems:
         raise ValidationFailed(problems[:100])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vigil_core.domain import jobs
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.jobs import Job, NewJob
+from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import ATTEMPTS, body_text
 from vigil_core.services.context import Context
 from vigil_core.services.take_holds import claims_for_new
@@ -19,6 +20,8 @@ class Submitted:
 
     job: Job
     existing: bool
+    payload: JsonValue = None
+    """Of a job that was created for the request: what it got, from the request or its type."""
 
 
 def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool = False) -> Submitted:
@@ -35,8 +38,8 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
     payload = None if new.payload is None else body_text(new.payload, "payload")
     fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
     for attempt in range(ATTEMPTS):
-        if resumed and (mine := ctx.jobs.find(namespace, new.job_id)) is not None:
-            return Submitted(job=mine, existing=False)
+        if resumed and (mine := submitted_before(ctx, namespace, new.job_id)) is not None:
+            return mine
         taken = claims_for_new(ctx, namespace, new)
         if taken.existing is not None:
             return Submitted(job=taken.existing, existing=True)
@@ -57,5 +60,14 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         except ConditionFailed:
             ctx.sleep(0.01 * attempt)
             continue
-        return Submitted(job=job, existing=False)
+        return Submitted(job=job, existing=False, payload=new.payload)
     raise StoreConflict("Too many jobs want the same key at once: try again")
+
+
+def submitted_before(ctx: Context, namespace: str, job_id: str) -> Submitted | None:
+    """What an earlier try of the same request created: it stands, whatever became of its type since."""
+    job = ctx.jobs.find(namespace, job_id)
+    if job is None:
+        return None
+    payload = ctx.jobs.bodies(job).payload
+    return Submitted(job=job, existing=False, payload=None if payload is None else loads(payload))

@@ -13,6 +13,7 @@ from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind, Priority
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
+from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.holds import HoldClaim, hold_put
@@ -175,6 +176,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         queue=state.get("queue", "default"),
         priority=state.get("priority", "normal"),
         executor=state.get("executor", "worker"),
+        stages=(SUBMIT, *state["stages"], COMPLETE) if "stages" in state else DEFAULT_STAGES,
         status=state["status"],
         stage=state["stage"],
         health=state.get("health"),
@@ -233,6 +235,7 @@ def job_to_row(job: Job) -> Row:
         "queue": _unless("default", job.queue),
         "priority": _unless("normal", job.priority),
         "executor": _unless("worker", job.executor),
+        "stages": None if job.stages == DEFAULT_STAGES else list(job.stages[1:-1]),
         "status": job.status,
         "stage": job.stage,
         "health": job.health,

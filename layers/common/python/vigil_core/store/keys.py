@@ -121,6 +121,15 @@ def queue_due(namespace: str, name: str) -> tuple[str, str]:
     return due_partition(shard_of(f"{namespace}#{name}", DUE_SHARDS)), f"0#queue#{namespace}#{name}"
 
 
+# Job types
+def job_types(namespace: str) -> str:
+    return f"{namespace}#types"
+
+
+def job_type(namespace: str, name: str) -> Key:
+    return Key(job_types(namespace), name)
+
+
 # Waits
 def wait(namespace: str, wait_id: str) -> Key:
     return Key(f"{namespace}#wait#{wait_id}", "A")

@@ -1,0 +1,36 @@
+"""Job types: what all jobs of a kind have in common, given a name once so that no creation has to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from vigil_core.domain.jobs import Executor
+from vigil_core.domain.jsontext import JsonValue
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobType:
+    """One version of a job type. `defaults` is part of a creation's body; `payload_schema` None lets any payload pass.
+
+    It is read when a job is created and never after: what a job took from its type stays with the job.
+    """
+
+    namespace: str
+    name: str
+    executor: Executor
+    queue: str
+    stages: tuple[str, ...]
+    defaults: Mapping[str, JsonValue]
+    payload_schema: Mapping[str, JsonValue] | None
+    description: str | None
+    created_at: datetime
+    updated_at: datetime
+    version: int = 1
+
+    def succeeding(self, before: JobType) -> JobType:
+        """This as the next version of what stands under the same name; that itself when nothing differs."""
+        after = replace(self, created_at=before.created_at, version=before.version + 1)
+        unchanged = replace(after, updated_at=before.updated_at, version=before.version) == before
+        return before if unchanged else after

@@ -1,0 +1,388 @@
+"""Job types over HTTP: defining them, and what they make of creations."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.support.api import Client, Reply, pages
+from tests.support.table import TABLE_NAME
+from vigil_core import wiring
+from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.stages import DEFAULT_STAGES
+from vigil_core.store.job_types import JobTypeStore
+from vigil_core.store.table import DynamoTable, Row
+
+FLASH: dict[str, Any] = {
+    "executor": "none",
+    "queue": "boards",
+    "stages": ["flash", "boot", "test"],
+    "defaults": {"priority": "high", "fields": {"arch": "arm64", "lab": "west"}, "tags": ["nightly"]},
+    "payload_schema": {"type": "object", "required": ["board"], "properties": {"board": {"type": "string"}}},
+    "description": "Flashes a board and boots it",
+}
+SHOWN = {**FLASH, "name": "flash", "stages": ["submit", "flash", "boot", "test", "complete"]}
+
+
+def put(client: Client, name: str, body: Any = None, **more: Any) -> Reply:
+    return client.call("PUT", f"/v1/job-types/{quote(name, safe='')}", {} if body is None else body, **more)
+
+
+def without_times(shown: Any) -> Any:
+    return {name: value for name, value in shown.items() if name not in ("created_at", "updated_at")}
+
+
+class TestDefining:
+    def test_a_type_is_new_once_and_then_the_same(self, client: Client) -> None:
+        made = put(client, "flash", FLASH).ok(201)
+        assert without_times(made) == SHOWN
+        assert made["created_at"] == made["updated_at"]
+        assert put(client, "flash", FLASH).ok(200) == made
+        assert client.get("/v1/job-types/flash").ok() == made
+        assert client.get("/v1/job-types").ok() == {"job_types": [made], "next_page_token": None}
+
+    def test_defined_anew_it_is_replaced_whole(self, client: Client) -> None:
+        made = put(client, "flash", FLASH).ok(201)
+        changed = put(client, "flash", {"queue": "q"}).ok(200)
+        assert changed["created_at"] == made["created_at"]
+        assert changed["updated_at"] >= made["updated_at"]
+        assert without_times(changed) == {
+            "name": "flash", "executor": "worker", "queue": "q", "stages": list(DEFAULT_STAGES), "defaults": {},
+            "payload_schema": None, "description": None,
+        }  # fmt: skip
+        assert client.get("/v1/job-types/flash").ok() == changed
+
+    def test_null_is_as_if_it_had_not_been_said(self, client: Client) -> None:
+        made = put(client, "plain").ok(201)
+        nothing = dict.fromkeys(FLASH)
+        assert put(client, "plain", nothing).ok(200) == made
+        assert put(client, "plain", {"defaults": {"queue": None}}).ok(200) == made
+
+    def test_deleted_it_is_gone(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        assert client.delete("/v1/job-types/flash").status == 204
+        for method in ("GET", "DELETE"):
+            gone = client.call(method, "/v1/job-types/flash").problem(404, "JOB_TYPE_NOT_FOUND")
+            assert gone["message"] == "Job type flash not found"
+        put(client, "flash", FLASH).ok(201)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["flash test", "größe", "100%", "a+b&c=d", "a#b", '"\\`', "a%b", "..", "x" * 128, "漢" * 128, "{job_type}"],
+    )
+    def test_a_name_is_what_the_path_says_decoded(self, client: Client, name: str) -> None:
+        assert put(client, name).ok(201)["name"] == name
+        assert client.get(f"/v1/job-types/{quote(name, safe='')}").ok()["name"] == name
+        job = client.create(job_type=name)
+        assert job["job_type"] == name
+
+    @pytest.mark.parametrize("name", ["x" * 129, "a\nb", "a\x00", "\x7f"])
+    def test_a_name_that_cannot_be(self, client: Client, name: str) -> None:
+        assert put(client, name).pointers() == ["{job_type}"]
+        for method in ("GET", "DELETE"):
+            client.call(method, f"/v1/job-types/{quote(name)}").problem(404, "JOB_TYPE_NOT_FOUND")
+
+    def test_a_path_that_is_no_text(self, client: Client) -> None:
+        for path in ("/v1/job-types/%ff", "/v1/job-types/\ud800", "/v1/job-types/%"):
+            assert client.get(path).status == 404
+
+    def test_two_at_once(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both find nothing; one creates, and the other then changes what it created."""
+        both = threading.Barrier(2, timeout=10)
+        find = JobTypeStore.find
+        waited: set[int] = set()
+
+        def together(store: JobTypeStore, namespace: str, name: str) -> Any:
+            found = find(store, namespace, name)
+            if threading.get_ident() not in waited:
+                waited.add(threading.get_ident())
+                both.wait()
+            return found
+
+        monkeypatch.setattr(JobTypeStore, "find", together)
+        replies: list[Reply] = []
+        threads = [
+            threading.Thread(target=lambda queue=queue: replies.append(put(client, "flash", {"queue": queue})))
+            for queue in ("one", "two")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(reply.status for reply in replies) == [200, 201]
+
+
+class TestWhatIsNone:
+    @pytest.mark.parametrize(
+        ("wrong", "pointers"),
+        [
+            ({"executor": "lambda"}, ["/executor"]),
+            ({"executor": "http"}, ["/executor"]),
+            ({"executor": "ssh"}, ["/executor"]),
+            ({"queue": ""}, ["/queue"]),
+            ({"stages": []}, ["/stages"]),
+            ({"stages": "boot"}, ["/stages"]),
+            ({"stages": ["a", "", "b\n", 5, "x" * 129]}, ["/stages/1", "/stages/2", "/stages/3", "/stages/4"]),
+            ({"stages": [f"s{n}" for n in range(65)]}, ["/stages"]),
+            ({"stages": ["a", "incomplete"]}, ["/stages/1"]),
+            ({"stages": ["a", "a"]}, ["/stages/1"]),
+            ({"stages": ["a", "submit"]}, ["/stages/1"]),
+            ({"defaults": []}, ["/defaults"]),
+            ({"defaults": {"job_id": "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"}}, ["/defaults/job_id"]),
+            ({"defaults": {"job_type": "t"}}, ["/defaults/job_type"]),
+            ({"defaults": {"idempotency_key": "k"}}, ["/defaults/idempotency_key"]),
+            ({"defaults": {"fields": {"status": 1}}}, ["/defaults/fields/status"]),
+            ({"defaults": {"mutex": {}}}, ["/defaults/mutex/key"]),
+            ({"defaults": {"payload": "x" * 70_000}}, ["/defaults"]),
+            ({"payload_schema": True}, ["/payload_schema"]),
+            ({"payload_schema": {"type": "objekt"}}, ["/payload_schema/type"]),
+            ({"payload_schema": {"description": "x" * 70_000}}, ["/payload_schema"]),
+            ({"payload_schema": {"$ref": "https://example.com/s"}}, ["/payload_schema/$ref"]),
+            ({"description": "x" * 1_025}, ["/description"]),
+            ({"name": "t", "target": {}}, ["/name", "/target"]),
+        ],
+        ids=lambda value: str(value)[:50],
+    )
+    def test_each_wrong_part_is_named(self, client: Client, wrong: dict[str, Any], pointers: list[str]) -> None:
+        reply = put(client, "t", wrong)
+        assert reply.pointers() == pointers
+        assert len(reply.text) < 2_000
+        client.get("/v1/job-types/t").problem(404, "JOB_TYPE_NOT_FOUND")
+
+    @pytest.mark.parametrize("executor", ["lambda", "http"])
+    def test_executors_of_later_are_refused_by_name(self, client: Client, executor: str) -> None:
+        refused = put(client, "t", {"executor": executor}).problem(422, "VALIDATION_FAILED")
+        assert refused["errors"][0]["detail"] == f"'{executor}' is not served yet"
+
+    @pytest.mark.parametrize("body", ["null", "[]", "5", '"text"'])
+    def test_json_that_is_no_object(self, client: Client, body: str) -> None:
+        assert client.call("PUT", "/v1/job-types/t", body=body).pointers() == [""]
+
+    @pytest.mark.parametrize("body", ["", "{", "[" * 100_000, '{"payload_schema":' * 5_000, "\ud800"])
+    def test_malformed_json(self, client: Client, body: str) -> None:
+        client.call("PUT", "/v1/job-types/t", body=body).problem(400, "MALFORMED_REQUEST")
+
+    def test_the_largest_that_is_one(self, client: Client) -> None:
+        schema = {"description": "x" * (64 * 1024 - len(dumps({"description": ""})))}
+        defaults = {"payload": "x" * (64 * 1024 - len(dumps({"payload": ""})))}
+        stages = [f"{n}".ljust(128, "x") for n in range(62)]
+        made = put(client, "large", {"payload_schema": schema, "defaults": defaults, "stages": stages}).ok(201)
+        assert client.get("/v1/job-types/large").ok() == made
+        assert client.create(job_type="large")["payload"] == defaults["payload"]
+
+
+class TestLists:
+    def test_by_name_page_by_page(self, client: Client) -> None:
+        names = sorted(f"t{n:02}" for n in range(7))
+        for name in reversed(names):
+            put(client, name).ok(201)
+        found = pages(client, "/v1/job-types", page_size=3)
+        assert [job_type["name"] for page in found for job_type in page["job_types"]] == names
+        assert [len(page["job_types"]) for page in found[:2]] == [3, 3]
+
+    def test_large_ones_make_short_pages(self, client: Client) -> None:
+        large = {"payload_schema": {"description": '"' * 32_000}, "defaults": {"payload": '"' * 32_000}}
+        for n in range(40):
+            put(client, f"t{n:02}", large).ok(201)
+        found = pages(client, "/v1/job-types", page_size=200)
+        assert sum(len(page["job_types"]) for page in found) == 40
+        assert len(found) > 1
+
+    def test_a_token_is_of_this_list_alone(self, client: Client) -> None:
+        for n in range(3):
+            put(client, f"t{n}").ok(201)
+            client.create()
+        token = client.get("/v1/job-types", page_size=1).ok()["next_page_token"]
+        other = client.get("/v1/jobs", page_size=1).ok()["next_page_token"]
+        for wrong in (token[:-1], f"{token}A", other, "t0", ""):
+            assert client.get("/v1/job-types", page_token=wrong).pointers() == ["?page_token"]
+        assert client.get("/v1/jobs", page_token=token).pointers() == ["?page_token"]
+        assert Client(namespace="other").get("/v1/job-types", page_token=token).pointers() == ["?page_token"]
+
+    def test_another_namespace_sees_none_of_it(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        other = Client(namespace="other")
+        assert other.get("/v1/job-types").ok()["job_types"] == []
+        assert other.create(job_type="flash")["queue"] == "default"
+
+
+class TestCreating:
+    def test_what_the_type_says_goes(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        job = client.create(job_type="flash", payload={"board": "aspen"})
+        assert (job["queue"], job["priority"], job["tags"]) == ("boards", "high", ["nightly"])
+        assert job["fields"] == {"arch": "arm64", "lab": "west"}
+
+    def test_what_the_request_says_goes_first(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        job = client.create(
+            job_type="flash", payload={"board": "aspen"}, queue="mine", priority="low",
+            fields={"lab": "east", "arch": None, "rev": 2}, tags=["mine", "nightly"],
+        )  # fmt: skip
+        assert (job["queue"], job["priority"], job["tags"]) == ("mine", "low", ["nightly", "mine"])
+        assert job["fields"] == {"lab": "east", "rev": 2}
+
+    def test_anything_that_creation_takes_may_be_a_default(self, client: Client) -> None:
+        defaults = {
+            "name": "n", "queue": "q", "priority": "critical", "payload": {"n": Decimal("0.10")},
+            "fields": {"a": 1}, "tags": ["t"],
+            "unique_key": "u", "mutex": {"key": "m"}, "trace_id": "tr", "correlation_id": "c",
+        }  # fmt: skip
+        put(client, "all", {"defaults": defaults, "queue": "less than that of the defaults"}).ok(201)
+        job = client.create(job_type="all")
+        alike = ("name", "queue", "priority", "payload", "fields", "tags", "trace_id", "correlation_id")
+        assert {name: job[name] for name in alike} == {name: defaults[name] for name in alike}
+        assert client.post("/v1/jobs", {"job_type": "all"}).ok(200)["job_id"] == job["job_id"]
+        refused = client.post("/v1/jobs", {"job_type": "all", "unique_key": "another"})
+        assert refused.problem(409, "JOB_CREATION_FAILED")["message"] == "Another operation is already running"
+        assert client.create(job_type="all", unique_key="another", mutex={"key": "another"})
+
+    def test_a_default_payload_gives_way_whole(self, client: Client) -> None:
+        put(client, "t", {"defaults": {"payload": {"a": 1, "b": 2}}}).ok(201)
+        assert client.create(job_type="t", payload={"a": 3})["payload"] == {"a": 3}
+        assert client.create(job_type="t", payload=None)["payload"] == {"a": 1, "b": 2}
+
+    def test_too_much_taken_together(self, client: Client) -> None:
+        put(client, "t", {"defaults": {"tags": [f"t{n}" for n in range(20)], "fields": {"a": "x" * 20_000}}}).ok(201)
+        client.create(job_type="t", tags=["t0"])
+        assert client.post("/v1/jobs", {"job_type": "t", "tags": ["one more"]}).pointers() == ["/tags"]
+        assert client.post("/v1/jobs", {"job_type": "t", "fields": {"b": "x" * 20_000}}).pointers() == ["/fields"]
+
+    def test_a_payload_is_held_to_the_schema(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        rows = stored()
+        assert client.post("/v1/jobs", {"job_type": "flash", "payload": {"board": 5}}).pointers() == ["/payload/board"]
+        assert client.post("/v1/jobs", {"job_type": "flash", "payload": {}}).pointers() == ["/payload"]
+        assert client.post("/v1/jobs", {"job_type": "flash"}).pointers() == ["/payload"]
+        assert stored() == rows
+
+    def test_in_bulk_each_by_its_own_type(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        put(client, "plain", {"queue": "p"}).ok(201)
+        wanted = [
+            {"job_type": "flash", "payload": {"board": "aspen"}}, {"job_type": "flash", "payload": {"board": 5}},
+            {"job_type": "plain"}, {"job_type": "unregistered"}, {"job_type": 7}, "no job", {"job_type": "x" * 200},
+        ]  # fmt: skip
+        results = client.post("/v1/jobs/bulk", {"jobs": wanted}).ok()["results"]
+        assert [result["job"]["queue"] for result in results if "job" in result] == ["boards", "p", "default"]
+        problems = [
+            error["pointer"] for result in results if "problem" in result for error in result["problem"]["errors"]
+        ]
+        assert problems == ["/jobs/1/payload/board", "/jobs/4/job_type", "/jobs/5", "/jobs/6/job_type"]
+
+    def test_a_type_is_read_once(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One consistent read a creation; in bulk one request for all types."""
+        put(client, "flash", FLASH).ok(201)
+        reads: list[list[str]] = []
+        get, batch_get = DynamoTable.get, DynamoTable.batch_get
+
+        def counted_get(table: DynamoTable, key: Any) -> Row | None:
+            reads.append([key.pk])
+            return get(table, key)
+
+        def counted_batch_get(table: DynamoTable, keys: Any, *, consistent: bool = True) -> Any:
+            reads.append([key.pk for key in keys])
+            assert consistent
+            return batch_get(table, keys, consistent=consistent)
+
+        monkeypatch.setattr(DynamoTable, "get", counted_get)
+        monkeypatch.setattr(DynamoTable, "batch_get", counted_batch_get)
+        board = {"job_type": "flash", "payload": {"board": "aspen"}}
+        client.create(**board)
+        assert reads == [["demo#types"]]
+        reads.clear()
+        client.post("/v1/jobs/bulk", {"jobs": [board] * 50 + [{"job_type": "other"}] * 50}).ok()
+        assert reads == [["demo#types"] * 2]
+
+    def test_a_type_unregistered_again(self, client: Client) -> None:
+        put(client, "flash", FLASH).ok(201)
+        old = client.create(job_type="flash", payload={"board": "aspen"})
+        client.delete("/v1/job-types/flash")
+        assert client.create(job_type="flash")["queue"] == "default"
+        assert client.post(f"/v1/jobs/{old['job_id']}/complete").ok()["status"] == "completed"
+
+    def test_the_same_request_again_stands_whatever_became_of_the_type(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first try created the job and died before it answered; meanwhile the type has become stricter."""
+        put(client, "flash", {"defaults": {"payload": {"n": 1}}}).ok(201)
+        ids = iter([f"01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4{n}" for n in "123456789abcdef"])
+        context = replace(wiring.context(), new_id=lambda: next(ids))
+        monkeypatch.setattr(wiring, "context", cache(lambda: context))
+        wiring.http_api.cache_clear()
+        key = {"idempotency-key": "k"}
+        asked = {"job_type": "flash"}
+        with monkeypatch.context() as dying:
+            dying.setattr("vigil_core.store.idempotency.IdempotencyStore.answer", died)
+            assert client.post("/v1/jobs", asked, headers=key).status == 500
+        put(client, "flash", {"payload_schema": {"type": "string"}}).ok(200)
+        later(monkeypatch, minutes=10)
+        again = client.post("/v1/jobs", asked, headers=key).ok(202)
+        assert again["payload"] == {"n": 1}
+        assert len(client.get("/v1/jobs").ok()["jobs"]) == 1
+        assert client.post("/v1/jobs", asked).pointers() == ["/payload"]
+
+
+class TestStages:
+    def test_reports_go_by_the_type_s_order(self, client: Client) -> None:
+        put(client, "flash", {"stages": ["flash", "boot", "test"]}).ok(201)
+        path = f"/v1/jobs/{client.running(job_type='flash')['job_id']}"
+        assert client.patch(path, {"job_stage": "boot"}).ok()["job_stage"] == "boot"
+        client.patch(path, {"job_stage": "flash"}).problem(409, "INVALID_TRANSITION")
+        for unknown in ("download", "complete", "incomplete"):
+            assert client.patch(path, {"job_stage": unknown}).pointers() == ["/job_stage"]
+        assert client.post(f"{path}/complete").ok()["job_stage"] == "complete"
+
+    def test_a_job_keeps_the_order_it_was_created_with(self, client: Client) -> None:
+        put(client, "flash", {"stages": ["flash", "boot"]}).ok(201)
+        old = f"/v1/jobs/{client.running(job_type='flash')['job_id']}"
+        put(client, "flash", {"stages": ["boot", "burn"]}).ok(200)
+        new = f"/v1/jobs/{client.running(job_type='flash')['job_id']}"
+        assert client.patch(old, {"job_stage": "flash"}).ok()
+        assert client.patch(old, {"job_stage": "burn"}).pointers() == ["/job_stage"]
+        assert client.patch(new, {"job_stage": "burn"}).ok()
+        assert client.patch(new, {"job_stage": "flash"}).pointers() == ["/job_stage"]
+
+    def test_waits_go_by_the_job_s_own_order(self, client: Client) -> None:
+        put(client, "flash", {"stages": ["flash", "boot"]}).ok(201)
+        job_id = client.running(job_type="flash")["job_id"]
+        client.patch(f"/v1/jobs/{job_id}", {"job_stage": "boot"}).ok()
+        now = {"prefer": "wait=0"}
+        met = client.post("/v1/waits", {"wait_on": {job_id: {"job_stage": "flash"}}}, headers=now).ok()
+        assert (met["status"], met["waited_jobs"]) == ("met", {job_id: {"job_stage": "boot"}})
+        refused = client.post("/v1/waits", {"wait_on": {job_id: {"job_stage": "download"}}}, headers=now)
+        assert refused.pointers() == [f"/wait_on/{job_id}/job_stage"]
+        assert "submit, flash, boot, complete" in refused.text
+
+    def test_nobody_runs_a_job_that_is_only_followed(self, client: Client) -> None:
+        put(client, "followed", {"executor": "none"}).ok(201)
+        done = client.create(job_type="followed")
+        assert client.post(f"/v1/jobs/{done['job_id']}/complete", {"result": 1}).ok()["status"] == "completed"
+        broken = client.create(job_type="followed")
+        error = {"error": {"code": "E", "message": "m"}}
+        assert client.post(f"/v1/jobs/{broken['job_id']}/fail", error).ok()["status"] == "failed"
+        usual = client.create(job_type="usual")
+        client.post(f"/v1/jobs/{usual['job_id']}/complete").problem(409, "INVALID_TRANSITION")
+
+
+def stored() -> int:
+    return int(wiring.dynamodb().scan(TableName=TABLE_NAME)["Count"])
+
+
+def died(*_: object) -> None:
+    raise OSError("the function died")
+
+
+def later(monkeypatch: pytest.MonkeyPatch, *, minutes: int) -> None:
+    """So much later."""
+    context = wiring.context()
+    changed = replace(context, clock=lambda: context.clock() + timedelta(minutes=minutes))
+    monkeypatch.setattr(wiring, "context", cache(lambda: changed))
+    wiring.http_api.cache_clear()

@@ -1,0 +1,236 @@
+"""JSON Schema for payloads, without a table: what is taken, what is refused, and that nothing takes long."""
+
+from __future__ import annotations
+
+import socket
+import time
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vigil_core.domain.errors import ValidationFailed
+from vigil_core.domain.jsontext import loads
+from vigil_core.domain.patterns import weight
+from vigil_core.services.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instance, check_schema
+
+LONG_S = 20
+"""Far above what a bounded check takes on a busy machine, far below what an unbounded one would."""
+
+
+def refused(schema: Any, *payload: Any) -> dict[str, str]:
+    """What is wrong with a schema; or, given one, with a payload."""
+    began = time.monotonic()
+    try:
+        check_instance(schema, *payload) if payload else check_schema(schema)
+    except ValidationFailed as error:
+        return {problem.pointer: problem.detail for problem in error.problems}
+    finally:
+        assert time.monotonic() - began < LONG_S
+    return {}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"not": schema}
+    return schema
+
+
+BOARD = {
+    "$schema": DIALECT,
+    "$id": "https://example.com/board",
+    "type": "object",
+    "required": ["board"],
+    "properties": {"board": {"$ref": "#/$defs/name"}, "tries": {"type": "integer", "maximum": 5}, "never": False},
+    "additionalProperties": False,
+    "$defs": {"name": {"type": "string", "pattern": "^[a-z]+$"}},
+}
+
+
+class TestSchemas:
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            {},
+            BOARD,
+            {"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"$anchor": "there"}}, "not": {"$ref": "#there"}},
+            {"type": "object", "properties": {"child": {"$ref": "#"}}},
+            {"minLength": Decimal("2.0"), "multipleOf": Decimal("0.1")},
+            {
+                "enum": [{"pattern": "("}, {"$ref": "https://example.com"}],
+                "properties": {"pattern": {"type": "string"}},
+            },
+            {"unevaluatedProperties": False, "properties": {"a": True}},
+            nested(31),
+        ],
+    )
+    def test_what_is_one(self, schema: Any) -> None:
+        assert refused(schema) == {}
+
+    @pytest.mark.parametrize(
+        ("schema", "pointer"),
+        [
+            ({"type": "objekt"}, "/type"),
+            ({"properties": {"a": 7}}, "/properties/a"),
+            ({"properties": {"a/b": {"items": {"minLength": -1}}}}, "/properties/a~1b/items/minLength"),
+            ({"minLength": Decimal("1.5")}, "/minLength"),
+            ({"allOf": []}, "/allOf"),
+            ({"allOf": [True, {"required": "a"}]}, "/allOf/1/required"),
+            ({"$schema": "http://json-schema.org/draft-07/schema#"}, "/$schema"),
+            ({"properties": {"a": {"$schema": DIALECT}}}, "/properties/a/$schema"),
+            ({"$defs": {"a": {"$id": "https://example.com/a"}}}, "/$defs/a/$id"),
+            ({"$ref": "https://example.com/schema"}, "/$ref"),
+            ({"$ref": "other.json"}, "/$ref"),
+            ({"$ref": DIALECT}, "/$ref"),
+            ({"$ref": "#/$defs/missing"}, "/$ref"),
+            ({"$ref": "#/x-of-our-own", "x-of-our-own": {"pattern": "("}}, "/$ref"),
+            ({"items": {"$dynamicRef": "#nowhere"}}, "/items/$dynamicRef"),
+            ({"pattern": "["}, "/pattern"),
+            ({"pattern": "(?=a)"}, "/pattern"),
+            ({"pattern": r"(a)\1"}, "/pattern"),
+            ({"patternProperties": {"(": {}}}, "/patternProperties/("),
+            ({"pattern": "(a{100}){100}"}, "/pattern"),
+            ({"pattern": "a" * 1_025}, "/pattern"),
+            ({"pattern": r"\w{900}"}, "/pattern"),
+            ({"allOf": [{"pattern": "a{600}"}, {"pattern": "b{600}"}]}, "/allOf/1/pattern"),
+            ({"unevaluatedProperties": False, "patternProperties": {"a": True}}, "/unevaluatedProperties"),
+            ({"properties": {str(n): {} for n in range(MAX_SUBSCHEMAS)}}, ""),
+            (nested(33), "/not" * 32),
+        ],
+    )
+    def test_what_is_none_and_where(self, schema: Any, pointer: str) -> None:
+        assert list(refused(schema)) == [f"/payload_schema{pointer}"]
+
+    def test_the_largest_is_looked_at_in_time(self) -> None:
+        assert refused({"properties": {str(n): {"type": "string"} for n in range(MAX_SUBSCHEMAS - 1)}}) == {}
+        assert len(refused({"allOf": [{"pattern": "["}] * 400})) == MAX_PROBLEMS
+
+
+class TestPayloads:
+    def test_each_problem_is_named_where_it_is(self) -> None:
+        found = refused(BOARD, {"tries": Decimal("6.5"), "never": 1, "a/b": 2})
+        assert found == {
+            "/payload": "'board' is a required property",
+            "/payload/tries": 'does not satisfy "maximum": 5',
+            "/payload/never": found["/payload/never"],
+            "/payload/a~1b": 'does not satisfy "additionalProperties": false',
+        }
+        assert refused(BOARD, {"board": "ASPEN"}) == {"/payload/board": 'does not satisfy "pattern": "^[a-z]+$"'}
+        assert refused(BOARD, {"board": "aspen", "tries": 5}) == {}
+
+    def test_at_most_20_and_none_of_them_tells_what_was_in_it(self) -> None:
+        found = refused({"items": {"type": "integer"}}, ["secret"] * 100)
+        assert list(found) == [f"/payload/{n}" for n in range(MAX_PROBLEMS)]
+        assert "secret" not in str(found)
+
+    def test_no_payload_is_checked_as_null(self) -> None:
+        assert refused({"type": "object"}, None) == {"/payload": 'does not satisfy "type": "object"'}
+        assert refused({"type": ["object", "null"]}, None) == {}
+
+    @pytest.mark.parametrize(
+        ("schema", "text", "valid"),
+        [
+            ({"type": "integer"}, "1.0", True),
+            ({"type": "integer"}, "1E+2", True),
+            ({"type": "integer"}, "1E+2000", True),
+            ({"type": "integer"}, "1.5", False),
+            ({"type": "integer"}, "true", False),
+            ({"const": 1}, "1.0", True),
+            ({"enum": [Decimal("0.10")]}, "0.1", True),
+            ({"uniqueItems": True}, "[1, 1.0]", False),
+            ({"uniqueItems": True}, "[1, true, [1], {}]", True),
+            ({"uniqueItems": True}, '[{"a": 1, "b": 2}, {"b": 2, "a": 1}]', False),
+            ({"multipleOf": Decimal("0.01")}, "19.99", True),
+            ({"multipleOf": Decimal("0.01")}, "19.999", False),
+            ({"multipleOf": Decimal("0.01")}, "1E+5000", False),
+            ({"maximum": 1}, "1.00000000000000000000000000000000001", False),
+            ({"patternProperties": {"^x-": {"type": "string"}}, "additionalProperties": False}, '{"x-a": "1"}', True),
+            ({"patternProperties": {"^x-": {"type": "string"}}, "additionalProperties": False}, '{"x-a": 1}', False),
+            ({"patternProperties": {"^x-": True}, "additionalProperties": {"type": "null"}}, '{"y": 1}', False),
+            ({"unevaluatedProperties": False, "allOf": [{"properties": {"a": True}}]}, '{"a": 1}', True),
+            ({"unevaluatedProperties": False, "allOf": [{"properties": {"a": True}}]}, '{"b": 1}', False),
+            ({"prefixItems": [{"type": "string"}], "items": False}, '["a", 1]', False),
+            ({"if": {"required": ["a"]}, "then": {"required": ["b"]}}, '{"a": 1}', False),
+            ({"pattern": "^a$"}, '"a\\n"', False),
+            ({"pattern": "b"}, '"abc"', True),
+            ({"format": "date"}, '"no date"', True),
+        ],
+    )
+    def test_as_the_draft_has_it(self, schema: Any, text: str, valid: bool) -> None:
+        assert refused(schema) == {}
+        assert (refused(schema, loads(text)) == {}) == valid
+
+    def test_a_schema_that_contains_itself(self) -> None:
+        tree = {"type": "object", "properties": {"child": {"$ref": "#"}}}
+        assert refused(tree, loads('{"child":' * 40 + "{}" + "}" * 40)) == {}
+        assert list(refused(tree, loads('{"child":' * 40 + "1" + "}" * 40))) == ["/payload" + "/child" * 40]
+
+    @pytest.mark.parametrize(
+        ("schema", "payload"),
+        [
+            ({"$ref": "#"}, 1),
+            ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"anyOf": [{"$ref": "#"}]}}}, 1),
+            (
+                {
+                    "$defs": {f"d{n}": {"allOf": 2 * [{"$ref": f"#/$defs/d{n + 1}"}]} for n in range(40)} | {"d40": {}},
+                    "$ref": "#/$defs/d0",
+                },
+                1,
+            ),
+            ({"pattern": "(.*1.{200}){4}x"}, "10" * 170_000),
+            ({"items": {"not": {"pattern": "(.*1.{200}){4}x"}}}, ["10" * 50] * 3_000),
+            ({"allOf": [{"uniqueItems": True}] * 400}, ["x" * 300_000]),
+            ({"uniqueItems": True}, [{"n": n} for n in range(60_000)]),
+            ({"allOf": [{"propertyNames": {"pattern": "a{4}"}}] * 200}, {"a" * n: 1 for n in range(4, 800)}),
+            ({"items": {"properties": {str(n): True for n in range(480)}}}, [{}] * 100_000),
+            ({"allOf": [{"required": [str(n) for n in range(100)]}] * 100}, [{}] * 100_000),
+        ],
+    )
+    def test_what_would_take_for_ever_is_given_up(self, schema: Any, payload: Any) -> None:
+        assert refused(schema) == {}
+        found = refused(schema, payload)
+        assert found in ({}, {"/payload": "takes too long to check against its type's payload_schema"})
+
+    @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "(.*)*b$", "^(([a-z])+.)+[A-Z]([a-z])+$"])
+    def test_no_pattern_backtracks(self, pattern: str) -> None:
+        text = "a" * 30_000 + "!"
+        for schema in (
+            {"pattern": pattern},
+            {"patternProperties": {pattern: False}, "additionalProperties": False},
+            {"propertyNames": {"pattern": pattern}},
+        ):
+            assert refused(schema) == {}
+            assert list(refused(schema, text if "pattern" in schema else {text: 1}))
+        looped = {"$schema": DIALECT, "pattern": pattern, "properties": {"a": {"$ref": "#"}}}
+        assert list(refused(looped, {"a": text})) == ["/payload/a"]
+
+    def test_no_reference_is_ever_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_network(*_: object) -> None:
+            raise AssertionError("somebody opened a socket")
+
+        monkeypatch.setattr(socket, "socket", no_network)
+        outside = {"$ref": "http://127.0.0.1:9/schema"}
+        assert refused({"$schema": "http://127.0.0.1:9/dialect"})
+        assert refused(outside)
+        with pytest.raises(Exception, match="Unresolvable"):
+            check_instance(outside, 1)
+
+
+class TestWeight:
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("", 0), ("abc", 3), ("a{3}", 3), ("(ab{2}){5}", 15), ("[a-z0-9]{40}", 40), (r"\d{4}-\d{2}", 7),
+            ("a{2,}", 2), ("a{2,9}", 9), ("a{0}", 1), ("(a|b)+", 2), (r"\{9\}", 3), ("[]{9}]", 1),
+            ("[^]{9}]{2}", 2), ("a{,9}", 5), ("((a{10}){10}){10}", 1000), ("(((", 0), (")))", 3), ("{9}", 0),
+        ],
+    )  # fmt: skip
+    def test_of_patterns(self, pattern: str, expected: int) -> None:
+        assert weight(pattern) == expected
+
+    @given(st.text(alphabet="ab()[]{}^\\,0129*+?|.", max_size=60))
+    def test_of_anything(self, pattern: str) -> None:
+        assert weight(pattern) >= 0
