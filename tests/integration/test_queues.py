@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.table import TABLE_NAME
 from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain import jobs
 from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost
 from vigil_core.domain.jobs import Job, JobError, Report
@@ -96,7 +97,7 @@ class TestClaims:
 
     def test_two_workers_never_get_the_same_job(self, table: DynamoTable) -> None:
         world = World(DynamoTable(OneByOne(table), TABLE_NAME))  # type: ignore[arg-type]
-        jobs = {world.job() for _ in range(40)}
+        ids = {world.job() for _ in range(40)}
         got: list[str] = []
 
         def work(worker: str) -> None:
@@ -110,7 +111,7 @@ class TestClaims:
             worker.join()
         got += [job.job_id for job in claim(world, 10)]  # whoever lost all its races went home early
         assert len(got) == len(set(got))
-        assert set(got) == jobs
+        assert set(got) == ids
 
     def test_a_repeated_claim_grants_the_same_jobs(self, world: World) -> None:
         for _ in range(5):
@@ -268,6 +269,17 @@ class TestLeases:
         assert (back.status, back.attempt, back.stage) == ("pending", 1, "submit")
         assert stored(world, job_id).progress == 0
         assert claim(world)[0].job_id == job_id
+
+    def test_a_late_heartbeat_does_not_touch_the_lease_of_the_next_worker(self, world: World) -> None:
+        job_id, token = claimed(world)
+        late = stored(world, job_id)
+        change_job.release(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+        (job,) = claim(world, worker="next", lease_s=600)
+        assert job.lease
+        world.ctx.jobs.save(late, jobs.heartbeat(late, now=world.time, lease_token=token))
+        now = stored(world, job_id)
+        assert now.lease
+        assert now.lease.until == job.lease.until
 
     def test_no_heartbeat_extends_beyond_the_enforced_cancel(self, world: World) -> None:
         job_id, token = claimed(world)

@@ -53,7 +53,7 @@ def claim_jobs(ctx: Context, namespace: str, wanted: Claim, *, by: str, until: d
 def _look(ctx: Context, namespace: str, wanted: Claim, by: str) -> list[Job]:
     paused = ctx.job_queues.is_paused(namespace, wanted.queue)
     granted: list[Job] = []
-    for candidates in _rounds(ctx, namespace, wanted, paused=paused):
+    for candidates in _rounds(ctx, namespace, wanted, by, paused=paused):
         left = list(candidates)
         while left and len(granted) < wanted.most:
             job = _grant(ctx, namespace, left.pop(0).job_id, wanted, by, paused=paused)
@@ -67,18 +67,18 @@ def _look(ctx: Context, namespace: str, wanted: Claim, by: str) -> list[Job]:
     return granted
 
 
-def _rounds(ctx: Context, namespace: str, wanted: Claim, *, paused: bool) -> Iterator[Sequence[ReadyJob]]:
+def _rounds(ctx: Context, namespace: str, wanted: Claim, by: str, *, paused: bool) -> Iterator[Sequence[ReadyJob]]:
     """What may be granted. A claim with an id keeps its candidates before it grants any: whoever repeats it tries the
     same ones, and others only if nobody got any of those."""
     if wanted.claim_id is None:
         if not paused:
-            yield _candidates(ctx, namespace, wanted)
+            yield _candidates(ctx, namespace, wanted, by)
         return
     for number in count():
         claim_id = f"{wanted.claim_id}#{number}"
         kept = ctx.job_queues.candidates(namespace, wanted.queue, claim_id)
         if kept is None:
-            found = [] if paused else _candidates(ctx, namespace, wanted)[: 2 * wanted.most]
+            found = [] if paused else _candidates(ctx, namespace, wanted, by)[: 2 * wanted.most]
             if not found:
                 return
             ids = [candidate.job_id for candidate in found]
@@ -86,7 +86,7 @@ def _rounds(ctx: Context, namespace: str, wanted: Claim, *, paused: bool) -> Ite
         yield [ReadyJob(job_id=job_id, rank=0) for job_id in kept]
 
 
-def _candidates(ctx: Context, namespace: str, wanted: Claim) -> list[ReadyJob]:
+def _candidates(ctx: Context, namespace: str, wanted: Claim, by: str) -> list[ReadyJob]:
     """Those that are ready, in their order; where they do not suffice, also those whose leases have run out."""
     ready = ctx.job_queues.ready(namespace, wanted.queue, WINDOW)
     if len(ready) >= wanted.most:
@@ -94,7 +94,7 @@ def _candidates(ctx: Context, namespace: str, wanted: Claim) -> list[ReadyJob]:
     lapsed = ctx.job_queues.overdue(namespace, wanted.queue, "running", ctx.now(), LAPSED)
     for job_id in lapsed:
         with suppress(JobNotFound, StoreConflict):
-            on_time(ctx, namespace, job_id, by=wanted.worker)
+            on_time(ctx, namespace, job_id, by=by)
     return [*ready, *(ReadyJob(job_id=job_id, rank=len(RANKS)) for job_id in lapsed)]
 
 

@@ -214,10 +214,10 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
         return job
-    lease_until = _moment(live.get("lease_until"))
+    extended = job.lease is not None and job.lease.token == live.get("lease_token")
     return replace(
         job,
-        lease=replace(job.lease, until=lease_until) if job.lease and lease_until else job.lease,
+        lease=replace(job.lease, until=from_text(live["lease_until"])) if job.lease and extended else job.lease,
         progress=max(job.progress, Decimal(live["progress"])),
         message=live.get("message"),
         live_version=live["live_version"],
@@ -303,6 +303,7 @@ def _live_put(job: Job) -> Put:
         "live_version": job.live_version,
         "version": job.version,
         "updated_at": to_text(job.updated_at),
+        "lease_token": job.lease and job.lease.token,
         "lease_until": job.lease and to_text(job.lease.until),
     }
     return Put(
