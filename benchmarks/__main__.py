@@ -136,6 +136,8 @@ def _costs(others: int) -> dict[str, Any]:
         wait = costs.wait_life(lab)
         authorization = costs.authorization(lab)
         minute = costs.idle_minute(lab)
+        worker = costs.worker_life(lab)
+        claims = {count: costs.claim_among(lab, count) for count in (10, others)}
         match = {count: costs.match_among(lab, count) for count in (10, others)}
         agreement = lab.meter.agreement
     return {
@@ -145,6 +147,8 @@ def _costs(others: int) -> dict[str, Any]:
             "by_function": {name: plain(bill) for name, bill in life.by_function.items()},
         },
         "job_variants": {name: plain(bill) for name, bill in variants.items()},
+        "worker_job": {name: plain(bill) for name, bill in worker.items()},
+        "claims": {str(count): plain(bill) for count, bill in claims.items()},
         "wait": plain_wait(wait),
         "match": {str(count): plain_wait(each) for count, each in match.items()},
         "authorization": plain(authorization),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,6 +39,8 @@ REPORTS: Sequence[Mapping[str, Any]] = (
 PROGRESS: Sequence[Mapping[str, Any]] = tuple(
     {"progress": tenths / 10, "message": f"{tenths * 12} of 120 tests"} for tenths in (1, 3, 5, 7, 9)
 )
+HANDED_OUT: Mapping[str, Any] = {**JOB, "job_type": "image_check", "queue": "checks"}
+CLAIM: Mapping[str, Any] = {"worker": "box-1", "lease": 60}
 RESULT: Mapping[str, Any] = {"result": {"passed": 127, "failed": 1, "log": "https://logs.example.com/9.4/12.txt"}}
 WAIT_OPTIONS: Mapping[str, Any] = {"get_fields": {"result_root": None, "boot_seconds": None}, "fail_fast": None}
 SIDE_BY_SIDE = 25
@@ -74,6 +76,7 @@ def warm_up(lab: Lab) -> None:
     that somebody outside runs it."""
     lab.call("PUT", f"/v1/job-types/{JOB['job_type']}", {"executor": "none"}).ok(201)
     finish(lab, create(lab))
+    worker_life(lab)
     lab.call("POST", "/v1/waits", wait_body(create(lab)), wait_s=0).ok()
     lab.deliver()
 
@@ -150,6 +153,47 @@ def wait_life(lab: Lab) -> WaitLife:
     shown = lab.call("GET", f"/v1/waits/{answer['wait_id']}").ok()
     assert shown["status"] == "met", shown
     return WaitLife(registered=registered, matched=matched, look=look, looks_in_20_s=looks)
+
+
+def worker_life(lab: Lab) -> Mapping[str, Bill]:
+    """What a job takes that a worker claims, once says to be alive with, and completes, by step."""
+    by_step: dict[str, Bill] = {}
+    lease: dict[str, Any] = {}
+
+    def claim() -> None:
+        (job,) = lab.call("POST", f"/v1/queues/{HANDED_OUT['queue']}/claim", CLAIM).ok()["jobs"]
+        lease.update(job_id=job["job_id"], token=job["lease_token"])
+
+    def tell(verb: str, told: Mapping[str, Any]) -> None:
+        body = {**told, "lease_token": lease["token"]}
+        lab.call("POST", f"/v1/jobs/{lease['job_id']}/{verb}", body).ok()
+
+    steps: Mapping[str, Callable[[], object]] = {
+        "create": lambda: create(lab, HANDED_OUT),
+        "claim": claim,
+        "heartbeat": lambda: tell("heartbeat", {}),
+        "complete": lambda: tell("complete", RESULT),
+    }
+    for name, step in steps.items():
+        with lab.billed() as taken:
+            step()
+            lab.deliver()
+        by_step[name] = taken(None)
+    return by_step
+
+
+def claim_among(lab: Lab, ready: int) -> Bill:
+    """One claim of one job while so many are ready."""
+    queue = f"checks-{ready}"
+    rows = [lab.row(keys.job(NAMESPACE, create(lab, {**HANDED_OUT, "queue": queue})))]
+    job_id = keys.parse_job(rows[0]["pk"]["S"])[1]
+    rows += [_renamed(rows[0], {job_id: wiring.context().new_id()}) for _ in range(ready - 1)]
+    lab.put_rows(rows[1:])
+    lab.skip()
+    with lab.billed() as claim:
+        assert len(lab.call("POST", f"/v1/queues/{queue}/claim", CLAIM).ok()["jobs"]) == 1
+    lab.skip()
+    return claim(None)
 
 
 def idle_minute(lab: Lab) -> Bill:

@@ -51,11 +51,17 @@ def bars(results: Json) -> list[Bar]:
     job, wait, latency = _bill(results["job"]["total"]), _wait_total(results["wait"]), results["latency"]
     ratio = latency["job"]["median_ms"] / latency["bare"]["median_ms"]
     few, many = (results["match"][count] for count in sorted(results["match"], key=int))
+    short, long = (results["claims"][count] for count in sorted(results["claims"], key=int))
     return [
         Bar(what="write units of a tracked job with five reports", limit=JOB_BAR, found=job.write_units),
         Bar(what="write units of a wait on it", limit=WAIT_BAR, found=wait.write_units),
         Bar(
             what="quantities in which a match differs among few and many waits", limit=0, found=_differences(few, many)
+        ),
+        Bar(
+            what="quantities in which a claim differs from a short and from a long queue",
+            limit=0,
+            found=_differing(short, long),
         ),
         Bar(what="update to WebSocket, as a multiple of the bare path", limit=LATENCY_BAR, found=round(ratio, 2)),
     ]
@@ -73,6 +79,7 @@ def sections(results: Json) -> Iterator[Section]:
         notes=[],
     )
     yield _job(results)
+    yield _worker_job(results)
     yield _wait(results)
     yield _match(results)
     yield _latency(results)
@@ -161,6 +168,24 @@ def _job(results: Json) -> Section:
     )
 
 
+def _worker_job(results: Json) -> Section:
+    steps = {name: _bill(bill) for name, bill in results["worker_job"].items()}
+    rows = [_cost_row("**a job of a queue**", sum(steps.values(), Bill()))]
+    rows += [_cost_row(f"– {_WORK[name]}", bill) for name, bill in steps.items()]
+    for length in sorted(results["claims"], key=int):
+        rows.append(_cost_row(f"a claim from a queue of {int(length):,}, alone", _bill(results["claims"][length])))
+    return Section(
+        title="A job of a queue",
+        columns=["", *_COST_COLUMNS],
+        rows=rows,
+        notes=[
+            "Created with a payload, claimed by a worker, one heartbeat, completed with a result; the stream's work "
+            "included, but for the claims in the last two rows."
+        ],
+    )
+
+
+_WORK = {"create": "create", "claim": "claim", "heartbeat": "a heartbeat", "complete": "complete"}
 _STEPS = {"create": "create", "start": "start", "report": "five reports", "complete": "complete"}
 _VARIANTS = {
     "side_by_side": "a job among 25 side by side, in batches of the stream",
@@ -314,6 +339,10 @@ def _wait_total(wait: Json) -> Bill:
 def _differences(one: Json, other: Json) -> int:
     difference = _wait_total(one) - _wait_total(other)
     return len(difference.quantities)
+
+
+def _differing(one: Json, other: Json) -> int:
+    return len((_bill(one) - _bill(other)).quantities)
 
 
 def _number(amount: float) -> str:

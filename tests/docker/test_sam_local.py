@@ -147,4 +147,17 @@ def test_every_route_is_served_from_containers(
     assert len(client.get("/v1/waits")["waits"]) == 2
     said(client.call("DELETE", f"/v1/jobs/{first}"), 204)
     assert client.post("/v1/tickets", status=201)["ticket"].startswith("vgt_")
+    said(client.call("PUT", "/v1/job-types/thumbnail", {"queue": "images", "stages": ["fetch", "shrink"]}), 201)
+    assert client.get("/v1/job-types/thumbnail")["queue"] == "images"
+    assert [each["name"] for each in client.get("/v1/job-types")["job_types"]] == ["thumbnail"]
+    handed_out = client.job(job_type="thumbnail")
+    assert client.post("/v1/queues/images/pause")["paused"]
+    assert not client.post("/v1/queues/images/resume")["paused"]
+    (job,) = client.post("/v1/queues/images/claim", {}, prefer="wait=5")["jobs"]
+    lease = {"lease_token": job["lease_token"]}
+    assert client.post(f"/v1/jobs/{handed_out}/heartbeat", lease)["status"] == "running"
+    assert client.post(f"/v1/jobs/{handed_out}/release", lease)["status"] == "pending"
+    assert client.get("/v1/queues/images")["queue"] == "images"
+    assert {"queue": "images", "paused": False} in client.get("/v1/queues")["queues"]
+    said(client.call("DELETE", "/v1/job-types/thumbnail"), 204)
     assert recorder.routes == ROUTES.keys()

@@ -60,10 +60,23 @@ def test_a_match_costs_the_same_whoever_else_waits(lab: Lab) -> None:
     assert few == many
 
 
+def test_a_job_of_a_queue_takes_a_write_unit_more_to_create_and_four_to_claim(lab: Lab) -> None:
+    tracked, handed_out = costs.job_life(lab).by_step["create"], costs.worker_life(lab)
+    assert handed_out["create"].write_units == tracked.write_units + 1
+    # The state, the two places in the index that it leaves and enters, and the worker's row.
+    assert handed_out["claim"].write_units == 4
+    assert handed_out["heartbeat"].write_units == 1
+
+
+def test_a_claim_costs_the_same_however_long_the_queue_is(lab: Lab) -> None:
+    assert costs.claim_among(lab, 10) == costs.claim_among(lab, 300)
+
+
 def test_an_idle_minute_takes_a_lock_and_a_look_for_each_shard_and_two_looks_for_each_queue(lab: Lab) -> None:
     minute = costs.idle_minute(lab)
     assert minute.write_units == 2 * keys.DUE_SHARDS
-    assert minute[READ] == 0.5 * keys.DUE_SHARDS + 2 * 0.5
+    queues = 2
+    assert minute[READ] == 0.5 * keys.DUE_SHARDS + queues * 2 * 0.5
 
 
 def test_the_meter_sees_writes_that_are_refused(lab: Lab) -> None:

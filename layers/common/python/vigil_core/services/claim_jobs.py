@@ -18,8 +18,9 @@ from vigil_core.services.hold import hold
 from vigil_core.store.job_queues import ReadyJob
 from vigil_core.store.jobs import RANKS
 
-WINDOW = 25
-"""Ready jobs that a claim looks at: enough for some workers at once to find each its own."""
+WINDOW = 20
+"""Ready jobs that a claim looks at: enough for some workers at once to find each its own, and with usual names within
+4 KB, which is what half a read unit pays for."""
 LAPSED = 10
 """Leases that a claim takes back which finds too few jobs ready."""
 LONGEST_PAUSE_S = 1.0
