@@ -155,7 +155,7 @@ class ClaimedJob:
             dumps(result).encode()  # What is not JSON is the handler's failure.
         except BaseException as error:
             here = error.__traceback__
-            trace = "".join(traceback.format_exception(type(error), error, here and here.tb_next))
+            trace = _clean("".join(traceback.format_exception(type(error), error, here and here.tb_next)))
             LOG.warning("job %s failed\n%s", self.job_id, trace.rstrip())
             code = "CANCELLED" if isinstance(error, Cancelled) else type(error).__name__[:MAX_NAME]
             return self._failure(code, _explained(error, trace), retryable=not isinstance(error, Permanent))
@@ -459,9 +459,14 @@ def _is_loss(error: VigilError) -> bool:
     return error.code in ("LEASE_LOST", "INVALID_TRANSITION", "JOB_NOT_FOUND")
 
 
+def _clean(text: str) -> str:
+    """Text that the API and a log take: without NUL and halves of surrogate pairs."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
 def _sendable(text: str) -> str:
-    """Text that the API takes: without NUL and halves of surrogate pairs, and not too long."""
-    clean = text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    """Text that the API takes, and not too long."""
+    clean = _clean(text)
     return clean if len(clean) <= MAX_MESSAGE else clean[: MAX_MESSAGE - 1] + "…"
 
 

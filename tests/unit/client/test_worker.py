@@ -86,7 +86,9 @@ def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigi
     assert fake.asked("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is True
 
 
-@pytest.mark.parametrize("text", ["x" * 5000, "\x00half \ud800", "line\n" * 500, ""])
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "\x00half \ud800", "line\n" * 500, ""], ids=["long", "half a pair", "lines", "empty"]
+)
 def test_whatever_an_exception_says_can_be_told(client: Vigil, fake: FakeVigil, text: str) -> None:
     def handle(job: ClaimedJob) -> object:
         raise RuntimeError(text)
@@ -112,7 +114,9 @@ def test_an_exception_that_cannot_say_what_it_is(client: Vigil, fake: FakeVigil)
         assert fake.ended(job_id)["error"]["code"] == "Mute"
 
 
-@pytest.mark.parametrize("result", [object(), {1, 2}, float("nan"), "\ud800"])
+@pytest.mark.parametrize(
+    "result", [object(), {1, 2}, float("nan"), "\ud800"], ids=["object", "set", "nan", "half a pair"]
+)
 def test_a_result_that_is_not_json_is_the_handlers_failure(client: Vigil, fake: FakeVigil, result: object) -> None:
     job_id = submit(client)
     with working(client, lambda _: result):
