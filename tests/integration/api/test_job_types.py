@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -15,8 +14,10 @@ import pytest
 from tests.support.api import Client, Reply, pages
 from tests.support.table import TABLE_NAME
 from vigil_core import wiring
+from vigil_core.api.job_type_wire import job_type_of
 from vigil_core.domain.jsontext import dumps
 from vigil_core.domain.stages import DEFAULT_STAGES
+from vigil_core.services.job_types import put_job_type
 from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.table import DynamoTable, Row
 
@@ -95,28 +96,21 @@ class TestDefining:
 
     def test_two_at_once(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both find nothing; one creates, and the other then changes what it created."""
-        both = threading.Barrier(2, timeout=10)
         find = JobTypeStore.find
-        waited: set[int] = set()
+        first: list[bool] = []
 
-        def together(store: JobTypeStore, namespace: str, name: str) -> Any:
+        def overtaken(store: JobTypeStore, namespace: str, name: str) -> Any:
             found = find(store, namespace, name)
-            if threading.get_ident() not in waited:
-                waited.add(threading.get_ident())
-                both.wait()
+            if not first:
+                first.append(found is None)
+                wanted = job_type_of(namespace, name, {"queue": "one"}, wiring.now())
+                first.append(put_job_type(wiring.context(), wanted)[1])
             return found
 
-        monkeypatch.setattr(JobTypeStore, "find", together)
-        replies: list[Reply] = []
-        threads = [
-            threading.Thread(target=lambda queue=queue: replies.append(put(client, "flash", {"queue": queue})))
-            for queue in ("one", "two")
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(reply.status for reply in replies) == [200, 201]
+        monkeypatch.setattr(JobTypeStore, "find", overtaken)
+        assert put(client, "flash", {"queue": "two"}).ok()["queue"] == "two"
+        assert first == [True, True], "the other one found nothing, and created it"
+        assert client.get("/v1/job-types/flash").ok()["queue"] == "two"
 
 
 class TestWhatIsNone:

@@ -157,8 +157,8 @@ LeaseToken: TypeAlias = Annotated[
     Text | None,
     Field(description="Of the claim. A report without the token of the lease that stands is 409 `LEASE_LOST`"),
 ]
-Seconds: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=LONGEST_DELAY_S)]
-LeaseSeconds: TypeAlias = Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_LEASE_S)]
+Seconds: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DELAY_S), BeforeValidator(whole)]
+LeaseSeconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_LEASE_S), BeforeValidator(whole)]
 TimeText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
@@ -194,7 +194,7 @@ class Retry(Wire):
     """What follows a failed attempt: the next one after min(`max_delay`, `initial_delay` × `multiplier` ^ (n - 1))
     seconds, n counting failures; with `jitter` after any time up to that."""
 
-    max_attempts: Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_ATTEMPTS)] | None = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS), BeforeValidator(whole)] | None = Field(
         default=None, description="The first try included; 3 when absent"
     )
     initial_delay: Delay | None = Field(default=None, description="Seconds; 1 when absent")
@@ -347,7 +347,7 @@ class Release(Wire):
 class ClaimBody(Wire):
     """A worker asks for jobs."""
 
-    max: Annotated[int, BeforeValidator(whole), Field(ge=1, le=MAX_CLAIMED)] | None = Field(
+    max: Annotated[int, Field(ge=1, le=MAX_CLAIMED), BeforeValidator(whole)] | None = Field(
         default=None, description="1 when absent"
     )
     lease: LeaseSeconds | None = Field(default=None, description="Seconds; 60 when absent")

@@ -1,0 +1,301 @@
+"""Generated lives of jobs: workers claim, report, fall silent and die between any two requests, while time passes.
+
+Whatever happens, the index shows each job as its row has it, nobody reports under a lease that is lost, no attempt
+comes twice, and once everybody has gone home the clock leaves no job running.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from moto import mock_aws
+
+from tests.model.moto_table import empty_table
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain import jobs as job_rules
+from vigil_core.domain.attempts import RetryPolicy
+from vigil_core.domain.errors import InvalidTransition, LeaseLost
+from vigil_core.domain.jobs import Job, JobError, Report
+from vigil_core.services import change_job
+from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.services.run_clock import SweepFailed
+from vigil_core.store import keys
+from vigil_core.store.table import DynamoTable
+
+QUEUE = "default"
+LIVES = int(os.environ.get("VIGIL_LIVES", "300"))
+FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
+BROKEN = JobError(code="E", message="m")
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+class Died(Exception):
+    """Whoever was at work is no more."""
+
+
+class MortalTable:
+    """The table, for a process that dies before or after one of its writes."""
+
+    def __init__(self, table: DynamoTable) -> None:
+        self._table = table
+        self.writes_left: int | None = None
+        self.dies_after = False
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._table, name)
+        if name not in {"put", "update", "delete", "batch_write", "transact"}:
+            return call
+
+        def mortal(*args: Any, **kwargs: Any) -> Any:
+            last = self.writes_left == 0
+            if last and not self.dies_after:
+                raise Died
+            done = call(*args, **kwargs)
+            if last:
+                raise Died
+            if self.writes_left is not None:
+                self.writes_left -= 1
+            return done
+
+        return mortal
+
+
+POLICIES = [
+    None,
+    RetryPolicy(max_attempts=3, initial_delay=Decimal(0)),
+    RetryPolicy(max_attempts=5, initial_delay=Decimal(0)),
+    RetryPolicy(max_attempts=2, initial_delay=Decimal(20), jitter=False),
+    RetryPolicy(max_attempts=4, initial_delay=Decimal(5)),
+]
+DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True)]
+"""After how many writes somebody dies, and whether the last of them was carried out."""
+STEPS = ["create"] * 3 + ["claim"] * 5 + ["tell"] * 6 + ["ask"] + ["time_passes"] * 4 + ["sweep"] * 2 + ["message"]
+
+
+class Lives:
+    """A queue, its workers and the clock. Each step takes its chances from a number of its own."""
+
+    def __init__(self) -> None:
+        self.table = MortalTable(empty_table())
+        self.world = World(self.table)
+        self.world.ctx = replace(self.world.ctx, chance=lambda: 0.5)
+        self.ids: list[str] = []
+        self.leases: dict[str, list[str]] = {}
+        """The tokens that were ever granted for each job, in order."""
+        self.seen: dict[str, Job] = {}
+
+    def stored(self, job_id: str) -> Job:
+        job = self.world.ctx.jobs.find(NAMESPACE, job_id)
+        assert job
+        return job
+
+    def mortally(self, chance: Random, work: Callable[[], Any]) -> Any:
+        """Work that may be the last of whoever does it."""
+        death = chance.choice(DEATHS)
+        if death is not None:
+            self.table.writes_left, self.table.dies_after = death
+        try:
+            return work()
+        except Died:
+            return None
+        finally:
+            self.table.writes_left = None
+
+    def create(self, chance: Random) -> None:
+        at = self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None
+        self.ids.append(
+            self.world.job(
+                scheduled_at=at,
+                retry=chance.choice(POLICIES),
+                timeout_s=chance.choice([None, None, 40]),
+                fallback=chance.choice([None, None, {"rows": 0}]),
+                executor=chance.choice(["worker", "worker", "worker", "none"]),
+                priority=chance.choice(["high", "normal"]),
+                heartbeat_timeout_s=chance.choice([None, 25]),
+            )
+        )
+
+    def claim(self, chance: Random) -> None:
+        claim_id = chance.choice([None, None, str(chance.randint(0, 5))])
+        wanted = Claim(
+            queue=QUEUE,
+            worker="w",
+            most=chance.randint(1, 3),
+            lease_s=chance.choice([10, 50]),
+            claim_id=claim_id,
+        )
+        granted = self.mortally(
+            chance, lambda: claim_jobs(self.world.ctx, NAMESPACE, wanted, by=KEY, until=self.world.time)
+        )
+        for job in granted or ():
+            assert job.status == "running"
+            assert job.lease
+            assert job.lease.until > self.world.time or claim_id, "what is granted is not over yet"
+
+    def tell(self, chance: Random) -> None:
+        """Whoever holds a lease reports, or whoever has lost one."""
+        held = {job_id: job.lease.token for job_id, job in self.seen.items() if job.lease}
+        lost = [
+            (job_id, token)
+            for job_id, tokens in self.leases.items()
+            for token in tokens
+            if token not in (held.get(job_id), self.seen[job_id].reported_token)
+        ]
+        what = chance.randint(0, 5)
+        if lost and chance.random() < 0.3:
+            job_id, token = chance.choice(lost)
+            before = self.stored(job_id)
+            with suppress(LeaseLost, InvalidTransition):
+                self._tell(job_id, token, what)
+            assert self.stored(job_id) == before, "a stale report changes nothing"
+        elif held:
+            job_id, token = chance.choice(list(held.items()))
+            over = self.seen[job_id].lease
+            try:
+                self.mortally(chance, lambda: self._tell(job_id, token, what))
+            except LeaseLost:
+                assert what == 0, "only a heartbeat minds that the time is over"
+                assert over
+                assert over.until <= self.world.time
+
+    def _tell(self, job_id: str, token: str, what: int) -> None:
+        ctx = self.world.ctx
+        match what:
+            case 0:
+                half = Decimal("0.5")
+                change_job.heartbeat(
+                    ctx, NAMESPACE, job_id, lease_token=token, length_s=None, progress=half, message=None
+                )
+            case 1:
+                change_job.complete(ctx, NAMESPACE, job_id, by=KEY, result=token, lease_token=token)
+            case 2 | 3:
+                change_job.fail(ctx, NAMESPACE, job_id, BROKEN, by=KEY, retryable=what == 2, lease_token=token)
+            case 4:
+                change_job.release(ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+            case _:
+                change_job.report(ctx, NAMESPACE, job_id, Report(fields={"n": token}), by=KEY, lease_token=token)
+
+    def ask(self, chance: Random) -> None:
+        if self.ids:
+            job_id, act = (
+                chance.choice(self.ids),
+                chance.choice([change_job.start, change_job.cancel, change_job.retry]),
+            )
+            with suppress(InvalidTransition, LeaseLost):
+                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
+
+    def time_passes(self, chance: Random) -> None:
+        self.world.pass_time(chance.choice([1, 9, 31, 61]))
+
+    def sweep(self, chance: Random) -> None:
+        with suppress(SweepFailed):
+            self.mortally(chance, self.world.sweep)
+        # The lock of a sweep that died is free a minute later.
+        self.world.pass_time(56)
+
+    def message(self, chance: Random) -> None:
+        """One of the clock's messages, for which there may be no reason any more."""
+        if self.ids:
+            change_job.on_time(self.world.ctx, NAMESPACE, chance.choice(self.ids))
+
+    def what_is_stored_makes_sense(self) -> None:
+        for job_id in self.ids:
+            job, before = self.stored(job_id), self.seen.get(job_id)
+            if job.lease and job.lease.token not in self.leases.setdefault(job_id, []):
+                self.leases[job_id].append(job.lease.token)
+            assert (job.lease is not None) <= (job.status == "running")
+            assert 1 <= job.attempt <= job.max_attempts
+            if before is not None:
+                assert job.attempt >= before.attempt
+                assert job.version >= before.version
+                if before.ended and not job.ended:
+                    assert any(line.kind == "retried" for line in job.log if line.version > before.version)
+            if job.status == "completed" and job.health == "success" and job.reported_token:
+                assert self.world.ctx.jobs.bodies(job).result == f'"{job.reported_token}"', "the holder's own result"
+            self.seen[job_id] = job
+            self._index_is_right(job)
+
+    def _index_is_right(self, job: Job) -> None:
+        row = self.table.get(keys.job(NAMESPACE, job.job_id))
+        shown = (row.get("g1pk"), row.get("g1sk"))
+        if job.status == "pending" and job.executor == "worker":
+            assert shown[0] == keys.ready_jobs(NAMESPACE, QUEUE)
+        elif job.due_at is not None:
+            assert shown[0] == keys.timed_jobs(NAMESPACE, QUEUE)
+            assert keys.timed_at(str(shown[1])) <= job.due_at, "the clock looks in time"
+        else:
+            assert shown == (None, None)
+
+    def come_to_rest(self) -> None:
+        """Everybody has gone home: the clock alone brings all that was under way to rest."""
+        for _ in range(12):
+            self.world.pass_time(61)
+            self.world.sweep()
+        for job_id in self.ids:
+            job = self.stored(job_id)
+            assert job.status != "scheduled"
+            assert job.lease is None, "no worker keeps what it does not look after"
+            assert job.status != "running" or job.due_at is None, "only what runs without a limit goes on"
+
+
+@pytest.fixture(autouse=True)
+def table() -> Iterator[None]:
+    with mock_aws():
+        create_table()
+        yield
+
+
+@pytest.mark.parametrize("part", range(FIRST_SEED, FIRST_SEED + -(-LIVES // 100)))
+def test_every_life_is_lived_by_the_rules(part: int) -> None:
+    _live(part, 100, phases=(Phase.generate, Phase.shrink))
+
+
+def _anybody(job: Job, lease_token: str | None) -> None:
+    del job, lease_token
+
+
+FAULTS: dict[str, tuple[object, str, object]] = {
+    "anybody may report": (job_rules, "_require_holder", _anybody),
+    "the clock is not shown when a lease ends": (Job, "due_at", property(lambda job: job.exactly_due_at)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(AssertionError):
+        _live(FIRST_SEED, 100, phases=(Phase.generate,))
+
+
+def _live(part: int, lives: int, *, phases: tuple[Phase, ...]) -> None:
+    steps = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 2**32)), min_size=40, max_size=40)
+
+    @seed(part)
+    @settings(
+        max_examples=lives,
+        phases=phases,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(steps)
+    def live(story: list[tuple[str, int]]) -> None:
+        lives = Lives()
+        for step, number in story:
+            getattr(lives, step)(Random(number))
+            lives.what_is_stored_makes_sense()
+        lives.come_to_rest()
+
+    live()
