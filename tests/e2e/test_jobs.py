@@ -84,7 +84,7 @@ def test_one_bad_job_does_not_spoil_the_others_of_a_bulk(client: Client) -> None
     taken = client.job()
     answer = client.post(
         "/v1/jobs/bulk",
-        {"jobs": [{"job_type": "a"}, {"job_type": "b", "retry": {}}, {"job_type": "c", "job_id": taken}, 7]},
+        {"jobs": [{"job_type": "a"}, {"job_type": "b", "retry": 3}, {"job_type": "c", "job_id": taken}, 7]},
     )
     first, later, twice, nonsense = answer["results"]
     assert client.get(f"/v1/jobs/{first['job_id']}")["job_type"] == "a"
@@ -210,10 +210,9 @@ def test_bad_input_is_refused_by_name_and_stores_nothing(client: Client) -> None
     for method, path, body, pointer in cases:
         refusal = problem(client.call(method, path, body), 422, "VALIDATION_FAILED")
         assert refusal["errors"][0]["pointer"].startswith(pointer), refusal
-    for unknown in ("7", "x" * 2000, str(uuid6.uuid7())):
+    for unknown in ("7", "x" * 2000, "%00", str(uuid6.uuid7())):
         problem(client.call("GET", f"/v1/jobs/{unknown}"), 404, "JOB_NOT_FOUND")
-    for nowhere in ("/nowhere", "/v1/jobs/%00"):
-        problem(client.call("GET", nowhere), 404, "NOT_FOUND")
+    problem(client.call("GET", "/nowhere"), 404, "NOT_FOUND")
     problem(client.call("POST", "/v1/jobs", {"job_type": "t", "payload": "x" * 2_500_000}), 413, "PAYLOAD_TOO_LARGE")
     assert client.get(f"/v1/jobs/{job_id}") == before
     assert [job["job_id"] for job in client.get("/v1/jobs")["jobs"]] == [job_id]

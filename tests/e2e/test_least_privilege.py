@@ -38,7 +38,7 @@ def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
 
 ALLOWED = {
     "authorizer": {"read a row"},
-    "api": {"read a row", "write a row", "send a page"},
+    "api": {"read a row", "write a row", "send a page", "see what is due"},
     "websocket": {"read a row", "write a row", "send a page"},
     "notifier": {"read a row", "write a row", "list dead letters"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
