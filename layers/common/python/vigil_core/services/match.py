@@ -13,8 +13,7 @@ from vigil_core.services.context import Context, WideWork
 from vigil_core.services.resolve_wait import outcome_of, resolve
 from vigil_core.services.wake_up import wake_for_job
 from vigil_core.store.jobs import job_from_row, job_to_row
-from vigil_core.store.stream import StreamRecord
-from vigil_core.store.table import Row
+from vigil_core.store.stream import StreamRecord, new_version
 
 T = TypeVar("T")
 
@@ -69,8 +68,8 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
     versions: dict[str, Job] = {}
     for record in records:
         try:
-            job, before = _job(record.new()), _job(record.old())
-            if job is not None and (before is None or before.version != job.version):
+            if (told := new_version(record)) is not None:
+                job, before = told
                 versions[record.sequence_number] = job
                 wake_for_job(ctx, job, before)
         except Exception as error:
@@ -82,10 +81,6 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
                 failed[sequence_number] = reason
     return failed
-
-
-def _job(row: Row | None) -> Job | None:
-    return None if row is None else job_from_row(row)
 
 
 def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:

@@ -17,14 +17,12 @@ from vigil_core.domain.events import (
     wait_event,
 )
 from vigil_core.domain.frames import event_text
-from vigil_core.domain.jobs import Job
 from vigil_core.domain.waits import Wait
 from vigil_core.services.context import Context
 from vigil_core.services.deliver import Sockets, deliver
 from vigil_core.services.wait_answer import answer
 from vigil_core.store.connections import Subscriber
-from vigil_core.store.jobs import job_from_row
-from vigil_core.store.stream import StreamRecord, progress_from_row
+from vigil_core.store.stream import StreamRecord, new_version, progress_from_row
 from vigil_core.store.table import Row
 from vigil_core.store.waits import wait_from_row
 
@@ -107,9 +105,10 @@ def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
     row = record.new() or {}
     match row.get("entity"):
         case "job":
-            job, before = job_from_row(row), _job(record.old())
-            if before is not None and before.version == job.version:
+            told = new_version(record)
+            if told is None:
                 return []
+            job, before = told
             said = progress_with_version(job)
             event = job_event(job, job.log[-1], before.log[-1] if before else None)
             return [event, progress_event(said)] if said else [event]
@@ -120,10 +119,6 @@ def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
             return [event_of_wait(ctx, wait)] if wait.ended else []
         case _:
             return []
-
-
-def _job(row: Row | None) -> Job | None:
-    return None if row is None else job_from_row(row)
 
 
 def _is_heartbeat(row: Row, before: Row | None) -> bool:

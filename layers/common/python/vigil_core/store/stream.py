@@ -9,7 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 from vigil_core.domain.events import Progress
+from vigil_core.domain.jobs import Job
 from vigil_core.domain.times import from_text
+from vigil_core.store.jobs import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.table import Row, plain
 
@@ -68,3 +70,12 @@ def progress_from_row(row: Row) -> Progress:
         message=row.get("message"),
         at=from_text(row["updated_at"]),
     )
+
+
+def new_version(record: StreamRecord) -> tuple[Job, Job | None] | None:
+    """The version of a job that a record of its row tells of, and the one before it; None when it tells of none: the
+    row was removed, or only what the index shows of it was changed."""
+    row, old = record.new(), record.old()
+    if row is None or (old is not None and old["version"] == row["version"]):
+        return None
+    return job_from_row(row), None if old is None else job_from_row(old)
