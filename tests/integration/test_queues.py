@@ -159,6 +159,14 @@ class TestClaims:
         monkeypatch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
         assert [job.job_id for job in claim(world, 10)] == ids[2:]
 
+    def test_what_the_index_shows_too_long_does_not_change_the_order(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = [world.job() for _ in range(8)]
+        hints = world.ctx.job_queues.ready(NAMESPACE, QUEUE, 25)
+        monkeypatch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
+        assert [job.job_id for _ in ids for job in claim(world)] == ids
+
 
 class TestPause:
     def test_a_paused_queue_hands_out_nothing(self, world: World) -> None:

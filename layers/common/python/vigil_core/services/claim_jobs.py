@@ -57,12 +57,14 @@ def _look(ctx: Context, namespace: str, wanted: Claim, by: str) -> list[Job]:
     for candidates in _rounds(ctx, namespace, wanted, by, paused=paused):
         left = list(candidates)
         while left and len(granted) < wanted.most:
-            job = _grant(ctx, namespace, left.pop(0).job_id, wanted, by, paused=paused)
+            try:
+                job = _grant(ctx, namespace, left.pop(0).job_id, wanted, by, paused=paused)
+            except StoreConflict:
+                # Others want the same jobs. In any order each soon finds one that nobody else is trying to get.
+                left.sort(key=lambda candidate: (candidate.rank, ctx.chance()))
+                continue
             if job is not None:
                 granted.append(job)
-            else:
-                # Others see the same jobs. In any order each soon finds one that nobody else is trying to get.
-                left.sort(key=lambda candidate: (candidate.rank, ctx.chance()))
         if granted:
             break
     return granted
@@ -100,29 +102,32 @@ def _candidates(ctx: Context, namespace: str, wanted: Claim, by: str) -> list[Re
 
 
 def _grant(ctx: Context, namespace: str, job_id: str, wanted: Claim, by: str, *, paused: bool) -> Job | None:
-    """The job under a lease of this claim, unless it is not to be had."""
-    for _ in range(2):
-        job = ctx.jobs.find(namespace, job_id)
-        if job is None or job.deleted:
-            return None
-        if job.status == "running" and job.lease and wanted.claim_id and job.lease.claim_id == wanted.claim_id:
-            return job
-        if paused or job.status != "pending" or job.executor != "worker" or job.queue != wanted.queue:
-            return None
-        now = ctx.now()
-        lease = Lease(
-            token=ctx.new_id(),
-            worker=wanted.worker,
-            length_s=wanted.lease_s,
-            until=now + timedelta(seconds=wanted.lease_s),
-            claim_id=wanted.claim_id,
-        )
-        running = jobs.claim(job, lease, now=now, by=by)
-        try:
-            ctx.jobs.save(job, running)
-        except StoreConflict:
-            if wanted.claim_id is None:
-                return None
-            continue  # It may be this claim, repeated, that was first.
-        return running
-    return None
+    """The job under a lease of this claim; None when it is not to be had, whatever the index says.
+
+    Raises:
+        StoreConflict: somebody else was changing it at this moment.
+    """
+    job = ctx.jobs.find(namespace, job_id)
+    if job is None or job.deleted:
+        return None
+    if job.status == "running" and job.lease and wanted.claim_id and job.lease.claim_id == wanted.claim_id:
+        return job
+    if paused or job.status != "pending" or job.executor != "worker" or job.queue != wanted.queue:
+        return None
+    now = ctx.now()
+    lease = Lease(
+        token=ctx.new_id(),
+        worker=wanted.worker,
+        length_s=wanted.lease_s,
+        until=now + timedelta(seconds=wanted.lease_s),
+        claim_id=wanted.claim_id,
+    )
+    running = jobs.claim(job, lease, now=now, by=by)
+    try:
+        ctx.jobs.save(job, running)
+    except StoreConflict:
+        now_theirs = ctx.jobs.find(namespace, job_id) if wanted.claim_id else None
+        if now_theirs and now_theirs.lease and now_theirs.lease.claim_id == wanted.claim_id:
+            return now_theirs  # This very claim, repeated, was first.
+        raise
+    return running
