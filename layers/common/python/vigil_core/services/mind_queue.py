@@ -26,15 +26,16 @@ def mind_queue(ctx: Context, namespace: str, queue: str) -> int:
         for status in ("scheduled", "running")
         for job_id in ctx.job_queues.overdue(namespace, queue, status, now, MOST)
     ]
-    errors: list[Exception] = []
+    errors: list[tuple[str, Exception]] = []
 
     def look(job_id: str) -> None:
         try:
             on_time(ctx, namespace, job_id)
         except Exception as error:
-            errors.append(error)
+            errors.append((job_id, error))
 
     ctx.in_parallel(look, overdue)
     if errors:
-        raise QueueNotMinded(f"{len(errors)} jobs of queue {queue!r}, the first because: {errors[0]!r}")
+        first, reason = errors[0]
+        raise QueueNotMinded(f"{len(errors)} jobs of queue {queue!r}, the first, {first}, because: {reason!r}")
     return len(overdue)
