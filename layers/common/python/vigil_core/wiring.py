@@ -14,7 +14,7 @@ from uuid6 import uuid7
 from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
-from vigil_core.runtime.settings import CoreSettings, NotifierSettings, SocketSettings
+from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutgoingSettings, SocketSettings
 from vigil_core.services.context import THREADS, Context, Queues
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from vigil_core.api.admin import Admin
     from vigil_core.api.http import HttpApi
+    from vigil_core.gateways.outgoing import Outgoing
 
 CLIENT_CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
@@ -119,6 +120,14 @@ def web_sockets() -> WebSockets:
 def topic() -> Topic:
     """The topic for everybody outside."""
     return Topic(boto3.client("sns", config=CLIENT_CONFIG), NotifierSettings.from_environment().topic_arn)
+
+
+@cache
+def outgoing() -> Outgoing:
+    """The guarded way to addresses that users name."""
+    from vigil_core.gateways.outgoing import Outgoing
+
+    return Outgoing(OutgoingSettings.from_environment().allowed_private_hosts)
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.targets import parse_allowed
 
 
 class MissingSetting(VigilError):
@@ -105,3 +106,15 @@ class NotifierSettings:
             topic_arn=setting("TOPIC_ARN"),
             all_changes=os.environ.get("SNS_JOB_EVENTS") == "all",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutgoingSettings:
+    """For every function that sends requests to addresses that users name: the private hosts that it may send to."""
+
+    allowed_private_hosts: frozenset[str]
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """`ALLOWED_PRIVATE_HOSTS` is a list with commas, or empty."""
+        return cls(allowed_private_hosts=parse_allowed(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")))
