@@ -31,6 +31,7 @@ class CoreSettings:
     table_name: str
     pages_queue_url: str | None
     clock_queue_url: str | None
+    webhooks_queue_url: str | None
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -39,6 +40,7 @@ class CoreSettings:
             table_name=setting("TABLE_NAME"),
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
+            webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
         )
 
 
@@ -65,6 +67,8 @@ class AdminSettings:
     pages_dead_letter_queue_url: str
     clock_queue_url: str
     clock_dead_letter_queue_url: str
+    webhooks_queue_url: str
+    webhooks_dead_letter_queue_url: str
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -77,6 +81,8 @@ class AdminSettings:
             pages_dead_letter_queue_url=setting("PAGES_DEAD_LETTER_QUEUE_URL"),
             clock_queue_url=setting("CLOCK_QUEUE_URL"),
             clock_dead_letter_queue_url=setting("CLOCK_DEAD_LETTER_QUEUE_URL"),
+            webhooks_queue_url=setting("WEBHOOKS_QUEUE_URL"),
+            webhooks_dead_letter_queue_url=setting("WEBHOOKS_DEAD_LETTER_QUEUE_URL"),
         )
 
 

@@ -1,4 +1,4 @@
-"""The notifier: whatever happened to jobs and waits is told to sockets and to SNS, at least once, under one id."""
+"""The notifier: whatever happened to jobs and waits is told sockets, SNS and webhooks, at least once, under one id."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vigil_core.domain.frames import event_text
 from vigil_core.domain.waits import Wait
 from vigil_core.services.context import Context
 from vigil_core.services.deliver import Sockets, deliver
+from vigil_core.services.tell_webhooks import hand_over, wanted_deliveries
 from vigil_core.services.wait_answer import answer
 from vigil_core.store.connections import Subscriber
 from vigil_core.store.stream import StreamRecord, new_version, progress_from_row
@@ -47,6 +48,7 @@ class Told:
     events: int
     messages: int
     published: int
+    handed_over: int
     failed: Mapping[str, Exception]
 
 
@@ -92,10 +94,13 @@ def notify(
     rest: list[Callable[[], None]] = _posts(ctx, sockets, wide, errors)
     rest.append(partial(_publish, announcements, for_sns, errors))
     ctx.in_parallel(_do, rest)
+    # Last, so that nobody who listens now waits for it.
+    handed_over = _hand_over(ctx, news, errors)
     return Told(
         events=len(news),
         messages=sum(map(len, (*near.values(), *wide.values()))),
         published=len(for_sns),
+        handed_over=handed_over,
         failed={r.sequence_number: errors[r.sequence_number] for r in in_order if r.sequence_number in errors},
     )
 
@@ -201,6 +206,20 @@ def _publish(announcements: Announcements, news: Sequence[_News], errors: _Error
         for item in news:
             if item.event.event_id in not_taken:
                 errors.setdefault(item.record, NotTaken(f"SNS did not take {item.event.event_id}"))
+
+
+def _hand_over(ctx: Context, news: Sequence[_News], errors: _Errors) -> int:
+    """Have the webhooks of each namespace told; how many deliveries that is."""
+    by_namespace: dict[str, list[_News]] = {}
+    for item in news:
+        by_namespace.setdefault(item.event.namespace, []).append(item)
+    handed_over = 0
+    for namespace, items in by_namespace.items():
+        with _owned_by(errors, [item.record for item in items]):
+            deliveries = wanted_deliveries(ctx, namespace, [item.event for item in items])
+            hand_over(ctx, deliveries)
+            handed_over += len(deliveries)
+    return handed_over
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from vigil_core.domain.jsontext import JsonValue, dumps
-from vigil_core.services import register_wait, resolve_wait
+from vigil_core.services import register_wait, resolve_wait, tell_webhooks
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.mind_queue import mind_queue
@@ -46,6 +46,8 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             return 1
         case "wait_expiry":
             return _look_after(ctx, Due(kind="wait_expiry", namespace=namespace, entity_id=entity_id))
+        case "delivery":
+            return _look_after(ctx, Due(kind="delivery", namespace=namespace, entity_id=entity_id))
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
 
@@ -80,4 +82,6 @@ def _look_after(ctx: Context, due: Due) -> int:
             resolve_wait.expire(ctx, due.namespace, due.entity_id)
         case "wait_registration":
             register_wait.resume_registration(ctx, due.namespace, due.entity_id)
+        case "delivery":
+            tell_webhooks.hand_over_again(ctx, due.namespace, due.entity_id)
     return 1
