@@ -41,6 +41,7 @@ ALLOWED = {
     "api": {"read a row", "write a row", "send a page", "see what is due"},
     "websocket": {"read a row", "write a row", "send a page"},
     "notifier": {"read a row", "write a row", "list dead letters"},
+    "webhooks": {"read a row", "write a row"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
 }
 

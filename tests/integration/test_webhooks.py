@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable, ValidationFailed, WebhookNotFound
 from vigil_core.domain.jsontext import loads
 from vigil_core.domain.webhooks import MAX_TRIES, MAX_WEBHOOKS, WAITS, Delivery, Webhook, signed_headers
-from vigil_core.services import manage_webhooks, run_clock, tell_webhooks
+from vigil_core.services import manage_webhooks, resolve_wait, run_clock, tell_webhooks
+from vigil_core.store import keys
+from vigil_core.store.schedule import Due, DueStore
 from vigil_core.store.table import DynamoTable, Put
 from vigil_core.store.webhooks import WebhookStore
 
@@ -159,8 +162,14 @@ def test_a_wait_may_not_name_an_address_inside(world: World, url: str) -> None:
 
 
 def test_a_wait_needs_something_to_sign_with(world: World) -> None:
+    asked: Any = {"notify": {"webhook": URL}}
     with pytest.raises(ValidationFailed, match="PUT /v1/webhooks/waits"):
-        world.wait({world.job(): None}, wait_options={"notify": {"webhook": URL}})
+        world.wait({world.job(): None}, wait_options=asked)
+    put(world, WAITS, enabled=False)
+    with pytest.raises(ValidationFailed, match="and enables"):
+        world.wait({world.job(): None}, wait_options=asked)
+    put(world, WAITS)
+    assert world.wait({world.job(): None}, wait_options=asked)["status"] == "waiting"
 
 
 # Again
@@ -465,6 +474,64 @@ def test_a_clock_that_hands_over_while_a_try_is_made_changes_nothing_of_it(live:
     receiver.answer = sweep_meanwhile
     assert work(live.world, receiver) == ["delivered"]
     assert work(live.world, receiver) == ["stale"]
+
+
+def test_a_sweep_hands_deliveries_over_after_everything_else(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    job = live.world.running()
+    wait = live.world.wait({job: None}, wait_options={"expires_in": 1000})
+    live.world.queues.to_tell.clear()
+    live.world.pass_time(1001)
+    order: list[str] = []
+    expire, hand_over = resolve_wait.expire, live.world.queues.deliveries
+
+    overdue = DueStore.overdue
+
+    def deliveries_first(store: DueStore, _: int, now: datetime) -> Iterator[Due]:
+        found = (due for shard in range(keys.DUE_SHARDS) for due in overdue(store, shard, now))
+        yield from sorted(found, key=lambda due: due.kind != "delivery")
+
+    def noting(messages: Sequence[str]) -> None:
+        order.append("delivery")
+        hand_over(messages)
+
+    def expiring(*args: Any) -> Any:
+        order.append("wait")
+        return expire(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(resolve_wait, "expire", expiring)
+        patched.setattr(live.world.queues, "deliveries", noting)
+        patched.setattr(DueStore, "overdue", deliveries_first)
+        run_clock.sweep(live.world.ctx, 0)
+    assert live.world.show(wait)["status"] == "expired"
+    assert order == ["wait", "delivery"]
+
+
+def test_a_delivery_that_fails_in_a_sweep_keeps_no_other_from_its_own(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    for _ in range(8):
+        completed(live)
+    live.world.queues.to_tell.clear()
+    live.world.pass_time(900)
+    sent: list[str] = []
+
+    def refuse_the_first(messages: Sequence[str]) -> None:
+        sent.extend(messages)
+        if len(sent) == 1:
+            raise Dead
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(live.world.queues, "deliveries", refuse_the_first)
+        failures = 0
+        for shard in range(keys.DUE_SHARDS):
+            try:
+                run_clock.sweep(live.world.ctx, shard)
+            except run_clock.SweepFailed as failed:
+                failures += len(failed.errors)
+    assert (len(sent), failures) == (8, 1)
+    assert live.world.sweep() == 1, "the one that failed is still due"
 
 
 # Lists

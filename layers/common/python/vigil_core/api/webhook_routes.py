@@ -99,7 +99,7 @@ def rotate_webhook_secret(call: Call, webhook: str, body: RotateBody) -> Answer:
     problems=(WebhookNotFound,),
 )
 def list_deliveries(call: Call, webhook: str, query: PageQuery) -> Answer:
-    """List what a webhook was sent or is to be sent, with every try. Kept for 30 days."""
+    """List what a webhook was sent or is to be sent, with every try. Kept for 30 days after the last."""
     name = manage_webhooks.find_webhook(call.context, call.namespace, _known(webhook)).name
     tokens, of = call.services.page_tokens, ["list_deliveries", name]
     before = tokens.place(call.namespace, query.page_token, of=of)

@@ -37,6 +37,7 @@ _JITTER = 0.1
 RESEND = timedelta(minutes=15)
 """When a delivery that was handed to the queue and is still pending is handed over again: its message may be lost."""
 DELIVERY_LIFE = timedelta(days=30)
+"""From its last try on."""
 _TRIES_KEPT = 2 * MAX_TRIES
 
 _PATTERN = re.compile(r"\*|vigil(\.[a-z_]+){0,2}\.\*|vigil\.[a-z_]+\.[a-z_]+")

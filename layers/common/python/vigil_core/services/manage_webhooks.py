@@ -96,8 +96,9 @@ def replay(ctx: Context, namespace: str, name: str, delivery_id: str) -> Deliver
 def check_wait_webhook(ctx: Context, namespace: str, url: str, pointer: str) -> None:
     """Raises ValidationFailed unless Vigil may call the address that a wait names, and can sign what it sends there."""
     _check_address(ctx, url, pointer)
-    if ctx.webhooks.find(namespace, WAITS) is None:
-        detail = f"nothing is there to sign with: an admin first puts the webhook '{WAITS}' (PUT /v1/webhooks/{WAITS})"
+    signs = ctx.webhooks.find(namespace, WAITS)
+    if signs is None or not signs.enabled:
+        detail = f"nothing is there to sign with: an admin first puts, and enables, PUT /v1/webhooks/{WAITS}"
         raise ValidationFailed.at(pointer, detail)
 
 

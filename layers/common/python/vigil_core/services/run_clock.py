@@ -61,12 +61,23 @@ def sweep(ctx: Context, shard: int) -> int:
     if not ctx.due.lock(shard, now=ctx.now(), life=SWEEP_LOCK):
         return 0
     errors: list[tuple[str, Exception]] = []
+    deliveries: list[Due] = []
     done = 0
-    for due in ctx.due.overdue(shard, ctx.now()):
+
+    def try_to_look_after(due: Due) -> int:
         try:
-            done += _look_after(ctx, due)
+            return _look_after(ctx, due)
         except Exception as error:
             errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
+            return 0
+
+    for due in ctx.due.overdue(shard, ctx.now()):
+        if due.kind == "delivery":
+            deliveries.append(due)
+        else:
+            done += try_to_look_after(due)
+    # Last: there are very many when a receiver is down, and nothing else is to wait for them.
+    done += sum(ctx.in_parallel(try_to_look_after, deliveries))
     ctx.due.unlock(shard)
     if errors:
         raise SweepFailed(errors)

@@ -86,17 +86,18 @@ class WebhookStore:
         return True
 
     def deliveries(self, namespace: str, webhook: str, *, before_id: str | None, limit: int) -> list[Delivery]:
-        """Those before this one, newest event first. A request for each of the partitions."""
+        """Those before this one, newest event first. A request or two for each of the partitions."""
+        share = limit // keys.DELIVERY_SHARDS + 5
         shards = [
-            self._of_shard(keys.deliveries(namespace, webhook, shard), before_id, limit)
+            self._of_shard(keys.deliveries(namespace, webhook, shard), before_id, share)
             for shard in range(keys.DELIVERY_SHARDS)
         ]
         merged = heapq.merge(*shards, key=lambda delivery: delivery.delivery_id, reverse=True)
         return list(islice(merged, limit))
 
-    def _of_shard(self, pk: str, before_id: str | None, limit: int) -> Iterator[Delivery]:
+    def _of_shard(self, pk: str, before_id: str | None, at_once: int) -> Iterator[Delivery]:
         bounds: dict[str, Any] = {} if before_id is None else {"between": ("0", before_id)}
-        found = query_all(self._table, pk, newest_first=True, limit=limit + 1, **bounds)
+        found = query_all(self._table, pk, newest_first=True, limit=at_once, **bounds)
         return (_delivery(row) for row in found if row["sk"] != before_id)
 
 
@@ -160,7 +161,7 @@ def _delivery_row(delivery: Delivery) -> Row:
         "next_at": delivery.next_at and to_text(delivery.next_at),
         "created_at": to_text(delivery.created_at),
         "finished_at": delivery.finished_at and to_text(delivery.finished_at),
-        "ttl": to_epoch_s(delivery.created_at + DELIVERY_LIFE),
+        "ttl": to_epoch_s((delivery.finished_at or delivery.next_at or delivery.created_at) + DELIVERY_LIFE),
     }
     if delivery.next_at is not None:
         entity_id = keys.delivery_due_id(delivery.webhook, delivery.delivery_id)
