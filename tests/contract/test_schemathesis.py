@@ -23,7 +23,8 @@ pytestmark = pytest.mark.timeout(600)
 
 RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
-    "unknown stage", "TARGET_REFUSED", "'waits'", "webhooks/waits", '"/stages', '"/payload_schema',
+    "TARGET_REFUSED", '"/url"', "/events: is required", "webhooks/waits",
+    "unknown stage", '"/stages', '"/payload_schema',
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 

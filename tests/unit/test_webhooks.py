@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vigil_core.api.webhook_wire import WebhookBody
 from vigil_core.domain.events import Event
 from vigil_core.domain.webhooks import (
     DELAYS_S,
@@ -256,3 +258,26 @@ def test_the_page_says_when_it_is_tried() -> None:
         in page
     )
     assert [60, 300, *(hours * 3600 for hours in (0.5, 2, 5, 10, 14, 20, 24))] == list(DELAYS_S)
+
+
+def _pattern_of(name: str) -> str:
+    """As the OpenAPI document has it."""
+    body = WebhookBody.model_json_schema()["properties"]
+    (array,) = (kind for kind in body["events"]["anyOf"] if kind["type"] == "array")
+    (secret,) = (kind for kind in body["secret"]["anyOf"] if kind["type"] == "string")
+    return str({"events": array["items"], "secret": secret}[name]["pattern"])
+
+
+@given(st.from_regex(_pattern_of("secret"), fullmatch=True))
+def test_what_the_document_takes_for_a_secret_is_one(text: str) -> None:
+    assert is_secret(text.strip("\n"))
+
+
+@given(st.binary(min_size=1, max_size=80))
+def test_every_secret_is_one_by_the_document(key: bytes) -> None:
+    assert is_secret(new_secret(key)) == bool(re.fullmatch(_pattern_of("secret").strip("^$"), new_secret(key)))
+
+
+@given(st.from_regex(_pattern_of("events"), fullmatch=True, alphabet=st.characters(codec="ascii")))
+def test_what_the_document_takes_for_a_pattern_is_one(text: str) -> None:
+    assert is_pattern(text.strip("\n"))

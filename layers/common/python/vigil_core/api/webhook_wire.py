@@ -34,8 +34,23 @@ def _secret(value: str) -> str:
 
 Secret = Annotated[
     str,
-    Field(max_length=128, examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]),
+    Field(
+        max_length=128,
+        examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"],
+        json_schema_extra={
+            "pattern": "^whsec_(([A-Za-z0-9+/]{4}){8,20}([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})?"
+            "|([A-Za-z0-9+/]{4}){21}([A-Za-z0-9+/]{2}==)?)$"
+        },
+    ),
     AfterValidator(_secret),
+]
+EventPattern = Annotated[
+    str,
+    Field(
+        max_length=128,
+        json_schema_extra={"pattern": "^(\\*|vigil(\\.[a-z_]+){0,2}\\.\\*|vigil\\.[a-z_]+\\.[a-z_]+)$"},
+    ),
+    AfterValidator(_pattern),
 ]
 
 
@@ -49,7 +64,7 @@ class WebhookBody(Wire):
     )
     events: (
         Annotated[
-            list[Annotated[str, Field(max_length=128), AfterValidator(_pattern)]],
+            list[EventPattern],
             Field(min_length=1, max_length=MAX_PATTERNS),
         ]
         | None
