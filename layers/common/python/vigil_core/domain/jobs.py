@@ -85,6 +85,8 @@ class NewJob:
     timeout_s: int | None = None
     heartbeat_timeout_s: int | None = None
     fallback: JsonValue = None
+    awaited: bool = False
+    """Whether somebody may wait for it before it exists: the client chose its id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,13 @@ class Job:
     """Of the lease under which the end of an attempt was reported last."""
     shown_due_at: datetime | None = None
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
+    awaited: bool = False
+    """Whether anybody ever waited for the job, or may have before it was there. Never false again."""
+
+    @property
+    def for_matcher(self) -> bool:
+        """Whether anything follows from a version of the job but that it is told of."""
+        return self.awaited or self.deleted or self.exactly_due_at is not None
 
     @property
     def ended(self) -> bool:
@@ -250,6 +259,7 @@ def create(
         timeout_s=new.timeout_s,
         heartbeat_timeout_s=new.heartbeat_timeout_s,
         fallback_ref=fallback_ref,
+        awaited=new.awaited,
     )
 
 
