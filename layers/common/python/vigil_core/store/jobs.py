@@ -16,8 +16,20 @@ from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.holds import HoldClaim, hold_put
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Row, Table, Update, query_all, version_is
+from vigil_core.store.holds import HoldClaim, hold_put, place_put
+from vigil_core.store.table import (
+    ABSENT,
+    PRESENT,
+    Condition,
+    ConditionFailed,
+    Delete,
+    Put,
+    Row,
+    Table,
+    Update,
+    query_all,
+    version_is,
+)
 
 LOG_LINES_IN_STATE = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
@@ -71,12 +83,8 @@ class JobStore:
             JobCreationFailed: the id is taken.
             ConditionFailed: a hold was taken by somebody else since it was read.
         """
-        put = Put(row=job_to_row(job), condition=ABSENT)
         try:
-            if claims:
-                self._table.transact([put, *(hold_put(job, claim) for claim in claims)])
-            else:
-                self._table.put(put)
+            self._write([Put(row=job_to_row(job), condition=ABSENT), *_beside(None, job, claims)])
         except ConditionFailed as error:
             if error.index == 0 and error.old is not None and job_from_row(error.old) == job:
                 return  # The SDK repeated a request whose answer was lost, and met what it wrote itself.
@@ -99,11 +107,7 @@ class JobStore:
             *older, newest = after.log
             self._table.put(Put(row=_log_row(after, older)))
             after = replace(after, log=(newest,))
-        put = Put(row=job_to_row(after), condition=version_is(before.version))
-        if claims:
-            self._table.transact([put, *(hold_put(after, claim) for claim in claims)])
-        else:
-            self._table.put(put)
+        self._write([Put(row=job_to_row(after), condition=_still(before)), *_beside(before, after, claims)])
 
     def put_payload(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
         """Store a payload, before the job that points to it. Returns the pointer."""
@@ -128,6 +132,22 @@ class JobStore:
                 condition=version_is(job.version),
             )
         )
+
+    def mark_awaited(self, job: Job) -> Job | None:
+        """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
+        gone."""
+        try:
+            row = self._table.update(
+                Update(
+                    key=keys.job(job.namespace, job.job_id),
+                    expression="SET awaited = :true, for_matcher = :true",
+                    values={":true": True},
+                    condition=PRESENT,
+                )
+            )
+        except ConditionFailed:
+            return None
+        return job_from_row(row)
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
         """Store a result, before the version that points to it. Returns the pointer."""
@@ -158,6 +178,13 @@ class JobStore:
         self._table.batch_write(
             deletes=[keys.Key(pk, row["sk"]) for row in query_all(self._table, pk, between=("B", "Z"))]
         )
+
+    def _write(self, actions: Sequence[Put | Delete]) -> None:
+        first, *beside = actions
+        if beside or not isinstance(first, Put):
+            self._table.transact(actions)
+        else:
+            self._table.put(first)
 
     def _put_body(self, key: keys.Key, entity: str, text: str) -> str:
         self._table.put(Put(row={**_head(key, entity), "body": text}))
@@ -210,6 +237,9 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         fallback_ref=state.get("fallback_ref"),
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
+        awaited=state.get("awaited", False),
+        mutex_queues=state.get("mutex_queues", False),
+        place_in_line=state.get("place_in_line"),
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
@@ -251,6 +281,8 @@ def job_to_row(job: Job) -> Row:
         "correlation_id": job.correlation_id,
         "unique_key": job.unique_key,
         "mutex_key": job.mutex_key,
+        "mutex_queues": job.mutex_queues or None,
+        "place_in_line": job.place_in_line,
         "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
@@ -268,6 +300,8 @@ def job_to_row(job: Job) -> Row:
         "fallback_ref": job.fallback_ref,
         "lease": job.lease and _lease_to_row(job.lease),
         "reported_token": job.reported_token,
+        "awaited": job.awaited or None,
+        "for_matcher": job.for_matcher or None,
     }
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
@@ -281,6 +315,9 @@ def _place_in_queue(job: Job) -> Row:
     if job.status == "pending" and job.executor == "worker":
         place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
         return {"g1pk": keys.ready_jobs(job.namespace, job.queue), "g1sk": place}
+    if job.status == "waiting":
+        place = keys.timed_job(job.status, job.updated_at, job.job_id)
+        return {"g1pk": keys.timed_jobs(job.namespace, job.queue), "g1sk": place}
     if job.due_at is None:
         return {}
     shown_at = min(job.due_at, job.shown_due_at or job.due_at)
@@ -288,6 +325,25 @@ def _place_in_queue(job: Job) -> Row:
         "g1pk": keys.timed_jobs(job.namespace, job.queue),
         "g1sk": keys.timed_job(job.status, shown_at, job.job_id),
     }
+
+
+def _still(job: Job) -> Condition:
+    """The row is the version that was read, and nobody has begun to wait for it since: a version without the mark
+    would be kept from the matcher."""
+    seen = version_is(job.version)
+    if job.awaited:
+        return seen
+    return Condition(expression=f"{seen.expression} AND attribute_not_exists(awaited)", values=seen.values)
+
+
+def _beside(before: Job | None, after: Job, claims: Sequence[HoldClaim]) -> list[Put | Delete]:
+    """What is written together with a version: the holds that it takes, the place in line that it takes or leaves."""
+    beside: list[Put | Delete] = [hold_put(after, claim) for claim in claims]
+    if after.place_in_line is not None and (before is None or before.place_in_line != after.place_in_line):
+        beside.append(place_put(after, after.place_in_line))
+    if before is not None and before.place_in_line is not None and after.place_in_line is None:
+        beside.append(Delete(key=keys.place_in_line(before.namespace, str(before.mutex_key), before.place_in_line)))
+    return beside
 
 
 def _live_put(job: Job) -> Put:
