@@ -10,6 +10,7 @@ from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Interest, Outcome, counts_for
 from vigil_core.services.context import Context, WideWork
+from vigil_core.services.dispatch import dispatch
 from vigil_core.services.resolve_wait import outcome_of, resolve
 from vigil_core.services.wake_up import wake_for_job
 from vigil_core.store.jobs import job_from_row, job_to_row
@@ -74,6 +75,8 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
                 wake_for_job(ctx, job, before)
         except Exception as error:
             failed[record.sequence_number] = error
+    newest = {(job.namespace, job.job_id): sequence_number for sequence_number, job in versions.items()}
+    ctx.in_parallel(lambda number: _set_going(ctx, number, versions[number], failed), newest.values())
     try:
         match(ctx, versions.values())
     except MatchFailed as error:
@@ -81,6 +84,15 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
                 failed[sequence_number] = reason
     return failed
+
+
+def _set_going(ctx: Context, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:
+    """Dispatch a job that Vigil itself sets going, if its newest version here says so."""
+    try:
+        if job.to_dispatch:
+            dispatch(ctx, job.namespace, job.job_id, by="matcher")
+    except Exception as error:
+        failed[sequence_number] = error
 
 
 def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:
