@@ -79,7 +79,7 @@ def stream_record(number: str, job: Job) -> StreamRecord:
 def matched(world: World) -> dict[str, Exception]:
     """The matcher hears of every change since the last time."""
     batch, world.unmatched = world.unmatched, []
-    return match_records(world.ctx, [stream_record(str(number), job) for number, job in enumerate(batch)])
+    return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.for_matcher])
 
 
 class TestHandingOver:
@@ -138,6 +138,22 @@ class TestHandingOver:
         monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
         assert not dispatch(world.ctx, NAMESPACE, job_id, by="matcher")
         assert len(world.executors.calls) == 1
+
+    def test_who_begins_to_wait_meanwhile_keeps_it_from_nobody(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = new(world)
+        save = world.ctx.jobs.save
+
+        def overtaken(before: Job, after: Job) -> None:
+            monkeypatch.undo()
+            world.ctx.jobs.mark_awaited(before)
+            save(before, after)
+
+        monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
+        assert matched(world) == {}
+        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+        assert seen(world, job_id).awaited
 
     def test_a_function_that_cannot_be_invoked_fails_the_job_for_good(self, world: World) -> None:
         job_id = new(world, "lambda", retry=TRIES)

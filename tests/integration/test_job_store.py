@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +16,7 @@ from vigil_core.domain.jobs import Job, NewJob, Report
 from vigil_core.services import change_job, submit_job
 from vigil_core.store import jobs as job_rows
 from vigil_core.store import keys
+from vigil_core.store.jobs import JobStore
 from vigil_core.store.table import ConditionFailed, DynamoTable, query_all
 
 
@@ -200,3 +202,52 @@ def test_rows_are_inverse_to_jobs(world: World, table: DynamoTable) -> None:
     assert row is not None
     job = job_rows.job_from_row(row)
     assert {name: value for name, value in job_rows.job_to_row(job).items() if value is not None} == row
+
+
+class TestWhoeverIsWaitedFor:
+    """From its first wait on a job is shown to the matcher, whatever else happens to it at that moment."""
+
+    def test_a_job_that_nobody_waits_for_is_kept_from_the_matcher(self, world: World, table: DynamoTable) -> None:
+        job_id = world.running()
+        state = table.get(keys.job(NAMESPACE, job_id))
+        assert state is not None
+        assert "for_matcher" not in state
+        world.wait({job_id: {"job_stage": "boot"}})
+        state = table.get(keys.job(NAMESPACE, job_id))
+        assert state is not None
+        assert state["for_matcher"] is True
+
+    def test_a_change_that_read_it_without_the_mark_is_decided_anew(self, world: World) -> None:
+        before = find(world, world.running())
+        late = job_rules.report(before, Report(stage="boot"), now=world.time, by="k")
+        marked = world.ctx.jobs.mark_awaited(before)
+        assert marked is not None
+        assert (marked.version, marked.awaited) == (before.version, True)
+        with pytest.raises(ConditionFailed):
+            world.ctx.jobs.save(before, late)
+        assert world.report(before.job_id, stage="boot").awaited
+
+    def test_the_version_that_marking_met_counts(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        job_id = world.running()
+        read = JobStore.find_many
+
+        def read_and_be_overtaken(store: JobStore, *args: Any, **kwargs: Any) -> dict[str, Job]:
+            found = read(store, *args, **kwargs)
+            if find(world, job_id).stage == "submit":
+                world.report(job_id, stage="boot")
+            return found
+
+        monkeypatch.setattr(JobStore, "find_many", read_and_be_overtaken)
+        assert world.wait({job_id: {"job_stage": "boot"}})["status"] == "met"
+
+    def test_a_wait_that_is_met_at_once_leaves_no_mark(self, world: World) -> None:
+        job_id = world.running()
+        world.wait({job_id: {"job_stage": "submit"}})
+        assert not find(world, job_id).awaited
+
+    def test_of_a_job_that_is_gone_nothing_is_marked(self, world: World) -> None:
+        job = find(world, world.running())
+        nobody = replace(job, job_id=str(uuid6.uuid7()))
+        assert world.ctx.jobs.mark_awaited(nobody) is None
+        with pytest.raises(JobNotFound):
+            find(world, nobody.job_id)

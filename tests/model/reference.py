@@ -236,7 +236,8 @@ def deviation(
         if outcome is not None:
             verdicts.append(outcome.verdict)
             taken.append((latest, outcome.verdict))
-    for rest in at_rest:
+    # Where the registrar died, the clock closes the wait, after its minute.
+    for rest in at_rest[-1:] if case.unfinished else at_rest:
         by_then = [verdict for by, verdict in taken if by <= rest]
         if case.registered <= rest < case.closed and case.status_by(by_then) != "waiting":
             return f"it was decided at {rest} ({case.status_by(by_then)}), but went on until {case.closed}"

@@ -23,6 +23,7 @@ from vigil_core.domain.waits import Wait
 from vigil_core.services import match, register_wait, resolve_wait
 from vigil_core.services.context import Context
 from vigil_core.store import waits as wait_store
+from vigil_core.store.jobs import JobStore
 from vigil_core.store.table import Condition
 from vigil_core.store.waits import OPEN
 
@@ -59,6 +60,7 @@ FAULTS: dict[str, tuple[object, str, object]] = {
     "a set is closed before it is sealed": (resolve_wait, "close_if_decided", _closes_unsealed),
     "the second look at registration is skipped": (register_wait, "second_look", lambda *_: []),
     "a record older than the registration counts": (match, "counts_for", lambda *_: True),
+    "a job is not marked as waited for": (JobStore, "mark_awaited", lambda _, job: job),
     "a large wait can be changed after its end": (wait_store, "OPEN", ALWAYS),
 }
 

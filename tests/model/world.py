@@ -280,9 +280,15 @@ class World:
     # What the table's stream says
 
     def written(self, row: Row) -> None:
-        """A row has changed: jobs go to the stream's readers, waits are remembered."""
+        """A row has changed: versions of jobs go to the stream's readers, as far as these asked for them, and versions
+        and waits are remembered."""
         if row["entity"] == "job":
-            self.versions.append((self.tick, job_from_row(row)))
+            job = job_from_row(row)
+            if any(job.version == v.version for _, v in self.versions if (v.namespace, v.job_id) == job_key(job)):
+                return
+            self.versions.append((self.tick, job))
+            if not row.get("for_matcher"):
+                return
             image = {name: _to_dynamo.serialize(value) for name, value in row.items()}
             record = StreamRecord(sequence_number=f"{self.tick:09}", change={"NewImage": image})
             self.shard_of(row["pk"]).records.append(record)
@@ -308,8 +314,8 @@ class World:
                 failed = [n for n, number in enumerate(numbers) if number in actor.value]
                 shard.done = max(shard.done, first + min(failed, default=len(records)))
 
-        told = dict(zip((f"{tick:09}" for tick, _ in self.versions), (job for _, job in self.versions), strict=True))
-        what = ", ".join(f"{job.namespace} {job.job_id} v{job.version}" for job in map(told.__getitem__, numbers))
+        told = [job_from_row(row) for record in records if (row := record.new())]
+        what = ", ".join(f"{job.namespace} {job.job_id} v{job.version}" for job in told)
         actor = self.begin("matcher", what, lambda _: match.match_records(self.ctx, records), over)
         if first == shard.done and actor.ended is None:
             # A reader that is still at work is one that Lambda gave up: it goes on, but nobody listens to it.
@@ -505,6 +511,11 @@ class _Queues:
 
     def wake_up(self, message: str, delay_s: int) -> None:
         self._world.call(f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message))
+
+
+def job_key(job: Job) -> tuple[str, str]:
+    """Which job it is a version of."""
+    return job.namespace, job.job_id
 
 
 def uuid7(at: datetime, number: int) -> str:

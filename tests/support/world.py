@@ -101,7 +101,8 @@ class World:
 
     def job(self, **wanted: Any) -> str:
         """A new job; its id."""
-        new = NewJob(**{"job_id": str(uuid6.uuid7()), "job_type": "test", **wanted})
+        known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "awaited": "job_id" in wanted}
+        new = NewJob(**{**known, **wanted})
         return self._changed(submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job).job_id
 
     def running(self, **wanted: Any) -> str:
@@ -131,7 +132,7 @@ class World:
     def run_matcher(self) -> None:
         """Match every change since the last time, in one batch."""
         batch, self.unmatched = self.unmatched, []
-        match.match(self.ctx, batch)
+        match.match(self.ctx, [job for job in batch if job.for_matcher])
 
     def run_pager(self) -> None:
         """Work off every message for the pager."""

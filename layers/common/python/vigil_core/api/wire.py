@@ -263,6 +263,7 @@ class NewJob(Wire):
             timeout_s=self.timeout,
             heartbeat_timeout_s=self.heartbeat_timeout,
             fallback=self.fallback,
+            awaited=self.job_id is not None,
         )
 
 

@@ -88,6 +88,8 @@ class NewJob:
     heartbeat_timeout_s: int | None = None
     fallback: JsonValue = None
     target_ref: str | None = None
+    awaited: bool = False
+    """Whether somebody may wait for it before it exists: the client chose its id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,13 @@ class Job:
     """Of the lease under which the end of an attempt was reported last."""
     shown_due_at: datetime | None = None
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
+    awaited: bool = False
+    """Whether anybody ever waited for the job, or may have before it was there. Never false again."""
+
+    @property
+    def for_matcher(self) -> bool:
+        """Whether anything follows from a version of the job but that it is told of."""
+        return self.awaited or self.deleted or self.exactly_due_at is not None or self.to_dispatch
 
     @property
     def ended(self) -> bool:
@@ -261,6 +270,7 @@ def create(
         heartbeat_timeout_s=new.heartbeat_timeout_s,
         fallback_ref=fallback_ref,
         target_ref=new.target_ref,
+        awaited=new.awaited,
     )
 
 

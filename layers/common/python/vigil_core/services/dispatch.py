@@ -15,7 +15,7 @@ from vigil_core.domain.executors import ExecutorBusy, ExecutorRefused, LambdaTar
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.times import to_text
-from vigil_core.services.change_job import NO_LONGER_OURS, fail, put_off
+from vigil_core.services.change_job import ATTEMPTS, NO_LONGER_OURS, fail, put_off
 from vigil_core.services.context import Context
 
 HANDOVER_LEASE_S = 90
@@ -27,8 +27,16 @@ BUSY_PAUSE = timedelta(seconds=60)
 
 
 def dispatch(ctx: Context, namespace: str, job_id: str, *, by: str) -> bool:
-    """Set a job going, if it is still to be; whether that was done. Anything else is left to whoever did it, or to the
-    sweep: a job of a paused queue, or one that somebody is changing at this moment."""
+    """Set a job going, if it is still to be; whether that was done. A job of a paused queue is left to the sweep."""
+    for attempt in range(ATTEMPTS):
+        with suppress(StoreConflict):
+            return _dispatch(ctx, namespace, job_id, by)
+        ctx.sleep(0.01 * attempt)
+    return False
+
+
+def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
+    """Raises StoreConflict when somebody was changing the job at this moment."""
     job = ctx.jobs.find(namespace, job_id)
     if job is None or job.deleted or not job.to_dispatch or job.target_ref is None:
         return False
@@ -43,10 +51,7 @@ def dispatch(ctx: Context, namespace: str, job_id: str, *, by: str) -> bool:
         until=now + timedelta(seconds=length_s),
     )
     running = jobs.claim(job, lease, now=now, by=by)
-    try:
-        ctx.jobs.save(job, running)
-    except StoreConflict:
-        return False
+    ctx.jobs.save(job, running)
     try:
         if target is None:
             told = {"namespace": namespace, "job_id": job_id, "lease_token": lease.token, "target_ref": job.target_ref}

@@ -73,10 +73,17 @@ def resume_registration(ctx: Context, namespace: str, wait_id: str) -> None:
 
 
 def second_look(ctx: Context, wait: Wait, entries: Iterable[WaitEntry]) -> list[Outcome]:
-    """What the jobs are now that the entries are written: an update before this may have had no entry to match."""
+    """What the jobs are now that the entries are written: an update before this may have had no entry to match, and
+    one of a job for which nobody waited is kept from the matcher."""
     wanted = list(entries)
-    again = ctx.jobs.find_many(wait.namespace, (entry.job_id for entry in wanted))
-    return _outcomes(ctx, wait, wanted, again)
+    now = ctx.jobs.find_many(wait.namespace, (entry.job_id for entry in wanted))
+    decided = _outcomes(ctx, wait, wanted, now)
+    open_jobs = {entry.job_id for entry in wanted} - {outcome.job_id for outcome in decided}
+    unmarked = [job for job_id in sorted(open_jobs) if (job := now.get(job_id)) is not None and not job.awaited]
+    if not unmarked:
+        return decided
+    marked = {job.job_id: job for job in ctx.in_parallel(ctx.jobs.mark_awaited, unmarked) if job is not None}
+    return [*decided, *_outcomes(ctx, wait, (entry for entry in wanted if entry.job_id in marked), marked)]
 
 
 def _write_page(ctx: Context, wait: Wait, entries: Sequence[WaitEntry]) -> None:

@@ -17,7 +17,18 @@ from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.holds import HoldClaim, hold_put
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Row, Table, Update, query_all, version_is
+from vigil_core.store.table import (
+    ABSENT,
+    PRESENT,
+    Condition,
+    ConditionFailed,
+    Put,
+    Row,
+    Table,
+    Update,
+    query_all,
+    version_is,
+)
 
 LOG_LINES_IN_STATE = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
@@ -99,7 +110,7 @@ class JobStore:
             *older, newest = after.log
             self._table.put(Put(row=_log_row(after, older)))
             after = replace(after, log=(newest,))
-        put = Put(row=job_to_row(after), condition=version_is(before.version))
+        put = Put(row=job_to_row(after), condition=_still(before))
         if claims:
             self._table.transact([put, *(hold_put(after, claim) for claim in claims)])
         else:
@@ -128,6 +139,22 @@ class JobStore:
                 condition=version_is(job.version),
             )
         )
+
+    def mark_awaited(self, job: Job) -> Job | None:
+        """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
+        gone."""
+        try:
+            row = self._table.update(
+                Update(
+                    key=keys.job(job.namespace, job.job_id),
+                    expression="SET awaited = :true, for_matcher = :true",
+                    values={":true": True},
+                    condition=PRESENT,
+                )
+            )
+        except ConditionFailed:
+            return None
+        return job_from_row(row)
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
         """Store a result, before the version that points to it. Returns the pointer."""
@@ -211,6 +238,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         target_ref=state.get("target_ref"),
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
+        awaited=state.get("awaited", False),
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
@@ -272,6 +300,8 @@ def job_to_row(job: Job) -> Row:
         "target_ref": job.target_ref,
         "lease": job.lease and _lease_to_row(job.lease),
         "reported_token": job.reported_token,
+        "awaited": job.awaited or None,
+        "for_matcher": job.for_matcher or None,
     }
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
@@ -293,6 +323,15 @@ def _place_in_queue(job: Job) -> Row:
         "g1pk": keys.timed_jobs(job.namespace, job.queue),
         "g1sk": keys.timed_job(job.status, shown_at, job.job_id),
     }
+
+
+def _still(job: Job) -> Condition:
+    """The row is the version that was read, and nobody has begun to wait for it since: a version without the mark
+    would be kept from the matcher."""
+    seen = version_is(job.version)
+    if job.awaited:
+        return seen
+    return Condition(expression=f"{seen.expression} AND attribute_not_exists(awaited)", values=seen.values)
 
 
 def _live_put(job: Job) -> Put:
