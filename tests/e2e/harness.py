@@ -152,8 +152,8 @@ class Client:
     def complete(self, job_id: str, **told: Any) -> Any:
         return self.post(f"/v1/jobs/{job_id}/complete", told)
 
-    def fail(self, job_id: str, code: str = "BROKEN") -> Any:
-        return self.post(f"/v1/jobs/{job_id}/fail", {"error": {"code": code, "message": "it broke"}})
+    def fail(self, job_id: str, code: str = "BROKEN", **told: Any) -> Any:
+        return self.post(f"/v1/jobs/{job_id}/fail", {"error": {"code": code, "message": "it broke"}, **told})
 
     # Waits
 

@@ -174,3 +174,38 @@ def test_a_job_without_a_lease_that_falls_silent_is_failed_by_the_sweep(aws: Aws
     aws.invoke("clock", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
     job = eventually(lambda: (job := client.get(f"/v1/jobs/{job_id}"))["finished_at"] and job)
     assert (job["status"], job["job_health"], job["error"]["code"]) == ("failed", "timed_out", "TIMED_OUT")
+
+
+def test_jobs_that_want_the_same_mutex_run_one_at_a_time_in_order(client: Client) -> None:
+    wanted = {"queue": "board", "mutex": {"key": "aspen", "on_conflict": "queue"}}
+    ids = [client.job(**wanted) for _ in range(12)]
+    assert client.get(f"/v1/jobs/{ids[0]}")["status"] == "pending"
+    waiting = client.get(f"/v1/jobs/{ids[1]}")
+    assert (waiting["status"], waiting["waiting_for"]) == ("waiting", {"mutex": "aspen"})
+    client.post(f"/v1/jobs/{ids[4]}/cancel")
+    ran: list[str] = []
+    running: set[str] = set()
+    at_once: list[int] = []
+
+    def work(number: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(ran) < len(ids) - 1 and time.monotonic() < deadline:
+            for job in claim(client, queue="board", hold_s=1, worker=f"w{number}"):
+                running.add(job["job_id"])
+                at_once.append(len(running))
+                ran.append(job["job_id"])
+                running.remove(job["job_id"])
+                if ids.index(job["job_id"]) % 3:
+                    complete(client, job)
+                else:
+                    client.fail(job["job_id"], lease_token=job["lease_token"])
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert ran == [job_id for job_id in ids if job_id != ids[4]]
+    assert set(at_once) == {1}
+    last = client.job(**wanted)
+    eventually(lambda: client.get(f"/v1/jobs/{last}")["status"] == "pending")

@@ -231,6 +231,17 @@ class TestDyingInBetween:
         state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
         assert (sum(state.ready.values()), state.watched["running"]) == (0, 1)
 
+    def test_who_waits_in_line_for_a_mutex_is_handed_over_when_let_in(self, world: World) -> None:
+        first, second = (new(world, mutex_key="m", mutex_queues=True) for _ in range(2))
+        assert [seen(world, job_id).status for job_id in (first, second)] == ["pending", "waiting"]
+        matched(world)
+        assert [told["job_id"] for told in world.executors.calls] == [first]
+        world.pass_time(1)
+        call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1])
+        for job_id in (first, second):
+            assert match_records(world.ctx, [stream_record("1", seen(world, job_id))]) == {}
+        assert [told["job_id"] for told in world.executors.calls] == [first, second]
+
     def test_what_was_cancelled_before_is_not_handed_over(self, world: World) -> None:
         job_id = new(world)
         world.do(change_job.cancel, job_id)

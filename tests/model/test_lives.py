@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import uuid6
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from moto import mock_aws
@@ -25,11 +26,12 @@ from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain import jobs as job_rules
 from vigil_core.domain.attempts import RetryPolicy
-from vigil_core.domain.errors import InvalidTransition, LeaseLost
-from vigil_core.domain.jobs import Job, JobError, Report
-from vigil_core.services import change_job
+from vigil_core.domain.errors import InvalidTransition, JobCreationFailed, LeaseLost
+from vigil_core.domain.jobs import Job, JobError, NewJob, Report
+from vigil_core.services import change_job, run_clock, submit_job
 from vigil_core.services.claim_jobs import Claim, claim_jobs
 from vigil_core.services.run_clock import SweepFailed
+from vigil_core.services.take_holds import hand_over
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 
@@ -80,7 +82,8 @@ POLICIES = [
 ]
 DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True)]
 """After how many writes somebody dies, and whether the last of them was carried out."""
-STEPS = ["create"] * 3 + ["claim"] * 5 + ["tell"] * 6 + ["ask"] + ["time_passes"] * 4 + ["sweep"] * 2 + ["message"]
+STEPS = ["create"] * 3 + ["claim"] * 5 + ["tell"] * 6 + ["ask"] + ["time_passes"] * 4 + ["sweep"] * 2
+STEPS += ["message"] + ["stream"] * 3
 
 
 class Lives:
@@ -114,17 +117,24 @@ class Lives:
 
     def create(self, chance: Random) -> None:
         at = self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None
-        self.ids.append(
-            self.world.job(
-                scheduled_at=at,
-                retry=chance.choice(POLICIES),
-                timeout_s=chance.choice([None, None, 40]),
-                fallback=chance.choice([None, None, {"rows": 0}]),
-                executor=chance.choice(["worker", "worker", "worker", "none"]),
-                priority=chance.choice(["high", "normal"]),
-                heartbeat_timeout_s=chance.choice([None, 25]),
-            )
+        job_id = str(uuid6.uuid7())
+        wanted = NewJob(
+            job_id=job_id,
+            job_type="test",
+            scheduled_at=at,
+            retry=chance.choice(POLICIES),
+            timeout_s=chance.choice([None, None, 40]),
+            fallback=chance.choice([None, None, {"rows": 0}]),
+            executor=chance.choice(["worker", "worker", "worker", "none"]),
+            priority=chance.choice(["high", "normal"]),
+            heartbeat_timeout_s=chance.choice([None, 25]),
+            mutex_key=chance.choice([None, "m", "n"]),
+            mutex_queues=chance.random() < 0.8,
         )
+        with suppress(JobCreationFailed):
+            self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+        if self.world.ctx.jobs.find(NAMESPACE, job_id):
+            self.ids.append(job_id)
 
     def claim(self, chance: Random) -> None:
         claim_id = chance.choice([None, None, str(chance.randint(0, 5))])
@@ -192,7 +202,7 @@ class Lives:
                 chance.choice(self.ids),
                 chance.choice([change_job.start, change_job.cancel, change_job.retry]),
             )
-            with suppress(InvalidTransition, LeaseLost):
+            with suppress(InvalidTransition, LeaseLost, JobCreationFailed):
                 self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
 
     def time_passes(self, chance: Random) -> None:
@@ -208,6 +218,13 @@ class Lives:
         """One of the clock's messages, for which there may be no reason any more."""
         if self.ids:
             change_job.on_time(self.world.ctx, NAMESPACE, chance.choice(self.ids))
+
+    def stream(self, chance: Random) -> None:
+        """The matcher hears of a version of a job, however often."""
+        if self.ids:
+            job = self.stored(chance.choice(self.ids))
+            if job.for_matcher and job.mutex_key:
+                self.mortally(chance, lambda: hand_over(self.world.ctx, NAMESPACE, str(job.mutex_key), by="matcher"))
 
     def what_is_stored_makes_sense(self) -> None:
         for job_id in self.ids:
@@ -225,12 +242,18 @@ class Lives:
                 assert self.world.ctx.jobs.bodies(job).result == f'"{job.reported_token}"', "the holder's own result"
             self.seen[job_id] = job
             self._index_is_right(job)
+            if job.mutex_key and job.status in ("pending", "running"):
+                hold = self.world.ctx.holds.find(NAMESPACE, "mutex", job.mutex_key)
+                assert hold, "what may run has its mutex"
+                assert hold.job_id == job_id, "only one has it"
 
     def _index_is_right(self, job: Job) -> None:
         row = self.table.get(keys.job(NAMESPACE, job.job_id))
         shown = (row.get("g1pk"), row.get("g1sk"))
         if job.status == "pending" and job.executor == "worker":
             assert shown[0] == keys.ready_jobs(NAMESPACE, QUEUE)
+        elif job.status == "waiting":
+            assert shown[0] == keys.timed_jobs(NAMESPACE, QUEUE)
         elif job.due_at is not None:
             assert shown[0] == keys.timed_jobs(NAMESPACE, QUEUE)
             assert keys.timed_at(str(shown[1])) <= job.due_at, "the clock looks in time"
@@ -247,6 +270,12 @@ class Lives:
             assert job.status != "scheduled"
             assert job.lease is None, "no worker keeps what it does not look after"
             assert job.status != "running" or job.due_at is None, "only what runs without a limit goes on"
+            if job.status == "waiting":
+                hold = self.world.ctx.holds.find(NAMESPACE, "mutex", str(job.mutex_key))
+                assert hold
+                holder = self.stored(hold.job_id)
+                assert not holder.ended, "nobody stands in line for what is free"
+                assert holder.status != "waiting", "nobody stands in line for what he has himself"
 
 
 @pytest.fixture(autouse=True)
@@ -265,9 +294,17 @@ def _anybody(job: Job, lease_token: str | None) -> None:
     del job, lease_token
 
 
+def _kept(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
+    """As though the hold were the job's own, always."""
+    del before
+    return after, ()
+
+
 FAULTS: dict[str, tuple[object, str, object]] = {
     "anybody may report": (job_rules, "_require_holder", _anybody),
     "the clock is not shown when a lease ends": (Job, "due_at", property(lambda job: job.exactly_due_at)),
+    "a job runs without its mutex": (submit_job, "admit", _kept),
+    "the clock does not look at lines": (run_clock, "hand_over", lambda *_, **__: None),
 }
 
 

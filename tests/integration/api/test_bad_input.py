@@ -57,7 +57,6 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"correlation_id": "a\x00"}, ["/correlation_id"]),
     ({"mutex": "m"}, ["/mutex"]),
     ({"mutex": {}}, ["/mutex/key"]),
-    ({"mutex": {"key": "m", "on_conflict": "queue"}}, ["/mutex/on_conflict"]),
     ({"mutex": {"key": "m", "on_conflict": "explode", "more": 1}}, ["/mutex/on_conflict", "/mutex/more"]),
     ({"jobtype": "x", "status": "completed"}, ["/jobtype", "/status"]),
 ]  # fmt: skip
@@ -82,11 +81,6 @@ def test_what_is_not_served_yet_is_refused_by_name(client: Client, name: str) ->
     assert reply.pointers() == [f"/{name}"]
     assert reply.json["errors"][0]["detail"] == "is not served yet"
     assert stored() == 0
-
-
-def test_mutexes_do_not_queue_yet(client: Client) -> None:
-    reply = client.post("/v1/jobs", {"job_type": "t", "mutex": {"key": "m", "on_conflict": "queue"}})
-    assert "not served yet" in reply.problem(422, "VALIDATION_FAILED")["errors"][0]["detail"]
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,6 @@ def _at_least_0(most: int) -> Callable[[Any], Decimal]:
     return check
 
 
-def _no_queueing(value: Any) -> Any:
-    if value == "queue":
-        raise ValueError("'queue' is not served yet")
-    return value
-
-
 def _page_size(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value, re.ASCII) and 1 <= int(value) <= MAX_PAGE_SIZE:
         return int(value)
@@ -187,7 +181,10 @@ class Mutex(Wire):
     """At most one job that has not ended has each key."""
 
     key: Name
-    on_conflict: Annotated[Literal["reject"] | None, BeforeValidator(_no_queueing)] = None
+    on_conflict: Literal["reject", "queue"] | None = Field(
+        default=None,
+        description="`reject`, also when absent: 409 while another job has the key. `queue`: the job waits in line",
+    )
 
 
 class Retry(Wire):
@@ -258,6 +255,7 @@ class NewJob(Wire):
             correlation_id=self.correlation_id,
             unique_key=self.unique_key,
             mutex_key=self.mutex.key if self.mutex else None,
+            mutex_queues=self.mutex is not None and self.mutex.on_conflict == "queue",
             scheduled_at=self.scheduled_at and whole_ms(self.scheduled_at),
             retry=None if self.retry is None else self.retry.to_domain(),
             timeout_s=self.timeout,
@@ -409,6 +407,12 @@ class PageQuery(Wire):
 # What clients are shown: jobs
 
 
+class WaitingFor(Shown):
+    """What holds back a job that is `waiting`."""
+
+    mutex: str | None = Field(description="The key of the mutex for which it stands in line")
+
+
 class ShownError(Shown):
     """Why a job failed."""
 
@@ -437,7 +441,7 @@ class JobSummary(Shown):
     attempt: int
     max_attempts: int
     depends_on: list[str]
-    waiting_for: None
+    waiting_for: WaitingFor | None
     verdict: None
     workflow_id: None
     batch_id: None
@@ -656,7 +660,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "depends_on": [],
-        "waiting_for": None,
+        "waiting_for": None if job.place_in_line is None else WaitingFor(mutex=job.mutex_key),
         "verdict": None,
         "workflow_id": None,
         "batch_id": None,

@@ -82,6 +82,7 @@ class NewJob:
     correlation_id: str | None = None
     unique_key: str | None = None
     mutex_key: str | None = None
+    mutex_queues: bool = False
     scheduled_at: datetime | None = None
     retry: RetryPolicy | None = None
     timeout_s: int | None = None
@@ -151,11 +152,21 @@ class Job:
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
     awaited: bool = False
     """Whether anybody ever waited for the job, or may have before it was there. Never false again."""
+    mutex_queues: bool = False
+    """Whether the job waits for its mutex in line, where it would otherwise have been refused."""
+    place_in_line: int | None = None
+    """While it waits for its mutex: the lower, the sooner."""
 
     @property
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
-        return self.awaited or self.deleted or self.exactly_due_at is not None or self.to_dispatch
+        lets_in = self.mutex_key is not None and (self.ended or self.place_in_line is not None)
+        return self.awaited or self.deleted or lets_in or self.exactly_due_at is not None or self.to_dispatch
+
+    @property
+    def takes_mutex_when_ready(self) -> bool:
+        """Whether it takes its mutex, or a place in line, only once it is ready."""
+        return self.mutex_key is not None and self.mutex_queues
 
     @property
     def ended(self) -> bool:
@@ -253,6 +264,7 @@ def create(
         correlation_id=new.correlation_id,
         unique_key=new.unique_key,
         mutex_key=new.mutex_key,
+        mutex_queues=new.mutex_queues,
         cancel_requested_at=None,
         payload_ref=payload_ref,
         result_ref=None,
@@ -272,6 +284,24 @@ def create(
         target_ref=new.target_ref,
         awaited=new.awaited,
     )
+
+
+def becomes_ready(before: Job | None, after: Job) -> bool:
+    """Whether a job becomes `pending` that was not yet, or no more, under way."""
+    return after.status == "pending" and (before is None or before.status not in ("pending", "running"))
+
+
+def line_up(job: Job, place: int) -> Job:
+    """A version about to be stored that would be `pending`, if another job had not its mutex: `waiting` in line."""
+    *older, newest = job.log
+    log = (*older, replace(newest, status="waiting"))
+    return replace(job, status="waiting", place_in_line=place, log=log)
+
+
+def let_in(job: Job, *, now: datetime, by: str) -> Job:
+    """`waiting` → `pending`: the mutex is free, and the job is the first in line."""
+    _require(job, "pending", "let in")
+    return _next(job, now, by, "ready", why="mutex", status="pending", place_in_line=None)
 
 
 def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
@@ -457,7 +487,7 @@ def retry(job: Job, *, now: datetime, by: str) -> Job:
         job, now, by, "retried",
         status="pending", stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
         attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
-        cancel_requested_at=None, started_at=None, finished_at=None, lease=None,
+        cancel_requested_at=None, started_at=None, finished_at=None, lease=None, place_in_line=None,
     )  # fmt: skip
 
 
@@ -521,7 +551,7 @@ def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, erro
 
 def _end(job: Job, now: datetime, by: str, status: JobStatus, *, why: str | None = None, **changes: object) -> Job:
     kind: LogKind = "completed" if status == "completed" else "failed" if status == "failed" else "cancelled"
-    return _next(job, now, by, kind, why=why, status=status, finished_at=now, lease=None, **changes)
+    return _next(job, now, by, kind, why=why, status=status, finished_at=now, lease=None, place_in_line=None, **changes)
 
 
 def _next(job: Job, now: datetime, by: str, kind: LogKind, *, why: str | None = None, **changes: object) -> Job:

@@ -13,7 +13,7 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Job, JobError, Report
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.services.context import Context
-from vigil_core.services.take_holds import claims_for_retry
+from vigil_core.services.take_holds import admit, claims_for_retry
 from vigil_core.store.holds import HoldClaim
 
 ATTEMPTS = 12
@@ -153,7 +153,8 @@ def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
 
 
 def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
-    """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them."""
+    """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them, or,
+    where it waits for its mutex, a place at the end of the line."""
     return _change(
         ctx,
         namespace,
@@ -188,7 +189,8 @@ def _change(
         before = find_job(ctx, namespace, job_id)
         after = decide(before)
         try:
-            ctx.jobs.save(before, after, claims(before) if claims else ())
+            after, mutex = admit(ctx, before, after)
+            ctx.jobs.save(before, after, (*(claims(before) if claims else ()), *mutex))
         except StoreConflict:
             ctx.sleep(0.01 * attempt)
             continue

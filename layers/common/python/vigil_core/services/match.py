@@ -12,6 +12,7 @@ from vigil_core.domain.waits import Interest, Outcome, counts_for
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.dispatch import dispatch
 from vigil_core.services.resolve_wait import outcome_of, resolve
+from vigil_core.services.take_holds import hand_over
 from vigil_core.services.wake_up import wake_for_job
 from vigil_core.store.jobs import job_from_row, job_to_row
 from vigil_core.store.stream import StreamRecord, new_version
@@ -67,12 +68,15 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
     """Match a batch of the stream's records of jobs; what failed, by sequence number, has to be delivered again."""
     failed: dict[str, Exception] = {}
     versions: dict[str, Job] = {}
+    mutexes: dict[tuple[str, str], str] = {}
     for record in records:
         try:
             if (told := new_version(record)) is not None:
                 job, before = told
                 versions[record.sequence_number] = job
                 wake_for_job(ctx, job, before)
+                if job.mutex_key is not None and (job.ended or job.place_in_line is not None):
+                    mutexes[job.namespace, job.mutex_key] = record.sequence_number
         except Exception as error:
             failed[record.sequence_number] = error
     newest = {(job.namespace, job.job_id): sequence_number for sequence_number, job in versions.items()}
@@ -83,6 +87,11 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
         for sequence_number, job in versions.items():
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
                 failed[sequence_number] = reason
+    for (namespace, name), sequence_number in mutexes.items():
+        try:
+            hand_over(ctx, namespace, name, by="matcher")
+        except Exception as error:
+            failed[sequence_number] = error
     return failed
 
 

@@ -10,6 +10,7 @@ from vigil_core.services import register_wait, resolve_wait
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.mind_queue import mind_queue
+from vigil_core.services.take_holds import hand_over
 from vigil_core.store.keys import DUE_SHARDS
 from vigil_core.store.schedule import Due
 
@@ -78,6 +79,8 @@ def _look_after(ctx: Context, due: Due) -> int:
     match due.kind:
         case "queue":
             return mind_queue(ctx, due.namespace, due.entity_id)
+        case "mutex":
+            hand_over(ctx, due.namespace, due.entity_id, by="clock")
         case "wait_expiry":
             resolve_wait.expire(ctx, due.namespace, due.entity_id)
         case "wait_registration":

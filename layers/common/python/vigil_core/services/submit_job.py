@@ -10,7 +10,7 @@ from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import ATTEMPTS, body_text
 from vigil_core.services.context import Context
-from vigil_core.services.take_holds import claims_for_new
+from vigil_core.services.take_holds import admit, claims_for_new
 from vigil_core.store.table import ConditionFailed
 
 
@@ -56,7 +56,8 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
             fallback_ref=None if fallback is None else ctx.jobs.put_fallback(namespace, new.job_id, nonce, fallback),
         )
         try:
-            ctx.jobs.create(job, taken.claims)
+            job, mutex = admit(ctx, None, job)
+            ctx.jobs.create(job, (*taken.claims, *mutex))
         except ConditionFailed:
             ctx.sleep(0.01 * attempt)
             continue

@@ -16,12 +16,13 @@ from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.holds import HoldClaim, hold_put
+from vigil_core.store.holds import HoldClaim, hold_put, place_put
 from vigil_core.store.table import (
     ABSENT,
     PRESENT,
     Condition,
     ConditionFailed,
+    Delete,
     Put,
     Row,
     Table,
@@ -82,12 +83,8 @@ class JobStore:
             JobCreationFailed: the id is taken.
             ConditionFailed: a hold was taken by somebody else since it was read.
         """
-        put = Put(row=job_to_row(job), condition=ABSENT)
         try:
-            if claims:
-                self._table.transact([put, *(hold_put(job, claim) for claim in claims)])
-            else:
-                self._table.put(put)
+            self._write([Put(row=job_to_row(job), condition=ABSENT), *_beside(None, job, claims)])
         except ConditionFailed as error:
             if error.index == 0 and error.old is not None and job_from_row(error.old) == job:
                 return  # The SDK repeated a request whose answer was lost, and met what it wrote itself.
@@ -110,11 +107,7 @@ class JobStore:
             *older, newest = after.log
             self._table.put(Put(row=_log_row(after, older)))
             after = replace(after, log=(newest,))
-        put = Put(row=job_to_row(after), condition=_still(before))
-        if claims:
-            self._table.transact([put, *(hold_put(after, claim) for claim in claims)])
-        else:
-            self._table.put(put)
+        self._write([Put(row=job_to_row(after), condition=_still(before)), *_beside(before, after, claims)])
 
     def put_payload(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
         """Store a payload, before the job that points to it. Returns the pointer."""
@@ -186,6 +179,13 @@ class JobStore:
             deletes=[keys.Key(pk, row["sk"]) for row in query_all(self._table, pk, between=("B", "Z"))]
         )
 
+    def _write(self, actions: Sequence[Put | Delete]) -> None:
+        first, *beside = actions
+        if beside or not isinstance(first, Put):
+            self._table.transact(actions)
+        else:
+            self._table.put(first)
+
     def _put_body(self, key: keys.Key, entity: str, text: str) -> str:
         self._table.put(Put(row={**_head(key, entity), "body": text}))
         return key.sk
@@ -239,6 +239,8 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
         awaited=state.get("awaited", False),
+        mutex_queues=state.get("mutex_queues", False),
+        place_in_line=state.get("place_in_line"),
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
@@ -282,6 +284,8 @@ def job_to_row(job: Job) -> Row:
         "correlation_id": job.correlation_id,
         "unique_key": job.unique_key,
         "mutex_key": job.mutex_key,
+        "mutex_queues": job.mutex_queues or None,
+        "place_in_line": job.place_in_line,
         "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
@@ -316,6 +320,9 @@ def _place_in_queue(job: Job) -> Row:
         ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs
         place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
         return {"g1pk": ready(job.namespace, job.queue), "g1sk": place}
+    if job.status == "waiting":
+        place = keys.timed_job(job.status, job.updated_at, job.job_id)
+        return {"g1pk": keys.timed_jobs(job.namespace, job.queue), "g1sk": place}
     if job.due_at is None:
         return {}
     shown_at = min(job.due_at, job.shown_due_at or job.due_at)
@@ -332,6 +339,16 @@ def _still(job: Job) -> Condition:
     if job.awaited:
         return seen
     return Condition(expression=f"{seen.expression} AND attribute_not_exists(awaited)", values=seen.values)
+
+
+def _beside(before: Job | None, after: Job, claims: Sequence[HoldClaim]) -> list[Put | Delete]:
+    """What is written together with a version: the holds that it takes, the place in line that it takes or leaves."""
+    beside: list[Put | Delete] = [hold_put(after, claim) for claim in claims]
+    if after.place_in_line is not None and (before is None or before.place_in_line != after.place_in_line):
+        beside.append(place_put(after, after.place_in_line))
+    if before is not None and before.place_in_line is not None and after.place_in_line is None:
+        beside.append(Delete(key=keys.place_in_line(before.namespace, str(before.mutex_key), before.place_in_line)))
+    return beside
 
 
 def _live_put(job: Job) -> Put:

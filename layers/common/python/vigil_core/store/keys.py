@@ -20,7 +20,7 @@ CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
 Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -60,6 +60,14 @@ def log(namespace: str, job_id: str, first_version: int) -> Key:
 
 def hold(namespace: str, kind: HoldKind, name: str) -> Key:
     return Key(f"{namespace}#hold#{kind}#{name}", "A")
+
+
+def line(namespace: str, mutex: str) -> str:
+    return f"{namespace}#line#{mutex}"
+
+
+def place_in_line(namespace: str, mutex: str, place: int) -> Key:
+    return Key(line(namespace, mutex), f"{place:015}")
 
 
 def idempotency(namespace: str, route: str, key: str) -> Key:
