@@ -24,6 +24,8 @@ from vigil_core.domain.errors import (
     MalformedRequest,
     PayloadTooLarge,
     StoreConflict,
+    TargetRefused,
+    TargetUnreachable,
     ValidationFailed,
     VigilError,
     WaitNotFound,
@@ -77,6 +79,8 @@ STATUS: Mapping[type[VigilError], int] = {
     PayloadTooLarge: 413,
     ValidationFailed: 422,
     IdempotencyKeyReused: 422,
+    TargetRefused: 422,
+    TargetUnreachable: 424,
     TooManyRequests: 429,
     Fault: 500,
 }
