@@ -92,9 +92,7 @@ class TestHandingOver:
         job = seen(world, job_id)
         assert job.lease is not None
         assert (job.status, job.lease.token, job.lease.worker) == ("running", told["lease_token"], "executor http")
-        assert told == {
-            "namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token, "target_ref": job.target_ref
-        }  # fmt: skip
+        assert told == {"namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token}
 
     def test_a_function_is_told_what_it_needs(self, world: World) -> None:
         target = {"function": "resize", "lease": 40}

@@ -252,7 +252,6 @@ def test_the_caller_calls_the_target_of_the_job_that_it_is_told(
         updated_at=now,
         target={"url": "https://a.example/"},
     )
-    event["target_ref"] = job_type.target_ref
     ctx = replace(wiring.context(), executors=KeptHandovers(), new_id=lambda: event["lease_token"])
     ctx.job_types.keep_target(job_type)
     new = NewJob(job_id=event["job_id"], job_type="call", executor="http", target_ref=job_type.target_ref)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.fake_vigil import API_KEY, FakeVigil
+from tests.support.pages import python_session
 from vigil.client import Vigil
 from vigil_core import tasks
 from vigil_core.tasks import Cancelled, Permanent, Task, TaskError, Work, task
@@ -57,6 +59,17 @@ def test_what_the_function_returns_is_the_result(client: Vigil, fake: FakeVigil)
     assert (job["job_stage"], job["milestones"], job["fields"]["at"]) == ("complete", ["begun"], 1)
     (begun,) = fake.asked("POST", f"/v1/jobs/{event['job_id']}/heartbeat")
     assert begun.body == {"first": True, "lease_token": event["lease_token"]}
+
+
+def test_the_function_of_the_page_does_what_the_page_says(client: Vigil, fake: FakeVigil) -> None:
+    (block,) = python_session((Path(__file__).parents[3] / "docs/executors.md").read_text())
+    said: dict[str, Any] = {}
+    exec(block.commands, said)
+    event = handed_over(client, payload={"of": "cat", "sizes": [64, 256]})
+    assert said["handler"](event, Context()) is None
+    job = fake.job(event["job_id"])
+    assert (job["status"], job["result"]) == ("completed", {"made": ["cat-64.png", "cat-256.png"]})
+    assert (job["milestones"], job["fields"]["count"]) == (["uploaded"], 2)
 
 
 def test_a_payload_that_was_left_out_is_fetched(client: Vigil, fake: FakeVigil) -> None:

@@ -74,11 +74,15 @@ def call_target(ctx: Context, client: HttpClient, secrets: SecretReader, told: M
     Whoever comes too late, or second, changes nothing: the lease is another's, or was used before.
     """
     namespace, job_id = str(told["namespace"]), str(told["job_id"])
-    token, target_ref = str(told["lease_token"]), str(told["target_ref"])
-    target = HttpTarget.of(ctx.job_types.target(namespace, target_ref))
+    token = str(told["lease_token"])
     with suppress(*NO_LONGER_OURS):
+        job = heartbeat(ctx, namespace, job_id, lease_token=token, length_s=None, first=True)
+        assert job.lease is not None
+        assert job.target_ref is not None
+        target = HttpTarget.of(ctx.job_types.target(namespace, job.target_ref))
         length_s = target.timeout_s + REPORTING_S
-        job = heartbeat(ctx, namespace, job_id, lease_token=token, length_s=length_s, first=True)
+        if length_s > job.lease.length_s:
+            job = heartbeat(ctx, namespace, job_id, lease_token=token, length_s=length_s)
         return _called(ctx, client, secrets, job, target, token)
     return "not ours"
 

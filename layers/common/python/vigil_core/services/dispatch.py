@@ -54,8 +54,7 @@ def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
     ctx.jobs.save(job, running)
     try:
         if target is None:
-            told = {"namespace": namespace, "job_id": job_id, "lease_token": lease.token, "target_ref": job.target_ref}
-            ctx.executors.call(dumps(told))
+            ctx.executors.call(dumps({"namespace": namespace, "job_id": job_id, "lease_token": lease.token}))
         else:
             ctx.executors.invoke(target.function, _event(ctx, running, lease))
     except ExecutorRefused as refusal:
