@@ -206,16 +206,6 @@ class TestHttp:
             aws.invoke("clock", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
             assert ended(client, job_id)["status"] == "completed"
 
-    def test_trouble_with_the_stream_calls_no_target_twice(self, aws: Aws, client: Client, target: HttpTarget) -> None:
-        target.replies("/once", Reply(200))
-        define(client, "once", "http", {"url": f"{target.url}/once"})
-        with aws.sabotaged("matcher", "one_in_twenty"):
-            ids = client.jobs(40, job_type="once")
-            done = client.ended(client.wait(dict.fromkeys(ids)), within_s=120)
-        assert (done["status"], len(done["waited_jobs"])) == ("met", len(ids))
-        keys = [asked.headers["idempotency-key"] for asked in target.requests("/once")]
-        assert sorted(keys) == sorted(f"{job_id}.1" for job_id in ids)
-
 
 class TestLambda:
     def test_a_function_runs_the_job_and_reports_it(self, client: Client, task_function: str) -> None:
