@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "NotifierFunction": ("notifier_job_completed", ALL_DONE),
     "PagerFunction": ("pager_register", None),
     "ClockFunction": ("clock_tick", {}),
+    "CallerFunction": ("caller_call", None),
     "AdminFunction": ("admin_list_keys", None),
 }
 

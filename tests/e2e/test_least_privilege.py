@@ -8,12 +8,14 @@ import pytest
 
 from tests.e2e.harness import Aws, Client, Key
 from vigil.local import Stack
+from vigil.local.stack import client_config, session
 
 
 def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
     """What no function but those listed in `ALLOWED` may do."""
     row = {"pk": {"S": f"{key.namespace}#trespass"}, "sk": {"S": "A"}}
     table = {"TableName": stack.table_name}
+    event = {"InvocationType": "Event", "Payload": "{}"}
     one_row = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": row["pk"]}}
     return {
         "read a row": ["dynamodb", "get_item", {**table, "Key": row}],
@@ -33,6 +35,10 @@ def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
         "list dead letters": ["s3", "list_objects_v2", {"Bucket": stack.dead_letter_bucket}],
         "run the matcher": ["lambda", "invoke", {"FunctionName": matcher, "Payload": '{"Records": []}'}],
         "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
+        "call a target": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "caller"), **event}],
+        "run a task": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "task-trespass"), **event}],
+        "read a secret for targets": ["ssm", "get_parameter", {"Name": f"/{stack.stack_name}/trespass"}],
+        "read any secret": ["ssm", "get_parameter", {"Name": "/somebody/else"}],
     }
 
 
@@ -40,6 +46,7 @@ ALLOWED = {
     "authorizer": {"read a row"},
     "api": {"read a row", "write a row", "send a page", "see what is due"},
     "websocket": {"read a row", "write a row", "send a page"},
+    "caller": {"read a row", "write a row", "read a secret for targets"},
     "notifier": {"read a row", "write a row", "list dead letters"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
 }
@@ -49,6 +56,9 @@ ALLOWED = {
 def test_a_function_may_do_what_it_does_and_no_more(
     function: str, stack: Stack, aws: Aws, client: Client, key: Key
 ) -> None:
+    ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
+    for name in (f"/{stack.stack_name}/trespass", "/somebody/else"):
+        ssm.put_parameter(Name=name, Value="x", Type="String", Overwrite=True)
     with aws.sabotaged(function, "trespass"):
         answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"]))
     assert {name for name, answer in answers.items() if answer == "allowed"} <= ALLOWED[function], answers

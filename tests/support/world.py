@@ -48,12 +48,34 @@ class KeptMessages:
         self.wake_ups.append((message, delay_s))
 
 
+@dataclass
+class KeptHandovers:
+    """Executors that keep what they are given, and raise what they are to raise."""
+
+    calls: list[Any] = field(default_factory=list)
+    invocations: list[tuple[str, Any]] = field(default_factory=list)
+    trouble: BaseException | None = None
+
+    def call(self, event: str) -> None:
+        self._raise()
+        self.calls.append(loads(event))
+
+    def invoke(self, function: str, event: str) -> None:
+        self._raise()
+        self.invocations.append((function, loads(event)))
+
+    def _raise(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
     def __init__(self, table: Table, *, waits: WaitStore | None = None) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
+        self.executors = KeptHandovers()
         self.unmatched: list[Job] = []
         self.ctx = Context(
             jobs=_Streamed(table, self.unmatched),
@@ -67,6 +89,7 @@ class World:
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
             queues=self.queues,
+            executors=self.executors,
             clock=lambda: self.time,
             new_id=lambda: str(uuid6.uuid7()),
             sleep=self.pass_time,

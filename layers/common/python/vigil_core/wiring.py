@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -11,11 +12,12 @@ import boto3
 from botocore.config import Config
 from uuid6 import uuid7
 
+from vigil_core.gateways.functions import LambdaExecutors
 from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
-from vigil_core.runtime.settings import CoreSettings, NotifierSettings, SocketSettings
-from vigil_core.services.context import THREADS, Context, Queues
+from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutgoingSettings, SocketSettings
+from vigil_core.services.context import THREADS, Context, Executors, NoExecutors, Queues
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
@@ -35,10 +37,13 @@ from vigil_core.store.waits import WaitStore
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
+    from mypy_boto3_lambda.client import LambdaClient
     from mypy_boto3_sqs.client import SQSClient
 
     from vigil_core.api.admin import Admin
     from vigil_core.api.http import HttpApi
+    from vigil_core.gateways.outgoing import Outgoing
+    from vigil_core.gateways.secret_values import SecretValues
 
 CLIENT_CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
@@ -73,6 +78,12 @@ def sqs() -> SQSClient:
 
 
 @cache
+def lambda_client() -> LambdaClient:
+    """The client of Lambda, for those that dispatch jobs."""
+    return boto3.client("lambda", config=CLIENT_CONFIG)
+
+
+@cache
 def queues() -> SqsQueues:
     """The queues of Vigil's own workers."""
     settings = CoreSettings.from_environment()
@@ -82,10 +93,12 @@ def queues() -> SqsQueues:
 @cache
 def context() -> Context:
     """What the use cases need."""
-    return context_of(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name), queues())
+    settings = CoreSettings.from_environment()
+    executors = LambdaExecutors(lambda_client, settings.caller_function)
+    return context_of(DynamoTable(dynamodb(), settings.table_name), queues(), executors)
 
 
-def context_of(table: Table, queues: Queues) -> Context:
+def context_of(table: Table, queues: Queues, executors: Executors | None = None) -> Context:
     """A context over any table."""
     return Context(
         jobs=JobStore(table),
@@ -99,6 +112,7 @@ def context_of(table: Table, queues: Queues) -> Context:
         job_queues=JobQueueStore(table),
         connections=ConnectionStore(table),
         queues=queues,
+        executors=executors or NoExecutors(),
         clock=now,
         new_id=lambda: str(uuid7()),
     )
@@ -121,6 +135,28 @@ def web_sockets() -> WebSockets:
 def topic() -> Topic:
     """The topic for everybody outside."""
     return Topic(boto3.client("sns", config=CLIENT_CONFIG), NotifierSettings.from_environment().topic_arn)
+
+
+@cache
+def outgoing() -> Outgoing:
+    """The guarded way to addresses that users name."""
+    from vigil_core.gateways.outgoing import Outgoing
+
+    return Outgoing(OutgoingSettings.from_environment().allowed_private_hosts)
+
+
+@cache
+def secret_values() -> SecretValues:
+    """The secrets that targets name."""
+    from vigil_core.gateways.secret_values import SecretValues
+    from vigil_core.runtime.settings import CallerSettings
+
+    return SecretValues(
+        cache(lambda: boto3.client("ssm", config=CLIENT_CONFIG)),
+        cache(lambda: boto3.client("secretsmanager", config=CLIENT_CONFIG)),
+        prefix=CallerSettings.from_environment().secrets_prefix,
+        monotonic=time.monotonic,
+    )
 
 
 @cache

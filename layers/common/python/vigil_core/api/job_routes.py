@@ -357,6 +357,7 @@ def heartbeat_job(call: Call, job_id: str, body: Heartbeat) -> Answer:
         length_s=body.lease,
         progress=body.progress,
         message=body.message,
+        first=body.first is True,
     )
     answer = HeartbeatAnswer(
         job_id=job.job_id,

@@ -25,6 +25,8 @@ from vigil_core.domain.errors import (
     MissingDependency,
     PayloadTooLarge,
     StoreConflict,
+    TargetRefused,
+    TargetUnreachable,
     ValidationFailed,
     VigilError,
     WaitNotFound,
@@ -79,6 +81,8 @@ STATUS: Mapping[type[VigilError], int] = {
     ValidationFailed: 422,
     MissingDependency: 422,
     IdempotencyKeyReused: 422,
+    TargetRefused: 422,
+    TargetUnreachable: 424,
     TooManyRequests: 429,
     Fault: 500,
 }

@@ -26,6 +26,7 @@ from vigil_core.domain.times import to_text
 from vigil_core.services.claim_jobs import Claim, claim_jobs
 from vigil_core.services.depend import inputs_of
 from vigil_core.services.show_queue import show_queue
+from vigil_core.services.wake_up import wake_for_queue
 
 ROUTES = Routes()
 DEFAULT_LEASE_S = 60
@@ -97,6 +98,7 @@ def pause_queue(call: Call, queue: str) -> Answer:
 def resume_queue(call: Call, queue: str) -> Answer:
     """Have a paused queue hand out jobs again."""
     call.context.job_queues.set_paused(call.namespace, _name(queue), False)
+    wake_for_queue(call.context, call.namespace, queue)
     return _shown(call, _name(queue))
 
 

@@ -356,6 +356,11 @@ class Heartbeat(Wire):
     lease: LeaseSeconds | None = Field(default=None, description="Seconds from now; the lease's own length when absent")
     progress: Progress | None = None
     message: Text | None = None
+    first: bool | None = Field(
+        default=None,
+        description="Refused (409 `LEASE_LOST`) unless it is the first under this lease: for whoever may be handed the "
+        "same job twice and is to begin once",
+    )
 
 
 class Release(Wire):

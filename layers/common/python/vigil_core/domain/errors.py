@@ -143,6 +143,18 @@ class Forbidden(VigilError):
     code = "FORBIDDEN"
 
 
+class TargetRefused(VigilError):
+    """A request may not be sent to this address; the message says why, and nothing of what the address resolves to."""
+
+    code = "TARGET_REFUSED"
+
+
+class TargetUnreachable(VigilError):
+    """A request was sent, or tried to be, and no answer came: whether it arrived is not known."""
+
+    code = "TARGET_UNREACHABLE"
+
+
 class StoreConflict(VigilError):
     """A conditional write lost to another writer; the caller reads again and decides anew."""
 

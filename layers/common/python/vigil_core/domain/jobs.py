@@ -17,7 +17,7 @@ from vigil_core.domain.lifecycle import ALLOWED, TERMINAL, JobStatus
 from vigil_core.domain.times import whole_ms
 
 Priority: TypeAlias = Literal["background", "low", "normal", "high", "critical"]
-Executor: TypeAlias = Literal["worker", "none"]
+Executor: TypeAlias = Literal["worker", "lambda", "http", "none"]
 LogKind: TypeAlias = Literal[
     "created", "waiting", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed",
     "failed", "cancel_requested", "cancelled", "skipped", "retried", "deleted",
@@ -27,6 +27,8 @@ MAX_FIELDS_BYTES = 32 * 1024
 MAX_MILESTONES = 256
 CANCEL_GRACE = timedelta(seconds=60)
 """How long a running job has to end by itself after it was asked to."""
+DISPATCHED = frozenset({"lambda", "http"})
+"""The executors whose jobs Vigil itself sets going, as soon as they are pending."""
 TIMED_OUT = "TIMED_OUT"
 LEASE_EXPIRED = "LEASE_EXPIRED"
 CONDITION_FAILED = "CONDITION_FAILED"
@@ -91,6 +93,7 @@ class NewJob:
     timeout_s: int | None = None
     heartbeat_timeout_s: int | None = None
     fallback: JsonValue = None
+    target_ref: str | None = None
     awaited: bool = False
     """Whether somebody may wait for it before it exists: the client chose its id."""
 
@@ -145,6 +148,8 @@ class Job:
     heartbeat_timeout_s: int | None = None
     """How long a job that runs without a lease may be silent."""
     fallback_ref: str | None = None
+    target_ref: str | None = None
+    """What its executor has run: the target that its type had when the job was created."""
     lease: Lease | None = None
     reported_token: str | None = None
     """Of the lease under which the end of an attempt was reported last."""
@@ -166,7 +171,8 @@ class Job:
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
         waits = self.awaited or self.waits_for_others
-        return waits or self.deleted or self.concerns_line or self.exactly_due_at is not None
+        concerns_others = waits or self.deleted or self.concerns_line
+        return concerns_others or self.to_dispatch or self.exactly_due_at is not None
 
     @property
     def concerns_line(self) -> bool:
@@ -187,6 +193,11 @@ class Job:
     def ended(self) -> bool:
         """Whether the job is in one of the terminal four."""
         return self.status in TERMINAL
+
+    @property
+    def to_dispatch(self) -> bool:
+        """Whether Vigil itself is to set the job going now."""
+        return self.status == "pending" and self.executor in DISPATCHED
 
     @property
     def cancel_due_at(self) -> datetime | None:
@@ -298,6 +309,7 @@ def create(
         timeout_s=new.timeout_s,
         heartbeat_timeout_s=new.heartbeat_timeout_s,
         fallback_ref=fallback_ref,
+        target_ref=new.target_ref,
         awaited=new.awaited,
     )
 
@@ -352,6 +364,8 @@ def judged(job: Job, verdict: Verdict, *, held: bool, passed: bool | None, now: 
 def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
     """`pending` → `running`, without a lease: somebody outside runs it."""
     _require_holder(job, lease_token)
+    if job.executor in DISPATCHED:
+        raise InvalidTransition(f"Cannot start job {job.job_id}: its executor, {job.executor}, does")
     _require(job, "running", "start")
     return _next(job, now, by, "started", status="running", started_at=now)
 
@@ -370,17 +384,21 @@ def heartbeat(
     length_s: int | None = None,
     progress: Decimal | None = None,
     message: str | None = None,
+    first: bool = False,
 ) -> Job:
     """A sign of life, which no wait can see: extends the lease by its length, or by `length_s`, from now; never beyond
     the time at which a cancel is enforced.
 
     Raises:
         InvalidTransition: the job does not run.
-        LeaseLost: somebody else holds its lease, or it has run out.
+        LeaseLost: somebody else holds its lease, or it has run out; or this is to be the `first` sign of life under the
+            lease and is not: what is handed the same job twice begins once.
     """
     _require_holder(job, lease_token)
     if job.status != "running":
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only a running job has a heartbeat")
+    if first and job.lease is not None and job.lease.used:
+        raise LeaseLost(f"The lease on job {job.job_id} was used before: whoever did so runs the job")
     return replace(
         job,
         progress=job.progress if progress is None else max(job.progress, progress),
@@ -399,6 +417,14 @@ def release(job: Job, *, now: datetime, by: str, lease_token: str | None) -> Job
     if job.cancel_requested_at is not None:
         return _cancelled(job, now, by, why="released")
     return _again(job, now, by, "released", status="pending")
+
+
+def put_off(job: Job, until: datetime, *, now: datetime, by: str, lease_token: str) -> Job:
+    """A job that could not be handed over to whoever is to run it: it comes again, and the attempt does not count."""
+    _require_holder(job, lease_token)
+    if job.cancel_requested_at is not None:
+        return _cancelled(job, now, by, why="put off")
+    return _again(job, now, by, "released", why="put off", status="scheduled", scheduled_at=whole_ms(until))
 
 
 def report(job: Job, said: Report, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
@@ -464,16 +490,17 @@ def fail(
     chance: float,
     retryable: bool = True,
     lease_token: str | None = None,
+    at_least: timedelta = timedelta(0),
 ) -> Job:
-    """The attempt failed; `chance` in [0, 1) is the jitter of the delay before the next, if there is one. A job that
-    was asked to cancel ends `cancelled`: it stopped because it was told to. Returns the job itself when that was
-    reported before, under the same lease."""
+    """The attempt failed; `chance` in [0, 1) is the jitter of the delay before the next, if one follows; `at_least` is
+    the shortest that delay may be. A job that was asked to cancel ends `cancelled`: it stopped because it was told to.
+    Returns the job itself when that was reported before, under the same lease."""
     if _was_reported(job, lease_token, well=False):
         return job
     _require_holder(job, lease_token)
     _require(job, "failed", "fail")
     reported = replace(job, reported_token=lease_token)
-    return _failed(reported, error, now, by, chance=chance, retryable=retryable)
+    return _failed(reported, error, now, by, chance=chance, retryable=retryable, at_least=at_least)
 
 
 def cancel(job: Job, *, now: datetime, by: str) -> Job:
@@ -544,6 +571,7 @@ def _failed(
     chance: float,
     retryable: bool = True,
     lapsed: bool = False,
+    at_least: timedelta = timedelta(0),
 ) -> Job:
     """After a failed attempt: the next one, at once when a lease has lapsed, else after the policy's delay; or the end,
     with the fallback where there is one."""
@@ -551,6 +579,7 @@ def _failed(
         return _cancelled(job, now, by, error=error)
     if retryable and job.attempt < job.max_attempts:
         delay = job.retry.delay(job.attempt, chance) if job.retry and not lapsed else timedelta(0)
+        delay = max(delay, at_least)
         when: dict[str, object] = {"status": "pending"}
         if delay:
             when = {"status": "scheduled", "scheduled_at": whole_ms(now + delay)}
@@ -577,7 +606,7 @@ def _extended(job: Job, lease: Lease, length_s: int | None, now: datetime) -> Le
     if lease.until <= now:
         raise LeaseLost(f"The lease on job {job.job_id} has run out")
     until = max(lease.until, now + timedelta(seconds=length_s or lease.length_s))
-    return replace(lease, until=min(until, job.cancel_due_at or until))
+    return replace(lease, until=min(until, job.cancel_due_at or until), used=True)
 
 
 def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, error: JobError | None = None) -> Job:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.targets import parse_allowed
 
 
 class MissingSetting(VigilError):
@@ -25,11 +26,13 @@ def setting(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
-    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there."""
+    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
+    caller's name for those that dispatch no jobs."""
 
     table_name: str
     pages_queue_url: str | None
     clock_queue_url: str | None
+    caller_function: str | None
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -38,7 +41,20 @@ class CoreSettings:
             table_name=setting("TABLE_NAME"),
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
+            caller_function=os.environ.get("CALLER_FUNCTION"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallerSettings:
+    """For the function that calls HTTP targets. Secrets are those whose names begin with the prefix and a namespace."""
+
+    secrets_prefix: str
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises MissingSetting."""
+        return cls(secrets_prefix=setting("SECRETS_PREFIX"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +121,15 @@ class NotifierSettings:
             topic_arn=setting("TOPIC_ARN"),
             all_changes=os.environ.get("SNS_JOB_EVENTS") == "all",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutgoingSettings:
+    """For every function that sends requests to addresses that users name: the private hosts that it may send to."""
+
+    allowed_private_hosts: frozenset[str]
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """`ALLOWED_PRIVATE_HOSTS` is a list with commas, or empty."""
+        return cls(allowed_private_hosts=parse_allowed(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from vigil_core.domain import jobs
-from vigil_core.domain.errors import JobNotFound, PayloadTooLarge, StoreConflict
+from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost, PayloadTooLarge, StoreConflict
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Job, JobError, Report
 from vigil_core.domain.jsontext import JsonValue, dumps
@@ -16,6 +17,8 @@ from vigil_core.services.take_holds import admit, claims_for_retry
 from vigil_core.store.holds import HoldClaim
 
 ATTEMPTS = 12
+NO_LONGER_OURS = (JobNotFound, InvalidTransition, LeaseLost)
+"""What a report is refused with by whoever no longer runs the job: it has ended, is somebody else's, or is gone."""
 MAX_BODY_BYTES = 350 * 1024
 """Payload and result each, as JSON text: what one row holds with room to spare (DynamoDB: 400 KB)."""
 
@@ -47,8 +50,9 @@ def heartbeat(
     *,
     lease_token: str | None,
     length_s: int | None,
-    progress: Decimal | None,
-    message: str | None,
+    progress: Decimal | None = None,
+    message: str | None = None,
+    first: bool = False,
 ) -> Job:
     """Whoever runs the job is alive."""
     return change(
@@ -56,7 +60,13 @@ def heartbeat(
         namespace,
         job_id,
         lambda job: jobs.heartbeat(
-            job, now=ctx.now(), lease_token=lease_token, length_s=length_s, progress=progress, message=message
+            job,
+            now=ctx.now(),
+            lease_token=lease_token,
+            length_s=length_s,
+            progress=progress,
+            message=message,
+            first=first,
         ),
     )
 
@@ -64,6 +74,16 @@ def heartbeat(
 def release(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None) -> Job:
     """A worker gives a job back."""
     return change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
+
+
+def put_off(ctx: Context, namespace: str, job_id: str, until: datetime, *, by: str, lease_token: str) -> Job:
+    """A job could not be handed over: it comes again at that time."""
+    return change(
+        ctx,
+        namespace,
+        job_id,
+        lambda job: jobs.put_off(job, until, now=ctx.now(), by=by, lease_token=lease_token),
+    )
 
 
 def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "clock") -> None:
@@ -107,14 +127,22 @@ def fail(
     by: str,
     retryable: bool = True,
     lease_token: str | None = None,
+    at_least: timedelta = timedelta(0),
 ) -> Job:
-    """The attempt failed."""
+    """The attempt failed; the next one is not sooner than `at_least` from now."""
     return change(
         ctx,
         namespace,
         job_id,
         lambda job: jobs.fail(
-            job, error, now=ctx.now(), by=by, chance=ctx.chance(), retryable=retryable, lease_token=lease_token
+            job,
+            error,
+            now=ctx.now(),
+            by=by,
+            chance=ctx.chance(),
+            retryable=retryable,
+            lease_token=lease_token,
+            at_least=at_least,
         ),
     )
 

@@ -47,6 +47,26 @@ class WideWork:
     body: str
 
 
+class Executors(Protocol):
+    """Those who run what Vigil dispatches. Both raise ExecutorRefused, or ExecutorBusy when it may not have worked."""
+
+    def call(self, event: str, /) -> None:
+        """Have the target of executor `http` called; the event says for which job."""
+
+    def invoke(self, function: str, event: str, /) -> None:
+        """Have a function of executor `lambda` run a job."""
+
+
+class NoExecutors:
+    """For functions that dispatch nothing, and have no right to."""
+
+    def call(self, _: str) -> None:
+        raise RuntimeError("this function dispatches no jobs")
+
+    def invoke(self, _: str, __: str) -> None:
+        raise RuntimeError("this function dispatches no jobs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The outside world of the use cases. `by` of a change that no key made is the name of the function that did."""
@@ -64,6 +84,7 @@ class Context:
     queues: Queues
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
+    executors: Executors = field(default_factory=NoExecutors)
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
     in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(default_factory=lambda: threaded(THREADS))

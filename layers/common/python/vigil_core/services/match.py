@@ -14,6 +14,7 @@ from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Interest, Outcome, counts_for
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.depend import heard, watch
+from vigil_core.services.dispatch import dispatch
 from vigil_core.services.resolve_wait import outcome_of, resolve
 from vigil_core.services.take_holds import hand_over
 from vigil_core.services.wake_up import wake_for_job
@@ -88,24 +89,30 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
                 job, before = told
                 versions[record.sequence_number] = job
                 wake_for_job(ctx, job, before)
+    newest = {(job.namespace, job.job_id): sequence_number for sequence_number, job in versions.items()}
+    ctx.in_parallel(lambda number: _attend(ctx, number, versions[number], failed), newest.values())
     try:
         match(ctx, versions.values())
     except MatchFailed as error:
         for sequence_number, job in versions.items():
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
                 failed[sequence_number] = reason
-    for sequence_number, job in versions.items():
-        with _owned_by(failed, sequence_number):
-            attend(ctx, job)
     return failed
 
 
 def attend(ctx: Context, job: Job) -> None:
-    """What follows from a version of a job besides that others waited for it."""
+    """What follows from a job as it is now, besides that others waited for what it is."""
+    if job.to_dispatch:
+        dispatch(ctx, job.namespace, job.job_id, by="matcher")
     if job.waits_for_others:
         watch(ctx, job)
     if job.concerns_line:
         hand_over(ctx, job.namespace, str(job.mutex_key), by="matcher")
+
+
+def _attend(ctx: Context, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:
+    with _owned_by(failed, sequence_number):
+        attend(ctx, job)
 
 
 def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:

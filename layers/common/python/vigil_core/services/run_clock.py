@@ -47,6 +47,8 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             return 1
         case "wait_expiry":
             return _look_after(ctx, Due(kind="wait_expiry", namespace=namespace, entity_id=entity_id))
+        case "queue":
+            return mind_queue(ctx, namespace, entity_id)
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
 

@@ -236,6 +236,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         timeout_s=state.get("timeout_s"),
         heartbeat_timeout_s=state.get("heartbeat_timeout_s"),
         fallback_ref=state.get("fallback_ref"),
+        target_ref=state.get("target_ref"),
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
         awaited=state.get("awaited", False),
@@ -253,7 +254,9 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
     extended = job.lease is not None and job.lease.token == live.get("lease_token")
     return replace(
         job,
-        lease=replace(job.lease, until=from_text(live["lease_until"])) if job.lease and extended else job.lease,
+        lease=replace(job.lease, until=from_text(live["lease_until"]), used=True)
+        if job.lease and extended
+        else job.lease,
         progress=max(job.progress, Decimal(live["progress"])),
         message=live.get("message"),
         live_version=live["live_version"],
@@ -309,6 +312,7 @@ def job_to_row(job: Job) -> Row:
         "timeout_s": job.timeout_s,
         "heartbeat_timeout_s": job.heartbeat_timeout_s,
         "fallback_ref": job.fallback_ref,
+        "target_ref": job.target_ref,
         "lease": job.lease and _lease_to_row(job.lease),
         "reported_token": job.reported_token,
         "awaited": job.awaited or None,
@@ -323,9 +327,10 @@ def job_to_row(job: Job) -> Row:
 
 def _place_in_queue(job: Job) -> Row:
     """Where index `due` shows a job that has not ended: to workers, or to the clock and whoever counts."""
-    if job.status == "pending" and job.executor == "worker":
+    if job.status == "pending" and job.executor != "none":
+        ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs
         place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
-        return {"g1pk": keys.ready_jobs(job.namespace, job.queue), "g1sk": place}
+        return {"g1pk": ready(job.namespace, job.queue), "g1sk": place}
     if job.status == "waiting":
         place = keys.timed_job(job.status, job.updated_at, job.job_id)
         return {"g1pk": keys.timed_jobs(job.namespace, job.queue), "g1sk": place}
@@ -480,7 +485,9 @@ def _retry_from_row(row: Row) -> RetryPolicy:
 
 
 def _lease_to_row(lease: Lease) -> Row:
-    row = {"token": lease.token, "by": lease.worker, "s": lease.length_s, "until": to_text(lease.until)}
+    row: Row = {"token": lease.token, "by": lease.worker, "s": lease.length_s, "until": to_text(lease.until)}
+    if lease.used:
+        row["used"] = True
     return row if lease.claim_id is None else {**row, "claim": lease.claim_id}
 
 
@@ -491,6 +498,7 @@ def _lease_from_row(row: Row) -> Lease:
         length_s=row["s"],
         until=from_text(row["until"]),
         claim_id=row.get("claim"),
+        used=row.get("used", False),
     )
 
 

@@ -101,9 +101,14 @@ def claim(namespace: str, queue_name: str, claim_id: str) -> Key:
     return Key(f"{namespace}#claim#{digest}", "A")
 
 
-# Jobs of a queue that have not ended, in index `due`: those that workers may have, and those that time will change
+# Jobs of a queue that have not ended, in index `due`: those that workers may have, those that Vigil itself has yet to
+# dispatch, and those that time will change
 def ready_jobs(namespace: str, queue_name: str) -> str:
     return f"{namespace}#ready#{queue_name}"
+
+
+def jobs_to_dispatch(namespace: str, queue_name: str) -> str:
+    return f"{namespace}#dispatch#{queue_name}"
 
 
 def ready_job(rank: int, since: datetime, job_id: str) -> str:
@@ -124,7 +129,7 @@ def job_of_queue(g1sk: str) -> str:
 
 
 def timed_at(g1sk: str) -> datetime:
-    """When a job is due: of `timed_job`."""
+    """When a job is due, or since when it is ready: of `timed_job` and `ready_job`."""
     return from_text(g1sk.split("#")[1])
 
 
@@ -140,6 +145,10 @@ def job_types(namespace: str) -> str:
 
 def job_type(namespace: str, name: str) -> Key:
     return Key(job_types(namespace), name)
+
+
+def target(namespace: str, target_ref: str) -> Key:
+    return Key(f"{namespace}#targets", target_ref)
 
 
 # Waits

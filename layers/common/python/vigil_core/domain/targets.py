@@ -1,0 +1,174 @@
+"""Where Vigil may send a request when a user names the address: nowhere inside of the network that it runs in.
+
+An address is judged twice: as it is spelled, and, once its name is resolved, by every address that the name stands for.
+What a deployment allows by name although it is private (`host`, or `host:port`) is exempt from both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final, Literal, TypeAlias
+
+from vigil_core.domain.errors import TargetRefused
+
+Scheme: TypeAlias = Literal["http", "https"]
+
+MAX_URL_CHARS = 2_048
+
+_PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
+_URL = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?(#.*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_AUTHORITY = re.compile(
+    r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?\.?)(:(?P<port>[0-9]{1,5}))?",
+    re.IGNORECASE | re.ASCII,
+)
+_SPELLED = re.compile(r"[!-~]*")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[ -~\t]*")
+_OURS = frozenset({"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"})
+"""Headers that say how a message travels: whoever sends it says that."""
+
+# What is no address of a public host, by IANA's registries:
+# https://www.iana.org/assignments/iana-ipv4-special-registry and …/iana-ipv6-special-registry
+_NOT_PUBLIC_4 = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # the metadata of an instance, 169.254.169.254, and the like
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+)
+_PUBLIC_6 = IPv6Network("2000::/3")
+"""All that has been given out. The unique local fc00::/7, with the metadata of an instance at fd00:ec2::254, is not."""
+_NOT_PUBLIC_6 = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "3ffe::/16", "3fff::/20"))
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+
+Address: TypeAlias = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A URL, taken apart: nothing parses it a second time. `path` has the query with it; `host` is lower case, a
+    literal IPv6 address without its brackets. `exempt`: the deployment allows this host although it may be private."""
+
+    scheme: Scheme
+    host: str
+    port: int
+    path: str
+    exempt: bool
+
+
+def parse_target(url: str, allowed: Collection[str]) -> Target:
+    """What a URL points to, if that may be asked at all. Raises TargetRefused."""
+    if len(url) > MAX_URL_CHARS:
+        raise TargetRefused(f"A URL has at most {MAX_URL_CHARS} characters")
+    if not _SPELLED.fullmatch(url):
+        raise TargetRefused("A URL is spelled in ASCII without spaces; anything else is percent-encoded, or punycode")
+    match = _URL.fullmatch(url)
+    if match is None or (scheme := match["scheme"].lower()) not in _PORTS:
+        raise TargetRefused("A URL begins with https:// and a host")
+    if "@" in match["authority"]:
+        raise TargetRefused("A URL carries no user name and no password")
+    authority = _AUTHORITY.fullmatch(match["authority"])
+    port = int(authority["port"] or _PORTS[scheme]) if authority else 0
+    if authority is None or not 0 < port < 65_536:
+        raise TargetRefused("The URL names no host, or no port from 1 to 65535")
+    host = _canonical(authority["host"])
+    exempt = is_allowed(host, port, allowed)
+    if scheme != "https" and not exempt:
+        raise TargetRefused("A URL begins with https://")
+    if (literal := _literal(host)) is not None:
+        check_addresses([literal], exempt=exempt)
+    return Target(
+        scheme="https" if scheme == "https" else "http",
+        host=host,
+        port=port,
+        path=(match["path"] or "/") + (match["query"] or ""),
+        exempt=exempt,
+    )
+
+
+def check_addresses(addresses: Iterable[Address], *, exempt: bool) -> None:
+    """Raises TargetRefused unless every address that a name stands for may be asked."""
+    if not exempt and not all(map(is_public, addresses)):
+        raise TargetRefused("The host has an address that is not public")
+
+
+def is_public(address: Address) -> bool:
+    """Whether anybody on the internet may have this address. One that stands for an IPv4 address is judged by that."""
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _NOT_PUBLIC_4)
+    if address.scope_id is not None:
+        return False
+    if address in _MAPPED or address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
+    if address in _SIX_TO_FOUR:
+        return is_public(IPv4Address(int(address) >> 80 & 0xFFFF_FFFF))
+    return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
+
+
+def is_allowed(host: str, port: int, allowed: Collection[str]) -> bool:
+    """Whether a host is among those that a deployment names, by itself or with this port."""
+    named = f"[{host}]" if ":" in host else host
+    return not {named, f"{named}:{port}"}.isdisjoint(allowed)
+
+
+def parse_allowed(text: str) -> frozenset[str]:
+    """The hosts of a list `host, host:port, …`, as `is_allowed` compares them. Raises ValueError for what is none."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return frozenset(map(_allowed_name, names))
+
+
+def check_headers(method: str, headers: Mapping[str, str]) -> None:
+    """Raises TargetRefused for a method or a header that HTTP cannot carry, or that is not the sender's to set."""
+    if not _TOKEN.fullmatch(method) or method.upper() == "CONNECT":
+        raise TargetRefused("This is no method of a request")
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
+            raise TargetRefused("This is no name of a header that may be set", header=name)
+        if not _HEADER_VALUE.fullmatch(value):
+            raise TargetRefused(f"The value of the header {name} is not printable ASCII", header=name)
+
+
+def _canonical(host: str) -> str:
+    """One spelling for each host."""
+    bare = host.strip("[]").lower().removesuffix(".")
+    literal = _literal(bare)
+    if literal is None and host.startswith("["):
+        raise TargetRefused("The URL names no host, or no port from 1 to 65535")
+    return bare if literal is None else str(literal)
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _allowed_name(name: str) -> str:
+    match = _AUTHORITY.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name} is neither a host nor host:port")
+    host = _canonical(match["host"])
+    named = f"[{host}]" if ":" in host else host
+    return f"{named}:{int(match['port'])}" if match["port"] else named

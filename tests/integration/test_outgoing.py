@@ -1,0 +1,363 @@
+"""The guarded way out, against servers on this machine: real sockets, real TLS, names from a table of the test."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from vigil_core.domain.errors import TargetRefused, TargetUnreachable
+from vigil_core.gateways.outgoing import Answer, Outgoing
+
+Serve = Callable[[socket.socket, bytes], None]
+
+
+class Server:
+    """Takes connections one after another and hands each, with the request's head and body, to `serve`."""
+
+    def __init__(self, serve: Serve, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[bytes] = []
+        self._serve = serve
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                taken, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                with self._tls.wrap_socket(taken, server_side=True) if self._tls else taken as connection:
+                    self._handle(connection)
+            except OSError:
+                continue
+
+    def _handle(self, connection: socket.socket) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            if not (part := connection.recv(65536)):
+                return
+            request += part
+        head, _, body = request.partition(b"\r\n\r\n")
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                while len(body) < int(line.partition(b":")[2]):
+                    body += connection.recv(65536)
+        self.requests.append(head + b"\r\n\r\n" + body)
+        self._serve(connection, request)
+
+
+@contextmanager
+def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(serve, tls)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def saying(text: bytes) -> Serve:
+    return lambda connection, _: connection.sendall(text)
+
+
+OK = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: 1\r\nX-One: 2\r\n\r\nok")
+
+
+def ask(
+    outgoing: Outgoing, url: str, *, method: str = "POST", timeout_s: float = 5, max_answer_bytes: int = 1000
+) -> Answer:
+    return outgoing.request(
+        method, url, headers={"X-Told": "yes"}, body=b"hello", timeout_s=timeout_s, max_answer_bytes=max_answer_bytes
+    )
+
+
+def to_here(*names: str) -> Callable[[str, int], Sequence[str]]:
+    return lambda host, _: ["127.0.0.1"] if host in names else []
+
+
+def test_a_request_goes_to_an_allowed_host_and_its_answer_comes_back() -> None:
+    with serving(OK) as server:
+        answer = ask(Outgoing({f"localhost:{server.port}"}), f"http://localhost:{server.port}/in?a=b")
+    assert answer == Answer(status=200, headers={"content-length": "2", "x-one": "1, 2"}, body=b"ok")
+    (request,) = server.requests
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /in?a=b HTTP/1.1\r\n")
+    assert f"Host: localhost:{server.port}".encode() in head
+    assert b"X-Told: yes" in head
+    assert b"Accept-Encoding: identity" in head
+    assert body == b"hello"
+
+
+def test_a_private_host_is_refused_unasked() -> None:
+    with serving(OK) as server:
+        for host in ("localhost", "127.0.0.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"):
+            with pytest.raises(TargetRefused):
+                ask(Outgoing(), f"https://{host}:{server.port}/")
+    assert server.requests == []
+
+
+def test_one_private_address_among_public_ones_is_refused() -> None:
+    asked = Outgoing(resolve=lambda *_: ["1.1.1.1", "169.254.169.254"])
+    with pytest.raises(TargetRefused, match="not public"):
+        ask(asked, "https://two-faced.example/")
+
+
+def test_a_name_is_resolved_once_and_its_answer_is_what_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look would find the inside: that is what DNS rebinding does."""
+    looks = iter([["1.1.1.1", "1.0.0.1"]])
+    tried: list[tuple[str, int]] = []
+
+    def refuse(address: tuple[str, int], timeout: float) -> socket.socket:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(TargetUnreachable, match="refused"):
+        ask(Outgoing(resolve=lambda *_: next(looks)), "https://rebinding.example:444/")
+    assert tried == [("1.1.1.1", 444), ("1.0.0.1", 444)]
+
+
+def test_the_next_address_is_tried_when_one_does_not_take_the_connection() -> None:
+    with serving(OK) as server:
+        outgoing = Outgoing({"two.example"}, resolve=lambda *_: ["127.0.0.2", "127.0.0.1"])
+        assert ask(outgoing, f"http://two.example:{server.port}/").body == b"ok"
+
+
+def test_no_redirect_is_followed() -> None:
+    with serving(saying(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n")) as server:
+        answer = ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/")
+    assert (answer.status, answer.headers["location"]) == (302, "http://127.0.0.1/")
+    assert len(server.requests) == 1
+
+
+def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(saying(b"HTTP/1.1 500 Proxy\r\nContent-Length: 0\r\n\r\n")) as proxy, serving(OK) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        assert ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/").status == 200
+    assert proxy.requests == []
+
+
+@pytest.mark.parametrize(("size", "kept", "truncated"), [(999, 999, False), (1000, 1000, False), (1001, 1000, True)])
+def test_an_answer_is_read_up_to_its_limit(size: int, kept: int, truncated: bool) -> None:
+    with serving(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)) as server:
+        answer = ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/")
+    assert (len(answer.body), answer.truncated) == (kept, truncated)
+
+
+def test_an_answer_without_end_is_cut_at_its_limit() -> None:
+    def pour(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 65536)
+
+    with serving(pour) as server:
+        assert ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/").truncated
+
+
+def drip(beginning: bytes) -> Serve:
+    """Never silent for long enough for a socket to time out."""
+
+    def serve(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(beginning)
+        while True:
+            time.sleep(0.05)
+            connection.sendall(b"x")
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nX-Header: ",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n",
+    ],
+)
+def test_the_whole_of_it_has_a_limit_in_time(beginning: bytes) -> None:
+    with serving(drip(beginning)) as server:
+        began = time.monotonic()
+        with pytest.raises(TargetUnreachable, match="in time"):
+            ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/", timeout_s=0.4)
+        assert time.monotonic() - began < 3
+
+
+def test_a_handshake_that_drips_is_cut_too() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            try:
+                connection.sendall(b"\x16\x03\x03\x20\x00")
+                while True:
+                    time.sleep(0.05)
+                    connection.sendall(b"\x00")
+            except OSError:
+                return
+
+    threading.Thread(target=run, daemon=True).start()
+    with listener, pytest.raises(TargetUnreachable):
+        ask(Outgoing({"localhost"}), f"https://localhost:{listener.getsockname()[1]}/", timeout_s=0.4)
+
+
+def test_a_resolver_that_does_not_answer_is_left_behind() -> None:
+    never = threading.Event()
+
+    def wait(host: str, port: int) -> list[str]:
+        never.wait(5)
+        return []
+
+    with pytest.raises(TargetUnreachable, match="not resolved in time"):
+        ask(Outgoing(resolve=wait), "https://slow.example/", timeout_s=0.2)
+    never.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), TargetRefused),
+        (socket.gaierror(socket.EAI_AGAIN, "later"), TargetUnreachable),
+        (UnicodeError("label too long"), TargetRefused),
+    ],
+)
+def test_a_name_that_stands_for_nothing(error: Exception, kind: type[Exception]) -> None:
+    def fail(host: str, port: int) -> list[str]:
+        raise error
+
+    with pytest.raises(kind):
+        ask(Outgoing(resolve=fail), "https://nowhere.example/")
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with pytest.raises(TargetUnreachable, match="refused"):
+        ask(Outgoing({"localhost"}), f"http://localhost:{port}/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\nab",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    ],
+)
+def test_an_answer_that_is_none(text: bytes) -> None:
+    with serving(saying(text)) as server, pytest.raises(TargetUnreachable):
+        ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/")
+
+
+def test_odd_headers_are_not_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """urllib3 would warn with the URL, whose path may hold a secret."""
+    with serving(saying(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n")) as server:
+        ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/hooks/s3cret")
+    assert "s3cret" not in caplog.text
+
+
+# TLS
+@pytest.fixture(scope="module")
+def tls(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]]:
+    """For a name or an address: a server's side with a certificate for it, and a client's side that trusts that."""
+    directory = tmp_path_factory.mktemp("tls")
+
+    def make(name: str) -> tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]:
+        key_file, certificate_file = _certificate(directory, name)
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(certificate_file, key_file)
+        return server, lambda: ssl.create_default_context(cafile=str(certificate_file))
+
+    return make
+
+
+def _certificate(directory: Path, name: str) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    now = dt.datetime.now(dt.UTC)
+    try:
+        named: x509.GeneralName = x509.IPAddress(ip_address(name))
+    except ValueError:
+        named = x509.DNSName(name)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([named]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    key_file, certificate_file = directory / f"{name}.key", directory / f"{name}.pem"
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return key_file, certificate_file
+
+
+Tls = Callable[[str], tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]]
+
+
+@pytest.mark.parametrize("name", ["hooks.example", "127.0.0.1"])
+def test_the_certificate_is_checked_for_the_name_of_the_url(name: str, tls: Tls) -> None:
+    its_side, our_side = tls(name)
+    asked_for: list[str | None] = []
+    its_side.sni_callback = lambda _, server_name, __: asked_for.append(server_name)
+    with serving(OK, its_side) as server:
+        outgoing = Outgoing({name}, resolve=to_here(name), tls=our_side)
+        assert ask(outgoing, f"https://{name}:{server.port}/").body == b"ok"
+        assert asked_for == [name if name == "hooks.example" else None]
+
+
+def test_a_certificate_for_another_name_is_not_taken(tls: Tls) -> None:
+    its_side, our_side = tls("other.example")
+    with serving(OK, its_side) as server:
+        outgoing = Outgoing({"hooks.example"}, resolve=to_here("hooks.example"), tls=our_side)
+        with pytest.raises(TargetUnreachable, match=r"certificate of hooks\.example"):
+            ask(outgoing, f"https://hooks.example:{server.port}/")
+    assert server.requests == []
+
+
+def test_a_certificate_of_nobody_known_is_not_taken(tls: Tls) -> None:
+    its_side, _ = tls("hooks.example")
+    with serving(OK, its_side) as server:
+        outgoing = Outgoing({"hooks.example"}, resolve=to_here("hooks.example"))
+        with pytest.raises(TargetUnreachable, match=r"certificate of hooks\.example"):
+            ask(outgoing, f"https://hooks.example:{server.port}/")
+    assert server.requests == []
+
+
+def test_a_host_without_tls(tls: Tls) -> None:
+    with serving(OK) as server, pytest.raises(TargetUnreachable):
+        ask(Outgoing({"localhost"}), f"https://localhost:{server.port}/", timeout_s=1)
