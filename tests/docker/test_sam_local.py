@@ -162,4 +162,12 @@ def test_every_route_is_served_from_containers(
     assert client.get("/v1/queues/images")["queue"] == "images"
     assert {"queue": "images", "paused": False} in client.get("/v1/queues")["queues"]
     said(client.call("DELETE", "/v1/job-types/thumbnail"), 204)
+    hook = {"url": "https://hooks.example.com/", "events": ["vigil.job.failed"]}
+    assert said(client.call("PUT", "/v1/webhooks/ci", hook), 201)["secret"].startswith("whsec_")
+    assert client.get("/v1/webhooks/ci")["secret"] is None
+    assert [each["name"] for each in client.get("/v1/webhooks")["webhooks"]] == ["ci"]
+    assert client.post("/v1/webhooks/ci/rotate-secret", {})["secret"].startswith("whsec_")
+    assert client.get("/v1/webhooks/ci/deliveries")["deliveries"] == []
+    assert client.call("POST", "/v1/webhooks/ci/deliveries/1_x_1/replay").status_code == 404
+    said(client.call("DELETE", "/v1/webhooks/ci"), 204)
     assert recorder.routes == ROUTES.keys()

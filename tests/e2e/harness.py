@@ -22,6 +22,7 @@ import simplejson
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
+from tests.support.receiver import Receiver
 from tests.support.template import resources
 from vigil.local import Stack
 from vigil.local.stack import client_config, session
@@ -122,6 +123,11 @@ class Client:
     def post(self, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:
         """The body of an answer with this status."""
         return said(self.call("POST", path, body, **headers), status)
+
+    def put_webhook(self, name: str, receiver: Receiver | None, *events: str) -> str:
+        """A new webhook; its secret."""
+        body = {"url": receiver.url, "events": list(events)} if receiver else {}
+        return str(said(self.call("PUT", f"/v1/webhooks/{name}", body), 201)["secret"])
 
     # Jobs
 

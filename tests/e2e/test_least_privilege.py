@@ -48,6 +48,7 @@ ALLOWED = {
     "websocket": {"read a row", "write a row", "send a page"},
     "caller": {"read a row", "write a row", "read a secret for targets"},
     "notifier": {"read a row", "write a row", "list dead letters"},
+    "webhooks": {"read a row", "write a row"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
 }
 

@@ -324,7 +324,7 @@ class TestBadRequests:
             ({"wait_on": {"x": None}, "wait_options": {"fail_fast": "yes"}}, "/wait_options/fail_fast"),
             ({"wait_on": {"x": None}, "wait_options": {"get_fields": {"a": 1}}}, "/wait_options/get_fields/a"),
             (
-                {"wait_on": {"x": None}, "wait_options": {"notify": {"webhook": "https://x"}}},
+                {"wait_on": {"x": None}, "wait_options": {"notify": {"webhook": 7}}},
                 "/wait_options/notify/webhook",
             ),
             ({"wait_on": {"x": None}, "waited_jobs": []}, "/waited_jobs"),

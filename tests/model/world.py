@@ -41,6 +41,7 @@ from vigil_core.store.schedule import DueStore
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Delete, DynamoTable, Page, Put, Row, Table, Update
 from vigil_core.store.waits import WaitStore, wait_from_row
+from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -181,6 +182,7 @@ class World:
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
+            webhooks=WebhookStore(table),
             queues=_Queues(self),
             clock=lambda: self.now,
             new_id=self.new_id,
@@ -513,6 +515,9 @@ class _Queues:
 
     def wake_up(self, message: str, delay_s: int) -> None:
         self._world.call(f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message))
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        raise AssertionError("nobody has a webhook here")
 
 
 def job_key(job: Job) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.table import Table
 from vigil_core.store.waits import WaitStore
+from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,12 +41,16 @@ class KeptMessages:
 
     wide: list[WideWork] = field(default_factory=list)
     wake_ups: list[tuple[str, int]] = field(default_factory=list)
+    to_tell: list[str] = field(default_factory=list)
 
     def wide_work(self, messages: Sequence[WideWork]) -> None:
         self.wide += messages
 
     def wake_up(self, message: str, delay_s: int) -> None:
         self.wake_ups.append((message, delay_s))
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        self.to_tell += messages
 
 
 @dataclass
@@ -88,6 +93,7 @@ class World:
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
+            webhooks=WebhookStore(table),
             queues=self.queues,
             executors=self.executors,
             clock=lambda: self.time,

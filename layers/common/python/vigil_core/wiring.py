@@ -34,6 +34,7 @@ from vigil_core.store.secrets import SecretStore
 from vigil_core.store.table import DynamoTable, Table
 from vigil_core.store.tickets import TicketStore
 from vigil_core.store.waits import WaitStore
+from vigil_core.store.webhooks import WebhookStore
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
@@ -87,7 +88,12 @@ def lambda_client() -> LambdaClient:
 def queues() -> SqsQueues:
     """The queues of Vigil's own workers."""
     settings = CoreSettings.from_environment()
-    return SqsQueues(sqs, pages_url=settings.pages_queue_url, clock_url=settings.clock_queue_url)
+    return SqsQueues(
+        sqs,
+        pages_url=settings.pages_queue_url,
+        clock_url=settings.clock_queue_url,
+        webhooks_url=settings.webhooks_queue_url,
+    )
 
 
 @cache
@@ -111,10 +117,12 @@ def context_of(table: Table, queues: Queues, executors: Executors | None = None)
         due=DueStore(table),
         job_queues=JobQueueStore(table),
         connections=ConnectionStore(table),
+        webhooks=WebhookStore(table),
         queues=queues,
         executors=executors or NoExecutors(),
         clock=now,
         new_id=lambda: str(uuid7()),
+        allowed_private_hosts=OutgoingSettings.from_environment().allowed_private_hosts,
     )
 
 
@@ -194,6 +202,9 @@ def admin() -> Admin:
         queues={
             "pages": DeadLetterQueue(sqs(), dead_url=its.pages_dead_letter_queue_url, home_url=its.pages_queue_url),
             "clock": DeadLetterQueue(sqs(), dead_url=its.clock_dead_letter_queue_url, home_url=its.clock_queue_url),
+            "webhooks": DeadLetterQueue(
+                sqs(), dead_url=its.webhooks_dead_letter_queue_url, home_url=its.webhooks_queue_url
+            ),
         },
         functions=Functions(boto3.client("lambda", config=PATIENTLY)),
         consumers=[its.matcher_function, its.notifier_function],

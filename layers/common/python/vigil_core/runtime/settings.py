@@ -33,6 +33,7 @@ class CoreSettings:
     pages_queue_url: str | None
     clock_queue_url: str | None
     caller_function: str | None
+    webhooks_queue_url: str | None
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -42,6 +43,7 @@ class CoreSettings:
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
             caller_function=os.environ.get("CALLER_FUNCTION"),
+            webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
         )
 
 
@@ -80,6 +82,8 @@ class AdminSettings:
     pages_dead_letter_queue_url: str
     clock_queue_url: str
     clock_dead_letter_queue_url: str
+    webhooks_queue_url: str
+    webhooks_dead_letter_queue_url: str
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -92,6 +96,8 @@ class AdminSettings:
             pages_dead_letter_queue_url=setting("PAGES_DEAD_LETTER_QUEUE_URL"),
             clock_queue_url=setting("CLOCK_QUEUE_URL"),
             clock_dead_letter_queue_url=setting("CLOCK_DEAD_LETTER_QUEUE_URL"),
+            webhooks_queue_url=setting("WEBHOOKS_QUEUE_URL"),
+            webhooks_dead_letter_queue_url=setting("WEBHOOKS_DEAD_LETTER_QUEUE_URL"),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.waits import WaitStore
+from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,6 +39,9 @@ class Queues(Protocol):
 
     def wake_up(self, message: str, delay_s: int) -> None:
         """Wake the clock for one due row after at most 15 minutes."""
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        """Have webhooks told, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +86,13 @@ class Context:
     due: DueStore
     job_queues: JobQueueStore
     connections: ConnectionStore
+    webhooks: WebhookStore
     queues: Queues
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    allowed_private_hosts: frozenset[str] = frozenset()
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
     in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(default_factory=lambda: threaded(THREADS))

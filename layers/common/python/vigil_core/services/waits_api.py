@@ -13,6 +13,7 @@ from vigil_core.domain.waitspec import WaitRequest, parse_wait_request
 from vigil_core.services import resolve_wait
 from vigil_core.services.context import Context
 from vigil_core.services.hold import hold
+from vigil_core.services.manage_webhooks import check_wait_webhook
 from vigil_core.services.register_wait import register
 from vigil_core.services.wait_answer import Answer, answer, jobs_page, summary
 
@@ -42,6 +43,8 @@ def post_wait(
             raise ValidationFailed.at("/wait_on", "required: no wait with this wait_id is stored")
         if request.options.needed > len(request.wait_on):
             raise ValidationFailed.at("/wait_options/mode/at_least", "more than the jobs in wait_on")
+        if request.options.webhook is not None:
+            check_wait_webhook(ctx, namespace, request.options.webhook, "/wait_options/notify/webhook")
         wait = register(ctx, namespace, request, by=by, wait_id=reserved_id or ctx.new_id())
     return answer(ctx, _hold(ctx, wait, hold_until, request))
 

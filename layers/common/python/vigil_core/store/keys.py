@@ -16,11 +16,12 @@ from vigil_core.domain.times import from_text, to_text
 
 LISTING_SHARDS = 4
 DUE_SHARDS = 4
+DELIVERY_SHARDS = 4
 CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
 Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -149,6 +150,34 @@ def job_type(namespace: str, name: str) -> Key:
 
 def target(namespace: str, target_ref: str) -> Key:
     return Key(f"{namespace}#targets", target_ref)
+
+
+# Webhooks
+def webhooks(namespace: str) -> str:
+    return f"{namespace}#webhooks"
+
+
+def webhook(namespace: str, name: str) -> Key:
+    return Key(webhooks(namespace), name)
+
+
+def deliveries(namespace: str, webhook_name: str, shard: int) -> str:
+    return f"{namespace}#deliveries#{shard}#{webhook_name}"
+
+
+def delivery(namespace: str, webhook_name: str, delivery_id: str) -> Key:
+    return Key(deliveries(namespace, webhook_name, shard_of(delivery_id, DELIVERY_SHARDS)), delivery_id)
+
+
+def delivery_due_id(webhook_name: str, delivery_id: str) -> str:
+    """What index `due` calls a delivery."""
+    return f"{delivery_id}#{webhook_name}"
+
+
+def parse_delivery_due_id(entity_id: str) -> tuple[str, str]:
+    """(webhook, delivery id): the inverse of `delivery_due_id`."""
+    delivery_id, _, webhook_name = entity_id.partition("#")
+    return webhook_name, delivery_id
 
 
 # Waits
