@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 
 RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
-    "unknown stage", '"/stages', '"/payload_schema',
+    "unknown stage", '"/stages', '"/payload_schema', '"/cron', '"/rate', '"/timezone', "either cron or rate",
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 
@@ -61,6 +61,7 @@ def ids() -> Iterator[dict[str, list[str]]]:
             "wait_id": [wait["wait_id"] for wait in waits],
             "queue": ["default", "empty"],
             "job_type": ["nightly", "fürchterlich viel"],
+            "schedule": ["nightly", "fürchterlich oft"],
         }
 
 

@@ -160,4 +160,10 @@ def test_every_route_is_served_from_containers(
     assert client.get("/v1/queues/images")["queue"] == "images"
     assert {"queue": "images", "paused": False} in client.get("/v1/queues")["queues"]
     said(client.call("DELETE", "/v1/job-types/thumbnail"), 204)
+    said(client.call("PUT", "/v1/schedules/monthly", {"rate": "30 days", "job": {"job_type": "report"}}), 201)
+    assert not client.post("/v1/schedules/monthly/pause")["enabled"]
+    assert client.post("/v1/schedules/monthly/resume")["enabled"]
+    assert client.get("/v1/schedules/monthly")["rate"] == "30 days"
+    assert [each["name"] for each in client.get("/v1/schedules")["schedules"]] == ["monthly"]
+    said(client.call("DELETE", "/v1/schedules/monthly"), 204)
     assert recorder.routes == ROUTES.keys()

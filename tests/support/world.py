@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import uuid6
 
+from vigil_core.api.schedule_wire import job_of_body
 from vigil_core.domain.jobs import Job, JobError, NewJob, Report
 from vigil_core.domain.jsontext import loads
 from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
@@ -23,6 +25,7 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Table
 from vigil_core.store.waits import WaitStore
 
@@ -47,16 +50,31 @@ class KeptMessages:
         self.wake_ups.append((message, delay_s))
 
 
+@dataclass
+class KeptAlarms:
+    """Alarms by their names: when, and the event."""
+
+    armed: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        self.armed.setdefault(name, (at, loads(event)))
+
+    def disarm(self, name: str) -> None:
+        self.armed.pop(name, None)
+
+
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
     def __init__(self, table: Table, *, waits: WaitStore | None = None) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
+        self.alarms = KeptAlarms()
+        job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
             jobs=JobStore(table),
-            job_types=JobTypeStore(table),
+            job_types=job_types,
             holds=HoldStore(table),
             waits=waits or WaitStore(table),
             idempotency=IdempotencyStore(table),
@@ -64,7 +82,10 @@ class World:
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
+            schedules=ScheduleStore(table),
             queues=self.queues,
+            alarms=self.alarms,
+            job_of=partial(job_of_body, find_type=job_types.find),
             clock=lambda: self.time,
             new_id=lambda: str(uuid6.uuid7()),
             sleep=self.pass_time,

@@ -29,6 +29,9 @@ STORY = [
     ("api_fail_job", 409), ("api_delete_job", 204),
     ("api_put_job_type", 201), ("api_put_job_type", 200), ("api_get_job_type", 200), ("api_list_job_types", 200),
     ("api_delete_job_type", 204), ("api_delete_job_type", 404),
+    ("api_put_schedule", 201), ("api_put_schedule", 200), ("api_get_schedule", 200), ("api_list_schedules", 200),
+    ("api_pause_schedule", 200), ("api_resume_schedule", 200), ("api_delete_schedule", 204),
+    ("api_delete_schedule", 404),
     ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
 ]  # fmt: skip
 

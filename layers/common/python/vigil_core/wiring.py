@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,10 +13,11 @@ from botocore.config import Config
 from uuid6 import uuid7
 
 from vigil_core.gateways.queues import SqsQueues
+from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, SocketSettings
-from vigil_core.services.context import THREADS, Context, Queues
+from vigil_core.services.context import THREADS, Alarms, Context, Queues
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
@@ -27,6 +29,7 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.secrets import SecretStore
 from vigil_core.store.table import DynamoTable, Table
 from vigil_core.store.tickets import TicketStore
@@ -34,10 +37,13 @@ from vigil_core.store.waits import WaitStore
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
+    from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
     from mypy_boto3_sqs.client import SQSClient
 
     from vigil_core.api.admin import Admin
     from vigil_core.api.http import HttpApi
+    from vigil_core.domain.jobs import NewJob
+    from vigil_core.domain.jsontext import JsonValue
 
 CLIENT_CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
@@ -79,16 +85,39 @@ def queues() -> SqsQueues:
 
 
 @cache
+def scheduler() -> EventBridgeSchedulerClient:
+    """The client of EventBridge Scheduler."""
+    return boto3.client("scheduler", config=CLIENT_CONFIG)
+
+
+@cache
+def alarms() -> SchedulerAlarms:
+    """What wakes the clock at a time."""
+    its = CoreSettings.from_environment()
+    return SchedulerAlarms(
+        scheduler, group=its.alarm_group, function_arn=its.clock_function, role_arn=its.alarm_role, now=now
+    )
+
+
+@cache
 def context() -> Context:
     """What the use cases need."""
-    return context_of(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name), queues())
+    return context_of(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name), queues(), alarms())
 
 
-def context_of(table: Table, queues: Queues) -> Context:
+def context_of(table: Table, queues: Queues, alarms: Alarms) -> Context:
     """A context over any table."""
+    job_types = JobTypeStore(table)
+
+    def job_of(namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+        # Imported here, for most functions read no body.
+        from vigil_core.api.schedule_wire import job_of_body
+
+        return job_of_body(namespace, body, job_id, find_type=job_types.find)
+
     return Context(
         jobs=JobStore(table),
-        job_types=JobTypeStore(table),
+        job_types=job_types,
         holds=HoldStore(table),
         waits=WaitStore(table),
         idempotency=IdempotencyStore(table),
@@ -96,7 +125,10 @@ def context_of(table: Table, queues: Queues) -> Context:
         due=DueStore(table),
         job_queues=JobQueueStore(table),
         connections=ConnectionStore(table),
+        schedules=ScheduleStore(table),
         queues=queues,
+        alarms=alarms,
+        job_of=job_of,
         clock=now,
         new_id=lambda: str(uuid7()),
     )

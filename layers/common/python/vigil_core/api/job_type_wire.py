@@ -32,7 +32,8 @@ def _no_executor_of_later(value: Any) -> Any:
     return value
 
 
-def _small(value: Any) -> Any:
+def small(value: Any) -> Any:
+    """The value itself, if every reader can well take it along. Raises ValueError."""
     if value is not None and len(dumps(value).encode()) > MAX_PART_BYTES:
         raise ValueError(f"must take at most {MAX_PART_BYTES} bytes as JSON")
     return value
@@ -60,8 +61,8 @@ class JobTypeBody(Wire):
         description=f"In their order. `{SUBMIT}` is always the first and `{COMPLETE}` the last, named or not; "
         f"`{INCOMPLETE}` is in no order. When absent: {', '.join(DEFAULT_STAGES)}",
     )
-    defaults: Annotated[JobDefaults | None, BeforeValidator(_small)] = None
-    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(_small)] = Field(
+    defaults: Annotated[JobDefaults | None, BeforeValidator(small)] = None
+    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(small)] = Field(
         default=None,
         examples=[{"type": "object", "required": ["kernel"]}],
         description="JSON Schema, draft 2020-12, that every payload has to satisfy",

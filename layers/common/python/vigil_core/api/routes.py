@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vigil_core.api import job_routes, job_type_routes, queue_routes, wait_routes
+from vigil_core.api import job_routes, job_type_routes, queue_routes, schedule_routes, wait_routes
 from vigil_core.api.openapi import document
 from vigil_core.api.operation import Answer, Call, Operation, Routes, Shows
 from vigil_core.api.wire import Nothing, OpenApi, ShownTicket
@@ -39,6 +39,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *queue_routes.ROUTES.operations,
     *wait_routes.ROUTES.operations,
     *job_type_routes.ROUTES.operations,
+    *schedule_routes.ROUTES.operations,
     *ROUTES.operations,
 )
 

@@ -25,11 +25,15 @@ def setting(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
-    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there."""
+    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, and
+    so is what belongs to the clock's alarms for those that arm none."""
 
     table_name: str
     pages_queue_url: str | None
     clock_queue_url: str | None
+    alarm_group: str | None
+    alarm_role: str | None
+    clock_function: str | None
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -38,6 +42,9 @@ class CoreSettings:
             table_name=setting("TABLE_NAME"),
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
+            alarm_group=os.environ.get("ALARM_GROUP"),
+            alarm_role=os.environ.get("ALARM_ROLE"),
+            clock_function=os.environ.get("CLOCK_FUNCTION"),
         )
 
 

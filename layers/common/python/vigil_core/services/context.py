@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from vigil_core.domain.jobs import NewJob
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import whole_ms
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.holds import HoldStore
@@ -20,6 +22,7 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits import WaitStore
 
 T = TypeVar("T")
@@ -36,6 +39,23 @@ class Queues(Protocol):
 
     def wake_up(self, message: str, delay_s: int) -> None:
         """Wake the clock for one due row after at most 15 minutes."""
+
+
+class Alarms(Protocol):
+    """What wakes the clock at a time, however far ahead. A lost one delays a run, until the clock's sweep finds it."""
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        """Have the clock handed this event at that time, once. Armed already is as good."""
+
+    def disarm(self, name: str) -> None:
+        """Forget an alarm, if there is one."""
+
+
+class ReadsJob(Protocol):
+    """Reads the body of a job's creation."""
+
+    def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+        """The job to create under this id, with what its type adds. Raises ValidationFailed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +79,10 @@ class Context:
     due: DueStore
     job_queues: JobQueueStore
     connections: ConnectionStore
+    schedules: ScheduleStore
     queues: Queues
+    alarms: Alarms
+    job_of: ReadsJob
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     sleep: Callable[[float], None] = time.sleep

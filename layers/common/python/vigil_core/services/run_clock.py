@@ -10,6 +10,7 @@ from vigil_core.services import register_wait, resolve_wait
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.mind_queue import mind_queue
+from vigil_core.services.run_schedule import run_schedule
 from vigil_core.store.keys import DUE_SHARDS
 from vigil_core.store.schedule import Due
 
@@ -50,6 +51,12 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             raise ValueError(f"a message of unknown kind {kind!r}")
 
 
+def on_alarm(ctx: Context, alarm: Mapping[str, JsonValue]) -> None:
+    """The time for which a schedule was armed has come."""
+    namespace, name, generation = (str(alarm[part]) for part in ("namespace", "schedule", "generation"))
+    run_schedule(ctx, namespace, name, generation=generation)
+
+
 def sweep(ctx: Context, shard: int) -> int:
     """Do everything overdue in one shard; returns how much that was. Nothing while another sweep has the shard.
 
@@ -80,4 +87,6 @@ def _look_after(ctx: Context, due: Due) -> int:
             resolve_wait.expire(ctx, due.namespace, due.entity_id)
         case "wait_registration":
             register_wait.resume_registration(ctx, due.namespace, due.entity_id)
+        case "schedule":
+            run_schedule(ctx, due.namespace, due.entity_id)
     return 1

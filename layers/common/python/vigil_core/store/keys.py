@@ -20,7 +20,7 @@ CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
 Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "schedule"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -128,6 +128,15 @@ def job_types(namespace: str) -> str:
 
 def job_type(namespace: str, name: str) -> Key:
     return Key(job_types(namespace), name)
+
+
+# Schedules
+def schedules(namespace: str) -> str:
+    return f"{namespace}#schedules"
+
+
+def schedule(namespace: str, name: str) -> Key:
+    return Key(schedules(namespace), name)
 
 
 # Waits
