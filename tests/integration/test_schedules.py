@@ -44,7 +44,7 @@ def last_run(world: World) -> Run:
 def jobs(world: World) -> list[Job]:
     """Every job there is, the newest first."""
     listed = world.ctx.listing.newest_first(NAMESPACE, "jobs")
-    stored = [world.ctx.jobs.find(NAMESPACE, line.entity_id) for line in listed]
+    stored = [world.ctx.jobs.find(NAMESPACE, line.entity_id) for line in listed if line.entity_id]
     return [job for job in stored if job is not None]
 
 

@@ -175,10 +175,10 @@ class World:
     def _context(self, table: Table, spec_page_entries: int) -> Context:
         job_types = JobTypeStore(table)
         return Context(
-            jobs=JobStore(table),
+            jobs=JobStore(table, now=lambda: self.now),
             job_types=job_types,
             holds=HoldStore(table),
-            waits=WaitStore(table, spec_page_entries=spec_page_entries),
+            waits=WaitStore(table, now=lambda: self.now, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),

@@ -27,7 +27,7 @@ from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Table
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits import SPEC_PAGE_ENTRIES, WaitStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,17 +66,17 @@ class KeptAlarms:
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
-    def __init__(self, table: Table, *, waits: WaitStore | None = None) -> None:
+    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
         self.alarms = KeptAlarms()
         job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=JobStore(table),
+            jobs=JobStore(table, now=lambda: self.time),
             job_types=job_types,
             holds=HoldStore(table),
-            waits=waits or WaitStore(table),
+            waits=WaitStore(table, now=lambda: self.time, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),

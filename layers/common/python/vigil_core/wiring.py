@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config
 from uuid6 import uuid7
 
+from vigil_core.domain.retention import DEFAULT
 from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.gateways.sns import Topic
@@ -102,10 +103,11 @@ def alarms() -> SchedulerAlarms:
 @cache
 def context() -> Context:
     """What the use cases need."""
-    return context_of(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name), queues(), alarms())
+    its = CoreSettings.from_environment()
+    return context_of(DynamoTable(dynamodb(), its.table_name), queues(), alarms(), its.retention)
 
 
-def context_of(table: Table, queues: Queues, alarms: Alarms) -> Context:
+def context_of(table: Table, queues: Queues, alarms: Alarms, retention: timedelta = DEFAULT) -> Context:
     """A context over any table."""
     job_types = JobTypeStore(table)
 
@@ -116,10 +118,10 @@ def context_of(table: Table, queues: Queues, alarms: Alarms) -> Context:
         return job_of_body(namespace, body, job_id, find_type=job_types.find)
 
     return Context(
-        jobs=JobStore(table),
+        jobs=JobStore(table, now=now, retention=retention),
         job_types=job_types,
         holds=HoldStore(table),
-        waits=WaitStore(table),
+        waits=WaitStore(table, now=now, retention=retention),
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
         due=DueStore(table),

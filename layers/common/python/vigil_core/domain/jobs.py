@@ -140,6 +140,8 @@ class Job:
     lease: Lease | None = None
     reported_token: str | None = None
     """Of the lease under which the end of an attempt was reported last."""
+    expires_at: datetime | None = field(default=None, compare=False)
+    """After this, the job is as good as gone: readers do not find it, and the table forgets it."""
     shown_due_at: datetime | None = None
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.retention import DEFAULT
 
 
 class MissingSetting(VigilError):
@@ -34,6 +36,7 @@ class CoreSettings:
     alarm_group: str | None
     alarm_role: str | None
     clock_function: str | None
+    retention: timedelta
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -45,6 +48,7 @@ class CoreSettings:
             alarm_group=os.environ.get("ALARM_GROUP"),
             alarm_role=os.environ.get("ALARM_ROLE"),
             clock_function=os.environ.get("CLOCK_FUNCTION"),
+            retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vigil_core.domain import jobs
 from vigil_core.domain.errors import StoreConflict
@@ -47,13 +47,11 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         ctx.listing.note_day(namespace, "jobs", now.date())
         ctx.job_queues.note(namespace, new.queue)
         nonce = ctx.new_id()[-12:]
-        job = jobs.create(
-            namespace,
-            new,
-            now=now,
-            by=by,
-            payload_ref=None if payload is None else ctx.jobs.put_payload(namespace, new.job_id, nonce, payload),
-            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(namespace, new.job_id, nonce, fallback),
+        job = jobs.create(namespace, new, now=now, by=by, payload_ref=None)
+        job = replace(
+            job,
+            payload_ref=None if payload is None else ctx.jobs.put_payload(job, nonce, payload),
+            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(job, nonce, fallback),
         )
         try:
             ctx.jobs.create(job, taken.claims)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -13,16 +14,32 @@ from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind, Priority
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
+from vigil_core.domain.retention import DEFAULT, expiry
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
-from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.domain.times import from_epoch_s, from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.holds import HoldClaim, hold_put
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Row, Table, Update, query_all, version_is
+from vigil_core.store.listing import keep_day
+from vigil_core.store.table import (
+    ABSENT,
+    PRESENT,
+    Condition,
+    ConditionFailed,
+    Put,
+    Row,
+    Table,
+    Update,
+    query_all,
+    version_is,
+)
 
 LOG_LINES_IN_STATE = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
 TOMBSTONE_LIFE = timedelta(days=60)
 """Longer than any wait lives, so that an id cannot come back while somebody waits for its first owner."""
+LIVE_KEPT = timedelta(days=30)
+"""How long what a job in silence has reported last is kept: each report begins it anew."""
+TTL = {"#ttl": "ttl"}
 SCHEMA_VERSION = 1
 RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
 """Priorities in the order in which workers are given jobs."""
@@ -37,17 +54,25 @@ class Bodies:
 
 
 class JobStore:
-    """Reads and writes jobs. Times, ids and decisions come from the caller."""
+    """Reads and writes jobs. Ids and decisions come from the caller. What has expired is not found: DynamoDB takes days
+    to remove it.
 
-    def __init__(self, table: Table) -> None:
+    A job's rows expire together. The state says when; what is written beside it before the end (payload, fallback,
+    older history) is kept for `retention` longer than that, and once the job has ended is given the state's time.
+    """
+
+    def __init__(self, table: Table, *, now: Callable[[], datetime], retention: timedelta = DEFAULT) -> None:
         self._table = table
+        self._now = now
+        self._retention = retention
 
     def find(self, namespace: str, job_id: str) -> Job | None:
         """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
         key = keys.job(namespace, job_id)
         rows = self._table.query_page(key.pk, between=("A", "B")).rows
         by_sk = {row["sk"]: row for row in rows}
-        return job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
+        found = job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
+        return None if found is None or self._has_expired(found) else found
 
     def find_many(
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
@@ -58,11 +83,12 @@ class JobStore:
         if live:
             lookup += [keys.live(namespace, job_id) for job_id in wanted]
         rows = self._table.batch_get(lookup, consistent=consistent)
-        return {
+        found = {
             job_id: job_from_row(rows[state], rows.get(keys.live(namespace, job_id)))
             for job_id in wanted
             if (state := keys.job(namespace, job_id)) in rows
         }
+        return {job_id: job for job_id, job in found.items() if not self._has_expired(job)}
 
     def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
         """Store the first version, together with the holds that it takes.
@@ -71,6 +97,9 @@ class JobStore:
             JobCreationFailed: the id is taken.
             ConditionFailed: a hold was taken by somebody else since it was read.
         """
+        job = replace(job, expires_at=self.expiry_of(job))
+        if job.scheduled_at is not None and job.scheduled_at > job.created_at:
+            self._keep_day(job)
         put = Put(row=job_to_row(job), condition=ABSENT)
         try:
             if claims:
@@ -93,25 +122,51 @@ class JobStore:
         if after == before:
             return
         if after.version == before.version:
-            self._table.put(_live_put(after))
+            self.keep(before)
+            self._table.put(_live_put(after, self._retention))
             return
+        after = replace(after, expires_at=expiry(before, after, self._retention))
+        if not after.ended and after.expires_at != before.expires_at:
+            self._prolong(after)
         if len(after.log) > LOG_LINES_IN_STATE:
             *older, newest = after.log
-            self._table.put(Put(row=_log_row(after, older)))
+            self._table.put(Put(row=_log_row(after, older) | {"ttl": self._ttl_beside(after)}))
             after = replace(after, log=(newest,))
         put = Put(row=job_to_row(after), condition=version_is(before.version))
         if claims:
             self._table.transact([put, *(hold_put(after, claim) for claim in claims)])
         else:
             self._table.put(put)
+        if after.ended and not before.ended:
+            self._let_go(before, after)
 
-    def put_payload(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
+    def keep(self, job: Job) -> None:
+        """Begin the life of an open job anew, if it is in its second half; nothing otherwise. Changes no version."""
+        until = expiry(job, replace(job, updated_at=self._now()), self._retention)
+        if job.ended or until == job.expires_at:
+            return
+        kept = replace(job, expires_at=until)
+        self._prolong(kept)
+        with suppress(ConditionFailed):
+            self._table.update(
+                Update(
+                    key=keys.job(job.namespace, job.job_id),
+                    expression="SET #ttl = :ttl",
+                    names=TTL,
+                    values={":ttl": to_epoch_s(until)},
+                    condition=version_is(job.version),
+                )
+            )
+
+    def put_payload(self, job: Job, nonce: str, text: str) -> str:
         """Store a payload, before the job that points to it. Returns the pointer."""
-        return self._put_body(keys.payload(namespace, job_id, nonce), "payload", text)
+        key = keys.payload(job.namespace, job.job_id, nonce)
+        return self._put_body(key, "payload", text, self._ttl_beside(job))
 
-    def put_fallback(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
+    def put_fallback(self, job: Job, nonce: str, text: str) -> str:
         """Store what is the result of a job that fails for good. Returns the pointer."""
-        return self._put_body(keys.result(namespace, job_id, 0, nonce), "result", text)
+        key = keys.result(job.namespace, job.job_id, 0, nonce)
+        return self._put_body(key, "result", text, self._ttl_beside(job))
 
     def show_due(self, job: Job) -> None:
         """Show a running job to the clock when something is due, later than it was shown. Changes no version.
@@ -130,8 +185,13 @@ class JobStore:
         )
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
-        """Store a result, before the version that points to it. Returns the pointer."""
-        return self._put_body(keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
+        """Store the result of a job that ends, before the version that points to it. Returns the pointer."""
+        key = keys.result(job.namespace, job.job_id, job.attempt, nonce)
+        return self._put_body(key, "result", text, to_epoch_s(self.expiry_of(job)))
+
+    def expiry_of(self, job: Job) -> datetime:
+        """When this version expires, as far as it says so itself."""
+        return expiry(job, job, self._retention)
 
     def bodies(self, job: Job) -> Bodies:
         """Payload and result in one request; none when the job has neither."""
@@ -159,9 +219,51 @@ class JobStore:
             deletes=[keys.Key(pk, row["sk"]) for row in query_all(self._table, pk, between=("B", "Z"))]
         )
 
-    def _put_body(self, key: keys.Key, entity: str, text: str) -> str:
-        self._table.put(Put(row={**_head(key, entity), "body": text}))
+    def _put_body(self, key: keys.Key, entity: str, text: str, ttl: int) -> str:
+        self._table.put(Put(row={**_head(key, entity), "body": text, "ttl": ttl}))
         return key.sk
+
+    def _has_expired(self, job: Job) -> bool:
+        return job.expires_at is not None and job.expires_at <= self._now()
+
+    def _ttl_beside(self, job: Job) -> int:
+        """Of a row beside the state of a job that may yet end, as late as that."""
+        until = job.expires_at or self.expiry_of(job)
+        return to_epoch_s(until if job.ended else until + self._retention)
+
+    def _prolong(self, job: Job) -> None:
+        """What lies beside the state is to be kept as long as it, before the state itself is: a job must not lose its
+        payload."""
+        self._set_ttl(job, job, PRESENT)
+        self._keep_day(job)
+
+    def _let_go(self, before: Job, after: Job) -> None:
+        """What lies beside the state of a job that has ended is to expire with it; not what somebody who revives the
+        job has prolonged meanwhile."""
+        as_it_was = Condition(expression="#ttl = :was", names=TTL, values={":was": self._ttl_beside(before)})
+        self._set_ttl(before, after, as_it_was)
+
+    def _set_ttl(self, before: Job, job: Job, condition: Condition) -> None:
+        pk = keys.job(job.namespace, job.job_id).pk
+        refs = [ref for ref in (job.payload_ref, job.fallback_ref) if ref is not None]
+        if before.log[0].version > 1:
+            refs += [row["sk"] for row in query_all(self._table, pk, begins="L#")]
+        for ref in refs:
+            with suppress(ConditionFailed):
+                self._table.update(
+                    Update(
+                        key=keys.Key(pk, ref),
+                        expression="SET #ttl = :ttl",
+                        names=TTL,
+                        values={":ttl": self._ttl_beside(job)},
+                        condition=condition,
+                    )
+                )
+
+    def _keep_day(self, job: Job) -> None:
+        """The day of a job that lives longer than usual is to be found in lists as long as it."""
+        until = (job.expires_at or job.created_at) + self._retention
+        keep_day(self._table, job.namespace, "jobs", job.created_at.date(), until=until)
 
 
 def job_from_row(state: Row, live: Row | None = None) -> Job:
@@ -210,6 +312,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         fallback_ref=state.get("fallback_ref"),
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
+        expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
@@ -268,6 +371,7 @@ def job_to_row(job: Job) -> Row:
         "fallback_ref": job.fallback_ref,
         "lease": job.lease and _lease_to_row(job.lease),
         "reported_token": job.reported_token,
+        "ttl": job.expires_at and to_epoch_s(job.expires_at),
     }
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
@@ -290,7 +394,7 @@ def _place_in_queue(job: Job) -> Row:
     }
 
 
-def _live_put(job: Job) -> Put:
+def _live_put(job: Job, retention: timedelta) -> Put:
     row = {
         **_head(keys.live(job.namespace, job.job_id), "live"),
         "namespace": job.namespace,
@@ -305,6 +409,7 @@ def _live_put(job: Job) -> Put:
         "updated_at": to_text(job.updated_at),
         "lease_token": job.lease and job.lease.token,
         "lease_until": job.lease and to_text(job.lease.until),
+        "ttl": to_epoch_s(job.updated_at + LIVE_KEPT + retention),
     }
     return Put(
         row=row,
