@@ -30,6 +30,7 @@ from vigil.local import cloud
 from vigil.local.home import Home, wait_until
 from vigil.local.stack import Stack, client_config, session
 from vigil_core.domain.jobs import Report
+from vigil_core.gateways.bodies_bucket import BodiesBucket
 from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.services import change_job
@@ -111,6 +112,7 @@ class Runner:
             table,
             SqsQueues(lambda: None, pages_url=None, clock_url=None),  # type: ignore[arg-type,return-value]
             SchedulerAlarms(lambda: None, group=None, function_arn=None, role_arn=None, now=now),  # type: ignore[arg-type,return-value]
+            BodiesBucket(lambda: None, None),  # type: ignore[arg-type,return-value]
         )
         self._http = httpx.Client(
             base_url=stack.api_url,

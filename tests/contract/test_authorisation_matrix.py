@@ -18,8 +18,10 @@ ALLOWED = {
         "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
         "list_job_types", "get_job_type", "list_schedules", "get_schedule",
     },
-    Scope.SUBMIT: {"create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
-    Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim"},
+    Scope.SUBMIT: {"create_upload", "create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
+    Scope.WORK: {
+        "report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim", "create_upload",
+    },
     Scope.ADMIN: {
         "pause_queue", "resume_queue", "put_schedule", "delete_schedule", "pause_schedule", "resume_schedule",
     },
@@ -34,6 +36,7 @@ BODIES: dict[str, Any] = {
     "create_job": {"job_type": "t"},
     "create_jobs": {"jobs": [{"job_type": "t"}]},
     "put_job_type": {"queue": "q"},
+    "create_upload": {"size": 1},
     "put_schedule": {"rate": "1 day", "job": {"job_type": "t"}},
     "fail_job": {"error": {"code": "E", "message": "m"}},
 }

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
     "unknown stage", '"/stages', '"/payload_schema', '"/cron', '"/rate', '"/timezone', "either cron or rate",
+    "no such upload", "stands in place of",
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 

@@ -146,6 +146,7 @@ def test_every_route_is_served_from_containers(
     assert said(client.call("DELETE", f"/v1/waits/{open_['wait_id']}"))["status"] == "cancelled"
     assert len(client.get("/v1/waits")["waits"]) == 2
     said(client.call("DELETE", f"/v1/jobs/{first}"), 204)
+    assert client.post("/v1/uploads", {"size": 3_000_000}, status=201)["size"] == 3_000_000
     assert client.post("/v1/tickets", status=201)["ticket"].startswith("vgt_")
     said(client.call("PUT", "/v1/job-types/thumbnail", {"queue": "images", "stages": ["fetch", "shrink"]}), 201)
     assert client.get("/v1/job-types/thumbnail")["queue"] == "images"

@@ -324,8 +324,16 @@ class Aws:
     @cached_property
     def alarm_group(self) -> str:
         """The group of the stack's alarms."""
+        return self._resource("Alarms")
+
+    @cached_property
+    def bodies_bucket(self) -> str:
+        """The bucket of payloads and results that no row can hold."""
+        return self._resource("BodiesBucket")
+
+    def _resource(self, logical_id: str) -> str:
         formation = session().client("cloudformation", endpoint_url=self.stack.endpoint_url, config=client_config())
-        found = formation.describe_stack_resources(StackName=self.stack.stack_name, LogicalResourceId="Alarms")
+        found = formation.describe_stack_resources(StackName=self.stack.stack_name, LogicalResourceId=logical_id)
         return found["StackResources"][0]["PhysicalResourceId"]
 
     @cached_property

@@ -21,7 +21,7 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
-from tests.support.world import KeptAlarms
+from tests.support.world import KeptAlarms, KeptObjects
 from vigil_core.api.schedule_wire import job_of_body
 from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.jobs import Job
@@ -175,7 +175,7 @@ class World:
     def _context(self, table: Table, spec_page_entries: int) -> Context:
         job_types = JobTypeStore(table)
         return Context(
-            jobs=JobStore(table, now=lambda: self.now),
+            jobs=JobStore(table, KeptObjects(), now=lambda: self.now),
             job_types=job_types,
             holds=HoldStore(table),
             waits=WaitStore(table, now=lambda: self.now, spec_page_entries=spec_page_entries),

@@ -22,7 +22,7 @@ from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs import JobStore, Kept
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
@@ -63,6 +63,35 @@ class KeptAlarms:
         self.armed.pop(name, None)
 
 
+@dataclass
+class KeptObjects:
+    """Objects by their names: the text, and how long it is kept."""
+
+    stored: dict[str, tuple[str, Kept]] = field(default_factory=dict)
+
+    def put(self, key: str, text: str, *, kept: Kept) -> None:
+        self.stored[key] = text, kept
+
+    def get(self, key: str) -> str | None:
+        return self.stored[key][0] if key in self.stored else None
+
+    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+        self.stored[key] = self.stored[source or key][0], kept
+
+    def remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.stored.pop(key, None)
+
+    def url(self, key: str) -> str:
+        return f"https://objects/{key}"
+
+    def upload_url(self, key: str, size: int) -> str:
+        return f"https://objects/{key}?size={size}"
+
+    def size(self, key: str) -> int | None:
+        return len(self.stored[key][0].encode()) if key in self.stored else None
+
+
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
@@ -70,10 +99,11 @@ class World:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
         self.alarms = KeptAlarms()
+        self.objects = KeptObjects()
         job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=JobStore(table, now=lambda: self.time),
+            jobs=JobStore(table, self.objects, now=lambda: self.time),
             job_types=job_types,
             holds=HoldStore(table),
             waits=WaitStore(table, now=lambda: self.time, spec_page_entries=spec_page_entries),

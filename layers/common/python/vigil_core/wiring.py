@@ -13,6 +13,7 @@ from botocore.config import Config
 from uuid6 import uuid7
 
 from vigil_core.domain.retention import DEFAULT
+from vigil_core.gateways.bodies_bucket import BodiesBucket
 from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.gateways.sns import Topic
@@ -27,7 +28,7 @@ from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs import JobStore, Objects
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
@@ -38,6 +39,7 @@ from vigil_core.store.waits import WaitStore
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
+    from mypy_boto3_s3.client import S3Client
     from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
     from mypy_boto3_sqs.client import SQSClient
 
@@ -101,13 +103,29 @@ def alarms() -> SchedulerAlarms:
 
 
 @cache
+def s3() -> S3Client:
+    """The client of the bucket. Its URLs are signed as every region takes them."""
+    return boto3.client("s3", config=CLIENT_CONFIG.merge(Config(signature_version="s3v4")))
+
+
+@cache
+def bodies_bucket() -> BodiesBucket:
+    """What keeps payloads and results too large for a row."""
+    return BodiesBucket(s3, CoreSettings.from_environment().bodies_bucket)
+
+
+@cache
 def context() -> Context:
     """What the use cases need."""
     its = CoreSettings.from_environment()
-    return context_of(DynamoTable(dynamodb(), its.table_name), queues(), alarms(), its.retention)
+    return context_of(
+        DynamoTable(dynamodb(), its.table_name), queues(), alarms(), bodies_bucket(), retention=its.retention
+    )
 
 
-def context_of(table: Table, queues: Queues, alarms: Alarms, retention: timedelta = DEFAULT) -> Context:
+def context_of(
+    table: Table, queues: Queues, alarms: Alarms, objects: Objects, *, retention: timedelta = DEFAULT
+) -> Context:
     """A context over any table."""
     job_types = JobTypeStore(table)
 
@@ -118,7 +136,7 @@ def context_of(table: Table, queues: Queues, alarms: Alarms, retention: timedelt
         return job_of_body(namespace, body, job_id, find_type=job_types.find)
 
     return Context(
-        jobs=JobStore(table, now=now, retention=retention),
+        jobs=JobStore(table, objects, now=now, retention=retention),
         job_types=job_types,
         holds=HoldStore(table),
         waits=WaitStore(table, now=now, retention=retention),

@@ -21,7 +21,7 @@ from vigil_core.services.job_types import check_payload
 
 MAX_PART_BYTES = 64 * 1024
 """What `defaults` and `payload_schema` take at most, each, as JSON: every creation reads them."""
-NEVER_A_DEFAULT = {"job_id", "job_type"}
+NEVER_A_DEFAULT = {"job_id", "job_type", "payload_ref"}
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -142,8 +142,12 @@ def job_of_type(asked: NewJob, job_type: JobType | None, job_id: str) -> jobs.Ne
     Raises:
         ValidationFailed: the payload is not as the type says, or there are too many tags.
     """
+    if asked.payload_ref is not None and asked.payload is not None:
+        raise ValidationFailed.at("/payload_ref", "stands in place of payload, not beside it")
     if job_type is None:
         return asked.to_domain(job_id)
+    if asked.payload_ref is not None and job_type.payload_schema is not None:
+        raise ValidationFailed.at("/payload_ref", "its type checks payloads, and what is uploaded is not read")
     wanted = _with_defaults(asked, job_type)
     check_payload(job_type, wanted.payload)
     return replace(wanted.to_domain(job_id), executor=job_type.executor, stages=job_type.stages)
@@ -153,6 +157,8 @@ def _with_defaults(asked: NewJob, job_type: JobType) -> NewJob:
     defaults: Any = parse_body(JobDefaults, job_type.defaults)
     said = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     added: dict[str, Any] = {name: value for name, value in said.items() if getattr(asked, name) is None}
+    if asked.payload_ref is not None:
+        added.pop("payload", None)
     added["fields"] = {**said.get("fields", {}), **(asked.fields or {})}
     added["tags"] = list(dict.fromkeys([*said.get("tags", ()), *(asked.tags or ())]))
     if len(added["tags"]) > MAX_TAGS:

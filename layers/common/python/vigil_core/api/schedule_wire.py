@@ -18,8 +18,8 @@ from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.schedules import Missed, Overlap, RunOutcome, Schedule, Timing
 from vigil_core.domain.times import to_text
 
-NEVER_SCHEDULED = {"job_id", "scheduled_at"}
-"""What each job that a schedule creates gets from the schedule."""
+NEVER_SCHEDULED = {"job_id", "payload_ref", "scheduled_at"}
+"""What each job that a schedule creates gets from the schedule; and uploads, which do not last."""
 MAX_CRON_CHARS = 256
 
 ScheduledJob: type[Wire] = create_model(

@@ -76,6 +76,8 @@ class NewJob:
     fields: Mapping[str, JsonValue] = field(default_factory=dict)
     tags: Sequence[str] = ()
     payload: JsonValue = None
+    payload_upload: str | None = None
+    """The reference of an upload that is the payload."""
     trace_id: str | None = None
     correlation_id: str | None = None
     unique_key: str | None = None

@@ -36,6 +36,7 @@ class CoreSettings:
     alarm_group: str | None
     alarm_role: str | None
     clock_function: str | None
+    bodies_bucket: str | None
     retention: timedelta
 
     @classmethod
@@ -48,6 +49,7 @@ class CoreSettings:
             alarm_group=os.environ.get("ALARM_GROUP"),
             alarm_role=os.environ.get("ALARM_ROLE"),
             clock_function=os.environ.get("CLOCK_FUNCTION"),
+            bodies_bucket=os.environ.get("BODIES_BUCKET"),
             retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
         )
 

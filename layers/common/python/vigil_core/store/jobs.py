@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 from vigil_core.domain.attempts import Lease, RetryPolicy
 from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind, Priority
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
-from vigil_core.domain.retention import DEFAULT, expiry
+from vigil_core.domain.retention import DEFAULT, LIFE, expiry
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.times import from_epoch_s, from_text, to_epoch_s, to_text
 from vigil_core.store import keys
@@ -45,12 +45,51 @@ RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3
 """Priorities in the order in which workers are given jobs."""
 
 
+ROW_BYTES = 350 * 1024
+"""What one row holds with room to spare (DynamoDB: 400 KB). A payload or result beyond that is an object."""
+MAX_BODY_BYTES = 2 * 1024 * 1024
+"""Of a payload or result that travels in requests and answers, as JSON text."""
+ANSWER_BYTES = 2 * MAX_BODY_BYTES
+"""Of payloads and results in one answer: Lambda's 6 MB hold that in Base64, with all that is told besides."""
+
+
+Kept: TypeAlias = Literal["open", "ended", "long"]
+"""How long an object is kept, from when it was stored or kept anew: two years, as long as an ended job, for ever."""
+
+
+class Objects(Protocol):
+    """What keeps payloads and results that no row can hold."""
+
+    def put(self, key: str, text: str, *, kept: Kept) -> None:
+        """Store an object."""
+
+    def get(self, key: str) -> str | None:
+        """An object's text; None when it is not there any more."""
+
+    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+        """Have an object kept as long as a new one; or make it of another."""
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Forget objects."""
+
+    def url(self, key: str) -> str:
+        """Where an object can be read for a while, by anybody who has the URL."""
+
+    def upload_url(self, key: str, size: int) -> str:
+        """Where an object of exactly this size in bytes can be put for a while, by anybody who has the URL."""
+
+    def size(self, key: str) -> int | None:
+        """How large an object is; None when there is none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bodies:
-    """Payload and result of a job as JSON text; None where there is none."""
+    """Payload and result of a job as JSON text; None where there is none, or where its URL stands in for it."""
 
     payload: str | None
     result: str | None
+    payload_url: str | None = None
+    result_url: str | None = None
 
 
 class JobStore:
@@ -61,8 +100,11 @@ class JobStore:
     older history) is kept for `retention` longer than that, and once the job has ended is given the state's time.
     """
 
-    def __init__(self, table: Table, *, now: Callable[[], datetime], retention: timedelta = DEFAULT) -> None:
+    def __init__(
+        self, table: Table, objects: Objects, *, now: Callable[[], datetime], retention: timedelta = DEFAULT
+    ) -> None:
         self._table = table
+        self._objects = objects
         self._now = now
         self._retention = retention
 
@@ -160,13 +202,32 @@ class JobStore:
 
     def put_payload(self, job: Job, nonce: str, text: str) -> str:
         """Store a payload, before the job that points to it. Returns the pointer."""
-        key = keys.payload(job.namespace, job.job_id, nonce)
-        return self._put_body(key, "payload", text, self._ttl_beside(job))
+        return self._put_body(job, keys.payload(job.namespace, job.job_id, nonce), "payload", text)
 
     def put_fallback(self, job: Job, nonce: str, text: str) -> str:
         """Store what is the result of a job that fails for good. Returns the pointer."""
-        key = keys.result(job.namespace, job.job_id, 0, nonce)
-        return self._put_body(key, "result", text, self._ttl_beside(job))
+        return self._put_body(job, keys.result(job.namespace, job.job_id, 0, nonce), "result", text)
+
+    def upload_url(self, namespace: str, reference: str, size: int) -> str:
+        """Where something of this size can be uploaded, to be adopted by a job of this namespace."""
+        return self._objects.upload_url(keys.upload_name(namespace, reference), size)
+
+    def upload_size(self, namespace: str, reference: str) -> int | None:
+        """How large an upload is; None when there is none."""
+        return self._objects.size(keys.upload_name(namespace, reference))
+
+    def adopt_payload(self, job: Job, nonce: str, reference: str) -> str:
+        """Make an upload, which stays as it is, the payload of a job to be created. Returns the pointer."""
+        return self._adopt(job, keys.payload(job.namespace, job.job_id, nonce).sk, reference)
+
+    def adopt_result(self, job: Job, nonce: str, reference: str) -> str:
+        """Make an upload, which stays as it is, the result of a job that ends. Returns the pointer."""
+        return self._adopt(job, keys.result(job.namespace, job.job_id, job.attempt, nonce).sk, reference)
+
+    def _adopt(self, job: Job, sk: str, reference: str) -> str:
+        name, upload = keys.object_name(job.namespace, job.job_id, sk), keys.upload_name(job.namespace, reference)
+        self._objects.keep(name, kept=_kept(job), source=upload)
+        return keys.object_ref(None, sk)
 
     def show_due(self, job: Job) -> None:
         """Show a running job to the clock when something is due, later than it was shown. Changes no version.
@@ -186,20 +247,34 @@ class JobStore:
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
         """Store the result of a job that ends, before the version that points to it. Returns the pointer."""
-        key = keys.result(job.namespace, job.job_id, job.attempt, nonce)
-        return self._put_body(key, "result", text, to_epoch_s(self.expiry_of(job)))
+        return self._put_body(job, keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
 
     def expiry_of(self, job: Job) -> datetime:
         """When this version expires, as far as it says so itself."""
         return expiry(job, job, self._retention)
 
-    def bodies(self, job: Job) -> Bodies:
-        """Payload and result in one request; none when the job has neither."""
+    def bodies(self, job: Job, *, payload: bool = True, room: int = ANSWER_BYTES) -> Bodies:
+        """Payload and result: rows in one request, and a request for each object that fits into the room in bytes; a
+        URL in place of one that does not. The payload only if it is wanted."""
+        wanted = {"payload": job.payload_ref if payload else None, "result": job.result_ref}
+        refs = {name: ref for name, ref in wanted.items() if ref is not None}
         pk = keys.job(job.namespace, job.job_id).pk
-        refs = [ref for ref in (job.payload_ref, job.result_ref) if ref is not None]
-        rows = self._table.batch_get([keys.Key(pk, ref) for ref in refs]) if refs else {}
-        texts = {key.sk: str(row["body"]) for key, row in rows.items()}
-        return Bodies(payload=texts.get(job.payload_ref or ""), result=texts.get(job.result_ref or ""))
+        in_rows = [keys.Key(pk, ref) for ref in refs.values() if keys.parse_object_ref(ref) is None]
+        rows = self._table.batch_get(in_rows) if in_rows else {}
+        found: dict[str, str | None] = {"payload": None, "result": None}
+        for name, ref in refs.items():
+            if (parsed := keys.parse_object_ref(ref)) is None:
+                row = rows.get(keys.Key(pk, ref))
+                found[name] = None if row is None else str(row["body"])
+                continue
+            size, sk = parsed
+            key = keys.object_name(job.namespace, job.job_id, sk)
+            if size is None or size > room:
+                found[f"{name}_url"] = self._objects.url(key)
+            else:
+                room -= size
+                found[name] = self._objects.get(key)
+        return Bodies(**found)
 
     def history(self, job: Job) -> list[LogEntry]:
         """Every line of the job's history, oldest first."""
@@ -212,14 +287,21 @@ class JobStore:
         lines |= {line.version: line for line in job.log}
         return [lines[version] for version in sorted(lines) if version <= job.version]
 
-    def purge(self, namespace: str, job_id: str) -> None:
-        """Remove every row of a job but its tombstone."""
-        pk = keys.job(namespace, job_id).pk
+    def purge(self, job: Job) -> None:
+        """Remove every row of a job but its tombstone, and its objects."""
+        if objects := self._objects_of(job, job.result_ref):
+            self._objects.remove(objects)
+        pk = keys.job(job.namespace, job.job_id).pk
         self._table.batch_write(
             deletes=[keys.Key(pk, row["sk"]) for row in query_all(self._table, pk, between=("B", "Z"))]
         )
 
-    def _put_body(self, key: keys.Key, entity: str, text: str, ttl: int) -> str:
+    def _put_body(self, job: Job, key: keys.Key, entity: str, text: str) -> str:
+        size = len(text.encode())
+        if size > ROW_BYTES:
+            self._objects.put(keys.object_name(job.namespace, job.job_id, key.sk), text, kept=_kept(job))
+            return keys.object_ref(size, key.sk)
+        ttl = to_epoch_s(self.expiry_of(job)) if job.ended else self._ttl_beside(job)
         self._table.put(Put(row={**_head(key, entity), "body": text, "ttl": ttl}))
         return key.sk
 
@@ -234,6 +316,8 @@ class JobStore:
     def _prolong(self, job: Job) -> None:
         """What lies beside the state is to be kept as long as it, before the state itself is: a job must not lose its
         payload."""
+        for key in self._objects_of(job):
+            self._objects.keep(key, kept=_kept(job))
         self._set_ttl(job, job, PRESENT)
         self._keep_day(job)
 
@@ -242,10 +326,16 @@ class JobStore:
         job has prolonged meanwhile."""
         as_it_was = Condition(expression="#ttl = :was", names=TTL, values={":was": self._ttl_beside(before)})
         self._set_ttl(before, after, as_it_was)
+        objects = self._objects_of(before)
+        for key in objects:
+            self._objects.keep(key, kept=_kept(after))
+        if objects and (now := self.find(after.namespace, after.job_id)) is not None and not now.ended:
+            # Somebody has revived the job meanwhile, and objects know no conditions.
+            self._prolong(now)
 
     def _set_ttl(self, before: Job, job: Job, condition: Condition) -> None:
         pk = keys.job(job.namespace, job.job_id).pk
-        refs = [ref for ref in (job.payload_ref, job.fallback_ref) if ref is not None]
+        refs = [ref for ref in (job.payload_ref, job.fallback_ref) if ref and not keys.parse_object_ref(ref)]
         if before.log[0].version > 1:
             refs += [row["sk"] for row in query_all(self._table, pk, begins="L#")]
         for ref in refs:
@@ -260,10 +350,22 @@ class JobStore:
                     )
                 )
 
+    def _objects_of(self, job: Job, *more: str | None) -> list[str]:
+        """The objects beside the state of a job that may yet end, and of these pointers besides."""
+        refs = dict.fromkeys(ref for ref in (job.payload_ref, job.fallback_ref, *more) if ref is not None)
+        parsed = filter(None, map(keys.parse_object_ref, refs))
+        return [keys.object_name(job.namespace, job.job_id, sk) for _, sk in parsed]
+
     def _keep_day(self, job: Job) -> None:
         """The day of a job that lives longer than usual is to be found in lists as long as it."""
         until = (job.expires_at or job.created_at) + self._retention
         keep_day(self._table, job.namespace, "jobs", job.created_at.date(), until=until)
+
+
+def _kept(job: Job) -> Kept:
+    if job.ended:
+        return "ended"
+    return "long" if job.scheduled_at is not None and job.scheduled_at > job.updated_at + LIFE else "open"
 
 
 def job_from_row(state: Row, live: Row | None = None) -> Job:
