@@ -85,6 +85,15 @@ class JobTypeNotFound(VigilError):
         super().__init__(f"Job type {name} not found", job_type=name)
 
 
+class ScheduleNotFound(VigilError):
+    """The namespace holds no schedule with this name."""
+
+    code = "SCHEDULE_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Schedule {name} not found", schedule=name)
+
+
 class JobNotCompleted(VigilError):
     """The result of a job was asked for before the job ended."""
 

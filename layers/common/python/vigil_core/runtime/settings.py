@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.retention import DEFAULT
 from vigil_core.domain.targets import parse_allowed
 
 
@@ -27,13 +29,18 @@ def setting(name: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
     """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
-    caller's name for those that dispatch no jobs."""
+    caller's name for those that dispatch no jobs, what belongs to the clock's alarms for those that arm none."""
 
     table_name: str
     pages_queue_url: str | None
     clock_queue_url: str | None
     caller_function: str | None
     webhooks_queue_url: str | None
+    alarm_group: str | None
+    alarm_role: str | None
+    clock_function: str | None
+    bodies_bucket: str | None
+    retention: timedelta
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -44,6 +51,11 @@ class CoreSettings:
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
             caller_function=os.environ.get("CALLER_FUNCTION"),
             webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
+            alarm_group=os.environ.get("ALARM_GROUP"),
+            alarm_role=os.environ.get("ALARM_ROLE"),
+            clock_function=os.environ.get("CLOCK_FUNCTION"),
+            bodies_bucket=os.environ.get("BODIES_BUCKET"),
+            retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
         )
 
 

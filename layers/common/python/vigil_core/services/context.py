@@ -6,12 +6,14 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from vigil_core.domain.jobs import NewJob
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import whole_ms
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
@@ -22,6 +24,7 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
 
@@ -42,6 +45,23 @@ class Queues(Protocol):
 
     def deliveries(self, messages: Sequence[str]) -> None:
         """Have webhooks told, in any order."""
+
+
+class Alarms(Protocol):
+    """What wakes the clock at a time, however far ahead. A lost one delays a run, until the clock's sweep finds it."""
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        """Have the clock handed this event at that time, once. Armed already is as good."""
+
+    def disarm(self, name: str) -> None:
+        """Forget an alarm, if there is one."""
+
+
+class ReadsJob(Protocol):
+    """Reads the body of a job's creation."""
+
+    def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+        """The job to create under this id, with what its type adds. Raises ValidationFailed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +107,10 @@ class Context:
     job_queues: JobQueueStore
     connections: ConnectionStore
     webhooks: WebhookStore
+    schedules: ScheduleStore
     queues: Queues
+    alarms: Alarms
+    job_of: ReadsJob
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)
