@@ -16,7 +16,7 @@ ALLOWED = {
     Scope.READ: {
         "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
         "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
-        "list_job_types", "get_job_type",
+        "list_job_types", "get_job_type", "get_job_dependencies",
     },
     Scope.SUBMIT: {"create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
     Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim"},

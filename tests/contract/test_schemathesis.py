@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 
 RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
-    "unknown stage", '"/stages', '"/payload_schema', '"/target',
+    "unknown stage", '"/stages', '"/payload_schema', '"/target', "MISSING_DEPENDENCY", "is no JMESPath expression",
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 

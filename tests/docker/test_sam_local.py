@@ -137,6 +137,7 @@ def test_every_route_is_served_from_containers(
     assert client.get(f"/v1/jobs/{first}/status")["job_stage"] == "complete"
     assert client.get(f"/v1/jobs/{first}/result")["result"] == {"rows": 3}
     assert len(client.get(f"/v1/jobs/{first}/events")["events"]) == 4
+    assert client.get(f"/v1/jobs/{first}/dependencies")["depends_on"] == []
     # The matcher is not in a container: it serves the emulator's stream, and the held answer sees what it did.
     assert client.ended(waiting)["waited_jobs"] == {first: {"job_stage": "complete"}}
     assert client.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "met"

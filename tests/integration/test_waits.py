@@ -220,7 +220,9 @@ class TestEndings:
         answer = world.wait({job: {"job_stage": "incomplete"}})
         world.complete(job, result=1)
         world.delete(job)
-        world.unmatched = world.unmatched[-1:]  # The version that completed it went by unseen: it came before the wait.
+        world.unmatched[:] = world.unmatched[
+            -1:
+        ]  # The version that completed it went by unseen: it came before the wait.
         world.run_matcher()
         assert world.show(answer)["unmet_jobs"][job]["reason"] == "deleted"
         with pytest.raises(JobNotFound):

@@ -29,6 +29,7 @@ from vigil_core.services.context import Context, WideWork
 from vigil_core.services.do_wide_work import do_wide_work
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
@@ -172,6 +173,7 @@ class World:
         return Context(
             jobs=JobStore(table),
             job_types=JobTypeStore(table),
+            dependencies=DependencyStore(table),
             holds=HoldStore(table),
             waits=WaitStore(table, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),

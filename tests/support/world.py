@@ -16,7 +16,8 @@ from vigil_core.services.context import Context, WideWork
 from vigil_core.services.do_wide_work import do_wide_work
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
-from vigil_core.store.holds import HoldStore
+from vigil_core.store.dependencies import DependencyStore
+from vigil_core.store.holds import HoldClaim, HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
@@ -77,8 +78,9 @@ class World:
         self.executors = KeptHandovers()
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=JobStore(table),
+            jobs=_Streamed(table, self.unmatched),
             job_types=JobTypeStore(table),
+            dependencies=DependencyStore(table),
             holds=HoldStore(table),
             waits=waits or WaitStore(table),
             idempotency=IdempotencyStore(table),
@@ -103,7 +105,7 @@ class World:
         """A new job; its id."""
         known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "awaited": "job_id" in wanted}
         new = NewJob(**{**known, **wanted})
-        return self._changed(submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job).job_id
+        return submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job.job_id
 
     def running(self, **wanted: Any) -> str:
         job_id = self.job(**wanted)
@@ -112,7 +114,7 @@ class World:
 
     def do(self, change: Callable[..., Job], job_id: str, *args: Any, **kwargs: Any) -> Job:
         """Any change of a job, by its function in `change_job`."""
-        return self._changed(change(self.ctx, NAMESPACE, job_id, *args, by=KEY, **kwargs))
+        return change(self.ctx, NAMESPACE, job_id, *args, by=KEY, **kwargs)
 
     def report(self, job_id: str, **said: Any) -> Job:
         return self.do(change_job.report, job_id, Report(**said))
@@ -125,14 +127,14 @@ class World:
 
     def delete(self, job_id: str) -> None:
         change_job.delete(self.ctx, NAMESPACE, job_id, by=KEY)
-        tombstone = self.ctx.jobs.find(NAMESPACE, job_id)
-        assert tombstone is not None
-        self._changed(tombstone)
 
     def run_matcher(self) -> None:
-        """Match every change since the last time, in one batch."""
-        batch, self.unmatched = self.unmatched, []
-        match.match(self.ctx, [job for job in batch if job.for_matcher])
+        """Match every change since the last time, in one batch, and then what that has changed."""
+        while batch := [job for job in self.unmatched if job.for_matcher]:
+            self.unmatched.clear()
+            match.match(self.ctx, batch)
+            for job in batch:
+                match.attend(self.ctx, job)
 
     def run_pager(self) -> None:
         """Work off every message for the pager."""
@@ -156,9 +158,22 @@ class World:
     def show(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), hold_until=self.time)
 
-    def _changed(self, job: Job) -> Job:
-        self.unmatched.append(job)
-        return job
+
+class _Streamed(JobStore):
+    """Keeps the versions that it stores, as the table's stream does."""
+
+    def __init__(self, table: Table, versions: list[Job]) -> None:
+        super().__init__(table)
+        self._versions = versions
+
+    def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
+        super().create(job, claims)
+        self._versions.append(job)
+
+    def save(self, before: Job, after: Job, claims: Sequence[HoldClaim] = ()) -> None:
+        super().save(before, after, claims)
+        if after.version != before.version:
+            self._versions.append(after)
 
 
 def _one_by_one(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

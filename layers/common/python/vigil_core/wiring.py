@@ -22,6 +22,7 @@ from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
 from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
@@ -102,6 +103,7 @@ def context_of(table: Table, queues: Queues, executors: Executors | None = None)
     return Context(
         jobs=JobStore(table),
         job_types=JobTypeStore(table),
+        dependencies=DependencyStore(table),
         holds=HoldStore(table),
         waits=WaitStore(table),
         idempotency=IdempotencyStore(table),

@@ -15,6 +15,7 @@ from vigil_core.api.wire import (
     BulkSuccess,
     Completion,
     CreatedJob,
+    Dependencies,
     ExistingJob,
     Failure,
     Heartbeat,
@@ -25,12 +26,14 @@ from vigil_core.api.wire import (
     JobResult,
     JobStatusView,
     JobSummary,
+    Neighbour,
     NewJob,
     NewJobs,
     Nothing,
     Release,
     Report,
     ShownError,
+    ShownVerdict,
     Start,
     WholeJob,
     Wire,
@@ -44,6 +47,7 @@ from vigil_core.domain.errors import (
     JobNotCompleted,
     JobNotFound,
     LeaseLost,
+    MissingDependency,
     PayloadTooLarge,
 )
 from vigil_core.domain.ids import derived
@@ -53,6 +57,7 @@ from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.domain.times import to_text
 from vigil_core.services import change_job
 from vigil_core.services.change_job import find_job
+from vigil_core.services.depend import neighbours
 from vigil_core.services.hold_job import hold_job
 from vigil_core.services.idempotent import Outcome, once
 from vigil_core.services.list_jobs import JobFilter
@@ -77,7 +82,7 @@ _IDEMPOTENCY = (IdempotencyKeyReused, IdempotencyInProgress)
         ),
         202: Shows(what="The new job", models=(CreatedJob,), headers=("Location", "Preference-Applied")),
     },
-    problems=(JobCreationFailed, PayloadTooLarge, *_IDEMPOTENCY),
+    problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, *_IDEMPOTENCY),
 )
 def create_job(call: Call, body: NewJob) -> Answer:
     """Create a job. With `Prefer: wait=N` the answer is held until the job has ended, at most N seconds."""
@@ -224,6 +229,29 @@ def get_job_events(call: Call, job_id: str) -> Answer:
     """Get the history of a job: who did what when, and what it changed."""
     job = find_job(call.context, call.namespace, job_id)
     return Answer(status=200, body=JobEvents.of(job_id, call.context.jobs.history(job)))
+
+
+@ROUTES.route(
+    "GET",
+    "/v1/jobs/{job_id}/dependencies",
+    scope=Scope.READ,
+    answers={200: Shows(what="The jobs at both ends, as they are now", models=(Dependencies,))},
+    problems=(JobNotFound,),
+)
+def get_job_dependencies(call: Call, job_id: str) -> Answer:
+    """Get what a job depends on and which jobs wait for it to end."""
+    job = find_job(call.context, call.namespace, job_id)
+    before, after = neighbours(call.context, job)
+    shown = Dependencies(
+        job_id=job_id,
+        dependency_status=job.dependency_status,
+        trigger_rule=job.trigger_rule,
+        condition=job.condition,
+        verdict=None if job.verdict is None else ShownVerdict.of(job.verdict),
+        depends_on=list(map(Neighbour.of, before)),
+        dependents=list(map(Neighbour.of, after)),
+    )
+    return Answer(status=200, body=shown)
 
 
 @ROUTES.route(

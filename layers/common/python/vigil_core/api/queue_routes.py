@@ -24,6 +24,7 @@ from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.times import to_text
 from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.services.depend import inputs_of
 from vigil_core.services.show_queue import show_queue
 from vigil_core.services.wake_up import wake_for_queue
 
@@ -53,7 +54,12 @@ def claim(call: Call, queue: str, body: ClaimBody) -> Answer:
     )
     granted = claim_jobs(call.context, call.namespace, wanted, by=call.by, until=call.request.hold_until(0))
     bodies = call.context.in_parallel(call.context.jobs.bodies, granted)
-    shown = [ClaimedJob.claimed(job, job.lease, its) for job, its in zip(granted, bodies, strict=True) if job.lease]
+    inputs = [inputs_of(call.context, job) if job.depends_on else [] for job in granted]
+    shown = [
+        ClaimedJob.claimed(job, job.lease, its, from_others)
+        for job, its, from_others in zip(granted, bodies, inputs, strict=True)
+        if job.lease
+    ]
     return Answer(status=200, body=ClaimedJobs(jobs=shown), headers=call.request.preference_applied)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pydantic import (
 
 from vigil_core.domain import jobs
 from vigil_core.domain.attempts import LONGEST_DELAY_S, MAX_ATTEMPTS, Lease, RetryPolicy
+from vigil_core.domain.conditions import MAX_CHARS, ConditionError, Input, check
+from vigil_core.domain.dependencies import MAX_DEPENDENCIES, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import (
     MAX_FIELDS_BYTES,
@@ -85,6 +87,14 @@ def _at_least_0(most: int) -> Callable[[Any], Decimal]:
         return round(Decimal(value), 3).normalize()
 
     return check
+
+
+def _condition(text: str) -> str:
+    try:
+        check(text)
+    except ConditionError as error:
+        raise ValueError(f"is no JMESPath expression: {error}") from error
+    return text
 
 
 def _page_size(value: Any) -> int:
@@ -155,7 +165,6 @@ Seconds: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DELAY_S), BeforeValid
 LeaseSeconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_LEASE_S), BeforeValidator(whole)]
 TimeText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
-DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
 
 
 class Wire(BaseModel):
@@ -209,7 +218,7 @@ class NewJob(Wire):
 
     later: ClassVar[frozenset[str]] = frozenset(
         {
-            "batch", "condition", "depends_on", "on_item_failure", "trigger_rule",
+            "batch", "on_item_failure",
         }
     )  # fmt: skip
     """What jobs will take one day: refused by name."""
@@ -226,6 +235,15 @@ class NewJob(Wire):
         default=None, description="While a job with this key has not ended, creating another answers with that one"
     )
     mutex: Mutex | None = None
+    depends_on: Annotated[list[Text], Field(max_length=MAX_DEPENDENCIES)] | None = Field(
+        default=None, description="Ids of jobs that exist: it waits until they have ended as `trigger_rule` wants it"
+    )
+    trigger_rule: TriggerRule | None = Field(default=None, description="`all_success` when absent")
+    condition: Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(_condition)] | None = Field(
+        default=None,
+        description="JMESPath over the results of those jobs; where it is false, the job is skipped",
+        examples=["validation_status == 'valid'"],
+    )
     trace_id: Text | None = None
     correlation_id: Text | None = None
     scheduled_at: Annotated[Moment, PlainSerializer(to_text)] | None = Field(
@@ -255,6 +273,9 @@ class NewJob(Wire):
             correlation_id=self.correlation_id,
             unique_key=self.unique_key,
             mutex_key=self.mutex.key if self.mutex else None,
+            depends_on=self.depends_on or (),
+            trigger_rule=self.trigger_rule or "all_success",
+            condition=self.condition,
             mutex_queues=self.mutex is not None and self.mutex.on_conflict == "queue",
             scheduled_at=self.scheduled_at and whole_ms(self.scheduled_at),
             retry=None if self.retry is None else self.retry.to_domain(),
@@ -411,6 +432,29 @@ class WaitingFor(Shown):
     """What holds back a job that is `waiting`."""
 
     mutex: str | None = Field(description="The key of the mutex for which it stands in line")
+    jobs: list[str] | None = Field(description="The jobs on which it depends; `/dependencies` says how they are")
+
+    @classmethod
+    def of(cls, job: Job) -> WaitingFor | None:
+        """None when nothing holds it back."""
+        if job.place_in_line is not None:
+            return cls(mutex=job.mutex_key, jobs=None)
+        if job.waits_for_others:
+            return cls(mutex=None, jobs=[each.job_id for each in job.depends_on])
+        return None
+
+
+class ShownVerdict(Shown):
+    """Why a job was released or skipped: how many of its dependencies had ended in which way then."""
+
+    rule: TriggerRule
+    inputs: dict[str, int]
+    reason: str
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> ShownVerdict:
+        """As it is stored."""
+        return cls(rule=verdict.rule, inputs=dict(verdict.inputs), reason=verdict.reason)
 
 
 class ShownError(Shown):
@@ -442,7 +486,7 @@ class JobSummary(Shown):
     max_attempts: int
     depends_on: list[str]
     waiting_for: WaitingFor | None
-    verdict: None
+    verdict: ShownVerdict | None
     workflow_id: None
     batch_id: None
     trace_id: str | None
@@ -497,18 +541,38 @@ class ExistingJob(WholeJob):
         return cls(**dict(whole), existing=True, timestamp=to_text(now))
 
 
+class DependencyResult(Shown):
+    """What came of a job on which a claimed one depends. `truncated`: its result is too large to come along, and is
+    read from the job."""
+
+    status: JobStatus
+    job_health: str | None
+    result: Any
+    truncated: bool
+
+    @classmethod
+    def of(cls, each: Input) -> DependencyResult:
+        """As a worker is told of it."""
+        status = cast(JobStatus, each.status)
+        return cls(status=status, job_health=each.health, result=_value(each.result), truncated=each.left_out)
+
+
 class ClaimedJob(WholeJob):
     """A job that the claim has got, under a lease. `dependencies` are the results of the jobs that it depends on."""
 
     lease_token: str
     lease_expires_at: TimeText
-    dependencies: dict[str, Any]
+    dependencies: dict[str, DependencyResult]
 
     @classmethod
-    def claimed(cls, job: Job, lease: Lease, bodies: Bodies) -> ClaimedJob:
+    def claimed(cls, job: Job, lease: Lease, bodies: Bodies, inputs: Sequence[Input]) -> ClaimedJob:
         """The job for its worker."""
-        whole = WholeJob.whole(job, bodies)
-        return cls(**dict(whole), lease_token=lease.token, lease_expires_at=to_text(lease.until), dependencies={})
+        return cls(
+            **dict(WholeJob.whole(job, bodies)),
+            lease_token=lease.token,
+            lease_expires_at=to_text(lease.until),
+            dependencies={each.job_id: DependencyResult.of(each) for each in inputs},
+        )
 
 
 class ClaimedJobs(Shown):
@@ -565,6 +629,43 @@ class QueueList(Shown):
 
     queues: list[QueueSummary]
     next_page_token: str | None
+
+
+class Neighbour(Shown):
+    """A job at the other end of a dependency, and how it is."""
+
+    job_id: str
+    name: str | None
+    job_type: str
+    status: JobStatus
+    dependency_status: DependencyStatus
+    job_stage: str
+    job_health: str | None
+
+    @classmethod
+    def of(cls, job: Job) -> Neighbour:
+        """The job, as far as its neighbours care."""
+        return cls(
+            job_id=job.job_id,
+            name=job.name,
+            job_type=job.job_type,
+            status=job.status,
+            dependency_status=job.dependency_status,
+            job_stage=job.stage,
+            job_health=job.health,
+        )
+
+
+class Dependencies(Shown):
+    """What a job waits for, and who waits for it."""
+
+    job_id: str
+    dependency_status: DependencyStatus
+    trigger_rule: TriggerRule
+    condition: str | None
+    verdict: ShownVerdict | None
+    depends_on: list[Neighbour]
+    dependents: list[Neighbour] = Field(description="The jobs that wait for this one to end, up to 1,000")
 
 
 class JobStatusView(Shown):
@@ -648,7 +749,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "queue": job.queue,
         "priority": job.priority,
         "status": job.status,
-        "dependency_status": "none",
+        "dependency_status": job.dependency_status,
         "job_stage": job.stage,
         "job_health": job.health,
         "progress": job.progress,
@@ -659,9 +760,9 @@ def _summary(job: Job) -> dict[str, Any]:
         "error": None if job.error is None else ShownError(code=job.error.code, message=job.error.message),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "depends_on": [],
-        "waiting_for": None if job.place_in_line is None else WaitingFor(mutex=job.mutex_key),
-        "verdict": None,
+        "depends_on": [each.job_id for each in job.depends_on],
+        "waiting_for": WaitingFor.of(job),
+        "verdict": None if job.verdict is None else ShownVerdict.of(job.verdict),
         "workflow_id": None,
         "batch_id": None,
         "trace_id": job.trace_id,

@@ -53,6 +53,12 @@ class ValidationFailed(VigilError):
         return cls([FieldProblem(pointer=pointer, detail=detail)])
 
 
+class MissingDependency(ValidationFailed):
+    """A job is to depend on jobs that do not exist."""
+
+    code = "MISSING_DEPENDENCY"
+
+
 class PayloadTooLarge(VigilError):
     """A part of the request is over its limit in bytes."""
 

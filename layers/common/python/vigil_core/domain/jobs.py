@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from vigil_core.domain import stages
 from vigil_core.domain.attempts import Lease, RetryPolicy
+from vigil_core.domain.dependencies import Dependency, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.errors import InvalidTransition, LeaseLost, ValidationFailed
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.lifecycle import ALLOWED, TERMINAL, JobStatus
@@ -18,8 +19,8 @@ from vigil_core.domain.times import whole_ms
 Priority: TypeAlias = Literal["background", "low", "normal", "high", "critical"]
 Executor: TypeAlias = Literal["worker", "lambda", "http", "none"]
 LogKind: TypeAlias = Literal[
-    "created", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed", "failed",
-    "cancel_requested", "cancelled", "retried", "deleted",
+    "created", "waiting", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed",
+    "failed", "cancel_requested", "cancelled", "skipped", "retried", "deleted",
 ]  # fmt: skip
 
 MAX_FIELDS_BYTES = 32 * 1024
@@ -30,6 +31,7 @@ DISPATCHED = frozenset({"lambda", "http"})
 """The executors whose jobs Vigil itself sets going, as soon as they are pending."""
 TIMED_OUT = "TIMED_OUT"
 LEASE_EXPIRED = "LEASE_EXPIRED"
+CONDITION_FAILED = "CONDITION_FAILED"
 
 BUILT_IN_NAMES = frozenset(
     {
@@ -83,6 +85,9 @@ class NewJob:
     unique_key: str | None = None
     mutex_key: str | None = None
     mutex_queues: bool = False
+    depends_on: Sequence[str] = ()
+    trigger_rule: TriggerRule = "all_success"
+    condition: str | None = None
     scheduled_at: datetime | None = None
     retry: RetryPolicy | None = None
     timeout_s: int | None = None
@@ -156,12 +161,28 @@ class Job:
     """Whether the job waits for its mutex in line, where it would otherwise have been refused."""
     place_in_line: int | None = None
     """While it waits for its mutex: the lower, the sooner."""
+    depends_on: tuple[Dependency, ...] = ()
+    trigger_rule: TriggerRule = "all_success"
+    condition: str | None = None
+    dependency_status: DependencyStatus = "none"
+    verdict: Verdict | None = None
 
     @property
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
-        lets_in = self.mutex_key is not None and (self.ended or self.place_in_line is not None)
-        return self.awaited or self.deleted or lets_in or self.exactly_due_at is not None or self.to_dispatch
+        waits = self.awaited or self.waits_for_others
+        concerns_others = waits or self.deleted or self.concerns_line
+        return concerns_others or self.to_dispatch or self.exactly_due_at is not None
+
+    @property
+    def concerns_line(self) -> bool:
+        """Whether somebody may be let in to its mutex: it has ended, or stands in line itself."""
+        return self.mutex_key is not None and (self.ended or self.place_in_line is not None)
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it is the jobs on which it depends that hold it back."""
+        return self.status == "waiting" and self.dependency_status == "waiting"
 
     @property
     def takes_mutex_when_ready(self) -> bool:
@@ -236,9 +257,12 @@ def create(
     by: str,
     payload_ref: str | None,
     fallback_ref: str | None = None,
+    depends_on: Sequence[Dependency] = (),
 ) -> Job:
     """The first version of a job: `pending`, or `scheduled` when its time is to come; at stage `submit`."""
-    status: JobStatus = "scheduled" if new.scheduled_at is not None and new.scheduled_at > now else "pending"
+    status: JobStatus = "waiting" if depends_on else "pending"
+    if new.scheduled_at is not None and new.scheduled_at > now:
+        status = "scheduled"
     first = LogEntry(version=1, at=now, kind="created", by=by, status=status, stage=stages.SUBMIT)
     return Job(
         namespace=namespace,
@@ -265,6 +289,10 @@ def create(
         unique_key=new.unique_key,
         mutex_key=new.mutex_key,
         mutex_queues=new.mutex_queues,
+        depends_on=tuple(depends_on),
+        trigger_rule=new.trigger_rule,
+        condition=new.condition,
+        dependency_status="waiting" if depends_on else "none",
         cancel_requested_at=None,
         payload_ref=payload_ref,
         result_ref=None,
@@ -294,7 +322,8 @@ def becomes_ready(before: Job | None, after: Job) -> bool:
 def line_up(job: Job, place: int) -> Job:
     """A version about to be stored that would be `pending`, if another job had not its mutex: `waiting` in line."""
     *older, newest = job.log
-    log = (*older, replace(newest, status="waiting"))
+    kind: LogKind = "waiting" if newest.kind == "ready" else newest.kind
+    log = (*older, replace(newest, kind=kind, status="waiting"))
     return replace(job, status="waiting", place_in_line=place, log=log)
 
 
@@ -302,6 +331,34 @@ def let_in(job: Job, *, now: datetime, by: str) -> Job:
     """`waiting` → `pending`: the mutex is free, and the job is the first in line."""
     _require(job, "pending", "let in")
     return _next(job, now, by, "ready", why="mutex", status="pending", place_in_line=None)
+
+
+def born_ready(job: Job, verdict: Verdict) -> Job:
+    """A job about to be created that waits for nothing, because the rule holds already."""
+    (first,) = job.log
+    return replace(
+        job, status="pending", dependency_status="satisfied", verdict=verdict, log=(replace(first, status="pending"),)
+    )
+
+
+def judged(job: Job, verdict: Verdict, *, held: bool, passed: bool | None, now: datetime, by: str) -> Job:
+    """What a verdict makes of a job that waits for others: released where rule and condition hold, else skipped; failed
+    where the condition cannot be evaluated (`passed` is None)."""
+    status: DependencyStatus = "satisfied" if held else "failed"
+    if passed:
+        return _next(
+            job, now, by, "ready", why="dependencies", status="pending", dependency_status=status, verdict=verdict
+        )
+    if passed is None:
+        error = JobError(code=CONDITION_FAILED, message=verdict.reason)
+        return _end(
+            job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error,
+            dependency_status=status, verdict=verdict,
+        )  # fmt: skip
+    return _end(
+        job, now, by, "skipped", why=verdict.reason, stage=stages.INCOMPLETE, health="skipped",
+        dependency_status=status, verdict=verdict,
+    )  # fmt: skip
 
 
 def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
@@ -462,6 +519,8 @@ def on_time(job: Job, *, now: datetime, by: str, chance: float) -> Job:
     def is_over(moment: datetime | None) -> bool:
         return moment is not None and moment <= now
 
+    if job.status == "scheduled" and is_over(job.scheduled_at) and job.dependency_status == "waiting":
+        return _next(job, now, by, "waiting", status="waiting")
     if job.status == "scheduled" and is_over(job.scheduled_at):
         return _next(job, now, by, "ready", status="pending")
     if is_over(job.cancel_due_at):
@@ -483,9 +542,14 @@ def retry(job: Job, *, now: datetime, by: str) -> Job:
     if not job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only an ended job can be retried")
     _require(job, "pending", "retry")
+    ran = job.dependency_status == "satisfied" and job.status != "skipped"
+    unjudged = bool(job.depends_on) and (not ran or (job.error is not None and job.error.code == CONDITION_FAILED))
     return _next(
         job, now, by, "retried",
-        status="pending", stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
+        status="waiting" if unjudged else "pending",
+        dependency_status="waiting" if unjudged else job.dependency_status,
+        verdict=None if unjudged else job.verdict,
+        stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
         attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
         cancel_requested_at=None, started_at=None, finished_at=None, lease=None, place_in_line=None,
     )  # fmt: skip
@@ -550,7 +614,8 @@ def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, erro
 
 
 def _end(job: Job, now: datetime, by: str, status: JobStatus, *, why: str | None = None, **changes: object) -> Job:
-    kind: LogKind = "completed" if status == "completed" else "failed" if status == "failed" else "cancelled"
+    kinds: dict[JobStatus, LogKind] = {"completed": "completed", "failed": "failed", "skipped": "skipped"}
+    kind = kinds.get(status, "cancelled")
     return _next(job, now, by, kind, why=why, status=status, finished_at=now, lease=None, place_in_line=None, **changes)
 
 

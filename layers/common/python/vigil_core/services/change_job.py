@@ -33,12 +33,12 @@ def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
 
 def start(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None = None) -> Job:
     """Somebody outside began to run the job."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by, lease_token=lease_token))
+    return change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by, lease_token=lease_token))
 
 
 def report(ctx: Context, namespace: str, job_id: str, said: Report, *, by: str, lease_token: str | None = None) -> Job:
     """Somebody outside tells how the job goes: applied whole or refused."""
-    return _change(
+    return change(
         ctx, namespace, job_id, lambda job: jobs.report(job, said, now=ctx.now(), by=by, lease_token=lease_token)
     )
 
@@ -55,7 +55,7 @@ def heartbeat(
     first: bool = False,
 ) -> Job:
     """Whoever runs the job is alive."""
-    return _change(
+    return change(
         ctx,
         namespace,
         job_id,
@@ -73,12 +73,12 @@ def heartbeat(
 
 def release(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None) -> Job:
     """A worker gives a job back."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
+    return change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
 
 
 def put_off(ctx: Context, namespace: str, job_id: str, until: datetime, *, by: str, lease_token: str) -> Job:
     """A job could not be handed over: it comes again at that time."""
-    return _change(
+    return change(
         ctx,
         namespace,
         job_id,
@@ -90,7 +90,7 @@ def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "clock") -> 
     """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
     is due, the clock is shown the new time."""
     with suppress(JobNotFound):
-        job = _change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
+        job = change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
         if job.status == "running" and job.due_at and job.shown_due_at and job.shown_due_at < job.due_at:
             with suppress(StoreConflict):
                 ctx.jobs.show_due(job)
@@ -115,7 +115,7 @@ def complete(
             return done
         return jobs.with_result(done, ctx.jobs.put_result(done, ctx.new_id()[-12:], body_text(result, "result")))
 
-    return _change(ctx, namespace, job_id, decide)
+    return change(ctx, namespace, job_id, decide)
 
 
 def fail(
@@ -130,7 +130,7 @@ def fail(
     at_least: timedelta = timedelta(0),
 ) -> Job:
     """The attempt failed; the next one is not sooner than `at_least` from now."""
-    return _change(
+    return change(
         ctx,
         namespace,
         job_id,
@@ -149,13 +149,13 @@ def fail(
 
 def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
     """Cancel at once what does not run, ask what runs; the clock enforces what was asked for."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
+    return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
 
 
 def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
     """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them, or,
     where it waits for its mutex, a place at the end of the line."""
-    return _change(
+    return change(
         ctx,
         namespace,
         job_id,
@@ -166,7 +166,7 @@ def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
 
 def delete(ctx: Context, namespace: str, job_id: str, *, by: str) -> None:
     """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
-    _change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), by=by))
+    change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), by=by))
 
 
 def body_text(body: JsonValue, name: str) -> str:
@@ -177,7 +177,7 @@ def body_text(body: JsonValue, name: str) -> str:
     return text
 
 
-def _change(
+def change(
     ctx: Context,
     namespace: str,
     job_id: str,
@@ -185,6 +185,7 @@ def _change(
     *,
     claims: Callable[[Job], list[HoldClaim]] | None = None,
 ) -> Job:
+    """Store what is decided of the job as it is now; decided anew, whenever somebody else was first."""
     for attempt in range(ATTEMPTS):
         before = find_job(ctx, namespace, job_id)
         after = decide(before)

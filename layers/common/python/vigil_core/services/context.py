@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 from vigil_core.domain.times import whole_ms
 from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
@@ -72,6 +73,7 @@ class Context:
 
     jobs: JobStore
     job_types: JobTypeStore
+    dependencies: DependencyStore
     holds: HoldStore
     waits: WaitStore
     idempotency: IdempotencyStore

@@ -40,8 +40,8 @@ class JobFilter:
             (self.queue, job.queue),
             (self.correlation_id, job.correlation_id),
             (self.trace_id, job.trace_id),
-            # Jobs neither depend on others nor belong to a workflow yet.
-            (self.dependency_status, "none"),
+            (self.dependency_status, job.dependency_status),
+            # Jobs belong to no workflow yet.
             (self.workflow_id, None),
         )
         return (

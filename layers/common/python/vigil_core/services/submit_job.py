@@ -10,6 +10,7 @@ from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import ATTEMPTS, body_text
 from vigil_core.services.context import Context
+from vigil_core.services.depend import find_dependencies
 from vigil_core.services.take_holds import admit, claims_for_new
 from vigil_core.store.table import ConditionFailed
 
@@ -31,6 +32,7 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
     try created.
 
     Raises:
+        MissingDependency: a job on which it is to depend does not exist.
         JobCreationFailed: the id is taken, or a live job has the mutex.
         PayloadTooLarge: the payload does not fit a row.
         ValidationFailed: the fields are over their limit.
@@ -40,6 +42,7 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
     for attempt in range(ATTEMPTS):
         if resumed and (mine := submitted_before(ctx, namespace, new.job_id)) is not None:
             return mine
+        depends_on = find_dependencies(ctx, namespace, new.depends_on)
         taken = claims_for_new(ctx, namespace, new)
         if taken.existing is not None:
             return Submitted(job=taken.existing, existing=True)
@@ -54,9 +57,10 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
             by=by,
             payload_ref=None if payload is None else ctx.jobs.put_payload(namespace, new.job_id, nonce, payload),
             fallback_ref=None if fallback is None else ctx.jobs.put_fallback(namespace, new.job_id, nonce, fallback),
+            depends_on=depends_on.dependencies,
         )
         try:
-            job, mutex = admit(ctx, None, job)
+            job, mutex = admit(ctx, None, depends_on.settle(job))
             ctx.jobs.create(job, (*taken.claims, *mutex))
         except ConditionFailed:
             ctx.sleep(0.01 * attempt)

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from vigil_core.domain.attempts import Lease, RetryPolicy
+from vigil_core.domain.dependencies import Dependency, Verdict
 from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind, Priority
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
@@ -241,6 +242,11 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         awaited=state.get("awaited", False),
         mutex_queues=state.get("mutex_queues", False),
         place_in_line=state.get("place_in_line"),
+        depends_on=tuple(map(_dependency_from_text, state.get("depends_on", ()))),
+        trigger_rule=state.get("trigger_rule", "all_success"),
+        condition=state.get("condition"),
+        dependency_status=state.get("dependency_status", "none"),
+        verdict=_verdict_from_row(state["verdict"]) if "verdict" in state else None,
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
@@ -286,6 +292,11 @@ def job_to_row(job: Job) -> Row:
         "mutex_key": job.mutex_key,
         "mutex_queues": job.mutex_queues or None,
         "place_in_line": job.place_in_line,
+        "depends_on": [f"{each.job_id}#{each.known_version}" for each in job.depends_on] or None,
+        "trigger_rule": _unless("all_success", job.trigger_rule),
+        "condition": job.condition,
+        "dependency_status": _unless("none", job.dependency_status),
+        "verdict": job.verdict and _verdict_to_row(job.verdict),
         "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
@@ -341,6 +352,25 @@ def _still(job: Job) -> Condition:
     return Condition(expression=f"{seen.expression} AND attribute_not_exists(awaited)", values=seen.values)
 
 
+def _dependency_from_text(text: str) -> Dependency:
+    job_id, version = text.split("#")
+    return Dependency(job_id=job_id, known_version=int(version))
+
+
+def _verdict_to_row(verdict: Verdict) -> Row:
+    return {
+        "rule": verdict.rule,
+        "inputs": dict(verdict.inputs),
+        "reason": verdict.reason,
+        "through_failure": verdict.through_failure,
+    }
+
+
+def _verdict_from_row(row: Row) -> Verdict:
+    inputs = {name: int(count) for name, count in row["inputs"].items()}
+    return Verdict(rule=row["rule"], inputs=inputs, reason=row["reason"], through_failure=row["through_failure"])
+
+
 def _beside(before: Job | None, after: Job, claims: Sequence[HoldClaim]) -> list[Put | Delete]:
     """What is written together with a version: the holds that it takes, the place in line that it takes or leaves."""
     beside: list[Put | Delete] = [hold_put(after, claim) for claim in claims]
@@ -381,9 +411,9 @@ def _log_row(job: Job, lines: Sequence[LogEntry]) -> Row:
 
 
 _KINDS: dict[LogKind, str] = {
-    "created": "c", "ready": "y", "claimed": "k", "started": "s", "updated": "u", "released": "g", "lapsed": "l",
-    "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x", "retried": "r",
-    "deleted": "z",
+    "created": "c", "waiting": "w", "ready": "y", "claimed": "k", "started": "s", "updated": "u", "released": "g",
+    "lapsed": "l", "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x",
+    "retried": "r", "skipped": "n", "deleted": "z",
 }  # fmt: skip
 _STATUSES: dict[JobStatus, str] = {
     "scheduled": "s", "waiting": "w", "pending": "p", "running": "r", "completed": "c", "failed": "f",

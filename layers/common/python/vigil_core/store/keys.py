@@ -54,6 +54,10 @@ def result(namespace: str, job_id: str, attempt: int, nonce: str) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"R#{attempt:05}#{nonce}")
 
 
+def dependencies(namespace: str, job_id: str, attempt: int) -> Key:
+    return Key(f"{namespace}#job#{job_id}", f"D#{attempt:05}")
+
+
 def log(namespace: str, job_id: str, first_version: int) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from vigil_core.domain.dependencies import Dependent
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.domain.waits import (
@@ -23,6 +24,7 @@ from vigil_core.domain.waits import (
     WaitStatus,
 )
 from vigil_core.store import keys
+from vigil_core.store.dependencies import dependent_from_row
 from vigil_core.store.table import (
     ABSENT,
     Condition,
@@ -54,9 +56,11 @@ THROUGH = {"#through": "through"}
 
 @dataclass(frozen=True, kw_only=True)
 class InterestPage:
-    """Some of the interests in a job. `backlog`: earlier versions of the job are still being matched by the pager."""
+    """Some of the interests in a job, and of the jobs that depend on it. `backlog`: earlier versions of the job are
+    still being matched by the pager."""
 
     interests: list[Interest]
+    dependents: list[Dependent]
     backlog: bool
     cursor: Row | None
 
@@ -111,6 +115,7 @@ class WaitStore:
         page = self._table.query_page(keys.entries_of_job(namespace, job_id), limit=limit, cursor=cursor)
         return InterestPage(
             interests=[_interest(row, job_id) for row in page.rows if row["entity"] == "entry"],
+            dependents=[dependent_from_row(row) for row in page.rows if row["entity"] == "dependent"],
             backlog=any(row["entity"] == "backlog" for row in page.rows),
             cursor=page.cursor,
         )
