@@ -13,6 +13,8 @@ UV := $(BIN)/uv
 # aws-sam-cli and ministack pin different versions of botocore, so each has a virtual environment of its own.
 SAM_VENV := $(VENV)/sam
 SAM := $(SAM_VENV)/bin/sam
+# ChromaDB, for the tests of one example: a server of its own and nothing that Vigil imports.
+CHROMA_VENV := $(VENV)/chroma
 LAYER := layers/common/python
 
 # `sam build` looks for python3.11 with pip on the PATH; the virtual environment's always has it.
@@ -47,7 +49,7 @@ test: venv ## Run every test that needs neither Docker nor AWS
 ##@ Setting up
 
 .PHONY: venv
-venv: $(VENV)/.ready $(SAM_VENV)/.ready ## Build .venv from the locked versions (at once when nothing changed)
+venv: $(VENV)/.ready $(SAM_VENV)/.ready $(CHROMA_VENV)/.ready ## Build .venv from the locked versions (at once when nothing changed)
 
 $(BIN)/python:
 	@for python in "$${PYTHON:-python3.11}" python3.11 python3 python; do \
@@ -72,6 +74,12 @@ $(SAM_VENV)/.ready: requirements/sam.txt | $(UV)
 	@echo "Installing aws-sam-cli into $(SAM_VENV) ..."
 	@test -x $(SAM_VENV)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(SAM_VENV)
 	@$(UV) pip sync --quiet --python $(SAM_VENV)/bin/python requirements/sam.txt
+	@touch $@
+
+$(CHROMA_VENV)/.ready: requirements/chroma.txt | $(UV)
+	@echo "Installing chromadb into $(CHROMA_VENV) ..."
+	@test -x $(CHROMA_VENV)/bin/python || $(UV) venv --quiet --python $(BIN)/python $(CHROMA_VENV)
+	@$(UV) pip install --quiet --python $(CHROMA_VENV)/bin/python --no-deps --requirement requirements/chroma.txt
 	@touch $@
 
 .PHONY: lock

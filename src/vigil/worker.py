@@ -19,13 +19,12 @@ from uuid import uuid4
 
 from vigil.client import Json, Vigil, VigilError
 from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.telling import clean, explained, sendable
 
 LOG = logging.getLogger("vigil.worker")
 
 MAX_CLAIM = 10
 """The API hands out no more at once."""
-MAX_MESSAGE = 1_024
-"""The API takes no longer text, in characters."""
 MAX_NAME = 128
 
 _NEWS_EVERY_S = 1.0
@@ -84,7 +83,7 @@ class ClaimedJob:
         """Say how far it is, from 0 to 1. It is sent in the background within a second; never blocks, never fails."""
         if not 0 <= value <= 1:
             raise ValueError(f"progress is from 0 to 1, not {value}")
-        said = {"progress": value} if message is None else {"progress": value, "message": _sendable(message)}
+        said = {"progress": value} if message is None else {"progress": value, "message": sendable(message)}
         with self._noting:
             self._unsent |= said
         self._news.set()
@@ -106,7 +105,7 @@ class ClaimedJob:
                 stage=stage,
                 milestones=milestones,
                 fields=fields,
-                message=None if message is None else _sendable(message),
+                message=None if message is None else sendable(message),
                 lease_token=self._token,
             )
         except VigilError as error:
@@ -155,15 +154,15 @@ class ClaimedJob:
             dumps(result).encode()  # What is not JSON is the handler's failure.
         except BaseException as error:
             here = error.__traceback__
-            trace = _clean("".join(traceback.format_exception(type(error), error, here and here.tb_next)))
+            trace = clean("".join(traceback.format_exception(type(error), error, here and here.tb_next)))
             LOG.warning("job %s failed\n%s", self.job_id, trace.rstrip())
             code = "CANCELLED" if isinstance(error, Cancelled) else type(error).__name__[:MAX_NAME]
-            return self._failure(code, _explained(error, trace), retryable=not isinstance(error, Permanent))
+            return self._failure(code, explained(error, trace), retryable=not isinstance(error, Permanent))
         return lambda client: client.complete(self.job_id, result, lease_token=self._token)
 
     def _failure(self, code: str, message: str, *, retryable: bool) -> Tell:
         return lambda client: client.fail(
-            self.job_id, code, _sendable(message), retryable=retryable, lease_token=self._token
+            self.job_id, code, sendable(message), retryable=retryable, lease_token=self._token
         )
 
     def _conclude(self, tell: Tell) -> None:
@@ -457,30 +456,3 @@ class Worker:
 def _is_loss(error: VigilError) -> bool:
     """Whether a refusal means that the job is no longer ours: another has it, or it has ended, or is gone."""
     return error.code in ("LEASE_LOST", "INVALID_TRANSITION", "JOB_NOT_FOUND")
-
-
-def _clean(text: str) -> str:
-    """Text that the API and a log take: without NUL and halves of surrogate pairs."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _sendable(text: str) -> str:
-    """Text that the API takes, and not too long."""
-    clean = _clean(text)
-    return clean if len(clean) <= MAX_MESSAGE else clean[: MAX_MESSAGE - 1] + "…"
-
-
-def _explained(error: BaseException, trace: str) -> str:
-    """What the exception says, and the last lines of the traceback that fit."""
-    try:
-        said = _sendable(str(error) or type(error).__name__)
-    except Exception:  # Not every exception can say what it is.
-        said = type(error).__name__
-    message = said
-    tail = ""
-    for line in reversed(trace.rstrip().splitlines()):
-        tail = f"{line}\n{tail}" if tail else line
-        if len(said) + 1 + len(tail) > MAX_MESSAGE:
-            break
-        message = f"{said}\n{tail}"
-    return message

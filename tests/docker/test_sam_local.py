@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "NotifierFunction": ("notifier_job_completed", ALL_DONE),
     "PagerFunction": ("pager_register", None),
     "ClockFunction": ("clock_tick", {}),
+    "CallerFunction": ("caller_call", None),
     "AdminFunction": ("admin_list_keys", None),
 }
 
@@ -136,6 +137,7 @@ def test_every_route_is_served_from_containers(
     assert client.get(f"/v1/jobs/{first}/status")["job_stage"] == "complete"
     assert client.get(f"/v1/jobs/{first}/result")["result"] == {"rows": 3}
     assert len(client.get(f"/v1/jobs/{first}/events")["events"]) == 4
+    assert client.get(f"/v1/jobs/{first}/dependencies")["depends_on"] == []
     # The matcher is not in a container: it serves the emulator's stream, and the held answer sees what it did.
     assert client.ended(waiting)["waited_jobs"] == {first: {"job_stage": "complete"}}
     assert client.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "met"
@@ -146,6 +148,7 @@ def test_every_route_is_served_from_containers(
     assert said(client.call("DELETE", f"/v1/waits/{open_['wait_id']}"))["status"] == "cancelled"
     assert len(client.get("/v1/waits")["waits"]) == 2
     said(client.call("DELETE", f"/v1/jobs/{first}"), 204)
+    assert client.post("/v1/uploads", {"size": 3_000_000}, status=201)["size"] == 3_000_000
     assert client.post("/v1/tickets", status=201)["ticket"].startswith("vgt_")
     said(client.call("PUT", "/v1/job-types/thumbnail", {"queue": "images", "stages": ["fetch", "shrink"]}), 201)
     assert client.get("/v1/job-types/thumbnail")["queue"] == "images"
@@ -168,4 +171,10 @@ def test_every_route_is_served_from_containers(
     assert client.get("/v1/webhooks/ci/deliveries")["deliveries"] == []
     assert client.call("POST", "/v1/webhooks/ci/deliveries/1_x_1/replay").status_code == 404
     said(client.call("DELETE", "/v1/webhooks/ci"), 204)
+    said(client.call("PUT", "/v1/schedules/monthly", {"rate": "30 days", "job": {"job_type": "report"}}), 201)
+    assert not client.post("/v1/schedules/monthly/pause")["enabled"]
+    assert client.post("/v1/schedules/monthly/resume")["enabled"]
+    assert client.get("/v1/schedules/monthly")["rate"] == "30 days"
+    assert [each["name"] for each in client.get("/v1/schedules")["schedules"]] == ["monthly"]
+    said(client.call("DELETE", "/v1/schedules/monthly"), 204)
     assert recorder.routes == ROUTES.keys()

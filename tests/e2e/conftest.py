@@ -44,7 +44,7 @@ def stack(directory: Path) -> Iterator[Stack]:
     """Every function may do what its role says and no more."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VIGIL_LOCAL_ENFORCE_IAM", "true")
-        parameters = {"AllowedPrivateHosts": "localhost"}
+        parameters = {"AllowedPrivateHosts": "127.0.0.1"}
         with running_stack(ROOT, free_port(), home=directory / ".local", parameters=parameters) as running:
             yield running
 

@@ -42,6 +42,12 @@ def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
     raise RuntimeError("sabotaged")
 
 
+def deaf(_: dict[str, Any], __: object) -> dict[str, Any]:
+    """Everything is answered, and nothing done."""
+    print(json.dumps({"sabotaged": "everything"}))  # noqa: T201
+    return {"batchItemFailures": []}
+
+
 def trespass(event: dict[str, Any], _: object) -> dict[str, str]:
     """Try AWS calls that the event names, `{"name": [service, operation, arguments]}`; what each was answered."""
     answers: dict[str, str] = {}

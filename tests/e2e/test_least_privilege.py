@@ -8,12 +8,14 @@ import pytest
 
 from tests.e2e.harness import Aws, Client, Key
 from vigil.local import Stack
+from vigil.local.stack import client_config, session
 
 
-def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
+def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, list[Any]]:
     """What no function but those listed in `ALLOWED` may do."""
     row = {"pk": {"S": f"{key.namespace}#trespass"}, "sk": {"S": "A"}}
     table = {"TableName": stack.table_name}
+    event = {"InvocationType": "Event", "Payload": "{}"}
     one_row = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": row["pk"]}}
     return {
         "read a row": ["dynamodb", "get_item", {**table, "Key": row}],
@@ -32,14 +34,30 @@ def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
         ],
         "list dead letters": ["s3", "list_objects_v2", {"Bucket": stack.dead_letter_bucket}],
         "run the matcher": ["lambda", "invoke", {"FunctionName": matcher, "Payload": '{"Records": []}'}],
+        "arm an alarm": [
+            "scheduler",
+            "create_schedule",
+            {
+                "Name": key.key_id,
+                "GroupName": alarms,
+                "ScheduleExpression": "at(2099-01-01T00:00:00)",
+                "FlexibleTimeWindow": {"Mode": "OFF"},
+                "Target": {"Arn": matcher, "RoleArn": matcher},
+            },
+        ],
         "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
+        "call a target": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "caller"), **event}],
+        "run a task": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "task-trespass"), **event}],
+        "read a secret for targets": ["ssm", "get_parameter", {"Name": f"/{stack.stack_name}/trespass"}],
+        "read any secret": ["ssm", "get_parameter", {"Name": "/somebody/else"}],
     }
 
 
 ALLOWED = {
     "authorizer": {"read a row"},
-    "api": {"read a row", "write a row", "send a page", "see what is due"},
+    "api": {"read a row", "write a row", "send a page", "see what is due", "arm an alarm"},
     "websocket": {"read a row", "write a row", "send a page"},
+    "caller": {"read a row", "write a row", "read a secret for targets"},
     "notifier": {"read a row", "write a row", "list dead letters"},
     "webhooks": {"read a row", "write a row"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
@@ -50,8 +68,11 @@ ALLOWED = {
 def test_a_function_may_do_what_it_does_and_no_more(
     function: str, stack: Stack, aws: Aws, client: Client, key: Key
 ) -> None:
+    ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
+    for name in (f"/{stack.stack_name}/trespass", "/somebody/else"):
+        ssm.put_parameter(Name=name, Value="x", Type="String", Overwrite=True)
     with aws.sabotaged(function, "trespass"):
-        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"]))
+        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"], aws.alarm_group))
     assert {name for name, answer in answers.items() if answer == "allowed"} <= ALLOWED[function], answers
     refused = {answer for name, answer in answers.items() if name not in ALLOWED[function]}
     assert all("AccessDenied" in code for code in refused), answers

@@ -56,6 +56,7 @@ def test_another_tenants_ids_do_not_exist(client: Client, stranger: Client) -> N
         ("GET", f"/v1/jobs/{job_id}/status"),
         ("GET", f"/v1/jobs/{job_id}/result"),
         ("GET", f"/v1/jobs/{job_id}/events"),
+        ("GET", f"/v1/jobs/{job_id}/dependencies"),
         ("DELETE", f"/v1/jobs/{job_id}"),
         ("POST", f"/v1/jobs/{job_id}/complete"),
         ("POST", f"/v1/jobs/{job_id}/cancel"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from moto import mock_aws
@@ -11,6 +12,11 @@ from benchmarks import costs
 from benchmarks.bill import HTTP, INDEX_WRITE, READ, REQUESTS, WRITE
 from benchmarks.lab import NAMESPACE, Lab, laboratory
 from benchmarks.report import JOB_BAR, WAIT_BAR
+from vigil_core import wiring
+from vigil_core.domain.jsontext import loads
+from vigil_core.gateways.functions import LambdaExecutors
+from vigil_core.gateways.outgoing import Answer
+from vigil_core.services.call_target import call_target
 from vigil_core.store import keys
 
 
@@ -24,8 +30,9 @@ def lab() -> Iterator[Lab]:
 def test_a_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Lab) -> None:
     life = costs.job_life(lab)
     assert life.total.write_units <= JOB_BAR
-    # One unit for each of eight versions, one for the list's index, payload and result a row each.
-    assert (life.total[WRITE], life.total[INDEX_WRITE]) == (10, 1)
+    # One unit for each of eight versions, one for the list's index, payload and result a row each, and one for the
+    # payload to expire with the job.
+    assert (life.total[WRITE], life.total[INDEX_WRITE]) == (11, 1)
     assert life.by_function["matcher"].write_units == life.by_function["notifier"].write_units == 0
     assert life.total[HTTP] == len(costs.REPORTS) + 3
 
@@ -72,15 +79,52 @@ def test_a_job_of_a_queue_takes_a_write_unit_more_to_create_and_four_to_claim(la
     assert handed_out["heartbeat"].write_units == 1
 
 
+def test_a_job_that_vigil_runs_costs_as_much_as_one_that_a_worker_does(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: list[str] = []
+    monkeypatch.setattr(LambdaExecutors, "call", lambda _, event: handed_over.append(event))
+    target = {"url": "https://a.example/{{payload.image}}", "body": "{{payload}}"}
+    lab.call("PUT", "/v1/job-types/post", {"executor": "http", "target": target}).ok(201)
+    with lab.billed() as creating:
+        lab.call("POST", "/v1/jobs", {**costs.HANDED_OUT, "job_type": "post"}).ok(202)
+    with lab.billed() as dispatching:
+        lab.deliver()
+    with lab.billed() as calling:
+        told: Any = loads(handed_over.pop())
+        assert call_target(wiring.context(), Answering(), NoSecrets(), told) == "completed"
+    created, dispatched, called = creating("api"), dispatching("matcher"), calling(None)
+    worker = costs.worker_life(lab)
+    assert created.write_units == worker["create"].write_units
+    # The state, and the two places in the index that it leaves and enters.
+    assert (dispatched.write_units, dispatched[INDEX_WRITE]) == (3, 2)
+    # The sign of life; the result, the state, its place in the index.
+    assert called.write_units == 4
+    assert called[READ] == 4
+    assert not handed_over
+
+
+class Answering:
+    """A target that answers."""
+
+    def request(self, *_: object, **__: object) -> Answer:
+        return Answer(status=200, headers={"content-type": "application/json"}, body=b'{"id": 1}')
+
+
+class NoSecrets:
+    def value(self, *_: object) -> str:
+        raise AssertionError("it names none")
+
+
 def test_a_claim_costs_the_same_however_long_the_queue_is(lab: Lab) -> None:
     assert costs.claim_among(lab, 10) == costs.claim_among(lab, 300)
 
 
-def test_an_idle_minute_takes_a_lock_and_a_look_for_each_shard_and_two_looks_for_each_queue(lab: Lab) -> None:
+def test_an_idle_minute_takes_a_lock_and_a_look_for_each_shard_and_three_looks_for_each_queue(lab: Lab) -> None:
     minute = costs.idle_minute(lab)
     assert minute.write_units == 2 * keys.DUE_SHARDS
     queues = 2
-    assert minute[READ] == 0.5 * keys.DUE_SHARDS + queues * 2 * 0.5
+    assert minute[READ] == 0.5 * keys.DUE_SHARDS + queues * 3 * 0.5
 
 
 def test_the_meter_sees_writes_that_are_refused(lab: Lab) -> None:

@@ -13,7 +13,6 @@ from vigil_core.domain.errors import InvalidTransition, JobNotFound, ValidationF
 from vigil_core.services import change_job, match, resolve_wait, waits_api
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, query_all
-from vigil_core.store.waits import WaitStore
 
 
 class TestTheSeedsExamples:
@@ -220,7 +219,9 @@ class TestEndings:
         answer = world.wait({job: {"job_stage": "incomplete"}})
         world.complete(job, result=1)
         world.delete(job)
-        world.unmatched = world.unmatched[-1:]  # The version that completed it went by unseen: it came before the wait.
+        world.unmatched[:] = world.unmatched[
+            -1:
+        ]  # The version that completed it went by unseen: it came before the wait.
         world.run_matcher()
         assert world.show(answer)["unmet_jobs"][job]["reason"] == "deleted"
         with pytest.raises(JobNotFound):
@@ -359,7 +360,7 @@ class TestLargeWaits:
     @pytest.fixture
     def world(self, table: DynamoTable, monkeypatch: pytest.MonkeyPatch) -> World:
         monkeypatch.setattr(keys, "CHUNK_ENTRIES", 3)
-        return World(table, waits=WaitStore(table, spec_page_entries=4))
+        return World(table, spec_page_entries=4)
 
     def test_all(self, world: World) -> None:
         jobs = [world.running() for _ in range(10)]

@@ -27,7 +27,7 @@ MESSAGE = json.loads(sample("webhooks_tell")["Records"][0]["body"])
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     """The receiver of the webhook that the sample names; its delivery is stored."""
-    monkeypatch.setenv("ALLOWED_PRIVATE_HOSTS", "localhost")
+    monkeypatch.setenv("ALLOWED_PRIVATE_HOSTS", "127.0.0.1")
     made = Receiver()
     now = datetime.now(UTC)
     with deployed():

@@ -1,5 +1,5 @@
-"""The functions that nobody calls, the matcher, the pager and the clock, as they are invoked, with the sample payloads,
-on moto."""
+"""The functions that no client calls, the matcher, the pager, the clock and the caller, as they are invoked, with the
+sample payloads, on moto."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
+from functions.caller import handler as caller
 from functions.clock import handler as clock
 from functions.matcher import handler as matcher
 from functions.pager import handler as pager
@@ -19,11 +20,15 @@ from tests.support.api import LambdaContext
 from tests.support.api import deployed as on_moto
 from tests.support.events import sample
 from tests.support.table import TABLE_NAME, dynamodb
-from tests.support.world import KeptMessages
+from tests.support.world import KeptHandovers, KeptMessages
 from vigil_core import wiring
-from vigil_core.domain.jobs import Job
+from vigil_core.domain.job_types import JobType
+from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.domain.jsontext import loads
 from vigil_core.domain.waits import Wait
+from vigil_core.gateways.outgoing import Answer
+from vigil_core.services.dispatch import dispatch
+from vigil_core.services.submit_job import submit
 from vigil_core.services.waits_api import post_wait
 from vigil_core.store.jobs import job_from_row, job_to_row
 from vigil_core.store.keys import DUE_SHARDS
@@ -62,7 +67,7 @@ class Deployed:
 
     def have_pages_of(self, entries: int) -> None:
         """Waits of more entries than this are wide."""
-        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), spec_page_entries=entries)
+        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
         context = replace(wiring.context(), waits=waits)
         self.monkeypatch.setattr(wiring, "context", lambda: context)
 
@@ -216,3 +221,45 @@ def test_the_clock_names_the_message_that_failed(deployed: Deployed) -> None:
     answer = clock.handler({"Records": [bad, good]}, None)
     assert answer == {"batchItemFailures": [{"itemIdentifier": bad["messageId"]}]}
     assert deployed.wait(wait_id).status == "expired"
+
+
+# The caller
+
+
+def test_the_caller_calls_the_target_of_the_job_that_it_is_told(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Target:
+        def request(self, method: str, url: str, **_: object) -> Answer:
+            asked.append((method, url))
+            return Answer(status=200, headers={}, body=b"fine")
+
+    monkeypatch.setenv("SECRETS_PREFIX", "vigil")
+    monkeypatch.setattr(wiring, "outgoing", Target)
+    event, now = sample("caller_call"), wiring.now()
+    job_type = JobType(
+        namespace="demo",
+        name="call",
+        executor="http",
+        queue="default",
+        stages=("submit", "complete"),
+        defaults={},
+        payload_schema=None,
+        description=None,
+        created_at=now,
+        updated_at=now,
+        target={"url": "https://a.example/"},
+    )
+    ctx = replace(wiring.context(), executors=KeptHandovers(), new_id=lambda: event["lease_token"])
+    ctx.job_types.keep_target(job_type)
+    new = NewJob(job_id=event["job_id"], job_type="call", executor="http", target_ref=job_type.target_ref)
+    submit(ctx, "demo", new, by="test")
+    assert dispatch(ctx, "demo", event["job_id"], by="matcher")
+    for _ in range(2):
+        caller.handler(event, None)
+    job = ctx.jobs.find("demo", event["job_id"])
+    assert job is not None
+    assert job.status == "completed"
+    assert asked == [("POST", "https://a.example/")]

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import greenlet
@@ -20,6 +21,8 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
+from tests.support.world import KeptAlarms, KeptObjects
+from vigil_core.api.schedule_wire import job_of_body
 from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import loads
@@ -29,6 +32,7 @@ from vigil_core.services.context import Context, WideWork
 from vigil_core.services.do_wide_work import do_wide_work
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
@@ -37,6 +41,7 @@ from vigil_core.store.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Delete, DynamoTable, Page, Put, Row, Table, Update
 from vigil_core.store.waits import WaitStore, wait_from_row
@@ -170,18 +175,23 @@ class World:
         """A context for looking at the world from outside: its calls are nobody's."""
 
     def _context(self, table: Table, spec_page_entries: int) -> Context:
+        job_types = JobTypeStore(table)
         return Context(
-            jobs=JobStore(table),
-            job_types=JobTypeStore(table),
+            jobs=JobStore(table, KeptObjects(), now=lambda: self.now),
+            job_types=job_types,
+            dependencies=DependencyStore(table),
             holds=HoldStore(table),
-            waits=WaitStore(table, spec_page_entries=spec_page_entries),
+            waits=WaitStore(table, now=lambda: self.now, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
+            schedules=ScheduleStore(table),
             queues=_Queues(self),
+            alarms=KeptAlarms(),
+            job_of=partial(job_of_body, find_type=job_types.find),
             clock=lambda: self.now,
             new_id=self.new_id,
             sleep=lambda seconds: self.call(f"sleeps {seconds:g} s", lambda: None),

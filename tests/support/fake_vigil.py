@@ -43,6 +43,7 @@ class Job:
     lease_s: float = 0
     ends_at: float = 0
     worker: str | None = None
+    used: bool = False
 
 
 @dataclass
@@ -323,6 +324,9 @@ class FakeVigil:
         job.shown |= {name: body[name] for name in ("job_stage", "progress", "message") if name in body}
 
     def _heartbeat(self, job: Job, body: Any) -> dict[str, Any]:
+        if body.get("first") and job.used:
+            raise Problem(409, "LEASE_LOST", "used before")
+        job.used = True
         job.ends_at = time.monotonic() + body.get("lease", job.lease_s)
         job.shown |= {name: body[name] for name in ("progress", "message") if name in body}
         return {

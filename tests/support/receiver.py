@@ -61,7 +61,7 @@ class Receiver:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://localhost:{self._server.server_port}/in"
+        self.url = f"http://127.0.0.1:{self._server.server_port}/in"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:

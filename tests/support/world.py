@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import uuid6
 
+from vigil_core.api.schedule_wire import job_of_body
 from vigil_core.domain.jobs import Job, JobError, NewJob, Report
 from vigil_core.domain.jsontext import loads
 from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
@@ -16,15 +18,17 @@ from vigil_core.services.context import Context, WideWork
 from vigil_core.services.do_wide_work import do_wide_work
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
-from vigil_core.store.holds import HoldStore
+from vigil_core.store.dependencies import DependencyStore
+from vigil_core.store.holds import HoldClaim, HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs import JobStore, Kept
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Table
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits import SPEC_PAGE_ENTRIES, WaitStore
 from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
@@ -52,25 +56,97 @@ class KeptMessages:
         self.to_tell += messages
 
 
+@dataclass
+class KeptHandovers:
+    """Executors that keep what they are given, and raise what they are to raise."""
+
+    calls: list[Any] = field(default_factory=list)
+    invocations: list[tuple[str, Any]] = field(default_factory=list)
+    trouble: BaseException | None = None
+
+    def call(self, event: str) -> None:
+        self._raise()
+        self.calls.append(loads(event))
+
+    def invoke(self, function: str, event: str) -> None:
+        self._raise()
+        self.invocations.append((function, loads(event)))
+
+    def _raise(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+
+@dataclass
+class KeptAlarms:
+    """Alarms by their names: when, and the event."""
+
+    armed: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        self.armed.setdefault(name, (at, loads(event)))
+
+    def disarm(self, name: str) -> None:
+        self.armed.pop(name, None)
+
+
+@dataclass
+class KeptObjects:
+    """Objects by their names: the text, and how long it is kept."""
+
+    stored: dict[str, tuple[str, Kept]] = field(default_factory=dict)
+
+    def put(self, key: str, text: str, *, kept: Kept) -> None:
+        self.stored[key] = text, kept
+
+    def get(self, key: str) -> str | None:
+        return self.stored[key][0] if key in self.stored else None
+
+    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+        self.stored[key] = self.stored[source or key][0], kept
+
+    def remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.stored.pop(key, None)
+
+    def url(self, key: str) -> str:
+        return f"https://objects/{key}"
+
+    def upload_url(self, key: str, size: int) -> str:
+        return f"https://objects/{key}?size={size}"
+
+    def size(self, key: str) -> int | None:
+        return len(self.stored[key][0].encode()) if key in self.stored else None
+
+
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
-    def __init__(self, table: Table, *, waits: WaitStore | None = None) -> None:
+    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
+        self.executors = KeptHandovers()
+        self.alarms = KeptAlarms()
+        self.objects = KeptObjects()
+        job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=JobStore(table),
-            job_types=JobTypeStore(table),
+            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched),
+            job_types=job_types,
+            dependencies=DependencyStore(table),
             holds=HoldStore(table),
-            waits=waits or WaitStore(table),
+            waits=WaitStore(table, now=lambda: self.time, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
+            schedules=ScheduleStore(table),
             queues=self.queues,
+            executors=self.executors,
+            alarms=self.alarms,
+            job_of=partial(job_of_body, find_type=job_types.find),
             clock=lambda: self.time,
             new_id=lambda: str(uuid6.uuid7()),
             sleep=self.pass_time,
@@ -86,7 +162,7 @@ class World:
         """A new job; its id."""
         known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "awaited": "job_id" in wanted}
         new = NewJob(**{**known, **wanted})
-        return self._changed(submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job).job_id
+        return submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job.job_id
 
     def running(self, **wanted: Any) -> str:
         job_id = self.job(**wanted)
@@ -95,7 +171,7 @@ class World:
 
     def do(self, change: Callable[..., Job], job_id: str, *args: Any, **kwargs: Any) -> Job:
         """Any change of a job, by its function in `change_job`."""
-        return self._changed(change(self.ctx, NAMESPACE, job_id, *args, by=KEY, **kwargs))
+        return change(self.ctx, NAMESPACE, job_id, *args, by=KEY, **kwargs)
 
     def report(self, job_id: str, **said: Any) -> Job:
         return self.do(change_job.report, job_id, Report(**said))
@@ -108,14 +184,14 @@ class World:
 
     def delete(self, job_id: str) -> None:
         change_job.delete(self.ctx, NAMESPACE, job_id, by=KEY)
-        tombstone = self.ctx.jobs.find(NAMESPACE, job_id)
-        assert tombstone is not None
-        self._changed(tombstone)
 
     def run_matcher(self) -> None:
-        """Match every change since the last time, in one batch."""
-        batch, self.unmatched = self.unmatched, []
-        match.match(self.ctx, [job for job in batch if job.for_matcher])
+        """Match every change since the last time, in one batch, and then what that has changed."""
+        while batch := [job for job in self.unmatched if job.for_matcher]:
+            self.unmatched.clear()
+            match.match(self.ctx, batch)
+            for job in batch:
+                match.attend(self.ctx, job)
 
     def run_pager(self) -> None:
         """Work off every message for the pager."""
@@ -139,9 +215,22 @@ class World:
     def show(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), hold_until=self.time)
 
-    def _changed(self, job: Job) -> Job:
-        self.unmatched.append(job)
-        return job
+
+class _Streamed(JobStore):
+    """Keeps the versions that it stores, as the table's stream does."""
+
+    def __init__(self, table: Table, objects: KeptObjects, now: Callable[[], datetime], versions: list[Job]) -> None:
+        super().__init__(table, objects, now=now)
+        self._versions = versions
+
+    def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
+        super().create(job, claims)
+        self._versions.append(job)
+
+    def save(self, before: Job, after: Job, claims: Sequence[HoldClaim] = ()) -> None:
+        super().save(before, after, claims)
+        if after.version != before.version:
+            self._versions.append(after)
 
 
 def _one_by_one(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -12,9 +12,6 @@ from vigil_core import wiring
 from vigil_core.domain.jsontext import dumps
 
 NOT_SERVED_YET = {
-    "depends_on": ["01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"],
-    "condition": "a == 'b'",
-    "trigger_rule": "all_done",
     "batch": [1, 2],
 }
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
@@ -55,6 +52,12 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"tags": ["t"] * 21}, ["/tags"]),
     ({"unique_key": "", "trace_id": "x" * 1025}, ["/unique_key", "/trace_id"]),
     ({"correlation_id": "a\x00"}, ["/correlation_id"]),
+    ({"depends_on": "j", "trigger_rule": "most"}, ["/depends_on", "/trigger_rule"]),
+    ({"depends_on": ["x"] * 101}, ["/depends_on"]),
+    ({"condition": "a ="}, ["/condition"]),
+    ({"condition": "(" * 1_000}, ["/condition"]),
+    ({"condition": "a" * 1_025}, ["/condition"]),
+    ({"condition": ""}, ["/condition"]),
     ({"mutex": "m"}, ["/mutex"]),
     ({"mutex": {}}, ["/mutex/key"]),
     ({"mutex": {"key": "m", "on_conflict": "explode", "more": 1}}, ["/mutex/on_conflict", "/mutex/more"]),

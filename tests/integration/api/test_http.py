@@ -55,7 +55,7 @@ def test_a_body_in_base64(client: Client) -> None:
     ("method", "target"),
     [
         ("GET", "/"), ("GET", "/v1"), ("GET", "/v1/nothing"), ("PUT", "/v1/jobs"), ("OPTIONS", "/v1/jobs"),
-        ("HEAD", "/v1/jobs"), ("GET", "/v1/jobs/"), ("GET", "/v1/jobs/a/dependencies"), ("GET", "//v1/jobs"),
+        ("HEAD", "/v1/jobs"), ("GET", "/v1/jobs/"), ("GET", "/v1/jobs/a/neighbours"), ("GET", "//v1/jobs"),
         ("POST", "/openapi.json"), ("GET", "/v1/jobs/a/b/c"),
     ],
 )  # fmt: skip

@@ -29,7 +29,7 @@ FLASH: dict[str, Any] = {
     "payload_schema": {"type": "object", "required": ["board"], "properties": {"board": {"type": "string"}}},
     "description": "Flashes a board and boots it",
 }
-SHOWN = {**FLASH, "name": "flash", "stages": ["submit", "flash", "boot", "test", "complete"]}
+SHOWN = {**FLASH, "name": "flash", "target": None, "stages": ["submit", "flash", "boot", "test", "complete"]}
 
 
 def put(client: Client, name: str, body: Any = None, **more: Any) -> Reply:
@@ -55,8 +55,8 @@ class TestDefining:
         assert changed["created_at"] == made["created_at"]
         assert changed["updated_at"] >= made["updated_at"]
         assert without_times(changed) == {
-            "name": "flash", "executor": "worker", "queue": "q", "stages": list(DEFAULT_STAGES), "defaults": {},
-            "payload_schema": None, "description": None,
+            "name": "flash", "executor": "worker", "target": None, "queue": "q", "stages": list(DEFAULT_STAGES),
+            "defaults": {}, "payload_schema": None, "description": None,
         }  # fmt: skip
         assert client.get("/v1/job-types/flash").ok() == changed
 
@@ -117,8 +117,8 @@ class TestWhatIsNone:
     @pytest.mark.parametrize(
         ("wrong", "pointers"),
         [
-            ({"executor": "lambda"}, ["/executor"]),
-            ({"executor": "http"}, ["/executor"]),
+            ({"executor": "lambda"}, ["/target"]),
+            ({"executor": "http"}, ["/target"]),
             ({"executor": "ssh"}, ["/executor"]),
             ({"queue": ""}, ["/queue"]),
             ({"stages": []}, ["/stages"]),
@@ -140,7 +140,7 @@ class TestWhatIsNone:
             ({"payload_schema": {"description": "x" * 70_000}}, ["/payload_schema"]),
             ({"payload_schema": {"$ref": "https://example.com/s"}}, ["/payload_schema/$ref"]),
             ({"description": "x" * 1_025}, ["/description"]),
-            ({"name": "t", "target": {}}, ["/name", "/target"]),
+            ({"name": "t", "targets": {}}, ["/name", "/targets"]),
         ],
         ids=lambda value: str(value)[:50],
     )
@@ -150,10 +150,53 @@ class TestWhatIsNone:
         assert len(reply.text) < 2_000
         client.get("/v1/job-types/t").problem(404, "JOB_TYPE_NOT_FOUND")
 
-    @pytest.mark.parametrize("executor", ["lambda", "http"])
-    def test_executors_of_later_are_refused_by_name(self, client: Client, executor: str) -> None:
-        refused = put(client, "t", {"executor": executor}).problem(422, "VALIDATION_FAILED")
-        assert refused["errors"][0]["detail"] == f"'{executor}' is not served yet"
+    @pytest.mark.parametrize(
+        ("executor", "target", "pointers"),
+        [
+            ("worker", {"function": "f"}, ["/target"]),
+            (None, {}, ["/target"]),
+            ("lambda", {}, ["/target/function"]),
+            ("lambda", {"function": "a b", "lease": 9}, ["/target/function", "/target/lease"]),
+            ("lambda", {"function": "arn:aws:s3:::bucket"}, ["/target/function"]),
+            ("lambda", {"function": "f", "url": "https://a/"}, ["/target/url"]),
+            ("http", {}, ["/target/url"]),
+            ("http", {"url": "ftp://a/", "headers": {"a b": "x"}}, ["/target/url", "/target/headers/a b"]),
+            ("http", {"url": "https://{{payload.host}}/"}, ["/target/url"]),
+            ("http", {"url": "https://a.example{{payload.port}}/"}, ["/target/url"]),
+            ("http", {"url": "https://me:pw@a.example/"}, ["/target/url"]),
+            ("http", {"url": "https://a.example/#{{payload.x}}"}, ["/target/url"]),
+            ("http", {"url": "https://a.example/{{nothing}}"}, ["/target/url"]),
+            ("http", {"url": "https://a/", "timeout": 841}, ["/target/timeout"]),
+            ("http", {"url": "https://a/", "method": "CONNECT"}, ["/target/method"]),
+            ("http", {"url": "https://a/", "method": "GET", "body": {}}, ["/target/body"]),
+            ("http", {"url": "https://a/", "body": [{"x": "{{payload"}]}, ["/target/body"]),
+            ("http", {"url": "https://a/", "headers": {"x": "a\r\nb: c"}}, ["/target/headers/x"]),
+            ("http", {"url": "https://a/", "headers": {"Host": "b", "x/y": "{{}}"}}, ["/target/headers/Host"]
+             + ["/target/headers/x~1y"] * 2),
+            ("http", {"url": "https://a/", "headers": {"x": 1}}, ["/target/headers/x"]),
+            ("http", {"url": "https://a/", "body": "x" * 16_384}, ["/target"]),
+        ],
+    )  # fmt: skip
+    def test_each_wrong_part_of_a_target_is_named(
+        self, client: Client, executor: str | None, target: Any, pointers: list[str]
+    ) -> None:
+        assert put(client, "t", {"executor": executor, "target": target}).pointers() == pointers
+
+    def test_a_job_keeps_the_target_that_it_was_created_with(self, client: Client) -> None:
+        first = {
+            "url": "https://a.example/{{payload.x}}",
+            "method": "GET",
+            "headers": {"x": "{{job.id}}"},
+            "timeout": 9,
+        }
+        assert put(client, "t", {"executor": "http", "target": first}).ok(201)["target"] == first
+        job = client.create(job_type="t", payload={"x": 1})
+        put(client, "t", {"executor": "http", "target": {"url": "https://b.example/"}}).ok(200)
+        stored = wiring.context().jobs.find(client.namespace, job["job_id"])
+        assert stored is not None
+        assert stored.target_ref is not None
+        assert wiring.context().job_types.target(client.namespace, stored.target_ref) == first
+        client.call("POST", f"/v1/jobs/{job['job_id']}/start").problem(409, "INVALID_TRANSITION")
 
     @pytest.mark.parametrize("body", ["null", "[]", "5", '"text"'])
     def test_json_that_is_no_object(self, client: Client, body: str) -> None:

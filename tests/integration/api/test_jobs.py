@@ -248,7 +248,7 @@ def test_bulk_answers_each_in_its_place(client: Client) -> None:
         {"job_type": "c", "unique_key": "u"},
         "not a job",
         {"job_type": "d", "fields": {"x": "y" * 40_000}},
-        {"job_type": "e", "payload": "z" * 400_000},
+        {"job_type": "e", "payload": "z" * 2_200_000},
     ]
     results = client.post("/v1/jobs/bulk", {"jobs": wanted}).ok()["results"]
     assert [result.get("problem", {}).get("error") for result in results] == [
@@ -271,17 +271,17 @@ def test_bulk_takes_1_to_100(client: Client, jobs: Any) -> None:
     assert client.get("/v1/jobs").ok()["jobs"] == []
 
 
-def test_a_payload_or_result_that_no_row_can_hold(client: Client) -> None:
-    client.post("/v1/jobs", {"job_type": "t", "payload": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
+def test_a_payload_or_result_over_2_mb(client: Client) -> None:
+    client.post("/v1/jobs", {"job_type": "t", "payload": "x" * 2_200_000}).problem(413, "PAYLOAD_TOO_LARGE")
     path = f"/v1/jobs/{client.running(payload='y' * 300_000)['job_id']}"
-    client.post(f"{path}/complete", {"result": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
+    client.post(f"{path}/complete", {"result": "x" * 2_200_000}).problem(413, "PAYLOAD_TOO_LARGE")
     assert client.post(f"{path}/complete", {"result": "x" * 300_000}).ok()["result"] == "x" * 300_000
 
 
 @pytest.mark.parametrize("letter", ["x", "é", '"', "\x00"])
 def test_the_largest_answers_fit(client: Client, letter: str) -> None:
     size = len(dumps(letter).encode()) - 2
-    payload, field = letter * (340_000 // size), letter * (31_000 // size)
+    payload, field = letter * (2_090_000 // size), letter * (31_000 // size)
     path = f"/v1/jobs/{client.running(payload=payload, fields={'f': field})['job_id']}"
     done = client.post(f"{path}/complete", {"result": payload}).ok()
     assert (done["payload"], done["result"]) == (payload, payload)
@@ -321,3 +321,27 @@ def test_prefer_wait_holds_until_the_job_has_ended(client: Client, monkeypatch: 
     meanwhile = iter(["complete"])
     held = client.get(f"/v1/jobs/{job['job_id']}", headers={"prefer": "wait=10"})
     assert (held.ok()["status"], held.headers["preference-applied"]) == ("completed", "wait=10")
+
+
+def test_dependencies(client: Client) -> None:
+    first = client.create()["job_id"]
+    wanted = {"depends_on": [first, first], "trigger_rule": "all_done", "condition": "rows > `1`"}
+    job = client.post("/v1/jobs", {"job_type": "t", **wanted}).ok(202)
+    assert (job["status"], job["dependency_status"], job["depends_on"]) == ("waiting", "waiting", [first])
+    assert (job["waiting_for"], job["verdict"]) == ({"mutex": None, "jobs": [first]}, None)
+    listed = client.get("/v1/jobs?dependency_status=waiting").ok()["jobs"]
+    assert [each["job_id"] for each in listed] == [job["job_id"]]
+    shown = client.get(f"/v1/jobs/{job['job_id']}/dependencies").ok()
+    assert (shown["trigger_rule"], shown["condition"], shown["dependents"]) == ("all_done", "rows > `1`", [])
+    assert [(each["job_id"], each["status"]) for each in shown["depends_on"]] == [(first, "pending")]
+
+
+def test_a_dependency_that_does_not_exist(client: Client) -> None:
+    nobody = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
+    reply = client.post("/v1/jobs", {"job_type": "t", "depends_on": [nobody, "7"]})
+    problem = reply.problem(422, "MISSING_DEPENDENCY")
+    assert [error["pointer"] for error in problem["errors"]] == ["/depends_on/0", "/depends_on/1"]
+    assert {error["code"] for error in problem["errors"]} == {"MISSING_DEPENDENCY"}
+    bulk = client.post("/v1/jobs/bulk", {"jobs": [{"job_type": "t"}, {"job_type": "t", "depends_on": [nobody]}]}).ok()
+    assert bulk["results"][1]["problem"]["error"] == "MISSING_DEPENDENCY"
+    assert bulk["results"][1]["problem"]["errors"][0]["pointer"] == "/jobs/1/depends_on/0"

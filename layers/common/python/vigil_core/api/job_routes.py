@@ -15,6 +15,7 @@ from vigil_core.api.wire import (
     BulkSuccess,
     Completion,
     CreatedJob,
+    Dependencies,
     ExistingJob,
     Failure,
     Heartbeat,
@@ -25,12 +26,13 @@ from vigil_core.api.wire import (
     JobResult,
     JobStatusView,
     JobSummary,
+    Neighbour,
     NewJob,
     NewJobs,
     Nothing,
     Release,
     Report,
-    ShownError,
+    ShownVerdict,
     Start,
     WholeJob,
     Wire,
@@ -44,15 +46,18 @@ from vigil_core.domain.errors import (
     JobNotCompleted,
     JobNotFound,
     LeaseLost,
+    MissingDependency,
     PayloadTooLarge,
+    ValidationFailed,
 )
 from vigil_core.domain.ids import derived
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jobs import Job, JobError
-from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import to_text
 from vigil_core.services import change_job
 from vigil_core.services.change_job import find_job
+from vigil_core.services.depend import neighbours
 from vigil_core.services.hold_job import hold_job
 from vigil_core.services.idempotent import Outcome, once
 from vigil_core.services.list_jobs import JobFilter
@@ -77,7 +82,7 @@ _IDEMPOTENCY = (IdempotencyKeyReused, IdempotencyInProgress)
         ),
         202: Shows(what="The new job", models=(CreatedJob,), headers=("Location", "Preference-Applied")),
     },
-    problems=(JobCreationFailed, PayloadTooLarge, *_IDEMPOTENCY),
+    problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, *_IDEMPOTENCY),
 )
 def create_job(call: Call, body: NewJob) -> Answer:
     """Create a job. With `Prefer: wait=N` the answer is held until the job has ended, at most N seconds."""
@@ -91,7 +96,7 @@ def create_job(call: Call, body: NewJob) -> Answer:
             return 200, ExistingJob.found(job, call.context.jobs.bodies(job), call.context.now()).plain()
         if job.ended and call.request.wait_s:
             return 200, _whole(call, job).plain()
-        return 202, CreatedJob.created(job, submitted.payload).plain()
+        return 202, CreatedJob.created(job, submitted.payload, submitted.payload_url).plain()
 
     status, shown = _once(call, body, act)
     headers = {"location": f"/v1/jobs/{shown['job_id']}", **call.request.preference_applied}
@@ -207,10 +212,7 @@ def get_job_result(call: Call, job_id: str) -> Answer:
     job = find_job(call.context, call.namespace, job_id)
     if not job.ended:
         raise JobNotCompleted(job_id)
-    text = call.context.jobs.bodies(job).result
-    error = job.error and ShownError(code=job.error.code, message=job.error.message)
-    result = None if text is None else loads(text)
-    return Answer(status=200, body=JobResult(job_id=job_id, status=job.status, result=result, error=error))
+    return Answer(status=200, body=JobResult.of(job, call.context.jobs.bodies(job, payload=False)))
 
 
 @ROUTES.route(
@@ -224,6 +226,29 @@ def get_job_events(call: Call, job_id: str) -> Answer:
     """Get the history of a job: who did what when, and what it changed."""
     job = find_job(call.context, call.namespace, job_id)
     return Answer(status=200, body=JobEvents.of(job_id, call.context.jobs.history(job)))
+
+
+@ROUTES.route(
+    "GET",
+    "/v1/jobs/{job_id}/dependencies",
+    scope=Scope.READ,
+    answers={200: Shows(what="The jobs at both ends, as they are now", models=(Dependencies,))},
+    problems=(JobNotFound,),
+)
+def get_job_dependencies(call: Call, job_id: str) -> Answer:
+    """Get what a job depends on and which jobs wait for it to end."""
+    job = find_job(call.context, call.namespace, job_id)
+    before, after = neighbours(call.context, job)
+    shown = Dependencies(
+        job_id=job_id,
+        dependency_status=job.dependency_status,
+        trigger_rule=job.trigger_rule,
+        condition=job.condition,
+        verdict=None if job.verdict is None else ShownVerdict.of(job.verdict),
+        depends_on=list(map(Neighbour.of, before)),
+        dependents=list(map(Neighbour.of, after)),
+    )
+    return Answer(status=200, body=shown)
 
 
 @ROUTES.route(
@@ -277,12 +302,15 @@ def start_job(call: Call, job_id: str, body: Start) -> Answer:
 )
 def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
     """End a running job well, with its result."""
+    if body.result is not None and body.result_ref is not None:
+        raise ValidationFailed.at("/result_ref", "stands in place of result, not beside it")
     job = change_job.complete(
         call.context,
         call.namespace,
         job_id,
         by=call.by,
         result=body.result,
+        result_upload=body.result_ref,
         health=body.job_health or "success",
         fields=body.fields,
         lease_token=body.lease_token,
@@ -329,6 +357,7 @@ def heartbeat_job(call: Call, job_id: str, body: Heartbeat) -> Answer:
         length_s=body.lease,
         progress=body.progress,
         message=body.message,
+        first=body.first is True,
     )
     answer = HeartbeatAnswer(
         job_id=job.job_id,

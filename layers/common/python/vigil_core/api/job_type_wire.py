@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, create_model
 
-from vigil_core.api.validation import parse_body
+from vigil_core.api.validation import below, parse_body
 from vigil_core.api.wire import MAX_TAGS, Name, NewJob, QueueName, Shown, Text, TimeText, Wire
-from vigil_core.domain import jobs
+from vigil_core.domain import executors, jobs
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jsontext import JsonValue, dumps
+from vigil_core.domain.jsontext import JsonValue, dumps, whole
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, INCOMPLETE, MAX_STAGES, SUBMIT, order_of
 from vigil_core.domain.times import to_text
 from vigil_core.services.job_types import check_payload
 
 MAX_PART_BYTES = 64 * 1024
 """What `defaults` and `payload_schema` take at most, each, as JSON: every creation reads them."""
-NEVER_A_DEFAULT = {"job_id", "job_type"}
+MAX_TARGET_BYTES = 16 * 1024
+FUNCTION_PATTERN = (
+    r"^(arn:aws[a-z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:)?[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_$-]{1,128})?$"
+)
+"""A function's name or ARN, with its version or alias or without."""
+NEVER_A_DEFAULT = {"job_id", "job_type", "payload_ref"}
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-def _no_executor_of_later(value: Any) -> Any:
-    if value in ("lambda", "http"):
-        raise ValueError(f"'{value}' is not served yet")
-    return value
+def _at_most(most: int) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value is not None and len(dumps(value).encode()) > most:
+            raise ValueError(f"must take at most {most} bytes as JSON")
+        return value
+
+    return check
 
 
-def _small(value: Any) -> Any:
-    if value is not None and len(dumps(value).encode()) > MAX_PART_BYTES:
-        raise ValueError(f"must take at most {MAX_PART_BYTES} bytes as JSON")
-    return value
-
+small, _small_target = _at_most(MAX_PART_BYTES), _at_most(MAX_TARGET_BYTES)
 
 JobDefaults: type[Wire] = create_model(
     "JobDefaults",
@@ -46,13 +50,52 @@ JobDefaults: type[Wire] = create_model(
 )
 
 
+class LambdaTarget(Wire):
+    """What executor `lambda` has run."""
+
+    function: Annotated[str, Field(pattern=FUNCTION_PATTERN)] = Field(description="Its name or ARN")
+    lease: Annotated[int, Field(ge=10, le=executors.MAX_LEASE_S), BeforeValidator(whole)] | None = Field(
+        default=None,
+        description=f"Seconds that it may be silent, also before it begins; {executors.LEASE_S} when absent",
+    )
+
+
+class HttpTarget(Wire):
+    """What executor `http` calls. Strings of `url`, `headers` and `body` have places such as `{{payload.name}}`."""
+
+    method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] | None = Field(
+        default=None, description="`POST` when absent"
+    )
+    url: Annotated[str, Field(min_length=1, max_length=executors.MAX_URL)] = Field(
+        examples=["https://chroma.example.com/api/v2/collections/{{payload.collection}}/add"],
+        description="Scheme and host have no places; what is put into the rest is percent-encoded",
+    )
+    headers: (
+        Annotated[dict[str, Annotated[str, Field(max_length=executors.MAX_HEADER)]], Field(max_length=50)] | None
+    ) = Field(default=None, examples=[{"authorization": "Bearer {{secret:ssm:/chroma-token}}"}])
+    body: Any = Field(
+        default=None,
+        examples=[{"ids": "{{payload.ids}}", "note": "of job {{job.id}}"}],
+        description="Sent as JSON. A string that is one place becomes what is put there, whatever its type",
+    )
+    timeout: Annotated[int, Field(ge=1, le=executors.LONGEST_CALL_S), BeforeValidator(whole)] | None = Field(
+        default=None, description=f"Seconds for the whole call; {executors.CALL_S} when absent"
+    )
+
+
 class JobTypeBody(Wire):
     """A job type, whole: what is absent is as if it had never been given."""
 
-    executor: Annotated[Literal["worker", "none"] | None, BeforeValidator(_no_executor_of_later)] = Field(
+    executor: jobs.Executor | None = Field(
         default=None,
-        description="Who runs the jobs. `worker` when absent. `none`: somebody else does, they are only followed",
+        description="Who runs the jobs. `worker` when absent. `lambda` and `http`: Vigil does, by what `target` says. "
+        "`none`: somebody else does, they are only followed",
     )
+    target: Annotated[
+        dict[str, Any] | None,
+        AfterValidator(_small_target),
+        WithJsonSchema({"anyOf": [LambdaTarget.model_json_schema(), HttpTarget.model_json_schema(), {"type": "null"}]}),
+    ] = Field(default=None, description="Of the executors `lambda` and `http`, and of no other")
     queue: QueueName | None = Field(default=None, description="`default` when absent")
     stages: Annotated[list[Name], Field(min_length=1, max_length=MAX_STAGES)] | None = Field(
         default=None,
@@ -60,8 +103,8 @@ class JobTypeBody(Wire):
         description=f"In their order. `{SUBMIT}` is always the first and `{COMPLETE}` the last, named or not; "
         f"`{INCOMPLETE}` is in no order. When absent: {', '.join(DEFAULT_STAGES)}",
     )
-    defaults: Annotated[JobDefaults | None, BeforeValidator(_small)] = None
-    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(_small)] = Field(
+    defaults: Annotated[JobDefaults | None, BeforeValidator(small)] = None
+    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(small)] = Field(
         default=None,
         examples=[{"type": "object", "required": ["kernel"]}],
         description="JSON Schema, draft 2020-12, that every payload has to satisfy",
@@ -74,6 +117,7 @@ class JobTypeView(Shown):
 
     name: str
     executor: jobs.Executor
+    target: dict[str, Any] | None
     queue: str
     stages: list[str]
     defaults: dict[str, Any]
@@ -88,6 +132,7 @@ class JobTypeView(Shown):
         return cls(
             name=job_type.name,
             executor=job_type.executor,
+            target=None if job_type.target is None else dict(job_type.target),
             queue=job_type.queue,
             stages=list(job_type.stages),
             defaults=dict(job_type.defaults),
@@ -125,6 +170,7 @@ def job_type_of(namespace: str, name: str, body: JsonValue, now: datetime) -> Jo
         namespace=namespace,
         name=name,
         executor=said.executor or "worker",
+        target=_target_of(said),
         queue=said.queue or "default",
         stages=DEFAULT_STAGES if said.stages is None else order_of(said.stages),
         defaults={part: value for part, value in defaults.items() if value is not None},
@@ -135,23 +181,50 @@ def job_type_of(namespace: str, name: str, body: JsonValue, now: datetime) -> Jo
     )
 
 
+def _target_of(said: JobTypeBody) -> dict[str, Any] | None:
+    """The target, checked. Raises ValidationFailed."""
+    if said.executor not in jobs.DISPATCHED:
+        if said.target is not None:
+            raise ValidationFailed.at("/target", "is only for the executors `lambda` and `http`")
+        return None
+    if said.target is None:
+        raise ValidationFailed.at("/target", f"is required: what is the executor {said.executor} to run?")
+    try:
+        if said.executor == "lambda":
+            parse_body(LambdaTarget, said.target)
+        else:
+            parse_body(HttpTarget, said.target)
+            executors.HttpTarget.of(said.target).check()
+    except ValidationFailed as error:
+        raise below("/target", error) from error
+    return {name: value for name, value in said.target.items() if value is not None}
+
+
 def job_of_type(asked: NewJob, job_type: JobType | None, job_id: str) -> jobs.NewJob:
     """The job to create, under its own id or this one: what was asked for, and what its type adds.
 
     Raises:
         ValidationFailed: the payload is not as the type says, or there are too many tags.
     """
+    if asked.payload_ref is not None and asked.payload is not None:
+        raise ValidationFailed.at("/payload_ref", "stands in place of payload, not beside it")
     if job_type is None:
         return asked.to_domain(job_id)
+    if asked.payload_ref is not None and job_type.payload_schema is not None:
+        raise ValidationFailed.at("/payload_ref", "its type checks payloads, and what is uploaded is not read")
     wanted = _with_defaults(asked, job_type)
     check_payload(job_type, wanted.payload)
-    return replace(wanted.to_domain(job_id), executor=job_type.executor, stages=job_type.stages)
+    return replace(
+        wanted.to_domain(job_id), executor=job_type.executor, stages=job_type.stages, target_ref=job_type.target_ref
+    )
 
 
 def _with_defaults(asked: NewJob, job_type: JobType) -> NewJob:
     defaults: Any = parse_body(JobDefaults, job_type.defaults)
     said = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     added: dict[str, Any] = {name: value for name, value in said.items() if getattr(asked, name) is None}
+    if asked.payload_ref is not None:
+        added.pop("payload", None)
     added["fields"] = {**said.get("fields", {}), **(asked.fields or {})}
     added["tags"] = list(dict.fromkeys([*said.get("tags", ()), *(asked.tags or ())]))
     if len(added["tags"]) > MAX_TAGS:

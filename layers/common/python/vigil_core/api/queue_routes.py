@@ -23,8 +23,11 @@ from vigil_core.api.wire import (
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.times import to_text
+from vigil_core.services.bodies import bodies_of_many
 from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.services.depend import inputs_of
 from vigil_core.services.show_queue import show_queue
+from vigil_core.services.wake_up import wake_for_queue
 
 ROUTES = Routes()
 DEFAULT_LEASE_S = 60
@@ -51,8 +54,13 @@ def claim(call: Call, queue: str, body: ClaimBody) -> Answer:
         claim_id=body.claim_id,
     )
     granted = claim_jobs(call.context, call.namespace, wanted, by=call.by, until=call.request.hold_until(0))
-    bodies = call.context.in_parallel(call.context.jobs.bodies, granted)
-    shown = [ClaimedJob.claimed(job, job.lease, its) for job, its in zip(granted, bodies, strict=True) if job.lease]
+    bodies = bodies_of_many(call.context, granted)
+    inputs = [inputs_of(call.context, job) if job.depends_on else [] for job in granted]
+    shown = [
+        ClaimedJob.claimed(job, job.lease, its, from_others)
+        for job, its, from_others in zip(granted, bodies, inputs, strict=True)
+        if job.lease
+    ]
     return Answer(status=200, body=ClaimedJobs(jobs=shown), headers=call.request.preference_applied)
 
 
@@ -91,6 +99,7 @@ def pause_queue(call: Call, queue: str) -> Answer:
 def resume_queue(call: Call, queue: str) -> Answer:
     """Have a paused queue hand out jobs again."""
     call.context.job_queues.set_paused(call.namespace, _name(queue), False)
+    wake_for_queue(call.context, call.namespace, queue)
     return _shown(call, _name(queue))
 
 

@@ -31,7 +31,7 @@ def below(pointer: str, error: Exception) -> Exception:
     """The error, its pointers leading to a part of a body that is found at this pointer of the whole."""
     if not isinstance(error, ValidationFailed):
         return error
-    return ValidationFailed(replace(found, pointer=pointer + found.pointer) for found in error.problems)
+    return type(error)(replace(found, pointer=pointer + found.pointer) for found in error.problems)
 
 
 def parse_query(model: type[M], pairs: Iterable[tuple[str, str]]) -> M:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pydantic import (
 
 from vigil_core.domain import jobs
 from vigil_core.domain.attempts import LONGEST_DELAY_S, MAX_ATTEMPTS, Lease, RetryPolicy
+from vigil_core.domain.conditions import MAX_CHARS, ConditionError, Input, check
+from vigil_core.domain.dependencies import MAX_DEPENDENCIES, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import (
     MAX_FIELDS_BYTES,
@@ -35,6 +37,7 @@ from vigil_core.domain.jsontext import JsonValue, dumps, loads, whole
 from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.times import from_text, to_text, whole_ms
 from vigil_core.domain.waits import WaitStatus
+from vigil_core.services.uploads import MAX_UPLOAD_BYTES
 from vigil_core.store.jobs import Bodies
 
 MAX_BULK_JOBS = 100
@@ -85,6 +88,14 @@ def _at_least_0(most: int) -> Callable[[Any], Decimal]:
         return round(Decimal(value), 3).normalize()
 
     return check
+
+
+def _condition(text: str) -> str:
+    try:
+        check(text)
+    except ConditionError as error:
+        raise ValueError(f"is no JMESPath expression: {error}") from error
+    return text
 
 
 def _page_size(value: Any) -> int:
@@ -155,7 +166,6 @@ Seconds: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DELAY_S), BeforeValid
 LeaseSeconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_LEASE_S), BeforeValidator(whole)]
 TimeText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
-DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
 
 
 class Wire(BaseModel):
@@ -209,7 +219,7 @@ class NewJob(Wire):
 
     later: ClassVar[frozenset[str]] = frozenset(
         {
-            "batch", "condition", "depends_on", "on_item_failure", "trigger_rule",
+            "batch", "on_item_failure",
         }
     )  # fmt: skip
     """What jobs will take one day: refused by name."""
@@ -220,12 +230,24 @@ class NewJob(Wire):
     queue: QueueName | None = Field(default=None, description="`default` when absent")
     priority: Priority | None = Field(default=None, description="`normal` when absent")
     payload: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
+    payload_ref: Id | None = Field(
+        default=None, description="Of an upload, in place of a `payload` over 2 MB: it is not read, only handed on"
+    )
     fields: Fields | None = None
     tags: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MAX_TAGS)] | None = None
     unique_key: Name | None = Field(
         default=None, description="While a job with this key has not ended, creating another answers with that one"
     )
     mutex: Mutex | None = None
+    depends_on: Annotated[list[Text], Field(max_length=MAX_DEPENDENCIES)] | None = Field(
+        default=None, description="Ids of jobs that exist: it waits until they have ended as `trigger_rule` wants it"
+    )
+    trigger_rule: TriggerRule | None = Field(default=None, description="`all_success` when absent")
+    condition: Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(_condition)] | None = Field(
+        default=None,
+        description="JMESPath over the results of those jobs; where it is false, the job is skipped",
+        examples=["validation_status == 'valid'"],
+    )
     trace_id: Text | None = None
     correlation_id: Text | None = None
     scheduled_at: Annotated[Moment, PlainSerializer(to_text)] | None = Field(
@@ -251,10 +273,14 @@ class NewJob(Wire):
             fields=self.fields or {},
             tags=self.tags or (),
             payload=self.payload,
+            payload_upload=self.payload_ref,
             trace_id=self.trace_id,
             correlation_id=self.correlation_id,
             unique_key=self.unique_key,
             mutex_key=self.mutex.key if self.mutex else None,
+            depends_on=self.depends_on or (),
+            trigger_rule=self.trigger_rule or "all_success",
+            condition=self.condition,
             mutex_queues=self.mutex is not None and self.mutex.on_conflict == "queue",
             scheduled_at=self.scheduled_at and whole_ms(self.scheduled_at),
             retry=None if self.retry is None else self.retry.to_domain(),
@@ -308,6 +334,9 @@ class Completion(Wire):
     """The job did what it was for."""
 
     result: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
+    result_ref: Id | None = Field(
+        default=None, description="Of an upload, in place of a `result` over 2 MB: it is not read, only handed on"
+    )
     job_health: Name | None = Field(default=None, description="`success` when absent")
     fields: Fields | None = None
     lease_token: LeaseToken = None
@@ -335,6 +364,11 @@ class Heartbeat(Wire):
     lease: LeaseSeconds | None = Field(default=None, description="Seconds from now; the lease's own length when absent")
     progress: Progress | None = None
     message: Text | None = None
+    first: bool | None = Field(
+        default=None,
+        description="Refused (409 `LEASE_LOST`) unless it is the first under this lease: for whoever may be handed the "
+        "same job twice and is to begin once",
+    )
 
 
 class Release(Wire):
@@ -354,6 +388,12 @@ class ClaimBody(Wire):
     claim_id: Name | None = Field(
         default=None, description="Asked again with the same one, because an answer was lost, the same jobs are granted"
     )
+
+
+class NewUpload(Wire):
+    """Something to upload, of exactly this size."""
+
+    size: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES), BeforeValidator(whole)] = Field(description="Bytes")
 
 
 class Nothing(Wire):
@@ -401,11 +441,38 @@ class PageQuery(Wire):
 
 # What clients are shown: jobs
 
+_URL = (
+    "There when the {0} is too large for the answer, or was uploaded: where it can be read for an hour. `{0}` is null"
+)
+
 
 class WaitingFor(Shown):
     """What holds back a job that is `waiting`."""
 
     mutex: str | None = Field(description="The key of the mutex for which it stands in line")
+    jobs: list[str] | None = Field(description="The jobs on which it depends; `/dependencies` says how they are")
+
+    @classmethod
+    def of(cls, job: Job) -> WaitingFor | None:
+        """None when nothing holds it back."""
+        if job.place_in_line is not None:
+            return cls(mutex=job.mutex_key, jobs=None)
+        if job.waits_for_others:
+            return cls(mutex=None, jobs=[each.job_id for each in job.depends_on])
+        return None
+
+
+class ShownVerdict(Shown):
+    """Why a job was released or skipped: how many of its dependencies had ended in which way then."""
+
+    rule: TriggerRule
+    inputs: dict[str, int]
+    reason: str
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> ShownVerdict:
+        """As it is stored."""
+        return cls(rule=verdict.rule, inputs=dict(verdict.inputs), reason=verdict.reason)
 
 
 class ShownError(Shown):
@@ -437,7 +504,7 @@ class JobSummary(Shown):
     max_attempts: int
     depends_on: list[str]
     waiting_for: WaitingFor | None
-    verdict: None
+    verdict: ShownVerdict | None
     workflow_id: None
     batch_id: None
     trace_id: str | None
@@ -460,11 +527,13 @@ class WholeJob(JobSummary):
 
     payload: Any
     result: Any
+    payload_url: str | None = Field(default=None, description=_URL.format("payload"))
+    result_url: str | None = Field(default=None, description=_URL.format("result"))
 
     @classmethod
     def whole(cls, job: Job, bodies: Bodies) -> WholeJob:
         """The job with its payload and result."""
-        return cls(**_summary(job), payload=_value(bodies.payload), result=_value(bodies.result))
+        return cls(**_summary(job), **_shown(bodies))
 
 
 class CreatedJob(WholeJob):
@@ -473,10 +542,11 @@ class CreatedJob(WholeJob):
     timestamp: TimeText
 
     @classmethod
-    def created(cls, job: Job, payload: JsonValue) -> CreatedJob:
+    def created(cls, job: Job, payload: JsonValue, payload_url: str | None) -> CreatedJob:
         """The answer to its creation."""
         said = {"message": f"{job.name or job.job_type} job created", "timestamp": to_text(job.created_at)}
-        return cls(**_summary(job) | said, payload=payload, result=None)
+        url = {} if payload_url is None else {"payload_url": payload_url}
+        return cls(**_summary(job) | said, payload=payload, result=None, **url)
 
 
 class ExistingJob(WholeJob):
@@ -488,8 +558,23 @@ class ExistingJob(WholeJob):
     @classmethod
     def found(cls, job: Job, bodies: Bodies, now: datetime) -> ExistingJob:
         """The answer in place of a creation."""
-        whole = WholeJob.whole(job, bodies)
-        return cls(**dict(whole), existing=True, timestamp=to_text(now))
+        return cls(**_summary(job), **_shown(bodies), existing=True, timestamp=to_text(now))
+
+
+class DependencyResult(Shown):
+    """What came of a job on which a claimed one depends. `truncated`: its result is too large to come along, and is
+    read from the job."""
+
+    status: JobStatus
+    job_health: str | None
+    result: Any
+    truncated: bool
+
+    @classmethod
+    def of(cls, each: Input) -> DependencyResult:
+        """As a worker is told of it."""
+        status = cast(JobStatus, each.status)
+        return cls(status=status, job_health=each.health, result=_value(each.result), truncated=each.left_out)
 
 
 class ClaimedJob(WholeJob):
@@ -497,13 +582,14 @@ class ClaimedJob(WholeJob):
 
     lease_token: str
     lease_expires_at: TimeText
-    dependencies: dict[str, Any]
+    dependencies: dict[str, DependencyResult]
 
     @classmethod
-    def claimed(cls, job: Job, lease: Lease, bodies: Bodies) -> ClaimedJob:
+    def claimed(cls, job: Job, lease: Lease, bodies: Bodies, inputs: Sequence[Input]) -> ClaimedJob:
         """The job for its worker."""
-        whole = WholeJob.whole(job, bodies)
-        return cls(**dict(whole), lease_token=lease.token, lease_expires_at=to_text(lease.until), dependencies={})
+        held = {"lease_token": lease.token, "lease_expires_at": to_text(lease.until)}
+        results = {each.job_id: DependencyResult.of(each) for each in inputs}
+        return cls(**_summary(job), **_shown(bodies), **held, dependencies=results)
 
 
 class ClaimedJobs(Shown):
@@ -562,6 +648,43 @@ class QueueList(Shown):
     next_page_token: str | None
 
 
+class Neighbour(Shown):
+    """A job at the other end of a dependency, and how it is."""
+
+    job_id: str
+    name: str | None
+    job_type: str
+    status: JobStatus
+    dependency_status: DependencyStatus
+    job_stage: str
+    job_health: str | None
+
+    @classmethod
+    def of(cls, job: Job) -> Neighbour:
+        """The job, as far as its neighbours care."""
+        return cls(
+            job_id=job.job_id,
+            name=job.name,
+            job_type=job.job_type,
+            status=job.status,
+            dependency_status=job.dependency_status,
+            job_stage=job.stage,
+            job_health=job.health,
+        )
+
+
+class Dependencies(Shown):
+    """What a job waits for, and who waits for it."""
+
+    job_id: str
+    dependency_status: DependencyStatus
+    trigger_rule: TriggerRule
+    condition: str | None
+    verdict: ShownVerdict | None
+    depends_on: list[Neighbour]
+    dependents: list[Neighbour] = Field(description="The jobs that wait for this one to end, up to 1,000")
+
+
 class JobStatusView(Shown):
     """The light form of a job."""
 
@@ -580,6 +703,14 @@ class JobResult(Shown):
     status: JobStatus
     result: Any
     error: ShownError | None
+    result_url: str | None = Field(default=None, description=_URL.format("result"))
+
+    @classmethod
+    def of(cls, job: Job, bodies: Bodies) -> JobResult:
+        """The result or the error of a job that has ended."""
+        error = job.error and ShownError(code=job.error.code, message=job.error.message)
+        shown = {name: value for name, value in _shown(bodies).items() if name.startswith("result")}
+        return cls(job_id=job.job_id, status=job.status, error=error, **shown)
 
 
 class Standing(Shown):
@@ -643,7 +774,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "queue": job.queue,
         "priority": job.priority,
         "status": job.status,
-        "dependency_status": "none",
+        "dependency_status": job.dependency_status,
         "job_stage": job.stage,
         "job_health": job.health,
         "progress": job.progress,
@@ -654,9 +785,9 @@ def _summary(job: Job) -> dict[str, Any]:
         "error": None if job.error is None else ShownError(code=job.error.code, message=job.error.message),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "depends_on": [],
-        "waiting_for": None if job.place_in_line is None else WaitingFor(mutex=job.mutex_key),
-        "verdict": None,
+        "depends_on": [each.job_id for each in job.depends_on],
+        "waiting_for": WaitingFor.of(job),
+        "verdict": None if job.verdict is None else ShownVerdict.of(job.verdict),
         "workflow_id": None,
         "batch_id": None,
         "trace_id": job.trace_id,
@@ -668,6 +799,13 @@ def _summary(job: Job) -> dict[str, Any]:
         "started_at": to_text(job.started_at) if job.started_at else None,
         "finished_at": to_text(job.finished_at) if job.finished_at else None,
     }
+
+
+def _shown(bodies: Bodies) -> dict[str, Any]:
+    """Payload and result, or the URLs that stand in for them: those are left out where they do not."""
+    shown = {"payload": _value(bodies.payload), "result": _value(bodies.result)}
+    urls = {"payload_url": bodies.payload_url, "result_url": bodies.result_url}
+    return shown | {name: url for name, url in urls.items() if url is not None}
 
 
 def _value(text: str | None) -> JsonValue:
@@ -722,6 +860,16 @@ class BulkAnswer(Shown):
     """What became of each job, in the order of the request."""
 
     results: list[BulkItem]
+
+
+class ShownUpload(Shown):
+    """Where to put an upload, by PUT and without a key, until `expires_at`; and the reference that stands for it in
+    `payload_ref` or `result_ref`, for a day."""
+
+    reference: str
+    url: str
+    size: int
+    expires_at: TimeText
 
 
 class ShownTicket(Shown):

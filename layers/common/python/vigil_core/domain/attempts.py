@@ -35,7 +35,8 @@ class RetryPolicy:
 class Lease:
     """The right to run a job until a time, and to report on it: whoever has not its token has not the job.
 
-    `claim_id` names the claim that was granted it, for a worker that asks again because the answer was lost.
+    `claim_id` names the claim that was granted it, for a worker that asks again because the answer was lost. `used`:
+    whether there was a sign of life under it.
     """
 
     token: str
@@ -43,3 +44,4 @@ class Lease:
     length_s: int
     until: datetime
     claim_id: str | None = None
+    used: bool = False

@@ -53,6 +53,12 @@ class ValidationFailed(VigilError):
         return cls([FieldProblem(pointer=pointer, detail=detail)])
 
 
+class MissingDependency(ValidationFailed):
+    """A job is to depend on jobs that do not exist."""
+
+    code = "MISSING_DEPENDENCY"
+
+
 class PayloadTooLarge(VigilError):
     """A part of the request is over its limit in bytes."""
 
@@ -77,6 +83,15 @@ class JobTypeNotFound(VigilError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"Job type {name} not found", job_type=name)
+
+
+class ScheduleNotFound(VigilError):
+    """The namespace holds no schedule with this name."""
+
+    code = "SCHEDULE_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Schedule {name} not found", schedule=name)
 
 
 class JobNotCompleted(VigilError):

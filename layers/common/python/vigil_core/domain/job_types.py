@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vigil_core.domain.jobs import Executor
-from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.jsontext import JsonValue, canonical
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,14 @@ class JobType:
     description: str | None
     created_at: datetime
     updated_at: datetime
+    target: Mapping[str, JsonValue] | None = None
+    """What the executors `lambda` and `http` have run."""
     version: int = 1
+
+    @property
+    def target_ref(self) -> str | None:
+        """The name of this very target: the same for the same, so that a job keeps the one that it was created with."""
+        return None if self.target is None else hashlib.sha256(canonical(self.target).encode()).hexdigest()[:32]
 
     def succeeding(self, before: JobType) -> JobType:
         """This as the next version of what stands under the same name; that itself when nothing differs."""

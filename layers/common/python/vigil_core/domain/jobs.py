@@ -10,24 +10,28 @@ from typing import Literal, TypeAlias
 
 from vigil_core.domain import stages
 from vigil_core.domain.attempts import Lease, RetryPolicy
+from vigil_core.domain.dependencies import Dependency, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.errors import InvalidTransition, LeaseLost, ValidationFailed
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.lifecycle import ALLOWED, TERMINAL, JobStatus
 from vigil_core.domain.times import whole_ms
 
 Priority: TypeAlias = Literal["background", "low", "normal", "high", "critical"]
-Executor: TypeAlias = Literal["worker", "none"]
+Executor: TypeAlias = Literal["worker", "lambda", "http", "none"]
 LogKind: TypeAlias = Literal[
-    "created", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed", "failed",
-    "cancel_requested", "cancelled", "retried", "deleted",
+    "created", "waiting", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed",
+    "failed", "cancel_requested", "cancelled", "skipped", "retried", "deleted",
 ]  # fmt: skip
 
 MAX_FIELDS_BYTES = 32 * 1024
 MAX_MILESTONES = 256
 CANCEL_GRACE = timedelta(seconds=60)
 """How long a running job has to end by itself after it was asked to."""
+DISPATCHED = frozenset({"lambda", "http"})
+"""The executors whose jobs Vigil itself sets going, as soon as they are pending."""
 TIMED_OUT = "TIMED_OUT"
 LEASE_EXPIRED = "LEASE_EXPIRED"
+CONDITION_FAILED = "CONDITION_FAILED"
 
 BUILT_IN_NAMES = frozenset(
     {
@@ -76,16 +80,22 @@ class NewJob:
     fields: Mapping[str, JsonValue] = field(default_factory=dict)
     tags: Sequence[str] = ()
     payload: JsonValue = None
+    payload_upload: str | None = None
+    """The reference of an upload that is the payload."""
     trace_id: str | None = None
     correlation_id: str | None = None
     unique_key: str | None = None
     mutex_key: str | None = None
     mutex_queues: bool = False
+    depends_on: Sequence[str] = ()
+    trigger_rule: TriggerRule = "all_success"
+    condition: str | None = None
     scheduled_at: datetime | None = None
     retry: RetryPolicy | None = None
     timeout_s: int | None = None
     heartbeat_timeout_s: int | None = None
     fallback: JsonValue = None
+    target_ref: str | None = None
     awaited: bool = False
     """Whether somebody may wait for it before it exists: the client chose its id."""
 
@@ -140,9 +150,13 @@ class Job:
     heartbeat_timeout_s: int | None = None
     """How long a job that runs without a lease may be silent."""
     fallback_ref: str | None = None
+    target_ref: str | None = None
+    """What its executor has run: the target that its type had when the job was created."""
     lease: Lease | None = None
     reported_token: str | None = None
     """Of the lease under which the end of an attempt was reported last."""
+    expires_at: datetime | None = field(default=None, compare=False)
+    """After this, the job is as good as gone: readers do not find it, and the table forgets it."""
     shown_due_at: datetime | None = None
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
     awaited: bool = False
@@ -151,12 +165,28 @@ class Job:
     """Whether the job waits for its mutex in line, where it would otherwise have been refused."""
     place_in_line: int | None = None
     """While it waits for its mutex: the lower, the sooner."""
+    depends_on: tuple[Dependency, ...] = ()
+    trigger_rule: TriggerRule = "all_success"
+    condition: str | None = None
+    dependency_status: DependencyStatus = "none"
+    verdict: Verdict | None = None
 
     @property
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
-        lets_in = self.mutex_key is not None and (self.ended or self.place_in_line is not None)
-        return self.awaited or self.deleted or lets_in or self.exactly_due_at is not None
+        waits = self.awaited or self.waits_for_others
+        concerns_others = waits or self.deleted or self.concerns_line
+        return concerns_others or self.to_dispatch or self.exactly_due_at is not None
+
+    @property
+    def concerns_line(self) -> bool:
+        """Whether somebody may be let in to its mutex: it has ended, or stands in line itself."""
+        return self.mutex_key is not None and (self.ended or self.place_in_line is not None)
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it is the jobs on which it depends that hold it back."""
+        return self.status == "waiting" and self.dependency_status == "waiting"
 
     @property
     def takes_mutex_when_ready(self) -> bool:
@@ -167,6 +197,11 @@ class Job:
     def ended(self) -> bool:
         """Whether the job is in one of the terminal four."""
         return self.status in TERMINAL
+
+    @property
+    def to_dispatch(self) -> bool:
+        """Whether Vigil itself is to set the job going now."""
+        return self.status == "pending" and self.executor in DISPATCHED
 
     @property
     def cancel_due_at(self) -> datetime | None:
@@ -226,9 +261,12 @@ def create(
     by: str,
     payload_ref: str | None,
     fallback_ref: str | None = None,
+    depends_on: Sequence[Dependency] = (),
 ) -> Job:
     """The first version of a job: `pending`, or `scheduled` when its time is to come; at stage `submit`."""
-    status: JobStatus = "scheduled" if new.scheduled_at is not None and new.scheduled_at > now else "pending"
+    status: JobStatus = "waiting" if depends_on else "pending"
+    if new.scheduled_at is not None and new.scheduled_at > now:
+        status = "scheduled"
     first = LogEntry(version=1, at=now, kind="created", by=by, status=status, stage=stages.SUBMIT)
     return Job(
         namespace=namespace,
@@ -255,6 +293,10 @@ def create(
         unique_key=new.unique_key,
         mutex_key=new.mutex_key,
         mutex_queues=new.mutex_queues,
+        depends_on=tuple(depends_on),
+        trigger_rule=new.trigger_rule,
+        condition=new.condition,
+        dependency_status="waiting" if depends_on else "none",
         cancel_requested_at=None,
         payload_ref=payload_ref,
         result_ref=None,
@@ -271,6 +313,7 @@ def create(
         timeout_s=new.timeout_s,
         heartbeat_timeout_s=new.heartbeat_timeout_s,
         fallback_ref=fallback_ref,
+        target_ref=new.target_ref,
         awaited=new.awaited,
     )
 
@@ -283,7 +326,8 @@ def becomes_ready(before: Job | None, after: Job) -> bool:
 def line_up(job: Job, place: int) -> Job:
     """A version about to be stored that would be `pending`, if another job had not its mutex: `waiting` in line."""
     *older, newest = job.log
-    log = (*older, replace(newest, status="waiting"))
+    kind: LogKind = "waiting" if newest.kind == "ready" else newest.kind
+    log = (*older, replace(newest, kind=kind, status="waiting"))
     return replace(job, status="waiting", place_in_line=place, log=log)
 
 
@@ -293,9 +337,39 @@ def let_in(job: Job, *, now: datetime, by: str) -> Job:
     return _next(job, now, by, "ready", why="mutex", status="pending", place_in_line=None)
 
 
+def born_ready(job: Job, verdict: Verdict) -> Job:
+    """A job about to be created that waits for nothing, because the rule holds already."""
+    (first,) = job.log
+    return replace(
+        job, status="pending", dependency_status="satisfied", verdict=verdict, log=(replace(first, status="pending"),)
+    )
+
+
+def judged(job: Job, verdict: Verdict, *, held: bool, passed: bool | None, now: datetime, by: str) -> Job:
+    """What a verdict makes of a job that waits for others: released where rule and condition hold, else skipped; failed
+    where the condition cannot be evaluated (`passed` is None)."""
+    status: DependencyStatus = "satisfied" if held else "failed"
+    if passed:
+        return _next(
+            job, now, by, "ready", why="dependencies", status="pending", dependency_status=status, verdict=verdict
+        )
+    if passed is None:
+        error = JobError(code=CONDITION_FAILED, message=verdict.reason)
+        return _end(
+            job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error,
+            dependency_status=status, verdict=verdict,
+        )  # fmt: skip
+    return _end(
+        job, now, by, "skipped", why=verdict.reason, stage=stages.INCOMPLETE, health="skipped",
+        dependency_status=status, verdict=verdict,
+    )  # fmt: skip
+
+
 def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
     """`pending` → `running`, without a lease: somebody outside runs it."""
     _require_holder(job, lease_token)
+    if job.executor in DISPATCHED:
+        raise InvalidTransition(f"Cannot start job {job.job_id}: its executor, {job.executor}, does")
     _require(job, "running", "start")
     return _next(job, now, by, "started", status="running", started_at=now)
 
@@ -314,17 +388,21 @@ def heartbeat(
     length_s: int | None = None,
     progress: Decimal | None = None,
     message: str | None = None,
+    first: bool = False,
 ) -> Job:
     """A sign of life, which no wait can see: extends the lease by its length, or by `length_s`, from now; never beyond
     the time at which a cancel is enforced.
 
     Raises:
         InvalidTransition: the job does not run.
-        LeaseLost: somebody else holds its lease, or it has run out.
+        LeaseLost: somebody else holds its lease, or it has run out; or this is to be the `first` sign of life under the
+            lease and is not: what is handed the same job twice begins once.
     """
     _require_holder(job, lease_token)
     if job.status != "running":
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only a running job has a heartbeat")
+    if first and job.lease is not None and job.lease.used:
+        raise LeaseLost(f"The lease on job {job.job_id} was used before: whoever did so runs the job")
     return replace(
         job,
         progress=job.progress if progress is None else max(job.progress, progress),
@@ -343,6 +421,14 @@ def release(job: Job, *, now: datetime, by: str, lease_token: str | None) -> Job
     if job.cancel_requested_at is not None:
         return _cancelled(job, now, by, why="released")
     return _again(job, now, by, "released", status="pending")
+
+
+def put_off(job: Job, until: datetime, *, now: datetime, by: str, lease_token: str) -> Job:
+    """A job that could not be handed over to whoever is to run it: it comes again, and the attempt does not count."""
+    _require_holder(job, lease_token)
+    if job.cancel_requested_at is not None:
+        return _cancelled(job, now, by, why="put off")
+    return _again(job, now, by, "released", why="put off", status="scheduled", scheduled_at=whole_ms(until))
 
 
 def report(job: Job, said: Report, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
@@ -408,16 +494,17 @@ def fail(
     chance: float,
     retryable: bool = True,
     lease_token: str | None = None,
+    at_least: timedelta = timedelta(0),
 ) -> Job:
-    """The attempt failed; `chance` in [0, 1) is the jitter of the delay before the next, if there is one. A job that
-    was asked to cancel ends `cancelled`: it stopped because it was told to. Returns the job itself when that was
-    reported before, under the same lease."""
+    """The attempt failed; `chance` in [0, 1) is the jitter of the delay before the next, if one follows; `at_least` is
+    the shortest that delay may be. A job that was asked to cancel ends `cancelled`: it stopped because it was told to.
+    Returns the job itself when that was reported before, under the same lease."""
     if _was_reported(job, lease_token, well=False):
         return job
     _require_holder(job, lease_token)
     _require(job, "failed", "fail")
     reported = replace(job, reported_token=lease_token)
-    return _failed(reported, error, now, by, chance=chance, retryable=retryable)
+    return _failed(reported, error, now, by, chance=chance, retryable=retryable, at_least=at_least)
 
 
 def cancel(job: Job, *, now: datetime, by: str) -> Job:
@@ -436,6 +523,8 @@ def on_time(job: Job, *, now: datetime, by: str, chance: float) -> Job:
     def is_over(moment: datetime | None) -> bool:
         return moment is not None and moment <= now
 
+    if job.status == "scheduled" and is_over(job.scheduled_at) and job.dependency_status == "waiting":
+        return _next(job, now, by, "waiting", status="waiting")
     if job.status == "scheduled" and is_over(job.scheduled_at):
         return _next(job, now, by, "ready", status="pending")
     if is_over(job.cancel_due_at):
@@ -457,9 +546,14 @@ def retry(job: Job, *, now: datetime, by: str) -> Job:
     if not job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only an ended job can be retried")
     _require(job, "pending", "retry")
+    ran = job.dependency_status == "satisfied" and job.status != "skipped"
+    unjudged = bool(job.depends_on) and (not ran or (job.error is not None and job.error.code == CONDITION_FAILED))
     return _next(
         job, now, by, "retried",
-        status="pending", stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
+        status="waiting" if unjudged else "pending",
+        dependency_status="waiting" if unjudged else job.dependency_status,
+        verdict=None if unjudged else job.verdict,
+        stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
         attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
         cancel_requested_at=None, started_at=None, finished_at=None, lease=None, place_in_line=None,
     )  # fmt: skip
@@ -481,6 +575,7 @@ def _failed(
     chance: float,
     retryable: bool = True,
     lapsed: bool = False,
+    at_least: timedelta = timedelta(0),
 ) -> Job:
     """After a failed attempt: the next one, at once when a lease has lapsed, else after the policy's delay; or the end,
     with the fallback where there is one."""
@@ -488,6 +583,7 @@ def _failed(
         return _cancelled(job, now, by, error=error)
     if retryable and job.attempt < job.max_attempts:
         delay = job.retry.delay(job.attempt, chance) if job.retry and not lapsed else timedelta(0)
+        delay = max(delay, at_least)
         when: dict[str, object] = {"status": "pending"}
         if delay:
             when = {"status": "scheduled", "scheduled_at": whole_ms(now + delay)}
@@ -514,7 +610,7 @@ def _extended(job: Job, lease: Lease, length_s: int | None, now: datetime) -> Le
     if lease.until <= now:
         raise LeaseLost(f"The lease on job {job.job_id} has run out")
     until = max(lease.until, now + timedelta(seconds=length_s or lease.length_s))
-    return replace(lease, until=min(until, job.cancel_due_at or until))
+    return replace(lease, until=min(until, job.cancel_due_at or until), used=True)
 
 
 def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, error: JobError | None = None) -> Job:
@@ -522,7 +618,8 @@ def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, erro
 
 
 def _end(job: Job, now: datetime, by: str, status: JobStatus, *, why: str | None = None, **changes: object) -> Job:
-    kind: LogKind = "completed" if status == "completed" else "failed" if status == "failed" else "cancelled"
+    kinds: dict[JobStatus, LogKind] = {"completed": "completed", "failed": "failed", "skipped": "skipped"}
+    kind = kinds.get(status, "cancelled")
     return _next(job, now, by, kind, why=why, status=status, finished_at=now, lease=None, place_in_line=None, **changes)
 
 

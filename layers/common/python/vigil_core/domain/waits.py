@@ -247,7 +247,7 @@ def _built_in(job: Job, name: str) -> JsonValue:
         "status": job.status,
         "job_stage": job.stage,
         "job_health": job.health,
-        "dependency_status": "none",
+        "dependency_status": job.dependency_status,
         "queue": job.queue,
         "job_type": job.job_type,
         "name": job.name,

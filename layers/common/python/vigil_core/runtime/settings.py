@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.retention import DEFAULT
 from vigil_core.domain.targets import parse_allowed
 
 
@@ -26,12 +28,19 @@ def setting(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
-    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there."""
+    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
+    caller's name for those that dispatch no jobs, what belongs to the clock's alarms for those that arm none."""
 
     table_name: str
     pages_queue_url: str | None
     clock_queue_url: str | None
+    caller_function: str | None
     webhooks_queue_url: str | None
+    alarm_group: str | None
+    alarm_role: str | None
+    clock_function: str | None
+    bodies_bucket: str | None
+    retention: timedelta
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -40,8 +49,26 @@ class CoreSettings:
             table_name=setting("TABLE_NAME"),
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
+            caller_function=os.environ.get("CALLER_FUNCTION"),
             webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
+            alarm_group=os.environ.get("ALARM_GROUP"),
+            alarm_role=os.environ.get("ALARM_ROLE"),
+            clock_function=os.environ.get("CLOCK_FUNCTION"),
+            bodies_bucket=os.environ.get("BODIES_BUCKET"),
+            retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallerSettings:
+    """For the function that calls HTTP targets. Secrets are those whose names begin with the prefix and a namespace."""
+
+    secrets_prefix: str
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Raises MissingSetting."""
+        return cls(secrets_prefix=setting("SECRETS_PREFIX"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from vigil_core.domain import jobs
-from vigil_core.domain.errors import JobNotFound, PayloadTooLarge, StoreConflict
+from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost, PayloadTooLarge, StoreConflict
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Job, JobError, Report
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.services.context import Context
 from vigil_core.services.take_holds import admit, claims_for_retry
+from vigil_core.services.uploads import arrived
 from vigil_core.store.holds import HoldClaim
+from vigil_core.store.jobs import MAX_BODY_BYTES
 
 ATTEMPTS = 12
-MAX_BODY_BYTES = 350 * 1024
-"""Payload and result each, as JSON text: what one row holds with room to spare (DynamoDB: 400 KB)."""
+NO_LONGER_OURS = (JobNotFound, InvalidTransition, LeaseLost)
+"""What a report is refused with by whoever no longer runs the job: it has ended, is somebody else's, or is gone."""
 
 
 def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
@@ -30,12 +33,12 @@ def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
 
 def start(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None = None) -> Job:
     """Somebody outside began to run the job."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by, lease_token=lease_token))
+    return change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by, lease_token=lease_token))
 
 
 def report(ctx: Context, namespace: str, job_id: str, said: Report, *, by: str, lease_token: str | None = None) -> Job:
     """Somebody outside tells how the job goes: applied whole or refused."""
-    return _change(
+    return change(
         ctx, namespace, job_id, lambda job: jobs.report(job, said, now=ctx.now(), by=by, lease_token=lease_token)
     )
 
@@ -47,30 +50,47 @@ def heartbeat(
     *,
     lease_token: str | None,
     length_s: int | None,
-    progress: Decimal | None,
-    message: str | None,
+    progress: Decimal | None = None,
+    message: str | None = None,
+    first: bool = False,
 ) -> Job:
     """Whoever runs the job is alive."""
-    return _change(
+    return change(
         ctx,
         namespace,
         job_id,
         lambda job: jobs.heartbeat(
-            job, now=ctx.now(), lease_token=lease_token, length_s=length_s, progress=progress, message=message
+            job,
+            now=ctx.now(),
+            lease_token=lease_token,
+            length_s=length_s,
+            progress=progress,
+            message=message,
+            first=first,
         ),
     )
 
 
 def release(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None) -> Job:
     """A worker gives a job back."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
+    return change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
+
+
+def put_off(ctx: Context, namespace: str, job_id: str, until: datetime, *, by: str, lease_token: str) -> Job:
+    """A job could not be handed over: it comes again at that time."""
+    return change(
+        ctx,
+        namespace,
+        job_id,
+        lambda job: jobs.put_off(job, until, now=ctx.now(), by=by, lease_token=lease_token),
+    )
 
 
 def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "clock") -> None:
     """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
     is due, the clock is shown the new time."""
     with suppress(JobNotFound):
-        job = _change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
+        job = change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
         if job.status == "running" and job.due_at and job.shown_due_at and job.shown_due_at < job.due_at:
             with suppress(StoreConflict):
                 ctx.jobs.show_due(job)
@@ -83,6 +103,7 @@ def complete(
     *,
     by: str,
     result: JsonValue = None,
+    result_upload: str | None = None,
     health: str = "success",
     fields: Mapping[str, JsonValue] | None = None,
     lease_token: str | None = None,
@@ -91,11 +112,15 @@ def complete(
 
     def decide(job: Job) -> Job:
         done = jobs.complete(job, now=ctx.now(), by=by, health=health, fields=fields, lease_token=lease_token)
-        if result is None or done is job:
+        if done is job or (result is None and result_upload is None):
             return done
-        return jobs.with_result(done, ctx.jobs.put_result(done, ctx.new_id()[-12:], body_text(result, "result")))
+        nonce = ctx.new_id()[-12:]
+        if result_upload is not None:
+            upload = arrived(ctx, namespace, result_upload, "result_ref")
+            return jobs.with_result(done, ctx.jobs.adopt_result(done, nonce, upload))
+        return jobs.with_result(done, ctx.jobs.put_result(done, nonce, body_text(result, "result")))
 
-    return _change(ctx, namespace, job_id, decide)
+    return change(ctx, namespace, job_id, decide)
 
 
 def fail(
@@ -107,27 +132,35 @@ def fail(
     by: str,
     retryable: bool = True,
     lease_token: str | None = None,
+    at_least: timedelta = timedelta(0),
 ) -> Job:
-    """The attempt failed."""
-    return _change(
+    """The attempt failed; the next one is not sooner than `at_least` from now."""
+    return change(
         ctx,
         namespace,
         job_id,
         lambda job: jobs.fail(
-            job, error, now=ctx.now(), by=by, chance=ctx.chance(), retryable=retryable, lease_token=lease_token
+            job,
+            error,
+            now=ctx.now(),
+            by=by,
+            chance=ctx.chance(),
+            retryable=retryable,
+            lease_token=lease_token,
+            at_least=at_least,
         ),
     )
 
 
 def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
     """Cancel at once what does not run, ask what runs; the clock enforces what was asked for."""
-    return _change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
+    return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
 
 
 def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
     """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them, or,
     where it waits for its mutex, a place at the end of the line."""
-    return _change(
+    return change(
         ctx,
         namespace,
         job_id,
@@ -138,18 +171,18 @@ def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
 
 def delete(ctx: Context, namespace: str, job_id: str, *, by: str) -> None:
     """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
-    _change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), by=by))
+    change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), by=by))
 
 
 def body_text(body: JsonValue, name: str) -> str:
     """A payload or result as the text that is stored. Raises PayloadTooLarge, naming it."""
     text = dumps(body)
     if len(text.encode()) > MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"/{name} takes at most {MAX_BODY_BYTES} bytes as JSON")
+        raise PayloadTooLarge(f"/{name} takes at most {MAX_BODY_BYTES} bytes as JSON: upload what is larger")
     return text
 
 
-def _change(
+def change(
     ctx: Context,
     namespace: str,
     job_id: str,
@@ -157,6 +190,7 @@ def _change(
     *,
     claims: Callable[[Job], list[HoldClaim]] | None = None,
 ) -> Job:
+    """Store what is decided of the job as it is now; decided anew, whenever somebody else was first."""
     for attempt in range(ATTEMPTS):
         before = find_job(ctx, namespace, job_id)
         after = decide(before)

@@ -6,14 +6,17 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from vigil_core.domain.jobs import NewJob
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import whole_ms
 from vigil_core.store.connections import ConnectionStore
+from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
@@ -21,6 +24,7 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
 
@@ -43,6 +47,23 @@ class Queues(Protocol):
         """Have webhooks told, in any order."""
 
 
+class Alarms(Protocol):
+    """What wakes the clock at a time, however far ahead. A lost one delays a run, until the clock's sweep finds it."""
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        """Have the clock handed this event at that time, once. Armed already is as good."""
+
+    def disarm(self, name: str) -> None:
+        """Forget an alarm, if there is one."""
+
+
+class ReadsJob(Protocol):
+    """Reads the body of a job's creation."""
+
+    def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+        """The job to create under this id, with what its type adds. Raises ValidationFailed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WideWork:
     """A message for the pager: JSON text, and the group in which order matters."""
@@ -51,12 +72,33 @@ class WideWork:
     body: str
 
 
+class Executors(Protocol):
+    """Those who run what Vigil dispatches. Both raise ExecutorRefused, or ExecutorBusy when it may not have worked."""
+
+    def call(self, event: str, /) -> None:
+        """Have the target of executor `http` called; the event says for which job."""
+
+    def invoke(self, function: str, event: str, /) -> None:
+        """Have a function of executor `lambda` run a job."""
+
+
+class NoExecutors:
+    """For functions that dispatch nothing, and have no right to."""
+
+    def call(self, _: str) -> None:
+        raise RuntimeError("this function dispatches no jobs")
+
+    def invoke(self, _: str, __: str) -> None:
+        raise RuntimeError("this function dispatches no jobs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The outside world of the use cases. `by` of a change that no key made is the name of the function that did."""
 
     jobs: JobStore
     job_types: JobTypeStore
+    dependencies: DependencyStore
     holds: HoldStore
     waits: WaitStore
     idempotency: IdempotencyStore
@@ -65,9 +107,13 @@ class Context:
     job_queues: JobQueueStore
     connections: ConnectionStore
     webhooks: WebhookStore
+    schedules: ScheduleStore
     queues: Queues
+    alarms: Alarms
+    job_of: ReadsJob
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
+    executors: Executors = field(default_factory=NoExecutors)
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     allowed_private_hosts: frozenset[str] = frozenset()
     sleep: Callable[[float], None] = time.sleep

@@ -26,6 +26,7 @@ def put_job_type(ctx: Context, wanted: JobType) -> tuple[JobType, bool]:
         after = wanted if before is None else wanted.succeeding(before)
         if after == before:
             return before, False
+        ctx.job_types.keep_target(after)
         try:
             ctx.job_types.save(before, after)
         except ConditionFailed:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias, TypeVar
 
+from vigil_core.domain.dependencies import Dependent
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Interest, Outcome, counts_for
 from vigil_core.services.context import Context, WideWork
+from vigil_core.services.depend import heard, watch
+from vigil_core.services.dispatch import dispatch
 from vigil_core.services.resolve_wait import outcome_of, resolve
 from vigil_core.services.take_holds import hand_over
 from vigil_core.services.wake_up import wake_for_job
@@ -36,6 +41,14 @@ class Sighting:
     outcome: Outcome
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What versions of a job decide: entries of waits, and dependents that hear of its end."""
+
+    sightings: list[Sighting]
+    ends_for: list[tuple[Dependent, Job]]
+
+
 class MatchFailed(Exception):
     """Some jobs of a batch could not be matched; what was matched stays, and all of it can be repeated."""
 
@@ -55,9 +68,12 @@ def match(ctx: Context, versions: Iterable[Job]) -> None:
         by_job.setdefault((job.namespace, job.job_id), []).append(job)
     errors: dict[JobKey, Exception] = {}
     seen = ctx.in_parallel(lambda key: _guarded(errors, [key], lambda: _look(ctx, by_job[key])), by_job)
-    _settle(ctx, [sighting for sightings in seen for sighting in sightings or ()], errors)
-    for (key, job_versions), sightings in zip(by_job.items(), seen, strict=True):
-        if key not in errors and sightings is not None:
+    _settle(ctx, [sighting for found in seen if found is not None for sighting in found.sightings], errors)
+    for found in seen:
+        if found is not None:
+            _tell_dependents(ctx, found.ends_for, errors)
+    for (key, job_versions), found in zip(by_job.items(), seen, strict=True):
+        if key not in errors and found is not None:
             _guarded(errors, [key], lambda versions=job_versions: _bury(ctx, versions))  # type: ignore[misc]
     if errors:
         raise MatchFailed(errors)
@@ -67,29 +83,36 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
     """Match a batch of the stream's records of jobs; what failed, by sequence number, has to be delivered again."""
     failed: dict[str, Exception] = {}
     versions: dict[str, Job] = {}
-    mutexes: dict[tuple[str, str], str] = {}
     for record in records:
-        try:
+        with _owned_by(failed, record.sequence_number):
             if (told := new_version(record)) is not None:
                 job, before = told
                 versions[record.sequence_number] = job
                 wake_for_job(ctx, job, before)
-                if job.mutex_key is not None and (job.ended or job.place_in_line is not None):
-                    mutexes[job.namespace, job.mutex_key] = record.sequence_number
-        except Exception as error:
-            failed[record.sequence_number] = error
+    newest = {(job.namespace, job.job_id): sequence_number for sequence_number, job in versions.items()}
+    ctx.in_parallel(lambda number: _attend(ctx, number, versions[number], failed), newest.values())
     try:
         match(ctx, versions.values())
     except MatchFailed as error:
         for sequence_number, job in versions.items():
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
                 failed[sequence_number] = reason
-    for (namespace, name), sequence_number in mutexes.items():
-        try:
-            hand_over(ctx, namespace, name, by="matcher")
-        except Exception as error:
-            failed[sequence_number] = error
     return failed
+
+
+def attend(ctx: Context, job: Job) -> None:
+    """What follows from a job as it is now, besides that others waited for what it is."""
+    if job.to_dispatch:
+        dispatch(ctx, job.namespace, job.job_id, by="matcher")
+    if job.waits_for_others:
+        watch(ctx, job)
+    if job.concerns_line:
+        hand_over(ctx, job.namespace, str(job.mutex_key), by="matcher")
+
+
+def _attend(ctx: Context, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:
+    with _owned_by(failed, sequence_number):
+        attend(ctx, job)
 
 
 def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:
@@ -104,6 +127,7 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
         page = ctx.waits.interests(namespace, job_id, limit=NARROW, cursor=cursor)
         errors: dict[JobKey, Exception] = {}
         _settle(ctx, _sightings(ctx, page.interests, versions), errors)
+        _tell_dependents(ctx, _ends_for(page.dependents, versions), errors)
         if errors:
             raise MatchFailed(errors)
         if page.cursor is None:
@@ -115,20 +139,20 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
         cursor = page.cursor
 
 
-def _look(ctx: Context, versions: Sequence[Job]) -> list[Sighting] | None:
+def _look(ctx: Context, versions: Sequence[Job]) -> Seen | None:
     """What these versions of a job decide; None when that is left to the pager."""
     namespace, job_id = versions[0].namespace, versions[0].job_id
     page = ctx.waits.interests(namespace, job_id, limit=NARROW + 1)
     if page.backlog or page.cursor is not None:
         _queue_up(ctx, versions)
         return None
-    return _sightings(ctx, page.interests, versions)
+    return Seen(sightings=_sightings(ctx, page.interests, versions), ends_for=_ends_for(page.dependents, versions))
 
 
 def _bury(ctx: Context, versions: Sequence[Job]) -> None:
     """Of a deleted job, whose last version was matched, only the tombstone is kept."""
     if versions[-1].deleted:
-        ctx.jobs.purge(versions[-1].namespace, versions[-1].job_id)
+        ctx.jobs.purge(versions[-1])
 
 
 def _sightings(ctx: Context, interests: Iterable[Interest], versions: Sequence[Job]) -> list[Sighting]:
@@ -141,6 +165,30 @@ def _sightings(ctx: Context, interests: Iterable[Interest], versions: Sequence[J
                 found.append(Sighting(namespace=job.namespace, interest=interest, outcome=outcome))
                 break
     return found
+
+
+def _ends_for(dependents: Iterable[Dependent], versions: Sequence[Job]) -> list[tuple[Dependent, Job]]:
+    """For each dependent the first of these versions that tells of the job's end, if any does."""
+    found: list[tuple[Dependent, Job]] = []
+    for dependent in dependents:
+        ended = (job for job in versions if job.ended and job.version > dependent.known_version)
+        found += [(dependent, job) for job in islice(ended, 1)]
+    return found
+
+
+def _tell_dependents(ctx: Context, ends_for: Sequence[tuple[Dependent, Job]], errors: dict[JobKey, Exception]) -> None:
+    """Have jobs hear of the end of one that they depend on, then forget that they wait for it."""
+
+    def tell(each: tuple[Dependent, Job]) -> None:
+        dependent, job = each
+
+        def work() -> None:
+            heard(ctx, dependent, job)
+            ctx.dependencies.remove_dependents(job.namespace, [(job.job_id, dependent)])
+
+        _guarded(errors, [(job.namespace, job.job_id)], work)
+
+    ctx.in_parallel(tell, ends_for)
 
 
 def _settle(ctx: Context, sightings: Sequence[Sighting], errors: dict[JobKey, Exception]) -> None:
@@ -184,6 +232,15 @@ def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
             ctx.queues.wide_work([WideWork(group=f"{first.namespace}#{first.job_id}", body=body)])
             rows = []
         rows.append(row)
+
+
+@contextmanager
+def _owned_by(failed: dict[str, Exception], sequence_number: str) -> Iterator[None]:
+    """What goes wrong in here has this record delivered again, and no other."""
+    try:
+        yield
+    except Exception as error:
+        failed.setdefault(sequence_number, error)
 
 
 def _guarded(errors: dict[JobKey, Exception], jobs: Iterable[JobKey], work: Callable[[], T]) -> T | None:

@@ -10,6 +10,7 @@ from vigil_core.services import register_wait, resolve_wait, tell_webhooks
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.mind_queue import mind_queue
+from vigil_core.services.run_schedule import run_schedule
 from vigil_core.services.take_holds import hand_over
 from vigil_core.store.keys import DUE_SHARDS
 from vigil_core.store.schedule import Due
@@ -47,10 +48,18 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             return 1
         case "wait_expiry":
             return _look_after(ctx, Due(kind="wait_expiry", namespace=namespace, entity_id=entity_id))
+        case "queue":
+            return mind_queue(ctx, namespace, entity_id)
         case "delivery":
             return _look_after(ctx, Due(kind="delivery", namespace=namespace, entity_id=entity_id))
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
+
+
+def on_alarm(ctx: Context, alarm: Mapping[str, JsonValue]) -> None:
+    """The time for which a schedule was armed has come."""
+    namespace, name, generation = (str(alarm[part]) for part in ("namespace", "schedule", "generation"))
+    run_schedule(ctx, namespace, name, generation=generation)
 
 
 def sweep(ctx: Context, shard: int) -> int:
@@ -98,4 +107,6 @@ def _look_after(ctx: Context, due: Due) -> int:
             register_wait.resume_registration(ctx, due.namespace, due.entity_id)
         case "delivery":
             tell_webhooks.hand_over_again(ctx, due.namespace, due.entity_id)
+        case "schedule":
+            run_schedule(ctx, due.namespace, due.entity_id)
     return 1

@@ -27,6 +27,11 @@ def wake_for_job(ctx: Context, job: Job, before: Job | None) -> None:
         _wake(ctx, "job", job.namespace, job.job_id, at)
 
 
+def wake_for_queue(ctx: Context, namespace: str, queue: str) -> None:
+    """Have the clock look after a queue now: it was resumed, and holds jobs that Vigil dispatches."""
+    ctx.queues.wake_up(dumps({"kind": "queue", "namespace": namespace, "id": queue}), 0)
+
+
 def _wake(ctx: Context, kind: str, namespace: str, entity_id: str, at: datetime) -> None:
     left_s = (at - ctx.now()).total_seconds()
     if left_s > LONGEST_DELAY_S:

@@ -3,6 +3,7 @@ acts on one reads the job itself and writes on a condition."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ class JobQueueStore:
             ReadyJob(job_id=keys.job_of_queue(row["g1sk"]), rank=int(row["g1sk"].split("#")[0])) for row in page.rows
         ]
 
+    def to_dispatch(self, namespace: str, queue: str, limit: int) -> list[str]:
+        """The ids of the first jobs that Vigil itself is to set going: by priority, then by age."""
+        page = self._table.query_page(keys.jobs_to_dispatch(namespace, queue), index="due", limit=limit)
+        return [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+
     def overdue(self, namespace: str, queue: str, status: str, now: datetime, limit: int) -> list[str]:
         """The ids of jobs of this status that time has changed by now, the longest overdue first."""
         bounds = (f"{status}#", f"{status}#{to_text(now)}~")
@@ -90,9 +96,17 @@ class JobQueueStore:
             yield keys.job_of_queue(row["g1sk"])
 
     def ready_by_priority(self, namespace: str, queue: str) -> Mapping[Priority, int]:
-        """How many jobs are ready."""
+        """How many jobs workers may have."""
         partition = keys.ready_jobs(namespace, queue)
         return {name: self._table.count(partition, begins=f"{rank}#", index="due") for name, rank in RANKS.items()}
+
+    def held_by_priority(self, namespace: str, queue: str) -> tuple[Mapping[Priority, int], datetime | None]:
+        """How many jobs Vigil has yet to set going, and since when the oldest of them waits: usually none does, but for
+        a paused queue."""
+        rows = query_all(self._table, keys.jobs_to_dispatch(namespace, queue), index="due")
+        since = [(int(row["g1sk"].split("#")[0]), keys.timed_at(row["g1sk"])) for row in rows]
+        counted = Counter(rank for rank, _ in since)
+        return {name: counted[rank] for name, rank in RANKS.items()}, min((at for _, at in since), default=None)
 
     def watched_by_status(self, namespace: str, queue: str) -> Mapping[str, int]:
         """How many jobs of each other status the index shows; of the running those that have a lease or a timeout."""
@@ -106,6 +120,16 @@ class JobQueueStore:
         for rank in RANKS.values():
             firsts += self._table.query_page(partition, index="due", begins=f"{rank}#", limit=1).rows
         return min((keys.timed_at(row["g1sk"]) for row in firsts), default=None)
+
+    def ready_since(self, namespace: str, queue: str, *, before: datetime, limit: int) -> list[str]:
+        """The ids of jobs that have been ready since before that time, of each priority the oldest."""
+        partition = keys.ready_jobs(namespace, queue)
+        found: list[str] = []
+        for rank in RANKS.values():
+            bounds = (f"{rank}#", f"{rank}#{to_text(before)}")
+            page = self._table.query_page(partition, index="due", between=bounds, limit=limit)
+            found += [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+        return found
 
     def note_worker(self, namespace: str, queue: str, worker: str, *, now: datetime, granted: bool) -> None:
         """A worker has asked for jobs, and was given some or not."""

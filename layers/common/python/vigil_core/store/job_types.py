@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vigil_core.domain.job_types import JobType
@@ -43,6 +43,23 @@ class JobTypeStore:
         condition = ABSENT if before is None else version_is(before.version)
         self._table.put(Put(row=_to_row(after), condition=condition))
 
+    def keep_target(self, job_type: JobType) -> None:
+        """Store the type's target under its own name, before the type and its jobs: it stays, whatever becomes of
+        them."""
+        if job_type.target is None or job_type.target_ref is None:
+            return
+        pk, sk = keys.target(job_type.namespace, job_type.target_ref)
+        row = {"pk": pk, "sk": sk, "entity": "target", "schema_version": 1, "target": dumps(job_type.target)}
+        self._table.put(Put(row=row))
+
+    def target(self, namespace: str, target_ref: str) -> Mapping[str, Any]:
+        """What a job that was created with it has run. One consistent read."""
+        row = self._table.get(keys.target(namespace, target_ref))
+        if row is None:
+            raise LookupError(f"there is no target {target_ref}")
+        document: Any = loads(row["target"])
+        return dict(document)
+
     def remove(self, namespace: str, name: str) -> bool:
         """Remove a type; whether there was one."""
         try:
@@ -65,6 +82,7 @@ def _to_row(job_type: JobType) -> Row:
         # As text, so that what goes in comes out, number for number.
         "defaults": dumps(job_type.defaults) if job_type.defaults else None,
         "payload_schema": None if job_type.payload_schema is None else dumps(job_type.payload_schema),
+        "target": None if job_type.target is None else dumps(job_type.target),
         "description": job_type.description,
         "created_at": to_text(job_type.created_at),
         "updated_at": to_text(job_type.updated_at),
@@ -75,6 +93,7 @@ def _to_row(job_type: JobType) -> Row:
 def _of_row(namespace: str, row: Row) -> JobType:
     defaults: Any = loads(row.get("defaults", "{}"))
     schema: Any = loads(row["payload_schema"]) if "payload_schema" in row else None
+    target: Any = loads(row["target"]) if "target" in row else None
     return JobType(
         namespace=namespace,
         name=row["sk"],
@@ -83,6 +102,7 @@ def _of_row(namespace: str, row: Row) -> JobType:
         stages=tuple(row["stages"]),
         defaults=defaults,
         payload_schema=schema,
+        target=target,
         description=row.get("description"),
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),

@@ -21,7 +21,7 @@ CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
 Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -55,8 +55,34 @@ def result(namespace: str, job_id: str, attempt: int, nonce: str) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"R#{attempt:05}#{nonce}")
 
 
+def dependencies(namespace: str, job_id: str, attempt: int) -> Key:
+    return Key(f"{namespace}#job#{job_id}", f"D#{attempt:05}")
+
+
 def log(namespace: str, job_id: str, first_version: int) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
+
+
+# Payloads and results too large for a row: objects, named after the rows that they stand for
+def object_ref(size: int | None, sk: str) -> str:
+    """The pointer to an object of so many bytes of JSON; without a size, of anything that somebody has uploaded."""
+    return f"@{'' if size is None else size}@{sk}"
+
+
+def parse_object_ref(ref: str) -> tuple[int | None, str] | None:
+    """(size, sort key): the inverse of `object_ref`; None for the pointer to a row."""
+    if not ref.startswith("@"):
+        return None
+    size, sk = ref[1:].split("@")
+    return int(size) if size else None, sk
+
+
+def object_name(namespace: str, job_id: str, sk: str) -> str:
+    return f"bodies/{namespace}/{job_id}/{sk.replace('#', '/')}"
+
+
+def upload_name(namespace: str, upload_id: str) -> str:
+    return f"uploads/{namespace}/{upload_id}"
 
 
 def hold(namespace: str, kind: HoldKind, name: str) -> Key:
@@ -98,9 +124,14 @@ def claim(namespace: str, queue_name: str, claim_id: str) -> Key:
     return Key(f"{namespace}#claim#{digest}", "A")
 
 
-# Jobs of a queue that have not ended, in index `due`: those that workers may have, and those that time will change
+# Jobs of a queue that have not ended, in index `due`: those that workers may have, those that Vigil itself has yet to
+# dispatch, and those that time will change
 def ready_jobs(namespace: str, queue_name: str) -> str:
     return f"{namespace}#ready#{queue_name}"
+
+
+def jobs_to_dispatch(namespace: str, queue_name: str) -> str:
+    return f"{namespace}#dispatch#{queue_name}"
 
 
 def ready_job(rank: int, since: datetime, job_id: str) -> str:
@@ -121,7 +152,7 @@ def job_of_queue(g1sk: str) -> str:
 
 
 def timed_at(g1sk: str) -> datetime:
-    """When a job is due: of `timed_job`."""
+    """When a job is due, or since when it is ready: of `timed_job` and `ready_job`."""
     return from_text(g1sk.split("#")[1])
 
 
@@ -137,6 +168,10 @@ def job_types(namespace: str) -> str:
 
 def job_type(namespace: str, name: str) -> Key:
     return Key(job_types(namespace), name)
+
+
+def target(namespace: str, target_ref: str) -> Key:
+    return Key(f"{namespace}#targets", target_ref)
 
 
 # Webhooks
@@ -165,6 +200,15 @@ def parse_delivery_due_id(entity_id: str) -> tuple[str, str]:
     """(webhook, delivery id): the inverse of `delivery_due_id`."""
     delivery_id, _, webhook_name = entity_id.partition("#")
     return webhook_name, delivery_id
+
+
+# Schedules
+def schedules(namespace: str) -> str:
+    return f"{namespace}#schedules"
+
+
+def schedule(namespace: str, name: str) -> Key:
+    return Key(schedules(namespace), name)
 
 
 # Waits

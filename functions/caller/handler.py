@@ -1,0 +1,21 @@
+"""Calls the HTTP targets of jobs. Invoked asynchronously by whoever dispatches a job, once for each attempt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from vigil_core import wiring
+from vigil_core.services.call_target import call_target
+
+logger = Logger()
+
+
+def handler(event: dict[str, Any], context: object) -> None:
+    """One call. Neither what is sent nor what comes back is logged."""
+    outcome = call_target(wiring.context(), wiring.outgoing(), wiring.secret_values(), event)
+    logger.info(
+        "called",
+        extra={"action": "call", "namespace": event["namespace"], "job_id": event["job_id"], "outcome": outcome},
+    )

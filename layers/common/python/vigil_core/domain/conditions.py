@@ -1,0 +1,95 @@
+"""Conditions on the results of other jobs: JMESPath, evaluated on a budget. Pure.
+
+https://jmespath.org/specification.html. An expression of a few characters can double a list with each step, so what an
+evaluation may do is counted: steps, and the sizes of what they make.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jmespath
+from jmespath.visitor import TreeInterpreter
+
+MAX_CHARS = 1_024
+BUDGET = 200_000
+"""Steps of an evaluation, and elements and characters that they make, all together."""
+
+
+class ConditionError(Exception):
+    """The condition cannot be understood, or not be evaluated on these results; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What a condition sees of a job: `result` is JSON text, None when there is none."""
+
+    job_id: str
+    status: str
+    health: str | None
+    result: str | None
+    left_out: bool = False
+    """Whether there is a result that is too large to be shown here."""
+
+
+def check(condition: str) -> None:
+    """Raise ConditionError when the text is no JMESPath expression."""
+    _parsed(condition)
+
+
+def evaluate(condition: str, inputs: Sequence[Input]) -> bool:
+    """Whether the condition holds: false is what JMESPath calls false.
+
+    Each job is an object under its id (`"<id>".result.rows`, `"<id>".status`), and what their results say, as far as
+    these are objects, is at the root: of two the later, before both the ids.
+
+    Raises:
+        ConditionError: with the reason.
+    """
+    seen: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    try:
+        for each in inputs:
+            # Conditions compare numbers as JMESPath's own literals are read: as floats and integers.
+            result = None if each.result is None else json.loads(each.result)
+            shown[each.job_id] = {"status": each.status, "job_health": each.health, "result": result}
+            seen |= result if isinstance(result, Mapping) else {}
+        found = _Counting().visit(_parsed(condition), seen | shown)
+    except ConditionError:
+        raise
+    except RecursionError as error:
+        raise ConditionError("it is nested too deeply") from error
+    except Exception as error:
+        raise ConditionError(f"{type(error).__name__}: {error}"[:500]) from error
+    return found is True or not (found is False or found is None or found in ("", [], {}))
+
+
+def _parsed(condition: str) -> Any:
+    try:
+        return jmespath.compile(condition).parsed
+    except RecursionError as error:
+        raise ConditionError("it is nested too deeply") from error
+    except Exception as error:
+        raise ConditionError(" ".join(str(error).split())[:500]) from error
+
+
+class _Counting(TreeInterpreter):
+    """An interpreter that gives up when its budget is spent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = BUDGET
+
+    def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        self._spend(1)
+        made = super().visit(node, *args, **kwargs)
+        self._spend(len(made) if isinstance(made, str | list | dict) and node["type"] != "current" else 0)
+        return made
+
+    def _spend(self, cost: int) -> None:
+        self._left -= cost
+        if self._left < 0:
+            raise ConditionError("it takes too many steps")

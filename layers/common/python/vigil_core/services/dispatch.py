@@ -1,0 +1,95 @@
+"""Set a job going whose executor is Vigil's own to call: claimed first, like by a worker, and then handed over.
+
+Whoever dies in between leaves a job under a lease that nobody extends: it is taken back when that has run out.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+
+from vigil_core.domain import jobs
+from vigil_core.domain.attempts import Lease
+from vigil_core.domain.errors import StoreConflict
+from vigil_core.domain.executors import ExecutorBusy, ExecutorRefused, LambdaTarget
+from vigil_core.domain.jobs import Job, JobError
+from vigil_core.domain.jsontext import JsonValue, dumps, loads
+from vigil_core.domain.times import to_text
+from vigil_core.services.change_job import ATTEMPTS, NO_LONGER_OURS, fail, put_off
+from vigil_core.services.context import Context
+
+HANDOVER_LEASE_S = 90
+"""How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
+MAX_EVENT_BYTES = 240 * 1024
+"""What an asynchronous invocation takes, with room to spare: a job's payload beyond that is fetched by its function.
+https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
+BUSY_PAUSE = timedelta(seconds=60)
+
+
+def dispatch(ctx: Context, namespace: str, job_id: str, *, by: str) -> bool:
+    """Set a job going, if it is still to be; whether that was done. A job of a paused queue is left to the sweep."""
+    for attempt in range(ATTEMPTS):
+        with suppress(StoreConflict):
+            return _dispatch(ctx, namespace, job_id, by)
+        ctx.sleep(0.01 * attempt)
+    return False
+
+
+def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
+    """Raises StoreConflict when somebody was changing the job at this moment."""
+    job = ctx.jobs.find(namespace, job_id)
+    if job is None or job.deleted or not job.to_dispatch or job.target_ref is None:
+        return False
+    if ctx.job_queues.is_paused(namespace, job.queue):
+        return False
+    target = LambdaTarget.of(ctx.job_types.target(namespace, job.target_ref)) if job.executor == "lambda" else None
+    now, length_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
+    lease = Lease(
+        token=ctx.new_id(),
+        worker=f"executor {job.executor}",
+        length_s=length_s,
+        until=now + timedelta(seconds=length_s),
+    )
+    running = jobs.claim(job, lease, now=now, by=by)
+    ctx.jobs.save(job, running)
+    try:
+        if target is None:
+            ctx.executors.call(dumps({"namespace": namespace, "job_id": job_id, "lease_token": lease.token}))
+        else:
+            ctx.executors.invoke(target.function, _event(ctx, running, lease))
+    except ExecutorRefused as refusal:
+        error = JobError(code=refusal.code, message=refusal.message)
+        with suppress(*NO_LONGER_OURS):
+            fail(ctx, namespace, job_id, error, by=by, retryable=False, lease_token=lease.token)
+    except ExecutorBusy:
+        # It may have been handed over all the same: whoever got it then finds that the lease is gone.
+        with suppress(*NO_LONGER_OURS):
+            put_off(ctx, namespace, job_id, ctx.now() + BUSY_PAUSE, by=by, lease_token=lease.token)
+    return True
+
+
+def _event(ctx: Context, job: Job, lease: Lease) -> str:
+    """What a function is told of a job. Its payload is null, and `payload_left_out` true, where it is too large."""
+    text = ctx.jobs.bodies(job).payload
+    event: dict[str, JsonValue] = {
+        "job_id": job.job_id,
+        "namespace": job.namespace,
+        "job_type": job.job_type,
+        "name": job.name,
+        "queue": job.queue,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "lease_token": lease.token,
+        "lease": lease.length_s,
+        "lease_expires_at": to_text(lease.until),
+        "fields": job.fields,
+        "tags": list(job.tags),
+        "trace_id": job.trace_id,
+        "correlation_id": job.correlation_id,
+        "payload_left_out": False,
+        "payload": None if text is None else loads(text),
+    }
+    whole = dumps(event)
+    if len(whole.encode()) <= MAX_EVENT_BYTES:
+        return whole
+    return dumps({**event, "payload_left_out": True, "payload": None})

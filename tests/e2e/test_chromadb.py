@@ -1,0 +1,90 @@
+"""A job that calls an external HTTP API and keeps its answer: ChromaDB, the real one, by the example's own script."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import ROOT, free_port
+from tests.e2e.harness import Client, Key, eventually
+from vigil.local import Stack
+
+PYTHON = Path(sys.prefix) / "chroma/bin/python"
+RUN = "import sys, chromadb_rust_bindings; chromadb_rust_bindings.cli(['chroma', 'run', *sys.argv[1:]])"
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def chroma(tmp_path: Path) -> Iterator[str]:
+    """Where a new ChromaDB serves."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with (tmp_path / "chroma.log").open("wb") as log:
+        command = [
+            str(PYTHON),
+            "-c",
+            RUN,
+            "--path",
+            str(tmp_path / "chroma"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            with httpx.Client(trust_env=False) as http:
+
+                def up() -> bool:
+                    assert server.poll() is None, (tmp_path / "chroma.log").read_text()
+                    try:
+                        return http.get(f"{url}/api/v2/heartbeat").is_success
+                    except httpx.TransportError:
+                        return False
+
+                eventually(up, 30)
+            yield url
+        finally:
+            server.kill()
+            server.wait()
+
+
+def test_a_collection_is_created_filled_and_queried(
+    stack: Stack, key: Key, client: Client, chroma: str, tmp_path: Path
+) -> None:
+    curl = tmp_path / "bin/curl"
+    curl.parent.mkdir()
+    curl.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/support/curl.py "$@"\n')
+    curl.chmod(0o755)
+    environment = {
+        "PATH": f"{curl.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "VIGIL_URL": stack.api_url, "VIGIL_KEY": key.token,
+    }  # fmt: skip
+    script = [str(ROOT / "examples/chromadb/collection.sh"), chroma]
+    for _ in range(2):  # whatever a job did, it can be done again
+        ran = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert (ran.returncode, ran.stdout) == (0, '"pear","apple"\n'), ran.stderr
+    created, filled, found = (
+        client.get(f"/v1/jobs?job_type={name}")["jobs"][0]["job_id"]
+        for name in ("create_collection", "add_documents", "query_documents")
+    )
+    collection = client.get(f"/v1/jobs/{created}/result")["result"]["body"]
+    assert (collection["name"], collection["metadata"]) == ("fruit", {"description": "What grows on trees"})
+    assert client.get(f"/v1/jobs/{filled}")["payload"]["collection"] == collection["id"]
+    answer = client.get(f"/v1/jobs/{found}/result")["result"]
+    assert (answer["status"], answer["body"]["documents"]) == (200, [["A pear", "An apple"]])
+
+
+def test_what_it_refuses_is_the_jobs_error(client: Client, chroma: str) -> None:
+    target = {"url": f"{chroma}/api/v2/tenants/default_tenant/databases/default_database/collections", "body": {}}
+    client.call("PUT", "/v1/job-types/create_nothing", {"executor": "http", "target": target})
+    job = client.post("/v1/jobs", {"job_type": "create_nothing", "retry": {}}, prefer="wait=20")
+    assert job["status"] == "failed"
+    assert job["error"]["code"].startswith("HTTP_4")

@@ -1,0 +1,69 @@
+"""Jobs that wait for other jobs, on the deployed stack."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.harness import Client, eventually, problem
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def status(client: Client, job_id: str) -> str:
+    return str(client.get(f"/v1/jobs/{job_id}/status")["status"])
+
+
+def test_a_job_waits_for_others_and_is_handed_their_results(client: Client) -> None:
+    extract, validate = client.running(), client.running()
+    report = client.job(
+        queue="reports", depends_on=[extract, validate], condition="validation_status == 'valid' && rows > `0`"
+    )
+    client.complete(extract, result={"rows": 3})
+    shown = client.get(f"/v1/jobs/{report}")
+    assert (shown["status"], shown["waiting_for"]) == ("waiting", {"mutex": None, "jobs": [extract, validate]})
+    assert client.post("/v1/queues/reports/claim", {}, prefer="wait=0")["jobs"] == []
+    client.complete(validate, result={"validation_status": "valid"})
+    (job,) = client.post("/v1/queues/reports/claim", {}, prefer="wait=10")["jobs"]
+    assert job["dependencies"][extract] == {
+        "status": "completed", "job_health": "success", "result": {"rows": 3}, "truncated": False,
+    }  # fmt: skip
+    assert job["verdict"]["inputs"] == {"total": 2, "success": 2, "failed": 0, "skipped": 0, "cancelled": 0}
+
+
+def test_what_can_no_longer_run_is_skipped_down_the_chain(client: Client) -> None:
+    first = client.running()
+    second = client.job(depends_on=[first])
+    third = client.job(depends_on=[second])
+    anyway = client.job(depends_on=[second], trigger_rule="all_done")
+    waiting = client.wait({third: None})
+    client.fail(first)
+    assert client.ended(waiting)["waited_jobs"] == {third: {"job_stage": "incomplete"}}
+    skipped = client.get(f"/v1/jobs/{third}")
+    assert (skipped["status"], skipped["job_health"], skipped["dependency_status"]) == ("skipped", "skipped", "failed")
+    assert skipped["verdict"]["reason"] == "all_success can no longer hold: of 1 dependencies 1 failed"
+    eventually(lambda: status(client, anyway) == "pending")
+    history = client.get(f"/v1/jobs/{anyway}/events")["events"]
+    assert [(line["event"], line["why"]) for line in history] == [("created", None), ("ready", "dependencies")]
+
+
+def test_both_ends_of_a_dependency_are_shown(client: Client) -> None:
+    first = client.job(name="first")
+    second = client.job(name="second", depends_on=[first])
+    eventually(lambda: client.get(f"/v1/jobs/{first}/dependencies")["dependents"])
+    (behind,) = client.get(f"/v1/jobs/{first}/dependencies")["dependents"]
+    assert (behind["job_id"], behind["status"], behind["dependency_status"]) == (second, "waiting", "waiting")
+    (before,) = client.get(f"/v1/jobs/{second}/dependencies")["depends_on"]
+    assert (before["job_id"], before["name"], before["status"]) == (first, "first", "pending")
+
+
+def test_dependencies_come_before_priorities(client: Client) -> None:
+    first = client.job(priority="low")
+    client.job(priority="critical", depends_on=[first])
+    (job,) = client.post("/v1/queues/default/claim", {"max": 10}, prefer="wait=5")["jobs"]
+    assert job["job_id"] == first
+
+
+def test_another_tenants_job_is_no_dependency(client: Client, stranger: Client) -> None:
+    job_id = client.job()
+    answer = stranger.call("POST", "/v1/jobs", {"job_type": "t", "depends_on": [job_id]})
+    assert problem(answer, 422, "MISSING_DEPENDENCY")["errors"][0]["pointer"] == "/depends_on/0"

@@ -1,0 +1,126 @@
+"""Operations of which only one may run at a time, by the example's own function, template and job types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import ROOT
+from tests.e2e.harness import Aws, Client, eventually, problem, said
+from vigil.local import Stack, sam
+from vigil.local.stack import client_config, session
+
+COLONY = ROOT / "examples/colony"
+OPERATIONS = ("cache_refresh", "cache_upload", "search_subject")
+BUSY = "Another operation is already running"
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def colony(stack: Stack, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The example, deployed as its page says; a client in its namespace."""
+    key = aws.key()
+    worker = aws.key("work", namespace=key.namespace)
+    ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
+    ssm.put_parameter(Name="/colony/vigil-key", Value=worker.token, Type="SecureString")
+    matcher = aws.functions.get_function_configuration(FunctionName=aws.function_names["matcher"])
+    bucket = "colony-artifacts"
+    aws.buckets.create_bucket(Bucket=bucket)
+    directory = tmp_path_factory.mktemp("colony")
+    for name in ("template.yaml", "operations.py"):
+        (directory / name).write_bytes((COLONY / name).read_bytes())
+    sam.deploy(
+        ROOT,
+        directory / "template.yaml",
+        directory / "deploy.log",
+        endpoint_url=stack.endpoint_url,
+        stack_name="colony",
+        bucket=bucket,
+        parameters={"VigilApiUrl": stack.api_url, "VigilLayer": matcher["Layers"][0]["Arn"]},
+        tags={"of": "the-tests"},
+    )
+    with Client(stack, key.token) as client:
+        for name in OPERATIONS:
+            said(client.call("PUT", f"/v1/job-types/{name}", json.loads((COLONY / f"{name}.json").read_text())), 201)
+        yield client
+
+
+def start(client: Client, operation: str, payload: Any = None, *, status: int = 202, hold_s: int = 0) -> Any:
+    """Start an operation once no other runs; the answer, which has this status."""
+
+    def ask() -> httpx.Response:
+        wanted = {"job_type": operation, "payload": payload}
+        answer = client.call("POST", "/v1/jobs", wanted, prefer=f"wait={hold_s}")
+        assert answer.status_code != 409
+        return answer
+
+    return said(eventually(ask, 40), status)
+
+
+def over(client: Client, job_id: str) -> Any:
+    return eventually(lambda: (job := client.get(f"/v1/jobs/{job_id}"))["finished_at"] and job, 40)
+
+
+def test_start_by_type_then_follow_progress_then_get_the_result(colony: Client) -> None:
+    started = start(colony, "cache_refresh", {"depth": 5})
+    job_id = started["job_id"]
+    assert (started["status"], started["message"]) == ("pending", "cache_refresh job created")
+    assert started["timestamp"]
+    unfinished = problem(colony.call("GET", f"/v1/jobs/{job_id}/result"), 409, "JOB_NOT_COMPLETED")
+    assert unfinished["message"] == f"Job {job_id} is not yet completed"
+    halfway = eventually(lambda: (s := colony.get(f"/v1/jobs/{job_id}/status"))["progress"] and s, 30)
+    assert halfway["status"] == "running"
+    assert 0 < halfway["progress"] < 1
+    assert halfway["message"].startswith("Refreshing level")
+    assert over(colony, job_id)["progress"] == 1
+    assert colony.get(f"/v1/jobs/{job_id}/result") == {
+        "job_id": job_id,
+        "status": "completed",
+        "result": {"status": "success", "message": "Cache refreshed successfully"},
+        "error": None,
+    }
+
+
+def test_only_one_operation_runs_at_a_time(colony: Client) -> None:
+    job_id = start(colony, "cache_refresh", {"depth": 6})["job_id"]
+    for operation in OPERATIONS:
+        wanted = {"job_type": operation, "payload": {"subject": "ada"} if operation == "search_subject" else None}
+        refused = problem(colony.call("POST", "/v1/jobs", wanted), 409, "JOB_CREATION_FAILED")
+        assert refused["message"] == BUSY
+    assert over(colony, job_id)["status"] == "completed"
+    assert over(colony, start(colony, "cache_upload")["job_id"])["result"] == {"uploaded": 3}
+
+
+def test_the_synchronous_form_answers_with_the_result(colony: Client) -> None:
+    job = start(colony, "search_subject", {"subject": "ada"}, status=200, hold_s=25)
+    assert (job["status"], job["result"]["found"]) == ("completed", ["Notes on the engine", "Letters"])
+
+
+def test_a_failed_operation_says_why_and_frees_the_way(colony: Client) -> None:
+    job = over(colony, start(colony, "search_subject", {"subject": "nobody"})["job_id"])
+    assert (job["status"], job["error"]["code"]) == ("failed", "Permanent")
+    assert job["error"]["message"].startswith("nothing is known of nobody")
+    result = colony.get(f"/v1/jobs/{job['job_id']}/result")
+    assert (result["status"], result["result"], result["error"]) == ("failed", None, job["error"])
+    assert over(colony, start(colony, "search_subject", {"subject": "grace"})["job_id"])["status"] == "completed"
+
+
+def test_a_cancelled_operation_frees_the_way(colony: Client) -> None:
+    job_id = start(colony, "cache_refresh", {"depth": 100})["job_id"]
+    eventually(lambda: colony.get(f"/v1/jobs/{job_id}/status")["progress"], 30)
+    colony.post(f"/v1/jobs/{job_id}/cancel", status=202)
+    assert over(colony, job_id)["status"] == "cancelled"
+    assert over(colony, start(colony, "cache_upload")["job_id"])["status"] == "completed"
+
+
+def test_unknown_operations_and_strangers_are_refused(colony: Client, stack: Stack) -> None:
+    unknown = problem(colony.call("GET", "/v1/jobs/abc123"), 404, "JOB_NOT_FOUND")
+    assert unknown["message"] == "Job with ID abc123 not found"
+    problem(colony.call("GET", "/v1/jobs/abc123/result"), 404, "JOB_NOT_FOUND")
+    with Client(stack, None) as stranger:
+        assert stranger.call("POST", "/v1/jobs", {"job_type": "cache_refresh"}).status_code == 401

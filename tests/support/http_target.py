@@ -1,0 +1,104 @@
+"""An HTTP server that answers as it was told to, and keeps what it was asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, and when it came in monotonic time. Header names are lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    at: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to answer, after so many seconds or once `release` is called."""
+
+    status: int = 200
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    after_s: float = 0
+    held: bool = False
+
+
+class HttpTarget:
+    """Answers each path by its replies in turn, and with the last of them from then on; 404 where there are none."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked: list[Asked] = []
+        self._replies: dict[str, list[Reply]] = {}
+        self._released = threading.Event()
+
+    def replies(self, path: str, *replies: Reply) -> None:
+        """What to answer to requests for this path, whatever their query."""
+        self._replies[path] = list(replies)
+
+    def release(self) -> None:
+        """Answer what is held."""
+        self._released.set()
+
+    def requests(self, path: str) -> list[Asked]:
+        """What was asked of a path."""
+        return [asked for asked in self.asked if asked.path.partition("?")[0] == path]
+
+    def _reply(self, path: str) -> Reply:
+        left = self._replies.get(path.partition("?")[0], [Reply(404)])
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    @contextmanager
+    def serving(self) -> Iterator[HttpTarget]:
+        """On a free port of 127.0.0.1 while the block runs."""
+        target = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                target.asked.append(Asked(self.command, self.path, headers, body, time.monotonic()))
+                reply = target._reply(self.path)
+                if reply.held:
+                    target._released.wait(60)
+                time.sleep(reply.after_s)
+                content = b"" if reply.body is None else json.dumps(reply.body).encode()
+                self.send_response(reply.status)
+                given = {"content-type": "application/json", "content-length": str(len(content)), **reply.headers}
+                for name, value in given.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # Whoever asked may have gone.
+                    super().handle()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.release()
+            server.shutdown()
+            thread.join()
+            server.server_close()

@@ -1,0 +1,226 @@
+"""What reports for a Lambda function, against a server that is like Vigil and now and then fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fake_vigil import API_KEY, FakeVigil
+from tests.support.pages import python_session
+from vigil.client import Vigil
+from vigil_core import tasks
+from vigil_core.tasks import Cancelled, Permanent, Task, TaskError, Work, task
+
+DEADLINE_S = 20
+
+
+class Context:
+    def __init__(self, left_s: float = 60) -> None:
+        self._ends_at = time.monotonic() + left_s
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(1000 * (self._ends_at - time.monotonic()))
+
+
+@pytest.fixture(autouse=True)
+def environment(fake: FakeVigil, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIGIL_API_URL", fake.url)
+    monkeypatch.setenv("VIGIL_API_KEY", API_KEY)
+    monkeypatch.setattr(tasks, "_KEY", tasks._Key())
+
+
+def handed_over(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, Any]:
+    """The event of a new job, as Vigil would have made it."""
+    client.submit("resize", queue="q", **wanted)
+    (job,) = client.claim("q", lease=60)
+    names = ("job_id", "job_type", "name", "queue", "attempt", "payload", "fields", "tags", "lease_token")
+    return {**{name: job[name] for name in names}, "lease": lease, "payload_left_out": False}
+
+
+def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:
+    assert task(work)(event, Context(left_s)) is None
+
+
+def test_what_the_function_returns_is_the_result(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client, payload={"n": 21}, fields={"box": "aspen"}, name="nightly")
+
+    def work(job: Task) -> object:
+        assert (job.job_id, job.name, job.attempt) == (event["job_id"], "nightly", 1)
+        job.report(stage="running", milestones=["begun"], fields={"at": 1}, message="x" * 2000)
+        return {"doubled": job.payload["n"] * 2, "box": job.fields["box"]}
+
+    run(work, event)
+    job = fake.job(event["job_id"])
+    assert (job["status"], job["result"]) == ("completed", {"doubled": 42, "box": "aspen"})
+    assert (job["job_stage"], job["milestones"], job["fields"]["at"]) == ("complete", ["begun"], 1)
+    (begun,) = fake.asked("POST", f"/v1/jobs/{event['job_id']}/heartbeat")
+    assert begun.body == {"first": True, "lease_token": event["lease_token"]}
+
+
+def test_the_function_of_the_page_does_what_the_page_says(client: Vigil, fake: FakeVigil) -> None:
+    (block,) = python_session((Path(__file__).parents[3] / "docs/executors.md").read_text())
+    said: dict[str, Any] = {}
+    exec(block.commands, said)
+    event = handed_over(client, payload={"of": "cat", "sizes": [64, 256]})
+    assert said["handler"](event, Context()) is None
+    job = fake.job(event["job_id"])
+    assert (job["status"], job["result"]) == ("completed", {"made": ["cat-64.png", "cat-256.png"]})
+    assert (job["milestones"], job["fields"]["count"]) == (["uploaded"], 2)
+
+
+def test_a_payload_that_was_left_out_is_fetched(client: Vigil, fake: FakeVigil) -> None:
+    event = {**handed_over(client, payload=[1, 2]), "payload": None, "payload_left_out": True}
+    run(lambda job: job.payload, event)
+    assert fake.job(event["job_id"])["result"] == [1, 2]
+
+
+def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client, payload={})
+    run(lambda job: job.payload["nothing"], event)
+    error = fake.job(event["job_id"])["error"]
+    assert error["code"] == "KeyError"
+    assert error["message"].splitlines()[0] == "'nothing'"
+    assert error["message"].splitlines()[-1] == "KeyError: 'nothing'"
+    assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is True
+
+
+@pytest.mark.parametrize("error", [Permanent("no"), SystemExit(3), ValueError("\x00\ud800" * 3000)])
+def test_whatever_is_raised_is_told(client: Vigil, fake: FakeVigil, error: BaseException) -> None:
+    event = handed_over(client)
+
+    def work(_: Task) -> object:
+        raise error
+
+    run(work, event)
+    told = fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body
+    assert told["error"]["code"] == type(error).__name__
+    assert told["retryable"] is not isinstance(error, Permanent)
+    assert len(told["error"]["message"]) <= 1024
+
+
+def test_a_result_that_is_not_json_is_the_functions_failure(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client)
+    run(lambda _: {1, 2}, event)
+    assert fake.job(event["job_id"])["error"]["code"] == "TypeError"
+
+
+def test_the_same_event_again_runs_nothing(client: Vigil, fake: FakeVigil) -> None:
+    """Lambda delivers at least once, and repeats what crashed."""
+    event = handed_over(client)
+    ran: list[int] = []
+
+    def work(job: Task) -> object:
+        ran.append(1)
+        run(lambda _: ran.append(2), event)  # while it runs
+        return None
+
+    run(work, event)
+    run(work, event)
+    assert ran == [1]
+    assert fake.job(event["job_id"])["status"] == "completed"
+
+
+def test_a_stale_lease_runs_nothing(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client)
+    fake.take_away(event["job_id"])
+    ran: list[int] = []
+    run(lambda _: ran.append(1), event)
+    unknown = {**event, "job_id": "0197f000-0000-7000-8000-000000000000"}
+    run(lambda _: ran.append(1), unknown)
+    assert ran == []
+
+
+def test_what_was_lost_meanwhile_is_dropped(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client, lease=1)
+
+    def work(job: Task) -> object:
+        fake.take_away(event["job_id"])
+        assert job.lost.wait(DEADLINE_S)
+        with pytest.raises(Cancelled):
+            job.report(message="still here")
+        job.raise_if_cancelled()
+        return None
+
+    run(work, event)
+    assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail") == []
+
+
+def test_heartbeats_go_on_and_carry_progress(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client, lease=1.5)
+
+    def work(job: Task) -> object:
+        job.progress(0.5, "half")
+        fake.until(lambda: fake.job(event["job_id"])["progress"] == 0.5)
+        fake.until(lambda: len(fake.asked("POST", f"/v1/jobs/{event['job_id']}/heartbeat")) > 4)
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            job.progress(2)
+        return "done"
+
+    run(work, event)
+    assert fake.job(event["job_id"])["message"] == "half"
+
+
+def test_a_cancel_is_noticed_and_ends_the_job(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client, lease=1)
+
+    def work(job: Task) -> object:
+        client.cancel(event["job_id"])
+        assert job.cancel_requested.wait(DEADLINE_S)
+        job.raise_if_cancelled()
+        return None
+
+    run(work, event)
+    job = fake.job(event["job_id"])
+    assert (job["status"], job["error"]["code"]) == ("cancelled", "CANCELLED")
+
+
+def test_just_before_lambda_ends_it_the_attempt_is_failed(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client)
+    stuck = threading.Event()
+
+    def work(job: Task) -> object:
+        assert job.lost.wait(DEADLINE_S)
+        fake.until(lambda: fake.job(event["job_id"])["status"] == "failed")
+        stuck.set()
+        return "too late"
+
+    run(work, event, left_s=tasks._LAST_WORDS_S + 0.5)
+    assert stuck.is_set()
+    assert fake.job(event["job_id"])["error"]["code"] == "FUNCTION_TIMED_OUT"
+
+
+def test_what_passes_is_asked_again(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client)
+    fake.refuse("POST", f"/v1/jobs/{event['job_id']}/heartbeat", 503)
+    fake.refuse("POST", f"/v1/jobs/{event['job_id']}/complete", 429, times=2)
+    fake.drop("POST", f"/v1/jobs/{event['job_id']}/complete")
+    run(lambda _: 1, event)
+    assert fake.job(event["job_id"])["status"] == "completed"
+
+
+def test_a_result_that_is_refused_is_how_the_job_ends(client: Vigil, fake: FakeVigil) -> None:
+    event = handed_over(client)
+    fake.refuse("POST", f"/v1/jobs/{event['job_id']}/complete", 413)
+    run(lambda _: 1, event)
+    assert fake.job(event["job_id"])["status"] == "failed"
+    assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is False
+
+
+def test_without_a_key_it_says_what_is_missing(client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = handed_over(client)
+    monkeypatch.delenv("VIGIL_API_KEY")
+    with pytest.raises(TaskError, match="VIGIL_API_KEY_PARAMETER"):
+        run(lambda _: 1, event)
+
+
+def test_a_key_that_is_refused_is_an_error_of_the_function(
+    client: Vigil, fake: FakeVigil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = handed_over(client)
+    monkeypatch.setenv("VIGIL_API_KEY", "vgl_nobody")
+    with pytest.raises(TaskError):
+        run(lambda _: 1, event)
