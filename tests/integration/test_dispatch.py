@@ -78,7 +78,8 @@ def stream_record(number: str, job: Job) -> StreamRecord:
 
 def matched(world: World) -> dict[str, Exception]:
     """The matcher hears of every change since the last time."""
-    batch, world.unmatched = world.unmatched, []
+    batch = list(world.unmatched)
+    world.unmatched.clear()
     return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.for_matcher])
 
 
@@ -207,7 +208,7 @@ class TestDyingInBetween:
 
     def test_what_no_message_told_of_the_sweep_finds(self, world: World) -> None:
         ids = [new(world, priority=priority) for priority in ("low", "critical", "normal")]
-        world.unmatched = []
+        world.unmatched.clear()
         world.sweep()
         assert [told["job_id"] for told in world.executors.calls] == [ids[1], ids[2], ids[0]]
         world.sweep()
@@ -228,6 +229,28 @@ class TestDyingInBetween:
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
         state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
         assert (sum(state.ready.values()), state.watched["running"]) == (0, 1)
+
+    def test_what_came_of_its_dependencies_comes_with_it(self, world: World) -> None:
+        before = [world.running(), world.running()]
+        target = {"url": "https://a.example/{{dependencies.1.result.id}}", "body": "{{dependencies}}"}
+        http = new(world, target=target, depends_on=before)
+        function = new(world, "lambda", depends_on=before)
+        large = new(world, "lambda", depends_on=before[:1], payload="x" * 100)
+        world.complete(before[0], result="x" * (MAX_EVENT_BYTES - 100))
+        world.complete(before[1], result={"id": "a b"})
+        while world.unmatched:
+            assert matched(world) == {}
+        assert [seen(world, job_id).status for job_id in (http, function, large)] == ["running"] * 3
+        world.pass_time(1)
+        asked = Target()
+        assert call_target(world.ctx, asked, Secrets(), world.executors.calls[-1]) == "completed"
+        assert asked.asked[0]["url"] == "https://a.example/a%20b"
+        told = {event["job_id"]: event for _, event in world.executors.invocations}
+        assert told[function]["dependencies"][before[1]] == {
+            "status": "completed", "job_health": "success", "result": None, "truncated": True
+        }  # fmt: skip
+        assert told[large]["dependencies"][before[0]]["truncated"]
+        assert told[large]["payload_left_out"]
 
     def test_who_waits_in_line_for_a_mutex_is_handed_over_when_let_in(self, world: World) -> None:
         first, second = (new(world, mutex_key="m", mutex_queues=True) for _ in range(2))

@@ -38,7 +38,7 @@ def handed_over(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, An
     client.submit("resize", queue="q", **wanted)
     (job,) = client.claim("q", lease=60)
     names = ("job_id", "job_type", "name", "queue", "attempt", "payload", "fields", "tags", "lease_token")
-    return {**{name: job[name] for name in names}, "lease": lease, "payload_left_out": False}
+    return {**{name: job[name] for name in names}, "lease": lease, "dependencies": {}, "payload_left_out": False}
 
 
 def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:

@@ -71,6 +71,7 @@ class Task:
         self.payload: Any = event["payload"]
         self.fields: dict[str, Any] = event["fields"]
         self.tags: list[str] = event["tags"]
+        self.dependencies: dict[str, Any] = event["dependencies"]
         self.event = event
         self.cancel_requested = threading.Event()
         self.lost = threading.Event()

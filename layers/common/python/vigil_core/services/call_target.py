@@ -21,6 +21,7 @@ from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.domain.templates import Scope, Secret, TemplateFailed
 from vigil_core.services.change_job import NO_LONGER_OURS, complete, fail, heartbeat
 from vigil_core.services.context import Context
+from vigil_core.services.depend import inputs_of, told_of
 
 BY = "caller"
 MAX_ANSWER_BYTES = 256 * 1024
@@ -106,7 +107,8 @@ def _called(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, t
     try:
         known = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
         payload = ctx.jobs.bodies(job).payload
-        request = target.request(Scope(brings(job, None if payload is None else loads(payload)), known))
+        others = list(told_of(inputs_of(ctx, job)).values()) if job.depends_on else []
+        request = target.request(Scope(brings(job, None if payload is None else loads(payload), others), known))
         answer = client.request(
             request.method,
             request.url,
