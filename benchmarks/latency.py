@@ -30,11 +30,13 @@ from vigil.local import cloud
 from vigil.local.home import Home, wait_until
 from vigil.local.stack import Stack, client_config, session
 from vigil_core.domain.jobs import Report
+from vigil_core.gateways.bodies_bucket import BodiesBucket
 from vigil_core.gateways.queues import SqsQueues
+from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.services import change_job
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
-from vigil_core.wiring import context_of
+from vigil_core.wiring import context_of, now
 
 BARE = "bare"
 WARM_UP = 15
@@ -106,7 +108,12 @@ class Runner:
         self._table = stack.table_name
         table = DynamoTable(self._dynamodb, stack.table_name)
         self._namespace = cloud.NAMESPACE
-        self._ctx = context_of(table, SqsQueues(lambda: None, pages_url=None, clock_url=None))  # type: ignore[arg-type,return-value]
+        self._ctx = context_of(
+            table,
+            SqsQueues(lambda: None, pages_url=None, clock_url=None),  # type: ignore[arg-type,return-value]
+            SchedulerAlarms(lambda: None, group=None, function_arn=None, role_arn=None, now=now),  # type: ignore[arg-type,return-value]
+            BodiesBucket(lambda: None, None),  # type: ignore[arg-type,return-value]
+        )
         self._http = httpx.Client(
             base_url=stack.api_url,
             headers={"Authorization": f"Bearer {stack.api_key}"},

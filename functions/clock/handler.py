@@ -1,4 +1,4 @@
-"""Does what is due: a message when its time has come, and once a minute a sweep of what was left behind."""
+"""Does what is due: when an alarm or a message says so, and once a minute whatever was left behind."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
 from vigil_core.domain.jsontext import loads
-from vigil_core.services.run_clock import on_message, start_sweep
+from vigil_core.services.run_clock import on_alarm, on_message, start_sweep
 
 logger = Logger()
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A minute's tick starts a sweep of every shard; messages that fail come again."""
+    if "alarm" in event:
+        on_alarm(wiring.context(), event["alarm"])
+        logger.info("run", extra={"action": "run_schedule", **event["alarm"]})
+        return {}
     if "Records" not in event:
         start_sweep(wiring.context())
         logger.info("sweeping", extra={"action": "start_sweep"})

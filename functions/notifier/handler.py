@@ -1,4 +1,4 @@
-"""Tells WebSockets and SNS of what has happened."""
+"""Tells WebSockets and SNS of what has happened, and has webhooks told."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
             "events": told.events,
             "messages": told.messages,
             "published": told.published,
+            "handed_over": told.handed_over,
             "failed": len(told.failed),
         },
     )

@@ -36,6 +36,8 @@ NOT_FOUND: Literal["not_found"] = "not_found"
 
 _LONGEST_HOLD_S = 20
 """The API holds an answer for 25 at most."""
+_INLINE_BYTES = 2 * 1024 * 1024
+"""Of a payload or result in a request: what is larger is uploaded."""
 _LONGEST_PAUSE_S = 20.0
 _LONGEST_RETRY_AFTER_S = 60.0
 _PASSING = frozenset({429, 502, 503, 504})
@@ -259,10 +261,13 @@ class Vigil:
             # What runs on this machine is not reached through a proxy.
             trust_env=not _is_here(url),
         )
+        # For the URLs that the API hands out: they are good without a key, and refuse one.
+        self._store = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=10), trust_env=not _is_here(url))
 
     def close(self) -> None:
         """Close its connections."""
         self._http.close()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -305,7 +310,7 @@ class Vigil:
         has to be repeated; with an `idempotency_key` of one's own, also across calls."""
         wanted = {
             "job_type": job_type,
-            "payload": payload,
+            **self._sent("payload", payload),
             "name": name,
             "queue": queue,
             "priority": priority,
@@ -329,7 +334,7 @@ class Vigil:
 
     def job(self, job_id: str) -> Json:
         """All that the API tells of a job."""
-        return self._call("GET", _path(job_id))
+        return self._whole(self._call("GET", _path(job_id)))
 
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
@@ -395,7 +400,7 @@ class Vigil:
         if answer["status"] != "completed":
             error = answer["error"] or {"code": answer["status"].upper(), "message": f"Job {job_id} was not run"}
             raise JobFailed(answer["status"], error["code"], error["message"])
-        return answer["result"]
+        return self._whole(answer)["result"]
 
     def wait(self, wait_spec: Json, *, timeout: float | None = None) -> Json:
         """Wait for many jobs (docs/waits.md): `wait_spec` is the body of `POST /v1/waits`, or an answer to go on with.
@@ -436,8 +441,7 @@ class Vigil:
         same `claim_id` again gives the same jobs again: a lost answer loses none."""
         wanted = {"max": max, "lease": lease, "worker": worker, "claim_id": claim_id or str(uuid4())}
         answer = self._call("POST", f"/v1/queues/{quote(queue, safe='')}/claim", _given(wanted), hold_s=wait)
-        claimed: list[Json] = answer["jobs"]
-        return claimed
+        return [self._whole(job) for job in answer["jobs"]]
 
     def start(self, job_id: str, *, lease_token: str | None = None) -> Json:
         """Begin to run a pending job without a claim. Not repeated by itself: somebody else may have started it."""
@@ -490,7 +494,7 @@ class Vigil:
         lease_token: str | None = None,
     ) -> Json:
         """End a job well, with its result. The job."""
-        told = {"result": result, "job_health": job_health, "fields": fields, "lease_token": lease_token}
+        told = {**self._sent("result", result), "job_health": job_health, "fields": fields, "lease_token": lease_token}
         return self._change(
             job_id,
             "complete",
@@ -512,6 +516,39 @@ class Vigil:
         """Give a claimed job back, as if it had not been claimed: the attempt does not count. The job."""
         told = {"lease_token": lease_token}
         return self._change(job_id, "release", told, was_done=lambda job: job["status"] == "pending")
+
+    # Below: what is too large for a request or an answer
+
+    def _sent(self, name: str, value: Any) -> Json:
+        """A payload or result as a request says it: itself, or the reference of its upload."""
+        content = dumps(value).encode()
+        if len(content) <= _INLINE_BYTES:
+            return {name: value}
+        upload = self._call("POST", "/v1/uploads", {"size": len(content)})
+        self._exchange("PUT", upload["url"], content)
+        return {f"{name}_ref": upload["reference"]}
+
+    def _whole(self, document: Json) -> Json:
+        """What the API tells, with the payload and result that URLs stand in for."""
+        for name in ("payload", "result"):
+            if (url := document.pop(f"{name}_url", None)) is not None:
+                document[name] = _parsed(self._exchange("GET", url))
+        return document
+
+    def _exchange(self, method: str, url: str, content: bytes | None = None) -> bytes:
+        """Put or get an object, which may be repeated."""
+        for tried in count():
+            try:
+                response = self._store.request(method, url, content=content)
+                if response.is_success:
+                    return response.content
+                error = VigilError("STORE_REFUSED", f"HTTP {response.status_code}", status=response.status_code)
+            except httpx.HTTPError as failure:
+                error = VigilError("UNREACHABLE", f"the store: {str(failure) or type(failure).__name__}")
+            if not error.is_passing or tried >= self._retries:
+                raise error
+            time.sleep(self._pause_s(tried, error))
+        raise AssertionError("unreachable")
 
     # Below: one way to ask
 
@@ -664,6 +701,14 @@ def _object(response: httpx.Response) -> Json:
             "NOT_UNDERSTOOD", f"{response.url} answers, but not as Vigil does", status=response.status_code
         )
     return body
+
+
+def _parsed(content: bytes) -> Any:
+    """What was uploaded, if it is JSON as an upload of this client is."""
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise VigilError("NOT_UNDERSTOOD", "what was uploaded is no JSON") from error
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -3,46 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.api import Client, deployed
+from tests.support.api import SOME_ID, Client, deployed
+from vigil_core import wiring
 from vigil_core.api.operation import Operation
 from vigil_core.api.routes import OPERATIONS
 from vigil_core.domain.access import Scope
+from vigil_core.domain.events import Event
+from vigil_core.domain.webhooks import delivery_of
 
 ALLOWED = {
     Scope.READ: {
         "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
         "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
-        "list_job_types", "get_job_type", "get_job_dependencies",
+        "list_job_types", "get_job_type", "get_job_dependencies", "list_schedules", "get_schedule",
     },
-    Scope.SUBMIT: {"create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
-    Scope.WORK: {"report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim"},
-    Scope.ADMIN: {"pause_queue", "resume_queue"},
+    Scope.SUBMIT: {"create_upload", "create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
+    Scope.WORK: {
+        "report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim", "create_upload",
+    },
+    Scope.ADMIN: {
+        "pause_queue", "resume_queue", "put_schedule", "delete_schedule", "pause_schedule", "resume_schedule",
+        "put_webhook", "list_webhooks", "get_webhook", "delete_webhook", "rotate_webhook_secret", "list_deliveries",
+        "replay_delivery",
+    },
 }  # fmt: skip
 """What each scope adds. The routes say so too; to say it twice is the point."""
 ALLOWED[Scope.SUBMIT] |= ALLOWED[Scope.READ]
 ALLOWED[Scope.WORK] |= ALLOWED[Scope.READ]
 ALLOWED[Scope.ADMIN] |= ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK] | {"put_job_type", "delete_job_type"}
 FREE = {"get_openapi"}
-LISTS = {"list_jobs", "list_waits", "list_queues", "get_queue", "claim", "list_job_types"}
+LISTS = {
+    "list_jobs", "list_waits", "list_queues", "get_queue", "claim", "list_job_types", "list_webhooks", "list_schedules",
+}  # fmt: skip
 BODIES: dict[str, Any] = {
     "create_job": {"job_type": "t"},
     "create_jobs": {"jobs": [{"job_type": "t"}]},
     "put_job_type": {"queue": "q"},
+    "put_webhook": {"url": "https://hooks.example.com/", "events": ["vigil.job.failed"]},
+    "create_upload": {"size": 1},
+    "put_schedule": {"rate": "1 day", "job": {"job_type": "t"}},
     "fail_job": {"error": {"code": "E", "message": "m"}},
 }
 
 
 class World(NamedTuple):
-    """A running job, a wait on it, the job's queue, and a job type, of the namespace `demo`."""
+    """A running job, a wait on it, the job's queue, a job type, a webhook, what it was sent, a schedule: of `demo`."""
 
     job_id: str
     wait_id: str
     queue: str
     job_type: str = "type_of_demo"
+    webhook: str = "hook_of_demo"
+    delivery_id: str = ""
+    schedule: str = "schedule_of_demo"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +68,19 @@ def world() -> Iterator[World]:
     """Stored once: what the tests may change does not decide who may do what."""
     with deployed():
         job = Client().running()
-        yield World(job["job_id"], waiting_on(Client(), job["job_id"]).ok()["wait_id"], job["queue"])
+        of_demo = World(job["job_id"], waiting_on(Client(), job["job_id"]).ok()["wait_id"], job["queue"])
+        yield of_demo._replace(delivery_id=a_delivery(of_demo.webhook))
+
+
+def a_delivery(webhook: str) -> str:
+    """Of a test's own to a webhook of demo; its id."""
+    event = Event(
+        event_id=f"{SOME_ID}.1", type="vigil.job.failed", namespace="demo", subject=SOME_ID, time=datetime.now(UTC),
+        data={}, topics=(), reach="ending",
+    )  # fmt: skip
+    delivery = delivery_of(event, webhook, None, event.time)
+    wiring.context().webhooks.add_delivery(delivery)
+    return delivery.delivery_id
 
 
 def waiting_on(client: Client, job_id: str) -> Any:
@@ -59,9 +89,13 @@ def waiting_on(client: Client, job_id: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def the_type(world: World) -> None:
-    """There again when a test has deleted it, and nowhere else."""
-    Client(namespace="other").delete(f"/v1/job-types/{world.job_type}")
-    Client().call("PUT", f"/v1/job-types/{world.job_type}", {"description": "demo's own"})
+    """There again when a test has deleted it, and nowhere else; webhook and schedule, too."""
+    types, webhooks = f"/v1/job-types/{world.job_type}", f"/v1/webhooks/{world.webhook}"
+    for path, body in ((types, {}), (webhooks, BODIES["put_webhook"])):
+        Client(namespace="other").delete(path)
+        Client().call("PUT", path, {**body, "description": "demo's own"})
+    Client(namespace="other").delete(f"/v1/schedules/{world.schedule}")
+    Client().call("PUT", f"/v1/schedules/{world.schedule}", {"cron": "1 2 3 4 5", "job": {"job_type": "demo's own"}})
 
 
 def ask(operation: Operation, client: Client, world: World) -> Any:
@@ -105,6 +139,10 @@ def test_in_another_namespace(operation: Operation, scopes: Scope | None, world:
         reply.problem(404, "WAIT_NOT_FOUND")
     elif operation.name in ("get_job_type", "delete_job_type"):
         reply.problem(404, "JOB_TYPE_NOT_FOUND")
+    elif "{webhook}" in operation.path and operation.name != "put_webhook":
+        reply.problem(404, "WEBHOOK_NOT_FOUND")
+    elif "{schedule}" in operation.path and operation.name != "put_schedule":
+        reply.problem(404, "SCHEDULE_NOT_FOUND")
     elif "{job_id}" in operation.path or operation.name in ("create_wait", "wait_for_jobs"):
         reply.problem(404, "JOB_NOT_FOUND")
     elif operation.name in LISTS:
@@ -114,6 +152,8 @@ def test_in_another_namespace(operation: Operation, scopes: Scope | None, world:
     else:
         assert reply.status in (200, 201, 202)
     assert Client().get(f"/v1/job-types/{world.job_type}").ok()["description"] == "demo's own"
+    assert Client().get(f"/v1/webhooks/{world.webhook}").ok()["description"] == "demo's own"
+    assert Client().get(f"/v1/schedules/{world.schedule}").ok()["job"] == {"job_type": "demo's own"}
     assert Client().get(f"/v1/jobs/{world.job_id}").headers["etag"] == before
 
 

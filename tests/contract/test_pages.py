@@ -13,6 +13,7 @@ from tests.support.template import template
 from vigil_core.api.problems import STATUS
 from vigil_core.domain.jobs import BUILT_IN_NAMES
 from vigil_core.domain.lifecycle import STATUSES
+from vigil_core.domain.schedules import RunOutcome
 from vigil_core.domain.stages import DEFAULT_STAGES
 from vigil_core.domain.waits import UnmetReason, WaitStatus
 from vigil_core.domain.waitspec import MAX_EXPIRES_S
@@ -74,6 +75,10 @@ def test_waits_are_told_whole() -> None:
     built_ins = text.partition("Built-ins are ")[2].partition(".")[0]
     assert set(re.findall("`([^`]+)`", built_ins)) == BUILT_IN_NAMES
     assert f"{MAX_EXPIRES_S:,}" in text
+
+
+def test_every_outcome_of_a_run_is_told() -> None:
+    assert names(page("schedules.md"), "outcome") == list(get_args(RunOutcome))
 
 
 def test_every_status_of_a_job_is_told() -> None:

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.timeout(600)
 
 RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
-    "unknown stage", '"/stages', '"/payload_schema', '"/target', "MISSING_DEPENDENCY", "is no JMESPath expression",
+    "TARGET_REFUSED", '"/url"', "/events: is required", "webhooks/waits", '"/target', "MISSING_DEPENDENCY",
+    "unknown stage", '"/stages', '"/payload_schema', "is no JMESPath expression", '"/cron', '"/rate', '"/timezone',
+    "either cron or rate", "no such upload", "stands in place of",
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 
@@ -61,6 +63,9 @@ def ids() -> Iterator[dict[str, list[str]]]:
             "wait_id": [wait["wait_id"] for wait in waits],
             "queue": ["default", "empty"],
             "job_type": ["nightly", "fürchterlich viel"],
+            "webhook": ["ci", "fürchterlich viel", "waits"],
+            "delivery_id": ["1769850043000_x_3"],
+            "schedule": ["nightly", "fürchterlich oft"],
         }
 
 

@@ -87,7 +87,8 @@ def test_a_function_is_told_only_what_its_role_lets_it_use(function: str) -> Non
     for name in ("PagesQueue", "ClockQueue", "Topic"):
         assert (f'{{"Ref": "{name}"}}' in told) == (f'"{name}' in allowed), name
     assert ("ManageConnections" in allowed) == ("WEBSOCKET_ENDPOINT" in told)
-    assert ("s3:GetObject" in allowed) == ("DEAD_LETTER_BUCKET" in told)
+    assert ("s3:GetObject" in allowed) == ("DEAD_LETTER_BUCKET" in told or "BODIES_BUCKET" in told)
+    assert ("${BodiesBucket.Arn}/bodies/*" in allowed) == ("BODIES_BUCKET" in told)
 
 
 @pytest.mark.parametrize("mapping", resources("AWS::Lambda::EventSourceMapping"))
@@ -121,7 +122,7 @@ def test_a_message_is_hidden_for_as_long_as_it_may_be_worked_on() -> None:
 
 
 def test_what_is_kept_outlives_the_stack() -> None:
-    for name in ("Table", "DeadLetterBucket"):
+    for name in ("Table", "BodiesBucket", "DeadLetterBucket"):
         resource = template()["Resources"][name]
         assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
 

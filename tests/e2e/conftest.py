@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Aws, Client, Key
+from tests.support.receiver import Receiver
 from vigil.local import Stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +63,13 @@ class SlowBusiness:
     owner: Key
     asked_to_cancel: str
     asked_at: str
+    receiver: Receiver
 
 
 @pytest.fixture(scope="session")
-def slow_business(stack: Stack, aws: Aws) -> SlowBusiness:
-    """Begun before the first test: a key that was used and then revoked, a running job that was asked to cancel."""
+def slow_business(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
+    """Begun before the first test: a key that was used and then revoked, a running job that was asked to cancel, a
+    webhook whose receiver does not take the first message."""
     revoked, owner = aws.key(), aws.key()
     with Client(stack, revoked.token) as client:
         client.get("/v1/jobs")
@@ -75,8 +78,12 @@ def slow_business(stack: Stack, aws: Aws) -> SlowBusiness:
     with Client(stack, owner.token) as client:
         job_id = client.running()
         asked = client.post(f"/v1/jobs/{job_id}/cancel", status=202)
+        receiver = Receiver(503)
+        client.put_webhook("slow", receiver, "vigil.job.completed")
+        client.complete(client.running())
     assert asked["cancel_requested"]
-    return SlowBusiness(revoked, revoked_at, owner, job_id, asked["updated_at"])
+    yield SlowBusiness(revoked, revoked_at, owner, job_id, asked["updated_at"], receiver)
+    receiver.close()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import simplejson
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
+from tests.support.receiver import Receiver
 from tests.support.template import resources
 from vigil.local import Stack
 from vigil.local.stack import client_config, session
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mypy_boto3_lambda.client import LambdaClient
     from mypy_boto3_logs.client import CloudWatchLogsClient
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
     from mypy_boto3_sns.client import SNSClient
     from mypy_boto3_sqs.client import SQSClient
 
@@ -122,6 +124,11 @@ class Client:
     def post(self, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:
         """The body of an answer with this status."""
         return said(self.call("POST", path, body, **headers), status)
+
+    def put_webhook(self, name: str, receiver: Receiver | None, *events: str) -> str:
+        """A new webhook; its secret."""
+        body = {"url": receiver.url, "events": list(events)} if receiver else {}
+        return str(said(self.call("PUT", f"/v1/webhooks/{name}", body), 201)["secret"])
 
     # Jobs
 
@@ -319,6 +326,25 @@ class Aws:
             Path(properties["CodeUri"]).name: names[logical_id]
             for logical_id, properties in resources("AWS::Serverless::Function").items()
         }
+
+    @cached_property
+    def alarm_group(self) -> str:
+        """The group of the stack's alarms."""
+        return self._resource("Alarms")
+
+    @cached_property
+    def bodies_bucket(self) -> str:
+        """The bucket of payloads and results that no row can hold."""
+        return self._resource("BodiesBucket")
+
+    def _resource(self, logical_id: str) -> str:
+        formation = session().client("cloudformation", endpoint_url=self.stack.endpoint_url, config=client_config())
+        found = formation.describe_stack_resources(StackName=self.stack.stack_name, LogicalResourceId=logical_id)
+        return found["StackResources"][0]["PhysicalResourceId"]
+
+    @cached_property
+    def alarms(self) -> EventBridgeSchedulerClient:
+        return session().client("scheduler", endpoint_url=self.stack.endpoint_url, config=client_config())
 
     def invoke(self, function: str, event: Any) -> Any:
         """What a function, by its folder's name, returns for an event."""

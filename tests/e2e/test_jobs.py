@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from decimal import Decimal
 
 import uuid6
 
-from tests.e2e.harness import Client, in_background, problem, said, side_by_side
+from tests.e2e.harness import Aws, Client, Key, in_background, problem, said, side_by_side
 
 
 def test_a_job_lives_from_creation_to_deletion(client: Client) -> None:
@@ -216,3 +217,23 @@ def test_bad_input_is_refused_by_name_and_stores_nothing(client: Client) -> None
     problem(client.call("POST", "/v1/jobs", {"job_type": "t", "payload": "x" * 2_500_000}), 413, "PAYLOAD_TOO_LARGE")
     assert client.get(f"/v1/jobs/{job_id}") == before
     assert [job["job_id"] for job in client.get("/v1/jobs")["jobs"]] == [job_id]
+
+
+def test_a_job_that_has_ended_expires_with_all_its_rows(aws: Aws, client: Client, key: Key) -> None:
+    job_id = client.running(payload={"a": 1}, fallback=2)
+    for number in range(10):
+        client.report(job_id, fields={"n": number})
+    ended = client.complete(job_id, result=3)
+    expires_at = int(datetime.fromisoformat(ended["finished_at"]).timestamp()) + 30 * 86_400
+    rows = aws.rows(f"{key.namespace}#job#{job_id}")
+    assert {row["entity"]["S"] for row in rows} == {"job", "payload", "result", "log"}
+    assert {int(row["ttl"]["N"]) for row in rows} == {expires_at}
+    aws.dynamodb.update_item(
+        TableName=aws.stack.table_name,
+        Key={"pk": rows[0]["pk"], "sk": {"S": "A"}},
+        UpdateExpression="SET #ttl = :past",
+        ExpressionAttributeNames={"#ttl": "ttl"},
+        ExpressionAttributeValues={":past": {"N": str(int(time.time()) - 1)}},
+    )
+    problem(client.call("GET", f"/v1/jobs/{job_id}"), 404, "JOB_NOT_FOUND")
+    assert client.get("/v1/jobs")["jobs"] == []

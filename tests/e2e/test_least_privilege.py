@@ -11,7 +11,7 @@ from vigil.local import Stack
 from vigil.local.stack import client_config, session
 
 
-def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
+def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, list[Any]]:
     """What no function but those listed in `ALLOWED` may do."""
     row = {"pk": {"S": f"{key.namespace}#trespass"}, "sk": {"S": "A"}}
     table = {"TableName": stack.table_name}
@@ -34,6 +34,17 @@ def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
         ],
         "list dead letters": ["s3", "list_objects_v2", {"Bucket": stack.dead_letter_bucket}],
         "run the matcher": ["lambda", "invoke", {"FunctionName": matcher, "Payload": '{"Records": []}'}],
+        "arm an alarm": [
+            "scheduler",
+            "create_schedule",
+            {
+                "Name": key.key_id,
+                "GroupName": alarms,
+                "ScheduleExpression": "at(2099-01-01T00:00:00)",
+                "FlexibleTimeWindow": {"Mode": "OFF"},
+                "Target": {"Arn": matcher, "RoleArn": matcher},
+            },
+        ],
         "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
         "call a target": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "caller"), **event}],
         "run a task": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "task-trespass"), **event}],
@@ -44,10 +55,11 @@ def attempts(stack: Stack, key: Key, matcher: str) -> dict[str, list[Any]]:
 
 ALLOWED = {
     "authorizer": {"read a row"},
-    "api": {"read a row", "write a row", "send a page", "see what is due"},
+    "api": {"read a row", "write a row", "send a page", "see what is due", "arm an alarm"},
     "websocket": {"read a row", "write a row", "send a page"},
     "caller": {"read a row", "write a row", "read a secret for targets"},
     "notifier": {"read a row", "write a row", "list dead letters"},
+    "webhooks": {"read a row", "write a row"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
 }
 
@@ -60,7 +72,7 @@ def test_a_function_may_do_what_it_does_and_no_more(
     for name in (f"/{stack.stack_name}/trespass", "/somebody/else"):
         ssm.put_parameter(Name=name, Value="x", Type="String", Overwrite=True)
     with aws.sabotaged(function, "trespass"):
-        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"]))
+        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"], aws.alarm_group))
     assert {name for name, answer in answers.items() if answer == "allowed"} <= ALLOWED[function], answers
     refused = {answer for name, answer in answers.items() if name not in ALLOWED[function]}
     assert all("AccessDenied" in code for code in refused), answers

@@ -64,7 +64,7 @@ def test_the_ten_lines_work_as_pasted(here: Path, environment: dict[str, str]) -
     assert [job["job_id"] for job in listed["jobs"]] == [started["job_id"]]
 
 
-@pytest.mark.parametrize("name", ["docs/waits.md", "docs/jobs.md", "docs/queues.md"])
+@pytest.mark.parametrize("name", ["docs/waits.md", "docs/jobs.md", "docs/queues.md", "docs/schedules.md"])
 def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environment: dict[str, str]) -> None:
     blocks = pages.session((ROOT / name).read_text())
     assert any(block.answer for block in blocks)

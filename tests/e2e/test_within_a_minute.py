@@ -43,6 +43,15 @@ def test_the_minutes_sweep_ends_what_was_asked_to_cancel(stack: Stack, slow_busi
     assert CANCEL_GRACE <= took < CANCEL_GRACE + SWEEP_EVERY + timedelta(seconds=15)
 
 
+def test_a_message_that_a_webhook_did_not_take_comes_again(slow_business: SlowBusiness) -> None:
+    """Nobody invokes the clock here either."""
+    receiver = slow_business.receiver
+    eventually(lambda: len(receiver.posts) > 1, within_s=180, every_s=1, what="told again")
+    first, second = receiver.posts[:2]
+    assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
+    assert int(second.headers["webhook-timestamp"]) - int(first.headers["webhook-timestamp"]) >= 60
+
+
 def test_the_sweep_finds_what_a_lost_message_left_behind(aws: Aws, client: Client) -> None:
     """The message that would have ended this wait is lost. The event of the clock's rule, sent by hand, ends it."""
     function = aws.function_names["clock"]

@@ -61,7 +61,14 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[DynamoTable]:
         sqs = boto3.client("sqs")
         urls = {
             name: sqs.create_queue(QueueName=name.replace("_", "-"))["QueueUrl"]
-            for name in ("pages_queue", "pages_dead_letter_queue", "clock_queue", "clock_dead_letter_queue")
+            for name in (
+                "pages_queue",
+                "pages_dead_letter_queue",
+                "clock_queue",
+                "clock_dead_letter_queue",
+                "webhooks_queue",
+                "webhooks_dead_letter_queue",
+            )
         }
         for name, url in urls.items():
             monkeypatch.setenv(f"{name.upper()}_URL", url)

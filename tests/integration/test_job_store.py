@@ -126,7 +126,7 @@ class TestCreation:
 
     def test_a_payload_over_the_limit(self, world: World) -> None:
         with pytest.raises(PayloadTooLarge, match="/payload"):
-            world.job(payload="x" * (350 * 1024))
+            world.job(payload="x" * job_rows.MAX_BODY_BYTES)
 
     def test_unique_key_gives_the_live_job(self, world: World) -> None:
         first = world.job(unique_key="nightly")

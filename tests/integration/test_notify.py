@@ -344,7 +344,9 @@ class TestFaults:
         job = live.world.running()
         live.world.report(job, message="hello")
         live.records()
-        live.ctx.jobs.purge(NAMESPACE, job)
+        stored = live.ctx.jobs.find(NAMESPACE, job)
+        assert stored is not None
+        live.ctx.jobs.purge(stored)
         (removal,) = live.records()
         assert removal.new() is None
         assert events_of(live.ctx, removal) == []

@@ -67,7 +67,7 @@ class Deployed:
 
     def have_pages_of(self, entries: int) -> None:
         """Waits of more entries than this are wide."""
-        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), spec_page_entries=entries)
+        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
         context = replace(wiring.context(), waits=waits)
         self.monkeypatch.setattr(wiring, "context", lambda: context)
 

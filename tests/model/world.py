@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import greenlet
@@ -20,6 +21,8 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
+from tests.support.world import KeptAlarms, KeptObjects
+from vigil_core.api.schedule_wire import job_of_body
 from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import loads
@@ -38,9 +41,11 @@ from vigil_core.store.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Delete, DynamoTable, Page, Put, Row, Table, Update
 from vigil_core.store.waits import WaitStore, wait_from_row
+from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -170,18 +175,23 @@ class World:
         """A context for looking at the world from outside: its calls are nobody's."""
 
     def _context(self, table: Table, spec_page_entries: int) -> Context:
+        job_types = JobTypeStore(table)
         return Context(
-            jobs=JobStore(table),
-            job_types=JobTypeStore(table),
+            jobs=JobStore(table, KeptObjects(), now=lambda: self.now),
+            job_types=job_types,
             dependencies=DependencyStore(table),
             holds=HoldStore(table),
-            waits=WaitStore(table, spec_page_entries=spec_page_entries),
+            waits=WaitStore(table, now=lambda: self.now, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
+            webhooks=WebhookStore(table),
+            schedules=ScheduleStore(table),
             queues=_Queues(self),
+            alarms=KeptAlarms(),
+            job_of=partial(job_of_body, find_type=job_types.find),
             clock=lambda: self.now,
             new_id=self.new_id,
             sleep=lambda seconds: self.call(f"sleeps {seconds:g} s", lambda: None),
@@ -513,6 +523,9 @@ class _Queues:
 
     def wake_up(self, message: str, delay_s: int) -> None:
         self._world.call(f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message))
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        raise AssertionError("nobody has a webhook here")
 
 
 def job_key(job: Job) -> tuple[str, str]:

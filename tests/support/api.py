@@ -26,7 +26,12 @@ SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
 LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
-CACHED = (wiring.dynamodb, wiring.sqs, wiring.queues, wiring.context, wiring.http_api)
+CACHED = (
+    wiring.dynamodb, wiring.sqs, wiring.queues, wiring.scheduler, wiring.alarms, wiring.s3,
+    wiring.bodies_bucket, wiring.context, wiring.http_api,
+)  # fmt: skip
+ALARM_GROUP = "alarms"
+BODIES = "bodies"
 
 
 class LambdaContext:
@@ -46,7 +51,17 @@ def deployed() -> Iterator[None]:
         queues = boto3.client("sqs")
         pages = queues.create_queue(QueueName="pages.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
         clock = queues.create_queue(QueueName="clock")["QueueUrl"]
-        variables = {"TABLE_NAME": TABLE_NAME, "PAGES_QUEUE_URL": pages, "CLOCK_QUEUE_URL": clock}
+        boto3.client("s3").create_bucket(Bucket=BODIES)
+        boto3.client("scheduler").create_schedule_group(Name=ALARM_GROUP)
+        variables = {
+            "TABLE_NAME": TABLE_NAME,
+            "PAGES_QUEUE_URL": pages,
+            "CLOCK_QUEUE_URL": clock,
+            "ALARM_GROUP": ALARM_GROUP,
+            "BODIES_BUCKET": BODIES,
+            "ALARM_ROLE": "arn:aws:iam::123456789012:role/alarm",
+            "CLOCK_FUNCTION": "arn:aws:lambda:us-east-1:123456789012:function:vigil-clock",
+        }
         with patch.dict(os.environ, variables):
             for built in CACHED:
                 built.cache_clear()

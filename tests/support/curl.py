@@ -18,14 +18,16 @@ def main() -> int:
     options.add_argument("-X", default=None)
     options.add_argument("-H", action="append", default=[])
     options.add_argument("-d", default=None)
+    options.add_argument("-T", default=None)
     options.add_argument("-o", default=None)
     options.add_argument("-w", default="")
     options.add_argument("url")
     wanted = options.parse_args()
     headers = dict(header.split(": ", 1) for header in wanted.H)
-    method = wanted.X or ("GET" if wanted.d is None else "POST")
+    method = wanted.X or ("PUT" if wanted.T else "GET" if wanted.d is None else "POST")
+    content = Path(wanted.T).read_bytes() if wanted.T else wanted.d
     try:
-        answer = httpx.request(method, wanted.url, headers=headers, content=wanted.d, timeout=60, trust_env=False)
+        answer = httpx.request(method, wanted.url, headers=headers, content=content, timeout=60, trust_env=False)
     except httpx.TransportError as error:
         sys.stderr.write(f"{error}\n")
         return 7

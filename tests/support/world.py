@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import uuid6
 
+from vigil_core.api.schedule_wire import job_of_body
 from vigil_core.domain.jobs import Job, JobError, NewJob, Report
 from vigil_core.domain.jsontext import loads
 from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
@@ -21,11 +23,13 @@ from vigil_core.store.holds import HoldClaim, HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs import JobStore, Kept
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Table
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits import SPEC_PAGE_ENTRIES, WaitStore
+from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,12 +44,16 @@ class KeptMessages:
 
     wide: list[WideWork] = field(default_factory=list)
     wake_ups: list[tuple[str, int]] = field(default_factory=list)
+    to_tell: list[str] = field(default_factory=list)
 
     def wide_work(self, messages: Sequence[WideWork]) -> None:
         self.wide += messages
 
     def wake_up(self, message: str, delay_s: int) -> None:
         self.wake_ups.append((message, delay_s))
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        self.to_tell += messages
 
 
 @dataclass
@@ -69,27 +77,76 @@ class KeptHandovers:
             raise self.trouble
 
 
+@dataclass
+class KeptAlarms:
+    """Alarms by their names: when, and the event."""
+
+    armed: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        self.armed.setdefault(name, (at, loads(event)))
+
+    def disarm(self, name: str) -> None:
+        self.armed.pop(name, None)
+
+
+@dataclass
+class KeptObjects:
+    """Objects by their names: the text, and how long it is kept."""
+
+    stored: dict[str, tuple[str, Kept]] = field(default_factory=dict)
+
+    def put(self, key: str, text: str, *, kept: Kept) -> None:
+        self.stored[key] = text, kept
+
+    def get(self, key: str) -> str | None:
+        return self.stored[key][0] if key in self.stored else None
+
+    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+        self.stored[key] = self.stored[source or key][0], kept
+
+    def remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.stored.pop(key, None)
+
+    def url(self, key: str) -> str:
+        return f"https://objects/{key}"
+
+    def upload_url(self, key: str, size: int) -> str:
+        return f"https://objects/{key}?size={size}"
+
+    def size(self, key: str) -> int | None:
+        return len(self.stored[key][0].encode()) if key in self.stored else None
+
+
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
-    def __init__(self, table: Table, *, waits: WaitStore | None = None) -> None:
+    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
         self.executors = KeptHandovers()
+        self.alarms = KeptAlarms()
+        self.objects = KeptObjects()
+        job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=_Streamed(table, self.unmatched),
-            job_types=JobTypeStore(table),
+            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched),
+            job_types=job_types,
             dependencies=DependencyStore(table),
             holds=HoldStore(table),
-            waits=waits or WaitStore(table),
+            waits=WaitStore(table, now=lambda: self.time, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
             job_queues=JobQueueStore(table),
             connections=ConnectionStore(table),
+            webhooks=WebhookStore(table),
+            schedules=ScheduleStore(table),
             queues=self.queues,
             executors=self.executors,
+            alarms=self.alarms,
+            job_of=partial(job_of_body, find_type=job_types.find),
             clock=lambda: self.time,
             new_id=lambda: str(uuid6.uuid7()),
             sleep=self.pass_time,
@@ -162,8 +219,8 @@ class World:
 class _Streamed(JobStore):
     """Keeps the versions that it stores, as the table's stream does."""
 
-    def __init__(self, table: Table, versions: list[Job]) -> None:
-        super().__init__(table)
+    def __init__(self, table: Table, objects: KeptObjects, now: Callable[[], datetime], versions: list[Job]) -> None:
+        super().__init__(table, objects, now=now)
         self._versions = versions
 
     def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:

@@ -78,3 +78,15 @@ def test_nothing_to_send_needs_no_client() -> None:
         raise AssertionError
 
     SqsQueues(no_client, pages_url="pages", clock_url=None).wide_work([])
+
+
+def test_deliveries_have_no_order() -> None:
+    sqs = Sqs(refused={"b3": 1})
+    SqsQueues(lambda: sqs, pages_url=None, clock_url=None, webhooks_url="pages").deliveries(  # type: ignore[arg-type, return-value]
+        [f"b{number}" for number in range(12)]
+    )
+    assert [len(batch) for batch in sqs.batches] == [10, 1, 2]
+    assert sorted(sqs.taken) == sorted(f"b{number}" for number in range(12))
+    assert not any("MessageGroupId" in entry for batch in sqs.batches for entry in batch)
+    with pytest.raises(NotSent):
+        queues(Sqs()).deliveries(["b"])

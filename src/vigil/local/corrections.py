@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import json
 import os
 import tempfile
 import threading
@@ -146,3 +147,27 @@ def authorize_batches_as_messages() -> None:
         return action.removesuffix("Batch") if action and action.startswith(("sqs:", "sns:")) else action
 
     iam_actions.extract_iam_action = extract_for_one
+
+
+def name_the_group_of_a_schedule() -> None:
+    """Have a right on the schedules of a group be one on that group, where roles are enforced: the emulator takes every
+    schedule for one of the default group.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazoneventbridgescheduler.html
+    """
+    from ministack.core import iam_actions
+
+    extract = iam_actions.extract_resource_arn
+
+    @functools.wraps(extract)
+    def extract_with_group(
+        service: str, method: str, path: str, headers: Any, body: bytes, query: Any, *rest: str
+    ) -> str:
+        arn: str = extract(service, method, path, headers, body, query, *rest)
+        if service != "scheduler" or ":schedule/default/" not in arn:
+            return arn
+        given = json.loads(body).get("GroupName") if body else query.get("groupName")
+        group = given[0] if isinstance(given, list) else given
+        return arn.replace(":schedule/default/", f":schedule/{group or 'default'}/")
+
+    iam_actions.extract_resource_arn = extract_with_group

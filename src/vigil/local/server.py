@@ -34,6 +34,7 @@ def main(home: Home, port: int, bell: int, addresses: list[str]) -> int:
     corrections.ring_on_stream_records(bell)
     corrections.share_layers()
     corrections.authorize_batches_as_messages()
+    corrections.name_the_group_of_a_schedule()
 
     logging.getLogger("hypercorn.access").setLevel(logging.WARNING)
     config = Config()

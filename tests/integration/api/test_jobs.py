@@ -248,7 +248,7 @@ def test_bulk_answers_each_in_its_place(client: Client) -> None:
         {"job_type": "c", "unique_key": "u"},
         "not a job",
         {"job_type": "d", "fields": {"x": "y" * 40_000}},
-        {"job_type": "e", "payload": "z" * 400_000},
+        {"job_type": "e", "payload": "z" * 2_200_000},
     ]
     results = client.post("/v1/jobs/bulk", {"jobs": wanted}).ok()["results"]
     assert [result.get("problem", {}).get("error") for result in results] == [
@@ -271,17 +271,17 @@ def test_bulk_takes_1_to_100(client: Client, jobs: Any) -> None:
     assert client.get("/v1/jobs").ok()["jobs"] == []
 
 
-def test_a_payload_or_result_that_no_row_can_hold(client: Client) -> None:
-    client.post("/v1/jobs", {"job_type": "t", "payload": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
+def test_a_payload_or_result_over_2_mb(client: Client) -> None:
+    client.post("/v1/jobs", {"job_type": "t", "payload": "x" * 2_200_000}).problem(413, "PAYLOAD_TOO_LARGE")
     path = f"/v1/jobs/{client.running(payload='y' * 300_000)['job_id']}"
-    client.post(f"{path}/complete", {"result": "x" * 400_000}).problem(413, "PAYLOAD_TOO_LARGE")
+    client.post(f"{path}/complete", {"result": "x" * 2_200_000}).problem(413, "PAYLOAD_TOO_LARGE")
     assert client.post(f"{path}/complete", {"result": "x" * 300_000}).ok()["result"] == "x" * 300_000
 
 
 @pytest.mark.parametrize("letter", ["x", "é", '"', "\x00"])
 def test_the_largest_answers_fit(client: Client, letter: str) -> None:
     size = len(dumps(letter).encode()) - 2
-    payload, field = letter * (340_000 // size), letter * (31_000 // size)
+    payload, field = letter * (2_090_000 // size), letter * (31_000 // size)
     path = f"/v1/jobs/{client.running(payload=payload, fields={'f': field})['job_id']}"
     done = client.post(f"{path}/complete", {"result": payload}).ok()
     assert (done["payload"], done["result"]) == (payload, payload)

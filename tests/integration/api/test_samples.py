@@ -30,7 +30,12 @@ STORY = [
     ("api_fail_job", 409), ("api_delete_job", 204),
     ("api_put_job_type", 201), ("api_put_job_type", 200), ("api_get_job_type", 200), ("api_list_job_types", 200),
     ("api_delete_job_type", 204), ("api_delete_job_type", 404),
-    ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
+    ("api_put_webhook", 201), ("api_get_webhook", 200), ("api_list_webhooks", 200), ("api_rotate_webhook_secret", 200),
+    ("api_list_deliveries", 200), ("api_replay_delivery", 404), ("api_delete_webhook", 204), ("api_get_webhook", 404),
+    ("api_put_schedule", 201), ("api_put_schedule", 200), ("api_get_schedule", 200), ("api_list_schedules", 200),
+    ("api_pause_schedule", 200), ("api_resume_schedule", 200), ("api_delete_schedule", 204),
+    ("api_delete_schedule", 404),
+    ("api_create_upload", 201), ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
 ]  # fmt: skip
 
 

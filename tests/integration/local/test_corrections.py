@@ -33,6 +33,7 @@ def _uncorrected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (lambda_svc, "_resolve_layer_zip"),
         (lambda_runtime.Worker, "_spawn"),
         (iam_actions, "extract_iam_action"),
+        (iam_actions, "extract_resource_arn"),
     ]:
         monkeypatch.setattr(module, name, getattr(module, name))
     dynamodb.reset()
@@ -224,3 +225,23 @@ class TestActions:
         assert self.needed("sns", "PublishBatch") == "sns:Publish"
         assert self.needed("sqs", "SendMessageBatch") == "sqs:SendMessage"
         assert self.needed("sqs", "ReceiveMessage") == "sqs:ReceiveMessage"
+
+
+class TestGroupsOfSchedules:
+    CREATE: Any = ("POST", json.dumps({"GroupName": "mine"}).encode(), {})
+    DELETE: Any = ("DELETE", b"", {"groupName": ["mine"]})
+
+    @staticmethod
+    def resource(method: str, body: bytes, query: Any) -> object:
+        rest = ("us-east-1", "1")
+        return iam_actions.extract_resource_arn("scheduler", method, "/schedules/s", {}, body, query, *rest)
+
+    @pytest.mark.parametrize("request_", [CREATE, DELETE])
+    def test_are_all_taken_for_the_default_one(self, request_: Any) -> None:
+        assert self.resource(*request_) == "arn:aws:scheduler:us-east-1:1:schedule/default/s"
+
+    @pytest.mark.parametrize("request_", [CREATE, DELETE])
+    def test_are_named(self, request_: Any) -> None:
+        corrections.name_the_group_of_a_schedule()
+        assert self.resource(*request_) == "arn:aws:scheduler:us-east-1:1:schedule/mine/s"
+        assert self.resource("POST", b"{}", {}) == "arn:aws:scheduler:us-east-1:1:schedule/default/s"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ import boto3
 from botocore.config import Config
 from uuid6 import uuid7
 
+from vigil_core.domain.retention import DEFAULT
+from vigil_core.gateways.bodies_bucket import BodiesBucket
 from vigil_core.gateways.functions import LambdaExecutors
 from vigil_core.gateways.queues import SqsQueues
+from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutgoingSettings, SocketSettings
-from vigil_core.services.context import THREADS, Context, Executors, NoExecutors, Queues
+from vigil_core.services.context import THREADS, Alarms, Context, Executors, NoExecutors, Queues
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
@@ -27,21 +31,27 @@ from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs import JobStore, Objects
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.secrets import SecretStore
 from vigil_core.store.table import DynamoTable, Table
 from vigil_core.store.tickets import TicketStore
 from vigil_core.store.waits import WaitStore
+from vigil_core.store.webhooks import WebhookStore
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
     from mypy_boto3_lambda.client import LambdaClient
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
     from mypy_boto3_sqs.client import SQSClient
 
     from vigil_core.api.admin import Admin
     from vigil_core.api.http import HttpApi
+    from vigil_core.domain.jobs import NewJob
+    from vigil_core.domain.jsontext import JsonValue
     from vigil_core.gateways.outgoing import Outgoing
     from vigil_core.gateways.secret_values import SecretValues
 
@@ -87,34 +97,93 @@ def lambda_client() -> LambdaClient:
 def queues() -> SqsQueues:
     """The queues of Vigil's own workers."""
     settings = CoreSettings.from_environment()
-    return SqsQueues(sqs, pages_url=settings.pages_queue_url, clock_url=settings.clock_queue_url)
+    return SqsQueues(
+        sqs,
+        pages_url=settings.pages_queue_url,
+        clock_url=settings.clock_queue_url,
+        webhooks_url=settings.webhooks_queue_url,
+    )
+
+
+@cache
+def scheduler() -> EventBridgeSchedulerClient:
+    """The client of EventBridge Scheduler."""
+    return boto3.client("scheduler", config=CLIENT_CONFIG)
+
+
+@cache
+def alarms() -> SchedulerAlarms:
+    """What wakes the clock at a time."""
+    its = CoreSettings.from_environment()
+    return SchedulerAlarms(
+        scheduler, group=its.alarm_group, function_arn=its.clock_function, role_arn=its.alarm_role, now=now
+    )
+
+
+@cache
+def s3() -> S3Client:
+    """The client of the bucket. Its URLs are signed as every region takes them."""
+    return boto3.client("s3", config=CLIENT_CONFIG.merge(Config(signature_version="s3v4")))
+
+
+@cache
+def bodies_bucket() -> BodiesBucket:
+    """What keeps payloads and results too large for a row."""
+    return BodiesBucket(s3, CoreSettings.from_environment().bodies_bucket)
 
 
 @cache
 def context() -> Context:
     """What the use cases need."""
-    settings = CoreSettings.from_environment()
-    executors = LambdaExecutors(lambda_client, settings.caller_function)
-    return context_of(DynamoTable(dynamodb(), settings.table_name), queues(), executors)
+    its = CoreSettings.from_environment()
+    return context_of(
+        DynamoTable(dynamodb(), its.table_name),
+        queues(),
+        alarms(),
+        bodies_bucket(),
+        executors=LambdaExecutors(lambda_client, its.caller_function),
+        retention=its.retention,
+    )
 
 
-def context_of(table: Table, queues: Queues, executors: Executors | None = None) -> Context:
+def context_of(
+    table: Table,
+    queues: Queues,
+    alarms: Alarms,
+    objects: Objects,
+    *,
+    executors: Executors | None = None,
+    retention: timedelta = DEFAULT,
+) -> Context:
     """A context over any table."""
+    job_types = JobTypeStore(table)
+
+    def job_of(namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+        # Imported here, for most functions read no body.
+        from vigil_core.api.schedule_wire import job_of_body
+
+        return job_of_body(namespace, body, job_id, find_type=job_types.find)
+
     return Context(
-        jobs=JobStore(table),
-        job_types=JobTypeStore(table),
+        jobs=JobStore(table, objects, now=now, retention=retention),
+        job_types=job_types,
         dependencies=DependencyStore(table),
         holds=HoldStore(table),
-        waits=WaitStore(table),
+        waits=WaitStore(table, now=now, retention=retention),
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
         due=DueStore(table),
         job_queues=JobQueueStore(table),
         connections=ConnectionStore(table),
+        webhooks=WebhookStore(table),
+        schedules=ScheduleStore(table),
         queues=queues,
         executors=executors or NoExecutors(),
+        alarms=alarms,
+        job_of=job_of,
         clock=now,
         new_id=lambda: str(uuid7()),
+        allowed_private_hosts=OutgoingSettings.from_environment().allowed_private_hosts,
     )
 
 
@@ -194,6 +263,9 @@ def admin() -> Admin:
         queues={
             "pages": DeadLetterQueue(sqs(), dead_url=its.pages_dead_letter_queue_url, home_url=its.pages_queue_url),
             "clock": DeadLetterQueue(sqs(), dead_url=its.clock_dead_letter_queue_url, home_url=its.clock_queue_url),
+            "webhooks": DeadLetterQueue(
+                sqs(), dead_url=its.webhooks_dead_letter_queue_url, home_url=its.webhooks_queue_url
+            ),
         },
         functions=Functions(boto3.client("lambda", config=PATIENTLY)),
         consumers=[its.matcher_function, its.notifier_function],

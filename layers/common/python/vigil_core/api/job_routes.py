@@ -32,7 +32,6 @@ from vigil_core.api.wire import (
     Nothing,
     Release,
     Report,
-    ShownError,
     ShownVerdict,
     Start,
     WholeJob,
@@ -49,11 +48,12 @@ from vigil_core.domain.errors import (
     LeaseLost,
     MissingDependency,
     PayloadTooLarge,
+    ValidationFailed,
 )
 from vigil_core.domain.ids import derived
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jobs import Job, JobError
-from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import to_text
 from vigil_core.services import change_job
 from vigil_core.services.change_job import find_job
@@ -96,7 +96,7 @@ def create_job(call: Call, body: NewJob) -> Answer:
             return 200, ExistingJob.found(job, call.context.jobs.bodies(job), call.context.now()).plain()
         if job.ended and call.request.wait_s:
             return 200, _whole(call, job).plain()
-        return 202, CreatedJob.created(job, submitted.payload).plain()
+        return 202, CreatedJob.created(job, submitted.payload, submitted.payload_url).plain()
 
     status, shown = _once(call, body, act)
     headers = {"location": f"/v1/jobs/{shown['job_id']}", **call.request.preference_applied}
@@ -212,10 +212,7 @@ def get_job_result(call: Call, job_id: str) -> Answer:
     job = find_job(call.context, call.namespace, job_id)
     if not job.ended:
         raise JobNotCompleted(job_id)
-    text = call.context.jobs.bodies(job).result
-    error = job.error and ShownError(code=job.error.code, message=job.error.message)
-    result = None if text is None else loads(text)
-    return Answer(status=200, body=JobResult(job_id=job_id, status=job.status, result=result, error=error))
+    return Answer(status=200, body=JobResult.of(job, call.context.jobs.bodies(job, payload=False)))
 
 
 @ROUTES.route(
@@ -305,12 +302,15 @@ def start_job(call: Call, job_id: str, body: Start) -> Answer:
 )
 def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
     """End a running job well, with its result."""
+    if body.result is not None and body.result_ref is not None:
+        raise ValidationFailed.at("/result_ref", "stands in place of result, not beside it")
     job = change_job.complete(
         call.context,
         call.namespace,
         job_id,
         by=call.by,
         result=body.result,
+        result_upload=body.result_ref,
         health=body.job_health or "success",
         fields=body.fields,
         lease_token=body.lease_token,

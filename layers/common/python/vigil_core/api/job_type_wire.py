@@ -26,7 +26,7 @@ FUNCTION_PATTERN = (
     r"^(arn:aws[a-z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:)?[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_$-]{1,128})?$"
 )
 """A function's name or ARN, with its version or alias or without."""
-NEVER_A_DEFAULT = {"job_id", "job_type"}
+NEVER_A_DEFAULT = {"job_id", "job_type", "payload_ref"}
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -40,8 +40,7 @@ def _at_most(most: int) -> Callable[[Any], Any]:
     return check
 
 
-_small, _small_target = _at_most(MAX_PART_BYTES), _at_most(MAX_TARGET_BYTES)
-
+small, _small_target = _at_most(MAX_PART_BYTES), _at_most(MAX_TARGET_BYTES)
 
 JobDefaults: type[Wire] = create_model(
     "JobDefaults",
@@ -104,8 +103,8 @@ class JobTypeBody(Wire):
         description=f"In their order. `{SUBMIT}` is always the first and `{COMPLETE}` the last, named or not; "
         f"`{INCOMPLETE}` is in no order. When absent: {', '.join(DEFAULT_STAGES)}",
     )
-    defaults: Annotated[JobDefaults | None, BeforeValidator(_small)] = None
-    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(_small)] = Field(
+    defaults: Annotated[JobDefaults | None, BeforeValidator(small)] = None
+    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(small)] = Field(
         default=None,
         examples=[{"type": "object", "required": ["kernel"]}],
         description="JSON Schema, draft 2020-12, that every payload has to satisfy",
@@ -207,8 +206,12 @@ def job_of_type(asked: NewJob, job_type: JobType | None, job_id: str) -> jobs.Ne
     Raises:
         ValidationFailed: the payload is not as the type says, or there are too many tags.
     """
+    if asked.payload_ref is not None and asked.payload is not None:
+        raise ValidationFailed.at("/payload_ref", "stands in place of payload, not beside it")
     if job_type is None:
         return asked.to_domain(job_id)
+    if asked.payload_ref is not None and job_type.payload_schema is not None:
+        raise ValidationFailed.at("/payload_ref", "its type checks payloads, and what is uploaded is not read")
     wanted = _with_defaults(asked, job_type)
     check_payload(job_type, wanted.payload)
     return replace(
@@ -220,6 +223,8 @@ def _with_defaults(asked: NewJob, job_type: JobType) -> NewJob:
     defaults: Any = parse_body(JobDefaults, job_type.defaults)
     said = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     added: dict[str, Any] = {name: value for name, value in said.items() if getattr(asked, name) is None}
+    if asked.payload_ref is not None:
+        added.pop("payload", None)
     added["fields"] = {**said.get("fields", {}), **(asked.fields or {})}
     added["tags"] = list(dict.fromkeys([*said.get("tags", ()), *(asked.tags or ())]))
     if len(added["tags"]) > MAX_TAGS:

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from vigil_core.api.wire import FieldProblemView, Problem
 from vigil_core.domain.errors import (
+    DeliveryNotFound,
     Forbidden,
     IdempotencyInProgress,
     IdempotencyKeyReused,
@@ -24,12 +25,14 @@ from vigil_core.domain.errors import (
     MalformedRequest,
     MissingDependency,
     PayloadTooLarge,
+    ScheduleNotFound,
     StoreConflict,
     TargetRefused,
     TargetUnreachable,
     ValidationFailed,
     VigilError,
     WaitNotFound,
+    WebhookNotFound,
 )
 from vigil_core.domain.times import to_text
 from vigil_core.runtime.logging import logger
@@ -72,6 +75,9 @@ STATUS: Mapping[type[VigilError], int] = {
     JobNotFound: 404,
     WaitNotFound: 404,
     JobTypeNotFound: 404,
+    WebhookNotFound: 404,
+    DeliveryNotFound: 404,
+    ScheduleNotFound: 404,
     InvalidTransition: 409,
     JobCreationFailed: 409,
     JobNotCompleted: 409,

@@ -23,6 +23,7 @@ from vigil_core.api.wire import (
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.times import to_text
+from vigil_core.services.bodies import bodies_of_many
 from vigil_core.services.claim_jobs import Claim, claim_jobs
 from vigil_core.services.depend import inputs_of
 from vigil_core.services.show_queue import show_queue
@@ -53,7 +54,7 @@ def claim(call: Call, queue: str, body: ClaimBody) -> Answer:
         claim_id=body.claim_id,
     )
     granted = claim_jobs(call.context, call.namespace, wanted, by=call.by, until=call.request.hold_until(0))
-    bodies = call.context.in_parallel(call.context.jobs.bodies, granted)
+    bodies = bodies_of_many(call.context, granted)
     inputs = [inputs_of(call.context, job) if job.depends_on else [] for job in granted]
     shown = [
         ClaimedJob.claimed(job, job.lease, its, from_others)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vigil_core.api import job_routes, job_type_routes, queue_routes, wait_routes
+from vigil_core.api import job_routes, job_type_routes, queue_routes, schedule_routes, wait_routes, webhook_routes
 from vigil_core.api.openapi import document
 from vigil_core.api.operation import Answer, Call, Operation, Routes, Shows
-from vigil_core.api.wire import Nothing, OpenApi, ShownTicket
+from vigil_core.api.wire import NewUpload, Nothing, OpenApi, ShownTicket, ShownUpload
 from vigil_core.domain.access import Scope
 from vigil_core.domain.times import to_text
+from vigil_core.services.uploads import offer_upload
 
 ROUTES = Routes()
 
@@ -28,6 +29,23 @@ def create_ticket(call: Call) -> Answer:
     return Answer(status=201, body=ShownTicket(ticket=token.text(), expires_at=to_text(expires_at)))
 
 
+@ROUTES.route(
+    "POST",
+    "/v1/uploads",
+    scope=Scope.READ,
+    answers={201: Shows(what="Where to put it", models=(ShownUpload,))},
+)
+def create_upload(call: Call, body: NewUpload) -> Answer:
+    """Get a place for a payload or result over 2 MB: put it there, then name it. Needs the scope `submit` or `work`."""
+    if not call.access.allows(Scope.WORK):
+        call.access.require(Scope.SUBMIT)
+    upload = offer_upload(call.context, call.namespace, body.size)
+    shown = ShownUpload(
+        reference=upload.reference, url=upload.url, size=upload.size, expires_at=to_text(upload.expires_at)
+    )
+    return Answer(status=201, body=shown)
+
+
 @ROUTES.route("GET", "/openapi.json", scope=None, answers={200: Shows(what="This document", models=(OpenApi,))})
 def get_openapi(_: Call) -> Answer:
     """Get this document."""
@@ -39,6 +57,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *queue_routes.ROUTES.operations,
     *wait_routes.ROUTES.operations,
     *job_type_routes.ROUTES.operations,
+    *webhook_routes.ROUTES.operations,
+    *schedule_routes.ROUTES.operations,
     *ROUTES.operations,
 )
 

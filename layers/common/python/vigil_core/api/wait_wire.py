@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import RootModel, WithJsonSchema
 
 from vigil_core.api.wire import EXAMPLE_ID
+from vigil_core.domain.targets import MAX_URL_CHARS
 from vigil_core.domain.waits import MAX_ENTRIES
 from vigil_core.domain.waitspec import ANSWER_KEYS, MAX_EXPIRES_S, MAX_GET_FIELDS
 
@@ -67,7 +68,14 @@ _OPTIONS = {
         "allow_missing": {**_FLAG, "description": "Wait for jobs that do not exist yet, too"},
         "notify": {
             "type": ["object", "null"],
-            "properties": {"sns": {"type": "boolean"}},
+            "properties": {
+                "sns": {"type": "boolean"},
+                "webhook": {
+                    "type": ["string", "null"],
+                    "maxLength": MAX_URL_CHARS,
+                    "description": "An https URL to be told how the wait ends, signed by the webhook `waits`",
+                },
+            },
             "additionalProperties": False,
         },
     },

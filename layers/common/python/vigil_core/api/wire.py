@@ -37,6 +37,7 @@ from vigil_core.domain.jsontext import JsonValue, dumps, loads, whole
 from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.times import from_text, to_text, whole_ms
 from vigil_core.domain.waits import WaitStatus
+from vigil_core.services.uploads import MAX_UPLOAD_BYTES
 from vigil_core.store.jobs import Bodies
 
 MAX_BULK_JOBS = 100
@@ -229,6 +230,9 @@ class NewJob(Wire):
     queue: QueueName | None = Field(default=None, description="`default` when absent")
     priority: Priority | None = Field(default=None, description="`normal` when absent")
     payload: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
+    payload_ref: Id | None = Field(
+        default=None, description="Of an upload, in place of a `payload` over 2 MB: it is not read, only handed on"
+    )
     fields: Fields | None = None
     tags: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MAX_TAGS)] | None = None
     unique_key: Name | None = Field(
@@ -269,6 +273,7 @@ class NewJob(Wire):
             fields=self.fields or {},
             tags=self.tags or (),
             payload=self.payload,
+            payload_upload=self.payload_ref,
             trace_id=self.trace_id,
             correlation_id=self.correlation_id,
             unique_key=self.unique_key,
@@ -329,6 +334,9 @@ class Completion(Wire):
     """The job did what it was for."""
 
     result: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
+    result_ref: Id | None = Field(
+        default=None, description="Of an upload, in place of a `result` over 2 MB: it is not read, only handed on"
+    )
     job_health: Name | None = Field(default=None, description="`success` when absent")
     fields: Fields | None = None
     lease_token: LeaseToken = None
@@ -382,6 +390,12 @@ class ClaimBody(Wire):
     )
 
 
+class NewUpload(Wire):
+    """Something to upload, of exactly this size."""
+
+    size: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES), BeforeValidator(whole)] = Field(description="Bytes")
+
+
 class Nothing(Wire):
     """An empty body or an empty object."""
 
@@ -426,6 +440,10 @@ class PageQuery(Wire):
 
 
 # What clients are shown: jobs
+
+_URL = (
+    "There when the {0} is too large for the answer, or was uploaded: where it can be read for an hour. `{0}` is null"
+)
 
 
 class WaitingFor(Shown):
@@ -509,11 +527,13 @@ class WholeJob(JobSummary):
 
     payload: Any
     result: Any
+    payload_url: str | None = Field(default=None, description=_URL.format("payload"))
+    result_url: str | None = Field(default=None, description=_URL.format("result"))
 
     @classmethod
     def whole(cls, job: Job, bodies: Bodies) -> WholeJob:
         """The job with its payload and result."""
-        return cls(**_summary(job), payload=_value(bodies.payload), result=_value(bodies.result))
+        return cls(**_summary(job), **_shown(bodies))
 
 
 class CreatedJob(WholeJob):
@@ -522,10 +542,11 @@ class CreatedJob(WholeJob):
     timestamp: TimeText
 
     @classmethod
-    def created(cls, job: Job, payload: JsonValue) -> CreatedJob:
+    def created(cls, job: Job, payload: JsonValue, payload_url: str | None) -> CreatedJob:
         """The answer to its creation."""
         said = {"message": f"{job.name or job.job_type} job created", "timestamp": to_text(job.created_at)}
-        return cls(**_summary(job) | said, payload=payload, result=None)
+        url = {} if payload_url is None else {"payload_url": payload_url}
+        return cls(**_summary(job) | said, payload=payload, result=None, **url)
 
 
 class ExistingJob(WholeJob):
@@ -537,8 +558,7 @@ class ExistingJob(WholeJob):
     @classmethod
     def found(cls, job: Job, bodies: Bodies, now: datetime) -> ExistingJob:
         """The answer in place of a creation."""
-        whole = WholeJob.whole(job, bodies)
-        return cls(**dict(whole), existing=True, timestamp=to_text(now))
+        return cls(**_summary(job), **_shown(bodies), existing=True, timestamp=to_text(now))
 
 
 class DependencyResult(Shown):
@@ -567,12 +587,9 @@ class ClaimedJob(WholeJob):
     @classmethod
     def claimed(cls, job: Job, lease: Lease, bodies: Bodies, inputs: Sequence[Input]) -> ClaimedJob:
         """The job for its worker."""
-        return cls(
-            **dict(WholeJob.whole(job, bodies)),
-            lease_token=lease.token,
-            lease_expires_at=to_text(lease.until),
-            dependencies={each.job_id: DependencyResult.of(each) for each in inputs},
-        )
+        held = {"lease_token": lease.token, "lease_expires_at": to_text(lease.until)}
+        results = {each.job_id: DependencyResult.of(each) for each in inputs}
+        return cls(**_summary(job), **_shown(bodies), **held, dependencies=results)
 
 
 class ClaimedJobs(Shown):
@@ -686,6 +703,14 @@ class JobResult(Shown):
     status: JobStatus
     result: Any
     error: ShownError | None
+    result_url: str | None = Field(default=None, description=_URL.format("result"))
+
+    @classmethod
+    def of(cls, job: Job, bodies: Bodies) -> JobResult:
+        """The result or the error of a job that has ended."""
+        error = job.error and ShownError(code=job.error.code, message=job.error.message)
+        shown = {name: value for name, value in _shown(bodies).items() if name.startswith("result")}
+        return cls(job_id=job.job_id, status=job.status, error=error, **shown)
 
 
 class Standing(Shown):
@@ -776,6 +801,13 @@ def _summary(job: Job) -> dict[str, Any]:
     }
 
 
+def _shown(bodies: Bodies) -> dict[str, Any]:
+    """Payload and result, or the URLs that stand in for them: those are left out where they do not."""
+    shown = {"payload": _value(bodies.payload), "result": _value(bodies.result)}
+    urls = {"payload_url": bodies.payload_url, "result_url": bodies.result_url}
+    return shown | {name: url for name, url in urls.items() if url is not None}
+
+
 def _value(text: str | None) -> JsonValue:
     return None if text is None else loads(text)
 
@@ -828,6 +860,16 @@ class BulkAnswer(Shown):
     """What became of each job, in the order of the request."""
 
     results: list[BulkItem]
+
+
+class ShownUpload(Shown):
+    """Where to put an upload, by PUT and without a key, until `expires_at`; and the reference that stands for it in
+    `payload_ref` or `result_ref`, for a day."""
+
+    reference: str
+    url: str
+    size: int
+    expires_at: TimeText
 
 
 class ShownTicket(Shown):

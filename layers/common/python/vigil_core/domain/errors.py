@@ -85,6 +85,15 @@ class JobTypeNotFound(VigilError):
         super().__init__(f"Job type {name} not found", job_type=name)
 
 
+class ScheduleNotFound(VigilError):
+    """The namespace holds no schedule with this name."""
+
+    code = "SCHEDULE_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Schedule {name} not found", schedule=name)
+
+
 class JobNotCompleted(VigilError):
     """The result of a job was asked for before the job ended."""
 
@@ -119,6 +128,24 @@ class WaitNotFound(VigilError):
 
     def __init__(self, wait_id: str) -> None:
         super().__init__(f"Wait with ID {wait_id} not found", wait_id=wait_id)
+
+
+class WebhookNotFound(VigilError):
+    """The namespace holds no webhook with this name."""
+
+    code = "WEBHOOK_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Webhook {name} not found", webhook=name)
+
+
+class DeliveryNotFound(VigilError):
+    """The webhook has no delivery with this id, or no longer."""
+
+    code = "DELIVERY_NOT_FOUND"
+
+    def __init__(self, delivery_id: str) -> None:
+        super().__init__(f"Delivery with ID {delivery_id} not found", delivery_id=delivery_id)
 
 
 class IdempotencyKeyReused(VigilError):

@@ -43,6 +43,8 @@ class Event:
     topics: tuple[str, ...]
     reach: Reach
     attributes: Mapping[str, str] = field(default_factory=dict)
+    webhook: str | None = None
+    """An address that is to hear of this event besides whoever subscribes to it."""
 
     def envelope(self) -> dict[str, JsonValue]:
         """What is sent: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md"""
@@ -181,6 +183,7 @@ def wait_event(wait: Wait, answer: Mapping[str, JsonValue] | None) -> Event:
         topics=(wait_topic(wait.wait_id), NAMESPACE_TOPIC),
         reach="ending" if wait.options.sns else "sockets",
         attributes={"wait_id": wait.wait_id},
+        webhook=wait.options.webhook,
     )
 
 

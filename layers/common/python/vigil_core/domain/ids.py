@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import datetime
 
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -21,3 +22,11 @@ def derived(parent_id: str, name: str) -> str:
     digest = hashlib.sha256(f"{parent_id}/{name}".encode()).hexdigest()
     variant = "89ab"[int(digest[3], 16) % 4]
     return f"{parent_id[:13]}-7{digest[:3]}-{variant}{digest[4:7]}-{digest[7:19]}"
+
+
+def at_time(moment: datetime, name: str) -> str:
+    """An id that (moment, name) always gives, a UUIDv7 of that moment."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    ms = f"{int(moment.timestamp() * 1000):012x}"
+    variant = "89ab"[int(digest[3], 16) % 4]
+    return f"{ms[:8]}-{ms[8:]}-7{digest[:3]}-{variant}{digest[4:7]}-{digest[7:19]}"

@@ -80,6 +80,8 @@ class NewJob:
     fields: Mapping[str, JsonValue] = field(default_factory=dict)
     tags: Sequence[str] = ()
     payload: JsonValue = None
+    payload_upload: str | None = None
+    """The reference of an upload that is the payload."""
     trace_id: str | None = None
     correlation_id: str | None = None
     unique_key: str | None = None
@@ -153,6 +155,8 @@ class Job:
     lease: Lease | None = None
     reported_token: str | None = None
     """Of the lease under which the end of an attempt was reported last."""
+    expires_at: datetime | None = field(default=None, compare=False)
+    """After this, the job is as good as gone: readers do not find it, and the table forgets it."""
     shown_due_at: datetime | None = None
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
     awaited: bool = False

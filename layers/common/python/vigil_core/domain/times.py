@@ -25,6 +25,11 @@ def to_epoch_s(moment: datetime) -> int:
     return int(moment.timestamp())
 
 
+def from_epoch_s(seconds: int) -> datetime:
+    """The inverse of `to_epoch_s`."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 def whole_ms(moment: datetime) -> datetime:
     """The moment without what the wire cannot carry."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -78,6 +78,7 @@ class WaitOptions:
     return_on_progress: bool = False
     allow_missing: bool = False
     sns: bool = True
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

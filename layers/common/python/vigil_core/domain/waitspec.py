@@ -140,6 +140,7 @@ def _options(given: JsonValue, jobs: int, problems: _Problems) -> tuple[WaitOpti
     return_on = given.get("return_on", "done")
     if return_on not in ("done", "progress"):
         problems.add("/wait_options/return_on", "'done' or 'progress'")
+    sns, webhook = _notify(given.get("notify"), problems)
     options = WaitOptions(
         mode=mode,
         needed=needed,
@@ -147,7 +148,8 @@ def _options(given: JsonValue, jobs: int, problems: _Problems) -> tuple[WaitOpti
         fail_fast=_flag(given, "fail_fast", problems),
         return_on_progress=return_on == "progress",
         allow_missing=_flag(given, "allow_missing", problems),
-        sns=_notify(given.get("notify"), problems),
+        sns=sns,
+        webhook=webhook,
     )
     return options, given, expires_in
 
@@ -200,21 +202,23 @@ def _flag(given: Mapping[str, JsonValue], name: str, problems: _Problems) -> boo
     return False
 
 
-def _notify(given: JsonValue, problems: _Problems) -> bool:
+def _notify(given: JsonValue, problems: _Problems) -> tuple[bool, str | None]:
+    """Whether SNS is told, and a webhook's address. Whether that may be called, only a deployment can say."""
     if given is None:
-        return True
+        return True, None
     if not isinstance(given, Mapping):
         problems.add("/wait_options/notify", "an object")
-        return True
+        return True, None
     for name in given:
-        if name == "webhook":
-            problems.add("/wait_options/notify/webhook", "webhooks are not served yet")
-        elif name != "sns":
+        if name not in ("sns", "webhook"):
             problems.add(f"/wait_options/notify/{pointer_token(name)}", "unknown field")
     sns = given.get("sns", True)
     if not isinstance(sns, bool):
         problems.add("/wait_options/notify/sns", "true or false")
-    return sns is not False
+    webhook = given.get("webhook")
+    if webhook is not None and not isinstance(webhook, str):
+        problems.add("/wait_options/notify/webhook", "a URL")
+    return sns is not False, webhook if isinstance(webhook, str) else None
 
 
 def _object_or_absent(body: Mapping[str, JsonValue], name: str, problems: _Problems) -> Mapping[str, JsonValue]:

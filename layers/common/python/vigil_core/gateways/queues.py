@@ -36,13 +36,21 @@ class NotSent(VigilError):
 
 
 class SqsQueues:
-    """The pager's queue (FIFO) and the clock's. The client is made when the first message is sent: most requests send
-    none."""
+    """The pager's queue (FIFO), the clock's and the webhooks'. The client is made when the first message is sent: most
+    requests send none."""
 
-    def __init__(self, client: Callable[[], SQSClient], *, pages_url: str | None, clock_url: str | None) -> None:
+    def __init__(
+        self,
+        client: Callable[[], SQSClient],
+        *,
+        pages_url: str | None,
+        clock_url: str | None,
+        webhooks_url: str | None = None,
+    ) -> None:
         self._client = client
         self._pages_url = pages_url
         self._clock_url = clock_url
+        self._webhooks_url = webhooks_url
 
     def wide_work(self, messages: Sequence[Grouped]) -> None:
         """Hand work to the pager, in order within each group. Raises NotSent when SQS keeps refusing a message."""
@@ -62,6 +70,13 @@ class SqsQueues:
     def wake_up(self, message: str, delay_s: int) -> None:
         """Wake the clock after so many seconds, at most 900."""
         self._client().send_message(QueueUrl=self._url(self._clock_url), MessageBody=message, DelaySeconds=delay_s)
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        """Have webhooks told. Raises NotSent when SQS keeps refusing a message."""
+        url = self._url(self._webhooks_url)
+        entries: list[Any] = [{"Id": str(number), "MessageBody": body} for number, body in enumerate(messages)]
+        for start in range(0, len(entries), _AT_ONCE):
+            self._send(url, entries[start : start + _AT_ONCE])
 
     @contextmanager
     def working_on(self, receipt_handle: str) -> Iterator[None]:

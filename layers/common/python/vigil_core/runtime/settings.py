@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.retention import DEFAULT
 from vigil_core.domain.targets import parse_allowed
 
 
@@ -27,12 +29,18 @@ def setting(name: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
     """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
-    caller's name for those that dispatch no jobs."""
+    caller's name for those that dispatch no jobs, what belongs to the clock's alarms for those that arm none."""
 
     table_name: str
     pages_queue_url: str | None
     clock_queue_url: str | None
     caller_function: str | None
+    webhooks_queue_url: str | None
+    alarm_group: str | None
+    alarm_role: str | None
+    clock_function: str | None
+    bodies_bucket: str | None
+    retention: timedelta
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -42,6 +50,12 @@ class CoreSettings:
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
             caller_function=os.environ.get("CALLER_FUNCTION"),
+            webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
+            alarm_group=os.environ.get("ALARM_GROUP"),
+            alarm_role=os.environ.get("ALARM_ROLE"),
+            clock_function=os.environ.get("CLOCK_FUNCTION"),
+            bodies_bucket=os.environ.get("BODIES_BUCKET"),
+            retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
         )
 
 
@@ -80,6 +94,8 @@ class AdminSettings:
     pages_dead_letter_queue_url: str
     clock_queue_url: str
     clock_dead_letter_queue_url: str
+    webhooks_queue_url: str
+    webhooks_dead_letter_queue_url: str
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -92,6 +108,8 @@ class AdminSettings:
             pages_dead_letter_queue_url=setting("PAGES_DEAD_LETTER_QUEUE_URL"),
             clock_queue_url=setting("CLOCK_QUEUE_URL"),
             clock_dead_letter_queue_url=setting("CLOCK_DEAD_LETTER_QUEUE_URL"),
+            webhooks_queue_url=setting("WEBHOOKS_QUEUE_URL"),
+            webhooks_dead_letter_queue_url=setting("WEBHOOKS_DEAD_LETTER_QUEUE_URL"),
         )
 
 

@@ -14,13 +14,13 @@ from vigil_core.domain.jobs import Job, JobError, Report
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.services.context import Context
 from vigil_core.services.take_holds import admit, claims_for_retry
+from vigil_core.services.uploads import arrived
 from vigil_core.store.holds import HoldClaim
+from vigil_core.store.jobs import MAX_BODY_BYTES
 
 ATTEMPTS = 12
 NO_LONGER_OURS = (JobNotFound, InvalidTransition, LeaseLost)
 """What a report is refused with by whoever no longer runs the job: it has ended, is somebody else's, or is gone."""
-MAX_BODY_BYTES = 350 * 1024
-"""Payload and result each, as JSON text: what one row holds with room to spare (DynamoDB: 400 KB)."""
 
 
 def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
@@ -103,6 +103,7 @@ def complete(
     *,
     by: str,
     result: JsonValue = None,
+    result_upload: str | None = None,
     health: str = "success",
     fields: Mapping[str, JsonValue] | None = None,
     lease_token: str | None = None,
@@ -111,9 +112,13 @@ def complete(
 
     def decide(job: Job) -> Job:
         done = jobs.complete(job, now=ctx.now(), by=by, health=health, fields=fields, lease_token=lease_token)
-        if result is None or done is job:
+        if done is job or (result is None and result_upload is None):
             return done
-        return jobs.with_result(done, ctx.jobs.put_result(done, ctx.new_id()[-12:], body_text(result, "result")))
+        nonce = ctx.new_id()[-12:]
+        if result_upload is not None:
+            upload = arrived(ctx, namespace, result_upload, "result_ref")
+            return jobs.with_result(done, ctx.jobs.adopt_result(done, nonce, upload))
+        return jobs.with_result(done, ctx.jobs.put_result(done, nonce, body_text(result, "result")))
 
     return change(ctx, namespace, job_id, decide)
 
@@ -173,7 +178,7 @@ def body_text(body: JsonValue, name: str) -> str:
     """A payload or result as the text that is stored. Raises PayloadTooLarge, naming it."""
     text = dumps(body)
     if len(text.encode()) > MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"/{name} takes at most {MAX_BODY_BYTES} bytes as JSON")
+        raise PayloadTooLarge(f"/{name} takes at most {MAX_BODY_BYTES} bytes as JSON: upload what is larger")
     return text
 
 

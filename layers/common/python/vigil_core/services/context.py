@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
+from vigil_core.domain.jobs import NewJob
+from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import whole_ms
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
@@ -21,7 +24,9 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
+from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits import WaitStore
+from vigil_core.store.webhooks import WebhookStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,6 +42,26 @@ class Queues(Protocol):
 
     def wake_up(self, message: str, delay_s: int) -> None:
         """Wake the clock for one due row after at most 15 minutes."""
+
+    def deliveries(self, messages: Sequence[str]) -> None:
+        """Have webhooks told, in any order."""
+
+
+class Alarms(Protocol):
+    """What wakes the clock at a time, however far ahead. A lost one delays a run, until the clock's sweep finds it."""
+
+    def arm(self, name: str, at: datetime, event: str) -> None:
+        """Have the clock handed this event at that time, once. Armed already is as good."""
+
+    def disarm(self, name: str) -> None:
+        """Forget an alarm, if there is one."""
+
+
+class ReadsJob(Protocol):
+    """Reads the body of a job's creation."""
+
+    def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+        """The job to create under this id, with what its type adds. Raises ValidationFailed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +106,16 @@ class Context:
     due: DueStore
     job_queues: JobQueueStore
     connections: ConnectionStore
+    webhooks: WebhookStore
+    schedules: ScheduleStore
     queues: Queues
+    alarms: Alarms
+    job_of: ReadsJob
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    allowed_private_hosts: frozenset[str] = frozenset()
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
     in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(default_factory=lambda: threaded(THREADS))

@@ -12,6 +12,8 @@ from vigil_core.services.context import Context
 
 READ_BUDGET = 1_000
 """Jobs that one page may read."""
+DAY_BUDGET = 50
+"""Days that one page may look through: each takes a query for each of its shards, even where all has expired."""
 BYTE_BUDGET = 1_500_000
 """Bytes of the variable parts that one page may show: Lambda's answer takes 6 MB, in which JSON is escaped again."""
 BATCH = 50
@@ -66,16 +68,18 @@ def list_jobs(
         created_before=wanted.created_before,
     )
     found: list[Job] = []
-    read = size = 0
+    read = size = days = 0
     place = before_place
-    while read < READ_BUDGET:
+    while read < READ_BUDGET and days < DAY_BUDGET:
         batch = list(islice(listed, min(BATCH, max(page_size, 1))))
         if not batch:
             return found, None
-        read += len(batch)
-        jobs = ctx.jobs.find_many(namespace, (line.entity_id for line in batch), live=True)
+        ids = [line.entity_id for line in batch if line.entity_id is not None]
+        read += len(ids)
+        days += len(batch) - len(ids)
+        jobs = ctx.jobs.find_many(namespace, ids, live=True)
         for line in batch:
-            job = jobs.get(line.entity_id)
+            job = jobs.get(line.entity_id or "")
             if job is not None and not job.deleted and wanted.takes(job):
                 size += _bytes(job)
                 if len(found) == page_size or (found and size > BYTE_BUDGET):

@@ -152,7 +152,7 @@ def _look(ctx: Context, versions: Sequence[Job]) -> Seen | None:
 def _bury(ctx: Context, versions: Sequence[Job]) -> None:
     """Of a deleted job, whose last version was matched, only the tombstone is kept."""
     if versions[-1].deleted:
-        ctx.jobs.purge(versions[-1].namespace, versions[-1].job_id)
+        ctx.jobs.purge(versions[-1])
 
 
 def _sightings(ctx: Context, interests: Iterable[Interest], versions: Sequence[Job]) -> list[Sighting]:

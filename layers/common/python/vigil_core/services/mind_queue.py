@@ -5,6 +5,7 @@ from __future__ import annotations
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.dispatch import dispatch
+from vigil_core.services.keep_waiting import keep_waiting
 
 MOST = 2_000
 """Jobs of a queue that one sweep looks after; what is left over is the next one's."""
@@ -23,6 +24,7 @@ def mind_queue(ctx: Context, namespace: str, queue: str) -> int:
         QueueNotMinded: after everything else was done.
     """
     now = ctx.now()
+    keep_waiting(ctx, namespace, queue, now)
     overdue = [
         job_id
         for status in ("scheduled", "running")

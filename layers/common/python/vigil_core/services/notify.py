@@ -1,4 +1,4 @@
-"""The notifier: whatever happened to jobs and waits is told to sockets and to SNS, at least once, under one id."""
+"""The notifier: whatever happened to jobs and waits is told sockets, SNS and webhooks, at least once, under one id."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from vigil_core.domain.events import (
 )
 from vigil_core.domain.frames import event_text
 from vigil_core.domain.waits import Wait
+from vigil_core.domain.webhooks import Delivery
 from vigil_core.services.context import Context
 from vigil_core.services.deliver import Sockets, deliver
+from vigil_core.services.tell_webhooks import hand_over, wanted_deliveries
 from vigil_core.services.wait_answer import answer
 from vigil_core.store.connections import Subscriber
 from vigil_core.store.stream import StreamRecord, new_version, progress_from_row
@@ -47,6 +49,7 @@ class Told:
     events: int
     messages: int
     published: int
+    handed_over: int
     failed: Mapping[str, Exception]
 
 
@@ -63,6 +66,8 @@ _Hearing: TypeAlias = Mapping[tuple[str, str], Sequence[Subscriber]]
 """Who hears of (namespace, topic)."""
 _Mail: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
 """For (namespace, connection id), messages in order, each (record, text)."""
+_Wanted: TypeAlias = list[tuple[Sequence[str], Sequence[Delivery]]]
+"""For the records of a namespace, what its webhooks are to be told."""
 
 
 def notify(
@@ -91,11 +96,18 @@ def notify(
     for_sns = [item for item in news if item.event.reach == "ending" or (all_changes and item.event.reach == "change")]
     rest: list[Callable[[], None]] = _posts(ctx, sockets, wide, errors)
     rest.append(partial(_publish, announcements, for_sns, errors))
+    wanted: _Wanted = []
+    rest += _looks_for_webhooks(ctx, news, wanted, errors)
     ctx.in_parallel(_do, rest)
+    # Last, so that nobody who listens now waits for it.
+    for owners, deliveries in wanted:
+        with _owned_by(errors, owners):
+            hand_over(ctx, deliveries)
     return Told(
         events=len(news),
         messages=sum(map(len, (*near.values(), *wide.values()))),
         published=len(for_sns),
+        handed_over=sum(len(deliveries) for _, deliveries in wanted),
         failed={r.sequence_number: errors[r.sequence_number] for r in in_order if r.sequence_number in errors},
     )
 
@@ -201,6 +213,22 @@ def _publish(announcements: Announcements, news: Sequence[_News], errors: _Error
         for item in news:
             if item.event.event_id in not_taken:
                 errors.setdefault(item.record, NotTaken(f"SNS did not take {item.event.event_id}"))
+
+
+def _looks_for_webhooks(
+    ctx: Context, news: Sequence[_News], wanted: _Wanted, errors: _Errors
+) -> list[Callable[[], None]]:
+    """Adds what has to be handed over, of each namespace, to `wanted`."""
+    by_namespace: dict[str, list[_News]] = {}
+    for item in news:
+        by_namespace.setdefault(item.event.namespace, []).append(item)
+
+    def look(namespace: str, items: Sequence[_News]) -> None:
+        records = [item.record for item in items]
+        with _owned_by(errors, records):
+            wanted.append((records, wanted_deliveries(ctx, namespace, [item.event for item in items])))
+
+    return [partial(look, namespace, items) for namespace, items in by_namespace.items()]
 
 
 @contextmanager

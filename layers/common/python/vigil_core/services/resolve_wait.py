@@ -22,7 +22,7 @@ def outcome_of(ctx: Context, interest: Interest, job: Job) -> Outcome | None:
     outcome = waits.outcome(interest, job)
     if outcome is None or outcome.verdict == "unmet" or "result" not in interest.get_fields:
         return outcome
-    text = ctx.jobs.bodies(job).result if job.result_ref else None
+    text = ctx.jobs.bodies(job, payload=False).result if job.result_ref else None
     return outcome if text is None else waits.outcome(interest, job, result=loads(text))
 
 

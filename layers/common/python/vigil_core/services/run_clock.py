@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from vigil_core.domain.jsontext import JsonValue, dumps
-from vigil_core.services import register_wait, resolve_wait
+from vigil_core.services import register_wait, resolve_wait, tell_webhooks
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.mind_queue import mind_queue
+from vigil_core.services.run_schedule import run_schedule
 from vigil_core.services.take_holds import hand_over
 from vigil_core.store.keys import DUE_SHARDS
 from vigil_core.store.schedule import Due
@@ -49,8 +50,16 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             return _look_after(ctx, Due(kind="wait_expiry", namespace=namespace, entity_id=entity_id))
         case "queue":
             return mind_queue(ctx, namespace, entity_id)
+        case "delivery":
+            return _look_after(ctx, Due(kind="delivery", namespace=namespace, entity_id=entity_id))
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
+
+
+def on_alarm(ctx: Context, alarm: Mapping[str, JsonValue]) -> None:
+    """The time for which a schedule was armed has come."""
+    namespace, name, generation = (str(alarm[part]) for part in ("namespace", "schedule", "generation"))
+    run_schedule(ctx, namespace, name, generation=generation)
 
 
 def sweep(ctx: Context, shard: int) -> int:
@@ -62,12 +71,23 @@ def sweep(ctx: Context, shard: int) -> int:
     if not ctx.due.lock(shard, now=ctx.now(), life=SWEEP_LOCK):
         return 0
     errors: list[tuple[str, Exception]] = []
+    deliveries: list[Due] = []
     done = 0
-    for due in ctx.due.overdue(shard, ctx.now()):
+
+    def try_to_look_after(due: Due) -> int:
         try:
-            done += _look_after(ctx, due)
+            return _look_after(ctx, due)
         except Exception as error:
             errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
+            return 0
+
+    for due in ctx.due.overdue(shard, ctx.now()):
+        if due.kind == "delivery":
+            deliveries.append(due)
+        else:
+            done += try_to_look_after(due)
+    # Last: there are very many when a receiver is down, and nothing else is to wait for them.
+    done += sum(ctx.in_parallel(try_to_look_after, deliveries))
     ctx.due.unlock(shard)
     if errors:
         raise SweepFailed(errors)
@@ -85,4 +105,8 @@ def _look_after(ctx: Context, due: Due) -> int:
             resolve_wait.expire(ctx, due.namespace, due.entity_id)
         case "wait_registration":
             register_wait.resume_registration(ctx, due.namespace, due.entity_id)
+        case "delivery":
+            tell_webhooks.hand_over_again(ctx, due.namespace, due.entity_id)
+        case "schedule":
+            run_schedule(ctx, due.namespace, due.entity_id)
     return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vigil_core.domain import jobs
 from vigil_core.domain.errors import StoreConflict
@@ -12,6 +12,7 @@ from vigil_core.services.change_job import ATTEMPTS, body_text
 from vigil_core.services.context import Context
 from vigil_core.services.depend import find_dependencies
 from vigil_core.services.take_holds import admit, claims_for_new
+from vigil_core.services.uploads import arrived
 from vigil_core.store.table import ConditionFailed
 
 
@@ -23,6 +24,8 @@ class Submitted:
     existing: bool
     payload: JsonValue = None
     """Of a job that was created for the request: what it got, from the request or its type."""
+    payload_url: str | None = None
+    """Where the payload is when it is not told."""
 
 
 def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool = False) -> Submitted:
@@ -34,10 +37,11 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
     Raises:
         MissingDependency: a job on which it is to depend does not exist.
         JobCreationFailed: the id is taken, or a live job has the mutex.
-        PayloadTooLarge: the payload does not fit a row.
-        ValidationFailed: the fields are over their limit.
+        PayloadTooLarge: the payload is too large to travel in a request.
+        ValidationFailed: the fields are over their limit, or there is no such upload.
     """
     payload = None if new.payload is None else body_text(new.payload, "payload")
+    upload = None if new.payload_upload is None else arrived(ctx, namespace, new.payload_upload, "payload_ref")
     fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
     for attempt in range(ATTEMPTS):
         if resumed and (mine := submitted_before(ctx, namespace, new.job_id)) is not None:
@@ -50,14 +54,12 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         ctx.listing.note_day(namespace, "jobs", now.date())
         ctx.job_queues.note(namespace, new.queue)
         nonce = ctx.new_id()[-12:]
-        job = jobs.create(
-            namespace,
-            new,
-            now=now,
-            by=by,
-            payload_ref=None if payload is None else ctx.jobs.put_payload(namespace, new.job_id, nonce, payload),
-            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(namespace, new.job_id, nonce, fallback),
-            depends_on=depends_on.dependencies,
+        job = jobs.create(namespace, new, now=now, by=by, payload_ref=None, depends_on=depends_on.dependencies)
+        payload_ref = None if payload is None else ctx.jobs.put_payload(job, nonce, payload)
+        job = replace(
+            job,
+            payload_ref=payload_ref if upload is None else ctx.jobs.adopt_payload(job, nonce, upload),
+            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(job, nonce, fallback),
         )
         try:
             job, mutex = admit(ctx, None, depends_on.settle(job))
@@ -65,7 +67,8 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         except ConditionFailed:
             ctx.sleep(0.01 * attempt)
             continue
-        return Submitted(job=job, existing=False, payload=new.payload)
+        url = None if upload is None else ctx.jobs.bodies(job).payload_url
+        return Submitted(job=job, existing=False, payload=new.payload, payload_url=url)
     raise StoreConflict("Too many jobs want the same key at once: try again")
 
 
@@ -74,5 +77,6 @@ def submitted_before(ctx: Context, namespace: str, job_id: str) -> Submitted | N
     job = ctx.jobs.find(namespace, job_id)
     if job is None:
         return None
-    payload = ctx.jobs.bodies(job).payload
-    return Submitted(job=job, existing=False, payload=None if payload is None else loads(payload))
+    bodies = ctx.jobs.bodies(job)
+    payload = None if bodies.payload is None else loads(bodies.payload)
+    return Submitted(job=job, existing=False, payload=payload, payload_url=bodies.payload_url)

@@ -13,6 +13,8 @@ from vigil_core.domain.waitspec import WaitRequest, parse_wait_request
 from vigil_core.services import resolve_wait
 from vigil_core.services.context import Context
 from vigil_core.services.hold import hold
+from vigil_core.services.list_jobs import DAY_BUDGET
+from vigil_core.services.manage_webhooks import check_wait_webhook
 from vigil_core.services.register_wait import register
 from vigil_core.services.wait_answer import Answer, answer, jobs_page, summary
 
@@ -42,6 +44,8 @@ def post_wait(
             raise ValidationFailed.at("/wait_on", "required: no wait with this wait_id is stored")
         if request.options.needed > len(request.wait_on):
             raise ValidationFailed.at("/wait_options/mode/at_least", "more than the jobs in wait_on")
+        if request.options.webhook is not None:
+            check_wait_webhook(ctx, namespace, request.options.webhook, "/wait_options/notify/webhook")
         wait = register(ctx, namespace, request, by=by, wait_id=reserved_id or ctx.new_id())
     return answer(ctx, _hold(ctx, wait, hold_until, request))
 
@@ -65,17 +69,19 @@ def list_waits(
     A page is filled up to a read budget, and may be short while there is more.
     """
     found: list[Answer] = []
-    examined = 0
+    examined = days = 0
     place = before_place
     listed = ctx.listing.newest_first(namespace, "waits", before_place=before_place)
-    while len(found) < page_size and examined < READ_BUDGET:
+    while len(found) < page_size and examined < READ_BUDGET and days < DAY_BUDGET:
         batch = list(islice(listed, min(100, page_size)))
         if not batch:
             return found, None
-        examined += len(batch)
-        waits = ctx.waits.find_many(namespace, (line.entity_id for line in batch))
+        ids = [line.entity_id for line in batch if line.entity_id is not None]
+        examined += len(ids)
+        days += len(batch) - len(ids)
+        waits = ctx.waits.find_many(namespace, ids)
         for line in batch:
-            wait = waits.get(line.entity_id)
+            wait = waits.get(line.entity_id or "")
             if wait is not None and status in (None, wait.status):
                 if len(found) == page_size:
                     return found, place

@@ -121,6 +121,16 @@ class JobQueueStore:
             firsts += self._table.query_page(partition, index="due", begins=f"{rank}#", limit=1).rows
         return min((keys.timed_at(row["g1sk"]) for row in firsts), default=None)
 
+    def ready_since(self, namespace: str, queue: str, *, before: datetime, limit: int) -> list[str]:
+        """The ids of jobs that have been ready since before that time, of each priority the oldest."""
+        partition = keys.ready_jobs(namespace, queue)
+        found: list[str] = []
+        for rank in RANKS.values():
+            bounds = (f"{rank}#", f"{rank}#{to_text(before)}")
+            page = self._table.query_page(partition, index="due", between=bounds, limit=limit)
+            found += [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+        return found
+
     def note_worker(self, namespace: str, queue: str, worker: str, *, now: datetime, granted: bool) -> None:
         """A worker has asked for jobs, and was given some or not."""
         claimed = ", last_claim_at = :now" if granted else ""

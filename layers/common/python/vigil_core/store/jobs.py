@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 from vigil_core.domain.attempts import Lease, RetryPolicy
 from vigil_core.domain.dependencies import Dependency, Verdict
@@ -14,10 +15,12 @@ from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs import Job, JobError, LogEntry, LogKind, Priority
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
+from vigil_core.domain.retention import DEFAULT, LIFE, expiry
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
-from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.domain.times import from_epoch_s, from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.holds import HoldClaim, hold_put, place_put
+from vigil_core.store.listing import keep_day
 from vigil_core.store.table import (
     ABSENT,
     PRESENT,
@@ -36,31 +39,84 @@ LOG_LINES_IN_STATE = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
 TOMBSTONE_LIFE = timedelta(days=60)
 """Longer than any wait lives, so that an id cannot come back while somebody waits for its first owner."""
+LIVE_KEPT = timedelta(days=30)
+"""How long what a job in silence has reported last is kept: each report begins it anew."""
+TTL = {"#ttl": "ttl"}
 SCHEMA_VERSION = 1
 RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
 """Priorities in the order in which workers are given jobs."""
 
 
+ROW_BYTES = 350 * 1024
+"""What one row holds with room to spare (DynamoDB: 400 KB). A payload or result beyond that is an object."""
+MAX_BODY_BYTES = 2 * 1024 * 1024
+"""Of a payload or result that travels in requests and answers, as JSON text."""
+ANSWER_BYTES = 2 * MAX_BODY_BYTES
+"""Of payloads and results in one answer: Lambda's 6 MB hold that in Base64, with all that is told besides."""
+
+
+Kept: TypeAlias = Literal["open", "ended", "long"]
+"""How long an object is kept, from when it was stored or kept anew: two years, as long as an ended job, for ever."""
+
+
+class Objects(Protocol):
+    """What keeps payloads and results that no row can hold."""
+
+    def put(self, key: str, text: str, *, kept: Kept) -> None:
+        """Store an object."""
+
+    def get(self, key: str) -> str | None:
+        """An object's text; None when it is not there any more."""
+
+    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+        """Have an object kept as long as a new one; or make it of another."""
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Forget objects."""
+
+    def url(self, key: str) -> str:
+        """Where an object can be read for a while, by anybody who has the URL."""
+
+    def upload_url(self, key: str, size: int) -> str:
+        """Where an object of exactly this size in bytes can be put for a while, by anybody who has the URL."""
+
+    def size(self, key: str) -> int | None:
+        """How large an object is; None when there is none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bodies:
-    """Payload and result of a job as JSON text; None where there is none."""
+    """Payload and result of a job as JSON text; None where there is none, or where its URL stands in for it."""
 
     payload: str | None
     result: str | None
+    payload_url: str | None = None
+    result_url: str | None = None
 
 
 class JobStore:
-    """Reads and writes jobs. Times, ids and decisions come from the caller."""
+    """Reads and writes jobs. Ids and decisions come from the caller. What has expired is not found: DynamoDB takes days
+    to remove it.
 
-    def __init__(self, table: Table) -> None:
+    A job's rows expire together. The state says when; what is written beside it before the end (payload, fallback,
+    older history) is kept for `retention` longer than that, and once the job has ended is given the state's time.
+    """
+
+    def __init__(
+        self, table: Table, objects: Objects, *, now: Callable[[], datetime], retention: timedelta = DEFAULT
+    ) -> None:
         self._table = table
+        self._objects = objects
+        self._now = now
+        self._retention = retention
 
     def find(self, namespace: str, job_id: str) -> Job | None:
         """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
         key = keys.job(namespace, job_id)
         rows = self._table.query_page(key.pk, between=("A", "B")).rows
         by_sk = {row["sk"]: row for row in rows}
-        return job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
+        found = job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
+        return None if found is None or self._has_expired(found) else found
 
     def find_many(
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
@@ -71,11 +127,12 @@ class JobStore:
         if live:
             lookup += [keys.live(namespace, job_id) for job_id in wanted]
         rows = self._table.batch_get(lookup, consistent=consistent)
-        return {
+        found = {
             job_id: job_from_row(rows[state], rows.get(keys.live(namespace, job_id)))
             for job_id in wanted
             if (state := keys.job(namespace, job_id)) in rows
         }
+        return {job_id: job for job_id, job in found.items() if not self._has_expired(job)}
 
     def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
         """Store the first version, together with the holds that it takes.
@@ -84,6 +141,9 @@ class JobStore:
             JobCreationFailed: the id is taken.
             ConditionFailed: a hold was taken by somebody else since it was read.
         """
+        job = replace(job, expires_at=self.expiry_of(job))
+        if job.scheduled_at is not None and job.scheduled_at > job.created_at:
+            self._keep_day(job)
         try:
             self._write([Put(row=job_to_row(job), condition=ABSENT), *_beside(None, job, claims)])
         except ConditionFailed as error:
@@ -102,21 +162,66 @@ class JobStore:
         if after == before:
             return
         if after.version == before.version:
-            self._table.put(_live_put(after))
+            self.keep(before)
+            self._table.put(_live_put(after, self._retention))
             return
+        after = replace(after, expires_at=expiry(before, after, self._retention))
+        if not after.ended and after.expires_at != before.expires_at:
+            self._prolong(after)
         if len(after.log) > LOG_LINES_IN_STATE:
             *older, newest = after.log
-            self._table.put(Put(row=_log_row(after, older)))
+            self._table.put(Put(row=_log_row(after, older) | {"ttl": self._ttl_beside(after)}))
             after = replace(after, log=(newest,))
         self._write([Put(row=job_to_row(after), condition=_still(before)), *_beside(before, after, claims)])
+        if after.ended and not before.ended:
+            self._let_go(before, after)
 
-    def put_payload(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
+    def keep(self, job: Job) -> None:
+        """Begin the life of an open job anew, if it is in its second half; nothing otherwise. Changes no version."""
+        until = expiry(job, replace(job, updated_at=self._now()), self._retention)
+        if job.ended or until == job.expires_at:
+            return
+        kept = replace(job, expires_at=until)
+        self._prolong(kept)
+        with suppress(ConditionFailed):
+            self._table.update(
+                Update(
+                    key=keys.job(job.namespace, job.job_id),
+                    expression="SET #ttl = :ttl",
+                    names=TTL,
+                    values={":ttl": to_epoch_s(until)},
+                    condition=version_is(job.version),
+                )
+            )
+
+    def put_payload(self, job: Job, nonce: str, text: str) -> str:
         """Store a payload, before the job that points to it. Returns the pointer."""
-        return self._put_body(keys.payload(namespace, job_id, nonce), "payload", text)
+        return self._put_body(job, keys.payload(job.namespace, job.job_id, nonce), "payload", text)
 
-    def put_fallback(self, namespace: str, job_id: str, nonce: str, text: str) -> str:
+    def put_fallback(self, job: Job, nonce: str, text: str) -> str:
         """Store what is the result of a job that fails for good. Returns the pointer."""
-        return self._put_body(keys.result(namespace, job_id, 0, nonce), "result", text)
+        return self._put_body(job, keys.result(job.namespace, job.job_id, 0, nonce), "result", text)
+
+    def upload_url(self, namespace: str, reference: str, size: int) -> str:
+        """Where something of this size can be uploaded, to be adopted by a job of this namespace."""
+        return self._objects.upload_url(keys.upload_name(namespace, reference), size)
+
+    def upload_size(self, namespace: str, reference: str) -> int | None:
+        """How large an upload is; None when there is none."""
+        return self._objects.size(keys.upload_name(namespace, reference))
+
+    def adopt_payload(self, job: Job, nonce: str, reference: str) -> str:
+        """Make an upload, which stays as it is, the payload of a job to be created. Returns the pointer."""
+        return self._adopt(job, keys.payload(job.namespace, job.job_id, nonce).sk, reference)
+
+    def adopt_result(self, job: Job, nonce: str, reference: str) -> str:
+        """Make an upload, which stays as it is, the result of a job that ends. Returns the pointer."""
+        return self._adopt(job, keys.result(job.namespace, job.job_id, job.attempt, nonce).sk, reference)
+
+    def _adopt(self, job: Job, sk: str, reference: str) -> str:
+        name, upload = keys.object_name(job.namespace, job.job_id, sk), keys.upload_name(job.namespace, reference)
+        self._objects.keep(name, kept=_kept(job), source=upload)
+        return keys.object_ref(None, sk)
 
     def show_due(self, job: Job) -> None:
         """Show a running job to the clock when something is due, later than it was shown. Changes no version.
@@ -151,16 +256,35 @@ class JobStore:
         return job_from_row(row)
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
-        """Store a result, before the version that points to it. Returns the pointer."""
-        return self._put_body(keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
+        """Store the result of a job that ends, before the version that points to it. Returns the pointer."""
+        return self._put_body(job, keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
 
-    def bodies(self, job: Job) -> Bodies:
-        """Payload and result in one request; none when the job has neither."""
+    def expiry_of(self, job: Job) -> datetime:
+        """When this version expires, as far as it says so itself."""
+        return expiry(job, job, self._retention)
+
+    def bodies(self, job: Job, *, payload: bool = True, room: int = ANSWER_BYTES) -> Bodies:
+        """Payload and result: rows in one request, and a request for each object that fits into the room in bytes; a
+        URL in place of one that does not. The payload only if it is wanted."""
+        wanted = {"payload": job.payload_ref if payload else None, "result": job.result_ref}
+        refs = {name: ref for name, ref in wanted.items() if ref is not None}
         pk = keys.job(job.namespace, job.job_id).pk
-        refs = [ref for ref in (job.payload_ref, job.result_ref) if ref is not None]
-        rows = self._table.batch_get([keys.Key(pk, ref) for ref in refs]) if refs else {}
-        texts = {key.sk: str(row["body"]) for key, row in rows.items()}
-        return Bodies(payload=texts.get(job.payload_ref or ""), result=texts.get(job.result_ref or ""))
+        in_rows = [keys.Key(pk, ref) for ref in refs.values() if keys.parse_object_ref(ref) is None]
+        rows = self._table.batch_get(in_rows) if in_rows else {}
+        found: dict[str, str | None] = {"payload": None, "result": None}
+        for name, ref in refs.items():
+            if (parsed := keys.parse_object_ref(ref)) is None:
+                row = rows.get(keys.Key(pk, ref))
+                found[name] = None if row is None else str(row["body"])
+                continue
+            size, sk = parsed
+            key = keys.object_name(job.namespace, job.job_id, sk)
+            if size is None or size > room:
+                found[f"{name}_url"] = self._objects.url(key)
+            else:
+                room -= size
+                found[name] = self._objects.get(key)
+        return Bodies(**found)
 
     def history(self, job: Job) -> list[LogEntry]:
         """Every line of the job's history, oldest first."""
@@ -173,9 +297,11 @@ class JobStore:
         lines |= {line.version: line for line in job.log}
         return [lines[version] for version in sorted(lines) if version <= job.version]
 
-    def purge(self, namespace: str, job_id: str) -> None:
-        """Remove every row of a job but its tombstone."""
-        pk = keys.job(namespace, job_id).pk
+    def purge(self, job: Job) -> None:
+        """Remove every row of a job but its tombstone, and its objects."""
+        if objects := self._objects_of(job, job.result_ref):
+            self._objects.remove(objects)
+        pk = keys.job(job.namespace, job.job_id).pk
         self._table.batch_write(
             deletes=[keys.Key(pk, row["sk"]) for row in query_all(self._table, pk, between=("B", "Z"))]
         )
@@ -187,9 +313,76 @@ class JobStore:
         else:
             self._table.put(first)
 
-    def _put_body(self, key: keys.Key, entity: str, text: str) -> str:
-        self._table.put(Put(row={**_head(key, entity), "body": text}))
+    def _put_body(self, job: Job, key: keys.Key, entity: str, text: str) -> str:
+        size = len(text.encode())
+        if size > ROW_BYTES:
+            self._objects.put(keys.object_name(job.namespace, job.job_id, key.sk), text, kept=_kept(job))
+            return keys.object_ref(size, key.sk)
+        ttl = to_epoch_s(self.expiry_of(job)) if job.ended else self._ttl_beside(job)
+        self._table.put(Put(row={**_head(key, entity), "body": text, "ttl": ttl}))
         return key.sk
+
+    def _has_expired(self, job: Job) -> bool:
+        return job.expires_at is not None and job.expires_at <= self._now()
+
+    def _ttl_beside(self, job: Job) -> int:
+        """Of a row beside the state of a job that may yet end, as late as that."""
+        until = job.expires_at or self.expiry_of(job)
+        return to_epoch_s(until if job.ended else until + self._retention)
+
+    def _prolong(self, job: Job) -> None:
+        """What lies beside the state is to be kept as long as it, before the state itself is: a job must not lose its
+        payload."""
+        for key in self._objects_of(job):
+            self._objects.keep(key, kept=_kept(job))
+        self._set_ttl(job, job, PRESENT)
+        self._keep_day(job)
+
+    def _let_go(self, before: Job, after: Job) -> None:
+        """What lies beside the state of a job that has ended is to expire with it; not what somebody who revives the
+        job has prolonged meanwhile."""
+        as_it_was = Condition(expression="#ttl = :was", names=TTL, values={":was": self._ttl_beside(before)})
+        self._set_ttl(before, after, as_it_was)
+        objects = self._objects_of(before)
+        for key in objects:
+            self._objects.keep(key, kept=_kept(after))
+        if objects and (now := self.find(after.namespace, after.job_id)) is not None and not now.ended:
+            # Somebody has revived the job meanwhile, and objects know no conditions.
+            self._prolong(now)
+
+    def _set_ttl(self, before: Job, job: Job, condition: Condition) -> None:
+        pk = keys.job(job.namespace, job.job_id).pk
+        refs = [ref for ref in (job.payload_ref, job.fallback_ref) if ref and not keys.parse_object_ref(ref)]
+        if before.log[0].version > 1:
+            refs += [row["sk"] for row in query_all(self._table, pk, begins="L#")]
+        for ref in refs:
+            with suppress(ConditionFailed):
+                self._table.update(
+                    Update(
+                        key=keys.Key(pk, ref),
+                        expression="SET #ttl = :ttl",
+                        names=TTL,
+                        values={":ttl": self._ttl_beside(job)},
+                        condition=condition,
+                    )
+                )
+
+    def _objects_of(self, job: Job, *more: str | None) -> list[str]:
+        """The objects beside the state of a job that may yet end, and of these pointers besides."""
+        refs = dict.fromkeys(ref for ref in (job.payload_ref, job.fallback_ref, *more) if ref is not None)
+        parsed = filter(None, map(keys.parse_object_ref, refs))
+        return [keys.object_name(job.namespace, job.job_id, sk) for _, sk in parsed]
+
+    def _keep_day(self, job: Job) -> None:
+        """The day of a job that lives longer than usual is to be found in lists as long as it."""
+        until = (job.expires_at or job.created_at) + self._retention
+        keep_day(self._table, job.namespace, "jobs", job.created_at.date(), until=until)
+
+
+def _kept(job: Job) -> Kept:
+    if job.ended:
+        return "ended"
+    return "long" if job.scheduled_at is not None and job.scheduled_at > job.updated_at + LIFE else "open"
 
 
 def job_from_row(state: Row, live: Row | None = None) -> Job:
@@ -247,6 +440,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         condition=state.get("condition"),
         dependency_status=state.get("dependency_status", "none"),
         verdict=_verdict_from_row(state["verdict"]) if "verdict" in state else None,
+        expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
@@ -317,6 +511,7 @@ def job_to_row(job: Job) -> Row:
         "reported_token": job.reported_token,
         "awaited": job.awaited or None,
         "for_matcher": job.for_matcher or None,
+        "ttl": job.expires_at and to_epoch_s(job.expires_at),
     }
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
@@ -381,7 +576,7 @@ def _beside(before: Job | None, after: Job, claims: Sequence[HoldClaim]) -> list
     return beside
 
 
-def _live_put(job: Job) -> Put:
+def _live_put(job: Job, retention: timedelta) -> Put:
     row = {
         **_head(keys.live(job.namespace, job.job_id), "live"),
         "namespace": job.namespace,
@@ -396,6 +591,7 @@ def _live_put(job: Job) -> Put:
         "updated_at": to_text(job.updated_at),
         "lease_token": job.lease and job.lease.token,
         "lease_until": job.lease and to_text(job.lease.until),
+        "ttl": to_epoch_s(job.updated_at + LIVE_KEPT + retention),
     }
     return Put(
         row=row,

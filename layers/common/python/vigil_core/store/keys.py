@@ -16,11 +16,12 @@ from vigil_core.domain.times import from_text, to_text
 
 LISTING_SHARDS = 4
 DUE_SHARDS = 4
+DELIVERY_SHARDS = 4
 CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
 Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -60,6 +61,28 @@ def dependencies(namespace: str, job_id: str, attempt: int) -> Key:
 
 def log(namespace: str, job_id: str, first_version: int) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
+
+
+# Payloads and results too large for a row: objects, named after the rows that they stand for
+def object_ref(size: int | None, sk: str) -> str:
+    """The pointer to an object of so many bytes of JSON; without a size, of anything that somebody has uploaded."""
+    return f"@{'' if size is None else size}@{sk}"
+
+
+def parse_object_ref(ref: str) -> tuple[int | None, str] | None:
+    """(size, sort key): the inverse of `object_ref`; None for the pointer to a row."""
+    if not ref.startswith("@"):
+        return None
+    size, sk = ref[1:].split("@")
+    return int(size) if size else None, sk
+
+
+def object_name(namespace: str, job_id: str, sk: str) -> str:
+    return f"bodies/{namespace}/{job_id}/{sk.replace('#', '/')}"
+
+
+def upload_name(namespace: str, upload_id: str) -> str:
+    return f"uploads/{namespace}/{upload_id}"
 
 
 def hold(namespace: str, kind: HoldKind, name: str) -> Key:
@@ -149,6 +172,43 @@ def job_type(namespace: str, name: str) -> Key:
 
 def target(namespace: str, target_ref: str) -> Key:
     return Key(f"{namespace}#targets", target_ref)
+
+
+# Webhooks
+def webhooks(namespace: str) -> str:
+    return f"{namespace}#webhooks"
+
+
+def webhook(namespace: str, name: str) -> Key:
+    return Key(webhooks(namespace), name)
+
+
+def deliveries(namespace: str, webhook_name: str, shard: int) -> str:
+    return f"{namespace}#deliveries#{shard}#{webhook_name}"
+
+
+def delivery(namespace: str, webhook_name: str, delivery_id: str) -> Key:
+    return Key(deliveries(namespace, webhook_name, shard_of(delivery_id, DELIVERY_SHARDS)), delivery_id)
+
+
+def delivery_due_id(webhook_name: str, delivery_id: str) -> str:
+    """What index `due` calls a delivery."""
+    return f"{delivery_id}#{webhook_name}"
+
+
+def parse_delivery_due_id(entity_id: str) -> tuple[str, str]:
+    """(webhook, delivery id): the inverse of `delivery_due_id`."""
+    delivery_id, _, webhook_name = entity_id.partition("#")
+    return webhook_name, delivery_id
+
+
+# Schedules
+def schedules(namespace: str) -> str:
+    return f"{namespace}#schedules"
+
+
+def schedule(namespace: str, name: str) -> Key:
+    return Key(schedules(namespace), name)
 
 
 # Waits

@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from heapq import merge
 
-from vigil_core.domain.times import to_text
+from vigil_core.domain.retention import LIFE
+from vigil_core.domain.times import to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.table import ABSENT, ConditionFailed, Put, Table, query_all
+from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Table, Update, query_all
+
+DAY_KEPT = 2 * LIFE
+"""Longer than what was created on a day is kept, unless something begins its life anew: then that says how long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """An id with its place in the list: the text sorts like the list itself, oldest first."""
+    """An id with its place in the list: the text sorts like the list itself, oldest first. At the end of each day comes
+    one without an id, for a walk that has found nothing is to know how far it has come."""
 
-    entity_id: str
+    entity_id: str | None
     place: str
 
 
@@ -34,7 +39,8 @@ class ListingStore:
             return
         key = keys.listed_day(namespace, listed, day)
         with suppress(ConditionFailed):
-            row = {"pk": key.pk, "sk": key.sk, "entity": "day", "schema_version": 1}
+            ttl = to_epoch_s(_usually_kept(day))
+            row = {"pk": key.pk, "sk": key.sk, "entity": "day", "schema_version": 1, "ttl": ttl}
             self._table.put(Put(row=row, condition=ABSENT))
         self._noted.add((namespace, listed, day))
 
@@ -62,6 +68,7 @@ class ListingStore:
                 for shard in range(keys.LISTING_SHARDS)
             )
             yield from merge(*shards, key=lambda listed: listed.place, reverse=True)
+            yield Listed(entity_id=None, place=low)
 
     def _days(self, namespace: str, listed: keys.Listed) -> Iterator[date]:
         pk = keys.listed_day(namespace, listed, date.min).pk
@@ -73,6 +80,30 @@ class ListingStore:
         for row in rows:
             if row["g2sk"] < high:
                 yield Listed(entity_id=keys.listed_id(row["g2sk"]), place=row["g2sk"])
+
+
+def keep_day(table: Table, namespace: str, listed: keys.Listed, day: date, *, until: datetime) -> None:
+    """Have a day found as long as something that was created on it. Costs nothing where that is not long."""
+    if until <= _usually_kept(day):
+        return
+    key = keys.listed_day(namespace, listed, day)
+    longer = Condition(
+        expression=f"{ABSENT.expression} OR #ttl < :ttl", names={"#ttl": "ttl"}, values={":ttl": to_epoch_s(until)}
+    )
+    with suppress(ConditionFailed):
+        table.update(
+            Update(
+                key=key,
+                expression="SET #ttl = :ttl, entity = :day, schema_version = :one",
+                names={"#ttl": "ttl"},
+                values={":ttl": to_epoch_s(until), ":day": "day", ":one": 1},
+                condition=longer,
+            )
+        )
+
+
+def _usually_kept(day: date) -> datetime:
+    return datetime.combine(day, time.max, tzinfo=UTC) + DAY_KEPT
 
 
 def _bounds(day: date) -> tuple[str, str]:

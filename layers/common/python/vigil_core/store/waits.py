@@ -4,7 +4,7 @@ outcomes in rows of their own."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -12,6 +12,7 @@ from typing import Any
 
 from vigil_core.domain.dependencies import Dependent
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
+from vigil_core.domain.retention import DEFAULT
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.domain.waits import (
     MAX_ENTRIES,
@@ -23,6 +24,7 @@ from vigil_core.domain.waits import (
     WaitOptions,
     WaitStatus,
 )
+from vigil_core.domain.waitspec import MAX_EXPIRES_S
 from vigil_core.store import keys
 from vigil_core.store.dependencies import dependent_from_row
 from vigil_core.store.table import (
@@ -38,14 +40,12 @@ from vigil_core.store.table import (
     version_is,
 )
 
-KEPT_AFTER_EXPIRY = timedelta(days=30)
-EARLY_KEPT = timedelta(days=60)
-"""Outcomes of a wait that is not stored yet: as long as any wait is kept."""
 SPEC_PAGE_ENTRIES = 1_000
 INLINE_VALUES_BYTES = 4 * 1024
 """Captured values over this size get a row of their own even in a small wait: the wait's row is written often."""
 MAX_VALUES_BYTES = 360 * 1024
 """What one outcome row can hold (DynamoDB: 400 KB). Longer values are cut, the longest first."""
+LONGEST = timedelta(seconds=MAX_EXPIRES_S)
 OPEN = Condition(expression="#status = :waiting", names={"#status": "status"}, values={":waiting": "waiting"})
 
 
@@ -66,10 +66,23 @@ class InterestPage:
 
 
 class WaitStore:
-    """Reads and writes waits. Decisions come from `vigil_core.domain.waits`."""
+    """Reads and writes waits. Decisions come from `vigil_core.domain.waits`. What has expired is not found.
 
-    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES) -> None:
+    A wait is kept for `retention` after its end. The rows beside its own are kept so long after the time at which it
+    would have ended at the latest.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        now: Callable[[], datetime],
+        retention: timedelta = DEFAULT,
+        spec_page_entries: int = SPEC_PAGE_ENTRIES,
+    ) -> None:
         self._table = table
+        self._now = now
+        self._retention = retention
         self.spec_page_entries = spec_page_entries
 
     # The wait's own row
@@ -77,18 +90,19 @@ class WaitStore:
     def find(self, namespace: str, wait_id: str) -> Wait | None:
         """The wait, consistently."""
         row = self._table.get(keys.wait(namespace, wait_id))
-        return None if row is None else wait_from_row(row)
+        return None if row is None or self._has_expired(row) else wait_from_row(row)
 
     def find_many(self, namespace: str, wait_ids: Iterable[str]) -> dict[str, Wait]:
         """The waits that exist, by id."""
         rows = self._table.batch_get([keys.wait(namespace, wait_id) for wait_id in wait_ids])
-        return {wait.wait_id: wait for wait in map(wait_from_row, rows.values())}
+        stand = [row for row in rows.values() if not self._has_expired(row)]
+        return {wait.wait_id: wait for wait in map(wait_from_row, stand)}
 
     def create(self, wait: Wait) -> bool:
         """Store a new wait; False when another one with this id is there already."""
         self._put_large_values(wait, wait.outcomes.values())
         try:
-            self._table.put(Put(row=wait_to_row(wait), condition=ABSENT))
+            self._table.put(Put(row=wait_to_row(wait, self._retention), condition=ABSENT))
         except ConditionFailed as error:
             # The SDK repeats a request whose answer was lost, and then meets what it wrote itself.
             return error.old is not None and wait_from_row(error.old) == wait
@@ -97,7 +111,7 @@ class WaitStore:
     def save(self, before: Wait, after: Wait) -> None:
         """Store the inline wait that follows `before`. Raises ConditionFailed when it has moved on since."""
         self._put_large_values(after, (o for o in after.outcomes.values() if o.index not in before.outcomes))
-        self._table.put(Put(row=wait_to_row(after), condition=version_is(before.version)))
+        self._table.put(Put(row=wait_to_row(after, self._retention), condition=version_is(before.version)))
 
     def _put_large_values(self, wait: Wait, outcomes: Iterable[Outcome]) -> None:
         """Bulk first: what the row of an inline wait only points to."""
@@ -108,7 +122,7 @@ class WaitStore:
 
     def put_entries(self, wait: Wait, entries: Iterable[WaitEntry]) -> None:
         """Store interests in jobs, twenty-five a request. Can be repeated."""
-        self._table.batch_write(puts=[_entry_row(wait, entry) for entry in entries])
+        self._table.batch_write(puts=[_entry_row(wait, entry) | {"ttl": self._ttl(wait)} for entry in entries])
 
     def interests(self, namespace: str, job_id: str, *, limit: int, cursor: Row | None = None) -> InterestPage:
         """One page of the interests in a job, consistently, and where the next page begins."""
@@ -144,14 +158,14 @@ class WaitStore:
 
     def put_outcome(self, wait: Wait, outcome: Outcome) -> Outcome:
         """Record an outcome unless the entry has one; returns the one that stands."""
-        return self._put_outcome(wait.namespace, wait.wait_id, outcome, _ttl(wait.expires_at))
+        return self._put_outcome(wait.namespace, wait.wait_id, outcome, self._ttl(wait))
 
     def put_early_outcome(self, namespace: str, wait_id: str, outcome: Outcome, *, now: datetime) -> None:
         """Record an outcome of a wait whose own row is not there yet: its registrar looks for it after storing it, and
         should the registrar die in between, the clock does."""
         g1pk, g1sk = keys.due(now + REGISTRATION_GRACE, "wait_registration", namespace, wait_id)
         due = {"g1pk": g1pk, "g1sk": g1sk}
-        self._put_outcome(namespace, wait_id, outcome, to_epoch_s(now + EARLY_KEPT), due)
+        self._put_outcome(namespace, wait_id, outcome, to_epoch_s(now + LONGEST + self._retention), due)
 
     def settle_early_outcomes(self, namespace: str, wait_id: str) -> None:
         """Take outcomes that came early, and are looked after by now, off the clock's list."""
@@ -204,7 +218,7 @@ class WaitStore:
             start = page * self.spec_page_entries
             packed = [[e.job_id, e.asked, e.known_version] for e in entries[start : start + self.spec_page_entries]]
             key = keys.wait_spec(wait.namespace, wait.wait_id, page)
-            row = {**_head(key, "wait_spec"), "spec": _pack(packed), "ttl": _ttl(wait.expires_at)}
+            row = {**_head(key, "wait_spec"), "spec": _pack(packed), "ttl": self._ttl(wait)}
             self._table.put(Put(row=row))
 
     def spec_page(self, wait: Wait, page: int) -> list[WaitEntry] | None:
@@ -248,7 +262,7 @@ class WaitStore:
                 values={
                     ":entity": "wait_chunk",
                     ":one": 1,
-                    ":ttl": _ttl(wait.expires_at),
+                    ":ttl": self._ttl(wait),
                     **({":met": met} if met else {}),
                     **({":unmet": unmet} if unmet else {}),
                 },
@@ -292,14 +306,21 @@ class WaitStore:
             key=keys.wait(wait.namespace, wait.wait_id),
             expression=(
                 "SET #status = :status, ended_at = :now, counted_met = :met, counted_unmet = :unmet, "
-                "version = version + :one REMOVE g1pk, g1sk"
+                "version = version + :one, #ttl = :ttl REMOVE g1pk, g1sk"
             ),
-            names={"#status": "status"},
+            names={"#status": "status", "#ttl": "ttl"},
             values={
-                ":status": status, ":now": to_text(now), ":one": 1,
+                ":status": status, ":now": to_text(now), ":one": 1, ":ttl": to_epoch_s(now + self._retention),
                 ":met": _bitmap({*met, *also_shown}, wait.total), ":unmet": _bitmap(unmet, wait.total),
             },
         ))  # fmt: skip
+
+    def _has_expired(self, row: Row) -> bool:
+        return int(row["ttl"]) <= to_epoch_s(self._now())
+
+    def _ttl(self, wait: Wait) -> int:
+        """Of the rows beside the wait's own."""
+        return to_epoch_s(wait.expires_at + self._retention)
 
     def _update_open(self, update: Update, also: str | None = None) -> Wait | None:
         condition = Condition(
@@ -326,7 +347,7 @@ class WaitStore:
     def put_echo(self, wait: Wait, echo: Mapping[str, JsonValue]) -> None:
         """Store `waited_jobs` of an earlier round, before the wait that says it has one."""
         key = keys.wait_echo(wait.namespace, wait.wait_id)
-        row = {**_head(key, "wait_echo"), "echo": _pack(echo), "ttl": _ttl(wait.expires_at)}
+        row = {**_head(key, "wait_echo"), "echo": _pack(echo), "ttl": self._ttl(wait)}
         self._table.put(Put(row=row))
 
     def echo(self, wait: Wait) -> Mapping[str, JsonValue]:
@@ -352,6 +373,7 @@ def wait_from_row(row: Row) -> Wait:
             return_on_progress=row["return_on_progress"],
             allow_missing=row["allow_missing"],
             sns=row["sns"],
+            webhook=row.get("webhook"),
         ),
         options_echo=row["options_echo"],
         total=row["total"],
@@ -377,7 +399,7 @@ def wait_from_row(row: Row) -> Wait:
     )
 
 
-def wait_to_row(wait: Wait) -> Row:
+def wait_to_row(wait: Wait, retention: timedelta = DEFAULT) -> Row:
     """The row of a new wait, or of an inline one. What a large wait counts is changed in place, never written whole."""
     key = keys.wait(wait.namespace, wait.wait_id)
     row: Row = {
@@ -392,6 +414,7 @@ def wait_to_row(wait: Wait) -> Row:
         "return_on_progress": wait.options.return_on_progress,
         "allow_missing": wait.options.allow_missing,
         "sns": wait.options.sns,
+        "webhook": wait.options.webhook,
         "options_echo": wait.options_echo,
         "total": wait.total,
         "by": wait.by,
@@ -400,7 +423,7 @@ def wait_to_row(wait: Wait) -> Row:
         "ended_at": wait.ended_at and to_text(wait.ended_at),
         "version": wait.version,
         "has_echo": wait.has_echo or None,
-        "ttl": _ttl(wait.expires_at),
+        "ttl": to_epoch_s((wait.ended_at or wait.expires_at) + retention),
     }
     if wait.entries is not None:
         row["entries"] = dumps([[e.job_id, e.asked, e.known_version] for e in wait.entries])
@@ -424,7 +447,6 @@ def _entry_row(wait: Wait, entry: WaitEntry) -> Row:
         "known_version": entry.known_version,
         "get_fields": list(wait.options.get_fields) or None,
         "fail_fast": wait.options.fail_fast or None,
-        "ttl": _ttl(wait.expires_at),
     }
 
 
@@ -489,10 +511,6 @@ def _pack(value: object) -> bytes:
 
 def _unpack(packed: bytes) -> Any:
     return loads(zlib.decompress(packed))
-
-
-def _ttl(expires_at: datetime) -> int:
-    return to_epoch_s(expires_at + KEPT_AFTER_EXPIRY)
 
 
 def _head(key: keys.Key, entity: str) -> Row:

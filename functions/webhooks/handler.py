@@ -1,0 +1,30 @@
+"""Tells webhooks: posts what is to be delivered to the addresses that users named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from vigil_core import wiring
+from vigil_core.domain.jsontext import loads
+from vigil_core.services.tell_webhooks import tell
+
+logger = Logger()
+
+
+def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
+    """All messages of a batch at once. A receiver that does not take one is no failure: its row says when to go on."""
+    context, outgoing = wiring.context(), wiring.outgoing()
+
+    def work(record: dict[str, Any]) -> str | None:
+        try:
+            came = tell(context, outgoing, loads(record["body"]))
+            logger.info("told", extra={"action": "webhook", "message_id": record["messageId"], "came": came})
+        except Exception:
+            logger.exception("A delivery failed; it comes again", extra={"message_id": record["messageId"]})
+            return str(record["messageId"])
+        return None
+
+    failed = [message_id for message_id in context.in_parallel(work, event["Records"]) if message_id]
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}

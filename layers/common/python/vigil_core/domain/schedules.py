@@ -1,0 +1,219 @@
+"""Schedules: jobs that are created again and again. What comes when is worked out from the time that is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Literal, TypeAlias
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from vigil_core.domain.ids import at_time
+from vigil_core.domain.jobs import JobError
+from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.times import to_text
+
+Missed: TypeAlias = Literal["skip", "run_once"]
+Overlap: TypeAlias = Literal["allow", "skip"]
+RunOutcome: TypeAlias = Literal["created", "existing", "overlap", "missed", "refused"]
+
+LATE = timedelta(minutes=5)
+"""A run that would begin later than so is missed."""
+EARLY = timedelta(seconds=2)
+"""By how much the clock of whoever says that the time has come may be ahead."""
+LONGEST_PERIOD = timedelta(days=366)
+SHOWN_TIMES = 5
+
+_RATE = re.compile(r"([1-9][0-9]{0,5}) (minute|hour|day)s?", re.ASCII)
+_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9_+-]{1,31}){0,2}", re.ASCII)
+_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366))
+
+
+def zone(name: str) -> tzinfo:
+    """A time zone by its IANA name. Raises ValueError when there is none."""
+    if name == "UTC":
+        return UTC
+    if _ZONE.fullmatch(name):
+        try:
+            return ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            pass
+    raise ValueError("is no time zone of the IANA database, such as Europe/Berlin")
+
+
+def period(rate: str) -> timedelta:
+    """What "5 minutes", "1 hour" or "2 days" means; a day is 24 hours. Raises ValueError."""
+    if (said := _RATE.fullmatch(rate)) is None:
+        raise ValueError('must be like "5 minutes", "1 hour" or "2 days"')
+    length = timedelta(**{f"{said[2]}s": int(said[1])})
+    if length > LONGEST_PERIOD:
+        raise ValueError(f"must be at most {LONGEST_PERIOD.days} days")
+    return length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """When the runs of a schedule are: `cron`, five fields in a time zone, or `rate`, a period counted from `anchor`.
+
+    What a cron expression names by the hour and falls into the gap of a spring night happens when the gap is over, and
+    what falls into the hour that an autumn night has twice happens once, as in Debian's cron; what happens every hour
+    or more often goes by real time.
+    """
+
+    cron: str | None
+    rate: str | None
+    timezone: str
+    anchor: datetime
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """Every run after this moment, in UTC, whole seconds. It ends when 50 years bring none.
+
+        Raises:
+            ValueError: there is no such cron expression, period or time zone.
+        """
+        local = zone(self.timezone)
+        if self.cron is None:
+            yield from self._by_rate(moment)
+            return
+        if len(self.cron.split()) != 5:
+            raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
+        try:
+            runs = CronSim(self.cron, moment.astimezone(local))
+        except CronSimError as error:
+            raise ValueError(f"is no cron expression: {str(error).lower()}") from error
+        for run in runs:
+            # In the second of two like hours the first is given, which is over.
+            if (at := run.astimezone(UTC)) > moment:
+                moment = at
+                yield at
+
+    def latest(self, since: datetime, until: datetime) -> datetime:
+        """The last run from `since`, which is one, through `until`."""
+        for window in (*_WINDOWS, until - since):
+            found = None
+            for found_at in self.after(max(since, until - window) - timedelta(seconds=1)):
+                if found_at > until:
+                    break
+                found = found_at
+            if found is not None:
+                return found
+        return since
+
+    def _by_rate(self, moment: datetime) -> Iterator[datetime]:
+        step = period(self.rate or "")
+        number = max(1, (moment - self.anchor) // step + 1)
+        while True:
+            yield self.anchor + number * step
+            number += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What became of a planned time: a job, or why there is none."""
+
+    planned_at: datetime
+    at: datetime
+    outcome: RunOutcome
+    job_id: str | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """One version of a schedule. `job` is the body of a job's creation.
+
+    `generation` is new whenever what comes next is decided anew by somebody: what was armed before does nothing.
+    `last_job_id` is the job that it created last.
+    """
+
+    namespace: str
+    name: str
+    schedule_id: str
+    timing: Timing
+    job: Mapping[str, JsonValue]
+    enabled: bool
+    missed: Missed
+    overlap: Overlap
+    generation: str
+    next_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    last_run: Run | None = None
+    last_job_id: str | None = None
+    version: int = 1
+
+    def next_times(self, now: datetime) -> list[datetime]:
+        """The next runs, at most five; none while it is paused."""
+        if not self.enabled:
+            return []
+        runs = self.timing.after(now)
+        return [run for _, run in zip(range(SHOWN_TIMES), runs, strict=False)]
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether its time has come."""
+        return self.next_at is not None and self.next_at <= now + EARLY
+
+    def job_id_of(self, planned_at: datetime) -> str:
+        """The id of the job for a planned time, the same whoever asks and how often."""
+        return at_time(planned_at, f"{self.schedule_id}/{to_text(planned_at)}")
+
+
+def planned(schedule: Schedule, *, now: datetime, generation: str) -> Schedule:
+    """The schedule with its next run decided anew, from now on."""
+    next_at = next(schedule.timing.after(now), None) if schedule.enabled else None
+    return replace(schedule, next_at=next_at, generation=generation)
+
+
+def redefined(before: Schedule, wanted: Schedule) -> Schedule:
+    """The version that follows when a schedule is defined again; the one before itself when nothing differs.
+
+    A period goes on being counted from where it was, unless it is another; and only other times are planned anew, for a
+    run may be due at this very moment.
+    """
+    timing = wanted.timing
+    if timing.rate == before.timing.rate:
+        timing = replace(timing, anchor=before.timing.anchor)
+    after = replace(
+        before, timing=timing, job=wanted.job, enabled=wanted.enabled, missed=wanted.missed, overlap=wanted.overlap
+    )
+    if after == before:
+        return before
+    after = _next(after, wanted.updated_at)
+    if (after.timing, after.enabled) == (before.timing, before.enabled):
+        return after
+    return planned(after, now=wanted.updated_at, generation=wanted.generation)
+
+
+def switched(before: Schedule, enabled: bool, *, now: datetime, generation: str) -> Schedule:
+    """Paused or resumed; itself when it is so already. What passed in a pause is not made up for."""
+    if before.enabled == enabled:
+        return before
+    return planned(replace(_next(before, now), enabled=enabled), now=now, generation=generation)
+
+
+def turn(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
+    """Of a schedule that is due: the planned time to see to, and whether its run is to be left out as missed.
+
+    Of several times that have passed only the last is seen to.
+    """
+    assert schedule.next_at is not None
+    last = schedule.timing.latest(schedule.next_at, max(now, schedule.next_at))
+    return last, now - last > LATE and schedule.missed == "skip"
+
+
+def ran(schedule: Schedule, run: Run) -> Schedule:
+    """The version after a run, with the next one to come."""
+    after = max(run.at, run.planned_at)
+    return replace(
+        _next(schedule, schedule.updated_at),
+        next_at=next(schedule.timing.after(after), None),
+        last_run=run,
+        last_job_id=run.job_id or schedule.last_job_id,
+    )
+
+
+def _next(schedule: Schedule, now: datetime) -> Schedule:
+    return replace(schedule, version=schedule.version + 1, updated_at=now)

@@ -1,0 +1,82 @@
+"""The bucket that keeps payloads and results too large for a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+Kept: TypeAlias = Literal["open", "ended", "long"]
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+URL_LIFE_S = 3_600
+_TAGS = {"open": "kept=open", "ended": "kept=ended", "long": ""}
+"""By which the bucket's lifecycle rules tell objects apart."""
+_TYPE = "application/json"
+_AT_ONCE = 1_000
+"""DeleteObjects takes at most a thousand keys."""
+
+
+class BodiesBucket:
+    """Objects are written once. How long they are kept from then on is the bucket's lifecycle rules' affair. The client
+    is made when the first object is asked for: most requests need none."""
+
+    def __init__(self, client: Callable[[], S3Client], bucket: str | None) -> None:
+        self._client = client
+        self._bucket = bucket or ""
+
+    def put(self, key: str, text: str, *, kept: Kept) -> None:
+        """Store an object."""
+        self._client().put_object(
+            Bucket=self._bucket, Key=key, Body=text.encode(), ContentType=_TYPE, Tagging=_TAGS[kept]
+        )
+
+    def get(self, key: str) -> str | None:
+        """An object's text; None when it is not there any more."""
+        client = self._client()
+        try:
+            return client.get_object(Bucket=self._bucket, Key=key)["Body"].read().decode()
+        except client.exceptions.NoSuchKey:
+            return None
+
+    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+        """Have an object kept as long as a new one, by copying it over itself, or from another."""
+        client = self._client()
+        client.copy_object(
+            Bucket=self._bucket,
+            Key=key,
+            CopySource={"Bucket": self._bucket, "Key": source or key},
+            ContentType=_TYPE,
+            MetadataDirective="REPLACE",
+            TaggingDirective="REPLACE",
+            Tagging=_TAGS[kept],
+        )
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Forget objects."""
+        for start in range(0, len(keys), _AT_ONCE):
+            objects = [{"Key": key} for key in keys[start : start + _AT_ONCE]]
+            self._client().delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})  # type: ignore[typeddict-item]
+
+    def url(self, key: str) -> str:
+        """Where an object can be read for an hour, without a key."""
+        return self._client().generate_presigned_url(
+            "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=URL_LIFE_S
+        )
+
+    def upload_url(self, key: str, size: int) -> str:
+        """Where an object of exactly this size in bytes can be put within an hour, without a key."""
+        return self._client().generate_presigned_url(
+            "put_object", Params={"Bucket": self._bucket, "Key": key, "ContentLength": size}, ExpiresIn=URL_LIFE_S
+        )
+
+    def size(self, key: str) -> int | None:
+        """How large an object is; None when there is none."""
+        client = self._client()
+        try:
+            return client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]
+        except client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                return None
+            raise

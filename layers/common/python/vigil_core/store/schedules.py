@@ -1,0 +1,119 @@
+"""Schedules: rows of one partition a namespace, listed together by name, that index `due` shows to the clock."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from vigil_core.domain.jobs import JobError
+from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.domain.schedules import Run, Schedule, Timing
+from vigil_core.domain.times import from_text, to_text
+from vigil_core.store import keys
+from vigil_core.store.table import ABSENT, Delete, Put, Row, Table, version_is
+
+GRACE = timedelta(seconds=20)
+"""How long the sweep leaves a run to the alarm that was armed for it."""
+
+
+class ScheduleStore:
+    """The schedules of every namespace."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def find(self, namespace: str, name: str) -> Schedule | None:
+        """The schedule as it is now. One consistent read of its row: a unit for each 4 KB."""
+        row = self._table.get(keys.schedule(namespace, name))
+        return _of_row(namespace, row) if row else None
+
+    def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[Schedule], str | None]:
+        """Schedules by name, from after this one; and the name to go on after, None at the end.
+
+        A page ends early where DynamoDB ends it, after 1 MB.
+        """
+        cursor = None if after is None else keys.schedule(namespace, after)._asdict()
+        page = self._table.query_page(keys.schedules(namespace), limit=limit, cursor=cursor)
+        return [_of_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
+
+    def save(self, before: Schedule | None, after: Schedule) -> None:
+        """Store the version that follows `before`. Raises ConditionFailed when the schedule has moved on since."""
+        condition = ABSENT if before is None else version_is(before.version)
+        self._table.put(Put(row=_to_row(after), condition=condition))
+
+    def remove(self, schedule: Schedule) -> None:
+        """Remove a schedule. Raises ConditionFailed when it has moved on since."""
+        key = keys.schedule(schedule.namespace, schedule.name)
+        self._table.delete(Delete(key=key, condition=version_is(schedule.version)))
+
+
+def _to_row(schedule: Schedule) -> Row:
+    pk, sk = keys.schedule(schedule.namespace, schedule.name)
+    row: Row = {
+        "pk": pk,
+        "sk": sk,
+        "entity": "schedule",
+        "schema_version": 1,
+        "schedule_id": schedule.schedule_id,
+        "cron": schedule.timing.cron,
+        "rate": schedule.timing.rate,
+        "timezone": schedule.timing.timezone,
+        "anchor": to_text(schedule.timing.anchor),
+        # As text, so that what goes in comes out, number for number.
+        "job": dumps(schedule.job),
+        "enabled": schedule.enabled,
+        "missed": schedule.missed,
+        "overlap": schedule.overlap,
+        "generation": schedule.generation,
+        "next_at": schedule.next_at and to_text(schedule.next_at),
+        "created_at": to_text(schedule.created_at),
+        "updated_at": to_text(schedule.updated_at),
+        "last_run": schedule.last_run and _run_to_row(schedule.last_run),
+        "last_job_id": schedule.last_job_id,
+        "version": schedule.version,
+    }
+    if schedule.next_at is not None:
+        row["g1pk"], row["g1sk"] = keys.due(schedule.next_at + GRACE, "schedule", schedule.namespace, schedule.name)
+    return row
+
+
+def _of_row(namespace: str, row: Row) -> Schedule:
+    job: Any = loads(row["job"])
+    return Schedule(
+        namespace=namespace,
+        name=row["sk"],
+        schedule_id=row["schedule_id"],
+        timing=Timing(
+            cron=row.get("cron"), rate=row.get("rate"), timezone=row["timezone"], anchor=from_text(row["anchor"])
+        ),
+        job=job,
+        enabled=row["enabled"],
+        missed=row["missed"],
+        overlap=row["overlap"],
+        generation=row["generation"],
+        next_at=from_text(row["next_at"]) if "next_at" in row else None,
+        created_at=from_text(row["created_at"]),
+        updated_at=from_text(row["updated_at"]),
+        last_run=_run_from_row(row["last_run"]) if "last_run" in row else None,
+        last_job_id=row.get("last_job_id"),
+        version=row["version"],
+    )
+
+
+def _run_to_row(run: Run) -> Row:
+    row: Row = {"planned_at": to_text(run.planned_at), "at": to_text(run.at), "outcome": run.outcome}
+    if run.job_id is not None:
+        row["job_id"] = run.job_id
+    if run.error is not None:
+        row["error"] = {"code": run.error.code, "message": run.error.message}
+    return row
+
+
+def _run_from_row(row: Row) -> Run:
+    return Run(
+        planned_at=from_text(row["planned_at"]),
+        at=from_text(row["at"]),
+        outcome=row["outcome"],
+        job_id=row.get("job_id"),
+        error=JobError(**row["error"]) if "error" in row else None,
+    )

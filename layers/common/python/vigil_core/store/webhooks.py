@@ -1,0 +1,189 @@
+"""Webhooks, rows of one partition a namespace, and their deliveries, spread over partitions and listed by time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.domain.webhooks import DELIVERY_LIFE, Delivery, Try, Webhook
+from vigil_core.store import keys
+from vigil_core.store.table import (
+    ABSENT,
+    PRESENT,
+    Condition,
+    ConditionFailed,
+    Delete,
+    Put,
+    Row,
+    Table,
+    query_all,
+    version_is,
+)
+
+
+class WebhookStore:
+    """The webhooks and deliveries of every namespace."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def find(self, namespace: str, name: str) -> Webhook | None:
+        """The webhook as it is now."""
+        row = self._table.get(keys.webhook(namespace, name))
+        return _webhook(row) if row else None
+
+    def all(self, namespace: str) -> list[Webhook]:
+        """All of a namespace, by name: there are few. One request."""
+        return [_webhook(row) for row in query_all(self._table, keys.webhooks(namespace))]
+
+    def save(self, before: Webhook | None, after: Webhook) -> None:
+        """Store the version that follows `before`. Raises ConditionFailed when the webhook has moved on since."""
+        condition = ABSENT if before is None else version_is(before.version)
+        self._table.put(Put(row=_webhook_row(after), condition=condition))
+
+    def remove(self, namespace: str, name: str) -> bool:
+        """Remove a webhook; whether there was one. Its deliveries stay until their time is over."""
+        try:
+            self._table.delete(Delete(key=keys.webhook(namespace, name), condition=PRESENT))
+        except ConditionFailed:
+            return False
+        return True
+
+    # Deliveries
+
+    def add_delivery(self, delivery: Delivery) -> Delivery:
+        """Store a delivery, or find the one that an earlier try has stored."""
+        try:
+            self._table.put(Put(row=_delivery_row(delivery), condition=ABSENT))
+        except ConditionFailed as error:
+            return _delivery(error.old) if error.old else delivery
+        return delivery
+
+    def find_delivery(self, namespace: str, webhook: str, delivery_id: str) -> Delivery | None:
+        """The delivery as it is now."""
+        row = self._table.get(keys.delivery(namespace, webhook, delivery_id))
+        return _delivery(row) if row else None
+
+    def save_delivery(self, before: Delivery, after: Delivery, *, by_time: bool) -> bool:
+        """Store what follows `before`; False when that was tried, finished or, with `by_time`, put off since."""
+        condition = Condition(
+            expression="#status = :status AND failed_tries = :tries" + (" AND next_at = :next_at" if by_time else ""),
+            names={"#status": "status"},
+            values={
+                ":status": before.status,
+                ":tries": before.failed_tries,
+                **({":next_at": to_text(before.next_at)} if by_time and before.next_at else {}),
+            },
+        )
+        try:
+            self._table.put(Put(row=_delivery_row(after), condition=condition))
+        except ConditionFailed:
+            return False
+        return True
+
+    def deliveries(self, namespace: str, webhook: str, *, before_id: str | None, limit: int) -> list[Delivery]:
+        """Those before this one, newest event first. A request or two for each of the partitions."""
+        share = limit // keys.DELIVERY_SHARDS + 5
+        shards = [
+            self._of_shard(keys.deliveries(namespace, webhook, shard), before_id, share)
+            for shard in range(keys.DELIVERY_SHARDS)
+        ]
+        merged = heapq.merge(*shards, key=lambda delivery: delivery.delivery_id, reverse=True)
+        return list(islice(merged, limit))
+
+    def _of_shard(self, pk: str, before_id: str | None, at_once: int) -> Iterator[Delivery]:
+        bounds: dict[str, Any] = {} if before_id is None else {"between": ("0", before_id)}
+        found = query_all(self._table, pk, newest_first=True, limit=at_once, **bounds)
+        return (_delivery(row) for row in found if row["sk"] != before_id)
+
+
+def _webhook_row(webhook: Webhook) -> Row:
+    pk, sk = keys.webhook(webhook.namespace, webhook.name)
+    return {
+        "pk": pk,
+        "sk": sk,
+        "entity": "webhook",
+        "schema_version": 1,
+        "namespace": webhook.namespace,
+        "url": webhook.url,
+        "events": list(webhook.events),
+        "enabled": webhook.enabled,
+        "disabled_because": webhook.disabled_because,
+        "description": webhook.description,
+        "secret": webhook.secret,
+        "former_secret": webhook.former_secret,
+        "former_until": webhook.former_until and to_text(webhook.former_until),
+        "created_at": to_text(webhook.created_at),
+        "updated_at": to_text(webhook.updated_at),
+        "version": webhook.version,
+    }
+
+
+def _webhook(row: Row) -> Webhook:
+    return Webhook(
+        namespace=row["namespace"],
+        name=row["sk"],
+        url=row.get("url"),
+        events=tuple(row["events"]),
+        enabled=row["enabled"],
+        disabled_because=row.get("disabled_because"),
+        description=row.get("description"),
+        secret=row["secret"],
+        former_secret=row.get("former_secret"),
+        former_until=from_text(row["former_until"]) if "former_until" in row else None,
+        created_at=from_text(row["created_at"]),
+        updated_at=from_text(row["updated_at"]),
+        version=row["version"],
+    )
+
+
+def _delivery_row(delivery: Delivery) -> Row:
+    pk, sk = keys.delivery(delivery.namespace, delivery.webhook, delivery.delivery_id)
+    row: Row = {
+        "pk": pk,
+        "sk": sk,
+        "entity": "delivery",
+        "schema_version": 1,
+        "namespace": delivery.namespace,
+        "webhook": delivery.webhook,
+        "event_id": delivery.event_id,
+        "event_type": delivery.event_type,
+        "url": delivery.url,
+        "body": delivery.body,
+        "status": delivery.status,
+        "error": delivery.error,
+        "failed_tries": delivery.failed_tries,
+        "tries": dumps([[to_text(t.at), t.duration_ms, t.status, t.error] for t in delivery.tries]),
+        "next_at": delivery.next_at and to_text(delivery.next_at),
+        "created_at": to_text(delivery.created_at),
+        "finished_at": delivery.finished_at and to_text(delivery.finished_at),
+        "ttl": to_epoch_s((delivery.finished_at or delivery.next_at or delivery.created_at) + DELIVERY_LIFE),
+    }
+    if delivery.next_at is not None:
+        entity_id = keys.delivery_due_id(delivery.webhook, delivery.delivery_id)
+        row["g1pk"], row["g1sk"] = keys.due(delivery.next_at, "delivery", delivery.namespace, entity_id)
+    return row
+
+
+def _delivery(row: Row) -> Delivery:
+    tries: Any = loads(row["tries"])
+    return Delivery(
+        namespace=row["namespace"],
+        webhook=row["webhook"],
+        delivery_id=row["sk"],
+        event_id=row["event_id"],
+        event_type=row["event_type"],
+        url=row.get("url"),
+        body=row["body"],
+        status=row["status"],
+        error=row.get("error"),
+        failed_tries=row["failed_tries"],
+        tries=tuple(Try(at=from_text(at), duration_ms=ms, status=status, error=why) for at, ms, status, why in tries),
+        next_at=from_text(row["next_at"]) if "next_at" in row else None,
+        created_at=from_text(row["created_at"]),
+        finished_at=from_text(row["finished_at"]) if "finished_at" in row else None,
+    )

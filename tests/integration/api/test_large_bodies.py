@@ -1,0 +1,128 @@
+"""Payloads and results that no row can hold, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import boto3
+import pytest
+
+from tests.support.api import BODIES, SOME_ID, Client
+
+MB = 1024 * 1024
+
+
+def names() -> list[str]:
+    """The objects in the bucket."""
+    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket=BODIES).get("Contents", [])]
+
+
+def tags(name: str) -> dict[str, str]:
+    found = boto3.client("s3").get_object_tagging(Bucket=BODIES, Key=name)["TagSet"]
+    return {each["Key"]: each["Value"] for each in found}
+
+
+def uploaded(client: Client, content: bytes, namespace: str = "demo") -> str:
+    """Something that has been put where the API said; its reference."""
+    offered = client.post("/v1/uploads", {"size": len(content)}).ok(201)
+    boto3.client("s3").put_object(Bucket=BODIES, Key=f"uploads/{namespace}/{offered['reference']}", Body=content)
+    return str(offered["reference"])
+
+
+def test_a_large_payload_and_result_come_back_in_every_answer(client: Client) -> None:
+    payload, result = {"text": "ä" * (MB // 2)}, ["y" * MB]
+    job = client.create(payload=payload)
+    assert job["payload"] == payload
+    path = f"/v1/jobs/{job['job_id']}"
+    assert client.post(f"{path}/start").ok()["payload"] == payload
+    done = client.post(f"{path}/complete", {"result": result}).ok()
+    assert (done["payload"], done["result"]) == (payload, result)
+    assert client.get(path).ok()["result"] == result
+    assert client.get(f"{path}/result").ok()["result"] == result
+    assert "payload_url" not in done
+    assert [tags(name) for name in names()] == [{"kept": "ended"}] * 2
+
+
+def test_a_claim_has_urls_for_what_has_no_room(client: Client) -> None:
+    for _ in range(3):
+        client.create(payload="x" * (2 * MB - 2))
+    jobs = client.post("/v1/queues/default/claim", {"max": 10}).ok()["jobs"]
+    assert [job["payload"] is not None for job in jobs] == [True, False, False]
+    assert ["payload_url" in job for job in jobs] == [False, True, True]
+    url = urlsplit(jobs[1]["payload_url"])
+    assert f"/bodies/demo/{jobs[1]['job_id']}/P/" in url.path
+    assert "X-Amz-Signature" in parse_qs(url.query)
+
+
+@pytest.mark.parametrize("part", ["payload", "fallback"])
+def test_more_than_2_mb_is_refused_inline(client: Client, part: str) -> None:
+    reply = client.post("/v1/jobs", {"job_type": "t", part: "x" * (2 * MB - 1)})
+    assert f"/{part}" in reply.problem(413, "PAYLOAD_TOO_LARGE")["message"]
+    assert names() == []
+
+
+def test_an_upload_is_signed_for_its_size_and_its_namespace(client: Client) -> None:
+    offered = client.post("/v1/uploads", {"size": 3 * MB}).ok(201)
+    url = urlsplit(offered["url"])
+    assert url.path.endswith(f"/uploads/demo/{offered['reference']}")
+    query = parse_qs(url.query)
+    assert "content-length" in query["X-Amz-SignedHeaders"][0].split(";")
+    assert query["X-Amz-Expires"] == ["3600"]
+
+
+def test_an_upload_as_payload_and_as_result(client: Client) -> None:
+    job = client.create(payload_ref=uploaded(client, b"not {json"))
+    path = f"/v1/jobs/{job['job_id']}"
+    assert job["payload"] is None
+    assert job["payload_url"]
+    client.post(f"{path}/start").ok()
+    done = client.post(f"{path}/complete", {"result_ref": uploaded(client, b"[1]")}).ok()
+    assert (done["payload"], done["result"]) == (None, None)
+    assert {"payload_url", "result_url"} <= done.keys()
+    answer = client.get(f"{path}/result").ok()
+    assert (answer["result"], "result_url" in answer, "payload_url" in answer) == (None, True, False)
+
+
+def test_created_once_with_an_upload(client: Client) -> None:
+    body = {"job_type": "t", "payload_ref": uploaded(client, b"[1]")}
+    first, again = (client.post("/v1/jobs", body, headers={"idempotency-key": "k"}).ok(202) for _ in range(2))
+    assert first == again
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"payload_ref": SOME_ID}, "/payload_ref"),
+    ({"payload_ref": "nobody"}, "/payload_ref"),
+    ({"payload_ref": "../other"}, "/payload_ref"),
+    ({"payload_ref": SOME_ID, "payload": 1}, "/payload_ref"),
+]
+
+
+@pytest.mark.parametrize(("part", "pointer"), WRONG)
+def test_what_is_no_upload_is_refused(client: Client, part: dict[str, Any], pointer: str) -> None:
+    assert client.post("/v1/jobs", {"job_type": "t", **part}).pointers() == [pointer]
+    job = client.running()
+    ref = {name.replace("payload", "result"): value for name, value in part.items()}
+    reply = client.post(f"/v1/jobs/{job['job_id']}/complete", ref)
+    assert reply.pointers() == [pointer.replace("payload", "result")]
+
+
+def test_an_upload_of_another_namespace_is_not_there(client: Client) -> None:
+    theirs = uploaded(Client(namespace="other"), b"[1]", namespace="other")
+    assert client.post("/v1/jobs", {"job_type": "t", "payload_ref": theirs}).pointers() == ["/payload_ref"]
+
+
+def test_a_type_that_checks_payloads_takes_no_upload(client: Client) -> None:
+    client.call("PUT", "/v1/job-types/checked", {"payload_schema": {"type": "object"}}).ok(201)
+    reply = client.post("/v1/jobs", {"job_type": "checked", "payload_ref": uploaded(client, b"{}")})
+    assert reply.pointers() == ["/payload_ref"]
+
+
+@pytest.mark.parametrize("size", [0, -1, 100 * MB + 1, 10**30, "1", 1.5, None])
+def test_a_size_that_cannot_be(client: Client, size: object) -> None:
+    assert client.post("/v1/uploads", {"size": size}).pointers() == ["/size"]
+
+
+@pytest.mark.parametrize(("scopes", "status"), [("read", 403), ("submit", 201), ("work", 201)])
+def test_who_may_upload(client: Client, scopes: str, status: int) -> None:
+    assert Client(scopes=scopes).post("/v1/uploads", {"size": 1}).status == status
