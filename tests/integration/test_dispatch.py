@@ -115,6 +115,20 @@ class TestHandingOver:
         ((_, told),) = world.executors.invocations
         assert (told["payload"], told["payload_left_out"]) == (None, True)
 
+    def test_a_payload_in_an_object_is_left_too_and_not_even_read(self, world: World) -> None:
+        payload = "x" * 500_000
+        function, http = new(world, "lambda", payload=payload), new(world, payload=payload, target={
+            "url": "https://a.example/", "body": {"all": "{{payload}}"}
+        })  # fmt: skip
+        matched(world)
+        ((_, told),) = world.executors.invocations
+        assert (told["job_id"], told["payload"], told["payload_left_out"]) == (function, None, True)
+        world.pass_time(1)
+        target = Target()
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "completed"
+        assert len(target.asked[0]["body"]) == len('{"all":""}') + len(payload)
+        assert seen(world, http).status == "completed"
+
     def test_jobs_of_workers_are_left_to_them_and_others_to_nobody_else(self, world: World) -> None:
         for executor in ("worker", "none"):
             world.job(executor=executor)
@@ -400,6 +414,14 @@ class TestCalling:
         asked = Target()
         assert called(world, asked) == code
         assert asked.asked == []
+        assert seen(world, job_id).status == "failed"
+
+    def test_a_payload_too_large_for_any_call_is_not_sent(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vigil_core.services.call_target.MAX_RENDERED_BYTES", 1_000)
+        job_id = new(world, payload="x" * 500_000, retry=TRIES)
+        target = Target()
+        assert called(world, target) == "PAYLOAD_TOO_LARGE"
+        assert target.asked == []
         assert seen(world, job_id).status == "failed"
 
     def test_the_same_event_twice_is_one_call(self, world: World) -> None:

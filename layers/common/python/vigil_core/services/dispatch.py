@@ -76,7 +76,7 @@ def _event(ctx: Context, job: Job, lease: Lease) -> str:
     def fits(event: object) -> bool:
         return len(dumps(event).encode()) <= MAX_EVENT_BYTES
 
-    text = ctx.jobs.bodies(job).payload
+    bodies = ctx.jobs.bodies(job, room=MAX_EVENT_BYTES)
     dependencies = told_of(inputs_of(ctx, job)) if job.depends_on else {}
     event: dict[str, JsonValue] = {
         "job_id": job.job_id,
@@ -94,8 +94,8 @@ def _event(ctx: Context, job: Job, lease: Lease) -> str:
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
         "dependencies": dependencies,
-        "payload_left_out": False,
-        "payload": None if text is None else loads(text),
+        "payload_left_out": bodies.payload_url is not None,
+        "payload": None if bodies.payload is None else loads(bodies.payload),
     }
     if fits(event):
         return dumps(event)
