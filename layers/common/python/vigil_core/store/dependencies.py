@@ -6,11 +6,16 @@ A dependent's row stands beside the entries of waits, so that one query finds ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 from vigil_core.domain.dependencies import ENDINGS, Dependent, Ending, Tally
 from vigil_core.domain.jobs import Job
+from vigil_core.domain.times import to_epoch_s
 from vigil_core.store import keys
 from vigil_core.store.table import Condition, ConditionFailed, Row, Table, Update, query_all
+
+KEPT_BEYOND = timedelta(days=365)
+"""After a waiting job would itself be gone, were it not renewed meanwhile."""
 
 
 class DependencyStore:
@@ -27,6 +32,7 @@ class DependencyStore:
                     **_head(keys.entry(job.namespace, dependency.job_id, job.job_id, index), "dependent"),
                     "attempt": job.attempt,
                     "known_version": dependency.known_version,
+                    "ttl": _ttl(job),
                 }
                 for index, dependency in enumerate(job.depends_on)
             ]
@@ -54,7 +60,7 @@ class DependencyStore:
             if not new:
                 return _tally(job, row)
             try:
-                return _tally(job, self._table.update(_addition(key, new)))
+                return _tally(job, self._table.update(_addition(key, new, _ttl(job))))
             except ConditionFailed:
                 continue  # Somebody else has just noted one of these.
 
@@ -67,7 +73,7 @@ def dependent_from_row(row: Row) -> Dependent:
     )
 
 
-def _addition(key: keys.Key, new: Mapping[int, Ending]) -> Update:
+def _addition(key: keys.Key, new: Mapping[int, Ending], ttl: int) -> Update:
     """One write that adds each index to the set of its ending, if it is in none."""
     sets: dict[Ending, set[int]] = {}
     for index, ending in new.items():
@@ -75,10 +81,23 @@ def _addition(key: keys.Key, new: Mapping[int, Ending]) -> Update:
     absent = [f"NOT contains({ending}, :i{index})" for index in new for ending in ENDINGS]
     return Update(
         key=key,
-        expression=f"ADD {', '.join(f'{e} :{e}' for e in sets)} SET entity = :entity, schema_version = :one",
-        values={":entity": "dependencies", ":one": 1, **{f":{ending}": found for ending, found in sets.items()}},
+        expression=(
+            f"ADD {', '.join(f'{e} :{e}' for e in sets)} SET entity = :entity, schema_version = :one, #ttl = :ttl"
+        ),
+        names={"#ttl": "ttl"},
+        values={
+            ":entity": "dependencies",
+            ":one": 1,
+            ":ttl": ttl,
+            **{f":{ending}": found for ending, found in sets.items()},
+        },
         condition=Condition(expression=" AND ".join(absent), values={f":i{index}": index for index in new}),
     )
+
+
+def _ttl(job: Job) -> int:
+    """Beyond what an open job is kept for."""
+    return to_epoch_s((job.expires_at or job.updated_at) + KEPT_BEYOND)
 
 
 def _tally(job: Job, row: Row) -> Tally:
