@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -136,10 +136,11 @@ class HttpTarget:
         )
 
 
-def brings(job: Job, payload: JsonValue) -> dict[str, JsonValue]:
-    """What a job brings to the templates of its target."""
+def brings(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
+    """What a job brings to the templates of its target: dependencies in the order in which it names them."""
     return {
         "payload": payload,
+        "dependencies": dependencies,
         "fields": job.fields,
         "job": {
             "id": job.job_id,

@@ -18,9 +18,10 @@ from vigil_core.domain.errors import (
 from vigil_core.domain.executors import KEPT_HEADERS, HttpTarget, SecretUnavailable, brings, retry_after_s
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, loads
-from vigil_core.domain.templates import Scope, Secret, TemplateFailed
+from vigil_core.domain.templates import MAX_RENDERED_BYTES, Scope, Secret, TemplateFailed
 from vigil_core.services.change_job import NO_LONGER_OURS, complete, fail, heartbeat
 from vigil_core.services.context import Context
+from vigil_core.services.depend import inputs_of, told_of
 
 BY = "caller"
 MAX_ANSWER_BYTES = 256 * 1024
@@ -105,8 +106,12 @@ def _called(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, t
         return failed("CANCELLED", "It was to be cancelled before it was called")
     try:
         known = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
-        payload = ctx.jobs.bodies(job).payload
-        request = target.request(Scope(brings(job, None if payload is None else loads(payload)), known))
+        bodies = ctx.jobs.bodies(job, room=MAX_RENDERED_BYTES)
+        if bodies.payload_url is not None:
+            return failed("PAYLOAD_TOO_LARGE", f"A call takes a payload of at most {MAX_RENDERED_BYTES} bytes")
+        payload = bodies.payload
+        others = list(told_of(inputs_of(ctx, job)).values()) if job.depends_on else []
+        request = target.request(Scope(brings(job, None if payload is None else loads(payload), others), known))
         answer = client.request(
             request.method,
             request.url,
