@@ -90,6 +90,16 @@ def test_created_once_with_an_upload(client: Client) -> None:
     assert first == again
 
 
+def test_an_upload_that_is_asked_for_twice_has_one_reference(client: Client) -> None:
+    def ask(size: int = 5, *, key: str | None = None) -> Any:
+        return client.post("/v1/uploads", {"size": size}, headers={"idempotency-key": key} if key else {})
+
+    first, again = ask(key="k").ok(201), ask(key="k").ok(201)
+    assert first["reference"] == again["reference"]
+    assert len({ask().ok(201)["reference"], ask().ok(201)["reference"], first["reference"]}) == 3
+    ask(6, key="k").problem(422, "IDEMPOTENCY_KEY_REUSED")
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"payload_ref": SOME_ID}, "/payload_ref"),
     ({"payload_ref": "nobody"}, "/payload_ref"),
