@@ -308,9 +308,10 @@ class Vigil:
     ) -> JobReference:
         """Create a job. Timeouts in seconds, `scheduled_at` with a zone. It is created once, however often the request
         has to be repeated; with an `idempotency_key` of one's own, also across calls."""
+        key = _once(idempotency_key)
         wanted = {
             "job_type": job_type,
-            **self._sent("payload", payload),
+            **self._sent("payload", payload, key),
             "name": name,
             "queue": queue,
             "priority": priority,
@@ -327,7 +328,7 @@ class Vigil:
             "correlation_id": correlation_id,
             "job_id": job_id,
         }
-        created = self._call("POST", "/v1/jobs", _given(wanted), headers=_once(idempotency_key))
+        created = self._call("POST", "/v1/jobs", _given(wanted), headers=key)
         return JobReference(
             created["job_id"], created["job_type"], _time(created["scheduled_at"]), created.get("existing", False)
         )
@@ -519,12 +520,12 @@ class Vigil:
 
     # Below: what is too large for a request or an answer
 
-    def _sent(self, name: str, value: Any) -> Json:
-        """A payload or result as a request says it: itself, or the reference of its upload."""
+    def _sent(self, name: str, value: Any, key: Mapping[str, str] | None = None) -> Json:
+        """A payload or result as a request says it: itself, or the reference of its upload, the same under one key."""
         content = dumps(value).encode()
         if len(content) <= _INLINE_BYTES:
             return {name: value}
-        upload = self._call("POST", "/v1/uploads", {"size": len(content)})
+        upload = self._call("POST", "/v1/uploads", {"size": len(content)}, headers=key)
         self._exchange("PUT", upload["url"], content)
         return {f"{name}_ref": upload["reference"]}
 
