@@ -239,7 +239,7 @@ def _tells(frame: Json, event: str, subject: str) -> bool:
 
 
 def measure(home: Home, stack: Stack, samples: int, progress: Callable[[int], None]) -> Mapping[str, Spread]:
-    """Take so many warm samples of each kind, in turn; a fourth as many of the ways through HTTP and to the next job."""
+    """Take so many warm samples of each kind, in turn; a fourth as many through HTTP and to the next job."""
     taken: dict[str, list[float]] = {}
     with _bare_path(home, stack), _ear(stack) as ear:
         runner = Runner(stack, ear)

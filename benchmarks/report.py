@@ -269,7 +269,7 @@ def _latency(results: Json) -> Section:
             "client, and end with the frame on the same WebSocket; the bare path is a table, its stream and a "
             "function that posts what it is told to whom it is told. A wait's end takes the stream twice, the job's "
             "change and then the wait's; so does the next job, which is heard to be ready. The emulator, the functions "
-            "and whatever else runs share one processor, so the multiples mean more than the milliseconds. AWS looks at "
+            "and whatever else runs share one processor, so the multiples mean more than milliseconds do. AWS looks at "
             "a stream four times a second, which adds up to 250 ms to either path: "
             "https://docs.aws.amazon.com/lambda/latest/dg/with-ddb.html",
         ],
