@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError, pointer_token
@@ -153,20 +151,6 @@ def brings(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> d
             "correlation_id": job.correlation_id,
         },
     }
-
-
-def retry_after_s(header: str | None, now: datetime) -> float:
-    """Seconds that a Retry-After asks for, which is a number or a date; 0 for none and for what is neither."""
-    if header is None:
-        return 0
-    text = header.strip()
-    if re.fullmatch("[0-9]{1,9}", text, re.ASCII):
-        return int(text)
-    try:
-        at = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError):
-        return 0
-    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
 
 def _url_problems(url: str) -> Iterator[FieldProblem]:
