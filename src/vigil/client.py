@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import httpx
 
+from vigil_core.domain.dependencies import TriggerRule
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Priority
 from vigil_core.domain.jsontext import dumps
@@ -301,6 +302,9 @@ class Vigil:
         tags: Sequence[str] | None = None,
         unique_key: str | None = None,
         mutex: str | Mutex | None = None,
+        depends_on: Sequence[str] | None = None,
+        trigger_rule: TriggerRule | None = None,
+        condition: str | None = None,
         trace_id: str | None = None,
         correlation_id: str | None = None,
         job_id: str | None = None,
@@ -324,6 +328,9 @@ class Vigil:
             "tags": tags,
             "unique_key": unique_key,
             "mutex": {"key": mutex} if isinstance(mutex, str) else mutex,
+            "depends_on": depends_on,
+            "trigger_rule": trigger_rule,
+            "condition": condition,
             "trace_id": trace_id,
             "correlation_id": correlation_id,
             "job_id": job_id,
@@ -337,9 +344,13 @@ class Vigil:
         """All that the API tells of a job."""
         return self._whole(self._call("GET", _path(job_id)))
 
+    def dependencies(self, job_id: str) -> Json:
+        """What a job depends on (`depends_on`) and which jobs wait for it to end (`dependents`), each as it is now."""
+        return self._call("GET", _path(job_id, "dependencies"))
+
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
-        correlation_id, trace_id, created_after, created_before."""
+        dependency_status, correlation_id, trace_id, created_after, created_before."""
         query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_given(filters)}
         left = limit
         while True:
