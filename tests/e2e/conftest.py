@@ -97,3 +97,10 @@ def client(stack: Stack, key: Key) -> Iterator[Client]:
     """With that key."""
     with Client(stack, key.token) as made:
         yield made
+
+
+@pytest.fixture
+def stranger(stack: Stack, aws: Aws) -> Iterator[Client]:
+    """Another tenant, with every scope."""
+    with Client(stack, aws.key().token) as made:
+        yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ import uuid6
 from tests.e2e.harness import Aws, Client, Key, eventually, problem, said, vigil
 from tests.support.events import sample
 from vigil.local import Stack
-
-
-@pytest.fixture
-def stranger(stack: Stack, aws: Aws) -> Iterator[Client]:
-    """Another tenant, with every scope."""
-    with Client(stack, aws.key().token) as made:
-        yield made
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer vgl_x", "Basic dGVzdDp0ZXN0"])
