@@ -44,7 +44,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="the port of the local stack that it starts [default: any free one]")
     parser.add_argument("--samples", type=int, default=200, help="of each latency")
     parser.add_argument("--repeats", type=int, default=7, help="of each import")
-    parser.add_argument("--others", type=int, default=10_000, help="other waits that a match is tried among")
+    parser.add_argument(
+        "--others",
+        type=int,
+        default=10_000,
+        help="other waits that a match is tried among; ready jobs ten times as many",
+    )
     parser.add_argument("--render", action="store_true", help="only make the page and the tables of kept results anew")
     return parser.parse_args()
 
@@ -137,7 +142,7 @@ def _costs(others: int) -> dict[str, Any]:
         authorization = costs.authorization(lab)
         minute = costs.idle_minute(lab)
         worker = costs.worker_life(lab)
-        claims = {count: costs.claim_among(lab, count) for count in (10, others)}
+        claims = {count: costs.claim_among(lab, count) for count in (10, 10 * others)}
         match = {count: costs.match_among(lab, count) for count in (10, others)}
         agreement = lab.meter.agreement
     return {

@@ -171,6 +171,32 @@ class Runner:
         self._ear.say(action="unsubscribe", id="w")
         return heard, answered
 
+    def hand_over(self) -> float:
+        """The end of a job that has a mutex written → the event heard that the next in line is ready."""
+        mutex = {"key": f"bench-{self._count}", "on_conflict": "queue"}
+        return self._release(self._new(mutex=mutex), {"mutex": mutex})
+
+    def release(self) -> float:
+        """The end of a job written → the event heard that the one that depends on it is ready."""
+        first = self._new()
+        return self._release(first, {"depends_on": [first]})
+
+    def _release(self, first: str, wanted: Json) -> float:
+        """The end of a job → the event heard that another, which is created to wait for it, is ready."""
+        second = self._new(**wanted)
+        self._ear.say(action="subscribe", id="next", topics=[f"job:{second}"])
+        self._http.post(f"/v1/jobs/{first}/start").raise_for_status()
+        time.sleep(0.2)  # The second is watched by then.
+        change_job.complete(self._ctx, self._namespace, first, by="bench")
+        at, _ = self._ear.hear(lambda frame: _tells(frame, "job.ready", second))
+        self._ear.say(action="unsubscribe", id="next")
+        return at - self._sent_at
+
+    def _new(self, **wanted: Any) -> str:
+        self._count += 1
+        answer = self._http.post("/v1/jobs", json={"job_type": "bench", **wanted}).raise_for_status()
+        return str(answer.json()["job_id"])
+
     def _patch(self, job_id: str, event: str, subject: str) -> tuple[float, float]:
         began = time.perf_counter()
         self._http.patch(f"/v1/jobs/{job_id}", json={"milestones": [self._milestone]}).raise_for_status()
@@ -213,7 +239,7 @@ def _tells(frame: Json, event: str, subject: str) -> bool:
 
 
 def measure(home: Home, stack: Stack, samples: int, progress: Callable[[int], None]) -> Mapping[str, Spread]:
-    """Take so many warm samples of each kind, in turn; of the ways through HTTP a fourth as many."""
+    """Take so many warm samples of each kind, in turn; a fourth as many through HTTP and to the next job."""
     taken: dict[str, list[float]] = {}
     with _bare_path(home, stack), _ear(stack) as ear:
         runner = Runner(stack, ear)
@@ -227,6 +253,10 @@ def measure(home: Home, stack: Stack, samples: int, progress: Callable[[int], No
                 found["job_by_http"], found["patch"] = runner.job_by_http()
                 time.sleep(SETTLE_S)
                 found["wait_by_http"], _ = runner.wait_by_http()
+                time.sleep(SETTLE_S)
+                found["hand_over"] = runner.hand_over()
+                time.sleep(SETTLE_S)
+                found["release"] = runner.release()
                 time.sleep(SETTLE_S)
             if turn >= 0:
                 for name, seconds in found.items():

@@ -258,17 +258,20 @@ def _latency(results: Json) -> Section:
             row("bare path: row → stream → function → frame", "bare", compared=True),
             row("job changed → event of its subscription", "job", compared=True),
             row("job changed → end of a wait for it", "wait", compared=True),
+            row("job with a mutex ended → the next in line is ready", "hand_over", compared=True),
+            row("job ended → the one that depends on it is ready", "release", compared=True),
             row("PATCH sent → event of the job", "job_by_http", compared=False),
             row("PATCH sent → end of the wait", "wait_by_http", compared=False),
             row("PATCH sent → answered", "patch", compared=False),
         ],
         notes=[
-            "All on one local stack, taken in turn. The first three begin when the row's write is sent by the same "
+            "All on one local stack, taken in turn. The first five begin when the row's write is sent by the same "
             "client, and end with the frame on the same WebSocket; the bare path is a table, its stream and a "
-            "function that posts what it is told to whom it is told. A wait's end takes the stream twice: the job's "
-            "change, then the wait's. The emulator, the functions and whatever else runs share one processor, so the "
-            "multiples mean more than the milliseconds. AWS looks at a stream four times a second, which adds up to "
-            "250 ms to either path: https://docs.aws.amazon.com/lambda/latest/dg/with-ddb.html",
+            "function that posts what it is told to whom it is told. A wait's end takes the stream twice, the job's "
+            "change and then the wait's; so does the next job, which is heard to be ready. The emulator, the functions "
+            "and whatever else runs share one processor, so the multiples mean more than milliseconds do. AWS looks at "
+            "a stream four times a second, which adds up to 250 ms to either path: "
+            "https://docs.aws.amazon.com/lambda/latest/dg/with-ddb.html",
         ],
     )
 

@@ -12,24 +12,24 @@ VIGIL_KEY=${VIGIL_KEY:-$(sed -n 's/.*"api_key": "\(.*\)".*/\1/p' .local/stack.js
 chroma=${1:-http://localhost:8000}
 
 call() { # METHOD PATH BODY
-  curl -sS --fail-with-body -X "$1" -H "Authorization: Bearer $VIGIL_KEY" -H "Prefer: wait=25" "$VIGIL_URL$2" -d "$3"
+  curl -sS --fail-with-body -X "$1" -H "Authorization: Bearer $VIGIL_KEY" -H "Prefer: wait=${wait:-0}" "$VIGIL_URL$2" -d "$3"
 }
 
-run() { # JOB_TYPE PAYLOAD: the job, once it has ended
-  job=$(call POST /v1/jobs "{\"job_type\": \"$1\", \"payload\": $2}")
-  case $job in
-  *'"status":"completed"'*) echo "$job" ;;
-  *) echo "$job" >&2 && exit 1 ;;
-  esac
+create() { # JOB_TYPE DEPENDS_ON PAYLOAD: the id of the new job
+  call POST /v1/jobs "{\"job_type\": \"$1\", \"depends_on\": [$2], \"payload\": $3}" | sed 's/.*"job_id":"\([^"]*\)".*/\1/'
 }
 
 for name in create_collection add_documents query_documents; do
   call PUT "/v1/job-types/$name" "$(sed "s|http://localhost:8000|$chroma|" "$(dirname "$0")/$name.json")" >/dev/null
 done
 
-created=$(run create_collection '{"name": "fruit", "description": "What grows on trees"}')
-collection=$(echo "$created" | sed 's/.*"body":{"id":"\([^"]*\)".*/\1/')
-run add_documents "{\"collection\": \"$collection\", \"ids\": [\"apple\", \"boat\", \"pear\"],
-  \"documents\": [\"An apple\", \"A boat\", \"A pear\"], \"embeddings\": [[1, 0.1], [0, 1], [0.99, 0]]}" >/dev/null
-run query_documents "{\"collection\": \"$collection\", \"embeddings\": [[1, 0]], \"most\": 2}" |
-  sed 's/.*"ids":\[\[\([^]]*\)\]\].*/\1/'
+collection=$(create create_collection '' '{"name": "fruit", "description": "What grows on trees"}')
+filled=$(create add_documents "\"$collection\"" '{"ids": ["apple", "boat", "pear"],
+  "documents": ["An apple", "A boat", "A pear"], "embeddings": [[1, 0.1], [0, 1], [0.99, 0]]}')
+found=$(create query_documents "\"$collection\", \"$filled\"" '{"embeddings": [[1, 0]], "most": 2}')
+
+job=$(wait=25 call GET "/v1/jobs/$found" '')
+case $job in
+*'"status":"completed"'*) echo "$job" | sed 's/.*"ids":\[\[\([^]]*\)\]\].*/\1/' ;;
+*) echo "$job" >&2 && exit 1 ;;
+esac

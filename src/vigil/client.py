@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import httpx
 
+from vigil_core.domain.dependencies import TriggerRule
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Priority
 from vigil_core.domain.jsontext import dumps
@@ -301,6 +302,9 @@ class Vigil:
         tags: Sequence[str] | None = None,
         unique_key: str | None = None,
         mutex: str | Mutex | None = None,
+        depends_on: Sequence[str] | None = None,
+        trigger_rule: TriggerRule | None = None,
+        condition: str | None = None,
         trace_id: str | None = None,
         correlation_id: str | None = None,
         job_id: str | None = None,
@@ -308,9 +312,10 @@ class Vigil:
     ) -> JobReference:
         """Create a job. Timeouts in seconds, `scheduled_at` with a zone. It is created once, however often the request
         has to be repeated; with an `idempotency_key` of one's own, also across calls."""
+        key = _once(idempotency_key)
         wanted = {
             "job_type": job_type,
-            **self._sent("payload", payload),
+            **self._sent("payload", payload, key),
             "name": name,
             "queue": queue,
             "priority": priority,
@@ -323,11 +328,14 @@ class Vigil:
             "tags": tags,
             "unique_key": unique_key,
             "mutex": {"key": mutex} if isinstance(mutex, str) else mutex,
+            "depends_on": depends_on,
+            "trigger_rule": trigger_rule,
+            "condition": condition,
             "trace_id": trace_id,
             "correlation_id": correlation_id,
             "job_id": job_id,
         }
-        created = self._call("POST", "/v1/jobs", _given(wanted), headers=_once(idempotency_key))
+        created = self._call("POST", "/v1/jobs", _given(wanted), headers=key)
         return JobReference(
             created["job_id"], created["job_type"], _time(created["scheduled_at"]), created.get("existing", False)
         )
@@ -336,9 +344,13 @@ class Vigil:
         """All that the API tells of a job."""
         return self._whole(self._call("GET", _path(job_id)))
 
+    def dependencies(self, job_id: str) -> Json:
+        """What a job depends on (`depends_on`) and which jobs wait for it to end (`dependents`), each as it is now."""
+        return self._call("GET", _path(job_id, "dependencies"))
+
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
-        correlation_id, trace_id, created_after, created_before."""
+        dependency_status, correlation_id, trace_id, created_after, created_before."""
         query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_given(filters)}
         left = limit
         while True:
@@ -519,12 +531,12 @@ class Vigil:
 
     # Below: what is too large for a request or an answer
 
-    def _sent(self, name: str, value: Any) -> Json:
-        """A payload or result as a request says it: itself, or the reference of its upload."""
+    def _sent(self, name: str, value: Any, key: Mapping[str, str] | None = None) -> Json:
+        """A payload or result as a request says it: itself, or the reference of its upload, the same under one key."""
         content = dumps(value).encode()
         if len(content) <= _INLINE_BYTES:
             return {name: value}
-        upload = self._call("POST", "/v1/uploads", {"size": len(content)})
+        upload = self._call("POST", "/v1/uploads", {"size": len(content)}, headers=key)
         self._exchange("PUT", upload["url"], content)
         return {f"{name}_ref": upload["reference"]}
 

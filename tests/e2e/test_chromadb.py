@@ -77,7 +77,7 @@ def test_a_collection_is_created_filled_and_queried(
     )
     collection = client.get(f"/v1/jobs/{created}/result")["result"]["body"]
     assert (collection["name"], collection["metadata"]) == ("fruit", {"description": "What grows on trees"})
-    assert client.get(f"/v1/jobs/{filled}")["payload"]["collection"] == collection["id"]
+    assert client.get(f"/v1/jobs/{filled}")["depends_on"] == [created]
     answer = client.get(f"/v1/jobs/{found}/result")["result"]
     assert (answer["status"], answer["body"]["documents"]) == (200, [["A pear", "An apple"]])
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
-from tests.e2e.harness import Client, eventually, problem
+from tests.e2e.harness import VIGIL, Client, Key, eventually, problem
+from vigil.local import Stack
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -67,3 +71,22 @@ def test_another_tenants_job_is_no_dependency(client: Client, stranger: Client) 
     job_id = client.job()
     answer = stranger.call("POST", "/v1/jobs", {"job_type": "t", "depends_on": [job_id]})
     assert problem(answer, 422, "MISSING_DEPENDENCY")["errors"][0]["pointer"] == "/depends_on/0"
+
+
+def test_from_a_shell(key: Key, stack: Stack) -> None:
+    def vigil(*arguments: str) -> str:
+        where = {"VIGIL_API_URL": stack.api_url, "VIGIL_API_KEY": key.token}
+        found = subprocess.run(
+            [VIGIL, "job", *arguments],
+            env={**os.environ, **where},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return found.stdout.strip()
+
+    first = vigil("create", "extract", "--name", "first")
+    second = vigil("create", "report", "--after", first, "--name", "second")
+    assert first in vigil("dependencies", second)
+    eventually(lambda: second in vigil("dependencies", first))

@@ -250,7 +250,8 @@ class TestLambda:
         job = client.post("/v1/jobs", wanted, prefer="wait=25")
         event = {
             "job_id": job["job_id"], "job_type": "count", "name": None, "attempt": 1, "payload": wanted["payload"],
-            "fields": {}, "tags": [], "lease_token": "stale", "lease": 60, "payload_left_out": False,
+            "fields": {}, "tags": [], "lease_token": "stale", "lease": 60, "dependencies": {},
+            "payload_left_out": False,
         }  # fmt: skip
         answer = aws.functions.invoke(FunctionName=task_function, Payload=json.dumps(event).encode())
         assert not answer.get("FunctionError")

@@ -112,7 +112,7 @@ def test_both_secrets_sign_for_a_while(client: Client, receiver: Receiver) -> No
 def test_no_address_inside_is_called(client: Client, receiver: Receiver) -> None:
     """127.0.0.1 is what this deployment allows; its name is not on that list."""
     port = receiver.url.rpartition(":")[2].removesuffix("/in")
-    for url in (f"http://localhost:{port}/", f"https://localhost:{port}/", "https://169.254.169.254/latest"):
+    for url in (f"http://localhost:{port}/", f"https://[::1]:{port}/", "https://169.254.169.254/latest"):
         body = {"url": url, "events": ["*"]}
         refusal = problem(client.call("PUT", "/v1/webhooks/ci", body), 422, "VALIDATION_FAILED")
         assert refusal["errors"][0] == {**refusal["errors"][0], "pointer": "/url", "code": "TARGET_REFUSED"}

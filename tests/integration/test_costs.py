@@ -98,8 +98,8 @@ def test_a_job_that_vigil_runs_costs_as_much_as_one_that_a_worker_does(
     assert created.write_units == worker["create"].write_units
     # The state, and the two places in the index that it leaves and enters.
     assert (dispatched.write_units, dispatched[INDEX_WRITE]) == (3, 2)
-    # The sign of life; the result, the state, its place in the index.
-    assert called.write_units == 4
+    # The sign of life; the result, the state, its place in the index, and how long the payload is kept.
+    assert called.write_units == 5
     assert called[READ] == 4
     assert not handed_over
 

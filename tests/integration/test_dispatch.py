@@ -78,7 +78,8 @@ def stream_record(number: str, job: Job) -> StreamRecord:
 
 def matched(world: World) -> dict[str, Exception]:
     """The matcher hears of every change since the last time."""
-    batch, world.unmatched = world.unmatched, []
+    batch = list(world.unmatched)
+    world.unmatched.clear()
     return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.for_matcher])
 
 
@@ -113,6 +114,20 @@ class TestHandingOver:
         matched(world)
         ((_, told),) = world.executors.invocations
         assert (told["payload"], told["payload_left_out"]) == (None, True)
+
+    def test_a_payload_in_an_object_is_left_too_and_not_even_read(self, world: World) -> None:
+        payload = "x" * 500_000
+        function, http = new(world, "lambda", payload=payload), new(world, payload=payload, target={
+            "url": "https://a.example/", "body": {"all": "{{payload}}"}
+        })  # fmt: skip
+        matched(world)
+        ((_, told),) = world.executors.invocations
+        assert (told["job_id"], told["payload"], told["payload_left_out"]) == (function, None, True)
+        world.pass_time(1)
+        target = Target()
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "completed"
+        assert len(target.asked[0]["body"]) == len('{"all":""}') + len(payload)
+        assert seen(world, http).status == "completed"
 
     def test_jobs_of_workers_are_left_to_them_and_others_to_nobody_else(self, world: World) -> None:
         for executor in ("worker", "none"):
@@ -207,7 +222,7 @@ class TestDyingInBetween:
 
     def test_what_no_message_told_of_the_sweep_finds(self, world: World) -> None:
         ids = [new(world, priority=priority) for priority in ("low", "critical", "normal")]
-        world.unmatched = []
+        world.unmatched.clear()
         world.sweep()
         assert [told["job_id"] for told in world.executors.calls] == [ids[1], ids[2], ids[0]]
         world.sweep()
@@ -228,6 +243,28 @@ class TestDyingInBetween:
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
         state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
         assert (sum(state.ready.values()), state.watched["running"]) == (0, 1)
+
+    def test_what_came_of_its_dependencies_comes_with_it(self, world: World) -> None:
+        before = [world.running(), world.running()]
+        target = {"url": "https://a.example/{{dependencies.1.result.id}}", "body": "{{dependencies}}"}
+        http = new(world, target=target, depends_on=before)
+        function = new(world, "lambda", depends_on=before)
+        large = new(world, "lambda", depends_on=before[:1], payload="x" * 100)
+        world.complete(before[0], result="x" * (MAX_EVENT_BYTES - 100))
+        world.complete(before[1], result={"id": "a b"})
+        while world.unmatched:
+            assert matched(world) == {}
+        assert [seen(world, job_id).status for job_id in (http, function, large)] == ["running"] * 3
+        world.pass_time(1)
+        asked = Target()
+        assert call_target(world.ctx, asked, Secrets(), world.executors.calls[-1]) == "completed"
+        assert asked.asked[0]["url"] == "https://a.example/a%20b"
+        told = {event["job_id"]: event for _, event in world.executors.invocations}
+        assert told[function]["dependencies"][before[1]] == {
+            "status": "completed", "job_health": "success", "result": None, "truncated": True
+        }  # fmt: skip
+        assert told[large]["dependencies"][before[0]]["truncated"]
+        assert told[large]["payload_left_out"]
 
     def test_who_waits_in_line_for_a_mutex_is_handed_over_when_let_in(self, world: World) -> None:
         first, second = (new(world, mutex_key="m", mutex_queues=True) for _ in range(2))
@@ -377,6 +414,14 @@ class TestCalling:
         asked = Target()
         assert called(world, asked) == code
         assert asked.asked == []
+        assert seen(world, job_id).status == "failed"
+
+    def test_a_payload_too_large_for_any_call_is_not_sent(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vigil_core.services.call_target.MAX_RENDERED_BYTES", 1_000)
+        job_id = new(world, payload="x" * 500_000, retry=TRIES)
+        target = Target()
+        assert called(world, target) == "PAYLOAD_TOO_LARGE"
+        assert target.asked == []
         assert seen(world, job_id).status == "failed"
 
     def test_the_same_event_twice_is_one_call(self, world: World) -> None:

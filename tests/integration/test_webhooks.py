@@ -27,6 +27,8 @@ URL = "https://hooks.example.com/in"
 class Reply:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    truncated: bool = False
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.domain.executors import HttpTarget, retry_after_s
+from vigil_core.domain.executors import HttpTarget
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.templates import ABSENT, Path, Scope, Secret, Template, TemplateFailed, render_json
 
@@ -207,15 +206,3 @@ class TestHeaders:
         sent = http(headers={"authorization": "Bearer {{secret:ssm:/token}}"}, body={}).request(scope())
         assert sent.headers == {"Authorization": "Bearer s3cr3t", "Content-Type": "application/json"}
         assert http(headers={"a": "{{secret:ssm:/token}}"}, body=["{{payload}}"]).secrets() == {TOKEN}
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, 0), ("", 0), ("7", 7), (" 120 ", 120), ("-1", 0), ("1.5", 0), ("soon", 0), ("9" * 12, 0),
-        ("Sat, 31 Jan 2026 09:30:10 GMT", 10), ("Sat, 31 Jan 2026 09:29:00 GMT", 0),
-        ("Sat, 99 Jan 2026 09:30:10 GMT", 0),
-    ],
-)  # fmt: skip
-def test_retry_after(header: str | None, seconds: float) -> None:
-    assert retry_after_s(header, datetime(2026, 1, 31, 9, 30, tzinfo=UTC)) == seconds

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigil_core.api.webhook_wire import WebhookBody
+from vigil_core.domain.attempts import retry_after_s
 from vigil_core.domain.events import Event
 from vigil_core.domain.webhooks import (
     DELAYS_S,
@@ -28,7 +29,6 @@ from vigil_core.domain.webhooks import (
     is_pattern,
     is_secret,
     new_secret,
-    retry_after_s,
     signed_headers,
 )
 
@@ -214,8 +214,9 @@ def test_a_replay_begins_anew() -> None:
         (None, None),
         ("120", 120),
         (" 0 ", 0),
-        ("Sat, 31 Jan 2026 09:30:59 GMT", 60),
+        ("Sat, 31 Jan 2026 09:30:59 GMT", 59),
         ("Sat, 31 Jan 2026 09:00:00 GMT", 0),
+        ("Sat, 99 Jan 2026 09:30:10 GMT", None),
         ("soon", None),
         ("-5", None),
         ("", None),

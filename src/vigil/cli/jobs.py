@@ -59,6 +59,17 @@ def create(
     timeout: Annotated[int | None, typer.Option(help="Seconds that a try may take.", show_default=False)] = None,
     unique_key: Annotated[str | None, typer.Option(help="Not while a job has this key.", show_default=False)] = None,
     mutex: Annotated[str | None, typer.Option(help="Refused while a job has this key.", show_default=False)] = None,
+    line: Annotated[bool, typer.Option("--in-line", help="Wait for the mutex in line instead.")] = False,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(help="A job that has to end first; may be repeated.", show_default=False),
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="How those have to end, if not all_success.", show_default=False)
+    ] = None,
+    condition: Annotated[
+        str | None, typer.Option("--if", help="JMESPath over their results.", show_default=False)
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default=False)] = None,
     field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, may be repeated.", show_default=False)] = None,
     as_json: AsJson = False,
@@ -76,7 +87,10 @@ def create(
             retry=None if attempts is None else {"max_attempts": attempts},
             timeout=timeout,
             unique_key=unique_key,
-            mutex=mutex,
+            mutex={"key": mutex, "on_conflict": "queue"} if mutex and line else mutex,
+            depends_on=after,
+            trigger_rule=rule,  # type: ignore[arg-type] # So for these.
+            condition=condition,
             tags=tag,
             fields=fields or None,
         )
@@ -100,6 +114,28 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             table.add_row(name, _status(text) if name == "status" else escape(text))
     console.print(table)
+
+
+@app.command()
+def dependencies(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show what a job waits for, and who waits for it."""
+    with _client() as client:
+        found = client.dependencies(job_id)
+    if as_json:
+        _print_json(found)
+        return
+    verdict = found["verdict"]
+    said = verdict["reason"] if verdict else found["trigger_rule"] if found["depends_on"] else "it depends on nothing"
+    console.print(f"dependencies {found['dependency_status']}: {escape(said)}", highlight=False, soft_wrap=True)
+    columns = ("", "status", "job id", "type", "name")
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
+    for end, neighbours in (("after", found["depends_on"]), ("before", found["dependents"])):
+        for job in neighbours:
+            table.add_row(
+                end, _status(job["status"]), job["job_id"], escape(job["job_type"]), escape(job["name"] or "")
+            )
+    if table.row_count:
+        console.print(table)
 
 
 @app.command("list")

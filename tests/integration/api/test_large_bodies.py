@@ -9,6 +9,8 @@ import boto3
 import pytest
 
 from tests.support.api import BODIES, SOME_ID, Client
+from vigil_core import wiring
+from vigil_core.gateways.bodies_bucket import BodiesBucket, Kept
 
 MB = 1024 * 1024
 
@@ -71,6 +73,33 @@ def test_an_upload_is_signed_for_its_size_and_its_namespace(client: Client) -> N
     assert query["X-Amz-Expires"] == ["3600"]
 
 
+def test_urls_lead_to_the_buckets_own_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    wiring.s3.cache_clear()
+    try:
+        bucket = BodiesBucket(wiring.s3, "bucket")
+        for url in (bucket.url("key"), bucket.upload_url("key", 1)):
+            assert url.startswith("https://s3.eu-central-1.amazonaws.com/bucket/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
+    finally:
+        wiring.s3.cache_clear()
+
+
+@pytest.mark.parametrize("kept", ["open", "ended", "long"])
+def test_an_object_is_tagged_for_how_long_it_is_kept(client: Client, kept: Kept) -> None:
+    bucket = BodiesBucket(wiring.s3, BODIES)
+    expected = {} if kept == "long" else {"kept": kept}
+    bucket.put("one", "text", kept=kept)
+    assert tags("one") == expected
+    bucket.put("two", "text", kept="open")
+    bucket.keep("two", kept=kept)
+    assert (tags("two"), bucket.get("two")) == (expected, "text")
+    bucket.keep("three", kept=kept, source="two")
+    assert (tags("three"), bucket.size("three")) == (expected, 4)
+    bucket.keep("nobody", kept=kept)
+    bucket.remove(["one", "two", "nobody"])
+    assert (bucket.get("one"), bucket.size("two"), names()) == (None, None, ["three"])
+
+
 def test_an_upload_as_payload_and_as_result(client: Client) -> None:
     job = client.create(payload_ref=uploaded(client, b"not {json"))
     path = f"/v1/jobs/{job['job_id']}"
@@ -88,6 +117,16 @@ def test_created_once_with_an_upload(client: Client) -> None:
     body = {"job_type": "t", "payload_ref": uploaded(client, b"[1]")}
     first, again = (client.post("/v1/jobs", body, headers={"idempotency-key": "k"}).ok(202) for _ in range(2))
     assert first == again
+
+
+def test_an_upload_that_is_asked_for_twice_has_one_reference(client: Client) -> None:
+    def ask(size: int = 5, *, key: str | None = None) -> Any:
+        return client.post("/v1/uploads", {"size": size}, headers={"idempotency-key": key} if key else {})
+
+    first, again = ask(key="k").ok(201), ask(key="k").ok(201)
+    assert first["reference"] == again["reference"]
+    assert len({ask().ok(201)["reference"], ask().ok(201)["reference"], first["reference"]}) == 3
+    ask(6, key="k").problem(422, "IDEMPOTENCY_KEY_REUSED")
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

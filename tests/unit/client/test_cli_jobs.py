@@ -29,6 +29,17 @@ def test_create_takes_all_that_a_job_has(run: Run, fake: FakeVigil) -> None:
     }  # fmt: skip
 
 
+def test_a_job_after_others_and_in_line(run: Run, fake: FakeVigil) -> None:
+    run(
+        "job", "create", "report", "--after", "a", "--after", "b", "--rule", "all_done", "--if", "rows > `0`",
+        "--mutex", "m", "--in-line",
+    )  # fmt: skip
+    assert fake.asked("POST", "/v1/jobs")[0].body == {
+        "job_type": "report", "depends_on": ["a", "b"], "trigger_rule": "all_done", "condition": "rows > `0`",
+        "mutex": {"key": "m", "on_conflict": "queue"},
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("how", ["@file", "-"])
 def test_a_payload_from_elsewhere(run: Run, fake: FakeVigil, tmp_path: Path, how: str) -> None:
     (tmp_path / "file").write_text("[1, 2]")

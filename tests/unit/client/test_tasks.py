@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_vigil import API_KEY, FakeVigil
+from tests.support.http_target import HttpTarget, Reply
 from tests.support.pages import python_session
 from vigil.client import Vigil
 from vigil_core import tasks
@@ -38,7 +39,7 @@ def handed_over(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, An
     client.submit("resize", queue="q", **wanted)
     (job,) = client.claim("q", lease=60)
     names = ("job_id", "job_type", "name", "queue", "attempt", "payload", "fields", "tags", "lease_token")
-    return {**{name: job[name] for name in names}, "lease": lease, "payload_left_out": False}
+    return {**{name: job[name] for name in names}, "lease": lease, "dependencies": {}, "payload_left_out": False}
 
 
 def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:
@@ -76,6 +77,16 @@ def test_a_payload_that_was_left_out_is_fetched(client: Vigil, fake: FakeVigil) 
     event = {**handed_over(client, payload=[1, 2]), "payload": None, "payload_left_out": True}
     run(lambda job: job.payload, event)
     assert fake.job(event["job_id"])["result"] == [1, 2]
+
+
+def test_a_payload_of_any_size_is_fetched_from_where_it_is(client: Vigil, fake: FakeVigil) -> None:
+    event = {**handed_over(client), "payload": None, "payload_left_out": True}
+    with HttpTarget().serving() as store:
+        store.replies("/large", Reply(200, {"rows": [1]}))
+        fake.jobs[event["job_id"]].shown["payload_url"] = f"{store.url}/large?signature=x"
+        run(lambda job: job.payload, event)
+        assert "authorization" not in store.asked[0].headers
+    assert fake.job(event["job_id"])["result"] == {"rows": [1]}
 
 
 def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigil) -> None:

@@ -71,6 +71,7 @@ class Task:
         self.payload: Any = event["payload"]
         self.fields: dict[str, Any] = event["fields"]
         self.tags: list[str] = event["tags"]
+        self.dependencies: dict[str, Any] = event["dependencies"]
         self.event = event
         self.cancel_requested = threading.Event()
         self.lost = threading.Event()
@@ -151,7 +152,7 @@ class Task:
         try:
             self._heed(self._tell("POST", "/heartbeat", {"first": True}))
             if self.event["payload_left_out"]:
-                self.payload = self._api.ask("GET", self._path, None, self._ends_at)["payload"]
+                self.payload = self._api.payload(self._path, self._ends_at)
         except TaskError as error:
             if error.code in _NOT_OURS:
                 return False
@@ -271,6 +272,15 @@ class _Api:
                 raise refusal
             time.sleep(pause_s)
             pause_s = min(5.0, 2 * pause_s)
+
+    def payload(self, path: str, until: float) -> Any:
+        """A job's payload, which is somewhere else when it is too large for an answer."""
+        job = self.ask("GET", path, None, until)
+        if (url := job.get("payload_url")) is None:
+            return job["payload"]
+        # The URL carries its own permission: the key is for the API alone.
+        with urlopen(Request(url), timeout=_ANSWER_S) as answer:
+            return json.loads(answer.read())
 
     def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         request = Request(

@@ -122,8 +122,10 @@ def alarms() -> SchedulerAlarms:
 
 @cache
 def s3() -> S3Client:
-    """The client of the bucket. Its URLs are signed as every region takes them."""
-    return boto3.client("s3", config=CLIENT_CONFIG.merge(Config(signature_version="s3v4")))
+    """The client of the bucket. Its URLs are signed as every region takes them, and lead to the bucket's own region:
+    the usual ones lead to a host for all regions, which for some hours does not know where a new bucket is."""
+    addressed = Config(signature_version="s3v4", s3={"addressing_style": "path"})
+    return boto3.client("s3", config=CLIENT_CONFIG.merge(addressed))
 
 
 @cache

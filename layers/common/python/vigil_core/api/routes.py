@@ -10,7 +10,9 @@ from vigil_core.api.openapi import document
 from vigil_core.api.operation import Answer, Call, Operation, Routes, Shows
 from vigil_core.api.wire import NewUpload, Nothing, OpenApi, ShownTicket, ShownUpload
 from vigil_core.domain.access import Scope
+from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
 from vigil_core.domain.times import to_text
+from vigil_core.services.idempotent import once
 from vigil_core.services.uploads import offer_upload
 
 ROUTES = Routes()
@@ -33,17 +35,28 @@ def create_ticket(call: Call) -> Answer:
     "POST",
     "/v1/uploads",
     scope=Scope.READ,
+    headers=("Idempotency-Key",),
     answers={201: Shows(what="Where to put it", models=(ShownUpload,))},
+    problems=(IdempotencyKeyReused, IdempotencyInProgress),
 )
 def create_upload(call: Call, body: NewUpload) -> Answer:
     """Get a place for a payload or result over 2 MB: put it there, then name it. Needs the scope `submit` or `work`."""
     if not call.access.allows(Scope.WORK):
         call.access.require(Scope.SUBMIT)
-    upload = offer_upload(call.context, call.namespace, body.size)
+    status, reference = once(
+        call.context,
+        call.namespace,
+        route="POST /v1/uploads",
+        key=call.request.idempotency_key,
+        request=body.model_dump(),
+        act=lambda reserved_id, _: (201, reserved_id),
+    )
+    # The reference is the same for all who repeat the request; a URL is signed for each.
+    upload = offer_upload(call.context, call.namespace, str(reference), body.size)
     shown = ShownUpload(
         reference=upload.reference, url=upload.url, size=upload.size, expires_at=to_text(upload.expires_at)
     )
-    return Answer(status=201, body=shown)
+    return Answer(status=status, body=shown)
 
 
 @ROUTES.route("GET", "/openapi.json", scope=None, answers={200: Shows(what="This document", models=(OpenApi,))})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 
 MAX_ATTEMPTS = 100
 LONGEST_DELAY_S = 30 * 86_400
@@ -29,6 +32,19 @@ class RetryPolicy:
         except OverflowError:
             seconds = cap
         return timedelta(milliseconds=int(1000 * seconds * (chance if self.jitter else 1)))
+
+
+def retry_after_s(header: str | None, now: datetime) -> int | None:
+    """What an answer's `Retry-After` asks for, in seconds from now; None when it asks for nothing that can be read.
+    https://www.rfc-editor.org/rfc/rfc9110#name-retry-after"""
+    text = (header or "").strip()
+    if re.fullmatch("[0-9]{1,9}", text, re.ASCII):
+        return int(text)
+    try:
+        at = parsedate_to_datetime(text)
+        return max(0, math.ceil(((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()))
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError, pointer_token
@@ -136,10 +134,11 @@ class HttpTarget:
         )
 
 
-def brings(job: Job, payload: JsonValue) -> dict[str, JsonValue]:
-    """What a job brings to the templates of its target."""
+def brings(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
+    """What a job brings to the templates of its target: dependencies in the order in which it names them."""
     return {
         "payload": payload,
+        "dependencies": dependencies,
         "fields": job.fields,
         "job": {
             "id": job.job_id,
@@ -152,20 +151,6 @@ def brings(job: Job, payload: JsonValue) -> dict[str, JsonValue]:
             "correlation_id": job.correlation_id,
         },
     }
-
-
-def retry_after_s(header: str | None, now: datetime) -> float:
-    """Seconds that a Retry-After asks for, which is a number or a date; 0 for none and for what is neither."""
-    if header is None:
-        return 0
-    text = header.strip()
-    if re.fullmatch("[0-9]{1,9}", text, re.ASCII):
-        return int(text)
-    try:
-        at = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError):
-        return 0
-    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
 
 def _url_problems(url: str) -> Iterator[FieldProblem]:

@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias, cast
 from vigil_core.domain.errors import VigilError
 from vigil_core.domain.jsontext import JsonValue, dumps
 
-ROOTS = frozenset({"payload", "fields", "job"})
+ROOTS = frozenset({"payload", "fields", "dependencies", "job"})
 JOB_NAMES = ("id", "type", "name", "queue", "attempt", "tags", "trace_id", "correlation_id")
 MAX_RENDERED_BYTES = 3 * 1024 * 1024
 """What all places of one rendering may bring, as text: a small template must not ask for a payload a thousand times."""

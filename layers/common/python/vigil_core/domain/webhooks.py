@@ -12,8 +12,7 @@ import hmac
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from vigil_core.domain.events import Event
@@ -197,19 +196,6 @@ def signed_headers(secrets: Sequence[str], message_id: str, at: datetime, body: 
         "webhook-timestamp": timestamp,
         "webhook-signature": " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs),
     }
-
-
-def retry_after_s(header: str | None, now: datetime) -> int | None:
-    """What `Retry-After` asks for (RFC 9110), in seconds from now; None when it asks for nothing that can be read."""
-    if header is None:
-        return None
-    if _SECONDS.fullmatch(header.strip()):
-        return int(header)
-    try:
-        at = parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    return max(0, int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp()) + 1)
 
 
 def _end(tried: Try) -> datetime:

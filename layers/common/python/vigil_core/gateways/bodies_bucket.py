@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 Kept: TypeAlias = Literal["open", "ended", "long"]
 
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
 URL_LIFE_S = 3_600
-_TAGS = {"open": "kept=open", "ended": "kept=ended", "long": ""}
+_TAGS: Mapping[Kept, Mapping[str, str]] = {
+    "open": {"Tagging": "kept=open"},
+    "ended": {"Tagging": "kept=ended"},
+    "long": {},
+}
 """By which the bucket's lifecycle rules tell objects apart."""
 _TYPE = "application/json"
 _AT_ONCE = 1_000
@@ -28,9 +32,8 @@ class BodiesBucket:
 
     def put(self, key: str, text: str, *, kept: Kept) -> None:
         """Store an object."""
-        self._client().put_object(
-            Bucket=self._bucket, Key=key, Body=text.encode(), ContentType=_TYPE, Tagging=_TAGS[kept]
-        )
+        given: Any = {"Bucket": self._bucket, "Key": key, "Body": text.encode(), "ContentType": _TYPE, **_TAGS[kept]}
+        self._client().put_object(**given)
 
     def get(self, key: str) -> str | None:
         """An object's text; None when it is not there any more."""
@@ -41,17 +44,23 @@ class BodiesBucket:
             return None
 
     def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
-        """Have an object kept as long as a new one, by copying it over itself, or from another."""
+        """Have an object kept as long as a new one, by copying it over itself, or from another. One that somebody has
+        removed by hand is not missed."""
         client = self._client()
-        client.copy_object(
-            Bucket=self._bucket,
-            Key=key,
-            CopySource={"Bucket": self._bucket, "Key": source or key},
-            ContentType=_TYPE,
-            MetadataDirective="REPLACE",
-            TaggingDirective="REPLACE",
-            Tagging=_TAGS[kept],
-        )
+        given: Any = {
+            "Bucket": self._bucket,
+            "Key": key,
+            "CopySource": {"Bucket": self._bucket, "Key": source or key},
+            "ContentType": _TYPE,
+            "MetadataDirective": "REPLACE",
+            "TaggingDirective": "REPLACE",
+            **_TAGS[kept],
+        }
+        try:
+            client.copy_object(**given)
+        except client.exceptions.ClientError as error:
+            if source is not None or error.response["Error"]["Code"] != "NoSuchKey":
+                raise
 
     def remove(self, keys: Sequence[str]) -> None:
         """Forget objects."""

@@ -8,19 +8,21 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
-from vigil_core.domain.attempts import LONGEST_DELAY_S
+from vigil_core.domain.attempts import LONGEST_DELAY_S, retry_after_s
 from vigil_core.domain.errors import (
     MalformedRequest,
     PayloadTooLarge,
     TargetRefused,
     TargetUnreachable,
 )
-from vigil_core.domain.executors import KEPT_HEADERS, HttpTarget, SecretUnavailable, brings, retry_after_s
+from vigil_core.domain.executors import KEPT_HEADERS, HttpTarget, SecretUnavailable, brings
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, loads
-from vigil_core.domain.templates import Scope, Secret, TemplateFailed
+from vigil_core.domain.templates import MAX_RENDERED_BYTES, Scope, Secret, TemplateFailed
 from vigil_core.services.change_job import NO_LONGER_OURS, complete, fail, heartbeat
 from vigil_core.services.context import Context
+from vigil_core.services.depend import inputs_of, told_of
+from vigil_core.services.http_client import HttpClient, Response
 
 BY = "caller"
 MAX_ANSWER_BYTES = 256 * 1024
@@ -30,35 +32,6 @@ TOLD_CHARS = 500
 REPORTING_S = 30
 """What the lease leaves beyond the call itself, for reading before it and reporting after."""
 TOO_MANY = 429
-
-
-class Response(Protocol):
-    """What a target answered; header names are lower case."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def truncated(self) -> bool: ...
-
-
-class HttpClient(Protocol):
-    """Requests to whatever address a user names, guarded."""
-
-    def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout_s: float,
-        max_answer_bytes: int,
-    ) -> Response:
-        """Raises TargetRefused, TargetUnreachable."""
 
 
 class SecretReader(Protocol):
@@ -105,8 +78,12 @@ def _called(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, t
         return failed("CANCELLED", "It was to be cancelled before it was called")
     try:
         known = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
-        payload = ctx.jobs.bodies(job).payload
-        request = target.request(Scope(brings(job, None if payload is None else loads(payload)), known))
+        bodies = ctx.jobs.bodies(job, room=MAX_RENDERED_BYTES)
+        if bodies.payload_url is not None:
+            return failed("PAYLOAD_TOO_LARGE", f"A call takes a payload of at most {MAX_RENDERED_BYTES} bytes")
+        payload = bodies.payload
+        others = list(told_of(inputs_of(ctx, job)).values()) if job.depends_on else []
+        request = target.request(Scope(brings(job, None if payload is None else loads(payload), others), known))
         answer = client.request(
             request.method,
             request.url,
@@ -121,7 +98,7 @@ def _called(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, t
         return failed(error.code, error.message, retryable=True)
     if not 200 <= answer.status < 300:
         again = answer.status == TOO_MANY or answer.status >= 500
-        after_s = retry_after_s(answer.headers.get("retry-after"), ctx.now()) if again else 0
+        after_s = (retry_after_s(answer.headers.get("retry-after"), ctx.now()) or 0) if again else 0
         return failed(f"HTTP_{answer.status}", _refusal(answer), retryable=again, after_s=after_s)
     try:
         complete(ctx, job.namespace, job.job_id, by=BY, result=_result(answer), lease_token=token)

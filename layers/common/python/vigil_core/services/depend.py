@@ -28,6 +28,7 @@ from vigil_core.domain.dependencies import (
 from vigil_core.domain.errors import FieldProblem, JobNotFound, MissingDependency
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Job
+from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import change
 from vigil_core.services.context import Context
 
@@ -126,6 +127,19 @@ def inputs_of(ctx: Context, job: Job) -> list[Input]:
             )
         )
     return inputs
+
+
+def told_of(inputs: Sequence[Input]) -> dict[str, dict[str, JsonValue]]:
+    """Dependencies as whoever runs the job is told of them, by their ids, in the order in which the job names them."""
+    return {
+        each.job_id: {
+            "status": each.status,
+            "job_health": each.health,
+            "result": None if each.result is None else loads(each.result),
+            "truncated": each.left_out,
+        }
+        for each in inputs
+    }
 
 
 def neighbours(ctx: Context, job: Job) -> tuple[list[Job], list[Job]]:

@@ -17,6 +17,7 @@ from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.times import to_text
 from vigil_core.services.change_job import ATTEMPTS, NO_LONGER_OURS, fail, put_off
 from vigil_core.services.context import Context
+from vigil_core.services.depend import inputs_of, told_of
 
 HANDOVER_LEASE_S = 90
 """How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
@@ -69,8 +70,14 @@ def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
 
 
 def _event(ctx: Context, job: Job, lease: Lease) -> str:
-    """What a function is told of a job. Its payload is null, and `payload_left_out` true, where it is too large."""
-    text = ctx.jobs.bodies(job).payload
+    """What a function is told of a job. Where there is no room for its payload, that is null, `payload_left_out` true;
+    the same with the results of its dependencies, and `truncated`."""
+
+    def fits(event: object) -> bool:
+        return len(dumps(event).encode()) <= MAX_EVENT_BYTES
+
+    bodies = ctx.jobs.bodies(job, room=MAX_EVENT_BYTES)
+    dependencies = told_of(inputs_of(ctx, job)) if job.depends_on else {}
     event: dict[str, JsonValue] = {
         "job_id": job.job_id,
         "namespace": job.namespace,
@@ -86,10 +93,14 @@ def _event(ctx: Context, job: Job, lease: Lease) -> str:
         "tags": list(job.tags),
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
-        "payload_left_out": False,
-        "payload": None if text is None else loads(text),
+        "dependencies": dependencies,
+        "payload_left_out": bodies.payload_url is not None,
+        "payload": None if bodies.payload is None else loads(bodies.payload),
     }
-    whole = dumps(event)
-    if len(whole.encode()) <= MAX_EVENT_BYTES:
-        return whole
-    return dumps({**event, "payload_left_out": True, "payload": None})
+    if fits(event):
+        return dumps(event)
+    event |= {"payload_left_out": True, "payload": None}
+    if not fits(event):
+        without = {job_id: {**each, "result": None, "truncated": True} for job_id, each in dependencies.items()}
+        event["dependencies"] = without
+    return dumps(event)

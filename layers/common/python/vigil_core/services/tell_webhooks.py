@@ -8,13 +8,15 @@ for; one that comes twice or late is for nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
+from vigil_core.domain.attempts import retry_after_s
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
 from vigil_core.domain.events import Event
 from vigil_core.domain.jsontext import JsonValue, dumps
-from vigil_core.domain.webhooks import WAITS, Delivery, Try, Webhook, delivery_of, retry_after_s, signed_headers, tells
+from vigil_core.domain.webhooks import WAITS, Delivery, Try, Webhook, delivery_of, signed_headers, tells
 from vigil_core.services.context import Context
+from vigil_core.services.http_client import HttpClient
 from vigil_core.store.keys import parse_delivery_due_id
 from vigil_core.store.table import ConditionFailed
 
@@ -24,32 +26,6 @@ _ANSWER_BYTES = 1024
 """Of the answer only the head matters."""
 
 Came: TypeAlias = Literal["delivered", "failed", "pending", "stale"]
-
-
-class Reply(Protocol):
-    """What a receiver answered; header names in lower case."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-
-
-class Post(Protocol):
-    """The guarded way out."""
-
-    def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        timeout_s: float,
-        max_answer_bytes: int,
-    ) -> Reply:
-        """Send one request. Raises TargetRefused, TargetUnreachable."""
 
 
 def wanted_deliveries(ctx: Context, namespace: str, events: Iterable[Event]) -> list[Delivery]:
@@ -79,7 +55,7 @@ def hand_over_again(ctx: Context, namespace: str, due_id: str) -> None:
     ctx.webhooks.save_delivery(delivery, delivery.handed_over(ctx.now()), by_time=True)
 
 
-def tell(ctx: Context, post: Post, message: JsonValue) -> Came:
+def tell(ctx: Context, post: HttpClient, message: JsonValue) -> Came:
     """Try one delivery and say what came of it; `stale` when another message did that."""
     assert isinstance(message, Mapping)
     namespace, name = str(message["namespace"]), str(message["webhook"])
@@ -91,7 +67,7 @@ def tell(ctx: Context, post: Post, message: JsonValue) -> Came:
     return after.status if ctx.webhooks.save_delivery(delivery, after, by_time=False) else "stale"
 
 
-def _tried(ctx: Context, post: Post, delivery: Delivery, webhook: Webhook | None) -> Delivery:
+def _tried(ctx: Context, post: HttpClient, delivery: Delivery, webhook: Webhook | None) -> Delivery:
     url = delivery.url or (webhook and webhook.url)
     if webhook is None or not webhook.enabled or not url:
         why = "The webhook is disabled" if webhook else "The webhook was deleted"

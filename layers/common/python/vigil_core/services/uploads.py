@@ -22,9 +22,8 @@ class Upload:
     expires_at: datetime
 
 
-def offer_upload(ctx: Context, namespace: str, size: int) -> Upload:
+def offer_upload(ctx: Context, namespace: str, reference: str, size: int) -> Upload:
     """A place for an upload of exactly this size, in this namespace and no other."""
-    reference = ctx.new_id()
     url = ctx.jobs.upload_url(namespace, reference, size)
     return Upload(reference=reference, url=url, size=size, expires_at=ctx.now() + URL_LIFE)
 
