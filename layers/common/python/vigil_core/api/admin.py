@@ -15,6 +15,7 @@ from vigil_core.services.manage_keys import ManageKeys
 
 ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters", "doctor")
 
+TO_ANSWER = timedelta(seconds=15)
 TO_MEND = timedelta(minutes=2)
 """Of the 5 minutes that a request may take: kept to mend what is found, and to answer."""
 
@@ -71,7 +72,7 @@ class Admin:
         if mend not in (None, True, False):
             raise ValidationFailed.at("/mend", "must be true or false")
         found = self._doctor.look(until - TO_MEND)
-        outcomes = self._doctor.mend(found.findings, until) if mend else [None] * len(found.findings)
+        outcomes = self._doctor.mend(found.findings, until - TO_ANSWER) if mend else [None] * len(found.findings)
         return {
             "findings": [_shown_finding(*each) for each in zip(found.findings, outcomes, strict=True)],
             "more": found.more,

@@ -6,7 +6,7 @@ healing; whatever is found at rest is read again, consistently, before it is tol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,6 +28,9 @@ from vigil_core.store.schedule import Due
 from vigil_core.store.table import ConditionFailed
 
 T = TypeVar("T")
+
+Mutex: TypeAlias = tuple[str, str]
+"""(namespace, name)"""
 
 PATIENCE = timedelta(minutes=3)
 """Twice what the clock and its sweep need, and one minute more."""
@@ -89,11 +92,26 @@ class Outcome:
     said: str
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkup:
-    """What was found. `more`: a bound was met, or the time was over, and there may be more."""
+    """What was found, in so many due rows, queues and jobs. `more`: a bound was met, and there may be more."""
 
+    findings: Sequence[Finding]
+    due: int
+    queues: int
+    jobs: int
+    more: bool
+
+
+@dataclass(kw_only=True)
+class _Look:
+    """A look under way: at what is older than `before`, as long as there is time. Threads note things in it."""
+
+    before: datetime
+    time_is_over: Callable[[], bool]
     findings: list[Finding] = field(default_factory=list)
+    mutexes: set[Mutex] = field(default_factory=set)
+    namespaces: set[str] = field(default_factory=set)
     due: int = 0
     queues: int = 0
     jobs: int = 0
@@ -105,6 +123,20 @@ class Checkup:
         yield from islice(each, most)
         self.more |= next(each, None) is not None
 
+    def batches(self, items: Iterable[T], size: int) -> Iterator[list[list[T]]]:
+        """Batches, as many at a time as there are threads; none once the look has to end, noting that."""
+        each = iter(items)
+        while batches := [batch for _ in range(THREADS) if (batch := list(islice(each, size)))]:
+            if self.has_to_end():
+                return
+            yield batches
+
+    def has_to_end(self) -> bool:
+        """Whether the time is over, or enough was found; then there is more."""
+        over = self.time_is_over() or len(self.findings) > MOST_FOUND
+        self.more |= over
+        return over
+
 
 class Doctor:
     """Looks at everything that the index `due` shows, and at what a namespace created last."""
@@ -115,27 +147,21 @@ class Doctor:
 
     def look(self, until: datetime) -> Checkup:
         """Look for everything, as long as there is time."""
-        found = Checkup()
-        before = self._ctx.now() - PATIENCE
-        mutexes: set[tuple[str, str]] = set()
-        namespaces = self._look_at_due(found, before, mutexes)
-        for namespace in sorted(namespaces):
-            queues = dict(self._ctx.job_queues.listed(namespace))
-            for queue, paused in queues.items():
-                shown = self._ctx.job_queues.shown(namespace, queue, before=before)
-                ids = found.bounded(shown, MOST_OF_A_QUEUE)
-                self._look_at_jobs(found, namespace, ids, before, mutexes, until, dispatched=not paused)
-            found.queues += len(queues)
-            # Those that the index shows were seen by now; what is sought here is what it does not show.
-            newest = self._ctx.listing.newest_first(namespace, "jobs")
-            ids = islice((line.entity_id for line in newest if line.entity_id), MOST_NEW)
-            self._look_at_jobs(found, namespace, ids, before, set(), until, dispatched=False)
-        found.findings += _each(self._ctx.in_parallel(partial(self._mutex, before), sorted(mutexes)))
+        look = _Look(before=self._ctx.now() - PATIENCE, time_is_over=lambda: self._ctx.now() >= until)
+        self._look_at_due(look)
+        for namespace in sorted(look.namespaces):
+            self._look_at_namespace(look, namespace)
+        for mutexes in look.batches(sorted(look.mutexes), 1):
+            look.findings += _each(self._ctx.in_parallel(lambda batch: self._mutex(look, batch[0]), mutexes))
         # What is said last of a thing says most.
-        known = {(each.kind, each.namespace, each.entity_id): each for each in found.findings}
-        found.more |= len(known) > MOST_FOUND
-        found.findings = [*list(known.values())[:MOST_FOUND], *_each([self._dead()])]
-        return found
+        known = list({(each.kind, each.namespace, each.entity_id): each for each in look.findings}.values())
+        return Checkup(
+            findings=[*known[:MOST_FOUND], *_each([self._dead()])],
+            due=look.due,
+            queues=look.queues,
+            jobs=look.jobs,
+            more=look.more or len(known) > MOST_FOUND,
+        )
 
     def mend(self, findings: Iterable[Finding], until: datetime) -> list[Outcome | None]:
         """Mend each, in their order; None for those for which there was no time."""
@@ -146,20 +172,29 @@ class Doctor:
             del left[:THREADS]
         return outcomes + [None] * len(left)
 
-    def _look_at_due(self, found: Checkup, before: datetime, mutexes: set[tuple[str, str]]) -> set[str]:
-        """Whatever is late, and mutexes with somebody in line. Returns the namespaces that have a queue."""
-        namespaces: set[str] = set()
+    def _look_at_due(self, look: _Look) -> None:
+        """Whatever is late; also which namespaces have queues, and which mutexes have somebody in line."""
         for shard in range(DUE_SHARDS):
-            for due in found.bounded(self._ctx.due.overdue(shard, self._ctx.now() + LOOK_AGAIN), MOST_DUE):
-                found.due += 1
-                if due.kind == "queue" or due.at is None:
-                    namespaces.add(due.namespace)
+            for due in look.bounded(self._ctx.due.overdue(shard, self._ctx.now() + LOOK_AGAIN), MOST_DUE):
+                look.due += 1
+                if due.at is None:
+                    look.namespaces.add(due.namespace)
                     continue
                 if due.kind == "mutex":
-                    mutexes.add((due.namespace, due.entity_id))
-                if due.at <= before and len(found.findings) <= MOST_FOUND:
-                    found.findings.append(self._late(due))
-        return namespaces
+                    look.mutexes.add((due.namespace, due.entity_id))
+                if due.at <= look.before and not look.has_to_end():
+                    look.findings.append(self._late(due))
+
+    def _look_at_namespace(self, look: _Look, namespace: str) -> None:
+        """What the index shows of each queue, and of what is new what it may not show."""
+        seen: set[str] = set()
+        for queue, paused in self._ctx.job_queues.listed(namespace):
+            look.queues += 1
+            shown = self._ctx.job_queues.shown(namespace, queue, before=look.before)
+            self._look_at_jobs(look, namespace, look.bounded(shown, MOST_OF_A_QUEUE), seen, dispatched=not paused)
+        newest = (line.entity_id for line in self._ctx.listing.newest_first(namespace, "jobs") if line.entity_id)
+        unseen = (job_id for job_id in islice(newest, MOST_NEW) if job_id not in seen)
+        self._look_at_jobs(look, namespace, unseen, seen, dispatched=False)
 
     def _late(self, due: Due) -> Finding:
         assert due.kind != "queue"
@@ -182,44 +217,34 @@ class Doctor:
         )
 
     def _look_at_jobs(
-        self,
-        found: Checkup,
-        namespace: str,
-        job_ids: Iterable[str],
-        before: datetime,
-        mutexes: set[tuple[str, str]],
-        until: datetime,
-        *,
-        dispatched: bool,
+        self, look: _Look, namespace: str, job_ids: Iterable[str], seen: set[str], *, dispatched: bool
     ) -> None:
-        ids = iter(job_ids)
-
-        def look(some: list[str]) -> list[Finding]:
+        def sick(some: list[str]) -> list[Finding]:
             # Twice: the first time cheaply, then exactly what seemed wrong.
-            suspects = self._ctx.jobs.find_shown(namespace, some, consistent=False)
-            ill = [job_id for job_id, shown in suspects.items() if self._suspect(shown, before, dispatched, mutexes)]
-            sure = self._ctx.jobs.find_shown(namespace, ill, live=True) if ill else {}
-            return _each(self._job(shown, before, dispatched) for shown in sure.values())
+            found = self._ctx.jobs.find_shown(namespace, some, consistent=False)
+            suspects = [job_id for job_id, shown in found.items() if self._suspect(look, shown, dispatched)]
+            sure = self._ctx.jobs.find_shown(namespace, suspects, live=True) if suspects else {}
+            # Those that wait for others may take long: a hundred reads each.
+            return _each(self._job(look, shown, dispatched) for shown in sure.values() if not look.has_to_end())
 
-        while batches := [batch for _ in range(THREADS) if (batch := list(islice(ids, BATCH)))]:
-            if self._ctx.now() >= until or len(found.findings) > MOST_FOUND:
-                found.more = True
-                return
-            found.jobs += sum(map(len, batches))
-            for ill in self._ctx.in_parallel(look, batches):
-                found.findings += ill
+        for batches in look.batches(job_ids, BATCH):
+            for batch in batches:
+                seen.update(batch)
+                look.jobs += len(batch)
+            for findings in self._ctx.in_parallel(sick, batches):
+                look.findings += findings
 
-    def _suspect(self, shown: Shown, before: datetime, dispatched: bool, mutexes: set[tuple[str, str]]) -> bool:
+    def _suspect(self, look: _Look, shown: Shown, dispatched: bool) -> bool:
         job = shown.job
         if job.place_in_line is not None:
-            mutexes.add((job.namespace, str(job.mutex_key)))
-        return job.waits_for_others or self._job(shown, before, dispatched) is not None
+            look.mutexes.add((job.namespace, str(job.mutex_key)))
+        return job.waits_for_others or self._job(look, shown, dispatched) is not None
 
-    def _job(self, shown: Shown, before: datetime, dispatched: bool) -> Finding | None:
+    def _job(self, look: _Look, shown: Shown, dispatched: bool) -> Finding | None:
         """What is wrong with a job, the worst first."""
         job, place = shown.job, place_of(shown.job)
         find = partial(Finding, namespace=job.namespace, entity_id=job.job_id)
-        if shown.place != place and job.updated_at <= before:
+        if shown.place != place and job.updated_at <= look.before:
             shown_as = "not shown" if shown.place is None else f"shown as {shown.place[0].split('#')[1]}"
             return find(
                 kind="job_misplaced",
@@ -229,7 +254,7 @@ class Doctor:
                 remedy=lambda _: self._show(job),
             )
         due_at = min((moment for moment in (job.due_at, job.shown_due_at) if moment is not None), default=None)
-        if due_at is not None and due_at <= before:
+        if due_at is not None and due_at <= look.before:
             return find(
                 kind="job_overdue",
                 what=f"it is {job.status}, and nobody has looked after it when it was due",
@@ -237,7 +262,7 @@ class Doctor:
                 mend="do what time has brought about",
                 remedy=lambda _: on_time(self._ctx, job.namespace, job.job_id, by=BY),
             )
-        if dispatched and job.to_dispatch and job.updated_at <= before:
+        if dispatched and job.to_dispatch and job.updated_at <= look.before:
             return find(
                 kind="job_not_dispatched",
                 what="nobody has set it going",
@@ -245,9 +270,9 @@ class Doctor:
                 mend="have the clock set it going",
                 remedy=lambda _: self._asked("dispatch", job.namespace, job.job_id),
             )
-        if job.waits_for_others and job.updated_at <= before:
+        if job.waits_for_others and job.updated_at <= look.before:
             since = depend.decided_since(self._ctx, job)
-            if since is not None and since <= before:
+            if since is not None and since <= look.before:
                 return find(
                     kind="job_dependencies",
                     what="the jobs that it waits for have decided its rule, and it still waits",
@@ -257,10 +282,10 @@ class Doctor:
                 )
         return None
 
-    def _mutex(self, before: datetime, mutex: tuple[str, str]) -> Finding | None:
+    def _mutex(self, look: _Look, mutex: Mutex) -> Finding | None:
         namespace, name = mutex
         found = take_holds.standstill(self._ctx, namespace, name)
-        if found is None or (found.since is not None and found.since > before):
+        if found is None or (found.since is not None and found.since > look.before):
             return None
         return Finding(
             kind="mutex",
