@@ -1,4 +1,4 @@
-"""Serves operators, who invoke it with AWS credentials: keys and dead letters."""
+"""Serves operators, who invoke it with AWS credentials: keys, dead letters, what is stuck."""
 
 from __future__ import annotations
 

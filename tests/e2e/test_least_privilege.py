@@ -60,7 +60,7 @@ ALLOWED = {
     "caller": {"read a row", "write a row", "read a secret for targets"},
     "notifier": {"read a row", "write a row", "list dead letters"},
     "webhooks": {"read a row", "write a row"},
-    "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page"},
+    "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page", "see what is due"},
 }
 
 

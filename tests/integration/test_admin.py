@@ -15,12 +15,14 @@ from moto import mock_aws
 
 from tests.support.events import sample
 from tests.support.table import create_table
+from tests.support.world import World as UseCases
 from vigil_core.api.admin import ACTIONS, Admin
 from vigil_core.domain.access import TokenKind, parse_token
 from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
 from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
 from vigil_core.gateways.functions import Functions
 from vigil_core.services.dead_letters import SHOWN, DeadLetters
+from vigil_core.services.doctor import Doctor
 from vigil_core.services.manage_keys import ManageKeys
 from vigil_core.store.api_keys import ApiKeyStore
 
@@ -69,8 +71,9 @@ class World:
             )
         }
         numbers = count(1)
+        table = create_table()
         keys = ManageKeys(
-            api_keys=ApiKeyStore(create_table()),
+            api_keys=ApiKeyStore(table),
             disconnect=lambda _namespace, _key_id: 3,
             now=lambda: self.now,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
@@ -87,7 +90,9 @@ class World:
             consumers=[MATCHER, NOTIFIER],
             now=lambda: self.now,
         )
-        self.admin = Admin(keys=keys, dead_letters=dead_letters)
+        self.jobs = UseCases(table)
+        self.jobs.time = NOON
+        self.admin = Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(self.jobs.ctx, dead_letters))
 
     def ask(self, request: object) -> dict[str, Any]:
         answer = self.admin.answer(request, SOON)
@@ -167,6 +172,9 @@ def test_a_key_is_created_listed_and_revoked(world: World) -> None:
         ({"action": "revoke_key", "namespace": {}, "key_id": "x"}, ["/namespace"]),
         ({"action": "list_dead_letters", "namespace": "demo"}, ["/namespace"]),
         ({"action": "redrive_dead_letters", "all": True}, ["/all"]),
+        ({"action": "doctor", "namespace": "demo"}, ["/namespace"]),
+        ({"action": "doctor", "mend": "yes"}, ["/mend"]),
+        ({"action": "doctor", "mend": []}, ["/mend"]),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(world: World, request_: object, pointers: list[str]) -> None:
@@ -296,3 +304,33 @@ def test_a_message_that_died_at_once_goes_home_all_the_same(world: World) -> Non
     world.sqs.send_message(QueueUrl=world.urls["pages-dead"], **letter)
     world.ask(sample("admin_redrive_dead_letters"))
     assert len(world.take("pages")) == 1
+
+
+def test_the_doctor_says_what_it_found_and_what_came_of_mending_it(world: World) -> None:
+    healthy = {"findings": [], "more": False, "looked_at": {"due": 0, "queues": 0, "jobs": 0}}
+    assert world.ask(sample("admin_doctor")) == healthy
+
+    job_id = world.jobs.job(scheduled_at=NOON + timedelta(minutes=1))
+    world.jobs.pass_time(600)
+    world.bury("a")
+    until = world.jobs.time + timedelta(minutes=5)
+    overdue, dead = world.admin.answer(sample("admin_doctor"), until)["findings"]
+    assert overdue == {
+        "kind": "job_overdue",
+        "namespace": "team",
+        "id": job_id,
+        "what": "it is scheduled, and nobody has looked after it when it was due",
+        "since": "2026-11-21T12:01:00.000Z",
+        "mend": "do what time has brought about",
+        "mended": False,
+        "outcome": None,
+    }
+    assert (dead["kind"], dead["namespace"], dead["id"]) == ("dead_letters", None, "dead-letters")
+
+    done = world.admin.answer({"action": "doctor", "mend": True}, until)
+    assert [(each["mended"], each["outcome"]) for each in done["findings"]] == [
+        (True, "done"),
+        (True, "1 batches handled, 0 messages sent back"),
+    ]
+    assert world.buried() == []
+    assert world.admin.answer({"action": "doctor"}, until)["findings"] == []

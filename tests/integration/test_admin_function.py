@@ -97,6 +97,7 @@ def test_the_samples_are_answered(table: DynamoTable) -> None:
     assert ask({**sample("admin_revoke_key"), "key_id": key["key_id"]})["disconnected"] == 0
     assert ask(sample("admin_list_dead_letters"))["total"] == 0
     assert ask(sample("admin_redrive_dead_letters"))["batches"] == 0
+    assert ask(sample("admin_doctor"))["findings"] == []
 
 
 def test_two_keys_are_never_the_same(table: DynamoTable) -> None:

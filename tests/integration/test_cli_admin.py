@@ -1,4 +1,4 @@
-"""`vigil keys` and `vigil dead-letters`, as a person types them, against an admin function that answers for real."""
+"""The operators' commands, as a person types them, against an admin function that answers for real."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer import Typer
 from typer.testing import CliRunner, Result
 
 from tests.support.table import create_table
-from vigil.cli import dead_letters, keys
+from vigil.cli import dead_letters, keys, main
 from vigil.cli.admin import ADMIN_FUNCTION
 from vigil.local import stack as local_stack
 from vigil_core.api.admin import Admin
@@ -78,7 +78,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeAws]:
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
         unused: Any = None
-        fake = FakeAws(Admin(keys=manage, dead_letters=unused))
+        fake = FakeAws(Admin(keys=manage, dead_letters=unused, doctor=unused))
         monkeypatch.setattr(boto3, "client", fake.client)
         monkeypatch.setattr(local_stack, "session", lambda: fake)
         yield fake
@@ -213,3 +213,69 @@ def test_redrive_gives_up_when_nothing_moves(aws: FakeAws) -> None:
     for expected in ("KeyError", "1 batches failed again, 3 were not tried"):
         assert expected in done.stdout
     assert len(aws.asked) == 1
+
+
+def finding(number: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "job_overdue",
+        "namespace": "demo",
+        "id": f"job-{number}",
+        "what": "nobody has looked [after] it",
+        "since": "2026-11-21T12:00:00.000Z",
+        "mend": "do what time has brought about",
+        "mended": False,
+        "outcome": None,
+        **more,
+    }
+
+
+def checkup(*findings: dict[str, Any], more: bool = False) -> dict[str, Any]:
+    return {"findings": list(findings), "more": more, "looked_at": {"due": 7, "queues": 2, "jobs": 40}}
+
+
+def test_a_healthy_stack_is_exit_code_0(aws: FakeAws) -> None:
+    aws.scripted = [checkup()]
+    done = run(main.app, "doctor")
+    assert (done.exit_code, "Nothing is stuck in 2 queues, 40 jobs and 7 due rows" in done.stdout) == (0, True)
+    assert aws.asked == [("vigil-admin", {"action": "doctor"})]
+
+
+def test_what_is_found_is_shown_with_what_would_mend_it(aws: FakeAws) -> None:
+    dead = finding(kind="dead_letters", namespace=None, id="dead-letters", since=None)
+    aws.scripted = [checkup(finding(), dead, more=True)]
+    done = run(main.app, "doctor")
+    assert done.exit_code == 1
+    cells = ["job_overdue", "demo", "job-1", "nobody has looked [after] it", "2026-11-21T12:00:00.000Z", "dead_letters"]
+    for said in (*cells, "do what time has brought about", "2 findings", "`vigil doctor --mend`", "look again"):
+        assert said in done.stdout
+
+
+def test_mending_says_what_came_of_it(aws: FakeAws) -> None:
+    aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="asked"))]
+    done = run(main.app, "doctor", "--mend")
+    assert (done.exit_code, "2 findings" in done.stdout, "2 of them mended" in done.stdout) == (0, True, True)
+    assert aws.asked == [("vigil-admin", {"action": "doctor", "mend": True})]
+
+    aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, outcome="failed: it broke"))]
+    done = run(main.app, "doctor", "--mend")
+    assert (done.exit_code, "failed: it broke" in done.stdout) == (1, True)
+
+    aws.scripted = [checkup(finding(1))]
+    done = run(main.app, "doctor", "--mend")
+    assert (done.exit_code, "no time was left" in done.stdout) == (1, True)
+
+
+def test_mending_goes_on_as_long_as_there_is_more_and_it_is_new(aws: FakeAws) -> None:
+    first = checkup(finding(1), more=True)
+    second = checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="done"), more=True)
+    aws.scripted = [first, second, second]
+    done = run(main.app, "doctor", "--mend", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == second
+    assert len(aws.asked) == 3
+
+
+def test_findings_as_json(aws: FakeAws) -> None:
+    aws.scripted = [checkup(finding())]
+    done = run(main.app, "doctor", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (1, checkup(finding()))

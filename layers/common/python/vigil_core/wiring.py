@@ -257,6 +257,7 @@ def admin() -> Admin:
     from vigil_core.runtime.settings import AdminSettings
     from vigil_core.services.dead_letters import DeadLetters
     from vigil_core.services.disconnect_key import DisconnectKey
+    from vigil_core.services.doctor import Doctor
     from vigil_core.services.manage_keys import ManageKeys
 
     its = AdminSettings.from_environment()
@@ -275,4 +276,4 @@ def admin() -> Admin:
     )
     disconnect = DisconnectKey(connections=context().connections, sockets=web_sockets())
     keys = ManageKeys(api_keys=api_keys(), disconnect=disconnect, now=now, random_hex=secrets.token_hex)
-    return Admin(keys=keys, dead_letters=dead_letters)
+    return Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(context(), dead_letters))

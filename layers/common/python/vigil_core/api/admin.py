@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from vigil_core.domain.access import ApiKey, in_order
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
 from vigil_core.domain.times import to_text
 from vigil_core.services.dead_letters import Batch, DeadLetters
+from vigil_core.services.doctor import Doctor, Finding, Outcome
 from vigil_core.services.manage_keys import ManageKeys
 
-ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters")
+ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters", "doctor")
+
+TO_ANSWER = timedelta(seconds=15)
+TO_MEND = timedelta(minutes=2)
+"""Of the 5 minutes that a request may take: kept to mend what is found, and to answer."""
 
 
 class Admin:
     """Answers requests `{"action": …, …}` with JSON values. An answer with `error` says what was wrong with the
     request; faults of AWS are raised."""
 
-    def __init__(self, *, keys: ManageKeys, dead_letters: DeadLetters) -> None:
+    def __init__(self, *, keys: ManageKeys, dead_letters: DeadLetters, doctor: Doctor) -> None:
         self._keys = keys
+        self._doctor = doctor
         self._dead_letters = dead_letters
 
     def answer(self, request: object, until: datetime) -> dict[str, Any]:
@@ -57,8 +63,21 @@ class Admin:
                 done = self._dead_letters.redrive(until)
                 failed = [_shown_batch(batch) for batch in done.failed]
                 return {"batches": done.batches, "failed": failed, "left": done.left, "messages": done.messages}
+            case "doctor":
+                return self._checkup(*_fields(request, "mend"), until=until)
             case _:
                 raise ValidationFailed.at("/action", f"must be one of {', '.join(ACTIONS)}")
+
+    def _checkup(self, mend: object, *, until: datetime) -> dict[str, Any]:
+        if mend not in (None, True, False):
+            raise ValidationFailed.at("/mend", "must be true or false")
+        found = self._doctor.look(until - TO_MEND)
+        outcomes = self._doctor.mend(found.findings, until - TO_ANSWER) if mend else [None] * len(found.findings)
+        return {
+            "findings": [_shown_finding(*each) for each in zip(found.findings, outcomes, strict=True)],
+            "more": found.more,
+            "looked_at": {"due": found.due, "queues": found.queues, "jobs": found.jobs},
+        }
 
 
 def _fields(request: Mapping[str, Any], *names: str) -> list[Any]:
@@ -80,6 +99,19 @@ def _shown(key: ApiKey) -> dict[str, Any]:
         "scopes": [str(scope) for scope in in_order(key.scopes)],
         "created_at": to_text(key.created_at),
         "revoked_at": to_text(key.revoked_at) if key.revoked_at else None,
+    }
+
+
+def _shown_finding(finding: Finding, outcome: Outcome | None) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "namespace": finding.namespace,
+        "id": finding.entity_id,
+        "what": finding.what,
+        "since": to_text(finding.since) if finding.since else None,
+        "mend": finding.mend,
+        "mended": outcome.mended if outcome else False,
+        "outcome": outcome.said if outcome else None,
     }
 
 

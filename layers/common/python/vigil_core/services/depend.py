@@ -7,9 +7,10 @@ of the two sees the other. How a dependency ended is noted once, so that the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from vigil_core.domain import jobs
 from vigil_core.domain.conditions import ConditionError, Input, evaluate
@@ -84,13 +85,17 @@ def watch(ctx: Context, job: Job) -> None:
     now = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
     open_ones = [each for each in now.values() if not each.ended and not each.awaited]
     now |= {each.job_id: each for each in ctx.in_parallel(ctx.jobs.mark_awaited, open_ones) if each is not None}
-    endings: dict[int, Ending] = {}
-    for index, dependency in enumerate(job.depends_on):
-        seen = now.get(dependency.job_id)
-        ending = "cancelled" if seen is None else ending_of(seen.status, seen.verdict)
-        if ending is not None:
-            endings[index] = ending
-    _judge(ctx, job, ctx.dependencies.record(job, endings))
+    _judge(ctx, job, ctx.dependencies.record(job, _endings(job, now)))
+
+
+def decided_since(ctx: Context, job: Job) -> datetime | None:
+    """Since when it is certain what is to become of a job that waits for others; None while that is open."""
+    now = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
+    noted = list((_endings(job, now) | ctx.dependencies.endings(job)).values())
+    tally = Tally(total=len(job.depends_on), **{ending: noted.count(ending) for ending in ENDINGS})
+    if holds(job.trigger_rule, tally) is None:
+        return None
+    return max([job.updated_at, *(each.updated_at for each in now.values() if each.ended)])
 
 
 def heard(ctx: Context, dependent: Dependent, dependency: Job) -> None:
@@ -148,6 +153,17 @@ def neighbours(ctx: Context, job: Job) -> tuple[list[Job], list[Job]]:
     }
     waiting = [found[job_id] for job_id in after if job_id in found and found[job_id].waits_for_others]
     return [found[job_id] for job_id in before if job_id in found], waiting
+
+
+def _endings(job: Job, now: Mapping[str, Job]) -> dict[int, Ending]:
+    """How the dependencies have ended that have, by their numbers. One that is gone counts as cancelled."""
+    endings: dict[int, Ending] = {}
+    for index, dependency in enumerate(job.depends_on):
+        seen = now.get(dependency.job_id)
+        ending = "cancelled" if seen is None else ending_of(seen.status, seen.verdict)
+        if ending is not None:
+            endings[index] = ending
+    return endings
 
 
 def _judge(ctx: Context, job: Job, tally: Tally) -> None:

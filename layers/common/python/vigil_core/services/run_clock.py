@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import cast
 
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.services import register_wait, resolve_wait, tell_webhooks
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
+from vigil_core.services.dispatch import dispatch
 from vigil_core.services.mind_queue import mind_queue
 from vigil_core.services.run_schedule import run_schedule
 from vigil_core.services.take_holds import hand_over
-from vigil_core.store.keys import DUE_SHARDS
+from vigil_core.store.keys import DUE_SHARDS, DueKind
 from vigil_core.store.schedule import Due
 
 SWEEP_LOCK = timedelta(seconds=55)
@@ -46,12 +48,10 @@ def on_message(ctx: Context, message: JsonValue) -> int:
         case "job":
             on_time(ctx, namespace, entity_id)
             return 1
-        case "wait_expiry":
-            return _look_after(ctx, Due(kind="wait_expiry", namespace=namespace, entity_id=entity_id))
-        case "queue":
-            return mind_queue(ctx, namespace, entity_id)
-        case "delivery":
-            return _look_after(ctx, Due(kind="delivery", namespace=namespace, entity_id=entity_id))
+        case "dispatch":
+            return int(dispatch(ctx, namespace, entity_id, by="clock"))
+        case "wait_expiry" | "queue" | "delivery" | "schedule":
+            return look_after(ctx, Due(kind=cast(DueKind, kind), namespace=namespace, entity_id=entity_id))
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
 
@@ -76,7 +76,7 @@ def sweep(ctx: Context, shard: int) -> int:
 
     def try_to_look_after(due: Due) -> int:
         try:
-            return _look_after(ctx, due)
+            return look_after(ctx, due)
         except Exception as error:
             errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
             return 0
@@ -94,8 +94,8 @@ def sweep(ctx: Context, shard: int) -> int:
     return done
 
 
-def _look_after(ctx: Context, due: Due) -> int:
-    """Returns how much there was to do: of a queue, how many of its jobs were due."""
+def look_after(ctx: Context, due: Due) -> int:
+    """Do what is due, if it still is. Returns how much there was to do: of a queue, how many of its jobs were due."""
     match due.kind:
         case "queue":
             return mind_queue(ctx, due.namespace, due.entity_id)

@@ -4,6 +4,7 @@ line for it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from vigil_core.domain import jobs
 from vigil_core.domain.errors import JobCreationFailed, StoreConflict
@@ -101,6 +102,41 @@ def hand_over(ctx: Context, namespace: str, name: str, *, by: str) -> None:
             continue
         return
     raise StoreConflict(f"Mutex {name!r} is wanted by too many at once: try again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standstill:
+    """Why nobody is let in to a mutex, and since when at the latest; None when that cannot be told."""
+
+    why: str
+    since: datetime | None
+
+
+def standstill(ctx: Context, namespace: str, name: str) -> Standstill | None:
+    """Whether whoever is first in line for a mutex should have it, or should not be there."""
+    hold, holder = _holder(ctx, namespace, "mutex", name)
+    first = None if hold is None else ctx.holds.first_in_line(namespace, name)
+    if hold is None or first is None:
+        return None
+    job = ctx.jobs.find(namespace, first.job_id)
+    if job is None or job.place_in_line != first.number:
+        since = None if job is None else job.updated_at
+        return Standstill(why=f"{first.job_id} no longer wants its place in line", since=since)
+    if holder is not None:
+        return None
+    gone = ctx.jobs.find(namespace, hold.job_id)
+    since = max(job.updated_at, gone.updated_at) if gone else job.updated_at
+    return Standstill(why=f"{hold.job_id}, which had it, has ended, and {job.job_id} still waits", since=since)
+
+
+def clear_line(ctx: Context, namespace: str, name: str, *, by: str) -> None:
+    """Forget the first in line who no longer want their place, then hand over. Can be repeated."""
+    while (first := ctx.holds.first_in_line(namespace, name)) is not None:
+        job = ctx.jobs.find(namespace, first.job_id)
+        if job is not None and job.place_in_line == first.number:
+            break
+        ctx.holds.leave_line(namespace, name, first)
+    hand_over(ctx, namespace, name, by=by)
 
 
 def _claim_or_refuse(ctx: Context, namespace: str, kind: HoldKind, name: str) -> HoldClaim:

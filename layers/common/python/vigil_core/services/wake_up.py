@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Literal
 
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import dumps
@@ -30,6 +31,11 @@ def wake_for_job(ctx: Context, job: Job, before: Job | None) -> None:
 def wake_for_queue(ctx: Context, namespace: str, queue: str) -> None:
     """Have the clock look after a queue now: it was resumed, and holds jobs that Vigil dispatches."""
     ctx.queues.wake_up(dumps({"kind": "queue", "namespace": namespace, "id": queue}), 0)
+
+
+def ask_clock(ctx: Context, kind: Literal["dispatch", "schedule"], namespace: str, entity_id: str) -> None:
+    """Have the clock do now what it alone has the right to: set a job going, run a schedule that is due."""
+    ctx.queues.wake_up(dumps({"kind": kind, "namespace": namespace, "id": entity_id}), 0)
 
 
 def _wake(ctx: Context, kind: str, namespace: str, entity_id: str, at: datetime) -> None:

@@ -50,6 +50,11 @@ class DependencyStore:
         found = dict.fromkeys(dependent_from_row(row).job_id for row in rows if row["entity"] == "dependent")
         return list(found)[:limit]
 
+    def endings(self, job: Job) -> dict[int, Ending]:
+        """How dependencies have ended, as far as that was noted: by their numbers."""
+        row = self._table.get(keys.dependencies(job.namespace, job.job_id, job.attempt)) or {}
+        return {int(index): ending for ending in ENDINGS for index in row.get(ending, ())}
+
     def record(self, job: Job, endings: Mapping[int, Ending]) -> Tally:
         """Note how dependencies have ended, each the first time it does; returns the tally of all that have."""
         key = keys.dependencies(job.namespace, job.job_id, job.attempt)

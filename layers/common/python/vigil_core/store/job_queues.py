@@ -95,6 +95,18 @@ class JobQueueStore:
         for row in query_all(self._table, keys.timed_jobs(namespace, queue), index="due", begins="running#"):
             yield keys.job_of_queue(row["g1sk"])
 
+    def shown(self, namespace: str, queue: str, *, before: datetime) -> Iterator[str]:
+        """The ids of jobs of a queue that the index shows, page after page: of those that time will change only what it
+        has changed by then, of the waiting those that have been so since before."""
+        timed = keys.timed_jobs(namespace, queue)
+        for status in ("running", "scheduled", "waiting"):
+            bounds = (f"{status}#", f"{status}#{to_text(before)}~")
+            for row in query_all(self._table, timed, index="due", between=bounds):
+                yield keys.job_of_queue(row["g1sk"])
+        for partition in (keys.jobs_to_dispatch(namespace, queue), keys.ready_jobs(namespace, queue)):
+            for row in query_all(self._table, partition, index="due"):
+                yield keys.job_of_queue(row["g1sk"])
+
     def ready_by_priority(self, namespace: str, queue: str) -> Mapping[Priority, int]:
         """How many jobs workers may have."""
         partition = keys.ready_jobs(namespace, queue)

@@ -94,6 +94,14 @@ class Bodies:
     result_url: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A job, and where index `due` shows it; None for nowhere."""
+
+    job: Job
+    place: tuple[str, str] | None
+
+
 class JobStore:
     """Reads and writes jobs. Ids and decisions come from the caller. What has expired is not found: DynamoDB takes days
     to remove it.
@@ -122,17 +130,27 @@ class JobStore:
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
     ) -> dict[str, Job]:
         """The jobs that exist, by id; tombstones included. With `live`, progress and message as reported last."""
+        found = self.find_shown(namespace, job_ids, live=live, consistent=consistent)
+        return {job_id: shown.job for job_id, shown in found.items()}
+
+    def find_shown(
+        self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
+    ) -> dict[str, Shown]:
+        """The same, each with the place at which index `due` shows it."""
         wanted = list(dict.fromkeys(job_ids))
         lookup = [keys.job(namespace, job_id) for job_id in wanted]
         if live:
             lookup += [keys.live(namespace, job_id) for job_id in wanted]
         rows = self._table.batch_get(lookup, consistent=consistent)
         found = {
-            job_id: job_from_row(rows[state], rows.get(keys.live(namespace, job_id)))
+            job_id: Shown(
+                job=job_from_row(row, rows.get(keys.live(namespace, job_id))),
+                place=(row["g1pk"], row["g1sk"]) if "g1pk" in row else None,
+            )
             for job_id in wanted
-            if (state := keys.job(namespace, job_id)) in rows
+            if (row := rows.get(keys.job(namespace, job_id))) is not None
         }
-        return {job_id: job for job_id, job in found.items() if not self._has_expired(job)}
+        return {job_id: shown for job_id, shown in found.items() if not self._has_expired(shown.job)}
 
     def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
         """Store the first version, together with the holds that it takes.
@@ -222,6 +240,23 @@ class JobStore:
         name, upload = keys.object_name(job.namespace, job.job_id, sk), keys.upload_name(job.namespace, reference)
         self._objects.keep(name, kept=_kept(job), source=upload)
         return keys.object_ref(None, sk)
+
+    def show_in_place(self, job: Job) -> None:
+        """Show a job in index `due` where its state says. Changes no version.
+
+        Raises:
+            ConditionFailed: the job has moved on since it was read.
+        """
+        place = place_of(job)
+        expression = "REMOVE g1pk, g1sk" if place is None else "SET g1pk = :g1pk, g1sk = :g1sk"
+        self._table.update(
+            Update(
+                key=keys.job(job.namespace, job.job_id),
+                expression=expression,
+                values={} if place is None else {":g1pk": place[0], ":g1sk": place[1]},
+                condition=version_is(job.version),
+            )
+        )
 
     def show_due(self, job: Job) -> None:
         """Show a running job to the clock when something is due, later than it was shown. Changes no version.
@@ -518,6 +553,12 @@ def job_to_row(job: Job) -> Row:
     row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
     row |= _place_in_queue(job)
     return row
+
+
+def place_of(job: Job) -> tuple[str, str] | None:
+    """Where index `due` is to show a job; None for nowhere."""
+    row = {} if job.deleted else _place_in_queue(job)
+    return (row["g1pk"], row["g1sk"]) if row else None
 
 
 def _place_in_queue(job: Job) -> Row:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vigil_core.domain.times import to_epoch_s, to_text
+from vigil_core.domain.times import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Delete, Put, Table, query_all
 
@@ -18,6 +18,8 @@ class Due:
     kind: keys.DueKind
     namespace: str
     entity_id: str
+    at: datetime | None = None
+    """When it is to happen, where the index said so; None for queues, which are always due."""
 
 
 class DueStore:
@@ -30,8 +32,9 @@ class DueStore:
         """What was to happen by now in one shard, oldest first, page after page."""
         partition = keys.due_partition(shard)
         for row in query_all(self._table, partition, index="due", between=("0", f"{to_text(now)}~"), limit=100):
-            _, kind, namespace, entity_id = keys.parse_due(row["g1sk"])
-            yield Due(kind=kind, namespace=namespace, entity_id=entity_id)
+            at, kind, namespace, entity_id = keys.parse_due(row["g1sk"])
+            moment = None if kind == "queue" else from_text(at)
+            yield Due(kind=kind, namespace=namespace, entity_id=entity_id, at=moment)
 
     def lock(self, shard: int, *, now: datetime, life: timedelta) -> bool:
         """Take a shard for a sweep; False while another sweep has it."""

@@ -1,0 +1,51 @@
+"""`vigil doctor` against a stack: nothing is stuck after work, and what was made to be stuck is found and mended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.harness import Aws, Client, Key, eventually, vigil
+from vigil_core.domain.jsontext import loads
+from vigil_core.store import keys
+
+
+def found(directory: Path, key: Key, *options: str) -> list[Any]:
+    """What the doctor finds of one tenant. Its exit code is for everybody's."""
+    ran = vigil(directory, "doctor", "--json", *options)
+    answer: Any = loads(ran.stdout) if ran.stdout else ran.stderr
+    assert ran.returncode == int(any(not finding["mended"] for finding in answer["findings"])), ran.stderr
+    return [finding for finding in answer["findings"] if finding["namespace"] == key.namespace]
+
+
+def test_nothing_is_stuck_after_work(client: Client, key: Key, directory: Path) -> None:
+    jobs = [client.running() for _ in range(3)]
+    wait = client.wait(dict.fromkeys(jobs))
+    after = client.job(depends_on=jobs)
+    for job_id in jobs:
+        client.complete(job_id)
+    assert client.ended(wait)["status"] == "met"
+    eventually(lambda: client.get(f"/v1/jobs/{after}")["status"] == "pending", within_s=30, what="the job released")
+    assert found(directory, key) == []
+    assert "queues" in vigil(directory, "doctor").stdout
+
+
+def test_a_job_that_its_queue_does_not_show_is_found_and_mended(
+    aws: Aws, client: Client, key: Key, directory: Path
+) -> None:
+    job_id = client.job()
+    claim = {"worker": "w", "max": 1}
+    row = keys.job(key.namespace, job_id)
+    aws.dynamodb.update_item(
+        TableName=aws.stack.table_name,
+        Key={"pk": {"S": row.pk}, "sk": {"S": row.sk}},
+        UpdateExpression="REMOVE g1pk, g1sk SET updated_at = :long_ago",
+        ExpressionAttributeValues={":long_ago": {"S": "2026-01-01T00:00:00.000Z"}},
+    )
+    assert client.post("/v1/queues/default/claim", claim)["jobs"] == []
+    (finding,) = found(directory, key)
+    assert (finding["kind"], finding["id"], finding["mended"]) == ("job_misplaced", job_id, False)
+    (mended,) = found(directory, key, "--mend")
+    assert (mended["mended"], mended["outcome"]) == (True, "done")
+    assert found(directory, key) == []
+    assert [job["job_id"] for job in client.post("/v1/queues/default/claim", claim)["jobs"]] == [job_id]
