@@ -142,7 +142,7 @@ def _costs(others: int) -> dict[str, Any]:
         authorization = costs.authorization(lab)
         minute = costs.idle_minute(lab)
         worker = costs.worker_life(lab)
-        claims = {count: costs.claim_among(lab, count) for count in (10, 10 * others)}
+        claims = {count: costs.claim_among(lab, count) for count in (10, others)}
         match = {count: costs.match_among(lab, count) for count in (10, others)}
         agreement = lab.meter.agreement
     return {
