@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import httpx
 
+from vigil_core.domain.batches import OnItemFailure
 from vigil_core.domain.dependencies import TriggerRule
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Priority
@@ -305,6 +306,8 @@ class Vigil:
         depends_on: Sequence[str] | None = None,
         trigger_rule: TriggerRule | None = None,
         condition: str | None = None,
+        batch: Sequence[Any] | None = None,
+        on_item_failure: OnItemFailure | None = None,
         trace_id: str | None = None,
         correlation_id: str | None = None,
         job_id: str | None = None,
@@ -331,6 +334,8 @@ class Vigil:
             "depends_on": depends_on,
             "trigger_rule": trigger_rule,
             "condition": condition,
+            "batch": batch,
+            "on_item_failure": on_item_failure,
             "trace_id": trace_id,
             "correlation_id": correlation_id,
             "job_id": job_id,

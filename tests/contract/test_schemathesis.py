@@ -25,7 +25,7 @@ RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
     "TARGET_REFUSED", '"/url"', "/events: is required", "webhooks/waits", '"/target', "MISSING_DEPENDENCY",
     "unknown stage", '"/stages', '"/payload_schema', "is no JMESPath expression", '"/cron', '"/rate', '"/timezone',
-    "either cron or rate", "no such upload", "stands in place of",
+    "either cron or rate", "no such upload", "stands in place of", "is only for a batch",
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 

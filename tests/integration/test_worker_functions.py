@@ -22,11 +22,14 @@ from tests.support.events import sample
 from tests.support.table import TABLE_NAME, dynamodb
 from tests.support.world import KeptHandovers, KeptMessages
 from vigil_core import wiring
+from vigil_core.domain.batches import item_id
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.domain.jsontext import loads
 from vigil_core.domain.waits import Wait
 from vigil_core.gateways.outgoing import Answer
+from vigil_core.services.batch import follow, item_ended
+from vigil_core.services.change_job import complete, find_job
 from vigil_core.services.dispatch import dispatch
 from vigil_core.services.submit_job import submit
 from vigil_core.services.waits_api import post_wait
@@ -152,6 +155,22 @@ def test_the_pager_registers_a_large_wait_page_by_page(deployed: Deployed) -> No
     assert not deployed.wait(wait_id).sealed
     pager.handler(saying("pager_register", page=1), CONTEXT)
     assert deployed.wait(wait_id).sealed
+
+
+def test_the_pager_creates_the_items_of_a_batch_and_ends_it(deployed: Deployed) -> None:
+    asked = message("pager_batch_page")
+    batch = NewJob(job_id=asked["job_id"], job_type="test", executor="none", payload=[1, 2], batch_size=2)
+    kept = KeptMessages()
+    context = replace(wiring.context(), queues=kept)
+    follow(context, submit(context, "demo", batch, by="test").job)
+    follow(context, find_job(context, "demo", batch.job_id))
+    assert [loads(work.body) for work in kept.wide] == [asked]
+    pager.handler(sample("pager_batch_page"), CONTEXT)
+    for index in range(2):
+        complete(context, "demo", item_id(batch.job_id, 1, index), by="test", result=index)
+        item_ended(context, find_job(context, "demo", item_id(batch.job_id, 1, index)))
+    pager.handler(saying("pager_batch_page", kind="batch_end"), CONTEXT)
+    assert find_job(context, "demo", batch.job_id).status == "completed"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from vigil_core.services import match, run_clock
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.do_wide_work import do_wide_work
 from vigil_core.store import keys
+from vigil_core.store.batches import BatchStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
@@ -180,6 +181,7 @@ class World:
             jobs=JobStore(table, KeptObjects(), now=lambda: self.now),
             job_types=job_types,
             dependencies=DependencyStore(table),
+            batches=BatchStore(table),
             holds=HoldStore(table),
             waits=WaitStore(table, now=lambda: self.now, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),

@@ -17,17 +17,18 @@ from vigil_core.services import change_job, match, run_clock, submit_job, waits_
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.do_wide_work import do_wide_work
 from vigil_core.store import keys
+from vigil_core.store.batches import BatchStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
-from vigil_core.store.holds import HoldClaim, HoldStore
+from vigil_core.store.holds import HoldStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore, Kept
+from vigil_core.store.jobs import JobStore, Kept, job_from_row
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
-from vigil_core.store.table import Table
+from vigil_core.store.table import Delete, Put, Table
 from vigil_core.store.waits import SPEC_PAGE_ENTRIES, WaitStore
 from vigil_core.store.webhooks import WebhookStore
 
@@ -134,6 +135,7 @@ class World:
             jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched),
             job_types=job_types,
             dependencies=DependencyStore(table),
+            batches=BatchStore(table),
             holds=HoldStore(table),
             waits=WaitStore(table, now=lambda: self.time, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
@@ -223,14 +225,11 @@ class _Streamed(JobStore):
         super().__init__(table, objects, now=now)
         self._versions = versions
 
-    def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
-        super().create(job, claims)
-        self._versions.append(job)
-
-    def save(self, before: Job, after: Job, claims: Sequence[HoldClaim] = ()) -> None:
-        super().save(before, after, claims)
-        if after.version != before.version:
-            self._versions.append(after)
+    def _write(self, actions: Sequence[Put | Delete]) -> None:
+        super()._write(actions)
+        state = actions[0]
+        assert isinstance(state, Put)
+        self._versions.append(job_from_row({name: value for name, value in state.row.items() if value is not None}))
 
 
 def _one_by_one(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.jsontext import loads
 from vigil_core.domain.patterns import weight
-from vigil_core.services.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instance, check_schema
+from vigil_core.services.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instances, check_schema
 
 LONG_S = 20
 """Far above what a bounded check takes on a busy machine, far below what an unbounded one would."""
@@ -24,7 +24,7 @@ def refused(schema: Any, *payload: Any) -> dict[str, str]:
     """What is wrong with a schema; or, given one, with a payload."""
     began = time.monotonic()
     try:
-        check_instance(schema, *payload) if payload else check_schema(schema)
+        check_instances(schema, {"/payload": payload[0]}) if payload else check_schema(schema)
     except ValidationFailed as error:
         return {problem.pointer: problem.detail for problem in error.problems}
     finally:
@@ -216,7 +216,7 @@ class TestPayloads:
         assert refused({"$schema": "http://127.0.0.1:9/dialect"})
         assert refused(outside)
         with pytest.raises(Exception, match="Unresolvable"):
-            check_instance(outside, 1)
+            check_instances(outside, {"/payload": 1})
 
 
 class TestWeight:

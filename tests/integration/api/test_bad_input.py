@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.support.api import Client
 from tests.support.table import TABLE_NAME
 from vigil_core import wiring
+from vigil_core.api.validation import parse_body
+from vigil_core.api.wire import Wire
+from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.jsontext import dumps
 
-NOT_SERVED_YET = {
-    "batch": [1, 2],
-}
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"job_type": None}, ["/job_type"]),
     ({"job_type": ""}, ["/job_type"]),
@@ -61,6 +61,14 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"mutex": "m"}, ["/mutex"]),
     ({"mutex": {}}, ["/mutex/key"]),
     ({"mutex": {"key": "m", "on_conflict": "explode", "more": 1}}, ["/mutex/on_conflict", "/mutex/more"]),
+    ({"batch": []}, ["/batch"]),
+    ({"batch": "x"}, ["/batch"]),
+    ({"batch": {"a": 1}}, ["/batch"]),
+    ({"batch": [1] * 1_001}, ["/batch"]),
+    ({"batch": [1], "payload": 1}, ["/payload"]),
+    ({"batch": [1], "payload_ref": "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"}, ["/payload_ref"]),
+    ({"batch": [1], "on_item_failure": "explode"}, ["/on_item_failure"]),
+    ({"on_item_failure": "collect"}, ["/on_item_failure"]),
     ({"jobtype": "x", "status": "completed"}, ["/jobtype", "/status"]),
 ]  # fmt: skip
 
@@ -78,12 +86,16 @@ def test_each_wrong_field_is_named(client: Client, wrong: dict[str, Any], pointe
     assert len(reply.text) < 2_000
 
 
-@pytest.mark.parametrize("name", NOT_SERVED_YET)
-def test_what_is_not_served_yet_is_refused_by_name(client: Client, name: str) -> None:
-    reply = client.post("/v1/jobs", {"job_type": "t", name: NOT_SERVED_YET[name]})
-    assert reply.pointers() == [f"/{name}"]
-    assert reply.json["errors"][0]["detail"] == "is not served yet"
-    assert stored() == 0
+def test_what_is_not_served_yet_is_refused_by_name() -> None:
+    class Soon(Wire):
+        later: ClassVar[frozenset[str]] = frozenset({"soon"})
+
+    with pytest.raises(ValidationFailed) as refused:
+        parse_body(Soon, {"soon": 1, "never": 2})
+    assert {found.pointer: found.detail for found in refused.value.problems} == {
+        "/soon": "is not served yet",
+        "/never": "is not known here",
+    }
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,14 @@ def test_a_job_from_its_creation_to_its_result(client: Vigil, fake: FakeVigil) -
     assert ended.finished_at
 
 
+def test_many_jobs_under_one_name(client: Vigil, fake: FakeVigil) -> None:
+    client.submit("resize", batch=[{"file": "1.png"}, None], on_item_failure="collect", name="holiday")
+    (asked,) = fake.asked("POST", "/v1/jobs")
+    assert asked.body == {
+        "job_type": "resize", "batch": [{"file": "1.png"}, None], "on_item_failure": "collect", "name": "holiday",
+    }  # fmt: skip
+
+
 def test_a_job_that_starts_later(client: Vigil) -> None:
     at = datetime(2030, 1, 31, 9, 30, tzinfo=UTC)
     reference = client.submit("test", scheduled_at=at)

@@ -25,6 +25,7 @@ from vigil_core.services.context import THREADS, Alarms, Context, Executors, NoE
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.batches import BatchStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
@@ -170,6 +171,7 @@ def context_of(
         jobs=JobStore(table, objects, now=now, retention=retention),
         job_types=job_types,
         dependencies=DependencyStore(table),
+        batches=BatchStore(table),
         holds=HoldStore(table),
         waits=WaitStore(table, now=now, retention=retention),
         idempotency=IdempotencyStore(table),

@@ -17,7 +17,7 @@ from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jsontext import JsonValue, dumps, whole
 from vigil_core.domain.stages import COMPLETE, DEFAULT_STAGES, INCOMPLETE, MAX_STAGES, SUBMIT, order_of
 from vigil_core.domain.times import to_text
-from vigil_core.services.job_types import check_payload
+from vigil_core.services.job_types import check_payloads
 
 MAX_PART_BYTES = 64 * 1024
 """What `defaults` and `payload_schema` take at most, each, as JSON: every creation reads them."""
@@ -26,7 +26,7 @@ FUNCTION_PATTERN = (
     r"^(arn:aws[a-z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:)?[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_$-]{1,128})?$"
 )
 """A function's name or ARN, with its version or alias or without."""
-NEVER_A_DEFAULT = {"job_id", "job_type", "payload_ref"}
+NEVER_A_DEFAULT = {"job_id", "job_type", "payload_ref", "batch"}
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -208,12 +208,23 @@ def job_of_type(asked: NewJob, job_type: JobType | None, job_id: str) -> jobs.Ne
     """
     if asked.payload_ref is not None and asked.payload is not None:
         raise ValidationFailed.at("/payload_ref", "stands in place of payload, not beside it")
+    if asked.batch is not None:
+        for name in ("payload", "payload_ref"):
+            if getattr(asked, name) is not None:
+                raise ValidationFailed.at(f"/{name}", "stands in place of batch, whose items each have a payload")
+    elif asked.on_item_failure is not None:
+        raise ValidationFailed.at("/on_item_failure", "is only for a batch")
     if job_type is None:
         return asked.to_domain(job_id)
     if asked.payload_ref is not None and job_type.payload_schema is not None:
         raise ValidationFailed.at("/payload_ref", "its type checks payloads, and what is uploaded is not read")
     wanted = _with_defaults(asked, job_type)
-    check_payload(job_type, wanted.payload)
+    check_payloads(
+        job_type,
+        {"/payload": wanted.payload}
+        if wanted.batch is None
+        else {f"/batch/{index}": payload for index, payload in enumerate(wanted.batch)},
+    )
     return replace(
         wanted.to_domain(job_id), executor=job_type.executor, stages=job_type.stages, target_ref=job_type.target_ref
     )
@@ -223,7 +234,7 @@ def _with_defaults(asked: NewJob, job_type: JobType) -> NewJob:
     defaults: Any = parse_body(JobDefaults, job_type.defaults)
     said = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     added: dict[str, Any] = {name: value for name, value in said.items() if getattr(asked, name) is None}
-    if asked.payload_ref is not None:
+    if asked.payload_ref is not None or asked.batch is not None:
         added.pop("payload", None)
     added["fields"] = {**said.get("fields", {}), **(asked.fields or {})}
     added["tags"] = list(dict.fromkeys([*said.get("tags", ()), *(asked.tags or ())]))

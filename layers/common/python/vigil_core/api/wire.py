@@ -21,6 +21,7 @@ from pydantic import (
 
 from vigil_core.domain import jobs
 from vigil_core.domain.attempts import LONGEST_DELAY_S, MAX_ATTEMPTS, Lease, RetryPolicy
+from vigil_core.domain.batches import MAX_ITEMS, OnItemFailure
 from vigil_core.domain.conditions import MAX_CHARS, ConditionError, Input, check
 from vigil_core.domain.dependencies import MAX_DEPENDENCIES, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.ids import is_uuid7
@@ -217,11 +218,7 @@ class Retry(Wire):
 class NewJob(Wire):
     """A job to create."""
 
-    later: ClassVar[frozenset[str]] = frozenset(
-        {
-            "batch", "on_item_failure",
-        }
-    )  # fmt: skip
+    later: ClassVar[frozenset[str]] = frozenset()
     """What jobs will take one day: refused by name."""
 
     job_type: Name = Field(examples=["boot_test"])
@@ -262,6 +259,16 @@ class NewJob(Wire):
         default=None, description="The result of a job that fails for good: it completes all the same"
     )
 
+    batch: Annotated[list[Any], Field(min_length=1, max_length=MAX_ITEMS)] | None = Field(
+        default=None,
+        description="In place of `payload`: one payload for each item, which is a job. This one ends with the last",
+    )
+    on_item_failure: OnItemFailure | None = Field(
+        default=None,
+        description="Of a batch. `continue`, also when absent: all items run, and it fails if any did. `fail_fast`: "
+        "the first failure has the others cancelled. `collect`: all run, and it completes",
+    )
+
     def to_domain(self, job_id: str) -> jobs.NewJob:
         """The job to create, under its own id or this one."""
         return jobs.NewJob(
@@ -272,7 +279,7 @@ class NewJob(Wire):
             priority=self.priority or "normal",
             fields=self.fields or {},
             tags=self.tags or (),
-            payload=self.payload,
+            payload=self.payload if self.batch is None else self.batch,
             payload_upload=self.payload_ref,
             trace_id=self.trace_id,
             correlation_id=self.correlation_id,
@@ -288,6 +295,8 @@ class NewJob(Wire):
             heartbeat_timeout_s=self.heartbeat_timeout,
             fallback=self.fallback,
             awaited=self.job_id is not None,
+            batch_size=None if self.batch is None else len(self.batch),
+            on_item_failure="continue" if self.batch is None else self.on_item_failure or "continue",
         )
 
 
@@ -415,6 +424,7 @@ class JobQuery(Wire):
     queue: Name | None = None
     tag: Text | None = None
     workflow_id: Text | None = None
+    batch_id: Text | None = Field(default=None, description="The items of this batch")
     dependency_status: DependencyStatus | None = None
     correlation_id: Text | None = None
     trace_id: Text | None = None
@@ -506,7 +516,7 @@ class JobSummary(Shown):
     waiting_for: WaitingFor | None
     verdict: ShownVerdict | None
     workflow_id: None
-    batch_id: None
+    batch_id: str | None
     trace_id: str | None
     correlation_id: str | None
     cancel_requested: bool
@@ -789,7 +799,7 @@ def _summary(job: Job) -> dict[str, Any]:
         "waiting_for": WaitingFor.of(job),
         "verdict": None if job.verdict is None else ShownVerdict.of(job.verdict),
         "workflow_id": None,
-        "batch_id": None,
+        "batch_id": job.batch_id,
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
         "cancel_requested": job.cancel_requested_at is not None,

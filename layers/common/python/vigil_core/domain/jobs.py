@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from vigil_core.domain import stages
 from vigil_core.domain.attempts import Lease, RetryPolicy
+from vigil_core.domain.batches import ITEMS_FAILED, OnItemFailure, item_id
 from vigil_core.domain.dependencies import Dependency, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.errors import InvalidTransition, LeaseLost, ValidationFailed
 from vigil_core.domain.jsontext import JsonValue, dumps
@@ -27,6 +28,8 @@ MAX_FIELDS_BYTES = 32 * 1024
 MAX_MILESTONES = 256
 CANCEL_GRACE = timedelta(seconds=60)
 """How long a running job has to end by itself after it was asked to."""
+BATCH_CANCEL_GRACE = timedelta(seconds=180)
+"""The same for a batch, whose items are asked one by one and are then given their own time."""
 DISPATCHED = frozenset({"lambda", "http"})
 """The executors whose jobs Vigil itself sets going, as soon as they are pending."""
 TIMED_OUT = "TIMED_OUT"
@@ -98,6 +101,12 @@ class NewJob:
     target_ref: str | None = None
     awaited: bool = False
     """Whether somebody may wait for it before it exists: the client chose its id."""
+    batch_size: int | None = None
+    """How many items it is to have; their payloads are a list, which is its own. None for what is no batch."""
+    on_item_failure: OnItemFailure = "continue"
+    batch_id: str | None = None
+    """The batch of which it is an item, and below its place in it."""
+    batch_index: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,18 +179,33 @@ class Job:
     condition: str | None = None
     dependency_status: DependencyStatus = "none"
     verdict: Verdict | None = None
+    batch_size: int | None = None
+    """How many items it has. What is said of attempts (retry, timeouts, fallback, executor) is then theirs."""
+    on_item_failure: OnItemFailure = "continue"
+    batch_id: str | None = None
+    batch_index: int | None = None
 
     @property
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
         waits = self.awaited or self.waits_for_others
-        concerns_others = waits or self.deleted or self.concerns_line
+        concerns_others = waits or self.deleted or self.concerns_line or self.concerns_batch
         return concerns_others or self.to_dispatch or self.exactly_due_at is not None
 
     @property
     def concerns_line(self) -> bool:
         """Whether somebody may be let in to its mutex: it has ended, or stands in line itself."""
         return self.mutex_key is not None and (self.ended or self.place_in_line is not None)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it runs nothing itself, but has items that do."""
+        return self.batch_size is not None
+
+    @property
+    def concerns_batch(self) -> bool:
+        """Whether it is a batch that is to have items now, or an item that has ended."""
+        return self.status in ("pending", "running") if self.is_batch else self.batch_id is not None and self.ended
 
     @property
     def waits_for_others(self) -> bool:
@@ -201,26 +225,26 @@ class Job:
     @property
     def to_dispatch(self) -> bool:
         """Whether Vigil itself is to set the job going now."""
-        return self.status == "pending" and self.executor in DISPATCHED
+        return self.status == "pending" and self.executor in DISPATCHED and not self.is_batch
 
     @property
     def cancel_due_at(self) -> datetime | None:
         """When a cancel that was only asked for is enforced; None when none is outstanding."""
         if self.cancel_requested_at is None or self.status != "running":
             return None
-        return self.cancel_requested_at + CANCEL_GRACE
+        return self.cancel_requested_at + (BATCH_CANCEL_GRACE if self.is_batch else CANCEL_GRACE)
 
     @property
     def times_out_at(self) -> datetime | None:
         """When the attempt under way has taken too long."""
-        if self.status != "running" or self.timeout_s is None or self.started_at is None:
+        if self.status != "running" or self.timeout_s is None or self.started_at is None or self.is_batch:
             return None
         return self.started_at + timedelta(seconds=self.timeout_s)
 
     @property
     def silent_at(self) -> datetime | None:
         """When a job that runs without a lease was silent for too long: any change is a sign of life."""
-        if self.status != "running" or self.heartbeat_timeout_s is None or self.lease is not None:
+        if self.status != "running" or self.heartbeat_timeout_s is None or self.lease is not None or self.is_batch:
             return None
         return self.updated_at + timedelta(seconds=self.heartbeat_timeout_s)
 
@@ -287,7 +311,7 @@ def create(
         tags=tuple(new.tags),
         error=None,
         attempt=1,
-        max_attempts=new.retry.max_attempts if new.retry else 1,
+        max_attempts=new.retry.max_attempts if new.retry and new.batch_size is None else 1,
         trace_id=new.trace_id,
         correlation_id=new.correlation_id,
         unique_key=new.unique_key,
@@ -315,7 +339,50 @@ def create(
         fallback_ref=fallback_ref,
         target_ref=new.target_ref,
         awaited=new.awaited,
+        batch_size=new.batch_size,
+        on_item_failure=new.on_item_failure,
+        batch_id=new.batch_id,
+        batch_index=new.batch_index,
     )
+
+
+def item_of(batch: Job, index: int) -> NewJob:
+    """The item to create at this place of a batch, in its attempt under way. Payload and fallback are elsewhere."""
+    return NewJob(
+        job_id=item_id(batch.job_id, batch.attempt, index),
+        job_type=batch.job_type,
+        queue=batch.queue,
+        priority=batch.priority,
+        executor=batch.executor,
+        stages=batch.stages,
+        fields=batch.fields,
+        tags=batch.tags,
+        trace_id=batch.trace_id,
+        correlation_id=batch.correlation_id,
+        retry=batch.retry,
+        timeout_s=batch.timeout_s,
+        heartbeat_timeout_s=batch.heartbeat_timeout_s,
+        target_ref=batch.target_ref,
+        batch_id=batch.job_id,
+        batch_index=index,
+    )
+
+
+def begin_batch(job: Job, *, now: datetime, by: str) -> Job:
+    """`pending` → `running`, before it gets its items; the job itself when it has moved on."""
+    if job.status != "pending":
+        return job
+    return _next(job, now, by, "started", status="running", started_at=now)
+
+
+def end_batch(job: Job, bad: int, *, now: datetime, by: str) -> Job:
+    """What becomes of a running batch whose items have all ended, so many of them badly."""
+    if bad and job.cancel_requested_at is not None:
+        return _cancelled(job, now, by)
+    if bad and job.on_item_failure != "collect":
+        error = JobError(code=ITEMS_FAILED, message=f"{bad} of {job.batch_size} items did not complete")
+        return _end(job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error)
+    return _end(job, now, by, "completed", stage=stages.COMPLETE, health="success", progress=Decimal(1), error=None)
 
 
 def becomes_ready(before: Job | None, after: Job) -> bool:
@@ -368,6 +435,7 @@ def judged(job: Job, verdict: Verdict, *, held: bool, passed: bool | None, now: 
 def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
     """`pending` → `running`, without a lease: somebody outside runs it."""
     _require_holder(job, lease_token)
+    _require_no_batch(job, "start")
     if job.executor in DISPATCHED:
         raise InvalidTransition(f"Cannot start job {job.job_id}: its executor, {job.executor}, does")
     _require(job, "running", "start")
@@ -376,6 +444,7 @@ def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -
 
 def claim(job: Job, lease: Lease, *, now: datetime, by: str) -> Job:
     """`pending` → `running`, under a lease."""
+    _require_no_batch(job, "claim")
     _require(job, "running", "claim")
     return _next(job, now, by, "claimed", why=lease.worker, status="running", started_at=now, lease=lease)
 
@@ -477,6 +546,7 @@ def complete(
     if _was_reported(job, lease_token, well=True):
         return job
     _require_holder(job, lease_token)
+    _require_no_batch(job, "complete")
     _require(job, "completed", "complete")
     return _end(
         job, now, by, "completed", why=None if health == "success" else health,
@@ -502,6 +572,7 @@ def fail(
     if _was_reported(job, lease_token, well=False):
         return job
     _require_holder(job, lease_token)
+    _require_no_batch(job, "fail")
     _require(job, "failed", "fail")
     reported = replace(job, reported_token=lease_token)
     return _failed(reported, error, now, by, chance=chance, retryable=retryable, at_least=at_least)
@@ -546,6 +617,8 @@ def retry(job: Job, *, now: datetime, by: str) -> Job:
     if not job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only an ended job can be retried")
     _require(job, "pending", "retry")
+    if job.batch_id is not None:
+        raise InvalidTransition(f"Cannot retry job {job.job_id}: it is an item, retry its batch {job.batch_id}")
     ran = job.dependency_status == "satisfied" and job.status != "skipped"
     unjudged = bool(job.depends_on) and (not ran or (job.error is not None and job.error.code == CONDITION_FAILED))
     return _next(
@@ -642,6 +715,11 @@ def _require_holder(job: Job, lease_token: str | None) -> None:
         )
 
 
+def _require_no_batch(job: Job, verb: str) -> None:
+    if job.is_batch:
+        raise InvalidTransition(f"Cannot {verb} job {job.job_id}: it is a batch, which begins and ends with its items")
+
+
 def _was_reported(job: Job, lease_token: str | None, *, well: bool) -> bool:
     """Whether this very report of an attempt's end came before: its answer was lost, and the worker asks again."""
     if lease_token is None or lease_token != job.reported_token:
@@ -679,5 +757,5 @@ def _merged_fields(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue]) -
 
 
 def with_result(job: Job, result_ref: str) -> Job:
-    """A job that is about to be stored as completed, pointing to its result."""
+    """A job that is about to be stored as ended, pointing to its result."""
     return replace(job, result_ref=result_ref)

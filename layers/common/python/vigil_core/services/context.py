@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from vigil_core.domain.jobs import NewJob
 from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import whole_ms
+from vigil_core.store.batches import BatchStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
 from vigil_core.store.holds import HoldStore
@@ -99,6 +100,7 @@ class Context:
     jobs: JobStore
     job_types: JobTypeStore
     dependencies: DependencyStore
+    batches: BatchStore
     holds: HoldStore
     waits: WaitStore
     idempotency: IdempotencyStore

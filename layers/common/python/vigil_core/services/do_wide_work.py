@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vigil_core.domain.jsontext import JsonValue
+from vigil_core.services import batch
 from vigil_core.services.context import Context
 from vigil_core.services.match import match_wide
 from vigil_core.services.register_wait import register_page
@@ -19,5 +20,11 @@ def do_wide_work(ctx: Context, message: JsonValue, *, still_time: Callable[[], b
             return True
         case "match":
             return match_wide(ctx, message, still_time=still_time)
+        case "batch_page":
+            batch.see_to_page(ctx, message)
+            return True
+        case "batch_end":
+            batch.end(ctx, message)
+            return True
         case kind:
             raise ValueError(f"a message of unknown kind {kind!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vigil_core.domain.errors import JobTypeNotFound, StoreConflict
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jsontext import JsonValue
@@ -50,9 +52,10 @@ def delete_job_type(ctx: Context, namespace: str, name: str) -> None:
         raise JobTypeNotFound(name)
 
 
-def check_payload(job_type: JobType, payload: JsonValue) -> None:
-    """Hold a payload to its type. Raises ValidationFailed with a pointer to each problem, at most 20."""
+def check_payloads(job_type: JobType, payloads: Mapping[str, JsonValue]) -> None:
+    """Hold payloads to their type. Raises ValidationFailed with a pointer to each problem, at most 20: each payload is
+    given under its own."""
     if job_type.payload_schema is not None:
-        from vigil_core.services.payload_schema import check_instance
+        from vigil_core.services.payload_schema import check_instances
 
-        check_instance(job_type.payload_schema, payload)
+        check_instances(job_type.payload_schema, payloads)

@@ -29,6 +29,7 @@ class JobFilter:
     queue: str | None = None
     tag: str | None = None
     workflow_id: str | None = None
+    batch_id: str | None = None
     dependency_status: str | None = None
     correlation_id: str | None = None
     trace_id: str | None = None
@@ -43,6 +44,7 @@ class JobFilter:
             (self.correlation_id, job.correlation_id),
             (self.trace_id, job.trace_id),
             (self.dependency_status, job.dependency_status),
+            (self.batch_id, job.batch_id),
             # Jobs belong to no workflow yet.
             (self.workflow_id, None),
         )

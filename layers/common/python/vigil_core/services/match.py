@@ -12,6 +12,7 @@ from vigil_core.domain.dependencies import Dependent
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Interest, Outcome, counts_for
+from vigil_core.services import batch
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.depend import heard, watch
 from vigil_core.services.dispatch import dispatch
@@ -108,6 +109,10 @@ def attend(ctx: Context, job: Job) -> None:
         watch(ctx, job)
     if job.concerns_line:
         hand_over(ctx, job.namespace, str(job.mutex_key), by="matcher")
+    if job.concerns_batch and job.is_batch:
+        batch.follow(ctx, job)
+    elif job.concerns_batch:
+        batch.item_ended(ctx, job)
 
 
 def _attend(ctx: Context, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:

@@ -97,24 +97,32 @@ def check_schema(schema: Mapping[str, JsonValue]) -> None:
     _raise_any(_problems(parts))
 
 
-def check_instance(schema: Mapping[str, JsonValue], payload: JsonValue) -> None:
-    """Hold a payload to a schema that `check_schema` took. No payload at all is checked as null.
+def check_instances(schema: Mapping[str, JsonValue], payloads: Mapping[str, JsonValue]) -> None:
+    """Hold payloads to a schema that `check_schema` took, on one budget for all. No payload at all is checked as null.
 
     Raises:
-        ValidationFailed: with a pointer below /payload to each problem, at most 20.
+        ValidationFailed: with a pointer below that of its payload to each problem, at most 20.
     """
+    pointer = ""
     token = _check.set(_Check())
     try:
         with localcontext() as context:
             context.prec = DIGITS
             # By "$schema" the library would leave this validator; "$id" is the base of references that lead elsewhere.
             applied = _exact({name: part for name, part in schema.items() if name not in ("$schema", "$id")})
-            errors = _Payload(applied, registry=Registry()).iter_errors(_exact(payload))
-            _raise_any(FieldProblem(pointer=f"/payload{_pointer(e)}", detail=_detail(e)) for e in errors)
+            validator = _Payload(applied, registry=Registry())
+
+            def problems() -> Iterator[FieldProblem]:
+                nonlocal pointer
+                for pointer, payload in payloads.items():
+                    for error in validator.iter_errors(_exact(payload)):
+                        yield FieldProblem(pointer=f"{pointer}{_pointer(error)}", detail=_detail(error))
+
+            _raise_any(problems())
     except (_TooMuch, RecursionError) as error:
-        raise ValidationFailed.at("/payload", "takes too long to check against its type's payload_schema") from error
+        raise ValidationFailed.at(pointer, "takes too long to check against its type's payload_schema") from error
     except ArithmeticError as error:
-        raise ValidationFailed.at("/payload", f"has a number of more than {DIGITS} digits") from error
+        raise ValidationFailed.at(pointer, f"has a number of more than {DIGITS} digits") from error
     finally:
         _check.reset(token)
 

@@ -40,7 +40,8 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         PayloadTooLarge: the payload is too large to travel in a request.
         ValidationFailed: the fields are over their limit, or there is no such upload.
     """
-    payload = None if new.payload is None else body_text(new.payload, "payload")
+    name = "payload" if new.batch_size is None else "batch"
+    payload = None if new.payload is None else body_text(new.payload, name)
     upload = None if new.payload_upload is None else arrived(ctx, namespace, new.payload_upload, "payload_ref")
     fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
     for attempt in range(ATTEMPTS):

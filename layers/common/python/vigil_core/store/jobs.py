@@ -475,6 +475,10 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         condition=state.get("condition"),
         dependency_status=state.get("dependency_status", "none"),
         verdict=_verdict_from_row(state["verdict"]) if "verdict" in state else None,
+        batch_size=state.get("batch_size"),
+        on_item_failure=state.get("on_item_failure", "continue"),
+        batch_id=state.get("batch_id"),
+        batch_index=state.get("batch_index"),
         expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
@@ -526,6 +530,10 @@ def job_to_row(job: Job) -> Row:
         "condition": job.condition,
         "dependency_status": _unless("none", job.dependency_status),
         "verdict": job.verdict and _verdict_to_row(job.verdict),
+        "batch_size": job.batch_size,
+        "on_item_failure": _unless("continue", job.on_item_failure),
+        "batch_id": job.batch_id,
+        "batch_index": job.batch_index,
         "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
@@ -563,7 +571,7 @@ def place_of(job: Job) -> tuple[str, str] | None:
 
 def _place_in_queue(job: Job) -> Row:
     """Where index `due` shows a job that has not ended: to workers, or to the clock and whoever counts."""
-    if job.status == "pending" and job.executor != "none":
+    if job.status == "pending" and job.executor != "none" and not job.is_batch:
         ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs
         place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
         return {"g1pk": ready(job.namespace, job.queue), "g1sk": place}

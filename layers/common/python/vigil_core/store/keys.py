@@ -59,6 +59,14 @@ def dependencies(namespace: str, job_id: str, attempt: int) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"D#{attempt:05}")
 
 
+def batch_pages(attempt: int) -> str:
+    return f"I#{attempt:05}#"
+
+
+def batch_page(namespace: str, job_id: str, attempt: int, page: int) -> Key:
+    return Key(f"{namespace}#job#{job_id}", f"{batch_pages(attempt)}{page:03}")
+
+
 def log(namespace: str, job_id: str, first_version: int) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
 
