@@ -424,6 +424,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
     """A job from its state row, and from what was reported alone since."""
     namespace, job_id = keys.parse_job(state["pk"])
     created_at = from_text(state["created_at"])
+    log = tuple(_log_from_text(state["log"], created_at))
     job = Job(
         namespace=namespace,
         job_id=job_id,
@@ -452,13 +453,13 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         payload_ref=state.get("payload_ref"),
         result_ref=state.get("result_ref"),
         created_at=created_at,
-        updated_at=from_text(state["updated_at"]),
+        updated_at=log[-1].at,
         started_at=_moment(state.get("started_at")),
         finished_at=_moment(state.get("finished_at")),
         version=state["version"],
         live_version=state.get("live_version", 0),
         deleted=state.get("deleted", False),
-        log=tuple(_log_from_text(state["log"], created_at)),
+        log=log,
         scheduled_at=_moment(state.get("scheduled_at")),
         retry=_retry_from_row(state["retry"]) if "retry" in state else None,
         timeout_s=state.get("timeout_s"),
@@ -538,7 +539,6 @@ def job_to_row(job: Job) -> Row:
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
         "created_at": to_text(job.created_at),
-        "updated_at": to_text(job.updated_at),
         "started_at": job.started_at and to_text(job.started_at),
         "finished_at": job.finished_at and to_text(job.finished_at),
         "version": job.version,
