@@ -61,6 +61,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "PagerFunction": ("pager_register", None),
     "ClockFunction": ("clock_tick", {}),
     "CallerFunction": ("caller_call", None),
+    "WebhooksFunction": ("webhooks_tell", ALL_DONE),
     "AdminFunction": ("admin_list_keys", None),
 }
 
