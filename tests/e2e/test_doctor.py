@@ -39,8 +39,8 @@ def test_a_job_that_its_queue_does_not_show_is_found_and_mended(
     aws.dynamodb.update_item(
         TableName=aws.stack.table_name,
         Key={"pk": {"S": row.pk}, "sk": {"S": row.sk}},
-        UpdateExpression="REMOVE g1pk, g1sk SET updated_at = :long_ago",
-        ExpressionAttributeValues={":long_ago": {"S": "2026-01-01T00:00:00.000Z"}},
+        UpdateExpression="REMOVE g1pk, g1sk SET created_at = :long_ago",
+        ExpressionAttributeValues={":long_ago": {"S": "2026-11-01T00:00:00.000Z"}},
     )
     assert client.post("/v1/queues/default/claim", claim)["jobs"] == []
     (finding,) = found(directory, key)
