@@ -12,6 +12,7 @@ import pytest
 import uuid6
 
 from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.conditions import ConditionError, Input, evaluate
 from vigil_core.domain.dependencies import Tally, holds
 from vigil_core.domain.errors import MissingDependency
 from vigil_core.domain.jobs import Job
@@ -124,6 +125,23 @@ def test_conditions(world: World, condition: str, becomes: str) -> None:
     if becomes == "failed":
         assert job.error
         assert (job.error.code, job.health) == ("CONDITION_FAILED", "failed")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "[@,@]|" * 100 + "to_string(@)",
+        "{a:[a,a],b:[b,b]}|" * 50 + "a==b",
+        "{a:[a,a],b:[b,b]}|" * 50 + "contains([a],b)",
+    ],
+    ids=["text", "comparison", "search"],
+)
+def test_a_condition_that_is_small_and_works_on_what_is_not_fails_at_once(condition: str) -> None:
+    """A list that holds one list twice, which holds another twice, and so on: each level is twice the work."""
+    inputs = [Input(job_id="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
+    with pytest.raises(ConditionError, match="too many steps"):
+        evaluate(condition, inputs)
 
 
 def test_what_has_ended_is_judged_at_creation(world: World) -> None:

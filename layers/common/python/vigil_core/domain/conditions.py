@@ -17,6 +17,9 @@ from jmespath.visitor import TreeInterpreter
 MAX_CHARS = 1_024
 BUDGET = 200_000
 """Steps of an evaluation, and elements and characters that they make, all together."""
+WEIGHT_BUDGET = 5_000_000
+"""Elements and characters of all values that an evaluation has in hand, written out: a list that holds another list
+twice is small, and comparing it or making text of it is not."""
 
 
 class ConditionError(Exception):
@@ -82,12 +85,30 @@ class _Counting(TreeInterpreter):
     def __init__(self) -> None:
         super().__init__()
         self._left = BUDGET
+        self._weight_left = WEIGHT_BUDGET
+        self._weighed: dict[int, tuple[Any, int]] = {}
+        """By identity; the value stands beside its weight so that no other gets its identity."""
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         self._spend(1)
         made = super().visit(node, *args, **kwargs)
         self._spend(len(made) if isinstance(made, str | list | dict) and node["type"] != "current" else 0)
+        self._weight_left -= self._weight(made)
+        if self._weight_left < 0:
+            raise ConditionError("it takes too many steps")
         return made
+
+    def _weight(self, value: Any) -> int:
+        """How large a value is, written out; each is weighed once, and what it holds before it."""
+        if isinstance(value, str):
+            return 1 + len(value)
+        if not isinstance(value, list | dict):
+            return 1
+        known = self._weighed.get(id(value))
+        if known is None:
+            parts = value.values() if isinstance(value, dict) else value
+            known = self._weighed[id(value)] = value, 1 + len(value) + sum(map(self._weight, parts))
+        return known[1]
 
     def _spend(self, cost: int) -> None:
         self._left -= cost
