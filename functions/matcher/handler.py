@@ -19,10 +19,11 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     records = stream_records(event)
     failed = match_records(wiring.context(), records)
     logger.info("matched", extra={"action": "match", "records": len(records), "failed": len(failed)})
-    for sequence_number, error in failed.items():
-        logger.error(
-            "A job's change could not be matched; it will be delivered again",
-            extra={"action": "match", "sequence_number": sequence_number},
-            exc_info=error,
-        )
+    for record in records:
+        if (error := failed.get(record.sequence_number)) is not None:
+            logger.error(
+                "A job's change could not be matched; it will be delivered again",
+                extra={"action": "match", "sequence_number": record.sequence_number, "row": record.key},
+                exc_info=error,
+            )
     return batch_answer(failed)

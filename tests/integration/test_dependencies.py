@@ -201,6 +201,29 @@ def test_it_is_cancelled_while_it_waits_and_judged_anew_when_it_is_retried(world
     assert stored(world, job_id).status == "pending"
 
 
+def test_who_stops_waiting_in_one_attempt_goes_on_waiting_in_the_next(world: World) -> None:
+    """A record of the first attempt comes late, when the second has named itself in the same place."""
+    first = world.job()
+    job_id = after(world, first)
+    world.run_matcher()
+    late = world.ctx.waits.interests(NAMESPACE, first, limit=10).dependents
+    world.do(change_job.cancel, job_id)
+    world.do(change_job.retry, job_id)
+    world.run_matcher()
+    world.ctx.dependencies.remove_dependent(NAMESPACE, first, late[0])
+    end(world, first, "success")
+    world.run_matcher()
+    assert stored(world, job_id).status == "pending"
+
+
+def test_no_more_of_those_who_wait_are_shown_than_were_asked_for(world: World) -> None:
+    first = world.job()
+    for _ in range(5):
+        after(world, first)
+    world.run_matcher()
+    assert len(world.ctx.dependencies.dependents(NAMESPACE, first, 3)) == 3
+
+
 def test_a_worker_is_handed_the_results(world: World) -> None:
     first, second = world.job(), world.job()
     job_id = after(world, first, second, trigger_rule="all_done")

@@ -189,7 +189,7 @@ def _tell_dependents(ctx: Context, ends_for: Sequence[tuple[Dependent, Job]], er
 
         def work() -> None:
             heard(ctx, dependent, job)
-            ctx.dependencies.remove_dependents(job.namespace, [(job.job_id, dependent)])
+            ctx.dependencies.remove_dependent(job.namespace, job.job_id, dependent)
 
         _guarded(errors, [(job.namespace, job.job_id)], work)
 

@@ -5,14 +5,16 @@ A dependent's row stands beside the entries of waits, so that one query finds ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
+from itertools import islice
 
 from vigil_core.domain.dependencies import ENDINGS, Dependent, Ending, Tally
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.times import to_epoch_s
 from vigil_core.store import keys
-from vigil_core.store.table import Condition, ConditionFailed, Row, Table, Update, query_all
+from vigil_core.store.table import Condition, ConditionFailed, Delete, Row, Table, Update, query_all
 
 KEPT_BEYOND = timedelta(days=365)
 """After a waiting job would itself be gone, were it not renewed meanwhile."""
@@ -38,17 +40,18 @@ class DependencyStore:
             ]
         )
 
-    def remove_dependents(self, namespace: str, gone: Iterable[tuple[str, Dependent]]) -> None:
-        """Forget dependents, each with the id of the job that it depended on."""
-        self._table.batch_write(
-            deletes=[keys.entry(namespace, job_id, each.job_id, each.index) for job_id, each in gone]
-        )
+    def remove_dependent(self, namespace: str, job_id: str, gone: Dependent) -> None:
+        """Forget that a job waited for this one, unless it does so again in another attempt."""
+        key = keys.entry(namespace, job_id, gone.job_id, gone.index)
+        same = Condition(expression="attempt = :attempt", values={":attempt": gone.attempt})
+        with suppress(ConditionFailed):
+            self._table.delete(Delete(key=key, condition=same))
 
     def dependents(self, namespace: str, job_id: str, limit: int) -> list[str]:
         """The ids of the jobs that wait for this one to end, at most so many."""
         rows = query_all(self._table, keys.entries_of_job(namespace, job_id), limit=limit)
-        found = dict.fromkeys(dependent_from_row(row).job_id for row in rows if row["entity"] == "dependent")
-        return list(found)[:limit]
+        found = (dependent_from_row(row).job_id for row in rows if row["entity"] == "dependent")
+        return list(islice(found, limit))
 
     def endings(self, job: Job) -> dict[int, Ending]:
         """How dependencies have ended, as far as that was noted: by their numbers."""
