@@ -249,6 +249,22 @@ def test_results_that_are_too_many_bytes_are_left_out(world: World, monkeypatch:
     assert [(each.result, each.left_out) for each in inputs] == [('{"rows":3}', False), (None, True)]
 
 
+def test_a_result_that_is_an_object_too_large_to_come_along_is_not_even_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.job(payload="p" * 500_000)
+    world.do(change_job.start, first)
+    world.complete(first, result="r" * 500_000)
+    job = stored(world, after(world, first))
+
+    def read(key: str) -> str | None:
+        raise AssertionError(f"{key} is read, and has no place")
+
+    monkeypatch.setattr(world.objects, "get", read)
+    (only,) = depend.inputs_of(world.ctx, job)
+    assert (only.result, only.left_out) == (None, True)
+
+
 def test_records_in_any_order_and_twice_decide_the_same(world: World) -> None:
     first, second = world.job(), world.job()
     ids = [after(world, first, second) for _ in range(6)]

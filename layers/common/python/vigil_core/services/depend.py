@@ -31,6 +31,7 @@ from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import change
 from vigil_core.services.context import Context
+from vigil_core.store.jobs import Bodies
 
 MAX_RESULT_BYTES = 256 * 1024
 """Of all results that a condition or a worker is shown of a job's dependencies, together."""
@@ -113,9 +114,13 @@ def inputs_of(ctx: Context, job: Job) -> list[Input]:
     there = [found[each.job_id] for each in job.depends_on if each.job_id in found]
     left = MAX_RESULT_BYTES
     inputs: list[Input] = []
-    for each, bodies in zip(there, ctx.in_parallel(ctx.jobs.bodies, there), strict=True):
+
+    def read(each: Job) -> Bodies:
+        return ctx.jobs.bodies(each, payload=False, room=MAX_RESULT_BYTES)
+
+    for each, bodies in zip(there, ctx.in_parallel(read, there), strict=True):
         size = len((bodies.result or "").encode())
-        fits = size <= left
+        fits = size <= left and bodies.result_url is None
         left -= size if fits else 0
         inputs.append(
             Input(
