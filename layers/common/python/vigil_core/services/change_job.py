@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -93,7 +94,7 @@ def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "clock") -> 
         job = change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
         if job.status == "running" and job.due_at and job.shown_due_at and job.shown_due_at < job.due_at:
             with suppress(StoreConflict):
-                ctx.jobs.show_due(job)
+                ctx.jobs.show_in_place(replace(job, shown_due_at=None))
 
 
 def complete(

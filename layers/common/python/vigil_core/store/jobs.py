@@ -258,22 +258,6 @@ class JobStore:
             )
         )
 
-    def show_due(self, job: Job) -> None:
-        """Show a running job to the clock when something is due, later than it was shown. Changes no version.
-
-        Raises:
-            ConditionFailed: the job has moved on since it was read.
-        """
-        row = job_to_row(replace(job, shown_due_at=None))
-        self._table.update(
-            Update(
-                key=keys.job(job.namespace, job.job_id),
-                expression="SET g1sk = :g1sk",
-                values={":g1sk": row["g1sk"]},
-                condition=version_is(job.version),
-            )
-        )
-
     def mark_awaited(self, job: Job) -> Job | None:
         """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
         gone."""
