@@ -18,11 +18,14 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     context, outgoing = wiring.context(), wiring.outgoing()
 
     def work(record: dict[str, Any]) -> str | None:
+        which = {"action": "webhook", "message_id": record["messageId"]}
         try:
-            came = tell(context, outgoing, loads(record["body"]))
-            logger.info("told", extra={"action": "webhook", "message_id": record["messageId"], "came": came})
+            message = loads(record["body"])
+            if isinstance(message, dict):
+                which |= {name: message.get(name) for name in ("namespace", "webhook", "delivery", "try")}
+            logger.info("told", extra={**which, "came": tell(context, outgoing, message)})
         except Exception:
-            logger.exception("A delivery failed; it comes again", extra={"message_id": record["messageId"]})
+            logger.exception("A delivery failed; it comes again", extra=which)
             return str(record["messageId"])
         return None
 

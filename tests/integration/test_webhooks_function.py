@@ -89,6 +89,7 @@ def test_the_sample_is_told(receiver: Receiver) -> None:
     answer, (line,) = run(sample("webhooks_tell"))
     assert answer == {"batchItemFailures": []}
     assert (line["action"], line["came"]) == ("webhook", "delivered")
+    assert {name: line[name] for name in MESSAGE} == MESSAGE, "whoever reads the log finds the delivery"
     (post,) = receiver.posts
     assert post.verifies(SECRET)
     assert post.body == b'{"type":"vigil.job.completed"}'
