@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from vigil_core.api.wire import FieldProblemView, Problem
 from vigil_core.domain.errors import (
+    CircularDependency,
     DeliveryNotFound,
     Forbidden,
     IdempotencyInProgress,
@@ -33,6 +34,7 @@ from vigil_core.domain.errors import (
     VigilError,
     WaitNotFound,
     WebhookNotFound,
+    WorkflowNotFound,
 )
 from vigil_core.domain.times import to_text
 from vigil_core.runtime.logging import logger
@@ -74,6 +76,7 @@ STATUS: Mapping[type[VigilError], int] = {
     NothingHere: 404,
     JobNotFound: 404,
     WaitNotFound: 404,
+    WorkflowNotFound: 404,
     JobTypeNotFound: 404,
     WebhookNotFound: 404,
     DeliveryNotFound: 404,
@@ -86,6 +89,7 @@ STATUS: Mapping[type[VigilError], int] = {
     PayloadTooLarge: 413,
     ValidationFailed: 422,
     MissingDependency: 422,
+    CircularDependency: 422,
     IdempotencyKeyReused: 422,
     TargetRefused: 422,
     TargetUnreachable: 424,

@@ -59,6 +59,21 @@ class MissingDependency(ValidationFailed):
     code = "MISSING_DEPENDENCY"
 
 
+class CircularDependency(ValidationFailed):
+    """Jobs of a workflow depend, by way of each other, on themselves."""
+
+    code = "CIRCULAR_DEPENDENCY"
+
+
+def raise_if_any(problems: Iterable[FieldProblem]) -> None:
+    """Raise ValidationFailed with these problems, if any; where all are of one kind, the error of that kind."""
+    found = tuple(problems)
+    codes = {problem.code for problem in found}
+    kinds = (kind for kind in (MissingDependency, CircularDependency) if codes == {kind.code})
+    if found:
+        raise next(kinds, ValidationFailed)(found)
+
+
 class PayloadTooLarge(VigilError):
     """A part of the request is over its limit in bytes."""
 
@@ -128,6 +143,15 @@ class WaitNotFound(VigilError):
 
     def __init__(self, wait_id: str) -> None:
         super().__init__(f"Wait with ID {wait_id} not found", wait_id=wait_id)
+
+
+class WorkflowNotFound(VigilError):
+    """The namespace holds no workflow with this id."""
+
+    code = "WORKFLOW_NOT_FOUND"
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(f"Workflow with ID {workflow_id} not found", workflow_id=workflow_id)
 
 
 class WebhookNotFound(VigilError):

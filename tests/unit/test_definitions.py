@@ -1,0 +1,182 @@
+"""What is wrong with the graph of a workflow, all at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vigil_core.domain.definitions import MAX_JOBS, MAX_PROBLEMS, Sketch, problems
+from vigil_core.domain.errors import (
+    CircularDependency,
+    FieldProblem,
+    MissingDependency,
+    ValidationFailed,
+    raise_if_any,
+)
+
+
+def sketches(**depends_on: Iterable[str]) -> list[Sketch]:
+    return [Sketch(name=name, depends_on=tuple(names)) for name, names in depends_on.items()]
+
+
+def told(jobs: Sequence[Sketch]) -> list[tuple[str, str, str]]:
+    return [(problem.pointer, problem.code, problem.detail) for problem in problems(jobs)]
+
+
+def test_a_graph_that_can_run_has_no_problems() -> None:
+    jobs = [
+        *sketches(extract=[], transform=["extract"], load=["extract", "transform"]),
+        Sketch(name="won", depends_on=("extract", "load"), trigger_rule="one_success", cancel_losers=True),
+        Sketch(name="valid", depends_on=("extract",), condition="validation_status == 'valid'"),
+    ]
+    assert problems(jobs) == []
+
+
+def test_everything_is_told_at_once_in_the_order_of_the_jobs() -> None:
+    jobs = [
+        Sketch(name="a", depends_on=("c", "c")),
+        Sketch(name="b", depends_on=("a",), condition="status == "),
+        Sketch(name="c", depends_on=("b", "nothing")),
+        Sketch(name="a"),
+        Sketch(name="d", depends_on=("d",), cancel_losers=True),
+    ]
+    assert [(pointer, code) for pointer, code, _ in told(jobs)] == [
+        ("/jobs/0/depends_on/1", "VALIDATION_FAILED"),
+        ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY"),
+        ("/jobs/1/condition", "VALIDATION_FAILED"),
+        ("/jobs/2/depends_on/1", "MISSING_DEPENDENCY"),
+        ("/jobs/3/name", "VALIDATION_FAILED"),
+        ("/jobs/4/depends_on/0", "CIRCULAR_DEPENDENCY"),
+        ("/jobs/4/cancel_losers", "VALIDATION_FAILED"),
+    ]
+    assert told(jobs)[0][2] == "names 'c' a second time"
+    assert told(jobs)[2][2].startswith("is no JMESPath expression: ")
+    assert told(jobs)[4][2] == "is already the name of /jobs/0: 'a'"
+    assert told(jobs)[5][2] == "depends on itself: d -> d"
+
+
+def test_a_cycle_is_spelled_out_in_the_order_of_running() -> None:
+    assert told(sketches(a=["c"], b=["a"], c=["b"])) == [
+        ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> c -> a")
+    ]
+
+
+def test_each_knot_has_one_cycle_the_shortest_through_its_first_job() -> None:
+    found = told(sketches(free=[], a=["free", "d", "b"], b=["a"], c=["b"], d=["c"], x=["y", "a"], y=["x"], z=["y"]))
+    assert found == [
+        ("/jobs/1/depends_on/2", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> a"),
+        ("/jobs/5/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: x -> y -> x"),
+    ]
+
+
+def test_a_misspelled_dependency_comes_with_a_suggestion() -> None:
+    (_, code, detail), (_, _, unlike) = told(sketches(extract=[], load=["extrat", "zzz"]))
+    assert code == "MISSING_DEPENDENCY"
+    assert detail == "no job has the name 'extrat': did you mean 'extract'?"
+    assert unlike == "no job has the name 'zzz'"
+
+
+@pytest.mark.parametrize(
+    ("rule", "depends_on", "allowed"),
+    [
+        ("one_success", ("a", "b"), True),
+        ("one_success", ("a",), False),
+        ("one_success", (), False),
+        ("all_success", ("a", "b"), False),
+        ("one_done", ("a", "b"), False),
+    ],
+)
+def test_losers_are_cancelled_only_where_there_is_a_race(rule: str, depends_on: tuple[str, ...], allowed: bool) -> None:
+    racing = Sketch(name="won", depends_on=depends_on, trigger_rule=rule, cancel_losers=True)  # type: ignore[arg-type]
+    assert (told([*sketches(a=[], b=[]), racing]) == []) is allowed
+
+
+def test_there_is_an_end_to_jobs_and_dependencies() -> None:
+    assert told([]) == [("/jobs", "VALIDATION_FAILED", "must hold at least one job")]
+    jobs = [Sketch(name=f"job {n}") for n in range(MAX_JOBS)]
+    assert problems(jobs) == []
+    assert told([*jobs, Sketch(name="last")]) == [
+        ("/jobs", "VALIDATION_FAILED", "holds 10,001 jobs: at most 10,000 are allowed")
+    ]
+    first = tuple(job.name for job in jobs[:1_000])
+    crowd = [*jobs[:1_000], *(Sketch(name=f"late {n}", depends_on=first) for n in range(101))]
+    assert problems(crowd[:-1]) == []
+    assert told(crowd) == [
+        ("/jobs", "VALIDATION_FAILED", "names 101,000 dependencies in all: at most 100,000 are allowed")
+    ]
+
+
+def test_of_many_problems_the_rest_is_counted() -> None:
+    jobs = sketches(**{f"job_{n}": ["nobody"] for n in range(250)})
+    *shown, last = problems(jobs)
+    assert len(shown) == MAX_PROBLEMS
+    assert last == FieldProblem(pointer="/jobs", detail="and 150 more problems like these", code="MISSING_DEPENDENCY")
+
+
+def test_problems_of_one_kind_have_its_code_and_of_several_the_general_one() -> None:
+    raise_if_any(problems(sketches(a=[])))
+    with pytest.raises(MissingDependency):
+        raise_if_any(problems(sketches(**{f"job_{n}": ["nobody"] for n in range(250)})))
+    with pytest.raises(CircularDependency, match="a -> b -> a"):
+        raise_if_any(problems(sketches(a=["b"], b=["a"])))
+    with pytest.raises(ValidationFailed) as caught:
+        raise_if_any(problems(sketches(a=["b"], b=["a", "c"])))
+    assert type(caught.value) is ValidationFailed
+    assert {problem.code for problem in caught.value.problems} == {"MISSING_DEPENDENCY", "CIRCULAR_DEPENDENCY"}
+
+
+def test_the_largest_graphs_are_judged_within_moments() -> None:
+    names = [f"job_number_{n:05}" for n in range(MAX_JOBS)]
+    circle = [Sketch(name=name, depends_on=(names[n - 1],)) for n, name in enumerate(names)]
+    web = [Sketch(name=name, depends_on=tuple(names[max(0, n - 10) : n])) for n, name in enumerate(names)]
+    lost = [Sketch(name=name, depends_on=tuple(f"{name} {n}" for n in range(10))) for name in names]
+    began = time.process_time()
+    (cycle,) = problems(circle)
+    assert problems(web) == []
+    assert len(problems(lost)) == MAX_PROBLEMS + 1
+    assert time.process_time() - began < 5
+    assert cycle.detail.startswith("closes a circle: job_number_00000 -> job_number_00001 -> ")
+    assert cycle.detail.endswith(" -> job_number_09999 -> job_number_00000")
+    assert "(9,951 more)" in cycle.detail
+
+
+def reached(edges: dict[int, set[int]], start: int) -> set[int]:
+    """The jobs on which one depends, by way of others too."""
+    seen: set[int] = set()
+    to_visit = [start]
+    while to_visit:
+        for other in edges[to_visit.pop()] - seen:
+            seen.add(other)
+            to_visit.append(other)
+    return seen
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 13), max_size=4), min_size=1, max_size=12))
+def test_what_is_told_is_what_is_wrong(graph: list[list[int]]) -> None:
+    jobs = [Sketch(name=str(n), depends_on=tuple(map(str, depends_on))) for n, depends_on in enumerate(graph)]
+    found = problems(jobs)
+
+    missing = {(n, each) for n, depends_on in enumerate(graph) for each in depends_on if each >= len(graph)}
+    assert len([problem for problem in found if problem.code == "MISSING_DEPENDENCY"]) == len(missing)
+    again = sum(len(depends_on) - len(set(depends_on)) for depends_on in graph)
+    assert len([problem for problem in found if problem.detail.endswith("a second time")]) == again
+    on_themselves = [problem for problem in found if problem.detail.startswith("depends on itself")]
+    assert len(on_themselves) == sum(n in depends_on for n, depends_on in enumerate(graph))
+
+    edges = {n: {each for each in depends_on if each < len(graph)} - {n} for n, depends_on in enumerate(graph)}
+    before = {n: reached(edges, n) for n in edges}
+    knots = {frozenset(other for other in edges if other in before[n] and n in before[other]) for n in edges}
+    firsts = sorted(min(knot) for knot in knots if knot)
+    circles = [problem for problem in found if problem.detail.startswith("closes a circle")]
+    assert [int(problem.pointer.split("/")[2]) for problem in circles] == firsts
+    for problem in circles:
+        places = [int(name) for name in problem.detail.split(": ")[1].split(" -> ")]
+        assert all(one in edges[following] for one, following in pairwise(places))
+        job, index = map(int, problem.pointer.split("/")[2::2])
+        assert (job, graph[job][index], job) == (places[0], places[-2], places[-1])
