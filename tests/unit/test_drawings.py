@@ -1,0 +1,245 @@
+"""Pictures of a run's graph: in three languages, of any names, and of ten thousand jobs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vigil_core.domain.boxes import Box, boxes, columns
+from vigil_core.domain.drawings import DrawnJob, dot, mermaid, svg
+from vigil_core.domain.layout import layout
+from vigil_core.domain.lifecycle import STATUSES, JobStatus
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = '"];--</text><script>&lt; \\" \\n %%{init}%% `_x_` #35; 日本 🎉'
+
+
+def drawn(name: str, *depends_on: int, status: JobStatus = "completed", **more: str) -> DrawnJob:
+    return DrawnJob(name=name, status=status, depends_on=depends_on, **{"job_type": name, **more})  # type: ignore[arg-type]
+
+
+def fan(width: int, status: JobStatus = "completed") -> list[DrawnJob]:
+    chunks = [drawn(f"chunk_{n}", 0, status=status) for n in range(width)]
+    return [drawn("split"), *chunks, drawn("join", *range(1, width + 1), status="waiting")]
+
+
+def chain(length: int, failed: int) -> list[DrawnJob]:
+    def status(n: int) -> JobStatus:
+        return "completed" if n < failed else "failed" if n == failed else "skipped"
+
+    return [drawn(f"step_{n}", *([n - 1] if n else []), status=status(n)) for n in range(length)]
+
+
+def texts(picture: str) -> list[str]:
+    """Every text that can be read in an SVG, tooltips aside."""
+    return [element.text or "" for element in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+
+
+def counted(picture: str) -> tuple[int, int]:
+    """How many jobs the legend counts, and how many the boxes do."""
+    shown = texts(picture)
+    legend = [re.fullmatch(rf"([\d,]+) ({'|'.join(STATUSES)})", text) for text in shown]
+    in_groups = [int(found.replace(",", "")) for text in shown for found in re.findall("([\\d,]+)\u00a0", text)]
+    alone = len(re.findall(f'<text class="status ({"|".join(STATUSES)})"', picture))
+    return sum(int(found[1].replace(",", "")) for found in legend if found), sum(in_groups) + alone
+
+
+BRANCHES = [
+    drawn("validate"),
+    drawn("process", 0, status="running", condition="validation_status == 'valid'", job_type="spark"),
+    drawn(
+        "quarantine", 0, status="skipped", condition="validation_status == 'invalid'", reason="the condition is false"
+    ),
+    drawn("tell", 1, 2, status="waiting", trigger_rule="one_success", reason="waits for process"),
+]
+
+
+def test_a_picture_says_names_statuses_terms_and_reasons() -> None:
+    shown = texts(svg("branches", BRANCHES))
+    assert shown[:5] == ["branches", "1 completed", "1 running", "1 waiting", "1 skipped"]
+    assert shown[5:] == [
+        *("validate", "completed"),
+        *("process", "running · spark", "if validation_status == 'valid'"),
+        *("quarantine", "skipped", "if validation_status == 'invalid'", "the condition is false"),
+        *("tell", "waiting", "one_success", "waits for process"),
+    ]
+    tooltips = [title.text for title in ElementTree.fromstring(svg("branches", BRANCHES)).iter(f"{SVG}title")]
+    assert (
+        tooltips[3] == "quarantine: skipped\ntype quarantine\nif validation_status == 'invalid'\nthe condition is false"
+    )
+
+
+def test_a_picture_has_its_size_and_is_always_the_same() -> None:
+    root = ElementTree.fromstring(svg("branches", BRANCHES))
+    assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
+    assert svg("branches", BRANCHES) == svg("branches", BRANCHES)
+    assert ElementTree.fromstring(svg("nothing", [])).get("width")
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_every_status_can_be_drawn(status: JobStatus) -> None:
+    for picture in (svg("one", [drawn("a", status=status)]), dot("one", [drawn("a", status=status)])):
+        assert status in picture
+    assert f":::{status}" in mermaid("one", [drawn("a", status=status)])
+
+
+def test_mermaid_says_every_job_and_every_dependency() -> None:
+    lines = mermaid("branches", BRANCHES).splitlines()
+    assert lines[:4] == ["---", 'title: "branches"', "---", "flowchart LR"]
+    assert lines[4] == '    n0["validate<br/>completed"]:::completed'
+    assert lines[7] == '    n3["tell<br/>waiting<br/>one_success<br/>waits for process"]:::waiting'
+    assert [line.strip() for line in lines[8:12]] == ["n0 --> n1", "n0 --> n2", "n1 --> n3", "n2 --> n3"]
+
+
+def test_mermaid_understands_nothing_that_a_name_says() -> None:
+    picture = mermaid(HOSTILE, [drawn(HOSTILE, reason="two\nlines")])
+    (node,) = re.findall(r'^    n0\["(.*)"\]:::completed$', picture, re.MULTILINE)
+    name, status, reason = node.split("<br/>")
+    assert re.fullmatch(r"(?:[\w. ]|#\d+;)*", name)
+    decoded = re.sub(r"#(\d+);", lambda found: chr(int(found[1])), name).replace("\u200b", "")
+    assert (decoded, status, reason) == (HOSTILE, "completed", "two lines")
+    assert "%%{" not in picture
+
+
+def test_graphviz_understands_nothing_that_a_name_says() -> None:
+    picture = dot(HOSTILE, [drawn(HOSTILE, reason="two\nlines"), drawn("b\\", 0)])
+    strings = re.findall(r'"((?:[^"\\]|\\.)*)"', picture)
+    assert '"' not in re.sub(r'"((?:[^"\\]|\\.)*)"', "", picture)
+    escaped = HOSTILE.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
+    assert f"{escaped}\\ncompleted\\ntwo lines" in strings
+    assert "b\\\\\\ncompleted" in strings
+    assert "    n0 -> n1;\n" in picture
+
+
+anything = st.text(st.characters(exclude_categories=()), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(anything, anything, st.sampled_from(STATUSES), st.sets(st.integers(0, 20))), max_size=12),
+    anything,
+)
+def test_whatever_names_and_reasons_are_the_svg_is_well_formed(
+    sketches: list[tuple[str, str, JobStatus, set[int]]], title: str
+) -> None:
+    jobs = [
+        drawn(name, *sorted(other for other in others if other < n), status=status, reason=reason, condition=reason)
+        for n, (name, reason, status, others) in enumerate(sketches)
+    ]
+    root = ElementTree.fromstring(svg(title, jobs))
+    assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
+        *("svg", "title", "desc", "style", "rect", "text", "g", "circle", "path"),
+    }
+    assert len(root.findall(f"{SVG}g/{SVG}g/{SVG}title")) == len(jobs)
+    assert svg(title, jobs).encode()
+    assert counted(svg(title, jobs, collapse_over=3)) == (len(jobs), len(jobs))
+    edges = sum(len(job.depends_on) for job in jobs)
+    statuses = {job.status for job in jobs}
+    assert len(mermaid(title, jobs).splitlines()) == 4 + len(jobs) + edges + len(statuses)
+    assert len(dot(title, jobs).splitlines()) == 5 + len(jobs) + edges
+
+
+def test_jobs_alike_share_a_box_that_counts_them() -> None:
+    jobs = fan(1_000)
+    jobs[40] = drawn("chunk_39", 0, status="failed", reason="the disk is full")
+    shown = texts(svg("fan", jobs))
+    assert "chunk_* × 1,000" in shown
+    assert "999\u00a0completed, 1\u00a0failed" in shown
+    assert "chunk_39 failed: the disk is full" in shown
+    assert len(shown) < 15
+    assert "chunk_* × 8" not in texts(svg("fan", fan(8)))
+    assert "chunk_* × 8" in texts(svg("fan", fan(8), collapse_over=9))
+
+
+def test_of_a_long_chain_the_ends_stay_and_where_it_changes() -> None:
+    shown = texts(svg("chain", chain(10_000, failed=5_000)))[4:]
+    assert [text for text in shown if re.match("step_|.*sequence", text)] == [
+        *("step_0", "4,999 jobs in sequence", "step_*", "step_5000"),
+        *("4,998 jobs in sequence", "step_*", "step_9999"),
+    ]
+
+
+def test_many_alike_lanes_are_one_lane() -> None:
+    lanes = [drawn("begin")]
+    for n in range(300):
+        at = len(lanes)
+        lanes += [drawn(f"fetch_{n}", 0), drawn(f"store_{n}", at, status="running")]
+    lanes.append(drawn("end", *range(2, 601, 2), status="waiting"))
+    shown = texts(svg("lanes", lanes))
+    assert {"fetch_* × 300", "store_* × 300"} <= set(shown)
+
+
+graphs = st.lists(st.sets(st.integers(0, 39), max_size=4), min_size=1, max_size=40)
+
+
+def before_only(graph: Sequence[set[int]]) -> list[tuple[int, ...]]:
+    return [tuple(sorted(other for other in others if other < n)) for n, others in enumerate(graph)]
+
+
+@settings(deadline=None)
+@given(graphs, st.integers(1, 12), st.lists(st.sampled_from("ab"), min_size=40, max_size=40))
+def test_boxes_hold_every_job_once_and_keep_what_comes_before_what(
+    graph: list[set[int]], at_most: int, keys: list[str]
+) -> None:
+    depends_on = before_only(graph)
+    found = boxes(depends_on, keys[: len(graph)], at_most=at_most)
+    assert len(found) <= max(at_most, 1)
+    assert sorted(member for box in found for member in box.members) == list(range(len(graph)))
+    place = {member: n for n, box in enumerate(found) for member in box.members}
+    wanted = {(place[other], place[n]) for n, others in enumerate(depends_on) for other in others}
+    assert {(other, n) for n, box in enumerate(found) for other in box.depends_on} == {
+        (one, other) for one, other in wanted if one != other
+    }
+    column = columns([box.depends_on for box in found])
+    assert all(column[other] < column[n] for n, box in enumerate(found) for other in box.depends_on)
+    if len(graph) <= at_most:
+        assert [box.members for box in found] == [(n,) for n in range(len(graph))]
+
+
+def test_boxes_of_a_sequence_are_in_its_order() -> None:
+    backwards = [*((n + 1,) for n in range(9)), ()]
+    found = boxes(backwards, [None] * 10, at_most=5)
+    assert Box(members=tuple(range(8, 0, -1)), kind="sequence", depends_on=(2,)) in found
+
+
+@settings(deadline=None)
+@given(graphs)
+def test_no_two_boxes_and_no_line_passing_by_meet(graph: list[set[int]]) -> None:
+    depends_on = before_only(graph)
+    found = layout(depends_on, [100.0] * len(graph), [40.0 + n % 3 * 15 for n in range(len(graph))])
+    by_column: dict[float, list[tuple[float, float]]] = {}
+    for stop in found.stops:
+        by_column.setdefault(stop.x, []).append((stop.y - stop.height / 2, stop.y + stop.height / 2))
+        assert -0.01 <= stop.y - stop.height / 2 <= stop.y + stop.height / 2 <= found.height + 0.01
+        assert stop.x + stop.width <= found.width
+    for column in by_column.values():
+        column.sort()
+        assert all(lower[1] + 10 < upper[0] for lower, upper in pairwise(column))
+    for box, hops in enumerate(found.lines):
+        reached = {box}
+        for one, other in hops:
+            assert one in reached
+            assert found.stops[one].x + found.stops[one].width < found.stops[other].x
+            reached.add(other)
+        ends = {other for other in reached if found.stops[other].is_box} - {box}
+        assert ends == {n for n, others in enumerate(depends_on) if box in others}
+
+
+def test_ten_thousand_jobs_are_drawn_within_moments() -> None:
+    web = [
+        drawn(f"job_{n}", *sorted({(n * 7 + k * k * 31) % n for k in range(10)} if n else ()), status=STATUSES[n % 8])
+        for n in range(10_000)
+    ]
+    for jobs in (fan(9_998), chain(10_000, failed=3), web):
+        began = time.process_time()
+        picture = svg("large", jobs)
+        assert time.process_time() - began < 4
+        assert len(picture) < 1_000_000
+        assert counted(picture) == (10_000, 10_000)
