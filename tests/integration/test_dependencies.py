@@ -139,7 +139,7 @@ def test_conditions(world: World, condition: str, becomes: str) -> None:
 )
 def test_a_condition_that_is_small_and_works_on_what_is_not_fails_at_once(condition: str) -> None:
     """A list that holds one list twice, which holds another twice, and so on: each level is twice the work."""
-    inputs = [Input(job_id="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
+    inputs = [Input(name="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
     with pytest.raises(ConditionError, match="too many steps"):
         evaluate(condition, inputs)
 
@@ -234,7 +234,7 @@ def test_a_worker_is_handed_the_results(world: World) -> None:
     (job,) = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
     assert job.job_id == job_id
     inputs = depend.inputs_of(world.ctx, job)
-    assert [(each.job_id, each.status, each.result) for each in inputs] == [
+    assert [(each.name, each.status, each.result) for each in inputs] == [
         (first, "completed", '{"rows":3}'),
         (second, "failed", None),
     ]

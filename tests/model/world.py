@@ -41,6 +41,7 @@ from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
+from vigil_core.store.runs import RunStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.stream import StreamRecord
@@ -191,6 +192,7 @@ class World:
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
+            runs=RunStore(table, KeptObjects(), now=lambda: self.now),
             queues=_Queues(self),
             alarms=KeptAlarms(),
             job_of=partial(job_of_body, find_type=job_types.find),

@@ -26,6 +26,7 @@ from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore, Kept, job_from_row
 from vigil_core.store.listing import ListingStore
+from vigil_core.store.runs import RunStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Delete, Put, Table
@@ -145,6 +146,7 @@ class World:
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
+            runs=RunStore(table, self.objects, now=lambda: self.time),
             queues=self.queues,
             executors=self.executors,
             alarms=self.alarms,

@@ -19,9 +19,19 @@ from vigil_core.gateways.functions import LambdaExecutors
 from vigil_core.gateways.queues import SqsQueues
 from vigil_core.gateways.scheduler import SchedulerAlarms
 from vigil_core.gateways.sns import Topic
+from vigil_core.gateways.step_functions import StepFunctionsSupervisors
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutgoingSettings, SocketSettings
-from vigil_core.services.context import THREADS, Alarms, Context, Executors, NoExecutors, Queues
+from vigil_core.services.context import (
+    THREADS,
+    Alarms,
+    Context,
+    Executors,
+    NoExecutors,
+    NoSupervisors,
+    Queues,
+    Supervisors,
+)
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.tickets import IssueTicket
 from vigil_core.store.api_keys import ApiKeyStore
@@ -34,6 +44,7 @@ from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore, Objects
 from vigil_core.store.listing import ListingStore
+from vigil_core.store.runs import RunStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.secrets import SecretStore
@@ -48,6 +59,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
     from mypy_boto3_sqs.client import SQSClient
+    from mypy_boto3_stepfunctions.client import SFNClient
 
     from vigil_core.api.admin import Admin
     from vigil_core.api.http import HttpApi
@@ -92,6 +104,12 @@ def sqs() -> SQSClient:
 def lambda_client() -> LambdaClient:
     """The client of Lambda, for those that dispatch jobs."""
     return boto3.client("lambda", config=CLIENT_CONFIG)
+
+
+@cache
+def step_functions() -> SFNClient:
+    """The client of Step Functions, for those that start or wake supervisors."""
+    return boto3.client("stepfunctions", config=CLIENT_CONFIG)
 
 
 @cache
@@ -145,6 +163,7 @@ def context() -> Context:
         alarms(),
         bodies_bucket(),
         executors=LambdaExecutors(lambda_client, its.caller_function),
+        supervisors=StepFunctionsSupervisors(step_functions, its.supervisor_machine),
         retention=its.retention,
     )
 
@@ -156,6 +175,7 @@ def context_of(
     objects: Objects,
     *,
     executors: Executors | None = None,
+    supervisors: Supervisors | None = None,
     retention: timedelta = DEFAULT,
 ) -> Context:
     """A context over any table."""
@@ -181,8 +201,10 @@ def context_of(
         connections=ConnectionStore(table),
         webhooks=WebhookStore(table),
         schedules=ScheduleStore(table),
+        runs=RunStore(table, objects, now=now, retention=retention),
         queues=queues,
         executors=executors or NoExecutors(),
+        supervisors=supervisors or NoSupervisors(),
         alarms=alarms,
         job_of=job_of,
         clock=now,

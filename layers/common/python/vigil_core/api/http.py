@@ -62,10 +62,11 @@ class HttpApi:
             answer = operation.act(call, **ids, **_read(operation, request))
             body = answer.body.plain() if isinstance(answer.body, Shown) else answer.body
             if isinstance(body, Mapping):
-                said |= {name: body[name] for name in ("job_id", "wait_id") if name in body}
+                said |= {name: body[name] for name in ("job_id", "wait_id", "workflow_id") if name in body}
             if body is None:
                 return Response(status_code=answer.status, body="", headers=answer.headers)
-            return _response(answer.status, "application/json", body, answer.headers)
+            text = body if isinstance(body, str) and answer.media != "application/json" else dumps(body)
+            return _response(answer.status, answer.media, text, answer.headers)
 
         return serve
 
@@ -79,11 +80,10 @@ class HttpApi:
         known = understood(error)
         shown = problem(known, path=request.path, request_id=request.request_id, now=now)
         self._resolver.context["said"]["error"] = shown.error
-        return _response(shown.status, CONTENT_TYPE, shown.plain(), retry_after(known, now))
+        return _response(shown.status, CONTENT_TYPE, dumps(shown.plain()), retry_after(known, now))
 
 
-def _response(status: int, content_type: str, body: object, headers: Mapping[str, str]) -> Response[str]:
-    text = dumps(body)
+def _response(status: int, content_type: str, text: str, headers: Mapping[str, str]) -> Response[str]:
     response = Response(status_code=status, content_type=content_type, body=text, headers=headers)
     if len(text) > LARGE_CHARS:
         response.body, response.base64_encoded = b64encode(text.encode()).decode(), True

@@ -62,6 +62,7 @@ from vigil_core.services.hold_job import hold_job
 from vigil_core.services.idempotent import Outcome, once
 from vigil_core.services.list_jobs import JobFilter
 from vigil_core.services.list_jobs import list_jobs as list_stored_jobs
+from vigil_core.services.runs import require_may_begin
 from vigil_core.services.submit_job import Submitted, submit, submitted_before
 
 ROUTES = Routes()
@@ -289,6 +290,7 @@ def delete_job(call: Call, job_id: str) -> Answer:
 )
 def start_job(call: Call, job_id: str, body: Start) -> Answer:
     """Begin to run a job that is pending, without a lease: whoever does so is not given it by a queue."""
+    require_may_begin(call.context, find_job(call.context, call.namespace, job_id))
     job = change_job.start(call.context, call.namespace, job_id, by=call.by, lease_token=body.lease_token)
     return _changed(call, job)
 

@@ -183,7 +183,7 @@ def job_type_of(namespace: str, name: str, body: JsonValue, now: datetime) -> Jo
 
 def _target_of(said: JobTypeBody) -> dict[str, Any] | None:
     """The target, checked. Raises ValidationFailed."""
-    if said.executor not in jobs.DISPATCHED:
+    if said.executor not in jobs.TARGETED:
         if said.target is not None:
             raise ValidationFailed.at("/target", "is only for the executors `lambda` and `http`")
         return None

@@ -81,12 +81,14 @@ class _Schemas:
         shown: set[type[BaseModel]] = {Problem}
         for operation in operations:
             sent |= {model for model in (operation.body, operation.documented_body, operation.query) if model}
+            sent |= getattr(operation.documented_body, "parts", frozenset())
             shown |= {model for answer in operation.answers.values() for model in answer.models}
         inputs = [(model, "validation") for model in sorted(sent, key=lambda model: model.__name__)]
         outputs = [(model, "serialization") for model in sorted(shown, key=lambda model: model.__name__)]
         references, made = models_json_schema([*inputs, *outputs], ref_template=_REF)  # type: ignore[list-item]
         self._references: Mapping[Any, dict[str, Any]] = references
-        queries = {reference["$ref"].rsplit("/", 1)[1] for key, reference in references.items() if _is_query(key[0])}
+        asked = {operation.query for operation in operations} | {NoQuery}
+        queries = {reference["$ref"].rsplit("/", 1)[1] for key, reference in references.items() if key[0] in asked}
         self._definitions: dict[str, Any] = made["$defs"]
         self.definitions = {
             name: _tidied(schema) for name, schema in sorted(self._definitions.items()) if name not in queries
@@ -192,11 +194,8 @@ def _shown(answer: Shows, schemas: _Schemas) -> dict[str, Any]:
     if choices:
         schema = choices[0] if len(choices) == 1 else {"anyOf": choices}
         described["content"] = {"application/json": {"schema": schema}}
+        described["content"] |= {media: {"schema": {"type": "string"}} for media in answer.media}
     return described
-
-
-def _is_query(model: Any) -> bool:
-    return model is NoQuery or "page_size" in model.model_fields
 
 
 def _tidied(schema: Any) -> Any:

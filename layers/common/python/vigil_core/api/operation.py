@@ -71,6 +71,8 @@ class Answer:
 
     status: int
     body: object = None
+    media: str = "application/json"
+    """Of another kind the body is text, and sent as it is."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -80,6 +82,8 @@ class Shows:
 
     what: str
     models: tuple[type[BaseModel], ...] = ()
+    media: tuple[str, ...] = ()
+    """Kinds of text that it may be instead."""
     headers: tuple[AnswerHeader, ...] = ()
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vigil_core.api import job_routes, job_type_routes, queue_routes, schedule_routes, wait_routes, webhook_routes
+from vigil_core.api import (
+    job_routes,
+    job_type_routes,
+    queue_routes,
+    schedule_routes,
+    wait_routes,
+    webhook_routes,
+    workflow_routes,
+)
 from vigil_core.api.openapi import document
 from vigil_core.api.operation import Answer, Call, Operation, Routes, Shows
 from vigil_core.api.wire import NewUpload, Nothing, OpenApi, ShownTicket, ShownUpload
@@ -72,6 +80,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *job_type_routes.ROUTES.operations,
     *webhook_routes.ROUTES.operations,
     *schedule_routes.ROUTES.operations,
+    *workflow_routes.ROUTES.operations,
     *ROUTES.operations,
 )
 

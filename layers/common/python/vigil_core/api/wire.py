@@ -91,7 +91,8 @@ def _at_least_0(most: int) -> Callable[[Any], Decimal]:
     return check
 
 
-def _condition(text: str) -> str:
+def expression(text: str) -> str:
+    """A JMESPath expression. Raises ValueError."""
     try:
         check(text)
     except ConditionError as error:
@@ -240,7 +241,7 @@ class NewJob(Wire):
         default=None, description="Ids of jobs that exist: it waits until they have ended as `trigger_rule` wants it"
     )
     trigger_rule: TriggerRule | None = Field(default=None, description="`all_success` when absent")
-    condition: Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(_condition)] | None = Field(
+    condition: Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(expression)] | None = Field(
         default=None,
         description="JMESPath over the results of those jobs; where it is false, the job is skipped",
         examples=["validation_status == 'valid'"],
@@ -460,15 +461,24 @@ class WaitingFor(Shown):
     """What holds back a job that is `waiting`."""
 
     mutex: str | None = Field(description="The key of the mutex for which it stands in line")
-    jobs: list[str] | None = Field(description="The jobs on which it depends; `/dependencies` says how they are")
+    jobs: list[str] | None = Field(
+        description="The jobs on which it depends, in a workflow by their names; `/dependencies` says how they are"
+    )
+    workflow: str | None = Field(
+        description="The workflow that holds it back: it is paused, or as many of its jobs run as may"
+    )
 
     @classmethod
     def of(cls, job: Job) -> WaitingFor | None:
         """None when nothing holds it back."""
         if job.place_in_line is not None:
-            return cls(mutex=job.mutex_key, jobs=None)
+            return cls(mutex=job.mutex_key, jobs=None, workflow=None)
         if job.waits_for_others:
-            return cls(mutex=None, jobs=[each.job_id for each in job.depends_on])
+            return cls(mutex=None, jobs=[each.job_id for each in job.depends_on], workflow=None)
+        if job.waits_for_run:
+            return cls(mutex=None, jobs=list(job.comes_after), workflow=None)
+        if job.held:
+            return cls(mutex=None, jobs=None, workflow=job.workflow_id)
         return None
 
 
@@ -515,7 +525,7 @@ class JobSummary(Shown):
     depends_on: list[str]
     waiting_for: WaitingFor | None
     verdict: ShownVerdict | None
-    workflow_id: None
+    workflow_id: str | None
     batch_id: str | None
     trace_id: str | None
     correlation_id: str | None
@@ -598,7 +608,7 @@ class ClaimedJob(WholeJob):
     def claimed(cls, job: Job, lease: Lease, bodies: Bodies, inputs: Sequence[Input]) -> ClaimedJob:
         """The job for its worker."""
         held = {"lease_token": lease.token, "lease_expires_at": to_text(lease.until)}
-        results = {each.job_id: DependencyResult.of(each) for each in inputs}
+        results = {each.name: DependencyResult.of(each) for each in inputs}
         return cls(**_summary(job), **_shown(bodies), **held, dependencies=results)
 
 
@@ -795,10 +805,10 @@ def _summary(job: Job) -> dict[str, Any]:
         "error": None if job.error is None else ShownError(code=job.error.code, message=job.error.message),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "depends_on": [each.job_id for each in job.depends_on],
+        "depends_on": list(job.comes_after) if job.in_run else [each.job_id for each in job.depends_on],
         "waiting_for": WaitingFor.of(job),
         "verdict": None if job.verdict is None else ShownVerdict.of(job.verdict),
-        "workflow_id": None,
+        "workflow_id": job.workflow_id,
         "batch_id": job.batch_id,
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,

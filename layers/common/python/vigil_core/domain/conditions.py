@@ -30,7 +30,8 @@ class ConditionError(Exception):
 class Input:
     """What a condition sees of a job: `result` is JSON text, None when there is none."""
 
-    job_id: str
+    name: str
+    """By which the condition calls it: its id, or in a run its name."""
     status: str
     health: str | None
     result: str | None
@@ -46,8 +47,18 @@ def check(condition: str) -> None:
 def evaluate(condition: str, inputs: Sequence[Input]) -> bool:
     """Whether the condition holds: false is what JMESPath calls false.
 
-    Each job is an object under its id (`"<id>".result.rows`, `"<id>".status`), and what their results say, as far as
-    these are objects, is at the root: of two the later, before both the ids.
+    Raises:
+        ConditionError: with the reason.
+    """
+    found = search(condition, inputs)
+    return found is True or not (found is False or found is None or found in ("", [], {}))
+
+
+def search(expression: str, inputs: Sequence[Input]) -> Any:
+    """What an expression finds in jobs and their results.
+
+    Each job is an object under its name (`extract.result.rows`, `"<id>".status`), and what their results say, as far as
+    these are objects, is at the root: of two the later, before both the names.
 
     Raises:
         ConditionError: with the reason.
@@ -58,16 +69,27 @@ def evaluate(condition: str, inputs: Sequence[Input]) -> bool:
         for each in inputs:
             # Conditions compare numbers as JMESPath's own literals are read: as floats and integers.
             result = None if each.result is None else json.loads(each.result)
-            shown[each.job_id] = {"status": each.status, "job_health": each.health, "result": result}
+            shown[each.name] = {"status": each.status, "job_health": each.health, "result": result}
             seen |= result if isinstance(result, Mapping) else {}
-        found = _Counting().visit(_parsed(condition), seen | shown)
+        return _Counting().visit(_parsed(expression), seen | shown)
     except ConditionError:
         raise
     except RecursionError as error:
         raise ConditionError("it is nested too deeply") from error
     except Exception as error:
         raise ConditionError(f"{type(error).__name__}: {error}"[:500]) from error
-    return found is True or not (found is False or found is None or found in ("", [], {}))
+
+
+def names_in(expression: str) -> list[str]:
+    """The names of fields that an expression mentions anywhere."""
+    found: list[str] = []
+    left = [_parsed(expression)]
+    while left:
+        node = left.pop()
+        if node["type"] == "field":
+            found.append(node["value"])
+        left += [child for child in node["children"] if isinstance(child, dict) and "type" in child]
+    return list(dict.fromkeys(found))
 
 
 def _parsed(condition: str) -> Any:

@@ -17,6 +17,7 @@ from vigil_core.domain.jobs import TIMED_OUT, Job, LogEntry
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.times import to_text
 from vigil_core.domain.waits import Wait
+from vigil_core.domain.workflows import Run, RunLine
 
 Reach: TypeAlias = Literal["sockets", "change", "ending"]
 """How far an event goes: `sockets` to WebSockets alone, an `ending` always to SNS, a `change` where that is wished."""
@@ -75,6 +76,7 @@ class Progress:
     progress: Decimal
     message: str | None
     at: datetime
+    workflow_id: str | None = None
 
 
 def job_topic(job_id: str) -> str:
@@ -83,6 +85,10 @@ def job_topic(job_id: str) -> str:
 
 def wait_topic(wait_id: str) -> str:
     return f"wait:{wait_id}"
+
+
+def workflow_topic(workflow_id: str) -> str:
+    return f"workflow:{workflow_id}"
 
 
 def queue_topic(queue: str) -> str:
@@ -110,6 +116,7 @@ def job_event(job: Job, line: LogEntry, before: LogEntry | None) -> Event:
             "job_type": job.job_type,
             "name": job.name,
             "queue": job.queue,
+            "workflow_id": job.workflow_id,
             "priority": job.priority,
             "trace_id": job.trace_id,
             "correlation_id": job.correlation_id,
@@ -122,7 +129,7 @@ def job_event(job: Job, line: LogEntry, before: LogEntry | None) -> Event:
             "by": line.by,
             "why": line.why,
         },
-        topics=_topics_of_job(job.job_id, job.queue),
+        topics=_topics_of_job(job.job_id, job.queue, job.workflow_id),
         reach="change" if health is None else "ending",
         attributes={"job_type": job.job_type, "job_id": job.job_id},
     )
@@ -145,7 +152,7 @@ def progress_event(said: Progress) -> Event:
             "progress": said.progress,
             "message": said.message,
         },
-        topics=_topics_of_job(said.job_id, said.queue),
+        topics=_topics_of_job(said.job_id, said.queue, said.workflow_id),
         reach="sockets",
     )
 
@@ -166,6 +173,7 @@ def progress_with_version(job: Job) -> Progress | None:
         progress=job.progress,
         message=job.message,
         at=line.at,
+        workflow_id=job.workflow_id,
     )
 
 
@@ -184,6 +192,36 @@ def wait_event(wait: Wait, answer: Mapping[str, JsonValue] | None) -> Event:
         reach="ending" if wait.options.sns else "sockets",
         attributes={"wait_id": wait.wait_id},
         webhook=wait.options.webhook,
+    )
+
+
+def run_event(run: Run, line: RunLine, before: RunLine | None) -> Event:
+    """What a line of a run's history tells. Of the run, only what it was created with is looked at, and on the line of
+    its end how it ended."""
+    ended = line.kind in ("completed", "failed", "cancelled")
+    return Event(
+        event_id=f"{run.workflow_id}.{line.version}",
+        type=f"vigil.workflow.{line.kind}",
+        namespace=run.namespace,
+        subject=run.workflow_id,
+        time=line.at,
+        data={
+            "workflow_id": run.workflow_id,
+            "name": run.name,
+            "failure_policy": run.failure_policy,
+            "total": run.total,
+            "trace_id": run.trace_id,
+            "correlation_id": run.correlation_id,
+            "created_at": to_text(run.created_at),
+            "version": line.version,
+            "from": None if before is None else before.status,
+            "status": line.status,
+            "by": line.by,
+            "why": line.why,
+        },
+        topics=(workflow_topic(run.workflow_id), NAMESPACE_TOPIC),
+        reach="ending" if ended or line.kind in ("paused", "stalled") else "change",
+        attributes={"workflow_id": run.workflow_id},
     )
 
 
@@ -217,8 +255,9 @@ def _counts(wait: Wait) -> dict[str, int]:
     return {"total": wait.total, "met": len(wait.counted_met), "unmet": len(wait.counted_unmet)}
 
 
-def _topics_of_job(job_id: str, queue: str) -> tuple[str, ...]:
-    return job_topic(job_id), queue_topic(queue), NAMESPACE_TOPIC
+def _topics_of_job(job_id: str, queue: str, workflow_id: str | None) -> tuple[str, ...]:
+    its_run = () if workflow_id is None else (workflow_topic(workflow_id),)
+    return job_topic(job_id), *its_run, queue_topic(queue), NAMESPACE_TOPIC
 
 
 def _health(line: LogEntry) -> str | None:

@@ -11,7 +11,7 @@ from vigil_core.domain.errors import FieldProblem, PayloadTooLarge, ValidationFa
 from vigil_core.domain.events import NAMESPACE_TOPIC, Event, parse_event_id
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 
-TopicKind: TypeAlias = Literal["job", "wait", "queue", "namespace"]
+TopicKind: TypeAlias = Literal["job", "wait", "workflow", "queue", "namespace"]
 AnswerType: TypeAlias = Literal["ack", "event", "error", "pong"]
 
 MAX_BYTES = 128 * 1024
@@ -27,21 +27,21 @@ _NAME_RULE = "1 to 128 characters, none of them a control character"
 
 @dataclass(frozen=True, kw_only=True)
 class Topic:
-    """What can be subscribed to. A job or wait can be read, and so told of from the past; a queue and the namespace
-    are only heard from now on."""
+    """What can be subscribed to. A job, wait or workflow can be read, and so told of from the past; a queue and the
+    namespace are only heard from now on."""
 
     kind: TopicKind
     name: str
 
     @property
     def text(self) -> str:
-        """As it is written: `job:<id>`, `wait:<id>`, `queue:<name>`, `namespace`."""
+        """As it is written: `job:<id>`, `wait:<id>`, `workflow:<id>`, `queue:<name>`, `namespace`."""
         return NAMESPACE_TOPIC if self.kind == "namespace" else f"{self.kind}:{self.name}"
 
     @property
     def has_past(self) -> bool:
-        """Whether it is one job or wait."""
-        return self.kind in ("job", "wait")
+        """Whether it is one job, wait or workflow."""
+        return self.kind in ("job", "wait", "workflow")
 
 
 @dataclass(frozen=True, kw_only=True)

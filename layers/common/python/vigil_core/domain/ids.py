@@ -24,6 +24,11 @@ def derived(parent_id: str, name: str) -> str:
     return f"{parent_id[:13]}-7{digest[:3]}-{variant}{digest[4:7]}-{digest[7:19]}"
 
 
+def job_id_of(workflow_id: str, name: str) -> str:
+    """The id of the job with this name in a run: always the same, so that no repeat makes two."""
+    return derived(workflow_id, f"job/{name}")
+
+
 def at_time(moment: datetime, name: str) -> str:
     """An id that (moment, name) always gives, a UUIDv7 of that moment."""
     digest = hashlib.sha256(name.encode()).hexdigest()

@@ -18,7 +18,7 @@ from vigil_core.domain.lifecycle import ALLOWED, TERMINAL, JobStatus
 from vigil_core.domain.times import whole_ms
 
 Priority: TypeAlias = Literal["background", "low", "normal", "high", "critical"]
-Executor: TypeAlias = Literal["worker", "lambda", "http", "none"]
+Executor: TypeAlias = Literal["worker", "lambda", "http", "none", "join"]
 LogKind: TypeAlias = Literal[
     "created", "waiting", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed",
     "failed", "cancel_requested", "cancelled", "skipped", "retried", "deleted",
@@ -30,8 +30,11 @@ CANCEL_GRACE = timedelta(seconds=60)
 """How long a running job has to end by itself after it was asked to."""
 BATCH_CANCEL_GRACE = timedelta(seconds=180)
 """The same for a batch, whose items are asked one by one and are then given their own time."""
-DISPATCHED = frozenset({"lambda", "http"})
-"""The executors whose jobs Vigil itself sets going, as soon as they are pending."""
+DISPATCHED = frozenset({"lambda", "http", "join"})
+"""The executors whose jobs Vigil itself sets going, as soon as they are pending. A `join` runs nothing: it completes
+with what the jobs before it came to."""
+TARGETED = frozenset({"lambda", "http"})
+"""The executors that have to be told what to run."""
 TIMED_OUT = "TIMED_OUT"
 LEASE_EXPIRED = "LEASE_EXPIRED"
 CONDITION_FAILED = "CONDITION_FAILED"
@@ -107,6 +110,10 @@ class NewJob:
     batch_id: str | None = None
     """The batch of which it is an item, and below its place in it."""
     batch_index: int | None = None
+    workflow_id: str | None = None
+    """The run whose job it is, its place in that, and the names of the jobs after which it comes there."""
+    workflow_place: int | None = None
+    comes_after: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,12 +191,19 @@ class Job:
     on_item_failure: OnItemFailure = "continue"
     batch_id: str | None = None
     batch_index: int | None = None
+    workflow_id: str | None = None
+    """The run whose job it is."""
+    workflow_place: int | None = None
+    comes_after: tuple[str, ...] = ()
+    """In a run: the names of the jobs on which it depends, the first of them where there are very many."""
+    held: bool = False
+    """Whether its run holds it back, though it is ready: the run is paused, or as many others run as may."""
 
     @property
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
         waits = self.awaited or self.waits_for_others
-        concerns_others = waits or self.deleted or self.concerns_line or self.concerns_batch
+        concerns_others = waits or self.deleted or self.concerns_line or self.concerns_batch or self.concerns_run
         return concerns_others or self.to_dispatch or self.exactly_due_at is not None
 
     @property
@@ -208,9 +222,24 @@ class Job:
         return self.status in ("pending", "running") if self.is_batch else self.batch_id is not None and self.ended
 
     @property
+    def in_run(self) -> bool:
+        """Whether it is a job of a workflow's run."""
+        return self.workflow_id is not None
+
+    @property
+    def concerns_run(self) -> bool:
+        """Whether its run has yet to note how it stands. Whoever skips it does that himself."""
+        return self.in_run and self.version > 1 and self.status != "skipped"
+
+    @property
+    def waits_for_run(self) -> bool:
+        """Whether it is for its run to say when it may start."""
+        return self.in_run and self.status == "waiting" and self.verdict is None
+
+    @property
     def waits_for_others(self) -> bool:
-        """Whether it is the jobs on which it depends that hold it back."""
-        return self.status == "waiting" and self.dependency_status == "waiting"
+        """Whether it is the jobs on which it depends, without being in a run with them, that hold it back."""
+        return not self.in_run and self.status == "waiting" and self.dependency_status == "waiting"
 
     @property
     def takes_mutex_when_ready(self) -> bool:
@@ -288,7 +317,7 @@ def create(
     depends_on: Sequence[Dependency] = (),
 ) -> Job:
     """The first version of a job: `pending`, or `scheduled` when its time is to come; at stage `submit`."""
-    status: JobStatus = "waiting" if depends_on else "pending"
+    status: JobStatus = "waiting" if depends_on or new.workflow_id is not None else "pending"
     if new.scheduled_at is not None and new.scheduled_at > now:
         status = "scheduled"
     first = LogEntry(version=1, at=now, kind="created", by=by, status=status, stage=stages.SUBMIT)
@@ -320,7 +349,7 @@ def create(
         depends_on=tuple(depends_on),
         trigger_rule=new.trigger_rule,
         condition=new.condition,
-        dependency_status="waiting" if depends_on else "none",
+        dependency_status="waiting" if depends_on or new.comes_after else "none",
         cancel_requested_at=None,
         payload_ref=payload_ref,
         result_ref=None,
@@ -343,6 +372,9 @@ def create(
         on_item_failure=new.on_item_failure,
         batch_id=new.batch_id,
         batch_index=new.batch_index,
+        workflow_id=new.workflow_id,
+        workflow_place=new.workflow_place,
+        comes_after=tuple(new.comes_after),
     )
 
 
@@ -412,24 +444,50 @@ def born_ready(job: Job, verdict: Verdict) -> Job:
     )
 
 
-def judged(job: Job, verdict: Verdict, *, held: bool, passed: bool | None, now: datetime, by: str) -> Job:
+def judged(
+    job: Job, verdict: Verdict, *, met: bool, passed: bool | None, now: datetime, by: str, held: bool = False
+) -> Job:
     """What a verdict makes of a job that waits for others: released where rule and condition hold, else skipped; failed
-    where the condition cannot be evaluated (`passed` is None)."""
-    status: DependencyStatus = "satisfied" if held else "failed"
+    where the condition cannot be evaluated (`passed` is None). With `held` its run does not let it start yet."""
+    status: DependencyStatus = "satisfied" if met else "failed"
+    if job.in_run and not job.comes_after:
+        status = "none"
+    said = {"dependency_status": status, "verdict": verdict}
+    if passed and held:
+        return _next(job, now, by, "waiting", why="workflow", held=True, **said)
     if passed:
-        return _next(
-            job, now, by, "ready", why="dependencies", status="pending", dependency_status=status, verdict=verdict
-        )
+        return _next(job, now, by, "ready", why="dependencies", status="pending", **said)
     if passed is None:
         error = JobError(code=CONDITION_FAILED, message=verdict.reason)
         return _end(
-            job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error,
-            dependency_status=status, verdict=verdict,
-        )  # fmt: skip
+            job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error, **said
+        )
+    return _end(job, now, by, "skipped", why=verdict.reason, stage=stages.INCOMPLETE, health="skipped", **said)
+
+
+def refused(job: Job, verdict: Verdict, error: JobError, *, now: datetime, by: str) -> Job:
+    """A job that is ready, and cannot start for this reason: it fails."""
     return _end(
-        job, now, by, "skipped", why=verdict.reason, stage=stages.INCOMPLETE, health="skipped",
-        dependency_status=status, verdict=verdict,
+        job, now, by, "failed", why=error.code, stage=stages.INCOMPLETE, health="failed", error=error,
+        dependency_status="satisfied", verdict=verdict,
     )  # fmt: skip
+
+
+def let_go(job: Job, *, now: datetime, by: str) -> Job:
+    """Its run holds the job back no longer."""
+    _require(job, "pending", "let go")
+    return _next(job, now, by, "ready", why="workflow", status="pending", held=False)
+
+
+def hold_back(job: Job, *, now: datetime, by: str) -> Job:
+    """Its run is paused: a job that nobody has begun is held back."""
+    _require(job, "waiting", "hold back")
+    return _next(job, now, by, "waiting", why="workflow", status="waiting", held=True)
+
+
+def run_again(job: Job, *, now: datetime, by: str) -> Job:
+    """A new attempt of an ended job in its run, which says when it starts."""
+    return _revived(job, now, by, status="waiting", dependency_status="waiting" if job.comes_after else "none")
 
 
 def start(job: Job, *, now: datetime, by: str, lease_token: str | None = None) -> Job:
@@ -594,7 +652,8 @@ def on_time(job: Job, *, now: datetime, by: str, chance: float) -> Job:
     def is_over(moment: datetime | None) -> bool:
         return moment is not None and moment <= now
 
-    if job.status == "scheduled" and is_over(job.scheduled_at) and job.dependency_status == "waiting":
+    not_judged = job.dependency_status == "waiting" or (job.in_run and job.verdict is None)
+    if job.status == "scheduled" and is_over(job.scheduled_at) and not_judged:
         return _next(job, now, by, "waiting", status="waiting")
     if job.status == "scheduled" and is_over(job.scheduled_at):
         return _next(job, now, by, "ready", status="pending")
@@ -617,26 +676,42 @@ def retry(job: Job, *, now: datetime, by: str) -> Job:
     if not job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only an ended job can be retried")
     _require(job, "pending", "retry")
+    if job.in_run:
+        raise InvalidTransition(f"Cannot retry job {job.job_id} by itself: retry its workflow {job.workflow_id}")
     if job.batch_id is not None:
         raise InvalidTransition(f"Cannot retry job {job.job_id}: it is an item, retry its batch {job.batch_id}")
     ran = job.dependency_status == "satisfied" and job.status != "skipped"
     unjudged = bool(job.depends_on) and (not ran or (job.error is not None and job.error.code == CONDITION_FAILED))
-    return _next(
-        job, now, by, "retried",
-        status="waiting" if unjudged else "pending",
-        dependency_status="waiting" if unjudged else job.dependency_status,
-        verdict=None if unjudged else job.verdict,
-        stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
-        attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
-        cancel_requested_at=None, started_at=None, finished_at=None, lease=None, place_in_line=None,
-    )  # fmt: skip
+    if unjudged:
+        return _revived(job, now, by, status="waiting", dependency_status="waiting")
+    return _revived(job, now, by, status="pending", dependency_status=job.dependency_status, verdict=job.verdict)
 
 
 def delete(job: Job, *, now: datetime, by: str) -> Job:
     """The tombstone of an ended job: a version like any other, so that whoever waits for it hears of it."""
     if not job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only an ended job can be deleted")
+    if job.in_run:
+        raise InvalidTransition(f"Job {job.job_id} belongs to workflow {job.workflow_id}, and goes with it")
     return _next(job, now, by, "deleted", deleted=True)
+
+
+def _revived(
+    job: Job,
+    now: datetime,
+    by: str,
+    *,
+    status: JobStatus,
+    dependency_status: DependencyStatus,
+    verdict: Verdict | None = None,
+) -> Job:
+    """An ended job that lives again: its next attempt, with fields and milestones kept."""
+    return _next(
+        job, now, by, "retried", status=status, dependency_status=dependency_status, verdict=verdict,
+        stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
+        attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
+        cancel_requested_at=None, started_at=None, finished_at=None, lease=None, place_in_line=None, held=False,
+    )  # fmt: skip
 
 
 def _failed(
@@ -693,7 +768,19 @@ def _cancelled(job: Job, now: datetime, by: str, *, why: str | None = None, erro
 def _end(job: Job, now: datetime, by: str, status: JobStatus, *, why: str | None = None, **changes: object) -> Job:
     kinds: dict[JobStatus, LogKind] = {"completed": "completed", "failed": "failed", "skipped": "skipped"}
     kind = kinds.get(status, "cancelled")
-    return _next(job, now, by, kind, why=why, status=status, finished_at=now, lease=None, place_in_line=None, **changes)
+    return _next(
+        job,
+        now,
+        by,
+        kind,
+        why=why,
+        status=status,
+        finished_at=now,
+        lease=None,
+        place_in_line=None,
+        held=False,
+        **changes,
+    )
 
 
 def _next(job: Job, now: datetime, by: str, kind: LogKind, *, why: str | None = None, **changes: object) -> Job:
@@ -728,7 +815,7 @@ def _was_reported(job: Job, lease_token: str | None, *, well: bool) -> bool:
 
 
 def _require(job: Job, status: JobStatus, verb: str) -> None:
-    ends_unstarted = job.executor == "none" and job.status == "pending" and status in {"completed", "failed"}
+    ends_unstarted = job.executor in ("none", "join") and job.status == "pending" and status in {"completed", "failed"}
     if verb == "fail" and job.status != "running" and not ends_unstarted:
         raise InvalidTransition(f"Cannot fail job {job.job_id}: it is {job.status}")
     if status not in ALLOWED[job.status] and not ends_unstarted:

@@ -29,7 +29,8 @@ def setting(name: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
     """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
-    caller's name for those that dispatch no jobs, what belongs to the clock's alarms for those that arm none."""
+    caller's name for those that dispatch no jobs, what belongs to the clock's alarms for those that arm none, the state
+    machine for those that have nothing to do with supervisors."""
 
     table_name: str
     pages_queue_url: str | None
@@ -40,6 +41,7 @@ class CoreSettings:
     alarm_role: str | None
     clock_function: str | None
     bodies_bucket: str | None
+    supervisor_machine: str | None
     retention: timedelta
 
     @classmethod
@@ -55,6 +57,7 @@ class CoreSettings:
             alarm_role=os.environ.get("ALARM_ROLE"),
             clock_function=os.environ.get("CLOCK_FUNCTION"),
             bodies_bucket=os.environ.get("BODIES_BUCKET"),
+            supervisor_machine=os.environ.get("SUPERVISOR_MACHINE"),
             retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
         )
 

@@ -15,6 +15,7 @@ from vigil_core.domain.jobs import Job
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.hold import hold
+from vigil_core.services.runs import may_begin
 from vigil_core.store.job_queues import ReadyJob
 from vigil_core.store.jobs import RANKS
 
@@ -113,6 +114,8 @@ def _grant(ctx: Context, namespace: str, job_id: str, wanted: Claim, by: str, *,
     if job.status == "running" and job.lease and wanted.claim_id and job.lease.claim_id == wanted.claim_id:
         return job
     if paused or job.status != "pending" or job.executor != "worker" or job.queue != wanted.queue:
+        return None
+    if not may_begin(ctx, job):
         return None
     now = ctx.now()
     lease = Lease(

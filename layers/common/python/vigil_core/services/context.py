@@ -24,6 +24,7 @@ from vigil_core.store.job_queues import JobQueueStore
 from vigil_core.store.job_types import JobTypeStore
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.listing import ListingStore
+from vigil_core.store.runs import RunStore
 from vigil_core.store.schedule import DueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits import WaitStore
@@ -56,6 +57,32 @@ class Alarms(Protocol):
 
     def disarm(self, name: str) -> None:
         """Forget an alarm, if there is one."""
+
+
+class Supervisors(Protocol):
+    """The executions that supervise runs."""
+
+    def start(self, name: str, event: str) -> None:
+        """Start one. One of that name, whatever became of it, is as good."""
+
+    def wake(self, token: str) -> None:
+        """Have one that waits go on. One that waits no longer is as good."""
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether there is one of that name that has not ended."""
+
+
+class NoSupervisors:
+    """For functions that have nothing to do with runs, and no right to."""
+
+    def start(self, _: str, __: str) -> None:
+        raise RuntimeError("this function starts no supervisors")
+
+    def wake(self, _: str) -> None:
+        raise RuntimeError("this function wakes no supervisors")
+
+    def is_at_work(self, _: str) -> bool:
+        raise RuntimeError("this function looks after no supervisors")
 
 
 class ReadsJob(Protocol):
@@ -110,12 +137,14 @@ class Context:
     connections: ConnectionStore
     webhooks: WebhookStore
     schedules: ScheduleStore
+    runs: RunStore
     queues: Queues
     alarms: Alarms
     job_of: ReadsJob
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)
+    supervisors: Supervisors = field(default_factory=NoSupervisors)
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     allowed_private_hosts: frozenset[str] = frozenset()
     sleep: Callable[[float], None] = time.sleep

@@ -16,6 +16,7 @@ from vigil_core.domain import jobs
 from vigil_core.domain.conditions import ConditionError, Input, evaluate
 from vigil_core.domain.dependencies import (
     ENDINGS,
+    MAX_DEPENDENCIES,
     Dependency,
     Dependent,
     Ending,
@@ -26,7 +27,7 @@ from vigil_core.domain.dependencies import (
     verdict_of,
 )
 from vigil_core.domain.errors import FieldProblem, JobNotFound, MissingDependency
-from vigil_core.domain.ids import is_uuid7
+from vigil_core.domain.ids import is_uuid7, job_id_of
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import change
@@ -109,9 +110,15 @@ def heard(ctx: Context, dependent: Dependent, dependency: Job) -> None:
 
 
 def inputs_of(ctx: Context, job: Job) -> list[Input]:
-    """The dependencies of a job with their results; a result that would make them too many bytes is left out."""
-    found = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
-    there = [found[each.job_id] for each in job.depends_on if each.job_id in found]
+    """The dependencies of a job with their results, at most a hundred."""
+    return inputs_from(ctx, job.namespace, _dependency_names(ctx, job))
+
+
+def inputs_from(ctx: Context, namespace: str, names: Mapping[str, str]) -> list[Input]:
+    """Jobs with their results, given by their ids what they are called; a result that would make them too many bytes is
+    left out."""
+    found = ctx.jobs.find_many(namespace, names)
+    there = [found[job_id] for job_id in names if job_id in found]
     left = MAX_RESULT_BYTES
     inputs: list[Input] = []
 
@@ -124,7 +131,7 @@ def inputs_of(ctx: Context, job: Job) -> list[Input]:
         left -= size if fits else 0
         inputs.append(
             Input(
-                job_id=each.job_id,
+                name=names[each.job_id],
                 status=each.status,
                 health=each.health,
                 result=bodies.result if fits else None,
@@ -135,9 +142,9 @@ def inputs_of(ctx: Context, job: Job) -> list[Input]:
 
 
 def told_of(inputs: Sequence[Input]) -> dict[str, dict[str, JsonValue]]:
-    """Dependencies as whoever runs the job is told of them, by their ids, in the order in which the job names them."""
+    """Dependencies as whoever runs the job is told of them, by the names by which the job calls them, in its order."""
     return {
-        each.job_id: {
+        each.name: {
             "status": each.status,
             "job_health": each.health,
             "result": None if each.result is None else loads(each.result),
@@ -151,13 +158,30 @@ def neighbours(ctx: Context, job: Job) -> tuple[list[Job], list[Job]]:
     """The jobs on which it depends, and those that wait for it."""
     before = [dependency.job_id for dependency in job.depends_on]
     after = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_NEIGHBOURS)
+    if job.workflow_id is not None and job.workflow_place is not None:
+        graph = ctx.runs.graph(job.namespace, job.workflow_id)
+        before = [job_id_of(job.workflow_id, name) for name in graph.names_before(job.workflow_place)[:MAX_NEIGHBOURS]]
+        later = [graph.nodes[place].name for place in graph.dependents[job.workflow_place][:MAX_NEIGHBOURS]]
+        after = [*(job_id_of(job.workflow_id, name) for name in later), *after][:MAX_NEIGHBOURS]
     found = {
         job_id: each
         for job_id, each in ctx.jobs.find_many(job.namespace, [*before, *after]).items()
         if not each.deleted
     }
-    waiting = [found[job_id] for job_id in after if job_id in found and found[job_id].waits_for_others]
+    waiting = [
+        found[job_id]
+        for job_id in after
+        if job_id in found and (found[job_id].waits_for_others or found[job_id].in_run)
+    ]
     return [found[job_id] for job_id in before if job_id in found], waiting
+
+
+def _dependency_names(ctx: Context, job: Job) -> dict[str, str]:
+    """By their ids, what a job calls its dependencies: by id, or in a run by name."""
+    if job.workflow_id is None or job.workflow_place is None:
+        return {dependency.job_id: dependency.job_id for dependency in job.depends_on}
+    names = ctx.runs.graph(job.namespace, job.workflow_id).names_before(job.workflow_place)
+    return {job_id_of(job.workflow_id, name): name for name in names[:MAX_DEPENDENCIES]}
 
 
 def _endings(job: Job, now: Mapping[str, Job]) -> dict[int, Ending]:
@@ -176,18 +200,18 @@ def _judge(ctx: Context, job: Job, tally: Tally) -> None:
     if held is None:
         return
     verdict = verdict_of(job.trigger_rule, tally, held)
-    passed, verdict = _with_condition(ctx, job, verdict) if held and job.condition else (held, verdict)
+    passed, verdict = with_condition(ctx, job, verdict) if held and job.condition else (held, verdict)
 
     def decide(now: Job) -> Job:
         if not now.waits_for_others or now.attempt != job.attempt:
             return now
-        return jobs.judged(now, verdict, held=held, passed=passed, now=ctx.now(), by="matcher")
+        return jobs.judged(now, verdict, met=held, passed=passed, now=ctx.now(), by="matcher")
 
     with suppress(JobNotFound):
         change(ctx, job.namespace, job.job_id, decide)
 
 
-def _with_condition(ctx: Context, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
+def with_condition(ctx: Context, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
     """Whether the condition holds, too; None when it cannot be evaluated."""
     try:
         passed = evaluate(str(job.condition), inputs_of(ctx, job))

@@ -15,9 +15,10 @@ from vigil_core.domain.executors import ExecutorBusy, ExecutorRefused, LambdaTar
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.times import to_text
-from vigil_core.services.change_job import ATTEMPTS, NO_LONGER_OURS, fail, put_off
+from vigil_core.services.change_job import ATTEMPTS, NO_LONGER_OURS, complete, fail, put_off
 from vigil_core.services.context import Context
 from vigil_core.services.depend import inputs_of, told_of
+from vigil_core.services.runs import may_begin
 
 HANDOVER_LEASE_S = 90
 """How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
@@ -39,10 +40,13 @@ def dispatch(ctx: Context, namespace: str, job_id: str, *, by: str) -> bool:
 def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
     """Raises StoreConflict when somebody was changing the job at this moment."""
     job = ctx.jobs.find(namespace, job_id)
-    if job is None or job.deleted or not job.to_dispatch or job.target_ref is None:
+    if job is None or job.deleted or not job.to_dispatch:
         return False
-    if ctx.job_queues.is_paused(namespace, job.queue):
+    if ctx.job_queues.is_paused(namespace, job.queue) or not may_begin(ctx, job):
         return False
+    if job.executor == "join" or job.target_ref is None:
+        _join(ctx, job, by)
+        return True
     target = LambdaTarget.of(ctx.job_types.target(namespace, job.target_ref)) if job.executor == "lambda" else None
     now, length_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
     lease = Lease(
@@ -67,6 +71,18 @@ def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
         with suppress(*NO_LONGER_OURS):
             put_off(ctx, namespace, job_id, ctx.now() + BUSY_PAUSE, by=by, lease_token=lease.token)
     return True
+
+
+def _join(ctx: Context, job: Job, by: str) -> None:
+    """Complete a job that runs nothing, with what the jobs before it came to: of a race, what the winner did."""
+    inputs = inputs_of(ctx, job)
+    results = {each.name: None if each.result is None else loads(each.result) for each in inputs}
+    result: JsonValue = results
+    if job.trigger_rule == "one_success":
+        # Of those that have completed by now the first in the job's order: a loser may have made it all the same.
+        result = next((results[each.name] for each in inputs if each.status == "completed"), None)
+    with suppress(*NO_LONGER_OURS):
+        complete(ctx, job.namespace, job.job_id, by=by, result=result)
 
 
 def _event(ctx: Context, job: Job, lease: Lease) -> str:

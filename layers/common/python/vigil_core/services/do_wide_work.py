@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vigil_core.domain.jsontext import JsonValue
-from vigil_core.services import batch
+from vigil_core.services import batch, create_run, follow_run
 from vigil_core.services.context import Context
 from vigil_core.services.match import match_wide
 from vigil_core.services.register_wait import register_page
@@ -25,6 +25,17 @@ def do_wide_work(ctx: Context, message: JsonValue, *, still_time: Callable[[], b
             return True
         case "batch_end":
             batch.end(ctx, message)
+            return True
+        case "run_prepare":
+            create_run.prepare_chunk(ctx, message)
+            return True
+        case "run_settle":
+            follow_run.settle_chunk(ctx, message)
+            return True
+        case "run_held":
+            return follow_run.let_held_go(ctx, message, still_time=still_time)
+        case "run_cancel":
+            follow_run.cancel_chunk(ctx, message)
             return True
         case kind:
             raise ValueError(f"a message of unknown kind {kind!r}")

@@ -49,6 +49,7 @@ FindingKind: TypeAlias = Literal[
     "wait_registration",
     "delivery",
     "schedule",
+    "run",
     "mutex",
     "job_overdue",
     "job_not_dispatched",
@@ -62,6 +63,7 @@ _LATE: Mapping[str, tuple[str, str]] = {
     "delivery": ("it has not been tried again when it was due", "give it to the webhooks' queue"),
     "schedule": ("its run is due", "have the clock run it"),
     "mutex": ("the clock has not looked after its line", "look after the line"),
+    "run": ("the clock has not looked after it", "have the clock look after it"),
 }
 """By the kind of what is due: what is wrong, and what would be done."""
 
@@ -201,8 +203,8 @@ class Doctor:
         what, mend = _LATE[due.kind]
 
         def remedy(_: datetime) -> str | None:
-            if due.kind == "schedule":
-                return self._asked("schedule", due.namespace, due.entity_id)
+            if due.kind in ("schedule", "run"):
+                return self._asked(due.kind, due.namespace, due.entity_id)
             look_after(self._ctx, due)
             return None
 
@@ -324,7 +326,7 @@ class Doctor:
             raise NotMended(f"{said}, {len(done.failed)} failed again, {done.left} not tried")
         return said
 
-    def _asked(self, kind: Literal["dispatch", "schedule"], namespace: str, entity_id: str) -> str:
+    def _asked(self, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str) -> str:
         ask_clock(self._ctx, kind, namespace, entity_id)
         return "the clock was asked to"
 

@@ -45,8 +45,7 @@ class JobFilter:
             (self.trace_id, job.trace_id),
             (self.dependency_status, job.dependency_status),
             (self.batch_id, job.batch_id),
-            # Jobs belong to no workflow yet.
-            (self.workflow_id, None),
+            (self.workflow_id, job.workflow_id),
         )
         return (
             (self.statuses is None or job.status in self.statuses)

@@ -16,6 +16,7 @@ from vigil_core.services import batch
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.depend import heard, watch
 from vigil_core.services.dispatch import dispatch
+from vigil_core.services.follow_run import follow_jobs, follow_run
 from vigil_core.services.resolve_wait import outcome_of, resolve
 from vigil_core.services.take_holds import hand_over
 from vigil_core.services.wake_up import wake_for_job
@@ -81,17 +82,22 @@ def match(ctx: Context, versions: Iterable[Job]) -> None:
 
 
 def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Exception]:
-    """Match a batch of the stream's records of jobs; what failed, by sequence number, has to be delivered again."""
+    """Match a batch of the stream's records of jobs and runs; what failed, by sequence number, has to be delivered
+    again."""
     failed: dict[str, Exception] = {}
     versions: dict[str, Job] = {}
     for record in records:
         with _owned_by(failed, record.sequence_number):
-            if (told := new_version(record)) is not None:
+            if (row := record.new()) is not None and row["entity"] == "run":
+                follow_run(ctx, row, record.old())
+            elif (told := new_version(record)) is not None:
                 job, before = told
                 versions[record.sequence_number] = job
                 wake_for_job(ctx, job, before)
     newest = {(job.namespace, job.job_id): sequence_number for sequence_number, job in versions.items()}
     ctx.in_parallel(lambda number: _attend(ctx, number, versions[number], failed), newest.values())
+    by_run = of_runs(versions[number] for number in newest.values())
+    ctx.in_parallel(lambda run: _follow(ctx, *run, by_run[run], newest, failed), by_run)
     try:
         match(ctx, versions.values())
     except MatchFailed as error:
@@ -113,6 +119,30 @@ def attend(ctx: Context, job: Job) -> None:
         batch.follow(ctx, job)
     elif job.concerns_batch:
         batch.item_ended(ctx, job)
+
+
+def of_runs(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
+    """Versions of jobs that concern runs, by (namespace, workflow id)."""
+    found: dict[tuple[str, str], list[Job]] = {}
+    for job in versions:
+        if job.concerns_run and job.workflow_id is not None:
+            found.setdefault((job.namespace, job.workflow_id), []).append(job)
+    return found
+
+
+def _follow(
+    ctx: Context,
+    namespace: str,
+    workflow_id: str,
+    jobs: Sequence[Job],
+    newest: Mapping[JobKey, str],
+    failed: dict[str, Exception],
+) -> None:
+    try:
+        follow_jobs(ctx, namespace, workflow_id, jobs)
+    except Exception as error:
+        for job in jobs:
+            failed.setdefault(newest[job.namespace, job.job_id], error)
 
 
 def _attend(ctx: Context, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:

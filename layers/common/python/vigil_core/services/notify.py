@@ -14,6 +14,7 @@ from vigil_core.domain.events import (
     may_be_short,
     progress_event,
     progress_with_version,
+    run_event,
     wait_event,
 )
 from vigil_core.domain.frames import event_text
@@ -24,7 +25,7 @@ from vigil_core.services.deliver import Sockets, deliver
 from vigil_core.services.tell_webhooks import hand_over, wanted_deliveries
 from vigil_core.services.wait_answer import answer
 from vigil_core.store.connections import Subscriber
-from vigil_core.store.stream import StreamRecord, new_version, progress_from_row
+from vigil_core.store.stream import StreamRecord, new_run_version, new_version, progress_from_row
 from vigil_core.store.table import Row
 from vigil_core.store.waits import wait_from_row
 
@@ -126,6 +127,9 @@ def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
             return [event, progress_event(said)] if said else [event]
         case "live":
             return [] if _is_heartbeat(row, record.old()) else [progress_event(progress_from_row(row))]
+        case "run":
+            said_of_run = new_run_version(record)
+            return [] if said_of_run is None else [run_event(said_of_run[0], said_of_run[0].log[-1], said_of_run[1])]
         case "wait":
             wait = wait_from_row(row)
             return [event_of_wait(ctx, wait)] if wait.ended else []

@@ -11,6 +11,7 @@ from vigil_core.services import register_wait, resolve_wait, tell_webhooks
 from vigil_core.services.change_job import on_time
 from vigil_core.services.context import Context
 from vigil_core.services.dispatch import dispatch
+from vigil_core.services.look_after_run import look_after_run
 from vigil_core.services.mind_queue import mind_queue
 from vigil_core.services.run_schedule import run_schedule
 from vigil_core.services.take_holds import hand_over
@@ -50,7 +51,7 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             return 1
         case "dispatch":
             return int(dispatch(ctx, namespace, entity_id, by="clock"))
-        case "wait_expiry" | "queue" | "delivery" | "schedule":
+        case "wait_expiry" | "queue" | "delivery" | "schedule" | "run":
             return look_after(ctx, Due(kind=cast(DueKind, kind), namespace=namespace, entity_id=entity_id))
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
@@ -107,6 +108,8 @@ def look_after(ctx: Context, due: Due) -> int:
             register_wait.resume_registration(ctx, due.namespace, due.entity_id)
         case "delivery":
             tell_webhooks.hand_over_again(ctx, due.namespace, due.entity_id)
+        case "run":
+            look_after_run(ctx, due.namespace, due.entity_id)
         case "schedule":
             run_schedule(ctx, due.namespace, due.entity_id)
     return 1

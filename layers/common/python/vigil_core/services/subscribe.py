@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from vigil_core.domain.access import Access, Scope
-from vigil_core.domain.errors import JobNotFound, ValidationFailed, VigilError, WaitNotFound
-from vigil_core.domain.events import MAX_ANSWER_BYTES, Event, job_event, short_answer
+from vigil_core.domain.errors import JobNotFound, ValidationFailed, VigilError, WaitNotFound, WorkflowNotFound
+from vigil_core.domain.events import MAX_ANSWER_BYTES, Event, job_event, run_event, short_answer
 from vigil_core.domain.frames import (
     Ping,
     PostWait,
@@ -33,6 +33,7 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Wait
+from vigil_core.domain.workflows import Run
 from vigil_core.services.context import Context
 from vigil_core.services.deliver import Sockets, deliver
 from vigil_core.services.notify import event_of_wait
@@ -45,7 +46,7 @@ REPLAYED = timedelta(hours=24)
 QUIET = timedelta(seconds=2)
 """An acknowledgement takes some milliseconds; one that is not out by then was lost with whoever was to send it."""
 
-Entity: TypeAlias = Job | Wait
+Entity: TypeAlias = Job | Wait | Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,9 @@ def _since(ctx: Context, entity: Entity, version: int) -> Iterator[Event]:
         if entity.ended:
             yield event_of_wait(ctx, entity)
         return
+    if isinstance(entity, Run):
+        yield from _since_of_run(ctx, entity, version)
+        return
     first = min(version + 1, entity.version) if entity.ended else version + 1
     if first > entity.version:
         return
@@ -165,10 +169,20 @@ def _since(ctx: Context, entity: Entity, version: int) -> Iterator[Event]:
             yield job_event(entity, line, before)
 
 
+def _since_of_run(ctx: Context, run: Run, version: int) -> Iterator[Event]:
+    """What has happened to a run after a version, and what ended it in any case. Its jobs are topics of their own."""
+    oldest = ctx.now() - REPLAYED
+    for before, line in zip((None, *run.log), run.log, strict=False):
+        last = run.ended and line is run.log[-1]
+        if last or (line.version > version and line.at >= oldest):
+            yield run_event(run, line, before)
+
+
 def _known(ctx: Context, namespace: str, topics: Sequence[Topic]) -> Mapping[str, Entity]:
-    """The jobs and waits of these topics. Raises JobNotFound or WaitNotFound, naming those that do not exist."""
+    """The jobs, waits and runs of these topics. Raises JobNotFound, WaitNotFound or WorkflowNotFound, naming those that
+    do not exist."""
     found = _read(ctx, namespace, topics)
-    unknown: dict[str, list[str]] = {"job": [], "wait": []}
+    unknown: dict[str, list[str]] = {"job": [], "wait": [], "workflow": []}
     for topic in topics:
         entity = found.get(topic.text)
         if topic.has_past and (entity is None or (isinstance(entity, Job) and entity.deleted)):
@@ -177,15 +191,19 @@ def _known(ctx: Context, namespace: str, topics: Sequence[Topic]) -> Mapping[str
         raise JobNotFound(*unknown["job"])
     if unknown["wait"]:
         raise WaitNotFound(unknown["wait"][0])
+    if unknown["workflow"]:
+        raise WorkflowNotFound(unknown["workflow"][0])
     return found
 
 
 def _read(ctx: Context, namespace: str, topics: Sequence[Topic]) -> Mapping[str, Entity]:
-    """The jobs and waits of these topics that exist, by topic, consistently."""
-    ids = {kind: [t.name for t in topics if t.kind == kind and is_uuid7(t.name)] for kind in ("job", "wait")}
+    """The jobs, waits and runs of these topics that exist, by topic, consistently."""
+    kinds = ("job", "wait", "workflow")
+    ids = {kind: [t.name for t in topics if t.kind == kind and is_uuid7(t.name)] for kind in kinds}
     found: dict[str, Mapping[str, Entity]] = {
         "job": ctx.jobs.find_many(namespace, ids["job"]),
         "wait": ctx.waits.find_many(namespace, ids["wait"]),
+        "workflow": ctx.runs.find_many(namespace, ids["workflow"]),
     }
     return {topic.text: found[topic.kind][topic.name] for topic in topics if topic.name in found.get(topic.kind, ())}
 

@@ -53,6 +53,17 @@ def claims_for_retry(ctx: Context, job: Job) -> list[HoldClaim]:
     return claims
 
 
+def claims_at_release(ctx: Context, job: Job) -> list[HoldClaim]:
+    """What a job of a run has to take to start, where it would not wait for it. Raises JobCreationFailed when another
+    live job has it."""
+    if job.mutex_key is None or job.mutex_queues:
+        return []
+    _, holder = _holder(ctx, job.namespace, "mutex", job.mutex_key)
+    if holder is not None and holder.job_id == job.job_id:
+        return []
+    return [_claim_or_refuse(ctx, job.namespace, "mutex", job.mutex_key)]
+
+
 def admit(ctx: Context, before: Job | None, after: Job) -> tuple[Job, tuple[HoldClaim, ...]]:
     """A version about to be stored, together with what it takes: a job that becomes ready takes the mutex that it would
     wait for, or a place in line."""

@@ -9,6 +9,7 @@ from typing import Literal
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import dumps
 from vigil_core.domain.waits import Wait
+from vigil_core.domain.workflows import Run
 from vigil_core.services.context import Context
 
 LONGEST_DELAY_S = 900
@@ -28,13 +29,18 @@ def wake_for_job(ctx: Context, job: Job, before: Job | None) -> None:
         _wake(ctx, "job", job.namespace, job.job_id, at)
 
 
+def wake_for_run(ctx: Context, run: Run) -> None:
+    """Have the clock say when the time of a run is over, if that is soon."""
+    _wake(ctx, "run", run.namespace, run.workflow_id, run.deadline_at)
+
+
 def wake_for_queue(ctx: Context, namespace: str, queue: str) -> None:
     """Have the clock look after a queue now: it was resumed, and holds jobs that Vigil dispatches."""
     ctx.queues.wake_up(dumps({"kind": "queue", "namespace": namespace, "id": queue}), 0)
 
 
-def ask_clock(ctx: Context, kind: Literal["dispatch", "schedule"], namespace: str, entity_id: str) -> None:
-    """Have the clock do now what it alone has the right to: set a job going, run a schedule that is due."""
+def ask_clock(ctx: Context, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str) -> None:
+    """Have the clock do now what it alone has the right to: set a job going, run a schedule, look after a run."""
     ctx.queues.wake_up(dumps({"kind": kind, "namespace": namespace, "id": entity_id}), 0)
 
 

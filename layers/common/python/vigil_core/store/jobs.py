@@ -445,7 +445,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         deleted=state.get("deleted", False),
         log=log,
         scheduled_at=_moment(state.get("scheduled_at")),
-        retry=_retry_from_row(state["retry"]) if "retry" in state else None,
+        retry=retry_from_row(state["retry"]) if "retry" in state else None,
         timeout_s=state.get("timeout_s"),
         heartbeat_timeout_s=state.get("heartbeat_timeout_s"),
         fallback_ref=state.get("fallback_ref"),
@@ -464,6 +464,10 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         on_item_failure=state.get("on_item_failure", "continue"),
         batch_id=state.get("batch_id"),
         batch_index=state.get("batch_index"),
+        workflow_id=state.get("workflow_id"),
+        workflow_place=state.get("workflow_place"),
+        comes_after=tuple(state.get("comes_after", ())),
+        held=state.get("held", False),
         expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
         shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
@@ -519,6 +523,10 @@ def job_to_row(job: Job) -> Row:
         "on_item_failure": _unless("continue", job.on_item_failure),
         "batch_id": job.batch_id,
         "batch_index": job.batch_index,
+        "workflow_id": job.workflow_id,
+        "workflow_place": job.workflow_place,
+        "comes_after": list(job.comes_after) or None,
+        "held": job.held or None,
         "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
@@ -529,7 +537,7 @@ def job_to_row(job: Job) -> Row:
         "live_version": _unless(0, job.live_version),
         "log": _log_to_text(job.log, job.created_at),
         "scheduled_at": job.scheduled_at and to_text(job.scheduled_at),
-        "retry": job.retry and _retry_to_row(job.retry),
+        "retry": job.retry and retry_to_row(job.retry),
         "timeout_s": job.timeout_s,
         "heartbeat_timeout_s": job.heartbeat_timeout_s,
         "fallback_ref": job.fallback_ref,
@@ -559,7 +567,7 @@ def _place_in_queue(job: Job) -> Row:
         ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs
         place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
         return {"g1pk": ready(job.namespace, job.queue), "g1sk": place}
-    if job.status == "waiting":
+    if job.status == "waiting" and not job.in_run:
         place = keys.timed_job(job.status, job.updated_at, job.job_id)
         return {"g1pk": keys.timed_jobs(job.namespace, job.queue), "g1sk": place}
     if job.due_at is None:
@@ -616,6 +624,7 @@ def _live_put(job: Job, retention: timedelta) -> Put:
         "job_id": job.job_id,
         "job_type": job.job_type,
         "queue": job.queue,
+        "workflow_id": job.workflow_id,
         "attempt": job.attempt,
         "progress": job.progress,
         "message": job.message,
@@ -693,7 +702,8 @@ def _log_from_text(text: str, created_at: datetime) -> list[LogEntry]:
     return found
 
 
-def _retry_to_row(retry: RetryPolicy) -> Row:
+def retry_to_row(retry: RetryPolicy) -> Row:
+    """A policy as a row holds it."""
     return {
         "max": retry.max_attempts,
         "first": retry.initial_delay,
@@ -703,7 +713,8 @@ def _retry_to_row(retry: RetryPolicy) -> Row:
     }
 
 
-def _retry_from_row(row: Row) -> RetryPolicy:
+def retry_from_row(row: Row) -> RetryPolicy:
+    """The inverse of `retry_to_row`."""
     return RetryPolicy(
         max_attempts=row["max"],
         initial_delay=Decimal(row["first"]),

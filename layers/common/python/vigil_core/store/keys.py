@@ -20,8 +20,8 @@ DELIVERY_SHARDS = 4
 CHUNK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
-Listed: TypeAlias = Literal["jobs", "waits"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule"]
+Listed: TypeAlias = Literal["jobs", "waits", "workflows"]
+DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run"]
 HoldKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -217,6 +217,60 @@ def schedules(namespace: str) -> str:
 
 def schedule(namespace: str, name: str) -> Key:
     return Key(schedules(namespace), name)
+
+
+# Workflows
+def run(namespace: str, workflow_id: str) -> Key:
+    return Key(f"{namespace}#workflow#{workflow_id}", "A")
+
+
+def parse_run(pk: str) -> tuple[str, str]:
+    """(namespace, workflow id): the inverse of `run`."""
+    namespace, _, workflow_id = pk.split("#")
+    return namespace, workflow_id
+
+
+GRAPH_PIECES = "G#"
+RUN_CHUNKS = "C#"
+HELD_JOBS = "H#"
+DECISIONS = "V#"
+
+
+def graph_piece(namespace: str, workflow_id: str, piece: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{GRAPH_PIECES}{piece:03}")
+
+
+def run_bodies(namespace: str, workflow_id: str, chunk: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"S#{chunk:03}")
+
+
+def run_chunk(namespace: str, workflow_id: str, chunk: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{RUN_CHUNKS}{chunk:03}")
+
+
+def run_slots(namespace: str, workflow_id: str) -> Key:
+    return Key(run(namespace, workflow_id).pk, "T")
+
+
+def held_job(namespace: str, workflow_id: str, rank: int, place: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{HELD_JOBS}{rank}#{place:05}")
+
+
+def held_place(sk: str) -> int:
+    """The job's place in its run: of `held_job`."""
+    return int(sk.rsplit("#", 1)[1])
+
+
+def decision(namespace: str, workflow_id: str, place: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{DECISIONS}{place:05}")
+
+
+def run_result(namespace: str, workflow_id: str, generation: int, nonce: str) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"R#{generation:05}#{nonce}")
+
+
+def run_object_name(namespace: str, workflow_id: str, sk: str) -> str:
+    return f"bodies/{namespace}/{workflow_id}/{sk.replace('#', '/')}"
 
 
 # Waits

@@ -11,8 +11,10 @@ from typing import Any
 from vigil_core.domain.events import Progress
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.times import from_text
+from vigil_core.domain.workflows import Run, RunLine
 from vigil_core.store.jobs import job_from_row
 from vigil_core.store.keys import Key
+from vigil_core.store.runs import run_from_row
 from vigil_core.store.table import Row, plain
 
 
@@ -68,8 +70,21 @@ def progress_from_row(row: Row) -> Progress:
         live_version=row["live_version"],
         progress=Decimal(row["progress"]),
         message=row.get("message"),
+        workflow_id=row.get("workflow_id"),
         at=from_text(row["updated_at"]),
     )
+
+
+def new_run_version(record: StreamRecord) -> tuple[Run, RunLine | None] | None:
+    """The version of a run that a record of its row tells of, and the line of its history before; None when nothing has
+    happened that its history tells."""
+    row, old = record.new(), record.old()
+    if row is None or (old is not None and old["log"] == row["log"]):
+        return None
+    run = run_from_row(row)
+    if run.log[-1].version != run.version:
+        return None
+    return run, run.log[-2] if len(run.log) > 1 else None
 
 
 def new_version(record: StreamRecord) -> tuple[Job, Job | None] | None:

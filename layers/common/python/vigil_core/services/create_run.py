@@ -1,0 +1,178 @@
+"""Create a run: what it is made of first, then the run, then its jobs; a supervisor once all of them are there.
+
+The graph and the bodies of the jobs are stored before the run is: whoever finds the run can finish it. Jobs have ids
+that follow from the run's and their names, and each is created once, however often a chunk is prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+
+from vigil_core.domain import jobs, workflows
+from vigil_core.domain.errors import JobCreationFailed, JobNotFound
+from vigil_core.domain.graphs import CHUNK_JOBS, chunks, places_of
+from vigil_core.domain.ids import job_id_of
+from vigil_core.domain.jobs import Job, NewJob
+from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.standings import note_of
+from vigil_core.domain.workflows import NewRun, Run
+from vigil_core.services import follow_run
+from vigil_core.services.change_job import body_text, change
+from vigil_core.services.context import Context
+from vigil_core.services.hold import hold
+from vigil_core.services.runs import change_run, find_run, standings_of, start_supervisor
+from vigil_core.services.wake_up import wake_for_run
+from vigil_core.store.table import ConditionFailed
+
+AT_ONCE = 4 * CHUNK_JOBS
+"""Jobs that whoever asks for a run creates himself; of more, the pager does each chunk."""
+COMES_AFTER_SHOWN = 100
+COMES_AFTER_BYTES = 1_024
+
+
+def create_run(ctx: Context, namespace: str, new: NewRun, *, by: str, resumed: bool = False) -> Run:
+    """Store a new run, with all of its jobs or with what the pager needs to create them.
+
+    Raises:
+        PayloadTooLarge: a payload is too large to travel in a request.
+    """
+    if resumed and (mine := ctx.runs.find(namespace, new.workflow_id)) is not None:
+        return mine
+    for job in new.jobs:
+        for name, body in (("payload", job.payload), ("fallback", job.fallback)):
+            if body is not None:
+                body_text(body, name)
+    run = workflows.create(namespace, new, now=ctx.now(), by=by)
+    ctx.runs.put_graph(namespace, run.workflow_id, new.graph)
+    ctx.in_parallel(
+        lambda chunk: ctx.runs.put_bodies(
+            namespace, run.workflow_id, chunk, [new.jobs[place] for place in places_of(chunk, run.total)]
+        ),
+        chunks(run.total),
+    )
+    for listed in ("workflows", "jobs"):
+        ctx.listing.note_day(namespace, listed, run.created_at.date())
+    for queue in {job.queue for job in new.jobs}:
+        ctx.job_queues.note(namespace, queue)
+    try:
+        ctx.runs.create(run)
+    except ConditionFailed:
+        return find_run(ctx, namespace, run.workflow_id)
+    wake_for_run(ctx, run)
+    return prepare(ctx, run)
+
+
+def prepare(ctx: Context, run: Run) -> Run:
+    """See to it that the jobs of a run are there, created or waiting again. Can be repeated."""
+    if run.total > AT_ONCE:
+        follow_run.hand_out_chunks(ctx, run, "run_prepare", follow_run.all_chunks(run))
+        return run
+    for chunk in follow_run.all_chunks(run):
+        _prepare(ctx, run, chunk)
+    return _seal(ctx, run)
+
+
+def prepare_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+    """The pager's share of `prepare`. Whoever finishes the last chunk starts the supervisor."""
+    run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
+    if run is None or run.generation != message["generation"]:
+        return
+    chunk = int(str(message["chunk"]))
+    if not run.sealed:
+        _prepare(ctx, run, chunk)
+    if ctx.runs.mark_prepared(run, chunk) == len(follow_run.all_chunks(run)):
+        _seal(ctx, run)
+
+
+def await_jobs(ctx: Context, run: Run, *, hold_s: float) -> Run:
+    """The run once all its jobs are there, or as it is after so many seconds."""
+    return hold(
+        ctx,
+        lambda: find_run(ctx, run.namespace, run.workflow_id),
+        enough=lambda now: now.sealed,
+        until=ctx.now() + timedelta(seconds=hold_s),
+        seen=run,
+    )
+
+
+def _seal(ctx: Context, run: Run) -> Run:
+    sealed = change_run(ctx, run.namespace, run.workflow_id, lambda now: workflows.seal(now, now=ctx.now()))
+    if sealed.generation == run.generation and sealed.status == "pending":
+        start_supervisor(ctx, sealed)
+    return sealed
+
+
+def _prepare(ctx: Context, run: Run, chunk: int) -> None:
+    places = list(places_of(chunk, run.total))
+    if run.again is None:
+        _create_jobs(ctx, run, chunk, places)
+    else:
+        _run_again(ctx, run, [place for place in places if place in run.again])
+
+
+def _create_jobs(ctx: Context, run: Run, chunk: int, places: list[int]) -> None:
+    graph = ctx.runs.graph(run.namespace, run.workflow_id)
+    bodies = ctx.runs.bodies(run.namespace, run.workflow_id, chunk)
+    ids = [job_id_of(run.workflow_id, graph.nodes[place].name) for place in places]
+    there = ctx.jobs.find_many(run.namespace, ids)
+
+    def create(number: int) -> None:
+        place, body = places[number], bodies[number]
+        new = replace(
+            body,
+            job_id=ids[number],
+            workflow_id=run.workflow_id,
+            workflow_place=place,
+            comes_after=_shown(graph.names_before(place)),
+        )
+        with suppress(JobCreationFailed):  # Somebody else has just created it.
+            _create_job(ctx, run, new)
+
+    ctx.in_parallel(create, [number for number, job_id in enumerate(ids) if job_id not in there])
+
+
+def _create_job(ctx: Context, run: Run, new: NewJob) -> None:
+    job = jobs.create(run.namespace, new, now=ctx.now(), by=run.log[0].by, payload_ref=None)
+    nonce = ctx.new_id()[-12:]
+    payload = None if new.payload is None else body_text(new.payload, "payload")
+    fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
+    ctx.jobs.create(
+        replace(
+            job,
+            payload_ref=None if payload is None else ctx.jobs.put_payload(job, nonce, payload),
+            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(job, nonce, fallback),
+        )
+    )
+
+
+def _run_again(ctx: Context, run: Run, places: list[int]) -> None:
+    """Have ended jobs wait again, and note that they do: what is noted of their last attempt is over."""
+    graph = ctx.runs.graph(run.namespace, run.workflow_id)
+    by = run.log[-1].by
+
+    def decide(now: Job) -> Job:
+        return jobs.run_again(now, now=ctx.now(), by=by) if now.ended else now
+
+    def revive(place: int) -> Job | None:
+        with suppress(JobNotFound):
+            return change(ctx, run.namespace, job_id_of(run.workflow_id, graph.nodes[place].name), decide)
+        return None
+
+    revived = [job for job in ctx.in_parallel(revive, places) if job is not None]
+    notes = {int(job.workflow_place or 0): note_of(job) for job in revived}
+    follow_run.note(ctx, run, standings_of(ctx, run), notes)
+
+
+def _shown(names: list[str]) -> tuple[str, ...]:
+    """As many names as a job's own row can bear."""
+    shown: list[str] = []
+    size = 0
+    for name in names[:COMES_AFTER_SHOWN]:
+        size += len(name.encode()) + 3
+        if shown and size > COMES_AFTER_BYTES:
+            break
+        shown.append(name)
+    return tuple(shown)

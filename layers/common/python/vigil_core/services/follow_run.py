@@ -1,0 +1,358 @@
+"""What follows in a run from how its jobs stand: the matcher hears of them, notes it, and does what is certain now.
+
+Whoever hears of a job notes first and reads the notes on others after, consistently: of two jobs that end at once, the
+later one to be noted sees the other. What follows is worked out from the notes alone, so all of it can be repeated, and
+is, whenever a process dies in between. What is wide is the pager's, a chunk of jobs at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+from vigil_core.domain import jobs, workflows
+from vigil_core.domain.dependencies import Verdict
+from vigil_core.domain.errors import JobCreationFailed, JobNotFound
+from vigil_core.domain.graphs import chunk_of, chunks, places_of
+from vigil_core.domain.jobs import Job, JobError
+from vigil_core.domain.jsontext import JsonValue, dumps
+from vigil_core.domain.standings import Note, Standings, decided, follow_up, is_failure, losers, note_of
+from vigil_core.domain.workflows import Run
+from vigil_core.services.change_job import NO_LONGER_OURS, cancel, change
+from vigil_core.services.context import Context, WideWork
+from vigil_core.services.depend import with_condition
+from vigil_core.services.runs import change_run, id_at, standings_of
+from vigil_core.services.take_holds import claims_at_release
+from vigil_core.store import keys
+from vigil_core.store.runs import listening_of, run_from_row
+from vigil_core.store.table import Row
+
+NARROW = 200
+"""Up to so many jobs are released and skipped at once; more are the pager's, lest they hold up everybody's stream."""
+HELD_AT_ONCE = 25
+BY = "matcher"
+
+
+def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequence[Job]) -> None:
+    """What follows from these versions of jobs of a run, the newest of each. Can be repeated."""
+    run = ctx.runs.find(namespace, workflow_id)
+    if run is None:
+        return
+    standings = standings_of(ctx, run)
+    by_place = {int(job.workflow_place or 0): job for job in versions}
+    asks = run.failure_policy == "manual" and not run.stopping
+    notes = {place: note_of(job) for place, job in by_place.items()}
+    note(ctx, run, standings, {p: _undecided(standings, p, its) if asks else its for p, its in notes.items()})
+    if run.status == "pending":
+        # It may have begun since it was read, and whoever began it have looked before this was noted.
+        run = ctx.runs.find(namespace, workflow_id) or run
+    if run.ended or not run.sealed:
+        return
+    ended = [place for place, job in by_place.items() if job.ended]
+    run = _note_failures(ctx, run, standings, ended)
+    if run.max_concurrency is not None and ended:
+        ctx.runs.free_slots(run, ended)
+    if run.status != "pending" and not run.stopping:
+        for place, job in by_place.items():
+            if standings.graph.nodes[place].cancel_losers and job.dependency_status == "satisfied":
+                _cancel_losers(ctx, run, standings, place)
+        after = [later for place in ended for later in standings.graph.dependents[place]]
+        settle(ctx, run, standings, [*after, *(place for place, job in by_place.items() if job.waits_for_run)])
+        if (run.max_concurrency is not None and ended) or any(job.held for job in versions):
+            let_go(ctx, run)
+    look_whether_over(ctx, run, standings, {chunk_of(place) for place in ended})
+
+
+def follow_run(ctx: Context, row: Row, before: Row | None) -> None:
+    """What follows from a change of a run's own row: its supervisor is woken, its jobs start. Can be repeated."""
+    listening = listening_of(row)
+    run = run_from_row(row)
+    if listening is not None and run.facts > listening.seen and not run.ended:
+        ctx.supervisors.wake(listening.token)
+    if run.status != "running" or (before is not None and before["status"] == "running"):
+        return
+    if before is not None and before["status"] == "pending":
+        standings = standings_of(ctx, run)
+        settle(ctx, run, standings, standings.graph.beginnings)
+    let_go(ctx, run)
+
+
+def note(ctx: Context, run: Run, standings: Standings, notes: Mapping[int, Note]) -> None:
+    """Note how jobs stand. From then on `standings` has these chunks as they are."""
+    by_chunk: dict[int, dict[int, Note]] = {}
+    for place, its in notes.items():
+        by_chunk.setdefault(chunk_of(place), {})[place] = its
+    for chunk, some in by_chunk.items():
+        standings.put(chunk, ctx.runs.note(run.namespace, run.workflow_id, chunk, some))
+
+
+def settle(ctx: Context, run: Run, standings: Standings, places: Iterable[int]) -> None:
+    """Carry out what is certain about jobs that wait: skips first, for whoever is released may look at what was
+    skipped. After a skip is noted, those after it are looked at again, but for those that were certain before."""
+    certain: set[int] = set()
+    left = list(places)
+    while left:
+        found = follow_up(standings, left)
+        certain.update(found.skips, found.releases)
+        if len(found.skips) + len(found.releases) > NARROW:
+            _leave_to_pager(ctx, run, {chunk_of(place) for place in certain})
+            return
+        skipped = _carry_out(ctx, run, standings, found.skips, found.releases)
+        standings = standings_of(ctx, run)
+        left = [after for place in skipped for after in standings.graph.dependents[place] if after not in certain]
+        for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
+            run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
+        look_whether_over(ctx, run, standings, {chunk_of(place) for place in skipped})
+
+
+def settle_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+    """The pager's share of what is wide: what is certain about the jobs of one chunk."""
+    run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
+    if run is None or run.ended or run.stopping or run.status == "pending":
+        return
+    standings = standings_of(ctx, run, whole=True)
+    found = follow_up(standings, range(run.total))
+    mine = places_of(int(str(message["chunk"])), run.total)
+    skips = {place: found.skips[place] for place in mine if place in found.skips}
+    releases = {place: found.releases[place] for place in mine if place in found.releases}
+    skipped = _carry_out(ctx, run, standings, skips, releases)
+    certain = found.skips.keys() | found.releases.keys()
+    fresh = standings_of(ctx, run)
+    settle(ctx, run, fresh, [a for place in skipped for a in fresh.graph.dependents[place] if a not in certain])
+    look_whether_over(ctx, run, fresh, {chunk_of(place) for place in skipped})
+
+
+def let_go(ctx: Context, run: Run) -> None:
+    """Let jobs start that were held back, as many as may run at once. What is wide is the pager's."""
+    if let_some_go(ctx, run, lambda done: done < NARROW):
+        return
+    body: dict[str, JsonValue] = {"kind": "run_held", "namespace": run.namespace, "workflow_id": run.workflow_id}
+    ctx.queues.wide_work([WideWork(group=f"{run.workflow_id}#held", body=dumps({**body, "at": ctx.now().isoformat()}))])
+
+
+def let_held_go(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:
+    """The pager's share of `let_go`; False when time ran out before the end."""
+    run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
+    return run is None or let_some_go(ctx, run, lambda _: still_time())
+
+
+def let_some_go(ctx: Context, run: Run, more: Callable[[int], bool]) -> bool:
+    """Let held jobs go in their order, one after another; whether that was all that can be done now."""
+    done = 0
+    while more(done):
+        if not (ctx.runs.find(run.namespace, run.workflow_id) or run).hands_out:
+            return True
+        held = ctx.runs.held(run, HELD_AT_ONCE)
+        gone = 0
+        for key in held:
+            outcome = _let_go_one(ctx, run, key)
+            if outcome is None:
+                return True
+            gone += outcome
+        done += gone
+        if not gone:
+            return True
+    return False
+
+
+def look_whether_over(ctx: Context, run: Run, standings: Standings, touched: Iterable[int]) -> None:
+    """Tell the run when no job is open any more. Only whoever saw the last job of a chunk end looks at the others."""
+    if any(map(standings.chunk_is_over, touched)) and _all_over(ctx, run):
+        change_run(ctx, run.namespace, run.workflow_id, lambda now: workflows.drain(now, now=ctx.now()))
+
+
+def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+    """The pager's share of cancelling what is left of a run: the jobs of one chunk."""
+    run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
+    if run is None or not run.closing or run.generation != message["generation"]:
+        return
+    chunk = int(str(message["chunk"]))
+    ids = {id_at(ctx, run, place): place for place in places_of(chunk, run.total)}
+    there = ctx.jobs.find_many(run.namespace, ids)
+
+    def stop(job: Job) -> Job:
+        if not job.ended:
+            with suppress(*NO_LONGER_OURS):
+                return cancel(ctx, job.namespace, job.job_id, by="supervisor")
+        return ctx.jobs.find(job.namespace, job.job_id) or job
+
+    stopped = ctx.in_parallel(stop, there.values())
+    standings = standings_of(ctx, run)
+    notes = {ids[job.job_id]: note_of(job) for job in stopped}
+    undecided = {place for place in notes if standings.of(place) == "undecided"}
+    note(ctx, run, standings, {p: decided(its, "failed") if p in undecided else its for p, its in notes.items()})
+    look_whether_over(ctx, run, standings, [chunk])
+
+
+def hand_out_chunks(ctx: Context, run: Run, kind: str, numbers: Iterable[int]) -> None:
+    """Have the pager do something with each of these chunks, side by side."""
+    its: dict[str, JsonValue] = {
+        "namespace": run.namespace,
+        "workflow_id": run.workflow_id,
+        "generation": run.generation,
+    }
+    ctx.queues.wide_work(
+        [
+            WideWork(
+                group=f"{run.workflow_id}#{chunk}",
+                # SQS takes two messages of one text for one; what is to be done now may not have been certain then.
+                body=dumps({"kind": kind, "chunk": chunk, **its, "at": ctx.now().isoformat()}),
+            )
+            for chunk in sorted(numbers)
+        ]
+    )
+
+
+def all_chunks(run: Run) -> range:
+    """The chunks of a run."""
+    return chunks(run.total)
+
+
+def _leave_to_pager(ctx: Context, run: Run, numbers: Iterable[int]) -> None:
+    hand_out_chunks(ctx, run, "run_settle", numbers)
+
+
+def _note_failures(ctx: Context, run: Run, standings: Standings, ended: Iterable[int]) -> Run:
+    """Tell the run of jobs that have failed it. In a run under `manual` this also keeps its jobs from starting."""
+    if run.stopping:
+        return run
+    for place in ended:
+        if is_failure(standings, place):
+            name = standings.graph.nodes[place].name
+            wait = standings.of(place) == "undecided"
+            run = change_run(
+                ctx,
+                run.namespace,
+                run.workflow_id,
+                lambda now, name=name, wait=wait: workflows.note_failure(now, name, undecided=wait, now=ctx.now()),  # type: ignore[misc]
+            )
+    return run
+
+
+def _undecided(standings: Standings, place: int, its: Note) -> Note:
+    """A failure that an operator is to decide about, where the run allows no other."""
+    if its.standing not in ("failed", "cancelled") or standings.has_lost(place):
+        return its
+    standings.assume(place, its.standing)
+    failed = is_failure(standings, place)
+    return Note(standing="undecided", moment=its.moment) if failed else its
+
+
+def _carry_out(
+    ctx: Context, run: Run, standings: Standings, skips: Mapping[int, Verdict], releases: Mapping[int, Verdict]
+) -> list[int]:
+    """Skip and release; returns who was skipped, those among them whose condition was false. Who skips notes it."""
+    jobs_skipped = ctx.in_parallel(lambda place: _judge(ctx, run, place, skips[place], met=False), skips)
+    _note_skipped(ctx, run, standings, jobs_skipped)
+    jobs_released = ctx.in_parallel(lambda place: _judge(ctx, run, place, releases[place], met=True), releases)
+    turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
+    _note_skipped(ctx, run, standings, turned_away)
+    return [int(job.workflow_place or 0) for job in (*jobs_skipped, *turned_away) if job is not None]
+
+
+def _note_skipped(ctx: Context, run: Run, standings: Standings, skipped: Sequence[Job | None]) -> None:
+    note(ctx, run, standings, {int(job.workflow_place or 0): note_of(job) for job in skipped if job is not None})
+
+
+def _judge(ctx: Context, run: Run, place: int, verdict: Verdict, *, met: bool) -> Job | None:
+    """What a verdict makes of a job, if it still waits; the job as it is then."""
+    job = ctx.jobs.find(run.namespace, id_at(ctx, run, place))
+    if job is None or not job.waits_for_run:
+        return job
+    passed, verdict = with_condition(ctx, job, verdict) if met and job.condition else (met, verdict)
+    held = bool(passed) and not _may_start(ctx, run, place)
+    if held:
+        ctx.runs.hold(run.namespace, run.workflow_id, job.priority, place)
+
+    def decide(now: Job) -> Job:
+        if not now.waits_for_run or now.attempt != job.attempt:
+            return now
+        return jobs.judged(now, verdict, met=met, passed=passed, held=held, now=ctx.now(), by=BY)
+
+    def refuse(now: Job, error: JobCreationFailed) -> Job:
+        if not now.waits_for_run or now.attempt != job.attempt:
+            return now
+        why = JobError(code=error.code, message=error.message)
+        return jobs.refused(now, verdict, why, now=ctx.now(), by=BY)
+
+    with suppress(JobNotFound):
+        try:
+            starts = bool(passed) and not held
+            return change(
+                ctx,
+                job.namespace,
+                job.job_id,
+                decide,
+                claims=lambda now: claims_at_release(ctx, now) if starts and now.waits_for_run else [],
+            )
+        except JobCreationFailed as error:
+            reason = error
+            return change(ctx, job.namespace, job.job_id, lambda now: refuse(now, reason))
+    return None
+
+
+def _may_start(ctx: Context, run: Run, place: int) -> bool:
+    """Whether a job that is ready may start at once."""
+    return run.hands_out and (run.max_concurrency is None or ctx.runs.take_slot(run, place))
+
+
+def _let_go_one(ctx: Context, run: Run, key: keys.Key) -> bool | None:
+    """Let a held job go; False when there is nothing to do about it, None when no more may run."""
+    place = keys.held_place(key.sk)
+    job = ctx.jobs.find(run.namespace, id_at(ctx, run, place))
+    if job is not None and job.waits_for_run:
+        return False  # Somebody is about to hold it back, and its own change has this looked at again.
+    if job is not None and job.held:
+        if run.max_concurrency is not None and not ctx.runs.take_slot(run, place) and not _retake_slot(ctx, run, place):
+            return None
+
+        def decide(now: Job) -> Job:
+            return jobs.let_go(now, now=ctx.now(), by=BY) if now.held else now
+
+        with suppress(JobNotFound):
+            try:
+                change(ctx, job.namespace, job.job_id, decide, claims=lambda now: claims_at_release(ctx, now))
+            except JobCreationFailed as error:
+                why = JobError(code=error.code, message=error.message)
+                _refuse_held(ctx, job, why)
+    ctx.runs.forget_held(key)
+    return True
+
+
+def _refuse_held(ctx: Context, job: Job, why: JobError) -> None:
+    def decide(now: Job) -> Job:
+        if not now.held or now.verdict is None:
+            return now
+        return jobs.refused(now, now.verdict, why, now=ctx.now(), by=BY)
+
+    change(ctx, job.namespace, job.job_id, decide)
+
+
+def _retake_slot(ctx: Context, run: Run, place: int) -> bool:
+    """Free what ended jobs were given by whoever heard of them late, and try again."""
+    standings = standings_of(ctx, run)
+    stale = [owner for owner in ctx.runs.slots(run) if not standings.is_open(owner)]
+    if not stale:
+        return False
+    ctx.runs.free_slots(run, stale)
+    return ctx.runs.take_slot(run, place)
+
+
+def _cancel_losers(ctx: Context, run: Run, standings: Standings, join: int) -> None:
+    """The race is over: whoever still runs in it is cancelled, and noted as a loser before."""
+    left = losers(standings, join)
+    by_chunk: dict[int, list[int]] = {}
+    for place in left:
+        by_chunk.setdefault(chunk_of(place), []).append(place)
+    for chunk, places in by_chunk.items():
+        standings.put(chunk, ctx.runs.note_lost(run.namespace, run.workflow_id, chunk, places))
+
+    def stop(place: int) -> None:
+        with suppress(*NO_LONGER_OURS):
+            cancel(ctx, run.namespace, id_at(ctx, run, place), by=BY)
+
+    ctx.in_parallel(stop, left)
+
+
+def _all_over(ctx: Context, run: Run) -> bool:
+    return standings_of(ctx, run, whole=True).all_over()

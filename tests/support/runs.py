@@ -1,0 +1,177 @@
+"""Runs of workflows on moto: the stream carried by hand, and their supervisor run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import uuid6
+from boto3.dynamodb.types import TypeSerializer
+from botocore.exceptions import ClientError
+
+from tests.model.moto_table import MotoClient
+from tests.support.state_machine import Machine, StateFailed
+from tests.support.table import TABLE_NAME
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.api.workflow_wire import run_of_body
+from vigil_core.domain.jobs import Job, JobError
+from vigil_core.domain.standings import Standings
+from vigil_core.domain.workflows import Run
+from vigil_core.services import change_job, create_run, look_after_run, runs, supervise
+from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.services.match import match_records
+from vigil_core.store.keys import Key
+from vigil_core.store.stream import StreamRecord
+from vigil_core.store.table import Action, Check, Delete, DynamoTable, Put, Row, Table, Update
+
+_to_dynamo = TypeSerializer()
+
+
+class StreamedTable:
+    """A table that keeps what its stream would tell of jobs and runs."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.records: list[StreamRecord] = []
+        self._told = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    def put(self, put: Put) -> None:
+        self._watched([Key(put.row["pk"], put.row["sk"])], lambda: self._table.put(put))
+
+    def update(self, update: Update) -> Row:
+        made: list[Row] = []
+        self._watched([update.key], lambda: made.append(self._table.update(update)))
+        return made[0]
+
+    def transact(self, actions: Sequence[Action]) -> None:
+        touched = [_key_of(action) for action in actions if not isinstance(action, Check | Delete)]
+        self._watched(touched, lambda: self._table.transact(actions))
+
+    def note(self, key: Key, old: Row | None) -> None:
+        """A row has been written past the table."""
+        self._tell(key, old, self._table.get(key))
+
+    def _watched(self, touched: Sequence[Key], write: Any) -> None:
+        touched = [key for key in touched if key.sk == "A" and ("#job#" in key.pk or "#workflow#" in key.pk)]
+        before = {key: self._table.get(key) for key in touched}
+        write()
+        for key in touched:
+            self._tell(key, before[key], self._table.get(key))
+
+    def _tell(self, key: Key, old: Row | None, new: Row | None) -> None:
+        if new is None or old == new:
+            return
+        job = new["entity"] == "job" and new.get("for_matcher")
+        run = new["entity"] == "run" and old is not None and new["status"] in ("running", "paused")
+        if job or run:
+            self._told += 1
+            images = {"Keys": _image({"pk": key.pk, "sk": key.sk}), "NewImage": _image(new)}
+            change = images if old is None else {**images, "OldImage": _image(old)}
+            self.records.append(StreamRecord(sequence_number=str(self._told), change=change))
+
+
+class RunWorld(World):
+    """One namespace and its runs. Nothing goes on until `settle`."""
+
+    def __init__(self, table: DynamoTable) -> None:
+        self.table = StreamedTable(table)
+        super().__init__(self.table)
+        self.machine = Machine(table=self._for_machine, act=self._act)
+        self.ctx = replace(self.ctx, supervisors=self.machine)
+
+    # Runs
+
+    def run(self, *jobs: Mapping[str, Any], **rest: Any) -> str:
+        """A new run; its id."""
+        body = {"name": "test", "jobs": list(jobs), **rest}
+        new = run_of_body(NAMESPACE, body, str(uuid6.uuid7()), now=self.time, find_types=self.ctx.job_types.find_many)
+        return create_run.create_run(self.ctx, NAMESPACE, new, by=KEY).workflow_id
+
+    def found(self, workflow_id: str) -> Run:
+        return runs.find_run(self.ctx, NAMESPACE, workflow_id)
+
+    def standings(self, workflow_id: str) -> Standings:
+        return runs.standings_of(self.ctx, self.found(workflow_id), whole=True)
+
+    def statuses(self, workflow_id: str) -> dict[str, str]:
+        """The status of each job, by name, as its own row has it."""
+        graph = self.ctx.runs.graph(NAMESPACE, workflow_id)
+        return {node.name: self.at(workflow_id, node.name).status for node in graph.nodes}
+
+    def at(self, workflow_id: str, name: str) -> Job:
+        job = self.ctx.jobs.find(NAMESPACE, self.id_of(workflow_id, name))
+        assert job is not None, name
+        return job
+
+    def id_of(self, workflow_id: str, name: str) -> str:
+        graph = self.ctx.runs.graph(NAMESPACE, workflow_id)
+        return runs.id_at(self.ctx, self.found(workflow_id), graph.place_of[name])
+
+    def claim(self, queue: str = "default") -> Job | None:
+        """What a worker is given now."""
+        wanted = Claim(queue=queue, worker="w", most=1, lease_s=3_600, claim_id=None)
+        found = claim_jobs(self.ctx, NAMESPACE, wanted, by=KEY, until=self.time)
+        return found[0] if found else None
+
+    def work(self, outcomes: Mapping[str, Any] | None = None, *, queue: str = "default") -> list[str]:
+        """Do all that workers are given, until nothing is left; the names in their order. An outcome is a result, or an
+        exception with an error's code."""
+        done: list[str] = []
+        self.settle()
+        while (job := self.claim(queue)) is not None:
+            self.finish(job, (outcomes or {}).get(str(job.name)))
+            done.append(str(job.name))
+            self.settle()
+        return done
+
+    def finish(self, job: Job, outcome: Any = None) -> None:
+        assert job.lease is not None
+        if isinstance(outcome, Exception):
+            error = JobError(code=str(outcome) or "BROKEN", message="it broke")
+            self.do(change_job.fail, job.job_id, error, lease_token=job.lease.token)
+        else:
+            self.do(change_job.complete, job.job_id, result=outcome, lease_token=job.lease.token)
+
+    def settle(self) -> None:
+        """Everything goes on until nothing does: supervisors, stream, pager."""
+        while self.machine.ready() or self.table.records or self.queues.wide:
+            self.machine.run()
+            self.carry_stream()
+            self.run_pager()
+
+    def carry_stream(self) -> None:
+        batch, self.table.records = self.table.records[:100], self.table.records[100:]
+        failed = match_records(self.ctx, batch)
+        if failed:
+            raise next(iter(failed.values()))
+
+    def look_after(self, workflow_id: str) -> None:
+        look_after_run.look_after_run(self.ctx, NAMESPACE, workflow_id)
+
+    def _act(self, event: Mapping[str, Any]) -> Any:
+        supervise.supervise(self.ctx, event)
+        return {}
+
+    def _for_machine(self, operation: str, request: Mapping[str, Any]) -> Any:
+        key = Key(request["Key"]["pk"]["S"], request["Key"]["sk"]["S"])
+        old = self.table.get(key)
+        snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in operation)
+        try:
+            answer = getattr(MotoClient(), snake)(**{**request, "TableName": TABLE_NAME})
+        except ClientError as error:
+            raise StateFailed(f"DynamoDb.{error.response['Error']['Code']}") from error
+        if operation == "updateItem":
+            self.table.note(key, old)
+        return answer
+
+
+def _key_of(action: Put | Update) -> Key:
+    return Key(action.row["pk"], action.row["sk"]) if isinstance(action, Put) else action.key
+
+
+def _image(row: Row) -> dict[str, Any]:
+    return {name: _to_dynamo.serialize(value) for name, value in row.items()}

@@ -1,0 +1,169 @@
+"""The state machine of statemachines/, run in this process: as much of the Amazon States Language as it is written in.
+
+What it has AWS do goes to a table and to a function of the test's; where it waits for its token it stops, until woken.
+https://states-language.net/spec.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEFINITION = Path(__file__).parents[2] / "statemachines" / "supervisor.asl.json"
+FUNCTION = "${SupervisorFunctionArn}"
+SDK = "arn:aws:states:::aws-sdk:dynamodb:"
+
+Table = Callable[[str, Mapping[str, Any]], Any]
+"""Carries out an operation of DynamoDB's client on a request of its own form; raises StateFailed."""
+
+
+class StateFailed(Exception):
+    """A state has failed, with this error name."""
+
+
+@dataclass
+class Execution:
+    """One execution: where it is, and what it waits for."""
+
+    name: str
+    state: str
+    data: Any
+    token: str | None = None
+    status: str = "RUNNING"
+    visited: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Machine:
+    """Executions by their names. `act` is the function."""
+
+    table: Table
+    act: Callable[[Mapping[str, Any]], Any]
+    executions: dict[str, Execution] = field(default_factory=dict)
+    definition: Any = field(default_factory=lambda: json.loads(DEFINITION.read_text()))
+    _tokens: int = 0
+
+    # What the services ask of supervisors
+
+    def start(self, name: str, event: str) -> None:
+        if name not in self.executions:
+            self.executions[name] = Execution(name=name, state=self.definition["StartAt"], data=json.loads(event))
+
+    def wake(self, token: str) -> None:
+        for execution in self.executions.values():
+            if execution.token == token and execution.status == "RUNNING":
+                execution.token = None
+                self._go_on(execution, {})
+
+    def is_at_work(self, name: str) -> bool:
+        return name in self.executions and self.executions[name].status == "RUNNING"
+
+    # What the tests do
+
+    def ready(self) -> list[Execution]:
+        """Those that do not wait."""
+        return [each for each in self.executions.values() if each.status == "RUNNING" and each.token is None]
+
+    def stop(self, name: str, status: str = "ABORTED") -> None:
+        """As somebody does it in the console."""
+        self.executions[name].status = status
+        self.executions[name].token = None
+
+    def run(self) -> None:
+        """Run every execution until it waits or ends."""
+        while ready := self.ready():
+            for execution in ready:
+                self.step(execution)
+
+    def step(self, execution: Execution) -> None:
+        """Run one state. What a function raises leaves the execution where it is: it is retried."""
+        state = self.definition["States"][execution.state]
+        execution.visited.append(execution.state)
+        try:
+            if state["Type"] == "Choice":
+                execution.state = self._chosen(state, execution.data)
+            elif state["Type"] == "Succeed":
+                execution.status = "SUCCEEDED"
+            elif state["Type"] == "Pass":
+                self._go_on(execution, _filled(state["Parameters"], execution.data))
+            elif state["Resource"].endswith(".waitForTaskToken"):
+                self._tokens += 1
+                token = f"token-{self._tokens}"
+                request = _filled(state["Parameters"], execution.data, token)
+                self.table(state["Resource"].removeprefix(SDK).removesuffix(".waitForTaskToken"), request)
+                execution.token = token
+            elif state["Resource"] == FUNCTION:
+                self._go_on(execution, self.act(_filled(state["Parameters"], execution.data)))
+            else:
+                request = _filled(state["Parameters"], execution.data)
+                self._go_on(execution, self.table(state["Resource"].removeprefix(SDK), request))
+        except StateFailed as error:
+            caught = [each for each in state.get("Catch", ()) if str(error) in each["ErrorEquals"]]
+            if not caught:
+                raise
+            execution.state = caught[0]["Next"]
+
+    def time_out(self, execution: Execution) -> None:
+        """What it waits for has not come in time."""
+        state = self.definition["States"][execution.state]
+        (caught,) = [each for each in state["Catch"] if "States.Timeout" in each["ErrorEquals"]]
+        execution.token, execution.state = None, caught["Next"]
+
+    def _go_on(self, execution: Execution, result: Any) -> None:
+        state = self.definition["States"][execution.state]
+        path = state.get("ResultPath", "$")
+        if path is not None:
+            execution.data = {**execution.data, path.removeprefix("$."): result}
+        if state.get("End"):
+            execution.status = "SUCCEEDED"
+        else:
+            execution.state = state["Next"]
+
+    def _chosen(self, state: Any, data: Any) -> str:
+        return next((str(rule["Next"]) for rule in state["Choices"] if _holds(rule, data)), str(state["Default"]))
+
+
+def _holds(rule: Any, data: Any) -> bool:
+    if "And" in rule:
+        return all(_holds(each, data) for each in rule["And"])
+    if "Or" in rule:
+        return any(_holds(each, data) for each in rule["Or"])
+    there, value = _look_up(rule["Variable"], data)
+    if "IsPresent" in rule:
+        return bool(there == rule["IsPresent"])
+    if "StringEquals" in rule:
+        return bool(there and value == rule["StringEquals"])
+    return bool(there and value > rule["NumericGreaterThan"])
+
+
+def _look_up(path: str, data: Any) -> tuple[bool, Any]:
+    for part in path.removeprefix("$.").split("."):
+        if not isinstance(data, Mapping) or part not in data:
+            return False, None
+        data = data[part]
+    return True, data
+
+
+def _filled(parameters: Any, data: Any, token: str | None = None) -> Any:
+    if isinstance(parameters, list):
+        return [_filled(each, data, token) for each in parameters]
+    if not isinstance(parameters, Mapping):
+        return parameters
+    filled = {}
+    for name, value in parameters.items():
+        if not name.endswith(".$"):
+            filled[name] = _filled(value, data, token)
+        elif value == "$$.Task.Token":
+            filled[name.removesuffix(".$")] = token
+        elif added := re.fullmatch(r"States\.MathAdd\((\$[.\w]+), (\d+)\)", value):
+            filled[name.removesuffix(".$")] = _look_up(added[1], data)[1] + int(added[2])
+        else:
+            there, found = _look_up(value, data)
+            if not there:
+                raise StateFailed("States.ParameterPathFailure")
+            filled[name.removesuffix(".$")] = found
+    return filled
