@@ -364,7 +364,7 @@ class Vigil:
 
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
-        dependency_status, correlation_id, trace_id, created_after, created_before."""
+        dependency_status, workflow_id, correlation_id, trace_id, created_after, created_before."""
         return self._pages("/v1/jobs", "jobs", limit, filters)
 
     def status(self, job_id: str) -> JobStatusInfo | None:
@@ -470,7 +470,8 @@ class Vigil:
                 return
 
     def list_workflows(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
-        """Runs, newest first. Filters: status (one or several), name, correlation_id."""
+        """Runs, newest first. Filters: status (one or several), name, correlation_id, trace_id, created_after,
+        created_before."""
         return self._pages("/v1/workflows", "workflows", limit, filters)
 
     def workflow_stats(self, workflow_id: str) -> Json:
@@ -482,18 +483,18 @@ class Vigil:
         return self._ask("GET", _workflow_path(workflow_id, "graph"), query={"format": format}).text
 
     def cancel_workflow(self, workflow_id: str) -> Json:
-        """Cancel a run and all that is open of it. The run."""
-        return self._change_run(workflow_id, "cancel", leads_to=("cancelled",))
+        """Cancel a run: at once, or by asking the jobs of it that run (`cancel_requested`). The run."""
+        return self._change_run(workflow_id, "cancel", was_done=lambda run: bool(run["cancel_requested"]))
 
     def cancel_workflows(
         self,
         *,
-        status: str | Sequence[str] | None = None,
+        status: Literal["pending", "running", "paused"] | None = None,
         name: str | None = None,
         correlation_id: str | None = None,
         created_before: datetime | None = None,
     ) -> Iterator[str]:
-        """Cancel all runs of which all of this is true; their ids, as they are cancelled."""
+        """Cancel all runs that have not ended and of which all of this is true, at least one; their ids, as it goes."""
         wanted = {
             "status": status,
             "name": name,
@@ -514,23 +515,27 @@ class Vigil:
 
     def pause_workflow(self, workflow_id: str) -> Json:
         """Have a run begin nothing new until it is resumed. The run."""
-        return self._change_run(workflow_id, "pause", leads_to=("paused",))
+        return self._change_run(workflow_id, "pause", was_done=lambda run: run["status"] == "paused")
 
     def resume_workflow(self, workflow_id: str) -> Json:
         """Have a paused run go on. The run."""
-        return self._change_run(workflow_id, "resume", leads_to=("running", "completed"))
+        return self._change_run(workflow_id, "resume", was_done=lambda run: run["status"] == "running")
 
     def decide(self, workflow_id: str, job: str, action: Decision, note: str | None = None) -> Json:
         """Say what is to become of a failed job, by its name, for which a run has paused. The run."""
         return self._change_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
 
-    def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.5) -> Json | None:
-        """The run once it has ended, or as it was when `timeout` seconds were over; None when there is none."""
+    def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.1) -> Json | None:
+        """The run once it has ended, or as it was when `timeout` seconds were over; None when there is none.
+
+        The API holds its answers, as it does for `await_completion`.
+        """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         while True:
+            hold_s = max(0, min(_LONGEST_HOLD_S, int(deadline - time.monotonic())))
             try:
-                run = self.get_workflow(workflow_id, page_size=1)
+                run = self._call("GET", _workflow_path(workflow_id), query={"page_size": 1}, hold_s=hold_s)
             except VigilError as error:
                 if error.code == "WORKFLOW_NOT_FOUND":
                     return None
@@ -696,16 +701,21 @@ class Vigil:
             raise
 
     def _change_run(
-        self, workflow_id: str, verb: str, told: Mapping[str, Any] | None = None, *, leads_to: Sequence[str] = ()
+        self,
+        workflow_id: str,
+        verb: str,
+        told: Mapping[str, Any] | None = None,
+        *,
+        was_done: Callable[[Json], bool] | None = None,
     ) -> Json:
-        """The same of a run. After a lost answer it is repeated only where the status it `leads_to` shows it done."""
+        """The same of a run; one that does not show that it was done is not repeated after a lost answer."""
         path = _workflow_path(workflow_id, verb)
         try:
-            return self._call("POST", path, _given(told or {}), repeatable=bool(leads_to))
+            return self._call("POST", path, _given(told or {}), repeatable=was_done is not None)
         except VigilError as refusal:
-            if refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
+            if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
                 run = self.get_workflow(workflow_id, page_size=1)
-                if run["status"] in leads_to:
+                if was_done(run):
                     return run
             raise
 

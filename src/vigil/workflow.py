@@ -45,7 +45,6 @@ class JobOptions(TypedDict, total=False):
     executor: Literal["join"]
     fields: Mapping[str, Any]
     tags: Sequence[str]
-    unique_key: str
     mutex: Mutex
     condition: str
     trigger_rule: TriggerRule
@@ -53,6 +52,7 @@ class JobOptions(TypedDict, total=False):
     retry: Retry
     timeout: int
     heartbeat_timeout: int
+    scheduled_at: str
     start_delay: int
     fallback: Any
     batch: Sequence[Any]

@@ -223,6 +223,8 @@ class FakeVigil:
                     self._once[key] = 202, create(request.body)
                 return self._once[key]
             case (method, "workflows", name, verb):
+                if name in self.runs and method == "GET" and not verb:
+                    self._hold(lambda: self.runs[str(name)]["status"] not in ("running", "paused"), hold_s)
                 return 200, self._workflow_route(method, name, verb, request.body, parse_qs(parts.query))
             case ("GET", "jobs", None, None):
                 return 200, self._list(parse_qs(parts.query))
@@ -301,7 +303,9 @@ class FakeVigil:
             case ("GET", "graph"):
                 return f"{query['format'][0]} of {run['name']}\n"
             case ("POST", "cancel" | "retry" | "pause" | "resume" | "decisions"):
-                run["status"] = {"cancel": "cancelled", "pause": "paused"}.get(verb, "running")
+                at_once = verb == "cancel" and "running" not in statuses
+                run["status"] = "cancelled" if at_once else "paused" if verb == "pause" else "running"
+                run["cancel_requested"] = verb == "cancel"
         more = str(start + size) if start + size < len(statuses) else None
         return {**run, "jobs": run["jobs"][start : start + size], "next_page_token": more}
 
@@ -316,6 +320,8 @@ class FakeVigil:
             for job in wanted["jobs"]
         ]  # fmt: skip
         run = {"workflow_id": workflow_id, **dict.fromkeys(names), "status": "running", "created_at": _now()}
+        line = {"at": _now(), "event": "created", "by": "k1", "why": None}
+        run |= {"total": len(jobs), "cancel_requested": False, "undecided": [], "events": [line]}
         self.runs[workflow_id] = {**run, **wanted, "jobs": jobs}
         return {**self.runs[workflow_id], "next_page_token": None}
 

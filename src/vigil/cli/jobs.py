@@ -171,6 +171,7 @@ def list_jobs(
     dependency_status: Annotated[
         str | None, typer.Option(help="none waiting satisfied failed", show_default=False)
     ] = None,
+    workflow: Annotated[str | None, typer.Option(help="Of this workflow, by its id.", show_default=False)] = None,
     correlation_id: Annotated[str | None, typer.Option(help="With this id.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 50,
     as_json: AsJson = False,
@@ -184,6 +185,7 @@ def list_jobs(
             queue=queue,
             tag=tag,
             dependency_status=dependency_status,
+            workflow_id=workflow,
             correlation_id=correlation_id,
         )
         jobs = list(found)

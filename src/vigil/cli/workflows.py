@@ -57,6 +57,14 @@ class Format(StrEnum):
     svg = "svg"
 
 
+class Open(StrEnum):
+    """The statuses of a run that has not ended."""
+
+    pending = "pending"
+    running = "running"
+    paused = "paused"
+
+
 class Action(StrEnum):
     """What becomes of a failed job."""
 
@@ -144,7 +152,7 @@ def list_workflows(
                 run["workflow_id"],
                 escape(run["name"]),
                 run["created_at"],
-                run.get("finished_at") or "",
+                run["finished_at"] or "",
             )
         console.print(table)
     else:
@@ -165,7 +173,12 @@ def show(
     if as_json:
         print_json(told | {"jobs": jobs[:limit]})
         return
+    events = told.pop("events")
     console.print(facts(told))
+    history = Table(*(Column(title, overflow="fold") for title in ("when", "what", "by", "why")), box=None)
+    for event in events:
+        history.add_row(event["at"], event["event"], escape(event["by"]), escape(event["why"] or ""))
+    console.print(history)
     if jobs[:limit]:
         table = Table(
             *(Column(title, overflow="fold") for title in ("status", "job id", "name", "type", "why")), box=None
@@ -242,24 +255,25 @@ def cancel(
     workflow_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="The workflow's id.", show_default=False)
     ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="All that have not ended, or those of them that are meant.")
-    ] = False,
-    status: Statuses = None,
+    every: Annotated[bool, typer.Option("--all", help="All that have not ended and are meant by these:")] = False,
+    status: Annotated[Open | None, typer.Option(help="Of this status.", show_default=False)] = None,
     name: Name = None,
     correlation_id: CorrelationId = None,
     as_json: AsJson = False,
 ) -> None:
     """Cancel a run; or, with --all, every run of a status, name or correlation id, whose ids are printed."""
     filtered = bool(status or name or correlation_id)
-    if every == (workflow_id is not None) or (filtered and not every):
+    if every == (workflow_id is not None) or filtered != every:
         raise fail("Say which run, by its id, or --all and of which --status, --name or --correlation-id.", 2)
     with asking() as client:
         if workflow_id is not None:
             run = client.cancel_workflow(workflow_id)
-            print_json(run) if as_json else _say(run)
+            asked = "" if run["status"] == "cancelled" else " It was asked to cancel."
+            print_json(run) if as_json else _say(run, asked)
             return
-        cancelled = client.cancel_workflows(status=status, name=name, correlation_id=correlation_id)
+        cancelled = client.cancel_workflows(
+            status=None if status is None else status.value, name=name, correlation_id=correlation_id
+        )
         if as_json:
             print_json(list(cancelled))
             return
@@ -356,6 +370,9 @@ def _view(run: Json, stats: Json, jobs: tuple[Sequence[Json], Sequence[Json]]) -
     ]
     if run.get("error"):
         lines.append(Text.from_markup(f"[red]{escape(run['error']['code'])}[/] {escape(run['error']['message'])}"))
+    if run.get("undecided"):
+        names = ", ".join(run["undecided"][:_JOBS_NAMED])
+        lines.append(Text.from_markup(f"[magenta]to be decided[/] (vigil workflow decide): {escape(names)}"))
     if running:
         more = ", …" if stats["running"] > len(running) else ""
         lines.append(Text.from_markup(f"running: {escape(', '.join(_named(job) for job in running))}{more}"))
@@ -376,8 +393,8 @@ def _why(job: Json) -> str:
     return str(job["verdict"]["reason"]) if job.get("verdict") and job["status"] == "skipped" else ""
 
 
-def _say(run: Json) -> None:
-    console.print(f"{run['workflow_id']} is {styled(run['status'])}.", highlight=False, soft_wrap=True)
+def _say(run: Json, more: str = "") -> None:
+    console.print(f"{run['workflow_id']} is {styled(run['status'])}.{more}", highlight=False, soft_wrap=True)
 
 
 def _exit_as(run: Json) -> None:

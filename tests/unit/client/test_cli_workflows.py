@@ -72,8 +72,9 @@ def test_awaiting_a_run(client: Vigil, fake: FakeVigil, workflow_id: str) -> Non
     assert running["status"] == "running"
     end = threading.Timer(0.1, fake.runs[workflow_id].update, [{"status": "completed"}])
     end.start()
-    ended = client.await_workflow(workflow_id, timeout=10, poll_interval=0.02)
+    ended = client.await_workflow(workflow_id, timeout=10)
     end.join()
+    assert fake.requests[-1].headers["prefer"].startswith("wait=")
     assert ended is not None
     assert ended["status"] == "completed"
     assert client.await_workflow(str(uuid7()), timeout=10) is None
@@ -154,7 +155,8 @@ def test_looking_at_runs(run: Run, client: Vigil, fake: FakeVigil, workflow_id: 
     assert run("workflow", "list", "--correlation-id", "other").stdout == "No workflows.\n"
     shown = run("workflow", "show", other).stdout
     assert all(
-        text in shown for text in ("[bold]", "daily-001", "BROKEN: it [broke]", "extract failed", "spark", "load")
+        text in shown
+        for text in ("[bold]", "daily-001", "created", "BROKEN: it [broke]", "extract failed", "spark", "load")
     )
     short = run("workflow", "show", other, "--limit", "1").stdout
     assert "first 1" in short
@@ -168,12 +170,15 @@ def test_how_far_a_run_is(run: Run, fake: FakeVigil, workflow_id: str) -> None:
     jobs[0]["status"] = "failed"
     jobs[0]["error"] = {"code": "BROKEN", "message": "it [broke]"}
     jobs[1]["status"] = "running"
+    fake.runs[workflow_id] |= {"undecided": ["[extract]"], "error": {"code": "JOB_FAILED", "message": "[x]"}}
     seen = run("workflow", "status", workflow_id).stdout
     assert "data_pipeline is running" in seen
     assert "33.3%" in seen
     assert "1 of 3 jobs have ended" in seen
     assert "1 running, 1 waiting, 1 failed" in seen
     assert "running: transform" in seen
+    assert "to be decided (vigil workflow decide): [extract]" in seen
+    assert "JOB_FAILED [x]" in seen
     assert "failed extract: BROKEN: it [broke]" in seen
     stats = json.loads(run("workflow", "stats", workflow_id, "--json").stdout)
     assert json.loads(run("workflow", "status", workflow_id, "--json").stdout) == {
@@ -216,6 +221,8 @@ def test_changing_a_run(run: Run, fake: FakeVigil, workflow_id: str) -> None:
     assert run("workflow", "cancel", workflow_id).stdout == f"{workflow_id} is cancelled.\n"
     run("workflow", "retry", workflow_id)
     assert last() == ("retry", {})
+    fake.runs[workflow_id]["jobs"][0]["status"] = "running"
+    assert run("workflow", "cancel", workflow_id).stdout == f"{workflow_id} is running. It was asked to cancel.\n"
     assert json.loads(run("workflow", "retry", workflow_id, "--from", "load", "--json").stdout)["status"] == "running"
     assert last() == ("retry", {"from": "load"})
     run("workflow", "decide", workflow_id, "extract", "skip", "--note", "known")
@@ -225,10 +232,11 @@ def test_changing_a_run(run: Run, fake: FakeVigil, workflow_id: str) -> None:
 
 def test_cancelling_many_runs_needs_to_be_said(run: Run, client: Vigil, fake: FakeVigil) -> None:
     ids = [client.create_workflow(pipeline(name))["workflow_id"] for name in ("a", "b", "a")]
-    for wrong in ([], [ids[0], "--all"], ["--name", "a"], [ids[0], "--name", "a"]):
+    for wrong in ([], ["--all"], [ids[0], "--all"], ["--name", "a"], [ids[0], "--name", "a"]):
         assert "--all" in run("workflow", "cancel", *wrong, code=2).stderr
     assert run("workflow", "cancel", "--all", "--name", "a").stdout == f"{ids[0]}\n{ids[2]}\n"
-    assert json.loads(run("workflow", "cancel", "--all", "--json").stdout) == ids
+    assert json.loads(run("workflow", "cancel", "--all", "--status", "running", "--json").stdout) == [ids[1]]
+    run("workflow", "cancel", "--all", "--status", "failed", code=2)
 
 
 def test_dependencies_of_a_job(run: Run, fake: FakeVigil, client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,5 +259,18 @@ def test_dependencies_of_a_job(run: Run, fake: FakeVigil, client: Vigil, monkeyp
 
 
 def test_stuck_jobs_can_be_listed(run: Run, fake: FakeVigil) -> None:
-    run("job", "list", "--status", "waiting", "--dependency-status", "waiting", "--correlation-id", "c")
-    assert fake.requests[-1].path.endswith("?page_size=50&status=waiting&dependency_status=waiting&correlation_id=c")
+    run(
+        "job",
+        "list",
+        "--status",
+        "waiting",
+        "--dependency-status",
+        "waiting",
+        "--correlation-id",
+        "c",
+        "--workflow",
+        "w",
+    )
+    assert fake.requests[-1].path == (
+        "/v1/jobs?page_size=50&status=waiting&dependency_status=waiting&workflow_id=w&correlation_id=c"
+    )
