@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Self, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Self, TypeAlias, TypedDict
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -28,13 +28,22 @@ from vigil_core.domain.jsontext import dumps
 from vigil_core.domain.lifecycle import TERMINAL, JobStatus
 from vigil_core.domain.times import from_text, to_text
 
+if TYPE_CHECKING:
+    from vigil.workflow import Workflow
+
 Json: TypeAlias = dict[str, Any]
 LegacyStatus: TypeAlias = Literal["PENDING", "SCHEDULED", "IN_PROGRESS", "COMPLETED", "FAILED", "NOT_FOUND"]
+
+Decision: TypeAlias = Literal["retry", "skip", "abort"]
+GraphFormat: TypeAlias = Literal["mermaid", "dot", "json", "svg"]
 
 API_URL = "VIGIL_API_URL"
 API_KEY = "VIGIL_API_KEY"
 NOT_FOUND: Literal["not_found"] = "not_found"
 """What `status_only` answers for a job that there is not."""
+
+RUN_ENDED = frozenset({"completed", "failed", "cancelled"})
+"""The statuses of a workflow in which nothing happens any more, but for a retry."""
 
 _LONGEST_HOLD_S = 20
 """The API holds an answer for 25 at most."""
@@ -355,16 +364,8 @@ class Vigil:
 
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
-        dependency_status, correlation_id, trace_id, created_after, created_before."""
-        query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_given(filters)}
-        left = limit
-        while True:
-            page = self._call("GET", "/v1/jobs", query=query)
-            yield from page["jobs"][:left]
-            left = None if left is None else left - len(page["jobs"])
-            query["page_token"] = page["next_page_token"]
-            if not query["page_token"] or (left is not None and left <= 0):
-                return
+        dependency_status, workflow_id, correlation_id, trace_id, created_after, created_before."""
+        return self._pages("/v1/jobs", "jobs", limit, filters)
 
     def status(self, job_id: str) -> JobStatusInfo | None:
         """A job, or None when there is none."""
@@ -440,6 +441,109 @@ class Vigil:
     def retry(self, job_id: str) -> Json:
         """Try a failed, cancelled or skipped job again, under the same id. The job."""
         return self._change(job_id, "retry", repeatable=False)
+
+    # Workflows
+
+    def create_workflow(self, workflow: Workflow | Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Begin a run of a workflow, which is put together by `vigil.workflow` or is the body of `POST /v1/workflows`.
+        It is begun once, however often the request has to be repeated. The run."""
+        return self._call("POST", "/v1/workflows", _definition(workflow), headers=_once(idempotency_key))
+
+    def validate_workflow(self, workflow: Workflow | Mapping[str, Any]) -> Json:
+        """Have a definition checked, and nothing stored. How many `jobs` and `edges` it has; VigilError names all that
+        is wrong with it."""
+        return self._call("POST", "/v1/workflows/validate", _definition(workflow))
+
+    def get_workflow(self, workflow_id: str, *, page_size: int | None = None, page_token: str | None = None) -> Json:
+        """A run, with a page of its `jobs` in the definition's order."""
+        query = _given({"page_size": page_size, "page_token": page_token})
+        return self._call("GET", _workflow_path(workflow_id), query=query)
+
+    def workflow_jobs(self, workflow_id: str) -> Iterator[Json]:
+        """All jobs of a run, in the definition's order."""
+        token: str | None = None
+        while True:
+            page = self.get_workflow(workflow_id, page_size=200, page_token=token)
+            yield from page["jobs"]
+            token = page["next_page_token"]
+            if not token:
+                return
+
+    def list_workflows(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
+        """Runs, newest first. Filters: status (one or several), name, correlation_id, trace_id, created_after,
+        created_before."""
+        return self._pages("/v1/workflows", "workflows", limit, filters)
+
+    def workflow_stats(self, workflow_id: str) -> Json:
+        """How many of a run's jobs are in which status, and `completion_percentage`."""
+        return self._call("GET", _workflow_path(workflow_id, "stats"))
+
+    def workflow_graph(self, workflow_id: str, format: GraphFormat = "mermaid") -> str:
+        """A run's graph as it stands, as text of this format."""
+        return self._ask("GET", _workflow_path(workflow_id, "graph"), query={"format": format}).text
+
+    def cancel_workflow(self, workflow_id: str) -> Json:
+        """Cancel a run: at once, or by asking the jobs of it that run (`cancel_requested`). The run."""
+        return self._change_run(workflow_id, "cancel", was_done=lambda run: bool(run["cancel_requested"]))
+
+    def cancel_workflows(
+        self,
+        *,
+        status: Literal["pending", "running", "paused"] | None = None,
+        name: str | None = None,
+        correlation_id: str | None = None,
+        created_before: datetime | None = None,
+    ) -> Iterator[str]:
+        """Cancel all runs that have not ended and of which all of this is true, at least one; their ids, as it goes."""
+        wanted = {
+            "status": status,
+            "name": name,
+            "correlation_id": correlation_id,
+            "created_before": None if created_before is None else to_text(created_before),
+        }
+        body = _given(wanted)
+        while True:
+            page = self._call("POST", "/v1/workflows/cancel", body)
+            yield from page["cancelled"]
+            body["page_token"] = page["next_page_token"]
+            if not body["page_token"]:
+                return
+
+    def retry_workflow(self, workflow_id: str, from_job: str | None = None) -> Json:
+        """Run again what failed and what comes after it, or one job and what comes after that. The run."""
+        return self._change_run(workflow_id, "retry", {"from": from_job})
+
+    def pause_workflow(self, workflow_id: str) -> Json:
+        """Have a run begin nothing new until it is resumed. The run."""
+        return self._change_run(workflow_id, "pause", was_done=lambda run: run["status"] == "paused")
+
+    def resume_workflow(self, workflow_id: str) -> Json:
+        """Have a paused run go on. The run."""
+        return self._change_run(workflow_id, "resume", was_done=lambda run: run["status"] == "running")
+
+    def decide(self, workflow_id: str, job: str, action: Decision, note: str | None = None) -> Json:
+        """Say what is to become of a failed job, by its name, for which a run has paused. The run."""
+        return self._change_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
+
+    def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.1) -> Json | None:
+        """The run once it has ended, or as it was when `timeout` seconds were over; None when there is none.
+
+        The API holds its answers, as it does for `await_completion`.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = time.monotonic() + seconds
+        while True:
+            hold_s = max(0, min(_LONGEST_HOLD_S, int(deadline - time.monotonic())))
+            try:
+                run = self._call("GET", _workflow_path(workflow_id), query={"page_size": 1}, hold_s=hold_s)
+            except VigilError as error:
+                if error.code == "WORKFLOW_NOT_FOUND":
+                    return None
+                raise
+            left = deadline - time.monotonic()
+            if run["status"] in RUN_ENDED or left <= 0:
+                return run
+            time.sleep(min(poll_interval, left))
 
     # Running and reporting. `lease_token` is that of the claim; a job started without a lease has none.
 
@@ -596,7 +700,42 @@ class Vigil:
                     return job
             raise
 
-    def _call(
+    def _change_run(
+        self,
+        workflow_id: str,
+        verb: str,
+        told: Mapping[str, Any] | None = None,
+        *,
+        was_done: Callable[[Json], bool] | None = None,
+    ) -> Json:
+        """The same of a run; one that does not show that it was done is not repeated after a lost answer."""
+        path = _workflow_path(workflow_id, verb)
+        try:
+            return self._call("POST", path, _given(told or {}), repeatable=was_done is not None)
+        except VigilError as refusal:
+            if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
+                run = self.get_workflow(workflow_id, page_size=1)
+                if was_done(run):
+                    return run
+            raise
+
+    def _pages(self, path: str, what: str, limit: int | None, filters: Mapping[str, Any]) -> Iterator[Json]:
+        """What is listed at a path, page by page."""
+        query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_given(filters)}
+        left = limit
+        while True:
+            page = self._call("GET", path, query=query)
+            yield from page[what][:left]
+            left = None if left is None else left - len(page[what])
+            query["page_token"] = page["next_page_token"]
+            if not query["page_token"] or (left is not None and left <= 0):
+                return
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **how: Any) -> Json:
+        """The body of a success, which is an object."""
+        return _object(self._ask(method, path, body, **how))
+
+    def _ask(
         self,
         method: str,
         path: str,
@@ -606,8 +745,8 @@ class Vigil:
         headers: Mapping[str, str] | None = None,
         hold_s: int = 0,
         repeatable: bool = True,
-    ) -> Json:
-        """The body of a success. What is not `repeatable` is tried again only if it surely was not carried out."""
+    ) -> httpx.Response:
+        """A success. What is not `repeatable` is tried again only if it surely was not carried out."""
         content = None if body is None else dumps(body).encode()
         given = {**(headers or {}), "content-type": "application/json"}
         if hold_s:
@@ -628,7 +767,7 @@ class Vigil:
                     timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
                 )
                 if response.is_success:
-                    return _object(response)
+                    return response
                 error = VigilError.of(response)
                 carried_out = error.status is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
             except httpx.HTTPError as failure:
@@ -693,6 +832,18 @@ def _path(job_id: str, *further: str) -> str:
     if not is_uuid7(job_id):
         raise VigilError("JOB_NOT_FOUND", f"Job with ID {job_id} not found", status=HTTPStatus.NOT_FOUND)
     return "/".join(("/v1/jobs", job_id, *further))
+
+
+def _workflow_path(workflow_id: str, *further: str) -> str:
+    """The same of a workflow."""
+    if not is_uuid7(workflow_id):
+        message = f"Workflow with ID {workflow_id} not found"
+        raise VigilError("WORKFLOW_NOT_FOUND", message, status=HTTPStatus.NOT_FOUND)
+    return "/".join(("/v1/workflows", workflow_id, *further))
+
+
+def _definition(workflow: Workflow | Mapping[str, Any]) -> Mapping[str, Any]:
+    return workflow if isinstance(workflow, Mapping) else workflow.to_dict()
 
 
 def _once(key: str | None = None) -> dict[str, str]:

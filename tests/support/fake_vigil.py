@@ -22,7 +22,7 @@ from vigil_core.domain.times import to_text
 
 API_KEY = "vgl_test_k1_secret"
 PRIORITIES = ("background", "low", "normal", "high", "critical")
-ROUTE = re.compile(r"/v1/(jobs|queues|waits)(?:/([^/]*))?(?:/([^/]*))?")
+ROUTE = re.compile(r"/v1/(jobs|queues|waits|workflows)(?:/([^/]*))?(?:/([^/]*))?")
 
 
 class Problem(Exception):
@@ -81,6 +81,7 @@ class FakeVigil:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lapses: list[str] = []
+        self.runs: dict[str, dict[str, Any]] = {}
         self.most_leased = 0
         self._once: dict[str, tuple[int, Any]] = {}
         self._claims: dict[str, list[tuple[str, str]]] = {}
@@ -202,7 +203,8 @@ class FakeVigil:
             except Problem as problem:
                 status, body = problem.status, problem.body
             self.changed.notify_all()
-        return None if fault else (status, json.dumps(body).encode(), {"content-type": "application/json"})
+        text = body if isinstance(body, str) else json.dumps(body)
+        return None if fault else (status, text.encode(), {"content-type": "application/json"})
 
     def _act(self, request: Request) -> tuple[int, Any]:
         self._lapse()
@@ -214,11 +216,16 @@ class FakeVigil:
         kind, name, verb = (unquote(part) if part else None for part in route.groups())
         hold_s = int(request.headers.get("prefer", "wait=0").removeprefix("wait="))
         match (request.method, kind, name, verb):
-            case ("POST", "jobs", None, None):
+            case ("POST", "jobs" | "workflows", None, None):
                 key = request.headers["idempotency-key"]
                 if key not in self._once:
-                    self._once[key] = 202, self._create(request.body)
+                    create = self._create if kind == "jobs" else self._begin
+                    self._once[key] = 202, create(request.body)
                 return self._once[key]
+            case (method, "workflows", name, verb):
+                if name in self.runs and method == "GET" and not verb:
+                    self._hold(lambda: self.runs[str(name)]["status"] not in ("running", "paused"), hold_s)
+                return 200, self._workflow_route(method, name, verb, request.body, parse_qs(parts.query))
             case ("GET", "jobs", None, None):
                 return 200, self._list(parse_qs(parts.query))
             case ("POST", "queues", str(queue), "claim"):
@@ -258,6 +265,65 @@ class FakeVigil:
                 self._allow(job, "running")
                 return 200, getattr(self, f"_{verb}")(job, body)
         return 200, dict(shown)
+
+    def _workflow_route(
+        self, method: str, name: str | None, verb: str | None, body: Any, query: dict[str, list[str]]
+    ) -> Any:
+        start = int(query.get("page_token", ["0"])[0])
+        size = int(query.get("page_size", ["200"])[0])
+        match (method, name, verb):
+            case ("POST", "validate", None):
+                if not body["jobs"]:
+                    raise Problem(422, "VALIDATION_FAILED", "/jobs: must hold at least one job")
+                return {"valid": True, "jobs": len(body["jobs"]), "edges": 7}
+            case ("POST", "cancel", None):
+                start = int(body.pop("page_token", "0"))
+                meant = [run for run in self.runs.values() if all(run.get(what) == body[what] for what in body)]
+                for run in meant[start : start + 1]:  # Pages of one.
+                    run["status"] = "cancelled"
+                ids = [run["workflow_id"] for run in meant[start : start + 1]]
+                return {"cancelled": ids, "next_page_token": str(start + 1) if start + 1 < len(meant) else None}
+            case ("GET", None, None):
+                runs = [
+                    {what: value for what, value in run.items() if what != "jobs"}
+                    for run in reversed(self.runs.values())
+                    if all(run[what] in query[what] for what in ("status", "name", "correlation_id") if what in query)
+                ]
+                return {"workflows": runs[start : start + size], "next_page_token": None}
+        if name not in self.runs:
+            raise Problem(404, "WORKFLOW_NOT_FOUND", f"Workflow with ID {name} not found")
+        run = self.runs[name]
+        statuses = [job["status"] for job in run["jobs"]]
+        match (method, verb):
+            case ("GET", "stats"):
+                known = ("completed", "failed", "skipped", "cancelled", "waiting", "scheduled", "pending", "running")
+                ended = sum(status in TERMINAL for status in statuses)
+                shown: dict[str, Any] = {"total": len(statuses), **{each: statuses.count(each) for each in known}}
+                return shown | {"completion_percentage": round(100 * ended / len(statuses), 1)}
+            case ("GET", "graph"):
+                return f"{query['format'][0]} of {run['name']}\n"
+            case ("POST", "cancel" | "retry" | "pause" | "resume" | "decisions"):
+                at_once = verb == "cancel" and "running" not in statuses
+                run["status"] = "cancelled" if at_once else "paused" if verb == "pause" else "running"
+                run["cancel_requested"] = verb == "cancel"
+        more = str(start + size) if start + size < len(statuses) else None
+        return {**run, "jobs": run["jobs"][start : start + size], "next_page_token": more}
+
+    def _begin(self, wanted: Any) -> dict[str, Any]:
+        workflow_id = str(uuid7())
+        names = ("description", "correlation_id", "error", "result", "finished_at")
+        jobs = [
+            {
+                "name": job["name"], "job_id": str(uuid7()), "job_type": job.get("job_type", job["name"]),
+                "status": "waiting" if job.get("depends_on") else "pending", "error": None, "verdict": None,
+            }
+            for job in wanted["jobs"]
+        ]  # fmt: skip
+        run = {"workflow_id": workflow_id, **dict.fromkeys(names), "status": "running", "created_at": _now()}
+        line = {"at": _now(), "event": "created", "by": "k1", "why": None}
+        run |= {"total": len(jobs), "cancel_requested": False, "undecided": [], "events": [line]}
+        self.runs[workflow_id] = {**run, **wanted, "jobs": jobs}
+        return {**self.runs[workflow_id], "next_page_token": None}
 
     def _create(self, wanted: Any) -> dict[str, Any]:
         job_id = wanted.get("job_id") or str(uuid7())

@@ -111,6 +111,19 @@ def test_there_is_an_end_to_jobs_and_dependencies() -> None:
     ]
 
 
+def test_there_is_an_end_to_conditions() -> None:
+    assert told([Sketch(name="a", condition="a" * 1_025)]) == [
+        ("/jobs/0/condition", "VALIDATION_FAILED", "has 1,025 characters: at most 1,024 are allowed")
+    ]
+    crowd = [Sketch(name=str(n), condition=f"{n:0>5} &&" + "!" * 1_000) for n in range(600)]
+    began = time.process_time()
+    assert told(crowd) == [
+        ("/jobs", "VALIDATION_FAILED", "has conditions of 604,800 characters in all: at most 500,000 are allowed")
+    ]
+    assert time.process_time() - began < 1
+    assert problems([Sketch(name=str(n), condition="validation_status == 'valid'") for n in range(MAX_JOBS)]) == []
+
+
 def test_of_many_problems_the_rest_is_counted() -> None:
     jobs = sketches(**{f"job_{n}": ["nobody"] for n in range(250)})
     *shown, last = problems(jobs)

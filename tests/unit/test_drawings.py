@@ -166,6 +166,12 @@ def test_of_a_long_chain_the_ends_stay_and_where_it_changes() -> None:
     ]
 
 
+def test_a_sequence_too_long_for_the_eye_is_shortened_however_few_jobs_there_are() -> None:
+    assert len([text for text in texts(svg("chain", chain(24, failed=30))) if text.startswith("step_")]) == 24
+    shown = texts(svg("chain", chain(25, failed=10)))
+    assert {"9 jobs in sequence", "step_10", "13 jobs in sequence"} <= set(shown)
+
+
 def test_many_alike_lanes_are_one_lane() -> None:
     lanes = [drawn("begin")]
     for n in range(300):

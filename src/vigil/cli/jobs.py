@@ -26,7 +26,10 @@ FAILED = 3
 TIMED_OUT = 4
 """Exit code: a job has not ended in time."""
 
-_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "skipped": "yellow", "running": "cyan"}
+_STYLES = {
+    "completed": "green", "failed": "red", "cancelled": "yellow", "skipped": "yellow", "running": "cyan",
+    "paused": "magenta",
+}  # fmt: skip
 
 app = typer.Typer(help="Create jobs and follow them, with an API key (docs/client.md).", no_args_is_help=True)
 console = Console()
@@ -36,7 +39,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the API says.")
 
 
 @contextmanager
-def _client() -> Iterator[Vigil]:
+def asking() -> Iterator[Vigil]:
+    """A client whose refusals end the command."""
     from vigil.client import Vigil
 
     with refusals_told(), Vigil() as client:
@@ -76,7 +80,7 @@ def create(
 ) -> None:
     """Create a job and print its id."""
     fields = dict(_pair(given) for given in field or [])
-    with _client() as client:
+    with asking() as client:
         made = client.submit(
             job_type,
             None if payload is None else _json(payload),
@@ -95,35 +99,47 @@ def create(
             fields=fields or None,
         )
         if as_json:
-            _print_json(client.job(made.job_id))
+            print_json(client.job(made.job_id))
         else:
             typer.echo(made.job_id)
 
 
 @app.command()
-def show(job_id: JobId, as_json: AsJson = False) -> None:
+def show(
+    job_id: JobId,
+    include_dependencies: Annotated[
+        bool, typer.Option("--include-dependencies", help="Also what it waits for, and who waits for it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show all of a job."""
-    with _client() as client:
+    with asking() as client:
         job = client.job(job_id)
+        neighbours = client.dependencies(job_id) if include_dependencies else None
+    if neighbours is not None:
+        job["dependencies"], job["dependents"] = neighbours["depends_on"], neighbours["dependents"]
     if as_json:
-        _print_json(job)
+        print_json(job)
         return
-    table = Table(Column(style="dim"), Column(overflow="fold"), box=None, show_header=False)
-    for name, value in job.items():
-        if value not in (None, [], {}):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            table.add_row(name, _status(text) if name == "status" else escape(text))
-    console.print(table)
+    told = {name: value for name, value in job.items() if name not in ("dependencies", "dependents")}
+    console.print(facts(told))
+    if neighbours is not None:
+        _print_neighbours(neighbours)
 
 
 @app.command()
 def dependencies(job_id: JobId, as_json: AsJson = False) -> None:
     """Show what a job waits for, and who waits for it."""
-    with _client() as client:
+    with asking() as client:
         found = client.dependencies(job_id)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
+    _print_neighbours(found)
+
+
+def _print_neighbours(found: Json) -> None:
+    """What a job depends on and what depends on it, as the API tells it."""
     verdict = found["verdict"]
     said = verdict["reason"] if verdict else found["trigger_rule"] if found["depends_on"] else "it depends on nothing"
     console.print(f"dependencies {found['dependency_status']}: {escape(said)}", highlight=False, soft_wrap=True)
@@ -131,11 +147,19 @@ def dependencies(job_id: JobId, as_json: AsJson = False) -> None:
     table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for end, neighbours in (("after", found["depends_on"]), ("before", found["dependents"])):
         for job in neighbours:
-            table.add_row(
-                end, _status(job["status"]), job["job_id"], escape(job["job_type"]), escape(job["name"] or "")
-            )
+            table.add_row(end, styled(job["status"]), job["job_id"], escape(job["job_type"]), escape(job["name"] or ""))
     if table.row_count:
         console.print(table)
+
+
+def facts(told: Json) -> Table:
+    """All of something that there is to say, line by line."""
+    table = Table(Column(style="dim"), Column(overflow="fold"), box=None, show_header=False)
+    for name, value in told.items():
+        if value not in (None, [], {}):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            table.add_row(name, styled(text) if name == "status" else escape(text))
+    return table
 
 
 @app.command("list")
@@ -144,14 +168,29 @@ def list_jobs(
     job_type: Annotated[str | None, typer.Option("--type", help="Of this type.", show_default=False)] = None,
     queue: Annotated[str | None, typer.Option(help="Of this queue.", show_default=False)] = None,
     tag: Annotated[str | None, typer.Option(help="With this tag.", show_default=False)] = None,
+    dependency_status: Annotated[
+        str | None, typer.Option(help="none waiting satisfied failed", show_default=False)
+    ] = None,
+    workflow: Annotated[str | None, typer.Option(help="Of this workflow, by its id.", show_default=False)] = None,
+    correlation_id: Annotated[str | None, typer.Option(help="With this id.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with _client() as client:
-        jobs = list(client.jobs(limit=limit, status=status, job_type=job_type, queue=queue, tag=tag))
+    with asking() as client:
+        found = client.jobs(
+            limit=limit,
+            status=status,
+            job_type=job_type,
+            queue=queue,
+            tag=tag,
+            dependency_status=dependency_status,
+            workflow_id=workflow,
+            correlation_id=correlation_id,
+        )
+        jobs = list(found)
     if as_json:
-        _print_json(jobs)
+        print_json(jobs)
     elif jobs:
         console.print(_table(jobs))
     else:
@@ -161,10 +200,10 @@ def list_jobs(
 @app.command()
 def status(job_id: JobId, as_json: AsJson = False) -> None:
     """Print a job's status. One that there is not is `not_found`, with exit code 1."""
-    with _client() as client:
+    with asking() as client:
         found = client.status_only(job_id)
     if as_json:
-        _print_json({"job_id": job_id, "status": found})
+        print_json({"job_id": job_id, "status": found})
     else:
         typer.echo(found)
     if found == "not_found":
@@ -176,18 +215,18 @@ def result(job_id: JobId) -> None:
     """Print a completed job's result, as JSON. Exit code 3 when it ended otherwise, 1 when it has not ended."""
     from vigil.client import JobFailed
 
-    with _client() as client:
+    with asking() as client:
         try:
             found = client.result(job_id)
         except JobFailed as failure:
             raise fail(str(failure), FAILED) from failure
-    _print_json(found)
+    print_json(found)
 
 
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job: at once, or by asking when it runs."""
-    with _client() as client:
+    with asking() as client:
         job = client.cancel(job_id)
     asked = " It was asked to cancel." if job["status"] == "running" else ""
     _say(job, as_json, asked)
@@ -196,7 +235,7 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Try a failed, cancelled or skipped job again."""
-    with _client() as client:
+    with asking() as client:
         job = client.retry(job_id)
     _say(job, as_json)
 
@@ -208,16 +247,16 @@ def wait(
     as_json: AsJson = False,
 ) -> None:
     """Wait until jobs have ended. Exit code 0 when all completed, 3 when one ended otherwise, 4 when time was over."""
-    with _client() as client:
+    with asking() as client:
         options = {"get_fields": {"status": None}}
         answer = client.wait({"wait_on": dict.fromkeys(job_ids), "wait_options": options}, timeout=timeout)
     ended = {job_id: values["status"] for job_id, values in answer["waited_jobs"].items()}
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         for job_id in job_ids:
             console.print(
-                f"{escape(job_id)} {_status(ended.get(job_id, 'has not ended'))}", highlight=False, soft_wrap=True
+                f"{escape(job_id)} {styled(ended.get(job_id, 'has not ended'))}", highlight=False, soft_wrap=True
             )
     if any(status != "completed" for status in ended.values()):
         raise typer.Exit(FAILED)
@@ -230,7 +269,7 @@ def _table(jobs: list[Json]) -> Table:
     table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for job in jobs:
         table.add_row(
-            _status(job["status"]),
+            styled(job["status"]),
             job["job_id"],
             escape(job["job_type"]),
             escape(job["name"] or ""),
@@ -244,17 +283,18 @@ def _table(jobs: list[Json]) -> Table:
 
 def _say(job: Json, as_json: bool, more: str = "") -> None:
     if as_json:
-        _print_json(job)
+        print_json(job)
     else:
-        console.print(f"{job['job_id']} is {_status(job['status'])}.{more}", highlight=False, soft_wrap=True)
+        console.print(f"{job['job_id']} is {styled(job['status'])}.{more}", highlight=False, soft_wrap=True)
 
 
-def _status(status: str) -> str:
+def styled(status: str) -> str:
+    """A status in its colour."""
     style = _STYLES.get(status)
     return f"[{style}]{status}[/]" if style else status
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """To be read by programs: never wrapped, never coloured."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal["job", "alike", "sequence", "many"]
 
-MOST_COLUMNS = 40
+MOST_COLUMNS = 24
 """Of a picture before sequences in it are shortened, however few its boxes."""
 
 

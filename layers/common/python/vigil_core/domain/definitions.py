@@ -13,6 +13,8 @@ from vigil_core.domain.errors import CircularDependency, FieldProblem, MissingDe
 
 MAX_JOBS = 10_000
 MAX_EDGES = 100_000
+MAX_CONDITION_CHARS = 500_000
+"""Of all different conditions together: reading them takes time."""
 MAX_PROBLEMS = 100
 """How many are told one by one; how many more there are is told in one."""
 MAX_SPELLED = 100
@@ -64,6 +66,7 @@ def _places(jobs: Sequence[Sketch]) -> dict[str, int]:
 
 def _sizes(jobs: Sequence[Sketch]) -> Iterator[FieldProblem]:
     edges = sum(len(job.depends_on) for job in jobs)
+    characters = _condition_chars(jobs)
     if not jobs:
         yield FieldProblem(pointer="/jobs", detail="must hold at least one job")
     if len(jobs) > MAX_JOBS:
@@ -73,11 +76,22 @@ def _sizes(jobs: Sequence[Sketch]) -> Iterator[FieldProblem]:
             pointer="/jobs", detail=f"names {edges:,} dependencies in all: at most {MAX_EDGES:,} are allowed"
         )
 
+    if characters > MAX_CONDITION_CHARS:
+        yield FieldProblem(
+            pointer="/jobs",
+            detail=f"has conditions of {characters:,} characters in all: at most {MAX_CONDITION_CHARS:,} are allowed",
+        )
+
+
+def _condition_chars(jobs: Sequence[Sketch]) -> int:
+    return sum(map(len, {job.condition for job in jobs if job.condition is not None}))
+
 
 def _by_job(jobs: Sequence[Sketch], places: Mapping[str, int]) -> Iterator[FieldProblem]:
     """What can be said of each job by itself, and of the names that it names."""
     hints = _Hints(places)
     conditions: dict[str, str | None] = {}
+    too_long_to_read = _condition_chars(jobs) > MAX_CONDITION_CHARS
     for place, job in enumerate(jobs):
         at = f"/jobs/{place}"
         if (first := places[job.name]) != place:
@@ -95,7 +109,7 @@ def _by_job(jobs: Sequence[Sketch], places: Mapping[str, int]) -> Iterator[Field
                     pointer=pointer, detail=f"depends on itself: {name} -> {name}", code=CircularDependency.code
                 )
             named.add(name)
-        if job.condition is not None:
+        if job.condition is not None and not too_long_to_read:
             if job.condition not in conditions:
                 conditions[job.condition] = _wrong_with(job.condition)
             if wrong := conditions[job.condition]:

@@ -1,0 +1,252 @@
+"""Workflows: graphs of jobs, put together in Python or read from a file, and checked before they are sent."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
+
+from vigil_core.domain.batches import OnItemFailure
+from vigil_core.domain.definitions import Sketch, problems
+from vigil_core.domain.dependencies import TriggerRule
+from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
+from vigil_core.domain.jobs import Priority
+
+if TYPE_CHECKING:
+    from vigil.client import Mutex, Retry
+
+FailurePolicy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]
+
+
+class WorkflowOptions(TypedDict, total=False):
+    """What a run takes besides its name and its jobs. Times in seconds; `retry`, `priority`, `trace_id` and
+    `correlation_id` are also what its jobs have that say nothing of their own."""
+
+    description: str
+    failure_policy: FailurePolicy
+    priority: Priority
+    timeout: int
+    max_concurrency: int
+    retry: Retry
+    trace_id: str
+    correlation_id: str
+    health_check_interval: int
+    output: str
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job of a workflow takes besides its name, type, payload and dependencies. Times in seconds."""
+
+    queue: str
+    priority: Priority
+    executor: Literal["join"]
+    fields: Mapping[str, Any]
+    tags: Sequence[str]
+    mutex: Mutex
+    condition: str
+    trigger_rule: TriggerRule
+    cancel_losers: bool
+    retry: Retry
+    timeout: int
+    heartbeat_timeout: int
+    scheduled_at: str
+    start_delay: int
+    fallback: Any
+    batch: Sequence[Any]
+    on_item_failure: OnItemFailure
+    trace_id: str
+    correlation_id: str
+
+
+class Workflow:
+    """A definition in the making. `validate` says what the API would say; `Vigil.create_workflow` sends it."""
+
+    def __init__(self, name: str, **options: Unpack[WorkflowOptions]) -> None:
+        self._definition: dict[str, Any] = {"version": "1", "name": name, **options, "jobs": []}
+
+    @property
+    def name(self) -> str:
+        """What its runs are called."""
+        return str(self._definition["name"])
+
+    def job(
+        self,
+        name: str,
+        job_type: str | None = None,
+        payload: Any = None,
+        *,
+        depends_on: After = (),
+        **options: Unpack[JobOptions],
+    ) -> Part:
+        """Add a job; its type is its name where none is given. It runs after those in `depends_on`."""
+        job: dict[str, Any] = {"name": name}
+        if job_type is not None:
+            job["job_type"] = job_type
+        if payload is not None:
+            job["payload"] = payload
+        self._definition["jobs"].append({**job, **options, "depends_on": _names(depends_on)})
+        return Part(self, (name,))
+
+    def parallel(self, jobs: Iterable[str | Mapping[str, Any]], *, depends_on: After = ()) -> Part:
+        """Add jobs that run side by side: each a name, or what `job` takes, by name."""
+        given = [{"name": each} if isinstance(each, str) else each for each in jobs]
+        parts = [self.job(**{"depends_on": depends_on, **each}) for each in given]
+        return Part(self, tuple(name for part in parts for name in part.names))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The definition as the API takes it."""
+        return copy.deepcopy(self._definition)
+
+    def to_yaml(self) -> str:
+        """The definition as a file for `vigil workflow create`."""
+        from vigil.yamltext import dumps
+
+        return dumps(self._definition)
+
+    def validate(self) -> None:
+        """Look at names, dependencies and conditions as the API does.
+
+        Raises:
+            VigilError: with every problem in `errors`, cycles spelled out.
+        """
+        from vigil.client import VigilError
+
+        sketches, misshapen = _sketched(self._definition)
+        try:
+            raise_if_any(misshapen or problems(sketches))
+        except ValidationFailed as found:
+            errors = [{"pointer": each.pointer, "detail": each.detail, "code": each.code} for each in found.problems]
+            raise VigilError(found.code, found.message, errors=errors) from found
+
+    @classmethod
+    def from_dict(cls, definition: Mapping[str, Any]) -> Self:
+        """A definition that there is already. It may say more than this module knows of: the API judges that."""
+        made = cls(str(definition.get("name", "")))
+        made._definition = {"jobs": [], **copy.deepcopy(dict(definition))}
+        return made
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """A definition in JSON or YAML. Raises ValueError for what is neither."""
+        from vigil.yamltext import loads
+
+        try:
+            definition = json.loads(text, parse_constant=_no_number)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        except json.JSONDecodeError as error:
+            if text.lstrip().startswith("{"):
+                raise ValueError(f"it is not JSON: {error}") from error
+            definition = loads(text)
+        if not isinstance(definition, dict):
+            raise ValueError("it is no definition of a workflow: that begins with `name` and `jobs`")
+        return cls.from_dict(definition)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """A definition in a file of JSON or YAML. Raises OSError, or ValueError for what is neither."""
+        return cls.from_text(Path(path).read_text(encoding="utf-8"))
+
+    def _jobs(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        return [job for job in self._definition["jobs"] if job["name"] in names]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One or more jobs of a workflow, as what comes next sees them: it runs when all of them have succeeded."""
+
+    workflow: Workflow
+    names: tuple[str, ...]
+
+    def then(self, name: str, job_type: str | None = None, payload: Any = None, **options: Unpack[JobOptions]) -> Part:
+        """Add a job that runs after these."""
+        return self.workflow.job(name, job_type, payload, depends_on=self, **options)
+
+    def parallel(self, jobs: Iterable[str | Mapping[str, Any]]) -> Part:
+        """Add jobs that run after these, side by side: each a name, or what `Workflow.job` takes, by name."""
+        return self.workflow.parallel(jobs, depends_on=self)
+
+    def with_timeout(self, seconds: int) -> Part:
+        """How long an attempt at each of these may take."""
+        for job in self.workflow._jobs(self.names):
+            job["timeout"] = seconds
+        return self
+
+    def with_fallback(self, value: Any) -> Part:
+        """The result of each of these that fails for good: it counts as a success."""
+        for job in self.workflow._jobs(self.names):
+            job["fallback"] = value
+        return self
+
+
+After: TypeAlias = str | Part | Iterable[str | Part]
+
+
+def race(parts: After, *, name: str) -> Part:
+    """The first of these to succeed: its result is what comes next sees, and the others are cancelled."""
+    return _workflow_of(parts).job(
+        name, depends_on=parts, executor="join", trigger_rule="one_success", cancel_losers=True
+    )
+
+
+def all_of(parts: After, *, name: str) -> Part:
+    """All of these: their results, by name, are what comes next sees."""
+    return _workflow_of(parts).job(name, depends_on=parts, executor="join", trigger_rule="all_success")
+
+
+def _workflow_of(parts: After) -> Workflow:
+    for each in [parts] if isinstance(parts, Part) else parts:
+        if isinstance(each, Part):
+            return each.workflow
+    raise ValueError("these are no parts of a workflow")
+
+
+def _names(parts: After) -> list[str]:
+    if isinstance(parts, str):
+        return [parts]
+    if isinstance(parts, Part):
+        return list(parts.names)
+    return [name for part in parts for name in _names(part)]
+
+
+def _sketched(definition: Mapping[str, Any]) -> tuple[list[Sketch], list[FieldProblem]]:
+    """What there is to see of the graph, or what has not even the shape of one."""
+    wrong: list[FieldProblem] = []
+    sketches: list[Sketch] = []
+
+    def check(fits: bool, pointer: str, detail: str) -> None:
+        if not fits:
+            wrong.append(FieldProblem(pointer=pointer, detail=detail))
+
+    jobs = definition["jobs"]
+    check(isinstance(definition.get("name"), str), "/name", "must be text")
+    check(isinstance(jobs, list), "/jobs", "must be a list")
+    for place, job in enumerate(jobs if isinstance(jobs, list) else []):
+        at, known = f"/jobs/{place}", len(wrong)
+        if not isinstance(job, dict):
+            check(False, at, "must be an object")
+            continue
+        before, rule = job.get("depends_on") or [], job.get("trigger_rule") or "all_success"
+        names = isinstance(before, list) and all(isinstance(name, str) for name in before)
+        check(isinstance(job.get("name"), str), f"{at}/name", "must be text")
+        check(names, f"{at}/depends_on", "must be a list of names")
+        check(isinstance(job.get("condition"), str | None), f"{at}/condition", "must be text")
+        check(rule in get_args(TriggerRule), f"{at}/trigger_rule", f"must be one of {', '.join(get_args(TriggerRule))}")
+        if len(wrong) == known:
+            sketches.append(
+                Sketch(
+                    name=job["name"],
+                    depends_on=tuple(before),
+                    condition=job.get("condition"),
+                    cancel_losers=job.get("cancel_losers") is True,
+                    trigger_rule=cast(TriggerRule, rule),
+                )
+            )
+    return sketches, wrong
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,0 +1,82 @@
+"""YAML that says what JSON can say, and nothing else: a date stays text, and so does `no`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import yaml
+
+_BASE = "tag:yaml.org,2002:"
+_NUMBERS = {
+    "int": re.compile(r"-?(?:0|[1-9][0-9]*)\Z"),
+    "float": re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)\Z"),
+}
+_WORDS = {"null": re.compile(r"(?:null|~|)\Z"), "bool": re.compile(r"(?:true|false)\Z")}
+
+
+class _Loader(yaml.SafeLoader):
+    """Of YAML's types only those of JSON, written as JSON writes them; keys are texts, and none comes twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc] # It is one of the class there, too.
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(_BASE) in ("null", "bool", "int", "float", "str", "seq")
+    }
+
+    def construct_object_of(self, node: yaml.MappingNode) -> dict[str, Any]:
+        """A mapping, in the order of its keys."""
+        self.flatten_mapping(node)
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no text", key_node.start_mark)
+            found[key] = self.construct_object(value_node, deep=True)
+        return found
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As written, before `<<` brings other keys in, which may be overridden."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            written = key.value if isinstance(key, yaml.ScalarNode) else None
+            if written in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {written!r} comes a second time", key.start_mark
+                )
+            seen |= {written} - {None}
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """What it writes is read by `_Loader`, and by everybody else, as what it was."""
+
+    def ignore_aliases(self, _: Any) -> bool:
+        return True
+
+
+for _name, _pattern in (_NUMBERS | _WORDS).items():
+    _firsts = ["-", *"0123456789"] if _name in _NUMBERS else ["n", "~", "t", "f", ""]
+    _Loader.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
+    _Dumper.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
+_Loader.add_implicit_resolver(f"{_BASE}merge", re.compile(r"<<\Z"), ["<"])
+_Loader.add_constructor(f"{_BASE}map", _Loader.construct_object_of)
+
+
+def loads(text: str) -> Any:
+    """What one document says. Raises ValueError, with the line, for what is no YAML or more than JSON can say."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # A SafeLoader, and less.
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        raise ValueError(f"it is not YAML: {error.problem}{where}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
+
+
+def dumps(value: Any) -> str:
+    """The value, which JSON can say, as a document."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
