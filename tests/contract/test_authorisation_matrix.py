@@ -21,8 +21,12 @@ ALLOWED = {
         "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
         "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
         "list_job_types", "get_job_type", "get_job_dependencies", "list_schedules", "get_schedule",
+        "list_workflows", "get_workflow", "get_workflow_stats", "get_workflow_graph", "validate_workflow",
     },
-    Scope.SUBMIT: {"create_upload", "create_job", "create_jobs", "cancel_job", "retry_job", "delete_job"},
+    Scope.SUBMIT: {
+        "create_upload", "create_job", "create_jobs", "cancel_job", "retry_job", "delete_job", "create_workflow",
+        "cancel_workflow", "cancel_workflows", "pause_workflow", "resume_workflow", "retry_workflow", "decide_workflow",
+    },
     Scope.WORK: {
         "report_job", "start_job", "complete_job", "fail_job", "heartbeat_job", "release_job", "claim", "create_upload",
     },
@@ -39,6 +43,7 @@ ALLOWED[Scope.ADMIN] |= ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK] | {"put_job_
 FREE = {"get_openapi"}
 LISTS = {
     "list_jobs", "list_waits", "list_queues", "get_queue", "claim", "list_job_types", "list_webhooks", "list_schedules",
+    "list_workflows", "cancel_workflows",
 }  # fmt: skip
 BODIES: dict[str, Any] = {
     "create_job": {"job_type": "t"},
@@ -46,13 +51,18 @@ BODIES: dict[str, Any] = {
     "put_job_type": {"queue": "q"},
     "put_webhook": {"url": "https://hooks.example.com/", "events": ["vigil.job.failed"]},
     "create_upload": {"size": 1},
+    "create_workflow": {"name": "w", "jobs": [{"name": "a"}]},
+    "validate_workflow": {"name": "w", "jobs": [{"name": "a"}]},
+    "cancel_workflows": {"name": "w of demo"},
+    "decide_workflow": {"job": "a", "action": "skip"},
     "put_schedule": {"rate": "1 day", "job": {"job_type": "t"}},
     "fail_job": {"error": {"code": "E", "message": "m"}},
 }
 
 
 class World(NamedTuple):
-    """A running job, a wait on it, the job's queue, a job type, a webhook, what it was sent, a schedule: of `demo`."""
+    """A running job, a wait on it, the job's queue, a job type, a webhook, what it was sent, a schedule, a run: of
+    `demo`."""
 
     job_id: str
     wait_id: str
@@ -61,6 +71,7 @@ class World(NamedTuple):
     webhook: str = "hook_of_demo"
     delivery_id: str = ""
     schedule: str = "schedule_of_demo"
+    workflow_id: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +80,8 @@ def world() -> Iterator[World]:
     with deployed():
         job = Client().running()
         of_demo = World(job["job_id"], waiting_on(Client(), job["job_id"]).ok()["wait_id"], job["queue"])
-        yield of_demo._replace(delivery_id=a_delivery(of_demo.webhook))
+        run = Client().post("/v1/workflows", {"name": "w of demo", "jobs": [{"name": "a"}]}).ok(202)
+        yield of_demo._replace(delivery_id=a_delivery(of_demo.webhook), workflow_id=run["workflow_id"])
 
 
 def a_delivery(webhook: str) -> str:
@@ -135,6 +147,8 @@ def test_in_another_namespace(operation: Operation, scopes: Scope | None, world:
         reply.problem(401, "UNAUTHORIZED")
     elif operation.name not in ALLOWED[scopes]:
         reply.problem(403, "FORBIDDEN")
+    elif "{workflow_id}" in operation.path:
+        reply.problem(404, "WORKFLOW_NOT_FOUND")
     elif "{wait_id}" in operation.path:
         reply.problem(404, "WAIT_NOT_FOUND")
     elif operation.name in ("get_job_type", "delete_job_type"):
@@ -148,6 +162,7 @@ def test_in_another_namespace(operation: Operation, scopes: Scope | None, world:
     elif operation.name in LISTS:
         assert world.job_id not in reply.text
         assert world.wait_id not in reply.text
+        assert world.workflow_id not in reply.text
         assert "demo's own" not in reply.text
     else:
         assert reply.status in (200, 201, 202)

@@ -25,7 +25,8 @@ RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",
     "TARGET_REFUSED", '"/url"', "/events: is required", "webhooks/waits", '"/target', "MISSING_DEPENDENCY",
     "unknown stage", '"/stages', '"/payload_schema', "is no JMESPath expression", '"/cron', '"/rate', '"/timezone',
-    "either cron or rate", "no such upload", "stands in place of", "is only for a batch",
+    "either cron or rate", "either job or workflow", "at least one of status", "no such upload", "/jobs/", "/workflow",
+    "is the name of no job", "stands in place of", "is only for a batch",
 )  # fmt: skip
 """What is refused for its relation to something else, which no schema can tell."""
 
@@ -66,6 +67,12 @@ def ids() -> Iterator[dict[str, list[str]]]:
             "webhook": ["ci", "fürchterlich viel", "waits"],
             "delivery_id": ["1769850043000_x_3"],
             "schedule": ["nightly", "fürchterlich oft"],
+            "workflow_id": [
+                client.post("/v1/workflows", {"name": "w", "failure_policy": policy, "jobs": [{"name": "a"}]}).ok(202)[
+                    "workflow_id"
+                ]
+                for policy in ("fail_fast", "manual")
+            ],
         }
 
 

@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "ClockFunction": ("clock_tick", {}),
     "CallerFunction": ("caller_call", None),
     "WebhooksFunction": ("webhooks_tell", ALL_DONE),
+    "SupervisorFunction": ("supervisor_begin", {}),
     "AdminFunction": ("admin_list_keys", None),
 }
 

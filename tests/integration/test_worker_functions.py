@@ -1,9 +1,10 @@
-"""The functions that no client calls, the matcher, the pager, the clock and the caller, as they are invoked, with the
-sample payloads, on moto."""
+"""The functions that no client calls, the matcher, the pager, the clock, the caller and the supervisor, as they are
+invoked, with the sample payloads, on moto."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from functions.caller import handler as caller
 from functions.clock import handler as clock
 from functions.matcher import handler as matcher
 from functions.pager import handler as pager
+from functions.supervisor import handler as supervisor
 from tests.support.api import LambdaContext
 from tests.support.api import deployed as on_moto
 from tests.support.events import sample
@@ -27,10 +29,13 @@ from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.domain.jsontext import loads
 from vigil_core.domain.waits import Wait
+from vigil_core.domain.workflows import Run
 from vigil_core.gateways.outgoing import Answer
 from vigil_core.services.batch import follow, item_ended
 from vigil_core.services.change_job import complete, find_job
+from vigil_core.services.create_run import create_run
 from vigil_core.services.dispatch import dispatch
+from vigil_core.services.runs import find_run
 from vigil_core.services.submit_job import submit
 from vigil_core.services.waits_api import post_wait
 from vigil_core.store.jobs import job_from_row, job_to_row
@@ -282,3 +287,23 @@ def test_the_caller_calls_the_target_of_the_job_that_it_is_told(
     assert job is not None
     assert job.status == "completed"
     assert asked == [("POST", "https://a.example/")]
+
+
+def test_the_supervisor_begins_a_run_and_hears_that_it_was_stopped(deployed: Deployed) -> None:
+    begin, stopped = sample("supervisor_begin"), sample("supervisor_stopped")
+    context = wiring.context()
+    body: Any = {"name": "w", "jobs": [{"name": "a"}]}
+    create_run(context, "demo", context.run_of("demo", body, begin["workflow_id"], context.now(), None), by="test")
+
+    def run() -> Run:
+        return find_run(context, "demo", begin["workflow_id"])
+
+    assert run().status == "pending"
+    assert [supervisor.handler(begin, None) for _ in range(2)] == [{}, {}]
+    assert (run().status, run().supervisor) == ("running", 1)
+    assert supervisor.handler(stopped, None) == {}
+    assert (run().cancel_requested_by, run().supervisor) == ("supervisor", 2)
+    assert supervisor.handler(stopped, None) == {}
+    assert run().supervisor == 2, "heard once more, of one that has a successor"
+    executions = boto3.client("stepfunctions").list_executions(stateMachineArn=os.environ["SUPERVISOR_MACHINE"])
+    assert sorted(each["name"][37:] for each in executions["executions"]) == ["1-1", "1-2"]

@@ -28,7 +28,7 @@ LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
 CACHED = (
     wiring.dynamodb, wiring.sqs, wiring.queues, wiring.scheduler, wiring.alarms, wiring.s3,
-    wiring.bodies_bucket, wiring.context, wiring.http_api,
+    wiring.bodies_bucket, wiring.step_functions, wiring.context, wiring.http_api,
 )  # fmt: skip
 ALARM_GROUP = "alarms"
 BODIES = "bodies"
@@ -53,8 +53,12 @@ def deployed() -> Iterator[None]:
         clock = queues.create_queue(QueueName="clock")["QueueUrl"]
         boto3.client("s3").create_bucket(Bucket=BODIES)
         boto3.client("scheduler").create_schedule_group(Name=ALARM_GROUP)
+        machine = boto3.client("stepfunctions").create_state_machine(
+            name="vigil-supervisor", definition="{}", roleArn="arn:aws:iam::123456789012:role/supervisor"
+        )
         variables = {
             "TABLE_NAME": TABLE_NAME,
+            "SUPERVISOR_MACHINE": machine["stateMachineArn"],
             "PAGES_QUEUE_URL": pages,
             "CLOCK_QUEUE_URL": clock,
             "ALARM_GROUP": ALARM_GROUP,

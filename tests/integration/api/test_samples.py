@@ -12,6 +12,7 @@ from tests.support.api import Client, LambdaContext
 from tests.support.events import EVENTS, sample
 from vigil_core import wiring
 from vigil_core.api.routes import OPERATIONS
+from vigil_core.services.create_run import create_run
 from vigil_core.services.waits_api import post_wait
 
 STORY = [
@@ -35,6 +36,10 @@ STORY = [
     ("api_put_schedule", 201), ("api_put_schedule", 200), ("api_get_schedule", 200), ("api_list_schedules", 200),
     ("api_pause_schedule", 200), ("api_resume_schedule", 200), ("api_delete_schedule", 204),
     ("api_delete_schedule", 404),
+    ("api_validate_workflow", 200), ("api_create_workflow", 202), ("api_list_workflows", 200),
+    ("api_get_workflow", 404), ("api_get_workflow_stats", 200), ("api_get_workflow_graph", 200),
+    ("api_pause_workflow", 409), ("api_resume_workflow", 409), ("api_decide_workflow", 409),
+    ("api_retry_workflow", 409), ("api_cancel_workflow", 202), ("api_cancel_workflows", 200), ("api_get_workflow", 200),
     ("api_create_upload", 201), ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
 ]  # fmt: skip
 
@@ -43,6 +48,8 @@ def test_the_samples_tell_a_story(client: Client) -> None:
     for name, status in STORY:
         if name == "api_list_waits":
             store_the_sample_wait()
+        if name == "api_get_workflow_stats":
+            store_the_sample_run()
         answered = handler(sample(name), LambdaContext())
         assert answered["statusCode"] == status, (name, answered["body"])
     assert set(all_samples()) == {name for name, _ in STORY}
@@ -54,6 +61,14 @@ def store_the_sample_wait() -> None:
     body: Any = json.loads(sample("api_create_wait")["body"])
     wait_id = sample("api_get_wait")["pathParameters"]["wait_id"]
     post_wait(context, "demo", body, by="test", hold_until=context.now(), reserved_id=wait_id)
+
+
+def store_the_sample_run() -> None:
+    """The run that the samples ask for by its id, which no client can choose."""
+    context = wiring.context()
+    body: Any = json.loads(sample("api_create_workflow")["body"])
+    workflow_id = sample("api_get_workflow")["pathParameters"]["workflow_id"]
+    create_run(context, "demo", context.run_of("demo", body, workflow_id, context.now(), None), by="test")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)

@@ -26,7 +26,7 @@ ROUTES = Routes()
     },
 )
 def put_schedule(call: Call, schedule: str, body: Any) -> Answer:
-    """Define a schedule, or define it anew: all of it. What it has created stays as they are."""
+    """Define a schedule, or define it anew: all of it. What it has created stays as it is."""
     ctx = call.context
     now = ctx.now()
     wanted = schedule_of(call.namespace, schedule, body, now=now, new_id=ctx.new_id, find_types=ctx.job_types.find_many)
