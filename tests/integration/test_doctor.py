@@ -124,8 +124,9 @@ def late_schedule(practice: Practice) -> str:
     schedules.put_schedule(
         world.ctx,
         Schedule(
-            namespace=NAMESPACE, name="nightly", schedule_id="s", timing=timing, job={"job_type": "report"},
-            enabled=True, missed="run_once", overlap="allow", generation="g", next_at=None, created_at=world.time,
+            namespace=NAMESPACE, name="nightly", schedule_id="s", timing=timing, creates="job",
+            body={"job_type": "report"}, enabled=True, missed="run_once", overlap="allow", generation="g",
+            next_at=None, created_at=world.time,
             updated_at=world.time,
         ),
     )  # fmt: skip

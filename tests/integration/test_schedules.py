@@ -25,7 +25,7 @@ def put(world: World, **wanted: Any) -> Schedule:
     timing = Timing(cron=wanted.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
     parts: dict[str, Any] = {
         "namespace": NAMESPACE, "name": NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
-        "job": {"job_type": "report"}, "enabled": True, "missed": "skip", "overlap": "allow",
+        "creates": "job", "body": {"job_type": "report"}, "enabled": True, "missed": "skip", "overlap": "allow",
         "generation": world.ctx.new_id(), "next_at": None, "created_at": world.time, "updated_at": world.time,
     }  # fmt: skip
     return schedules.put_schedule(world.ctx, Schedule(**parts | wanted))[0]
@@ -72,7 +72,7 @@ def test_a_schedule_creates_a_job_each_time(world: World) -> None:
     ]
     assert (second.job_type, second.status, second.log[0].by) == ("report", "pending", "schedule")
     assert last_run(world) == Run(
-        planned_at=second.created_at, at=second.created_at, outcome="created", job_id=second.job_id
+        planned_at=second.created_at, at=second.created_at, outcome="created", created_id=second.job_id
     )
     assert found(world).next_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
     assert [at.hour for at, _ in world.alarms.armed.values()] == [12]
@@ -92,7 +92,7 @@ def test_a_job_is_as_its_type_says_when_it_is_created(world: World) -> None:
     ring(world)
     assert len(jobs(world)) == 1
     refused = last_run(world)
-    assert (refused.outcome, refused.job_id) == ("refused", None)
+    assert (refused.outcome, refused.created_id) == ("refused", None)
     assert refused.error is not None
     assert (refused.error.code, "/payload" in refused.error.message) == ("VALIDATION_FAILED", True)
     assert found(world).next_at == world.time + timedelta(hours=1)
@@ -157,7 +157,7 @@ def test_a_run_is_left_out_while_the_last_one_goes_on(world: World) -> None:
 
 
 def test_a_job_that_may_not_be_created_is_told_of(world: World) -> None:
-    put(world, job={"job_type": "report", "mutex": {"key": "m"}})
+    put(world, body={"job_type": "report", "mutex": {"key": "m"}})
     ring(world)
     ring(world)
     assert len(jobs(world)) == 1
@@ -167,11 +167,11 @@ def test_a_job_that_may_not_be_created_is_told_of(world: World) -> None:
 
 
 def test_a_job_that_stands_for_the_unique_key_stands_for_the_run(world: World) -> None:
-    put(world, job={"job_type": "report", "unique_key": "one"})
+    put(world, body={"job_type": "report", "unique_key": "one"})
     ring(world)
     ring(world)
     (job,) = jobs(world)
-    assert (last_run(world).outcome, last_run(world).job_id) == ("existing", job.job_id)
+    assert (last_run(world).outcome, last_run(world).created_id) == ("existing", job.job_id)
 
 
 def test_what_was_armed_before_an_alteration_does_nothing(world: World) -> None:
@@ -189,7 +189,7 @@ def test_another_body_is_used_at_once_and_no_run_is_lost(world: World) -> None:
     put(world)
     event = alarm(world)
     world.pass_time(1)
-    put(world, job={"job_type": "other"})
+    put(world, body={"job_type": "other"})
     run_clock.on_alarm(world.ctx, event)
     assert [job.job_type for job in jobs(world)] == ["other"]
 
@@ -260,7 +260,7 @@ class Mortal:
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_run_whose_process_dies_is_finished_by_the_next_sweep(table: DynamoTable, at: int, done: bool) -> None:
     world = World(table)
-    put(world, job={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
+    put(world, body={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
     event = alarm(world)
     mortal: Any = Mortal(table, at, done=done)
     doomed = World(mortal)
@@ -274,5 +274,5 @@ def test_a_run_whose_process_dies_is_finished_by_the_next_sweep(table: DynamoTab
     world.pass_time(60)
     world.sweep()
     (job,) = jobs(world)
-    assert (last_run(world).outcome, last_run(world).job_id) == ("created", job.job_id)
+    assert (last_run(world).outcome, last_run(world).created_id) == ("created", job.job_id)
     assert found(world).next_at == datetime(2026, 1, 31, 11, tzinfo=UTC)

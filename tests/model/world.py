@@ -23,6 +23,7 @@ from botocore.exceptions import ClientError
 from tests.model.moto_table import empty_table
 from tests.support.world import KeptAlarms, KeptObjects
 from vigil_core.api.schedule_wire import job_of_body
+from vigil_core.api.workflow_wire import run_of_body
 from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import loads
@@ -196,6 +197,9 @@ class World:
             queues=_Queues(self),
             alarms=KeptAlarms(),
             job_of=partial(job_of_body, find_type=job_types.find),
+            run_of=lambda namespace, body, workflow_id, now, schedule: run_of_body(
+                namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule
+            ),
             clock=lambda: self.now,
             new_id=self.new_id,
             sleep=lambda seconds: self.call(f"sleeps {seconds:g} s", lambda: None),

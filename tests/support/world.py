@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import uuid6
 
 from vigil_core.api.schedule_wire import job_of_body
+from vigil_core.api.workflow_wire import run_of_body
 from vigil_core.domain.jobs import Job, JobError, NewJob, Report
 from vigil_core.domain.jsontext import loads
 from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
@@ -151,6 +152,9 @@ class World:
             executors=self.executors,
             alarms=self.alarms,
             job_of=partial(job_of_body, find_type=job_types.find),
+            run_of=lambda namespace, body, workflow_id, now, schedule: run_of_body(
+                namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule
+            ),
             clock=lambda: self.time,
             new_id=lambda: str(uuid6.uuid7()),
             sleep=self.pass_time,

@@ -143,7 +143,7 @@ def test_the_last_of_few_far_apart() -> None:
 
 def schedule(timing: Timing, missed: Missed = "skip") -> Schedule:
     made = Schedule(
-        namespace="team", name="s", schedule_id="i", timing=timing, job={}, enabled=True, missed=missed,
+        namespace="team", name="s", schedule_id="i", timing=timing, creates="job", body={}, enabled=True, missed=missed,
         overlap="allow", generation="", next_at=None, created_at=NEW_YEAR, updated_at=NEW_YEAR,
     )  # fmt: skip
     return planned(made, now=NEW_YEAR, generation="g1")

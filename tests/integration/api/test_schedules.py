@@ -133,10 +133,17 @@ def test_what_is_wrong_is_named(client: Client, body: dict[str, Any], pointers: 
     assert alarms() == []
 
 
-def test_workflows_are_not_scheduled_yet(client: Client) -> None:
-    reply = client.call("PUT", "/v1/schedules/s", {**NIGHTLY, "workflow": {"name": "w"}})
-    assert reply.pointers() == ["/workflow"]
-    assert reply.json["errors"][0]["detail"] == "is not served yet"
+def test_a_workflow_is_scheduled_instead_of_a_job(client: Client) -> None:
+    workflow = {"name": "w", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"], "start_delay": 60}]}
+    assert client.call("PUT", "/v1/schedules/s", {**NIGHTLY, "workflow": workflow}).pointers() == [""]
+    timing = {name: NIGHTLY[name] for name in ("cron", "timezone")}
+    made = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": workflow}).ok(201)
+    assert (made["job"], made["workflow"]) == (None, workflow)
+    broken = {"name": "w", "jobs": [{"name": "a", "depends_on": ["b"]}]}
+    reply = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": broken})
+    assert [error["pointer"] for error in reply.problem(422, "MISSING_DEPENDENCY")["errors"]] == [
+        "/workflow/jobs/0/depends_on/0"
+    ]
 
 
 def test_a_job_is_held_to_its_type(client: Client) -> None:

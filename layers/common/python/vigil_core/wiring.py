@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from vigil_core.api.http import HttpApi
     from vigil_core.domain.jobs import NewJob
     from vigil_core.domain.jsontext import JsonValue
+    from vigil_core.domain.workflows import NewRun
     from vigil_core.gateways.outgoing import Outgoing
     from vigil_core.gateways.secret_values import SecretValues
 
@@ -187,6 +188,13 @@ def context_of(
 
         return job_of_body(namespace, body, job_id, find_type=job_types.find)
 
+    def run_of(
+        namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
+    ) -> NewRun:
+        from vigil_core.api.workflow_wire import run_of_body
+
+        return run_of_body(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
+
     return Context(
         jobs=JobStore(table, objects, now=now, retention=retention),
         job_types=job_types,
@@ -207,6 +215,7 @@ def context_of(
         supervisors=supervisors or NoSupervisors(),
         alarms=alarms,
         job_of=job_of,
+        run_of=run_of,
         clock=now,
         new_id=lambda: str(uuid7()),
         allowed_private_hosts=OutgoingSettings.from_environment().allowed_private_hosts,

@@ -26,10 +26,10 @@ ROUTES = Routes()
     },
 )
 def put_schedule(call: Call, schedule: str, body: Any) -> Answer:
-    """Define a schedule, or define it anew: all of it. Jobs that it has created stay as they are."""
+    """Define a schedule, or define it anew: all of it. What it has created stays as they are."""
     ctx = call.context
     now = ctx.now()
-    wanted = schedule_of(call.namespace, schedule, body, now=now, new_id=ctx.new_id, find_type=ctx.job_types.find)
+    wanted = schedule_of(call.namespace, schedule, body, now=now, new_id=ctx.new_id, find_types=ctx.job_types.find_many)
     stored, new = schedules.put_schedule(ctx, wanted)
     return Answer(status=201 if new else 200, body=ScheduleView.of(stored, now))
 
@@ -72,7 +72,7 @@ def get_schedule(call: Call, schedule: str) -> Answer:
     problems=(ScheduleNotFound,),
 )
 def delete_schedule(call: Call, schedule: str) -> Answer:
-    """Delete a schedule. The jobs that it has created stay."""
+    """Delete a schedule. What it has created stays."""
     schedules.delete_schedule(call.context, call.namespace, _known(schedule))
     return Answer(status=204)
 

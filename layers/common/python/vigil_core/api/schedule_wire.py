@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model
 
 from vigil_core.api.job_type_wire import is_name, job_of_type, small
 from vigil_core.api.validation import below, parse_body
 from vigil_core.api.wire import NewJob, Shown, ShownError, TimeText, Wire
+from vigil_core.api.workflow_wire import FindTypes, run_of_body
 from vigil_core.domain import jobs, schedules
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jsontext import JsonValue
-from vigil_core.domain.schedules import Missed, Overlap, RunOutcome, Schedule, Timing
+from vigil_core.domain.schedules import Creates, Missed, Overlap, RunOutcome, Schedule, Timing
 from vigil_core.domain.times import to_text
 
 NEVER_SCHEDULED = {"job_id", "payload_ref", "scheduled_at"}
@@ -43,9 +44,6 @@ def _rate(value: str) -> str:
 class ScheduleBody(Wire):
     """A schedule, whole: what is absent is as if it had never been given. It has either `cron` or `rate`."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"workflow"})
-    """What schedules will take one day: refused by name."""
-
     cron: Annotated[str, Field(max_length=MAX_CRON_CHARS)] | None = Field(
         default=None,
         examples=["30 2 * * MON-FRI"],
@@ -59,8 +57,14 @@ class ScheduleBody(Wire):
     timezone: Annotated[str, Field(max_length=64), AfterValidator(_zone)] | None = Field(
         default=None, examples=["Europe/Berlin"], description="By its IANA name, for `cron`; UTC when absent"
     )
-    job: Annotated[ScheduledJob, BeforeValidator(small)] = Field(
-        examples=[{"job_type": "nightly_report"}], description="What is created each time: a body of `POST /v1/jobs`"
+    job: Annotated[ScheduledJob, BeforeValidator(small)] | None = Field(
+        default=None,
+        examples=[{"job_type": "nightly_report"}],
+        description="What is created each time: a body of `POST /v1/jobs`",
+    )
+    workflow: Annotated[dict[str, Any], BeforeValidator(small)] | None = Field(
+        default=None,
+        description="In place of `job`: a body of `POST /v1/workflows`. A `start_delay` counts from the planned time",
     )
     enabled: bool | None = Field(default=None, description="True when absent; false is paused")
     missed: Missed | None = Field(
@@ -69,18 +73,20 @@ class ScheduleBody(Wire):
         "out; `run_once` makes up for the last of them",
     )
     overlap: Overlap | None = Field(
-        default=None, description="`skip` leaves a run out while the job of the last one goes on; `allow` when absent"
+        default=None, description="`skip` leaves a run out while what the last one created goes on; `allow` when absent"
     )
 
 
 class RunView(Shown):
-    """What became of a planned time. `created`: there is a job. `existing`: a live one has its `unique_key`. `overlap`
-    and `missed`: left out, as the schedule says. `refused`: the job could not be created; `error` says why."""
+    """What became of a planned time. `created`: there is a job, or a run of the workflow. `existing`: a live job has
+    its `unique_key`. `overlap` and `missed`: left out, as the schedule says. `refused`: it could not be created;
+    `error` says why."""
 
     planned_at: TimeText
     at: TimeText
     outcome: RunOutcome
     job_id: str | None
+    workflow_id: str | None
     error: ShownError | None
 
 
@@ -91,8 +97,8 @@ class ScheduleView(Shown):
     cron: str | None
     rate: str | None
     timezone: str
-    job: dict[str, Any]
-    workflow: None
+    job: dict[str, Any] | None
+    workflow: dict[str, Any] | None
     enabled: bool
     missed: Missed
     overlap: Overlap
@@ -110,8 +116,8 @@ class ScheduleView(Shown):
             cron=schedule.timing.cron,
             rate=schedule.timing.rate,
             timezone=schedule.timing.timezone,
-            job=dict(schedule.job),
-            workflow=None,
+            job=dict(schedule.body) if schedule.creates == "job" else None,
+            workflow=dict(schedule.body) if schedule.creates == "workflow" else None,
             enabled=schedule.enabled,
             missed=schedule.missed,
             overlap=schedule.overlap,
@@ -121,7 +127,8 @@ class ScheduleView(Shown):
                 planned_at=to_text(run.planned_at),
                 at=to_text(run.at),
                 outcome=run.outcome,
-                job_id=run.job_id,
+                job_id=run.created_id if schedule.creates == "job" else None,
+                workflow_id=run.created_id if schedule.creates == "workflow" else None,
                 error=run.error and ShownError(code=run.error.code, message=run.error.message),
             ),
             created_at=to_text(schedule.created_at),
@@ -143,7 +150,7 @@ def schedule_of(
     *,
     now: datetime,
     new_id: Callable[[], str],
-    find_type: Callable[[str, str], JobType | None],
+    find_types: FindTypes,
 ) -> Schedule:
     """The schedule that a request describes. Raises ValidationFailed with every problem."""
     if not is_name(name):
@@ -158,18 +165,25 @@ def schedule_of(
         raise ValidationFailed.at("/cron", str(error)) from error
     if first is None:
         raise ValidationFailed.at("/cron", "never happens")
-    given = body.get("job") if isinstance(body, Mapping) else None
-    job = {part: value for part, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
+    if (said.job is None) == (said.workflow is None):
+        raise ValidationFailed.at("", "must have either job or workflow")
+    creates: Creates = "workflow" if said.job is None else "job"
+    given = body.get(creates) if isinstance(body, Mapping) else None
+    wanted = {part: value for part, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
     try:
-        job_of_body(namespace, job, new_id(), find_type=find_type)
+        if creates == "workflow":
+            run_of_body(namespace, wanted, new_id(), now=now, find_types=find_types)
+        else:
+            job_of_body(namespace, wanted, new_id(), find_type=lambda of, name: find_types(of, [name]).get(name))
     except ValidationFailed as error:
-        raise below("/job", error) from error
+        raise below(f"/{creates}", error) from error
     return Schedule(
         namespace=namespace,
         name=name,
         schedule_id=new_id(),
         timing=timing,
-        job=job,
+        creates=creates,
+        body=wanted,
         enabled=said.enabled is not False,
         missed=said.missed or "skip",
         overlap=said.overlap or "allow",

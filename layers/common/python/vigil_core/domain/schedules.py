@@ -1,4 +1,4 @@
-"""Schedules: jobs that are created again and again. What comes when is worked out from the time that is given."""
+"""Schedules: jobs and workflows that are created again and again. What comes when is worked out from a given time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vigil_core.domain.times import to_text
 
 Missed: TypeAlias = Literal["skip", "run_once"]
 Overlap: TypeAlias = Literal["allow", "skip"]
+Creates: TypeAlias = Literal["job", "workflow"]
 RunOutcome: TypeAlias = Literal["created", "existing", "overlap", "missed", "refused"]
 
 LATE = timedelta(minutes=5)
@@ -112,28 +113,29 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What became of a planned time: a job, or why there is none."""
+    """What became of a planned time: a job or run, or why there is none."""
 
     planned_at: datetime
     at: datetime
     outcome: RunOutcome
-    job_id: str | None = None
+    created_id: str | None = None
     error: JobError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """One version of a schedule. `job` is the body of a job's creation.
+    """One version of a schedule. `body` is that of the creation of a job or workflow, whichever it `creates`.
 
     `generation` is new whenever what comes next is decided anew by somebody: what was armed before does nothing.
-    `last_job_id` is the job that it created last.
+    `last_id` is the job or run that it created last.
     """
 
     namespace: str
     name: str
     schedule_id: str
     timing: Timing
-    job: Mapping[str, JsonValue]
+    creates: Creates
+    body: Mapping[str, JsonValue]
     enabled: bool
     missed: Missed
     overlap: Overlap
@@ -142,7 +144,7 @@ class Schedule:
     created_at: datetime
     updated_at: datetime
     last_run: Run | None = None
-    last_job_id: str | None = None
+    last_id: str | None = None
     version: int = 1
 
     def next_times(self, now: datetime) -> list[datetime]:
@@ -156,8 +158,8 @@ class Schedule:
         """Whether its time has come."""
         return self.next_at is not None and self.next_at <= now + EARLY
 
-    def job_id_of(self, planned_at: datetime) -> str:
-        """The id of the job for a planned time, the same whoever asks and how often."""
+    def id_at(self, planned_at: datetime) -> str:
+        """The id of the job or run for a planned time, the same whoever asks and how often."""
         return at_time(planned_at, f"{self.schedule_id}/{to_text(planned_at)}")
 
 
@@ -177,7 +179,13 @@ def redefined(before: Schedule, wanted: Schedule) -> Schedule:
     if timing.rate == before.timing.rate:
         timing = replace(timing, anchor=before.timing.anchor)
     after = replace(
-        before, timing=timing, job=wanted.job, enabled=wanted.enabled, missed=wanted.missed, overlap=wanted.overlap
+        before,
+        timing=timing,
+        creates=wanted.creates,
+        body=wanted.body,
+        enabled=wanted.enabled,
+        missed=wanted.missed,
+        overlap=wanted.overlap,
     )
     if after == before:
         return before
@@ -211,7 +219,7 @@ def ran(schedule: Schedule, run: Run) -> Schedule:
         _next(schedule, schedule.updated_at),
         next_at=next(schedule.timing.after(after), None),
         last_run=run,
-        last_job_id=run.job_id or schedule.last_job_id,
+        last_id=run.created_id or schedule.last_id,
     )
 
 

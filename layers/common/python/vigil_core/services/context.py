@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from vigil_core.domain.jobs import NewJob
 from vigil_core.domain.jsontext import JsonValue
 from vigil_core.domain.times import whole_ms
+from vigil_core.domain.workflows import NewRun
 from vigil_core.store.batches import BatchStore
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.dependencies import DependencyStore
@@ -92,6 +93,15 @@ class ReadsJob(Protocol):
         """The job to create under this id, with what its type adds. Raises ValidationFailed."""
 
 
+class ReadsRun(Protocol):
+    """Reads the body of a workflow's creation."""
+
+    def __call__(
+        self, namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
+    ) -> NewRun:
+        """The run to create under this id, with what the types of its jobs add. Raises ValidationFailed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WideWork:
     """A message for the pager: JSON text, and the group in which order matters."""
@@ -141,6 +151,7 @@ class Context:
     queues: Queues
     alarms: Alarms
     job_of: ReadsJob
+    run_of: ReadsRun
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)

@@ -1,5 +1,5 @@
-"""A planned time of a schedule has come: create its job, plan the next. An alarm says so, or the sweep; twice does no
-harm, for the job's id follows from the planned time."""
+"""A planned time of a schedule has come: create its job or run, plan the next. An alarm says so, or the sweep; twice
+does no harm, for the id follows from the planned time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vigil_core.domain.jobs import JobError
 from vigil_core.domain.schedules import Run, RunOutcome, Schedule
 from vigil_core.services.change_job import ATTEMPTS
 from vigil_core.services.context import Context
+from vigil_core.services.create_run import create_run
 from vigil_core.services.schedules import arm
 from vigil_core.services.submit_job import submit, submitted_before
 from vigil_core.store.table import ConditionFailed
@@ -20,7 +21,7 @@ MAX_ERROR_CHARS = 1_024
 def run_schedule(ctx: Context, namespace: str, name: str, *, generation: str | None = None) -> None:
     """Do what is due; nothing when nothing is, or when this was armed for a generation that is no more.
 
-    The job comes first. Should the process die before the schedule says so, the next to come finds the job there.
+    The job or run comes first. Should the process die before the schedule says so, the next to come finds it there.
     """
     for attempt in range(ATTEMPTS):
         schedule = ctx.schedules.find(namespace, name)
@@ -40,33 +41,45 @@ def run_schedule(ctx: Context, namespace: str, name: str, *, generation: str | N
 def _run(ctx: Context, schedule: Schedule) -> Run:
     now = ctx.now()
     planned_at, missed = schedules.turn(schedule, now)
-    job_id = schedule.job_id_of(planned_at)
+    new_id = schedule.id_at(planned_at)
 
     def is_there() -> bool:
-        return submitted_before(ctx, schedule.namespace, job_id) is not None
+        return _is_there(ctx, schedule, new_id)
 
     def became(outcome: RunOutcome, its_id: str | None = None, error: JobError | None = None) -> Run:
-        return Run(planned_at=planned_at, at=now, outcome=outcome, job_id=its_id, error=error)
+        return Run(planned_at=planned_at, at=now, outcome=outcome, created_id=its_id, error=error)
 
     if is_there():
-        return became("created", job_id)
+        return became("created", new_id)
     if missed:
         return became("missed")
     if schedule.overlap == "skip" and _goes_on(ctx, schedule):
         return became("overlap")
     try:
-        new = ctx.job_of(schedule.namespace, schedule.job, job_id)
+        if schedule.creates == "workflow":
+            new_run = ctx.run_of(schedule.namespace, schedule.body, new_id, planned_at, schedule.name)
+            return became("created", create_run(ctx, schedule.namespace, new_run, by=BY, resumed=True).workflow_id)
+        new = ctx.job_of(schedule.namespace, schedule.body, new_id)
         submitted = submit(ctx, schedule.namespace, new, by=BY, resumed=True)
     except (JobCreationFailed, PayloadTooLarge, ValidationFailed) as error:
         # Two who run this at once create one job: the slower one is refused, and finds it there.
-        return became("created", job_id) if is_there() else became("refused", error=_told(error))
+        return became("created", new_id) if is_there() else became("refused", error=_told(error))
     return became("existing" if submitted.existing else "created", submitted.job.job_id)
 
 
 def _goes_on(ctx: Context, schedule: Schedule) -> bool:
-    """Whether the job that it created last has not ended."""
-    job = ctx.jobs.find(schedule.namespace, schedule.last_job_id) if schedule.last_job_id else None
-    return job is not None and not job.ended
+    """Whether what it created last has not ended."""
+    if schedule.last_id is None:
+        return False
+    store = ctx.runs if schedule.creates == "workflow" else ctx.jobs
+    last = store.find(schedule.namespace, schedule.last_id)
+    return last is not None and not last.ended
+
+
+def _is_there(ctx: Context, schedule: Schedule, new_id: str) -> bool:
+    if schedule.creates == "workflow":
+        return ctx.runs.find(schedule.namespace, new_id) is not None
+    return submitted_before(ctx, schedule.namespace, new_id) is not None
 
 
 def _told(error: VigilError) -> JobError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vigil_core.domain.jobs import JobError
 from vigil_core.domain.jsontext import dumps, loads
-from vigil_core.domain.schedules import Run, Schedule, Timing
+from vigil_core.domain.schedules import Creates, Run, Schedule, Timing
 from vigil_core.domain.times import from_text, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Delete, Put, Row, Table, version_is
@@ -60,7 +60,7 @@ def _to_row(schedule: Schedule) -> Row:
         "timezone": schedule.timing.timezone,
         "anchor": to_text(schedule.timing.anchor),
         # As text, so that what goes in comes out, number for number.
-        "job": dumps(schedule.job),
+        schedule.creates: dumps(schedule.body),
         "enabled": schedule.enabled,
         "missed": schedule.missed,
         "overlap": schedule.overlap,
@@ -69,7 +69,7 @@ def _to_row(schedule: Schedule) -> Row:
         "created_at": to_text(schedule.created_at),
         "updated_at": to_text(schedule.updated_at),
         "last_run": schedule.last_run and _run_to_row(schedule.last_run),
-        "last_job_id": schedule.last_job_id,
+        "last_id": schedule.last_id,
         "version": schedule.version,
     }
     if schedule.next_at is not None:
@@ -78,7 +78,8 @@ def _to_row(schedule: Schedule) -> Row:
 
 
 def _of_row(namespace: str, row: Row) -> Schedule:
-    job: Any = loads(row["job"])
+    creates: Creates = "workflow" if "workflow" in row else "job"
+    body: Any = loads(row[creates])
     return Schedule(
         namespace=namespace,
         name=row["sk"],
@@ -86,7 +87,8 @@ def _of_row(namespace: str, row: Row) -> Schedule:
         timing=Timing(
             cron=row.get("cron"), rate=row.get("rate"), timezone=row["timezone"], anchor=from_text(row["anchor"])
         ),
-        job=job,
+        creates=creates,
+        body=body,
         enabled=row["enabled"],
         missed=row["missed"],
         overlap=row["overlap"],
@@ -95,15 +97,15 @@ def _of_row(namespace: str, row: Row) -> Schedule:
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),
         last_run=_run_from_row(row["last_run"]) if "last_run" in row else None,
-        last_job_id=row.get("last_job_id"),
+        last_id=row.get("last_id"),
         version=row["version"],
     )
 
 
 def _run_to_row(run: Run) -> Row:
     row: Row = {"planned_at": to_text(run.planned_at), "at": to_text(run.at), "outcome": run.outcome}
-    if run.job_id is not None:
-        row["job_id"] = run.job_id
+    if run.created_id is not None:
+        row["created_id"] = run.created_id
     if run.error is not None:
         row["error"] = {"code": run.error.code, "message": run.error.message}
     return row
@@ -114,6 +116,6 @@ def _run_from_row(row: Row) -> Run:
         planned_at=from_text(row["planned_at"]),
         at=from_text(row["at"]),
         outcome=row["outcome"],
-        job_id=row.get("job_id"),
+        created_id=row.get("created_id"),
         error=JobError(**row["error"]) if "error" in row else None,
     )
