@@ -114,7 +114,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"rate": "1 day", "missed": "twice"}, ["/missed"]),
     ({"rate": "1 day", "overlap": "cancel"}, ["/overlap"]),
     ({"rate": "1 day", "enabled": "yes"}, ["/enabled"]),
-    ({"rate": "1 day", "job": None}, ["/job"]),
+    ({"rate": "1 day", "job": None}, [""]),
     ({"rate": "1 day", "job": []}, ["/job"]),
     ({"rate": "1 day", "job": {}}, ["/job/job_type"]),
     ({"rate": "1 day", "job": {"job_type": "t", "job_id": "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"}}, ["/job/job_id"]),
