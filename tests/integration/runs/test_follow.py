@@ -10,6 +10,8 @@ from moto import mock_aws
 from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
 from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.services import create_run, runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,3 +56,19 @@ def test_continue_on_failure(world: RunWorld) -> None:
     assert world.work({"a": Exception("NO")}) == ["a", "c", "d"]
     assert world.found(run).status == "failed"
     assert world.statuses(run) == {"a": "failed", "b": "skipped", "c": "completed", "d": "completed"}
+
+
+@pytest.mark.parametrize("heard_before_it_begins", [True, False])
+def test_what_comes_after_a_job_that_is_kept_runs_again(world: RunWorld, heard_before_it_begins: bool) -> None:
+    run = world.run(
+        {"name": "a"},
+        {"name": "b", "depends_on": ["a"]},
+        {"name": "c", "depends_on": ["b"]},
+        failure_policy="continue_on_failure",
+    )
+    assert world.work({"b": Exception("NO")}) == ["a", "b"]
+    create_run.prepare(world.ctx, runs.retry(world.ctx, NAMESPACE, run, start=None, by=KEY))
+    while heard_before_it_begins and world.table.records:
+        world.carry_stream()
+    assert world.work() == ["b", "c"]
+    assert world.found(run).status == "completed"

@@ -72,8 +72,10 @@ def follow_run(ctx: Context, row: Row, before: Row | None) -> None:
     if run.status != "running" or (before is not None and before["status"] == "running"):
         return
     if before is not None and before["status"] == "pending":
-        standings = standings_of(ctx, run)
-        settle(ctx, run, standings, standings.graph.beginnings)
+        # Begun anew, what comes after a job that is kept may start as well: nobody will hear of that one again.
+        anew = run.generation > 1
+        standings = standings_of(ctx, run, whole=anew)
+        settle(ctx, run, standings, range(run.total) if anew else standings.graph.beginnings)
     let_go(ctx, run)
 
 
