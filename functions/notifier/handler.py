@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_lambda_powertools import Logger
+from aws_lambda_powertools import Logger, Metrics
 
+from vigil_core.runtime.metrics import count_events
 from vigil_core.runtime.settings import NotifierSettings
 from vigil_core.runtime.stream import batch_answer
 from vigil_core.services.notify import notify
@@ -13,6 +14,7 @@ from vigil_core.store.stream import stream_records
 from vigil_core.wiring import context, topic, web_sockets
 
 logger = Logger()
+metrics = Metrics(namespace="Vigil")
 
 
 def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
@@ -20,6 +22,7 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     records = stream_records(event)
     all_changes = NotifierSettings.from_environment().all_changes
     told = notify(context(), web_sockets(), topic(), records, all_changes=all_changes)
+    count_events(metrics, told.by_type)
     logger.info(
         "notified",
         extra={

@@ -68,6 +68,7 @@ class TestJobs:
                 "job_type": "test",
                 "name": "nightly",
                 "queue": "lab",
+                "workflow_id": None,
                 "priority": "high",
                 "trace_id": "t",
                 "correlation_id": "c",

@@ -417,10 +417,6 @@ class TestHostileMessages:
         else:
             assert pointers(live.say(frame), None) == ["/id"]
 
-    def test_workflows_are_refused_by_name(self, live: Live) -> None:
-        data = error_of(live.say({"action": "subscribe", "id": "s1", "topics": [f"workflow:{SOMEBODY}"]}))
-        assert data["errors"] == [{"pointer": "/topics/0", "detail": "workflow topics are not served yet"}]
-
     def test_whatever_it_says_the_answer_fits_a_frame(self, live: Live) -> None:
         wide = {f"{number}" + "\U0001f525" * 1_000: "x" for number in range(25)}
         for frame in (

@@ -14,6 +14,7 @@ from vigil_core.domain import jobs
 from vigil_core.domain.events import job_event, parse_event_id, progress_with_version, wait_event
 from vigil_core.domain.jobs import Job, JobError, LogKind, NewJob, Report
 from vigil_core.domain.waits import Wait, WaitOptions, WaitStatus
+from vigil_core.domain.workflows import RunKind
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 JOB = "019bf000-0000-7000-8000-000000000001"
@@ -118,6 +119,11 @@ def test_every_event_of_a_job_is_documented(kind: str) -> None:
 @pytest.mark.parametrize("status", sorted(set(get_args(WaitStatus)) - {"waiting"}))
 def test_every_event_of_a_wait_is_documented(status: str) -> None:
     assert f"`vigil.wait.{status}`" in DOCUMENT
+
+
+@pytest.mark.parametrize("kind", get_args(RunKind))
+def test_every_event_of_a_workflow_is_documented(kind: str) -> None:
+    assert f"`vigil.workflow.{kind}`" in DOCUMENT
 
 
 def test_every_field_is_documented() -> None:

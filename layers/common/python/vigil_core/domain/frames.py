@@ -178,15 +178,15 @@ def _topic(text: JsonValue) -> tuple[Topic | None, str]:
     if text == NAMESPACE_TOPIC:
         return Topic(kind="namespace", name=""), ""
     kind, colon, name = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if colon and kind == "workflow":
-        return None, "workflow topics are not served yet"
     if colon and kind == "queue":
         return (Topic(kind="queue", name=name), "") if _NAME.fullmatch(name) else (None, f"a queue: {_NAME_RULE}")
     if colon and kind == "job":
         return Topic(kind="job", name=name), ""
     if colon and kind == "wait":
         return Topic(kind="wait", name=name), ""
-    return None, "one of job:<id>, wait:<id>, queue:<name>, namespace"
+    if colon and kind == "workflow":
+        return Topic(kind="workflow", name=name), ""
+    return None, "one of job:<id>, wait:<id>, workflow:<id>, queue:<name>, namespace"
 
 
 def _since(given: JsonValue, topics: Sequence[Topic], problems: list[FieldProblem]) -> dict[str, int]:

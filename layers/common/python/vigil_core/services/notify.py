@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class Told:
     messages: int
     published: int
     handed_over: int
+    by_type: Mapping[str, int]
+    """How many events there were of each type."""
     failed: Mapping[str, Exception]
 
 
@@ -108,6 +111,7 @@ def notify(
         events=len(news),
         messages=sum(map(len, (*near.values(), *wide.values()))),
         published=len(for_sns),
+        by_type=Counter(item.event.type for item in news),
         handed_over=sum(len(deliveries) for _, deliveries in wanted),
         failed={r.sequence_number: errors[r.sequence_number] for r in in_order if r.sequence_number in errors},
     )

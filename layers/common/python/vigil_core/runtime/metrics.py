@@ -1,0 +1,36 @@
+"""Business events as CloudWatch metrics, written into the log in the embedded metric format.
+
+https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aws_lambda_powertools import Metrics
+from aws_lambda_powertools.metrics import MetricUnit
+
+MEASURED = {
+    "vigil.job.completed": "JobsCompleted",
+    "vigil.job.failed": "JobsFailed",
+    "vigil.job.cancelled": "JobsCancelled",
+    "vigil.job.skipped": "JobsSkipped",
+    "vigil.job.lapsed": "LeasesLapsed",
+    "vigil.wait.met": "WaitsMet",
+    "vigil.wait.expired": "WaitsExpired",
+    "vigil.workflow.completed": "WorkflowsCompleted",
+    "vigil.workflow.failed": "WorkflowsFailed",
+    "vigil.workflow.cancelled": "WorkflowsCancelled",
+    "vigil.workflow.paused": "WorkflowsPaused",
+    "vigil.workflow.stalled": "WorkflowsStalled",
+}
+"""What is counted of the types of events, and under which name. Each name that ever occurs is billed by the month."""
+
+
+def count_events(metrics: Metrics, by_type: Mapping[str, int]) -> None:
+    """Count what has happened. A record that is delivered again is counted again."""
+    for event_type, name in MEASURED.items():
+        if count := by_type.get(event_type):
+            metrics.add_metric(name=name, unit=MetricUnit.Count, value=count)
+    if metrics.metric_set:
+        metrics.flush_metrics()
