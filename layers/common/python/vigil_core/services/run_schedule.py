@@ -3,6 +3,8 @@ harm, for the job's id follows from the planned time."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from vigil_core.domain import schedules
 from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, StoreConflict, ValidationFailed, VigilError
 from vigil_core.domain.jobs import JobError
@@ -52,7 +54,7 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
         return became("created", job_id)
     if missed:
         return became("missed")
-    if schedule.overlap == "skip" and _goes_on(ctx, schedule):
+    if schedule.overlap == "skip" and _goes_on(ctx, schedule, planned_at):
         return became("overlap")
     try:
         new = ctx.job_of(schedule.namespace, schedule.job, job_id)
@@ -63,10 +65,12 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
     return became("existing" if submitted.existing else "created", submitted.job.job_id)
 
 
-def _goes_on(ctx: Context, schedule: Schedule) -> bool:
-    """Whether the job that it created last has not ended."""
-    job = ctx.jobs.find(schedule.namespace, schedule.last_job_id) if schedule.last_job_id else None
-    return job is not None and not job.ended
+def _goes_on(ctx: Context, schedule: Schedule, planned_at: datetime) -> bool:
+    """Whether the job that it created last has not ended; or one for a time before this that the schedule knows nothing
+    of, because whoever created it died before it could say so."""
+    unsaid = (schedule.job_id_of(at) for at in schedules.passed_over(schedule, planned_at))
+    known = [schedule.last_job_id] if schedule.last_job_id else []
+    return any(not job.ended for job in ctx.jobs.find_many(schedule.namespace, [*known, *unsaid]).values())
 
 
 def _told(error: VigilError) -> JobError:
