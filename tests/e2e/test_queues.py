@@ -109,15 +109,6 @@ def test_a_repeated_claim_gets_the_same_jobs(client: Client) -> None:
     ]
 
 
-def test_a_scheduled_job_starts_to_the_second_and_is_handed_to_who_waits_for_it(client: Client) -> None:
-    due = at(3)
-    job_id = client.job(scheduled_at=due, queue="später heute")
-    (job,) = claim(client, queue="später heute", hold_s=15)
-    late = datetime.now(UTC) - datetime.fromisoformat(due)
-    assert job["job_id"] == job_id
-    assert timedelta(0) <= late < timedelta(seconds=2.5)
-
-
 def test_an_attempt_times_out_to_the_second_and_comes_again_after_its_delay(client: Client) -> None:
     job_id = client.job(timeout=2, retry={"max_attempts": 2, "initial_delay": 1, "jitter": False})
     (job,) = claim(client, hold_s=10)
