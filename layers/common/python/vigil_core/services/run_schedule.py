@@ -3,6 +3,8 @@ does no harm, for the id follows from the planned time."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from vigil_core.domain import schedules
 from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, StoreConflict, ValidationFailed, VigilError
 from vigil_core.domain.jobs import JobError
@@ -53,7 +55,7 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
         return became("created", new_id)
     if missed:
         return became("missed")
-    if schedule.overlap == "skip" and _goes_on(ctx, schedule):
+    if schedule.overlap == "skip" and _goes_on(ctx, schedule, planned_at):
         return became("overlap")
     try:
         if schedule.creates == "workflow":
@@ -67,6 +69,7 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
     return became("existing" if submitted.existing else "created", submitted.job.job_id)
 
 
+<<<<<<< HEAD
 def _goes_on(ctx: Context, schedule: Schedule) -> bool:
     """Whether what it created last has not ended."""
     if schedule.last_id is None:
@@ -80,6 +83,14 @@ def _is_there(ctx: Context, schedule: Schedule, new_id: str) -> bool:
     if schedule.creates == "workflow":
         return ctx.runs.find(schedule.namespace, new_id) is not None
     return submitted_before(ctx, schedule.namespace, new_id) is not None
+=======
+def _goes_on(ctx: Context, schedule: Schedule, planned_at: datetime) -> bool:
+    """Whether the job that it created last has not ended; or one for a time before this that the schedule knows nothing
+    of, because whoever created it died before it could say so."""
+    unsaid = (schedule.job_id_of(at) for at in schedules.passed_over(schedule, planned_at))
+    known = [schedule.last_job_id] if schedule.last_job_id else []
+    return any(not job.ended for job in ctx.jobs.find_many(schedule.namespace, [*known, *unsaid]).values())
+>>>>>>> bars
 
 
 def _told(error: VigilError) -> JobError:
