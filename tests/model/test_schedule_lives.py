@@ -45,7 +45,8 @@ class Schedules(MortalWorld):
             name=chance.choice(NAMES),
             schedule_id=str(uuid6.uuid7()),
             timing=Timing(cron=None, rate=f"{minutes} minutes", timezone="UTC", anchor=now.replace(microsecond=0)),
-            job={"job_type": "test", **chance.choice([{}, {}, {"mutex": {"key": "m"}}, {"unique_key": "u"}])},
+            creates="job",
+            body={"job_type": "test", **chance.choice([{}, {}, {"mutex": {"key": "m"}}, {"unique_key": "u"}])},
             enabled=chance.random() < 0.9,
             missed=chance.choice(["skip", "run_once"]),
             overlap=chance.choice(["allow", "skip", "skip"]),
@@ -107,9 +108,7 @@ class Schedules(MortalWorld):
                 self._was_created_rightly(version)
 
     def _was_created_rightly(self, job: Job) -> None:
-        planned = {
-            each.job_id_of(at): (each, at) for each in self.known.values() for at in _times(each, job.created_at)
-        }
+        planned = {each.id_at(at): (each, at) for each in self.known.values() for at in _times(each, job.created_at)}
         assert job.job_id in planned, "it is the one job of a planned time"
         schedule, at = planned[job.job_id]
         earlier = self.jobs.setdefault(schedule.schedule_id, [])
@@ -130,15 +129,15 @@ class Schedules(MortalWorld):
         assert before is None or before.last_run is None or before.last_run.planned_at < run.planned_at
         match run.outcome:
             case "created" | "existing":
-                assert run.job_id
-                self.stored(run.job_id)
+                assert run.created_id
+                self.stored(run.created_id)
             case "missed":
                 assert run.at - run.planned_at > LATE
                 assert after.missed == "skip"
             case "overlap":
                 assert after.overlap == "skip"
             case "refused":
-                assert "mutex" in after.job
+                assert "mutex" in after.body
 
     def come_to_rest(self) -> None:
         self.world.alarms.armed.clear()
@@ -172,7 +171,7 @@ def test_every_planned_time_is_seen_to_once(part: int) -> None:
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "any id will do for a job": (Schedule, "job_id_of", lambda *_: str(uuid6.uuid7())),
+    "any id will do for a job": (Schedule, "id_at", lambda *_: str(uuid6.uuid7())),
     "nobody minds what goes on": (run_schedule, "_goes_on", lambda *_: False),
     "the sweep leaves it all to alarms": (run_clock, "run_schedule", lambda *_, **__: None),
     "what was missed is made up for": (schedule_rules, "LATE", timedelta(days=1)),

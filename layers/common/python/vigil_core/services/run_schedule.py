@@ -3,12 +3,14 @@ does no harm, for the id follows from the planned time."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from vigil_core.domain import schedules
 from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, StoreConflict, ValidationFailed, VigilError
-from vigil_core.domain.jobs import JobError
+from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.schedules import Run, RunOutcome, Schedule
+from vigil_core.domain.workflows import Run as WorkflowRun
 from vigil_core.services.change_job import ATTEMPTS
 from vigil_core.services.context import Context
 from vigil_core.services.create_run import create_run
@@ -69,28 +71,23 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
     return became("existing" if submitted.existing else "created", submitted.job.job_id)
 
 
-<<<<<<< HEAD
-def _goes_on(ctx: Context, schedule: Schedule) -> bool:
-    """Whether what it created last has not ended."""
-    if schedule.last_id is None:
-        return False
-    store = ctx.runs if schedule.creates == "workflow" else ctx.jobs
-    last = store.find(schedule.namespace, schedule.last_id)
-    return last is not None and not last.ended
+def _goes_on(ctx: Context, schedule: Schedule, planned_at: datetime) -> bool:
+    """Whether what it created last has not ended; or what was created for a time before this that the schedule knows
+    nothing of, because whoever did so died before it could say so."""
+    unsaid = (schedule.id_at(at) for at in schedules.passed_over(schedule, planned_at))
+    known = [schedule.last_id] if schedule.last_id else []
+    found: Mapping[str, Job | WorkflowRun]
+    if schedule.creates == "workflow":
+        found = ctx.runs.find_many(schedule.namespace, [*known, *unsaid])
+    else:
+        found = ctx.jobs.find_many(schedule.namespace, [*known, *unsaid])
+    return any(not each.ended for each in found.values())
 
 
 def _is_there(ctx: Context, schedule: Schedule, new_id: str) -> bool:
     if schedule.creates == "workflow":
         return ctx.runs.find(schedule.namespace, new_id) is not None
     return submitted_before(ctx, schedule.namespace, new_id) is not None
-=======
-def _goes_on(ctx: Context, schedule: Schedule, planned_at: datetime) -> bool:
-    """Whether the job that it created last has not ended; or one for a time before this that the schedule knows nothing
-    of, because whoever created it died before it could say so."""
-    unsaid = (schedule.job_id_of(at) for at in schedules.passed_over(schedule, planned_at))
-    known = [schedule.last_job_id] if schedule.last_job_id else []
-    return any(not job.ended for job in ctx.jobs.find_many(schedule.namespace, [*known, *unsaid]).values())
->>>>>>> bars
 
 
 def _told(error: VigilError) -> JobError:
