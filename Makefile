@@ -44,7 +44,7 @@ demo: venv ## Start everything on this machine and watch jobs being waited for
 .PHONY: test
 test: venv ## Run every test that needs neither Docker nor AWS
 	@$(PYTEST) $(SPREAD) -m "not docker and not e2e"
-	@$(PYTEST) -m "e2e and not docker"
+	@$(PYTEST) -m "e2e and not docker and not bar"
 
 ##@ Setting up
 
@@ -106,7 +106,11 @@ unit: venv ## Run the tests that start nothing: unit, integration, contract
 
 .PHONY: e2e
 e2e: venv ## Run the tests of the local stack
-	@$(PYTEST) -m "e2e and not docker"
+	@$(PYTEST) -m "e2e and not docker and not bar"
+
+.PHONY: bars
+bars: venv ## Run the longest tests of the local stack: 2,000 jobs, 20 workers, some of them killed
+	@$(PYTEST) -m bar --log-cli-level=WARNING
 
 .PHONY: sam-local
 sam-local: docker venv ## Run the functions in `sam local` containers (needs Docker)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.harness import Aws, Client, Key
 from tests.support.receiver import Receiver
+from vigil.client import Vigil
 from vigil.local import Stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,4 +104,11 @@ def client(stack: Stack, key: Key) -> Iterator[Client]:
 def stranger(stack: Stack, aws: Aws) -> Iterator[Client]:
     """Another tenant, with every scope."""
     with Client(stack, aws.key().token) as made:
+        yield made
+
+
+@pytest.fixture
+def tracker(stack: Stack, key: Key) -> Iterator[Vigil]:
+    """The Python client with that key."""
+    with Vigil(stack.api_url, key.token) as made:
         yield made

@@ -8,15 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.e2e.conftest import ROOT, free_port
-from tests.e2e.harness import Client, Key, eventually
+from tests.e2e.conftest import ROOT
+from tests.e2e.harness import Client, Key
+from vigil.client import Vigil
+from vigil.demo import examples
 from vigil.local import Stack
-
-PYTHON = Path(sys.prefix) / "chroma/bin/python"
-RUN = "import sys, chromadb_rust_bindings; chromadb_rust_bindings.cli(['chroma', 'run', *sys.argv[1:]])"
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -24,36 +22,8 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture
 def chroma(tmp_path: Path) -> Iterator[str]:
     """Where a new ChromaDB serves."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with (tmp_path / "chroma.log").open("wb") as log:
-        command = [
-            str(PYTHON),
-            "-c",
-            RUN,
-            "--path",
-            str(tmp_path / "chroma"),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
-        try:
-            with httpx.Client(trust_env=False) as http:
-
-                def up() -> bool:
-                    assert server.poll() is None, (tmp_path / "chroma.log").read_text()
-                    try:
-                        return http.get(f"{url}/api/v2/heartbeat").is_success
-                    except httpx.TransportError:
-                        return False
-
-                eventually(up, 30)
-            yield url
-        finally:
-            server.kill()
-            server.wait()
+    with examples.chroma_server(ROOT, tmp_path) as url:
+        yield url
 
 
 def test_a_collection_is_created_filled_and_queried(
@@ -88,3 +58,8 @@ def test_what_it_refuses_is_the_jobs_error(client: Client, chroma: str) -> None:
     job = client.post("/v1/jobs", {"job_type": "create_nothing", "retry": {}}, prefer="wait=20")
     assert job["status"] == "failed"
     assert job["error"]["code"].startswith("HTTP_4")
+
+
+def test_the_demo_shows_it(stack: Stack, key: Key, tracker: Vigil, chroma: str) -> None:
+    examples.define(ROOT, examples.CHROMADB, examples.REQUESTS, stack.api_url, key.token, server=chroma)
+    assert list(examples.play_chromadb(tracker))[-1] == "query_documents has found A pear, An apple"

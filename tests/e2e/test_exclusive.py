@@ -11,11 +11,12 @@ import pytest
 
 from tests.e2e.conftest import ROOT
 from tests.e2e.harness import Aws, Client, eventually, problem, said
-from vigil.local import Stack, sam
-from vigil.local.stack import client_config, session
+from vigil.client import Vigil
+from vigil.demo import examples
+from vigil.demo.examples import OPERATIONS
+from vigil.local import Stack
 
 COLONY = ROOT / "examples/colony"
-OPERATIONS = ("cache_refresh", "cache_upload", "search_subject")
 BUSY = "Another operation is already running"
 
 pytestmark = pytest.mark.timeout(180)
@@ -26,24 +27,8 @@ def colony(stack: Stack, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> 
     """The example, deployed as its page says; a client in its namespace."""
     key = aws.key()
     worker = aws.key("work", namespace=key.namespace)
-    ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
-    ssm.put_parameter(Name="/colony/vigil-key", Value=worker.token, Type="SecureString")
-    matcher = aws.functions.get_function_configuration(FunctionName=aws.function_names["matcher"])
-    bucket = "colony-artifacts"
-    aws.buckets.create_bucket(Bucket=bucket)
     directory = tmp_path_factory.mktemp("colony")
-    for name in ("template.yaml", "operations.py"):
-        (directory / name).write_bytes((COLONY / name).read_bytes())
-    sam.deploy(
-        ROOT,
-        directory / "template.yaml",
-        directory / "deploy.log",
-        endpoint_url=stack.endpoint_url,
-        stack_name="colony",
-        bucket=bucket,
-        parameters={"VigilApiUrl": stack.api_url, "VigilLayer": matcher["Layers"][0]["Arn"]},
-        tags={"of": "the-tests"},
-    )
+    examples.deploy_colony(ROOT, stack, directory, key=worker.token, tags={"of": "the-tests"})
     with Client(stack, key.token) as client:
         for name in OPERATIONS:
             said(client.call("PUT", f"/v1/job-types/{name}", json.loads((COLONY / f"{name}.json").read_text())), 201)
@@ -124,3 +109,12 @@ def test_unknown_operations_and_strangers_are_refused(colony: Client, stack: Sta
     problem(colony.call("GET", "/v1/jobs/abc123/result"), 404, "JOB_NOT_FOUND")
     with Client(stack, None) as stranger:
         assert stranger.call("POST", "/v1/jobs", {"job_type": "cache_refresh"}).status_code == 401
+
+
+def test_the_demo_shows_it(colony: Client, stack: Stack) -> None:
+    token = colony.http.headers["authorization"].removeprefix("Bearer ")
+    examples.define(ROOT, examples.COLONY, OPERATIONS, stack.api_url, token)
+    with Vigil(stack.api_url, token) as client:
+        lines = list(examples.play_colony(client))
+    assert lines[1] == f"search_subject is refused: {BUSY}"
+    assert lines[-1].endswith("Notes on the engine, Letters")

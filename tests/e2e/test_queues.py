@@ -59,10 +59,11 @@ def test_priority_then_age_and_everything_that_a_worker_needs(client: Client) ->
 def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, client: Client) -> None:
     ids = set(client.jobs(JOBS))
     done: list[str] = []
+    deadline = time.monotonic() + 100
 
     def work(number: int) -> None:
         with Client(stack, key.token) as own:
-            while len(done) < JOBS:
+            while len(done) < JOBS and time.monotonic() < deadline:
                 for job in claim(own, 3, worker=f"w{number}", hold_s=1):
                     complete(own, job)
                     done.append(job["job_id"])
@@ -107,15 +108,6 @@ def test_a_repeated_claim_gets_the_same_jobs(client: Client) -> None:
     assert [(job["job_id"], job["lease_token"]) for job in again] == [
         (job["job_id"], job["lease_token"]) for job in first
     ]
-
-
-def test_a_scheduled_job_starts_to_the_second_and_is_handed_to_who_waits_for_it(client: Client) -> None:
-    due = at(3)
-    job_id = client.job(scheduled_at=due, queue="später heute")
-    (job,) = claim(client, queue="später heute", hold_s=15)
-    late = datetime.now(UTC) - datetime.fromisoformat(due)
-    assert job["job_id"] == job_id
-    assert timedelta(0) <= late < timedelta(seconds=2.5)
 
 
 def test_an_attempt_times_out_to_the_second_and_comes_again_after_its_delay(client: Client) -> None:

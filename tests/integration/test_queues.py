@@ -134,6 +134,19 @@ class TestClaims:
         assert [job.job_id for job in claim(world, claim_id="c1")] == ids[1:]
         assert [job.job_id for job in claim(world, claim_id="c1")] == ids[1:]
 
+    def test_claims_at_the_same_moment_try_different_jobs_besides_the_first(self, world: World) -> None:
+        ids = [world.job() for _ in range(20)]
+        hints = world.ctx.job_queues.ready(NAMESPACE, QUEUE, 20)
+        others: set[str] = set()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
+            for number in range(8):
+                assert claim(world, claim_id=f"c{number}")
+                first, other = world.ctx.job_queues.candidates(NAMESPACE, QUEUE, f"c{number}#0") or ()
+                assert first == ids[0]
+                others.add(other)
+        assert len(others) > 3
+
     def test_a_long_poll_gets_a_job_that_becomes_ready_meanwhile(self, world: World) -> None:
         job_id = world.job(scheduled_at=world.time + timedelta(seconds=5))
         sleep = world.ctx.sleep

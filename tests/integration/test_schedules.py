@@ -156,6 +156,28 @@ def test_a_run_is_left_out_while_the_last_one_goes_on(world: World) -> None:
     assert len(jobs(world)) == 2
 
 
+def test_what_was_created_by_a_process_that_died_goes_on_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(world, overlap="skip")
+    ring(world)
+    (first,) = jobs(world)
+    world.do(change_job.cancel, first.job_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ctx.schedules, "save", _dies)
+        with pytest.raises(RuntimeError, match="died"):
+            ring(world)
+    assert len(jobs(world)) == 2, "its job was created before it died"
+    world.pass_time(3600)  # Nobody saw to it until the next run was due.
+    world.sweep()
+    world.pass_time(60)
+    world.sweep()
+    assert len(jobs(world)) == 2
+    assert last_run(world).outcome == "overlap"
+
+
+def _dies(*_: object) -> None:
+    raise RuntimeError("died")
+
+
 def test_a_job_that_may_not_be_created_is_told_of(world: World) -> None:
     put(world, body={"job_type": "report", "mutex": {"key": "m"}})
     ring(world)

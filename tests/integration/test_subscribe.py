@@ -395,7 +395,7 @@ class TestHostileMessages:
             ({"action": "subscribe", "topics": {"namespace": 1}}, ["/topics"]),
             ({"action": "subscribe", "topics": ["queue:x"] * (MAX_TOPICS + 1)}, ["/topics"]),
             ({"action": "subscribe", "topics": [7, None, "job", ["namespace"]]}, [f"/topics/{n}" for n in range(4)]),
-            ({"action": "subscribe", "topics": ["namespace", "workflow:x"]}, ["/topics/1"]),
+            ({"action": "subscribe", "topics": ["namespace", "run:x"]}, ["/topics/1"]),
             ({"action": "subscribe", "topics": ["queue:", "queue:\x00"]}, ["/topics/0", "/topics/1"]),
             ({"action": "subscribe", "topics": ["queue:" + "x" * 129]}, ["/topics/0"]),
             ({"action": "subscribe", "topics": ["namespace"], "a/b~c": 1}, ["/a~1b~0c"]),

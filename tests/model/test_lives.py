@@ -6,71 +6,31 @@ comes twice, and once everybody has gone home the clock leaves no job running.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from random import Random
-from typing import Any
 
 import pytest
 import uuid6
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 from moto import mock_aws
 
-from tests.model.moto_table import empty_table
+from tests.model.mortal import FIRST_SEED, PARTS, MortalWorld, live
 from tests.support.table import create_table
-from tests.support.world import KEY, NAMESPACE, World
+from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain import jobs as job_rules
 from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed, LeaseLost
 from vigil_core.domain.jobs import Job, JobError, NewJob, Report
 from vigil_core.services import change_job, run_clock, submit_job
 from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.run_clock import SweepFailed
 from vigil_core.services.take_holds import hand_over
 from vigil_core.store import keys
-from vigil_core.store.table import DynamoTable
 
 QUEUE = "default"
-LIVES = int(os.environ.get("VIGIL_LIVES", "300"))
-FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
 BROKEN = JobError(code="E", message="m")
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
-
-
-class Died(Exception):
-    """Whoever was at work is no more."""
-
-
-class MortalTable:
-    """The table, for a process that dies before or after one of its writes."""
-
-    def __init__(self, table: DynamoTable) -> None:
-        self._table = table
-        self.writes_left: int | None = None
-        self.dies_after = False
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._table, name)
-        if name not in {"put", "update", "delete", "batch_write", "transact"}:
-            return call
-
-        def mortal(*args: Any, **kwargs: Any) -> Any:
-            last = self.writes_left == 0
-            if last and not self.dies_after:
-                raise Died
-            done = call(*args, **kwargs)
-            if last:
-                raise Died
-            if self.writes_left is not None:
-                self.writes_left -= 1
-            return done
-
-        return mortal
 
 
 POLICIES = [
@@ -80,40 +40,18 @@ POLICIES = [
     RetryPolicy(max_attempts=2, initial_delay=Decimal(20), jitter=False),
     RetryPolicy(max_attempts=4, initial_delay=Decimal(5)),
 ]
-DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True)]
-"""After how many writes somebody dies, and whether the last of them was carried out."""
 STEPS = ["create"] * 3 + ["claim"] * 5 + ["tell"] * 6 + ["ask"] + ["time_passes"] * 4 + ["sweep"] * 2
-STEPS += ["message"] + ["stream"] * 3
+STEPS += ["message"] + ["line"] * 3
 
 
-class Lives:
-    """A queue, its workers and the clock. Each step takes its chances from a number of its own."""
+class Lives(MortalWorld):
+    """A queue, its workers and the clock."""
 
     def __init__(self) -> None:
-        self.table = MortalTable(empty_table())
-        self.world = World(self.table)
-        self.world.ctx = replace(self.world.ctx, chance=lambda: 0.5)
-        self.ids: list[str] = []
+        super().__init__()
         self.leases: dict[str, list[str]] = {}
         """The tokens that were ever granted for each job, in order."""
         self.seen: dict[str, Job] = {}
-
-    def stored(self, job_id: str) -> Job:
-        job = self.world.ctx.jobs.find(NAMESPACE, job_id)
-        assert job
-        return job
-
-    def mortally(self, chance: Random, work: Callable[[], Any]) -> Any:
-        """Work that may be the last of whoever does it."""
-        death = chance.choice(DEATHS)
-        if death is not None:
-            self.table.writes_left, self.table.dies_after = death
-        try:
-            return work()
-        except Died:
-            return None
-        finally:
-            self.table.writes_left = None
 
     def create(self, chance: Random) -> None:
         at = self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None
@@ -205,22 +143,13 @@ class Lives:
             with suppress(InvalidTransition, LeaseLost, JobCreationFailed):
                 self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
 
-    def time_passes(self, chance: Random) -> None:
-        self.world.pass_time(chance.choice([1, 9, 31, 61]))
-
-    def sweep(self, chance: Random) -> None:
-        with suppress(SweepFailed):
-            self.mortally(chance, self.world.sweep)
-        # The lock of a sweep that died is free a minute later.
-        self.world.pass_time(56)
-
     def message(self, chance: Random) -> None:
         """One of the clock's messages, for which there may be no reason any more."""
         if self.ids:
             change_job.on_time(self.world.ctx, NAMESPACE, chance.choice(self.ids))
 
-    def stream(self, chance: Random) -> None:
-        """The matcher hears of a version of a job, however often."""
+    def line(self, chance: Random) -> None:
+        """The matcher hears of a version of a job that concerns a line, however often."""
         if self.ids:
             job = self.stored(chance.choice(self.ids))
             if job.for_matcher and job.mutex_key:
@@ -285,9 +214,9 @@ def table() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", range(FIRST_SEED, FIRST_SEED + -(-LIVES // 100)))
+@pytest.mark.parametrize("part", PARTS)
 def test_every_life_is_lived_by_the_rules(part: int) -> None:
-    _live(part, 100, phases=(Phase.generate, Phase.shrink))
+    live(Lives, STEPS, part, shrunk=True)
 
 
 def _anybody(job: Job, lease_token: str | None) -> None:
@@ -312,27 +241,4 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        _live(FIRST_SEED, 100, phases=(Phase.generate,))
-
-
-def _live(part: int, lives: int, *, phases: tuple[Phase, ...]) -> None:
-    steps = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 2**32)), min_size=40, max_size=40)
-
-    @seed(part)
-    @settings(
-        max_examples=lives,
-        phases=phases,
-        database=None,
-        deadline=None,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(steps)
-    def live(story: list[tuple[str, int]]) -> None:
-        lives = Lives()
-        for step, number in story:
-            getattr(lives, step)(Random(number))
-            lives.what_is_stored_makes_sense()
-        lives.come_to_rest()
-
-    live()
+        live(Lives, STEPS, FIRST_SEED, shrunk=False)

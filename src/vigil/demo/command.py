@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +19,7 @@ from vigil.cli.local import HERE, Directory, Root, explained
 from vigil.local import cloud
 from vigil.local.errors import LocalError
 from vigil.local.home import Home
+from vigil.local.stack import Stack
 
 
 @explained
@@ -30,7 +33,7 @@ def demo(
     directory: Directory = None,
 ) -> None:
     """Start everything on this machine and watch jobs being waited for. Exit code 1 when an answer is wrong."""
-    from vigil.demo import screen
+    from vigil.demo import examples, screen
     from vigil.demo.facts import checks
     from vigil.demo.play import Play, PlayFailed
 
@@ -40,6 +43,7 @@ def demo(
     stack = cloud.up(
         home,
         port=port or int(running.get("port", cloud.DEFAULT_PORT)),
+        parameters={"AllowedPrivateHosts": examples.CHROMA_HOST} if examples.has_chroma(root) else None,
         say=lambda message: console.print(f"[dim]·[/] {escape(message)}"),
     )
     console.print("[dim]·[/] Waking the functions")
@@ -60,11 +64,39 @@ def demo(
     held = checks(known)
     outcome = (screen.answers(known), screen.verdict(held))
     next_steps = screen.next_steps(_here(Path(sys.argv[0])), _here(home.stack_file), known.job_ids["aspen"])
-    console.print("", outcome[0], "", screen.late_answers(known), "", outcome[1], "", next_steps, sep="\n")
+    console.print("", outcome[0], "", screen.late_answers(known), "", outcome[1], "", sep="\n")
+    _show_examples(console, root, home, stack)
+    console.print("", next_steps, sep="\n")
     if record:
         screen.save_picture(record, "make demo", opening, screen.Board(moment), *outcome)
     if not all(check.kept for check in held):
         raise typer.Exit(1)
+
+
+def _show_examples(console: Console, root: Path, home: Home, stack: Stack) -> None:
+    """The worked examples: that of ChromaDB where `make venv` has installed one. Raises LocalError."""
+    from vigil.client import Vigil, VigilError
+    from vigil.demo import examples
+    from vigil.demo.play import PlayFailed
+
+    def show(title: str, lines: Iterator[str]) -> None:
+        console.print(f"[bold]{title}[/]")
+        for line in lines:
+            console.print(f"  {escape(line)}", highlight=False)
+
+    colony = home.directory / "colony"
+    where = (stack.api_url, stack.api_key)
+    try:
+        with Vigil(*where) as client:
+            examples.deploy_colony(root, stack, colony, key=stack.api_key, tags={"of": "the-demo"})
+            examples.define(root, examples.COLONY, examples.OPERATIONS, *where)
+            show("Operations that exclude one another, by a function: examples/colony", examples.play_colony(client))
+            if examples.has_chroma(root):
+                with tempfile.TemporaryDirectory() as data, examples.chroma_server(root, Path(data)) as url:
+                    examples.define(root, examples.CHROMADB, examples.REQUESTS, *where, server=url)
+                    show("A vector database over its HTTP API: examples/chromadb", examples.play_chromadb(client))
+    except (PlayFailed, VigilError) as error:
+        raise LocalError(f"The demo broke off: {error}") from error
 
 
 def _here(path: Path) -> str:

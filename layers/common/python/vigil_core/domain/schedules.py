@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import takewhile
 from typing import Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -25,6 +26,8 @@ LATE = timedelta(minutes=5)
 """A run that would begin later than so is missed."""
 EARLY = timedelta(seconds=2)
 """By how much the clock of whoever says that the time has come may be ahead."""
+REMEMBERED = timedelta(days=1)
+"""For so long a run is looked for that was begun and never told of: the sweep sees to it within minutes."""
 LONGEST_PERIOD = timedelta(days=366)
 SHOWN_TIMES = 5
 
@@ -210,6 +213,13 @@ def turn(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
     assert schedule.next_at is not None
     last = schedule.timing.latest(schedule.next_at, max(now, schedule.next_at))
     return last, now - last > LATE and schedule.missed == "skip"
+
+
+def passed_over(schedule: Schedule, planned_at: datetime) -> Iterator[datetime]:
+    """The times before this one, of its last day, that were due and of which no run is told."""
+    if schedule.next_at is not None and schedule.next_at < planned_at:
+        since = max(schedule.next_at, planned_at - REMEMBERED) - timedelta(seconds=1)
+        yield from takewhile(lambda at: at < planned_at, schedule.timing.after(since))
 
 
 def ran(schedule: Schedule, run: Run) -> Schedule:

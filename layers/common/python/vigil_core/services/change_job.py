@@ -190,10 +190,12 @@ def change(
     decide: Callable[[Job], Job],
     *,
     claims: Callable[[Job], list[HoldClaim]] | None = None,
+    known: Job | None = None,
 ) -> Job:
-    """Store what is decided of the job as it is now; decided anew, whenever somebody else was first."""
+    """Store what is decided of the job as it is now; decided anew, whenever somebody else was first. `known` is the job
+    as it was read a moment ago, which spares reading it again."""
     for attempt in range(ATTEMPTS):
-        before = find_job(ctx, namespace, job_id)
+        before = known if known is not None and attempt == 0 else find_job(ctx, namespace, job_id)
         after = decide(before)
         try:
             after, mutex = admit(ctx, before, after)

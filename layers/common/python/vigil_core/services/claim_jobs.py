@@ -82,12 +82,19 @@ def _rounds(ctx: Context, namespace: str, wanted: Claim, by: str, *, paused: boo
         claim_id = f"{wanted.claim_id}#{number}"
         kept = ctx.job_queues.candidates(namespace, wanted.queue, claim_id)
         if kept is None:
-            found = [] if paused else _candidates(ctx, namespace, wanted, by)[: 2 * wanted.most]
+            found = [] if paused else _some(ctx, _candidates(ctx, namespace, wanted, by), wanted.most)
             if not found:
                 return
             ids = [candidate.job_id for candidate in found]
             kept = ctx.job_queues.keep_candidates(namespace, wanted.queue, claim_id, ids, now=ctx.now())
         yield [ReadyJob(job_id=job_id, rank=0) for job_id in kept]
+
+
+def _some(ctx: Context, candidates: Sequence[ReadyJob], most: int) -> list[ReadyJob]:
+    """The first ones, and as many of the others by lot: of workers that ask at the same moment all but one would come
+    too late for the first, and each soon for the next."""
+    by_lot = sorted(candidates[most:], key=lambda candidate: (candidate.rank, ctx.chance()))
+    return [*candidates[:most], *by_lot[:most]]
 
 
 def _candidates(ctx: Context, namespace: str, wanted: Claim, by: str) -> list[ReadyJob]:

@@ -172,10 +172,13 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     ids = {id_at(ctx, run, place): place for place in places_of(chunk, run.total)}
     there = ctx.jobs.find_many(run.namespace, ids)
 
+    def cancelled(job: Job) -> Job:
+        return jobs.cancel(job, now=ctx.now(), by="supervisor")
+
     def stop(job: Job) -> Job:
         if not job.ended:
             with suppress(*NO_LONGER_OURS):
-                return cancel(ctx, job.namespace, job.job_id, by="supervisor")
+                return change(ctx, job.namespace, job.job_id, cancelled, known=job)
         return ctx.jobs.find(job.namespace, job.job_id) or job
 
     stopped = ctx.in_parallel(stop, there.values())
@@ -244,9 +247,17 @@ def _carry_out(
     ctx: Context, run: Run, standings: Standings, skips: Mapping[int, Verdict], releases: Mapping[int, Verdict]
 ) -> list[int]:
     """Skip and release; returns who was skipped, those among them whose condition was false. Who skips notes it."""
-    jobs_skipped = ctx.in_parallel(lambda place: _judge(ctx, run, place, skips[place], met=False), skips)
+    ids = {place: id_at(ctx, run, place) for place in (*skips, *releases)}
+    found = ctx.jobs.find_many(run.namespace, ids.values())
+
+    def judge(place: int) -> Job | None:
+        met = place in releases
+        verdict = releases[place] if met else skips[place]
+        return _judge(ctx, run, found.get(ids[place]), verdict, met=met)
+
+    jobs_skipped = ctx.in_parallel(judge, skips)
     _note_skipped(ctx, run, standings, jobs_skipped)
-    jobs_released = ctx.in_parallel(lambda place: _judge(ctx, run, place, releases[place], met=True), releases)
+    jobs_released = ctx.in_parallel(judge, releases)
     turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
     _note_skipped(ctx, run, standings, turned_away)
     return [int(job.workflow_place or 0) for job in (*jobs_skipped, *turned_away) if job is not None]
@@ -256,11 +267,11 @@ def _note_skipped(ctx: Context, run: Run, standings: Standings, skipped: Sequenc
     note(ctx, run, standings, {int(job.workflow_place or 0): note_of(job) for job in skipped if job is not None})
 
 
-def _judge(ctx: Context, run: Run, place: int, verdict: Verdict, *, met: bool) -> Job | None:
+def _judge(ctx: Context, run: Run, job: Job | None, verdict: Verdict, *, met: bool) -> Job | None:
     """What a verdict makes of a job, if it still waits; the job as it is then."""
-    job = ctx.jobs.find(run.namespace, id_at(ctx, run, place))
     if job is None or not job.waits_for_run:
         return job
+    place = job.workflow_place or 0
     passed, verdict = with_condition(ctx, job, verdict) if met and job.condition else (met, verdict)
     held = bool(passed) and not _may_start(ctx, run, place)
     if held:
@@ -286,6 +297,7 @@ def _judge(ctx: Context, run: Run, place: int, verdict: Verdict, *, met: bool) -
                 job.job_id,
                 decide,
                 claims=lambda now: claims_at_release(ctx, now) if starts and now.waits_for_run else [],
+                known=job,
             )
         except JobCreationFailed as error:
             reason = error

@@ -3,10 +3,14 @@ does no harm, for the id follows from the planned time."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from vigil_core.domain import schedules
 from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, StoreConflict, ValidationFailed, VigilError
-from vigil_core.domain.jobs import JobError
+from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.schedules import Run, RunOutcome, Schedule
+from vigil_core.domain.workflows import Run as WorkflowRun
 from vigil_core.services.change_job import ATTEMPTS
 from vigil_core.services.context import Context
 from vigil_core.services.create_run import create_run
@@ -53,7 +57,7 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
         return became("created", new_id)
     if missed:
         return became("missed")
-    if schedule.overlap == "skip" and _goes_on(ctx, schedule):
+    if schedule.overlap == "skip" and _goes_on(ctx, schedule, planned_at):
         return became("overlap")
     try:
         if schedule.creates == "workflow":
@@ -67,13 +71,17 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
     return became("existing" if submitted.existing else "created", submitted.job.job_id)
 
 
-def _goes_on(ctx: Context, schedule: Schedule) -> bool:
-    """Whether what it created last has not ended."""
-    if schedule.last_id is None:
-        return False
-    store = ctx.runs if schedule.creates == "workflow" else ctx.jobs
-    last = store.find(schedule.namespace, schedule.last_id)
-    return last is not None and not last.ended
+def _goes_on(ctx: Context, schedule: Schedule, planned_at: datetime) -> bool:
+    """Whether what it created last has not ended; or what was created for a time before this that the schedule knows
+    nothing of, because whoever did so died before it could say so."""
+    unsaid = (schedule.id_at(at) for at in schedules.passed_over(schedule, planned_at))
+    known = [schedule.last_id] if schedule.last_id else []
+    found: Mapping[str, Job | WorkflowRun]
+    if schedule.creates == "workflow":
+        found = ctx.runs.find_many(schedule.namespace, [*known, *unsaid])
+    else:
+        found = ctx.jobs.find_many(schedule.namespace, [*known, *unsaid])
+    return any(not each.ended for each in found.values())
 
 
 def _is_there(ctx: Context, schedule: Schedule, new_id: str) -> bool:

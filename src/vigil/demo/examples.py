@@ -1,0 +1,157 @@
+"""The worked examples of `examples/`, as further acts of the demo: each yields what happens, line by line."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vigil.client import Vigil, VigilError
+from vigil.demo.play import PlayFailed
+from vigil.local import sam
+from vigil.local.stack import Stack, client_config, session
+
+COLONY = Path("examples/colony")
+OPERATIONS = ("cache_refresh", "cache_upload", "search_subject")
+CHROMADB = Path("examples/chromadb")
+REQUESTS = ("create_collection", "add_documents", "query_documents")
+CHROMA_HOST = "127.0.0.1"
+_CHROMA_PYTHON = Path(".venv/chroma/bin/python")
+_RUN_CHROMA = "import sys, chromadb_rust_bindings; chromadb_rust_bindings.cli(['chroma', 'run', *sys.argv[1:]])"
+_LONGEST_S = 60
+
+
+def deploy_colony(root: Path, stack: Stack, directory: Path, *, key: str, tags: dict[str, str]) -> None:
+    """Deploy the function of `examples/colony` beside Vigil, with a key to report with. Raises LocalError."""
+    aws, bucket = session(), "colony-artifacts"
+    options: Any = {"endpoint_url": stack.endpoint_url, "config": client_config()}
+    ssm = aws.client("ssm", **options)
+    ssm.put_parameter(Name="/colony/vigil-key", Value=key, Type="SecureString", Overwrite=True)
+    aws.client("s3", **options).create_bucket(Bucket=bucket)
+    # What Vigil's own functions have, too.
+    layers = aws.client("lambda", **options).get_function_configuration(FunctionName=stack.admin_function)["Layers"]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("template.yaml", "operations.py"):
+        (directory / name).write_bytes((root / COLONY / name).read_bytes())
+    sam.deploy(
+        root,
+        directory / "template.yaml",
+        directory / "deploy.log",
+        endpoint_url=stack.endpoint_url,
+        stack_name="colony",
+        bucket=bucket,
+        parameters={"VigilApiUrl": stack.api_url, "VigilLayer": layers[0]["Arn"]},
+        tags=tags,
+    )
+
+
+def define(root: Path, folder: Path, names: tuple[str, ...], api_url: str, api_key: str, *, server: str = "") -> None:
+    """Define the job types of an example, which may be there already; `server` stands in for its own."""
+    with httpx.Client(base_url=api_url, headers={"authorization": f"Bearer {api_key}"}, trust_env=False) as http:
+        for name in names:
+            text = (root / folder / f"{name}.json").read_text(encoding="utf-8")
+            answer = http.put(f"/v1/job-types/{name}", content=text.replace("http://localhost:8000", server))
+            if answer.is_error:
+                raise PlayFailed(f"Job type {name} was answered {answer.status_code}: {answer.text}")
+
+
+def play_colony(client: Vigil) -> Iterator[str]:
+    """Operations that exclude one another. Raises PlayFailed when an answer is not as it should be."""
+    refresh = _started(client, "cache_refresh", {"depth": 4})
+    yield "cache_refresh has begun"
+    try:
+        client.submit("search_subject", {"subject": "ada"})
+        raise PlayFailed("Two operations run at once.")
+    except VigilError as refusal:
+        _expect(refusal.code, "JOB_CREATION_FAILED")
+        yield f"search_subject is refused: {refusal.message}"
+    shown = ""
+    while not client.is_complete(refresh):
+        job = client.job(refresh)
+        if job["progress"] and job["message"] != shown:
+            shown = job["message"]
+            yield f"cache_refresh: {float(job['progress']):.0%}, {shown}"
+        time.sleep(0.1)
+    yield f"cache_refresh has completed: {_expect(client.result(refresh)['message'], 'Cache refreshed successfully')}"
+    search = _started(client, "search_subject", {"subject": "ada"})
+    client.await_completion(search, _LONGEST_S)
+    found = _expect(client.result(search)["found"], ["Notes on the engine", "Letters"])
+    yield f"search_subject, now that nothing else runs, has found {', '.join(found)}"
+
+
+def play_chromadb(client: Vigil) -> Iterator[str]:
+    """A collection is created, filled and queried over ChromaDB's own API. Raises PlayFailed."""
+    collection = client.submit("create_collection", {"name": "fruit", "description": "What grows on trees"}).job_id
+    documents = {
+        "ids": ["apple", "boat", "pear"],
+        "documents": ["An apple", "A boat", "A pear"],
+        "embeddings": [[1, 0.1], [0, 1], [0.99, 0]],
+    }
+    filled = client.submit("add_documents", documents, depends_on=[collection]).job_id
+    query = {"embeddings": [[1, 0]], "most": 2}
+    asked = client.submit("query_documents", query, depends_on=[collection, filled]).job_id
+    client.await_completion(asked, _LONGEST_S)
+    yield f"create_collection has created {client.result(collection)['body']['name']!r}"
+    yield f"add_documents was answered {client.result(filled)['status']}"
+    (found,) = client.result(asked)["body"]["documents"]
+    yield f"query_documents has found {', '.join(_expect(found, ['A pear', 'An apple']))}"
+
+
+def has_chroma(root: Path) -> bool:
+    """Whether there is a ChromaDB to call: `make venv` installs one for the tests."""
+    return (root / _CHROMA_PYTHON).exists()
+
+
+@contextmanager
+def chroma_server(root: Path, directory: Path) -> Iterator[str]:
+    """Where a new, empty ChromaDB serves as long as the block runs. Raises PlayFailed."""
+    with socket.socket() as probe:
+        probe.bind((CHROMA_HOST, 0))
+        port = probe.getsockname()[1]
+    options = ["--path", str(directory / "data"), "--host", CHROMA_HOST, "--port", str(port)]
+    url = f"http://{CHROMA_HOST}:{port}"
+    with (directory / "chroma.log").open("wb") as log:
+        command = [str((root / _CHROMA_PYTHON).absolute()), "-c", _RUN_CHROMA, *options]
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+
+    def is_up() -> bool:
+        try:
+            return httpx.get(f"{url}/api/v2/heartbeat", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    try:
+        deadline = time.monotonic() + 30
+        while not is_up():
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise PlayFailed(f"ChromaDB does not start: {(directory / 'chroma.log').read_text()[-1000:]}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _started(client: Vigil, operation: str, payload: Any) -> str:
+    """A new job of an operation, once no other one runs that somebody began before."""
+    deadline = time.monotonic() + _LONGEST_S
+    while True:
+        try:
+            return client.submit(operation, payload).job_id
+        except VigilError as refusal:
+            if refusal.code != "JOB_CREATION_FAILED" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _expect(found: Any, expected: Any) -> Any:
+    if found != expected:
+        raise PlayFailed(f"It was {json.dumps(found)}, and not {json.dumps(expected)}.")
+    return found
