@@ -41,10 +41,10 @@ def create_run(ctx: Context, namespace: str, new: NewRun, *, by: str, resumed: b
     """
     if resumed and (mine := ctx.runs.find(namespace, new.workflow_id)) is not None:
         return mine
-    for job in new.jobs:
+    for place, job in enumerate(new.jobs):
         for name, body in (("payload", job.payload), ("fallback", job.fallback)):
             if body is not None:
-                body_text(body, name)
+                body_text(body, f"jobs/{place}/{name}")
     run = workflows.create(namespace, new, now=ctx.now(), by=by)
     ctx.runs.put_graph(namespace, run.workflow_id, new.graph)
     ctx.in_parallel(
