@@ -33,3 +33,20 @@ def test_a_claim_with_an_id_leaves_the_jobs_of_a_run_that_is_being_cancelled(wor
     assert [job.job_id for job in granted] == [other]
     again = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
     assert [job.job_id for job in again] == [other]
+
+
+def test_who_was_paused_in_its_place_is_let_go_before_who_has_none(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "low", "priority": "low"},
+        {"name": "a", "start_delay": 5, "priority": "high"},
+        max_concurrency=1,
+    )
+    world.settle()
+    runs.pause(world.ctx, NAMESPACE, run, by=KEY)
+    assert world.claim() is None, "who is asked for while the run is paused is held back"
+    world.pass_time(61)
+    world.sweep()
+    world.settle()
+    runs.resume(world.ctx, NAMESPACE, run, by=KEY)
+    assert sorted(world.work()) == ["a", "low"]
+    assert world.found(run).status == "completed"

@@ -24,6 +24,7 @@ from vigil_core.services.depend import with_condition
 from vigil_core.services.runs import change_run, id_at, standings_of
 from vigil_core.services.take_holds import claims_at_release
 from vigil_core.store import keys
+from vigil_core.store.jobs import RANKS
 from vigil_core.store.runs import listening_of, run_from_row
 from vigil_core.store.table import Row
 
@@ -147,7 +148,8 @@ def let_some_go(ctx: Context, run: Run, more: Callable[[int], bool]) -> bool:
         for key in held:
             outcome = _let_go_one(ctx, run, key)
             if outcome is None:
-                return True
+                gone += _let_owners_go(ctx, run)
+                break
             gone += outcome
         done += gone
         if not gone:
@@ -317,6 +319,17 @@ def _let_go_one(ctx: Context, run: Run, key: keys.Key) -> bool | None:
                 _refuse_held(ctx, job, why)
     ctx.runs.forget_held(key)
     return True
+
+
+def _let_owners_go(ctx: Context, run: Run) -> int:
+    """Let jobs go that were held back after they had got their place: who is before them would wait for it for ever."""
+    standings = standings_of(ctx, run)
+    resting = [id_at(ctx, run, owner) for owner in ctx.runs.slots(run) if standings.of(owner) == "waiting"]
+    held = [job for job in ctx.jobs.find_many(run.namespace, resting).values() if job.held]
+    for job in held:
+        rank, place = RANKS[job.priority], int(job.workflow_place or 0)
+        _let_go_one(ctx, run, keys.held_job(run.namespace, run.workflow_id, rank, place))
+    return len(held)
 
 
 def _refuse_held(ctx: Context, job: Job, why: JobError) -> None:
