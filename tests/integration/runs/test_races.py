@@ -47,3 +47,24 @@ def test_a_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
     assert world.work() == ["a", "join"]
     assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
     assert world.found(run).status == "completed"
+
+
+def test_who_has_lost_a_race_may_fail_the_next(world: RunWorld) -> None:
+    run = world.run({"name": "first"}, *({**job, "depends_on": ["first"]} for job in RACE), JOIN)
+    assert world.work() == ["first", "a", "join"]
+    retry(world, run, "first")
+    world.work({"a": Exception("NO"), "b": Exception("NO")})
+    assert world.statuses(run) == {"first": "completed", "a": "failed", "b": "failed", "join": "cancelled"}
+    standings = world.standings(run)
+    assert [standings.ending(standings.graph.place_of[name]) for name in "ab"] == ["failed", "failed"]
+
+
+def test_a_late_record_of_the_life_before_a_retry_ends_no_race(world: RunWorld) -> None:
+    run = world.run(*RACE, JOIN)
+    assert world.work() == ["a", "join"]
+    before = list(world.carried)
+    retry(world, run, "a")
+    world.settle()
+    world.table.records += before
+    assert world.work() == ["a", "join"]
+    assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}

@@ -44,6 +44,8 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
     asks = run.failure_policy == "manual" and not run.stopping
     notes = {place: note_of(job) for place, job in by_place.items()}
     note(ctx, run, standings, {p: _undecided(standings, p, its) if asks else its for p, its in notes.items()})
+    # What came after a version has been heard of: nothing follows from it any more, least of all in another life.
+    by_place = {place: job for place, job in by_place.items() if _is_newest(standings, place, job)}
     if run.status == "pending":
         # It may have begun since it was read, and whoever began it have looked before this was noted.
         run = ctx.runs.find(namespace, workflow_id) or run
@@ -59,7 +61,7 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
                 _cancel_losers(ctx, run, standings, place)
         after = [later for place in ended for later in standings.graph.dependents[place]]
         settle(ctx, run, standings, [*after, *(place for place, job in by_place.items() if job.waits_for_run)])
-        if (run.max_concurrency is not None and ended) or any(job.held for job in versions):
+        if (run.max_concurrency is not None and ended) or any(job.held for job in by_place.values()):
             let_go(ctx, run)
     look_whether_over(ctx, run, standings, {chunk_of(place) for place in ended})
 
@@ -229,6 +231,11 @@ def _note_failures(ctx: Context, run: Run, standings: Standings, ended: Iterable
                 lambda now, name=name, wait=wait: workflows.note_failure(now, name, undecided=wait, now=ctx.now()),  # type: ignore[misc]
             )
     return run
+
+
+def _is_newest(standings: Standings, place: int, job: Job) -> bool:
+    noted = standings.chunk(chunk_of(place)).notes.get(place)
+    return noted is None or noted.moment <= decided(note_of(job), noted.standing).moment
 
 
 def _undecided(standings: Standings, place: int, its: Note) -> Note:
