@@ -1,4 +1,4 @@
-"""Runs that are begun anew, on moto."""
+"""Runs that are ended or begun anew, on moto."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services import create_run, follow_run, runs
+from vigil_core.services import change_job, create_run, follow_run, runs
 
 
 @pytest.fixture
@@ -62,3 +62,16 @@ def test_who_was_held_back_in_the_last_life_holds_up_nobody(world: RunWorld, mon
     world.settle()
     retry(world, run)
     assert world.work() == ["a", "b", "c"]
+
+
+def test_a_cancelled_job_that_nobody_decided_about_is_counted_as_cancelled(world: RunWorld) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, failure_policy="manual")
+    world.settle()
+    world.do(change_job.cancel, world.id_of(run, "a"))
+    world.settle()
+    assert world.found(run).status == "paused"
+    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    world.settle()
+    statistics = world.found(run).statistics
+    assert statistics is not None
+    assert (statistics["cancelled"], statistics["failed"]) == (2, 0)

@@ -184,7 +184,7 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     standings = standings_of(ctx, run)
     notes = {ids[job.job_id]: note_of(job) for job in stopped}
     undecided = {place for place in notes if standings.of(place) == "undecided"}
-    note(ctx, run, standings, {p: decided(its, "failed") if p in undecided else its for p, its in notes.items()})
+    note(ctx, run, standings, {p: decided(its, its.standing) if p in undecided else its for p, its in notes.items()})
     look_whether_over(ctx, run, standings, [chunk])
 
 
