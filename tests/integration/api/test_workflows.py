@@ -200,7 +200,11 @@ def test_cancel_many(client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "kind", "begins"),
-    [("mermaid", "text/plain", "---"), ("dot", "text/plain", "digraph"), ("svg", "image/svg+xml", "<svg")],
+    [
+        ("mermaid", "text/plain; charset=utf-8", "---"),
+        ("dot", "text/plain; charset=utf-8", "digraph"),
+        ("svg", "image/svg+xml", "<svg"),
+    ],
 )
 def test_pictures(client: Client, wanted: str, kind: str, begins: str) -> None:
     run = create(client)["workflow_id"]
