@@ -109,7 +109,7 @@ e2e: venv ## Run the tests of the local stack
 	@$(PYTEST) -m "e2e and not docker and not bar"
 
 .PHONY: bars
-bars: venv ## Run the longest tests of the local stack: 2,000 jobs, 20 workers, some of them killed
+bars: venv ## Run the longest tests of the local stack: 2,000 jobs of 20 workers, runs of 10,000 jobs
 	@$(PYTEST) -m bar --log-cli-level=WARNING
 
 .PHONY: sam-local

@@ -1,0 +1,184 @@
+"""The largest runs: 10,000 jobs that fan out and in, and a chain of 10,000 whose first job fails.
+
+VIGIL_BAR_JOBS takes another number. How long each part takes is logged, to be read beside what else the machine did.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Aws, Client, eventually, side_by_side
+from vigil.local.stack import client_config, session
+from vigil_core.domain.ids import job_id_of
+
+JOBS = int(os.environ.get("VIGIL_BAR_JOBS", "10000"))
+FEW = 10
+SKIPPED_WITHIN_S = 60
+LONGEST_S = 1_800
+AT_ONCE = 6
+
+logger = logging.getLogger(__name__)
+pytestmark = [pytest.mark.bar, pytest.mark.timeout(3 * LONGEST_S)]
+
+Job = Mapping[str, Any]
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log how long it takes."""
+    began = time.monotonic()
+    yield
+    logger.warning("%s: %.1f s", what, time.monotonic() - began)
+
+
+def fan(total: int) -> list[Job]:
+    """One job, all but two of the rest after it, one after those."""
+    parts = [f"part-{number}" for number in range(total - 2)]
+    return [
+        {"name": "split", "job_type": "part"},
+        *({"name": name, "job_type": "part", "depends_on": ["split"]} for name in parts),
+        {"name": "merge", "job_type": "part", "depends_on": parts},
+    ]
+
+
+def chain(total: int) -> list[Job]:
+    """Each after the one before."""
+    names = [f"link-{number}" for number in range(total)]
+    first, *others = names
+    return [
+        {"name": first, "job_type": "part"},
+        *(
+            {"name": name, "job_type": "part", "depends_on": [before]}
+            for before, name in zip(names, others, strict=False)
+        ),
+    ]
+
+
+def begun(client: Client, jobs: Sequence[Job], **rest: Any) -> str:
+    """A new run that is running; its id."""
+    answer = client.call("POST", "/v1/workflows", {"name": "large", "jobs": list(jobs), **rest})
+    assert answer.status_code == 202, answer.text
+    run = str(answer.json()["workflow_id"])
+    eventually(
+        lambda: summary(client, run)["status"] == "running", LONGEST_S, every_s=0.5, what="the run has not begun"
+    )
+    return run
+
+
+def summary(client: Client, run: str) -> Any:
+    return client.get(f"/v1/workflows/{run}?page_size=1")
+
+
+def counted(client: Client, run: str) -> dict[str, int]:
+    """How many jobs stand how, of those statuses that any has."""
+    found = client.get(f"/v1/workflows/{run}/stats")
+    return {
+        name: int(count) for name, count in found.items() if name not in ("total", "completion_percentage") if count
+    }
+
+
+def standing(client: Client, run: str, **wanted: int) -> None:
+    """Wait until jobs stand so."""
+
+    def so() -> bool:
+        found = counted(client, run)
+        assert found == wanted, found
+        return True
+
+    eventually(so, LONGEST_S, every_s=0.5)
+
+
+def over(client: Client, run: str) -> Any:
+    """The run once it has ended."""
+
+    def ended() -> Any:
+        found = summary(client, run)
+        return found if found["finished_at"] else None
+
+    return eventually(ended, LONGEST_S, every_s=0.5, what="the run has not ended")
+
+
+def fanned(client: Client, total: int) -> str:
+    """A run that fans out and in, with every job completed by somebody outside; its id."""
+    definition = fan(total)
+    with timed(f"{total:,} jobs, created"):
+        run = begun(client, definition)
+    standing(client, run, pending=1, waiting=total - 1)
+    with timed(f"{total:,} jobs, released"):
+        complete(client, run, "split")
+        standing(client, run, completed=1, pending=total - 2, waiting=1)
+    with timed(f"{total:,} jobs, completed"):
+        side_by_side(lambda job: complete(client, run, job["name"]), definition[1:-1], AT_ONCE)
+    with timed(f"{total:,} jobs, the last one released"):
+        standing(client, run, completed=total - 1, pending=1)
+    with timed(f"{total:,} jobs, finalised"):
+        complete(client, run, "merge")
+        over(client, run)
+    return run
+
+
+def complete(client: Client, run: str, name: str) -> None:
+    client.complete(job_id_of(run, name), result=name)
+
+
+def history(aws: Aws, run: str) -> list[str]:
+    """What happened to the supervisors of a run, in their order."""
+    states = session().client("stepfunctions", endpoint_url=aws.stack.endpoint_url, config=client_config())
+    (machine,) = (
+        each["stateMachineArn"]
+        for each in states.list_state_machines()["stateMachines"]
+        if each["name"] == f"{aws.stack.stack_name}-supervisor"
+    )
+    pages = states.get_paginator("list_executions").paginate(stateMachineArn=machine)
+    executions = [each for page in pages for each in page["executions"] if run in each["name"]]
+    told: list[str] = []
+    for execution in executions:
+        events = states.get_paginator("get_execution_history").paginate(executionArn=execution["executionArn"])
+        told += [event["type"] for page in events for event in page["events"]]
+    assert told, f"no execution is named after {run}"
+    return told
+
+
+@pytest.fixture
+def outside(client: Client) -> Client:
+    """A client for whom jobs of type `part` are run by somebody outside."""
+    assert client.call("PUT", "/v1/job-types/part", {"executor": "none"}).status_code == 201
+    return client
+
+
+def test_a_run_of_ten_thousand_jobs_is_counted_exactly_and_supervised_as_one_of_ten(outside: Client, aws: Aws) -> None:
+    client = outside
+    few, many = fanned(client, FEW), fanned(client, JOBS)
+    found = summary(client, many)
+    assert (found["status"], found["total"]) == ("completed", JOBS)
+    stats = client.get(f"/v1/workflows/{many}/stats")
+    assert (stats["total"], stats["completed"], stats["completion_percentage"]) == (JOBS, JOBS, 100)
+    assert counted(client, many) == {"completed": JOBS}
+    assert history(aws, many) == history(aws, few)
+
+
+def test_a_chain_of_ten_thousand_whose_first_job_fails_is_skipped_to_its_end_within_a_minute(
+    outside: Client,
+) -> None:
+    client = outside
+    with timed(f"a chain of {JOBS:,}, created"):
+        run = begun(client, chain(JOBS), failure_policy="continue_on_failure")
+    standing(client, run, pending=1, waiting=JOBS - 1)
+    first = job_id_of(run, "link-0")
+    began = time.monotonic()
+    with timed(f"a chain of {JOBS:,}, skipped"):
+        client.fail(first, retryable=False)
+        found = over(client, run)
+    took_s = time.monotonic() - began
+    assert found["status"] == "failed"
+    assert counted(client, run) == {"failed": 1, "skipped": JOBS - 1}
+    last = client.get(f"/v1/jobs/{job_id_of(run, f'link-{JOBS - 1}')}")
+    assert last["status"] == "skipped"
+    assert took_s < SKIPPED_WITHIN_S
