@@ -510,29 +510,6 @@ def test_use_appropriate_granularity(client: Client) -> None:
     assert client.get(f"/v1/workflows/{run}")["result"] == 7
 
 
-def test_performance_considerations(client: Client) -> None:
-    """Performance Considerations: a thousand jobs side by side between two, counted exactly. They are joins, which need
-    no worker."""
-    middle = [f"chunk_{number:03}" for number in range(1000)]
-    jobs = [{"name": name, "executor": "join", "depends_on": ["split"]} for name in middle]
-    run = run_of(client, {"name": "split"}, *jobs, {"name": "aggregate", "depends_on": middle})
-    (split,) = claimed(client)
-    assert split["name"] == "split"
-    end(client, split, {"rows": 3})
-    (aggregate,) = eventually(lambda: claimed(client), 240)
-    assert aggregate["name"] == "aggregate"
-    stats = client.get(f"/v1/workflows/{run}/stats")
-    assert {name: count for name, count in stats.items() if count} == {
-        "total": 1002, "completed": 1001, "running": 1, "completion_percentage": stats["completion_percentage"],
-    }  # fmt: skip
-    end(client, aggregate)
-    assert ended(client, run)["status"] == "completed"
-    stats = client.get(f"/v1/workflows/{run}/stats")
-    assert {name: count for name, count in stats.items() if count} == {
-        "total": 1002, "completed": 1002, "completion_percentage": 100,
-    }  # fmt: skip
-
-
 def test_common_issues(client: Client) -> None:
     """Troubleshooting: Common Issues. Why a job does not start is on the job; no job of a run can lose those that it
     depends on, nor be orphaned."""
@@ -706,6 +683,30 @@ def test_timeout_and_fallback(client: Client) -> None:
     assert (jobs["too_slow"]["status"], jobs["too_slow"]["error"]["code"]) == ("failed", "TIMED_OUT")
     assert (jobs["late"]["status"], jobs["late"]["job_health"]) == ("completed", "fallback")
     assert (found["status"], jobs["after"]["status"]) == ("failed", "completed")
+
+
+@pytest.mark.timeout(600)
+def test_performance_considerations(client: Client) -> None:
+    """Performance Considerations: a thousand jobs side by side between two, counted exactly. They are joins, which need
+    no worker; some ten writes and reads each, which takes the emulator a while."""
+    middle = [f"chunk_{number:03}" for number in range(1000)]
+    jobs = [{"name": name, "executor": "join", "depends_on": ["split"]} for name in middle]
+    run = run_of(client, {"name": "split"}, *jobs, {"name": "aggregate", "depends_on": middle})
+    (split,) = claimed(client)
+    assert split["name"] == "split"
+    end(client, split, {"rows": 3})
+    (aggregate,) = eventually(lambda: claimed(client), 500)
+    assert aggregate["name"] == "aggregate"
+    stats = client.get(f"/v1/workflows/{run}/stats")
+    assert {name: count for name, count in stats.items() if count} == {
+        "total": 1002, "completed": 1001, "running": 1, "completion_percentage": stats["completion_percentage"],
+    }  # fmt: skip
+    end(client, aggregate)
+    assert ended(client, run)["status"] == "completed"
+    stats = client.get(f"/v1/workflows/{run}/stats")
+    assert {name: count for name, count in stats.items() if count} == {
+        "total": 1002, "completed": 1002, "completion_percentage": 100,
+    }  # fmt: skip
 
 
 def test_cron_jobs_with_dependencies(nightly: Client) -> None:
