@@ -38,7 +38,7 @@ def graph(*after: tuple[int, ...], **rest: Any) -> Graph:
     return Graph(nodes=[replace(node, **rest.get(node.name, {})) for node in nodes])
 
 
-def stand(jobs: Graph, /, lost: tuple[int, ...] = (), **standing: Any) -> Standings:
+def stand(jobs: Graph, /, lost: Any = (), **standing: Any) -> Standings:
     """How jobs stand, by their names; who is not told of has no note."""
     by_place = {jobs.place_of[name]: its for name, its in standing.items()}
     return Standings(graph=jobs, read=lambda chunk: _chunk(jobs, by_place, frozenset(lost), chunk))
