@@ -8,7 +8,7 @@ import pytest
 from moto import mock_aws
 
 from benchmarks import runs
-from benchmarks.bill import HTTP, TRANSITIONS
+from benchmarks.bill import HTTP, READ, TRANSITIONS
 from benchmarks.lab import Lab, laboratory
 from benchmarks.report import RUN_BAR, RUN_JOB_BAR
 
@@ -36,6 +36,13 @@ def test_a_million_jobs_of_runs_take_at_most_12_dollars_and_a_run_three_hundredt
 def test_a_run_has_as_many_transitions_as_any_other(lab: Lab) -> None:
     few, many = runs.run_life(lab, FEW), runs.run_life(lab, MANY)
     assert few.total[TRANSITIONS] == many.total[TRANSITIONS] == 9
+
+
+def test_the_matcher_reads_nothing_of_jobs_for_which_nobody_waits(lab: Lab) -> None:
+    few, many = runs.run_life(lab, FEW), runs.run_life(lab, MANY)
+    matcher = runs.more(few.by_function["matcher"], many.by_function["matcher"], MANY - FEW)
+    # The job before its release, which may have been cancelled in the meantime.
+    assert matcher[READ] == pytest.approx(1, abs=0.2)
 
 
 def test_a_payload_costs_a_job_its_row_and_how_long_that_is_kept(lab: Lab) -> None:

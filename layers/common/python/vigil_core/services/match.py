@@ -175,7 +175,10 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
 
 
 def _look(ctx: Context, versions: Sequence[Job]) -> Seen | None:
-    """What these versions of a job decide; None when that is left to the pager."""
+    """What these versions of a job decide; None when that is left to the pager. Whoever waits for a job marks it first,
+    and then looks at it himself."""
+    if not any(job.awaited for job in versions):
+        return Seen(sightings=[], ends_for=[])
     namespace, job_id = versions[0].namespace, versions[0].job_id
     page = ctx.waits.interests(namespace, job_id, limit=NARROW + 1)
     if page.backlog or page.cursor is not None:
