@@ -20,6 +20,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 if TYPE_CHECKING:
     from benchmarks.bill import Bill
     from benchmarks.lab import Lab
+    from benchmarks.latency import Spread
+    from vigil.local.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/latest.json"
@@ -36,7 +38,12 @@ def main() -> int:
 
         if not asked.render:
             RESULTS.parent.mkdir(exist_ok=True)
-            found = _with_claims(_kept(), asked, console) if asked.claims else _measure(asked, console)
+            if asked.claims:
+                found = _with_claims(_kept(), asked, console)
+            elif asked.runs:
+                found = _with_runs(_kept(), asked, console)
+            else:
+                found = _measure(asked, console)
             RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         results = _kept()
         PAGE.write_text(report.markdown(results), encoding="utf-8")
@@ -56,9 +63,11 @@ def _arguments() -> argparse.Namespace:
         help="other waits that a match is tried among",
     )
     parser.add_argument("--ready", type=int, default=100_000, help="ready jobs that a claim is tried among")
+    parser.add_argument("--jobs", type=int, default=1_000, help="of the larger run whose costs are measured")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--render", action="store_true", help="only make the page and the tables of kept results anew")
     only.add_argument("--claims", action="store_true", help="only measure claims, and keep the other results")
+    only.add_argument("--runs", action="store_true", help="only measure runs, and keep the other results")
     return parser.parse_args()
 
 
@@ -95,6 +104,57 @@ def _claims(lab: Lab, ready: int) -> dict[str, dict[str, float]]:
     return {str(count): _plain(costs.claim_among(lab, count)) for count in (10, ready)}
 
 
+def _with_runs(kept: dict[str, Any], asked: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The results that are kept, with runs of workflows measured anew."""
+    from benchmarks.lab import laboratory
+    from benchmarks.machine import describe
+    from vigil.local.cloud import running_stack
+
+    with (
+        console.status("what runs take"),
+        tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
+        running_stack(ROOT, asked.port or _free_port(), home=Path(directory)) as stack,
+    ):
+        hops = _hops(stack, asked.samples)
+        with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}), laboratory() as lab:
+            found = _runs(lab, asked.jobs)
+    now = describe(ROOT)
+    about = {**kept["about"], "runs": f"measured by themselves at {now['commit']} on {now['date']}, {now['busy']}"}
+    return {**kept, "about": about, "runs": {**found, **hops}}
+
+
+def _runs(lab: Lab, jobs: int) -> dict[str, Any]:
+    """What a run of ten jobs takes and a large one, and what a payload adds to a job."""
+    from benchmarks import runs
+
+    runs.warm_up(lab)
+    few, paid, many = runs.run_life(lab, 10), runs.run_life(lab, 10, payloads=True), runs.run_life(lab, jobs)
+    return {
+        "lives": {
+            str(life.jobs): {
+                "total": _plain(life.total),
+                "by_step": {name: _plain(bill) for name, bill in life.by_step.items()},
+                "by_function": {name: _plain(bill) for name, bill in life.by_function.items()},
+            }
+            for life in (few, many)
+        },
+        "payload": _plain(runs.more(few.total, paid.total, few.jobs)),
+    }
+
+
+def _hops(stack: Stack, samples: int) -> dict[str, Any]:
+    """How long from a completion to the next job, a fourth as many samples as of the rest."""
+    from benchmarks import hops
+
+    spreads = hops.measure(stack, samples // 4)
+    load = f"Load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores when it was measured"
+    return {"hops": {name: _spread(spread) for name, spread in spreads.items()}, "busy": load}
+
+
+def _spread(spread: Spread) -> dict[str, Any]:
+    return {"samples": len(spread.samples), "median_ms": round(spread.median, 2), "p95_ms": round(spread.p95, 2)}
+
+
 def _plain(bill: Bill) -> dict[str, float]:
     return {name: round(amount, 3) for name, amount in sorted(bill.quantities.items())}
 
@@ -118,10 +178,14 @@ def _measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
             progress.update(starting, completed=1)
             task = progress.add_task("how long news takes", total=asked.samples)
             spreads = latency.measure(home, stack, asked.samples, lambda n: progress.update(task, completed=n))
+            task = step("how long from a job to the next")
+            hops = _hops(stack, asked.samples)
+            progress.update(task, completed=1)
             # Last, for it fills the emulator with rows.
-            task = step("what jobs and waits cost")
+            task = step("what jobs, waits and runs cost")
             with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}):
-                found = _costs(asked.others, asked.ready)
+                found = _costs(asked)
+            found["runs"] |= hops
             progress.update(task, completed=1)
         task = step("importing the functions")
         build = sam.build(ROOT, home.directory / "build.log").parent
@@ -130,14 +194,7 @@ def _measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {
         "about": describe(ROOT),
         **found,
-        "latency": {
-            name: {
-                "samples": len(spread.samples),
-                "median_ms": round(spread.median, 2),
-                "p95_ms": round(spread.p95, 2),
-            }
-            for name, spread in spreads.items()
-        },
+        "latency": {name: _spread(spread) for name, spread in spreads.items()},
         "imports": {
             name: {
                 "handler": round(each.handler, 1),
@@ -157,7 +214,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _costs(others: int, ready: int) -> dict[str, Any]:
+def _costs(asked: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     from benchmarks import costs, idle
@@ -184,9 +241,10 @@ def _costs(others: int, ready: int) -> dict[str, Any]:
         authorization = costs.authorization(lab)
         minute = costs.idle_minute(lab)
         worker = costs.worker_life(lab)
-        match = {count: costs.match_among(lab, count) for count in (10, others)}
+        match = {count: costs.match_among(lab, count) for count in (10, asked.others)}
         agreement = lab.meter.agreement
-        claims = _claims(lab, ready)
+        ran = _runs(lab, asked.jobs)
+        claims = _claims(lab, asked.ready)
     return {
         "job": {
             "total": _plain(life.total),
@@ -196,6 +254,7 @@ def _costs(others: int, ready: int) -> dict[str, Any]:
         "job_variants": {name: _plain(bill) for name, bill in variants.items()},
         "worker_job": {name: _plain(bill) for name, bill in worker.items()},
         "claims": claims,
+        "runs": ran,
         "wait": plain_wait(wait),
         "match": {str(count): plain_wait(each) for count, each in match.items()},
         "authorization": _plain(authorization),
@@ -219,6 +278,7 @@ def _nobodys_account() -> Iterator[None]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "LOG_LEVEL": "ERROR",
+        "POWERTOOLS_METRICS_DISABLED": "true",
     }
     with patch.dict(os.environ, {**kept, **nobody}, clear=True):
         yield

@@ -13,6 +13,8 @@ INDEX_WRITE: Final = "dynamodb.index_write_units"
 HTTP: Final = "http.requests"
 INVOCATION: Final = "lambda."
 """Followed by the function's name."""
+SQS: Final = "sqs.requests"
+TRANSITIONS: Final = "states.transitions"
 
 PRICE_LIST = "us-east-1, on demand, list prices without free tier, 2025"
 PRICES: Final[Mapping[str, float]] = {
@@ -22,8 +24,9 @@ PRICES: Final[Mapping[str, float]] = {
     INVOCATION: 0.20,
     HTTP: 1.00,
     "sns.requests": 0.50,
-    "sqs.requests": 0.40,
+    SQS: 0.40,
     "apigatewaymanagementapi.requests": 1.00,
+    TRANSITIONS: 25.00,
 }
 """Dollars a million. A name that ends in a dot stands for all that begin with it."""
 

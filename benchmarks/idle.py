@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.bill import PRICES, READ, WRITE, Bill
+from tests.support.template import resources
 
 MINUTES = 730 * 60
 """In a month, as AWS counts them."""
@@ -22,6 +23,9 @@ FIFO = 0.50
 LOG_GB = 500_000
 TRACE = 5.00
 """Dollars a million."""
+ALARM = 0.10
+"""Dollars a month, at standard resolution: https://aws.amazon.com/cloudwatch/pricing/"""
+FREE_ALARMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class Line:
 
 def month(minute: Bill) -> Sequence[Line]:
     """The bill of a month of such minutes, without free tier. Nothing else of the template costs while idle: its
-    functions, APIs, topic and streams are paid by use, and it has no alarms."""
+    functions, APIs, topic, state machine and streams are paid by use."""
     invocations = MINUTES * minute.invocations
     seconds = invocations * INVOCATION_S * CLOCK_GB
     sent = minute["sqs.requests"]
@@ -56,4 +60,12 @@ def month(minute: Bill) -> Sequence[Line]:
         line("SQS polls, pager's queue", MINUTES * POLLS, "requests", FIFO, "5 long polls at a time"),
         line("Logs", gigabytes, "GB", LOG_GB, f"{LOG_BYTES} bytes an invocation, assumed"),
         line("X-Ray traces", invocations, "traces", TRACE, "at most: one a second is sampled"),
+        alarms(),
     ]
+
+
+def alarms() -> Line:
+    """The template's alarms, none of them free."""
+    count = len(resources("AWS::CloudWatch::Alarm"))
+    basis = f"those of the template; an account's first {FREE_ALARMS} are free"
+    return Line(what="Alarms", quantity=count, unit="alarms", dollars=count * ALARM, basis=basis)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -15,14 +15,19 @@ from typing import Any, TypeAlias
 from unittest.mock import patch
 
 import boto3
+from botocore import xform_name
+from botocore.exceptions import ClientError
 
 import functions.authorizer.handler
 import functions.clock.handler
 import functions.matcher.handler
 import functions.notifier.handler
-from benchmarks.bill import HTTP, INVOCATION, Bill
+import functions.pager.handler
+import functions.supervisor.handler
+from benchmarks.bill import HTTP, INVOCATION, SQS, TRANSITIONS, Bill
 from benchmarks.meter import Meter
 from tests.support.api import Client, LambdaContext, Reply
+from tests.support.state_machine import Machine, StateFailed
 from tests.support.table import TABLE_NAME, create_table
 from tests.support.template import resources
 from vigil.local.filters import passes
@@ -41,6 +46,13 @@ QUEUES = {"PAGES_QUEUE_URL": "pages.fifo", "CLOCK_QUEUE_URL": "clock"}
 Row: TypeAlias = dict[str, Any]
 
 
+class PagerContext(LambdaContext):
+    """The pager has minutes."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 300_000
+
+
 class Lab:
     """The functions, their meter, and the stream, which is carried to its consumers by `deliver`."""
 
@@ -56,6 +68,13 @@ class Lab:
         self.skip()
         self._mappings = {name: _mapping(name, arn) for name in CONSUMERS}
         self._by_function: dict[str, Bill] = {}
+        self.supervisors = Machine(
+            table=self._of_a_state,
+            act=lambda event: self._run(
+                "supervisor", lambda: functions.supervisor.handler.handler(dict(event), LambdaContext())
+            ),
+        )
+        self._states = session.client("dynamodb")
 
     def call(self, method: str, target: str, json: object = None, *, wait_s: int | None = None) -> Reply:
         """One request to the HTTP API. A `wait_s` is how long the answer may be held."""
@@ -64,16 +83,28 @@ class Lab:
         reply: Reply = self._run("api", lambda: self.client.call(method, target, json, headers=headers))
         return reply
 
-    def deliver(self, *, batch_size: int = 1) -> None:
-        """Hand on what the stream holds, to each consumer what its filters let through, until nothing new comes.
-
-        With one record a batch, as when updates are far apart, each is an invocation of its own.
+    def deliver(self, *, batch_size: int = 1) -> bool:
+        """Hand on what the stream holds, to each consumer what its filters let through, until nothing is new; whether
+        anything was there. With one record a batch, as when updates are far apart, each is an invocation of its own.
         """
+        any_at_all = False
         while records := self._read():
+            any_at_all = True
             for name, mapping in self._mappings.items():
                 wanted = [record for record in records if passes(record.event, mapping.patterns)]
                 for start in range(0, len(wanted), batch_size):
                     self._invoke_consumer(name, wanted[start : start + batch_size])
+        return any_at_all
+
+    def settle(self) -> None:
+        """Supervisors, pager and stream go on until nothing does, in batches as full as there is something for them."""
+        at_work = True
+        while at_work:
+            before = self._visited
+            self.supervisors.run()
+            self.meter.add(TRANSITIONS, self._visited - before)
+            paged = any(list(iter(self._page, False)))
+            at_work = self.deliver(batch_size=100) or paged or self._visited > before
 
     def authorize(self, event: Row) -> Row:
         """One invocation of the authorizer."""
@@ -119,6 +150,32 @@ class Lab:
 
         yield bill
 
+    @property
+    def _visited(self) -> int:
+        """How many states supervisors have entered."""
+        return sum(len(execution.visited) for execution in self.supervisors.executions.values())
+
+    def _page(self) -> bool:
+        """Have the pager do what one message says, if there is one. Taking it and deleting it are a request each."""
+        url = os.environ["PAGES_QUEUE_URL"]
+        messages = self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages", [])
+        for message in messages:
+            record = {"messageId": message["MessageId"], "body": message["Body"]}
+            event = {"Records": [{**record, "receiptHandle": message["ReceiptHandle"]}]}
+            self._run("pager", partial(functions.pager.handler.handler, event, PagerContext()))
+            self._messages.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            self.meter.add(SQS, 2)
+        return bool(messages)
+
+    def _of_a_state(self, operation: str, request: Mapping[str, Any]) -> Any:
+        """What a state of the supervisor's asks DynamoDB for itself."""
+        call = getattr(self._states, xform_name(operation))
+        try:
+            answer = call(**{**request, "TableName": TABLE_NAME})
+        except ClientError as error:
+            raise StateFailed(f"DynamoDb.{error.response['Error']['Code']}") from error
+        return {name: value for name, value in answer.items() if name != "ResponseMetadata"}
+
     def _invoke_consumer(self, name: str, records: Sequence[Record]) -> None:
         event = {"Records": [json.loads(record.text) for record in records]}
         answer = self._run(name, lambda: CONSUMERS[name].handler(event, LambdaContext()))
@@ -159,7 +216,9 @@ def laboratory() -> Iterator[Lab]:
     try:
         with patch.dict(os.environ, variables):
             _forget_clients()
-            yield Lab(session, looker)
+            lab = Lab(session, looker)
+            with patch.object(wiring, "StepFunctionsSupervisors", lambda *_: lab.supervisors):
+                yield lab
     finally:
         _forget_clients()
         boto3.DEFAULT_SESSION = None

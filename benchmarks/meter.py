@@ -62,10 +62,10 @@ class Meter:
         with self._lock:
             return Bill({**self._counts, **{name: amount / 2 for name, amount in self._halves.items()}})
 
-    def add(self, name: str) -> None:
-        """Count one of something that no client asks for, like an invocation."""
+    def add(self, name: str, count: int = 1) -> None:
+        """Count so many of something that no client asks for, like an invocation."""
         with self._lock:
-            self._counts[name] += 1
+            self._counts[name] += count
 
     # ---------------------------------------------------------------- what botocore calls
 

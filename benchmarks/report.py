@@ -9,7 +9,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bill import HTTP, INDEX_WRITE, INVOCATION, PRICE_LIST, PRICES, READ, REQUESTS, WRITE, Bill
+from benchmarks import runs
+from benchmarks.bill import (
+    HTTP,
+    INDEX_WRITE,
+    INVOCATION,
+    PRICE_LIST,
+    PRICES,
+    READ,
+    REQUESTS,
+    SQS,
+    TRANSITIONS,
+    WRITE,
+    Bill,
+)
 from benchmarks.idle import GB_SECOND
 
 Json = Mapping[str, Any]
@@ -21,6 +34,9 @@ HOLD_S = 20
 JOB_BAR = 12
 WAIT_BAR = 8
 LATENCY_BAR = 1.5
+RUN_JOB_BAR = 12
+RUN_BAR = 0.0003
+RUNS_SHOWN = (10, 1_000, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +80,16 @@ def bars(results: Json) -> list[Bar]:
             found=_differing(short, long),
         ),
         Bar(what="update to WebSocket, as a multiple of the bare path", limit=LATENCY_BAR, found=round(ratio, 2)),
+        Bar(
+            what="dollars for a million jobs of a run",
+            limit=RUN_JOB_BAR,
+            found=round(_job_of_a_run(results).dollars(), 2),
+        ),
+        Bar(
+            what="dollars for a run besides its jobs",
+            limit=RUN_BAR,
+            found=round(_run_by_itself(results).dollars() / 1e6, 6),
+        ),
     ]
 
 
@@ -82,6 +108,9 @@ def sections(results: Json) -> Iterator[Section]:
     yield _worker_job(results)
     yield _wait(results)
     yield _match(results)
+    yield _run(results)
+    yield _runs_elsewhere(results)
+    yield _hop(results)
     yield _latency(results)
     yield _imports(results)
     yield _idle(results)
@@ -198,7 +227,8 @@ _PRICED = {
     INVOCATION: "Lambda requests",
     HTTP: "HTTP API requests",
     "sns.requests": "SNS requests",
-    "sqs.requests": "SQS requests",
+    SQS: "SQS requests",
+    TRANSITIONS: "state transitions",
 }
 
 
@@ -236,6 +266,165 @@ def _match(results: Json) -> Section:
         columns=["other waits stored", *_COST_COLUMNS],
         rows=[_cost_row(f"{count:,}", _wait_total(found[count])) for count in sorted(found)],
         notes=["The same wait's whole life, while so many others are stored, each on a job of its own."],
+    )
+
+
+# ---------------------------------------------------------------- runs
+
+
+def _lives(results: Json) -> tuple[runs.RunLife, runs.RunLife]:
+    """The smallest run and the largest that were measured."""
+    lives = results["runs"]["lives"]
+    few, *_, many = [
+        runs.RunLife(
+            jobs=int(jobs),
+            total=_bill(lives[jobs]["total"]),
+            by_step={name: _bill(bill) for name, bill in lives[jobs]["by_step"].items()},
+            by_function={name: _bill(bill) for name, bill in lives[jobs]["by_function"].items()},
+        )
+        for jobs in sorted(lives, key=int)
+    ]
+    return few, many
+
+
+def _job_of_a_run(results: Json) -> Bill:
+    few, many = _lives(results)
+    return runs.more(few.total, many.total, many.jobs - few.jobs)
+
+
+def _run_by_itself(results: Json) -> Bill:
+    few, _ = _lives(results)
+    return few.total - runs.times(_job_of_a_run(results), few.jobs)
+
+
+def _run_row(name: str, bill: Bill) -> list[str]:
+    *units, dynamodb, everything = _cost_row(name, bill)
+    return [*units, _number(bill[TRANSITIONS]), dynamodb, everything]
+
+
+def _run(results: Json) -> Section:
+    few, many = _lives(results)
+    more = many.jobs - few.jobs
+    rows = [_run_row("**a job of a run**", _job_of_a_run(results))]
+    rows += [
+        _run_row(f"– {_RUN_STEPS[name]}", runs.more(few.by_step[name], bill, more))
+        for name, bill in many.by_step.items()
+    ]
+    rows += [
+        _run_row(f"by the {name}", runs.more(few.by_function[name], bill, more))
+        for name, bill in many.by_function.items()
+    ]
+    rows += [_run_row("a payload of a job's own, besides", _bill(results["runs"]["payload"]))]
+    rows += [_run_row("**a run besides its jobs**", _run_by_itself(results))]
+    rows += [
+        _run_row(f"a run of {int(jobs):,} jobs, all of it", _bill(life["total"]))
+        for jobs, life in results["runs"]["lives"].items()
+    ]
+    return Section(
+        title="A run of a workflow",
+        columns=["", *_COST_COLUMNS[:-2], "transitions", *_COST_COLUMNS[-2:]],
+        rows=rows,
+        notes=[
+            "One job, all but two of the rest after it, one after those: created in one request, claimed by workers "
+            f"{runs.CLAIMED_AT_ONCE} at a time, completed one by one, each with a result; everything included that "
+            f"follows, in batches of the stream as full as they can be (100 records). Measured: runs of {few.jobs:,} "
+            f"and of {many.jobs:,} jobs. What a job takes is their difference by {more:,}, what a run takes besides "
+            "is what is left of the smaller one. Where changes trickle, each is an invocation of its own: see the jobs "
+            "above. Dollars are for a million of each; Lambda's compute time is left out, as above.",
+            "Transitions are states entered by the supervisor: no run has more because it has more jobs. AWS's own "
+            "examples also count the start and the end of an execution, which would be $0.00005 a run.",
+        ],
+    )
+
+
+_RUN_STEPS = {
+    "create": "create",
+    "claim": "claim",
+    "complete": "complete, note, release the next",
+}
+
+
+def _runs_elsewhere(results: Json) -> Section:
+    lives = results["runs"]["lives"]
+    rows = []
+    for jobs in RUNS_SHOWN:
+        measured = lives.get(str(jobs))
+        ours = (
+            _bill(measured["total"]) if measured else _run_by_itself(results) + runs.times(_job_of_a_run(results), jobs)
+        )
+        rows.append(
+            [
+                f"{jobs:,} jobs" + ("" if measured else ", extrapolated"),
+                f"{ours.write_units:,.0f}",
+                f"{ours[TRANSITIONS]:,.0f}",
+                _dollars(ours),
+                *(_dollars(other(jobs)) for other in (runs.as_inline_map, runs.as_distributed_map, runs.as_states)),
+            ]
+        )
+    price = PRICES[TRANSITIONS] / 1e6
+    token = runs.TOKEN.dollars() / 1e6
+    return Section(
+        title="The same graph in Step Functions alone",
+        columns=[
+            "a run of",
+            "write units",
+            "transitions",
+            "**Vigil $**",
+            "inline Map $",
+            "distributed Map $",
+            "a state each $",
+        ],
+        rows=rows,
+        notes=[
+            "Vigil's are the measurements above, at list price; the others are computed from list prices: "
+            f"${1000 * price:g} for 1,000 transitions of Standard executions "
+            "(https://aws.amazon.com/step-functions/pricing/), and for each job its task token's way to a worker, "
+            f"three SQS requests (send, receive, delete; ${token:.7f}). For n jobs: inline Map n + 1 transitions, the "
+            "Map's own among them, and n tokens; distributed Map as many and n – 2 more, one for each child execution "
+            "that is started; a state for each job n + 1 transitions, the Parallel state's among them, and n tokens. "
+            "Retries, which AWS counts as transitions, and whatever would store payloads, results, leases, statistics "
+            "and events are left out of the others, and are in Vigil's.",
+            "An inline Map runs at most 40 iterations at once, and an execution's history ends after 25,000 events, of "
+            "which a task that waits for its token takes six: 10,000 jobs fit neither an inline Map nor states "
+            "of their own. https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html",
+        ],
+    )
+
+
+def _dollars(bill: Bill) -> str:
+    return f"{bill.dollars() / 1e6:.5f}"
+
+
+def _hop(results: Json) -> Section:
+    hops = results["runs"]["hops"]
+    native = hops["native"]
+
+    def row(name: str, kind: str, *, compared: bool) -> list[str]:
+        told = hops[kind]
+        ratios = [f"{told[at] / native[at]:.2f}" if compared else "" for at in ("median_ms", "p95_ms")]
+        return [name, str(told["samples"]), f"{told['median_ms']:.1f}", f"{told['p95_ms']:.1f}", *ratios]
+
+    return Section(
+        title="From a completion to the next job",
+        columns=["", "samples", "median ms", "p95 ms", "median ÷ native", "p95 ÷ native"],
+        rows=[
+            row(
+                "Step Functions alone: a Lambda task returns → the next one's function begins", "native", compared=True
+            ),
+            row(
+                "the same, its first task's token sent back → the next one's function begins",
+                "native_outside",
+                compared=True,
+            ),
+            row("`POST …/complete` sent → the next job of the chain is pending", "release", compared=True),
+            row("`POST …/complete` sent → answered", "answered", compared=False),
+        ],
+        notes=[
+            "On one local stack, in turn. Vigil's hop begins with a client's HTTP request, authorizer and function "
+            "included, and then takes the stream; the native one stays inside of Step Functions, or begins with a "
+            "request to it. "
+            f"{results['runs']['busy']}. The emulator, the functions and whatever else runs share two processors."
+        ],
     )
 
 

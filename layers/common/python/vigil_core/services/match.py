@@ -99,8 +99,7 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
     by_run = of_runs(versions[number] for number in newest.values())
     ctx.in_parallel(lambda run: _follow(ctx, *run, by_run[run], newest, failed), by_run)
     try:
-        # Of a version without the mark nobody waits for it: whoever begins to marks the job, and reads it after.
-        match(ctx, [job for job in versions.values() if job.awaited or job.deleted])
+        match(ctx, versions.values())
     except MatchFailed as error:
         for sequence_number, job in versions.items():
             if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
@@ -176,7 +175,10 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
 
 
 def _look(ctx: Context, versions: Sequence[Job]) -> Seen | None:
-    """What these versions of a job decide; None when that is left to the pager."""
+    """What these versions of a job decide; None when that is left to the pager. Whoever waits for a job marks it first,
+    and then looks at it himself."""
+    if not any(job.awaited for job in versions):
+        return Seen(sightings=[], ends_for=[])
     namespace, job_id = versions[0].namespace, versions[0].job_id
     page = ctx.waits.interests(namespace, job_id, limit=NARROW + 1)
     if page.backlog or page.cursor is not None:

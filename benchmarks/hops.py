@@ -1,0 +1,168 @@
+"""How long from one job's completion to the next one's release, on the local stack, and against Step Functions alone.
+
+Step Functions alone is a state machine of two tasks on the same stack: from where the first one's function returns to
+where the second one's begins, by the functions' own clocks; or, where the first one waits for somebody outside, from
+where its token is sent back. Of Vigil it is from where the request to complete a job is sent to where the next job's
+row says that it is pending. Samples are taken in turn, so that what slows the machine slows all alike.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import httpx
+
+from benchmarks.latency import Spread, zipped
+from vigil.local import cloud
+from vigil.local.stack import Stack, client_config, session
+from vigil_core.domain.ids import job_id_of
+from vigil_core.store import keys
+
+WARM_UP = 3
+LOOK_EVERY_S = 0.003
+LONGEST_S = 30
+SETTLE_S = 0.1
+"""Between two samples: what the last one set going has time to end."""
+ROLE = "arn:aws:iam::000000000000:role/hop"
+TASK = """
+import time
+
+def handler(event, context):
+    began = time.time()
+    print("called")
+    return {**event, event["step"]: {"began": began, "ended": time.time()}}
+"""
+
+
+Json = dict[str, Any]
+
+
+class Chain:
+    """A run whose jobs come one after another, of which each hop completes one."""
+
+    def __init__(self, stack: Stack, hops: int) -> None:
+        self._dynamodb = session().client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
+        self._table = stack.table_name
+        headers = {"Authorization": f"Bearer {stack.api_key}"}
+        self._http = httpx.Client(base_url=stack.api_url, headers=headers, timeout=40, trust_env=False)
+        self._http.put("/v1/job-types/hop", json={"executor": "none"}).raise_for_status()
+        names = [f"job-{number}" for number in range(hops + 1)]
+        jobs: list[Json] = [{"name": name, "job_type": "hop"} for name in names]
+        for before, job in zip(names, jobs[1:], strict=False):
+            job["depends_on"] = [before]
+        answer = self._http.post("/v1/workflows", json={"name": "hops", "jobs": jobs}).raise_for_status().json()
+        self._ids = [job_id_of(answer["workflow_id"], name) for name in names]
+        self._done = 0
+        self._until_pending(self._ids[0])
+
+    def hop(self) -> tuple[float, float]:
+        """Seconds until the next job is pending, and until the request was answered."""
+        job_id, following = self._ids[self._done : self._done + 2]
+        self._done += 1
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            began = time.perf_counter()
+            answered = pool.submit(self._complete, job_id)
+            released = self._until_pending(following)
+            return released - began, answered.result() - began
+
+    def _complete(self, job_id: str) -> float:
+        self._http.post(f"/v1/jobs/{job_id}/complete", json={"result": {"rows": 12}}).raise_for_status()
+        return time.perf_counter()
+
+    def _until_pending(self, job_id: str) -> float:
+        key = keys.job(cloud.NAMESPACE, job_id)
+        deadline = time.perf_counter() + LONGEST_S
+        while time.perf_counter() < deadline:
+            place = {"pk": {"S": key.pk}, "sk": {"S": key.sk}}
+            row = self._dynamodb.get_item(TableName=self._table, Key=place, ConsistentRead=True).get("Item", {})
+            if row.get("status") == {"S": "pending"}:
+                return time.perf_counter()
+            time.sleep(LOOK_EVERY_S)
+        raise TimeoutError(f"Job {job_id} was not released within {LONGEST_S} s")
+
+
+class Native:
+    """Two state machines of two tasks, the second one a Lambda function; the first one too, or somebody outside."""
+
+    def __init__(self, stack: Stack) -> None:
+        functions = session().client("lambda", endpoint_url=stack.endpoint_url, config=client_config())
+        name = f"hop-{uuid4().hex[:8]}"
+        function = functions.create_function(
+            FunctionName=name,
+            Runtime="python3.11",
+            Role=ROLE,
+            Handler="handler.handler",
+            Code={"ZipFile": zipped(TASK)},
+            Timeout=30,
+        )["FunctionArn"]
+        self._states = session().client("stepfunctions", endpoint_url=stack.endpoint_url, config=client_config())
+
+        self._queues = session().client("sqs", endpoint_url=stack.endpoint_url, config=client_config())
+        self._queue = self._queues.create_queue(QueueName=name)["QueueUrl"]
+
+        def task(step: str, **rest: Any) -> Json:
+            said = {"step": step, **({} if step == "first" else {"first.$": "$.first"})}
+            return {"Type": "Task", "Resource": function, "Parameters": said, **rest}
+
+        asking = {
+            "Type": "Task",
+            "Resource": "arn:aws:states:::sqs:sendMessage.waitForTaskToken",
+            "Parameters": {"QueueUrl": self._queue, "MessageBody.$": "$$.Task.Token"},
+            "TimeoutSeconds": 60,
+            "Next": "Second",
+        }
+        self._functions = self._machine(name, task("first", Next="Second"), task("second", End=True))
+        self._outside = self._machine(f"{name}-outside", asking, task("second", End=True))
+
+    def hop(self) -> float:
+        """Seconds from the first function's end to the second one's beginning."""
+        output = self._output(self._start(self._functions))
+        return float(output["second"]["began"] - output["first"]["ended"])
+
+    def hop_from_outside(self) -> float:
+        """Seconds from where the first task's token is sent back to the second function's beginning."""
+        execution = self._start(self._outside)
+        (message,) = self._queues.receive_message(QueueUrl=self._queue, WaitTimeSeconds=20)["Messages"]
+        self._queues.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+        time.sleep(0.1)
+        sent = time.time()
+        self._states.send_task_success(taskToken=message["Body"], output='{"first": {}}')
+        return float(self._output(execution)["second"]["began"] - sent)
+
+    def _machine(self, name: str, first: Json, second: Json) -> str:
+        definition = {"StartAt": "First", "States": {"First": first, "Second": second}}
+        made = self._states.create_state_machine(name=name, definition=json.dumps(definition), roleArn=ROLE)
+        return made["stateMachineArn"]
+
+    def _start(self, machine: str) -> str:
+        return self._states.start_execution(stateMachineArn=machine, input="{}")["executionArn"]
+
+    def _output(self, execution: str) -> Any:
+        deadline = time.perf_counter() + LONGEST_S
+        while time.perf_counter() < deadline:
+            told = self._states.describe_execution(executionArn=execution)
+            if told["status"] == "SUCCEEDED":
+                return json.loads(told["output"])
+            assert told["status"] == "RUNNING", told
+            time.sleep(0.05)
+        raise TimeoutError(f"Two tasks did not end within {LONGEST_S} s")
+
+
+def measure(stack: Stack, samples: int) -> Mapping[str, Spread]:
+    """So many warm samples of each, in turn."""
+    taken: dict[str, list[float]] = {}
+    chain, native = Chain(stack, WARM_UP + samples), Native(stack)
+    for turn in range(-WARM_UP, samples):
+        found = {"native": native.hop(), "native_outside": native.hop_from_outside()}
+        time.sleep(SETTLE_S)
+        found["release"], found["answered"] = chain.hop()
+        time.sleep(SETTLE_S)
+        if turn >= 0:
+            for name, seconds in found.items():
+                taken.setdefault(name, []).append(1000 * seconds)
+    return {name: Spread(samples_of) for name, samples_of in taken.items()}
