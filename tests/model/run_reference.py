@@ -277,6 +277,8 @@ def unjustified(
         if seen[name] != "cancelled" or name in lost | cancelled or not stopped
     }
     wrong: list[str] = []
+    # A racer's failure counts at once for those after it, and may still be pardoned when nobody can win any more.
+    turned = bool(pardoned) and any(job.race for job in jobs.values())
     # Who is about to be skipped may be cancelled first, when those after it have been skipped with it.
     while doomed := [name for name in jobs.keys() - open_before if verdict(jobs[name], open_before) is False]:
         open_before |= {
@@ -285,7 +287,7 @@ def unjustified(
         }
     for name, job in jobs.items():
         held = verdict(job, open_before)
-        if name in kept:
+        if name in kept or turned:
             continue
         if seen[name] in ("completed", "failed") and held is not True:
             wrong.append(f"{name} is {seen[name]}, though its rule does not hold")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -13,8 +13,12 @@ from moto import mock_aws
 from tests.model.run_lives import RunLife
 from tests.model.run_reference import PREDICATES, Planned
 from tests.support.table import create_table
-from vigil_core.domain import graphs
-from vigil_core.services import create_run, follow_run
+from vigil_core.domain import graphs, standings
+from vigil_core.domain.standings import Standings
+from vigil_core.services import claim_jobs, create_run, follow_run, look_after_run
+from vigil_core.store.keys import Key
+from vigil_core.store.runs import RunStore
+from vigil_core.store.table import Row, Update
 
 RUNS = int(os.environ.get("VIGIL_RUNS", "300"))
 FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
@@ -40,6 +44,50 @@ def test_every_run_ends_as_the_reference_says(part: int, monkeypatch: pytest.Mon
             error.add_note(f"in run {number}: VIGIL_SEED={number} VIGIL_RUNS=1")
             raise
     assert exact >= (RUNS >= PART) * PART // 3, "most can be told exactly"
+
+
+def _note_whatever_is_noted(self: RunStore, key: Key, numbers: Mapping[int, int]) -> Row:
+    """Without the guard that a later moment counts."""
+    sets = "".join(f", j{place} = :j{place}" for place in numbers)
+    return self._table.update(
+        Update(
+            key=key,
+            expression=f"SET entity = :entity, schema_version = :one, noted_at = :now, #ttl = :ttl{sets}",
+            names={"#ttl": "ttl"},
+            values={**{f":j{place}": number for place, number in numbers.items()}, **self._noted_now()},
+        )
+    )
+
+
+def _as_the_join_is(standings: Standings, join: int) -> bool:
+    return standings.of(join) != "skipped_by_failure"
+
+
+FAULTS: dict[str, tuple[int, object, str, object]] = {
+    "an earlier note replaces a later one": (7, RunStore, "_note", _note_whatever_is_noted),
+    "places are not given back": (10, RunStore, "free_slots", lambda *_: None),
+    "as many run as want to": (10, RunStore, "take_slot", lambda *_: True),
+    "a race is as its join is": (13, standings, "_may_be_won", _as_the_join_is),
+    "a paused run hands out its jobs": (16, claim_jobs, "may_begin", lambda *_: True),
+    "failures do not reach the run": (5, follow_run, "_note_failures", lambda _ctx, run, *_: run),
+    "the clock replaces no supervisor": (18, look_after_run, "replace_supervisor", lambda *_: None),
+    "a run is over when what was heard of is": (2, follow_run, "_all_over", lambda *_: True),
+}
+"""With the first run, from 0 on, that finds it."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, owner, name, fake = FAULTS[fault]
+    monkeypatch.setattr(owner, name, fake)
+    with pytest.raises(AssertionError):
+        _live_many(range(first, first + 100), monkeypatch)
+
+
+def _live_many(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in numbers:
+        with monkeypatch.context() as sizes:
+            live(number, sizes)
 
 
 def live(number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
