@@ -14,6 +14,7 @@ from tests.support.runs import RunWorld
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.api.workflow_wire import run_of_body
+from vigil_core.domain.standings import Note
 from vigil_core.services import create_run
 
 
@@ -34,3 +35,14 @@ def test_a_delayed_job_that_was_created_after_its_time_starts(world: RunWorld) -
     world.sweep()
     assert world.work() == ["a", "b"]
     assert world.found(run_id).status == "completed"
+
+
+def test_of_two_notes_on_one_moment_the_first_stands(world: RunWorld) -> None:
+    run = world.found(world.run({"name": "a"}))
+    note = world.ctx.runs.note
+    for standing in ("failed", "undecided"):
+        note(run.namespace, run.workflow_id, 0, {0: Note(standing=standing, moment=4)})
+    assert world.standings(run.workflow_id).of(0) == "failed"
+    note(run.namespace, run.workflow_id, 0, {0: Note(standing="pardoned", moment=5)})
+    note(run.namespace, run.workflow_id, 0, {0: Note(standing="running", moment=3)})
+    assert world.standings(run.workflow_id).of(0) == "pardoned"

@@ -234,8 +234,8 @@ class RunStore:
         return found, last
 
     def note(self, namespace: str, workflow_id: str, chunk: int, notes: Mapping[int, Note]) -> Chunk:
-        """Note how jobs stand, each unless something later is noted; returns the chunk as it is then. An empty mapping
-        only makes the row."""
+        """Note how jobs stand, each unless that moment of its life or a later one is noted; returns the chunk as it is
+        then. An empty mapping only makes the row."""
         left = {place: _note_to_number(note) for place, note in notes.items()}
         while True:
             some = dict(list(left.items())[:NOTED_AT_ONCE])
@@ -271,7 +271,7 @@ class RunStore:
     def _note(self, key: keys.Key, numbers: Mapping[int, int]) -> Row:
         for _ in range(ATTEMPTS):
             sets = "".join(f", j{place} = :j{place}" for place in numbers)
-            later = " AND ".join(f"(attribute_not_exists(j{place}) OR j{place} < :j{place})" for place in numbers)
+            later = " AND ".join(f"(attribute_not_exists(j{place}) OR j{place} < :m{place})" for place in numbers)
             try:
                 return self._table.update(
                     Update(
@@ -279,12 +279,21 @@ class RunStore:
                         expression=f"SET entity = :entity, schema_version = :one, noted_at = :now, #ttl = :ttl{sets}",
                         names={"#ttl": "ttl"},
                         values={**{f":j{place}": number for place, number in numbers.items()}, **self._noted_now()},
-                        condition=Condition(expression=later) if later else None,
+                        condition=Condition(
+                            expression=later,
+                            values={f":m{place}": _moment_only(number) for place, number in numbers.items()},
+                        )
+                        if later
+                        else None,
                     )
                 )
             except ConditionFailed as error:
                 old = error.old if error.old is not None else self._table.get(key) or {}
-                numbers = {place: number for place, number in numbers.items() if old.get(f"j{place}", -1) < number}
+                numbers = {
+                    place: number
+                    for place, number in numbers.items()
+                    if old.get(f"j{place}", -1) < _moment_only(number)
+                }
                 if not numbers:
                     return old
         raise StoreConflict(f"How jobs stand in {key.pk} is being noted by too many at once")
@@ -565,6 +574,11 @@ def _body_from_json(said: Mapping[str, Any]) -> NewJob:
     if "scheduled_at" in its:
         its["scheduled_at"] = from_text(its["scheduled_at"])
     return NewJob(**its)
+
+
+def _moment_only(number: int) -> int:
+    """What every note on an earlier moment is below, and none on the same or a later one."""
+    return number - number % _CODE_SPACE
 
 
 def _note_to_number(note: Note) -> int:
