@@ -128,7 +128,7 @@ bench: venv ## Measure what jobs and waits cost and how fast they are
 ##@ Checks
 
 .PHONY: check
-check: lint types imports validate openapi-check ## Run every check that is not a test
+check: lint types imports validate openapi-check schema-check ## Run every check that is not a test
 
 .PHONY: pr
 pr: check test ## Run what CI runs, but for what needs Docker
@@ -164,6 +164,16 @@ openapi: venv ## Write docs/openapi.json from the code
 openapi-check: venv ## Compare docs/openapi.json with the code
 	@$(BIN)/python -m vigil_core.api.openapi | diff -u docs/openapi.json - \
 		|| { echo "docs/openapi.json has drifted from the code: run make openapi." >&2; exit 1; }
+
+.PHONY: schema
+schema: venv ## Write docs/workflow.schema.json from the code
+	@$(BIN)/python -m vigil_core.api.workflow_schema > docs/workflow.schema.json.new
+	@mv docs/workflow.schema.json.new docs/workflow.schema.json
+
+.PHONY: schema-check
+schema-check: venv ## Compare docs/workflow.schema.json with the code
+	@$(BIN)/python -m vigil_core.api.workflow_schema | diff -u docs/workflow.schema.json - \
+		|| { echo "docs/workflow.schema.json has drifted from the code: run make schema." >&2; exit 1; }
 
 ##@ Cleaning up
 

@@ -11,15 +11,20 @@ import pytest
 from tests.support.pages import is_as_shown, python_session, session
 from tests.support.template import template
 from vigil_core.api.problems import STATUS
+from vigil_core.api.routes import OPERATIONS
+from vigil_core.api.workflow_wire import WorkflowBody, WorkflowJob
+from vigil_core.domain.definitions import MAX_CONDITION_CHARS, MAX_EDGES, MAX_JOBS
+from vigil_core.domain.dependencies import TriggerRule
 from vigil_core.domain.jobs import BUILT_IN_NAMES
 from vigil_core.domain.lifecycle import STATUSES
 from vigil_core.domain.schedules import RunOutcome
 from vigil_core.domain.stages import DEFAULT_STAGES
+from vigil_core.domain.standings import FailurePolicy
 from vigil_core.domain.waits import UnmetReason, WaitStatus
 from vigil_core.domain.waitspec import MAX_EXPIRES_S
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -75,6 +80,21 @@ def test_waits_are_told_whole() -> None:
     built_ins = text.partition("Built-ins are ")[2].partition(".")[0]
     assert set(re.findall("`([^`]+)`", built_ins)) == BUILT_IN_NAMES
     assert f"{MAX_EXPIRES_S:,}" in text
+
+
+def test_workflows_are_told_whole() -> None:
+    text = page("workflows.md")
+    assert sorted(names(text, "part of a workflow")) == sorted(WorkflowBody.model_fields)
+    assert sorted(names(text, "part of a job")) == sorted(WorkflowJob.model_fields)
+    assert names(text, "rule") == list(get_args(TriggerRule))
+    assert names(text, "policy") == list(get_args(FailurePolicy))
+    limits = {row[0]: row[1] for row in rows(text, "of a run")}
+    assert limits["jobs"] == f"{MAX_JOBS:,}"
+    assert limits["dependencies, all together"] == f"{MAX_EDGES:,}"
+    assert limits["conditions, all different ones together"].startswith(f"{MAX_CONDITION_CHARS:,} ")
+    asked = {(operation.method, operation.path) for operation in OPERATIONS if "/workflows" in operation.path}
+    told = set(re.findall(r"`?(GET|POST) (/v1/workflows[^`?\s]*)", text.replace("{id}", "{workflow_id}")))
+    assert told == asked
 
 
 def test_every_outcome_of_a_run_is_told() -> None:

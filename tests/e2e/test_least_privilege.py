@@ -45,6 +45,17 @@ def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, lis
                 "Target": {"Arn": matcher, "RoleArn": matcher},
             },
         ],
+        "start a supervisor": [
+            "stepfunctions",
+            "start_execution",
+            {
+                "stateMachineArn": matcher.replace(":lambda:", ":states:").replace(
+                    ":function:vigil-matcher", ":stateMachine:vigil-supervisor"
+                ),
+                "name": key.key_id,
+                "input": '{"pk": "nobody#workflow#none", "namespace": "nobody", "workflow_id": "none"}',
+            },
+        ],
         "see what is due": ["dynamodb", "query", {**table, "IndexName": "due", **one_row}],
         "call a target": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "caller"), **event}],
         "run a task": ["lambda", "invoke", {"FunctionName": matcher.replace("matcher", "task-trespass"), **event}],
@@ -55,9 +66,10 @@ def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, lis
 
 ALLOWED = {
     "authorizer": {"read a row"},
-    "api": {"read a row", "write a row", "send a page", "see what is due", "arm an alarm"},
+    "api": {"read a row", "write a row", "send a page", "see what is due", "arm an alarm", "start a supervisor"},
     "websocket": {"read a row", "write a row", "send a page"},
     "caller": {"read a row", "write a row", "read a secret for targets"},
+    "supervisor": {"read a row", "write a row", "send a page", "start a supervisor"},
     "notifier": {"read a row", "write a row", "list dead letters"},
     "webhooks": {"read a row", "write a row"},
     "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page", "see what is due"},

@@ -64,7 +64,19 @@ def test_the_ten_lines_work_as_pasted(here: Path, environment: dict[str, str]) -
     assert [job["job_id"] for job in listed["jobs"]] == [started["job_id"]]
 
 
-@pytest.mark.parametrize("name", ["docs/waits.md", "docs/jobs.md", "docs/queues.md", "docs/schedules.md"])
+def test_the_workflow_in_one_file_runs_as_pasted(here: Path, client: Client) -> None:
+    blocks = pages.session(section((ROOT / "README.md").read_text(), "A workflow in one file"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    (printed,) = pages.paste(blocks, here, {"PATH": path, "no_proxy": "*", "COLUMNS": "200"})
+    assert "pipeline is completed" in printed
+    assert "transform" in (here / "pipeline.svg").read_text()
+    (run,) = client.get("/v1/workflows")["workflows"]
+    assert client.get(f"/v1/workflows/{run['workflow_id']}")["result"] == {"ran": "load", "rows": 3}
+
+
+@pytest.mark.parametrize(
+    "name", ["docs/waits.md", "docs/jobs.md", "docs/queues.md", "docs/schedules.md", "docs/workflows.md"]
+)
 def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environment: dict[str, str]) -> None:
     blocks = pages.session((ROOT / name).read_text())
     assert any(block.answer for block in blocks)

@@ -58,9 +58,11 @@ class StreamedTable:
     def _watched(self, touched: Sequence[Key], write: Any) -> None:
         touched = [key for key in touched if key.sk == "A" and ("#job#" in key.pk or "#workflow#" in key.pk)]
         before = {key: self._table.get(key) for key in touched}
-        write()
-        for key in touched:
-            self._tell(key, before[key], self._table.get(key))
+        try:
+            write()
+        finally:  # Whoever dies after a write has written.
+            for key in touched:
+                self._tell(key, before[key], self._table.get(key))
 
     def _tell(self, key: Key, old: Row | None, new: Row | None) -> None:
         if new is None or old == new:
@@ -79,6 +81,7 @@ class RunWorld(World):
 
     def __init__(self, table: DynamoTable) -> None:
         self.table = StreamedTable(table)
+        self.carried: list[StreamRecord] = []
         super().__init__(self.table)
         self.machine = Machine(table=self._for_machine, act=self._act)
         self.ctx = replace(self.ctx, supervisors=self.machine)
@@ -145,6 +148,7 @@ class RunWorld(World):
 
     def carry_stream(self) -> None:
         batch, self.table.records = self.table.records[:100], self.table.records[100:]
+        self.carried += batch
         failed = match_records(self.ctx, batch)
         if failed:
             raise next(iter(failed.values()))

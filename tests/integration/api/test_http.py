@@ -123,7 +123,15 @@ def raising(fault: Exception) -> Any:
 def test_the_log_has_one_line_a_request_with_ids_and_without_payload(client: Client, log: StringIO) -> None:
     headers = {"authorization": "Bearer vgl_secret"}
     job = client.post(
-        "/v1/jobs", {"job_type": "t", "payload": "classified", "fields": {"f": "classified"}}, headers=headers
+        "/v1/jobs",
+        {
+            "job_type": "t",
+            "payload": "classified",
+            "fields": {"f": "classified"},
+            "correlation_id": "c",
+            "trace_id": "x",
+        },
+        headers=headers,
     )
     client.post("/v1/tickets")
     created, ticket = map(json.loads, (said := log.getvalue()).splitlines())
@@ -131,6 +139,7 @@ def test_the_log_has_one_line_a_request_with_ids_and_without_payload(client: Cli
     assert "vgl_" not in said
     assert "vgt_" not in said
     wanted = {"level": "INFO", "action": "create_job", "job_id": job.json["job_id"], "status": 202, "namespace": "demo"}
+    wanted |= {"correlation_id": "c", "trace_id": "x"}
     assert {name: created[name] for name in wanted} == wanted
     assert ticket["action"] == "create_ticket"
 

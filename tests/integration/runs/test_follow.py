@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 from moto import mock_aws
@@ -11,7 +12,10 @@ from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain.job_types import JobType
+from vigil_core.gateways.outgoing import Answer
 from vigil_core.services import create_run, runs
+from vigil_core.services.call_target import call_target
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,3 +76,39 @@ def test_what_comes_after_a_job_that_is_kept_runs_again(world: RunWorld, heard_b
         world.carry_stream()
     assert world.work() == ["b", "c"]
     assert world.found(run).status == "completed"
+
+
+def test_whatever_runs_a_job_is_told_what_those_before_it_came_to(world: RunWorld) -> None:
+    _define(world, "lambda", {"function": "f"})
+    _define(world, "http", {"url": "https://a.example/{{dependencies.0.result.id}}"})
+    run = world.run({"name": "first"}, *({"name": name, "depends_on": ["first"]} for name in ("lambda", "http")))
+    world.work({"first": {"id": "a b"}})
+    ((_, told),) = world.executors.invocations
+    assert told["dependencies"] == {
+        "first": {"status": "completed", "job_health": "success", "result": {"id": "a b"}, "truncated": False}
+    }
+    world.pass_time(1)
+    asked = _Target()
+    assert call_target(world.ctx, asked, None, world.executors.calls[-1]) == "completed"  # type: ignore[arg-type]
+    assert asked.urls == ["https://a.example/a%20b"]
+    assert world.at(run, "http").status == "completed"
+
+
+class _Target:
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+
+    def request(self, method: str, url: str, **_: Any) -> Answer:
+        self.urls.append(url)
+        return Answer(status=200, headers={}, body=b"")
+
+
+def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -> None:
+    """A job type of this executor, of its name."""
+    now = world.ctx.now()
+    job_type = JobType(
+        namespace=NAMESPACE, name=executor, executor=executor, queue="default", stages=("submit", "complete"),
+        defaults={}, payload_schema=None, description=None, created_at=now, updated_at=now, target=target,
+    )  # fmt: skip
+    world.ctx.job_types.keep_target(job_type)
+    world.ctx.job_types.save(None, job_type)

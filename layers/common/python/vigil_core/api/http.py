@@ -22,6 +22,8 @@ from vigil_core.runtime.logging import logger
 LARGE_CHARS = 500_000
 """Longer answers travel to API Gateway as Base64, which clients do not see: Lambda's 6 MB are counted as JSON in ASCII,
 where a character can take six bytes."""
+LOGGED = ("job_id", "wait_id", "workflow_id", "trace_id", "correlation_id")
+"""What of an answer stands in the log: ids alone."""
 
 
 class HttpApi:
@@ -62,7 +64,7 @@ class HttpApi:
             answer = operation.act(call, **ids, **_read(operation, request))
             body = answer.body.plain() if isinstance(answer.body, Shown) else answer.body
             if isinstance(body, Mapping):
-                said |= {name: body[name] for name in ("job_id", "wait_id", "workflow_id") if name in body}
+                said |= {name: body[name] for name in LOGGED if body.get(name) is not None}
             if body is None:
                 return Response(status_code=answer.status, body="", headers=answer.headers)
             text = body if isinstance(body, str) and answer.media != "application/json" else dumps(body)

@@ -91,7 +91,7 @@ class _Schemas:
         queries = {reference["$ref"].rsplit("/", 1)[1] for key, reference in references.items() if key[0] in asked}
         self._definitions: dict[str, Any] = made["$defs"]
         self.definitions = {
-            name: _tidied(schema) for name, schema in sorted(self._definitions.items()) if name not in queries
+            name: tidied(schema) for name, schema in sorted(self._definitions.items()) if name not in queries
         }
 
     def sent(self, model: type[BaseModel]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class _Schemas:
     def properties(self, model: type[BaseModel]) -> dict[str, Any]:
         """The properties of a query model, each of which is a parameter."""
         name = self.sent(model)["$ref"].rsplit("/", 1)[1]
-        found: dict[str, Any] = _tidied(self._definitions[name]).get("properties", {})
+        found: dict[str, Any] = tidied(self._definitions[name]).get("properties", {})
         return found
 
 
@@ -198,12 +198,12 @@ def _shown(answer: Shows, schemas: _Schemas) -> dict[str, Any]:
     return described
 
 
-def _tidied(schema: Any) -> Any:
-    """Without the titles that pydantic gives everything, which say nothing that the names do not."""
+def tidied(schema: Any) -> Any:
+    """A schema without the titles that pydantic gives everything, which say nothing that the names do not."""
     if isinstance(schema, dict):
-        return {key: _tidied(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+        return {key: tidied(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)}
     if isinstance(schema, list):
-        return [_tidied(item) for item in schema]
+        return [tidied(item) for item in schema]
     return schema
 
 

@@ -55,7 +55,7 @@ def claim(call: Call, queue: str, body: ClaimBody) -> Answer:
     )
     granted = claim_jobs(call.context, call.namespace, wanted, by=call.by, until=call.request.hold_until(0))
     bodies = bodies_of_many(call.context, granted)
-    inputs = [inputs_of(call.context, job) if job.depends_on else [] for job in granted]
+    inputs = [inputs_of(call.context, job) for job in granted]
     shown = [
         ClaimedJob.claimed(job, job.lease, its, from_others)
         for job, its, from_others in zip(granted, bodies, inputs, strict=True)

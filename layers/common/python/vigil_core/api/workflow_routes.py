@@ -58,8 +58,8 @@ PREPARED_WITHIN_S = 20
 DECIDED_WITHIN_S = 10
 CANCELLED_WITHIN_S = 3
 PICTURES = {
-    "mermaid": (drawings.mermaid, "text/plain"),
-    "dot": (drawings.dot, "text/plain"),
+    "mermaid": (drawings.mermaid, "text/plain; charset=utf-8"),
+    "dot": (drawings.dot, "text/plain; charset=utf-8"),
     "svg": (drawings.svg, "image/svg+xml"),
 }
 _CHANGED = {200: Shows(what="The run as it is now", models=(RunSummary,))}

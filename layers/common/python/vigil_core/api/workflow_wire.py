@@ -31,7 +31,7 @@ from vigil_core.api.wire import (
 )
 from vigil_core.domain import jobs as job_rules
 from vigil_core.domain.conditions import MAX_CHARS
-from vigil_core.domain.definitions import MAX_JOBS, Sketch, problems
+from vigil_core.domain.definitions import MAX_JOBS, Sketch, problems, too_much_to_read
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
 from vigil_core.domain.graphs import Graph, Node
 from vigil_core.domain.job_types import JobType
@@ -325,6 +325,7 @@ def run_of_body(
 ) -> NewRun:
     """The run that a body describes, with what the types of its jobs add. Raises ValidationFailed: every problem."""
     said = parse_body(WorkflowBody, body)
+    raise_if_any(too_much_to_read([raw.get("condition") for raw in said.jobs if isinstance(raw, Mapping)]))
     asked, wrong = _jobs_of(said.jobs)
     sketches = [_sketch(each, raw) for each, raw in zip(asked, said.jobs, strict=True)]
     # What a job's own model finds wrong with its condition is not said twice.

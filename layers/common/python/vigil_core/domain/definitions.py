@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -50,6 +50,15 @@ def problems(jobs: Sequence[Sketch]) -> list[FieldProblem]:
     return [*told, FieldProblem(pointer="/jobs", detail=f"and {len(rest):,} more problems like these", code=code)]
 
 
+def too_much_to_read(conditions: Iterable[object]) -> list[FieldProblem]:
+    """That the conditions of all jobs take too long to be understood, if so. Whatever is no text is none."""
+    characters = sum(map(len, {each for each in conditions if isinstance(each, str)}))
+    if characters <= MAX_CONDITION_CHARS:
+        return []
+    detail = f"has conditions of {characters:,} characters in all: at most {MAX_CONDITION_CHARS:,} are allowed"
+    return [FieldProblem(pointer="/jobs", detail=detail)]
+
+
 def _job_of(problem: FieldProblem) -> int:
     """The job that is meant, as its place; before the first where it is all of them."""
     _, _, *inside = problem.pointer.split("/")
@@ -66,7 +75,6 @@ def _places(jobs: Sequence[Sketch]) -> dict[str, int]:
 
 def _sizes(jobs: Sequence[Sketch]) -> Iterator[FieldProblem]:
     edges = sum(len(job.depends_on) for job in jobs)
-    characters = _condition_chars(jobs)
     if not jobs:
         yield FieldProblem(pointer="/jobs", detail="must hold at least one job")
     if len(jobs) > MAX_JOBS:
@@ -75,23 +83,14 @@ def _sizes(jobs: Sequence[Sketch]) -> Iterator[FieldProblem]:
         yield FieldProblem(
             pointer="/jobs", detail=f"names {edges:,} dependencies in all: at most {MAX_EDGES:,} are allowed"
         )
-
-    if characters > MAX_CONDITION_CHARS:
-        yield FieldProblem(
-            pointer="/jobs",
-            detail=f"has conditions of {characters:,} characters in all: at most {MAX_CONDITION_CHARS:,} are allowed",
-        )
-
-
-def _condition_chars(jobs: Sequence[Sketch]) -> int:
-    return sum(map(len, {job.condition for job in jobs if job.condition is not None}))
+    yield from too_much_to_read([job.condition for job in jobs])
 
 
 def _by_job(jobs: Sequence[Sketch], places: Mapping[str, int]) -> Iterator[FieldProblem]:
     """What can be said of each job by itself, and of the names that it names."""
     hints = _Hints(places)
     conditions: dict[str, str | None] = {}
-    too_long_to_read = _condition_chars(jobs) > MAX_CONDITION_CHARS
+    too_long_to_read = bool(too_much_to_read([job.condition for job in jobs]))
     for place, job in enumerate(jobs):
         at = f"/jobs/{place}"
         if (first := places[job.name]) != place:

@@ -318,7 +318,8 @@ def create(
 ) -> Job:
     """The first version of a job: `pending`, or `scheduled` when its time is to come; at stage `submit`."""
     status: JobStatus = "waiting" if depends_on or new.workflow_id is not None else "pending"
-    if new.scheduled_at is not None and new.scheduled_at > now:
+    # In a run it waits for the clock even if it was created after its time: the graph says that it does.
+    if new.scheduled_at is not None and (new.scheduled_at > now or new.workflow_id is not None):
         status = "scheduled"
     first = LogEntry(version=1, at=now, kind="created", by=by, status=status, stage=stages.SUBMIT)
     return Job(

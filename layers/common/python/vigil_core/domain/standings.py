@@ -229,6 +229,8 @@ def to_run_again(standings: Standings, start: int | None) -> set[int]:
 
 
 def _may_be_won(standings: Standings, join: int) -> bool:
-    if standings.of(join) in ("waiting", "scheduled"):
-        return outlook(standings, join)[0] is not False
-    return standings.of(join) != "skipped_by_failure"
+    """Whether one of the jobs that race for a join has won, or still runs: whatever became of the join itself."""
+    return any(
+        standings.ending(place) == "success" or (standings.ending(place) is None and standings.of(place) != "undecided")
+        for place in standings.graph.nodes[join].depends_on
+    )

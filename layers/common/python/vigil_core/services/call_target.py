@@ -82,7 +82,7 @@ def _called(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, t
         if bodies.payload_url is not None:
             return failed("PAYLOAD_TOO_LARGE", f"A call takes a payload of at most {MAX_RENDERED_BYTES} bytes")
         payload = bodies.payload
-        others = list(told_of(inputs_of(ctx, job)).values()) if job.depends_on else []
+        others = list(told_of(inputs_of(ctx, job)).values())
         request = target.request(Scope(brings(job, None if payload is None else loads(payload), others), known))
         answer = client.request(
             request.method,

@@ -78,15 +78,19 @@ def _rounds(ctx: Context, namespace: str, wanted: Claim, by: str, *, paused: boo
         if not paused:
             yield _candidates(ctx, namespace, wanted, by)
         return
+    tried: set[str] = set()
     for number in count():
         claim_id = f"{wanted.claim_id}#{number}"
         kept = ctx.job_queues.candidates(namespace, wanted.queue, claim_id)
         if kept is None:
-            found = [] if paused else _some(ctx, _candidates(ctx, namespace, wanted, by), wanted.most)
-            if not found:
+            found = [] if paused else _candidates(ctx, namespace, wanted, by)
+            # One that is ready and yet was not granted may be its run's to give: it is not tried for ever.
+            untried = [candidate for candidate in found if candidate.job_id not in tried]
+            if not untried:
                 return
-            ids = [candidate.job_id for candidate in found]
+            ids = [candidate.job_id for candidate in _some(ctx, untried, wanted.most)]
             kept = ctx.job_queues.keep_candidates(namespace, wanted.queue, claim_id, ids, now=ctx.now())
+        tried.update(kept)
         yield [ReadyJob(job_id=job_id, rank=0) for job_id in kept]
 
 

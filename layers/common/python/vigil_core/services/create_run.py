@@ -12,8 +12,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from vigil_core.domain import jobs, workflows
+from vigil_core.domain.definitions import MAX_JOBS
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
-from vigil_core.domain.graphs import CHUNK_JOBS, chunks, places_of
+from vigil_core.domain.graphs import CHUNK_JOBS, chunk_of, chunks, places_of
 from vigil_core.domain.ids import job_id_of
 from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.domain.jsontext import JsonValue
@@ -25,6 +26,7 @@ from vigil_core.services.context import Context
 from vigil_core.services.hold import hold
 from vigil_core.services.runs import change_run, find_run, standings_of, start_supervisor
 from vigil_core.services.wake_up import wake_for_run
+from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed
 
 AT_ONCE = 4 * CHUNK_JOBS
@@ -41,10 +43,10 @@ def create_run(ctx: Context, namespace: str, new: NewRun, *, by: str, resumed: b
     """
     if resumed and (mine := ctx.runs.find(namespace, new.workflow_id)) is not None:
         return mine
-    for job in new.jobs:
+    for place, job in enumerate(new.jobs):
         for name, body in (("payload", job.payload), ("fallback", job.fallback)):
             if body is not None:
-                body_text(body, name)
+                body_text(body, f"jobs/{place}/{name}")
     run = workflows.create(namespace, new, now=ctx.now(), by=by)
     ctx.runs.put_graph(namespace, run.workflow_id, new.graph)
     ctx.in_parallel(
@@ -149,7 +151,15 @@ def _create_job(ctx: Context, run: Run, new: NewJob) -> None:
 
 
 def _run_again(ctx: Context, run: Run, places: list[int]) -> None:
-    """Have ended jobs wait again, and note that they do: what is noted of their last attempt is over."""
+    """Have ended jobs wait again, and note that they do: what is noted of their last attempt is over. Before that, they
+    give up what they had in that life: a place among those that may run at once, or in line for one; a race lost."""
+    if run.max_concurrency is not None and places:
+        ctx.runs.free_slots(run, places)
+    for key in ctx.runs.held(run, MAX_JOBS):
+        if keys.held_place(key.sk) in places:
+            ctx.runs.forget_held(key)
+    if places:
+        ctx.runs.forget_lost(run.namespace, run.workflow_id, chunk_of(places[0]), places)
     graph = ctx.runs.graph(run.namespace, run.workflow_id)
     by = run.log[-1].by
 

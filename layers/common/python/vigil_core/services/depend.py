@@ -110,7 +110,9 @@ def heard(ctx: Context, dependent: Dependent, dependency: Job) -> None:
 
 
 def inputs_of(ctx: Context, job: Job) -> list[Input]:
-    """The dependencies of a job with their results, at most a hundred."""
+    """The dependencies of a job with their results, at most a hundred; nothing is read for one that has none."""
+    if not (job.depends_on or job.comes_after):
+        return []
     return inputs_from(ctx, job.namespace, _dependency_names(ctx, job))
 
 

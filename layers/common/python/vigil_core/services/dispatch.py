@@ -93,7 +93,7 @@ def _event(ctx: Context, job: Job, lease: Lease) -> str:
         return len(dumps(event).encode()) <= MAX_EVENT_BYTES
 
     bodies = ctx.jobs.bodies(job, room=MAX_EVENT_BYTES)
-    dependencies = told_of(inputs_of(ctx, job)) if job.depends_on else {}
+    dependencies = told_of(inputs_of(ctx, job))
     event: dict[str, JsonValue] = {
         "job_id": job.job_id,
         "namespace": job.namespace,

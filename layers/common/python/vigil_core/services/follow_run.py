@@ -24,6 +24,7 @@ from vigil_core.services.depend import with_condition
 from vigil_core.services.runs import change_run, id_at, standings_of
 from vigil_core.services.take_holds import claims_at_release
 from vigil_core.store import keys
+from vigil_core.store.jobs import RANKS
 from vigil_core.store.runs import listening_of, run_from_row
 from vigil_core.store.table import Row
 
@@ -43,6 +44,8 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
     asks = run.failure_policy == "manual" and not run.stopping
     notes = {place: note_of(job) for place, job in by_place.items()}
     note(ctx, run, standings, {p: _undecided(standings, p, its) if asks else its for p, its in notes.items()})
+    # What came after a version has been heard of: nothing follows from it any more, least of all in another life.
+    by_place = {place: job for place, job in by_place.items() if _is_newest(standings, place, job)}
     if run.status == "pending":
         # It may have begun since it was read, and whoever began it have looked before this was noted.
         run = ctx.runs.find(namespace, workflow_id) or run
@@ -58,7 +61,7 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
                 _cancel_losers(ctx, run, standings, place)
         after = [later for place in ended for later in standings.graph.dependents[place]]
         settle(ctx, run, standings, [*after, *(place for place, job in by_place.items() if job.waits_for_run)])
-        if (run.max_concurrency is not None and ended) or any(job.held for job in versions):
+        if (run.max_concurrency is not None and ended) or any(job.held for job in by_place.values()):
             let_go(ctx, run)
     look_whether_over(ctx, run, standings, {chunk_of(place) for place in ended})
 
@@ -149,7 +152,8 @@ def let_some_go(ctx: Context, run: Run, more: Callable[[int], bool]) -> bool:
         for key in held:
             outcome = _let_go_one(ctx, run, key)
             if outcome is None:
-                return True
+                gone += _let_owners_go(ctx, run)
+                break
             gone += outcome
         done += gone
         if not gone:
@@ -185,7 +189,7 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     standings = standings_of(ctx, run)
     notes = {ids[job.job_id]: note_of(job) for job in stopped}
     undecided = {place for place in notes if standings.of(place) == "undecided"}
-    note(ctx, run, standings, {p: decided(its, "failed") if p in undecided else its for p, its in notes.items()})
+    note(ctx, run, standings, {p: decided(its, its.standing) if p in undecided else its for p, its in notes.items()})
     look_whether_over(ctx, run, standings, [chunk])
 
 
@@ -232,6 +236,11 @@ def _note_failures(ctx: Context, run: Run, standings: Standings, ended: Iterable
                 lambda now, name=name, wait=wait: workflows.note_failure(now, name, undecided=wait, now=ctx.now()),  # type: ignore[misc]
             )
     return run
+
+
+def _is_newest(standings: Standings, place: int, job: Job) -> bool:
+    noted = standings.chunk(chunk_of(place)).notes.get(place)
+    return noted is None or noted.moment <= decided(note_of(job), noted.standing).moment
 
 
 def _undecided(standings: Standings, place: int, its: Note) -> Note:
@@ -331,6 +340,17 @@ def _let_go_one(ctx: Context, run: Run, key: keys.Key) -> bool | None:
                 _refuse_held(ctx, job, why)
     ctx.runs.forget_held(key)
     return True
+
+
+def _let_owners_go(ctx: Context, run: Run) -> int:
+    """Let jobs go that were held back after they had got their place: who is before them would wait for it for ever."""
+    standings = standings_of(ctx, run)
+    resting = [id_at(ctx, run, owner) for owner in ctx.runs.slots(run) if standings.of(owner) == "waiting"]
+    held = [job for job in ctx.jobs.find_many(run.namespace, resting).values() if job.held]
+    for job in held:
+        rank, place = RANKS[job.priority], int(job.workflow_place or 0)
+        _let_go_one(ctx, run, keys.held_job(run.namespace, run.workflow_id, rank, place))
+    return len(held)
 
 
 def _refuse_held(ctx: Context, job: Job, why: JobError) -> None:

@@ -69,7 +69,9 @@ def apply_decisions(ctx: Context, run: Run) -> None:
                 note = decided(note, "pardoned")
                 follow_run.note(ctx, run, standings, {decision.place: note})
             case "abort":
-                follow_run.note(ctx, run, standings, {decision.place: decided(note, "failed")})
+                job = ctx.jobs.find(run.namespace, id_at(ctx, run, decision.place))
+                ended = "failed" if job is None else note_of(job).standing
+                follow_run.note(ctx, run, standings, {decision.place: decided(note, ended)})
                 aborted = True
     pardoned = [place for place in range(run.total) if standings.of(place) == "pardoned"]
     if not aborted:

@@ -256,6 +256,18 @@ class RunStore:
         )
         return _chunk_from_row(row)
 
+    def forget_lost(self, namespace: str, workflow_id: str, chunk: int, places: Iterable[int]) -> None:
+        """These jobs, which are to run again, have lost no race."""
+        self._table.update(
+            Update(
+                key=keys.run_chunk(namespace, workflow_id, chunk),
+                expression="DELETE lost :places SET entity = :entity, schema_version = :one, noted_at = :now, "
+                "#ttl = :ttl",
+                names={"#ttl": "ttl"},
+                values={":places": set(places), **self._noted_now()},
+            )
+        )
+
     def _note(self, key: keys.Key, numbers: Mapping[int, int]) -> Row:
         for _ in range(ATTEMPTS):
             sets = "".join(f", j{place} = :j{place}" for place in numbers)

@@ -1,0 +1,736 @@
+"""What workflows are for, heading by heading of the document that they were asked for in, on a deployed stack. Where
+there is an example for it, the example's file is what runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.e2e.conftest import ROOT
+from tests.e2e.harness import VIGIL, Aws, Client, Key, eventually, problem, said
+from vigil.local import Stack
+from vigil.local.stack import client_config, session
+from vigil.workflow import Workflow, all_of, race
+
+EXAMPLES = ROOT / "examples/workflows"
+
+pytestmark = pytest.mark.timeout(300)
+
+Shell: TypeAlias = Callable[..., str]
+
+
+class Broken(Exception):
+    """What a job comes to that fails, with this code."""
+
+
+def example(name: str) -> dict[str, Any]:
+    """The definition in a file of the examples."""
+    return Workflow.from_file(EXAMPLES / name).to_dict()
+
+
+def begin(client: Client, definition: Mapping[str, Any]) -> str:
+    """A new run; its id."""
+    return str(client.post("/v1/workflows", definition, status=202)["workflow_id"])
+
+
+def run_of(client: Client, *jobs: Mapping[str, Any], **rest: Any) -> str:
+    """A new run of these jobs; its id."""
+    return begin(client, {"name": "test", "jobs": jobs, **rest})
+
+
+def claimed(client: Client, queue: str = "default", most: int = 1, hold_s: int = 10) -> list[Any]:
+    """Jobs for a worker; held for a moment when there are none yet."""
+    jobs = client.post(f"/v1/queues/{queue}/claim", {"max": most, "worker": "w"}, prefer=f"wait={hold_s}")["jobs"]
+    return list(jobs)
+
+
+def end(client: Client, job: Any, outcome: Any = None) -> None:
+    """End a claimed job: with this result, or as broken."""
+    token = {"lease_token": job["lease_token"]}
+    if isinstance(outcome, Broken):
+        client.post(f"/v1/jobs/{job['job_id']}/fail", {**token, "error": {"code": str(outcome), "message": "planned"}})
+    else:
+        client.post(f"/v1/jobs/{job['job_id']}/complete", {**token, "result": outcome})
+
+
+def work(
+    client: Client,
+    workflow_id: str,
+    outcomes: Mapping[str, Any] | None = None,
+    *,
+    queue: str = "default",
+    until: tuple[str, ...] = ("completed", "failed", "cancelled"),
+) -> list[Any]:
+    """Be the worker of a run until it is in one of these statuses; the claimed jobs, in their order."""
+    done: list[Any] = []
+    while client.get(f"/v1/workflows/{workflow_id}")["status"] not in until:
+        for job in claimed(client, queue, most=10, hold_s=1):
+            outcome = (outcomes or {}).get(job["name"])
+            end(client, job, outcome(job) if callable(outcome) else outcome)
+            done.append(job)
+    return done
+
+
+def names(jobs: list[Any]) -> list[str]:
+    return [job["name"] for job in jobs]
+
+
+def ended(client: Client, workflow_id: str) -> Any:
+    """The run once it has ended."""
+    return eventually(
+        lambda: (run := client.get(f"/v1/workflows/{workflow_id}", prefer="wait=5"))["finished_at"] and run, 60
+    )
+
+
+def statuses(client: Client, workflow_id: str) -> dict[str, str]:
+    """Of the jobs of a run, by their names."""
+    return {job["name"]: job["status"] for job in client.get(f"/v1/workflows/{workflow_id}?page_size=200")["jobs"]}
+
+
+def history(client: Client, workflow_id: str) -> list[str]:
+    return [line["event"] for line in client.get(f"/v1/workflows/{workflow_id}")["events"]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nightly(stack: Stack, aws: Aws) -> Iterator[Client]:
+    """A tenant in whose name the schedule of the examples runs, but every minute: begun before the first test, as a
+    minute may pass until it runs."""
+    schedule = json.loads((EXAMPLES / "nightly_schedule.json").read_text())
+    with Client(stack, aws.key().token) as client:
+        made = said(client.call("PUT", "/v1/schedules/nightly", schedule), 201)
+        assert {moment[11:19] for moment in made["next_times"]} == {"02:00:00"}
+        said(client.call("PUT", "/v1/schedules/nightly", {**schedule, "cron": "* * * * *"}))
+        yield client
+        client.call("DELETE", "/v1/schedules/nightly")
+
+
+@pytest.fixture
+def shell(stack: Stack, key: Key, tmp_path: Path) -> Shell:
+    """Types a command, with the exit code that it should have; what it says."""
+    environment = {"VIGIL_API_URL": stack.api_url, "VIGIL_API_KEY": key.token, "HOME": str(tmp_path), "COLUMNS": "200"}
+
+    def shell(*arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [VIGIL, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return shell
+
+
+def test_job_dependencies(client: Client) -> None:
+    """Core Concepts: Job Dependencies. Without a workflow, too: jobs created one by one run in this order."""
+    first = client.job(job_type="data_processing", payload={"input_file": "raw_data.csv"})
+    second = client.job(job_type="data_transformation", payload={"format": "parquet"}, depends_on=[first])
+    third = client.job(job_type="data_export", payload={"destination": "s3://bucket/processed/"}, depends_on=[second])
+    for expected in (first, second, third):
+        (job,) = claimed(client, most=10)
+        assert job["job_id"] == expected
+        end(client, job)
+
+
+def test_dependency_status(client: Client) -> None:
+    """Core Concepts: Dependency Status: none, waiting, satisfied, failed."""
+    run = run_of(
+        client,
+        {"name": "alone"}, {"name": "breaks"},
+        {"name": "after", "depends_on": ["alone"]}, {"name": "doomed", "depends_on": ["breaks"]},
+        failure_policy="continue_on_failure",
+    )  # fmt: skip
+
+    def seen() -> dict[str, str]:
+        return {job["name"]: job["dependency_status"] for job in client.get(f"/v1/workflows/{run}")["jobs"]}
+
+    assert seen() == {"alone": "none", "breaks": "none", "after": "waiting", "doomed": "waiting"}
+    work(client, run, {"breaks": Broken("X")})
+    assert seen() == {"alone": "none", "breaks": "none", "after": "satisfied", "doomed": "failed"}
+
+
+def test_sequential_workflows(client: Client) -> None:
+    """Sequential Workflows: each job depends on the one before it, and is handed its result."""
+    run = begin(client, example("etl_pipeline.yaml"))
+    worked = work(client, run, {"extract": {"rows": 3}, "transform": {"rows": 2}, "load": {"loaded": 2}}, queue="etl")
+    assert names(worked) == ["extract", "transform", "load"]
+    assert [job["dependencies"] for job in worked[1:]] == [
+        {name: {"status": "completed", "job_health": "success", "result": {"rows": rows}, "truncated": False}}
+        for name, rows in (("extract", 3), ("transform", 2))
+    ]
+    assert worked[0]["payload"]["source"] == "database_table"
+    found = client.get(f"/v1/workflows/{run}")
+    assert (found["status"], found["result"]) == ("completed", {"loaded": 2})
+
+
+def test_parallel_workflows(client: Client) -> None:
+    """Parallel Workflows: the regions run at once, the summary when all of them have succeeded."""
+    run = begin(client, example("parallel_processing.yaml"))
+    eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 4)
+    regions = claimed(client, "regions", most=10)
+    assert sorted(job["payload"]["region"] for job in regions) == ["ap-south", "eu-west", "us-east", "us-west"]
+    assert {job["job_type"] for job in regions} == {"process_region"}
+    for number, job in enumerate(sorted(regions, key=lambda job: str(job["payload"]["region"]))):
+        assert client.get(f"/v1/workflows/{run}/stats")["waiting"] == 1
+        end(client, job, {"rows": number})
+    (summary,) = work(client, run, {"create_summary": {"file": "global_summary.json"}}, queue="regions")
+    assert {name: told["result"] for name, told in summary["dependencies"].items()} == {
+        "ap_south": {"rows": 0}, "eu_west": {"rows": 1}, "us_east": {"rows": 2}, "us_west": {"rows": 3},
+    }  # fmt: skip
+    assert client.get(f"/v1/workflows/{run}")["result"] == {"regions": [2, 3, 1, 0], "file": "global_summary.json"}
+
+
+def test_fan_out_and_fan_in_patterns(client: Client) -> None:
+    """Fan-out and Fan-in Patterns: one splits, ten do a chunk each, one aggregates."""
+    run = begin(client, example("fan_out_fan_in.json"))
+    chunks = {f"chunk_{number}": {"sum": number} for number in range(10)}
+    worked = work(client, run, chunks, queue="chunks")
+    assert names(worked)[0] == "split_data"
+    assert set(names(worked)[1:-1]) == chunks.keys()
+    assert names(worked)[-1] == "aggregate_results"
+    assert {name: told["result"] for name, told in worked[-1]["dependencies"].items()} == chunks
+    stats = client.get(f"/v1/workflows/{run}/stats")
+    assert (stats["total"], stats["completed"], stats["completion_percentage"]) == (12, 12, 100)
+
+
+def test_multiple_dependencies(client: Client) -> None:
+    """Multiple Dependencies: a job waits for all three, whichever comes last."""
+    before = ["fetch_data", "load_config", "authenticate"]
+    run = run_of(client, *({"name": name} for name in before), {"name": "process_with_deps", "depends_on": before})
+    eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 3)
+    for job in claimed(client, most=3):
+        assert statuses(client, run)["process_with_deps"] == "waiting"
+        end(client, job)
+    assert names(work(client, run)) == ["process_with_deps"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "taken", "left"),
+    [
+        ("valid", "process_valid_data", "handle_invalid_data"),
+        ("invalid", "handle_invalid_data", "process_valid_data"),
+    ],
+)
+def test_conditional_dependencies(client: Client, verdict: str, taken: str, left: str) -> None:
+    """Conditional Dependencies: one path or the other, by the result of the validation."""
+    run = begin(client, example("validate_then_branch.yaml"))
+    worked = work(client, run, {"validate_input": {"validation_status": verdict}}, queue="branches")
+    assert names(worked) == ["validate_input", taken, "report"]
+    found = {job["name"]: job for job in client.get(f"/v1/workflows/{run}")["jobs"]}
+    assert (found[left]["status"], found[left]["verdict"]["reason"]) == ("skipped", "the condition is false")
+    assert client.get(f"/v1/workflows/{run}")["status"] == "completed"
+
+
+def test_fail_fast(client: Client) -> None:
+    """Failure Policies: FailFast, which is the default: the first failure stops the whole workflow."""
+    run = run_of(client, {"name": "job1"}, {"name": "job2", "depends_on": ["job1"]}, {"name": "beside", "queue": "x"})
+    assert names(work(client, run, {"job1": Broken("DISK_FULL")})) == ["job1"]
+    found = client.get(f"/v1/workflows/{run}")
+    assert (found["status"], found["failure_policy"]) == ("failed", "fail_fast")
+    assert found["error"] == {"code": "JOB_FAILED", "message": "Job job1 failed: DISK_FULL: planned"}
+    assert statuses(client, run) == {"job1": "failed", "job2": "cancelled", "beside": "cancelled"}
+
+
+def test_continue_on_failure(client: Client) -> None:
+    """Failure Policies: ContinueOnFailure: what depends on the failed job is skipped, all else goes on."""
+    run = begin(client, example("resilient_pipeline.yaml"))
+    worked = work(client, run, {"job_a": Broken("X")}, queue="resilient")
+    assert Counter(names(worked)) == {"job_a": 2, "job_b": 1, "job_c": 1, "clean_up": 1}
+    found = client.get(f"/v1/workflows/{run}")
+    assert (found["status"], found["error"]["code"]) == ("failed", "JOB_FAILED")
+    assert statuses(client, run) == {
+        "job_a": "failed", "job_b": "completed", "job_c": "completed", "final": "skipped", "clean_up": "completed",
+    }  # fmt: skip
+    (skipped,) = (job for job in found["jobs"] if job["name"] == "final")
+    assert skipped["verdict"]["inputs"]["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "then", "status"),
+    [
+        ("retry", ["critical", "dependent"], "completed"), ("skip", ["dependent"], "completed"), ("abort", [], "failed")
+    ],
+)  # fmt: skip
+def test_manual(client: Client, action: str, then: list[str], status: str) -> None:
+    """Failure Policies: Manual: the workflow pauses for a decision."""
+    run = begin(client, example("manual_review_pipeline.yaml"))
+    assert names(work(client, run, {"critical": Broken("X")}, queue="review", until=("paused",))) == ["critical"]
+    assert client.get(f"/v1/workflows/{run}")["undecided"] == ["critical"]
+    problem(client.call("POST", f"/v1/workflows/{run}/resume"), 409, "INVALID_TRANSITION")
+    client.post(f"/v1/workflows/{run}/decisions", {"job": "critical", "action": action, "note": "seen to"})
+    assert names(work(client, run, queue="review")) == then
+    found = client.get(f"/v1/workflows/{run}")
+    assert found["status"] == status
+    assert f"{action} critical" in [line["why"] for line in found["events"]]
+    if action == "abort":
+        assert found["error"]["code"] == "ABORTED"
+
+
+def test_creating_and_managing_workflows(client: Client) -> None:
+    """Creating and Managing Workflows: description, timeout, priority, status, cancel."""
+    told = {"description": "Generate daily sales and analytics reports", "timeout": 7200, "priority": "high"}
+    steps = ["extract_sales_data", "generate_report", "send_report_email"]
+    jobs = [{"name": name, "depends_on": steps[:at][-1:]} for at, name in enumerate(steps)]
+    run = run_of(client, *jobs, name="daily_report_generation", **told)
+    eventually(lambda: client.get(f"/v1/workflows/{run}")["status"] == "running")
+    found = client.get(f"/v1/workflows/{run}")
+    assert {name: found[name] for name in told} == told
+    assert {job["priority"] for job in found["jobs"]} == {"high"}
+    lasts = datetime.fromisoformat(found["deadline_at"]) - datetime.fromisoformat(found["created_at"])
+    assert lasts == timedelta(hours=2)
+    (job,) = claimed(client)
+    client.call("POST", f"/v1/workflows/{run}/cancel")
+    beat = eventually(
+        lambda: (
+            told := client.post(f"/v1/jobs/{job['job_id']}/heartbeat", {"lease_token": job["lease_token"]})
+        )["cancel_requested"] and told
+    )  # fmt: skip
+    assert beat["status"] == "running"
+    end(client, job, Broken("STOPPED"))
+    assert ended(client, run)["status"] == "cancelled"
+    assert set(statuses(client, run).values()) == {"cancelled"}
+    listed = client.get("/v1/workflows?status=cancelled&name=daily_report_generation")["workflows"]
+    assert [each["workflow_id"] for each in listed] == [run]
+
+
+def test_workflow_statistics(client: Client) -> None:
+    """Workflow Statistics: how many jobs stand how, and how far that is."""
+    run = run_of(
+        client,
+        {"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d", "depends_on": ["a"]}, {"name": "e", "queue": "x"},
+        failure_policy="continue_on_failure",
+    )  # fmt: skip
+    eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 4)
+    by_name = {job["name"]: job for job in claimed(client, most=3)}
+    end(client, by_name["a"], Broken("X"))
+    end(client, by_name["b"])
+
+    def as_expected() -> bool:
+        stats = client.get(f"/v1/workflows/{run}/stats")
+        assert stats == {
+            "total": 5, "completed": 1, "failed": 1, "skipped": 1, "cancelled": 0, "waiting": 0, "scheduled": 0,
+            "pending": 1, "running": 1, "completion_percentage": 60,
+        }  # fmt: skip
+        return True
+
+    eventually(as_expected)
+
+
+def test_dependency_storage(client: Client) -> None:
+    """Dependency Storage: who waits for others is listed, with the jobs that it waits for."""
+    run = run_of(client, {"name": "first"}, {"name": "second", "depends_on": ["first"]})
+    (waiting,) = client.get("/v1/jobs?dependency_status=waiting")["jobs"]
+    assert (waiting["workflow_id"], waiting["name"], waiting["depends_on"]) == (run, "second", ["first"])
+    assert waiting["waiting_for"]["jobs"] == ["first"]
+
+
+def test_efficient_dependency_queries(client: Client) -> None:
+    """Efficient Dependency Queries: of a queue only jobs whose dependencies are satisfied are handed out."""
+    run = run_of(client, {"name": "ready"}, *({"name": f"not_{n}", "depends_on": ["ready"]} for n in range(5)))
+    eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 1)
+    (job,) = claimed(client, most=10)
+    assert job["name"] == "ready"
+    assert claimed(client, most=10, hold_s=0) == []
+    depth = client.get("/v1/queues/default")["depth"]
+    assert (depth["pending"], depth["running"]) == (0, 1)
+
+
+def test_cli_workflow_commands(client: Client, shell: Shell) -> None:
+    """CLI Workflow Commands: create, list, show, dependencies, graph, cancel, retry."""
+    run = shell("workflow", "create", "--file", "examples/workflows/etl_pipeline.yaml").strip()
+    assert run in shell("workflow", "list")
+    assert "etl_pipeline" in shell("workflow", "show", run)
+    transform = client.get(f"/v1/workflows/{run}")["jobs"][1]["job_id"]
+    neighbours = shell("workflow", "dependencies", transform)
+    assert "extract" in neighbours
+    assert "load" in neighbours
+    for kind, shown in (("dot", "digraph"), ("mermaid", "flowchart LR"), ("json", '"depends_on"'), ("svg", "<svg")):
+        assert shown in shell("workflow", "graph", run, "--format", kind)
+    shell("workflow", "cancel", run)
+    ended(client, run)
+    shell("workflow", "retry", run)
+    assert names(work(client, run, queue="etl")) == ["extract", "transform", "load"]
+
+
+def test_workflow_configuration_file(shell: Shell, client: Client) -> None:
+    """Workflow Configuration File: each file of the examples, in JSON or YAML, is a definition that can be run."""
+    files = [
+        path for path in sorted(EXAMPLES.iterdir()) if path.suffix in (".json", ".yaml") and "schedule" not in path.name
+    ]
+    assert len(files) == 6
+    for path in files:
+        definition = example(path.name)
+        found = client.post("/v1/workflows/validate", definition)
+        assert (found["valid"], found["jobs"]) == (True, len(definition["jobs"]))
+        assert f"{definition['name']} is valid" in shell("workflow", "validate", "--offline", "--file", str(path))
+
+
+def test_circular_dependency_detection(client: Client) -> None:
+    """Circular Dependency Detection: refused, and the circle spelled out."""
+    jobs = [{"name": "a", "depends_on": ["c"]}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]}]
+    told = problem(client.call("POST", "/v1/workflows", {"name": "test", "jobs": jobs}), 422, "CIRCULAR_DEPENDENCY")
+    assert "a -> b -> c -> a" in told["errors"][0]["detail"] or "a -> c -> b -> a" in told["errors"][0]["detail"]
+    assert client.get("/v1/workflows")["workflows"] == []
+
+
+def test_dependency_validation(client: Client) -> None:
+    """Dependency Validation: every dependency has to exist."""
+    jobs = [{"name": "extract"}, {"name": "load", "depends_on": ["extrakt"]}]
+    told = problem(client.call("POST", "/v1/workflows", {"name": "test", "jobs": jobs}), 422, "MISSING_DEPENDENCY")
+    (wrong,) = told["errors"]
+    assert wrong["pointer"] == "/jobs/1/depends_on/0"
+    assert "extrakt" in wrong["detail"]
+
+
+def test_priorities_and_dependencies(client: Client) -> None:
+    """Priorities and Dependencies: a job waits for the one of low priority, whatever its own is; among those that are
+    ready the priority decides."""
+    run = run_of(
+        client,
+        {"name": "low", "priority": "low"},
+        {"name": "normal", "depends_on": ["low"]},
+        {"name": "critical", "depends_on": ["low"], "priority": "critical"},
+    )
+    (job,) = claimed(client, most=10)
+    assert job["name"] == "low"
+    end(client, job)
+    eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 2)
+    assert [claimed(client)[0]["name"] for _ in range(2)] == ["critical", "normal"]
+
+
+def test_batch_operations_with_workflows(client: Client) -> None:
+    """Batch Operations with Workflows: a job of many payloads, and one that sums up."""
+    run = run_of(
+        client,
+        {"name": "process_batch", "batch": [{"n": 1}, {"n": 2}, {"n": 3}]},
+        {"name": "summarize", "depends_on": ["process_batch"]},
+    )
+    items: list[Any] = []
+    while len(items) < 3:
+        items += (some := claimed(client, most=3))
+        for job in some:
+            end(client, job, {"squared": job["payload"]["n"] ** 2})
+    (summary,) = claimed(client)
+    assert summary["name"] == "summarize"
+    result = summary["dependencies"]["process_batch"]["result"]
+    assert "squared" in json.dumps(result, default=str)
+    end(client, summary)
+    assert ended(client, run)["status"] == "completed"
+
+
+def test_distributed_tracing_in_workflows(client: Client, aws: Aws, key: Key) -> None:
+    """Distributed Tracing in Workflows: the run's ids are those of its jobs, and in every event."""
+    ids = {"trace_id": "1-67890abc-0123456789abcdef01234567", "correlation_id": "daily-report-001"}
+    with aws.announcements(namespace=[key.namespace]) as announcements:
+        run = run_of(client, {"name": "a"}, {"name": "b", "depends_on": ["a"], "trace_id": "own"}, **ids)
+        first, second = work(client, run)
+        assert {name: first[name] for name in ids} == ids
+        assert (second["trace_id"], second["correlation_id"]) == ("own", "daily-report-001")
+        eventually(lambda: len(announcements.collect()) >= 3)
+        told = {each["subject"]: each for each in announcements.envelopes}
+        assert {name: told[run]["data"][name] for name in ids} == ids
+        assert {name: told[first["job_id"]]["data"][name] for name in ids} == ids
+        assert told[second["job_id"]]["data"]["workflow_id"] == run
+    listed = client.get("/v1/workflows?correlation_id=daily-report-001")["workflows"]
+    assert [each["workflow_id"] for each in listed] == [run]
+    assert len(client.get("/v1/jobs?correlation_id=daily-report-001")["jobs"]) == 2
+
+
+def test_keep_dependencies_simple(client: Client) -> None:
+    """Best Practices: Keep Dependencies Simple. A web runs all the same, each job after those before it."""
+    run = run_of(
+        client,
+        {"name": "job1"}, {"name": "job2", "depends_on": ["job1"]}, {"name": "job3", "depends_on": ["job1"]},
+        {"name": "job4", "depends_on": ["job2"]}, {"name": "job5", "depends_on": ["job3", "job2"]},
+        {"name": "job6", "depends_on": ["job3"]},
+    )  # fmt: skip
+    order = names(work(client, run))
+    assert sorted(order) == [f"job{number}" for number in range(1, 7)]
+    for before, after in (("1", "2"), ("1", "3"), ("2", "4"), ("3", "5"), ("2", "5"), ("3", "6")):
+        assert order.index(f"job{before}") < order.index(f"job{after}")
+
+
+def test_use_meaningful_names(client: Client) -> None:
+    """Best Practices: Use Meaningful Names: those of the definition are on jobs, in the graph and in reasons."""
+    steps = ["validate_customer_data", "create_customer_account", "send_welcome_email"]
+    jobs = [{"name": name, "depends_on": steps[:at][-1:]} for at, name in enumerate(steps)]
+    run = run_of(client, *jobs, name="customer_onboarding_pipeline")
+    drawn = client.call("GET", f"/v1/workflows/{run}/graph?format=svg")
+    assert drawn.headers["content-type"].startswith("image/svg+xml")
+    assert all(name in drawn.text for name in ["customer_onboarding_pipeline", *steps])
+
+
+def test_handle_failures_gracefully(client: Client) -> None:
+    """Best Practices: Handle Failures Gracefully: the retry policy of the run is that of each job without its own."""
+    run = run_of(
+        client,
+        {"name": "flaky"},
+        {"name": "once", "retry": {"max_attempts": 1}},
+        retry={"max_attempts": 3, "initial_delay": 0, "max_delay": 300, "multiplier": 2.0, "jitter": False},
+        failure_policy="continue_on_failure",
+    )
+    flaky = lambda job: None if job["attempt"] == 3 else Broken("LATER")  # noqa: E731
+    worked = work(client, run, {"flaky": flaky, "once": Broken("X")})
+    assert Counter(names(worked)) == {"flaky": 3, "once": 1}
+    assert statuses(client, run) == {"flaky": "completed", "once": "failed"}
+
+
+def test_monitor_workflow_health(client: Client, stack: Stack, aws: Aws, key: Key) -> None:
+    """Best Practices: Monitor Workflow Health: a run in which nothing changes for `health_check_interval` is announced
+    as stalled, with the reason, and goes on."""
+    with aws.announcements(namespace=[key.namespace], type=["vigil.workflow.stalled"]) as announcements:
+        run = run_of(
+            client, {"name": "hangs"}, {"name": "after", "depends_on": ["hangs"]}, health_check_interval=1, timeout=900
+        )
+        (job,) = claimed(client)
+        look = json.dumps({"kind": "run", "namespace": key.namespace, "id": run})
+
+        def told() -> list[Any]:
+            # The clock looks at it once a minute, or when it is asked to.
+            aws.queues.send_message(QueueUrl=stack.clock_queue_url, MessageBody=look)
+            return announcements.collect()
+
+        (stalled, *_) = eventually(told, every_s=0.5)
+    assert stalled["subject"] == run
+    assert stalled["data"]["why"] == "no job has changed for 1 s: 1 running, 1 waiting; first hangs"
+    end(client, job)
+    assert names(work(client, run)) == ["after"]
+    assert "stalled" in history(client, run)
+
+
+def test_use_appropriate_granularity(client: Client) -> None:
+    """Best Practices: Use Appropriate Granularity: a run may be a single job."""
+    run = run_of(client, {"name": "extract_customer_data"})
+    assert names(work(client, run, {"extract_customer_data": 7})) == ["extract_customer_data"]
+    assert client.get(f"/v1/workflows/{run}")["result"] == 7
+
+
+def test_common_issues(client: Client) -> None:
+    """Troubleshooting: Common Issues. Why a job does not start is on the job; no job of a run can lose those that it
+    depends on, nor be orphaned."""
+    run = run_of(client, {"name": "parent"}, {"name": "child", "depends_on": ["parent"]})
+    parent, child = client.get(f"/v1/workflows/{run}")["jobs"]
+    assert client.get(f"/v1/jobs/{child['job_id']}")["waiting_for"] == {
+        "mutex": None, "jobs": ["parent"], "workflow": None,
+    }  # fmt: skip
+    problem(client.call("DELETE", f"/v1/jobs/{parent['job_id']}"), 409, "INVALID_TRANSITION")
+    client.call("POST", f"/v1/workflows/{run}/cancel")
+    ended(client, run)
+    problem(client.call("DELETE", f"/v1/jobs/{parent['job_id']}"), 409, "INVALID_TRANSITION")
+    # Outside of runs a job whose dependency ended otherwise, or is gone, is not left behind either.
+    lone = client.job()
+    orphan = client.job(depends_on=[lone])
+    client.post(f"/v1/jobs/{lone}/cancel")
+    eventually(lambda: client.get(f"/v1/jobs/{orphan}/status")["status"] == "skipped")
+
+
+def test_debugging_workflows(client: Client, shell: Shell) -> None:
+    """Debugging Workflows: dependencies of a job, the graph, progress as it goes, and stuck jobs."""
+    run = begin(client, example("etl_pipeline.yaml"))
+    transform = client.get(f"/v1/workflows/{run}")["jobs"][1]["job_id"]
+    assert "extract" in shell("job", "show", transform, "--include-dependencies")
+    assert "extract" in shell("workflow", "graph", run, "--format", "mermaid")
+    stuck = shell("job", "list", "--status", "waiting", "--dependency-status", "waiting")
+    assert transform in stuck
+    assert "extract" not in stuck
+    work(client, run, {"transform": Broken("BAD_ROW")}, queue="etl")
+    watched = shell("workflow", "status", run, "--watch", code=3)
+    assert "etl_pipeline is failed" in watched
+    assert "BAD_ROW" in watched
+
+
+def test_a_race_in_a_run(client: Client) -> None:
+    """The first of two to succeed is what comes next sees; the other is cancelled, and the run does not mind."""
+    mirrors = ["near", "far"]
+    run = run_of(
+        client,
+        *({"name": name, "queue": name} for name in mirrors),
+        {"name": "first", "executor": "join", "depends_on": mirrors, "trigger_rule": "one_success",
+         "cancel_losers": True},
+        {"name": "use", "depends_on": ["first"]},
+    )  # fmt: skip
+    end(client, claimed(client, "near")[0], {"from": "near"})
+    (use,) = work(client, run)
+    assert use["dependencies"]["first"]["result"] == {"from": "near"}
+    assert statuses(client, run) == {"near": "completed", "far": "cancelled", "first": "completed", "use": "completed"}
+    assert client.get(f"/v1/workflows/{run}")["status"] == "completed"
+
+
+def test_an_execution_that_is_stopped_by_hand_stops_its_run(client: Client, stack: Stack) -> None:
+    machines = session().client("stepfunctions", endpoint_url=stack.endpoint_url, config=client_config())
+    run = run_of(client, {"name": "a"}, {"name": "b", "depends_on": ["a"]})
+    (job,) = claimed(client)
+    (arn,) = [
+        machine["stateMachineArn"]
+        for machine in machines.list_state_machines()["stateMachines"]
+        if machine["name"] == f"{stack.stack_name}-supervisor"
+    ]
+    machines.stop_execution(executionArn=f"{arn.replace(':stateMachine:', ':execution:')}:{run}-1-1", cause="by hand")
+    eventually(lambda: client.get(f"/v1/jobs/{job['job_id']}")["cancel_requested"], 100)
+    end(client, job)
+    found = ended(client, run)
+    assert found["status"] == "cancelled"
+    assert statuses(client, run)["b"] == "cancelled"
+    assert "its execution was stopped" in [line["why"] for line in found["events"]]
+
+
+def test_the_time_of_a_run_is_over(client: Client) -> None:
+    run = run_of(client, {"name": "slow"}, {"name": "after", "depends_on": ["slow"]}, timeout=2)
+    found = ended(client, run)
+    assert (found["status"], found["error"]["code"]) == ("failed", "TIMED_OUT")
+    lasted = datetime.fromisoformat(found["finished_at"]) - datetime.fromisoformat(found["created_at"])
+    assert timedelta(seconds=2) <= lasted < timedelta(seconds=15)
+    assert set(statuses(client, run).values()) == {"cancelled"}
+
+
+def test_pausing_holds_back_and_resuming_lets_go(client: Client) -> None:
+    run = run_of(client, {"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["a"]})
+    (job,) = claimed(client)
+    assert client.post(f"/v1/workflows/{run}/pause")["status"] == "paused"
+    end(client, job)
+
+    def held() -> bool:
+        jobs = client.get(f"/v1/workflows/{run}")["jobs"]
+        return [(job["waiting_for"] or {}).get("workflow") for job in jobs] == [None, run, run]
+
+    eventually(held)
+    assert claimed(client, most=10, hold_s=0) == []
+    assert client.post(f"/v1/workflows/{run}/resume")["status"] == "running"
+    assert sorted(names(work(client, run))) == ["b", "c"]
+
+
+def test_a_retry_keeps_what_succeeded(client: Client) -> None:
+    definition = example("etl_pipeline.yaml")
+    run = begin(client, definition)
+    work(client, run, {"extract": {"rows": 3}, "transform": Broken("X")}, queue="etl")
+    assert statuses(client, run) == {"extract": "completed", "transform": "failed", "load": "cancelled"}
+    assert client.post(f"/v1/workflows/{run}/retry", {})["generation"] == 2
+    again = work(client, run, queue="etl")
+    assert names(again) == ["transform", "load"]
+    assert again[0]["dependencies"]["extract"]["result"] == {"rows": 3}
+    problem(client.call("POST", f"/v1/workflows/{run}/retry", {}), 409, "INVALID_TRANSITION")
+    client.post(f"/v1/workflows/{run}/retry", {"from": "transform"})
+    assert names(work(client, run, queue="etl")) == ["transform", "load"]
+    assert client.get(f"/v1/workflows/{run}")["generation"] == 3
+
+
+def test_no_more_run_at_once_than_may(client: Client) -> None:
+    run = run_of(client, *({"name": f"job_{number}"} for number in range(12)), max_concurrency=3)
+    most, done = 0, 0
+    while done < 12:
+        stats = client.get(f"/v1/workflows/{run}/stats")
+        most = max(most, stats["pending"] + stats["running"])
+        jobs = claimed(client, most=10)
+        assert len(jobs) <= 3
+        for job in jobs:
+            end(client, job)
+        done += len(jobs)
+    assert most <= 3
+    assert ended(client, run)["status"] == "completed"
+
+
+def test_compose(client: Client) -> None:
+    """Of the executor's document: the second step takes what the first has come to."""
+    workflow = Workflow("compose")
+    workflow.job("say_hello", payload={"name": "John"}).then("add_more")
+    run = begin(client, workflow.to_dict())
+    composed = lambda job: f"{job['dependencies']['say_hello']['result']} (composed)"  # noqa: E731
+    work(client, run, {"say_hello": "hello John", "add_more": composed})
+    assert client.get(f"/v1/workflows/{run}")["result"] == "hello John (composed)"
+
+
+def test_race(client: Client) -> None:
+    """Of the executor's document: three at once, and the result is that of the first."""
+    workflow = Workflow("race")
+    race(workflow.parallel([{"name": name, "queue": name} for name in ("slow", "fast", "medium")]), name="winner")
+    run = begin(client, workflow.to_dict())
+    end(client, claimed(client, "fast")[0], "Fast hello")
+    found = ended(client, run)
+    assert (found["status"], found["result"]) == ("completed", "Fast hello")
+    assert statuses(client, run) == {
+        "slow": "cancelled", "fast": "completed", "medium": "cancelled", "winner": "completed",
+    }  # fmt: skip
+
+
+def test_all(client: Client) -> None:
+    """Of the executor's document: all of them, and the result is all results, by name."""
+    workflow = Workflow("all")
+    all_of(workflow.parallel(["one", "two", "three"]), name="together")
+    run = begin(client, workflow.to_dict())
+    results = {"one": 1, "two": [2], "three": {"n": 3}}
+    work(client, run, results)
+    assert client.get(f"/v1/workflows/{run}")["result"] == results
+
+
+def test_timeout_and_fallback(client: Client) -> None:
+    """Of the executor's document: fail if too slow, or go on with a default value."""
+    workflow = Workflow("timeout", failure_policy="continue_on_failure")
+    workflow.job("too_slow").with_timeout(1)
+    workflow.job("late", queue="late").with_timeout(1).with_fallback("default").then("after")
+    run = begin(client, workflow.to_dict())
+    (too_slow,), (late,) = claimed(client), claimed(client, "late")
+    assert (too_slow["name"], late["name"]) == ("too_slow", "late")
+    (after,) = claimed(client, hold_s=20)
+    assert after["dependencies"]["late"]["result"] == "default"
+    end(client, after)
+    found = ended(client, run)
+    jobs = {job["name"]: job for job in found["jobs"]}
+    assert (jobs["too_slow"]["status"], jobs["too_slow"]["error"]["code"]) == ("failed", "TIMED_OUT")
+    assert (jobs["late"]["status"], jobs["late"]["job_health"]) == ("completed", "fallback")
+    assert (found["status"], jobs["after"]["status"]) == ("failed", "completed")
+
+
+@pytest.mark.timeout(600)
+def test_performance_considerations(client: Client) -> None:
+    """Performance Considerations: a thousand jobs side by side between two, counted exactly. They are joins, which need
+    no worker; some ten writes and reads each, which takes the emulator a while."""
+    middle = [f"chunk_{number:03}" for number in range(1000)]
+    jobs = [{"name": name, "executor": "join", "depends_on": ["split"]} for name in middle]
+    run = run_of(client, {"name": "split"}, *jobs, {"name": "aggregate", "depends_on": middle})
+    (split,) = claimed(client)
+    assert split["name"] == "split"
+    end(client, split, {"rows": 3})
+    (aggregate,) = eventually(lambda: claimed(client), 500)
+    assert aggregate["name"] == "aggregate"
+    stats = client.get(f"/v1/workflows/{run}/stats")
+    assert {name: count for name, count in stats.items() if count} == {
+        "total": 1002, "completed": 1001, "running": 1, "completion_percentage": stats["completion_percentage"],
+    }  # fmt: skip
+    end(client, aggregate)
+    assert ended(client, run)["status"] == "completed"
+    stats = client.get(f"/v1/workflows/{run}/stats")
+    assert {name: count for name, count in stats.items() if count} == {
+        "total": 1002, "completed": 1002, "completion_percentage": 100,
+    }  # fmt: skip
+
+
+def test_cron_jobs_with_dependencies(nightly: Client) -> None:
+    """Cron Jobs with Dependencies: extract at 2 and report at 8, every day; the last test, for its run may take a
+    minute to come."""
+    assert eventually(lambda: nightly.get("/v1/schedules/nightly")["last_run"], 100, every_s=0.5)
+    nightly.post("/v1/schedules/nightly/pause")
+    (run,) = nightly.get("/v1/workflows?name=nightly")["workflows"]
+    (extract,) = claimed(nightly, "nightly")
+    assert extract["name"] == "extract"
+    end(nightly, extract, {"rows": 3})
+    found = nightly.get(f"/v1/workflows/{run['workflow_id']}")
+    report = found["jobs"][1]
+    assert report["status"] == "scheduled"
+    planned = datetime.fromisoformat(report["scheduled_at"]) - timedelta(hours=6)
+    assert planned.second == planned.microsecond == 0
+    late = datetime.fromisoformat(found["created_at"]) - planned
+    assert timedelta(0) <= late < timedelta(seconds=60)
+    created = found["events"][0]
+    assert (created["event"], created["by"], created["why"]) == ("created", "schedule", "nightly")
+    # The same, but six hours are two seconds.
+    definition = json.loads((EXAMPLES / "nightly_schedule.json").read_text())["workflow"]
+    definition["jobs"][1] |= {"start_delay": 2}
+    short = begin(nightly, definition)
+    extracted, reported = work(nightly, short, queue="nightly")
+    assert (extracted["name"], reported["name"]) == ("extract", "report")
+    assert reported["started_at"] >= reported["scheduled_at"]

@@ -1,0 +1,52 @@
+"""What workers are given of the jobs of runs, on moto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from moto import mock_aws
+
+from tests.model.moto_table import empty_table
+from tests.support.runs import RunWorld
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.services import runs
+from vigil_core.services.claim_jobs import Claim, claim_jobs
+
+
+@pytest.fixture
+def world() -> Iterator[RunWorld]:
+    with mock_aws():
+        create_table()
+        yield RunWorld(empty_table())
+
+
+@pytest.mark.timeout(30)
+def test_a_claim_with_an_id_leaves_the_jobs_of_a_run_that_is_being_cancelled(world: RunWorld) -> None:
+    run = world.run({"name": "a"}, {"name": "b"})
+    world.settle()
+    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    other = world.job(queue="default")
+    wanted = Claim(queue="default", worker="w", most=1, lease_s=60, claim_id="c1")
+    granted = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    assert [job.job_id for job in granted] == [other]
+    again = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    assert [job.job_id for job in again] == [other]
+
+
+def test_who_was_paused_in_its_place_is_let_go_before_who_has_none(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "low", "priority": "low"},
+        {"name": "a", "start_delay": 5, "priority": "high"},
+        max_concurrency=1,
+    )
+    world.settle()
+    runs.pause(world.ctx, NAMESPACE, run, by=KEY)
+    assert world.claim() is None, "who is asked for while the run is paused is held back"
+    world.pass_time(61)
+    world.sweep()
+    world.settle()
+    runs.resume(world.ctx, NAMESPACE, run, by=KEY)
+    assert sorted(world.work()) == ["a", "low"]
+    assert world.found(run).status == "completed"

@@ -1,0 +1,70 @@
+"""Races in runs, on moto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from moto import mock_aws
+
+from tests.model.moto_table import empty_table
+from tests.support.runs import RunWorld
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.services import create_run, runs
+
+RACE = [{"name": "a", "priority": "high"}, {"name": "b"}]
+JOIN = {"name": "join", "depends_on": ["a", "b"], "trigger_rule": "one_success", "cancel_losers": True}
+
+
+@pytest.fixture
+def world() -> Iterator[RunWorld]:
+    with mock_aws():
+        create_table()
+        yield RunWorld(empty_table())
+
+
+def retry(world: RunWorld, run: str, start: str | None = None) -> None:
+    retried = runs.retry(world.ctx, NAMESPACE, run, start=start, by=KEY)
+    create_run.prepare(world.ctx, retried)
+
+
+def test_the_last_racer_that_fails_is_to_be_decided_about(world: RunWorld) -> None:
+    run = world.run(*RACE, JOIN, failure_policy="manual")
+    world.work({"a": Exception("NO"), "b": Exception("NO")})
+    assert world.found(run).status == "paused"
+    runs.put_decision(world.ctx, NAMESPACE, run, "b", "skip", by=KEY, note=None)
+    assert world.work() == ["join"]
+    assert world.found(run).status == "completed"
+
+
+def test_a_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
+    run = world.run(*RACE, JOIN)
+    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    world.settle()
+    assert set(world.statuses(run).values()) == {"cancelled"}
+    retry(world, run)
+    assert world.work() == ["a", "join"]
+    assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
+    assert world.found(run).status == "completed"
+
+
+def test_who_has_lost_a_race_may_fail_the_next(world: RunWorld) -> None:
+    run = world.run({"name": "first"}, *({**job, "depends_on": ["first"]} for job in RACE), JOIN)
+    assert world.work() == ["first", "a", "join"]
+    retry(world, run, "first")
+    world.work({"a": Exception("NO"), "b": Exception("NO")})
+    assert world.statuses(run) == {"first": "completed", "a": "failed", "b": "failed", "join": "cancelled"}
+    standings = world.standings(run)
+    assert [standings.ending(standings.graph.place_of[name]) for name in "ab"] == ["failed", "failed"]
+
+
+def test_a_late_record_of_the_life_before_a_retry_ends_no_race(world: RunWorld) -> None:
+    run = world.run(*RACE, JOIN)
+    assert world.work() == ["a", "join"]
+    before = list(world.carried)
+    retry(world, run, "a")
+    world.settle()
+    world.table.records += before
+    assert world.work() == ["a", "join"]
+    assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}

@@ -1,0 +1,77 @@
+"""Runs that are ended or begun anew, on moto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from moto import mock_aws
+
+from tests.model.moto_table import empty_table
+from tests.support.runs import RunWorld
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.services import change_job, create_run, follow_run, runs
+
+
+@pytest.fixture
+def world() -> Iterator[RunWorld]:
+    with mock_aws():
+        create_table()
+        yield RunWorld(empty_table())
+
+
+def retry(world: RunWorld, run: str, start: str | None = None) -> None:
+    retried = runs.retry(world.ctx, NAMESPACE, run, start=start, by=KEY)
+    create_run.prepare(world.ctx, retried)
+
+
+def test_a_late_record_of_a_failure_frees_no_place_of_the_next_life(world: RunWorld) -> None:
+    run = world.run({"name": "a", "priority": "high"}, {"name": "b"}, max_concurrency=1)
+    world.work({"a": Exception("NO")})
+    before = list(world.carried)
+    retry(world, run)
+    world.settle()
+    assert world.statuses(run) == {"a": "pending", "b": "waiting"}
+    world.table.records += before
+    world.settle()
+    assert world.statuses(run) == {"a": "pending", "b": "waiting"}
+
+
+def test_no_place_is_kept_for_who_waits_again(world: RunWorld) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, max_concurrency=1)
+    assert world.work({"b": Exception("NO")}) == ["a", "b"]
+    found = world.found(run)
+    assert world.ctx.runs.take_slot(found, 1), "as the matcher may that hears late of its release"
+    retry(world, run, "a")
+    assert world.work() == ["a", "b"]
+    assert world.found(run).status == "completed"
+
+
+def test_who_was_held_back_in_the_last_life_holds_up_nobody(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_run, "HELD_AT_ONCE", 1)
+    run = world.run(
+        {"name": "a", "priority": "high"},
+        {"name": "b", "priority": "low"},
+        {"name": "c", "depends_on": ["b", "a"], "trigger_rule": "all_done"},
+        max_concurrency=1,
+    )
+    world.settle()
+    world.ctx.runs.hold(NAMESPACE, run, "normal", 2)
+    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    world.settle()
+    retry(world, run)
+    assert world.work() == ["a", "b", "c"]
+
+
+def test_a_cancelled_job_that_nobody_decided_about_is_counted_as_cancelled(world: RunWorld) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, failure_policy="manual")
+    world.settle()
+    world.do(change_job.cancel, world.id_of(run, "a"))
+    world.settle()
+    assert world.found(run).status == "paused"
+    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    world.settle()
+    statistics = world.found(run).statistics
+    assert statistics is not None
+    assert (statistics["cancelled"], statistics["failed"]) == (2, 0)

@@ -1,0 +1,222 @@
+"""The state machine that supervises a run, state by state, its tasks played by the test."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.support.state_machine import FUNCTION, Execution, Machine, StateFailed
+from vigil_core.services import supervise
+
+EVENT = (
+    '{"pk": "team#workflow#r", "namespace": "team", "workflow_id": "r", "generation": "2", "supervisor": "3", '
+    '"supervised": "2-3", "watched": {"loops": 0}}'
+)
+TOKEN_STATES = ["Watch", "AwaitDecision"]
+
+
+def text(value: str) -> dict[str, str]:
+    return {"S": value}
+
+
+YES = {"BOOL": True}
+
+
+@dataclass
+class Stage:
+    """A machine of which one execution runs, on a row of a run that the test fills in."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    asked: list[Mapping[str, Any]] = field(default_factory=list)
+    writes: list[Mapping[str, Any]] = field(default_factory=list)
+    trouble: str | None = None
+
+    def __post_init__(self) -> None:
+        self.machine = Machine(table=self._table, act=self._act)
+        self.machine.start("r-2-3", EVENT)
+        self.execution = self.machine.executions["r-2-3"]
+
+    def _act(self, event: Mapping[str, Any]) -> Any:
+        self.asked.append(event)
+        return {}
+
+    def _table(self, operation: str, request: Mapping[str, Any]) -> Any:
+        if operation == "getItem":
+            policy = {"failure_policy": text("fail_fast"), "status": text("running"), "facts": {"N": "4"}}
+            return {"Item": {**policy, **self.facts}}
+        if self.trouble is not None:
+            raise StateFailed(self.trouble)
+        self.writes.append(request)
+        return {}
+
+    def run(self) -> Execution:
+        self.machine.run()
+        return self.execution
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        ({}, "Watch"),
+        ({"drained": YES}, "Finalise"),
+        ({"drained": YES, "closing": YES, "cancel_requested_by": text("key")}, "Finalise"),
+        ({"closing": YES, "cancel_requested_by": text("key")}, "Watch"),
+        ({"cancel_requested_by": text("key")}, "CancelTheRest"),
+        ({"deadline_passed": YES}, "CancelTheRest"),
+        ({"aborted": YES}, "CancelTheRest"),
+        ({"failed_job": text("a")}, "CancelTheRest"),
+        ({"failed_job": text("a"), "failure_policy": text("continue_on_failure")}, "Watch"),
+        ({"failed_job": text("a"), "failure_policy": text("manual")}, "Watch"),
+        ({"failed_job": text("a"), "failure_policy": text("manual"), "status": text("paused")}, "AwaitDecision"),
+        ({"failure_policy": text("manual"), "status": text("paused"), "decisions_open": YES}, "ApplyDecisions"),
+        ({"failure_policy": text("manual"), "status": text("paused"), "deadline_passed": YES}, "CancelTheRest"),
+        ({"status": text("paused")}, "Watch"),
+    ],
+)
+def test_what_is_decided_from_the_facts(facts: dict[str, Any], state: str) -> None:
+    stage = Stage(facts)
+    while stage.execution.state != "Decide":
+        stage.machine.step(stage.execution)
+    stage.machine.step(stage.execution)
+    assert stage.execution.state == state
+    told = {"namespace": "team", "workflow_id": "r", "supervised": "2-3"}
+    assert stage.asked == [{"action": "begin", **told}]
+    stage.machine.step(stage.execution)
+    actions = {
+        "Finalise": "finalise",
+        "CancelTheRest": "cancel_the_rest",
+        "ApplyDecisions": "apply_decisions",
+    }
+    assert stage.asked[1:] == ([{"action": actions[state], **told}] if state in actions else [])
+    assert (stage.execution.token is None) == (state in actions)
+    assert stage.execution.status == ("SUCCEEDED" if state == "Finalise" else "RUNNING")
+
+
+@pytest.mark.parametrize("state", TOKEN_STATES)
+def test_who_waits_says_which_facts_it_has_seen(state: str) -> None:
+    manual = {"failure_policy": text("manual"), "status": text("paused")}
+    stage = Stage(manual if state == "AwaitDecision" else {})
+    execution = stage.run()
+    assert execution.state == state
+    (write,) = stage.writes
+    assert write["Key"] == {"pk": text("team#workflow#r"), "sk": text("A")}
+    assert write["ConditionExpression"] == "generation = :generation AND supervisor = :supervisor"
+    assert write["ExpressionAttributeValues"] == {
+        ":token": text(str(execution.token)),
+        ":supervised": text("2-3"),
+        ":seen": {"N": "4"},
+        ":generation": {"N": "2"},
+        ":supervisor": {"N": "3"},
+    }
+
+
+@pytest.mark.parametrize("state", TOKEN_STATES)
+def test_who_is_woken_or_waits_too_long_looks_again(state: str) -> None:
+    stage = Stage({"failure_policy": text("manual"), "status": text("paused")} if state == "AwaitDecision" else {})
+    execution = stage.run()
+    stage.machine.wake(str(execution.token))
+    assert execution.state == "Look"
+    stage.run()
+    assert execution.state == state
+    stage.machine.time_out(execution)
+    assert execution.state == "Look"
+    stage.facts["drained"] = YES
+    assert stage.run().status == "SUCCEEDED"
+    assert stage.asked[-1]["action"] == "finalise"
+
+
+@pytest.mark.parametrize("state", TOKEN_STATES)
+def test_a_twin_whose_place_another_has_taken_ends_quietly(state: str) -> None:
+    stage = Stage({"failure_policy": text("manual"), "status": text("paused")} if state == "AwaitDecision" else {})
+    stage.trouble = "DynamoDb.ConditionalCheckFailedException"
+    execution = stage.run()
+    assert execution.status == "SUCCEEDED"
+    assert execution.visited[-2:] == [state, "Superseded"]
+    assert [event["action"] for event in stage.asked] == ["begin"]
+
+
+def test_after_two_hundred_loops_another_takes_over() -> None:
+    stage = Stage()
+    for _ in range(200):
+        execution = stage.run()
+        assert execution.state == "Watch"
+        stage.machine.wake(str(execution.token))
+    assert stage.run().status == "SUCCEEDED"
+    assert stage.execution.visited[-2:] == ["HandOver", "Superseded"]
+    assert stage.asked[-1] == {"action": "hand_over", "namespace": "team", "workflow_id": "r", "supervised": "2-3"}
+    assert len(stage.execution.visited) * 5 < 25_000, "what an execution's history may hold"
+
+
+def test_a_run_that_is_over_is_finalised_even_after_two_hundred_loops() -> None:
+    stage = Stage({"drained": YES})
+    stage.execution.data["watched"]["loops"] = 500
+    stage.run()
+    assert [event["action"] for event in stage.asked] == ["begin", "finalise"]
+
+
+def test_what_a_function_raises_is_tried_again() -> None:
+    stage = Stage()
+    failures = [RuntimeError("throttled"), None]
+
+    def act(event: Mapping[str, Any]) -> Any:
+        if (failure := failures.pop(0)) is not None:
+            raise failure
+        return stage._act(event)
+
+    stage.machine.act = act
+    with pytest.raises(RuntimeError):
+        stage.machine.step(stage.execution)
+    assert stage.execution.state == "Begin"
+    assert stage.run().state == "Watch"
+
+
+def test_every_task_is_retried_and_none_waits_for_ever() -> None:
+    states = Machine(table=lambda *_: {}, act=lambda _: {}).definition["States"]
+    for name, state in states.items():
+        if state["Type"] != "Task":
+            assert "Retry" not in state, name
+            continue
+        assert any("States.ALL" in each["ErrorEquals"] and each["MaxAttempts"] > 3 for each in state["Retry"]), name
+        waits = state["Resource"].endswith(".waitForTaskToken")
+        assert waits == (name in TOKEN_STATES)
+        if waits:
+            # A time that is a literal: TimeoutSecondsPath would have to come with the input of each execution.
+            assert isinstance(state["TimeoutSeconds"], int)
+            assert 3_600 <= state["TimeoutSeconds"] <= 30 * 86_400
+            caught = {error: each["Next"] for each in state["Catch"] for error in each["ErrorEquals"]}
+            assert caught == {
+                "DynamoDb.ConditionalCheckFailedException": "Superseded",
+                "States.Timeout": "Look",
+            }
+            never = [each for each in state["Retry"] if each["MaxAttempts"] == 0]
+            assert never == state["Retry"][:1], "what is caught is not tried again first"
+            assert set(never[0]["ErrorEquals"]) == caught.keys()
+
+
+def test_all_states_are_reached_and_lead_somewhere() -> None:
+    definition = Machine(table=lambda *_: {}, act=lambda _: {}).definition
+    states = definition["States"]
+    reached = {definition["StartAt"]}
+    for state in states.values():
+        reached |= {state[key] for key in ("Next", "Default") if key in state}
+        reached |= {each["Next"] for each in (*state.get("Catch", ()), *state.get("Choices", ()))}
+    assert reached == states.keys()
+
+
+def test_the_states_ask_for_exactly_what_the_function_does() -> None:
+    states = Machine(table=lambda *_: {}, act=lambda _: {}).definition["States"]
+    asked = {state["Parameters"]["action"] for state in states.values() if state.get("Resource") == FUNCTION}
+    tree = ast.parse(inspect.getsource(supervise.supervise))
+    known = {
+        case.pattern.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Match)
+        for case in node.cases
+        if isinstance(case.pattern, ast.MatchValue) and isinstance(case.pattern.value, ast.Constant)
+    }
+    assert asked == known
