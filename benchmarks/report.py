@@ -331,8 +331,8 @@ def _run(results: Json) -> Section:
             f"and of {many.jobs:,} jobs. What a job takes is their difference by {more:,}, what a run takes besides "
             "is what is left of the smaller one. Where changes trickle, each is an invocation of its own: see the jobs "
             "above. Dollars are for a million of each; Lambda's compute time is left out, as above.",
-            "Transitions are states entered by the supervisor: no run has more because it has more jobs. AWS's own "
-            "examples also count the start and the end of an execution, which would be $0.00005 a run.",
+            "Transitions are states entered by the supervisor: no run has more because it has more jobs. Were the "
+            "start and the end of an execution counted too, it would be $0.00005 a run more.",
         ],
     )
 
@@ -380,8 +380,9 @@ def _runs_elsewhere(results: Json) -> Section:
             f"${1000 * price:g} for 1,000 transitions of Standard executions "
             "(https://aws.amazon.com/step-functions/pricing/), and for each job its task token's way to a worker, "
             f"three SQS requests (send, receive, delete; ${token:.7f}). For n jobs: inline Map n + 1 transitions, the "
-            "Map's own among them, and n tokens; distributed Map as many and n – 2 more, one for each child execution "
-            "that is started; a state for each job n + 1 transitions, the Parallel state's among them, and n tokens. "
+            "Map's own among them, and n tokens; distributed Map as many and n – 2 more, for the start of each child "
+            "execution is taken to count as one; a state for each job n + 1 transitions, the Parallel state's among "
+            "them, and n tokens. "
             "Retries, which AWS counts as transitions, and whatever would store payloads, results, leases, statistics "
             "and events are left out of the others, and are in Vigil's.",
             "An inline Map runs at most 40 iterations at once, and an execution's history ends after 25,000 events, of "

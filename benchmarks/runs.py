@@ -104,7 +104,7 @@ def as_inline_map(jobs: int) -> Bill:
 
 
 def as_distributed_map(jobs: int) -> Bill:
-    """The same, and each job in between is a child execution, whose start counts too."""
+    """The same, and each job in between is a child execution, whose start is taken to count as one."""
     return as_inline_map(jobs) + Bill({TRANSITIONS: jobs - 2})
 
 
