@@ -13,7 +13,7 @@ import pytest
 import uuid6
 
 from tests.docker.conftest import SamLocal
-from tests.e2e.harness import Aws, Client, said
+from tests.e2e.harness import Aws, Client, eventually, problem, said
 from tests.support.events import sample
 from tests.support.template import resources
 from vigil.local import Stack
@@ -179,4 +179,20 @@ def test_every_route_is_served_from_containers(
     assert client.get("/v1/schedules/monthly")["rate"] == "30 days"
     assert [each["name"] for each in client.get("/v1/schedules")["schedules"]] == ["monthly"]
     said(client.call("DELETE", "/v1/schedules/monthly"), 204)
+    workflow = {"name": "w", "jobs": [{"name": "a", "queue": "nobody's"}]}
+    assert client.post("/v1/workflows/validate", workflow)["jobs"] == 1
+    run = client.post("/v1/workflows", workflow, status=202)["workflow_id"]
+    eventually(lambda: client.get(f"/v1/workflows/{run}")["status"] == "running")
+    assert client.get("/v1/workflows", prefer="wait=0")["workflows"][0]["workflow_id"] == run
+    assert client.get(f"/v1/workflows/{run}/stats")["total"] == 1
+    assert [job["name"] for job in client.get(f"/v1/workflows/{run}/graph")["jobs"]] == ["a"]
+    assert client.post(f"/v1/workflows/{run}/pause")["status"] == "paused"
+    problem(
+        client.call("POST", f"/v1/workflows/{run}/decisions", {"job": "a", "action": "skip"}), 409, "INVALID_TRANSITION"
+    )
+    assert client.post(f"/v1/workflows/{run}/resume")["status"] == "running"
+    assert client.call("POST", f"/v1/workflows/{run}/cancel").status_code in (200, 202)
+    eventually(lambda: client.get(f"/v1/workflows/{run}")["status"] == "cancelled")
+    assert client.post("/v1/workflows/cancel", {"name": "w"})["cancelled"] == []
+    assert client.post(f"/v1/workflows/{run}/retry")["generation"] == 2
     assert recorder.routes == ROUTES.keys()

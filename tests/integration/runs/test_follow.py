@@ -13,6 +13,7 @@ from tests.support.runs import RunWorld
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.job_types import JobType
+from vigil_core.domain.jsontext import loads
 from vigil_core.gateways.outgoing import Answer
 from vigil_core.services import create_run, runs
 from vigil_core.services.call_target import call_target
@@ -112,3 +113,27 @@ def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -
     )  # fmt: skip
     world.ctx.job_types.keep_target(job_type)
     world.ctx.job_types.save(None, job_type)
+
+
+def test_what_is_wide_is_carried_out_by_the_pager_chunk_by_chunk(world: RunWorld) -> None:
+    """A chain whose first job fails, with a job at its end that runs whatever comes."""
+    total = 1_300
+    chain: list[dict[str, Any]] = [
+        {"name": "j0"},
+        *({"name": f"j{n}", "depends_on": [f"j{n - 1}"]} for n in range(1, total - 1)),
+    ]
+    last = {"name": "last", "depends_on": [f"j{total - 2}"], "trigger_rule": "all_done"}
+    run = world.run(*chain, last, failure_policy="continue_on_failure")
+    world.settle()
+    job = world.claim()
+    assert job is not None
+    world.finish(job, Exception("NO"))
+    world.machine.run()
+    world.carry_stream()
+    kinds: list[Any] = [loads(message.body) for message in world.queues.wide]
+    assert [(each["kind"], len(each["chunks"])) for each in kinds] == [("run_settle", 16), ("run_settle", 5)]
+    assert world.work() == ["last"]
+    assert world.found(run).statistics == {
+        "scheduled": 0, "waiting": 0, "pending": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 0,
+        "skipped": total - 2,
+    }  # fmt: skip

@@ -82,7 +82,7 @@ def prepare_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or run.generation != message["generation"]:
         return
-    chunk = int(str(message["chunk"]))
+    (chunk,) = follow_run.chunks_of(message)
     if not run.sealed:
         _prepare(ctx, run, chunk)
     if ctx.runs.mark_prepared(run, chunk) == len(follow_run.all_chunks(run)):

@@ -30,7 +30,7 @@ def do_wide_work(ctx: Context, message: JsonValue, *, still_time: Callable[[], b
             create_run.prepare_chunk(ctx, message)
             return True
         case "run_settle":
-            follow_run.settle_chunk(ctx, message)
+            follow_run.settle_chunks(ctx, message)
             return True
         case "run_held":
             return follow_run.let_held_go(ctx, message, still_time=still_time)

@@ -31,6 +31,8 @@ from vigil_core.store.table import Row
 NARROW = 200
 """Up to so many jobs are released and skipped at once; more are the pager's, lest they hold up everybody's stream."""
 HELD_AT_ONCE = 25
+SETTLED_AT_ONCE = 16
+"""Chunks of a message to settle: whoever does has to work out what follows in the whole graph first."""
 BY = "matcher"
 
 
@@ -110,14 +112,14 @@ def settle(ctx: Context, run: Run, standings: Standings, places: Iterable[int]) 
         look_whether_over(ctx, run, standings, {chunk_of(place) for place in skipped})
 
 
-def settle_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
-    """The pager's share of what is wide: what is certain about the jobs of one chunk."""
+def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+    """The pager's share of what is wide: what is certain about the jobs of some chunks."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or run.ended or run.stopping or run.status == "pending":
         return
     standings = standings_of(ctx, run, whole=True)
     found = follow_up(standings, range(run.total))
-    mine = places_of(int(str(message["chunk"])), run.total)
+    mine = [place for chunk in chunks_of(message) for place in places_of(chunk, run.total)]
     skips = {place: found.skips[place] for place in mine if place in found.skips}
     releases = {place: found.releases[place] for place in mine if place in found.releases}
     skipped = _carry_out(ctx, run, standings, skips, releases)
@@ -172,7 +174,7 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or not run.closing or run.generation != message["generation"]:
         return
-    chunk = int(str(message["chunk"]))
+    (chunk,) = chunks_of(message)
     ids = {id_at(ctx, run, place): place for place in places_of(chunk, run.total)}
     there = ctx.jobs.find_many(run.namespace, ids)
 
@@ -193,8 +195,9 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     look_whether_over(ctx, run, standings, [chunk])
 
 
-def hand_out_chunks(ctx: Context, run: Run, kind: str, numbers: Iterable[int]) -> None:
-    """Have the pager do something with each of these chunks, side by side."""
+def hand_out_chunks(ctx: Context, run: Run, kind: str, numbers: Iterable[int], *, at_once: int = 1) -> None:
+    """Have the pager do something with each of these chunks, so many a message, side by side."""
+    listed = sorted(numbers)
     its: dict[str, JsonValue] = {
         "namespace": run.namespace,
         "workflow_id": run.workflow_id,
@@ -203,13 +206,22 @@ def hand_out_chunks(ctx: Context, run: Run, kind: str, numbers: Iterable[int]) -
     ctx.queues.wide_work(
         [
             WideWork(
-                group=f"{run.workflow_id}#{chunk}",
+                group=f"{run.workflow_id}#{listed[start]}",
                 # SQS takes two messages of one text for one; what is to be done now may not have been certain then.
-                body=dumps({"kind": kind, "chunk": chunk, **its, "at": ctx.now().isoformat()}),
+                body=dumps(
+                    {"kind": kind, "chunks": listed[start : start + at_once], **its, "at": ctx.now().isoformat()}
+                ),
             )
-            for chunk in sorted(numbers)
+            for start in range(0, len(listed), at_once)
         ]
     )
+
+
+def chunks_of(message: Mapping[str, JsonValue]) -> list[int]:
+    """The chunks that a message is about."""
+    listed = message["chunks"]
+    assert isinstance(listed, Sequence)
+    return [int(str(chunk)) for chunk in listed]
 
 
 def all_chunks(run: Run) -> range:
@@ -218,7 +230,7 @@ def all_chunks(run: Run) -> range:
 
 
 def _leave_to_pager(ctx: Context, run: Run, numbers: Iterable[int]) -> None:
-    hand_out_chunks(ctx, run, "run_settle", numbers)
+    hand_out_chunks(ctx, run, "run_settle", numbers, at_once=SETTLED_AT_ONCE)
 
 
 def _note_failures(ctx: Context, run: Run, standings: Standings, ended: Iterable[int]) -> Run:
