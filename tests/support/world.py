@@ -125,7 +125,7 @@ class KeptObjects:
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
-    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES) -> None:
+    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES, queue_shards: int = 1) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
         self.executors = KeptHandovers()
@@ -134,7 +134,7 @@ class World:
         job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched),
+            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched, queue_shards),
             job_types=job_types,
             dependencies=DependencyStore(table),
             batches=BatchStore(table),
@@ -143,7 +143,7 @@ class World:
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
-            job_queues=JobQueueStore(table),
+            job_queues=JobQueueStore(table, shards=queue_shards),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
@@ -227,8 +227,10 @@ class World:
 class _Streamed(JobStore):
     """Keeps the versions that it stores, as the table's stream does."""
 
-    def __init__(self, table: Table, objects: KeptObjects, now: Callable[[], datetime], versions: list[Job]) -> None:
-        super().__init__(table, objects, now=now)
+    def __init__(
+        self, table: Table, objects: KeptObjects, now: Callable[[], datetime], versions: list[Job], queue_shards: int
+    ) -> None:
+        super().__init__(table, objects, now=now, queue_shards=queue_shards)
         self._versions = versions
 
     def _write(self, actions: Sequence[Put | Delete]) -> None:

@@ -166,6 +166,7 @@ def context() -> Context:
         executors=LambdaExecutors(lambda_client, its.caller_function),
         supervisors=StepFunctionsSupervisors(step_functions, its.supervisor_machine),
         retention=its.retention,
+        queue_shards=its.queue_shards,
     )
 
 
@@ -178,6 +179,7 @@ def context_of(
     executors: Executors | None = None,
     supervisors: Supervisors | None = None,
     retention: timedelta = DEFAULT,
+    queue_shards: int = 1,
 ) -> Context:
     """A context over any table."""
     job_types = JobTypeStore(table)
@@ -196,7 +198,7 @@ def context_of(
         return run_of_body(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
 
     return Context(
-        jobs=JobStore(table, objects, now=now, retention=retention),
+        jobs=JobStore(table, objects, now=now, retention=retention, queue_shards=queue_shards),
         job_types=job_types,
         dependencies=DependencyStore(table),
         batches=BatchStore(table),
@@ -205,7 +207,7 @@ def context_of(
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
         due=DueStore(table),
-        job_queues=JobQueueStore(table),
+        job_queues=JobQueueStore(table, shards=queue_shards),
         connections=ConnectionStore(table),
         webhooks=WebhookStore(table),
         schedules=ScheduleStore(table),

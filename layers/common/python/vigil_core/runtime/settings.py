@@ -43,12 +43,14 @@ class CoreSettings:
     bodies_bucket: str | None
     supervisor_machine: str | None
     retention: timedelta
+    queue_shards: int
 
     @classmethod
     def from_environment(cls) -> Self:
         """Raises MissingSetting."""
         return cls(
             table_name=setting("TABLE_NAME"),
+            queue_shards=int(os.environ.get("QUEUE_SHARDS", "1")),
             pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
             clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
             caller_function=os.environ.get("CALLER_FUNCTION"),

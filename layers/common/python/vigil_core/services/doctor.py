@@ -22,7 +22,7 @@ from vigil_core.services.dead_letters import DeadLetters
 from vigil_core.services.run_clock import look_after
 from vigil_core.services.wake_up import ask_clock
 from vigil_core.store.holds import LOOK_AGAIN
-from vigil_core.store.jobs import Shown, place_of
+from vigil_core.store.jobs import Shown
 from vigil_core.store.keys import DUE_SHARDS
 from vigil_core.store.schedule import Due
 from vigil_core.store.table import ConditionFailed
@@ -244,7 +244,7 @@ class Doctor:
 
     def _job(self, look: _Look, shown: Shown, dispatched: bool) -> Finding | None:
         """What is wrong with a job, the worst first."""
-        job, place = shown.job, place_of(shown.job)
+        job, place = shown.job, self._ctx.jobs.place_of(shown.job)
         find = partial(Finding, namespace=job.namespace, entity_id=job.job_id)
         if shown.place != place and job.updated_at <= look.before:
             shown_as = "not shown" if shown.place is None else f"shown as {shown.place[0].split('#')[1]}"

@@ -4,10 +4,11 @@ acts on one reads the job itself and writes on a condition."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, TypeAlias
 
 from vigil_core.domain.jobs import Priority
 from vigil_core.domain.times import from_text, to_epoch_s, to_text
@@ -19,6 +20,9 @@ WORKER_KEPT = timedelta(days=1)
 """A worker that has not claimed for so long is forgotten."""
 CLAIM_KEPT = timedelta(days=1)
 COUNTED = ("scheduled", "waiting", "running")
+
+Partition: TypeAlias = Callable[[str, str, int], str]
+"""A partition of the index: of namespace, queue and shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +43,11 @@ class WorkerSeen:
 
 
 class JobQueueStore:
-    """The queues of every namespace."""
+    """The queues of every namespace. What the index shows of each is spread over partitions, one a shard."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, shards: int = 1) -> None:
         self._table = table
+        self._shards = shards
         self._noted: set[tuple[str, str]] = set()
 
     def note(self, namespace: str, queue: str) -> None:
@@ -74,73 +79,66 @@ class JobQueueStore:
 
     def ready(self, namespace: str, queue: str, limit: int) -> list[ReadyJob]:
         """The first jobs that workers may have: by priority, then by age."""
-        page = self._table.query_page(keys.ready_jobs(namespace, queue), index="due", limit=limit)
-        return [
-            ReadyJob(job_id=keys.job_of_queue(row["g1sk"]), rank=int(row["g1sk"].split("#")[0])) for row in page.rows
-        ]
+        rows = self._first(keys.ready_jobs, namespace, queue, limit)
+        return [ReadyJob(job_id=keys.job_of_queue(row["g1sk"]), rank=int(row["g1sk"].split("#")[0])) for row in rows]
 
     def to_dispatch(self, namespace: str, queue: str, limit: int) -> list[str]:
         """The ids of the first jobs that Vigil itself is to set going: by priority, then by age."""
-        page = self._table.query_page(keys.jobs_to_dispatch(namespace, queue), index="due", limit=limit)
-        return [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+        rows = self._first(keys.jobs_to_dispatch, namespace, queue, limit)
+        return [keys.job_of_queue(row["g1sk"]) for row in rows]
 
     def overdue(self, namespace: str, queue: str, status: str, now: datetime, limit: int) -> list[str]:
         """The ids of jobs of this status that time has changed by now, the longest overdue first."""
         bounds = (f"{status}#", f"{status}#{to_text(now)}~")
-        page = self._table.query_page(keys.timed_jobs(namespace, queue), index="due", between=bounds, limit=limit)
-        return [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+        rows = self._first(keys.timed_jobs, namespace, queue, limit, between=bounds)
+        return [keys.job_of_queue(row["g1sk"]) for row in rows]
 
     def running(self, namespace: str, queue: str) -> Iterator[str]:
         """The ids of running jobs that the clock watches: every one with a lease."""
-        for row in query_all(self._table, keys.timed_jobs(namespace, queue), index="due", begins="running#"):
+        for row in self._all(keys.timed_jobs, namespace, queue, begins="running#"):
             yield keys.job_of_queue(row["g1sk"])
 
     def shown(self, namespace: str, queue: str, *, before: datetime) -> Iterator[str]:
         """The ids of jobs of a queue that the index shows, page after page: of those that time will change only what it
         has changed by then, of the waiting those that have been so since before."""
-        timed = keys.timed_jobs(namespace, queue)
         for status in ("running", "scheduled", "waiting"):
             bounds = (f"{status}#", f"{status}#{to_text(before)}~")
-            for row in query_all(self._table, timed, index="due", between=bounds):
+            for row in self._all(keys.timed_jobs, namespace, queue, between=bounds):
                 yield keys.job_of_queue(row["g1sk"])
-        for partition in (keys.jobs_to_dispatch(namespace, queue), keys.ready_jobs(namespace, queue)):
-            for row in query_all(self._table, partition, index="due"):
+        for partition in (keys.jobs_to_dispatch, keys.ready_jobs):
+            for row in self._all(partition, namespace, queue):
                 yield keys.job_of_queue(row["g1sk"])
 
     def ready_by_priority(self, namespace: str, queue: str) -> Mapping[Priority, int]:
         """How many jobs workers may have."""
-        partition = keys.ready_jobs(namespace, queue)
-        return {name: self._table.count(partition, begins=f"{rank}#", index="due") for name, rank in RANKS.items()}
+        return {name: self._count(keys.ready_jobs, namespace, queue, f"{rank}#") for name, rank in RANKS.items()}
 
     def held_by_priority(self, namespace: str, queue: str) -> tuple[Mapping[Priority, int], datetime | None]:
         """How many jobs Vigil has yet to set going, and since when the oldest of them waits: usually none does, but for
         a paused queue."""
-        rows = query_all(self._table, keys.jobs_to_dispatch(namespace, queue), index="due")
+        rows = self._all(keys.jobs_to_dispatch, namespace, queue)
         since = [(int(row["g1sk"].split("#")[0]), keys.timed_at(row["g1sk"])) for row in rows]
         counted = Counter(rank for rank, _ in since)
         return {name: counted[rank] for name, rank in RANKS.items()}, min((at for _, at in since), default=None)
 
     def watched_by_status(self, namespace: str, queue: str) -> Mapping[str, int]:
         """How many jobs of each other status the index shows; of the running those that have a lease or a timeout."""
-        partition = keys.timed_jobs(namespace, queue)
-        return {status: self._table.count(partition, begins=f"{status}#", index="due") for status in COUNTED}
+        return {status: self._count(keys.timed_jobs, namespace, queue, f"{status}#") for status in COUNTED}
 
     def oldest_ready(self, namespace: str, queue: str) -> datetime | None:
         """Since when the oldest of the ready jobs has been waiting; None when none is."""
-        partition = keys.ready_jobs(namespace, queue)
         firsts: list[Row] = []
         for rank in RANKS.values():
-            firsts += self._table.query_page(partition, index="due", begins=f"{rank}#", limit=1).rows
+            firsts += self._first(keys.ready_jobs, namespace, queue, 1, begins=f"{rank}#")
         return min((keys.timed_at(row["g1sk"]) for row in firsts), default=None)
 
     def ready_since(self, namespace: str, queue: str, *, before: datetime, limit: int) -> list[str]:
         """The ids of jobs that have been ready since before that time, of each priority the oldest."""
-        partition = keys.ready_jobs(namespace, queue)
         found: list[str] = []
         for rank in RANKS.values():
             bounds = (f"{rank}#", f"{rank}#{to_text(before)}")
-            page = self._table.query_page(partition, index="due", between=bounds, limit=limit)
-            found += [keys.job_of_queue(row["g1sk"]) for row in page.rows]
+            rows = self._first(keys.ready_jobs, namespace, queue, limit, between=bounds)
+            found += [keys.job_of_queue(row["g1sk"]) for row in rows]
         return found
 
     def note_worker(self, namespace: str, queue: str, worker: str, *, now: datetime, granted: bool) -> None:
@@ -191,6 +189,25 @@ class JobQueueStore:
         except ConditionFailed as error:
             return tuple(error.old["candidates"]) if error.old else tuple(candidates)
         return tuple(candidates)
+
+    def _first(self, of: Partition, namespace: str, queue: str, limit: int, **bounds: Any) -> list[Row]:
+        """The first of what the index shows, of all shards together."""
+        pages = (
+            self._table.query_page(of(namespace, queue, shard), index="due", limit=limit, **bounds)
+            for shard in range(self._shards)
+        )
+        rows = [row for page in pages for row in page.rows]
+        return sorted(rows, key=lambda row: str(row["g1sk"]))[:limit]
+
+    def _all(self, of: Partition, namespace: str, queue: str, **bounds: Any) -> Iterator[Row]:
+        """All of what the index shows, shard after shard, page after page."""
+        for shard in range(self._shards):
+            yield from query_all(self._table, of(namespace, queue, shard), index="due", **bounds)
+
+    def _count(self, of: Partition, namespace: str, queue: str, begins: str) -> int:
+        return sum(
+            self._table.count(of(namespace, queue, shard), begins=begins, index="due") for shard in range(self._shards)
+        )
 
 
 def _queue_row(namespace: str, queue: str) -> Row:

@@ -111,12 +111,19 @@ class JobStore:
     """
 
     def __init__(
-        self, table: Table, objects: Objects, *, now: Callable[[], datetime], retention: timedelta = DEFAULT
+        self,
+        table: Table,
+        objects: Objects,
+        *,
+        now: Callable[[], datetime],
+        retention: timedelta = DEFAULT,
+        queue_shards: int = 1,
     ) -> None:
         self._table = table
         self._objects = objects
         self._now = now
         self._retention = retention
+        self._queue_shards = queue_shards
 
     def find(self, namespace: str, job_id: str) -> Job | None:
         """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
@@ -163,7 +170,12 @@ class JobStore:
         if job.scheduled_at is not None and job.scheduled_at > job.created_at:
             self._keep_day(job)
         try:
-            self._write([Put(row=job_to_row(job), condition=ABSENT), *_beside(None, job, claims)])
+            self._write(
+                [
+                    Put(row=job_to_row(job, queue_shards=self._queue_shards), condition=ABSENT),
+                    *_beside(None, job, claims),
+                ]
+            )
         except ConditionFailed as error:
             if error.index == 0 and error.old is not None and job_from_row(error.old) == job:
                 return  # The SDK repeated a request whose answer was lost, and met what it wrote itself.
@@ -190,7 +202,12 @@ class JobStore:
             *older, newest = after.log
             self._table.put(Put(row=_log_row(after, older) | {"ttl": self._ttl_beside(after)}))
             after = replace(after, log=(newest,))
-        self._write([Put(row=job_to_row(after), condition=_still(before)), *_beside(before, after, claims)])
+        self._write(
+            [
+                Put(row=job_to_row(after, queue_shards=self._queue_shards), condition=_still(before)),
+                *_beside(before, after, claims),
+            ]
+        )
         if after.ended and not before.ended:
             self._let_go(before, after)
 
@@ -241,13 +258,18 @@ class JobStore:
         self._objects.keep(name, kept=_kept(job), source=upload)
         return keys.object_ref(None, sk)
 
+    def place_of(self, job: Job) -> tuple[str, str] | None:
+        """Where index `due` is to show a job; None for nowhere."""
+        row = {} if job.deleted else _place_in_queue(job, self._queue_shards)
+        return (row["g1pk"], row["g1sk"]) if row else None
+
     def show_in_place(self, job: Job) -> None:
         """Show a job in index `due` where its state says. Changes no version.
 
         Raises:
             ConditionFailed: the job has moved on since it was read.
         """
-        place = place_of(job)
+        place = self.place_of(job)
         expression = "REMOVE g1pk, g1sk" if place is None else "SET g1pk = :g1pk, g1sk = :g1sk"
         self._table.update(
             Update(
@@ -486,8 +508,8 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
     )
 
 
-def job_to_row(job: Job) -> Row:
-    """The state row of a job: the inverse of `job_from_row`."""
+def job_to_row(job: Job, *, queue_shards: int = 1) -> Row:
+    """The state row of a job: the inverse of `job_from_row`. Its queue is shown in so many partitions of the index."""
     key = keys.job(job.namespace, job.job_id)
     row: Row = {
         **_head(key, "job"),
@@ -551,30 +573,25 @@ def job_to_row(job: Job) -> Row:
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
     row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
-    row |= _place_in_queue(job)
+    row |= _place_in_queue(job, queue_shards)
     return row
 
 
-def place_of(job: Job) -> tuple[str, str] | None:
-    """Where index `due` is to show a job; None for nowhere."""
-    row = {} if job.deleted else _place_in_queue(job)
-    return (row["g1pk"], row["g1sk"]) if row else None
-
-
-def _place_in_queue(job: Job) -> Row:
+def _place_in_queue(job: Job, shards: int) -> Row:
     """Where index `due` shows a job that has not ended: to workers, or to the clock and whoever counts."""
+    shard = keys.shard_of(job.job_id, shards)
     if job.status == "pending" and job.executor != "none" and not job.is_batch:
         ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs
         place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
-        return {"g1pk": ready(job.namespace, job.queue), "g1sk": place}
+        return {"g1pk": ready(job.namespace, job.queue, shard), "g1sk": place}
     if job.status == "waiting" and not job.in_run:
         place = keys.timed_job(job.status, job.updated_at, job.job_id)
-        return {"g1pk": keys.timed_jobs(job.namespace, job.queue), "g1sk": place}
+        return {"g1pk": keys.timed_jobs(job.namespace, job.queue, shard), "g1sk": place}
     if job.due_at is None:
         return {}
     shown_at = min(job.due_at, job.shown_due_at or job.due_at)
     return {
-        "g1pk": keys.timed_jobs(job.namespace, job.queue),
+        "g1pk": keys.timed_jobs(job.namespace, job.queue, shard),
         "g1sk": keys.timed_job(job.status, shown_at, job.job_id),
     }
 

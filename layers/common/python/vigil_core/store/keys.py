@@ -134,20 +134,25 @@ def claim(namespace: str, queue_name: str, claim_id: str) -> Key:
 
 # Jobs of a queue that have not ended, in index `due`: those that workers may have, those that Vigil itself has yet to
 # dispatch, and those that time will change
-def ready_jobs(namespace: str, queue_name: str) -> str:
-    return f"{namespace}#ready#{queue_name}"
+def ready_jobs(namespace: str, queue_name: str, shard: int = 0) -> str:
+    return _of_queue(namespace, "ready", queue_name, shard)
 
 
-def jobs_to_dispatch(namespace: str, queue_name: str) -> str:
-    return f"{namespace}#dispatch#{queue_name}"
+def jobs_to_dispatch(namespace: str, queue_name: str, shard: int = 0) -> str:
+    return _of_queue(namespace, "dispatch", queue_name, shard)
 
 
 def ready_job(rank: int, since: datetime, job_id: str) -> str:
     return f"{rank}#{to_text(since)}#{job_id}"
 
 
-def timed_jobs(namespace: str, queue_name: str) -> str:
-    return f"{namespace}#timed#{queue_name}"
+def timed_jobs(namespace: str, queue_name: str, shard: int = 0) -> str:
+    return _of_queue(namespace, "timed", queue_name, shard)
+
+
+def _of_queue(namespace: str, what: str, queue_name: str, shard: int) -> str:
+    # The first shard has the name of the queue that has only one: more of them can be had at any time.
+    return f"{namespace}#{what}{f'.{shard}' if shard else ''}#{queue_name}"
 
 
 def timed_job(status: str, at: datetime, job_id: str) -> str:
