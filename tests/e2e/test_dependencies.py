@@ -24,7 +24,10 @@ def test_a_job_waits_for_others_and_is_handed_their_results(client: Client) -> N
     )
     client.complete(extract, result={"rows": 3})
     shown = client.get(f"/v1/jobs/{report}")
-    assert (shown["status"], shown["waiting_for"]) == ("waiting", {"mutex": None, "jobs": [extract, validate]})
+    assert (shown["status"], shown["waiting_for"]) == (
+        "waiting",
+        {"mutex": None, "jobs": [extract, validate], "workflow": None},
+    )
     assert client.post("/v1/queues/reports/claim", {}, prefer="wait=0")["jobs"] == []
     client.complete(validate, result={"validation_status": "valid"})
     (job,) = client.post("/v1/queues/reports/claim", {}, prefer="wait=10")["jobs"]

@@ -173,7 +173,10 @@ def test_jobs_that_want_the_same_mutex_run_one_at_a_time_in_order(client: Client
     ids = [client.job(**wanted) for _ in range(12)]
     assert client.get(f"/v1/jobs/{ids[0]}")["status"] == "pending"
     waiting = client.get(f"/v1/jobs/{ids[1]}")
-    assert (waiting["status"], waiting["waiting_for"]) == ("waiting", {"mutex": "aspen", "jobs": None})
+    assert (waiting["status"], waiting["waiting_for"]) == (
+        "waiting",
+        {"mutex": "aspen", "jobs": None, "workflow": None},
+    )
     client.post(f"/v1/jobs/{ids[4]}/cancel")
     ran: list[str] = []
     running: set[str] = set()

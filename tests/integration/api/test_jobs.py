@@ -328,7 +328,7 @@ def test_dependencies(client: Client) -> None:
     wanted = {"depends_on": [first, first], "trigger_rule": "all_done", "condition": "rows > `1`"}
     job = client.post("/v1/jobs", {"job_type": "t", **wanted}).ok(202)
     assert (job["status"], job["dependency_status"], job["depends_on"]) == ("waiting", "waiting", [first])
-    assert (job["waiting_for"], job["verdict"]) == ({"mutex": None, "jobs": [first]}, None)
+    assert (job["waiting_for"], job["verdict"]) == ({"mutex": None, "jobs": [first], "workflow": None}, None)
     listed = client.get("/v1/jobs?dependency_status=waiting").ok()["jobs"]
     assert [each["job_id"] for each in listed] == [job["job_id"]]
     shown = client.get(f"/v1/jobs/{job['job_id']}/dependencies").ok()
