@@ -118,7 +118,7 @@ def test_hostile_frames_are_answered_and_the_socket_lives_on(stack: Stack, clien
         ('{"action": "$disconnect", "id": "x"}', "VALIDATION_FAILED"),
         ('{"action": "subscribe", "id": "a\\u0000b", "topics": ["namespace"]}', "VALIDATION_FAILED"),
         ('{"action": "subscribe", "id": "x", "topics": []}', "VALIDATION_FAILED"),
-        ('{"action": "subscribe", "id": "x", "topics": ["workflow:7"]}', "VALIDATION_FAILED"),
+        ('{"action": "subscribe", "id": "x", "topics": ["workflow:7"]}', "WORKFLOW_NOT_FOUND"),
         ('{"action": "subscribe", "id": "x", "topics": ["job:7"]}', "JOB_NOT_FOUND"),
         ('{"action": "subscribe", "id": "x", "topics": ["job:' + secret + '"]}', "JOB_NOT_FOUND"),
         (
