@@ -68,3 +68,19 @@ def test_a_late_record_of_the_life_before_a_retry_ends_no_race(world: RunWorld) 
     world.table.records += before
     assert world.work() == ["a", "join"]
     assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
+
+
+def test_a_race_that_is_lost_by_skips_that_the_pager_carries_out_fails_the_run(world: RunWorld) -> None:
+    """The only racer left is skipped among very many: the failure of the other counts from then on."""
+    run = world.run(
+        {"name": "a", "priority": "critical"},
+        {"name": "start", "priority": "high"},
+        {"name": "gate", "depends_on": ["start"], "condition": "open"},
+        *({"name": f"skipped-{number}", "depends_on": ["gate"]} for number in range(250)),
+        {"name": "b", "depends_on": ["gate"]},
+        {"name": "won", "depends_on": ["a", "b"], "trigger_rule": "one_success", "cancel_losers": True},
+        {"name": "other", "priority": "low"},
+    )
+    assert world.work({"a": Exception("NO"), "start": {"open": False}}) == ["a", "start"]
+    assert world.found(run).status == "failed"
+    assert world.at(run, "other").status == "cancelled"

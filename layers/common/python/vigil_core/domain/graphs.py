@@ -58,7 +58,7 @@ class Graph:
     @cached_property
     def dependencies_by_chunk(self) -> Sequence[Mapping[int, Sequence[int]]]:
         """For each job its dependencies, by the chunk in which they are."""
-        return [_by_chunk(node.depends_on) for node in self.nodes]
+        return [by_chunk(node.depends_on) for node in self.nodes]
 
     @property
     def beginnings(self) -> list[int]:
@@ -105,7 +105,8 @@ def places_of(chunk: int, total: int) -> range:
     return range(chunk * CHUNK_JOBS, min((chunk + 1) * CHUNK_JOBS, total))
 
 
-def _by_chunk(places: Iterable[int]) -> Mapping[int, Sequence[int]]:
+def by_chunk(places: Iterable[int]) -> Mapping[int, Sequence[int]]:
+    """Places by the chunk in which they are."""
     found: dict[int, list[int]] = {}
     for place in places:
         found.setdefault(chunk_of(place), []).append(place)

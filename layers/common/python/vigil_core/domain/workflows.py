@@ -147,7 +147,17 @@ class Run:
     def execution(self) -> str:
         """The name of the execution that supervises it: https://docs.aws.amazon.com/step-functions/latest/apireference/
         API_StartExecution.html keeps names for 90 days."""
-        return f"{self.workflow_id}-{self.generation}-{self.supervisor}"
+        return f"{self.workflow_id}-{self.supervised}"
+
+    @property
+    def supervised(self) -> str:
+        """What its execution calls the generation that it supervises, and itself."""
+        return supervised(self.generation, self.supervisor)
+
+
+def supervised(generation: int, supervisor: int) -> str:
+    """A generation of a run and the number of the execution that supervises it, as one word."""
+    return f"{generation}-{supervisor}"
 
 
 def create(namespace: str, new: NewRun, *, now: datetime, by: str) -> Run:

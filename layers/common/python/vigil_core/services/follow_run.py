@@ -7,13 +7,13 @@ is, whenever a process dies in between. What is wide is the pager's, a chunk of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from vigil_core.domain import jobs, workflows
 from vigil_core.domain.dependencies import Verdict
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
-from vigil_core.domain.graphs import chunk_of, chunks, places_of
+from vigil_core.domain.graphs import by_chunk, chunk_of, chunks, places_of
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.standings import Note, Standings, decided, follow_up, is_failure, losers, note_of
@@ -86,10 +86,8 @@ def follow_run(ctx: Context, row: Row, before: Row | None) -> None:
 
 def note(ctx: Context, run: Run, standings: Standings, notes: Mapping[int, Note]) -> None:
     """Note how jobs stand. From then on `standings` has these chunks as they are."""
-    by_chunk: dict[int, dict[int, Note]] = {}
-    for place, its in notes.items():
-        by_chunk.setdefault(chunk_of(place), {})[place] = its
-    for chunk, some in by_chunk.items():
+    for chunk, places in by_chunk(notes).items():
+        some = {place: notes[place] for place in places}
         standings.put(chunk, ctx.runs.note(run.namespace, run.workflow_id, chunk, some))
 
 
@@ -105,11 +103,7 @@ def settle(ctx: Context, run: Run, standings: Standings, places: Iterable[int]) 
             _leave_to_pager(ctx, run, {chunk_of(place) for place in certain})
             return
         skipped = _carry_out(ctx, run, standings, found.skips, found.releases)
-        standings = standings_of(ctx, run)
-        left = [after for place in skipped for after in standings.graph.dependents[place] if after not in certain]
-        for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
-            run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
-        look_whether_over(ctx, run, standings, {chunk_of(place) for place in skipped})
+        run, standings, left = _after_skips(ctx, run, skipped, certain)
 
 
 def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
@@ -123,10 +117,7 @@ def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     skips = {place: found.skips[place] for place in mine if place in found.skips}
     releases = {place: found.releases[place] for place in mine if place in found.releases}
     skipped = _carry_out(ctx, run, standings, skips, releases)
-    certain = found.skips.keys() | found.releases.keys()
-    fresh = standings_of(ctx, run)
-    settle(ctx, run, fresh, [a for place in skipped for a in fresh.graph.dependents[place] if a not in certain])
-    look_whether_over(ctx, run, fresh, {chunk_of(place) for place in skipped})
+    settle(ctx, *_after_skips(ctx, run, skipped, found.skips.keys() | found.releases.keys()))
 
 
 def let_go(ctx: Context, run: Run) -> None:
@@ -227,6 +218,18 @@ def chunks_of(message: Mapping[str, JsonValue]) -> list[int]:
 def all_chunks(run: Run) -> range:
     """The chunks of a run."""
     return chunks(run.total)
+
+
+def _after_skips(
+    ctx: Context, run: Run, skipped: Sequence[int], certain: Container[int]
+) -> tuple[Run, Standings, list[int]]:
+    """What follows once skips are noted: races that nobody can win any more have failed, the run may be over. Returns
+    the run, how its jobs stand from now on, and who comes after them and was not certain before."""
+    standings = standings_of(ctx, run)
+    for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
+        run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
+    look_whether_over(ctx, run, standings, {chunk_of(place) for place in skipped})
+    return run, standings, [a for place in skipped for a in standings.graph.dependents[place] if a not in certain]
 
 
 def _leave_to_pager(ctx: Context, run: Run, numbers: Iterable[int]) -> None:
@@ -387,10 +390,7 @@ def _retake_slot(ctx: Context, run: Run, place: int) -> bool:
 def _cancel_losers(ctx: Context, run: Run, standings: Standings, join: int) -> None:
     """The race is over: whoever still runs in it is cancelled, and noted as a loser before."""
     left = losers(standings, join)
-    by_chunk: dict[int, list[int]] = {}
-    for place in left:
-        by_chunk.setdefault(chunk_of(place), []).append(place)
-    for chunk, places in by_chunk.items():
+    for chunk, places in by_chunk(left).items():
         standings.put(chunk, ctx.runs.note_lost(run.namespace, run.workflow_id, chunk, places))
 
     def stop(place: int) -> None:

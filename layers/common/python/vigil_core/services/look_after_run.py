@@ -29,14 +29,13 @@ def look_after_run(ctx: Context, namespace: str, workflow_id: str) -> None:
     if not run.sealed:
         if ctx.now() - run.updated_at >= FIRST_LOOK:
             prepare(ctx, run)
-    elif run.status == "pending" and not ctx.supervisors.is_at_work(run.execution):
-        start_supervisor(ctx, run)
-        if not ctx.supervisors.is_at_work(run.execution):
-            replace_supervisor(ctx, run)
-    elif not ctx.supervisors.is_at_work(run.execution):
-        replace_supervisor(ctx, run)
-    else:
+    elif ctx.supervisors.is_at_work(run.execution):
         _mend(ctx, run)
+    else:
+        if run.status == "pending":
+            start_supervisor(ctx, run)
+        if run.status != "pending" or not ctx.supervisors.is_at_work(run.execution):
+            replace_supervisor(ctx, run)
     change_run(ctx, namespace, workflow_id, lambda now: now if now.ended else workflows.look_again(now, now=ctx.now()))
 
 

@@ -69,7 +69,7 @@ def start_supervisor(ctx: Context, run: Run) -> None:
         "workflow_id": run.workflow_id,
         "generation": str(run.generation),
         "supervisor": str(run.supervisor),
-        "supervised": f"{run.generation}-{run.supervisor}",
+        "supervised": run.supervised,
         "watched": {"loops": 0},
     }
     ctx.supervisors.start(run.execution, dumps(event))

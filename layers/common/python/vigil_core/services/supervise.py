@@ -30,7 +30,7 @@ def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> None:
     """Do what one state of the supervisor asks for."""
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None or f"{run.generation}-{run.supervisor}" != event["supervised"]:
+    if run is None or run.supervised != event["supervised"]:
         return
     match event["action"]:
         case "begin":
@@ -123,7 +123,7 @@ def mourn(ctx: Context, event: JsonValue, status: str) -> None:
     assert isinstance(event, Mapping)
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.ended or f"{run.generation}-{run.supervisor}" != event["supervised"]:
+    if run is None or run.ended or run.supervised != event["supervised"]:
         return
     if status == "ABORTED":
         why = "its execution was stopped"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import Any, get_args
 
 from vigil_core.domain.errors import StoreConflict
@@ -18,7 +19,7 @@ from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.retention import DEFAULT, LIFE
 from vigil_core.domain.standings import Chunk, Note, Standing
 from vigil_core.domain.times import from_epoch_s, from_text, to_epoch_s, to_text
-from vigil_core.domain.workflows import DecisionAction, Run, RunLine
+from vigil_core.domain.workflows import DecisionAction, Run, RunLine, supervised
 from vigil_core.store import keys
 from vigil_core.store.jobs import RANKS, ROW_BYTES, Objects, retry_from_row, retry_to_row
 from vigil_core.store.table import (
@@ -77,6 +78,8 @@ class RunStore:
         self._now = now
         self._retention = retention
         self._graphs: OrderedDict[tuple[str, str], Graph] = OrderedDict()
+        # Runs of a batch are followed by several threads, and one may let go of what another is about to take.
+        self._graphs_lock = Lock()
 
     # The run itself
 
@@ -170,9 +173,10 @@ class RunStore:
     def graph(self, namespace: str, workflow_id: str) -> Graph:
         """The graph of a run that exists."""
         which = namespace, workflow_id
-        if which in self._graphs:
-            self._graphs.move_to_end(which)
-            return self._graphs[which]
+        with self._graphs_lock:
+            if which in self._graphs:
+                self._graphs.move_to_end(which)
+                return self._graphs[which]
         pieces = query_all(self._table, keys.run(namespace, workflow_id).pk, begins=keys.GRAPH_PIECES)
         graph = _graph_from_json(loads(zlib.decompress(b"".join(row["body"] for row in pieces))))
         self._remember(which, graph)
@@ -399,11 +403,13 @@ class RunStore:
         return {"pk": key.pk, "sk": key.sk, "entity": entity, "schema_version": SCHEMA_VERSION, "ttl": self._ttl()}
 
     def _remember(self, which: tuple[str, str], graph: Graph) -> None:
-        self._graphs[which] = graph
-        while len(self._graphs) > 1 and (
-            len(self._graphs) > GRAPHS_CACHED or sum(len(kept.nodes) for kept in self._graphs.values()) > CACHED_JOBS
-        ):
-            self._graphs.popitem(last=False)
+        with self._graphs_lock:
+            self._graphs[which] = graph
+            while len(self._graphs) > 1 and (
+                len(self._graphs) > GRAPHS_CACHED
+                or sum(len(kept.nodes) for kept in self._graphs.values()) > CACHED_JOBS
+            ):
+                self._graphs.popitem(last=False)
 
 
 def run_from_row(row: Row) -> Run:
@@ -498,8 +504,6 @@ def run_to_row(run: Run) -> Row:
         "decisions_open": run.decisions_open or None,
         "closing": run.closing or None,
         "paused_by_operator": run.paused_by_operator or None,
-        # What the supervisor's Choice looks at, in one word.
-        "stopping": run.stopping or None,
         "again": None if run.again is None else _places_to_bytes(run.again, run.total),
         "error": None if run.error is None else {"code": run.error.code, "message": run.error.message},
         "result_ref": run.result_ref,
@@ -516,7 +520,7 @@ def run_to_row(run: Run) -> Row:
 
 def listening_of(row: Row) -> Listening | None:
     """Whether the supervisor of this generation waits to be woken, as its run's row says."""
-    if row.get("supervised") != f"{row['generation']}-{row['supervisor']}":
+    if row.get("supervised") != supervised(row["generation"], row["supervisor"]):
         return None
     return Listening(token=row["supervisor_token"], seen=int(row.get("seen", 0)))
 
