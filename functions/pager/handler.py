@@ -13,6 +13,8 @@ from vigil_core.services.do_wide_work import do_wide_work
 
 logger = Logger()
 
+NAMED = ("kind", "namespace", "workflow_id", "chunks", "generation", "wait_id", "job_id", "page")
+"""What of a message stands in the log: what it is about, and no row."""
 TIME_TO_STOP_MS = 30_000
 """With less than this left the work stops where it is, and its message comes again."""
 
@@ -20,12 +22,20 @@ TIME_TO_STOP_MS = 30_000
 def handler(event: dict[str, Any], context: LambdaContext) -> None:
     """One message at a time, in the order of its group. One that fails or is not finished comes again."""
     for record in event["Records"]:
+        message = loads(record["body"])
+        told = message if isinstance(message, dict) else {}
+        which = {"action": "wide_work", "message_id": record["messageId"]}
+        which |= {name: told[name] for name in NAMED if name in told}
         with wiring.queues().working_on(record["receiptHandle"]):
-            done = do_wide_work(
-                wiring.context(),
-                loads(record["body"]),
-                still_time=lambda: context.get_remaining_time_in_millis() > TIME_TO_STOP_MS,
-            )
-            logger.info("worked", extra={"action": "wide_work", "message_id": record["messageId"], "finished": done})
+            try:
+                done = do_wide_work(
+                    wiring.context(),
+                    message,
+                    still_time=lambda: context.get_remaining_time_in_millis() > TIME_TO_STOP_MS,
+                )
+            except Exception:
+                logger.exception("Wide work failed; it comes again", extra=which)
+                raise
+            logger.info("worked", extra={**which, "finished": done})
             if not done:
                 raise TimeoutError("Not finished in time: the message is to come again")
