@@ -46,3 +46,17 @@ def test_of_two_notes_on_one_moment_the_first_stands(world: RunWorld) -> None:
     note(run.namespace, run.workflow_id, 0, {0: Note(standing="pardoned", moment=5)})
     note(run.namespace, run.workflow_id, 0, {0: Note(standing="running", moment=3)})
     assert world.standings(run.workflow_id).of(0) == "pardoned"
+
+
+def test_whoever_asks_again_finishes_what_an_earlier_try_left_undone(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: Any = {"name": "test", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"]}]}
+    run_id = str(uuid6.uuid7())
+    new = run_of_body(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
+    with monkeypatch.context() as patched:
+        patched.setattr(create_run, "prepare", lambda _, run: run)
+        assert not create_run.create_run(world.ctx, NAMESPACE, new, by=KEY).sealed
+    assert create_run.create_run(world.ctx, NAMESPACE, new, by=KEY, resumed=True).sealed
+    assert world.work() == ["a", "b"]
+    assert world.found(run_id).status == "completed"

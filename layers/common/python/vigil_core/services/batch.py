@@ -94,11 +94,8 @@ def _create_items(ctx: Context, batch: Job, indices: Iterable[int]) -> None:
     def create(index: int) -> None:
         item = jobs.create(batch.namespace, jobs.item_of(batch, index), now=ctx.now(), by="pager", payload_ref=None)
         payload, nonce = payloads[index], ctx.new_id()[-12:]
-        item = replace(
-            item,
-            payload_ref=None if payload is None else ctx.jobs.put_payload(item, nonce, dumps(payload)),
-            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(item, nonce, fallback),
-        )
+        text = None if payload is None else dumps(payload)
+        item = ctx.jobs.put_bodies(item, nonce, payload=text, fallback=fallback)
         with suppress(JobCreationFailed):  # Somebody else has just created it.
             ctx.jobs.create(item)
 

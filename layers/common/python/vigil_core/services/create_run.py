@@ -17,7 +17,7 @@ from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.graphs import CHUNK_JOBS, chunk_of, chunks, places_of
 from vigil_core.domain.ids import job_id_of
 from vigil_core.domain.jobs import Job, NewJob
-from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.standings import note_of
 from vigil_core.domain.workflows import NewRun, Run
 from vigil_core.services import follow_run
@@ -42,7 +42,7 @@ def create_run(ctx: Context, namespace: str, new: NewRun, *, by: str, resumed: b
         PayloadTooLarge: a payload is too large to travel in a request.
     """
     if resumed and (mine := ctx.runs.find(namespace, new.workflow_id)) is not None:
-        return mine
+        return _go_on(ctx, mine)
     for place, job in enumerate(new.jobs):
         for name, body in (("payload", job.payload), ("fallback", job.fallback)):
             if body is not None:
@@ -61,8 +61,8 @@ def create_run(ctx: Context, namespace: str, new: NewRun, *, by: str, resumed: b
         ctx.job_queues.note(namespace, queue)
     try:
         ctx.runs.create(run)
-    except ConditionFailed:
-        return find_run(ctx, namespace, run.workflow_id)
+    except ConditionFailed:  # Somebody else has just created it, or the SDK, whose answer was lost.
+        return _go_on(ctx, find_run(ctx, namespace, run.workflow_id))
     wake_for_run(ctx, run)
     return prepare(ctx, run)
 
@@ -98,6 +98,11 @@ def await_jobs(ctx: Context, run: Run, *, hold_s: float) -> Run:
         until=ctx.now() + timedelta(seconds=hold_s),
         seen=run,
     )
+
+
+def _go_on(ctx: Context, run: Run) -> Run:
+    """A run that an earlier try has created: what that one has left undone is not left to the clock."""
+    return run if run.sealed else prepare(ctx, run)
 
 
 def _seal(ctx: Context, run: Run) -> Run:
@@ -138,16 +143,9 @@ def _create_jobs(ctx: Context, run: Run, chunk: int, places: list[int]) -> None:
 
 def _create_job(ctx: Context, run: Run, new: NewJob) -> None:
     job = jobs.create(run.namespace, new, now=ctx.now(), by=run.log[0].by, payload_ref=None)
-    nonce = ctx.new_id()[-12:]
-    payload = None if new.payload is None else body_text(new.payload, "payload")
-    fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
-    ctx.jobs.create(
-        replace(
-            job,
-            payload_ref=None if payload is None else ctx.jobs.put_payload(job, nonce, payload),
-            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(job, nonce, fallback),
-        )
-    )
+    payload = None if new.payload is None else dumps(new.payload)
+    fallback = None if new.fallback is None else dumps(new.fallback)
+    ctx.jobs.create(ctx.jobs.put_bodies(job, ctx.new_id()[-12:], payload=payload, fallback=fallback))
 
 
 def _run_again(ctx: Context, run: Run, places: list[int]) -> None:

@@ -56,12 +56,9 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         ctx.job_queues.note(namespace, new.queue)
         nonce = ctx.new_id()[-12:]
         job = jobs.create(namespace, new, now=now, by=by, payload_ref=None, depends_on=depends_on.dependencies)
-        payload_ref = None if payload is None else ctx.jobs.put_payload(job, nonce, payload)
-        job = replace(
-            job,
-            payload_ref=payload_ref if upload is None else ctx.jobs.adopt_payload(job, nonce, upload),
-            fallback_ref=None if fallback is None else ctx.jobs.put_fallback(job, nonce, fallback),
-        )
+        job = ctx.jobs.put_bodies(job, nonce, payload=payload, fallback=fallback)
+        if upload is not None:
+            job = replace(job, payload_ref=ctx.jobs.adopt_payload(job, nonce, upload))
         try:
             job, mutex = admit(ctx, None, depends_on.settle(job))
             ctx.jobs.create(job, (*taken.claims, *mutex))

@@ -237,6 +237,14 @@ class JobStore:
         """Store what is the result of a job that fails for good. Returns the pointer."""
         return self._put_body(job, keys.result(job.namespace, job.job_id, 0, nonce), "result", text)
 
+    def put_bodies(self, job: Job, nonce: str, *, payload: str | None, fallback: str | None) -> Job:
+        """Store what a job is to be created with, where there is any. Returns the job, pointing to it."""
+        return replace(
+            job,
+            payload_ref=None if payload is None else self.put_payload(job, nonce, payload),
+            fallback_ref=None if fallback is None else self.put_fallback(job, nonce, fallback),
+        )
+
     def upload_url(self, namespace: str, reference: str, size: int) -> str:
         """Where something of this size can be uploaded, to be adopted by a job of this namespace."""
         return self._objects.upload_url(keys.upload_name(namespace, reference), size)
