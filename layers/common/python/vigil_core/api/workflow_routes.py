@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
 
@@ -39,10 +40,9 @@ from vigil_core.domain.errors import (
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.domain.workflows import Run
 from vigil_core.services import runs
-from vigil_core.services.create_run import await_jobs, create_run, prepare
-from vigil_core.services.hold import hold
+from vigil_core.services.create_run import create_run, prepare
 from vigil_core.services.idempotent import Outcome, once
-from vigil_core.services.runs import find_run, id_at
+from vigil_core.services.runs import find_run, hold_run, id_at
 from vigil_core.services.show_run import (
     RunFilter,
     drawn,
@@ -89,7 +89,7 @@ def create_workflow(call: Call, body: Any) -> Answer:
     def act(reserved_id: str, resumed: bool) -> Outcome:
         new = run_of_body(call.namespace, body, reserved_id, now=ctx.now(), find_types=ctx.job_types.find_many)
         run = create_run(ctx, call.namespace, new, by=call.by, resumed=resumed)
-        run = await_jobs(ctx, run, hold_s=PREPARED_WITHIN_S)
+        run = _hold(call, run, PREPARED_WITHIN_S, lambda now: now.sealed)
         if call.request.wait_s:
             run = _until_ended(call, run)
             if run.ended:
@@ -300,7 +300,7 @@ def retry_workflow(call: Call, workflow_id: str, body: RetryBody) -> Answer:
     """Begin an ended run anew: what failed, and what came after it. What has succeeded is kept, but for what comes
     after the job that is named in `from`."""
     run = runs.retry(call.context, call.namespace, workflow_id, start=body.from_, by=call.by)
-    return _changed(await_jobs(call.context, prepare(call.context, run), hold_s=PREPARED_WITHIN_S))
+    return _changed(_hold(call, prepare(call.context, run), PREPARED_WITHIN_S, lambda now: now.sealed))
 
 
 @ROUTES.route(
@@ -323,19 +323,12 @@ def _changed(run: Run) -> Answer:
 
 
 def _until_ended(call: Call, run: Run) -> Run:
-    return hold(
-        call.context,
-        lambda: find_run(call.context, call.namespace, run.workflow_id),
-        enough=lambda now: now.ended,
-        until=call.request.hold_until(0),
-        seen=run,
-    )
+    return hold_run(call.context, run, enough=lambda now: now.ended, until=call.request.hold_until(0))
 
 
-def _hold(call: Call, run: Run, longest_s: int, enough: Any) -> Run:
+def _hold(call: Call, run: Run, longest_s: int, enough: Callable[[Run], bool]) -> Run:
     until = min(call.context.now() + timedelta(seconds=longest_s), call.request.answer_by)
-    look = lambda: find_run(call.context, call.namespace, run.workflow_id)  # noqa: E731
-    return hold(call.context, look, enough=enough, until=until, seen=run)
+    return hold_run(call.context, run, enough=enough, until=until)
 
 
 def _whole(call: Call, run: Run, query: PageQuery) -> WholeRun:

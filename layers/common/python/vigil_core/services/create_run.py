@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 
 from vigil_core.domain import jobs, workflows
 from vigil_core.domain.definitions import MAX_JOBS
@@ -23,7 +22,6 @@ from vigil_core.domain.workflows import NewRun, Run
 from vigil_core.services import follow_run
 from vigil_core.services.change_job import body_text, change
 from vigil_core.services.context import Context
-from vigil_core.services.hold import hold
 from vigil_core.services.runs import change_run, find_run, standings_of, start_supervisor
 from vigil_core.services.wake_up import wake_for_run
 from vigil_core.store import keys
@@ -87,17 +85,6 @@ def prepare_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
         _prepare(ctx, run, chunk)
     if ctx.runs.mark_prepared(run, chunk) == len(follow_run.all_chunks(run)):
         _seal(ctx, run)
-
-
-def await_jobs(ctx: Context, run: Run, *, hold_s: float) -> Run:
-    """The run once all its jobs are there, or as it is after so many seconds."""
-    return hold(
-        ctx,
-        lambda: find_run(ctx, run.namespace, run.workflow_id),
-        enough=lambda now: now.sealed,
-        until=ctx.now() + timedelta(seconds=hold_s),
-        seen=run,
-    )
 
 
 def _go_on(ctx: Context, run: Run) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 
 from vigil_core.domain import jobs, workflows
 from vigil_core.domain.errors import (
@@ -21,6 +22,7 @@ from vigil_core.domain.standings import Standings, to_run_again
 from vigil_core.domain.workflows import DecisionAction, Run
 from vigil_core.services.change_job import ATTEMPTS, change
 from vigil_core.services.context import Context
+from vigil_core.services.hold import hold
 from vigil_core.store import keys
 from vigil_core.store.runs import Decision
 
@@ -43,6 +45,11 @@ def change_run(ctx: Context, namespace: str, workflow_id: str, decide: Callable[
         except StoreConflict:
             ctx.sleep(0.01 * attempt)
     raise StoreConflict(f"Workflow {workflow_id} is being changed by too many at once: try again")
+
+
+def hold_run(ctx: Context, run: Run, *, enough: Callable[[Run], bool], until: datetime) -> Run:
+    """The run once it is as it was waited for, or as it is when time is over."""
+    return hold(ctx, lambda: find_run(ctx, run.namespace, run.workflow_id), enough=enough, until=until, seen=run)
 
 
 def id_at(ctx: Context, run: Run, place: int) -> str:
