@@ -14,7 +14,8 @@ from vigil_core.domain.jobs import Job
 from vigil_core.domain.retention import LIFE
 from vigil_core.services import change_job, waits_api
 from vigil_core.services.keep_waiting import MINUTES_A_DAY, keep_waiting
-from vigil_core.services.list_jobs import DAY_BUDGET, JobFilter, list_jobs
+from vigil_core.services.list_jobs import JobFilter, list_jobs
+from vigil_core.services.list_page import DAY_BUDGET
 from vigil_core.store import keys
 from vigil_core.store.jobs import JobStore
 from vigil_core.store.table import DynamoTable

@@ -10,7 +10,7 @@ import pytest
 from tests.support.api import Client, pages
 from vigil_core import wiring
 from vigil_core.domain.times import from_text, to_text
-from vigil_core.services import list_jobs
+from vigil_core.services import list_jobs, list_page
 
 
 def ids(reply: Any) -> list[str]:
@@ -62,7 +62,7 @@ def test_a_zone_other_than_utc(client: Client) -> None:
 
 
 def test_a_page_ends_when_its_reads_are_used_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_jobs, "READ_BUDGET", 4)
+    monkeypatch.setattr(list_page, "READ_BUDGET", 4)
     monkeypatch.setattr(list_jobs, "BATCH", 2)
     first = client.create(queue="rare")
     for _ in range(9):
@@ -73,7 +73,7 @@ def test_a_page_ends_when_its_reads_are_used_up(client: Client, monkeypatch: pyt
 
 
 def test_a_page_stays_within_what_an_answer_can_carry(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_jobs, "BYTE_BUDGET", 2_500)
+    monkeypatch.setattr(list_page, "BYTE_BUDGET", 2_500)
     made = [client.create(fields={"big": "x" * 1_000})["job_id"] for _ in range(5)]
     found = pages(client, "/v1/jobs")
     assert [len(page["jobs"]) for page in found] == [2, 2, 1]

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import dumps
 from vigil_core.services.context import Context
+from vigil_core.services.list_page import page_of
 
-READ_BUDGET = 1_000
-"""Jobs that one page may read."""
-DAY_BUDGET = 50
-"""Days that one page may look through: each takes a query for each of its shards, even where all has expired."""
-BYTE_BUDGET = 1_500_000
-"""Bytes of the variable parts that one page may show: Lambda's answer takes 6 MB, in which JSON is escaped again."""
 BATCH = 50
 """State and live row of each: the hundred keys of one BatchGetItem."""
 
@@ -68,26 +62,15 @@ def list_jobs(
         created_after=wanted.created_after,
         created_before=wanted.created_before,
     )
-    found: list[Job] = []
-    read = size = days = 0
-    place = before_place
-    while read < READ_BUDGET and days < DAY_BUDGET:
-        batch = list(islice(listed, min(BATCH, max(page_size, 1))))
-        if not batch:
-            return found, None
-        ids = [line.entity_id for line in batch if line.entity_id is not None]
-        read += len(ids)
-        days += len(batch) - len(ids)
-        jobs = ctx.jobs.find_many(namespace, ids, live=True)
-        for line in batch:
-            job = jobs.get(line.entity_id or "")
-            if job is not None and not job.deleted and wanted.takes(job):
-                size += _bytes(job)
-                if len(found) == page_size or (found and size > BYTE_BUDGET):
-                    return found, place
-                found.append(job)
-            place = line.place
-    return found, place
+    return page_of(
+        listed,
+        lambda ids: ctx.jobs.find_many(namespace, ids, live=True),
+        lambda job: not job.deleted and wanted.takes(job),
+        before_place=before_place,
+        page_size=page_size,
+        batch_size=min(BATCH, max(page_size, 1)),
+        size_of=_bytes,
+    )
 
 
 def _bytes(job: Job) -> int:

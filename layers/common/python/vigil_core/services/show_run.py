@@ -13,12 +13,9 @@ from vigil_core.domain.lifecycle import JobStatus
 from vigil_core.domain.standings import Standings
 from vigil_core.domain.workflows import Run, RunStatus
 from vigil_core.services.context import Context
+from vigil_core.services.list_page import page_of
 from vigil_core.services.runs import id_at, standings_of
 
-READ_BUDGET = 1_000
-"""Runs that one page may read."""
-DAY_BUDGET = 50
-"""Days that one page may look through."""
 BATCH = 50
 MOST_NAMED = 100
 REASONS_SHOWN = 300
@@ -59,25 +56,14 @@ def list_runs(
         created_after=wanted.created_after,
         created_before=wanted.created_before,
     )
-    found: list[Run] = []
-    read = days = 0
-    place = before_place
-    while read < READ_BUDGET and days < DAY_BUDGET:
-        batch = list(islice(listed, BATCH))
-        if not batch:
-            return found, None
-        ids = [line.entity_id for line in batch if line.entity_id is not None]
-        read += len(ids)
-        days += len(batch) - len(ids)
-        runs = ctx.runs.find_many(namespace, ids)
-        for line in batch:
-            run = runs.get(line.entity_id or "")
-            if run is not None and wanted.takes(run):
-                if len(found) == page_size:
-                    return found, place
-                found.append(run)
-            place = line.place
-    return found, place
+    return page_of(
+        listed,
+        lambda ids: ctx.runs.find_many(namespace, ids),
+        wanted.takes,
+        before_place=before_place,
+        page_size=page_size,
+        batch_size=BATCH,
+    )
 
 
 def jobs_of(ctx: Context, run: Run, *, start: int, page_size: int) -> tuple[list[Job], int | None]:

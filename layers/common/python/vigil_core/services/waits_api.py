@@ -13,13 +13,10 @@ from vigil_core.domain.waitspec import WaitRequest, parse_wait_request
 from vigil_core.services import resolve_wait
 from vigil_core.services.context import Context
 from vigil_core.services.hold import hold
-from vigil_core.services.list_jobs import DAY_BUDGET
+from vigil_core.services.list_page import DAY_BUDGET, READ_BUDGET
 from vigil_core.services.manage_webhooks import check_wait_webhook
 from vigil_core.services.register_wait import register
 from vigil_core.services.wait_answer import Answer, answer, jobs_page, summary
-
-READ_BUDGET = 1_000
-"""How many rows one page of a list may read."""
 
 
 def post_wait(
