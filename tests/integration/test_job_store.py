@@ -227,6 +227,16 @@ class TestWhoeverIsWaitedFor:
             world.ctx.jobs.save(before, late)
         assert world.report(before.job_id, stage="boot").awaited
 
+    def test_who_follows_a_job_marks_it_the_same_way(self, world: World) -> None:
+        before = find(world, world.running())
+        late = job_rules.report(before, Report(stage="boot"), now=world.time, by="k")
+        marked = world.ctx.jobs.mark_followed(before)
+        assert marked is not None
+        assert (marked.version, marked.followed, marked.awaited) == (before.version, True, False)
+        with pytest.raises(ConditionFailed):
+            world.ctx.jobs.save(before, late)
+        assert world.report(before.job_id, stage="boot").followed
+
     def test_the_version_that_marking_met_counts(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         job_id = world.running()
         read = JobStore.find_many

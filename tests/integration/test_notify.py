@@ -382,6 +382,16 @@ def test_nothing_is_asked_twice_for_a_batch(live: Live, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(live.ctx.connections, "subscribers", counted)
     live.run_notifier(records)
+    assert sorted(asked) == ["namespace", "queue:default"], "nobody ever subscribed to the job"
+    asked.clear()
+    live.connect()
+    live.subscribe(f"job:{job}")
+    live.connect("c2")
+    live.subscribe(f"job:{job}", connection_id="c2")
+    assert asked == [], "the mark itself is no event"
+    for stage in ("running", "post_run"):
+        live.world.report(job, stage=stage)
+    live.run_notifier()
     assert sorted(asked) == sorted({f"job:{job}", "queue:default", "namespace"})
 
 

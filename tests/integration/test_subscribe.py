@@ -14,6 +14,7 @@ from tests.support.live import ACCESS, Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.frames import MAX_BYTES, MAX_TOPICS
+from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import dumps
 from vigil_core.services import change_job, subscribe
 from vigil_core.services.disconnect_key import DisconnectKey
@@ -145,6 +146,25 @@ class TestSubscribing:
 
         monkeypatch.setattr(live.sockets, "post", act_on_ack)
         assert types(live.subscribe(f"job:{job}", f"wait:{wait['wait_id']}")) == ["job.updated", "wait.met"]
+
+    def test_updates_around_the_mark_are_told_once(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that the notifier hears of without the mark is told by whoever marks, the next one by the notifier."""
+        job = live.world.running()
+        live.run_notifier()
+        mark = live.ctx.jobs.mark_followed
+
+        def overtaken(unmarked: Job) -> Job | None:
+            live.world.report(job, stage="boot")
+            live.run_notifier()
+            marked = mark(unmarked)
+            live.world.report(job, stage="setup")
+            live.run_notifier()
+            return marked
+
+        monkeypatch.setattr(live.ctx.jobs, "mark_followed", overtaken)
+        assert sorted(e["id"] for e in envelopes(live.subscribe(f"job:{job}"))) == [f"{job}.3", f"{job}.4"]
+        live.world.complete(job)
+        assert types(live.news()) == ["job.completed"]
 
     def test_a_queue_and_the_namespace_are_heard_from_the_acknowledgement_on(
         self, live: Live, monkeypatch: pytest.MonkeyPatch

@@ -177,6 +177,8 @@ class Job:
     """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
     awaited: bool = False
     """Whether anybody ever waited for the job, or may have before it was there. Never false again."""
+    followed: bool = False
+    """Whether a socket ever subscribed to the job. Never false again."""
     mutex_queues: bool = False
     """Whether the job waits for its mutex in line, where it would otherwise have been refused."""
     place_in_line: int | None = None

@@ -59,10 +59,21 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class _News:
-    """An event, and the record it came with."""
+    """An event, and the record it came with. `followed`: whether anybody may have subscribed to its own topic."""
 
     record: str
     event: Event
+    followed: bool
+
+    @property
+    def near(self) -> Sequence[str]:
+        """The topic of the job, wait or run alone, to be looked up first."""
+        return self.event.topics[:1] if self.followed else ()
+
+    @property
+    def wide(self) -> Sequence[str]:
+        """The topics that it shares with others."""
+        return self.event.topics[1:]
 
 
 _Errors: TypeAlias = dict[str, Exception]
@@ -84,19 +95,22 @@ def notify(
 ) -> Told:
     """Tell of every record of a batch: all sockets and SNS at once, each socket in the order of the records.
 
-    Whoever follows one job or wait is told before it is looked up who follows a whole queue or the namespace. SNS hears
-    of endings, and with `all_changes` of every other version too. What fails for one record or one socket keeps nobody
-    else from being told.
+    Whoever follows one job, wait or run is told before it is looked up who follows a whole queue or the namespace. SNS
+    hears of endings, and with `all_changes` of every other version too. What fails for one record or one socket keeps
+    nobody else from being told.
     """
     in_order = list(records)
     errors: _Errors = {}
     news: list[_News] = []
     for record in in_order:
         with _owned_by(errors, [record.sequence_number]):
-            news += [_News(record=record.sequence_number, event=event) for event in events_of(ctx, record)]
-    near = _mail(news, _hearing(ctx, [(item, item.event.topics[:1]) for item in news], errors))
+            news += [
+                _News(record=record.sequence_number, event=event, followed=_may_be_followed(record))
+                for event in events_of(ctx, record)
+            ]
+    near = _mail(news, _hearing(ctx, [(item, item.near) for item in news], errors))
     ctx.in_parallel(_do, _posts(ctx, sockets, near, errors))
-    wide = _mail(news, _hearing(ctx, [(item, item.event.topics[1:]) for item in news], errors), told_already=near)
+    wide = _mail(news, _hearing(ctx, [(item, item.wide) for item in news], errors), told_already=near)
     for_sns = [item for item in news if item.event.reach == "ending" or (all_changes and item.event.reach == "change")]
     rest: list[Callable[[], None]] = _posts(ctx, sockets, wide, errors)
     rest.append(partial(_publish, announcements, for_sns, errors))
@@ -139,6 +153,12 @@ def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
             return [event_of_wait(ctx, wait)] if wait.ended else []
         case _:
             return []
+
+
+def _may_be_followed(record: StreamRecord) -> bool:
+    """Whether anybody may have subscribed to this very thing. Whoever subscribes to a job marks its row first."""
+    row = record.new() or {}
+    return row.get("entity") != "job" or "followed" in row
 
 
 def _is_heartbeat(row: Row, before: Row | None) -> bool:

@@ -1,9 +1,9 @@
 """What a client does on a WebSocket: connect, subscribe, unsubscribe, wait, ping, leave.
 
-A subscription loses nothing: its row is written before the job or wait is read again, and an event's row before the
-notifier looks for subscriptions, so one of the two sees the other. The acknowledgement comes first all the same: of a
-job or wait it is sent before the row is written; a queue and the namespace cannot be read again, so their rows are
-written before, and the notifier lets them be until the acknowledgement is out.
+A subscription loses nothing: its row is written and a job marked as followed before the job or wait is read again, and
+an event's row before the notifier looks for subscriptions, so one of the two sees the other. The acknowledgement comes
+first all the same: of a job or wait it is sent before the row is written; a queue and the namespace cannot be read
+again, so their rows are written before, and the notifier lets them be until the acknowledgement is out.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _listen(
     ctx.connections.subscribe(namespace, connection_id, subscription_id, texts, now=now)
     missed = (
         event_text(subscription_id, event)
-        for topic, entity in _read(ctx, namespace, topics).items()
+        for topic, entity in _followed(ctx, namespace, topics).items()
         for event in _since(ctx, entity, versions[topic])
     )
     peer.send(ctx, missed)
@@ -206,6 +206,17 @@ def _read(ctx: Context, namespace: str, topics: Sequence[Topic]) -> Mapping[str,
         "workflow": ctx.runs.find_many(namespace, ids["workflow"]),
     }
     return {topic.text: found[topic.kind][topic.name] for topic in topics if topic.name in found.get(topic.kind, ())}
+
+
+def _followed(ctx: Context, namespace: str, topics: Sequence[Topic]) -> Mapping[str, Entity]:
+    """The same, once the notifier looks for subscriptions to each of the jobs."""
+    found = _read(ctx, namespace, topics)
+    unmarked = [each for each in found.values() if isinstance(each, Job) and not each.followed]
+    marked = {job.job_id: job for job in ctx.in_parallel(ctx.jobs.mark_followed, unmarked) if job is not None}
+    return {
+        topic: marked.get(entity.job_id, entity) if isinstance(entity, Job) else entity
+        for topic, entity in found.items()
+    }
 
 
 def _check_room(ctx: Context, peer: Peer, subscription_id: str, topics: set[str]) -> None:

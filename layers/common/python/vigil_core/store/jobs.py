@@ -291,15 +291,17 @@ class JobStore:
     def mark_awaited(self, job: Job) -> Job | None:
         """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
         gone."""
+        return self._mark(job, "SET awaited = :true, for_matcher = :true")
+
+    def mark_followed(self, job: Job) -> Job | None:
+        """From now on the notifier is to look who subscribed to the job; returns the job as it is now, None when it is
+        gone."""
+        return self._mark(job, "SET followed = :true")
+
+    def _mark(self, job: Job, expression: str) -> Job | None:
+        key = keys.job(job.namespace, job.job_id)
         try:
-            row = self._table.update(
-                Update(
-                    key=keys.job(job.namespace, job.job_id),
-                    expression="SET awaited = :true, for_matcher = :true",
-                    values={":true": True},
-                    condition=PRESENT,
-                )
-            )
+            row = self._table.update(Update(key=key, expression=expression, values={":true": True}, condition=PRESENT))
         except ConditionFailed:
             return None
         return job_from_row(row)
@@ -483,6 +485,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
         awaited=state.get("awaited", False),
+        followed=state.get("followed", False),
         mutex_queues=state.get("mutex_queues", False),
         place_in_line=state.get("place_in_line"),
         depends_on=tuple(map(_dependency_from_text, state.get("depends_on", ()))),
@@ -575,6 +578,7 @@ def job_to_row(job: Job, *, queue_shards: int = 1) -> Row:
         "lease": job.lease and _lease_to_row(job.lease),
         "reported_token": job.reported_token,
         "awaited": job.awaited or None,
+        "followed": job.followed or None,
         "for_matcher": job.for_matcher or None,
         "ttl": job.expires_at and to_epoch_s(job.expires_at),
     }
@@ -605,12 +609,12 @@ def _place_in_queue(job: Job, shards: int) -> Row:
 
 
 def _still(job: Job) -> Condition:
-    """The row is the version that was read, and nobody has begun to wait for it since: a version without the mark
-    would be kept from the matcher."""
+    """The row is the version that was read, and nobody has begun to wait for the job or to follow it since: a version
+    without the mark would be kept from the matcher, or told nobody."""
     seen = version_is(job.version)
-    if job.awaited:
-        return seen
-    return Condition(expression=f"{seen.expression} AND attribute_not_exists(awaited)", values=seen.values)
+    unmarked = [name for name, marked in (("awaited", job.awaited), ("followed", job.followed)) if not marked]
+    expression = " AND ".join([seen.expression, *(f"attribute_not_exists({name})" for name in unmarked)])
+    return Condition(expression=expression, values=seen.values)
 
 
 def _dependency_from_text(text: str) -> Dependency:

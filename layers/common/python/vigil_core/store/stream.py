@@ -6,6 +6,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from vigil_core.domain.events import Progress
@@ -20,7 +21,7 @@ from vigil_core.store.table import Row, plain
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRecord:
-    """One change of one row. Images are decoded when asked for, so that one that cannot be read fails by itself."""
+    """One change of one row. Images are decoded when first asked for: one that cannot be read fails by itself."""
 
     sequence_number: str
     change: Mapping[str, Any]
@@ -33,10 +34,18 @@ class StreamRecord:
 
     def old(self) -> Row | None:
         """The row before; None when it is new."""
-        return self._image("OldImage")
+        return self._old
 
     def new(self) -> Row | None:
         """The row after; None when it was removed."""
+        return self._new
+
+    @cached_property
+    def _old(self) -> Row | None:
+        return self._image("OldImage")
+
+    @cached_property
+    def _new(self) -> Row | None:
         return self._image("NewImage")
 
     def _image(self, name: str) -> Row | None:
