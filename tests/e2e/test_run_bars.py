@@ -129,7 +129,13 @@ def complete(client: Client, run: str, name: str) -> None:
 
 
 def history(aws: Aws, run: str) -> list[str]:
-    """What happened to the supervisors of a run, in their order."""
+    """What happened to the supervisor of a run that has ended, once that has ended, too."""
+    eventually(lambda: told_so_far(aws, run)[-1] == "ExecutionSucceeded", 60)
+    return told_so_far(aws, run)
+
+
+def told_so_far(aws: Aws, run: str) -> list[str]:
+    """What has happened to the supervisors of a run, in their order."""
     states = session().client("stepfunctions", endpoint_url=aws.stack.endpoint_url, config=client_config())
     (machine,) = (
         each["stateMachineArn"]

@@ -45,7 +45,7 @@ def test_a_million_jobs_of_runs_take_at_most_12_dollars_and_a_run_three_hundredt
 
 
 def test_a_run_has_as_many_transitions_as_any_other(lives: Lives) -> None:
-    assert lives.few.total[TRANSITIONS] == lives.many.total[TRANSITIONS] == 9
+    assert lives.few.total[TRANSITIONS] == lives.many.total[TRANSITIONS] == 6
 
 
 def test_the_matcher_reads_nothing_of_jobs_for_which_nobody_waits(lives: Lives) -> None:

@@ -116,6 +116,8 @@ class Machine:
     def _go_on(self, execution: Execution, result: Any) -> None:
         state = self.definition["States"][execution.state]
         path = state.get("ResultPath", "$")
+        if "ResultSelector" in state:
+            result = _filled(state["ResultSelector"], result)
         if path is not None:
             execution.data = {**execution.data, path.removeprefix("$."): result}
         if state.get("End"):

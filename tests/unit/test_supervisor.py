@@ -54,7 +54,16 @@ class Stage:
         self.writes.append(request)
         return {}
 
+    def begin(self) -> None:
+        """Begin, and be woken by the row's change, which shows facts that nobody has seen."""
+        while self.execution.token is None:
+            self.machine.step(self.execution)
+        self.machine.wake(self.execution.token)
+
     def run(self) -> Execution:
+        """Go on until there is nothing to be seen that has not been."""
+        if not self.execution.visited:
+            self.begin()
         self.machine.run()
         return self.execution
 
@@ -80,6 +89,7 @@ class Stage:
 )
 def test_what_is_decided_from_the_facts(facts: dict[str, Any], state: str) -> None:
     stage = Stage(facts)
+    stage.begin()
     while stage.execution.state != "Decide":
         stage.machine.step(stage.execution)
     stage.machine.step(stage.execution)
@@ -103,7 +113,8 @@ def test_who_waits_says_which_facts_it_has_seen(state: str) -> None:
     stage = Stage(manual if state == "AwaitDecision" else {})
     execution = stage.run()
     assert execution.state == state
-    (write,) = stage.writes
+    first, write = stage.writes
+    assert first["ExpressionAttributeValues"][":seen"] == {"N": "0"}, "whatever is a fact already wakes it"
     assert write["Key"] == {"pk": text("team#workflow#r"), "sk": text("A")}
     assert write["ConditionExpression"] == "generation = :generation AND supervisor = :supervisor"
     assert write["ExpressionAttributeValues"] == {
@@ -133,6 +144,7 @@ def test_who_is_woken_or_waits_too_long_looks_again(state: str) -> None:
 @pytest.mark.parametrize("state", TOKEN_STATES)
 def test_a_twin_whose_place_another_has_taken_ends_quietly(state: str) -> None:
     stage = Stage({"failure_policy": text("manual"), "status": text("paused")} if state == "AwaitDecision" else {})
+    stage.begin()
     stage.trouble = "DynamoDb.ConditionalCheckFailedException"
     execution = stage.run()
     assert execution.status == "SUCCEEDED"
@@ -172,7 +184,8 @@ def test_what_a_function_raises_is_tried_again() -> None:
     with pytest.raises(RuntimeError):
         stage.machine.step(stage.execution)
     assert stage.execution.state == "Begin"
-    assert stage.run().state == "Watch"
+    stage.begin()
+    assert [event["action"] for event in stage.asked] == ["begin"]
 
 
 def test_every_task_is_retried_and_none_waits_for_ever() -> None:
