@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,9 @@ def _arguments() -> argparse.Namespace:
         help="other waits that a match is tried among",
     )
     parser.add_argument("--ready", type=int, default=100_000, help="ready jobs that a claim is tried among")
-    parser.add_argument("--jobs", type=int, default=1_000, help="of the larger run whose costs are measured")
+    parser.add_argument(
+        "--jobs", type=int, nargs="+", default=[1_000, 10_000], help="of the larger runs whose costs are measured"
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--render", action="store_true", help="only make the page and the tables of kept results anew")
     only.add_argument("--claims", action="store_true", help="only measure claims, and keep the other results")
@@ -123,12 +125,12 @@ def _with_runs(kept: dict[str, Any], asked: argparse.Namespace, console: Console
     return {**kept, "about": about, "runs": {**found, **hops}}
 
 
-def _runs(lab: Lab, jobs: int) -> dict[str, Any]:
-    """What a run of ten jobs takes and a large one, and what a payload adds to a job."""
+def _runs(lab: Lab, sizes: Sequence[int]) -> dict[str, Any]:
+    """What a run of ten jobs takes and what larger ones do, and what a payload adds to a job."""
     from benchmarks import runs
 
     runs.warm_up(lab)
-    few, paid, many = runs.run_life(lab, 10), runs.run_life(lab, 10, payloads=True), runs.run_life(lab, jobs)
+    few, paid = runs.run_life(lab, 10), runs.run_life(lab, 10, payloads=True)
     return {
         "lives": {
             str(life.jobs): {
@@ -136,7 +138,7 @@ def _runs(lab: Lab, jobs: int) -> dict[str, Any]:
                 "by_step": {name: _plain(bill) for name, bill in life.by_step.items()},
                 "by_function": {name: _plain(bill) for name, bill in life.by_function.items()},
             }
-            for life in (few, many)
+            for life in (few, *(runs.run_life(lab, jobs) for jobs in sizes))
         },
         "payload": _plain(runs.more(few.total, paid.total, few.jobs)),
     }
