@@ -202,6 +202,12 @@ class Job:
     """Whether its run holds it back, though it is ready: the run is paused, or as many others run as may."""
 
     @property
+    def place_in_run(self) -> int:
+        """Its place in the graph of the run whose job it is."""
+        assert self.workflow_place is not None
+        return self.workflow_place
+
+    @property
     def for_matcher(self) -> bool:
         """Whether anything follows from a version of the job but that it is told of."""
         waits = self.awaited or self.waits_for_others

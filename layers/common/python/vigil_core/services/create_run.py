@@ -157,7 +157,7 @@ def _run_again(ctx: Context, run: Run, places: list[int]) -> None:
         return None
 
     revived = [job for job in ctx.in_parallel(revive, places) if job is not None]
-    notes = {int(job.workflow_place or 0): note_of(job) for job in revived}
+    notes = {job.place_in_run: note_of(job) for job in revived}
     follow_run.note(ctx, run, standings_of(ctx, run), notes)
 
 

@@ -42,7 +42,7 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
     if run is None:
         return
     standings = standings_of(ctx, run)
-    by_place = {int(job.workflow_place or 0): job for job in versions}
+    by_place = {job.place_in_run: job for job in versions}
     asks = run.failure_policy == "manual" and not run.stopping
     notes = {place: note_of(job) for place, job in by_place.items()}
     note(ctx, run, standings, {p: _undecided(standings, p, its) if asks else its for p, its in notes.items()})
@@ -284,18 +284,18 @@ def _carry_out(
     jobs_released = ctx.in_parallel(judge, releases)
     turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
     _note_skipped(ctx, run, standings, turned_away)
-    return [int(job.workflow_place or 0) for job in (*jobs_skipped, *turned_away) if job is not None]
+    return [job.place_in_run for job in (*jobs_skipped, *turned_away) if job is not None]
 
 
 def _note_skipped(ctx: Context, run: Run, standings: Standings, skipped: Sequence[Job | None]) -> None:
-    note(ctx, run, standings, {int(job.workflow_place or 0): note_of(job) for job in skipped if job is not None})
+    note(ctx, run, standings, {job.place_in_run: note_of(job) for job in skipped if job is not None})
 
 
 def _judge(ctx: Context, run: Run, job: Job | None, verdict: Verdict, *, met: bool) -> Job | None:
     """What a verdict makes of a job, if it still waits; the job as it is then."""
     if job is None or not job.waits_for_run:
         return job
-    place = job.workflow_place or 0
+    place = job.place_in_run
     passed, verdict = with_condition(ctx, job, verdict) if met and job.condition else (met, verdict)
     held = bool(passed) and not _may_start(ctx, run, place)
     if held:
@@ -363,7 +363,7 @@ def _let_owners_go(ctx: Context, run: Run) -> int:
     resting = [id_at(ctx, run, owner) for owner in ctx.runs.slots(run) if standings.of(owner) == "waiting"]
     held = [job for job in ctx.jobs.find_many(run.namespace, resting).values() if job.held]
     for job in held:
-        rank, place = RANKS[job.priority], int(job.workflow_place or 0)
+        rank, place = RANKS[job.priority], job.place_in_run
         _let_go_one(ctx, run, keys.held_job(run.namespace, run.workflow_id, rank, place))
     return len(held)
 

@@ -97,7 +97,7 @@ def may_begin(ctx: Context, job: Job) -> bool:
 def hold_back(ctx: Context, run: Run, job: Job) -> None:
     """Hold back a job that nobody has begun. It is kept in mind first: whoever lets go sees it there, or its own change
     has the run looked at again."""
-    ctx.runs.hold(run.namespace, run.workflow_id, job.priority, job.workflow_place or 0)
+    ctx.runs.hold(run.namespace, run.workflow_id, job.priority, job.place_in_run)
 
     def decide(now: Job) -> Job:
         return jobs.hold_back(now, now=ctx.now(), by="supervisor") if now.status == "pending" else now
