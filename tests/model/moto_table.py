@@ -15,7 +15,6 @@ from botocore.exceptions import ClientError
 from moto.core.exceptions import JsonRESTError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.dynamodb.models import dynamodb_backends
-from moto.dynamodb.models.dynamo_type import DynamoType
 from moto.dynamodb.models.utilities import dynamo_to_dict
 from moto.dynamodb.responses import DynamoHandler
 
@@ -51,19 +50,10 @@ def everything() -> list[dict[str, Any]]:
 def _answer(operation: str, request: dict[str, Any]) -> Any:
     handler = DynamoHandler()
     handler.current_account, handler.region, handler.body = DEFAULT_ACCOUNT_ID, REGION, request
-    table = _table()
-    partitions = table.items
-    if operation == "query" and "IndexName" not in request:
-        # moto sorts the whole table for each query: let it see the partition alone.
-        pk = DynamoType(request["ExpressionAttributeValues"][":pk"])
-        table.items = {pk: partitions[pk]} if pk in partitions else {}
     try:
         result: Any = getattr(handler, operation)().result
     except JsonRESTError as error:
         raise _client_error(operation, json.loads(str(error.description))) from error
-    finally:
-        if operation == "query":
-            table.items = partitions
     return result
 
 
