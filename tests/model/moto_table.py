@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 from botocore.exceptions import ClientError
 from moto.core.exceptions import JsonRESTError
@@ -19,6 +21,7 @@ from moto.dynamodb.models.utilities import dynamo_to_dict
 from moto.dynamodb.responses import DynamoHandler
 
 from tests.support.table import TABLE_NAME
+from vigil_core import wiring
 from vigil_core.store.table import DynamoTable
 
 if TYPE_CHECKING:
@@ -40,6 +43,13 @@ def empty_table() -> DynamoTable:
     table.items.clear()
     table.stream_shard = None  # The world keeps its own record of what the stream would say.
     return DynamoTable(cast("DynamoDBClient", MotoClient()), TABLE_NAME)
+
+
+@contextmanager
+def short_way() -> Iterator[None]:
+    """Whatever is wired up while the block runs gets to its table without boto3."""
+    with mock.patch.object(wiring, "dynamodb", MotoClient):
+        yield
 
 
 def everything() -> list[dict[str, Any]]:
