@@ -109,8 +109,9 @@ e2e: venv ## Run the tests of the local stack
 	@$(PYTEST) -m "e2e and not docker and not bar"
 
 .PHONY: bars
-bars: venv ## Run the longest tests of the local stack: 2,000 jobs of 20 workers, runs of 10,000 jobs
+bars: venv ## Run the longest tests: 2,000 jobs of 20 workers, runs of 10,000 jobs, 3,000 histories
 	@$(PYTEST) -m bar --log-cli-level=WARNING
+	@VIGIL_HISTORIES=3000 $(PYTEST) -n 2 tests/model/test_histories.py
 
 .PHONY: sam-local
 sam-local: docker venv ## Run the functions in `sam local` containers (needs Docker)

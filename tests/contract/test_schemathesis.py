@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance, unsupported_method
 
 from functions.api.handler import handler
+from tests.model.moto_table import short_way
 from tests.support.api import Client, LambdaContext, deployed, event
 from vigil_core.api.routes import openapi
 
@@ -54,7 +55,7 @@ schema.app = app
 @pytest.fixture(scope="module")
 def ids() -> Iterator[dict[str, list[str]]]:
     """Jobs and waits in all their states, to put into paths."""
-    with deployed():
+    with deployed(), short_way():
         client = Client()
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
         wait_on = [{job["job_id"]: {"job_stage": "complete"}} for job in jobs]

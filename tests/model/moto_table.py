@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 from botocore.exceptions import ClientError
 from moto.core.exceptions import JsonRESTError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.dynamodb.models import dynamodb_backends
-from moto.dynamodb.models.dynamo_type import DynamoType
 from moto.dynamodb.models.utilities import dynamo_to_dict
 from moto.dynamodb.responses import DynamoHandler
 
 from tests.support.table import TABLE_NAME
+from vigil_core import wiring
 from vigil_core.store.table import DynamoTable
 
 if TYPE_CHECKING:
@@ -43,6 +45,13 @@ def empty_table() -> DynamoTable:
     return DynamoTable(cast("DynamoDBClient", MotoClient()), TABLE_NAME)
 
 
+@contextmanager
+def short_way() -> Iterator[None]:
+    """Whatever is wired up while the block runs gets to its table without boto3."""
+    with mock.patch.object(wiring, "dynamodb", MotoClient):
+        yield
+
+
 def everything() -> list[dict[str, Any]]:
     """Every row, in DynamoDB's JSON."""
     return [dynamo_to_dict(item.to_json()["Attributes"]) for item in _table().all_items()]
@@ -51,19 +60,10 @@ def everything() -> list[dict[str, Any]]:
 def _answer(operation: str, request: dict[str, Any]) -> Any:
     handler = DynamoHandler()
     handler.current_account, handler.region, handler.body = DEFAULT_ACCOUNT_ID, REGION, request
-    table = _table()
-    partitions = table.items
-    if operation == "query" and "IndexName" not in request:
-        # moto sorts the whole table for each query: let it see the partition alone.
-        pk = DynamoType(request["ExpressionAttributeValues"][":pk"])
-        table.items = {pk: partitions[pk]} if pk in partitions else {}
     try:
         result: Any = getattr(handler, operation)().result
     except JsonRESTError as error:
         raise _client_error(operation, json.loads(str(error.description))) from error
-    finally:
-        if operation == "query":
-            table.items = partitions
     return result
 
 

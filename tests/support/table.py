@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 
+from tests.support.quick_moto import be_quick
 from tests.support.template import template
 from vigil_core.store.table import DynamoTable
 
@@ -25,6 +26,7 @@ def dynamodb() -> DynamoDBClient:
 
 def create_table() -> DynamoTable:
     """As the template has it. Call it inside `mock_aws`."""
+    be_quick()
     client = dynamodb()
     properties = template()["Resources"]["Table"]["Properties"]
     wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}
