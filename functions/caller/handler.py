@@ -7,6 +7,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
+from vigil_core.runtime.tracing import ids_in, traced
 from vigil_core.services.call_target import call_target
 
 logger = Logger()
@@ -14,8 +15,6 @@ logger = Logger()
 
 def handler(event: dict[str, Any], context: object) -> None:
     """One call. Neither what is sent nor what comes back is logged."""
-    outcome = call_target(wiring.context(), wiring.outgoing(), wiring.secret_values(), event)
-    logger.info(
-        "called",
-        extra={"action": "call", "namespace": event["namespace"], "job_id": event["job_id"], "outcome": outcome},
-    )
+    with traced({"action": "call", **ids_in(event)}) as said:
+        outcome = call_target(wiring.context(), wiring.outgoing(), wiring.secret_values(), event)
+        logger.info("called", extra={**said, "outcome": outcome})

@@ -9,12 +9,13 @@ from aws_lambda_powertools import Logger
 from vigil_core import wiring
 from vigil_core.domain.jsontext import loads
 from vigil_core.runtime.lambda_context import LambdaContext
+from vigil_core.runtime.tracing import ids_in, traced
 from vigil_core.services.do_wide_work import do_wide_work
 
 logger = Logger()
 
-NAMED = ("kind", "namespace", "workflow_id", "chunks", "generation", "wait_id", "job_id", "page")
-"""What of a message stands in the log: what it is about, and no row."""
+NAMED = ("kind", "chunks", "generation", "page")
+"""What of a message stands in the log beside ids, and no row."""
 TIME_TO_STOP_MS = 30_000
 """With less than this left the work stops where it is, and its message comes again."""
 
@@ -25,8 +26,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> None:
         message = loads(record["body"])
         told = message if isinstance(message, dict) else {}
         which = {"action": "wide_work", "message_id": record["messageId"]}
-        which |= {name: told[name] for name in NAMED if name in told}
-        with wiring.queues().working_on(record["receiptHandle"]):
+        which |= ids_in(told) | {name: told[name] for name in NAMED if name in told}
+        with traced(which), wiring.queues().working_on(record["receiptHandle"]):
             try:
                 done = do_wide_work(
                     wiring.context(),

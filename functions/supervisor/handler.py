@@ -8,6 +8,7 @@ from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
 from vigil_core.domain.jsontext import loads
+from vigil_core.runtime.tracing import ids_in, ids_of, traced
 from vigil_core.services.supervise import mourn, supervise
 
 logger = Logger()
@@ -15,12 +16,16 @@ logger = Logger()
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A state's request, or EventBridge's word of an execution."""
-    if "detail" in event:
-        ended = event["detail"]
-        mourn(wiring.context(), loads(ended["input"]), ended["status"])
-        told = {"action": "mourn", "execution": ended["name"], "status": ended["status"]}
+    ended = event.get("detail")
+    if ended is not None:
+        said = {"action": "mourn", "execution": ended["name"], "status": ended["status"]}
     else:
-        supervise(wiring.context(), event)
-        told = {name: event[name] for name in ("action", "namespace", "workflow_id", "supervised")}
-    logger.info("done", extra=told)
+        said = {"action": event["action"], "supervised": event["supervised"], **ids_in(event)}
+    with traced(said):
+        if ended is not None:
+            run = mourn(wiring.context(), loads(ended["input"]), ended["status"])
+        else:
+            run = supervise(wiring.context(), event)
+        said |= {} if run is None else ids_of(run)
+        logger.info("done", extra=said)
     return {}

@@ -18,6 +18,7 @@ from vigil_core.api.wire import NoQuery, Nothing, Shown
 from vigil_core.domain.jsontext import dumps
 from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.runtime.logging import logger
+from vigil_core.runtime.tracing import traced
 
 LARGE_CHARS = 500_000
 """Longer answers travel to API Gateway as Base64, which clients do not see: Lambda's 6 MB are counted as JSON in ASCII,
@@ -44,7 +45,7 @@ class HttpApi:
         request = Request.of(event, context, self._services.context.now())
         said: dict[str, Any] = {"action": "nothing_here"}
         self._resolver.context.update(request=request, said=said)
-        with logger.append_context_keys(request_id=request.request_id):
+        with traced(said), logger.append_context_keys(request_id=request.request_id):
             # API Gateway has decoded the path, but for %25; the resolver finds no route for all that a name may have.
             path = quote(request.path, safe="/%", errors="replace")
             answered = self._resolver.resolve({**event, "rawPath": path}, context)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.lifecycle import JobStatus
+from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.change_job import NO_LONGER_OURS, cancel, change
 from vigil_core.services.context import Context, WideWork
 
@@ -160,7 +161,7 @@ def _hand_to_pager(ctx: Context, batch: Job, *, stop: bool) -> None:
 
 
 def _queue(ctx: Context, batch: Job, messages: Iterable[tuple[str, Mapping[str, JsonValue]]]) -> None:
-    its = {"namespace": batch.namespace, "job_id": batch.job_id, "attempt": batch.attempt}
+    its = {**ids_of(batch), "attempt": batch.attempt}
     ctx.queues.wide_work(
         [WideWork(group=f"{batch.job_id}#{part}", body=dumps({**message, **its})) for part, message in messages]
     )

@@ -32,6 +32,7 @@ from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, loads
 from vigil_core.services.change_job import change
 from vigil_core.services.context import Context
+from vigil_core.services.log_fates import log_judged
 from vigil_core.store.jobs import Bodies
 
 MAX_RESULT_BYTES = 256 * 1024
@@ -210,7 +211,8 @@ def _judge(ctx: Context, job: Job, tally: Tally) -> None:
         return jobs.judged(now, verdict, met=held, passed=passed, now=ctx.now(), by="matcher")
 
     with suppress(JobNotFound):
-        change(ctx, job.namespace, job.job_id, decide)
+        judged = change(ctx, job.namespace, job.job_id, decide)
+        log_judged([] if judged.waits_for_others else [judged])
 
 
 def with_condition(ctx: Context, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:

@@ -15,6 +15,8 @@ from vigil_core.domain.executors import ExecutorBusy, ExecutorRefused, LambdaTar
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, dumps, loads
 from vigil_core.domain.times import to_text
+from vigil_core.runtime.logging import logger
+from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.change_job import ATTEMPTS, NO_LONGER_OURS, complete, fail, put_off
 from vigil_core.services.context import Context
 from vigil_core.services.depend import inputs_of, told_of
@@ -44,9 +46,18 @@ def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
         return False
     if ctx.job_queues.is_paused(namespace, job.queue) or not may_begin(ctx, job):
         return False
+    with traced({"action": "dispatch", **ids_of(job), "job": job.name, "executor": job.executor}) as said:
+        came = _set_going(ctx, job, by)
+        logger.info(came, extra=said)
+    return True
+
+
+def _set_going(ctx: Context, job: Job, by: str) -> str:
+    """What came of it, in a word for the log."""
     if job.executor == "join" or job.target_ref is None:
         _join(ctx, job, by)
-        return True
+        return "joined"
+    namespace, job_id = job.namespace, job.job_id
     target = LambdaTarget.of(ctx.job_types.target(namespace, job.target_ref)) if job.executor == "lambda" else None
     now, length_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
     lease = Lease(
@@ -59,18 +70,20 @@ def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
     ctx.jobs.save(job, running)
     try:
         if target is None:
-            ctx.executors.call(dumps({"namespace": namespace, "job_id": job_id, "lease_token": lease.token}))
+            ctx.executors.call(dumps({**ids_of(job), "lease_token": lease.token}))
         else:
             ctx.executors.invoke(target.function, _event(ctx, running, lease))
     except ExecutorRefused as refusal:
         error = JobError(code=refusal.code, message=refusal.message)
         with suppress(*NO_LONGER_OURS):
             fail(ctx, namespace, job_id, error, by=by, retryable=False, lease_token=lease.token)
+        return "refused"
     except ExecutorBusy:
         # It may have been handed over all the same: whoever got it then finds that the lease is gone.
         with suppress(*NO_LONGER_OURS):
             put_off(ctx, namespace, job_id, ctx.now() + BUSY_PAUSE, by=by, lease_token=lease.token)
-    return True
+        return "put_off"
+    return "dispatched"
 
 
 def _join(ctx: Context, job: Job, by: str) -> None:

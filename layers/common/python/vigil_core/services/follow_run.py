@@ -18,14 +18,16 @@ from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.standings import Note, Standings, decided, follow_up, is_failure, losers, note_of
 from vigil_core.domain.workflows import Run
+from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.change_job import NO_LONGER_OURS, cancel, change
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.depend import with_condition
+from vigil_core.services.log_fates import log_fate, log_judged
 from vigil_core.services.runs import change_run, id_at, standings_of
 from vigil_core.services.take_holds import claims_at_release
 from vigil_core.store import keys
 from vigil_core.store.jobs import RANKS
-from vigil_core.store.runs import listening_of, run_from_row
+from vigil_core.store.runs import Listening, listening_of, run_from_row
 from vigil_core.store.table import Row
 
 NARROW = 200
@@ -39,8 +41,13 @@ BY = "matcher"
 def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequence[Job]) -> None:
     """What follows from these versions of jobs of a run, the newest of each. Can be repeated."""
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None:
-        return
+    if run is not None:
+        about = ids_of(versions[0]) if len(versions) == 1 else ids_of(run)
+        with traced({"action": "follow_jobs", **about}):
+            _follow_jobs(ctx, run, versions)
+
+
+def _follow_jobs(ctx: Context, run: Run, versions: Sequence[Job]) -> None:
     standings = standings_of(ctx, run)
     by_place = {job.place_in_run: job for job in versions}
     asks = run.failure_policy == "manual" and not run.stopping
@@ -50,7 +57,7 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
     by_place = {place: job for place, job in by_place.items() if _is_newest(standings, place, job)}
     if run.status == "pending":
         # It may have begun since it was read, and whoever began it have looked before this was noted.
-        run = ctx.runs.find(namespace, workflow_id) or run
+        run = ctx.runs.find(run.namespace, run.workflow_id) or run
     if run.ended or not run.sealed:
         return
     ended = [place for place, job in by_place.items() if job.ended]
@@ -70,8 +77,12 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
 
 def follow_run(ctx: Context, row: Row, before: Row | None) -> None:
     """What follows from a change of a run's own row: its supervisor is woken, its jobs start. Can be repeated."""
-    listening = listening_of(row)
     run = run_from_row(row)
+    with traced({"action": "follow_run", **ids_of(run)}):
+        _follow_run(ctx, run, listening_of(row), before)
+
+
+def _follow_run(ctx: Context, run: Run, listening: Listening | None, before: Row | None) -> None:
     if listening is not None and run.facts > listening.seen and not run.ended:
         ctx.supervisors.wake(listening.token)
     if run.status != "running" or (before is not None and before["status"] == "running"):
@@ -124,7 +135,7 @@ def let_go(ctx: Context, run: Run) -> None:
     """Let jobs start that were held back, as many as may run at once. What is wide is the pager's."""
     if let_some_go(ctx, run, lambda done: done < NARROW):
         return
-    body: dict[str, JsonValue] = {"kind": "run_held", "namespace": run.namespace, "workflow_id": run.workflow_id}
+    body: dict[str, JsonValue] = {"kind": "run_held", **ids_of(run)}
     ctx.queues.wide_work([WideWork(group=f"{run.workflow_id}#held", body=dumps({**body, "at": ctx.now().isoformat()}))])
 
 
@@ -136,6 +147,14 @@ def let_held_go(ctx: Context, message: Mapping[str, JsonValue], *, still_time: C
 
 def let_some_go(ctx: Context, run: Run, more: Callable[[int], bool]) -> bool:
     """Let held jobs go in their order, one after another; whether that was all that can be done now."""
+    freed: list[Job] = []
+    try:
+        return _let_some_go(ctx, run, more, freed)
+    finally:
+        log_fate("let_go", freed)
+
+
+def _let_some_go(ctx: Context, run: Run, more: Callable[[int], bool], freed: list[Job]) -> bool:
     done = 0
     while more(done):
         if not (ctx.runs.find(run.namespace, run.workflow_id) or run).hands_out:
@@ -143,9 +162,9 @@ def let_some_go(ctx: Context, run: Run, more: Callable[[int], bool]) -> bool:
         held = ctx.runs.held(run, HELD_AT_ONCE)
         gone = 0
         for key in held:
-            outcome = _let_go_one(ctx, run, key)
+            outcome = _let_go_one(ctx, run, key, freed)
             if outcome is None:
-                gone += _let_owners_go(ctx, run)
+                gone += _let_owners_go(ctx, run, freed)
                 break
             gone += outcome
         done += gone
@@ -189,11 +208,7 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
 def hand_out_chunks(ctx: Context, run: Run, kind: str, numbers: Iterable[int], *, at_once: int = 1) -> None:
     """Have the pager do something with each of these chunks, so many a message, side by side."""
     listed = sorted(numbers)
-    its: dict[str, JsonValue] = {
-        "namespace": run.namespace,
-        "workflow_id": run.workflow_id,
-        "generation": run.generation,
-    }
+    its: dict[str, JsonValue] = {**ids_of(run), "generation": run.generation}
     ctx.queues.wide_work(
         [
             WideWork(
@@ -282,6 +297,9 @@ def _carry_out(
     jobs_skipped = ctx.in_parallel(judge, skips)
     _note_skipped(ctx, run, standings, jobs_skipped)
     jobs_released = ctx.in_parallel(judge, releases)
+    waited = {job_id for job_id, job in found.items() if job.waits_for_run}
+    judged = [job for job in (*jobs_skipped, *jobs_released) if job is not None and not job.waits_for_run]
+    log_judged([job for job in judged if job.job_id in waited])
     turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
     _note_skipped(ctx, run, standings, turned_away)
     return [job.place_in_run for job in (*jobs_skipped, *turned_away) if job is not None]
@@ -334,8 +352,9 @@ def _may_start(ctx: Context, run: Run, place: int) -> bool:
     return run.hands_out and (run.max_concurrency is None or ctx.runs.take_slot(run, place))
 
 
-def _let_go_one(ctx: Context, run: Run, key: keys.Key) -> bool | None:
-    """Let a held job go; False when there is nothing to do about it, None when no more may run."""
+def _let_go_one(ctx: Context, run: Run, key: keys.Key, freed: list[Job]) -> bool | None:
+    """Let a held job go, and add it to `freed`; False when there is nothing to do about it, None when no more may
+    run."""
     place = keys.held_place(key.sk)
     job = ctx.jobs.find(run.namespace, id_at(ctx, run, place))
     if job is not None and job.waits_for_run:
@@ -349,7 +368,8 @@ def _let_go_one(ctx: Context, run: Run, key: keys.Key) -> bool | None:
 
         with suppress(JobNotFound):
             try:
-                change(ctx, job.namespace, job.job_id, decide, claims=lambda now: claims_at_release(ctx, now))
+                now = change(ctx, job.namespace, job.job_id, decide, claims=lambda now: claims_at_release(ctx, now))
+                freed.append(now)
             except JobCreationFailed as error:
                 why = JobError(code=error.code, message=error.message)
                 _refuse_held(ctx, job, why)
@@ -357,14 +377,14 @@ def _let_go_one(ctx: Context, run: Run, key: keys.Key) -> bool | None:
     return True
 
 
-def _let_owners_go(ctx: Context, run: Run) -> int:
+def _let_owners_go(ctx: Context, run: Run, freed: list[Job]) -> int:
     """Let jobs go that were held back after they had got their place: who is before them would wait for it for ever."""
     standings = standings_of(ctx, run)
     resting = [id_at(ctx, run, owner) for owner in ctx.runs.slots(run) if standings.of(owner) == "waiting"]
     held = [job for job in ctx.jobs.find_many(run.namespace, resting).values() if job.held]
     for job in held:
-        rank, place = RANKS[job.priority], job.place_in_run
-        _let_go_one(ctx, run, keys.held_job(run.namespace, run.workflow_id, rank, place))
+        key = keys.held_job(run.namespace, run.workflow_id, RANKS[job.priority], job.place_in_run)
+        _let_go_one(ctx, run, key, freed)
     return len(held)
 
 
@@ -374,7 +394,7 @@ def _refuse_held(ctx: Context, job: Job, why: JobError) -> None:
             return now
         return jobs.refused(now, now.verdict, why, now=ctx.now(), by=BY)
 
-    change(ctx, job.namespace, job.job_id, decide)
+    log_fate("failed", [change(ctx, job.namespace, job.job_id, decide)])
 
 
 def _retake_slot(ctx: Context, run: Run, place: int) -> bool:

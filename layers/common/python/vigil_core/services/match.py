@@ -12,6 +12,7 @@ from vigil_core.domain.dependencies import Dependent
 from vigil_core.domain.jobs import Job
 from vigil_core.domain.jsontext import JsonValue, dumps
 from vigil_core.domain.waits import Interest, Outcome, counts_for
+from vigil_core.runtime.tracing import ids_of
 from vigil_core.services import batch
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.depend import heard, watch
@@ -266,7 +267,8 @@ def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
             "" if job is None else dumps({name: value for name, value in job_to_row(job).items() if value is not None})
         )
         if rows and (job is None or sum(map(len, rows)) + len(row) > MESSAGE_BYTES):
-            body = f'{{"kind":"match","at":{dumps(ctx.clock().isoformat())},"rows":[{",".join(rows)}]}}'
+            told = dumps({"kind": "match", **ids_of(first), "at": ctx.clock().isoformat()})
+            body = f'{told[:-1]},"rows":[{",".join(rows)}]}}'
             ctx.queues.wide_work([WideWork(group=f"{first.namespace}#{first.job_id}", body=body)])
             rows = []
         rows.append(row)

@@ -23,6 +23,7 @@ from vigil_core.domain.workflows import DecisionAction, Run
 from vigil_core.services.change_job import ATTEMPTS, change
 from vigil_core.services.context import Context
 from vigil_core.services.hold import hold
+from vigil_core.services.log_fates import log_fate
 from vigil_core.store import keys
 from vigil_core.store.runs import Decision
 
@@ -103,7 +104,8 @@ def hold_back(ctx: Context, run: Run, job: Job) -> None:
         return jobs.hold_back(now, now=ctx.now(), by="supervisor") if now.status == "pending" else now
 
     with suppress(JobNotFound, InvalidTransition):
-        change(ctx, job.namespace, job.job_id, decide)
+        held = change(ctx, job.namespace, job.job_id, decide)
+        log_fate("held", [held] if held.held else [])
 
 
 def require_may_begin(ctx: Context, job: Job) -> None:

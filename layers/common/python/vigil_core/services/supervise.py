@@ -26,12 +26,12 @@ from vigil_core.store.runs import Decision
 BY = "supervisor"
 
 
-def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> None:
-    """Do what one state of the supervisor asks for."""
+def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> Run | None:
+    """Do what one state of the supervisor asks for; the run as it was before, if there is one."""
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.supervised != event["supervised"]:
-        return
+        return run
     match event["action"]:
         case "begin":
             change_run(ctx, namespace, workflow_id, lambda now: workflows.begin(now, now=ctx.now()))
@@ -45,6 +45,7 @@ def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> None:
             replace_supervisor(ctx, run)
         case action:
             raise ValueError(f"a state of the supervisor asks for an unknown action {action!r}")
+    return run
 
 
 def cancel_the_rest(ctx: Context, run: Run) -> None:
@@ -117,14 +118,14 @@ def replace_supervisor(ctx: Context, run: Run) -> None:
     start_supervisor(ctx, change_run(ctx, run.namespace, run.workflow_id, decide))
 
 
-def mourn(ctx: Context, event: JsonValue, status: str) -> None:
+def mourn(ctx: Context, event: JsonValue, status: str) -> Run | None:
     """The execution that was started with this event has ended without having ended its run. One that somebody stopped
-    by hand was meant to stop the run."""
+    by hand was meant to stop the run. Returns the run as it was before, if there is one."""
     assert isinstance(event, Mapping)
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.ended or run.supervised != event["supervised"]:
-        return
+        return run
     if status == "ABORTED":
         why = "its execution was stopped"
         change_run(
@@ -134,6 +135,7 @@ def mourn(ctx: Context, event: JsonValue, status: str) -> None:
             lambda now: now if now.ended else workflows.request_cancel(now, now=ctx.now(), by=BY, why=why),
         )
     replace_supervisor(ctx, run)
+    return run
 
 
 def _failed_job(ctx: Context, run: Run, standings: Standings) -> tuple[str, JobError | None] | None:

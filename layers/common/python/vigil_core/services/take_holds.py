@@ -10,6 +10,7 @@ from vigil_core.domain import jobs
 from vigil_core.domain.errors import JobCreationFailed, StoreConflict
 from vigil_core.domain.jobs import Job, NewJob
 from vigil_core.services.context import Context
+from vigil_core.services.log_fates import log_fate
 from vigil_core.store.holds import Hold, HoldClaim, contested_claim
 from vigil_core.store.keys import HoldKind
 
@@ -104,13 +105,13 @@ def hand_over(ctx: Context, namespace: str, name: str, *, by: str) -> None:
             ctx.holds.leave_line(namespace, name, first)
             continue
         try:
-            ctx.jobs.save(
-                job, jobs.let_in(job, now=ctx.now(), by=by), [contested_claim(namespace, hold, now=ctx.now())]
-            )
+            let_in = jobs.let_in(job, now=ctx.now(), by=by)
+            ctx.jobs.save(job, let_in, [contested_claim(namespace, hold, now=ctx.now())])
         except StoreConflict:
             ctx.sleep(0.01 * conflicts)
             conflicts += 1
             continue
+        log_fate("let_in", [let_in])
         return
     raise StoreConflict(f"Mutex {name!r} is wanted by too many at once: try again")
 

@@ -1,0 +1,80 @@
+"""What a piece of work is about, for the log and for X-Ray: the ids by which both are searched.
+
+Lambda makes a segment of each invocation that X-Ray samples. Here each piece of work adds a subsegment to it, with the
+ids as annotations, written as the daemon takes it:
+https://docs.aws.amazon.com/xray/latest/devguide/xray-api-sendingdata.html#xray-api-daemon
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
+
+from vigil_core.domain.jobs import Job
+from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.workflows import Run
+
+IDS = ("namespace", "workflow_id", "job_id", "wait_id", "trace_id", "correlation_id")
+"""`trace_id` and `correlation_id` are the user's own; X-Ray's trace has an id besides."""
+DAEMON_HEADER = b'{"format": "json", "version": 1}\n'
+MAX_VALUE_CHARS = 1_000
+"""Of an annotation: https://docs.aws.amazon.com/xray/latest/devguide/xray-sdk-python-segment.html"""
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and halves of surrogate pairs, which no UTF-8 has."""
+
+
+def ids_in(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids that something names."""
+    return {name: said[name] for name in IDS if said.get(name) is not None}
+
+
+def ids_of(which: Job | Run) -> dict[str, str]:
+    """The ids of a job or a run."""
+    return ids_in(vars(which))
+
+
+@contextmanager
+def traced(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A piece of work: `said` is its `action` and what it is about, as the log has it, complete when it is over.
+
+    Fails nothing and waits for nothing; does nothing where Lambda has no trace of this invocation.
+    """
+    began = time.time()
+    try:
+        yield said
+    finally:
+        with suppress(Exception):
+            _tell_daemon(said, began)
+
+
+def _tell_daemon(said: Mapping[str, Any], began: float) -> None:
+    trace = dict(part.partition("=")[::2] for part in os.environ.get("_X_AMZN_TRACE_ID", "").split(";"))
+    host, _, port = os.environ.get("AWS_XRAY_DAEMON_ADDRESS", "").rpartition(":")
+    if trace.get("Sampled") != "1" or not host:
+        return
+    subsegment = {
+        "type": "subsegment",
+        "name": said["action"],
+        "id": os.urandom(8).hex(),
+        "trace_id": trace["Root"],
+        "parent_id": trace["Parent"],
+        "start_time": began,
+        "end_time": time.time(),
+        "annotations": {name: _UNFIT.sub("?", str(value))[:MAX_VALUE_CHARS] for name, value in ids_in(said).items()},
+    }
+    socket.inet_aton(host)  # Of a name somebody would have to be asked, and waited for.
+    _socket().sendto(DAEMON_HEADER + dumps(subsegment).encode(), (host, int(port)))
+
+
+@cache
+def _socket() -> socket.socket:
+    """Never waits: what there is no room for is lost."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    return made

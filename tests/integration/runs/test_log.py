@@ -1,0 +1,177 @@
+"""What the log says of jobs that waited: each decision, with its ids and its reason, and nothing that is secret."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from moto import mock_aws
+
+from tests.model.moto_table import empty_table
+from tests.support.runs import RunWorld
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.runtime.logging import logger
+from vigil_core.services import change_job, runs
+
+OURS = {"trace_id": "t", "correlation_id": "daily-report-001"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def aws() -> Iterator[None]:
+    with mock_aws():
+        create_table()
+        yield
+
+
+@pytest.fixture
+def world() -> RunWorld:
+    return RunWorld(empty_table())
+
+
+class Log:
+    """What was logged since it was last read."""
+
+    def __init__(self, stream: StringIO) -> None:
+        self._stream = stream
+
+    def text(self) -> str:
+        text = self._stream.getvalue()
+        self._stream.seek(0)
+        self._stream.truncate()
+        return text
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Of what was decided, without what every line has."""
+        lines = [json.loads(line) for line in self.text().splitlines()]
+        assert {line["level"] for line in lines} <= {"INFO"}
+        own = {"level", "location", "timestamp", "service", "message", "action"}
+        return [
+            {"said": line["message"], **{name: value for name, value in line.items() if name not in own}}
+            for line in lines
+            if line["action"] == "decide"
+        ]
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    said = StringIO()
+    monkeypatch.setattr(logger.registered_handler, "stream", said)
+    return Log(said)
+
+
+def test_a_release_and_a_skip_have_a_line_each_with_ids_and_reason(world: RunWorld, log: Log) -> None:
+    run = world.run(
+        {"name": "a", "payload": "classified", "fields": {"f": "classified"}},
+        {"name": "b", "depends_on": ["a"], "trace_id": "own"},
+        {"name": "c", "depends_on": ["a"], "condition": "a.result.rows > `5`"},
+        {"name": "d", "depends_on": ["c"]},
+        **OURS,
+    )
+    world.settle()
+
+    def line(said: str, name: str, reason: str, **other: str) -> dict[str, Any]:
+        ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, name), **OURS}
+        return {"said": said, **ids, "job": name, "reason": reason, **other}
+
+    assert log.lines() == [line("released", "a", "it depends on no other job")]
+    assert world.work({"a": {"rows": 3, "key": "classified"}}) == ["a", "b"]
+    said = log.text()
+    assert "classified" not in said
+    lines = [json.loads(text) for text in said.splitlines()]
+    wanted = [
+        line("released", "b", "all_success holds: of 1 dependencies 1 success", trace_id="own"),
+        line("skipped", "c", "the condition is false"),
+        line("skipped", "d", "all_success can no longer hold: of 1 dependencies 1 skipped"),
+    ]
+    found = [{name: each.get(name) for name in wanted[0] if name != "said"} for each in lines]
+    assert sorted(found, key=str) == sorted(
+        [{k: v for k, v in each.items() if k != "said"} for each in wanted], key=str
+    )
+    assert [each["message"] for each in lines].count("skipped") == 2
+
+
+def test_what_comes_again_says_nothing_again(world: RunWorld, log: Log) -> None:
+    world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["a"]})
+    assert world.work({"a": Exception("NO")}) == ["a"]
+    assert log.lines()
+    world.table.records = list(world.carried)
+    world.settle()
+    assert log.lines() == []
+
+
+def test_why_a_condition_could_not_be_evaluated_is_not_for_the_log(world: RunWorld, log: Log) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"], "condition": "abs(a.result.key) > `0`"})
+    world.work({"a": {"key": "classified"}})
+    assert "classified" in str(world.at(run, "b").verdict)
+    said = log.text()
+    assert "classified" not in said
+    (failed,) = [line for line in map(json.loads, said.splitlines()) if line["message"] == "failed"]
+    assert (failed["job"], failed["reason"]) == ("b", "CONDITION_FAILED")
+
+
+def test_many_of_one_fate_share_a_line(world: RunWorld, log: Log) -> None:
+    total = 150
+    chain = [{"name": f"n{n}", "depends_on": [f"n{n - 1}"] if n else []} for n in range(total)]
+    run = world.run(*chain, failure_policy="continue_on_failure", **OURS)
+    world.settle()
+    log.text()
+    assert world.work({"n0": Exception("NO")}) == ["n0"]
+    assert world.at(run, f"n{total - 1}").status == "skipped"
+    (line,) = log.lines()
+    assert line == {
+        "said": "skipped", "namespace": NAMESPACE, "workflow_id": run, **OURS, "jobs": total - 1,
+        "first": ["n1", "n2", "n3", "n4", "n5"],
+        "reason": "all_success can no longer hold: of 1 dependencies 1 failed",
+    }  # fmt: skip
+
+
+def test_who_is_held_back_and_let_go(world: RunWorld, log: Log) -> None:
+    run = world.run({"name": "a"}, {"name": "b"}, max_concurrency=1)
+    world.settle()
+    first, second = ("a", "b") if world.at(run, "b").held else ("b", "a")
+    assert {(line["said"], line["job"]) for line in log.lines()} == {("released", first), ("held", second)}
+    assert world.work() == [first, second]
+    (line,) = log.lines()
+    assert (line["said"], line["job"], line["reason"]) == ("let_go", second, "workflow")
+
+
+def test_a_job_that_a_paused_run_holds_back(world: RunWorld, log: Log) -> None:
+    run = world.run({"name": "a"})
+    world.settle()
+    runs.pause(world.ctx, NAMESPACE, run, by=KEY)
+    log.text()
+    for _ in range(2):
+        assert world.claim() is None
+    (line,) = log.lines()
+    assert (line["said"], line["job"], line["job_id"]) == ("held", "a", world.id_of(run, "a"))
+    world.settle()
+    runs.resume(world.ctx, NAMESPACE, run, by=KEY)
+    assert world.work() == ["a"]
+    assert [line["said"] for line in log.lines()] == ["let_go"]
+
+
+def test_a_mutex_that_is_handed_over(world: RunWorld, log: Log) -> None:
+    mutex = {"key": "box", "on_conflict": "queue"}
+    world.run({"name": "a", "mutex": mutex}, {"name": "b", "mutex": mutex})
+    first, second = world.work()
+    told = [(line["said"], line["job"], line["reason"]) for line in log.lines()]
+    alone = "it depends on no other job"
+    assert told == [("released", first, alone), ("lined_up", second, alone), ("let_in", second, "mutex")]
+
+
+def test_a_job_that_waits_for_others_without_a_run(world: RunWorld, log: Log) -> None:
+    other = world.job()
+    job_id = world.job(depends_on=(other,), name="report", correlation_id="daily-report-001")
+    world.settle()
+    assert log.lines() == []
+    world.fail(world.do(change_job.start, other).job_id)
+    world.settle()
+    (line,) = log.lines()
+    assert line == {
+        "said": "skipped", "namespace": NAMESPACE, "job_id": job_id, "correlation_id": "daily-report-001",
+        "job": "report", "reason": "all_success can no longer hold: of 1 dependencies 1 failed",
+    }  # fmt: skip

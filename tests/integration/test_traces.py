@@ -1,0 +1,195 @@
+"""What the functions tell X-Ray of requests, jobs and runs: subsegments that are found by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from functions.caller import handler as caller
+from functions.pager import handler as pager
+from functions.supervisor import handler as supervisor
+from tests.support.api import Client, LambdaContext, deployed
+from tests.support.daemon import Daemon
+from tests.support.events import sample
+from tests.support.runs import RunWorld
+from tests.support.world import NAMESPACE, KeptHandovers, KeptMessages
+from vigil_core import wiring
+from vigil_core.domain.job_types import JobType
+from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.services.dispatch import dispatch
+from vigil_core.services.follow_run import hand_out_chunks
+from vigil_core.services.runs import find_run
+from vigil_core.store.table import DynamoTable
+
+CONTEXT: Any = LambdaContext()
+OURS = {"trace_id": "1-67890abc-fedcba9876543210fedcba98", "correlation_id": "daily-report-001"}
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    daemon = Daemon(monkeypatch)
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    with deployed():
+        yield Client()
+
+
+@pytest.fixture
+def world(table: DynamoTable) -> RunWorld:
+    return RunWorld(table)
+
+
+def told(sent: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    return sent["name"], sent["annotations"]
+
+
+# The API
+
+
+def test_a_request_that_creates_or_reads_a_job(daemon: Daemon, client: Client) -> None:
+    job = client.post("/v1/jobs", {"job_type": "t", "payload": "classified", **OURS}).ok(202)
+    ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
+    assert told(sent := daemon.take()) == ("create_job", ids)
+    assert "classified" not in str(sent)
+    client.get(f"/v1/jobs/{job['job_id']}").ok()
+    assert told(daemon.take()) == ("get_job", ids)
+    client.get(f"/v1/jobs/{job['job_id']}/status").ok()
+    assert told(daemon.take()) == ("get_job_status", {"namespace": "demo", "job_id": job["job_id"]})
+
+
+def test_a_request_that_creates_or_reads_a_run(daemon: Daemon, client: Client) -> None:
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
+    ids = {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS}
+    assert told(daemon.take()) == ("create_workflow", ids)
+    client.get(f"/v1/workflows/{run['workflow_id']}").ok()
+    assert told(daemon.take()) == ("get_workflow", ids)
+
+
+def test_a_request_that_is_refused(daemon: Daemon, client: Client) -> None:
+    client.get("/v1/jobs/" + "%F0%9F%98%80%0A" * 1_000).problem(404, "JOB_NOT_FOUND")
+    assert told(daemon.take()) == ("get_job", {"namespace": "demo", "job_id": "\U0001f600?" * 500})
+    client.get("/v1/nothing").problem(404, "NOT_FOUND")
+    assert told(daemon.take()) == ("nothing_here", {})
+
+
+def test_of_a_request_that_is_not_sampled_nothing_is_told(daemon: Daemon, client: Client) -> None:
+    daemon.trace(sampled=False)
+    client.post("/v1/jobs", {"job_type": "t", **OURS}).ok(202)
+    assert daemon.take_all() == []
+
+
+def test_without_a_daemon_requests_are_answered(
+    daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", "127.0.0.1:1")
+    for _ in range(3):
+        client.post("/v1/jobs", {"job_type": "t", **OURS}).ok(202)
+
+
+# The matcher
+
+
+def test_a_batch_of_the_matcher_over_a_run(daemon: Daemon, world: RunWorld) -> None:
+    jobs: list[dict[str, Any]] = [
+        {"name": "a", "priority": "high"},
+        {"name": "b"},
+        {"name": "c", "depends_on": ["a"], "trace_id": "own"},
+    ]
+    run = world.run(*jobs, **OURS)
+    ids = {"namespace": NAMESPACE, "workflow_id": run, **OURS}
+    world.machine.run()
+    world.carry_stream()
+    assert told(daemon.take()) == ("follow_run", ids)
+
+    def followed() -> list[dict[str, str]]:
+        """What the next batch of the stream follows jobs of."""
+        world.carry_stream()
+        return [about for name, about in map(told, daemon.take_all()) if name == "follow_jobs"]
+
+    assert followed() == [ids], "two jobs at once are ready"
+    world.settle()
+    daemon.take_all()
+    first = world.claim()
+    assert first is not None
+    assert followed() == [{**ids, "job_id": first.job_id}]
+    world.finish(first)
+    assert followed() == [{**ids, "job_id": first.job_id}]
+    assert followed() == [{**ids, "job_id": world.id_of(run, "c"), "trace_id": "own"}]
+
+
+def test_a_batch_of_the_matcher_that_is_not_sampled(daemon: Daemon, world: RunWorld) -> None:
+    daemon.trace(sampled=False)
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, **OURS)
+    assert world.work() == ["a", "b"]
+    assert world.found(run).status == "completed"
+    assert daemon.take_all() == []
+
+
+def test_a_job_that_is_dispatched(daemon: Daemon, world: RunWorld) -> None:
+    run = world.run({"name": "join", "executor": "join"}, **OURS)
+    world.settle()
+    sent = [told(each) for each in daemon.take_all()]
+    ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, "join"), **OURS}
+    assert sent.count(("dispatch", ids)) == 1
+
+
+# The other functions that work on runs and jobs
+
+
+def test_the_supervisor(daemon: Daemon, client: Client) -> None:
+    begin = sample("supervisor_begin")
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
+    daemon.take_all()
+    ids = {"namespace": "demo", "workflow_id": run["workflow_id"]}
+    supervisor.handler({**begin, **ids}, None)
+    assert told(daemon.take()) == ("begin", {**ids, **OURS})
+    stopped = sample("supervisor_stopped")
+    stopped["detail"]["input"] = dumps({**loads(stopped["detail"]["input"]), **ids})  # type: ignore[dict-item]
+    supervisor.handler(stopped, None)
+    assert told(daemon.take()) == ("mourn", {**ids, **OURS})
+
+
+def test_the_pager(daemon: Daemon, client: Client) -> None:
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
+    daemon.take_all()
+    kept = KeptMessages()
+    hand_out_chunks(replace(wiring.context(), queues=kept), of_id(run["workflow_id"]), "run_settle", [0])
+    pager.handler(messages([work.body for work in kept.wide]), CONTEXT)
+    assert told(daemon.take()) == ("wide_work", {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS})
+
+
+def test_the_caller(daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRETS_PREFIX", "vigil")
+    now, handed_over = wiring.now(), KeptHandovers()
+    context = replace(wiring.context(), executors=handed_over)
+    job_type = JobType(
+        namespace="demo", name="call", executor="http", queue="default", stages=("submit", "complete"), defaults={},
+        payload_schema=None, description=None, created_at=now, updated_at=now, target={"url": "https://127.0.0.1/"},
+    )  # fmt: skip
+    context.job_types.keep_target(job_type)
+    context.job_types.save(None, job_type)
+    job = client.post("/v1/jobs", {"job_type": "call", **OURS}).ok(202)
+    ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
+    daemon.take_all()
+    assert dispatch(context, "demo", job["job_id"], by="matcher")
+    assert told(daemon.take()) == ("dispatch", ids)
+    (event,) = handed_over.calls
+    caller.handler(event, None)
+    assert told(daemon.take()) == ("call", ids)
+
+
+def of_id(workflow_id: str) -> Any:
+    return find_run(wiring.context(), "demo", workflow_id)
+
+
+def messages(bodies: Sequence[str]) -> dict[str, Any]:
+    """An event of the pager."""
+    (record,) = sample("pager_register")["Records"]
+    return {"Records": [{**record, "body": body} for body in bodies]}
