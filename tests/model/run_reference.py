@@ -1,305 +1,133 @@
-"""What becomes of a run, worked out the plain way: one job after another, from what the outer world did, in its order.
-
-Where the order in which Vigil hears of things decides, `exact` is false, and `unjustified` says what is allowed.
-"""
+"""What becomes of a run, worked out the plain way: in virtual time, one thing after another. docs/workflows.md has the
+rules by which it goes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from types import SimpleNamespace
+from typing import Any
 
-Event: TypeAlias = tuple[str, ...]
-"""("claimed", job), ("ran", job, "asked" | "") for an attempt's end, ("due", job), ("cancelled", job) by hand, at
-once, ("forced", job) when one that ran did not end as it was asked to, ("stop", why), ("decided", job, action),
-("retried", job or "")."""
-PREDICATES: Mapping[str, Callable[[Sequence[str]], bool]] = {
-    "all_success": lambda ends: set(ends) <= {"success"},
-    "all_done": bool,  # It waits for them all: there are some.
-    "all_failed": lambda ends: set(ends) <= {"failed", "cancelled"},
-    "one_success": lambda ends: "success" in ends,
-    "one_failed": lambda ends: "failed" in ends or "cancelled" in ends,
-    "one_done": lambda ends: bool(set(ends) - {"skipped"}),
-    "none_failed": lambda ends: not set(ends) & {"failed", "cancelled"},
-    "none_failed_min_one_success": lambda ends: not set(ends) & {"failed", "cancelled"} and "success" in ends,
-    "none_skipped": lambda ends: "skipped" not in ends,
-}
+from tests.model.rules import decided
+from tests.model.run_plans import Life, Plan, nth
+
 BAD = {"failed", "cancelled"}
+ENDS = {"stop": ("cancelled", None), "deadline": ("failed", "TIMED_OUT"), "abort": ("failed", "ABORTED")}
+NEW = {"status": "waiting", "end": None, "result": None, "lost": False, "asked": False, "next": ""}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A job, and how its attempts go: a number is a result, None an error; whatever is not planned goes well."""
-
-    name: str
-    after: Sequence[str] = ()
-    rule: str = "all_success"
-    condition: Literal["true", "false", "broken"] | tuple[str, int] | None = None
-    attempts: int = 1
-    fallback: int | None = None
-    join: bool = False
-    race: bool = False
-    delayed: bool = False
-    outcomes: Sequence[int | None] = ()
-
-    def outcome(self, number: int) -> int | None:
-        """What comes of its nth attempt, from 0 on."""
-        return self.outcomes[number] if number < len(self.outcomes) else number
-
-
-def verdict(job: Planned, ends: Mapping[str, str]) -> bool | None:
-    """Whether a job may start (True), never will (False), or cannot be told yet (None)."""
-    if not job.after or job.rule == "always":
-        return True
-    told = [ends.get(name) for name in job.after]
-    if None in told and job.rule == "all_done":
-        return None
-    ways = {PREDICATES[job.rule]([end or rest for end in told]) for rest in ("success", "failed", "skipped")}
-    return ways.pop() if len(ways) == 1 else None
-
-
-@dataclass
 class Reference:
-    """`ambiguous` says of jobs that may be skipped for two reasons whether that was through a failure."""
+    """A run. Each of its jobs is as it is planned, and as it stands: `end` is what its end means for those after it
+    (success, failed, cancelled or skipped), `next` what happens to it next, `at` which time."""
 
-    policy: str
-    jobs: Mapping[str, Planned]
-    ambiguous: Mapping[str, bool] = field(default_factory=dict)
-    status: dict[str, str] = field(default_factory=dict)
-    ends: dict[str, str] = field(default_factory=dict)
-    result: dict[str, int | None] = field(default_factory=dict)
-    attempt: Counter[str] = field(default_factory=Counter)
-    ran: Counter[str] = field(default_factory=Counter)
-    more: dict[str, int] = field(default_factory=dict)
-    released: set[str] = field(default_factory=set)
-    claimed: set[str] = field(default_factory=set)
-    lost: set[str] = field(default_factory=set)
-    due: set[str] = field(default_factory=set)
-    judged: dict[str, str] = field(default_factory=dict)
-    first_failed: str | None = None
-    stops: list[str] = field(default_factory=list)
-    exact: bool = True
+    def __init__(self, plan: Plan) -> None:
+        self.policy, self.now = plan.policy, 0
+        self.jobs = {job.name: SimpleNamespace(**vars(job), **NEW, attempt=1, tried=0, failures=0) for job in plan.jobs}
+        for job in self.jobs.values():
+            job.before = [self.jobs[name] for name in job.after]
+            job.status, job.at, job.next = ("scheduled", job.delay, "waiting") if job.delay else ("waiting", 0, "")
 
-    def replay(self, events: Sequence[Event], *, orderly: bool) -> None:
-        """`orderly`: whether Vigil had heard of all that happened before each event."""
-        self.attempt.update(self.jobs.keys())
-        self.more = {name: job.attempts for name, job in self.jobs.items()}
-        self._settle(events)
-        for number, event in enumerate(events):
-            later = events[number + 1 :]
-            match event:
-                case ("claimed", name):
-                    self.claimed.add(name)
-                case ("due", name):
-                    self.due.add(name)
-                    self._settle(later)
-                case ("ran", name, asked):
-                    self._ran(name, asked, later)
-                case ("cancelled" | "forced", name):
-                    self._end(name, "cancelled", "cancelled", later)
-                case ("stop", why):
-                    self.stops.append(why)
-                case ("decided", name, "retry"):
-                    self._again([name], later)
-                case ("decided", name, "skip"):
-                    self.ends[name], self.result[name] = "success", None
-                    self._again([], later)
-                case ("decided", name, "abort"):
-                    self.ends[name] = "failed"
-                    self.stops.append("abort")
-                case ("retried", start):
-                    self._retry(start, later)
-            self.exact &= orderly or not self.stops
-            # A join that completes by itself does so once its run is not paused, nor as many run as may.
-            self.exact &= not (self.stops and any(job.join for job in self.jobs.values()))
-        self._close()
+    def live(self, life: Life) -> None:
+        """What becomes of it until it has ended."""
+        self.stops = set[str]()
+        acts = {(self.now + act.at, "", act.what, act.name) for act in life.acts}
+        while self._goes_on():
+            due = {(job.at, job.name, job.next, job.name) for job in self.jobs.values() if job.next}
+            self.now, _, what, name = act = min(acts | due)
+            acts.discard(act)
+            self._do(what, self.jobs.get(name))
 
-    @property
-    def outcome(self) -> tuple[str, str | None]:
-        """How the run ends, and with which error."""
-        if "cancel" in self.stops:
-            return "cancelled", None
-        codes = {"deadline": "TIMED_OUT", "abort": "ABORTED"}
-        code = next((codes[why] for why in codes if why in self.stops), None)
-        code = code or ("JOB_FAILED" if any(map(self.failed, self.jobs)) else None)
-        return ("failed" if code else "completed"), code
+    def retry(self, start: str | None) -> bool:
+        """Begin anew; whether there is anything to run again."""
+        for job in self.jobs.values():
+            job.after_start = job.name == start or any(other.after_start for other in job.before)
+            bad = self.failed(job) or (job.status, job.end) == ("skipped", "failed")
+            job.again = job.after_start or bad or (job.end != "success" and any(other.again for other in job.before))
+        again = [job for job in self.jobs.values() if job.again]
+        for job in again:
+            self._do("retry", job)
+        return bool(again)
 
-    def _close(self) -> None:
-        for name in self.jobs.keys() - self.status.keys():
-            assert self.stops or not self.exact, f"{name} is still open"
-            self.status[name] = self.ends[name] = "cancelled"
-        self.ends |= {name: "failed" for name in self.jobs if name not in self.ends}
-
-    def failed(self, name: str) -> bool:
+    def failed(self, job: Any) -> bool:
         """Whether a job has failed the run: not if it lost a race, or runs in one that was or may yet be won."""
-        races = [job for job in self.jobs.values() if job.race and name in job.after]
-        bad = self.status.get(name) in BAD and self.ends.get(name) in (*BAD, None) and name not in self.lost
-        ends = {**dict.fromkeys(self.status, "failed"), **self.ends}
-        return bad and not any(verdict(join, ends) is not False for join in races)
+        racers = [other for join in self.jobs.values() if join.race and job.name in join.after for other in join.before]
+        won = any(other.end == "success" or (other.end is None and other.status not in BAD) for other in racers)
+        return job.status in BAD and job.end != "success" and not job.lost and not won
 
-    def _ran(self, name: str, asked: str, later: Sequence[Event]) -> None:
-        assert name in self.released or not self.exact, f"{name} ran too early"
-        self.claimed.discard(name)
-        result = self.jobs[name].outcome(self.ran[name])
-        self.ran[name] += 1
-        fallback = self.jobs[name].fallback
-        if result is not None:
-            self._end(name, "completed", "success", later, result)
-        elif asked:
-            self._end(name, "cancelled", "cancelled", later)
-        elif self.attempt[name] < self.more[name]:
-            self.attempt[name] += 1
-        elif fallback is not None:
-            self._end(name, "completed", "success", later, fallback)
+    def outcome(self) -> tuple[str, str | None]:
+        """How the run has ended, and with which error."""
+        said = ("failed", "JOB_FAILED") if any(map(self.failed, self.jobs.values())) else ("completed", None)
+        return next((ENDS[why] for why in ENDS if why in self.stops), said)
+
+    def _goes_on(self) -> bool:
+        """Whether anything is left, once all is done that follows at once: who waits is judged as soon as that can be
+        told, who is ready begins."""
+        while judged := [job for job in self.jobs.values() if job.status == "waiting" and self._holds(job) is not None]:
+            self._judge(judged[0], self._holds(judged[0]))
+        paused = any(job.next in ("retry", "skip", "abort") for job in self.jobs.values())
+        for job in [job for job in self.jobs.values() if job.status == "ready" and not paused]:
+            job.status, job.at, job.next = "running", self.now + nth(job.tries, job.tried).lasts, "tried"
+            job.tried += 1
+        return any(job.end is None for job in self.jobs.values())
+
+    def _holds(self, job: Any) -> bool | None:
+        return decided(job.rule, [other.end for other in job.before if other.end], len(job.before))
+
+    def _judge(self, job: Any, held: bool | None) -> None:
+        if held and job.condition == "broken":
+            job.status, job.at, job.next = "failed", self.now, "failed"
+        elif not held or job.condition == "false" or (job.wants and job.before[0].result != job.wants):
+            bad = any(other.end in BAD for other in job.before) and job.rule not in ("all_failed", "none_skipped")
+            job.status, job.end = "skipped", "failed" if bad and not held else "skipped"
         else:
-            self._end(name, "failed", "failed", later)
+            job.status = "ready"
+            for other in [other for other in job.before if job.race and other.end is None]:
+                other.lost = True
+                self._do("cancel", other)
 
-    def _end(self, name: str, status: str, end: str, later: Sequence[Event], result: int | None = None) -> None:
-        self.status[name], self.result[name] = status, result
-        self.ends[name] = "skipped" if name in self.lost and end != "success" else end
-        self._look_at([name])
-        self._settle(later)
+    def _do(self, what: str, job: Any) -> None:
+        """What is done to a job, or to the run."""
+        match what:
+            case "waiting" | "ready":
+                job.status, job.next = what, ""
+            case "tried":
+                self._tried(job, nth(job.tries, job.tried - 1))
+            case "failed" | "cancelled":
+                self._end(job, what)
+            case "cancel" if job.status == "running" and not job.join:
+                job.asked, (job.at, job.next) = True, min((job.at, job.next), (self.now + 60_000, "cancelled"))
+            case "cancel" if job.end is None and job.status not in BAD:
+                self._end(job, "cancelled")
+            case "retry":
+                vars(job).update(NEW, attempt=job.attempt + 1, attempts=max(job.attempts, job.attempt + 1))
+            case "skip":
+                job.end, job.next = "success", ""
+            case "stop" | "deadline" | "abort" | "failure":
+                self.stops.add(what)
+                for job in self.jobs.values():
+                    if job.status in BAD and job.end is None:
+                        job.end, job.next = job.status, ""
+                    self._do("cancel", job)
 
-    def _look_at(self, names: Iterable[str]) -> None:
-        for name in names:
-            if not self.stops and self.failed(name):
-                self.first_failed = self.first_failed or name
-                if self.policy == "fail_fast":
-                    self.stops.append("failure")
-                elif self.policy == "manual":
-                    self.ends.pop(name, None)  # Undecided: it has no end yet.
-
-    def _settle(self, later: Sequence[Event]) -> None:
-        by_hand = {event[1] for event in later if event[0] == "cancelled"}
-        changed = not self.stops
-        while changed and not self.stops:
-            changed = False
-            for name, job in self.jobs.items():
-                held = verdict(job, self.ends)
-                waits = name not in self.status and name not in self.released
-                waits &= name not in by_hand or (held is True and not job.join and job.condition is None)
-                if waits and (not job.delayed or name in self.due) and held is not None:
-                    changed = True
-                    self._judge(job, held, later)
-
-    def _judge(self, job: Planned, held: bool, later: Sequence[Event]) -> None:
-        name, told = job.name, [self.ends.get(other) for other in job.after]
-        self.judged[name] = "none" if not job.after else "satisfied" if held else "failed"
-        passed = self.result.get(job.condition[0]) == job.condition[1] if isinstance(job.condition, tuple) else True
-        if not held:
-            plain = verdict(job, {other: end for other, end in self.ends.items() if end not in BAD}) is False
-            through = self.ambiguous.get(name, True) if plain else True
-            self.status[name] = "skipped"
-            self.ends[name] = "failed" if through and BAD & set(told) else "skipped"
-            self._judge_racers(job)
-        elif job.condition == "broken":
-            self.exact &= self.policy != "fail_fast"
-            self._end(name, "failed", "failed", later)
-        elif job.condition == "false" or not passed:
-            self.status[name] = self.ends[name] = "skipped"
+    def _tried(self, job: Any, its: Any) -> None:
+        if job.join:
+            won = [other.result for other in job.before if other.status == "completed"]
+            joined = {other.name: other.result for other in job.before}
+            self._end(job, "completed", joined if job.rule != "one_success" else nth(won, 0))
+        elif its.result is not None:
+            self._end(job, "completed", its.result)
+        elif not job.asked and job.attempt < job.attempts:
+            job.attempt += 1
+            job.status, job.at, job.next = "resting", self.now + (0 if its.silent else job.rest), "ready"
+        elif not job.asked and job.fallback is not None:
+            self._end(job, "completed", job.fallback)
         else:
-            self.released.add(name)
-            if job.join:
-                self._end(name, "completed", "success", later)
-        if job.race and held and self.status.get(name) != "skipped":
-            losers = [other for other in job.after if other not in self.ends]
-            self.exact &= not any(self.jobs[other].join or self.jobs[other].condition for other in losers)
-            self.lost |= set(losers)
-            for other in losers:
-                if other not in self.claimed:
-                    self.status.setdefault(other, "cancelled")
-                    self.ends[other] = "skipped"
+            self._end(job, "cancelled" if job.asked else "failed")
 
-    def _judge_racers(self, job: Planned) -> None:
-        if job.race and not self.stops:
-            self._look_at(job.after)
-            self.exact &= not self.stops and self.policy != "manual"
-
-    def _retry(self, start: str, later: Sequence[Event]) -> None:
-        self._close()
-        skipped = {name for name in self.jobs if self.status[name] == "skipped" and self.ends[name] == "failed"}
-        again = self._after(skipped | set(filter(self.failed, self.jobs)), {"success"})
-        self.stops = []
-        self._again(again | (self._after({start}, set()) if start else set()), later)
-
-    def _after(self, names: set[str], without: set[str]) -> set[str]:
-        found = set(names)
-        while more := {
-            name
-            for name, job in self.jobs.items()
-            if name not in found and found & set(job.after) and self.ends[name] not in without
-        }:
-            found |= more
-        return found
-
-    def _again(self, names: Iterable[str], later: Sequence[Event]) -> None:
-        for name in names:
-            self.attempt[name] += 1
-            self.more[name] = max(self.more[name], self.attempt[name])
-            for kept in (self.status, self.ends, self.result, self.judged):
-                kept.pop(name, None)
-            for group in (self.released, self.claimed, self.lost):
-                group.discard(name)
-            self.due.add(name)
-        self.first_failed = next((name for name in self.jobs if self.failed(name)), None)
-        self._settle(later)
-
-
-def unjustified(
-    jobs: Mapping[str, Planned],
-    seen: Mapping[str, str],
-    *,
-    through: set[str],
-    lost: set[str],
-    pardoned: set[str],
-    kept: set[str],
-    events: Sequence[Event],
-    policy: str,
-    outcome: tuple[str, str | None],
-) -> list[str]:
-    """What should not be, in a run where it mattered in which order Vigil heard of things: by the statuses seen, and
-    who was skipped through a failure, lost a race, was pardoned or kept from before a retry."""
-    since = max((number for number, event in enumerate(events) if event[0] == "retried"), default=-1) + 1
-    cancelled = {event[1] for event in events if event[0] in ("cancelled", "forced") or event[2:] == ("asked",)}
-    stops = {event[1] for event in events[since:] if event[0] == "stop"}
-    stops |= {"abort" for event in events[since:] if event[2:] == ("abort",)}
-    ends = {"completed": "success", "failed": "failed", "cancelled": "cancelled"}
-    before = {name: ends.get(status, "failed" if name in through else "skipped") for name, status in seen.items()}
-    before |= {name: "skipped" for name in lost if seen[name] != "completed"}
-    before |= {name: "success" for name in pardoned if seen[name] == "failed"}
-    reference = Reference(policy=policy, jobs=jobs, status=dict(seen), ends=before, lost=lost)
-    failed = [name for name in jobs if reference.failed(name) and name not in pardoned]
-    stopped = bool(stops) or (policy == "fail_fast" and bool(failed))
-    open_before = {
-        name: end
-        for name, end in before.items()
-        if seen[name] != "cancelled" or name in lost | cancelled or not stopped
-    }
-    wrong: list[str] = []
-    # A racer's failure counts at once for those after it, and may still be pardoned when nobody can win any more.
-    turned = bool(pardoned) and any(job.race for job in jobs.values())
-    # Who is about to be skipped may be cancelled first, when those after it have been skipped with it.
-    while doomed := [name for name in jobs.keys() - open_before if verdict(jobs[name], open_before) is False]:
-        open_before |= {
-            name: "failed" if BAD & {open_before.get(other) for other in jobs[name].after} else "skipped"
-            for name in doomed
-        }
-    for name, job in jobs.items():
-        held = verdict(job, open_before)
-        if name in kept or turned:
-            continue
-        if seen[name] in ("completed", "failed") and held is not True:
-            wrong.append(f"{name} is {seen[name]}, though its rule does not hold")
-        if seen[name] == "skipped" and held is not False and job.condition is None:
-            wrong.append(f"{name} is skipped, though its rule may hold")
-        if seen[name] == "cancelled" and name not in lost | cancelled and not stopped:
-            wrong.append(f"{name} is cancelled, and nobody knows why")
-        if name in lost and not any(other.race and name in other.after for other in jobs.values()):
-            wrong.append(f"{name} has lost no race")
-    codes = {"deadline": "TIMED_OUT", "abort": "ABORTED"}
-    said: set[tuple[str, str | None]] = {("failed", codes[why]) for why in stops & codes.keys()}
-    said = said or {("failed", "JOB_FAILED") if failed else ("completed", None)}
-    if outcome not in ({("cancelled", None)} if "cancel" in stops else said):
-        wrong.append(f"the run is {outcome}, after {stops} and failures of {failed}")
-    return wrong
+    def _end(self, job: Any, status: str, result: Any = None) -> None:
+        job.status, job.result, job.next = status, result, ""
+        job.end = "success" if status == "completed" else "skipped" if job.lost else status
+        if not self.stops and self.failed(job):
+            if self.policy == "fail_fast":
+                self._do("failure", job)
+            elif self.policy == "manual":
+                after, job.next = nth(job.decisions, job.failures)
+                job.end, job.at, job.failures = None, self.now + after, job.failures + 1

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from random import Random
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from moto import mock_aws
 
+from tests.model.run_interleavings import InterleavedRun
 from tests.model.run_lives import RunLife
-from tests.model.run_reference import PREDICATES, Planned
+from tests.model.run_plans import Plan, plans
+from tests.model.run_reference import Reference
 from tests.support.table import create_table
 from vigil_core.domain import graphs, standings
 from vigil_core.domain.standings import Standings
@@ -23,7 +24,8 @@ from vigil_core.store.table import Row, Update
 RUNS = int(os.environ.get("VIGIL_RUNS", "300"))
 FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
 PART = 50
-RULES = ["all_success"] * 6 + [*PREDICATES, "always"]
+PARTS = range(FIRST_SEED, FIRST_SEED + -(-RUNS // PART))
+"""Seeds of fifty runs each: VIGIL_SEED and VIGIL_RUNS=50 repeat one of them."""
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 
@@ -34,16 +36,63 @@ def table() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", range(FIRST_SEED, FIRST_SEED + RUNS, PART))
-def test_every_run_ends_as_the_reference_says(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = 0
-    for number in range(part, min(part + PART, FIRST_SEED + RUNS)):
-        try:
-            exact += live(number, monkeypatch)
-        except BaseException as error:
-            error.add_note(f"in run {number}: VIGIL_SEED={number} VIGIL_RUNS=1")
-            raise
-    assert exact >= (RUNS >= PART) * PART // 3, "most can be told exactly"
+def live_as_planned(plan: Plan) -> None:
+    """A run of the plan, and another on each retry, is as the reference says."""
+    told, life = Reference(plan), RunLife(plan)
+    for number, its in enumerate(plan.lives):
+        if number > 0:
+            begins = told.retry(its.start)
+            assert life.retry(its.start) == begins
+            if not begins:
+                return
+        told.live(its)
+        life.live(its)
+        life.check(told)
+
+
+def live_in_any_order(plan: Plan) -> None:
+    """A run of the plan, interrupted by what operators and workers do, keeps the laws that hold in any order."""
+    life = InterleavedRun(plan)
+    for number, its in enumerate(plan.lives):
+        if number > 0 and not life.retry(its.start):
+            return
+        life.live(min(40, 3 * len(plan.jobs)))
+        life.check()
+
+
+def live_many(lived: Callable[[Plan], None], part: int, *, runs: int = PART, shrunk: bool = True) -> None:
+    """So many generated plans, lived through. The same part is the same plans; where one fails a small one is shown."""
+
+    @seed(part)
+    @settings(
+        max_examples=runs,
+        phases=(Phase.generate, Phase.shrink) if shrunk else (Phase.generate,),
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(plans(told_exactly=lived is live_as_planned))
+    def each(plan: Plan) -> None:
+        note(repr(plan))
+        with pytest.MonkeyPatch.context() as sizes:
+            # Small graphs are as wide, to Vigil, as large ones are at its own sizes.
+            sizes.setattr(graphs, "CHUNK_JOBS", plan.chunk_jobs)
+            sizes.setattr(create_run, "AT_ONCE", plan.at_once)
+            sizes.setattr(follow_run, "NARROW", plan.narrow)
+            lived(plan)
+
+    each()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_run_ends_as_the_reference_says(part: int) -> None:
+    live_many(live_as_planned, part)
+
+
+@pytest.mark.parametrize("part", PARTS[: -(-len(PARTS) // 3)])
+def test_every_run_keeps_the_laws_in_any_order(part: int) -> None:
+    live_many(live_in_any_order, part)
 
 
 def _note_whatever_is_noted(self: RunStore, key: Key, numbers: Mapping[int, int]) -> Row:
@@ -63,99 +112,21 @@ def _as_the_join_is(standings: Standings, join: int) -> bool:
     return standings.of(join) != "skipped_by_failure"
 
 
-FAULTS: dict[str, tuple[int, object, str, object]] = {
-    "an earlier note replaces a later one": (7, RunStore, "_note", _note_whatever_is_noted),
-    "places are not given back": (10, RunStore, "free_slots", lambda *_: None),
-    "as many run as want to": (10, RunStore, "take_slot", lambda *_: True),
-    "a race is as its join is": (13, standings, "_may_be_won", _as_the_join_is),
-    "a paused run hands out its jobs": (16, claim_jobs, "may_begin", lambda *_: True),
-    "failures do not reach the run": (5, follow_run, "_note_failures", lambda _ctx, run, *_: run),
-    "the clock replaces no supervisor": (18, look_after_run, "replace_supervisor", lambda *_: None),
-    "a run is over when what was heard of is": (2, follow_run, "_all_over", lambda *_: True),
+FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
+    "an earlier note replaces a later one": (live_as_planned, RunStore, "_note", _note_whatever_is_noted),
+    "places are not given back": (live_in_any_order, RunStore, "free_slots", lambda *_: None),
+    "as many run as want to": (live_in_any_order, RunStore, "take_slot", lambda *_: True),
+    "a race is as its join is": (live_as_planned, standings, "_may_be_won", _as_the_join_is),
+    "a paused run hands out its jobs": (live_as_planned, claim_jobs, "may_begin", lambda *_: True),
+    "failures do not reach the run": (live_as_planned, follow_run, "_note_failures", lambda _ctx, run, *_: run),
+    "the clock replaces no supervisor": (live_as_planned, look_after_run, "replace_supervisor", lambda *_: None),
+    "a run is over when what was heard of is": (live_as_planned, follow_run, "_all_over", lambda *_: True),
 }
-"""With the first run, from 0 on, that finds it."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, owner, name, fake = FAULTS[fault]
+    lived, owner, name, fake = FAULTS[fault]
     monkeypatch.setattr(owner, name, fake)
     with pytest.raises(AssertionError):
-        _live_many(range(first, first + 100), monkeypatch)
-
-
-def _live_many(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in numbers:
-        with monkeypatch.context() as sizes:
-            live(number, sizes)
-
-
-def live(number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
-    chance = Random(number)
-    large = chance.random() < 0.015
-    # Small graphs are as wide, to Vigil, as large ones are at its own sizes.
-    monkeypatch.setattr(graphs, "CHUNK_JOBS", 16 if large else chance.choice([2, 4, 64]))
-    monkeypatch.setattr(create_run, "AT_ONCE", chance.choice([3, 256]))
-    monkeypatch.setattr(follow_run, "NARROW", chance.choice([1, 3, 200]))
-    monkeypatch.setattr(follow_run, "HELD_AT_ONCE", chance.choice([1, 2, 25]))
-    jobs = planned(chance, 60 if large else chance.randint(1, 12))
-    rest: dict[str, Any] = {"failure_policy": chance.choice(["fail_fast", "continue_on_failure", "manual"])}
-    if chance.random() < 0.4:
-        rest["max_concurrency"] = chance.randint(1, 3)
-    if chance.random() < 0.08:
-        rest["timeout"] = 300
-    life = RunLife(chance, jobs, orderly=chance.random() < 0.6, **rest)
-    exact = _lived(life, chance.randint(0, min(40, 3 * len(jobs))))
-    for _ in range(chance.choice([0, 0, 1, 2])):
-        if life.retry():
-            exact = _lived(life, chance.randint(0, len(jobs)))
-    return exact
-
-
-def planned(chance: Random, total: int) -> list[Planned]:
-    """Jobs of a graph without circles, in any order."""
-    names = [f"j{number}" for number in range(total)]
-    jobs: list[Planned] = []
-    for number, name in enumerate(names):
-        most = min(number, chance.choice([0, 1, 1, 2, 2, 3, 5, 20]))
-        after = chance.sample(names[max(0, number - 25) : number], min(most, number, 25))
-        race = len(after) > 1 and chance.random() < 0.12
-        rule = "one_success" if race else chance.choice(RULES) if after else "all_success"
-        join = chance.random() < 0.1
-        condition: Any = None
-        if chance.random() < 0.15:
-            condition = chance.choice(["true", "false", "broken"])
-        elif after and rule == "all_success" and chance.random() < 0.15:
-            condition = (after[0], chance.randint(0, 1))
-        failures = 0.25 if total < 20 else 0.05
-        jobs.append(
-            Planned(
-                name=name,
-                after=after,
-                rule=rule,
-                race=race,
-                join=join,
-                condition=condition,
-                attempts=1 if join else chance.choice([1, 1, 1, 2, 3]),
-                fallback=-1 if not join and chance.random() < 0.1 else None,
-                delayed=chance.random() < 0.08,
-                outcomes=[None if chance.random() < failures else chance.randint(0, 1) for _ in range(3)],
-            )
-        )
-    chance.shuffle(jobs)
-    return jobs
-
-
-def _lived(life: RunLife, acts: int) -> bool:
-    for _ in range(acts):
-        if life.world.found(life.run_id).ended:
-            break
-        if life.orderly:
-            life.quiet()
-        else:
-            for _ in range(life.chance.randint(0, 4)):
-                life.go_on(0.08)
-                life.look()
-        life.act()
-    life.come_to_end()
-    return life.check_end()
+        live_many(lived, 0, runs=100, shrunk=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,9 @@ from vigil_core.domain.workflows import Run
 from vigil_core.services import change_job, create_run, look_after_run, runs, supervise
 from vigil_core.services.claim_jobs import Claim, claim_jobs
 from vigil_core.services.match import match_records
+from vigil_core.store.jobs import job_from_row
 from vigil_core.store.keys import Key
+from vigil_core.store.runs import run_from_row
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Check, Delete, DynamoTable, Put, Row, Table, Update
 
@@ -34,6 +36,11 @@ class StreamedTable:
     def __init__(self, table: Table) -> None:
         self._table = table
         self.records: list[StreamRecord] = []
+        self.jobs: dict[str, Job] = {}
+        """Each job as its row has it, by id."""
+        self.runs: dict[str, Run] = {}
+        """The same of runs."""
+        self.on_change: Callable[[Job], None] = lambda _: None
         self._told = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -67,9 +74,16 @@ class StreamedTable:
     def _tell(self, key: Key, old: Row | None, new: Row | None) -> None:
         if new is None or old == new:
             return
-        job = new["entity"] == "job" and new.get("for_matcher")
-        run = new["entity"] == "run" and old is not None and new["status"] in ("running", "paused")
-        if job or run:
+        if new["entity"] == "job":
+            job = job_from_row(new)
+            self.jobs[job.job_id] = job
+            self.on_change(job)
+        if new["entity"] == "run":
+            run = run_from_row(new)
+            self.runs[run.workflow_id] = run
+        of_job = new["entity"] == "job" and new.get("for_matcher")
+        of_run = new["entity"] == "run" and old is not None and new["status"] in ("running", "paused")
+        if of_job or of_run:
             self._told += 1
             images = {"Keys": _image({"pk": key.pk, "sk": key.sk}), "NewImage": _image(new)}
             change = images if old is None else {**images, "OldImage": _image(old)}

@@ -18,6 +18,8 @@ TriggerRule: TypeAlias = Literal[
 Ending: TypeAlias = Literal["success", "failed", "skipped", "cancelled"]
 DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
 ENDINGS: tuple[Ending, ...] = get_args(Ending)
+UNHINDERED_BY_FAILURES: frozenset[TriggerRule] = frozenset({"all_failed", "none_skipped"})
+"""Rules that no failure keeps from holding: who is skipped by one of them is not so because others failed."""
 MAX_DEPENDENCIES = 100
 """Of one job: its row names them all."""
 
@@ -132,5 +134,5 @@ def verdict_of(rule: TriggerRule, tally: Tally, held: bool) -> Verdict:
         rule=rule,
         inputs=tally.inputs(),
         reason=f"{rule} {what}: of {tally.total} dependencies {ended}",
-        through_failure=not held and tally.bad > 0,
+        through_failure=not held and tally.bad > 0 and rule not in UNHINDERED_BY_FAILURES,
     )

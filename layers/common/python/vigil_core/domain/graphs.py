@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vigil_core.domain.boxes import columns
 from vigil_core.domain.dependencies import TriggerRule
 
 CHUNK_JOBS = 64
@@ -49,6 +50,11 @@ class Graph:
             for dependency in node.depends_on:
                 found[dependency].append(place)
         return found
+
+    @cached_property
+    def depth(self) -> Sequence[int]:
+        """For each job how many come before it on the longest way to it."""
+        return columns([node.depends_on for node in self.nodes])
 
     @cached_property
     def place_of(self) -> Mapping[str, int]:

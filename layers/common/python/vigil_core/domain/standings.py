@@ -7,9 +7,10 @@ and the graph each time: hearing of something twice, late or out of order decide
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Literal, TypeAlias
 
 from vigil_core.domain.dependencies import Ending, Tally, Verdict, holds, verdict_of
@@ -178,12 +179,18 @@ def outlook(standings: Standings, place: int) -> tuple[bool | None, Tally]:
 
 def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
     """What becomes of these jobs, as far as they wait and it is certain, and of those after them that are skipped with
-    them. What is skipped is assumed from then on."""
+    them. What is skipped is assumed from then on.
+
+    Nobody is judged before those on which he depends: who is skipped for two reasons at once is so through a failure if
+    one of them is, in whichever order they are looked at.
+    """
+    depth = standings.graph.depth
     releases: dict[int, Verdict] = {}
     skips: dict[int, Verdict] = {}
-    left = deque(places)
+    left = [(depth[place], place) for place in places]
+    heapify(left)
     while left:
-        place = left.popleft()
+        _, place = heappop(left)
         if place in releases or standings.of(place) != "waiting":
             continue
         held, tally = outlook(standings, place)
@@ -198,7 +205,8 @@ def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
             continue
         skips[place] = verdict
         standings.assume(place, "skipped_by_failure" if verdict.through_failure else "skipped")
-        left.extend(standings.graph.dependents[place])
+        for after in standings.graph.dependents[place]:
+            heappush(left, (depth[after], after))
     return FollowUp(releases=releases, skips=skips)
 
 

@@ -1,0 +1,34 @@
+"""Trigger rules, worked out the plain way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+ENDINGS = ("success", "failed", "skipped", "cancelled")
+
+
+def satisfied(rule: str, endings: Sequence[str]) -> bool:
+    """What a rule says of dependencies that have all ended."""
+    bad = endings.count("failed") + endings.count("cancelled")
+    good, skipped = endings.count("success"), endings.count("skipped")
+    return {
+        "all_success": good == len(endings),
+        "all_done": True,
+        "all_failed": bad == len(endings),
+        "one_success": good > 0,
+        "one_failed": bad > 0,
+        "one_done": good + bad > 0,
+        "none_failed": bad == 0,
+        "none_failed_min_one_success": bad == 0 and good > 0,
+        "none_skipped": skipped == 0,
+        "always": True,
+    }[rule]
+
+
+def decided(rule: str, endings: Sequence[str], total: int) -> bool | None:
+    """What a rule says of those that have ended: the same, however the others will; None when it is not."""
+    left = total - len(endings)
+    if left and rule == "all_done":
+        return None
+    said = {satisfied(rule, [*endings, *[rest] * left]) for rest in ENDINGS}
+    return said.pop() if len(said) == 1 else None

@@ -1,0 +1,234 @@
+"""Runs to which things are done in the middle of everything else: before Vigil has heard of what was done before.
+
+What becomes of such a run depends on who hears of what first. It keeps these laws in any order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from tests.model.restless import RestlessRun
+from tests.model.rules import decided
+from tests.model.run_plans import Plan, Planned
+from tests.model.run_reference import BAD, Reference
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain import graphs
+from vigil_core.domain.errors import InvalidTransition
+from vigil_core.domain.jobs import Job
+from vigil_core.domain.jsontext import loads
+from vigil_core.domain.lifecycle import TERMINAL
+from vigil_core.domain.standings import Standings, note_of
+from vigil_core.domain.workflows import ENDED, LINES_KEPT
+from vigil_core.services import change_job, run_clock, runs
+from vigil_core.services.run_clock import SweepFailed
+
+
+class InterleavedRun(RestlessRun):
+    """A run that nobody lets come to rest before its end."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.world.table.on_change = self._see
+        self.broken_laws: list[str] = []
+        self.hands: dict[str, Job] = {}
+        self.decided: dict[tuple[str, int], str] = {}
+        self.by_hand: set[str] = set()
+        """Who was cancelled, or asked to end, by hand since the run began."""
+        self.pardoned: set[str] = set()
+        self.before: dict[str, int] = {}
+        """In which attempt each job was when the run began anew."""
+
+    def live(self, acts: int) -> None:
+        """So many things are done, and then all that is left to be done until the run has ended."""
+        for _ in range(acts):
+            for _ in range(self.chance.randint(0, 4)):
+                self.go_on()
+            if self.run.ended:
+                break
+            self._act()
+            assert not self.broken_laws, str(self.broken_laws)
+        for _ in range(60 + 4 * len(self.jobs)):
+            self.quiet()
+            assert not self.broken_laws, str(self.broken_laws)
+            if self.run.ended:
+                return
+            self._decide(kindly=True)
+            self.quiet()
+            self._resume()
+            self.quiet()
+            for name in sorted(self.hands):
+                self._finish(name)
+                self.go_on()
+            if not self._claim(10):
+                self._time_passes(61)
+        raise AssertionError(f"the run hangs: {self.run}; {self.world.statuses(self.run_id)}")
+
+    def retry(self, start: str | None) -> bool:
+        """Begin it anew; whether there was anything to run again."""
+        before = {name: job.attempt for name, job in self.all().items()}
+        if not super().retry(start):
+            return False
+        self.before, self.hands = before, {}
+        self.by_hand.clear()
+        return True
+
+    def check(self) -> None:
+        """The laws that a run keeps that has ended."""
+        run, standings = self.run, self.world.standings(self.run_id)
+        seen = {name: job.status for name, job in self.all().items()}
+        assert set(seen.values()) <= TERMINAL, f"open jobs in a run that is {run.status}: {seen}"
+        # One that was cancelled is pardoned as though it had failed.
+        pardoned = {name for name in seen if standings.of(standings.graph.place_of[name]) == "pardoned"}
+        counted = {status: count for status, count in (run.statistics or {}).items() if count}
+        assert counted == Counter("failed" if name in pardoned else status for name, status in seen.items())
+        if len(run.log) < LINES_KEPT:
+            assert sum(line.kind in ENDED for line in run.log) == run.generation, "it ends once"
+        for name, job in self.all().items():
+            place = standings.graph.place_of[name]
+            note = standings.chunk(graphs.chunk_of(place)).notes[place]
+            assert note.moment // 2 == job.version, f"the note on {name} is of another moment"
+            if note.standing != "pardoned":
+                assert note.standing == note_of(job).standing, f"{name} is {job.status}, noted as {note.standing}"
+        problems = self._unjustified(seen, standings)
+        assert not problems, str(problems)
+
+    # What is done
+
+    def _act(self) -> None:
+        acts: list[tuple[int, Callable[[], Any]]] = [
+            (80, partial(self._claim, self.chance.randint(1, 3))), (80, self._finish), (20, self._time_passes),
+            (10, self._cancel), (10, self._pause), (20, self._resume), (30, self._decide), (1, self._stop),
+            (10, self.trouble_supervisor),
+        ]  # fmt: skip
+        self.chance.choices([act for _, act in acts], [weight for weight, _ in acts])[0]()
+
+    def _claim(self, most: int) -> bool:
+        run = self.run
+        granted = self.claim(most)
+        if granted and not run.hands_out:
+            self.broken_laws.append(f"{[job.name for job in granted]} begin in a run that is {run}")
+        self.hands |= {str(job.name): job for job in granted if not self.trying(job).silent}
+        return bool(granted)
+
+    def _finish(self, name: str | None = None) -> None:
+        if self.hands:
+            name = name or self.chance.choice(sorted(self.hands))
+            job = self.hands.pop(name)
+            with suppress(*change_job.NO_LONGER_OURS):
+                self.finish(job)
+
+    def _time_passes(self, seconds: float | None = None) -> None:
+        self.world.pass_time(seconds or self.chance.choice([1, 20, 61]))
+        messages, self.world.queues.wake_ups = self.world.queues.wake_ups, []
+        for message, delay in messages:
+            if delay <= 61:
+                self.mortally(partial(run_clock.on_message, self.world.ctx, loads(message)))
+        with suppress(SweepFailed):
+            self.mortally(self.world.sweep)
+        self.world.pass_time(56)  # The lock of a sweep that died is free by then.
+
+    def _cancel(self) -> None:
+        name = self.chance.choice(sorted(self.jobs))
+        if name in self.all() and self.chance.random() < 0.3:
+            with suppress(InvalidTransition):
+                self.world.do(change_job.cancel, self.job(name).job_id)
+                self.by_hand.add(name)
+
+    def _stop(self) -> None:
+        with suppress(InvalidTransition):
+            runs.request_cancel(self.world.ctx, NAMESPACE, self.run_id, by=KEY)
+
+    def _pause(self) -> None:
+        with suppress(InvalidTransition):
+            runs.pause(self.world.ctx, NAMESPACE, self.run_id, by=KEY)
+
+    def _resume(self) -> None:
+        with suppress(InvalidTransition):
+            runs.resume(self.world.ctx, NAMESPACE, self.run_id, by=KEY)
+
+    def _decide(self, *, kindly: bool = False) -> None:
+        for name, moment in self.undecided().items():
+            if (name, moment) in self.decided:
+                continue
+            action: Any = self.chance.choices(["retry", "skip", "abort"], [6, 8, 0 if kindly else 1])[0]
+            decide = partial(runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, action, by=KEY, note=None)
+            with suppress(InvalidTransition):
+                self.surely(decide)
+                self.decided[name, moment] = action
+                self.pardoned |= {name} if action == "skip" else set()
+                if not kindly:
+                    return
+
+    # The laws
+
+    def _see(self, job: Job) -> None:
+        """A version of a job has been stored."""
+        its = self.jobs[str(job.name)]
+        others = self.all()
+        if job.status == "running" and job.log[-1].kind == "claimed" and self.plan.policy != "manual":
+            ends = {name: _end_of(others[name]) for name in its.after if others[name].status in TERMINAL}
+            if not any(each.race for each in self.plan.jobs) and _verdict(its, ends) is not True:
+                self.broken_laws.append(f"{its.name} begins, and before it are {ends}")
+        busy = [name for name, other in others.items() if other.status in ("pending", "running")]
+        if self.plan.most is not None and len(busy) > self.plan.most:
+            self.broken_laws.append(f"{busy} at once, of {self.plan.most}")
+
+    def _unjustified(self, seen: Mapping[str, str], standings: Standings) -> list[str]:
+        """What should not be, whatever was heard of first."""
+        run, jobs = self.run, self.all()
+        lost = {name for name in seen if standings.has_lost(standings.graph.place_of[name])}
+        kept = {name for name, job in jobs.items() if job.attempt == self.before.get(name)}
+        told = Reference(self.plan)
+        for name, its in told.jobs.items():
+            its.status, its.end, its.lost = seen[name], _end_of(jobs[name]), name in lost
+            if its.lost and its.end != "success":
+                its.end = "skipped"
+            elif name in self.pardoned and its.status in BAD:
+                its.end = "success"
+        failed = [name for name, its in told.jobs.items() if told.failed(its)]
+        told.stops = {why for why, there in (
+            ("stop", run.cancel_requested_by), ("deadline", run.deadline_passed), ("abort", run.aborted),
+        ) if there}  # fmt: skip
+        stopped = bool(told.stops) or (self.plan.policy == "fail_fast" and bool(failed))
+        ends = {
+            name: its.end
+            for name, its in told.jobs.items()
+            if seen[name] != "cancelled" or name in lost | self.by_hand or not stopped
+        }
+        # Who is about to be skipped may be cancelled first, when those after it have been skipped with it.
+        while doomed := [name for name in jobs.keys() - ends if _verdict(self.jobs[name], ends) is False]:
+            for name in doomed:
+                ends[name] = "failed" if BAD & {ends.get(other) for other in self.jobs[name].after} else "skipped"
+        wrong: list[str] = []
+        # A racer's failure counts at once for those after it, and may still be pardoned when nobody can win any more.
+        turned = bool(self.pardoned) and any(job.race for job in self.plan.jobs)
+        for name, job in self.jobs.items():
+            held = _verdict(job, ends)
+            if name in kept or turned:
+                continue
+            if seen[name] in ("completed", "failed") and held is not True:
+                wrong.append(f"{name} is {seen[name]}, though its rule does not hold")
+            if seen[name] == "skipped" and held is not False and job.condition is None and job.wants is None:
+                wrong.append(f"{name} is skipped, though its rule may hold")
+            if seen[name] == "cancelled" and name not in lost | self.by_hand and not stopped:
+                wrong.append(f"{name} is cancelled, and nobody knows why")
+            if name in lost and not any(other.race and name in other.after for other in self.plan.jobs):
+                wrong.append(f"{name} has lost no race")
+        ended = run.status, run.error.code if run.error else None
+        if ended != told.outcome():
+            wrong.append(f"the run is {ended}, not {told.outcome()}, after {told.stops} and failures of {failed}")
+        return wrong
+
+
+def _end_of(job: Job) -> str:
+    if job.status == "skipped":
+        return "failed" if job.verdict and job.verdict.through_failure else "skipped"
+    return "success" if job.status == "completed" else job.status
+
+
+def _verdict(job: Planned, ends: Mapping[str, str]) -> bool | None:
+    return decided(job.rule, [ends[name] for name in job.after if name in ends], len(job.after))

@@ -1,0 +1,209 @@
+"""What is planned of a run: its graph, how long each attempt takes and what comes of it, and what operators do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from hypothesis import strategies as st
+
+SILENT_MS = 40_000
+"""How long the lease of an attempt is of which nothing is ever heard."""
+RULES = (
+    "all_success", "all_done", "all_failed", "one_success", "one_failed", "one_done", "none_failed",
+    "none_failed_min_one_success", "none_skipped", "always",
+)  # fmt: skip
+Result: TypeAlias = Mapping[str, int]
+Policy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]
+
+
+class Try(NamedTuple):
+    """An attempt: for how many milliseconds it runs, and its result; None when it fails. A silent one is given up
+    when its lease has run out."""
+
+    lasts: int
+    result: Result | None
+    silent: bool = False
+
+
+class Decision(NamedTuple):
+    """After how many milliseconds an operator decides what becomes of a failure."""
+
+    after: int
+    action: Literal["retry", "skip", "abort"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A job. Of its attempts, and of decisions about its failures, the last that is planned counts for all after it."""
+
+    name: str
+    after: Sequence[str] = ()
+    rule: str = "all_success"
+    condition: Literal["true", "false", "broken"] | None = None
+    wants: Result | None = None
+    """The result that the first job before it must have: else it is skipped."""
+    attempts: int = 1
+    rest: int = 0
+    """Milliseconds between two attempts."""
+    fallback: Result | None = None
+    join: bool = False
+    race: bool = False
+    delay: int = 0
+    """Milliseconds after the run's creation before which it does not start."""
+    priority: str = "normal"
+    tries: Sequence[Try] = ()
+    decisions: Sequence[Decision] = ()
+
+
+class Act(NamedTuple):
+    """What is done to a run, so many milliseconds after it began: a job is cancelled, or the run, or its time is
+    over."""
+
+    at: int
+    what: Literal["cancel", "stop", "deadline"]
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """What is done to a run until it has ended. `start`: from which job on it is retried before."""
+
+    acts: Sequence[Act] = ()
+    start: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run. Its jobs come after those on which they depend; `defined` says in which order they are defined."""
+
+    policy: Policy
+    jobs: Sequence[Planned]
+    defined: Sequence[int]
+    lives: Sequence[Life]
+    timeout_s: int | None = None
+    """After so many seconds each of its lives has an act `deadline`."""
+    most: int | None = None
+    """How many jobs may run at once."""
+    chunk_jobs: int = 64
+    at_once: int = 256
+    narrow: int = 200
+    chance: int = 0
+    """Decides who dies when, and what is heard of twice, late or in another order."""
+
+
+def nth(items: Sequence[Any], number: int) -> Any:
+    """One of them, from 0 on; of too few the last, of none None."""
+    return items[min(number, len(items) - 1)] if items else None
+
+
+def plans(*, told_exactly: bool) -> st.SearchStrategy[Plan]:
+    """Plans of runs. `told_exactly`: without what happens at one moment in no order of its own."""
+    return _plans(told_exactly)
+
+
+@st.composite
+def _plans(draw: Any, told_exactly: bool) -> Plan:
+    policy: Policy = draw(st.sampled_from(["continue_on_failure", "fail_fast", "manual"]))
+    large = draw(st.integers(1, 70)) == 70
+    total = draw(st.integers(40, 60) if large else st.integers(1, 14))
+    jobs: list[Planned] = []
+    for _ in range(total):
+        jobs.append(draw(_planned(jobs, policy, large, told_exactly)))
+    names = [job.name for job in jobs]
+    timeout_s = draw(st.sampled_from([None] * 11 + [120]))
+    retries = draw(st.sampled_from([0, 0, 1, 2]))
+    return Plan(
+        policy=policy,
+        jobs=jobs,
+        defined=draw(st.permutations(range(total))),
+        lives=[draw(_lives(names, timeout_s, again=number > 0)) for number in range(1 + retries)],
+        timeout_s=timeout_s,
+        most=None if told_exactly else draw(st.sampled_from([None, None, None, 1, 2, 3])),
+        chunk_jobs=16 if large else draw(st.sampled_from([64, 2, 4])),
+        at_once=draw(st.sampled_from([256, 3])),
+        narrow=draw(st.sampled_from([200, 1, 3])),
+        chance=draw(st.integers(0, 2**32)),
+    )
+
+
+@st.composite
+def _planned(draw: Any, before: Sequence[Planned], policy: Policy, large: bool, told_exactly: bool) -> Planned:
+    def happens(percent: int) -> bool:
+        return bool(draw(st.integers(1, 100)) > 100 - percent)
+
+    near = draw(st.permutations(before[-25:]))
+    race = len(near) > 1 and happens(20)
+    if race:
+        racers: list[Planned] = []
+        for job in near:
+            if len(racers) < 3 and (not told_exactly or _may_race([*racers, job], before, policy)):
+                racers.append(job)
+        race = len(racers) > 1
+        near = racers if race else near
+    after = [job.name for job in near[: 3 if race else draw(st.sampled_from([1, 0, 1, 2, 2, 3, 5, 20]))]]
+    rule = (
+        "one_success" if race else draw(st.sampled_from(["all_success"] * 6 + list(RULES))) if after else "all_success"
+    )
+    join, condition, wants = happens(12), None, None
+    if not (race and told_exactly) and happens(15):
+        condition = draw(st.sampled_from(["true", "false", "broken"]))
+    elif after and rule == "all_success" and happens(20):
+        wants = {"n": draw(st.integers(0, 1))}
+    tries = [_try(draw, fails=happens(5 if large else 25), silent=happens(4)) for _ in range(3)]
+    return Planned(
+        name=f"j{len(before):02}",
+        after=after,
+        rule=rule,
+        race=race,
+        join=join,
+        condition=condition,
+        wants=wants,
+        attempts=1 if join else draw(st.sampled_from([1, 1, 1, 2, 3])),
+        rest=draw(st.sampled_from([0, 0, 20_000])),
+        fallback={"n": -1} if not join and happens(10) else None,
+        delay=30_000 if happens(8) else 0,
+        priority=draw(st.sampled_from(["normal", "high", "low"])),
+        tries=[Try(0, {})] if join else tries,
+        decisions=[
+            Decision(draw(st.integers(1, 99_999)), draw(st.sampled_from(["skip"] * 5 + ["retry"] * 4 + ["abort"])))
+            for _ in range(2)
+        ]
+        + [Decision(1_003, "skip")],
+    )
+
+
+def _try(draw: Any, *, fails: bool, silent: bool) -> Try:
+    if silent:
+        return Try(SILENT_MS, None, silent=True)
+    return Try(draw(st.integers(1, 99_999)), None if fails else {"n": draw(st.integers(0, 1))})
+
+
+def _may_race(racers: Sequence[Planned], before: Sequence[Planned], policy: Policy) -> bool:
+    """Whether nobody of them is cancelled as a loser in the same moment in which he would end otherwise."""
+    comes_after: dict[str, set[str]] = {}
+    for job in before:
+        comes_after[job.name] = set(job.after).union(*(comes_after[name] for name in job.after))
+    names = {job.name for job in racers}
+    return not any(
+        job.join
+        or job.condition
+        or job.wants
+        or comes_after[job.name] & names
+        or (policy == "fail_fast" and job.after and job.rule not in ("all_done", "always"))
+        for job in racers
+    )
+
+
+@st.composite
+def _lives(draw: Any, names: Sequence[str], timeout_s: int | None, again: bool) -> Life:
+    acts = [
+        Act(draw(st.integers(1, 299_999)), "cancel", draw(st.sampled_from(names)))
+        for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2])))
+    ]
+    if draw(st.integers(0, 9)) == 9:
+        acts.append(Act(draw(st.integers(1, 299_999)), "stop"))
+    if timeout_s is not None:
+        acts.append(Act(timeout_s * 1_000, "deadline"))
+    return Life(acts=acts, start=draw(st.sampled_from(names)) if again and draw(st.booleans()) else None)
