@@ -21,7 +21,7 @@ from functions.supervisor import handler as supervisor
 from tests.support.api import LambdaContext
 from tests.support.api import deployed as on_moto
 from tests.support.events import sample
-from tests.support.table import TABLE_NAME, dynamodb
+from tests.support.table import TABLE_NAME, aws
 from tests.support.world import KeptHandovers, KeptMessages
 from vigil_core import wiring
 from vigil_core.domain.batches import item_id
@@ -75,7 +75,7 @@ class Deployed:
 
     def have_pages_of(self, entries: int) -> None:
         """Waits of more entries than this are wide."""
-        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
+        waits = WaitStore(DynamoTable(aws("dynamodb"), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
         context = replace(wiring.context(), waits=waits)
         self.monkeypatch.setattr(wiring, "context", lambda: context)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 
@@ -19,15 +19,15 @@ OF_A_TABLE = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSeconda
 
 
 @cache
-def dynamodb() -> DynamoDBClient:
-    """One for all tests: making a client takes longer than most of them, and moto gets hold of it all the same."""
-    return boto3.client("dynamodb")
+def aws(service: Any) -> Any:
+    """A client. One for all tests: making it takes longer than most of them, and moto gets hold of it all the same."""
+    return boto3.client(service)
 
 
 def create_table() -> DynamoTable:
     """As the template has it. Call it inside `mock_aws`."""
     be_quick()
-    client = dynamodb()
+    client: DynamoDBClient = aws("dynamodb")
     properties = template()["Resources"]["Table"]["Properties"]
     wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}
     wanted["StreamSpecification"] = {"StreamEnabled": True, **wanted["StreamSpecification"]}
