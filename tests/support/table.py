@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import boto3
 
@@ -11,23 +11,18 @@ from tests.support.quick_moto import be_quick
 from tests.support.template import template
 from vigil_core.store.table import DynamoTable
 
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb.client import DynamoDBClient
-
 TABLE_NAME = "vigil"
 OF_A_TABLE = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "StreamSpecification"}
 
 
-@cache
-def aws(service: Any) -> Any:
-    """A client. One for all tests: making it takes longer than most of them, and moto gets hold of it all the same."""
-    return boto3.client(service)
+aws = boto3.client if TYPE_CHECKING else cache(boto3.client)
+"""A client. One for all tests: making it takes longer than most of them, and moto gets hold of it all the same."""
 
 
 def create_table() -> DynamoTable:
     """As the template has it. Call it inside `mock_aws`."""
     be_quick()
-    client: DynamoDBClient = aws("dynamodb")
+    client = aws("dynamodb")
     properties = template()["Resources"]["Table"]["Properties"]
     wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}
     wanted["StreamSpecification"] = {"StreamEnabled": True, **wanted["StreamSpecification"]}
