@@ -7,13 +7,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from tests.support.table import TABLE_NAME, create_table
+from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core.domain.access import Access, ApiKey, Scope, Token
 from vigil_core.domain.errors import Forbidden, ValidationFailed
 from vigil_core.services.authenticate import Authenticate
@@ -66,7 +65,7 @@ def world() -> Iterator[World]:
 
 
 def raw_rows() -> list[dict[str, Any]]:
-    return boto3.client("dynamodb").scan(TableName=TABLE_NAME)["Items"]
+    return aws("dynamodb").scan(TableName=TABLE_NAME)["Items"]
 
 
 def test_a_key_opens_its_namespace_with_its_scopes(world: World) -> None:
@@ -169,7 +168,7 @@ def test_keys_are_listed_oldest_first_and_by_namespace(world: World) -> None:
 def test_more_keys_than_one_page_are_all_listed(world: World) -> None:
     for _ in range(30):
         world.keys.create("demo", ["read"], "n" * 128)
-    paged = _SevenRowsAPage(boto3.client("dynamodb"), TABLE_NAME)
+    paged = _SevenRowsAPage(aws("dynamodb"), TABLE_NAME)
     assert len(ApiKeyStore(paged).find_all("demo")) == 30
 
 
@@ -245,7 +244,7 @@ def test_a_ticket_needs_the_right_to_read(world: World) -> None:
 
 
 def test_an_outage_is_no_wrong_key() -> None:
-    client = boto3.client("dynamodb")
+    client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
     authenticate = Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
     with Stubber(client) as stub:
@@ -256,7 +255,7 @@ def test_an_outage_is_no_wrong_key() -> None:
 
 def test_garbage_costs_no_request() -> None:
     """A stranger without a well-formed token cannot make Vigil pay for reads."""
-    client = boto3.client("dynamodb")
+    client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
     authenticate = Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
     with Stubber(client):

@@ -9,12 +9,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-import boto3
 import pytest
 from moto import mock_aws
 
 from tests.support.events import sample
-from tests.support.table import create_table
+from tests.support.table import aws, create_table
 from tests.support.world import World as UseCases
 from vigil_core.api.admin import ACTIONS, Admin
 from vigil_core.domain.access import TokenKind, parse_token
@@ -58,9 +57,9 @@ class World:
         self.now = NOON
         self.functions = FakeLambda()
         client: Any = self.functions
-        self.s3 = boto3.client("s3")
+        self.s3 = aws("s3")
         self.s3.create_bucket(Bucket=BUCKET)
-        self.sqs = boto3.client("sqs")
+        self.sqs = aws("sqs")
         self.urls = {
             name: self.sqs.create_queue(QueueName=f"{name}{suffix}", Attributes=attributes)["QueueUrl"]
             for name, suffix, attributes in (

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
 import pytest
 from moto import mock_aws
 
 from functions.admin import handler as function
 from tests.support.events import sample
-from tests.support.table import TABLE_NAME, create_table
+from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import Access, Scope
 from vigil_core.runtime.settings import MissingSetting
@@ -28,7 +27,7 @@ BUCKET = "dead-letters"
 
 def forget() -> None:
     """What is built once a process is built once a test."""
-    for built in (wiring.admin, wiring.context, wiring.api_keys, wiring.web_sockets, wiring.dynamodb, wiring.sqs):
+    for built in (wiring.admin, wiring.context, wiring.api_keys, wiring.web_sockets):
         built.cache_clear()
 
 
@@ -57,8 +56,8 @@ class Sockets:
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[DynamoTable]:
     with mock_aws():
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        sqs = boto3.client("sqs")
+        aws("s3").create_bucket(Bucket=BUCKET)
+        sqs = aws("sqs")
         urls = {
             name: sqs.create_queue(QueueName=name.replace("_", "-"))["QueueUrl"]
             for name in (

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +17,7 @@ from moto import mock_aws
 
 from functions.authorizer import handler as authorizer
 from tests.support.events import sample
-from tests.support.table import TABLE_NAME, create_table
+from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core.domain.access import ApiKey, Scope, Ticket, Token, TokenKind, parse_token
 from vigil_core.runtime.settings import MissingSetting
 from vigil_core.store.api_keys import ApiKeyStore
@@ -192,7 +191,7 @@ def test_a_refusal_is_logged_without_what_the_stranger_sent(stored: None, log: i
 
 
 def test_an_outage_is_raised_and_not_answered(stored: None) -> None:
-    boto3.client("dynamodb").delete_table(TableName=TABLE_NAME)
+    aws("dynamodb").delete_table(TableName=TABLE_NAME)
     with pytest.raises(ClientError):
         authorizer.handler(sample("authorizer_http"), None)
 

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from moto import mock_aws
 
+from tests.support.table import aws
 from vigil_core.domain.events import Event
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
@@ -77,7 +78,7 @@ class TestSns:
     @pytest.mark.parametrize("odd", ["\uffff", "\ufffe", "\U0001f525", "ü"])
     def test_a_filter_policy_and_text_that_xml_cannot_hold(self, odd: str) -> None:
         with mock_aws():
-            sns, sqs = boto3.client("sns"), boto3.client("sqs")
+            sns, sqs = aws("sns"), aws("sqs")
             arn = sns.create_topic(Name="vigil")["TopicArn"]
             queue = sqs.create_queue(QueueName="heard")["QueueUrl"]
             policy = {"type": [{"prefix": "vigil.job."}], "job_type": [{"prefix": "build"}]}

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
 import pytest
 from moto import mock_aws
 
@@ -15,7 +14,7 @@ from functions.notifier import handler as notifier
 from functions.websocket import handler as websocket
 from tests.support.events import sample
 from tests.support.live import KeptSockets, envelopes, stored, types
-from tests.support.table import TABLE_NAME, create_table
+from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import ApiKey, Scope
 from vigil_core.domain.times import to_epoch_s
@@ -52,7 +51,7 @@ class Deployed:
 
     def announced(self) -> list[Any]:
         """What came out of the topic."""
-        answer: Any = boto3.client("sqs").receive_message(QueueUrl=self._queue_url, MaxNumberOfMessages=10)
+        answer: Any = aws("sqs").receive_message(QueueUrl=self._queue_url, MaxNumberOfMessages=10)
         return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
 
 
@@ -76,11 +75,9 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
                 created_at=datetime.now(UTC),
             )
         )
-        topic = boto3.client("sns").create_topic(Name="vigil")["TopicArn"]
-        queue = boto3.client("sqs").create_queue(QueueName="heard")["QueueUrl"]
-        boto3.client("sns").subscribe(
-            TopicArn=topic, Protocol="sqs", Endpoint="arn:aws:sqs:us-east-1:123456789012:heard"
-        )
+        topic = aws("sns").create_topic(Name="vigil")["TopicArn"]
+        queue = aws("sqs").create_queue(QueueName="heard")["QueueUrl"]
+        aws("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint="arn:aws:sqs:us-east-1:123456789012:heard")
         monkeypatch.setenv("TABLE_NAME", TABLE_NAME)
         monkeypatch.setenv("TOPIC_ARN", topic)
         sockets = KeptSockets()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
 import pytest
 
 from functions.caller import handler as caller
@@ -21,7 +20,7 @@ from functions.supervisor import handler as supervisor
 from tests.support.api import LambdaContext
 from tests.support.api import deployed as on_moto
 from tests.support.events import sample
-from tests.support.table import TABLE_NAME, dynamodb
+from tests.support.table import TABLE_NAME, aws
 from tests.support.world import KeptHandovers, KeptMessages
 from vigil_core import wiring
 from vigil_core.domain.batches import item_id
@@ -75,7 +74,7 @@ class Deployed:
 
     def have_pages_of(self, entries: int) -> None:
         """Waits of more entries than this are wide."""
-        waits = WaitStore(DynamoTable(dynamodb(), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
+        waits = WaitStore(DynamoTable(aws("dynamodb"), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
         context = replace(wiring.context(), waits=waits)
         self.monkeypatch.setattr(wiring, "context", lambda: context)
 
@@ -200,12 +199,12 @@ def test_work_that_fails_comes_again_soon(deployed: Deployed, event: Any, error:
 
 def pages_queue() -> str:
     """The URL of the pager's queue."""
-    return boto3.client("sqs").get_queue_url(QueueName="pages.fifo")["QueueUrl"]
+    return aws("sqs").get_queue_url(QueueName="pages.fifo")["QueueUrl"]
 
 
 def received(body: str) -> str:
     """A message on the pager's queue that has been taken from it; its receipt handle."""
-    queues = boto3.client("sqs")
+    queues = aws("sqs")
     queues.send_message(QueueUrl=pages_queue(), MessageBody=body, MessageGroupId="g", MessageDeduplicationId="d")
     (message,) = queues.receive_message(QueueUrl=pages_queue())["Messages"]
     return message["ReceiptHandle"]
@@ -231,7 +230,7 @@ def test_the_clock_ends_a_wait_whose_time_is_over(deployed: Deployed, name: str)
 
 def test_a_minutes_tick_has_every_shard_swept(deployed: Deployed) -> None:
     assert clock.handler(sample("clock_tick"), None) == {}
-    queues = boto3.client("sqs")
+    queues = aws("sqs")
     url = queues.get_queue_url(QueueName="clock")["QueueUrl"]
     sent = [loads(m["Body"]) for m in queues.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]]
     assert sent == [{"kind": "sweep", "shard": shard} for shard in range(DUE_SHARDS)]
@@ -305,5 +304,5 @@ def test_the_supervisor_begins_a_run_and_hears_that_it_was_stopped(deployed: Dep
     assert (run().cancel_requested_by, run().supervisor) == ("supervisor", 2)
     assert supervisor.handler(stopped, None) == {}
     assert run().supervisor == 2, "heard once more, of one that has a successor"
-    executions = boto3.client("stepfunctions").list_executions(stateMachineArn=os.environ["SUPERVISOR_MACHINE"])
+    executions = aws("stepfunctions").list_executions(stateMachineArn=os.environ["SUPERVISOR_MACHINE"])
     assert sorted(each["name"][37:] for each in executions["executions"]) == ["1-1", "1-2"]

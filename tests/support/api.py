@@ -13,12 +13,11 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlencode, urlsplit
 
-import boto3
 import pytest
 from moto import mock_aws
 
 from functions.api.handler import handler
-from tests.support.table import TABLE_NAME, create_table
+from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.jsontext import dumps, loads
 
@@ -26,10 +25,8 @@ SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
 LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
-CACHED = (
-    wiring.dynamodb, wiring.sqs, wiring.queues, wiring.scheduler, wiring.alarms, wiring.s3,
-    wiring.bodies_bucket, wiring.step_functions, wiring.context, wiring.http_api,
-)  # fmt: skip
+CACHED = (wiring.queues, wiring.alarms, wiring.bodies_bucket, wiring.context, wiring.http_api)
+"""What knows a deployment. The clients below it serve every one: to make them takes longer than most tests."""
 ALARM_GROUP = "alarms"
 BODIES = "bodies"
 
@@ -48,12 +45,12 @@ def deployed() -> Iterator[None]:
     """The table and the queues, empty, and a handler that knows them."""
     with mock_aws():
         create_table()
-        queues = boto3.client("sqs")
+        queues = aws("sqs")
         pages = queues.create_queue(QueueName="pages.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
         clock = queues.create_queue(QueueName="clock")["QueueUrl"]
-        boto3.client("s3").create_bucket(Bucket=BODIES)
-        boto3.client("scheduler").create_schedule_group(Name=ALARM_GROUP)
-        machine = boto3.client("stepfunctions").create_state_machine(
+        aws("s3").create_bucket(Bucket=BODIES)
+        aws("scheduler").create_schedule_group(Name=ALARM_GROUP)
+        machine = aws("stepfunctions").create_state_machine(
             name="vigil-supervisor", definition="{}", roleArn="arn:aws:iam::123456789012:role/supervisor"
         )
         variables = {

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
-
-from tests.support.table import TABLE_NAME
+from tests.support.table import TABLE_NAME, aws
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, ApiKey, Scope
 from vigil_core.domain.events import Event
@@ -66,8 +64,8 @@ class Stream:
     """The table's stream, read on from where it was left."""
 
     def __init__(self) -> None:
-        self._client: Any = boto3.client("dynamodbstreams")
-        arn = boto3.client("dynamodb").describe_table(TableName=TABLE_NAME)["Table"]["LatestStreamArn"]
+        self._client: Any = aws("dynamodbstreams")
+        arn = aws("dynamodb").describe_table(TableName=TABLE_NAME)["Table"]["LatestStreamArn"]
         (shard,) = self._client.describe_stream(StreamArn=arn)["StreamDescription"]["Shards"]
         self._iterator = self._client.get_shard_iterator(
             StreamArn=arn, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
@@ -156,6 +154,6 @@ def types(frames: list[Any]) -> list[str]:
 def stored(table: Table) -> Iterator[dict[str, Any]]:
     """Every row of the table."""
     del table
-    pages = boto3.client("dynamodb").get_paginator("scan").paginate(TableName=TABLE_NAME)
+    pages = aws("dynamodb").get_paginator("scan").paginate(TableName=TABLE_NAME)
     for page in pages:
         yield from page["Items"]

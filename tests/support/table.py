@@ -11,23 +11,18 @@ from tests.support.quick_moto import be_quick
 from tests.support.template import template
 from vigil_core.store.table import DynamoTable
 
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb.client import DynamoDBClient
-
 TABLE_NAME = "vigil"
 OF_A_TABLE = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "StreamSpecification"}
 
 
-@cache
-def dynamodb() -> DynamoDBClient:
-    """One for all tests: making a client takes longer than most of them, and moto gets hold of it all the same."""
-    return boto3.client("dynamodb")
+aws = boto3.client if TYPE_CHECKING else cache(boto3.client)
+"""A client. One for all tests: making it takes longer than most of them, and moto gets hold of it all the same."""
 
 
 def create_table() -> DynamoTable:
     """As the template has it. Call it inside `mock_aws`."""
     be_quick()
-    client = dynamodb()
+    client = aws("dynamodb")
     properties = template()["Resources"]["Table"]["Properties"]
     wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}
     wanted["StreamSpecification"] = {"StreamEnabled": True, **wanted["StreamSpecification"]}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
 import pytest
 
 from tests.support.api import BODIES, SOME_ID, Client
+from tests.support.table import aws
 from vigil_core import wiring
 from vigil_core.gateways.bodies_bucket import BodiesBucket, Kept
 
@@ -17,18 +17,18 @@ MB = 1024 * 1024
 
 def names() -> list[str]:
     """The objects in the bucket."""
-    return [each["Key"] for each in boto3.client("s3").list_objects_v2(Bucket=BODIES).get("Contents", [])]
+    return [each["Key"] for each in aws("s3").list_objects_v2(Bucket=BODIES).get("Contents", [])]
 
 
 def tags(name: str) -> dict[str, str]:
-    found = boto3.client("s3").get_object_tagging(Bucket=BODIES, Key=name)["TagSet"]
+    found = aws("s3").get_object_tagging(Bucket=BODIES, Key=name)["TagSet"]
     return {each["Key"]: each["Value"] for each in found}
 
 
 def uploaded(client: Client, content: bytes, namespace: str = "demo") -> str:
     """Something that has been put where the API said; its reference."""
     offered = client.post("/v1/uploads", {"size": len(content)}).ok(201)
-    boto3.client("s3").put_object(Bucket=BODIES, Key=f"uploads/{namespace}/{offered['reference']}", Body=content)
+    aws("s3").put_object(Bucket=BODIES, Key=f"uploads/{namespace}/{offered['reference']}", Body=content)
     return str(offered["reference"])
 
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
-import boto3
 import pytest
 
 from functions.clock.handler import handler as clock
 from tests.support.api import ALARM_GROUP, Client, pages
 from tests.support.events import sample
+from tests.support.table import aws
 
 NIGHTLY: dict[str, Any] = {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "job": {"job_type": "report"}}
 
@@ -23,7 +23,7 @@ def put(client: Client, name: str = "nightly", status: int = 201, **changed: Any
 
 def alarms() -> list[Any]:
     """What is armed, as EventBridge Scheduler has it."""
-    scheduler = boto3.client("scheduler")
+    scheduler = aws("scheduler")
     names = [each["Name"] for each in scheduler.list_schedules(GroupName=ALARM_GROUP)["Schedules"]]
     return [scheduler.get_schedule(Name=name, GroupName=ALARM_GROUP) for name in names]
 
