@@ -16,7 +16,7 @@ from vigil_core.domain import graphs
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jsontext import loads
 from vigil_core.gateways.outgoing import Answer
-from vigil_core.services import create_run, runs
+from vigil_core.services import create_run, runs, supervise
 from vigil_core.services.call_target import call_target
 
 
@@ -147,6 +147,25 @@ def test_who_waits_for_a_pardoned_job_of_another_chunk_is_released_at_once(
     runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", by=KEY, note=None)
     world.settle()
     assert world.statuses(run)["after"] == "pending"
+
+
+def test_an_abort_is_not_lost_with_whoever_carries_it_out(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "queue": "other"}, failure_policy="manual")
+    world.work({"a": Exception("NO")})
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", by=KEY, note=None)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(supervise, "change_run", die)
+        with pytest.raises(KeyboardInterrupt):
+            supervise.apply_decisions(world.ctx, world.found(run))
+    world.settle()
+    error = world.found(run).error
+    assert error is not None
+    assert error.code == "ABORTED"
+    assert world.statuses(run) == {"a": "failed", "b": "cancelled"}
 
 
 def test_what_is_wide_is_carried_out_by_the_pager_chunk_by_chunk(world: RunWorld) -> None:

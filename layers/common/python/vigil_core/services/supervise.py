@@ -69,10 +69,7 @@ def apply_decisions(ctx: Context, run: Run) -> None:
                 note = decided(note, "pardoned")
                 follow_run.note(ctx, run, standings, {decision.place: note})
             case "abort":
-                job = ctx.jobs.find(run.namespace, id_at(ctx, run, decision.place))
-                ended = "failed" if job is None else note_of(job).standing
-                follow_run.note(ctx, run, standings, {decision.place: decided(note, ended)})
-                aborted = True
+                aborted = True  # What is undecided is noted as it is when the rest is cancelled.
     pardoned = [place for place in range(run.total) if standings.of(place) == "pardoned"]
     if not aborted:
         fresh = standings_of(ctx, run, whole=True)
