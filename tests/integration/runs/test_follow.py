@@ -12,10 +12,11 @@ from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain import graphs
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jsontext import loads
 from vigil_core.gateways.outgoing import Answer
-from vigil_core.services import create_run, runs
+from vigil_core.services import create_run, runs, supervise
 from vigil_core.services.call_target import call_target
 
 
@@ -113,6 +114,58 @@ def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -
     )  # fmt: skip
     world.ctx.job_types.keep_target(job_type)
     world.ctx.job_types.save(None, job_type)
+
+
+def test_who_has_a_time_of_its_own_is_told_what_was_heard_before_it(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "CHUNK_JOBS", 2)
+    run = world.run(
+        {"name": "a"},
+        {"name": "b"},
+        {"name": "slow", "queue": "slow"},
+        {"name": "later", "depends_on": ["a", "slow"], "trigger_rule": "one_success", "start_delay": 30},
+    )
+    world.work()
+    world.pass_time(61)
+    world.sweep()
+    world.settle()
+    assert world.statuses(run)["later"] == "pending", "a is in another chunk, and its end was heard of before"
+
+
+def test_who_waits_for_a_pardoned_job_of_another_chunk_is_released_at_once(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "CHUNK_JOBS", 2)
+    run = world.run(
+        {"name": "slow", "queue": "slow"},
+        {"name": "after", "depends_on": ["slow", "a"], "trigger_rule": "one_success"},
+        {"name": "a"},
+        failure_policy="manual",
+    )
+    world.work({"a": Exception("NO")})
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", by=KEY, note=None)
+    world.settle()
+    assert world.statuses(run)["after"] == "pending"
+
+
+def test_an_abort_is_not_lost_with_whoever_carries_it_out(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "queue": "other"}, failure_policy="manual")
+    world.work({"a": Exception("NO")})
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", by=KEY, note=None)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(supervise, "change_run", die)
+        with pytest.raises(KeyboardInterrupt):
+            supervise.apply_decisions(world.ctx, world.found(run))
+    world.settle()
+    error = world.found(run).error
+    assert error is not None
+    assert error.code == "ABORTED"
+    assert world.statuses(run) == {"a": "failed", "b": "cancelled"}
 
 
 def test_what_is_wide_is_carried_out_by_the_pager_chunk_by_chunk(world: RunWorld) -> None:

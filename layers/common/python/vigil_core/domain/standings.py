@@ -80,6 +80,11 @@ class Standings:
             self._chunks[number] = self.read(number)
         return self._chunks[number]
 
+    def look_before(self, place: int) -> None:
+        """Read how all stand on which a job depends: they may have been heard of before it could be judged."""
+        for chunk in self.graph.dependencies_by_chunk[place]:
+            self.chunk(chunk)
+
     def assume(self, place: int, standing: Standing) -> None:
         """From now on answer as if a job stood so."""
         self._assumed[place] = standing

@@ -69,7 +69,10 @@ def _follow_jobs(ctx: Context, run: Run, versions: Sequence[Job]) -> None:
             if standings.graph.nodes[place].cancel_losers and job.dependency_status == "satisfied":
                 _cancel_losers(ctx, run, standings, place)
         after = [later for place in ended for later in standings.graph.dependents[place]]
-        settle(ctx, run, standings, [*after, *(place for place, job in by_place.items() if job.waits_for_run)])
+        waiting = [place for place, job in by_place.items() if job.waits_for_run]
+        for place in waiting:
+            standings.look_before(place)
+        settle(ctx, run, standings, [*after, *waiting])
         if (run.max_concurrency is not None and ended) or any(job.held for job in by_place.values()):
             let_go(ctx, run)
     look_whether_over(ctx, run, standings, {chunk_of(place) for place in ended})
@@ -241,6 +244,8 @@ def _after_skips(
     """What follows once skips are noted: races that nobody can win any more have failed, the run may be over. Returns
     the run, how its jobs stand from now on, and who comes after them and was not certain before."""
     standings = standings_of(ctx, run)
+    for chunk in {chunk_of(place) for place in skipped}:
+        standings.chunk(chunk)
     for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
         run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
     look_whether_over(ctx, run, standings, {chunk_of(place) for place in skipped})

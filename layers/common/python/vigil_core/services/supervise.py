@@ -70,13 +70,10 @@ def apply_decisions(ctx: Context, run: Run) -> None:
                 note = decided(note, "pardoned")
                 follow_run.note(ctx, run, standings, {decision.place: note})
             case "abort":
-                job = ctx.jobs.find(run.namespace, id_at(ctx, run, decision.place))
-                ended = "failed" if job is None else note_of(job).standing
-                follow_run.note(ctx, run, standings, {decision.place: decided(note, ended)})
-                aborted = True
+                aborted = True  # What is undecided is noted as it is when the rest is cancelled.
     pardoned = [place for place in range(run.total) if standings.of(place) == "pardoned"]
     if not aborted:
-        fresh = standings_of(ctx, run)
+        fresh = standings_of(ctx, run, whole=True)
         after = [later for place in pardoned for later in fresh.graph.dependents[place]]
         follow_run.settle(ctx, run, fresh, after)
         follow_run.look_whether_over(ctx, run, fresh, {chunk_of(place) for place in pardoned})
