@@ -50,3 +50,15 @@ def test_who_was_paused_in_its_place_is_let_go_before_who_has_none(world: RunWor
     runs.resume(world.ctx, NAMESPACE, run, by=KEY)
     assert sorted(world.work()) == ["a", "low"]
     assert world.found(run).status == "completed"
+
+
+def test_who_has_just_become_ready_starts_after_those_of_higher_priority(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "first", "priority": "critical"},
+        {"name": "high", "priority": "high"},
+        {"name": "low", "priority": "low", "depends_on": ["first"]},
+        {"name": "critical", "priority": "critical", "depends_on": ["first"]},
+        max_concurrency=1,
+    )
+    assert world.work() == ["first", "critical", "high", "low"]
+    assert world.found(run).status == "completed"

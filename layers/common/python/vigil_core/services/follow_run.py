@@ -50,9 +50,11 @@ def follow_jobs(ctx: Context, namespace: str, workflow_id: str, versions: Sequen
 def _follow_jobs(ctx: Context, run: Run, versions: Sequence[Job]) -> None:
     standings = standings_of(ctx, run)
     by_place = {job.place_in_run: job for job in versions}
-    asks = run.failure_policy == "manual" and not run.stopping
     notes = {place: note_of(job) for place, job in by_place.items()}
-    note(ctx, run, standings, {p: _undecided(standings, p, its) if asks else its for p, its in notes.items()})
+    if run.failure_policy == "manual" and not run.stopping:
+        before = standings_of(ctx, run)  # What is read for this is too old for what follows.
+        notes = {place: _undecided(before, place, its) for place, its in notes.items()}
+    note(ctx, run, standings, notes)
     # What came after a version has been heard of: nothing follows from it any more, least of all in another life.
     by_place = {place: job for place, job in by_place.items() if _is_newest(standings, place, job)}
     if run.status == "pending":
@@ -301,13 +303,21 @@ def _carry_out(
 
     jobs_skipped = ctx.in_parallel(judge, skips)
     _note_skipped(ctx, run, standings, jobs_skipped)
-    jobs_released = ctx.in_parallel(judge, releases)
+    jobs_released = _in_turn(judge, releases, ids, found) if run.max_concurrency else ctx.in_parallel(judge, releases)
     waited = {job_id for job_id, job in found.items() if job.waits_for_run}
     judged = [job for job in (*jobs_skipped, *jobs_released) if job is not None and not job.waits_for_run]
     log_judged([job for job in judged if job.job_id in waited])
     turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
     _note_skipped(ctx, run, standings, turned_away)
     return [job.place_in_run for job in (*jobs_skipped, *turned_away) if job is not None]
+
+
+def _in_turn(
+    judge: Callable[[int], Job | None], places: Iterable[int], ids: Mapping[int, str], found: Mapping[str, Job]
+) -> list[Job | None]:
+    """Judge one after another, the highest priority first: there may not be a place for all."""
+    by_rank = sorted((RANKS[found[ids[place]].priority], place) for place in places if ids[place] in found)
+    return [judge(place) for _, place in by_rank]
 
 
 def _note_skipped(ctx: Context, run: Run, standings: Standings, skipped: Sequence[Job | None]) -> None:
@@ -320,7 +330,7 @@ def _judge(ctx: Context, run: Run, job: Job | None, verdict: Verdict, *, met: bo
         return job
     place = job.place_in_run
     passed, verdict = with_condition(ctx, job, verdict) if met and job.condition else (met, verdict)
-    held = bool(passed) and not _may_start(ctx, run, place)
+    held = bool(passed) and not _may_start(ctx, run, job)
     if held:
         ctx.runs.hold(run.namespace, run.workflow_id, job.priority, place)
 
@@ -352,9 +362,13 @@ def _judge(ctx: Context, run: Run, job: Job | None, verdict: Verdict, *, met: bo
     return None
 
 
-def _may_start(ctx: Context, run: Run, place: int) -> bool:
-    """Whether a job that is ready may start at once."""
-    return run.hands_out and (run.max_concurrency is None or ctx.runs.take_slot(run, place))
+def _may_start(ctx: Context, run: Run, job: Job) -> bool:
+    """Whether a job that is ready may start at once: not past one of higher priority that is held back."""
+    if run.max_concurrency is None or not run.hands_out:
+        return run.hands_out
+    first = ctx.runs.held(run, 1)
+    outranked = bool(first) and keys.held_rank(first[0].sk) < RANKS[job.priority]
+    return not outranked and ctx.runs.take_slot(run, job.place_in_run)
 
 
 def _let_go_one(ctx: Context, run: Run, key: keys.Key, freed: list[Job]) -> bool | None:

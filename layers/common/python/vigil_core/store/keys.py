@@ -261,6 +261,11 @@ def held_job(namespace: str, workflow_id: str, rank: int, place: int) -> Key:
     return Key(run(namespace, workflow_id).pk, f"{HELD_JOBS}{rank}#{place:05}")
 
 
+def held_rank(sk: str) -> int:
+    """The rank of the job's priority, 0 the highest: of `held_job`."""
+    return int(sk.removeprefix(HELD_JOBS).split("#", 1)[0])
+
+
 def held_place(sk: str) -> int:
     """The job's place in its run: of `held_job`."""
     return int(sk.rsplit("#", 1)[1])
