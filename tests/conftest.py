@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests start first; those of the local stack, which share one, run last and on one worker."""
+    """The tests of the local stack, which share one, run from the start and on one worker, beside all others."""
     for item in items:
         if item.path.is_relative_to(E2E):
             item.add_marker(pytest.mark.e2e)
@@ -43,5 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("e2e"):
-        return 2
-    return 0 if item.get_closest_marker("model") else 1
+        return 0
+    return 1 if item.get_closest_marker("model") else 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What runs beside the local stack gives way to it, for its tests look at times."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker("e2e"):
+        os.nice(19)  # As far as it goes, however often.
