@@ -26,7 +26,7 @@ export AWS_DEFAULT_REGION ?= us-east-1
 
 PYTEST := $(BIN)/python -m pytest
 # The tests of the local stack share a worker, from the start; the other one gives way to it (see tests/conftest.py).
-SPREAD := -n 2 --dist loadgroup
+SPREAD := -n 2
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 	--no-annotate $(if $(UPGRADE),--upgrade)
 
