@@ -202,7 +202,9 @@ class InterleavedRun(RestlessRun):
         # Who is about to be skipped may be cancelled first, when those after it have been skipped with it.
         while doomed := [name for name in jobs.keys() - ends if _verdict(self.jobs[name], ends) is False]:
             for name in doomed:
-                ends[name] = "failed" if BAD & {ends.get(other) for other in self.jobs[name].after} else "skipped"
+                bad = BAD & {ends.get(other) for other in self.jobs[name].after}
+                hindered = self.jobs[name].rule not in ("all_failed", "none_skipped")
+                ends[name] = "failed" if bad and hindered else "skipped"
         wrong: list[str] = []
         # A racer's failure counts at once for those after it, and may still be pardoned when nobody can win any more.
         turned = bool(self.pardoned) and any(job.race for job in self.plan.jobs)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import uuid6
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
@@ -105,7 +104,7 @@ class RunWorld(World):
     def run(self, *jobs: Mapping[str, Any], **rest: Any) -> str:
         """A new run; its id."""
         body = {"name": "test", "jobs": list(jobs), **rest}
-        new = run_of_body(NAMESPACE, body, str(uuid6.uuid7()), now=self.time, find_types=self.ctx.job_types.find_many)
+        new = run_of_body(NAMESPACE, body, self.ctx.new_id(), now=self.time, find_types=self.ctx.job_types.find_many)
         return create_run.create_run(self.ctx, NAMESPACE, new, by=KEY).workflow_id
 
     def found(self, workflow_id: str) -> Run:
