@@ -210,7 +210,9 @@ class InterleavedRun(RestlessRun):
         turned = bool(self.pardoned) and any(job.race for job in self.plan.jobs)
         for name, job in self.jobs.items():
             held = _verdict(job, ends)
-            if name in kept or turned:
+            # Who was to be skipped may have lost a race first, when those after it had followed already.
+            told_otherwise = any(other in lost and _verdict(self.jobs[other], ends) is False for other in job.after)
+            if name in kept or turned or told_otherwise:
                 continue
             if seen[name] in ("completed", "failed") and held is not True:
                 wrong.append(f"{name} is {seen[name]}, though its rule does not hold")
