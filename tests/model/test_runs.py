@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
     "places are not given back": (live_in_any_order, RunStore, "free_slots", lambda *_: None),
     "as many run as want to": (live_in_any_order, RunStore, "take_slot", lambda *_: True),
     "a race is as its join is": (live_as_planned, standings, "_may_be_won", _as_the_join_is),
-    "a paused run hands out its jobs": (live_as_planned, claim_jobs, "may_begin", lambda *_: True),
+    "a paused run hands out its jobs": (live_in_any_order, claim_jobs, "may_begin", lambda *_: True),
     "failures do not reach the run": (live_as_planned, follow_run, "_note_failures", lambda _ctx, run, *_: run),
     "the clock replaces no supervisor": (live_as_planned, look_after_run, "replace_supervisor", lambda *_: None),
     "a run is over when what was heard of is": (live_as_planned, follow_run, "_all_over", lambda *_: True),

@@ -107,7 +107,7 @@ def test_a_bulk_that_died_half_way_creates_only_the_rest(client: Client, monkeyp
         patched.setattr(JobStore, "create", dies_after_three)
         with pytest.raises(KeyboardInterrupt):
             client.post("/v1/jobs/bulk", wanted, headers=KEYED)
-    assert count(client) == 3
+        assert count(client) == 3
     shift(monkeypatch, timedelta(seconds=61))
     results = client.post("/v1/jobs/bulk", wanted, headers=KEYED).ok()["results"]
     assert [result["job"]["job_type"] for result in results] == ["t0", "t1", "t2", "t3", "t4"]
