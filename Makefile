@@ -25,8 +25,8 @@ export UV_CUSTOM_COMPILE_COMMAND := make lock
 export AWS_DEFAULT_REGION ?= us-east-1
 
 PYTEST := $(BIN)/python -m pytest
-# The tests of the local stack share a worker, from the start; the other one gives way to it (see tests/conftest.py).
-SPREAD := -n 2
+# Tests of the local stack come last and share one worker; the rest spreads over two (see tests/conftest.py).
+SPREAD := -n 2 --dist loadgroup --no-loadscope-reorder
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 	--no-annotate $(if $(UPGRADE),--upgrade)
 
@@ -43,7 +43,8 @@ demo: venv ## Start everything on this machine and watch jobs being waited for
 
 .PHONY: test
 test: venv ## Run every test that needs neither Docker nor AWS
-	@$(PYTEST) $(SPREAD) -m "not docker and not bar"
+	@$(PYTEST) $(SPREAD) -m "not docker and not e2e"
+	@$(PYTEST) -m "e2e and not docker and not bar"
 
 ##@ Setting up
 
