@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 ENDINGS = ("success", "failed", "skipped", "cancelled")
+UNHINDERED = ("all_failed", "none_skipped")
+"""Rules that no failure keeps from holding: nobody is skipped by them because others failed."""
 
 
 def satisfied(rule: str, endings: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from tests.model.restless import RestlessRun
-from tests.model.rules import decided
+from tests.model.rules import UNHINDERED, decided
 from tests.model.run_plans import Plan, Planned
 from tests.model.run_reference import BAD, Reference
 from tests.support.world import KEY, NAMESPACE
@@ -203,8 +203,7 @@ class InterleavedRun(RestlessRun):
         while doomed := [name for name in jobs.keys() - ends if _verdict(self.jobs[name], ends) is False]:
             for name in doomed:
                 bad = BAD & {ends.get(other) for other in self.jobs[name].after}
-                hindered = self.jobs[name].rule not in ("all_failed", "none_skipped")
-                ends[name] = "failed" if bad and hindered else "skipped"
+                ends[name] = "failed" if bad and self.jobs[name].rule not in UNHINDERED else "skipped"
         wrong: list[str] = []
         # A racer's failure counts at once for those after it, and may still be pardoned when nobody can win any more.
         turned = bool(self.pardoned) and any(job.race for job in self.plan.jobs)

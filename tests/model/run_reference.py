@@ -6,7 +6,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from tests.model.rules import decided
+from tests.model.rules import UNHINDERED, decided
 from tests.model.run_plans import Life, Plan, nth
 
 BAD = {"failed", "cancelled"}
@@ -75,7 +75,7 @@ class Reference:
         if held and job.condition == "broken":
             job.status, job.at, job.next = "failed", self.now, "failed"
         elif not held or job.condition == "false" or (job.wants and job.before[0].result != job.wants):
-            bad = any(other.end in BAD for other in job.before) and job.rule not in ("all_failed", "none_skipped")
+            bad = any(other.end in BAD for other in job.before) and job.rule not in UNHINDERED
             job.status, job.end = "skipped", "failed" if bad and not held else "skipped"
         else:
             job.status = "ready"

@@ -14,7 +14,7 @@ import uuid6
 from moto import mock_aws
 
 from tests.model.mortal import FEWER_PARTS, FIRST_SEED, MortalWorld, live
-from tests.model.rules import ENDINGS, decided
+from tests.model.rules import ENDINGS, UNHINDERED, decided
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.dependencies import TriggerRule
@@ -107,7 +107,7 @@ class Dependents(MortalWorld):
         held = job.dependency_status == "satisfied"
         counted = [ending for ending in ENDINGS for _ in range(job.verdict.inputs[ending])]
         assert decided(job.trigger_rule, counted, len(job.depends_on)) is held, job.verdict
-        hindered = job.trigger_rule not in ("all_failed", "none_skipped") and {"failed", "cancelled"} & set(counted)
+        hindered = job.trigger_rule not in UNHINDERED and {"failed", "cancelled"} & set(counted)
         assert job.verdict.through_failure == (not held and bool(hindered))
         for index, ending in self.world.ctx.dependencies.endings(job).items():
             dependency = job.depends_on[index].job_id

@@ -107,6 +107,10 @@ class RunWorld(World):
         new = run_of_body(NAMESPACE, body, self.ctx.new_id(), now=self.time, find_types=self.ctx.job_types.find_many)
         return create_run.create_run(self.ctx, NAMESPACE, new, by=KEY).workflow_id
 
+    def retry(self, workflow_id: str, start: str | None = None) -> None:
+        retried = runs.retry(self.ctx, NAMESPACE, workflow_id, start=start, by=KEY)
+        create_run.prepare(self.ctx, retried)
+
     def found(self, workflow_id: str) -> Run:
         return runs.find_run(self.ctx, NAMESPACE, workflow_id)
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from moto import mock_aws
 
-from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
-from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.services import runs
 from vigil_core.services.claim_jobs import Claim, claim_jobs
-
-
-@pytest.fixture
-def world() -> Iterator[RunWorld]:
-    with mock_aws():
-        create_table()
-        yield RunWorld(empty_table())
 
 
 @pytest.mark.timeout(30)

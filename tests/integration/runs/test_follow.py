@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
-from moto import mock_aws
 
-from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
-from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain import graphs
 from vigil_core.domain.job_types import JobType
@@ -18,18 +14,6 @@ from vigil_core.domain.jsontext import loads
 from vigil_core.gateways.outgoing import Answer
 from vigil_core.services import create_run, runs, supervise
 from vigil_core.services.call_target import call_target
-
-
-@pytest.fixture(scope="module", autouse=True)
-def aws() -> Iterator[None]:
-    with mock_aws():
-        create_table()
-        yield
-
-
-@pytest.fixture
-def world() -> RunWorld:
-    return RunWorld(empty_table())
 
 
 def test_a_chain_runs_one_after_another(world: RunWorld) -> None:

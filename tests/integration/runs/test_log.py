@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
 import pytest
-from moto import mock_aws
 
-from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
-from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.runtime.logging import logger
 from vigil_core.services import change_job, runs
 
 OURS = {"trace_id": "t", "correlation_id": "daily-report-001"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def aws() -> Iterator[None]:
-    with mock_aws():
-        create_table()
-        yield
-
-
-@pytest.fixture
-def world() -> RunWorld:
-    return RunWorld(empty_table())
 
 
 class Log:

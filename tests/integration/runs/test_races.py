@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-from moto import mock_aws
-
-from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
-from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services import create_run, runs
+from vigil_core.services import runs
 
 RACE = [{"name": "a", "priority": "high"}, {"name": "b"}]
 JOIN = {"name": "join", "depends_on": ["a", "b"], "trigger_rule": "one_success", "cancel_losers": True}
-
-
-@pytest.fixture
-def world() -> Iterator[RunWorld]:
-    with mock_aws():
-        create_table()
-        yield RunWorld(empty_table())
-
-
-def retry(world: RunWorld, run: str, start: str | None = None) -> None:
-    retried = runs.retry(world.ctx, NAMESPACE, run, start=start, by=KEY)
-    create_run.prepare(world.ctx, retried)
 
 
 def test_the_last_racer_that_fails_is_to_be_decided_about(world: RunWorld) -> None:
@@ -43,7 +24,7 @@ def test_a_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
     runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
     world.settle()
     assert set(world.statuses(run).values()) == {"cancelled"}
-    retry(world, run)
+    world.retry(run)
     assert world.work() == ["a", "join"]
     assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
     assert world.found(run).status == "completed"
@@ -52,7 +33,7 @@ def test_a_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
 def test_who_has_lost_a_race_may_fail_the_next(world: RunWorld) -> None:
     run = world.run({"name": "first"}, *({**job, "depends_on": ["first"]} for job in RACE), JOIN)
     assert world.work() == ["first", "a", "join"]
-    retry(world, run, "first")
+    world.retry(run, "first")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
     assert world.statuses(run) == {"first": "completed", "a": "failed", "b": "failed", "join": "cancelled"}
     standings = world.standings(run)
@@ -63,7 +44,7 @@ def test_a_late_record_of_the_life_before_a_retry_ends_no_race(world: RunWorld) 
     run = world.run(*RACE, JOIN)
     assert world.work() == ["a", "join"]
     before = list(world.carried)
-    retry(world, run, "a")
+    world.retry(run, "a")
     world.settle()
     world.table.records += before
     assert world.work() == ["a", "join"]

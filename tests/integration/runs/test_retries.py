@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from moto import mock_aws
 
-from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
-from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services import change_job, create_run, follow_run, runs
-
-
-@pytest.fixture
-def world() -> Iterator[RunWorld]:
-    with mock_aws():
-        create_table()
-        yield RunWorld(empty_table())
-
-
-def retry(world: RunWorld, run: str, start: str | None = None) -> None:
-    retried = runs.retry(world.ctx, NAMESPACE, run, start=start, by=KEY)
-    create_run.prepare(world.ctx, retried)
+from vigil_core.services import change_job, follow_run, runs
 
 
 def test_a_late_record_of_a_failure_frees_no_place_of_the_next_life(world: RunWorld) -> None:
     run = world.run({"name": "a", "priority": "high"}, {"name": "b"}, max_concurrency=1)
     world.work({"a": Exception("NO")})
     before = list(world.carried)
-    retry(world, run)
+    world.retry(run)
     world.settle()
     assert world.statuses(run) == {"a": "pending", "b": "waiting"}
     world.table.records += before
@@ -43,7 +26,7 @@ def test_no_place_is_kept_for_who_waits_again(world: RunWorld) -> None:
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
     found = world.found(run)
     assert world.ctx.runs.take_slot(found, 1), "as the matcher may that hears late of its release"
-    retry(world, run, "a")
+    world.retry(run, "a")
     assert world.work() == ["a", "b"]
     assert world.found(run).status == "completed"
 
@@ -60,7 +43,7 @@ def test_who_was_held_back_in_the_last_life_holds_up_nobody(world: RunWorld, mon
     world.ctx.runs.hold(NAMESPACE, run, "normal", 2)
     runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
     world.settle()
-    retry(world, run)
+    world.retry(run)
     assert world.work() == ["a", "b", "c"]
 
 
