@@ -246,11 +246,12 @@ def _after_skips(
     """What follows once skips are noted: races that nobody can win any more have failed, the run may be over. Returns
     the run, how its jobs stand from now on, and who comes after them and was not certain before."""
     standings = standings_of(ctx, run)
-    for chunk in {chunk_of(place) for place in skipped}:
-        standings.chunk(chunk)
+    touched = {chunk_of(place) for place in skipped}
+    for chunk in touched:
+        standings.chunk(chunk)  # Else what was skipped is not among what those after it are judged by.
     for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
         run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
-    look_whether_over(ctx, run, standings, {chunk_of(place) for place in skipped})
+    look_whether_over(ctx, run, standings, touched)
     return run, standings, [a for place in skipped for a in standings.graph.dependents[place] if a not in certain]
 
 
@@ -303,21 +304,16 @@ def _carry_out(
 
     jobs_skipped = ctx.in_parallel(judge, skips)
     _note_skipped(ctx, run, standings, jobs_skipped)
-    jobs_released = _in_turn(judge, releases, ids, found) if run.max_concurrency else ctx.in_parallel(judge, releases)
+    ranks = {place: RANKS[found[ids[place]].priority] for place in releases if ids[place] in found}
+    jobs_released: list[Job | None] = []
+    for rank in sorted(set(ranks.values())):  # There may not be a place for all.
+        jobs_released += ctx.in_parallel(judge, [place for place in ranks if ranks[place] == rank])
     waited = {job_id for job_id, job in found.items() if job.waits_for_run}
     judged = [job for job in (*jobs_skipped, *jobs_released) if job is not None and not job.waits_for_run]
     log_judged([job for job in judged if job.job_id in waited])
     turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
     _note_skipped(ctx, run, standings, turned_away)
     return [job.place_in_run for job in (*jobs_skipped, *turned_away) if job is not None]
-
-
-def _in_turn(
-    judge: Callable[[int], Job | None], places: Iterable[int], ids: Mapping[int, str], found: Mapping[str, Job]
-) -> list[Job | None]:
-    """Judge one after another, the highest priority first: there may not be a place for all."""
-    by_rank = sorted((RANKS[found[ids[place]].priority], place) for place in places if ids[place] in found)
-    return [judge(place) for _, place in by_rank]
 
 
 def _note_skipped(ctx: Context, run: Run, standings: Standings, skipped: Sequence[Job | None]) -> None:
