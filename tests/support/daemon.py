@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from vigil_core.runtime import tracing
-
 ROOT = "1-67890abc-0123456789abcdef01234567"
 PARENT = "53995c3f42cd8ad8"
 
@@ -54,5 +52,3 @@ class Daemon:
 
     def close(self) -> None:
         self._socket.close()
-        tracing._socket().close()
-        tracing._socket.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -104,7 +105,7 @@ def test_without_a_daemon_nothing_fails(daemon: Daemon, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("address", ["daemon.example:2000", "::1:2000", "udp:127.0.0.1:2000"])
 def test_nobody_is_asked_where_a_daemon_is(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", address)
-    monkeypatch.setattr(tracing, "_socket", lambda: pytest.fail("a socket was asked for"))
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was asked for"))
     with traced({**ABOUT}):
         pass
     monkeypatch.undo()
@@ -112,6 +113,6 @@ def test_nobody_is_asked_where_a_daemon_is(daemon: Daemon, monkeypatch: pytest.M
 
 def test_outside_lambda_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("_X_AMZN_TRACE_ID", raising=False)
-    monkeypatch.setattr(tracing, "_socket", lambda: pytest.fail("a socket was asked for"))
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was asked for"))
     with traced({**ABOUT}):
         pass

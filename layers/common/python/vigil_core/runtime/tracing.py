@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import Any
 
 from vigil_core.domain.jobs import Job
@@ -69,12 +68,6 @@ def _tell_daemon(said: Mapping[str, Any], began: float) -> None:
         "annotations": {name: _UNFIT.sub("?", str(value))[:MAX_VALUE_CHARS] for name, value in ids_in(said).items()},
     }
     socket.inet_aton(host)  # Of a name somebody would have to be asked, and waited for.
-    _socket().sendto(DAEMON_HEADER + dumps(subsegment).encode(), (host, int(port)))
-
-
-@cache
-def _socket() -> socket.socket:
-    """Never waits: what there is no room for is lost."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.setblocking(False)
-    return made
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)  # What there is no room for is lost.
+        sender.sendto(DAEMON_HEADER + dumps(subsegment).encode(), (host, int(port)))
