@@ -86,6 +86,8 @@ class FakeVigil:
         self._once: dict[str, tuple[int, Any]] = {}
         self._claims: dict[str, list[tuple[str, str]]] = {}
         self.changed = threading.Condition(threading.RLock())
+        self.closing = False
+        """Nobody is held any longer."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -98,6 +100,9 @@ class FakeVigil:
         try:
             yield self
         finally:
+            with self.changed:
+                self.closing = True
+                self.changed.notify_all()
             self._server.shutdown()
             thread.join()
             self._server.server_close()
@@ -452,7 +457,7 @@ class FakeVigil:
 
     def _hold(self, over: Callable[[], Any], hold_s: int) -> None:
         deadline = time.monotonic() + hold_s
-        while not over() and time.monotonic() < deadline:
+        while not (over() or self.closing) and time.monotonic() < deadline:
             self.changed.wait(0.05)
             self._lapse()
 
