@@ -73,8 +73,7 @@ class Stage:
     [
         ({}, "Watch"),
         ({"drained": YES}, "Finalise"),
-        ({"drained": YES, "closing": YES, "cancel_requested_by": text("key")}, "Finalise"),
-        ({"closing": YES, "cancel_requested_by": text("key")}, "Watch"),
+        ({"drained": YES, "cancel_requested_by": text("key")}, "Finalise"),
         ({"cancel_requested_by": text("key")}, "CancelTheRest"),
         ({"deadline_passed": YES}, "CancelTheRest"),
         ({"aborted": YES}, "CancelTheRest"),
@@ -150,6 +149,16 @@ def test_a_twin_whose_place_another_has_taken_ends_quietly(state: str) -> None:
     assert execution.status == "SUCCEEDED"
     assert execution.visited[-2:] == [state, "Superseded"]
     assert [event["action"] for event in stage.asked] == ["begin"]
+
+
+def test_each_execution_has_what_is_left_cancelled_once() -> None:
+    """One that took over cannot know whether the one before it got as far as that."""
+    for stage in (Stage({"cancel_requested_by": text("key")}) for _ in range(2)):
+        for _ in range(3):
+            execution = stage.run()
+            assert execution.state == "Watch"
+            stage.machine.wake(str(execution.token))
+        assert [event["action"] for event in stage.asked] == ["begin", "cancel_the_rest"]
 
 
 def test_after_two_hundred_loops_another_takes_over() -> None:
