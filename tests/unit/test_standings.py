@@ -159,6 +159,15 @@ def test_skips_follow_from_skips_with_their_reasons() -> None:
     assert found.releases[4].reason == "one_failed holds: of 2 dependencies 2 failed"
 
 
+def test_who_comes_after_what_was_skipped_before_is_looked_at() -> None:
+    # Whoever skipped b and c may have died before looking at d.
+    jobs = graph((), (0,), (1,), (2,), (0, 3), d={"trigger_rule": "all_done"})
+    found = follow_up(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure"), [1])
+    assert [sorted(each) for each in (found.skipped_before, found.releases, found.skips)] == [[1, 2], [3], []]
+    done = follow_up(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure", d="running"), [1])
+    assert [sorted(each) for each in (done.skipped_before, done.certain)] == [[1, 2], []]
+
+
 def test_who_was_skipped_without_a_failure_is_none_downstream() -> None:
     jobs = graph((), (0,), (1,), c={"trigger_rule": "none_failed"})
     assert set(follow_up(stand(jobs, a="skipped"), [1]).releases) == {2}

@@ -80,6 +80,10 @@ class Graph:
         """The names of a job's dependencies, in their order."""
         return [self.nodes[dependency].name for dependency in self.nodes[place].depends_on]
 
+    def after(self, places: Iterable[int]) -> list[int]:
+        """Those that depend on these places."""
+        return [after for place in places for after in self.dependents[place]]
+
     def races(self, place: int) -> list[int]:
         """The joins for which a job races others."""
         return [after for after in self.dependents[place] if self.nodes[after].cancel_losers]

@@ -236,8 +236,8 @@ class Job:
 
     @property
     def concerns_run(self) -> bool:
-        """Whether its run has yet to note how it stands. Whoever skips it does that himself."""
-        return self.in_run and self.version > 1 and self.status != "skipped"
+        """Whether its run has yet to note how it stands. Whoever skips it because of others does that himself."""
+        return self.in_run and self.version > 1 and (self.status != "skipped" or self.condition is not None)
 
     @property
     def waits_for_run(self) -> bool:

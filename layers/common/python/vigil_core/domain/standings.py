@@ -8,7 +8,7 @@ and the graph each time: hearing of something twice, late or out of order decide
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Literal, TypeAlias
@@ -135,6 +135,21 @@ class FollowUp:
 
     releases: Mapping[int, Verdict]
     skips: Mapping[int, Verdict]
+    skipped_before: frozenset[int]
+    """Who had been skipped already of those that were looked at, and of those after them."""
+
+    @property
+    def certain(self) -> frozenset[int]:
+        """All these places."""
+        return frozenset(self.releases).union(self.skips)
+
+    def of(self, places: Set[int]) -> FollowUp:
+        """As far as it is about these jobs."""
+        return FollowUp(
+            releases={place: verdict for place, verdict in self.releases.items() if place in places},
+            skips={place: verdict for place, verdict in self.skips.items() if place in places},
+            skipped_before=self.skipped_before & places,
+        )
 
 
 def first_standing(node: Node) -> Standing:
@@ -184,7 +199,8 @@ def outlook(standings: Standings, place: int) -> tuple[bool | None, Tally]:
 
 def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
     """What becomes of these jobs, as far as they wait and it is certain, and of those after them that are skipped with
-    them. What is skipped is assumed from then on.
+    them. What is skipped is assumed from then on. Who comes after one that was skipped before is looked at as well:
+    whoever skipped it may have died before he did.
 
     Nobody is judged before those on which he depends: who is skipped for two reasons at once is so through a failure if
     one of them is, in whichever order they are looked at.
@@ -192,11 +208,22 @@ def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
     depth = standings.graph.depth
     releases: dict[int, Verdict] = {}
     skips: dict[int, Verdict] = {}
+    skipped_before: set[int] = set()
     left = [(depth[place], place) for place in places]
     heapify(left)
+
+    def look_after(place: int) -> None:
+        for after in standings.graph.dependents[place]:
+            heappush(left, (depth[after], after))
+
     while left:
         _, place = heappop(left)
-        if place in releases or standings.of(place) != "waiting":
+        if place in releases or place in skips or place in skipped_before:
+            continue
+        if standings.status(place) == "skipped":
+            skipped_before.add(place)
+            look_after(place)
+        if standings.of(place) != "waiting":
             continue
         held, tally = outlook(standings, place)
         if held is None:
@@ -210,9 +237,8 @@ def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
             continue
         skips[place] = verdict
         standings.assume(place, "skipped_by_failure" if verdict.through_failure else "skipped")
-        for after in standings.graph.dependents[place]:
-            heappush(left, (depth[after], after))
-    return FollowUp(releases=releases, skips=skips)
+        look_after(place)
+    return FollowUp(releases=releases, skips=skips, skipped_before=frozenset(skipped_before))
 
 
 def is_failure(standings: Standings, place: int) -> bool:

@@ -7,7 +7,7 @@ is, whenever a process dies in between. What is wide is the pager's, a chunk of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 
 from vigil_core.domain import jobs, workflows
@@ -16,7 +16,7 @@ from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.graphs import by_chunk, chunk_of, chunks, places_of
 from vigil_core.domain.jobs import Job, JobError
 from vigil_core.domain.jsontext import JsonValue, dumps
-from vigil_core.domain.standings import Note, Standings, decided, follow_up, is_failure, losers, note_of
+from vigil_core.domain.standings import FollowUp, Note, Standings, decided, follow_up, is_failure, losers, note_of
 from vigil_core.domain.workflows import Run
 from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.change_job import NO_LONGER_OURS, cancel, change
@@ -55,7 +55,9 @@ def _follow_jobs(ctx: Context, run: Run, versions: Sequence[Job]) -> None:
         before = standings_of(ctx, run)  # What is read for this is too old for what follows.
         notes = {place: _undecided(before, place, its) for place, its in notes.items()}
     note(ctx, run, standings, notes)
-    # What came after a version has been heard of: nothing follows from it any more, least of all in another life.
+    waiting = [place for place, job in by_place.items() if job.waits_for_run]
+    # What came after a version has been heard of: nothing follows from it any more, least of all in another life. But
+    # of a skip nobody hears, and whoever skipped a job that had waited may have died since.
     by_place = {place: job for place, job in by_place.items() if _is_newest(standings, place, job)}
     if run.status == "pending":
         # It may have begun since it was read, and whoever began it have looked before this was noted.
@@ -70,8 +72,7 @@ def _follow_jobs(ctx: Context, run: Run, versions: Sequence[Job]) -> None:
         for place, job in by_place.items():
             if standings.graph.nodes[place].cancel_losers and job.dependency_status == "satisfied":
                 _cancel_losers(ctx, run, standings, place)
-        after = [later for place in ended for later in standings.graph.dependents[place]]
-        waiting = [place for place, job in by_place.items() if job.waits_for_run]
+        after = standings.graph.after(ended)
         for place in waiting:
             standings.look_before(place)
         settle(ctx, run, standings, [*after, *waiting])
@@ -108,18 +109,17 @@ def note(ctx: Context, run: Run, standings: Standings, notes: Mapping[int, Note]
 
 
 def settle(ctx: Context, run: Run, standings: Standings, places: Iterable[int]) -> None:
-    """Carry out what is certain about jobs that wait: skips first, for whoever is released may look at what was
-    skipped. After a skip is noted, those after it are looked at again, but for those that were certain before."""
+    """Carry out what is certain about these jobs, as far as they wait. After skips are noted, those after them are
+    looked at again, but for those that were certain before."""
     certain: set[int] = set()
     left = list(places)
     while left:
         found = follow_up(standings, left)
-        certain.update(found.skips, found.releases)
-        if len(found.skips) + len(found.releases) > NARROW:
+        certain |= found.certain
+        if len(found.certain) > NARROW:
             _leave_to_pager(ctx, run, {chunk_of(place) for place in certain})
             return
-        skipped = _carry_out(ctx, run, standings, found.skips, found.releases)
-        run, standings, left = _after_skips(ctx, run, skipped, certain)
+        run, standings, left = _carry_out(ctx, run, standings, found, certain)
 
 
 def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
@@ -129,11 +129,11 @@ def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
         return
     standings = standings_of(ctx, run, whole=True)
     found = follow_up(standings, range(run.total))
-    mine = [place for chunk in chunks_of(message) for place in places_of(chunk, run.total)]
-    skips = {place: found.skips[place] for place in mine if place in found.skips}
-    releases = {place: found.releases[place] for place in mine if place in found.releases}
-    skipped = _carry_out(ctx, run, standings, skips, releases)
-    settle(ctx, *_after_skips(ctx, run, skipped, found.skips.keys() | found.releases.keys()))
+    its = {place for chunk in chunks_of(message) for place in places_of(chunk, run.total)}
+    # Whoever skipped some of them may have died before he looked at those after them.
+    forgotten = found.certain & set(standings.graph.after(found.skipped_before & its))
+    its |= standings.graph.downstream(forgotten, passes=found.certain.__contains__)
+    settle(ctx, *_carry_out(ctx, run, standings, found.of(its), found.certain))
 
 
 def let_go(ctx: Context, run: Run) -> None:
@@ -240,21 +240,6 @@ def all_chunks(run: Run) -> range:
     return chunks(run.total)
 
 
-def _after_skips(
-    ctx: Context, run: Run, skipped: Sequence[int], certain: Container[int]
-) -> tuple[Run, Standings, list[int]]:
-    """What follows once skips are noted: races that nobody can win any more have failed, the run may be over. Returns
-    the run, how its jobs stand from now on, and who comes after them and was not certain before."""
-    standings = standings_of(ctx, run)
-    touched = {chunk_of(place) for place in skipped}
-    for chunk in touched:
-        standings.chunk(chunk)  # Else what was skipped is not among what those after it are judged by.
-    for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
-        run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
-    look_whether_over(ctx, run, standings, touched)
-    return run, standings, [a for place in skipped for a in standings.graph.dependents[place] if a not in certain]
-
-
 def _leave_to_pager(ctx: Context, run: Run, numbers: Iterable[int]) -> None:
     hand_out_chunks(ctx, run, "run_settle", numbers, at_once=SETTLED_AT_ONCE)
 
@@ -291,33 +276,44 @@ def _undecided(standings: Standings, place: int, its: Note) -> Note:
 
 
 def _carry_out(
-    ctx: Context, run: Run, standings: Standings, skips: Mapping[int, Verdict], releases: Mapping[int, Verdict]
-) -> list[int]:
-    """Skip and release; returns who was skipped, those among them whose condition was false. Who skips notes it."""
-    ids = {place: id_at(ctx, run, place) for place in (*skips, *releases)}
+    ctx: Context, run: Run, standings: Standings, what: FollowUp, certain: Container[int]
+) -> tuple[Run, Standings, list[int]]:
+    """Skip first, and note it, for whoever is released may look at what was skipped; then release. Who is turned away
+    by its condition is heard of, as who fails is. Returns the run, how its jobs stand from now on, and who comes after
+    those that were skipped, but for those that were certain before."""
+    ids = {place: id_at(ctx, run, place) for place in (*what.skips, *what.releases)}
     found = ctx.jobs.find_many(run.namespace, ids.values())
 
     def judge(place: int) -> Job | None:
-        met = place in releases
-        verdict = releases[place] if met else skips[place]
+        met = place in what.releases
+        verdict = what.releases[place] if met else what.skips[place]
         return _judge(ctx, run, found.get(ids[place]), verdict, met=met)
 
-    jobs_skipped = ctx.in_parallel(judge, skips)
-    _note_skipped(ctx, run, standings, jobs_skipped)
-    ranks = {place: RANKS[found[ids[place]].priority] for place in releases if ids[place] in found}
-    jobs_released: list[Job | None] = []
+    skipped = [job for job in ctx.in_parallel(judge, what.skips) if job is not None]
+    note(ctx, run, standings, {job.place_in_run: note_of(job) for job in skipped})
+    ranks = {place: RANKS[found[ids[place]].priority] for place in what.releases if ids[place] in found}
+    released: list[Job | None] = []
     for rank in sorted(set(ranks.values())):  # There may not be a place for all.
-        jobs_released += ctx.in_parallel(judge, [place for place in ranks if ranks[place] == rank])
+        released += ctx.in_parallel(judge, [place for place in ranks if ranks[place] == rank])
     waited = {job_id for job_id, job in found.items() if job.waits_for_run}
-    judged = [job for job in (*jobs_skipped, *jobs_released) if job is not None and not job.waits_for_run]
+    judged = [job for job in (*skipped, *released) if job is not None and not job.waits_for_run]
     log_judged([job for job in judged if job.job_id in waited])
-    turned_away = [job for job in jobs_released if job is not None and job.status == "skipped"]
-    _note_skipped(ctx, run, standings, turned_away)
-    return [job.place_in_run for job in (*jobs_skipped, *turned_away) if job is not None]
+    run, standings = _tell_run_of_skips(ctx, run, {*what.skips, *what.skipped_before})
+    return run, standings, [after for after in standings.graph.after(what.skips) if after not in certain]
 
 
-def _note_skipped(ctx: Context, run: Run, standings: Standings, skipped: Sequence[Job | None]) -> None:
-    note(ctx, run, standings, {job.place_in_run: note_of(job) for job in skipped if job is not None})
+def _tell_run_of_skips(ctx: Context, run: Run, skipped: Set[int]) -> tuple[Run, Standings]:
+    """Races that nobody can win any more have failed, the run may be over. Nobody hears of a skip: whoever skipped may
+    have died before he told the run, so it is told of those that were skipped before, too. Returns the run, and how its
+    jobs stand from now on."""
+    standings = standings_of(ctx, run)
+    touched = {chunk_of(place) for place in skipped}
+    for chunk in touched:
+        standings.chunk(chunk)  # Else what was skipped is not among what those after it are judged by.
+    for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
+        run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
+    look_whether_over(ctx, run, standings, touched)
+    return run, standings
 
 
 def _judge(ctx: Context, run: Run, job: Job | None, verdict: Verdict, *, met: bool) -> Job | None:

@@ -74,8 +74,7 @@ def apply_decisions(ctx: Context, run: Run) -> None:
     pardoned = [place for place in range(run.total) if standings.of(place) == "pardoned"]
     if not aborted:
         fresh = standings_of(ctx, run, whole=True)
-        after = [later for place in pardoned for later in fresh.graph.dependents[place]]
-        follow_run.settle(ctx, run, fresh, after)
+        follow_run.settle(ctx, run, fresh, fresh.graph.after(pardoned))
         follow_run.look_whether_over(ctx, run, fresh, {chunk_of(place) for place in pardoned})
 
     def done(now: Run) -> Run:
