@@ -197,7 +197,7 @@ class InterleavedRun(RestlessRun):
         ends = {
             name: its.end
             for name, its in told.jobs.items()
-            if seen[name] != "cancelled" or name in lost | self.by_hand or not stopped
+            if seen[name] != "cancelled" or name in lost | self.by_hand | kept or not stopped
         }
         # Who is about to be skipped may be cancelled first, when those after it have been skipped with it.
         while doomed := [name for name in jobs.keys() - ends if _verdict(self.jobs[name], ends) is False]:

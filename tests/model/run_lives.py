@@ -84,6 +84,9 @@ class RunLife(RestlessRun):
             place, its = standings.graph.place_of[name], told.jobs[name]
             text = self.world.ctx.jobs.bodies(job, payload=False).result
             result = None if text is None else loads(text)
+            if its.end == standings.ending(place) == "skipped":
+                # Of who is skipped at the moment when he loses a race, either may be told.
+                its.status, its.lost = job.status, standings.has_lost(place)
             health = {"completed": "fallback" if its.fallback and its.result == its.fallback else "success"}
             found = job.status, standings.ending(place), standings.has_lost(place), job.attempt, result, job.health
             expected = its.status, its.end, its.lost, its.attempt, its.result, health.get(its.status, its.status)
@@ -137,7 +140,7 @@ class RunLife(RestlessRun):
             for at in (job.exactly_due_at, job.cancel_due_at, lease_ends):
                 if at is not None:
                     due.append((at, name, partial(self.surely, clock)))
-            if job.status == "pending" and self.jobs[name].join:
+            if job.status == "pending" and self.jobs[name].join and self.run.hands_out:
                 due.append((self.world.time, name, partial(self._dispatch, job)))
         for record in super().records():
             if record.sequence_number not in self.heard and _is_broken(record):

@@ -63,9 +63,12 @@ class Reference:
         while judged := [job for job in self.jobs.values() if job.status == "waiting" and self._holds(job) is not None]:
             self._judge(judged[0], self._holds(judged[0]))
         paused = any(job.next in ("retry", "skip", "abort") for job in self.jobs.values())
-        for job in [job for job in self.jobs.values() if job.status == "ready" and not paused]:
-            job.status, job.at, job.next = "running", self.now + nth(job.tries, job.tried).lasts, "tried"
-            job.tried += 1
+        for job in [job for job in self.jobs.values() if job.status == "ready"]:
+            if job.join:  # It ends as soon as it begins.
+                job.at, job.next = self.now, "" if paused else "tried"
+            elif not paused:
+                job.status, job.at, job.next = "running", self.now + nth(job.tries, job.tried).lasts, "tried"
+                job.tried += 1
         return any(job.end is None for job in self.jobs.values())
 
     def _holds(self, job: Any) -> bool | None:
@@ -92,7 +95,7 @@ class Reference:
                 self._tried(job, nth(job.tries, job.tried - 1))
             case "failed" | "cancelled":
                 self._end(job, what)
-            case "cancel" if job.status == "running" and not job.join:
+            case "cancel" if job.status == "running":
                 job.asked, (job.at, job.next) = True, min((job.at, job.next), (self.now + 60_000, "cancelled"))
             case "cancel" if job.end is None and job.status not in BAD:
                 self._end(job, "cancelled")
