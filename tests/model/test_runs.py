@@ -19,6 +19,7 @@ from tests.model.run_plans import Plan, plans
 from tests.model.run_reference import Reference
 from tests.support.table import create_table
 from vigil_core.domain import graphs, standings
+from vigil_core.domain.errors import InvalidTransition
 from vigil_core.services import claim_jobs, create_run, follow_run, look_after_run
 from vigil_core.store.keys import Key
 from vigil_core.store.runs import RunStore
@@ -124,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
     "an earlier note replaces a later one": (live_as_planned, RunStore, "_note", _note_whatever_is_noted),
     "places are not given back": (live_in_any_order, RunStore, "free_slots", lambda *_: None),
     "as many run as want to": (live_in_any_order, RunStore, "take_slot", lambda *_: True),
-    "who fails in a race has failed the run": (live_as_planned, standings, "_may_be_won", lambda *_: False),
+    "who fails in a race has failed the run": (live_in_any_order, standings, "_may_be_won", lambda *_: False),
     "a paused run hands out its jobs": (live_in_any_order, claim_jobs, "may_begin", lambda *_: True),
     "failures do not reach the run": (live_as_planned, follow_run, "_note_failures", lambda _ctx, run, *_: run),
     "the clock replaces no supervisor": (live_as_planned, look_after_run, "replace_supervisor", lambda *_: None),
@@ -136,5 +137,5 @@ FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lived, owner, name, fake = FAULTS[fault]
     monkeypatch.setattr(owner, name, fake)
-    with pytest.raises(AssertionError):
-        live_many(lived, 0, runs=100, shrunk=False)
+    with pytest.raises((AssertionError, InvalidTransition)):
+        live_many(lived, 0, runs=300, shrunk=False)

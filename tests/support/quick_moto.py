@@ -1,7 +1,8 @@
-"""moto's DynamoDB, which is shown no more of a table than a request is about.
+"""moto's DynamoDB, which is shown no more of a table than a request is about, and no request before the last is done.
 
 By itself it sorts the whole table for each query, copies it and its stream for each transaction, and lets go of nothing
-that it ever made: what a test takes would grow with the square of what it stores.
+that it ever made: what a test takes would grow with the square of what it stores. Of two threads' requests at once both
+may find a condition met, and two records of the stream get one number: whoever reads it then never comes to its end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from moto.core.common_models import BaseModel
@@ -18,9 +20,12 @@ from moto.dynamodb.models import DynamoDBBackend
 from moto.dynamodb.models.dynamo_type import DynamoType, Item
 from moto.dynamodb.models.table import StreamShard, Table
 from moto.dynamodb.parsing.expressions import UpdateExpressionParser  # type: ignore[attr-defined]
+from moto.dynamodb.responses import DynamoHandler
 
 _query = Table.query
 _transact = DynamoDBBackend.transact_write_items
+_answer = DynamoHandler.call_action
+_turn = Lock()
 
 
 class Part(Table):
@@ -89,11 +94,17 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
         shard.items += told
 
 
+def _answer_in_turn(handler: DynamoHandler) -> Any:
+    with _turn:
+        return _answer(handler)
+
+
 CHANGES: list[tuple[Any, str, Any]] = [
     (BaseModel, "__new__", lambda cls, *_, **__: object.__new__(cls)),
     (UpdateExpressionParser, "make", cache(UpdateExpressionParser.make)),
     (Table, "query", _query_of_rows),
     (DynamoDBBackend, "transact_write_items", _transact_on_rows),
+    (DynamoHandler, "call_action", _answer_in_turn),
 ]
 SLOW = [(owner, name, getattr(owner, name)) for owner, name, _ in CHANGES]
 
