@@ -209,6 +209,7 @@ def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
     releases: dict[int, Verdict] = {}
     skips: dict[int, Verdict] = {}
     skipped_before: set[int] = set()
+    looked_at: set[int] = set()
     left = [(depth[place], place) for place in places]
     heapify(left)
 
@@ -218,8 +219,9 @@ def follow_up(standings: Standings, places: Iterable[int]) -> FollowUp:
 
     while left:
         _, place = heappop(left)
-        if place in releases or place in skips or place in skipped_before:
+        if place in looked_at:
             continue
+        looked_at.add(place)
         if standings.status(place) == "skipped":
             skipped_before.add(place)
             look_after(place)
