@@ -11,9 +11,11 @@ from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain import graphs
 from vigil_core.domain.job_types import JobType
 from vigil_core.domain.jsontext import loads
+from vigil_core.domain.workflows import Run
 from vigil_core.gateways.outgoing import Answer
 from vigil_core.services import create_run, runs, supervise
 from vigil_core.services.call_target import call_target
+from vigil_core.store.runs import RunStore
 
 
 def test_a_chain_runs_one_after_another(world: RunWorld) -> None:
@@ -150,6 +152,37 @@ def test_an_abort_is_not_lost_with_whoever_carries_it_out(world: RunWorld, monke
     assert error is not None
     assert error.code == "ABORTED"
     assert world.statuses(run) == {"a": "failed", "b": "cancelled"}
+
+
+def test_an_end_whose_followers_were_skipped_before_does_not_read_the_whole_run(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many side by side the first fails: what comes after them all is skipped, and fills a chunk that is over."""
+    parts = [f"part-{number:02}" for number in range(graphs.CHUNK_JOBS)]
+    world.run(
+        *({"name": name} for name in parts),
+        {"name": "join", "depends_on": parts},
+        {"name": "after", "depends_on": ["join"]},
+        failure_policy="continue_on_failure",
+    )
+    world.settle()
+    jobs = [world.claim() for _ in range(5)]
+    reads: list[str] = []
+    read = RunStore.chunks
+
+    def counted(store: RunStore, run: Run) -> Any:
+        reads.append(run.workflow_id)
+        return read(store, run)
+
+    monkeypatch.setattr(RunStore, "chunks", counted)
+    read_for: list[int] = []
+    for job in jobs:
+        assert job is not None
+        world.finish(job, Exception("NO") if job is jobs[0] else None)
+        reads.clear()
+        world.settle()
+        read_for.append(len(reads))
+    assert read_for[1:] == [0, 0, 0, 0], read_for
 
 
 def test_what_is_wide_is_carried_out_by_the_pager_chunk_by_chunk(world: RunWorld) -> None:

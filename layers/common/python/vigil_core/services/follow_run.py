@@ -7,7 +7,7 @@ is, whenever a process dies in between. What is wide is the pager's, a chunk of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from vigil_core.domain import jobs, workflows
@@ -78,7 +78,7 @@ def _follow_jobs(ctx: Context, run: Run, versions: Sequence[Job]) -> None:
         settle(ctx, run, standings, [*after, *waiting])
         if (run.max_concurrency is not None and ended) or any(job.held for job in by_place.values()):
             let_go(ctx, run)
-    look_whether_over(ctx, run, standings, {chunk_of(place) for place in ended})
+    look_whether_over(ctx, run, standings, {chunk_of(place) for place in (*ended, *waiting)})
 
 
 def follow_run(ctx: Context, row: Row, before: Row | None) -> None:
@@ -98,6 +98,8 @@ def _follow_run(ctx: Context, run: Run, listening: Listening | None, before: Row
         anew = run.generation > 1
         standings = standings_of(ctx, run, whole=anew)
         settle(ctx, run, standings, range(run.total) if anew else standings.graph.beginnings)
+        if anew:
+            look_whether_over(ctx, run, standings_of(ctx, run), chunks(run.total)[-1:])
     let_go(ctx, run)
 
 
@@ -134,6 +136,7 @@ def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     forgotten = found.certain & set(standings.graph.after(found.skipped_before & its))
     its |= standings.graph.downstream(forgotten, passes=found.certain.__contains__)
     settle(ctx, *_carry_out(ctx, run, standings, found.of(its), found.certain))
+    look_whether_over(ctx, run, standings_of(ctx, run), chunks_of(message)[:1])
 
 
 def let_go(ctx: Context, run: Run) -> None:
@@ -179,7 +182,8 @@ def _let_some_go(ctx: Context, run: Run, more: Callable[[int], bool], freed: lis
 
 
 def look_whether_over(ctx: Context, run: Run, standings: Standings, touched: Iterable[int]) -> None:
-    """Tell the run when no job is open any more. Only whoever saw the last job of a chunk end looks at the others."""
+    """Tell the run when no job is open any more. Only whoever saw the last job of a chunk end looks at the others. Who
+    repeats what somebody did who has died may look at any chunk: of a run that is over each is."""
     if any(map(standings.chunk_is_over, touched)) and _all_over(ctx, run):
         change_run(ctx, run.namespace, run.workflow_id, lambda now: workflows.drain(now, now=ctx.now()))
 
@@ -298,19 +302,18 @@ def _carry_out(
     waited = {job_id for job_id, job in found.items() if job.waits_for_run}
     judged = [job for job in (*skipped, *released) if job is not None and not job.waits_for_run]
     log_judged([job for job in judged if job.job_id in waited])
-    run, standings = _tell_run_of_skips(ctx, run, {*what.skips, *what.skipped_before})
+    run, standings = _tell_run_of_skips(ctx, run, what)
     return run, standings, [after for after in standings.graph.after(what.skips) if after not in certain]
 
 
-def _tell_run_of_skips(ctx: Context, run: Run, skipped: Set[int]) -> tuple[Run, Standings]:
-    """Races that nobody can win any more have failed, the run may be over. Nobody hears of a skip: whoever skipped may
-    have died before he told the run, so it is told of those that were skipped before, too. Returns the run, and how its
-    jobs stand from now on."""
+def _tell_run_of_skips(ctx: Context, run: Run, what: FollowUp) -> tuple[Run, Standings]:
+    """Races that nobody can win any more have failed, also when whoever skipped died before he told; the run may be
+    over. Returns the run, and how its jobs stand from now on."""
     standings = standings_of(ctx, run)
-    touched = {chunk_of(place) for place in skipped}
+    touched = {chunk_of(place) for place in what.skips}
     for chunk in touched:
         standings.chunk(chunk)  # Else what was skipped is not among what those after it are judged by.
-    for join in (place for place in skipped if standings.graph.nodes[place].cancel_losers):
+    for join in (place for place in (*what.skips, *what.skipped_before) if standings.graph.nodes[place].cancel_losers):
         run = _note_failures(ctx, run, standings, standings.graph.nodes[join].depends_on)
     look_whether_over(ctx, run, standings, touched)
     return run, standings
