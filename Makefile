@@ -168,12 +168,12 @@ openapi-check: venv ## Compare docs/openapi.json with the code
 
 .PHONY: schema
 schema: venv ## Write docs/workflow.schema.json from the code
-	@$(BIN)/python -m vigil_core.api.workflow_schema > docs/workflow.schema.json.new
+	@$(BIN)/python -m vigil_core.api.workflows.json_schema > docs/workflow.schema.json.new
 	@mv docs/workflow.schema.json.new docs/workflow.schema.json
 
 .PHONY: schema-check
 schema-check: venv ## Compare docs/workflow.schema.json with the code
-	@$(BIN)/python -m vigil_core.api.workflow_schema | diff -u docs/workflow.schema.json - \
+	@$(BIN)/python -m vigil_core.api.workflows.json_schema | diff -u docs/workflow.schema.json - \
 		|| { echo "docs/workflow.schema.json has drifted from the code: run make schema." >&2; exit 1; }
 
 ##@ Cleaning up

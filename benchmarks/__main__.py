@@ -166,7 +166,7 @@ def _measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     from benchmarks.machine import describe
     from vigil.local import sam
     from vigil.local.cloud import running_stack
-    from vigil.local.home import Home
+    from vigil.local.state_dir import Home
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory(prefix="vigil-bench-") as kept:

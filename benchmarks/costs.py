@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.bill import Bill
 from benchmarks.lab import NAMESPACE, Lab, Row
 from vigil_core import wiring
-from vigil_core.services.manage_keys import ManageKeys
-from vigil_core.services.waits_api import show_wait
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.waits.requests import show_wait
 from vigil_core.store import keys
 
 JOB: Mapping[str, Any] = {

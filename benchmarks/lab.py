@@ -30,8 +30,8 @@ from tests.support.api import Client, LambdaContext, Reply
 from tests.support.state_machine import Machine, StateFailed
 from tests.support.table import TABLE_NAME, create_table
 from tests.support.template import resources
-from vigil.local.filters import passes
-from vigil.local.mapping import Record, StreamMapping
+from vigil.local.event_filters import passes
+from vigil.local.event_source_mapping import Record, StreamMapping
 from vigil_core import wiring
 from vigil_core.store.keys import Key
 

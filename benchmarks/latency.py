@@ -27,13 +27,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from vigil.local import cloud
-from vigil.local.home import Home, wait_until
 from vigil.local.stack import Stack, client_config, session
-from vigil_core.domain.jobs import Report
-from vigil_core.gateways.bodies_bucket import BodiesBucket
-from vigil_core.gateways.queues import SqsQueues
-from vigil_core.gateways.scheduler import SchedulerAlarms
-from vigil_core.services import change_job
+from vigil.local.state_dir import Home, wait_until
+from vigil_core.domain.jobs.job import Report
+from vigil_core.gateways.eventbridge_scheduler import SchedulerAlarms
+from vigil_core.gateways.payload_bucket import BodiesBucket
+from vigil_core.gateways.sqs import SqsQueues
+from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 from vigil_core.wiring import context_of, now

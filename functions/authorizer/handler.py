@@ -12,10 +12,10 @@ from botocore.config import Config
 
 from vigil_core.api.authorizer import access_of, answer, is_websocket
 from vigil_core.runtime.settings import AuthorizerSettings
-from vigil_core.services.authenticate import Authenticate
-from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.services.auth.authenticate import Authenticate
+from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.table import DynamoTable
-from vigil_core.store.tickets import TicketStore
 
 logger = Logger()
 

@@ -8,7 +8,7 @@ from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
 from vigil_core.runtime.tracing import ids_in, traced
-from vigil_core.services.call_target import call_target
+from vigil_core.services.executors.call_http import call_target
 
 logger = Logger()
 

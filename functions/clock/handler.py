@@ -7,8 +7,8 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
-from vigil_core.domain.jsontext import loads
-from vigil_core.services.run_clock import on_alarm, on_message, start_sweep
+from vigil_core.domain.exact_json import loads
+from vigil_core.services.background.sweeper import on_alarm, on_message, start_sweep
 
 logger = Logger()
 

@@ -7,8 +7,8 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
-from vigil_core.runtime.stream import batch_answer
-from vigil_core.services.match import match_records
+from vigil_core.runtime.batch_response import batch_answer
+from vigil_core.services.background.matcher import match_records
 from vigil_core.store.stream import stream_records
 
 logger = Logger()

@@ -6,10 +6,10 @@ from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics
 
+from vigil_core.runtime.batch_response import batch_answer
 from vigil_core.runtime.metrics import count_events
 from vigil_core.runtime.settings import NotifierSettings
-from vigil_core.runtime.stream import batch_answer
-from vigil_core.services.notify import notify
+from vigil_core.services.events.publish import notify
 from vigil_core.store.stream import stream_records
 from vigil_core.wiring import context, topic, web_sockets
 

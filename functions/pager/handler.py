@@ -7,10 +7,10 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
 from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.runtime.tracing import ids_in, traced
-from vigil_core.services.do_wide_work import do_wide_work
+from vigil_core.services.background.fan_out import do_wide_work
 
 logger = Logger()
 

@@ -7,9 +7,9 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
 from vigil_core.runtime.tracing import ids_in, ids_of, traced
-from vigil_core.services.supervise import mourn, supervise
+from vigil_core.services.workflows.supervisor import mourn, supervise
 
 logger = Logger()
 

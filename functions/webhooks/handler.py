@@ -7,8 +7,8 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
-from vigil_core.domain.jsontext import loads
-from vigil_core.services.tell_webhooks import tell
+from vigil_core.domain.exact_json import loads
+from vigil_core.services.webhooks.deliver import tell
 
 logger = Logger()
 

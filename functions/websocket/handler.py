@@ -7,7 +7,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core.domain.access import Access
-from vigil_core.services.subscribe import Peer, connect, disconnect, receive
+from vigil_core.services.events.subscriptions import Peer, connect, disconnect, receive
 from vigil_core.wiring import api_keys, context, web_sockets
 
 logger = Logger()

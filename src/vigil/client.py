@@ -20,13 +20,13 @@ from uuid import uuid4
 
 import httpx
 
-from vigil_core.domain.batches import OnItemFailure
-from vigil_core.domain.dependencies import TriggerRule
+from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.ids import is_uuid7
-from vigil_core.domain.jobs import Priority
-from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.lifecycle import TERMINAL, JobStatus
-from vigil_core.domain.times import from_text, to_text
+from vigil_core.domain.jobs.batch import OnItemFailure
+from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.job import Priority
+from vigil_core.domain.jobs.status import TERMINAL, JobStatus
+from vigil_core.domain.timestamps import from_text, to_text
 
 if TYPE_CHECKING:
     from vigil.workflow import Workflow

@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 from vigil.client import Json, Vigil, VigilError
-from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.telling import clean, explained, sendable
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.text_limits import clean, explained, sendable
 
 LOG = logging.getLogger("vigil.worker")
 

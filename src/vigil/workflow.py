@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
-from vigil_core.domain.batches import OnItemFailure
-from vigil_core.domain.definitions import Sketch, problems
-from vigil_core.domain.dependencies import TriggerRule
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
-from vigil_core.domain.jobs import Priority
+from vigil_core.domain.jobs.batch import OnItemFailure
+from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.job import Priority
+from vigil_core.domain.workflows.validation import Sketch, problems
 
 if TYPE_CHECKING:
     from vigil.client import Mutex, Retry
@@ -102,7 +102,7 @@ class Workflow:
 
     def to_yaml(self) -> str:
         """The definition as a file for `vigil workflow create`."""
-        from vigil.yamltext import dumps
+        from vigil.strict_yaml import dumps
 
         return dumps(self._definition)
 
@@ -131,7 +131,7 @@ class Workflow:
     @classmethod
     def from_text(cls, text: str) -> Self:
         """A definition in JSON or YAML. Raises ValueError for what is neither."""
-        from vigil.yamltext import loads
+        from vigil.strict_yaml import loads
 
         try:
             definition = json.loads(text, parse_constant=_no_number)

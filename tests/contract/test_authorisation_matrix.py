@@ -11,10 +11,10 @@ import pytest
 from tests.model.moto_table import short_way
 from tests.support.api import SOME_ID, Client, deployed
 from vigil_core import wiring
-from vigil_core.api.operation import Operation
 from vigil_core.api.routes import OPERATIONS
+from vigil_core.api.routing import Operation
 from vigil_core.domain.access import Scope
-from vigil_core.domain.events import Event
+from vigil_core.domain.events.event import Event
 from vigil_core.domain.webhooks import delivery_of
 
 ALLOWED = {

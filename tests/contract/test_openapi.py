@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support.template import resources
-from vigil_core.api.operation import Operation
 from vigil_core.api.problems import STATUS
 from vigil_core.api.routes import OPERATIONS, openapi
+from vigil_core.api.routing import Operation
 
 COMMITTED = Path(__file__).resolve().parents[2] / "docs/openapi.json"
 

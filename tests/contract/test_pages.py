@@ -12,16 +12,16 @@ from tests.support.pages import is_as_shown, python_session, session
 from tests.support.template import template
 from vigil_core.api.problems import STATUS
 from vigil_core.api.routes import OPERATIONS
-from vigil_core.api.workflow_wire import WorkflowBody, WorkflowJob
-from vigil_core.domain.definitions import MAX_CONDITION_CHARS, MAX_EDGES, MAX_JOBS
-from vigil_core.domain.dependencies import TriggerRule
-from vigil_core.domain.jobs import BUILT_IN_NAMES
-from vigil_core.domain.lifecycle import STATUSES
+from vigil_core.api.workflows.models import WorkflowBody, WorkflowJob
+from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.job import BUILT_IN_NAMES
+from vigil_core.domain.jobs.stages import DEFAULT_STAGES
+from vigil_core.domain.jobs.status import STATUSES
 from vigil_core.domain.schedules import RunOutcome
-from vigil_core.domain.stages import DEFAULT_STAGES
-from vigil_core.domain.standings import FailurePolicy
-from vigil_core.domain.waits import UnmetReason, WaitStatus
-from vigil_core.domain.waitspec import MAX_EXPIRES_S
+from vigil_core.domain.waits.request import MAX_EXPIRES_S
+from vigil_core.domain.waits.wait import UnmetReason, WaitStatus
+from vigil_core.domain.workflows.run_state import FailurePolicy
+from vigil_core.domain.workflows.validation import MAX_CONDITION_CHARS, MAX_EDGES, MAX_JOBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])

@@ -11,10 +11,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from vigil.workflow import Workflow
-from vigil_core.api.workflow_schema import schema
-from vigil_core.api.workflow_wire import run_of_body
+from vigil_core.api.workflows.json_schema import schema
+from vigil_core.api.workflows.models import run_of_body
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "docs/workflow.schema.json"

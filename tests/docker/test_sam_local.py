@@ -18,7 +18,7 @@ from tests.support.events import sample
 from tests.support.template import resources
 from vigil.local import Stack
 from vigil_core.domain.access import ApiKey, Scope, TokenKind, parse_token
-from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.table import DynamoTable
 
 FUNCTIONS = resources("AWS::Serverless::Function")

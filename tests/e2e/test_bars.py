@@ -19,7 +19,7 @@ from tests.e2e.harness import VIGIL, Aws, Client, Key, eventually, side_by_side
 from tests.e2e.test_doctor import found
 from tests.e2e.test_queues import claim, complete
 from vigil.local import Stack
-from vigil_core.services.doctor import PATIENCE
+from vigil_core.services.operations.doctor import PATIENCE
 from vigil_core.store import keys
 
 WORKERS = 20

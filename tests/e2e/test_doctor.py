@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.harness import Aws, Client, Key, eventually, vigil
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
 from vigil_core.store import keys
 
 

@@ -15,12 +15,12 @@ from moto import mock_aws
 from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core.domain.access import Access, ApiKey, Scope, Token
 from vigil_core.domain.errors import Forbidden, ValidationFailed
-from vigil_core.services.authenticate import Authenticate
-from vigil_core.services.manage_keys import ManageKeys
-from vigil_core.services.tickets import IssueTicket
-from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.auth.authenticate import Authenticate
+from vigil_core.services.auth.tickets import IssueTicket
+from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.table import DynamoTable, Page, Table
-from vigil_core.store.tickets import TicketStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 

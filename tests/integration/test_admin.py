@@ -19,11 +19,11 @@ from vigil_core.api.admin import ACTIONS, Admin
 from vigil_core.domain.access import TokenKind, parse_token
 from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
 from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
-from vigil_core.gateways.functions import Functions
-from vigil_core.services.dead_letters import SHOWN, DeadLetters
-from vigil_core.services.doctor import Doctor
-from vigil_core.services.manage_keys import ManageKeys
-from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.gateways.lambda_functions import Functions
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.operations.dead_letters import SHOWN, DeadLetters
+from vigil_core.services.operations.doctor import Doctor
+from vigil_core.store.auth.api_keys import ApiKeyStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SOON = NOON + timedelta(minutes=5)

@@ -18,7 +18,7 @@ from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import Access, Scope
 from vigil_core.runtime.settings import MissingSetting
-from vigil_core.services.disconnect_key import DisconnectKey
+from vigil_core.services.auth.disconnect import DisconnectKey
 from vigil_core.store.connections import Connection, ConnectionStore
 from vigil_core.store.table import DynamoTable
 

@@ -20,8 +20,8 @@ from tests.support.events import sample
 from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core.domain.access import ApiKey, Scope, Ticket, Token, TokenKind, parse_token
 from vigil_core.runtime.settings import MissingSetting
-from vigil_core.store.api_keys import ApiKeyStore
-from vigil_core.store.tickets import TicketStore
+from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.store.auth.tickets import TicketStore
 
 CONTEXT = {"namespace": "demo", "scopes": "read,submit", "key_id": "00000000000000a1"}
 CASES = ["authorizer_http", "authorizer_websocket_key", "authorizer_websocket_ticket"]

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain.batches import item_id
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import loads
-from vigil_core.services import batch, change_job, match
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.do_wide_work import do_wide_work
-from vigil_core.services.list_jobs import JobFilter, list_jobs
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.batch import item_id
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background import matcher as match
+from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.jobs import batches as batch
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs.listing import JobFilter, list_jobs
+from vigil_core.services.queues.claim import Claim, claim_jobs
 from vigil_core.store.keys import Key
 from vigil_core.store.table import Action, Delete, DynamoTable, Put, Row, Update
 
@@ -184,7 +186,7 @@ def test_nobody_else_begins_or_ends_it(world: World, executor: str) -> None:
 
 
 def test_attempts_and_timeouts_are_the_items(world: World) -> None:
-    from vigil_core.domain.attempts import RetryPolicy
+    from vigil_core.domain.jobs.retry import RetryPolicy
 
     job_id = world.job(payload=[1], batch_size=1, retry=RetryPolicy(max_attempts=2), timeout_s=10, executor="none")
     settle(world)
@@ -281,7 +283,7 @@ def test_many_pages(world: World) -> None:
 
 
 def test_a_failure_overtakes_the_pages_that_are_not_there_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vigil_core.domain.batches.PAGE_ITEMS", 2)
+    monkeypatch.setattr("vigil_core.domain.jobs.batch.PAGE_ITEMS", 2)
     job_id = batch_of(world, 5, on_item_failure="fail_fast")
     world.run_matcher()
     first_page, *_ = world.queues.wide

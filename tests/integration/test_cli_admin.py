@@ -23,8 +23,8 @@ from vigil.cli.admin import ADMIN_FUNCTION
 from vigil.local import stack as local_stack
 from vigil_core.api.admin import Admin
 from vigil_core.domain.access import Scope, TokenKind, parse_token
-from vigil_core.services.manage_keys import ManageKeys
-from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.store.auth.api_keys import ApiKeyStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 

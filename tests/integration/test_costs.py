@@ -13,10 +13,10 @@ from benchmarks.bill import HTTP, INDEX_WRITE, READ, REQUESTS, WRITE
 from benchmarks.lab import NAMESPACE, Lab, laboratory
 from benchmarks.report import JOB_BAR, WAIT_BAR
 from vigil_core import wiring
-from vigil_core.domain.jsontext import loads
-from vigil_core.gateways.functions import LambdaExecutors
-from vigil_core.gateways.outgoing import Answer
-from vigil_core.services.call_target import call_target
+from vigil_core.domain.exact_json import loads
+from vigil_core.gateways.lambda_functions import LambdaExecutors
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.executors.call_http import call_target
 from vigil_core.store import keys
 
 

@@ -12,12 +12,14 @@ import pytest
 import uuid6
 
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain.conditions import ConditionError, Input, evaluate
-from vigil_core.domain.dependencies import Tally, holds
 from vigil_core.domain.errors import MissingDependency
-from vigil_core.domain.jobs import Job
-from vigil_core.services import change_job, depend, match
-from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.domain.jobs.conditions import ConditionError, Input, evaluate
+from vigil_core.domain.jobs.dependencies import Tally, holds
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import dependencies as depend
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 

@@ -10,19 +10,21 @@ import pytest
 from boto3.dynamodb.types import TypeSerializer
 
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.errors import LeaseLost, TargetRefused, TargetUnreachable
-from vigil_core.domain.executors import ExecutorBusy, ExecutorRefused, SecretUnavailable
-from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.templates import Secret
-from vigil_core.gateways.outgoing import Answer
-from vigil_core.services import change_job, claim_jobs, show_queue
-from vigil_core.services.call_target import call_target
-from vigil_core.services.claim_jobs import Claim
-from vigil_core.services.dispatch import BUSY_PAUSE, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
-from vigil_core.services.match import match_records
-from vigil_core.store.jobs import job_to_row
+from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, SecretUnavailable
+from vigil_core.domain.executors.templates import Secret
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.executors.dispatch import BUSY_PAUSE, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues import claim as claim_jobs
+from vigil_core.services.queues import stats as show_queue
+from vigil_core.services.queues.claim import Claim
+from vigil_core.store.jobs.jobs import job_to_row
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Table
 
@@ -417,7 +419,7 @@ class TestCalling:
         assert seen(world, job_id).status == "failed"
 
     def test_a_payload_too_large_for_any_call_is_not_sent(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vigil_core.services.call_target.MAX_RENDERED_BYTES", 1_000)
+        monkeypatch.setattr("vigil_core.services.executors.call_http.MAX_RENDERED_BYTES", 1_000)
         job_id = new(world, payload="x" * 500_000, retry=TRIES)
         target = Target()
         assert called(world, target) == "PAYLOAD_TOO_LARGE"

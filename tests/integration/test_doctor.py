@@ -10,20 +10,24 @@ from typing import Any
 import pytest
 
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.dead_letters import DeadLetter
-from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.domain.schedules import Schedule, Timing
 from vigil_core.domain.webhooks import Delivery
-from vigil_core.services import change_job, doctor, run_clock, schedules, tell_webhooks
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.dead_letters import Batch, DeadLetterList, Redriven
-from vigil_core.services.doctor import Checkup, Doctor, Outcome
-from vigil_core.services.take_holds import hand_over
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.locks import hand_over
+from vigil_core.services.operations import doctor
+from vigil_core.services.operations.dead_letters import Batch, DeadLetterList, Redriven
+from vigil_core.services.operations.doctor import Checkup, Doctor, Outcome
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.schedules import manage as schedules
+from vigil_core.services.webhooks import deliver as tell_webhooks
 from vigil_core.store import keys
-from vigil_core.store.holds import place_put
+from vigil_core.store.locks import place_put
 from vigil_core.store.table import DynamoTable, Update
 
 LATER = 240

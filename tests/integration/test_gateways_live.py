@@ -13,7 +13,7 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from tests.support.table import aws
-from vigil_core.domain.events import Event
+from vigil_core.domain.events.event import Event
 from vigil_core.gateways.sns import Topic
 from vigil_core.gateways.websocket import WebSockets
 

@@ -10,13 +10,14 @@ import pytest
 import uuid6
 
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain import jobs as job_rules
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound, PayloadTooLarge
-from vigil_core.domain.jobs import Job, NewJob, Report
-from vigil_core.services import change_job, submit_job
-from vigil_core.store import jobs as job_rows
+from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs.job import Job, NewJob, Report
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store import keys
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs import jobs as job_rows
+from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.table import ConditionFailed, DynamoTable, query_all
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import PayloadTooLarge, ValidationFailed
-from vigil_core.domain.jobs import Job
-from vigil_core.services import change_job
-from vigil_core.services.bodies import MANY_BYTES, bodies_of_many
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs.payloads import MANY_BYTES, bodies_of_many
 from vigil_core.store import keys
-from vigil_core.store.jobs import ANSWER_BYTES, MAX_BODY_BYTES, ROW_BYTES, JobStore
+from vigil_core.store.jobs.jobs import ANSWER_BYTES, MAX_BODY_BYTES, ROW_BYTES, JobStore
 from vigil_core.store.table import DynamoTable
 
 DAY = 86_400

@@ -14,10 +14,14 @@ import uuid6
 from benchmarks.units import item_bytes
 from tests.model.moto_table import empty_table, everything
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.waits import MAX_ENTRIES
-from vigil_core.services import change_job, match, register_wait, wait_answer
-from vigil_core.store import keys, waits
+from vigil_core.domain.waits.wait import MAX_ENTRIES
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.waits import register as register_wait
+from vigil_core.services.waits import view as wait_answer
+from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
+from vigil_core.store.waits import waits
 
 # Of the largest row, as docs/data_model.md has it.
 JOB_BYTES = 1024

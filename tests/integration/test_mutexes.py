@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.errors import JobCreationFailed
-from vigil_core.domain.jobs import Job, JobError
-from vigil_core.services import change_job, take_holds
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.take_holds import hand_over
+from vigil_core.domain.jobs.job import Job, JobError
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.services import locks as take_holds
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.locks import hand_over
+from vigil_core.services.queues.claim import Claim, claim_jobs
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 

@@ -11,14 +11,14 @@ import pytest
 
 from tests.support.live import Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain import events
-from vigil_core.domain.events import MAX_ANSWER_BYTES
-from vigil_core.domain.jsontext import dumps
-from vigil_core.services import change_job
-from vigil_core.services.notify import NotTaken, events_of
+from vigil_core.domain.events import event as events
+from vigil_core.domain.events.event import MAX_ANSWER_BYTES
+from vigil_core.domain.exact_json import dumps
+from vigil_core.services.events.publish import NotTaken, events_of
+from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import DynamoTable
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits.waits import WaitStore
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
-from vigil_core.gateways.outgoing import Answer, Outgoing
+from vigil_core.gateways.outbound_http import Answer, Outgoing
 
 Serve = Callable[[socket.socket, bytes], None]
 

@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.lifecycle import JobStatus
-from vigil_core.services import change_job
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.mind_queue import mind_queue
-from vigil_core.services.show_queue import show_queue
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.status import JobStatus
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.stats import show_queue
+from vigil_core.services.queues.sweep import mind_queue
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 

@@ -12,13 +12,13 @@ import pytest
 
 from tests.support.table import TABLE_NAME
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.domain import jobs
-from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost
-from vigil_core.domain.jobs import Job, JobError, Report
-from vigil_core.services import change_job
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.show_queue import show_queue
+from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs.job import Job, JobError, Report
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.stats import show_queue
 from vigil_core.store.table import DynamoTable
 
 QUEUE = "default"

@@ -10,14 +10,15 @@ import pytest
 from tests.support.live import stored
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import JobNotFound
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.retention import LIFE
-from vigil_core.services import change_job, waits_api
-from vigil_core.services.keep_waiting import MINUTES_A_DAY, keep_waiting
-from vigil_core.services.list_jobs import JobFilter, list_jobs
-from vigil_core.services.list_page import DAY_BUDGET
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.retention import LIFE
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs.listing import JobFilter, list_jobs
+from vigil_core.services.pagination import DAY_BUDGET
+from vigil_core.services.queues.renew_ttl import MINUTES_A_DAY, keep_waiting
+from vigil_core.services.waits import requests as waits_api
 from vigil_core.store import keys
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.table import DynamoTable
 
 RETENTION = timedelta(days=30)

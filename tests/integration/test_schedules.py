@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.exact_json import JsonValue
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.domain.schedules import Run, Schedule, Timing
-from vigil_core.domain.stages import DEFAULT_STAGES
-from vigil_core.services import change_job, run_clock, schedules
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.schedules import manage as schedules
 from vigil_core.store.table import DynamoTable
 
 NAME = "nightly"

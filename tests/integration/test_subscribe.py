@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tests.support.live import ACCESS, Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, Scope
-from vigil_core.domain.frames import MAX_BYTES, MAX_TOPICS
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import dumps
-from vigil_core.services import change_job, subscribe
-from vigil_core.services.disconnect_key import DisconnectKey
-from vigil_core.services.subscribe import MAX_TOPICS_HEARD, Peer
+from vigil_core.domain.events.websocket_protocol import MAX_BYTES, MAX_TOPICS
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.auth.disconnect import DisconnectKey
+from vigil_core.services.events import subscriptions as subscribe
+from vigil_core.services.events.subscriptions import MAX_TOPICS_HEARD, Peer
+from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.table import DynamoTable
 

@@ -17,11 +17,11 @@ from tests.support.events import sample
 from tests.support.runs import RunWorld
 from tests.support.world import NAMESPACE, KeptHandovers, KeptMessages
 from vigil_core import wiring
-from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jsontext import dumps, loads
-from vigil_core.services.dispatch import dispatch
-from vigil_core.services.follow_run import hand_out_chunks
-from vigil_core.services.runs import find_run
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.workflows.advance import hand_out_chunks
+from vigil_core.services.workflows.commands import find_run
 from vigil_core.store.table import DynamoTable
 
 CONTEXT: Any = LambdaContext()

@@ -10,7 +10,10 @@ import uuid6
 
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, ValidationFailed, WaitNotFound
-from vigil_core.services import change_job, match, resolve_wait, waits_api
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, query_all
 

@@ -15,7 +15,8 @@ from tests.support.live import Live
 from tests.support.table import create_table
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.webhooks import MAX_TRIES
-from vigil_core.services import manage_webhooks, run_clock
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.webhooks import manage as manage_webhooks
 from vigil_core.store.table import DynamoTable
 
 

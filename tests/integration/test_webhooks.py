@@ -12,11 +12,14 @@ import pytest
 from tests.support.live import Live
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable, ValidationFailed, WebhookNotFound
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
 from vigil_core.domain.webhooks import MAX_TRIES, MAX_WEBHOOKS, WAITS, Delivery, Webhook, signed_headers
-from vigil_core.services import manage_webhooks, resolve_wait, run_clock, tell_webhooks
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.waits import resolve as resolve_wait
+from vigil_core.services.webhooks import deliver as tell_webhooks
+from vigil_core.services.webhooks import manage as manage_webhooks
 from vigil_core.store import keys
-from vigil_core.store.schedule import Due, DueStore
+from vigil_core.store.due_index import Due, DueStore
 from vigil_core.store.table import DynamoTable, Put
 from vigil_core.store.webhooks import WebhookStore
 

@@ -23,25 +23,25 @@ from tests.support.events import sample
 from tests.support.table import TABLE_NAME, aws
 from tests.support.world import KeptHandovers, KeptMessages
 from vigil_core import wiring
-from vigil_core.domain.batches import item_id
-from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jobs import Job, NewJob
-from vigil_core.domain.jsontext import loads
-from vigil_core.domain.waits import Wait
-from vigil_core.domain.workflows import Run
-from vigil_core.gateways.outgoing import Answer
-from vigil_core.services.batch import follow, item_ended
-from vigil_core.services.change_job import complete, find_job
-from vigil_core.services.create_run import create_run
-from vigil_core.services.dispatch import dispatch
-from vigil_core.services.runs import find_run
-from vigil_core.services.submit_job import submit
-from vigil_core.services.waits_api import post_wait
-from vigil_core.store.jobs import job_from_row, job_to_row
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.batch import item_id
+from vigil_core.domain.jobs.job import Job, NewJob
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.waits.wait import Wait
+from vigil_core.domain.workflows.run import Run
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.jobs.batches import follow, item_ended
+from vigil_core.services.jobs.submit import submit
+from vigil_core.services.jobs.transitions import complete, find_job
+from vigil_core.services.waits.requests import post_wait
+from vigil_core.services.workflows.commands import find_run
+from vigil_core.services.workflows.create import create_run
+from vigil_core.store.jobs.jobs import job_from_row, job_to_row
 from vigil_core.store.keys import DUE_SHARDS
 from vigil_core.store.stream import stream_records
 from vigil_core.store.table import DynamoTable
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits.waits import WaitStore
 
 CONTEXT: Any = LambdaContext()
 ALL_DONE: dict[str, Any] = {"batchItemFailures": []}

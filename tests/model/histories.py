@@ -19,16 +19,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.model.moto_table import everything
 from tests.model.reference import NEVER, Face, Version, WaitCase, deviation, expected_change
 from tests.model.world import TO_THE_END, Actor, Deviation, Fate, Pace, World, is_server_error, uuid7
-from vigil_core.domain import waits
 from vigil_core.domain.errors import JobNotFound, ValidationFailed
-from vigil_core.domain.jobs import Job, JobError, NewJob, Report
-from vigil_core.domain.jsontext import dumps
-from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
-from vigil_core.services.wait_answer import answer
-from vigil_core.store import jobs as job_store
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
+from vigil_core.domain.waits import wait as waits
+from vigil_core.services.background import matcher as match
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.waits.view import answer
 from vigil_core.store import keys
-from vigil_core.store import waits as wait_store
+from vigil_core.store.jobs import jobs as job_store
 from vigil_core.store.table import plain
+from vigil_core.store.waits import waits as wait_store
 
 JobKey = tuple[str, str]
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from tests.model.moto_table import empty_table
 from tests.support.world import NAMESPACE, KeptMessages, World
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import loads
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.background.sweeper import SweepFailed
 from vigil_core.services.context import WideWork
-from vigil_core.services.do_wide_work import do_wide_work
-from vigil_core.services.match import match_records
-from vigil_core.services.run_clock import SweepFailed
-from vigil_core.store.jobs import job_from_row
+from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, DynamoTable, Put, Row, Update

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from vigil_core.domain.jobs import Job
+from vigil_core.domain.jobs.job import Job
 
 NEVER = 10**9
 

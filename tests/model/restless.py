@@ -17,17 +17,21 @@ from tests.model.run_plans import SILENT_MS, Plan, Planned, Try, nth
 from tests.support.runs import RunWorld
 from tests.support.state_machine import Execution
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.api.workflow_wire import run_of_body
-from vigil_core.domain import graphs
+from vigil_core.api.workflows.models import run_of_body
 from vigil_core.domain.errors import InvalidTransition
+from vigil_core.domain.exact_json import loads
 from vigil_core.domain.ids import job_id_of
-from vigil_core.domain.jobs import Job, JobError
-from vigil_core.domain.jsontext import loads
-from vigil_core.domain.workflows import Run
-from vigil_core.services import change_job, create_run, look_after_run, runs, supervise
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.do_wide_work import do_wide_work
-from vigil_core.services.match import match_records
+from vigil_core.domain.jobs.job import Job, JobError
+from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows.run import Run
+from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import reconcile as look_after_run
+from vigil_core.services.workflows import supervisor as supervise
 from vigil_core.store.stream import StreamRecord
 
 RESTLESS = 0.08

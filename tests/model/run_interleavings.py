@@ -16,15 +16,17 @@ from tests.model.rules import UNHINDERED, decided
 from tests.model.run_plans import Plan, Planned
 from tests.model.run_reference import BAD, Reference
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.domain import graphs
 from vigil_core.domain.errors import InvalidTransition
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import loads
-from vigil_core.domain.lifecycle import TERMINAL
-from vigil_core.domain.standings import Standings, note_of
-from vigil_core.domain.workflows import ENDED, LINES_KEPT
-from vigil_core.services import change_job, run_clock, runs
-from vigil_core.services.run_clock import SweepFailed
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.status import TERMINAL
+from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows.run import ENDED, LINES_KEPT
+from vigil_core.domain.workflows.run_state import Standings, note_of
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.background.sweeper import SweepFailed
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.workflows import commands as runs
 
 
 class InterleavedRun(RestlessRun):

@@ -23,9 +23,11 @@ from tests.model.run_plans import Act, Life, Plan, nth
 from tests.model.run_reference import BAD, Reference
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import loads
-from vigil_core.services import change_job, run_clock, runs
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.workflows import commands as runs
 from vigil_core.store.stream import StreamRecord
 
 What: TypeAlias = tuple[datetime, str, Callable[[], Any]]

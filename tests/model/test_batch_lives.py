@@ -16,16 +16,17 @@ from moto import mock_aws
 from tests.model.mortal import FEWER_PARTS, FIRST_SEED, MortalWorld, live
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.domain import batches
-from vigil_core.domain import jobs as job_rules
-from vigil_core.domain.attempts import RetryPolicy
-from vigil_core.domain.batches import OnItemFailure, item_id
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
-from vigil_core.domain.jobs import Job, JobError, NewJob
-from vigil_core.domain.jsontext import dumps, loads
-from vigil_core.services import batch as batch_service
-from vigil_core.services import change_job, submit_job
-from vigil_core.store.batches import BatchStore
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.domain.jobs import batch as batches
+from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs.batch import OnItemFailure, item_id
+from vigil_core.domain.jobs.job import Job, JobError, NewJob
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.services.jobs import batches as batch_service
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.store.jobs.batches import BatchStore
 
 STEPS = ["create"] * 2 + ["work"] * 12 + ["ask"] + ["stream"] * 6 + ["pager"] * 6 + ["time_passes", "sweep"]
 RETRY = RetryPolicy(max_attempts=2, initial_delay=Decimal(0))

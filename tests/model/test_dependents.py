@@ -17,11 +17,14 @@ from tests.model.mortal import FEWER_PARTS, FIRST_SEED, MortalWorld, live
 from tests.model.rules import ENDINGS, UNHINDERED, decided
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.domain.dependencies import TriggerRule
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
-from vigil_core.domain.jobs import Job, JobError, NewJob
-from vigil_core.services import change_job, depend, match, submit_job
-from vigil_core.store.jobs import JobStore
+from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.job import Job, JobError, NewJob
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import dependencies as depend
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.store.jobs.jobs import JobStore
 
 STEPS = ["create"] * 4 + ["change"] * 8 + ["stream"] * 5 + ["time_passes", "sweep", "remove"]
 ONE_ROW = "rows == `1`"

@@ -18,14 +18,16 @@ from moto import mock_aws
 from tests.model.histories import Histories
 from tests.model.world import Deviation
 from tests.support.table import create_table
-from vigil_core.domain import waits
-from vigil_core.domain.waits import Wait
-from vigil_core.services import match, register_wait, resolve_wait
+from vigil_core.domain.waits import wait as waits
+from vigil_core.domain.waits.wait import Wait
+from vigil_core.services.background import matcher as match
 from vigil_core.services.context import Context
-from vigil_core.store import waits as wait_store
-from vigil_core.store.jobs import JobStore
+from vigil_core.services.waits import register as register_wait
+from vigil_core.services.waits import resolve as resolve_wait
+from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.table import Condition
-from vigil_core.store.waits import OPEN
+from vigil_core.store.waits import waits as wait_store
+from vigil_core.store.waits.waits import OPEN
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 

@@ -19,13 +19,15 @@ from moto import mock_aws
 from tests.model.mortal import FIRST_SEED, PARTS, MortalWorld, live
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.domain import jobs as job_rules
-from vigil_core.domain.attempts import RetryPolicy
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed, LeaseLost
-from vigil_core.domain.jobs import Job, JobError, NewJob, Report
-from vigil_core.services import change_job, run_clock, submit_job
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.take_holds import hand_over
+from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.locks import hand_over
+from vigil_core.services.queues.claim import Claim, claim_jobs
 from vigil_core.store import keys
 
 QUEUE = "default"

@@ -18,12 +18,16 @@ from tests.model.run_lives import RunLife
 from tests.model.run_plans import Plan, plans
 from tests.model.run_reference import Reference
 from tests.support.table import create_table
-from vigil_core.domain import graphs, standings
 from vigil_core.domain.errors import InvalidTransition
-from vigil_core.services import claim_jobs, create_run, follow_run, look_after_run
+from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows import run_state as standings
+from vigil_core.services.queues import claim as claim_jobs
+from vigil_core.services.workflows import advance as follow_run
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import reconcile as look_after_run
 from vigil_core.store.keys import Key
-from vigil_core.store.runs import RunStore
 from vigil_core.store.table import Row, Update
+from vigil_core.store.workflows.runs import RunStore
 
 RUNS = int(os.environ.get("VIGIL_RUNS", "300"))
 FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))

@@ -17,9 +17,12 @@ from tests.support.table import create_table
 from tests.support.world import NAMESPACE
 from vigil_core.domain import schedules as schedule_rules
 from vigil_core.domain.errors import InvalidTransition, ScheduleNotFound
-from vigil_core.domain.jobs import Job
+from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.schedules import EARLY, LATE, Schedule, Timing
-from vigil_core.services import change_job, run_clock, run_schedule, schedules
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.schedules import fire as run_schedule
+from vigil_core.services.schedules import manage as schedules
 
 STEPS = (
     ["define"] * 2 + ["alarm"] * 6 + ["work"] * 3 + ["switch", "remove", "lose"] + ["time_passes"] * 8 + ["sweep"] * 4

@@ -19,7 +19,7 @@ from moto import mock_aws
 from functions.api.handler import handler
 from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
-from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.domain.exact_json import dumps, loads
 
 SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"

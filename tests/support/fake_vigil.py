@@ -17,8 +17,8 @@ from uuid import uuid4
 
 from uuid6 import uuid7
 
-from vigil_core.domain.lifecycle import TERMINAL
-from vigil_core.domain.times import to_text
+from vigil_core.domain.jobs.status import TERMINAL
+from vigil_core.domain.timestamps import to_text
 
 API_KEY = "vgl_test_k1_secret"
 PRIORITIES = ("background", "low", "normal", "high", "critical")

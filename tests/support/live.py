@@ -10,12 +10,12 @@ from typing import Any
 from tests.support.table import TABLE_NAME, aws
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, ApiKey, Scope
-from vigil_core.domain.events import Event
-from vigil_core.domain.jsontext import dumps, loads
-from vigil_core.services import subscribe
-from vigil_core.services.notify import Told, notify
-from vigil_core.services.subscribe import Peer
-from vigil_core.store.api_keys import ApiKeyStore
+from vigil_core.domain.events.event import Event
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.services.events import subscriptions as subscribe
+from vigil_core.services.events.publish import Told, notify
+from vigil_core.services.events.subscriptions import Peer
+from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.stream import StreamRecord, stream_records
 from vigil_core.store.table import Table
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import simplejson
 
-from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.exact_json import JsonValue
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LEFT_OUT = "…"

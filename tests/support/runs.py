@@ -13,18 +13,22 @@ from tests.model.moto_table import MotoClient
 from tests.support.state_machine import Machine, StateFailed
 from tests.support.table import TABLE_NAME
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.api.workflow_wire import run_of_body
-from vigil_core.domain.jobs import Job, JobError
-from vigil_core.domain.standings import Standings
-from vigil_core.domain.workflows import Run
-from vigil_core.services import change_job, create_run, look_after_run, runs, supervise
-from vigil_core.services.claim_jobs import Claim, claim_jobs
-from vigil_core.services.match import match_records
-from vigil_core.store.jobs import job_from_row
+from vigil_core.api.workflows.models import run_of_body
+from vigil_core.domain.jobs.job import Job, JobError
+from vigil_core.domain.workflows.run import Run
+from vigil_core.domain.workflows.run_state import Standings
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import reconcile as look_after_run
+from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
-from vigil_core.store.runs import run_from_row
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Check, Delete, DynamoTable, Put, Row, Table, Update
+from vigil_core.store.workflows.runs import run_from_row
 
 _to_dynamo = TypeSerializer()
 

@@ -10,29 +10,33 @@ from typing import Any, TypeVar
 
 import uuid6
 
-from vigil_core.api.schedule_wire import job_of_body
-from vigil_core.api.workflow_wire import run_of_body
-from vigil_core.domain.jobs import Job, JobError, NewJob, Report
-from vigil_core.domain.jsontext import loads
-from vigil_core.services import change_job, match, run_clock, submit_job, waits_api
+from vigil_core.api.schedules.models import job_of_body
+from vigil_core.api.workflows.models import run_of_body
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
+from vigil_core.services.background import matcher as match
+from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.background.fan_out import do_wide_work
 from vigil_core.services.context import Context, WideWork
-from vigil_core.services.do_wide_work import do_wide_work
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.waits import requests as waits_api
 from vigil_core.store import keys
-from vigil_core.store.batches import BatchStore
 from vigil_core.store.connections import ConnectionStore
-from vigil_core.store.dependencies import DependencyStore
-from vigil_core.store.holds import HoldStore
+from vigil_core.store.due_index import DueStore
 from vigil_core.store.idempotency import IdempotencyStore
-from vigil_core.store.job_queues import JobQueueStore
-from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore, Kept, job_from_row
+from vigil_core.store.jobs.batches import BatchStore
+from vigil_core.store.jobs.dependencies import DependencyStore
+from vigil_core.store.jobs.job_types import JobTypeStore
+from vigil_core.store.jobs.jobs import JobStore, Kept, job_from_row
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.runs import RunStore
-from vigil_core.store.schedule import DueStore
+from vigil_core.store.locks import HoldStore
+from vigil_core.store.queues import JobQueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Delete, Put, Table
-from vigil_core.store.waits import SPEC_PAGE_ENTRIES, WaitStore
+from vigil_core.store.waits.waits import SPEC_PAGE_ENTRIES, WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.workflows.runs import RunStore
 
 T = TypeVar("T")
 R = TypeVar("R")

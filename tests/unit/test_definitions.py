@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vigil_core.domain.definitions import MAX_JOBS, MAX_PROBLEMS, Sketch, problems
 from vigil_core.domain.errors import (
     CircularDependency,
     FieldProblem,
@@ -18,6 +17,7 @@ from vigil_core.domain.errors import (
     ValidationFailed,
     raise_if_any,
 )
+from vigil_core.domain.workflows.validation import MAX_JOBS, MAX_PROBLEMS, Sketch, problems
 
 
 def sketches(**depends_on: Iterable[str]) -> list[Sketch]:

@@ -14,8 +14,8 @@ from rich.console import Console, RenderableType
 from vigil.demo import screen
 from vigil.demo.facts import Answered, Heard, Known, Reported, checks
 from vigil.demo.story import CLIENTS, LATECOMERS, MACHINES, Client, essence
-from vigil_core.domain.stages import DEFAULT_STAGES
-from vigil_core.domain.waitspec import parse_wait_request
+from vigil_core.domain.jobs.stages import DEFAULT_STAGES
+from vigil_core.domain.waits.request import parse_wait_request
 
 JOB_IDS = {machine.name: f"01980c4e-5a00-7c3b-9e21-00000000000{n}" for n, machine in enumerate(MACHINES)}
 

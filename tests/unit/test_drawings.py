@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vigil_core.domain.boxes import Box, boxes, columns
-from vigil_core.domain.drawings import DrawnJob, dot, mermaid, svg
-from vigil_core.domain.layout import layout
-from vigil_core.domain.lifecycle import STATUSES, JobStatus
+from vigil_core.domain.diagrams.clustering import Box, boxes, columns
+from vigil_core.domain.diagrams.layout import layout
+from vigil_core.domain.diagrams.render import DrawnJob, dot, mermaid, svg
+from vigil_core.domain.jobs.status import STATUSES, JobStatus
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '"];--</text><script>&lt; \\" \\n %%{init}%% `_x_` #35; 日本 🎉'

@@ -10,11 +10,11 @@ from typing import get_args
 
 import pytest
 
-from vigil_core.domain import jobs
-from vigil_core.domain.events import job_event, parse_event_id, progress_with_version, wait_event
-from vigil_core.domain.jobs import Job, JobError, LogKind, NewJob, Report
-from vigil_core.domain.waits import Wait, WaitOptions, WaitStatus
-from vigil_core.domain.workflows import RunKind
+from vigil_core.domain.events.event import job_event, parse_event_id, progress_with_version, wait_event
+from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs.job import Job, JobError, LogKind, NewJob, Report
+from vigil_core.domain.waits.wait import Wait, WaitOptions, WaitStatus
+from vigil_core.domain.workflows.run import RunKind
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 JOB = "019bf000-0000-7000-8000-000000000001"

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.domain import jobs, lifecycle
 from vigil_core.domain.errors import InvalidTransition, ValidationFailed
-from vigil_core.domain.jobs import Job, JobError, NewJob, Report
+from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import status as lifecycle
+from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=5)

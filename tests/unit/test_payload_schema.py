@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.jsontext import loads
-from vigil_core.domain.patterns import weight
-from vigil_core.services.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instances, check_schema
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.pattern_cost import weight
+from vigil_core.services.jobs.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instances, check_schema
 
 LONG_S = 20
 """Far above what a bounded check takes on a busy machine, far below what an unbounded one would."""

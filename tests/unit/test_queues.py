@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vigil_core.gateways.queues import NotSent, SqsQueues
+from vigil_core.gateways.sqs import NotSent, SqsQueues
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from vigil_core.domain import jobs
 from vigil_core.domain.errors import InvalidTransition, ValidationFailed
-from vigil_core.domain.jobs import Job, JobError, NewJob, Report
-from vigil_core.domain.stages import MAX_STAGES, order_of
-from vigil_core.domain.waits import Condition, judge
-from vigil_core.store.jobs import job_from_row, job_to_row
+from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
+from vigil_core.domain.jobs.stages import MAX_STAGES, order_of
+from vigil_core.domain.waits.wait import Condition, judge
+from vigil_core.store.jobs.jobs import job_from_row, job_to_row
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 ORDER = ("submit", "flash", "boot", "test", "complete")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.domain.dependencies import TriggerRule
-from vigil_core.domain.graphs import Graph, Node, chunk_of, chunks, places_of
-from vigil_core.domain.standings import (
+from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.workflows.graph import Graph, Node, chunk_of, chunks, places_of
+from vigil_core.domain.workflows.run_state import (
     Chunk,
     Note,
     Standing,

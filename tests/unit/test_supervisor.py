@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.state_machine import FUNCTION, Execution, Machine, StateFailed
-from vigil_core.services import supervise
+from vigil_core.services.workflows import supervisor as supervise
 
 EVENT = (
     '{"pk": "team#workflow#r", "namespace": "team", "workflow_id": "r", "generation": "2", "supervisor": "3", '

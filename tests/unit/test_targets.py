@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigil_core.domain.errors import TargetRefused
-from vigil_core.domain.targets import (
+from vigil_core.domain.outbound_policy import (
     Target,
     check_addresses,
     check_headers,

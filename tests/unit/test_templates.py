@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.domain.executors import HttpTarget
-from vigil_core.domain.jsontext import JsonValue, dumps, loads
-from vigil_core.domain.templates import ABSENT, Path, Scope, Secret, Template, TemplateFailed, render_json
+from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.executors.targets import HttpTarget
+from vigil_core.domain.executors.templates import ABSENT, Path, Scope, Secret, Template, TemplateFailed, render_json
 
 TOKEN = Secret(store="ssm", name="/token")
 VALUES = st.recursive(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.jsontext import JsonValue, loads
-from vigil_core.domain.waitspec import parse_wait_request
+from vigil_core.domain.exact_json import JsonValue, loads
+from vigil_core.domain.waits.request import parse_wait_request
 
 WAIT_ID = "019bf000-0000-7000-8000-000000000013"
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.api.webhook_wire import WebhookBody
-from vigil_core.domain.attempts import retry_after_s
-from vigil_core.domain.events import Event
+from vigil_core.api.webhooks.models import WebhookBody
+from vigil_core.domain.events.event import Event
+from vigil_core.domain.jobs.retry import retry_after_s
 from vigil_core.domain.webhooks import (
     DELAYS_S,
     MAX_TRIES,

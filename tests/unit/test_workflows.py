@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from vigil_core.domain import workflows
 from vigil_core.domain.errors import InvalidTransition
-from vigil_core.domain.graphs import Graph, Node
-from vigil_core.domain.jobs import JobError, NewJob
-from vigil_core.domain.workflows import NewRun, Run
+from vigil_core.domain.jobs.job import JobError, NewJob
+from vigil_core.domain.workflows import run as workflows
+from vigil_core.domain.workflows.graph import Graph, Node
+from vigil_core.domain.workflows.run import NewRun, Run
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 COUNTED: Any = {"completed": 1}

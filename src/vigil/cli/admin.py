@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.domain.exact_json import dumps, loads
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation.client import CloudFormationClient
@@ -46,8 +46,8 @@ class AdminFunction:
         from botocore.exceptions import BotoCoreError, ClientError
 
         from vigil.local.errors import LocalError
-        from vigil.local.home import Home
         from vigil.local.stack import Stack, session
+        from vigil.local.state_dir import Home
 
         # Not asked twice: the first may still be at work.
         config = Config(read_timeout=_LONGEST_ANSWER_S, retries={"total_max_attempts": 1})

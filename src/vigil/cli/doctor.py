@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from vigil.cli.admin import AdminFunction, StackOption
-from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.exact_json import dumps
 
 
 def doctor(

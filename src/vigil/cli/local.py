@@ -15,8 +15,8 @@ from rich.table import Table
 
 from vigil.local import cloud, logs
 from vigil.local.errors import LocalError
-from vigil.local.home import Home, tail
 from vigil.local.stack import Stack
+from vigil.local.state_dir import Home, tail
 
 app = typer.Typer(no_args_is_help=True, help="Run Vigil on this machine, on an AWS emulator.")
 console = Console()

@@ -18,8 +18,8 @@ from rich.markup import escape
 from vigil.cli.local import HERE, Directory, Root, explained
 from vigil.local import cloud
 from vigil.local.errors import LocalError
-from vigil.local.home import Home
 from vigil.local.stack import Stack
+from vigil.local.state_dir import Home
 
 
 @explained

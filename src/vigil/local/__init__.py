@@ -2,7 +2,7 @@
 
 from vigil.local.cloud import running_stack
 from vigil.local.errors import LocalError
-from vigil.local.home import Home
 from vigil.local.stack import Stack
+from vigil.local.state_dir import Home
 
 __all__ = ["Home", "LocalError", "Stack", "running_stack"]

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vigil.local import http_api, sam
+from vigil.local import api_gateway as http_api
+from vigil.local import sam
 from vigil.local.emulator import DIRECT, READY_WITHIN_S, STOPPED_WITHIN_S, healthy, port_in_use, stop_orphan
 from vigil.local.errors import LocalError
-from vigil.local.home import Home, read_json, tail, wait_until
 from vigil.local.stack import REGION, STACK_NAME, Stack, client_config, endpoint, session
+from vigil.local.state_dir import Home, read_json, tail, wait_until
 
 DEFAULT_PORT = 4566
 ARTIFACTS = "vigil-local-artifacts"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vigil.local.errors import LocalError
-from vigil.local.home import Home, tail, wait_until
 from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
+from vigil.local.state_dir import Home, tail, wait_until
 
 READY_WITHIN_S = 30
 # Saving a state of some hundred megabytes takes a while.
@@ -98,7 +98,10 @@ class Emulator:
         bell, ringer = os.pipe()
         with home.emulator_log.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "vigil.local.server", str(home.directory), str(port), str(ringer), *addresses],
+                [
+                    *(sys.executable, "-m", "vigil.local.emulator_server"),
+                    *(str(home.directory), str(port), str(ringer), *addresses),
+                ],
                 env=environment(home, port),
                 pass_fds=[ringer],
                 stdin=subprocess.DEVNULL,

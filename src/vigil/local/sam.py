@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vigil.local.errors import LocalError
-from vigil.local.home import tail
 from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
+from vigil.local.state_dir import tail
 
 SOURCES = ("template.yaml", "functions", "layers", "statemachines")
 # Builds of earlier sources are kept for a while: other local clouds of this checkout may still deploy them.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vigil.local.errors import LocalError
-from vigil.local.home import read_json, write_json
+from vigil.local.state_dir import read_json, write_json
 
 if TYPE_CHECKING:
     import boto3

@@ -17,9 +17,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from vigil.local.emulator import Emulator, stop_orphan
 from vigil.local.errors import LocalError
-from vigil.local.home import Home
-from vigil.local.pump import Pump
 from vigil.local.stack import endpoint
+from vigil.local.state_dir import Home
+from vigil.local.stream_poller import Pump
 
 SAVE_EVERY_S = 0.2
 REFRESH_EVERY_S = 1.0

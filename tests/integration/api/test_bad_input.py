@@ -9,10 +9,10 @@ import pytest
 from tests.support.api import Client
 from tests.support.table import TABLE_NAME
 from vigil_core import wiring
+from vigil_core.api.jobs.models import Wire
 from vigil_core.api.validation import parse_body
-from vigil_core.api.wire import Wire
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.exact_json import dumps
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"job_type": None}, ["/job_type"]),

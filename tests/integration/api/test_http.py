@@ -13,7 +13,7 @@ from functions.api.handler import handler
 from tests.support.api import Client, LambdaContext, event
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.runtime.logging import logger
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs.jobs import JobStore
 
 
 @pytest.fixture

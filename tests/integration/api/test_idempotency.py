@@ -10,8 +10,8 @@ from botocore.exceptions import ClientError
 
 from tests.support.api import Client
 from vigil_core import wiring
-from vigil_core.services import idempotent
-from vigil_core.store.jobs import JobStore
+from vigil_core.services import idempotency as idempotent
+from vigil_core.store.jobs.jobs import JobStore
 
 KEYED = {"Idempotency-Key": "k-1"}
 WANTED = {"job_type": "t", "payload": {"a": 1}}

@@ -14,11 +14,11 @@ import pytest
 from tests.support.api import Client, Reply, pages
 from tests.support.table import TABLE_NAME
 from vigil_core import wiring
-from vigil_core.api.job_type_wire import job_type_of
-from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.stages import DEFAULT_STAGES
-from vigil_core.services.job_types import put_job_type
-from vigil_core.store.job_types import JobTypeStore
+from vigil_core.api.jobs.job_type_models import job_type_of
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.jobs.stages import DEFAULT_STAGES
+from vigil_core.services.jobs.job_types import put_job_type
+from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.table import DynamoTable, Row
 
 FLASH: dict[str, Any] = {

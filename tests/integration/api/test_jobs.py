@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.api import KEY_ID, SOME_ID, Client, pauses
-from vigil_core.domain.jsontext import dumps
+from vigil_core.domain.exact_json import dumps
 
 JOB_KEYS = {
     "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",

@@ -10,7 +10,7 @@ import pytest
 from tests.support.api import BODIES, SOME_ID, Client
 from tests.support.table import aws
 from vigil_core import wiring
-from vigil_core.gateways.bodies_bucket import BodiesBucket, Kept
+from vigil_core.gateways.payload_bucket import BodiesBucket, Kept
 
 MB = 1024 * 1024
 

@@ -9,8 +9,9 @@ import pytest
 
 from tests.support.api import Client, pages
 from vigil_core import wiring
-from vigil_core.domain.times import from_text, to_text
-from vigil_core.services import list_jobs, list_page
+from vigil_core.domain.timestamps import from_text, to_text
+from vigil_core.services import pagination as list_page
+from vigil_core.services.jobs import listing as list_jobs
 
 
 def ids(reply: Any) -> list[str]:

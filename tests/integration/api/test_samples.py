@@ -12,8 +12,8 @@ from tests.support.api import Client, LambdaContext
 from tests.support.events import EVENTS, sample
 from vigil_core import wiring
 from vigil_core.api.routes import OPERATIONS
-from vigil_core.services.create_run import create_run
-from vigil_core.services.waits_api import post_wait
+from vigil_core.services.waits.requests import post_wait
+from vigil_core.services.workflows.create import create_run
 
 STORY = [
     ("api_create_job_forbidden", 403), ("api_create_job_malformed", 400), ("api_create_job_invalid", 422),

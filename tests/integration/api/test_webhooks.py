@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.api import SOME_ID, Client, Reply, pages
 from vigil_core import wiring
-from vigil_core.domain.events import Event
+from vigil_core.domain.events.event import Event
 from vigil_core.domain.webhooks import Try, delivery_of, is_secret, new_secret
 
 HOOK: dict[str, Any] = {"url": "https://hooks.example.com/vigil", "events": ["vigil.job.failed", "vigil.wait.*"]}

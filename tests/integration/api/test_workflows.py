@@ -8,10 +8,10 @@ import pytest
 
 from tests.support.api import SOME_ID, Client, pages
 from vigil_core import wiring
-from vigil_core.api import workflow_routes
-from vigil_core.services.follow_run import settle
-from vigil_core.services.runs import find_run, standings_of
-from vigil_core.services.supervise import supervise
+from vigil_core.api.workflows import routes as workflow_routes
+from vigil_core.services.workflows.advance import settle
+from vigil_core.services.workflows.commands import find_run, standings_of
+from vigil_core.services.workflows.supervisor import supervise
 
 CHAIN: dict[str, Any] = {
     "name": "etl",

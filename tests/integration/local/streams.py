@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from vigil.local.mapping import Record, StreamMapping
+from vigil.local.event_source_mapping import Record, StreamMapping
 
 FUNCTION = "arn:aws:lambda:us-east-1:000000000000:function:vigil-matcher"
 STREAM = "arn:aws:dynamodb:us-east-1:000000000000:table/vigil/stream/2026-01-01T00:00:00.000"

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from vigil.cli.main import app
 from vigil.local import LocalError, Stack, cloud, running_stack
-from vigil.local.home import Home, wait_until
 from vigil.local.stack import client_config, session
+from vigil.local.state_dir import Home, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("local-stack"), pytest.mark.timeout(300)]
 

@@ -19,7 +19,7 @@ from ministack.core import iam_actions, lambda_runtime
 from ministack.core.persistence import _json_default, _json_object_hook
 from ministack.services import dynamodb, lambda_svc
 
-from vigil.local import corrections
+from vigil.local import ministack_patches as corrections
 
 
 @pytest.fixture(autouse=True)

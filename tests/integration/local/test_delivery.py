@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.integration.local.streams import NOON, mapping, records
-from vigil.local.delivery import (
+from vigil.local.batch_delivery import (
     LONGEST_PAUSE_S,
     RETRIES_EXHAUSTED,
     TOO_OLD,
@@ -19,7 +19,7 @@ from vigil.local.delivery import (
     deliver,
     first_failure,
 )
-from vigil.local.mapping import Record
+from vigil.local.event_source_mapping import Record
 
 Function = Callable[[list[str]], Outcome]
 

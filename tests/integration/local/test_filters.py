@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vigil.local.filters import matches, parse_patterns, passes
+from vigil.local.event_filters import matches, parse_patterns, passes
 
 RECORD: dict[str, Any] = {
     "eventName": "MODIFY",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from vigil.local.errors import LocalError
-from vigil.local.home import Home, ProcessFile, read_json, tail, wait_until, write_json
 from vigil.local.stack import Stack
+from vigil.local.state_dir import Home, ProcessFile, read_json, tail, wait_until, write_json
 
 CLAIM = """
 import pathlib, sys
-from vigil.local.home import ProcessFile
+from vigil.local.state_dir import ProcessFile
 role = ProcessFile(pathlib.Path(sys.argv[1]))
 print(role.claim(port=4711), flush=True)
 sys.stdin.read()

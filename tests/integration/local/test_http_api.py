@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from vigil.local.api_gateway import Authorizer, Route, Wiring, read_body
 from vigil.local.errors import LocalError
-from vigil.local.http_api import Authorizer, Route, Wiring, read_body
 
 URI = "arn:${AWS::Partition}:apigateway:${AWS::Region}:lambda:path/2015-03-31/functions/%s/invocations"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration.local.streams import BUCKET, FUNCTION, NOON, STREAM, described, mapping, read, records
-from vigil.local.mapping import (
+from vigil.local.event_source_mapping import (
     FOREVER,
     PAYLOAD_BYTES,
     Record,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.integration.local.streams import mapping, read
-from vigil.local import pump
-from vigil.local.home import wait_until
-from vigil.local.pump import Ledger, Reader
+from vigil.local import stream_poller as pump
+from vigil.local.state_dir import wait_until
+from vigil.local.stream_poller import Ledger, Reader
 
 
 def test_the_position_is_just_before_the_first_open_record() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services import runs
-from vigil_core.services.claim_jobs import Claim, claim_jobs
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.workflows import commands as runs
 
 
 @pytest.mark.timeout(30)

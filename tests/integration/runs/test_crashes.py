@@ -12,10 +12,12 @@ from tests.model.moto_table import empty_table
 from tests.model.restless import Died, MortalTable
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.api.workflow_wire import run_of_body
-from vigil_core.domain.standings import Note
-from vigil_core.services import create_run, runs, supervise
-from vigil_core.services.match import match_records
+from vigil_core.api.workflows.models import run_of_body
+from vigil_core.domain.workflows.run_state import Note
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import supervisor as supervise
 
 
 def test_a_delayed_job_that_was_created_after_its_time_starts(world: RunWorld) -> None:

@@ -13,8 +13,8 @@ from tests.support.live import Live
 from tests.support.state_machine import Machine
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.services import runs
-from vigil_core.services.create_run import create_run
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows.create import create_run
 
 
 @pytest.fixture

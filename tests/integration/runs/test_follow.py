@@ -8,14 +8,16 @@ import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.domain import graphs
-from vigil_core.domain.job_types import JobType
-from vigil_core.domain.jsontext import loads
-from vigil_core.domain.workflows import Run
-from vigil_core.gateways.outgoing import Answer
-from vigil_core.services import create_run, runs, supervise
-from vigil_core.services.call_target import call_target
-from vigil_core.store.runs import RunStore
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows.run import Run
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.store.workflows.runs import RunStore
 
 
 def test_a_chain_runs_one_after_another(world: RunWorld) -> None:

@@ -11,7 +11,8 @@ import pytest
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.runtime.logging import logger
-from vigil_core.services import change_job, runs
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.workflows import commands as runs
 
 OURS = {"trace_id": "t", "correlation_id": "daily-report-001"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services import runs
+from vigil_core.services.workflows import commands as runs
 
 RACE = [{"name": "a", "priority": "high"}, {"name": "b"}]
 JOIN = {"name": "join", "depends_on": ["a", "b"], "trigger_rule": "one_success", "cancel_losers": True}

@@ -6,7 +6,9 @@ import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services import change_job, follow_run, runs
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.workflows import advance as follow_run
+from vigil_core.services.workflows import commands as runs
 
 
 def test_a_late_record_of_a_failure_frees_no_place_of_the_next_life(world: RunWorld) -> None:

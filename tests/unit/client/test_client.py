@@ -17,7 +17,7 @@ import pytest
 from tests.support.fake_vigil import API_KEY, FakeVigil
 from vigil.client import JobFailed, JobStatusInfo, Vigil, VigilError, legacy_status
 from vigil.local import Stack
-from vigil_core.domain.lifecycle import STATUSES, JobStatus
+from vigil_core.domain.jobs.status import STATUSES, JobStatus
 
 LOCAL = Stack(
     api_url="http://local.localhost:1", ws_url="ws", api_key="local-key", key_id="k", topic_arn="t", table_name="t",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil import yamltext
+from vigil import strict_yaml as yamltext
 from vigil.client import VigilError
 from vigil.workflow import Workflow, all_of, race
 

@@ -19,8 +19,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.telling import clean, explained, sendable
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.text_limits import clean, explained, sendable
 
 LOG = logging.getLogger("vigil.tasks")
 

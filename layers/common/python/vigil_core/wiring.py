@@ -13,15 +13,16 @@ import boto3
 from botocore.config import Config
 from uuid6 import uuid7
 
-from vigil_core.domain.retention import DEFAULT
-from vigil_core.gateways.bodies_bucket import BodiesBucket
-from vigil_core.gateways.functions import LambdaExecutors
-from vigil_core.gateways.queues import SqsQueues
-from vigil_core.gateways.scheduler import SchedulerAlarms
+from vigil_core.domain.jobs.retention import DEFAULT
+from vigil_core.gateways.eventbridge_scheduler import SchedulerAlarms
+from vigil_core.gateways.lambda_functions import LambdaExecutors
+from vigil_core.gateways.payload_bucket import BodiesBucket
 from vigil_core.gateways.sns import Topic
+from vigil_core.gateways.sqs import SqsQueues
 from vigil_core.gateways.step_functions import StepFunctionsSupervisors
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutgoingSettings, SocketSettings
+from vigil_core.services.auth.tickets import IssueTicket
 from vigil_core.services.context import (
     THREADS,
     Alarms,
@@ -33,25 +34,24 @@ from vigil_core.services.context import (
     Supervisors,
 )
 from vigil_core.services.page_tokens import PageTokens
-from vigil_core.services.tickets import IssueTicket
-from vigil_core.store.api_keys import ApiKeyStore
-from vigil_core.store.batches import BatchStore
+from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.connections import ConnectionStore
-from vigil_core.store.dependencies import DependencyStore
-from vigil_core.store.holds import HoldStore
+from vigil_core.store.due_index import DueStore
 from vigil_core.store.idempotency import IdempotencyStore
-from vigil_core.store.job_queues import JobQueueStore
-from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore, Objects
+from vigil_core.store.jobs.batches import BatchStore
+from vigil_core.store.jobs.dependencies import DependencyStore
+from vigil_core.store.jobs.job_types import JobTypeStore
+from vigil_core.store.jobs.jobs import JobStore, Objects
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.runs import RunStore
-from vigil_core.store.schedule import DueStore
+from vigil_core.store.locks import HoldStore
+from vigil_core.store.queues import JobQueueStore
 from vigil_core.store.schedules import ScheduleStore
-from vigil_core.store.secrets import SecretStore
+from vigil_core.store.signing_keys import SecretStore
 from vigil_core.store.table import DynamoTable, Table
-from vigil_core.store.tickets import TicketStore
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.workflows.runs import RunStore
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
@@ -62,12 +62,12 @@ if TYPE_CHECKING:
     from mypy_boto3_stepfunctions.client import SFNClient
 
     from vigil_core.api.admin import Admin
-    from vigil_core.api.http import HttpApi
-    from vigil_core.domain.jobs import NewJob
-    from vigil_core.domain.jsontext import JsonValue
-    from vigil_core.domain.workflows import NewRun
-    from vigil_core.gateways.outgoing import Outgoing
-    from vigil_core.gateways.secret_values import SecretValues
+    from vigil_core.api.app import HttpApi
+    from vigil_core.domain.exact_json import JsonValue
+    from vigil_core.domain.jobs.job import NewJob
+    from vigil_core.domain.workflows.run import NewRun
+    from vigil_core.gateways.outbound_http import Outgoing
+    from vigil_core.gateways.secrets_manager import SecretValues
 
 CLIENT_CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
@@ -186,14 +186,14 @@ def context_of(
 
     def job_of(namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
         # Imported here, for most functions read no body.
-        from vigil_core.api.schedule_wire import job_of_body
+        from vigil_core.api.schedules.models import job_of_body
 
         return job_of_body(namespace, body, job_id, find_type=job_types.find)
 
     def run_of(
         namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
     ) -> NewRun:
-        from vigil_core.api.workflow_wire import run_of_body
+        from vigil_core.api.workflows.models import run_of_body
 
         return run_of_body(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
 
@@ -246,7 +246,7 @@ def topic() -> Topic:
 @cache
 def outgoing() -> Outgoing:
     """The guarded way to addresses that users name."""
-    from vigil_core.gateways.outgoing import Outgoing
+    from vigil_core.gateways.outbound_http import Outgoing
 
     return Outgoing(OutgoingSettings.from_environment().allowed_private_hosts)
 
@@ -254,7 +254,7 @@ def outgoing() -> Outgoing:
 @cache
 def secret_values() -> SecretValues:
     """The secrets that targets name."""
-    from vigil_core.gateways.secret_values import SecretValues
+    from vigil_core.gateways.secrets_manager import SecretValues
     from vigil_core.runtime.settings import CallerSettings
 
     return SecretValues(
@@ -269,9 +269,9 @@ def secret_values() -> SecretValues:
 def http_api() -> HttpApi:
     """The HTTP API."""
     # Imported here, for no other function serves it.
-    from vigil_core.api.http import HttpApi
-    from vigil_core.api.operation import Services
+    from vigil_core.api.app import HttpApi
     from vigil_core.api.routes import OPERATIONS
+    from vigil_core.api.routing import Services
 
     table = DynamoTable(dynamodb(), CoreSettings.from_environment().table_name)
     services = Services(
@@ -288,12 +288,12 @@ def admin() -> Admin:
     from vigil_core.api.admin import Admin
     from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
     from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
-    from vigil_core.gateways.functions import PATIENTLY, Functions
+    from vigil_core.gateways.lambda_functions import PATIENTLY, Functions
     from vigil_core.runtime.settings import AdminSettings
-    from vigil_core.services.dead_letters import DeadLetters
-    from vigil_core.services.disconnect_key import DisconnectKey
-    from vigil_core.services.doctor import Doctor
-    from vigil_core.services.manage_keys import ManageKeys
+    from vigil_core.services.auth.api_keys import ManageKeys
+    from vigil_core.services.auth.disconnect import DisconnectKey
+    from vigil_core.services.operations.dead_letters import DeadLetters
+    from vigil_core.services.operations.doctor import Doctor
 
     its = AdminSettings.from_environment()
     dead_letters = DeadLetters(

@@ -8,10 +8,10 @@ from typing import Any
 
 from vigil_core.domain.access import ApiKey, in_order
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
-from vigil_core.domain.times import to_text
-from vigil_core.services.dead_letters import Batch, DeadLetters
-from vigil_core.services.doctor import Doctor, Finding, Outcome
-from vigil_core.services.manage_keys import ManageKeys
+from vigil_core.domain.timestamps import to_text
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.operations.dead_letters import Batch, DeadLetters
+from vigil_core.services.operations.doctor import Doctor, Finding, Outcome
 
 ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters", "doctor")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vigil_core.domain.access import Access
-from vigil_core.services.authenticate import Authenticate
+from vigil_core.services.auth.authenticate import Authenticate
 
 
 def access_of(event: Mapping[str, Any], authenticate: Authenticate) -> Access | None:

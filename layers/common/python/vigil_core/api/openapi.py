@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from vigil_core.api.operation import AnswerHeader, Operation, RequestHeader, Shows
+from vigil_core.api.jobs.models import EXAMPLE_ID, NoQuery, Problem
 from vigil_core.api.problems import CONTENT_TYPE, STATUS, Fault, TooManyRequests, Unauthorized
 from vigil_core.api.request import MAX_HOLD_S
-from vigil_core.api.wire import EXAMPLE_ID, NoQuery, Problem
+from vigil_core.api.routing import AnswerHeader, Operation, RequestHeader, Shows
 from vigil_core.domain.errors import Forbidden, MalformedRequest, PayloadTooLarge, ValidationFailed, VigilError
 
 _REF = "#/components/schemas/{model}"

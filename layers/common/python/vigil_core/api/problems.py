@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from botocore.exceptions import ClientError
 
-from vigil_core.api.wire import FieldProblemView, Problem
+from vigil_core.api.jobs.models import FieldProblemView, Problem
 from vigil_core.domain.errors import (
     CircularDependency,
     DeliveryNotFound,
@@ -36,7 +36,7 @@ from vigil_core.domain.errors import (
     WebhookNotFound,
     WorkflowNotFound,
 )
-from vigil_core.domain.times import to_text
+from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
 
 CONTENT_TYPE = "application/problem+json"

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from vigil_core.api.problems import Unauthorized
 from vigil_core.domain.access import Access
 from vigil_core.domain.errors import MalformedRequest, PayloadTooLarge, ValidationFailed
-from vigil_core.domain.jsontext import JsonValue, loads
+from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.runtime.lambda_context import LambdaContext
 
 MAX_BODY_BYTES = 3 * 1024 * 1024

@@ -5,23 +5,21 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vigil_core.api import (
-    job_routes,
-    job_type_routes,
-    queue_routes,
-    schedule_routes,
-    wait_routes,
-    webhook_routes,
-    workflow_routes,
-)
+from vigil_core.api.jobs import job_type_routes
+from vigil_core.api.jobs import routes as job_routes
+from vigil_core.api.jobs.models import NewUpload, Nothing, OpenApi, ShownTicket, ShownUpload
 from vigil_core.api.openapi import document
-from vigil_core.api.operation import Answer, Call, Operation, Routes, Shows
-from vigil_core.api.wire import NewUpload, Nothing, OpenApi, ShownTicket, ShownUpload
+from vigil_core.api.queues import routes as queue_routes
+from vigil_core.api.routing import Answer, Call, Operation, Routes, Shows
+from vigil_core.api.schedules import routes as schedule_routes
+from vigil_core.api.waits import routes as wait_routes
+from vigil_core.api.webhooks import routes as webhook_routes
+from vigil_core.api.workflows import routes as workflow_routes
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
-from vigil_core.domain.times import to_text
-from vigil_core.services.idempotent import once
-from vigil_core.services.uploads import offer_upload
+from vigil_core.domain.timestamps import to_text
+from vigil_core.services.idempotency import once
+from vigil_core.services.jobs.uploads import offer_upload
 
 ROUTES = Routes()
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_origin
 from pydantic import BaseModel, ValidationError
 
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, pointer_token
-from vigil_core.domain.jsontext import JsonValue
+from vigil_core.domain.exact_json import JsonValue
 
 MAX_PROBLEMS = 100
 M = TypeVar("M", bound=BaseModel)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vigil_core.domain.errors import MalformedRequest, VigilError
-from vigil_core.domain.jsontext import JsonValue, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, dumps, loads
 
 
 class NoDeadLetter(VigilError):

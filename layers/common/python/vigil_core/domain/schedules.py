@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.ids import at_time
-from vigil_core.domain.jobs import JobError
-from vigil_core.domain.jsontext import JsonValue
-from vigil_core.domain.times import to_text
+from vigil_core.domain.jobs.job import JobError
+from vigil_core.domain.timestamps import to_text
 
 Missed: TypeAlias = Literal["skip", "run_once"]
 Overlap: TypeAlias = Literal["allow", "skip"]

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
-from vigil_core.domain.events import Event
-from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.times import to_epoch_s
+from vigil_core.domain.events.event import Event
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.timestamps import to_epoch_s
 
 DeliveryStatus: TypeAlias = Literal["pending", "delivered", "failed"]
 

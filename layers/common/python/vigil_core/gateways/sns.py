@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import simplejson
 
-from vigil_core.domain.events import Event
+from vigil_core.domain.events.event import Event
 
 if TYPE_CHECKING:
     from mypy_boto3_sns.client import SNSClient

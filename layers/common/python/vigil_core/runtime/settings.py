@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
-from vigil_core.domain.retention import DEFAULT
-from vigil_core.domain.targets import parse_allowed
+from vigil_core.domain.jobs.retention import DEFAULT
+from vigil_core.domain.outbound_policy import parse_allowed
 
 
 class MissingSetting(VigilError):

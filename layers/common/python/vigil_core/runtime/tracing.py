@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.jsontext import dumps
-from vigil_core.domain.workflows import Run
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.workflows.run import Run
 
 IDS = ("namespace", "workflow_id", "job_id", "wait_id", "trace_id", "correlation_id")
 """`trace_id` and `correlation_id` are the user's own; X-Ray's trace has an id besides."""

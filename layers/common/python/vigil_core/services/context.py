@@ -12,24 +12,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from vigil_core.domain.jobs import NewJob
-from vigil_core.domain.jsontext import JsonValue
-from vigil_core.domain.times import whole_ms
-from vigil_core.domain.workflows import NewRun
-from vigil_core.store.batches import BatchStore
+from vigil_core.domain.exact_json import JsonValue
+from vigil_core.domain.jobs.job import NewJob
+from vigil_core.domain.timestamps import whole_ms
+from vigil_core.domain.workflows.run import NewRun
 from vigil_core.store.connections import ConnectionStore
-from vigil_core.store.dependencies import DependencyStore
-from vigil_core.store.holds import HoldStore
+from vigil_core.store.due_index import DueStore
 from vigil_core.store.idempotency import IdempotencyStore
-from vigil_core.store.job_queues import JobQueueStore
-from vigil_core.store.job_types import JobTypeStore
-from vigil_core.store.jobs import JobStore
+from vigil_core.store.jobs.batches import BatchStore
+from vigil_core.store.jobs.dependencies import DependencyStore
+from vigil_core.store.jobs.job_types import JobTypeStore
+from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.runs import RunStore
-from vigil_core.store.schedule import DueStore
+from vigil_core.store.locks import HoldStore
+from vigil_core.store.queues import JobQueueStore
 from vigil_core.store.schedules import ScheduleStore
-from vigil_core.store.waits import WaitStore
+from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.workflows.runs import RunStore
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -9,8 +9,8 @@ import hmac
 from collections.abc import Callable
 
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.jsontext import JsonValue, canonical
-from vigil_core.store.secrets import SecretStore
+from vigil_core.domain.exact_json import JsonValue, canonical
+from vigil_core.store.signing_keys import SecretStore
 
 _MAC_BYTES = 16
 _SECRET_BYTES = 32

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from vigil_core.domain.access import Access, Scope, in_order
-from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import Row, Table, Update, query_all
 

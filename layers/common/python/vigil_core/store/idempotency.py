@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Delete, Put, Row, Table
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Literal, NamedTuple, TypeAlias, cast
 
-from vigil_core.domain.times import from_text, to_text
+from vigil_core.domain.timestamps import from_text, to_text
 
 LISTING_SHARDS = 4
 DUE_SHARDS = 4

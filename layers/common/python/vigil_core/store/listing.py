@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from heapq import merge
 
-from vigil_core.domain.retention import LIFE
-from vigil_core.domain.times import to_epoch_s, to_text
+from vigil_core.domain.jobs.retention import LIFE
+from vigil_core.domain.timestamps import to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Table, Update, query_all
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from vigil_core.domain.jobs import JobError
-from vigil_core.domain.jsontext import dumps, loads
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.domain.jobs.job import JobError
 from vigil_core.domain.schedules import Creates, Run, Schedule, Timing
-from vigil_core.domain.times import from_text, to_text
+from vigil_core.domain.timestamps import from_text, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Delete, Put, Row, Table, version_is
 

@@ -9,14 +9,14 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-from vigil_core.domain.events import Progress
-from vigil_core.domain.jobs import Job
-from vigil_core.domain.times import from_text
-from vigil_core.domain.workflows import Run, RunLine
-from vigil_core.store.jobs import job_from_row
+from vigil_core.domain.events.event import Progress
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.timestamps import from_text
+from vigil_core.domain.workflows.run import Run, RunLine
+from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
-from vigil_core.store.runs import run_from_row
 from vigil_core.store.table import Row, plain
+from vigil_core.store.workflows.runs import run_from_row
 
 
 @dataclass(frozen=True, kw_only=True)

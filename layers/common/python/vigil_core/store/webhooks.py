@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from vigil_core.domain.jsontext import dumps, loads
-from vigil_core.domain.times import from_text, to_epoch_s, to_text
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.domain.webhooks import DELIVERY_LIFE, Delivery, Try, Webhook
 from vigil_core.store import keys
 from vigil_core.store.table import (

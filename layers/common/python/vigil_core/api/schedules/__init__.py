@@ -1,0 +1,1 @@
+"""Everything about schedules in this layer."""

@@ -1,0 +1,1 @@
+"""Everything about webhooks in this layer."""

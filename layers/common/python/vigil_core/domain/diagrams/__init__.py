@@ -1,0 +1,1 @@
+"""Everything about diagrams in this layer."""

@@ -1,0 +1,1 @@
+"""Everything about events in this layer."""

@@ -1,0 +1,226 @@
+"""What a job type of executor `lambda` or `http` has run: checked when it is defined, rendered for each job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError, pointer_token
+from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.executors.templates import (
+    Absent,
+    Place,
+    Scope,
+    Secret,
+    Template,
+    TemplateFailed,
+    render,
+    render_json,
+)
+from vigil_core.domain.executors.templates import templates_in as templates_in_json
+from vigil_core.domain.jobs.job import Job
+
+BODILESS = frozenset({"GET", "HEAD"})
+MAX_URL = 2_048
+MAX_HEADER = 8_192
+LONGEST_CALL_S = 840
+"""A minute less than the longest that a function may run."""
+CALL_S = 30
+LEASE_S = 120
+MAX_LEASE_S = 43_200
+KEPT_HEADERS = ("content-type", "location", "etag", "last-modified", "link", "retry-after", "x-request-id")
+"""Of an answer's headers, those that its job keeps."""
+
+_AUTHORITY = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?=[/?]|$)", re.ASCII)
+_URL_TEXT = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]*", re.ASCII)
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_OURS = frozenset(
+    {
+        "accept-encoding", "connection", "content-length", "expect", "host", "idempotency-key", "keep-alive", "te",
+        "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+"""Headers that belong to the connection, or that Vigil sets itself."""
+
+
+class ExecutorRefused(VigilError):
+    """The function that is to run a job cannot be invoked, now or later: there is none, or it may not be."""
+
+    code = "FUNCTION_REFUSED"
+
+
+class ExecutorBusy(VigilError):
+    """The function that is to run a job may not have been invoked, and could be in a while."""
+
+    code = "FUNCTION_BUSY"
+
+
+class SecretUnavailable(VigilError):
+    """A secret that a target names cannot be read: there is none of that name, or it is not for Vigil to read."""
+
+    code = "SECRET_UNAVAILABLE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LambdaTarget:
+    """A Lambda function by name or ARN; `lease_s` is how long it may be silent."""
+
+    function: str
+    lease_s: int = LEASE_S
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> LambdaTarget:
+        """From what a job type has stored."""
+        return cls(function=document["function"], lease_s=document.get("lease") or LEASE_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpRequest:
+    """A call, ready to be made."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpTarget:
+    """An HTTP call whose URL, headers and body are templates; no body when that is None. `timeout_s` is for it all."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: JsonValue = None
+    timeout_s: int = CALL_S
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> HttpTarget:
+        """From what a job type has stored."""
+        return cls(
+            method=document.get("method") or "POST",
+            url=document["url"],
+            headers=document.get("headers") or {},
+            body=document.get("body"),
+            timeout_s=document.get("timeout") or CALL_S,
+        )
+
+    def check(self) -> None:
+        """Raises ValidationFailed naming every part that no job could be called with."""
+        problems = list(_url_problems(self.url))
+        for name, value in self.headers.items():
+            problems += _header_problems(name, value)
+        if self.body is not None and self.method in BODILESS:
+            problems.append(FieldProblem(pointer="/body", detail=f"a {self.method} has none"))
+        try:
+            list(templates_in_json(self.body))
+        except TemplateFailed as error:
+            problems.append(FieldProblem(pointer="/body", detail=str(error)))
+        if problems:
+            raise ValidationFailed(problems)
+
+    def secrets(self) -> frozenset[Secret]:
+        """Every secret that it names."""
+        templates = [Template.parse(text) for text in (self.url, *self.headers.values())]
+        places = (place for template in (*templates, *templates_in_json(self.body)) for place in template.places)
+        return frozenset(place for place in places if isinstance(place, Secret))
+
+    def request(self, scope: Scope) -> HttpRequest:
+        """The call for one job. Raises TemplateFailed, never quoting what the job brings."""
+        body = None if self.body is None else render_json(self.body, scope)
+        headers = {name.title(): _header(name, value, scope) for name, value in self.headers.items()}
+        if body is not None:
+            headers.setdefault("Content-Type", "application/json")
+        return HttpRequest(
+            method=self.method,
+            url=_url(Template.parse(self.url), scope),
+            headers=headers,
+            body=None if body is None else dumps(None if isinstance(body, Absent) else body).encode(),
+        )
+
+
+def brings(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
+    """What a job brings to the templates of its target: dependencies in the order in which it names them."""
+    return {
+        "payload": payload,
+        "dependencies": dependencies,
+        "fields": job.fields,
+        "job": {
+            "id": job.job_id,
+            "type": job.job_type,
+            "name": job.name,
+            "queue": job.queue,
+            "attempt": job.attempt,
+            "tags": list(job.tags),
+            "trace_id": job.trace_id,
+            "correlation_id": job.correlation_id,
+        },
+    }
+
+
+def _url_problems(url: str) -> Iterator[FieldProblem]:
+    def problem(detail: str) -> FieldProblem:
+        return FieldProblem(pointer="/url", detail=detail)
+
+    if _AUTHORITY.match(url) is None:
+        yield problem("must begin with http:// or https:// and a host, without user and without a place, then / or ?")
+        return
+    try:
+        template = Template.parse(url)
+    except TemplateFailed as error:
+        yield problem(str(error))
+        return
+    if not all(_URL_TEXT.fullmatch(part) for part in template.parts if isinstance(part, str)):
+        yield problem("has a character that no URL has; others than ASCII are percent-encoded, and # is not sent")
+
+
+def _header_problems(name: str, value: str) -> Iterator[FieldProblem]:
+    pointer = f"/headers/{pointer_token(name)}"
+    if not _HEADER_NAME.fullmatch(name):
+        yield FieldProblem(pointer=pointer, detail="is no name of a header")
+    elif name.lower() in _OURS or name.lower().startswith("proxy-"):
+        yield FieldProblem(pointer=pointer, detail="is not for a target to set")
+    try:
+        template = Template.parse(value)
+    except TemplateFailed as error:
+        yield FieldProblem(pointer=pointer, detail=str(error))
+        return
+    if not all(_HEADER_VALUE.fullmatch(part) for part in template.parts if isinstance(part, str)):
+        yield FieldProblem(pointer=pointer, detail="must be ASCII without control characters")
+
+
+def _header(name: str, value: str, scope: Scope) -> str:
+    text = render(Template.parse(value), scope.scalar).strip()
+    if not _HEADER_VALUE.fullmatch(text):
+        raise TemplateFailed(f"the header {name} would not be ASCII without control characters")
+    if len(text) > MAX_HEADER:
+        raise TemplateFailed(f"the header {name} would be longer than {MAX_HEADER} characters")
+    return text
+
+
+def _url(template: Template, scope: Scope) -> str:
+    """What is put in is percent-encoded, all of it: it can be neither a path nor a parameter of its own."""
+    in_path = True
+    url = ""
+    for part in template.parts:
+        if isinstance(part, str):
+            url += part
+            in_path = in_path and "?" not in part
+            continue
+        url += _encoded(scope.scalar(part), part, in_path=in_path)
+    if len(url) > MAX_URL:
+        raise TemplateFailed(f"the URL would be longer than {MAX_URL} characters")
+    path = url.partition("?")[0].partition("://")[2]
+    if any(step.lower().replace("%2e", ".") in (".", "..") for step in path.split("/")[1:]):
+        raise TemplateFailed("a step of the URL's path would be . or ..")
+    return url
+
+
+def _encoded(text: str, place: Place, *, in_path: bool) -> str:
+    if in_path and not text:
+        raise TemplateFailed(f"{place} is empty, in the path of a URL")
+    return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in text.encode())

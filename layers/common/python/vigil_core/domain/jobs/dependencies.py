@@ -1,0 +1,138 @@
+"""What a job waits for before it may run: how other jobs end, judged by a trigger rule. Pure.
+
+Rules by the names that Airflow gave them: https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/dags.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+from vigil_core.domain.jobs.status import TERMINAL, JobStatus
+
+TriggerRule: TypeAlias = Literal[
+    "all_success", "all_done", "all_failed", "one_success", "one_failed", "one_done", "none_failed",
+    "none_failed_min_one_success", "none_skipped", "always",
+]  # fmt: skip
+Ending: TypeAlias = Literal["success", "failed", "skipped", "cancelled"]
+DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
+ENDINGS: tuple[Ending, ...] = get_args(Ending)
+UNHINDERED_BY_FAILURES: frozenset[TriggerRule] = frozenset({"all_failed", "none_skipped"})
+"""Rules that no failure keeps from holding: who is skipped by one of them is not so because others failed."""
+MAX_DEPENDENCIES = 100
+"""Of one job: its row names them all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependency:
+    """A job that another depends on. What it was up to `known_version` does not count, but as what it is then."""
+
+    job_id: str
+    known_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dependent:
+    """A job that waits for another to end, in its nth attempt; `index` is the other's place among its dependencies."""
+
+    job_id: str
+    attempt: int
+    index: int
+    known_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """How many dependencies there are, and how many of them have ended in which way."""
+
+    total: int
+    success: int = 0
+    failed: int = 0
+    skipped: int = 0
+    cancelled: int = 0
+
+    @property
+    def bad(self) -> int:
+        """What counts as failed: a cancel does."""
+        return self.failed + self.cancelled
+
+    @property
+    def done(self) -> int:
+        """How many have ended."""
+        return self.success + self.bad + self.skipped
+
+    def inputs(self) -> dict[str, int]:
+        """By name, as a verdict shows them."""
+        return {"total": self.total, **{ending: getattr(self, ending) for ending in ENDINGS}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Why a job was released or skipped. `through_failure`: it was skipped because others failed, and counts as failed
+    for those that depend on it."""
+
+    rule: TriggerRule
+    inputs: Mapping[str, int]
+    reason: str
+    through_failure: bool = False
+
+    def because(self, reason: str) -> Verdict:
+        """The same, but for the reason."""
+        return replace(self, reason=reason)
+
+
+def ending_of(status: JobStatus, verdict: Verdict | None) -> Ending | None:
+    """What the end of a job means for those that depend on it; None while it has not ended."""
+    if status not in TERMINAL:
+        return None
+    if status == "skipped" and verdict is not None and verdict.through_failure:
+        return "failed"
+    by_status: dict[JobStatus, Ending] = {"completed": "success", "failed": "failed", "cancelled": "cancelled"}
+    return by_status.get(status, "skipped")
+
+
+def holds(rule: TriggerRule, tally: Tally) -> bool | None:
+    """Whether the rule is satisfied (True), can no longer be (False), or may still go either way (None)."""
+    all_done = tally.done >= tally.total
+
+    def every(bad: int) -> bool | None:
+        return False if bad else (True if all_done else None)
+
+    def some(good: int) -> bool | None:
+        return True if good else (False if all_done else None)
+
+    match rule:
+        case "all_success":
+            return every(tally.bad + tally.skipped)
+        case "all_done":
+            return every(0)
+        case "all_failed":
+            return every(tally.success + tally.skipped)
+        case "one_success":
+            return some(tally.success)
+        case "one_failed":
+            return some(tally.bad)
+        case "one_done":
+            return some(tally.success + tally.bad)
+        case "none_failed":
+            return every(tally.bad)
+        case "none_failed_min_one_success":
+            held = every(tally.bad)
+            return some(tally.success) if held else held
+        case "none_skipped":
+            return every(tally.skipped)
+        case "always":
+            return True
+
+
+def verdict_of(rule: TriggerRule, tally: Tally, held: bool) -> Verdict:
+    """The verdict by the rule alone, in words."""
+    ended = ", ".join(f"{getattr(tally, ending)} {ending}" for ending in ENDINGS if getattr(tally, ending)) or "none"
+    what = "holds" if held else "can no longer hold"
+    return Verdict(
+        rule=rule,
+        inputs=tally.inputs(),
+        reason=f"{rule} {what}: of {tally.total} dependencies {ended}",
+        through_failure=not held and tally.bad > 0 and rule not in UNHINDERED_BY_FAILURES,
+    )

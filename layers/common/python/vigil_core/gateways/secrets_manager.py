@@ -1,0 +1,79 @@
+"""The secrets that targets name, read from the stores that keep them. Values are remembered for a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from vigil_core.domain.errors import MalformedRequest
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.executors.targets import SecretUnavailable
+from vigil_core.domain.executors.templates import Secret
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager.client import SecretsManagerClient
+    from mypy_boto3_ssm.client import SSMClient
+
+REMEMBERED_S = 60.0
+_ABSENT = frozenset(
+    {
+        "AccessDeniedException", "DecryptionFailure", "InvalidRequestException", "ParameterNotFound",
+        "ResourceNotFoundException", "ValidationException",
+    }
+)  # fmt: skip
+
+
+class SecretValues:
+    """Secrets by their names in a namespace: `/name` of the namespace `team` is `/PREFIX/team/name` in Parameter Store
+    and `PREFIX/team/name` in Secrets Manager. So none can be named from another namespace."""
+
+    def __init__(
+        self,
+        ssm: Callable[[], SSMClient],
+        secrets_manager: Callable[[], SecretsManagerClient],
+        *,
+        prefix: str,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._ssm = ssm
+        self._secrets_manager = secrets_manager
+        self._prefix = prefix
+        self._monotonic = monotonic
+        self._known: dict[tuple[str, str], tuple[float, str]] = {}
+
+    def value(self, namespace: str, secret: Secret) -> str:
+        """The secret's text. Raises SecretUnavailable, which says its name and nothing of its value."""
+        text = self._text(namespace, secret)
+        if secret.key is None:
+            return text
+        try:
+            members: Any = loads(text)
+            value = members[secret.key]
+        except (MalformedRequest, KeyError, TypeError, IndexError):
+            raise SecretUnavailable(f"{secret} is no member of a JSON object") from None
+        if not isinstance(value, str):
+            raise SecretUnavailable(f"{secret} is no string")
+        return value
+
+    def _text(self, namespace: str, secret: Secret) -> str:
+        name = f"{self._prefix}/{namespace}{secret.name}"
+        known = self._known.get((secret.store, name))
+        if known is not None and known[0] > self._monotonic():
+            return known[1]
+        try:
+            if secret.store == "ssm":
+                answer = self._ssm().get_parameter(Name=f"/{name}", WithDecryption=True)
+                text = answer["Parameter"]["Value"]
+            else:
+                text = self._secrets_manager().get_secret_value(SecretId=name)["SecretString"]
+        except KeyError as error:
+            raise SecretUnavailable(f"{secret} is not text") from error
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in _ABSENT:
+                raise SecretUnavailable(f"{secret} cannot be read: {code}") from error
+            raise
+        self._known[(secret.store, name)] = (self._monotonic() + REMEMBERED_S, text)
+        return text

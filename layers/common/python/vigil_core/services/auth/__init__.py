@@ -1,0 +1,1 @@
+"""Everything about auth in this layer."""

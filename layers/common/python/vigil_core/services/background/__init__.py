@@ -1,0 +1,1 @@
+"""Everything about background in this layer."""

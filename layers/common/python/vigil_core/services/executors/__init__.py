@@ -1,0 +1,1 @@
+"""Everything about executors in this layer."""

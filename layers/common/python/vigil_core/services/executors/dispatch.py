@@ -1,0 +1,135 @@
+"""Set a job going whose executor is Vigil's own to call: claimed first, like by a worker, and then handed over.
+
+Whoever dies in between leaves a job under a lease that nobody extends: it is taken back when that has run out.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+
+from vigil_core.domain.errors import StoreConflict
+from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget
+from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs.job import Job, JobError
+from vigil_core.domain.jobs.retry import Lease
+from vigil_core.domain.timestamps import to_text
+from vigil_core.runtime.logging import logger
+from vigil_core.runtime.tracing import ids_of, traced
+from vigil_core.services.context import Context
+from vigil_core.services.jobs.dependencies import inputs_of, told_of
+from vigil_core.services.jobs.transitions import ATTEMPTS, NO_LONGER_OURS, complete, fail, put_off
+from vigil_core.services.workflows.commands import may_begin
+
+HANDOVER_LEASE_S = 90
+"""How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
+MAX_EVENT_BYTES = 240 * 1024
+"""What an asynchronous invocation takes, with room to spare: a job's payload beyond that is fetched by its function.
+https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
+BUSY_PAUSE = timedelta(seconds=60)
+
+
+def dispatch(ctx: Context, namespace: str, job_id: str, *, by: str) -> bool:
+    """Set a job going, if it is still to be; whether that was done. A job of a paused queue is left to the sweep."""
+    for attempt in range(ATTEMPTS):
+        with suppress(StoreConflict):
+            return _dispatch(ctx, namespace, job_id, by)
+        ctx.sleep(0.01 * attempt)
+    return False
+
+
+def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
+    """Raises StoreConflict when somebody was changing the job at this moment."""
+    job = ctx.jobs.find(namespace, job_id)
+    if job is None or job.deleted or not job.to_dispatch:
+        return False
+    if ctx.job_queues.is_paused(namespace, job.queue) or not may_begin(ctx, job):
+        return False
+    with traced({"action": "dispatch", **ids_of(job), "job": job.name, "executor": job.executor}) as said:
+        came = _set_going(ctx, job, by)
+        logger.info(came, extra=said)
+    return True
+
+
+def _set_going(ctx: Context, job: Job, by: str) -> str:
+    """What came of it, in a word for the log."""
+    if job.executor == "join" or job.target_ref is None:
+        _join(ctx, job, by)
+        return "joined"
+    namespace, job_id = job.namespace, job.job_id
+    target = LambdaTarget.of(ctx.job_types.target(namespace, job.target_ref)) if job.executor == "lambda" else None
+    now, length_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
+    lease = Lease(
+        token=ctx.new_id(),
+        worker=f"executor {job.executor}",
+        length_s=length_s,
+        until=now + timedelta(seconds=length_s),
+    )
+    running = jobs.claim(job, lease, now=now, by=by)
+    ctx.jobs.save(job, running)
+    try:
+        if target is None:
+            ctx.executors.call(dumps({**ids_of(job), "lease_token": lease.token}))
+        else:
+            ctx.executors.invoke(target.function, _event(ctx, running, lease))
+    except ExecutorRefused as refusal:
+        error = JobError(code=refusal.code, message=refusal.message)
+        with suppress(*NO_LONGER_OURS):
+            fail(ctx, namespace, job_id, error, by=by, retryable=False, lease_token=lease.token)
+        return "refused"
+    except ExecutorBusy:
+        # It may have been handed over all the same: whoever got it then finds that the lease is gone.
+        with suppress(*NO_LONGER_OURS):
+            put_off(ctx, namespace, job_id, ctx.now() + BUSY_PAUSE, by=by, lease_token=lease.token)
+        return "put_off"
+    return "dispatched"
+
+
+def _join(ctx: Context, job: Job, by: str) -> None:
+    """Complete a job that runs nothing, with what the jobs before it came to: of a race, what the winner did."""
+    inputs = inputs_of(ctx, job)
+    results = {each.name: None if each.result is None else loads(each.result) for each in inputs}
+    result: JsonValue = results
+    if job.trigger_rule == "one_success":
+        # Of those that have completed by now the first in the job's order: a loser may have made it all the same.
+        result = next((results[each.name] for each in inputs if each.status == "completed"), None)
+    with suppress(*NO_LONGER_OURS):
+        complete(ctx, job.namespace, job.job_id, by=by, result=result)
+
+
+def _event(ctx: Context, job: Job, lease: Lease) -> str:
+    """What a function is told of a job. Where there is no room for its payload, that is null, `payload_left_out` true;
+    the same with the results of its dependencies, and `truncated`."""
+
+    def fits(event: object) -> bool:
+        return len(dumps(event).encode()) <= MAX_EVENT_BYTES
+
+    bodies = ctx.jobs.bodies(job, room=MAX_EVENT_BYTES)
+    dependencies = told_of(inputs_of(ctx, job))
+    event: dict[str, JsonValue] = {
+        "job_id": job.job_id,
+        "namespace": job.namespace,
+        "job_type": job.job_type,
+        "name": job.name,
+        "queue": job.queue,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "lease_token": lease.token,
+        "lease": lease.length_s,
+        "lease_expires_at": to_text(lease.until),
+        "fields": job.fields,
+        "tags": list(job.tags),
+        "trace_id": job.trace_id,
+        "correlation_id": job.correlation_id,
+        "dependencies": dependencies,
+        "payload_left_out": bodies.payload_url is not None,
+        "payload": None if bodies.payload is None else loads(bodies.payload),
+    }
+    if fits(event):
+        return dumps(event)
+    event |= {"payload_left_out": True, "payload": None}
+    if not fits(event):
+        without = {job_id: {**each, "result": None, "truncated": True} for job_id, each in dependencies.items()}
+        event["dependencies"] = without
+    return dumps(event)

@@ -1,0 +1,77 @@
+"""List jobs, newest first, filtered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.context import Context
+from vigil_core.services.pagination import page_of
+
+BATCH = 50
+"""State and live row of each: the hundred keys of one BatchGetItem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs: None lets all of them pass. Times are created_at, `created_before` excluded."""
+
+    statuses: tuple[str, ...] | None = None
+    job_type: str | None = None
+    queue: str | None = None
+    tag: str | None = None
+    workflow_id: str | None = None
+    batch_id: str | None = None
+    dependency_status: str | None = None
+    correlation_id: str | None = None
+    trace_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+    def takes(self, job: Job) -> bool:
+        """Whether a job passes; the times are left to the index."""
+        wanted = (
+            (self.job_type, job.job_type),
+            (self.queue, job.queue),
+            (self.correlation_id, job.correlation_id),
+            (self.trace_id, job.trace_id),
+            (self.dependency_status, job.dependency_status),
+            (self.batch_id, job.batch_id),
+            (self.workflow_id, job.workflow_id),
+        )
+        return (
+            (self.statuses is None or job.status in self.statuses)
+            and (self.tag is None or self.tag in job.tags)
+            and all(asked is None or asked == actual for asked, actual in wanted)
+        )
+
+
+def list_jobs(
+    ctx: Context, namespace: str, wanted: JobFilter, *, before_place: str | None, page_size: int
+) -> tuple[list[Job], str | None]:
+    """One page, and the place to go on before, None at the end.
+
+    A page ends when it is full or has used its budget of reads or bytes; it may be short while there is more.
+    """
+    listed = ctx.listing.newest_first(
+        namespace,
+        "jobs",
+        before_place=before_place,
+        created_after=wanted.created_after,
+        created_before=wanted.created_before,
+    )
+    return page_of(
+        listed,
+        lambda ids: ctx.jobs.find_many(namespace, ids, live=True),
+        lambda job: not job.deleted and wanted.takes(job),
+        before_place=before_place,
+        page_size=page_size,
+        batch_size=min(BATCH, max(page_size, 1)),
+        size_of=_bytes,
+    )
+
+
+def _bytes(job: Job) -> int:
+    return len(dumps([job.fields, job.milestones, job.tags, job.message]).encode())

@@ -1,0 +1,1 @@
+"""Everything about operations in this layer."""

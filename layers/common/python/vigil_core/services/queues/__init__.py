@@ -1,0 +1,1 @@
+"""Everything about queues in this layer."""

@@ -1,0 +1,41 @@
+"""What is in a queue, counted as its index has it, and who works on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from vigil_core.domain.jobs.job import Priority
+from vigil_core.services.context import Context
+from vigil_core.store.queues import WorkerSeen
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueState:
+    """A queue as it stands. `running` says how many jobs each worker runs under a lease."""
+
+    paused: bool
+    ready: Mapping[Priority, int]
+    watched: Mapping[str, int]
+    oldest_ready: datetime | None
+    workers: Sequence[WorkerSeen]
+    running: Mapping[str, int]
+
+
+def show_queue(ctx: Context, namespace: str, queue: str) -> QueueState:
+    """Costs a request per megabyte of index entries that are counted (some ten thousand jobs), and one per hundred
+    running jobs."""
+    ready = ctx.job_queues.ready_by_priority(namespace, queue)
+    held, oldest_held = ctx.job_queues.held_by_priority(namespace, queue)
+    oldest = [at for at in (ctx.job_queues.oldest_ready(namespace, queue), oldest_held) if at is not None]
+    leased = ctx.jobs.find_many(namespace, ctx.job_queues.running(namespace, queue), consistent=False)
+    return QueueState(
+        paused=ctx.job_queues.is_paused(namespace, queue),
+        ready={name: count + held[name] for name, count in ready.items()},
+        watched=ctx.job_queues.watched_by_status(namespace, queue),
+        oldest_ready=min(oldest, default=None),
+        workers=list(ctx.job_queues.workers(namespace, queue, now=ctx.now())),
+        running=Counter(job.lease.worker for job in leased.values() if job.status == "running" and job.lease),
+    )

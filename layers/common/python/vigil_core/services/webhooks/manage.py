@@ -1,0 +1,128 @@
+"""Keep webhooks: put, rotate their secret, forget them, look at what they were sent, and send it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from vigil_core.domain.errors import (
+    DeliveryNotFound,
+    FieldProblem,
+    StoreConflict,
+    TargetRefused,
+    ValidationFailed,
+    WebhookNotFound,
+)
+from vigil_core.domain.exact_json import dumps
+from vigil_core.domain.outbound_policy import parse_target
+from vigil_core.domain.webhooks import MAX_WEBHOOKS, SECRET_BYTES, WAITS, Delivery, Webhook, new_secret
+from vigil_core.services.context import Context
+from vigil_core.services.jobs.transitions import ATTEMPTS
+from vigil_core.store.keys import delivery_due_id
+from vigil_core.store.table import ConditionFailed
+
+
+def put_webhook(ctx: Context, wanted: Webhook) -> tuple[Webhook, bool]:
+    """Store a webhook under its name, over what stands there; the webhook as it is now, and whether it is new. An empty
+    secret stands for the one that it has, or for a new one.
+
+    Raises:
+        ValidationFailed: Vigil does not call this address, or there are too many webhooks.
+    """
+    if wanted.url is not None:
+        _check_address(ctx, wanted.url, "/url")
+
+    def change(before: Webhook | None) -> Webhook:
+        if before is None:
+            if len(ctx.webhooks.all(wanted.namespace)) >= MAX_WEBHOOKS:
+                raise ValidationFailed.at("{webhook}", f"a namespace has at most {MAX_WEBHOOKS} webhooks")
+            return replace(wanted, secret=wanted.secret or _new_secret(ctx))
+        return replace(wanted, secret=wanted.secret or before.secret).succeeding(before, ctx.now())
+
+    return _changed(ctx, wanted.namespace, wanted.name, change)
+
+
+def rotate_secret(ctx: Context, namespace: str, name: str, secret: str | None) -> Webhook:
+    """Give a webhook this secret, or a new one; for a day messages are signed with the former as well.
+
+    Raises:
+        WebhookNotFound: there is none of this name.
+    """
+
+    def change(before: Webhook | None) -> Webhook:
+        if before is None:
+            raise WebhookNotFound(name)
+        return replace(before, secret=secret or _new_secret(ctx)).succeeding(before, ctx.now())
+
+    return _changed(ctx, namespace, name, change)[0]
+
+
+def find_webhook(ctx: Context, namespace: str, name: str) -> Webhook:
+    """The webhook as it is now. Raises WebhookNotFound."""
+    found = ctx.webhooks.find(namespace, name)
+    if found is None:
+        raise WebhookNotFound(name)
+    return found
+
+
+def delete_webhook(ctx: Context, namespace: str, name: str) -> None:
+    """Forget a webhook; what it has not been told by now it will not be. Raises WebhookNotFound."""
+    if not ctx.webhooks.remove(namespace, name):
+        raise WebhookNotFound(name)
+
+
+def replay(ctx: Context, namespace: str, name: str, delivery_id: str) -> Delivery:
+    """Send a delivery once more, in whatever state it is, and begin its tries anew.
+
+    Raises:
+        WebhookNotFound: there is none of this name.
+        DeliveryNotFound: it has no such delivery.
+    """
+    find_webhook(ctx, namespace, name)
+    for attempt in range(ATTEMPTS):
+        before = ctx.webhooks.find_delivery(namespace, name, delivery_id)
+        if before is None:
+            raise DeliveryNotFound(delivery_id)
+        after = before.replayed(ctx.now())
+        if ctx.webhooks.save_delivery(before, after, by_time=False):
+            # The due row alone would have the clock do it within a minute, and still does if the message is lost.
+            message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
+            ctx.queues.wake_up(dumps(message), 0)
+            return after
+        ctx.sleep(0.01 * attempt)
+    raise StoreConflict(f"Delivery {delivery_id} is being changed by too many at once: try again")
+
+
+def check_wait_webhook(ctx: Context, namespace: str, url: str, pointer: str) -> None:
+    """Raises ValidationFailed unless Vigil may call the address that a wait names, and can sign what it sends there."""
+    _check_address(ctx, url, pointer)
+    signs = ctx.webhooks.find(namespace, WAITS)
+    if signs is None or not signs.enabled:
+        detail = f"nothing is there to sign with: an admin first puts, and enables, PUT /v1/webhooks/{WAITS}"
+        raise ValidationFailed.at(pointer, detail)
+
+
+def _changed(
+    ctx: Context, namespace: str, name: str, change: Callable[[Webhook | None], Webhook]
+) -> tuple[Webhook, bool]:
+    for attempt in range(ATTEMPTS):
+        before = ctx.webhooks.find(namespace, name)
+        after = change(before)
+        try:
+            ctx.webhooks.save(before, after)
+        except ConditionFailed:
+            ctx.sleep(0.01 * attempt)
+            continue
+        return after, before is None
+    raise StoreConflict(f"Webhook {name} is being changed by too many at once: try again")
+
+
+def _check_address(ctx: Context, url: str, pointer: str) -> None:
+    try:
+        parse_target(url, ctx.allowed_private_hosts)
+    except TargetRefused as error:
+        raise ValidationFailed([FieldProblem(pointer=pointer, detail=error.message, code=error.code)]) from error
+
+
+def _new_secret(ctx: Context) -> str:
+    return new_secret(ctx.random_bytes(SECRET_BYTES))

@@ -1,0 +1,61 @@
+"""What is due: rows that index `due` shows to the clock, and the locks under which a shard of it is swept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
+from vigil_core.store import keys
+from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Delete, Put, Table, query_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """One thing to come. The row it belongs to is the truth; this is a hint."""
+
+    kind: keys.DueKind
+    namespace: str
+    entity_id: str
+    at: datetime | None = None
+    """When it is to happen, where the index said so; None for queues, which are always due."""
+
+
+class DueStore:
+    """Reads index `due`. Its entries are written and removed with the rows that they belong to."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def overdue(self, shard: int, now: datetime) -> Iterator[Due]:
+        """What was to happen by now in one shard, oldest first, page after page."""
+        partition = keys.due_partition(shard)
+        for row in query_all(self._table, partition, index="due", between=("0", f"{to_text(now)}~"), limit=100):
+            at, kind, namespace, entity_id = keys.parse_due(row["g1sk"])
+            moment = None if kind == "queue" else from_text(at)
+            yield Due(kind=kind, namespace=namespace, entity_id=entity_id, at=moment)
+
+    def lock(self, shard: int, *, now: datetime, life: timedelta) -> bool:
+        """Take a shard for a sweep; False while another sweep has it."""
+        key = keys.sweep_lock(shard)
+        row = {
+            "pk": key.pk,
+            "sk": key.sk,
+            "entity": "lock",
+            "schema_version": 1,
+            "until": to_text(now + life),
+            "ttl": to_epoch_s(now + life),
+        }
+        free = Condition(
+            expression=f"{ABSENT.expression} OR #until < :now", names={"#until": "until"}, values={":now": to_text(now)}
+        )
+        try:
+            self._table.put(Put(row=row, condition=free))
+        except ConditionFailed:
+            return False
+        return True
+
+    def unlock(self, shard: int) -> None:
+        """Give the shard back."""
+        self._table.delete(Delete(key=keys.sweep_lock(shard)))

@@ -1,0 +1,1 @@
+"""Everything about jobs in this layer."""

@@ -1,0 +1,50 @@
+"""Which items of a batch have ended, and how: in rows beside the batch, one for each page of items."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from vigil_core.domain.jobs.batch import items_of, page_of
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.status import TERMINAL, JobStatus
+from vigil_core.domain.timestamps import to_epoch_s
+from vigil_core.store import keys
+from vigil_core.store.table import Row, Table, Update, query_all
+
+KEPT_BEYOND = timedelta(days=365)
+"""After a batch would itself be gone, were it not renewed meanwhile."""
+
+
+class BatchStore:
+    """Reads and writes how items have ended. Each ends once, so noting it twice changes nothing."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def record(self, batch: Job, index: int, ending: JobStatus) -> bool:
+        """Note how an item of the attempt under way has ended; whether all on its page now have."""
+        page = page_of(index)
+        row = self._table.update(
+            Update(
+                key=keys.batch_page(batch.namespace, batch.job_id, batch.attempt, page),
+                expression="ADD #ending :index SET entity = :entity, schema_version = :one, #ttl = :ttl",
+                names={"#ending": ending, "#ttl": "ttl"},
+                values={
+                    ":index": {index},
+                    ":entity": "batch_page",
+                    ":one": 1,
+                    ":ttl": to_epoch_s((batch.expires_at or batch.updated_at) + KEPT_BEYOND),
+                },
+            )
+        )
+        return len(_endings(row)) == len(items_of(page, batch.batch_size or 0))
+
+    def endings(self, batch: Job) -> dict[int, JobStatus]:
+        """How the items of the attempt under way have ended, by their places; those that have not are absent."""
+        first = keys.batch_page(batch.namespace, batch.job_id, batch.attempt, 0)
+        rows = query_all(self._table, first.pk, begins=keys.batch_pages(batch.attempt))
+        return {index: ending for row in rows for index, ending in _endings(row).items()}
+
+
+def _endings(row: Row) -> dict[int, JobStatus]:
+    return {index: ending for ending in TERMINAL for index in row.get(ending, ())}

@@ -1,0 +1,110 @@
+"""Job types: rows of one partition a namespace, listed together by name, each read by its key when a job is created."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.timestamps import from_text, to_text
+from vigil_core.store import keys
+from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Delete, Put, Row, Table, version_is
+
+
+class JobTypeStore:
+    """The job types of every namespace."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def find(self, namespace: str, name: str) -> JobType | None:
+        """The type as it is now. One consistent read of its row: a unit for each 4 KB."""
+        row = self._table.get(keys.job_type(namespace, name))
+        return _of_row(namespace, row) if row else None
+
+    def find_many(self, namespace: str, names: Iterable[str]) -> dict[str, JobType]:
+        """Those that exist, by name. A request per hundred."""
+        rows = self._table.batch_get([keys.job_type(namespace, name) for name in names])
+        return {key.sk: _of_row(namespace, row) for key, row in rows.items()}
+
+    def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[JobType], str | None]:
+        """Types by name, from after this one; and the name to go on after, None at the end.
+
+        A page ends early where DynamoDB ends it, after 1 MB.
+        """
+        pk = keys.job_types(namespace)
+        cursor = None if after is None else keys.job_type(namespace, after)._asdict()
+        page = self._table.query_page(pk, limit=limit, cursor=cursor)
+        return [_of_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
+
+    def save(self, before: JobType | None, after: JobType) -> None:
+        """Store the version that follows `before`. Raises ConditionFailed when the type has moved on since."""
+        condition = ABSENT if before is None else version_is(before.version)
+        self._table.put(Put(row=_to_row(after), condition=condition))
+
+    def keep_target(self, job_type: JobType) -> None:
+        """Store the type's target under its own name, before the type and its jobs: it stays, whatever becomes of
+        them."""
+        if job_type.target is None or job_type.target_ref is None:
+            return
+        pk, sk = keys.target(job_type.namespace, job_type.target_ref)
+        row = {"pk": pk, "sk": sk, "entity": "target", "schema_version": 1, "target": dumps(job_type.target)}
+        self._table.put(Put(row=row))
+
+    def target(self, namespace: str, target_ref: str) -> Mapping[str, Any]:
+        """What a job that was created with it has run. One consistent read."""
+        row = self._table.get(keys.target(namespace, target_ref))
+        if row is None:
+            raise LookupError(f"there is no target {target_ref}")
+        document: Any = loads(row["target"])
+        return dict(document)
+
+    def remove(self, namespace: str, name: str) -> bool:
+        """Remove a type; whether there was one."""
+        try:
+            self._table.delete(Delete(key=keys.job_type(namespace, name), condition=PRESENT))
+        except ConditionFailed:
+            return False
+        return True
+
+
+def _to_row(job_type: JobType) -> Row:
+    pk, sk = keys.job_type(job_type.namespace, job_type.name)
+    return {
+        "pk": pk,
+        "sk": sk,
+        "entity": "job_type",
+        "schema_version": 1,
+        "executor": job_type.executor,
+        "queue": job_type.queue,
+        "stages": list(job_type.stages),
+        # As text, so that what goes in comes out, number for number.
+        "defaults": dumps(job_type.defaults) if job_type.defaults else None,
+        "payload_schema": None if job_type.payload_schema is None else dumps(job_type.payload_schema),
+        "target": None if job_type.target is None else dumps(job_type.target),
+        "description": job_type.description,
+        "created_at": to_text(job_type.created_at),
+        "updated_at": to_text(job_type.updated_at),
+        "version": job_type.version,
+    }
+
+
+def _of_row(namespace: str, row: Row) -> JobType:
+    defaults: Any = loads(row.get("defaults", "{}"))
+    schema: Any = loads(row["payload_schema"]) if "payload_schema" in row else None
+    target: Any = loads(row["target"]) if "target" in row else None
+    return JobType(
+        namespace=namespace,
+        name=row["sk"],
+        executor=row["executor"],
+        queue=row["queue"],
+        stages=tuple(row["stages"]),
+        defaults=defaults,
+        payload_schema=schema,
+        target=target,
+        description=row.get("description"),
+        created_at=from_text(row["created_at"]),
+        updated_at=from_text(row["updated_at"]),
+        version=row["version"],
+    )

@@ -1,0 +1,178 @@
+"""A DynamoDB stream's event source mapping: what it asks for, and the records it hands to its function."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import uuid4
+
+from vigil.local.event_filters import parse_patterns
+
+# https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-params.html
+DEFAULT_BATCH_SIZE = 100
+FOREVER = -1
+# What a synchronous invocation takes; a batch is closed before it would be larger.
+# https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+PAYLOAD_BYTES = 6 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamMapping:
+    """The settings of one mapping, by AWS's meaning of them. Times are in seconds; FOREVER is no limit."""
+
+    uuid: str
+    function_arn: str
+    stream_arn: str
+    enabled: bool
+    starting_position: str
+    batch_size: int
+    batching_window_s: float
+    parallelization: int
+    patterns: tuple[Mapping[str, Any], ...]
+    reports_item_failures: bool
+    bisects: bool
+    maximum_retries: int
+    maximum_age_s: int
+    failure_destination: str | None
+
+    @classmethod
+    def parse(cls, described: Mapping[str, Any]) -> Self:
+        """From `list_event_source_mappings`. Raises ValueError for a filter that is no event pattern."""
+        destination = ((described.get("DestinationConfig") or {}).get("OnFailure") or {}).get("Destination")
+        return cls(
+            uuid=described["UUID"],
+            function_arn=described["FunctionArn"],
+            stream_arn=described["EventSourceArn"],
+            enabled=described["State"] not in {"Disabled", "Disabling", "Deleting"},
+            starting_position=described.get("StartingPosition") or "LATEST",
+            batch_size=described.get("BatchSize") or DEFAULT_BATCH_SIZE,
+            batching_window_s=described.get("MaximumBatchingWindowInSeconds") or 0,
+            parallelization=described.get("ParallelizationFactor") or 1,
+            patterns=tuple(parse_patterns(described.get("FilterCriteria"))),
+            reports_item_failures="ReportBatchItemFailures" in (described.get("FunctionResponseTypes") or []),
+            bisects=bool(described.get("BisectBatchOnFunctionError")),
+            maximum_retries=_limit(described.get("MaximumRetryAttempts")),
+            maximum_age_s=_limit(described.get("MaximumRecordAgeInSeconds")),
+            failure_destination=destination,
+        )
+
+    @property
+    def function_name(self) -> str:
+        """The function's name, of its ARN."""
+        return self.function_arn.split(":function:")[1].split(":")[0]
+
+
+def _limit(value: int | None) -> int:
+    return FOREVER if value is None else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One record of a stream, as the function gets it."""
+
+    sequence: str
+    partition: str
+    created_at: float
+    event: dict[str, Any]
+    text: str
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any], mapping: StreamMapping) -> Self:
+        """From `get_records`: boto3 turns numbers of seconds into datetimes and binary values into bytes."""
+        change = dict(record["dynamodb"])
+        created_at: datetime = change["ApproximateCreationDateTime"]
+        change["ApproximateCreationDateTime"] = int(created_at.timestamp())
+        event: dict[str, Any] = {
+            **{name: record[name] for name in ("eventID", "eventName", "eventVersion", "eventSource", "awsRegion")},
+            "dynamodb": change,
+            "eventSourceARN": mapping.stream_arn,
+        }
+        if identity := record.get("userIdentity"):
+            event["userIdentity"] = {"type": identity["Type"], "principalId": identity["PrincipalId"]}
+        text = json.dumps(event, default=_binary, separators=(",", ":"))
+        return cls(
+            sequence=change["SequenceNumber"],
+            # The key schema lists the partition key first, and so does the stream.
+            partition=json.dumps(next(iter(change["Keys"].values()), None), default=_binary),
+            created_at=created_at.timestamp(),
+            event=event,
+            text=text,
+        )
+
+
+def _binary(value: object) -> object:
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode()
+    if isinstance(value, set):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} is no value of a DynamoDB stream")
+
+
+def payload(records: Sequence[Record]) -> str:
+    """The event of an invocation with these records."""
+    return f'{{"Records":[{",".join(record.text for record in records)}]}}'
+
+
+def take_batch(records: Sequence[Record], size: int) -> list[Record]:
+    """As many from the front as one invocation takes."""
+    batch: list[Record] = []
+    length = 0
+    for record in records[:size]:
+        length += len(record.text.encode()) + 1
+        if batch and length > PAYLOAD_BYTES - len(payload([])):
+            break
+        batch.append(record)
+    return batch
+
+
+def failure_record(
+    mapping: StreamMapping,
+    shard: str,
+    records: Sequence[Record],
+    *,
+    condition: str,
+    invocations: int,
+    function_error: str | None,
+    now: datetime,
+) -> dict[str, Any]:
+    """What the failure destination is told of records that were given up; for S3, add the `payload`.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
+    """
+
+    def arrival(record: Record) -> str:
+        return f"{datetime.fromtimestamp(record.created_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+    response: dict[str, Any] = {"statusCode": 200, "executedVersion": "$LATEST"}
+    if function_error:
+        response["functionError"] = function_error
+    return {
+        "requestContext": {
+            "requestId": str(uuid4()),
+            "functionArn": mapping.function_arn,
+            "condition": condition,
+            "approximateInvokeCount": invocations,
+        },
+        "responseContext": response,
+        "version": "1.0",
+        "timestamp": now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "DDBStreamBatchInfo": {
+            "shardId": shard,
+            "startSequenceNumber": records[0].sequence,
+            "endSequenceNumber": records[-1].sequence,
+            "approximateArrivalOfFirstRecord": arrival(records[0]),
+            "approximateArrivalOfLastRecord": arrival(records[-1]),
+            "batchSize": len(records),
+            "streamArn": mapping.stream_arn,
+        },
+    }
+
+
+def failure_key(mapping: StreamMapping, shard: str, now: datetime) -> str:
+    """The S3 object's key for such a record, by AWS's naming."""
+    moment = now.astimezone(UTC)
+    return f"aws/lambda/{mapping.uuid}/{shard}/{moment:%Y/%m/%d}/{moment:%Y-%m-%dT%H.%M.%S}-{uuid4()}"

@@ -1,0 +1,173 @@
+"""Where the emulator differs from AWS and its public APIs offer no way round: one correction a function.
+
+They are applied to the pinned version of ministack in its own process, before it serves
+(`vigil.local.emulator_server`), and refuse any other version: what they rest on is not public.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import tempfile
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+PINNED = "1.5.33"
+
+
+def check_version() -> None:
+    """Refuse a ministack that these corrections were not written for. Raises RuntimeError."""
+    found = importlib.metadata.version("ministack")
+    if found != PINNED:
+        raise RuntimeError(f"The local cloud corrects ministack {PINNED}, but {found} is installed.")
+
+
+def serve_no_streams() -> None:
+    """Leave DynamoDB stream mappings to Vigil's pump.
+
+    The emulator's own poller knows neither partial batch answers nor bisecting, retry limits, batching windows,
+    parallelisation or an S3 destination; a batch that fails blocks the stream for ever. Disabling each mapping by
+    the API would leave a window at every deployment in which both serve it.
+    """
+    from ministack.services import lambda_svc
+
+    assert callable(lambda_svc._poll_dynamodb_streams)
+    lambda_svc._poll_dynamodb_streams = lambda: False
+
+
+def keep_stream_records() -> None:
+    """Save a table's stream with the table.
+
+    The emulator saves tables but not their streams, so what a consumer had not read before a stop is lost; on AWS
+    a stream keeps its records for 24 hours, whoever is down.
+    """
+    from ministack.core.responses import AccountRegionScopedDict
+    from ministack.services import dynamodb
+
+    save, load = dynamodb.get_state, dynamodb.load_persisted_state
+
+    @functools.wraps(save)
+    def save_with_streams() -> dict[str, Any]:
+        # Tables first: a write in between is then in the stream and not in the table, and not the other way round.
+        state: dict[str, Any] = save()
+        records = AccountRegionScopedDict()
+        for (account, region, table), entries in dynamodb._stream_records.all_items():
+            records.set_scoped(account, region, table, list(entries))
+        return {**state, "stream_records": records, "stream_trimmed": copy.deepcopy(dynamodb._stream_trimmed)}
+
+    @functools.wraps(load)
+    def load_with_streams(state: dict[str, Any] | None) -> None:
+        load(state)
+        dynamodb._stream_records.update((state or {}).get("stream_records", {}))
+        dynamodb._stream_trimmed.update((state or {}).get("stream_trimmed", {}))
+
+    dynamodb.get_state, dynamodb.load_persisted_state = save_with_streams, load_with_streams
+
+
+def ring_on_stream_records(bell: int) -> None:
+    """Write a byte to `bell`, a pipe, whenever a stream has a new record, so that the pump need not poll.
+
+    `GetRecords` costs both sides several milliseconds; asked every 10 ms it would take half a core while idle.
+    """
+    from ministack.services import dynamodb
+
+    emit = dynamodb._emit_stream_event
+    os.set_blocking(bell, False)
+
+    @functools.wraps(emit)
+    def emit_and_ring(*arguments: Any, **options: Any) -> None:
+        emit(*arguments, **options)
+        # A full pipe is a bell that is ringing already; a broken one has nobody left to hear it.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(bell, b".")
+
+    dynamodb._emit_stream_event = emit_and_ring
+
+
+def share_layers() -> None:
+    """Unpack each layer once, as Lambda does, and not for each process of each function.
+
+    Unpacking and compiling costs three quarters of a cold start's second of CPU, and a machine with two cores may
+    see a hundred cold starts at once: every answer that is held is one.
+    """
+    from ministack.core import lambda_runtime
+    from ministack.services import lambda_svc
+
+    spawn = lambda_runtime.Worker._spawn
+    unpacking = threading.Lock()
+
+    def unpacked(layer: Any) -> str:
+        content: bytes = lambda_svc._resolve_layer_zip(layer)
+        directory = Path(tempfile.gettempdir()) / "layers" / hashlib.sha256(content).hexdigest()
+        with unpacking:
+            if not directory.exists():
+                directory.parent.mkdir(exist_ok=True)
+                unfinished = tempfile.mkdtemp(dir=directory.parent)
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    archive.extractall(unfinished)
+                Path(unfinished).rename(directory)
+        return str(directory)
+
+    @functools.wraps(spawn)
+    def spawn_with_shared_layers(worker: Any) -> None:
+        config = worker.config
+        directories = os.pathsep.join(unpacked(layer) for layer in config.get("Layers") or [])
+        variables = {**(config.get("Environment") or {}).get("Variables", {}), "_LAMBDA_LAYERS_DIRS": directories}
+        worker.config = {**config, "Layers": [], "Environment": {"Variables": variables}}
+        try:
+            spawn(worker)
+        finally:
+            worker.config = config
+
+    lambda_runtime.Worker._spawn = spawn_with_shared_layers
+
+
+def authorize_batches_as_messages() -> None:
+    """Have a batch of messages need the right to send, delete or publish one, as on AWS, where a batch has no action of
+    its own; it matters where roles are enforced.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsns.html
+    """
+    from ministack.core import iam_actions
+
+    extract = iam_actions.extract_iam_action
+
+    @functools.wraps(extract)
+    def extract_for_one(*arguments: Any, **options: Any) -> str | None:
+        action: str | None = extract(*arguments, **options)
+        return action.removesuffix("Batch") if action and action.startswith(("sqs:", "sns:")) else action
+
+    iam_actions.extract_iam_action = extract_for_one
+
+
+def name_the_group_of_a_schedule() -> None:
+    """Have a right on the schedules of a group be one on that group, where roles are enforced: the emulator takes every
+    schedule for one of the default group.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazoneventbridgescheduler.html
+    """
+    from ministack.core import iam_actions
+
+    extract = iam_actions.extract_resource_arn
+
+    @functools.wraps(extract)
+    def extract_with_group(
+        service: str, method: str, path: str, headers: Any, body: bytes, query: Any, *rest: str
+    ) -> str:
+        arn: str = extract(service, method, path, headers, body, query, *rest)
+        if service != "scheduler" or ":schedule/default/" not in arn:
+            return arn
+        given = json.loads(body).get("GroupName") if body else query.get("groupName")
+        group = given[0] if isinstance(given, list) else given
+        return arn.replace(":schedule/default/", f":schedule/{group or 'default'}/")
+
+    iam_actions.extract_resource_arn = extract_with_group
