@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from benchmarks.bill import Bill
-    from benchmarks.lab import Lab
+    from benchmarks.cost_model import Bill
+    from benchmarks.harness import Lab
     from benchmarks.latency import Spread
     from vigil.local.stack import Stack
 
@@ -81,7 +81,7 @@ def _kept() -> dict[str, Any]:
 def _with_claims(kept: dict[str, Any], asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The results that are kept, with claims measured anew."""
     from benchmarks import costs
-    from benchmarks.lab import laboratory
+    from benchmarks.harness import laboratory
     from benchmarks.machine import describe
     from vigil.local.cloud import running_stack
 
@@ -108,7 +108,7 @@ def _claims(lab: Lab, ready: int) -> dict[str, dict[str, float]]:
 
 def _with_runs(kept: dict[str, Any], asked: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The results that are kept, with runs of workflows measured anew."""
-    from benchmarks.lab import laboratory
+    from benchmarks.harness import laboratory
     from benchmarks.machine import describe
     from vigil.local.cloud import running_stack
 
@@ -146,7 +146,7 @@ def _runs(lab: Lab, sizes: Sequence[int]) -> dict[str, Any]:
 
 def _hops(stack: Stack, samples: int) -> dict[str, Any]:
     """How long from a completion to the next job, a fourth as many samples as of the rest."""
-    from benchmarks import hops
+    from benchmarks import chain_latency as hops
 
     spreads = hops.measure(stack, samples // 4)
     load = f"Load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores when it was measured"
@@ -219,8 +219,9 @@ def _free_port() -> int:
 def _costs(asked: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from benchmarks import costs, idle
-    from benchmarks.lab import laboratory
+    from benchmarks import costs
+    from benchmarks import idle_cost as idle
+    from benchmarks.harness import laboratory
 
     def plain_wait(wait: costs.WaitLife) -> dict[str, Any]:
         return {

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from benchmarks.bill import Bill
-from benchmarks.lab import NAMESPACE, Lab, Row
+from benchmarks.cost_model import Bill
+from benchmarks.harness import NAMESPACE, Lab, Row
 from vigil_core import wiring
 from vigil_core.services.auth.api_keys import ManageKeys
 from vigil_core.services.waits.requests import show_wait
@@ -197,7 +197,7 @@ def claim_among(lab: Lab, ready: int) -> Bill:
 
 
 def idle_minute(lab: Lab) -> Bill:
-    """One tick of the clock with nothing due."""
+    """One tick of the sweeper with nothing due."""
     lab.tick()
     with lab.billed() as minute:
         lab.tick()

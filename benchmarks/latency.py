@@ -1,7 +1,7 @@
 """How long until a WebSocket hears of a change, on the local stack, and against the bare path on the same stack.
 
 The bare path is a function of a few lines on the stream of the very same table, which posts to the same socket what a
-row tells it to; no filter of Vigil's lets such a row through. For both the clock starts when this process sends the
+row tells it to; no filter of Vigil's lets such a row through. For both the sweeper starts when this process sends the
 write of the row, and stops when the frame is here. (It does not start when the write is acknowledged: the emulator has
 a change in the stream before that, and a frame may well overtake the answer.) Samples of all kinds are taken in turn,
 so that what slows the machine slows them alike.
@@ -110,7 +110,7 @@ class Runner:
         self._namespace = cloud.NAMESPACE
         self._ctx = context_of(
             table,
-            SqsQueues(lambda: None, pages_url=None, clock_url=None),  # type: ignore[arg-type,return-value]
+            SqsQueues(lambda: None, fan_out_url=None, sweeper_url=None),  # type: ignore[arg-type,return-value]
             SchedulerAlarms(lambda: None, group=None, function_arn=None, role_arn=None, now=now),  # type: ignore[arg-type,return-value]
             BodiesBucket(lambda: None, None),  # type: ignore[arg-type,return-value]
         )

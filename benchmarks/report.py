@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import runs
-from benchmarks.bill import (
+from benchmarks.cost_model import (
     HTTP,
     INDEX_WRITE,
     INVOCATION,
@@ -23,7 +23,7 @@ from benchmarks.bill import (
     WRITE,
     Bill,
 )
-from benchmarks.idle import GB_SECOND
+from benchmarks.idle_cost import GB_SECOND
 
 Json = Mapping[str, Any]
 

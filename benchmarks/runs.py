@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.bill import SQS, TRANSITIONS, Bill
-from benchmarks.lab import Lab
+from benchmarks.cost_model import SQS, TRANSITIONS, Bill
+from benchmarks.harness import Lab
 
 CLAIMED_AT_ONCE = 10
 PAYLOAD: Mapping[str, Any] = {"bucket": "measurements", "key": "2026/11/22/part-0017.parquet", "rows": 65_536}
@@ -64,7 +64,7 @@ def run_life(lab: Lab, jobs: int, *, payloads: bool = False) -> RunLife:
             jobs=jobs,
             total=life(None),
             by_step=by_step,
-            by_function={name: life(name) for name in ("api", "matcher", "notifier", "pager", "supervisor")},
+            by_function={name: life(name) for name in ("api", "matcher", "notifier", "fan_out", "supervisor")},
         )
     found = lab.call("GET", f"/v1/workflows/{run['workflow_id']}").ok()
     assert found["status"] == "completed", found["status"]

@@ -62,12 +62,12 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("function", HANDLERS)
 def test_the_layer_alone_satisfies_every_import(function: str, built: Path, runtime: Path) -> None:
-    code = built / f"{function.capitalize()}Function"
+    code = built / f"{function.title().replace('_', '')}Function"
     layer = built / "VigilLayer/python"
     path = [str(code), str(layer), str(runtime)]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-W", "error", "-c", IMPORT_EVERYTHING, json.dumps({"path": path})],
-        env={"AWS_REGION": "us-east-1", "AWS_LAMBDA_FUNCTION_NAME": f"vigil-{function}"},
+        env={"AWS_REGION": "us-east-1", "AWS_LAMBDA_FUNCTION_NAME": f"vigil-{function.replace('_', '-')}"},
         capture_output=True,
         text=True,
         check=False,

@@ -84,7 +84,7 @@ def test_a_function_is_told_only_what_its_role_lets_it_use(function: str) -> Non
     """A queue, topic or bucket in the environment comes with a right on it, and the other way round."""
     told = json.dumps(FUNCTIONS[function].get("Environment", {}))
     allowed = json.dumps(statements(function))
-    for name in ("PagesQueue", "ClockQueue", "Topic"):
+    for name in ("FanOutQueue", "SweeperQueue", "Topic"):
         assert (f'{{"Ref": "{name}"}}' in told) == (f'"{name}' in allowed), name
     assert ("ManageConnections" in allowed) == ("WEBSOCKET_ENDPOINT" in told)
     assert ("s3:GetObject" in allowed) == ("DEAD_LETTER_BUCKET" in told or "BODIES_BUCKET" in told)
@@ -132,7 +132,7 @@ def test_logs_are_not_kept_for_ever(function: str) -> None:
     group = FUNCTIONS[function]["LoggingConfig"]["LogGroup"]["Ref"]
     logs = resources("AWS::Logs::LogGroup")[group]
     assert logs["RetentionInDays"] == {"Ref": "LogRetentionDays"}
-    folder = Path(FUNCTIONS[function]["CodeUri"]).name
+    folder = Path(FUNCTIONS[function]["CodeUri"]).name.replace("_", "-")
     assert logs["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{AWS::StackName}}-{folder}"}
 
 

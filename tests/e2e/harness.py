@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VIGIL = Path(sys.executable).parent / "vigil"
-SABOTEUR = Path(__file__).parent / "saboteur.py"
+SABOTEUR = Path(__file__).parent / "fault_injection.py"
 # The longest that a held answer takes, a cold start on a busy machine included.
 ANSWER_S = 60
 
@@ -387,7 +387,7 @@ class Aws:
 
     def sabotages(self, function: str) -> int:
         """How often a sabotaged function has said so in its log."""
-        group = f"/aws/lambda/{self.stack.stack_name}-{function}"
+        group = f"/aws/lambda/{self.stack.stack_name}-{function.replace('_', '-')}"
         pages = self.logs.get_paginator("filter_log_events").paginate(logGroupName=group)
         return sum('"sabotaged"' in event["message"] for page in pages for event in page["events"])
 

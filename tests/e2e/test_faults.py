@@ -44,24 +44,24 @@ def test_a_poisoned_record_keeps_nobody_else_waiting_and_is_redriven(aws: Aws, c
 
 def test_wide_work_that_fails_waits_in_its_dead_letter_queue(aws: Aws, client: Client, directory: Path) -> None:
     jobs = client.jobs(1_001)
-    with impatient_pages(aws), aws.sabotaged("pager", "broken"):
+    with impatient_pages(aws), aws.sabotaged("fan_out", "broken"):
         answer = client.wait(dict.fromkeys(jobs), mode={"at_least": 1})
         assert answer["registering"]
         eventually(
-            lambda: aws.admin("list_dead_letters")["messages"]["pages"] == 2, within_s=90, every_s=1, what="two pages"
+            lambda: aws.admin("list_dead_letters")["messages"]["fan_out"] == 2, within_s=90, every_s=1, what="two pages"
         )
     client.post(f"/v1/jobs/{jobs[1_000]}/cancel")
     redriven = vigil(directory, "dead-letters", "redrive")
     assert redriven.returncode == 0, redriven.stdout + redriven.stderr
     ended = client.ended(answer, within_s=60)
     assert (ended["status"], ended["waited_jobs"]) == ("met", {jobs[1_000]: {"job_stage": "incomplete"}})
-    assert aws.admin("list_dead_letters")["messages"] == {"pages": 0, "clock": 0, "webhooks": 0}
+    assert aws.admin("list_dead_letters")["messages"] == {"fan_out": 0, "sweeper": 0, "webhooks": 0}
 
 
 @contextmanager
 def impatient_pages(aws: Aws) -> Iterator[None]:
-    """The pager's queue hides what has failed for half an hour and gives up the fifth time: too long for a test."""
-    url = aws.stack.pages_queue_url
+    """`fan_out`'s queue hides what has failed for half an hour and gives up the fifth time: too long for a test."""
+    url = aws.stack.fan_out_queue_url
     before = aws.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout", "RedrivePolicy"])
     redrive = {**json.loads(before["Attributes"]["RedrivePolicy"]), "maxReceiveCount": 2}
     hurried = {"VisibilityTimeout": "1", "RedrivePolicy": json.dumps(redrive)}

@@ -174,7 +174,7 @@ def test_every_wait_ends_once_and_rightly(matcher: str, stack: Stack, aws: Aws, 
         assert client.post_wait(opened[at]) == answers[at], "posted back, a wait says what was announced"
     event_ids = [event["id"] for event in announced.envelopes]
     assert len(event_ids) == len(set(event_ids)) == WAITS, "each wait is announced once, under an id of its own"
-    nothing = {"pages": 0, "clock": 0, "webhooks": 0}
+    nothing = {"fan_out": 0, "sweeper": 0, "webhooks": 0}
     assert aws.admin("list_dead_letters") == {"batches": [], "total": 0, "messages": nothing}
     if matcher != "as it is":
         assert aws.sabotages("matcher") > WAITS / 20, "the sabotage did happen"

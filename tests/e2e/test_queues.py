@@ -165,7 +165,7 @@ def test_a_job_without_a_lease_that_falls_silent_is_failed_by_the_sweep(aws: Aws
     job_id = client.running(heartbeat_timeout=1)
     silent_at = time.monotonic() + 1.2
     eventually(lambda: time.monotonic() > silent_at)
-    aws.invoke("clock", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
+    aws.invoke("sweeper", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
     job = eventually(lambda: (job := client.get(f"/v1/jobs/{job_id}"))["finished_at"] and job)
     assert (job["status"], job["job_health"], job["error"]["code"]) == ("failed", "timed_out", "TIMED_OUT")
 

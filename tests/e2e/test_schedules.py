@@ -20,9 +20,9 @@ def put(client: Client, name: str, status: int = 201, **body: Any) -> Any:
 
 
 def rang(aws: Aws, key: Key) -> set[str]:
-    """The schedules of a key's namespace for which an alarm has rung, by the clock's log."""
+    """The schedules of a key's namespace for which an alarm has rung, by the sweeper's log."""
     pages = aws.logs.get_paginator("filter_log_events").paginate(
-        logGroupName=f"/aws/lambda/{aws.stack.stack_name}-clock"
+        logGroupName=f"/aws/lambda/{aws.stack.stack_name}-sweeper"
     )
     lines = [event["message"] for page in pages for event in page["events"] if '"run_schedule"' in event["message"]]
     told = [json.loads(line) for line in lines]
@@ -30,7 +30,7 @@ def rang(aws: Aws, key: Key) -> set[str]:
 
 
 def test_a_schedule_fires_and_what_is_lost_is_found(aws: Aws, client: Client, key: Key) -> None:
-    """Two schedules, both every minute. The alarm of one rings; the other's is lost, and the clock's sweep finds it."""
+    """Two schedules, both every minute. The alarm of one rings; the other's is lost, and the sweep finds it."""
     put(client, "rings", **EVERY_MINUTE, job={"job_type": "rung", "payload": {"n": 1}})
     put(client, "silent", **EVERY_MINUTE, job={"job_type": "swept"})
     put(client, "paused", **EVERY_MINUTE, job={"job_type": "never"}, enabled=False)
@@ -45,7 +45,7 @@ def test_a_schedule_fires_and_what_is_lost_is_found(aws: Aws, client: Client, ke
     assert rung["outcome"] == "created"
     late = datetime.fromisoformat(rung["at"]) - datetime.fromisoformat(rung["planned_at"])
     assert timedelta(0) <= late < timedelta(seconds=60)
-    eventually(lambda: "rings" in rang(aws, key), within_s=30, every_s=1, what="an alarm in the clock's log")
+    eventually(lambda: "rings" in rang(aws, key), within_s=30, every_s=1, what="an alarm in the sweeper's log")
     job = client.get(f"/v1/jobs/{rung['job_id']}")
     assert (job["job_type"], job["status"], job["payload"]) == ("rung", "pending", {"n": 1})
     assert client.get(f"/v1/jobs/{rung['job_id']}/events")["events"][0]["by"] == "schedule"

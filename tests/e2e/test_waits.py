@@ -190,7 +190,7 @@ def test_a_wait_for_a_job_to_come(client: Client) -> None:
 def test_a_wait_expires_to_the_second(client: Client) -> None:
     open_, done = client.running(), client.running()
     client.complete(done)
-    client.ended(client.wait({open_: None}, expires_in=1))  # Now the clock's function is warm.
+    client.ended(client.wait({open_: None}, expires_in=1))  # Now the sweeper's function is warm.
     answer = client.wait({open_: None, done: None}, expires_in=2)
     assert answer["status"] == "waiting"
     ended = client.ended(answer)
@@ -240,13 +240,13 @@ def test_bad_specs_are_refused_whole(client: Client) -> None:
 
 
 def test_a_wait_on_ten_thousand_jobs(client: Client, aws: Aws, key: Key) -> None:
-    """Registered by the pager; met by the two of its jobs that come to be. No row grows with it."""
+    """Registered by the fan-out function; met by the two of its jobs that come to be. No row grows with it."""
     jobs = [str(uuid6.uuid7()) for _ in range(10_000)]
     answer = client.wait({job_id: {"job_stage": "boot"} for job_id in jobs}, allow_missing=True, mode={"at_least": 2})
     wait_id = answer["wait_id"]
     assert answer["counts"] == {"total": 10_000, "met": 0, "unmet": 0}
     assert answer["truncated"]
-    # One is there before the pager has come to it, the other one long after.
+    # One is there before the fan-out function has come to it, the other one long after.
     client.running(job_id=jobs[9_999])
     client.report(jobs[9_999], job_stage="boot")
     path = f"/v1/waits/{wait_id}"
@@ -264,7 +264,7 @@ def test_a_wait_on_ten_thousand_jobs(client: Client, aws: Aws, key: Key) -> None
 
 
 def test_very_many_waits_on_one_job(client: Client, aws: Aws, key: Key) -> None:
-    """More than the matcher takes on itself: the pager matches them, and no row grows with them."""
+    """More than the matcher takes on itself: the fan-out function matches them, and no row grows with them."""
     job_id = client.running()
     small = max(map(size, aws.rows(f"{key.namespace}#job#{job_id}")))
     at_boot = {job_id: {"job_stage": "boot"}}

@@ -491,8 +491,8 @@ def test_monitor_workflow_health(client: Client, stack: Stack, aws: Aws, key: Ke
         look = json.dumps({"kind": "run", "namespace": key.namespace, "id": run})
 
         def told() -> list[Any]:
-            # The clock looks at it once a minute, or when it is asked to.
-            aws.queues.send_message(QueueUrl=stack.clock_queue_url, MessageBody=look)
+            # The sweeper looks at it once a minute, or when it is asked to.
+            aws.queues.send_message(QueueUrl=stack.sweeper_queue_url, MessageBody=look)
             return announcements.collect()
 
         (stalled, *_) = eventually(told, every_s=0.5)

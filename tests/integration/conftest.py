@@ -1,4 +1,4 @@
-"""A table on moto, made as the template says, and the use cases on it."""
+"""A table on moto, made as the template says, and the use cases and the HTTP API on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from moto import mock_aws
 
+from tests.support.api import Client, deployed
 from tests.support.table import create_table
 from tests.support.world import World
 from vigil_core.store.table import DynamoTable
@@ -21,3 +22,10 @@ def table() -> Iterator[DynamoTable]:
 @pytest.fixture
 def world(table: DynamoTable) -> World:
     return World(table)
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A key with every scope, in an empty namespace."""
+    with deployed():
+        yield Client()

@@ -9,8 +9,8 @@ import pytest
 from moto import mock_aws
 
 from benchmarks import costs
-from benchmarks.bill import HTTP, INDEX_WRITE, READ, REQUESTS, WRITE
-from benchmarks.lab import NAMESPACE, Lab, laboratory
+from benchmarks.cost_model import HTTP, INDEX_WRITE, READ, REQUESTS, WRITE
+from benchmarks.harness import NAMESPACE, Lab, laboratory
 from benchmarks.report import JOB_BAR, WAIT_BAR
 from vigil_core import wiring
 from vigil_core.domain.exact_json import loads

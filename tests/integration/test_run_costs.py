@@ -9,8 +9,8 @@ import pytest
 from moto import mock_aws
 
 from benchmarks import runs
-from benchmarks.bill import HTTP, READ, TRANSITIONS
-from benchmarks.lab import laboratory
+from benchmarks.cost_model import HTTP, READ, TRANSITIONS
+from benchmarks.harness import laboratory
 from benchmarks.report import RUN_BAR, RUN_JOB_BAR
 from benchmarks.runs import RunLife
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from functions.caller import handler as caller
-from functions.pager import handler as pager
+from functions.fan_out import handler as fan_out
+from functions.http_executor import handler as http_executor
 from functions.supervisor import handler as supervisor
 from tests.support.api import Client, LambdaContext, deployed
 from tests.support.daemon import Daemon
@@ -156,16 +156,16 @@ def test_the_supervisor(daemon: Daemon, client: Client) -> None:
     assert told(daemon.take()) == ("mourn", {**ids, **OURS})
 
 
-def test_the_pager(daemon: Daemon, client: Client) -> None:
+def test_the_fan_out(daemon: Daemon, client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
     kept = KeptMessages()
     hand_out_chunks(replace(wiring.context(), queues=kept), of_id(run["workflow_id"]), "run_settle", [0])
-    pager.handler(messages([work.body for work in kept.wide]), CONTEXT)
+    fan_out.handler(messages([work.body for work in kept.wide]), CONTEXT)
     assert told(daemon.take()) == ("wide_work", {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS})
 
 
-def test_the_caller(daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_http_executor(daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRETS_PREFIX", "vigil")
     now, handed_over = wiring.now(), KeptHandovers()
     context = replace(wiring.context(), executors=handed_over)
@@ -181,7 +181,7 @@ def test_the_caller(daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPa
     assert dispatch(context, "demo", job["job_id"], by="matcher")
     assert told(daemon.take()) == ("dispatch", ids)
     (event,) = handed_over.calls
-    caller.handler(event, None)
+    http_executor.handler(event, None)
     assert told(daemon.take()) == ("call", ids)
 
 
@@ -190,6 +190,6 @@ def of_id(workflow_id: str) -> Any:
 
 
 def messages(bodies: Sequence[str]) -> dict[str, Any]:
-    """An event of the pager."""
-    (record,) = sample("pager_register")["Records"]
+    """An event of the fan-out function."""
+    (record,) = sample("fan_out_register")["Records"]
     return {"Records": [{**record, "body": body} for body in bodies]}

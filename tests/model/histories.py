@@ -24,7 +24,7 @@ from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 from vigil_core.domain.waits import wait as waits
 from vigil_core.services.background import matcher as match
-from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.waits import requests as waits_api
@@ -151,7 +151,7 @@ class Histories(RuleBasedStateMachine):
             (waits, "INLINE_ENTRIES", inline),
             (keys, "CHUNK_ENTRIES", chunk),
             (keys, "DUE_SHARDS", 1),
-            (run_clock, "DUE_SHARDS", 1),
+            (sweep, "DUE_SHARDS", 1),
             (match, "NARROW", narrow),
             (wait_store, "INLINE_VALUES_BYTES", 12 if small_values else 4096),
             (job_store, "LOG_LINES_IN_STATE", 3),
@@ -272,21 +272,21 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: any(group.messages for group in self.world.groups.values()))
     @rule(which=SOME, patient=st.booleans(), pace=PACE)
     def page(self, which: int, patient: bool, pace: Pace) -> None:
-        """The pager gets a message, even while it is still at work on the same one."""
+        """The fan-out function gets a message, even while it is still at work on the same one."""
         groups = [group for group in self.world.groups.values() if group.messages]
         self.world.go(self.world.page(groups[which % len(groups)], patient=patient), pace)
 
     @precondition(lambda self: self.world.wake_ups)
     @rule(which=SOME, stays=st.booleans(), pace=PACE)
     def wake(self, which: int, stays: bool, pace: Pace) -> None:
-        """The clock gets a message, whether or not its time has come, and perhaps not for the last time."""
+        """The sweeper gets a message, whether or not its time has come, and perhaps not for the last time."""
         wake_ups = self.world.wake_ups
         at = which % len(wake_ups)
         self.world.go(self.world.wake(wake_ups[at] if stays else wake_ups.pop(at)), pace)
 
     @rule(seconds=st.sampled_from([6, 61, 101]), pace=PACE)
     def sweep(self, seconds: int, pace: Pace) -> None:
-        """Time passes, and the clock sweeps."""
+        """Time passes, and the sweeper sweeps."""
         self.world.now += timedelta(seconds=seconds)
         self.world.tell("world", f"{seconds} s pass")
         self.world.go(self.world.sweep(), pace)
@@ -403,9 +403,9 @@ class Histories(RuleBasedStateMachine):
         ended = {image.wait.wait_id for image in self.world.images if image.wait.ended and image.wait.inline}
         for row in map(plain, everything()):
             _require("schema_version" in row, f"no schema_version in {row}")
-            _require(row["pk"].split("#")[0] in (*NAMESPACES, "clock"), f"a row in no namespace: {row}")
+            _require(row["pk"].split("#")[0] in (*NAMESPACES, "sweeper"), f"a row in no namespace: {row}")
             if not self.world.harmed:  # Who died may have left some, until the job's next version or their TTL.
-                _require(row["entity"] != "backlog", f"the pager is done, and a backlog is left: {row}")
+                _require(row["entity"] != "backlog", f"the fan-out function is done, and a backlog is left: {row}")
                 left = row["entity"] == "entry" and row["sk"].split("#")[0] in ended
                 _require(not left, f"an entry of a wait that has ended is left: {row}")
 

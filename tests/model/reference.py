@@ -142,7 +142,7 @@ class WaitCase:
     registered: int = NEVER
     """When the registration was finished: answered, and for a large wait sealed."""
     unfinished: bool = False
-    """Whether its registrar died or failed, and the clock had to finish its work."""
+    """Whether its registrar died or failed, and the sweeper had to finish its work."""
     closing: int = NEVER
     """When whoever closed it began: what was taken in after that may have come too late."""
     closed: int = NEVER
@@ -236,7 +236,7 @@ def deviation(
         if outcome is not None:
             verdicts.append(outcome.verdict)
             taken.append((latest, outcome.verdict))
-    # Where the registrar died, the clock closes the wait, after its minute.
+    # Where the registrar died, the sweeper closes the wait, after its minute.
     for rest in at_rest[-1:] if case.unfinished else at_rest:
         by_then = [verdict for by, verdict in taken if by <= rest]
         if case.registered <= rest < case.closed and case.status_by(by_then) != "waiting":

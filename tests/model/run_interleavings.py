@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from tests.model.restless import RestlessRun
+from tests.model.engine_simulator import RestlessRun
 from tests.model.rules import UNHINDERED, decided
 from tests.model.run_plans import Plan, Planned
 from tests.model.run_reference import BAD, Reference
@@ -23,7 +23,7 @@ from vigil_core.domain.jobs.status import TERMINAL
 from vigil_core.domain.workflows import graph as graphs
 from vigil_core.domain.workflows.run import ENDED, LINES_KEPT
 from vigil_core.domain.workflows.run_state import Standings, note_of
-from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.background.sweeper import SweepFailed
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.workflows import commands as runs
@@ -128,7 +128,7 @@ class InterleavedRun(RestlessRun):
         messages, self.world.queues.wake_ups = self.world.queues.wake_ups, []
         for message, delay in messages:
             if delay <= 61:
-                self.mortally(partial(run_clock.on_message, self.world.ctx, loads(message)))
+                self.mortally(partial(sweep.on_message, self.world.ctx, loads(message)))
         with suppress(SweepFailed):
             self.mortally(self.world.sweep)
         self.world.pass_time(56)  # The lock of a sweep that died is free by then.

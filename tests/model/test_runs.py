@@ -14,9 +14,9 @@ from hypothesis.internal.constants_ast import Constants
 from moto import mock_aws
 
 from tests.model.run_interleavings import InterleavedRun
-from tests.model.run_lives import RunLife
 from tests.model.run_plans import Plan, plans
 from tests.model.run_reference import Reference
+from tests.model.run_simulation import RunLife
 from tests.support.table import create_table
 from vigil_core.domain.errors import InvalidTransition
 from vigil_core.domain.workflows import graph as graphs
@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
     "who fails in a race has failed the run": (live_in_any_order, standings, "_may_be_won", lambda *_: False),
     "a paused run hands out its jobs": (live_in_any_order, claim_jobs, "may_begin", lambda *_: True),
     "failures do not reach the run": (live_as_planned, follow_run, "_note_failures", lambda _ctx, run, *_: run),
-    "the clock replaces no supervisor": (live_as_planned, look_after_run, "replace_supervisor", lambda *_: None),
+    "the sweeper replaces no supervisor": (live_as_planned, look_after_run, "replace_supervisor", lambda *_: None),
     "a run is over when what was heard of is": (live_as_planned, follow_run, "_all_over", lambda *_: True),
 }
 

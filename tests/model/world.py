@@ -29,7 +29,7 @@ from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.services.background import matcher as match
-from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.background.fan_out import do_wide_work
 from vigil_core.services.context import Context, WideWork
 from vigil_core.store import keys
@@ -140,7 +140,7 @@ class Shard:
 
 @dataclass(eq=False)
 class Group:
-    """Messages for the pager of which the order matters."""
+    """Messages for the fan-out function of which the order matters."""
 
     messages: deque[str] = field(default_factory=deque)
     reader: Actor | None = None
@@ -346,7 +346,7 @@ class World:
     # Queues
 
     def page(self, group: Group, *, patient: bool = True) -> Actor:
-        """The pager gets the first message of a group, which leaves the queue when it is worked off."""
+        """The fan-out function gets the first message of a group, which leaves the queue when it is worked off."""
         body = group.messages[0]
 
         def work(_: str) -> bool:
@@ -359,23 +359,23 @@ class World:
             if actor.answered and actor.value:
                 group.messages.popleft()
 
-        actor = self.begin("pager", body[:150], work, over)
+        actor = self.begin("fan_out", body[:150], work, over)
         if actor.ended is None:
             group.reader = actor
         return actor
 
     def wake(self, message: str) -> Actor:
-        """The clock gets a message."""
-        return self.begin("clock", message, lambda _: run_clock.on_message(self.ctx, loads(message)), lambda _: None)
+        """The sweeper gets a message."""
+        return self.begin("sweeper", message, lambda _: sweep.on_message(self.ctx, loads(message)), lambda _: None)
 
     def sweep(self) -> Actor:
-        """The clock's minute has come."""
+        """The sweeper's minute has come."""
 
         def work(_: str) -> None:
             for shard in range(keys.DUE_SHARDS):
-                run_clock.sweep(self.ctx, shard)
+                sweep.sweep(self.ctx, shard)
 
-        return self.begin("clock", "sweeps", work, lambda _: None)
+        return self.begin("sweeper", "sweeps", work, lambda _: None)
 
     # Coming to rest
 
@@ -405,7 +405,7 @@ class World:
             raise Deviation(f"{actor.name} fails though nothing was done to it: {error!r}") from error
 
     def come_to_rest(self) -> None:
-        """Settle, and let the clock sweep until nothing is due."""
+        """Settle, and let the sweeper sweep until nothing is due."""
         self.settle()
         for _ in range(MOST_ROUNDS):
             self.now += timedelta(seconds=61)
@@ -417,7 +417,7 @@ class World:
         raise Deviation(f"still due after {MOST_ROUNDS} sweeps: {self.overdue()}")
 
     def overdue(self) -> list[str]:
-        """What the clock should have done by now."""
+        """What the sweeper should have done by now."""
         found: list[str] = []
         for each in (due for shard in range(keys.DUE_SHARDS) for due in self.eyes.due.overdue(shard, self.now)):
             if each.kind == "queue":
@@ -526,7 +526,7 @@ class _Queues:
         for message in messages:
             group = self._world.groups.setdefault(message.group, Group())
             self._world.call(
-                f"sends the pager {message.body[:60]}…",
+                f"sends the fan-out function {message.body[:60]}…",
                 lambda group=group, body=message.body: group.messages.append(body),  # type: ignore[misc]
             )
 

@@ -46,8 +46,8 @@ def deployed() -> Iterator[None]:
     with mock_aws():
         create_table()
         queues = aws("sqs")
-        pages = queues.create_queue(QueueName="pages.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
-        clock = queues.create_queue(QueueName="clock")["QueueUrl"]
+        pages = queues.create_queue(QueueName="fan-out.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+        clock = queues.create_queue(QueueName="sweeper")["QueueUrl"]
         aws("s3").create_bucket(Bucket=BODIES)
         aws("scheduler").create_schedule_group(Name=ALARM_GROUP)
         machine = aws("stepfunctions").create_state_machine(
@@ -56,12 +56,12 @@ def deployed() -> Iterator[None]:
         variables = {
             "TABLE_NAME": TABLE_NAME,
             "SUPERVISOR_MACHINE": machine["stateMachineArn"],
-            "PAGES_QUEUE_URL": pages,
-            "CLOCK_QUEUE_URL": clock,
+            "FAN_OUT_QUEUE_URL": pages,
+            "SWEEPER_QUEUE_URL": clock,
             "ALARM_GROUP": ALARM_GROUP,
             "BODIES_BUCKET": BODIES,
             "ALARM_ROLE": "arn:aws:iam::123456789012:role/alarm",
-            "CLOCK_FUNCTION": "arn:aws:lambda:us-east-1:123456789012:function:vigil-clock",
+            "SWEEPER_FUNCTION": "arn:aws:lambda:us-east-1:123456789012:function:vigil-sweeper",
         }
         with patch.dict(os.environ, variables):
             for built in CACHED:

@@ -165,7 +165,7 @@ class RunWorld(World):
         while self.machine.ready() or self.table.records or self.queues.wide:
             self.machine.run()
             self.carry_stream()
-            self.run_pager()
+            self.run_fan_out()
 
     def carry_stream(self) -> None:
         batch, self.table.records = self.table.records[:100], self.table.records[100:]

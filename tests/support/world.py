@@ -15,7 +15,7 @@ from vigil_core.api.workflows.models import run_of_body
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 from vigil_core.services.background import matcher as match
-from vigil_core.services.background import sweeper as run_clock
+from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.background.fan_out import do_wide_work
 from vigil_core.services.context import Context, WideWork
 from vigil_core.services.jobs import submit as submit_job
@@ -129,7 +129,7 @@ class KeptObjects:
 class World:
     """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
 
-    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES, queue_shards: int = 1) -> None:
+    def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES, queue_partitions: int = 1) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
         self.queues = KeptMessages()
         self.executors = KeptHandovers()
@@ -138,7 +138,7 @@ class World:
         job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched, queue_shards),
+            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched, queue_partitions),
             job_types=job_types,
             dependencies=DependencyStore(table),
             batches=BatchStore(table),
@@ -147,7 +147,7 @@ class World:
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due=DueStore(table),
-            job_queues=JobQueueStore(table, shards=queue_shards),
+            job_queues=JobQueueStore(table, shards=queue_partitions),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
@@ -205,14 +205,14 @@ class World:
             for job in batch:
                 match.attend(self.ctx, job)
 
-    def run_pager(self) -> None:
-        """Work off every message for the pager."""
+    def run_fan_out(self) -> None:
+        """Work off every message for the fan-out function."""
         while self.queues.wide:
             assert do_wide_work(self.ctx, loads(self.queues.wide.pop(0).body), still_time=lambda: True)
 
     def sweep(self) -> int:
         """One minute's sweep of every shard; how much was due."""
-        return sum(run_clock.sweep(self.ctx, shard) for shard in range(keys.DUE_SHARDS))
+        return sum(sweep.sweep(self.ctx, shard) for shard in range(keys.DUE_SHARDS))
 
     # Waits
 
@@ -232,9 +232,14 @@ class _Streamed(JobStore):
     """Keeps the versions that it stores, as the table's stream does."""
 
     def __init__(
-        self, table: Table, objects: KeptObjects, now: Callable[[], datetime], versions: list[Job], queue_shards: int
+        self,
+        table: Table,
+        objects: KeptObjects,
+        now: Callable[[], datetime],
+        versions: list[Job],
+        queue_partitions: int,
     ) -> None:
-        super().__init__(table, objects, now=now, queue_shards=queue_shards)
+        super().__init__(table, objects, now=now, queue_partitions=queue_partitions)
         self._versions = versions
 
     def _write(self, actions: Sequence[Put | Delete]) -> None:

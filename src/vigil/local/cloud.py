@@ -77,8 +77,8 @@ def up(
             pid=supervisor,
             admin_function=outputs["AdminFunctionName"],
             dead_letter_bucket=outputs["DeadLetterBucketName"],
-            pages_queue_url=outputs["PagesQueueUrl"],
-            clock_queue_url=outputs["ClockQueueUrl"],
+            fan_out_queue_url=outputs["FanOutQueueUrl"],
+            sweeper_queue_url=outputs["SweeperQueueUrl"],
             http_api_id=outputs["HttpApiId"],
             websocket_api_id=outputs["WebSocketApiId"],
         )
@@ -352,7 +352,7 @@ def _dead_letters(stack: Stack) -> int | None:
     with contextlib.suppress(BotoCoreError, ClientError):
         pages = buckets.get_paginator("list_objects_v2").paginate(Bucket=stack.dead_letter_bucket)
         count = sum(page.get("KeyCount", 0) for page in pages)
-        for url in (stack.pages_queue_url, stack.clock_queue_url):
+        for url in (stack.fan_out_queue_url, stack.sweeper_queue_url):
             attributes = queues.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
             arn = json.loads(attributes["RedrivePolicy"])["deadLetterTargetArn"]
             dead = queues.get_queue_url(QueueName=arn.split(":")[-1])["QueueUrl"]

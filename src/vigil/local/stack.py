@@ -36,8 +36,8 @@ class Stack:
     pid: int
     admin_function: str
     dead_letter_bucket: str
-    pages_queue_url: str
-    clock_queue_url: str
+    fan_out_queue_url: str
+    sweeper_queue_url: str
     http_api_id: str
     websocket_api_id: str
 

@@ -22,7 +22,7 @@ from vigil_core.domain.jobs.status import STATUSES, JobStatus
 LOCAL = Stack(
     api_url="http://local.localhost:1", ws_url="ws", api_key="local-key", key_id="k", topic_arn="t", table_name="t",
     endpoint_url="e", region="r", stack_name="s", pid=1, admin_function="a", dead_letter_bucket="b",
-    pages_queue_url="p", clock_queue_url="c", http_api_id="h", websocket_api_id="w",
+    fan_out_queue_url="p", sweeper_queue_url="c", http_api_id="h", websocket_api_id="w",
 )  # fmt: skip
 
 NOBODY = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"

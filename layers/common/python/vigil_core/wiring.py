@@ -119,8 +119,8 @@ def queues() -> SqsQueues:
     settings = CoreSettings.from_environment()
     return SqsQueues(
         sqs,
-        pages_url=settings.pages_queue_url,
-        clock_url=settings.clock_queue_url,
+        fan_out_url=settings.fan_out_queue_url,
+        sweeper_url=settings.sweeper_queue_url,
         webhooks_url=settings.webhooks_queue_url,
     )
 
@@ -133,10 +133,10 @@ def scheduler() -> EventBridgeSchedulerClient:
 
 @cache
 def alarms() -> SchedulerAlarms:
-    """What wakes the clock at a time."""
+    """What wakes the sweeper at a time."""
     its = CoreSettings.from_environment()
     return SchedulerAlarms(
-        scheduler, group=its.alarm_group, function_arn=its.clock_function, role_arn=its.alarm_role, now=now
+        scheduler, group=its.alarm_group, function_arn=its.sweeper_function, role_arn=its.alarm_role, now=now
     )
 
 
@@ -163,10 +163,10 @@ def context() -> Context:
         queues(),
         alarms(),
         bodies_bucket(),
-        executors=LambdaExecutors(lambda_client, its.caller_function),
+        executors=LambdaExecutors(lambda_client, its.http_executor_function),
         supervisors=StepFunctionsSupervisors(step_functions, its.supervisor_machine),
         retention=its.retention,
-        queue_shards=its.queue_shards,
+        queue_partitions=its.queue_partitions,
     )
 
 
@@ -179,7 +179,7 @@ def context_of(
     executors: Executors | None = None,
     supervisors: Supervisors | None = None,
     retention: timedelta = DEFAULT,
-    queue_shards: int = 1,
+    queue_partitions: int = 1,
 ) -> Context:
     """A context over any table."""
     job_types = JobTypeStore(table)
@@ -198,7 +198,7 @@ def context_of(
         return run_of_body(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
 
     return Context(
-        jobs=JobStore(table, objects, now=now, retention=retention, queue_shards=queue_shards),
+        jobs=JobStore(table, objects, now=now, retention=retention, queue_partitions=queue_partitions),
         job_types=job_types,
         dependencies=DependencyStore(table),
         batches=BatchStore(table),
@@ -207,7 +207,7 @@ def context_of(
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
         due=DueStore(table),
-        job_queues=JobQueueStore(table, shards=queue_shards),
+        job_queues=JobQueueStore(table, shards=queue_partitions),
         connections=ConnectionStore(table),
         webhooks=WebhookStore(table),
         schedules=ScheduleStore(table),
@@ -255,12 +255,12 @@ def outgoing() -> Outgoing:
 def secret_values() -> SecretValues:
     """The secrets that targets name."""
     from vigil_core.gateways.secrets_manager import SecretValues
-    from vigil_core.runtime.settings import CallerSettings
+    from vigil_core.runtime.settings import HttpExecutorSettings
 
     return SecretValues(
         cache(lambda: boto3.client("ssm", config=CLIENT_CONFIG)),
         cache(lambda: boto3.client("secretsmanager", config=CLIENT_CONFIG)),
-        prefix=CallerSettings.from_environment().secrets_prefix,
+        prefix=HttpExecutorSettings.from_environment().secrets_prefix,
         monotonic=time.monotonic,
     )
 
@@ -299,8 +299,12 @@ def admin() -> Admin:
     dead_letters = DeadLetters(
         bucket=DeadLetterBucket(boto3.client("s3", config=CLIENT_CONFIG), its.dead_letter_bucket),
         queues={
-            "pages": DeadLetterQueue(sqs(), dead_url=its.pages_dead_letter_queue_url, home_url=its.pages_queue_url),
-            "clock": DeadLetterQueue(sqs(), dead_url=its.clock_dead_letter_queue_url, home_url=its.clock_queue_url),
+            "fan_out": DeadLetterQueue(
+                sqs(), dead_url=its.fan_out_dead_letter_queue_url, home_url=its.fan_out_queue_url
+            ),
+            "sweeper": DeadLetterQueue(
+                sqs(), dead_url=its.sweeper_dead_letter_queue_url, home_url=its.sweeper_queue_url
+            ),
             "webhooks": DeadLetterQueue(
                 sqs(), dead_url=its.webhooks_dead_letter_queue_url, home_url=its.webhooks_queue_url
             ),

@@ -25,7 +25,7 @@ RunOutcome: TypeAlias = Literal["created", "existing", "overlap", "missed", "ref
 LATE = timedelta(minutes=5)
 """A run that would begin later than so is missed."""
 EARLY = timedelta(seconds=2)
-"""By how much the clock of whoever says that the time has come may be ahead."""
+"""By how much the sweeper of whoever says that the time has come may be ahead."""
 REMEMBERED = timedelta(days=1)
 """For so long a run is looked for that was begun and never told of: the sweep sees to it within minutes."""
 LONGEST_PERIOD = timedelta(days=366)

@@ -1,4 +1,4 @@
-"""Alarms for the clock, on EventBridge Scheduler: schedules that fire once."""
+"""Alarms for the sweeper, on EventBridge Scheduler: schedules that fire once."""
 
 from __future__ import annotations
 

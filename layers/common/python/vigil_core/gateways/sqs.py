@@ -36,25 +36,27 @@ class NotSent(VigilError):
 
 
 class SqsQueues:
-    """The pager's queue (FIFO), the clock's and the webhooks'. The client is made when the first message is sent: most
-    requests send none."""
+    """Send messages to the queues of fan_out (FIFO), of the sweeper and of the webhooks.
+
+    The client is made when the first message is sent: most requests send none.
+    """
 
     def __init__(
         self,
         client: Callable[[], SQSClient],
         *,
-        pages_url: str | None,
-        clock_url: str | None,
+        fan_out_url: str | None,
+        sweeper_url: str | None,
         webhooks_url: str | None = None,
     ) -> None:
         self._client = client
-        self._pages_url = pages_url
-        self._clock_url = clock_url
+        self._fan_out_url = fan_out_url
+        self._sweeper_url = sweeper_url
         self._webhooks_url = webhooks_url
 
     def wide_work(self, messages: Sequence[Grouped]) -> None:
-        """Hand work to the pager, in order within each group. Raises NotSent when SQS keeps refusing a message."""
-        url = self._url(self._pages_url)
+        """Hand work to `fan_out`, in order within each group. Raises NotSent when SQS keeps refusing a message."""
+        url = self._url(self._fan_out_url)
         entries: list[Any] = [
             {
                 "Id": str(number),
@@ -68,8 +70,8 @@ class SqsQueues:
             self._send(url, entries[start : start + _AT_ONCE])
 
     def wake_up(self, message: str, delay_s: int) -> None:
-        """Wake the clock after so many seconds, at most 900."""
-        self._client().send_message(QueueUrl=self._url(self._clock_url), MessageBody=message, DelaySeconds=delay_s)
+        """Wake the sweeper after so many seconds, at most 900."""
+        self._client().send_message(QueueUrl=self._url(self._sweeper_url), MessageBody=message, DelaySeconds=delay_s)
 
     def deliveries(self, messages: Sequence[str]) -> None:
         """Have webhooks told. Raises NotSent when SQS keeps refusing a message."""
@@ -80,12 +82,12 @@ class SqsQueues:
 
     @contextmanager
     def working_on(self, receipt_handle: str) -> Iterator[None]:
-        """Work on a message of the pager's queue. If that raises, the message comes again soon."""
+        """Work on a message of the fan-out function's queue. If that raises, the message comes again soon."""
         try:
             yield
         except Exception:
             self._client().change_message_visibility(
-                QueueUrl=self._url(self._pages_url), ReceiptHandle=receipt_handle, VisibilityTimeout=_AGAIN_AFTER_S
+                QueueUrl=self._url(self._fan_out_url), ReceiptHandle=receipt_handle, VisibilityTimeout=_AGAIN_AFTER_S
             )
             raise
 

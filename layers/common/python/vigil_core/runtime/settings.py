@@ -29,35 +29,35 @@ def setting(name: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
     """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
-    caller's name for those that dispatch no jobs, what belongs to the clock's alarms for those that arm none, the state
+    caller's name for those that dispatch no jobs, what the sweeper's alarms need for those that arm none, the state
     machine for those that have nothing to do with supervisors."""
 
     table_name: str
-    pages_queue_url: str | None
-    clock_queue_url: str | None
-    caller_function: str | None
+    fan_out_queue_url: str | None
+    sweeper_queue_url: str | None
+    http_executor_function: str | None
     webhooks_queue_url: str | None
     alarm_group: str | None
     alarm_role: str | None
-    clock_function: str | None
+    sweeper_function: str | None
     bodies_bucket: str | None
     supervisor_machine: str | None
     retention: timedelta
-    queue_shards: int
+    queue_partitions: int
 
     @classmethod
     def from_environment(cls) -> Self:
         """Raises MissingSetting."""
         return cls(
             table_name=setting("TABLE_NAME"),
-            queue_shards=int(os.environ.get("QUEUE_SHARDS", "1")),
-            pages_queue_url=os.environ.get("PAGES_QUEUE_URL"),
-            clock_queue_url=os.environ.get("CLOCK_QUEUE_URL"),
-            caller_function=os.environ.get("CALLER_FUNCTION"),
+            queue_partitions=int(os.environ.get("QUEUE_PARTITIONS", "1")),
+            fan_out_queue_url=os.environ.get("FAN_OUT_QUEUE_URL"),
+            sweeper_queue_url=os.environ.get("SWEEPER_QUEUE_URL"),
+            http_executor_function=os.environ.get("HTTP_EXECUTOR_FUNCTION"),
             webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
             alarm_group=os.environ.get("ALARM_GROUP"),
             alarm_role=os.environ.get("ALARM_ROLE"),
-            clock_function=os.environ.get("CLOCK_FUNCTION"),
+            sweeper_function=os.environ.get("SWEEPER_FUNCTION"),
             bodies_bucket=os.environ.get("BODIES_BUCKET"),
             supervisor_machine=os.environ.get("SUPERVISOR_MACHINE"),
             retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
@@ -65,7 +65,7 @@ class CoreSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CallerSettings:
+class HttpExecutorSettings:
     """For the function that calls HTTP targets. Secrets are those whose names begin with the prefix and a namespace."""
 
     secrets_prefix: str
@@ -95,10 +95,10 @@ class AdminSettings:
     dead_letter_bucket: str
     matcher_function: str
     notifier_function: str
-    pages_queue_url: str
-    pages_dead_letter_queue_url: str
-    clock_queue_url: str
-    clock_dead_letter_queue_url: str
+    fan_out_queue_url: str
+    fan_out_dead_letter_queue_url: str
+    sweeper_queue_url: str
+    sweeper_dead_letter_queue_url: str
     webhooks_queue_url: str
     webhooks_dead_letter_queue_url: str
 
@@ -109,10 +109,10 @@ class AdminSettings:
             dead_letter_bucket=setting("DEAD_LETTER_BUCKET"),
             matcher_function=setting("MATCHER_FUNCTION"),
             notifier_function=setting("NOTIFIER_FUNCTION"),
-            pages_queue_url=setting("PAGES_QUEUE_URL"),
-            pages_dead_letter_queue_url=setting("PAGES_DEAD_LETTER_QUEUE_URL"),
-            clock_queue_url=setting("CLOCK_QUEUE_URL"),
-            clock_dead_letter_queue_url=setting("CLOCK_DEAD_LETTER_QUEUE_URL"),
+            fan_out_queue_url=setting("FAN_OUT_QUEUE_URL"),
+            fan_out_dead_letter_queue_url=setting("FAN_OUT_DEAD_LETTER_QUEUE_URL"),
+            sweeper_queue_url=setting("SWEEPER_QUEUE_URL"),
+            sweeper_dead_letter_queue_url=setting("SWEEPER_DEAD_LETTER_QUEUE_URL"),
             webhooks_queue_url=setting("WEBHOOKS_QUEUE_URL"),
             webhooks_dead_letter_queue_url=setting("WEBHOOKS_DEAD_LETTER_QUEUE_URL"),
         )

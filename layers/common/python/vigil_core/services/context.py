@@ -38,23 +38,23 @@ THREADS = 8
 
 
 class Queues(Protocol):
-    """Messages to Vigil's own workers. A lost message delays work, until the clock's sweep finds it; it loses none."""
+    """Messages to Vigil's own workers. A lost message delays work, until the sweep finds it; it loses none."""
 
     def wide_work(self, messages: Sequence[WideWork]) -> None:
-        """Hand work to the pager; one group's messages are worked off in order."""
+        """Hand work to the fan-out function; one group's messages are worked off in order."""
 
     def wake_up(self, message: str, delay_s: int) -> None:
-        """Wake the clock for one due row after at most 15 minutes."""
+        """Wake the sweeper for one due row after at most 15 minutes."""
 
     def deliveries(self, messages: Sequence[str]) -> None:
         """Have webhooks told, in any order."""
 
 
 class Alarms(Protocol):
-    """What wakes the clock at a time, however far ahead. A lost one delays a run, until the clock's sweep finds it."""
+    """What wakes the sweeper at a time, however far ahead. A lost one delays a run, until the sweep finds it."""
 
     def arm(self, name: str, at: datetime, event: str) -> None:
-        """Have the clock handed this event at that time, once. Armed already is as good."""
+        """Have the sweeper handed this event at that time, once. Armed already is as good."""
 
     def disarm(self, name: str) -> None:
         """Forget an alarm, if there is one."""
@@ -104,7 +104,7 @@ class ReadsRun(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WideWork:
-    """A message for the pager: JSON text, and the group in which order matters."""
+    """A message for the fan-out function: JSON text, and the group in which order matters."""
 
     group: str
     body: str

@@ -17,30 +17,32 @@ LONGEST_DELAY_S = 900
 
 
 def wake_for_expiry(ctx: Context, wait: Wait) -> None:
-    """Have the clock end an open wait when its time is over, if that is soon."""
+    """Have the sweeper end an open wait when its time is over, if that is soon."""
     if not wait.ended:
         _wake(ctx, "wait_expiry", wait.namespace, wait.wait_id, wait.expires_at)
 
 
 def wake_for_job(ctx: Context, job: Job, before: Job | None) -> None:
-    """Have the clock do what this version of a job is due for, if that has to be exact, is soon, and came with it."""
+    """Have the sweeper do what this version of a job is due for, if that has to be exact, is soon, and came with it."""
     at = job.exactly_due_at
     if at is not None and (before is None or before.exactly_due_at != at):
         _wake(ctx, "job", job.namespace, job.job_id, at)
 
 
 def wake_for_run(ctx: Context, run: Run) -> None:
-    """Have the clock say when the time of a run is over, if that is soon."""
+    """Have the sweeper say when the time of a run is over, if that is soon."""
     _wake(ctx, "run", run.namespace, run.workflow_id, run.deadline_at)
 
 
 def wake_for_queue(ctx: Context, namespace: str, queue: str) -> None:
-    """Have the clock look after a queue now: it was resumed, and holds jobs that Vigil dispatches."""
+    """Have the sweeper look after a queue now: it was resumed, and holds jobs that Vigil dispatches."""
     ctx.queues.wake_up(dumps({"kind": "queue", "namespace": namespace, "id": queue}), 0)
 
 
-def ask_clock(ctx: Context, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str) -> None:
-    """Have the clock do now what it alone has the right to: set a job going, run a schedule, look after a run."""
+def request_processing(
+    ctx: Context, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str
+) -> None:
+    """Have the sweeper do now what it alone has the right to: set a job going, run a schedule, look after a run."""
     ctx.queues.wake_up(dumps({"kind": kind, "namespace": namespace, "id": entity_id}), 0)
 
 

@@ -1,4 +1,4 @@
-"""What is due: rows that index `due` shows to the clock, and the locks under which a shard of it is swept."""
+"""What is due: rows that index `due` shows to the sweeper, and the locks under which a shard of it is swept."""
 
 from __future__ import annotations
 

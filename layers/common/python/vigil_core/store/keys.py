@@ -1,6 +1,6 @@
 """Every key of the table is built here, and here alone is it taken apart.
 
-A partition key begins with its namespace, so that nothing can cross into another one; only the clock's index and its
+A partition key begins with its namespace, so that nothing can cross into another one; only the sweeper's index and its
 locks span namespaces. Namespaces, ids and shards contain no `#`; what may (a user's key) comes last or is hashed.
 """
 
@@ -375,7 +375,7 @@ def listed_id(g2sk: str) -> str:
     return g2sk.rsplit("#", 1)[1]
 
 
-# The clock: index `due`, across namespaces
+# The sweeper: index `due`, across namespaces
 def due(at: datetime, kind: DueKind, namespace: str, entity_id: str) -> tuple[str, str]:
     """The keys of index `due`: (g1pk, g1sk)."""
     return due_partition(shard_of(entity_id, DUE_SHARDS)), f"{to_text(at)}#{kind}#{namespace}#{entity_id}"
@@ -392,7 +392,7 @@ def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
 
 
 def sweep_lock(shard: int) -> Key:
-    return Key("clock#lock", str(shard))
+    return Key("sweep#lease", str(shard))
 
 
 # Large waits: entries in chunks

@@ -15,7 +15,7 @@ from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, PRESENT, Condition, ConditionFailed, Delete, Put, Row, Table, Update
 
 LOOK_AGAIN = timedelta(seconds=60)
-"""How often the clock sees whether a line has come to a standstill."""
+"""How often the sweeper sees whether a line has come to a standstill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Hold:
 @dataclass(frozen=True, kw_only=True)
 class HoldClaim:
     """The wish to take a hold that was seen with this counter; 0 when nobody ever had it. `due` keeps a contested one
-    on the clock's list."""
+    on the sweeper's list."""
 
     kind: keys.HoldKind
     name: str
@@ -88,7 +88,7 @@ class HoldStore:
         self._table.delete(Delete(key=keys.place_in_line(namespace, name, place.number)))
 
     def look_again(self, namespace: str, hold: Hold, *, now: datetime) -> None:
-        """Keep a contested mutex on the clock's list; nothing when somebody else has to do with it."""
+        """Keep a contested mutex on the sweeper's list; nothing when somebody else has to do with it."""
         self._update_seen(namespace, hold, "SET g1pk = :g1pk, g1sk = :g1sk", _due_values(namespace, hold.name, now))
 
     def calm(self, namespace: str, hold: Hold) -> None:

@@ -51,7 +51,7 @@ class JobQueueStore:
         self._noted: set[tuple[str, str]] = set()
 
     def note(self, namespace: str, queue: str) -> None:
-        """Have a queue listed, and looked after by the clock, before its first job is stored. Costs a write once a
+        """Have a queue listed, and looked after by the sweeper, before its first job is stored. Costs a write once a
         process and queue."""
         if (namespace, queue) in self._noted:
             return
@@ -94,7 +94,7 @@ class JobQueueStore:
         return [keys.job_of_queue(row["g1sk"]) for row in rows]
 
     def running(self, namespace: str, queue: str) -> Iterator[str]:
-        """The ids of running jobs that the clock watches: every one with a lease."""
+        """The ids of running jobs that the sweeper watches: every one with a lease."""
         for row in self._all(keys.timed_jobs, namespace, queue, begins="running#"):
             yield keys.job_of_queue(row["g1sk"])
 

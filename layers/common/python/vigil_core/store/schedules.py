@@ -1,4 +1,4 @@
-"""Schedules: rows of one partition a namespace, listed together by name, that index `due` shows to the clock."""
+"""Schedules: rows of one partition a namespace, listed together by name, that index `due` shows to the sweeper."""
 
 from __future__ import annotations
 

@@ -741,7 +741,7 @@ class Standing(Shown):
 
 
 class JobEvent(Shown):
-    """One line of a job's history. `by` is the id of the key that did it, or `clock`."""
+    """One line of a job's history. `by` is the id of the key that did it, or `sweeper`."""
 
     version: int
     at: TimeText

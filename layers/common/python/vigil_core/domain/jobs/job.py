@@ -174,7 +174,7 @@ class Job:
     expires_at: datetime | None = field(default=None, compare=False)
     """After this, the job is as good as gone: readers do not find it, and the table forgets it."""
     shown_due_at: datetime | None = None
-    """When index `due` shows a running job to the clock: at `due_at` or before, for a heartbeat does not move it."""
+    """When index `due` shows a running job to the sweeper: at `due_at` or before, for a heartbeat does not move it."""
     awaited: bool = False
     """Whether anybody ever waited for the job, or may have before it was there. Never false again."""
     followed: bool = False
@@ -326,7 +326,7 @@ def create(
 ) -> Job:
     """The first version of a job: `pending`, or `scheduled` when its time is to come; at stage `submit`."""
     status: JobStatus = "waiting" if depends_on or new.workflow_id is not None else "pending"
-    # In a run it waits for the clock even if it was created after its time: the graph says that it does.
+    # In a run it waits for the sweeper even if it was created after its time: the graph says that it does.
     if new.scheduled_at is not None and (new.scheduled_at > now or new.workflow_id is not None):
         status = "scheduled"
     first = LogEntry(version=1, at=now, kind="created", by=by, status=status, stage=stages.SUBMIT)

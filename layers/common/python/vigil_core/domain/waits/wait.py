@@ -305,7 +305,7 @@ class Wait:
 
     @property
     def registration_due_at(self) -> datetime:
-        """When the clock looks after a registration that should long be finished."""
+        """When the sweeper looks after a registration that should long be finished."""
         return self.created_at + REGISTRATION_GRACE
 
     @property

@@ -120,7 +120,7 @@ class Run:
     statistics: Mapping[JobStatus, int] | None = None
     """Of an ended run: what they were at its end."""
     look_at: datetime | None = None
-    """When the clock is to see whether all is well."""
+    """When the sweeper is to see whether all is well."""
     stalled_at: datetime | None = None
     """When it was last announced that nothing goes on."""
     expires_at: datetime | None = field(default=None, compare=False)
@@ -240,7 +240,7 @@ def pass_deadline(run: Run, *, now: datetime) -> Run:
     """Its time is over."""
     if run.ended or run.deadline_passed or now < run.deadline_at:
         return run
-    return _next(run, now, "timed_out", by="clock", deadline_passed=True, facts=run.facts + 1)
+    return _next(run, now, "timed_out", by="sweeper", deadline_passed=True, facts=run.facts + 1)
 
 
 def pause(run: Run, *, now: datetime, by: str) -> Run:
@@ -285,11 +285,11 @@ def close(run: Run, *, now: datetime) -> Run:
 
 def stall(run: Run, why: str, *, now: datetime) -> Run:
     """Nothing has gone on for as long as its jobs are to be checked for."""
-    return _next(run, now, "stalled", by="clock", why=why, stalled_at=now)
+    return _next(run, now, "stalled", by="sweeper", why=why, stalled_at=now)
 
 
 def look_again(run: Run, *, now: datetime) -> Run:
-    """When the clock is to look next: less and less often, but never later than something is due."""
+    """When the sweeper is to look next: less and less often, but never later than something is due."""
     age = now - (run.started_at or run.created_at)
     pause_for = min(max(FIRST_LOOK, age / 4), LONGEST_LOOK)
     if run.health_check_interval_s is not None:

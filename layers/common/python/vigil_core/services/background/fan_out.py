@@ -14,7 +14,7 @@ from vigil_core.services.workflows import create as create_run
 
 
 def do_wide_work(ctx: Context, message: JsonValue, *, still_time: Callable[[], bool]) -> bool:
-    """Work off one message of the pager's queue. False when it has to come again for the rest."""
+    """Work off one message of the fan-out function's queue. False when it has to come again for the rest."""
     assert isinstance(message, Mapping)
     match message["kind"]:
         case "register":

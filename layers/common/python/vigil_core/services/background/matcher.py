@@ -27,9 +27,9 @@ from vigil_core.store.stream import StreamRecord, new_version
 T = TypeVar("T")
 
 NARROW = 200
-"""Up to so many waits on one job are matched at once; more are the pager's, lest they hold up everybody's stream."""
+"""Up to so many waits on one job are matched at once; `fan_out` handles more, so that the stream goes on."""
 MESSAGE_BYTES = 200 * 1024
-"""What a message for the pager carries at most (SQS: 256 KB)."""
+"""What a message for the fan-out function carries at most (SQS: 256 KB)."""
 
 JobKey: TypeAlias = tuple[str, str]
 """(namespace, job id)"""
@@ -176,7 +176,7 @@ def match_wide(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Ca
 
 
 def _look(ctx: Context, versions: Sequence[Job]) -> Seen | None:
-    """What these versions of a job decide; None when that is left to the pager. Whoever waits for a job marks it first,
+    """What these versions of a job decide; None when that is left to `fan_out`. Whoever waits for a job marks it first,
     and then looks at it himself."""
     if not any(job.awaited for job in versions):
         return Seen(sightings=[], ends_for=[])
@@ -258,7 +258,7 @@ def _settle_wait(ctx: Context, namespace: str, wait_id: str, group: Sequence[Sig
 
 
 def _queue_up(ctx: Context, versions: Sequence[Job]) -> None:
-    """Leave these versions to the pager. The mark goes first: whatever comes after has to queue up behind them."""
+    """Leave these versions to `fan_out`. The mark goes first: whatever comes after has to queue up behind them."""
     first = versions[0]
     ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version, now=ctx.now())
     rows: list[str] = []

@@ -1,4 +1,4 @@
-"""The clock: what is due is done, by a message to the second or by the sweep within a minute. The due row decides."""
+"""The sweeper: what is due is done, by a message to the second or by the sweep within a minute. The due row decides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vigil_core.store.due_index import Due
 from vigil_core.store.keys import DUE_SHARDS, DueKind
 
 SWEEP_LOCK = timedelta(seconds=55)
-"""As long as a sweep may take: the clock function's timeout. The next minute's sweep finds the shard free again."""
+"""As long as a sweep may take: the sweeper function's timeout. The next minute's sweep finds the shard free again."""
 
 
 class SweepFailed(Exception):
@@ -52,7 +52,7 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             on_time(ctx, namespace, entity_id)
             return 1
         case "dispatch":
-            return int(dispatch(ctx, namespace, entity_id, by="clock"))
+            return int(dispatch(ctx, namespace, entity_id, by="sweeper"))
         case "wait_expiry" | "queue" | "delivery" | "schedule" | "run":
             return look_after(ctx, Due(kind=cast(DueKind, kind), namespace=namespace, entity_id=entity_id))
         case _:
@@ -103,7 +103,7 @@ def look_after(ctx: Context, due: Due) -> int:
         case "queue":
             return mind_queue(ctx, due.namespace, due.entity_id)
         case "mutex":
-            hand_over(ctx, due.namespace, due.entity_id, by="clock")
+            hand_over(ctx, due.namespace, due.entity_id, by="sweeper")
         case "wait_expiry":
             resolve_wait.expire(ctx, due.namespace, due.entity_id)
         case "wait_registration":

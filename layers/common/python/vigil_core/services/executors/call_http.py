@@ -24,7 +24,7 @@ from vigil_core.services.jobs.dependencies import inputs_of, told_of
 from vigil_core.services.jobs.transitions import NO_LONGER_OURS, complete, fail, heartbeat
 from vigil_core.services.ports import HttpClient, Response
 
-BY = "caller"
+BY = "http_executor"
 MAX_ANSWER_BYTES = 256 * 1024
 """Of an answer's body; the rest is not read. Less than a result may take, for text grows when it becomes JSON."""
 TOLD_CHARS = 500

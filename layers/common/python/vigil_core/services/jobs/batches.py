@@ -1,4 +1,4 @@
-"""A batch: one named job of many. The matcher hears of it and of the ends of its items; what is wide, the pager does.
+"""A batch: one named job of many. The matcher hears of it and of the ends of its items; what is wide, `fan_out` does.
 
 The batch runs before it has items, and a page of items is always seen to in the order in which it was asked for: so
 whoever stops a batch finds every item that it has, or makes those that are missing only to cancel them. How an item
@@ -31,7 +31,7 @@ def follow(ctx: Context, batch: Job) -> None:
         with suppress(JobNotFound):
             change(ctx, batch.namespace, batch.job_id, lambda now: jobs.begin_batch(now, now=ctx.now(), by="matcher"))
     elif batch.status == "running":
-        _hand_to_pager(ctx, batch, stop=batch.cancel_requested_at is not None)
+        _hand_to_fan_out(ctx, batch, stop=batch.cancel_requested_at is not None)
 
 
 def item_ended(ctx: Context, item: Job) -> None:
@@ -44,7 +44,7 @@ def item_ended(ctx: Context, item: Job) -> None:
     if page_is_over and len(ctx.batches.endings(batch)) == batch.batch_size:
         _queue(ctx, batch, [("end", {"kind": "batch_end"})])
     elif item.status == "failed" and batch.on_item_failure == "fail_fast":
-        _hand_to_pager(ctx, batch, stop=True)
+        _hand_to_fan_out(ctx, batch, stop=True)
 
 
 def see_to_page(ctx: Context, message: Mapping[str, JsonValue]) -> None:
@@ -75,7 +75,7 @@ def end(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     def decide(now: Job) -> Job:
         if not _is_under_way(now, attempt):
             return now
-        ended = jobs.end_batch(now, bad, now=ctx.now(), by="pager")
+        ended = jobs.end_batch(now, bad, now=ctx.now(), by="fan_out")
         return jobs.with_result(ended, ctx.jobs.put_result(ended, ctx.new_id()[-12:], result))
 
     with suppress(JobNotFound):
@@ -93,7 +93,7 @@ def _create_items(ctx: Context, batch: Job, indices: Iterable[int]) -> None:
     ctx.job_queues.note(batch.namespace, batch.queue)
 
     def create(index: int) -> None:
-        item = jobs.create(batch.namespace, jobs.item_of(batch, index), now=ctx.now(), by="pager", payload_ref=None)
+        item = jobs.create(batch.namespace, jobs.item_of(batch, index), now=ctx.now(), by="fan_out", payload_ref=None)
         payload, nonce = payloads[index], ctx.new_id()[-12:]
         text = None if payload is None else dumps(payload)
         item = ctx.jobs.put_bodies(item, nonce, payload=text, fallback=fallback)
@@ -105,7 +105,7 @@ def _create_items(ctx: Context, batch: Job, indices: Iterable[int]) -> None:
 
 def _cancel(ctx: Context, namespace: str, job_id: str) -> None:
     with suppress(*NO_LONGER_OURS):
-        cancel(ctx, namespace, job_id, by="pager")
+        cancel(ctx, namespace, job_id, by="fan_out")
 
 
 def _results(ctx: Context, batch: Job, endings: Mapping[int, JobStatus]) -> list[JsonValue]:
@@ -151,7 +151,7 @@ def _named(message: Mapping[str, JsonValue]) -> tuple[str, str, int]:
     return str(message["namespace"]), str(message["job_id"]), int(str(message["attempt"]))
 
 
-def _hand_to_pager(ctx: Context, batch: Job, *, stop: bool) -> None:
+def _hand_to_fan_out(ctx: Context, batch: Job, *, stop: bool) -> None:
     # Two messages of one text within minutes are one for SQS; seeing to a page once for both is as good.
     _queue(
         ctx,

@@ -87,9 +87,9 @@ def put_off(ctx: Context, namespace: str, job_id: str, until: datetime, *, by: s
     )
 
 
-def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "clock") -> None:
+def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "sweeper") -> None:
     """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
-    is due, the clock is shown the new time."""
+    is due, the sweeper is shown the new time."""
     with suppress(JobNotFound):
         job = change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
         if job.status == "running" and job.due_at and job.shown_due_at and job.shown_due_at < job.due_at:
@@ -154,7 +154,7 @@ def fail(
 
 
 def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
-    """Cancel at once what does not run, ask what runs; the clock enforces what was asked for."""
+    """Cancel at once what does not run, ask what runs; the sweeper enforces what was asked for."""
     return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
 
 

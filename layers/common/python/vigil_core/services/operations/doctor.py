@@ -21,7 +21,7 @@ from vigil_core.services.context import THREADS, Context
 from vigil_core.services.jobs import dependencies as depend
 from vigil_core.services.jobs.transitions import on_time
 from vigil_core.services.operations.dead_letters import DeadLetters
-from vigil_core.services.timers import ask_clock
+from vigil_core.services.timers import request_processing
 from vigil_core.store.due_index import Due
 from vigil_core.store.jobs.jobs import Shown
 from vigil_core.store.keys import DUE_SHARDS
@@ -34,7 +34,7 @@ Mutex: TypeAlias = tuple[str, str]
 """(namespace, name)"""
 
 PATIENCE = timedelta(minutes=3)
-"""Twice what the clock and its sweep need, and one minute more."""
+"""Twice what the sweeper and its sweep need, and one minute more."""
 MOST_DUE = 10_000
 """Rows of one shard of index `due`."""
 MOST_OF_A_QUEUE = 20_000
@@ -62,9 +62,9 @@ _LATE: Mapping[str, tuple[str, str]] = {
     "wait_expiry": ("its time is over, and it is still open", "end it as expired"),
     "wait_registration": ("its registration has not been finished", "go on with the registration"),
     "delivery": ("it has not been tried again when it was due", "give it to the webhooks' queue"),
-    "schedule": ("its run is due", "have the clock run it"),
-    "mutex": ("the clock has not looked after its line", "look after the line"),
-    "run": ("the clock has not looked after it", "have the clock look after it"),
+    "schedule": ("its run is due", "have the sweeper run it"),
+    "mutex": ("the sweeper has not looked after its line", "look after the line"),
+    "run": ("the sweeper has not looked after it", "have the sweeper look after it"),
 }
 """By the kind of what is due: what is wrong, and what would be done."""
 
@@ -270,7 +270,7 @@ class Doctor:
                 kind="job_not_dispatched",
                 what="nobody has set it going",
                 since=job.updated_at,
-                mend="have the clock set it going",
+                mend="have the sweeper set it going",
                 remedy=lambda _: self._asked("dispatch", job.namespace, job.job_id),
             )
         if job.waits_for_others and job.updated_at <= look.before:
@@ -328,8 +328,8 @@ class Doctor:
         return said
 
     def _asked(self, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str) -> str:
-        ask_clock(self._ctx, kind, namespace, entity_id)
-        return "the clock was asked to"
+        request_processing(self._ctx, kind, namespace, entity_id)
+        return "the sweeper was asked to"
 
 
 def _mended(finding: Finding, until: datetime) -> Outcome:

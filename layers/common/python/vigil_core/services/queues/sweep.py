@@ -1,4 +1,4 @@
-"""What the clock does for a queue each minute: whatever time has changed about its jobs, and no message has told."""
+"""What the sweeper does for a queue each minute: whatever time has changed about its jobs, and no message has told."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mind_queue(ctx: Context, namespace: str, queue: str) -> int:
 
     def set_going(job_id: str) -> None:
         try:
-            dispatch(ctx, namespace, job_id, by="clock")
+            dispatch(ctx, namespace, job_id, by="sweeper")
         except Exception as error:
             errors.append((job_id, error))
 

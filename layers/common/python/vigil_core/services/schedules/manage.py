@@ -1,4 +1,4 @@
-"""Define, pause, resume and delete schedules. The row says what comes next; an alarm only hurries the clock to it."""
+"""Define, pause, resume and delete schedules. The row says what comes next; an alarm only hurries the sweeper to it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def delete_schedule(ctx: Context, namespace: str, name: str) -> None:
 
 
 def arm(ctx: Context, schedule: Schedule) -> None:
-    """Have the clock woken for the next run. An alarm says for which generation: another one has no use for it."""
+    """Have the sweeper woken for the next run. An alarm says for which generation: another one has no use for it."""
     if (name := _alarm(schedule)) is not None and schedule.next_at is not None:
         parts = {"namespace": schedule.namespace, "schedule": schedule.name, "generation": schedule.generation}
         ctx.alarms.arm(name, schedule.next_at, dumps({"alarm": parts}))

@@ -25,7 +25,7 @@ from vigil_core.services.timers import wake_for_expiry
 from vigil_core.services.waits import resolve as resolve_wait
 
 SYNCHRONOUS_PAGES = 1
-"""A wait of more pages than this is registered by the pager: it would outlast the HTTP API's 30 s."""
+"""A wait of more pages than this is registered by the fan-out function: it would outlast the HTTP API's 30 s."""
 
 
 def register(ctx: Context, namespace: str, request: WaitRequest, *, by: str, wait_id: str) -> Wait:
@@ -63,7 +63,7 @@ def resume_registration(ctx: Context, namespace: str, wait_id: str) -> None:
         if wait.expires_at <= ctx.now():
             resolve_wait.expire(ctx, namespace, wait_id)
         elif not wait.sealed:
-            _hand_to_pager(ctx, wait)
+            _hand_to_fan_out(ctx, wait)
             return
         elif wait.inline:
             resolve_wait.resolve(ctx, namespace, wait_id, list(ctx.waits.outcomes(namespace, wait_id)))
@@ -102,7 +102,7 @@ def _write_page(ctx: Context, wait: Wait, entries: Sequence[WaitEntry]) -> None:
 def _finish(ctx: Context, wait: Wait) -> Wait:
     """After its last page a large wait may be closed by counting, and if it is not, only expiry is left to come.
 
-    The due row of the registration stays until that is done: a crash in between leaves the clock to do it again.
+    The due row of the registration stays until that is done: a crash in between leaves the sweeper to do it again.
     """
     if not wait.sealed:
         return wait
@@ -197,14 +197,14 @@ def _stored_or_found(ctx: Context, wait: Wait) -> Wait:
 def _register_pages(ctx: Context, wait: Wait) -> Wait:
     wake_for_expiry(ctx, wait)
     if wait.pages > SYNCHRONOUS_PAGES:
-        _hand_to_pager(ctx, wait)
+        _hand_to_fan_out(ctx, wait)
         return wait
     for page in range(wait.pages):
         register_page(ctx, wait.namespace, wait.wait_id, page)
     return ctx.waits.find(wait.namespace, wait.wait_id) or wait
 
 
-def _hand_to_pager(ctx: Context, wait: Wait) -> None:
+def _hand_to_fan_out(ctx: Context, wait: Wait) -> None:
     at = ctx.clock().isoformat()
     ctx.queues.wide_work(
         [

@@ -1,4 +1,4 @@
-"""Give outcomes to a wait and close it when they decide it. Shared by the matcher, the pager and the registrar."""
+"""Give outcomes to a wait and close it when they decide it. Shared by the matcher, `fan_out` and the registrar."""
 
 from __future__ import annotations
 

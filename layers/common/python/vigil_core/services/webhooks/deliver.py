@@ -1,7 +1,7 @@
 """Tell webhooks: events become rows that say what has yet to be delivered, and messages that have it done.
 
 The row is the truth. It is due in index `due` from its first write until it is delivered or given up, so that whatever
-dies between two writes, and whatever message is lost, the clock hands it over again. A message says which try it is
+dies between two writes, and whatever message is lost, the sweeper hands it over again. A message says which try it is
 for; one that comes twice or late is for nothing.
 """
 

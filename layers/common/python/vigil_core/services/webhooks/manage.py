@@ -85,7 +85,7 @@ def replay(ctx: Context, namespace: str, name: str, delivery_id: str) -> Deliver
             raise DeliveryNotFound(delivery_id)
         after = before.replayed(ctx.now())
         if ctx.webhooks.save_delivery(before, after, by_time=False):
-            # The due row alone would have the clock do it within a minute, and still does if the message is lost.
+            # The due row alone would have the sweeper do it within a minute, and still does if the message is lost.
             message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
             ctx.queues.wake_up(dumps(message), 0)
             return after

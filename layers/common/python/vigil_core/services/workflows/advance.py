@@ -2,7 +2,7 @@
 
 Whoever hears of a job notes first and reads the notes on others after, consistently: of two jobs that end at once, the
 later one to be noted sees the other. What follows is worked out from the notes alone, so all of it can be repeated, and
-is, whenever a process dies in between. What is wide is the pager's, a chunk of jobs at a time.
+is, whenever a process dies in between. What is wide is the fan-out function's, a chunk of jobs at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vigil_core.store.table import Row
 from vigil_core.store.workflows.runs import Listening, listening_of, run_from_row
 
 NARROW = 200
-"""Up to so many jobs are released and skipped at once; more are the pager's, lest they hold up everybody's stream."""
+"""Up to so many jobs are released and skipped at once; `fan_out` handles more, so that the stream goes on."""
 HELD_AT_ONCE = 25
 SETTLED_AT_ONCE = 16
 """Chunks of a message to settle: whoever does has to work out what follows in the whole graph first."""
@@ -129,13 +129,13 @@ def settle(ctx: Context, run: Run, standings: Standings, places: Iterable[int]) 
         found = follow_up(standings, left)
         certain |= found.certain
         if len(found.certain) > NARROW:
-            _leave_to_pager(ctx, run, {chunk_of(place) for place in certain})
+            _leave_to_fan_out(ctx, run, {chunk_of(place) for place in certain})
             return
         run, standings, left = _carry_out(ctx, run, standings, found, certain)
 
 
 def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
-    """The pager's share of what is wide: what is certain about the jobs of some chunks."""
+    """The fan-out function's share of what is wide: what is certain about the jobs of some chunks."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or run.ended or run.stopping or run.status == "pending":
         return
@@ -150,7 +150,7 @@ def settle_chunks(ctx: Context, message: Mapping[str, JsonValue]) -> None:
 
 
 def let_go(ctx: Context, run: Run) -> None:
-    """Let jobs start that were held back, as many as may run at once. What is wide is the pager's."""
+    """Let jobs start that were held back, as many as may run at once. What is wide is the fan-out function's."""
     if let_some_go(ctx, run, lambda done: done < NARROW):
         return
     body: dict[str, JsonValue] = {"kind": "run_held", **ids_of(run)}
@@ -158,7 +158,7 @@ def let_go(ctx: Context, run: Run) -> None:
 
 
 def let_held_go(ctx: Context, message: Mapping[str, JsonValue], *, still_time: Callable[[], bool]) -> bool:
-    """The pager's share of `let_go`; False when time ran out before the end."""
+    """The fan-out function's share of `let_go`; False when time ran out before the end."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     return run is None or let_some_go(ctx, run, lambda _: still_time())
 
@@ -199,7 +199,7 @@ def look_whether_over(ctx: Context, run: Run, standings: Standings, touched: Ite
 
 
 def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
-    """The pager's share of cancelling what is left of a run: the jobs of one chunk."""
+    """The fan-out function's share of cancelling what is left of a run: the jobs of one chunk."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or not run.closing or run.generation != message["generation"]:
         return
@@ -225,7 +225,7 @@ def cancel_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
 
 
 def hand_out_chunks(ctx: Context, run: Run, kind: str, numbers: Iterable[int], *, at_once: int = 1) -> None:
-    """Have the pager do something with each of these chunks, so many a message, side by side."""
+    """Have the fan-out function do something with each of these chunks, so many a message, side by side."""
     listed = sorted(numbers)
     its: dict[str, JsonValue] = {**ids_of(run), "generation": run.generation}
     ctx.queues.wide_work(
@@ -254,7 +254,7 @@ def all_chunks(run: Run) -> range:
     return chunks(run.total)
 
 
-def _leave_to_pager(ctx: Context, run: Run, numbers: Iterable[int]) -> None:
+def _leave_to_fan_out(ctx: Context, run: Run, numbers: Iterable[int]) -> None:
     hand_out_chunks(ctx, run, "run_settle", numbers, at_once=SETTLED_AT_ONCE)
 
 

@@ -29,13 +29,13 @@ from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed
 
 AT_ONCE = 4 * CHUNK_JOBS
-"""Jobs that whoever asks for a run creates himself; of more, the pager does each chunk."""
+"""Jobs that whoever asks for a run creates himself; of more, the fan-out function does each chunk."""
 COMES_AFTER_SHOWN = 100
 COMES_AFTER_BYTES = 1_024
 
 
 def create_run(ctx: Context, namespace: str, new: NewRun, *, by: str, resumed: bool = False) -> Run:
-    """Store a new run, with all of its jobs or with what the pager needs to create them.
+    """Store a new run, with all of its jobs or with what the fan-out function needs to create them.
 
     Raises:
         PayloadTooLarge: a payload is too large to travel in a request.
@@ -77,7 +77,7 @@ def prepare(ctx: Context, run: Run) -> Run:
 
 
 def prepare_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
-    """The pager's share of `prepare`. Whoever finishes the last chunk starts the supervisor."""
+    """The fan-out function's share of `prepare`. Whoever finishes the last chunk starts the supervisor."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or run.generation != message["generation"]:
         return
@@ -89,7 +89,7 @@ def prepare_chunk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
 
 
 def _go_on(ctx: Context, run: Run) -> Run:
-    """A run that an earlier try has created: what that one has left undone is not left to the clock."""
+    """A run that an earlier try has created: what that one has left undone is not left to the sweeper."""
     return run if run.sealed else prepare(ctx, run)
 
 

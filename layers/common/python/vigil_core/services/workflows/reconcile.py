@@ -1,4 +1,4 @@
-"""What the clock sees to for a run that has not ended: its deadline, a supervisor that has died or was not started, a
+"""What the sweeper sees to for a run that has not ended: its deadline, a supervisor that has died or was not started, a
 signal that was lost, jobs of which none goes on."""
 
 from __future__ import annotations

@@ -117,13 +117,13 @@ class JobStore:
         *,
         now: Callable[[], datetime],
         retention: timedelta = DEFAULT,
-        queue_shards: int = 1,
+        queue_partitions: int = 1,
     ) -> None:
         self._table = table
         self._objects = objects
         self._now = now
         self._retention = retention
-        self._queue_shards = queue_shards
+        self._queue_shards = queue_partitions
 
     def find(self, namespace: str, job_id: str) -> Job | None:
         """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
@@ -172,7 +172,7 @@ class JobStore:
         try:
             self._write(
                 [
-                    Put(row=job_to_row(job, queue_shards=self._queue_shards), condition=ABSENT),
+                    Put(row=job_to_row(job, queue_partitions=self._queue_shards), condition=ABSENT),
                     *_beside(None, job, claims),
                 ]
             )
@@ -204,7 +204,7 @@ class JobStore:
             after = replace(after, log=(newest,))
         self._write(
             [
-                Put(row=job_to_row(after, queue_shards=self._queue_shards), condition=_still(before)),
+                Put(row=job_to_row(after, queue_partitions=self._queue_shards), condition=_still(before)),
                 *_beside(before, after, claims),
             ]
         )
@@ -519,7 +519,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
     )
 
 
-def job_to_row(job: Job, *, queue_shards: int = 1) -> Row:
+def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
     """The state row of a job: the inverse of `job_from_row`. Its queue is shown in so many partitions of the index."""
     key = keys.job(job.namespace, job.job_id)
     row: Row = {
@@ -585,12 +585,12 @@ def job_to_row(job: Job, *, queue_shards: int = 1) -> Row:
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
     row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
-    row |= _place_in_queue(job, queue_shards)
+    row |= _place_in_queue(job, queue_partitions)
     return row
 
 
 def _place_in_queue(job: Job, shards: int) -> Row:
-    """Where index `due` shows a job that has not ended: to workers, or to the clock and whoever counts."""
+    """Where index `due` shows a job that has not ended: to workers, or to the sweeper and whoever counts."""
     shard = keys.shard_of(job.job_id, shards)
     if job.status == "pending" and job.executor != "none" and not job.is_batch:
         ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs

@@ -57,7 +57,7 @@ THROUGH = {"#through": "through"}
 @dataclass(frozen=True, kw_only=True)
 class InterestPage:
     """Some of the interests in a job, and of the jobs that depend on it. `backlog`: earlier versions of the job are
-    still being matched by the pager."""
+    still being matched by the fan-out function."""
 
     interests: list[Interest]
     dependents: list[Dependent]
@@ -135,7 +135,7 @@ class WaitStore:
         )
 
     def open_backlog(self, namespace: str, job_id: str, through: int, *, now: datetime) -> None:
-        """Say that versions of a job, up to this one, are matched by the pager: whatever follows must queue up too."""
+        """Say that versions of a job, up to this one, are matched by `fan_out`: whatever follows must queue up too."""
         key = keys.backlog(namespace, job_id)
         less = Condition(expression=f"{ABSENT.expression} OR #through < :new", names=THROUGH, values={":new": through})
         with suppress(ConditionFailed):
@@ -162,13 +162,13 @@ class WaitStore:
 
     def put_early_outcome(self, namespace: str, wait_id: str, outcome: Outcome, *, now: datetime) -> None:
         """Record an outcome of a wait whose own row is not there yet: its registrar looks for it after storing it, and
-        should the registrar die in between, the clock does."""
+        should the registrar die in between, the sweeper does."""
         g1pk, g1sk = keys.due(now + REGISTRATION_GRACE, "wait_registration", namespace, wait_id)
         due = {"g1pk": g1pk, "g1sk": g1sk}
         self._put_outcome(namespace, wait_id, outcome, to_epoch_s(now + LONGEST + self._retention), due)
 
     def settle_early_outcomes(self, namespace: str, wait_id: str) -> None:
-        """Take outcomes that came early, and are looked after by now, off the clock's list."""
+        """Take outcomes that came early, and are looked after by now, off the sweeper's list."""
         pk = keys.wait(namespace, wait_id).pk
         for row in query_all(self._table, pk, begins="M#"):
             if "g1pk" in row:
@@ -239,7 +239,7 @@ class WaitStore:
         ))  # fmt: skip
 
     def watch_expiry(self, wait: Wait) -> Wait | None:
-        """The registration is finished: from now on the clock looks after the wait when its time is over."""
+        """The registration is finished: from now on the sweeper looks after the wait when its time is over."""
         g1pk, g1sk = keys.due(wait.expires_at, "wait_expiry", wait.namespace, wait.wait_id)
         return self._update_open(
             Update(

@@ -1,0 +1,241 @@
+"""Vigil's functions in this process, on a table as the template has it, with every request to AWS on a bill.
+
+It needs an AWS to talk to: moto's mock, or an emulator named by AWS_ENDPOINT_URL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeAlias
+from unittest.mock import patch
+
+import boto3
+from botocore import xform_name
+from botocore.exceptions import ClientError
+
+import functions.authorizer.handler
+import functions.fan_out.handler
+import functions.matcher.handler
+import functions.notifier.handler
+import functions.supervisor.handler
+import functions.sweeper.handler
+from benchmarks.cost_model import HTTP, INVOCATION, SQS, TRANSITIONS, Bill
+from benchmarks.request_counter import Meter
+from tests.support.api import Client, LambdaContext, Reply
+from tests.support.state_machine import Machine, StateFailed
+from tests.support.table import TABLE_NAME, create_table
+from tests.support.template import resources
+from vigil.local.event_filters import passes
+from vigil.local.event_source_mapping import Record, StreamMapping
+from vigil_core import wiring
+from vigil_core.store.keys import Key
+
+NAMESPACE = "bench"
+CONSUMERS: dict[str, ModuleType] = {
+    "matcher": functions.matcher.handler,
+    "notifier": functions.notifier.handler,
+}
+"""Who reads the stream, by the name of the template's function."""
+QUEUES = {"FAN_OUT_QUEUE_URL": "fan-out.fifo", "SWEEPER_QUEUE_URL": "sweeper"}
+
+Row: TypeAlias = dict[str, Any]
+
+
+class FanOutContext(LambdaContext):
+    """The fan-out function has minutes."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 300_000
+
+
+class Lab:
+    """The functions, their meter, and the stream, which is carried to its consumers by `deliver`."""
+
+    def __init__(self, session: boto3.Session, looker: boto3.Session) -> None:
+        self.client = Client(namespace=NAMESPACE)
+        self.rows = looker.client("dynamodb")
+        self.meter = Meter(session, self.rows)
+        self._messages = looker.client("sqs")
+        self._stream: Any = looker.client("dynamodbstreams")
+        arn = self.rows.describe_table(TableName=TABLE_NAME)["Table"]["LatestStreamArn"]
+        (shard,) = self._stream.describe_stream(StreamArn=arn)["StreamDescription"]["Shards"]
+        self._shard = {"StreamArn": arn, "ShardId": shard["ShardId"]}
+        self.skip()
+        self._mappings = {name: _mapping(name, arn) for name in CONSUMERS}
+        self._by_function: dict[str, Bill] = {}
+        self.supervisors = Machine(
+            table=self._of_a_state,
+            act=lambda event: self._run(
+                "supervisor", lambda: functions.supervisor.handler.handler(dict(event), LambdaContext())
+            ),
+        )
+        self._states = session.client("dynamodb")
+
+    def call(self, method: str, target: str, json: object = None, *, wait_s: int | None = None) -> Reply:
+        """One request to the HTTP API. A `wait_s` is how long the answer may be held."""
+        self.meter.add(HTTP)
+        headers = {} if wait_s is None else {"prefer": f"wait={wait_s}"}
+        reply: Reply = self._run("api", lambda: self.client.call(method, target, json, headers=headers))
+        return reply
+
+    def deliver(self, *, batch_size: int = 1) -> bool:
+        """Hand on what the stream holds, to each consumer what its filters let through, until nothing is new; whether
+        anything was there. With one record a batch, as when updates are far apart, each is an invocation of its own.
+        """
+        any_at_all = False
+        while records := self._read():
+            any_at_all = True
+            for name, mapping in self._mappings.items():
+                wanted = [record for record in records if passes(record.event, mapping.patterns)]
+                for start in range(0, len(wanted), batch_size):
+                    self._invoke_consumer(name, wanted[start : start + batch_size])
+        return any_at_all
+
+    def settle(self) -> None:
+        """Supervisors, pager and stream go on until nothing does, in batches as full as there is something for them."""
+        at_work = True
+        while at_work:
+            before = self._visited
+            self.supervisors.run()
+            self.meter.add(TRANSITIONS, self._visited - before)
+            paged = any(list(iter(self._page, False)))
+            at_work = self.deliver(batch_size=100) or paged or self._visited > before
+
+    def authorize(self, event: Row) -> Row:
+        """One invocation of the authorizer."""
+        answer: Row = self._run("authorizer", lambda: functions.authorizer.handler.handler(event, LambdaContext()))
+        return answer
+
+    def tick(self) -> None:
+        """A minute has passed: the sweeper sweeps every shard."""
+        answers = [self._run("sweeper", lambda: functions.sweeper.handler.handler({}, LambdaContext()))]
+        url = os.environ["SWEEPER_QUEUE_URL"]
+        while messages := self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages"):
+            records = [{"messageId": message["MessageId"], "body": message["Body"]} for message in messages]
+            answers.append(self._run("sweeper", partial(functions.sweeper.handler.handler, {"Records": records}, None)))
+            for message in messages:
+                self._messages.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        assert not any(answer.get("batchItemFailures") for answer in answers), answers
+
+    def row(self, key: Key) -> Row:
+        """A row as DynamoDB has it; not counted."""
+        return self.rows.get_item(TableName=TABLE_NAME, Key={"pk": {"S": key.pk}, "sk": {"S": key.sk}})["Item"]
+
+    def put_rows(self, rows: Sequence[Row]) -> None:
+        """Store rows that nobody needs to hear of; not counted."""
+        for start in range(0, len(rows), 25):
+            puts: list[Any] = [{"PutRequest": {"Item": row}} for row in rows[start : start + 25]]
+            answer = self.rows.batch_write_item(RequestItems={TABLE_NAME: puts})
+            assert not answer["UnprocessedItems"]
+
+    def skip(self) -> None:
+        """Let what the stream holds go by."""
+        answer = self._stream.get_shard_iterator(**self._shard, ShardIteratorType="LATEST")
+        self._iterator = answer["ShardIterator"]
+
+    @contextmanager
+    def billed(self) -> Iterator[Callable[[str | None], Bill]]:
+        """What is taken inside: of everything, or of what one function did, invocation included."""
+        before, parts_before = self.meter.bill, dict(self._by_function)
+
+        def bill(function: str | None = None) -> Bill:
+            if function is None:
+                return self.meter.bill - before
+            return self._by_function.get(function, Bill()) - parts_before.get(function, Bill())
+
+        yield bill
+
+    @property
+    def _visited(self) -> int:
+        """How many states supervisors have entered."""
+        return sum(len(execution.visited) for execution in self.supervisors.executions.values())
+
+    def _page(self) -> bool:
+        """Have `fan_out` do what one message says, if there is one. Taking it and deleting it are a request each."""
+        url = os.environ["FAN_OUT_QUEUE_URL"]
+        messages = self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages", [])
+        for message in messages:
+            record = {"messageId": message["MessageId"], "body": message["Body"]}
+            event = {"Records": [{**record, "receiptHandle": message["ReceiptHandle"]}]}
+            self._run("fan_out", partial(functions.fan_out.handler.handler, event, FanOutContext()))
+            self._messages.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            self.meter.add(SQS, 2)
+        return bool(messages)
+
+    def _of_a_state(self, operation: str, request: Mapping[str, Any]) -> Any:
+        """What a state of the supervisor's asks DynamoDB for itself."""
+        call = getattr(self._states, xform_name(operation))
+        try:
+            answer = call(**{**request, "TableName": TABLE_NAME})
+        except ClientError as error:
+            raise StateFailed(f"DynamoDb.{error.response['Error']['Code']}") from error
+        return {name: value for name, value in answer.items() if name != "ResponseMetadata"}
+
+    def _invoke_consumer(self, name: str, records: Sequence[Record]) -> None:
+        event = {"Records": [json.loads(record.text) for record in records]}
+        answer = self._run(name, lambda: CONSUMERS[name].handler(event, LambdaContext()))
+        assert not answer["batchItemFailures"], (name, answer)
+
+    def _run(self, function: str, work: Callable[[], Any]) -> Any:
+        before = self.meter.bill
+        self.meter.add(f"{INVOCATION}{function}")
+        done = work()
+        self._by_function[function] = self._by_function.get(function, Bill()) + (self.meter.bill - before)
+        return done
+
+    def _read(self) -> list[Record]:
+        records: list[Record] = []
+        any_mapping = self._mappings["matcher"]
+        while True:
+            answer = self._stream.get_records(ShardIterator=self._iterator)
+            self._iterator = answer["NextShardIterator"]
+            if not answer["Records"]:
+                return records
+            records += [Record.parse(found, any_mapping) for found in answer["Records"]]
+
+
+@contextmanager
+def laboratory() -> Iterator[Lab]:
+    """A lab with an empty table and queues of its own. One at a time: the functions' clients belong to the process."""
+    boto3.setup_default_session()
+    looker = boto3.Session()
+    create_table()
+    variables = {"TABLE_NAME": TABLE_NAME, "WEBSOCKET_ENDPOINT": "http://localhost/nobody"}
+    queues = looker.client("sqs")
+    for variable, name in QUEUES.items():
+        attributes: Any = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+        variables[variable] = queues.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+    variables["TOPIC_ARN"] = looker.client("sns").create_topic(Name="announcements")["TopicArn"]
+    session = boto3.DEFAULT_SESSION
+    assert session is not None
+    try:
+        with patch.dict(os.environ, variables):
+            _forget_clients()
+            lab = Lab(session, looker)
+            with patch.object(wiring, "StepFunctionsSupervisors", lambda *_: lab.supervisors):
+                yield lab
+    finally:
+        _forget_clients()
+        boto3.DEFAULT_SESSION = None
+
+
+def _forget_clients() -> None:
+    for built in [*vars(wiring).values(), functions.authorizer.handler.authenticate]:
+        if hasattr(built, "cache_clear"):
+            built.cache_clear()
+
+
+def _mapping(function: str, stream_arn: str) -> StreamMapping:
+    """The template's mapping of the stream to a function."""
+    wanted = {"Ref": f"{function.capitalize()}Function"}
+    (properties,) = (
+        each for each in resources("AWS::Lambda::EventSourceMapping").values() if each["FunctionName"] == wanted
+    )
+    place = {"UUID": function, "FunctionArn": f"arn:aws:lambda:::function:{function}", "State": "Enabled"}
+    of_template = {name: properties[name] for name in ("BatchSize", "FilterCriteria")}
+    return StreamMapping.parse({**place, **of_template, "EventSourceArn": stream_arn})

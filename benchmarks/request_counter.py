@@ -1,0 +1,200 @@
+"""Counts what the requests of AWS clients cost. It listens to botocore; the code that is measured knows nothing of it.
+
+DynamoDB's units are computed from the items themselves: before a write the item is read by a client that nobody counts.
+What DynamoDB reports is kept beside it, to check one by the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cost_model import INDEX_WRITE, READ, REQUESTS, WRITE, Bill
+from benchmarks.units import Item, index_write_units, item_bytes, read_units, write_units
+
+if TYPE_CHECKING:
+    import boto3
+    from mypy_boto3_dynamodb.client import DynamoDBClient
+
+OTHER_SERVICES = ("sns", "sqs", "apigatewaymanagementapi")
+
+
+@dataclass
+class _Write:
+    """One item of a write request. `after` is None when it is removed, or not known before it is read again."""
+
+    key: Item
+    before: Item | None
+    after: Item | None = None
+    read_again: bool = False
+
+
+@dataclass
+class Agreement:
+    """How often the units computed were those that DynamoDB reported, by operation; and each time they were not."""
+
+    same: Counter[str] = field(default_factory=Counter)
+    different: list[str] = field(default_factory=list)
+
+
+class Meter:
+    """Counts every request of every client that `session` makes from now on. `looker` is another session's."""
+
+    def __init__(self, session: boto3.Session, looker: DynamoDBClient) -> None:
+        self._looker = looker
+        self._counts: Counter[str] = Counter()
+        self._halves: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._schemas: dict[str, tuple[list[str], list[list[str]]]] = {}
+        self.largest: dict[str, int] = {}
+        """The largest item written of each entity, in bytes."""
+        self.agreement = Agreement()
+        session.events.register("provide-client-params.dynamodb", self._before)  # type: ignore[arg-type] # the stubs forget answers
+        session.events.register("after-call.dynamodb", self._after)
+        for service in OTHER_SERVICES:
+            session.events.register(f"after-call.{service}", self._after_other)
+
+    @property
+    def bill(self) -> Bill:
+        """Everything so far; the difference of two is what lies between them."""
+        with self._lock:
+            return Bill({**self._counts, **{name: amount / 2 for name, amount in self._halves.items()}})
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Count so many of something that no client asks for, like an invocation."""
+        with self._lock:
+            self._counts[name] += count
+
+    # ---------------------------------------------------------------- what botocore calls
+
+    def _before(self, params: dict[str, Any], model: Any, context: dict[str, Any], **_: Any) -> dict[str, Any]:
+        context["vigil_writes"] = self._writes(model.name, params)
+        context["vigil_params"] = params
+        return {**params, "ReturnConsumedCapacity": "INDEXES"}
+
+    def _after(self, parsed: dict[str, Any], model: Any, context: dict[str, Any], **_: Any) -> None:
+        params, writes = context["vigil_params"], context["vigil_writes"]
+        done = "Error" not in parsed
+        doubled = 2 if model.name == "TransactWriteItems" else 1
+        read = self._read_units(model.name, params, parsed)
+        table_write = index_write = 0
+        for write in writes:
+            after = self._look(params, write.key) if write.read_again else write.after
+            table_write += doubled * write_units(write.before, after if done else None)
+            if done:
+                index_write += doubled * self._index_units(self._table_of(params), write.before, after)
+                self._note_size(after)
+        with self._lock:
+            self._counts[REQUESTS] += 1 + parsed.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+            self._counts[WRITE] += table_write
+            self._counts[INDEX_WRITE] += index_write
+            self._halves[READ] += round(2 * read)
+            if done:
+                self._compare(model.name, read + table_write + index_write, parsed.get("ConsumedCapacity"))
+
+    def _after_other(self, model: Any, **_: Any) -> None:
+        with self._lock:
+            self._counts[f"{model.service_model.service_name}.requests"] += 1
+
+    # ---------------------------------------------------------------- reads
+
+    def _read_units(self, operation: str, params: dict[str, Any], parsed: dict[str, Any]) -> float:
+        consistent = bool(params.get("ConsistentRead"))
+        match operation:
+            case "GetItem":
+                return read_units(item_bytes(parsed.get("Item", {})), consistent=consistent)
+            case "Query":
+                # A filter or a projection would read more than it returns.
+                assert not {"FilterExpression", "ProjectionExpression", "Select"} & set(params), params
+                return read_units(sum(map(item_bytes, parsed.get("Items", []))), consistent=consistent)
+            case "BatchGetItem":
+                ((table, request),) = params["RequestItems"].items()
+                found = parsed.get("Responses", {}).get(table, [])
+                missing: list[Item] = [{}] * (len(request["Keys"]) - len(found))
+                consistent = bool(request.get("ConsistentRead"))
+                return sum(read_units(item_bytes(item), consistent=consistent) for item in [*found, *missing])
+            case _:
+                return 0
+
+    # ---------------------------------------------------------------- writes
+
+    def _writes(self, operation: str, params: dict[str, Any]) -> list[_Write]:
+        match operation:
+            case "PutItem":
+                return [self._put(params, params["Item"])]
+            case "UpdateItem":
+                return [self._change(params, params["Key"], read_again=True)]
+            case "DeleteItem":
+                return [self._change(params, params["Key"])]
+            case "BatchWriteItem":
+                (requests,) = params["RequestItems"].values()
+                return [
+                    self._put(params, request["PutRequest"]["Item"])
+                    if "PutRequest" in request
+                    else self._change(params, request["DeleteRequest"]["Key"])
+                    for request in requests
+                ]
+            case "TransactWriteItems":
+                return [self._transacted(params, *next(iter(action.items()))) for action in params["TransactItems"]]
+            case "GetItem" | "Query" | "BatchGetItem":
+                return []
+            case _:
+                raise NotImplementedError(f"The meter does not know what {operation} costs")
+
+    def _transacted(self, params: dict[str, Any], kind: str, action: dict[str, Any]) -> _Write:
+        if kind == "Put":
+            return self._put(params, action["Item"])
+        # A check of a condition costs as much as a write that changes nothing.
+        return self._change(params, action["Key"], read_again=kind in ("Update", "ConditionCheck"))
+
+    def _put(self, params: dict[str, Any], item: Item) -> _Write:
+        key = {name: item[name] for name in self._schema(self._table_of(params))[0]}
+        return _Write(key=key, before=self._look(params, key), after=item)
+
+    def _change(self, params: dict[str, Any], key: Item, *, read_again: bool = False) -> _Write:
+        return _Write(key=key, before=self._look(params, key), read_again=read_again)
+
+    def _look(self, params: dict[str, Any], key: Item) -> Item | None:
+        found = self._looker.get_item(TableName=self._table_of(params), Key=dict(key), ConsistentRead=True)
+        return found.get("Item")
+
+    def _index_units(self, table: str, before: Item | None, after: Item | None) -> int:
+        table_key, indexes = self._schema(table)
+        return sum(index_write_units(index, table_key, before, after) for index in indexes)
+
+    def _note_size(self, item: Item | None) -> None:
+        if item and "entity" in item:
+            entity = item["entity"]["S"]
+            self.largest[entity] = max(self.largest.get(entity, 0), item_bytes(item))
+
+    def _schema(self, table: str) -> tuple[list[str], list[list[str]]]:
+        """The names of the table's key and of each index's. Every index of the template holds keys only."""
+        if table not in self._schemas:
+            described = self._looker.describe_table(TableName=table)["Table"]
+            indexes = described.get("GlobalSecondaryIndexes", [])
+            assert all(index["Projection"]["ProjectionType"] == "KEYS_ONLY" for index in indexes), indexes
+            self._schemas[table] = (
+                [key["AttributeName"] for key in described["KeySchema"]],
+                [[key["AttributeName"] for key in index["KeySchema"]] for index in indexes],
+            )
+        return self._schemas[table]
+
+    @staticmethod
+    def _table_of(params: dict[str, Any]) -> str:
+        if "TransactItems" in params:
+            return str(next(iter(params["TransactItems"][0].values()))["TableName"])
+        return str(params.get("TableName") or next(iter(params["RequestItems"])))
+
+    # ---------------------------------------------------------------- what DynamoDB says
+
+    def _compare(self, operation: str, computed: float, reported: Any) -> None:
+        told = reported if isinstance(reported, list) else [reported] if reported else []
+        if not told:
+            return
+        units = sum(each["CapacityUnits"] for each in told)
+        if units == computed:
+            self.agreement.same[operation] += 1
+        else:
+            self.agreement.different.append(f"{operation}: computed {computed:g}, reported {units:g}")

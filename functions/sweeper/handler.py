@@ -1,0 +1,34 @@
+"""Does what is due: when an alarm or a message says so, and once a minute whatever was left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from vigil_core import wiring
+from vigil_core.domain.exact_json import loads
+from vigil_core.services.background.sweeper import on_alarm, on_message, start_sweep
+
+logger = Logger()
+
+
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """A minute's tick starts a sweep of every shard; messages that fail come again."""
+    if "alarm" in event:
+        on_alarm(wiring.context(), event["alarm"])
+        logger.info("run", extra={"action": "run_schedule", **event["alarm"]})
+        return {}
+    if "Records" not in event:
+        start_sweep(wiring.context())
+        logger.info("sweeping", extra={"action": "start_sweep"})
+        return {}
+    failed: list[str] = []
+    for record in event["Records"]:
+        try:
+            done = on_message(wiring.context(), loads(record["body"]))
+            logger.info("done", extra={"action": "sweeper", "message_id": record["messageId"], "due_rows": done})
+        except Exception:
+            logger.exception("Due work failed; it comes again", extra={"message_id": record["messageId"]})
+            failed.append(record["messageId"])
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}

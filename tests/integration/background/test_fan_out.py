@@ -1,0 +1,132 @@
+"""Very many waits on one job, and a wait on very many jobs. No row grows with them.
+
+Two and a half thousand stand for the 10,000 that there may be: no limit is left to cross beyond that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import pytest
+import uuid6
+
+from benchmarks.units import item_bytes
+from tests.model.moto_table import empty_table, everything
+from tests.support.world import NAMESPACE, World
+from vigil_core.domain.waits.wait import MAX_ENTRIES
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.waits import register as register_wait
+from vigil_core.services.waits import view as wait_answer
+from vigil_core.store import keys
+from vigil_core.store.table import DynamoTable
+from vigil_core.store.waits import waits
+
+# Of the largest row, as docs/data_model.md has it.
+JOB_BYTES = 1024
+OPEN_WAIT_BYTES = 3 * 1024
+ENDED_WAIT_BYTES = 5 * 1024
+CHUNK_BYTES = 600
+ENTRY_BYTES = 400
+
+
+@pytest.fixture
+def world(table: DynamoTable) -> World:
+    """On the same table, written to without the way through HTTP."""
+    del table
+    return World(empty_table())
+
+
+def largest() -> Counter[str]:
+    """The bytes of the largest row of each entity."""
+    sizes: Counter[str] = Counter()
+    for row in everything():
+        entity = row["entity"]["S"]
+        sizes[entity] = max(sizes[entity], item_bytes(row))
+    return sizes
+
+
+def waits_on(world: World, job_id: str, how_many: int) -> list[str]:
+    """Their ids."""
+    return [world.wait({job_id: {"job_stage": "boot"}})["wait_id"] for _ in range(how_many)]
+
+
+def how_they_ended(world: World, wait_ids: Collection[str]) -> Counter[tuple[str | None, ...]]:
+    """How many waits have which status, and saw their job at which stage."""
+    found = world.ctx.waits.find_many(NAMESPACE, wait_ids)
+    return Counter((wait.status, *(each.stage for each in wait.outcomes.values())) for wait in found.values())
+
+
+def test_as_many_waits_as_the_matcher_takes_on_are_matched_at_once(world: World) -> None:
+    job_id = world.running()
+    world.run_matcher()
+    ids = waits_on(world, job_id, match.NARROW)
+    world.report(job_id, stage="boot")
+    world.run_matcher()
+    assert not world.queues.wide
+    assert how_they_ended(world, ids) == {("met", "boot"): match.NARROW}
+
+
+def test_very_many_waits_on_one_job(world: World) -> None:
+    many = 12 * match.NARROW + 1
+    job_id = world.running()
+    world.run_matcher()
+    ids = waits_on(world, job_id, many)
+    world.report(job_id, stage="boot")
+    world.run_matcher()
+    world.complete(job_id)
+    world.run_matcher()
+    assert len(world.queues.wide) == 2, "left to the fan-out function, a message for each version"
+    assert world.ctx.waits.interests(NAMESPACE, job_id, limit=1).backlog
+    assert largest()["entry"] <= ENTRY_BYTES
+    world.run_fan_out()
+    assert how_they_ended(world, ids) == {("met", "boot"): many}, "the first version that decides counts"
+    left = world.ctx.waits.interests(NAMESPACE, job_id, limit=1)
+    assert (left.interests, left.backlog) == ([], False)
+    assert largest()["job"] <= JOB_BYTES
+    assert largest()["wait"] <= JOB_BYTES
+
+
+def test_a_wait_on_very_many_jobs(world: World) -> None:
+    many = 2 * waits.SPEC_PAGE_ENTRIES + waits.SPEC_PAGE_ENTRIES // 2
+    assert many > max(register_wait.SYNCHRONOUS_PAGES * waits.SPEC_PAGE_ENTRIES, wait_answer.SHOWN_ENTRIES)
+    jobs = [str(uuid6.uuid7()) for _ in range(many)]
+    answer = world.wait(dict.fromkeys(jobs), wait_options={"allow_missing": True})
+    assert answer["registering"]
+    assert len(world.queues.wide) == 3, "left to the fan-out function, a message for each page"
+    # One that ends before its page is registered counts as well.
+    world.job(job_id=jobs[0])
+    world.do(change_job.cancel, jobs[0])
+    world.run_matcher()
+    world.run_fan_out()
+    assert "registering" not in world.show(answer)
+    for job_id in jobs[1:]:
+        world.job(job_id=job_id)
+        world.do(change_job.cancel, job_id)
+        if len(world.unmatched) >= 100:
+            world.run_matcher()
+    assert world.unmatched, "the last ones decide"
+    assert world.show(answer)["status"] == "waiting"
+    world.run_matcher()
+    shown = world.show(answer)
+    assert (shown["status"], shown["counts"]) == ("met", {"total": many, "met": many, "unmet": 0})
+    assert shown["truncated"]
+    assert len(shown["waited_jobs"]) == wait_answer.SHOWN_ENTRIES
+    assert all(not world.ctx.waits.interests(NAMESPACE, job_id, limit=1).interests for job_id in jobs)
+    assert largest()["wait"] <= ENDED_WAIT_BYTES
+    assert largest()["wait_chunk"] <= CHUNK_BYTES
+
+
+def test_the_row_of_the_largest_wait_counts_every_chunk_and_stays_small(world: World) -> None:
+    jobs = {str(uuid6.uuid7()): None for _ in range(MAX_ENTRIES)}
+    answer = world.wait(jobs, wait_options={"allow_missing": True})
+    wait = world.ctx.waits.find(NAMESPACE, answer["wait_id"])
+    assert wait is not None
+    half = keys.CHUNK_ENTRIES // 2
+    for chunk in range(-(-MAX_ENTRIES // keys.CHUNK_ENTRIES)):
+        wait = world.ctx.waits.report_count(wait, chunk, met=half, unmet=half)
+        assert wait is not None
+    assert largest()["wait"] <= OPEN_WAIT_BYTES
+    assert world.ctx.waits.close_large(wait, "expired", now=world.time)
+    assert largest()["wait"] <= ENDED_WAIT_BYTES

@@ -1,0 +1,308 @@
+"""The functions that no client calls, the matcher, `fan_out`, the sweeper, the caller and the supervisor, as they are
+invoked, with the sample payloads, on moto."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from functions.fan_out import handler as fan_out
+from functions.http_executor import handler as http_executor
+from functions.matcher import handler as matcher
+from functions.supervisor import handler as supervisor
+from functions.sweeper import handler as sweeper
+from tests.support.api import LambdaContext
+from tests.support.api import deployed as on_moto
+from tests.support.events import sample
+from tests.support.table import TABLE_NAME, aws
+from tests.support.world import KeptHandovers, KeptMessages
+from vigil_core import wiring
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.batch import item_id
+from vigil_core.domain.jobs.job import Job, NewJob
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.waits.wait import Wait
+from vigil_core.domain.workflows.run import Run
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.jobs.batches import follow, item_ended
+from vigil_core.services.jobs.submit import submit
+from vigil_core.services.jobs.transitions import complete, find_job
+from vigil_core.services.waits.requests import post_wait
+from vigil_core.services.workflows.commands import find_run
+from vigil_core.services.workflows.create import create_run
+from vigil_core.store.jobs.jobs import job_from_row, job_to_row
+from vigil_core.store.keys import DUE_SHARDS
+from vigil_core.store.stream import stream_records
+from vigil_core.store.table import DynamoTable
+from vigil_core.store.waits.waits import WaitStore
+
+CONTEXT: Any = LambdaContext()
+ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
+WAIT_ID = "019bf000-0000-7000-8000-0000000000ff"
+"""Of a wait that no sample names."""
+
+
+@dataclass
+class Deployed:
+    """The functions, their table and their queues. Waits are posted at a time of the test's choice."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def post(self, wait_id: str, *job_ids: str, days_ago: int = 0, **options: object) -> list[Any]:
+        """Store a wait for jobs at stage boot; the messages that this sends."""
+        kept = KeptMessages()
+        then = datetime.now(UTC) - timedelta(days=days_ago)
+        context = replace(wiring.context(), queues=kept, clock=lambda: then)
+        body: Any = {
+            "wait_on": {job_id: {"job_stage": "boot"} for job_id in job_ids},
+            "wait_options": {"allow_missing": True, **options},
+        }
+        post_wait(context, "demo", body, by="test", hold_until=context.now(), reserved_id=wait_id)
+        return [loads(work.body) for work in kept.wide] + [loads(message) for message, _ in kept.wake_ups]
+
+    def wait(self, wait_id: str) -> Wait:
+        wait = wiring.context().waits.find("demo", wait_id)
+        assert wait is not None
+        return wait
+
+    def have_pages_of(self, entries: int) -> None:
+        """Waits of more entries than this are wide."""
+        waits = WaitStore(DynamoTable(aws("dynamodb"), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
+        context = replace(wiring.context(), waits=waits)
+        self.monkeypatch.setattr(wiring, "context", lambda: context)
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
+    with on_moto():
+        yield Deployed(monkeypatch)
+
+
+def message(name: str) -> Any:
+    """What the one message of a sample says."""
+    (record,) = sample(name)["Records"]
+    return loads(record["body"])
+
+
+def saying(name: str, **told: object) -> Any:
+    """A sample whose one message says something else."""
+    event = sample(name)
+    (record,) = event["Records"]
+    record["body"] = json.dumps({**json.loads(record["body"]), **told})
+    return event
+
+
+def of_the_matcher() -> tuple[Job, Job]:
+    """The job before and after, in its sample."""
+    (record,) = stream_records(sample("matcher_job_changed"))
+    before, after = record.old(), record.new()
+    assert before is not None
+    assert after is not None
+    return job_from_row(before), job_from_row(after)
+
+
+# The matcher
+
+
+def test_the_matcher_ends_a_wait_for_the_job(deployed: Deployed) -> None:
+    _, job = of_the_matcher()
+    deployed.post(WAIT_ID, job.job_id, get_fields=["boot_seconds"])
+    assert matcher.handler(sample("matcher_job_changed"), None) == ALL_DONE
+    wait = deployed.wait(WAIT_ID)
+    assert wait.status == "met"
+    (outcome,) = wait.outcomes.values()
+    assert (outcome.job_id, outcome.values["boot_seconds"]) == (job.job_id, "41")
+
+
+def test_the_matcher_names_the_record_that_failed(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
+    _, job = of_the_matcher()
+    deployed.post(WAIT_ID, job.job_id)
+    good, bad = sample("matcher_job_changed")["Records"] * 2
+    bad = {**bad, "dynamodb": {**bad["dynamodb"], "SequenceNumber": "7", "NewImage": {"entity": {"S": "job"}}}}
+    assert matcher.handler({"Records": [bad, good]}, None) == {"batchItemFailures": [{"itemIdentifier": "7"}]}
+    assert deployed.wait(WAIT_ID).status == "met"
+    assert [line.levelname for line in caplog.records] == ["INFO", "ERROR"]
+
+
+def test_the_matchers_sample_is_what_is_stored() -> None:
+    """An image of another shape than the store writes would be a sample of nothing."""
+    (record,) = stream_records(sample("matcher_job_changed"))
+    for job, row in zip(of_the_matcher(), (record.old(), record.new()), strict=True):
+        assert {name: value for name, value in job_to_row(job).items() if value is not None} == row
+
+
+# The fan-out function
+
+
+def test_the_fan_out_matches_a_job_that_many_wait_for(deployed: Deployed) -> None:
+    (row,) = message("fan_out_match")["rows"]
+    deployed.post(WAIT_ID, job_from_row(row).job_id)
+    fan_out.handler(sample("fan_out_match"), CONTEXT)
+    assert deployed.wait(WAIT_ID).status == "met"
+
+
+def test_the_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None:
+    deployed.have_pages_of(4)
+    asked = message("fan_out_register")
+    wait_id = asked["wait_id"]
+    jobs = [f"019bf000-0000-7000-8000-0000000001{n:02}" for n in range(6)]
+    handed_on = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register"]
+    assert [{**sent, "at": asked["at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
+    fan_out.handler(sample("fan_out_register"), CONTEXT)
+    assert not deployed.wait(wait_id).sealed
+    fan_out.handler(saying("fan_out_register", page=1), CONTEXT)
+    assert deployed.wait(wait_id).sealed
+
+
+def test_the_fan_out_creates_the_items_of_a_batch_and_ends_it(deployed: Deployed) -> None:
+    asked = message("fan_out_batch_page")
+    batch = NewJob(job_id=asked["job_id"], job_type="test", executor="none", payload=[1, 2], batch_size=2)
+    kept = KeptMessages()
+    context = replace(wiring.context(), queues=kept)
+    follow(context, submit(context, "demo", batch, by="test").job)
+    follow(context, find_job(context, "demo", batch.job_id))
+    assert [loads(work.body) for work in kept.wide] == [asked]
+    fan_out.handler(sample("fan_out_batch_page"), CONTEXT)
+    for index in range(2):
+        complete(context, "demo", item_id(batch.job_id, 1, index), by="test", result=index)
+        item_ended(context, find_job(context, "demo", item_id(batch.job_id, 1, index)))
+    fan_out.handler(saying("fan_out_batch_page", kind="batch_end"), CONTEXT)
+    assert find_job(context, "demo", batch.job_id).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        pytest.param(saying("fan_out_register", kind="nonsense"), ValueError, id="a kind that nobody knows"),
+        pytest.param(saying("fan_out_match", rows=[{}]), KeyError, id="a row that cannot be read"),
+    ],
+)
+def test_work_that_fails_comes_again_soon(deployed: Deployed, event: Any, error: type[Exception]) -> None:
+    event["Records"][0]["receiptHandle"] = received(event["Records"][0]["body"])
+    given: list[int] = []
+    queues = wiring.sqs()
+    queues.meta.events.register(
+        "before-parameter-build.sqs.ChangeMessageVisibility",
+        lambda params, **_: given.append(params["VisibilityTimeout"]),
+    )
+    with pytest.raises(error):
+        fan_out.handler(event, CONTEXT)
+    assert given == [15]
+
+
+def pages_queue() -> str:
+    """The URL of the fan-out function's queue."""
+    return aws("sqs").get_queue_url(QueueName="fan-out.fifo")["QueueUrl"]
+
+
+def received(body: str) -> str:
+    """A message on the fan-out function's queue that has been taken from it; its receipt handle."""
+    queues = aws("sqs")
+    queues.send_message(QueueUrl=pages_queue(), MessageBody=body, MessageGroupId="g", MessageDeduplicationId="d")
+    (message,) = queues.receive_message(QueueUrl=pages_queue())["Messages"]
+    return message["ReceiptHandle"]
+
+
+# The sweeper
+
+
+def expired_a_day_ago(deployed: Deployed) -> str:
+    """The wait that the sweeper's samples are about; its id."""
+    asked = message("sweeper_message")
+    assert asked in deployed.post(asked["id"], WAIT_ID, days_ago=1, expires_in=600)
+    assert deployed.wait(asked["id"]).status == "waiting"
+    return str(asked["id"])
+
+
+@pytest.mark.parametrize("name", ["sweeper_message", "sweeper_sweep"])
+def test_the_sweeper_ends_a_wait_whose_time_is_over(deployed: Deployed, name: str) -> None:
+    wait_id = expired_a_day_ago(deployed)
+    assert sweeper.handler(sample(name), None) == ALL_DONE
+    assert deployed.wait(wait_id).status == "expired"
+
+
+def test_a_minutes_tick_has_every_shard_swept(deployed: Deployed) -> None:
+    assert sweeper.handler(sample("sweeper_tick"), None) == {}
+    queues = aws("sqs")
+    url = queues.get_queue_url(QueueName="sweeper")["QueueUrl"]
+    sent = [loads(m["Body"]) for m in queues.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]]
+    assert sent == [{"kind": "sweep", "shard": shard} for shard in range(DUE_SHARDS)]
+    assert message("sweeper_sweep") in sent
+
+
+def test_the_sweeper_names_the_message_that_failed(deployed: Deployed) -> None:
+    wait_id = expired_a_day_ago(deployed)
+    (bad,) = saying("sweeper_sweep", kind="nonsense")["Records"]
+    (good,) = sample("sweeper_message")["Records"]
+    answer = sweeper.handler({"Records": [bad, good]}, None)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": bad["messageId"]}]}
+    assert deployed.wait(wait_id).status == "expired"
+
+
+# The caller
+
+
+def test_the_http_executor_calls_the_target_of_the_job_that_it_is_told(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Target:
+        def request(self, method: str, url: str, **_: object) -> Answer:
+            asked.append((method, url))
+            return Answer(status=200, headers={}, body=b"fine")
+
+    monkeypatch.setenv("SECRETS_PREFIX", "vigil")
+    monkeypatch.setattr(wiring, "outgoing", Target)
+    event, now = sample("http_executor_call"), wiring.now()
+    job_type = JobType(
+        namespace="demo",
+        name="call",
+        executor="http",
+        queue="default",
+        stages=("submit", "complete"),
+        defaults={},
+        payload_schema=None,
+        description=None,
+        created_at=now,
+        updated_at=now,
+        target={"url": "https://a.example/"},
+    )
+    ctx = replace(wiring.context(), executors=KeptHandovers(), new_id=lambda: event["lease_token"])
+    ctx.job_types.keep_target(job_type)
+    new = NewJob(job_id=event["job_id"], job_type="call", executor="http", target_ref=job_type.target_ref)
+    submit(ctx, "demo", new, by="test")
+    assert dispatch(ctx, "demo", event["job_id"], by="matcher")
+    for _ in range(2):
+        http_executor.handler(event, None)
+    job = ctx.jobs.find("demo", event["job_id"])
+    assert job is not None
+    assert job.status == "completed"
+    assert asked == [("POST", "https://a.example/")]
+
+
+def test_the_supervisor_begins_a_run_and_hears_that_it_was_stopped(deployed: Deployed) -> None:
+    begin, stopped = sample("supervisor_begin"), sample("supervisor_stopped")
+    context = wiring.context()
+    body: Any = {"name": "w", "jobs": [{"name": "a"}]}
+    create_run(context, "demo", context.run_of("demo", body, begin["workflow_id"], context.now(), None), by="test")
+
+    def run() -> Run:
+        return find_run(context, "demo", begin["workflow_id"])
+
+    assert run().status == "pending"
+    assert [supervisor.handler(begin, None) for _ in range(2)] == [{}, {}]
+    assert (run().status, run().supervisor) == ("running", 1)
+    assert supervisor.handler(stopped, None) == {}
+    assert (run().cancel_requested_by, run().supervisor) == ("supervisor", 2)
+    assert supervisor.handler(stopped, None) == {}
+    assert run().supervisor == 2, "heard once more, of one that has a successor"
+    executions = aws("stepfunctions").list_executions(stateMachineArn=os.environ["SUPERVISOR_MACHINE"])
+    assert sorted(each["name"][37:] for each in executions["executions"]) == ["1-1", "1-2"]

@@ -1,0 +1,506 @@
+"""Jobs that Vigil itself sets going, on moto: claimed before they are handed over, once for each attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from boto3.dynamodb.types import TypeSerializer
+
+from tests.support.world import NAMESPACE, World
+from vigil_core.domain.errors import LeaseLost, TargetRefused, TargetUnreachable
+from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, SecretUnavailable
+from vigil_core.domain.executors.templates import Secret
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.executors.dispatch import BUSY_PAUSE, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues import claim as claim_jobs
+from vigil_core.services.queues import stats as show_queue
+from vigil_core.services.queues.claim import Claim
+from vigil_core.store.jobs.jobs import job_to_row
+from vigil_core.store.stream import StreamRecord
+from vigil_core.store.table import Table
+
+TRIES = RetryPolicy(max_attempts=3, initial_delay=10, jitter=False)  # type: ignore[arg-type]
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def world(table: Table) -> World:
+    return World(table)
+
+
+def kind(world: World, executor: str = "http", **target: Any) -> str:
+    """A target that is stored; its name."""
+    now = world.ctx.now()
+    job_type = JobType(
+        namespace=NAMESPACE,
+        name="kind",
+        executor="lambda" if executor == "lambda" else "http",
+        queue="default",
+        stages=("submit", "complete"),
+        defaults={},
+        payload_schema=None,
+        description=None,
+        created_at=now,
+        updated_at=now,
+        target=target or ({"function": "f"} if executor == "lambda" else {"url": "https://a.example/"}),
+    )
+    world.ctx.job_types.keep_target(job_type)
+    assert job_type.target_ref is not None
+    return job_type.target_ref
+
+
+def new(world: World, executor: str = "http", target: Mapping[str, Any] | None = None, **wanted: Any) -> str:
+    """A job of such an executor; its id."""
+    return world.job(executor=executor, target_ref=kind(world, executor, **(target or {})), **wanted)
+
+
+def seen(world: World, job_id: str) -> Job:
+    job = world.ctx.jobs.find(NAMESPACE, job_id)
+    assert job is not None
+    return job
+
+
+def stream_record(number: str, job: Job) -> StreamRecord:
+    row = {name: value for name, value in job_to_row(job).items() if value is not None}
+    image = {name: TypeSerializer().serialize(value) for name, value in row.items()}
+    return StreamRecord(sequence_number=number, change={"NewImage": image})
+
+
+def matched(world: World) -> dict[str, Exception]:
+    """The matcher hears of every change since the last time."""
+    batch = list(world.unmatched)
+    world.unmatched.clear()
+    return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.for_matcher])
+
+
+class TestHandingOver:
+    def test_a_pending_job_is_claimed_and_handed_over_once(self, world: World) -> None:
+        job_id = new(world)
+        record = stream_record("1", seen(world, job_id))
+        assert match_records(world.ctx, [record, record]) == {}
+        assert match_records(world.ctx, [record]) == {}, "and once more, late"
+        (told,) = world.executors.calls
+        job = seen(world, job_id)
+        assert job.lease is not None
+        assert (job.status, job.lease.token, job.lease.worker) == ("running", told["lease_token"], "executor http")
+        assert told == {"namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token}
+
+    def test_a_function_is_told_what_it_needs(self, world: World) -> None:
+        target = {"function": "resize", "lease": 40}
+        job_id = new(world, "lambda", target, payload={"n": [1, 2]}, fields={"a": 1}, correlation_id="c")
+        matched(world)
+        ((function, told),) = world.executors.invocations
+        assert function == "resize"
+        assert (told["job_id"], told["payload"], told["fields"], told["attempt"]) == (
+            job_id,
+            {"n": [1, 2]},
+            {"a": 1},
+            1,
+        )
+        assert (told["lease"], told["correlation_id"], told["payload_left_out"]) == (40, "c", False)
+
+    def test_a_payload_too_large_for_an_event_is_left_for_the_function_to_get(self, world: World) -> None:
+        new(world, "lambda", payload="x" * MAX_EVENT_BYTES)
+        matched(world)
+        ((_, told),) = world.executors.invocations
+        assert (told["payload"], told["payload_left_out"]) == (None, True)
+
+    def test_a_payload_in_an_object_is_left_too_and_not_even_read(self, world: World) -> None:
+        payload = "x" * 500_000
+        function, http = new(world, "lambda", payload=payload), new(world, payload=payload, target={
+            "url": "https://a.example/", "body": {"all": "{{payload}}"}
+        })  # fmt: skip
+        matched(world)
+        ((_, told),) = world.executors.invocations
+        assert (told["job_id"], told["payload"], told["payload_left_out"]) == (function, None, True)
+        world.pass_time(1)
+        target = Target()
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "completed"
+        assert len(target.asked[0]["body"]) == len('{"all":""}') + len(payload)
+        assert seen(world, http).status == "completed"
+
+    def test_jobs_of_workers_are_left_to_them_and_others_to_nobody_else(self, world: World) -> None:
+        for executor in ("worker", "none"):
+            world.job(executor=executor)
+        job_id = new(world)
+        wanted = Claim(queue="default", worker="w", most=10, lease_s=60, claim_id=None)
+        granted = claim_jobs.claim_jobs(world.ctx, NAMESPACE, wanted, by="k", until=world.time)
+        assert [job.executor for job in granted] == ["worker"]
+        matched(world)
+        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+
+    def test_two_who_dispatch_at_once_hand_it_over_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        job_id = new(world)
+        save = world.ctx.jobs.save
+
+        def overtaken(before: Job, after: Job) -> None:
+            monkeypatch.undo()
+            assert dispatch(world.ctx, NAMESPACE, job_id, by="sweeper")
+            save(before, after)
+
+        monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
+        assert not dispatch(world.ctx, NAMESPACE, job_id, by="matcher")
+        assert len(world.executors.calls) == 1
+
+    def test_who_begins_to_wait_meanwhile_keeps_it_from_nobody(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id = new(world)
+        save = world.ctx.jobs.save
+
+        def overtaken(before: Job, after: Job) -> None:
+            monkeypatch.undo()
+            world.ctx.jobs.mark_awaited(before)
+            save(before, after)
+
+        monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
+        assert matched(world) == {}
+        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+        assert seen(world, job_id).awaited
+
+    def test_a_function_that_cannot_be_invoked_fails_the_job_for_good(self, world: World) -> None:
+        job_id = new(world, "lambda", retry=TRIES)
+        world.executors.trouble = ExecutorRefused("The function f cannot be invoked: ResourceNotFoundException")
+        matched(world)
+        job = seen(world, job_id)
+        assert job.error is not None
+        assert (job.status, job.attempt, job.error.code) == ("failed", 1, "FUNCTION_REFUSED")
+
+    def test_one_that_is_busy_gets_the_job_a_minute_later_and_the_attempt_does_not_count(self, world: World) -> None:
+        job_id = new(world, "lambda")
+        world.executors.trouble = ExecutorBusy("TooManyRequestsException")
+        matched(world)
+        job = seen(world, job_id)
+        assert (job.status, job.attempt, job.scheduled_at) == ("scheduled", 1, world.time + BUSY_PAUSE)
+        world.executors.trouble = None
+        world.pass_time(61)
+        world.sweep()
+        dispatch(world.ctx, NAMESPACE, job_id, by="matcher")
+        assert len(world.executors.invocations) == 1
+
+    def test_what_cannot_be_handed_over_comes_again_and_keeps_no_other(self, world: World) -> None:
+        good, bad = new(world), world.job(executor="http", target_ref="lost", queue="other")
+        find = world.ctx.job_queues.is_paused
+        world.ctx.job_queues.is_paused = (  # type: ignore[method-assign]
+            lambda namespace, queue: 1 / 0 == 1 if queue == "other" else find(namespace, queue)
+        )
+        assert set(matched(world)) == {"1"}
+        assert [seen(world, job_id).status for job_id in (good, bad)] == ["running", "pending"]
+
+
+class TestDyingInBetween:
+    def test_who_dies_before_the_invocation_leaves_a_lease_that_runs_out(self, world: World) -> None:
+        job_id = new(world, retry=TRIES)
+        world.executors.trouble = Died()
+        with pytest.raises(Died):
+            matched(world)
+        assert seen(world, job_id).status == "running"
+        world.executors.trouble = None
+        world.pass_time(HANDOVER_LEASE_S - 1)
+        world.sweep()
+        assert seen(world, job_id).attempt == 1
+        world.pass_time(2)
+        world.sweep()
+        job = seen(world, job_id)
+        assert job.error is not None
+        assert (job.attempt, job.error.code) == (2, "LEASE_EXPIRED")
+        world.sweep()
+        (told,) = world.executors.calls
+        running = seen(world, job_id)
+        assert running.lease is not None
+        assert (running.status, told["lease_token"]) == ("running", running.lease.token)
+
+    def test_what_no_message_told_of_the_sweep_finds(self, world: World) -> None:
+        ids = [new(world, priority=priority) for priority in ("low", "critical", "normal")]
+        world.unmatched.clear()
+        world.sweep()
+        assert [told["job_id"] for told in world.executors.calls] == [ids[1], ids[2], ids[0]]
+        world.sweep()
+        assert len(world.executors.calls) == 3
+
+    def test_a_paused_queue_hands_nothing_out_and_goes_on_when_resumed(self, world: World) -> None:
+        world.ctx.job_queues.set_paused(NAMESPACE, "default", True)
+        job_id = new(world, priority="high")
+        world.pass_time(5)
+        matched(world)
+        assert world.sweep() == 0, "nothing is due, and none of its jobs is read"
+        assert world.executors.calls == []
+        state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
+        assert (state.ready["high"], sum(state.ready.values()), state.paused) == (1, 1, True)
+        assert state.oldest_ready == seen(world, job_id).created_at
+        world.ctx.job_queues.set_paused(NAMESPACE, "default", False)
+        world.sweep()
+        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+        state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
+        assert (sum(state.ready.values()), state.watched["running"]) == (0, 1)
+
+    def test_what_came_of_its_dependencies_comes_with_it(self, world: World) -> None:
+        before = [world.running(), world.running()]
+        target = {"url": "https://a.example/{{dependencies.1.result.id}}", "body": "{{dependencies}}"}
+        http = new(world, target=target, depends_on=before)
+        function = new(world, "lambda", depends_on=before)
+        large = new(world, "lambda", depends_on=before[:1], payload="x" * 100)
+        world.complete(before[0], result="x" * (MAX_EVENT_BYTES - 100))
+        world.complete(before[1], result={"id": "a b"})
+        while world.unmatched:
+            assert matched(world) == {}
+        assert [seen(world, job_id).status for job_id in (http, function, large)] == ["running"] * 3
+        world.pass_time(1)
+        asked = Target()
+        assert call_target(world.ctx, asked, Secrets(), world.executors.calls[-1]) == "completed"
+        assert asked.asked[0]["url"] == "https://a.example/a%20b"
+        told = {event["job_id"]: event for _, event in world.executors.invocations}
+        assert told[function]["dependencies"][before[1]] == {
+            "status": "completed", "job_health": "success", "result": None, "truncated": True
+        }  # fmt: skip
+        assert told[large]["dependencies"][before[0]]["truncated"]
+        assert told[large]["payload_left_out"]
+
+    def test_who_waits_in_line_for_a_mutex_is_handed_over_when_let_in(self, world: World) -> None:
+        first, second = (new(world, mutex_key="m", mutex_queues=True) for _ in range(2))
+        assert [seen(world, job_id).status for job_id in (first, second)] == ["pending", "waiting"]
+        matched(world)
+        assert [told["job_id"] for told in world.executors.calls] == [first]
+        world.pass_time(1)
+        call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1])
+        for job_id in (first, second):
+            assert match_records(world.ctx, [stream_record("1", seen(world, job_id))]) == {}
+        assert [told["job_id"] for told in world.executors.calls] == [first, second]
+
+    def test_what_was_cancelled_before_is_not_handed_over(self, world: World) -> None:
+        job_id = new(world)
+        world.do(change_job.cancel, job_id)
+        matched(world)
+        world.sweep()
+        assert world.executors.calls == []
+
+
+Answering = Callable[..., Answer]
+
+
+class Target:
+    """Answers, and keeps what was asked."""
+
+    def __init__(self, answer: Answer | Exception | None = None) -> None:
+        self.answer = answer or Answer(status=200, headers={}, body=b"")
+        self.asked: list[dict[str, Any]] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def request(self, method: str, url: str, **asked: Any) -> Answer:
+        self.asked.append({"method": method, "url": url, **asked})
+        self.meanwhile()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Secrets:
+    def value(self, namespace: str, secret: Secret) -> str:
+        if secret.name == "/missing":
+            raise SecretUnavailable(f"{secret} cannot be read: ParameterNotFound")
+        return f"{namespace}:{secret.name}"
+
+
+def answer(status: int, body: bytes = b"", **headers: str) -> Answer:
+    return Answer(status=status, headers={name.replace("_", "-"): value for name, value in headers.items()}, body=body)
+
+
+def called(world: World, target: Target) -> str:
+    """The matcher hears of a job, and its target is called; what became of that."""
+    matched(world)
+    world.pass_time(1)
+    return call_target(world.ctx, target, Secrets(), world.executors.calls[-1])
+
+
+class TestCalling:
+    def test_the_answer_is_the_jobs_result(self, world: World) -> None:
+        job_id = new(
+            world,
+            target={
+                "method": "PUT",
+                "url": "https://a.example/{{payload.id}}",
+                "headers": {"authorization": "Bearer {{secret:ssm:/key}}"},
+                "body": {"n": "{{payload.n}}"},
+                "timeout": 7,
+            },
+            payload={"id": "x/y", "n": 3},
+        )
+        body = b'{"rows": 1.50}'
+        target = Target(answer(201, body, content_type="application/json", etag='"1"', set_cookie="no"))
+        assert called(world, target) == "completed"
+        (asked,) = target.asked
+        assert (asked["method"], asked["url"]) == ("PUT", "https://a.example/x%2Fy")
+        assert asked["headers"] == {
+            "Authorization": f"Bearer {NAMESPACE}:/key", "Content-Type": "application/json",
+            "Idempotency-Key": f"{job_id}.1",
+        }  # fmt: skip
+        assert (asked["body"], asked["timeout_s"]) == (b'{"n":3}', 7)
+        job = seen(world, job_id)
+        assert (job.status, job.health) == ("completed", "success")
+        headers = '{"content-type":"application/json","etag":"\\"1\\""}'
+        assert world.ctx.jobs.bodies(job).result == f'{{"status":201,"headers":{headers},"body":{{"rows":1.50}}}}'
+
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            (answer(204), '"body":null'),
+            (answer(200, b"plain"), '"body":"plain"'),
+            (answer(200, b"{no", content_type="application/json"), '"body":"{no"'),
+            (answer(200, b"\xff\xfe"), '"body":"//4=","encoding":"base64"'),
+            (Answer(status=200, headers={}, body=b"cut", truncated=True), '"body":"cut","truncated":true'),
+        ],
+    )
+    def test_whatever_the_answer_is_made_of(self, world: World, given: Answer, kept: str) -> None:
+        job_id = new(world)
+        assert called(world, Target(given)) == "completed"
+        assert kept in (world.ctx.jobs.bodies(seen(world, job_id)).result or "")
+
+    @pytest.mark.parametrize(
+        ("given", "status", "code", "delay_s"),
+        [
+            (answer(429, retry_after="25"), "scheduled", "HTTP_429", 25),
+            (answer(429, retry_after="3"), "scheduled", "HTTP_429", 10),
+            (answer(503, retry_after="Sat, 31 Jan 2026 09:00:41 GMT"), "scheduled", "HTTP_503", 40),
+            (answer(500, b"oh no"), "scheduled", "HTTP_500", 10),
+            (TargetUnreachable("The host did not answer in time"), "scheduled", "TARGET_UNREACHABLE", 10),
+            (answer(404, b"no such thing", retry_after="5"), "failed", "HTTP_404", None),
+            (answer(302, location="https://b.example/"), "failed", "HTTP_302", None),
+            (TargetRefused("The host has an address that is not public"), "failed", "TARGET_REFUSED", None),
+        ],
+    )
+    def test_what_else_may_come_of_it(
+        self, world: World, given: Answer | Exception, status: str, code: str, delay_s: int | None
+    ) -> None:
+        job_id = new(world, retry=TRIES)
+        assert called(world, Target(given)) == code
+        job = seen(world, job_id)
+        assert job.error is not None
+        assert (job.status, job.error.code) == (status, code)
+        if delay_s is not None:
+            assert job.scheduled_at == world.time + timedelta(seconds=delay_s)
+
+    def test_a_retry_after_without_a_retry_is_the_end(self, world: World) -> None:
+        job_id = new(world)
+        called(world, Target(answer(429, retry_after="1")))
+        assert seen(world, job_id).status == "failed"
+
+    def test_a_refusal_is_told_in_part(self, world: World) -> None:
+        job_id = new(world)
+        called(world, Target(answer(400, b"x" * 10_000 + b"\x00")))
+        error = seen(world, job_id).error
+        assert error is not None
+        assert error.message.startswith("The target answered 400: xxx")
+        assert len(error.message) < 600
+
+    @pytest.mark.parametrize(
+        ("target", "code"),
+        [
+            ({"url": "https://a.example/{{payload.x}}"}, "TEMPLATE_FAILED"),
+            ({"url": "https://a.example/", "headers": {"x": "{{secret:ssm:/missing}}"}}, "SECRET_UNAVAILABLE"),
+        ],
+    )
+    def test_what_cannot_be_asked_for_is_not(self, world: World, target: Mapping[str, Any], code: str) -> None:
+        job_id = new(world, target=target, retry=TRIES)
+        asked = Target()
+        assert called(world, asked) == code
+        assert asked.asked == []
+        assert seen(world, job_id).status == "failed"
+
+    def test_a_payload_too_large_for_any_call_is_not_sent(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vigil_core.services.executors.call_http.MAX_RENDERED_BYTES", 1_000)
+        job_id = new(world, payload="x" * 500_000, retry=TRIES)
+        target = Target()
+        assert called(world, target) == "PAYLOAD_TOO_LARGE"
+        assert target.asked == []
+        assert seen(world, job_id).status == "failed"
+
+    def test_the_same_event_twice_is_one_call(self, world: World) -> None:
+        job_id = new(world)
+        target = Target()
+        target.meanwhile = lambda: again.append(call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1]))
+        again: list[str] = []
+        assert called(world, target) == "completed"
+        assert again == ["not ours"], "while the first is under way"
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "not ours"
+        assert len(target.asked) == 1
+        assert seen(world, job_id).version == 3, "created, claimed, completed"
+
+    def test_who_comes_after_the_lease_is_over_calls_nothing(self, world: World) -> None:
+        job_id = new(world, retry=TRIES)
+        matched(world)
+        world.pass_time(HANDOVER_LEASE_S + 1)
+        target = Target()
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "not ours"
+        assert target.asked == []
+        world.sweep()
+        assert seen(world, job_id).attempt == 2
+
+    def test_an_answer_after_the_job_was_given_to_another_changes_nothing(self, world: World) -> None:
+        job_id = new(world, retry=TRIES, target={"url": "https://a.example/", "timeout": 5})
+        target = Target(answer(200, b"late"))
+
+        def lapse() -> None:
+            world.pass_time(HANDOVER_LEASE_S)
+            world.sweep()
+            world.sweep()
+
+        target.meanwhile = lapse
+        assert called(world, target) == "not ours"
+        job = seen(world, job_id)
+        assert (job.status, job.attempt, job.result_ref) == ("running", 2, None)
+
+    def test_a_call_may_take_its_whole_time(self, world: World) -> None:
+        job_id = new(world, target={"url": "https://a.example/", "timeout": 800})
+        target = Target()
+
+        def slow() -> None:
+            world.pass_time(800)
+            world.sweep()
+
+        target.meanwhile = slow
+        assert called(world, target) == "completed"
+        assert seen(world, job_id).status == "completed"
+
+    def test_a_job_that_was_to_be_cancelled_is_not_called(self, world: World) -> None:
+        job_id = new(world)
+        matched(world)
+        world.do(change_job.cancel, job_id)
+        world.pass_time(1)
+        target = Target()
+        call_target(world.ctx, target, Secrets(), world.executors.calls[-1])
+        assert target.asked == []
+        assert seen(world, job_id).status == "cancelled"
+
+    def test_a_fallback_stands_in(self, world: World) -> None:
+        job_id = new(world, fallback={"rows": 0})
+        called(world, Target(answer(500)))
+        job = seen(world, job_id)
+        assert (job.status, job.health) == ("completed", "fallback")
+
+
+def test_the_first_sign_of_life_is_given_once(world: World) -> None:
+    new(world, "lambda")
+    matched(world)
+    ((_, told),) = world.executors.invocations
+    world.pass_time(1)
+
+    def begin() -> Job:
+        return change_job.heartbeat(
+            world.ctx, NAMESPACE, told["job_id"], lease_token=told["lease_token"], length_s=None, first=True
+        )
+
+    assert begin().status == "running"
+    with pytest.raises(LeaseLost):
+        begin()

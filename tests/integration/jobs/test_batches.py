@@ -1,0 +1,451 @@
+"""One named job of many: its items run, it ends with the last of them, and nothing makes an item or an end twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.batch import item_id
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background import matcher as match
+from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.jobs import batches as batch
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs.listing import JobFilter, list_jobs
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.store.keys import Key
+from vigil_core.store.table import Action, Delete, DynamoTable, Put, Row, Update
+
+
+class Died(BaseException):
+    """The process is gone, before a write."""
+
+
+class MortalTable(DynamoTable):
+    """Lets so many writes through, and the process die before the next; None: as many as there are."""
+
+    writes_left: int | None = None
+
+    def put(self, put: Put) -> None:
+        self._live()
+        super().put(put)
+
+    def update(self, update: Update) -> Row:
+        self._live()
+        return super().update(update)
+
+    def delete(self, delete: Delete) -> None:
+        self._live()
+        super().delete(delete)
+
+    def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
+        self._live()
+        super().batch_write(puts, deletes)
+
+    def transact(self, actions: Sequence[Action]) -> None:
+        self._live()
+        super().transact(actions)
+
+    def _live(self) -> None:
+        if self.writes_left == 0:
+            raise Died
+        if self.writes_left is not None:
+            self.writes_left -= 1
+
+
+def at_once(step: Callable[[], object]) -> None:
+    step()
+
+
+def settle(world: World, take: Callable[[Callable[[], object]], None] = at_once) -> None:
+    """Hand every record to the matcher and every message to the fan-out function, until there are no more."""
+    while world.unmatched or world.queues.wide:
+        records = [job for job in world.unmatched if job.for_matcher]
+        world.unmatched.clear()
+        for job in records:
+            take(lambda job=job: see(world, job))  # type: ignore[misc]
+        messages = [loads(message.body) for message in world.queues.wide]
+        world.queues.wide.clear()
+        for message in messages:
+            take(lambda message=message: do_wide_work(world.ctx, message, still_time=lambda: True))  # type: ignore[misc]
+
+
+def see(world: World, job: Job) -> None:
+    match.attend(world.ctx, job)
+    match.match(world.ctx, [job])
+
+
+def stored(world: World, job_id: str) -> Job:
+    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+
+
+def batch_of(world: World, size: int, **wanted: Any) -> str:
+    """A batch whose items nobody has to claim."""
+    known = {"executor": "none", "payload": list(range(size)), "batch_size": size}
+    return world.job(**{**known, **wanted})
+
+
+def ids(batch_id: str, size: int, attempt: int = 1) -> list[str]:
+    return [item_id(batch_id, attempt, index) for index in range(size)]
+
+
+def result(world: World, job_id: str) -> Any:
+    text = world.ctx.jobs.bodies(stored(world, job_id)).result
+    return None if text is None else loads(text)
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "last"),
+    [("continue", "failed", "completed"), ("fail_fast", "failed", "cancelled"), ("collect", "completed", "completed")],
+)
+def test_what_one_failure_does(world: World, mode: str, status: str, last: str) -> None:
+    job_id = batch_of(world, 3, on_item_failure=mode, name="nightly")
+    settle(world)
+    first, second, third = ids(job_id, 3)
+    assert stored(world, job_id).status == "running"
+    world.complete(first, result={"rows": 3})
+    world.fail(second)
+    settle(world)
+    if last == "completed":
+        assert stored(world, job_id).status == "running"
+        world.complete(third)
+        settle(world)
+    ended = stored(world, job_id)
+    assert (ended.status, ended.stage) == (status, "complete" if status == "completed" else "incomplete")
+    assert result(world, job_id) == [
+        {"index": 0, "job_id": first, "status": "completed", "result": {"rows": 3}, "error": None},
+        {
+            "index": 1, "job_id": second, "status": "failed", "result": None,
+            "error": {"code": "BROKEN", "message": "it broke"},
+        },
+        {"index": 2, "job_id": third, "status": last, "result": None, "error": None},
+    ]  # fmt: skip
+    bad = 1 if last == "completed" else 2
+    if status == "failed":
+        assert ended.error
+        assert (ended.error.code, ended.error.message) == ("ITEMS_FAILED", f"{bad} of 3 items did not complete")
+    else:
+        assert (ended.error, ended.health) == (None, "success")
+
+
+@pytest.mark.parametrize("mode", ["continue", "fail_fast", "collect"])
+def test_all_well(world: World, mode: str) -> None:
+    job_id = batch_of(world, 2, on_item_failure=mode)
+    settle(world)
+    for each in ids(job_id, 2):
+        world.complete(each, result=1)
+    settle(world)
+    assert stored(world, job_id).status == "completed"
+    assert [entry["result"] for entry in result(world, job_id)] == [1, 1]
+    assert [line.kind for line in world.ctx.jobs.history(stored(world, job_id))] == ["created", "started", "completed"]
+
+
+def test_items_are_jobs_like_the_request(world: World) -> None:
+    job_id = world.job(
+        payload=[{"n": 1}, None], batch_size=2, name="nightly", job_type="flash", queue="boards", priority="high",
+        fields={"lab": "west"}, tags=("t",), timeout_s=30, heartbeat_timeout_s=20, trace_id="tr", correlation_id="co",
+        unique_key="u",
+    )  # fmt: skip
+    settle(world)
+    first, second = (stored(world, each) for each in ids(job_id, 2))
+    assert (first.batch_id, first.batch_index, second.batch_index) == (job_id, 0, 1)
+    assert (first.job_type, first.queue, first.priority, first.name) == ("flash", "boards", "high", None)
+    assert (first.fields, first.tags, first.timeout_s, first.heartbeat_timeout_s) == ({"lab": "west"}, ("t",), 30, 20)
+    assert (first.trace_id, first.correlation_id, first.unique_key, first.status) == ("tr", "co", None, "pending")
+    assert [world.ctx.jobs.bodies(each).payload for each in (first, second)] == ['{"n":1}', None]
+    listed, _ = list_jobs(world.ctx, NAMESPACE, JobFilter(batch_id=job_id), before_place=None, page_size=50)
+    assert {each.job_id for each in listed} == set(ids(job_id, 2))
+
+
+def test_workers_get_the_items_and_never_the_batch(world: World) -> None:
+    job_id = batch_of(world, 2, executor="worker")
+    wanted = Claim(queue="default", worker="w", most=10, lease_s=60, claim_id=None)
+    assert claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time) == []
+    settle(world)
+    claimed = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    assert {each.job_id for each in claimed} == set(ids(job_id, 2))
+
+
+@pytest.mark.parametrize("executor", ["worker", "http", "none"])
+def test_nobody_else_begins_or_ends_it(world: World, executor: str) -> None:
+    job_id = batch_of(world, 1, executor=executor)
+    for change in (world.complete, world.fail, lambda it: world.do(change_job.start, it)):
+        with pytest.raises(InvalidTransition):
+            change(job_id)
+    if executor != "http":
+        settle(world)
+    for change in (world.complete, world.fail):
+        with pytest.raises(InvalidTransition):
+            change(job_id)
+
+
+def test_attempts_and_timeouts_are_the_items(world: World) -> None:
+    from vigil_core.domain.jobs.retry import RetryPolicy
+
+    job_id = world.job(payload=[1], batch_size=1, retry=RetryPolicy(max_attempts=2), timeout_s=10, executor="none")
+    settle(world)
+    (only,) = ids(job_id, 1)
+    assert (stored(world, job_id).max_attempts, stored(world, only).max_attempts) == (1, 2)
+    world.do(change_job.start, only)
+    world.pass_time(11)
+    world.sweep()
+    assert (stored(world, job_id).status, stored(world, only).attempt) == ("running", 2)
+    settle(world)
+    assert stored(world, job_id).status == "running"
+
+
+def test_the_fallback_is_the_items(world: World) -> None:
+    job_id = batch_of(world, 2, fallback={"none": True})
+    settle(world)
+    first, second = ids(job_id, 2)
+    world.complete(first, result=1)
+    world.fail(second)
+    settle(world)
+    assert stored(world, job_id).status == "completed"
+    assert [(each["status"], each["result"]) for each in result(world, job_id)] == [
+        ("completed", 1),
+        ("completed", {"none": True}),
+    ]
+
+
+def test_all_comes_twice(world: World) -> None:
+    def twice(step: Callable[[], object]) -> None:
+        step()
+        step()
+
+    job_id = batch_of(world, 3, on_item_failure="fail_fast")
+    settle(world, twice)
+    first, second, third = ids(job_id, 3)
+    world.complete(first)
+    world.fail(second)
+    settle(world, twice)
+    assert [stored(world, each).version for each in (job_id, first, second, third)] == [3, 2, 2, 2]
+    assert stored(world, job_id).status == "failed"
+
+
+@pytest.mark.parametrize("mode", ["continue", "fail_fast"])
+def test_a_process_may_die_before_any_write(table: DynamoTable, mode: str) -> None:
+    mortal = MortalTable(table._client, table._name)
+    world = World(mortal)
+    deaths = 0
+
+    def dying(step: Callable[[], object]) -> None:
+        nonlocal deaths
+        for writes in range(100):
+            mortal.writes_left = writes
+            try:
+                step()
+            except Died:
+                deaths += 1
+            else:
+                mortal.writes_left = None
+                return
+
+    job_id = batch_of(world, 4, on_item_failure=mode, mutex_key="m")
+    settle(world, dying)
+    first, *others = ids(job_id, 4)
+    world.fail(first)
+    if mode == "continue":
+        for each in others:
+            world.complete(each, result=each)
+    settle(world, dying)
+    assert stored(world, job_id).status == "failed"
+    assert [each["job_id"] for each in result(world, job_id)] == [first, *others]
+    assert [stored(world, each).version for each in (job_id, first, *others)] == [3, 2, 2, 2, 2]
+    assert deaths > 10
+
+
+def test_many_pages(world: World) -> None:
+    job_id = batch_of(world, 250)
+    world.run_matcher()
+    assert len(world.queues.wide) == 3
+    settle(world)
+    wanted = ids(job_id, 250)
+    payloads = [world.ctx.jobs.bodies(stored(world, wanted[index])).payload for index in (0, 99, 100, 249)]
+    assert payloads == ["0", "99", "100", "249"]
+    for each in reversed(wanted[1:]):
+        world.complete(each)
+    settle(world)
+    assert stored(world, job_id).status == "running"
+    world.complete(wanted[0], result="last")
+    settle(world)
+    assert stored(world, job_id).status == "completed"
+    entries = result(world, job_id)
+    assert [entry["job_id"] for entry in entries] == wanted
+    assert [entry["index"] for entry in entries] == list(range(250))
+    assert entries[0]["result"] == "last"
+
+
+def test_a_failure_overtakes_the_pages_that_are_not_there_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vigil_core.domain.jobs.batch.PAGE_ITEMS", 2)
+    job_id = batch_of(world, 5, on_item_failure="fail_fast")
+    world.run_matcher()
+    first_page, *_ = world.queues.wide
+    world.queues.wide.clear()  # The other pages fail, and end as dead letters.
+    do_wide_work(world.ctx, loads(first_page.body), still_time=lambda: True)
+    first, *others = ids(job_id, 5)
+    world.fail(first)
+    settle(world)
+    assert stored(world, job_id).status == "failed"
+    assert [entry["status"] for entry in result(world, job_id)] == ["failed", *["cancelled"] * 4]
+    assert [stored(world, each).status for each in others] == ["cancelled"] * 4
+
+
+def test_cancel_reaches_every_item_and_waits_for_those_that_run(world: World) -> None:
+    job_id = batch_of(world, 3)
+    settle(world)
+    first, second, third = ids(job_id, 3)
+    world.complete(first, result=1)
+    world.do(change_job.start, second)
+    assert world.do(change_job.cancel, job_id).status == "running"
+    settle(world)
+    assert stored(world, second).cancel_requested_at is not None
+    assert (stored(world, third).status, stored(world, job_id).status) == ("cancelled", "running")
+    world.fail(second)
+    settle(world)
+    assert stored(world, job_id).status == "cancelled"
+    assert [entry["status"] for entry in result(world, job_id)] == ["completed", "cancelled", "cancelled"]
+
+
+def test_a_cancel_that_comes_too_late_changes_nothing(world: World) -> None:
+    job_id = batch_of(world, 1)
+    settle(world)
+    world.complete(ids(job_id, 1)[0])
+    world.do(change_job.cancel, job_id)
+    settle(world)
+    assert stored(world, job_id).status == "completed"
+
+
+def test_the_sweeper_ends_it_after_its_items(world: World) -> None:
+    job_id = batch_of(world, 1)
+    settle(world)
+    (only,) = ids(job_id, 1)
+    world.do(change_job.start, only)
+    world.do(change_job.cancel, job_id)
+    settle(world)
+    world.pass_time(61)
+    world.sweep()
+    assert (stored(world, only).status, stored(world, job_id).status) == ("cancelled", "running")
+    world.pass_time(120)
+    world.sweep()  # The record of the item's end is lost.
+    assert stored(world, job_id).status == "cancelled"
+    settle(world)
+    assert (stored(world, job_id).status, result(world, job_id)) == ("cancelled", None)
+
+
+def test_one_that_has_not_begun_is_cancelled_without_items(world: World) -> None:
+    job_id = batch_of(world, 2)
+    assert world.do(change_job.cancel, job_id).status == "cancelled"
+    settle(world)
+    assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
+
+
+def test_a_page_that_comes_after_the_end_makes_nothing(world: World) -> None:
+    job_id = batch_of(world, 2)
+    world.run_matcher()
+    world.do(change_job.cancel, job_id)
+    world.pass_time(181)
+    world.sweep()
+    world.run_fan_out()
+    assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
+
+
+def test_retry_runs_new_items(world: World) -> None:
+    job_id = batch_of(world, 2)
+    settle(world)
+    for each in ids(job_id, 2):
+        world.fail(each)
+    late = list(world.unmatched)
+    settle(world)
+    with pytest.raises(InvalidTransition, match=job_id):
+        world.do(change_job.retry, ids(job_id, 2)[0])
+    again = world.do(change_job.retry, job_id)
+    assert (again.status, again.attempt, again.result_ref) == ("pending", 2, None)
+    world.unmatched += late  # Records of the first attempt come again.
+    settle(world)
+    assert stored(world, job_id).status == "running"
+    for each in ids(job_id, 2, attempt=2):
+        world.complete(each, result=2)
+    settle(world)
+    assert stored(world, job_id).status == "completed"
+    assert [entry["job_id"] for entry in result(world, job_id)] == ids(job_id, 2, attempt=2)
+
+
+def test_its_mutex_is_held_until_the_last_item_has_ended(world: World) -> None:
+    job_id = batch_of(world, 2, mutex_key="m")
+    behind = world.job(mutex_key="m", mutex_queues=True)
+    settle(world)
+    first, second = ids(job_id, 2)
+    world.fail(first)
+    settle(world)
+    assert stored(world, behind).status == "waiting"
+    with pytest.raises(JobCreationFailed):
+        world.job(mutex_key="m")
+    world.complete(second)
+    settle(world)
+    assert (stored(world, job_id).status, stored(world, behind).status) == ("failed", "pending")
+
+
+def test_its_time_dependencies_and_mutex_come_first(world: World) -> None:
+    holder, first = world.running(mutex_key="m"), world.running()
+    job_id = batch_of(
+        world, 1, depends_on=[first], scheduled_at=world.time + timedelta(seconds=60), mutex_key="m", mutex_queues=True
+    )
+    after = world.job(depends_on=[job_id])
+    steps: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: world.complete(first),
+        lambda: world.pass_time(61),
+        world.sweep,
+    ]
+    for step in steps:
+        step()
+        settle(world)
+        assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 1)) == {}
+    world.complete(holder)
+    settle(world)
+    world.complete(ids(job_id, 1)[0])
+    settle(world)
+    assert (stored(world, job_id).status, stored(world, after).status) == ("completed", "pending")
+
+
+def test_its_unique_key_stands_for_it_alone(world: World) -> None:
+    job_id = batch_of(world, 1, unique_key="u")
+    settle(world)
+    assert batch_of(world, 1, unique_key="u") == job_id
+    world.complete(ids(job_id, 1)[0])
+    settle(world)
+    assert batch_of(world, 1, unique_key="u") != job_id
+
+
+def test_results_for_which_there_is_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 12)
+    job_id = batch_of(world, 3)
+    settle(world)
+    for each, told in zip(ids(job_id, 3), ["12345678", "123456", 1], strict=True):
+        world.complete(each, result=told)
+    settle(world)
+    shown = [(entry["result"], entry.get("truncated")) for entry in result(world, job_id)]
+    assert shown == [("12345678", None), (None, True), (1, None)]
+
+
+def test_an_item_that_is_deleted_before_the_end_has_ended_all_the_same(world: World) -> None:
+    job_id = batch_of(world, 2)
+    settle(world)
+    first, second = ids(job_id, 2)
+    world.complete(first, result=1)
+    world.delete(first)
+    settle(world)
+    world.complete(second, result=2)
+    settle(world)
+    assert stored(world, job_id).status == "completed"
+    assert [(entry["status"], entry["result"]) for entry in result(world, job_id)] == [
+        ("completed", None),
+        ("completed", 2),
+    ]

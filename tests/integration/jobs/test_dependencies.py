@@ -1,0 +1,346 @@
+"""Jobs that wait for other jobs: released or skipped exactly when their rule is decided, whoever comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from itertools import permutations
+from typing import Any
+
+import pytest
+import uuid6
+
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.errors import MissingDependency
+from vigil_core.domain.jobs.conditions import ConditionError, Input, evaluate
+from vigil_core.domain.jobs.dependencies import Tally, holds
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import dependencies as depend
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.store import keys
+from vigil_core.store.table import DynamoTable
+
+
+def stored(world: World, job_id: str) -> Job:
+    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+
+
+def after(world: World, *job_ids: str, **wanted: Any) -> str:
+    return world.job(depends_on=job_ids, **wanted)
+
+
+def end(world: World, job_id: str, how: str) -> None:
+    if how == "cancelled":
+        world.do(change_job.cancel, job_id)
+        return
+    world.do(change_job.start, job_id)
+    world.complete(job_id, result={"rows": 3}) if how == "success" else world.fail(job_id)
+
+
+@pytest.mark.parametrize(
+    ("rule", "endings", "becomes"),
+    [
+        ("all_success", ["success", "success"], "pending"),
+        ("all_success", ["success", "failed"], "skipped"),
+        ("all_success", ["cancelled"], "skipped"),
+        ("all_done", ["success", "failed", "cancelled"], "pending"),
+        ("all_failed", ["failed", "cancelled"], "pending"),
+        ("all_failed", ["failed", "success"], "skipped"),
+        ("one_success", ["failed", "success", None], "pending"),
+        ("one_success", ["failed", "failed"], "skipped"),
+        ("one_failed", ["success", "cancelled", None], "pending"),
+        ("one_failed", ["success", "success"], "skipped"),
+        ("one_done", ["success", None], "pending"),
+        ("none_failed", ["success", "success"], "pending"),
+        ("none_failed", ["success", "failed", None], "skipped"),
+        ("none_failed_min_one_success", ["success"], "pending"),
+        ("none_skipped", ["failed", "success"], "pending"),
+        ("all_success", ["success", None], "waiting"),
+        ("always", [None, None], "pending"),
+    ],
+)
+def test_each_rule_releases_skips_or_goes_on_waiting(
+    world: World, rule: str, endings: Sequence[str | None], becomes: str
+) -> None:
+    before = [world.job() for _ in endings]
+    job_id = after(world, *before, trigger_rule=rule)
+    world.run_matcher()
+    for other, how in zip(before, endings, strict=True):
+        if how is not None:
+            end(world, other, how)
+            world.run_matcher()
+    job = stored(world, job_id)
+    assert job.status == becomes
+    assert job.dependency_status == {"pending": "satisfied", "skipped": "failed", "waiting": "waiting"}[becomes]
+    assert (job.verdict is None) == (becomes == "waiting")
+    if job.verdict is not None:
+        assert job.verdict.rule == rule
+        assert job.verdict.inputs["total"] == len(endings)
+        assert rule in job.verdict.reason
+
+
+def test_a_skip_spreads_and_counts_as_failed_where_it_comes_from_a_failure(world: World) -> None:
+    first = world.job()
+    second = after(world, first)
+    third = after(world, second, trigger_rule="one_failed")
+    fourth = after(world, second, trigger_rule="none_failed")
+    world.run_matcher()
+    end(world, first, "failed")
+    world.run_matcher()
+    assert [stored(world, each).status for each in (second, third, fourth)] == ["skipped", "pending", "skipped"]
+
+
+def test_a_condition_that_skips_is_no_failure(world: World) -> None:
+    first = world.job()
+    second = after(world, first, condition="rows > `5`")
+    third = after(world, second, trigger_rule="none_failed")
+    world.run_matcher()
+    end(world, first, "success")
+    world.run_matcher()
+    skipped = stored(world, second)
+    assert (skipped.status, skipped.health, skipped.dependency_status) == ("skipped", "skipped", "satisfied")
+    assert skipped.verdict
+    assert skipped.verdict.reason == "the condition is false"
+    assert stored(world, third).status == "pending"
+
+
+@pytest.mark.parametrize(
+    ("condition", "becomes"),
+    [
+        ("rows == `3`", "pending"),
+        ("{id}.result.rows == `3` && {id}.status == 'completed'", "pending"),
+        ("missing", "skipped"),
+        ("max(rows)", "failed"),
+        ("[{rows}]".replace("{rows}", "rows") + " | [@,@][] | " * 40 + "@", "failed"),
+    ],
+)
+def test_conditions(world: World, condition: str, becomes: str) -> None:
+    first = world.job()
+    job_id = after(world, first, condition=condition.replace("{id}", f'"{first}"'))
+    end(world, first, "success")
+    world.run_matcher()
+    job = stored(world, job_id)
+    assert job.status == becomes
+    if becomes == "failed":
+        assert job.error
+        assert (job.error.code, job.health) == ("CONDITION_FAILED", "failed")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "[@,@]|" * 100 + "to_string(@)",
+        "{a:[a,a],b:[b,b]}|" * 50 + "a==b",
+        "{a:[a,a],b:[b,b]}|" * 50 + "contains([a],b)",
+    ],
+    ids=["text", "comparison", "search"],
+)
+def test_a_condition_that_is_small_and_works_on_what_is_not_fails_at_once(condition: str) -> None:
+    """A list that holds one list twice, which holds another twice, and so on: each level is twice the work."""
+    inputs = [Input(name="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
+    with pytest.raises(ConditionError, match="too many steps"):
+        evaluate(condition, inputs)
+
+
+def test_what_has_ended_is_judged_at_creation(world: World) -> None:
+    first = world.job()
+    end(world, first, "success")
+    assert stored(world, after(world, first)).status == "pending"
+    failed = world.job()
+    end(world, failed, "failed")
+    late = after(world, first, failed)
+    world.run_matcher()
+    assert stored(world, late).status == "skipped"
+
+
+def test_an_unknown_job_is_named(world: World) -> None:
+    there, nobody = world.job(), str(uuid6.uuid7())
+    with pytest.raises(MissingDependency) as refused:
+        after(world, there, nobody, "rubbish")
+    assert [problem.pointer for problem in refused.value.problems] == ["/depends_on/1", "/depends_on/2"]
+
+
+def test_a_start_time_comes_first_and_then_it_is_judged(world: World) -> None:
+    first = world.job()
+    job_id = after(world, first, scheduled_at=world.time + timedelta(seconds=30))
+    end(world, first, "success")
+    world.run_matcher()
+    assert stored(world, job_id).status == "scheduled"
+    world.pass_time(30)
+    change_job.on_time(world.ctx, NAMESPACE, job_id)
+    world.run_matcher()
+    assert stored(world, job_id).status == "pending"
+
+
+def test_a_released_job_may_still_have_to_stand_in_line(world: World) -> None:
+    first, holder = world.job(), world.job(mutex_key="m")
+    job_id = after(world, first, mutex_key="m", mutex_queues=True)
+    end(world, first, "success")
+    world.run_matcher()
+    job = stored(world, job_id)
+    assert (job.status, job.dependency_status, job.waits_for_others) == ("waiting", "satisfied", False)
+    world.do(change_job.cancel, holder)
+    world.run_matcher()
+    assert stored(world, job_id).status == "pending"
+
+
+def test_it_is_cancelled_while_it_waits_and_judged_anew_when_it_is_retried(world: World, table: DynamoTable) -> None:
+    first = world.job()
+    job_id = after(world, first)
+    world.run_matcher()
+    world.do(change_job.cancel, job_id)
+    end(world, first, "success")
+    world.run_matcher()
+    assert stored(world, job_id).status == "cancelled"
+    assert not table.query_page(keys.entries_of_job(NAMESPACE, first)).rows
+    world.do(change_job.retry, job_id)
+    assert stored(world, job_id).status == "waiting"
+    world.run_matcher()
+    assert stored(world, job_id).status == "pending"
+
+
+def test_who_stops_waiting_in_one_attempt_goes_on_waiting_in_the_next(world: World) -> None:
+    """A record of the first attempt comes late, when the second has named itself in the same place."""
+    first = world.job()
+    job_id = after(world, first)
+    world.run_matcher()
+    late = world.ctx.waits.interests(NAMESPACE, first, limit=10).dependents
+    world.do(change_job.cancel, job_id)
+    world.do(change_job.retry, job_id)
+    world.run_matcher()
+    world.ctx.dependencies.remove_dependent(NAMESPACE, first, late[0])
+    end(world, first, "success")
+    world.run_matcher()
+    assert stored(world, job_id).status == "pending"
+
+
+def test_no_more_of_those_who_wait_are_shown_than_were_asked_for(world: World) -> None:
+    first = world.job()
+    for _ in range(5):
+        after(world, first)
+    world.run_matcher()
+    assert len(world.ctx.dependencies.dependents(NAMESPACE, first, 3)) == 3
+
+
+def test_a_worker_is_handed_the_results(world: World) -> None:
+    first, second = world.job(), world.job()
+    job_id = after(world, first, second, trigger_rule="all_done")
+    end(world, first, "success")
+    end(world, second, "failed")
+    world.run_matcher()
+    wanted = Claim(queue="default", worker="w", most=1, lease_s=60, claim_id=None)
+    (job,) = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    assert job.job_id == job_id
+    inputs = depend.inputs_of(world.ctx, job)
+    assert [(each.name, each.status, each.result) for each in inputs] == [
+        (first, "completed", '{"rows":3}'),
+        (second, "failed", None),
+    ]
+
+
+def test_results_that_are_too_many_bytes_are_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depend, "MAX_RESULT_BYTES", 15)
+    first, second = world.job(), world.job()
+    for each in (first, second):
+        end(world, each, "success")
+    inputs = depend.inputs_of(world.ctx, stored(world, after(world, first, second)))
+    assert [(each.result, each.left_out) for each in inputs] == [('{"rows":3}', False), (None, True)]
+
+
+def test_a_result_that_is_an_object_too_large_to_come_along_is_not_even_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.job(payload="p" * 500_000)
+    world.do(change_job.start, first)
+    world.complete(first, result="r" * 500_000)
+    job = stored(world, after(world, first))
+
+    def read(key: str) -> str | None:
+        raise AssertionError(f"{key} is read, and has no place")
+
+    monkeypatch.setattr(world.objects, "get", read)
+    (only,) = depend.inputs_of(world.ctx, job)
+    assert (only.result, only.left_out) == (None, True)
+
+
+def test_records_in_any_order_and_twice_decide_the_same(world: World) -> None:
+    first, second = world.job(), world.job()
+    ids = [after(world, first, second) for _ in range(6)]
+    born = list(world.unmatched)
+    world.unmatched.clear()
+    for job in born:
+        match.attend(world.ctx, job)
+    end(world, first, "success")
+    end(world, second, "success")
+    versions = [job for job in world.unmatched if job.for_matcher and job.ended]
+    assert len(versions) == 2
+    for order in permutations([*versions, *versions]):
+        match.match(world.ctx, [replace(job) for job in order])
+    assert [stored(world, job_id).version for job_id in ids] == [2] * 6
+    assert {stored(world, job_id).status for job_id in ids} == {"pending"}
+
+
+def test_an_end_between_the_looks_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dependency ends after its dependent's names were written, before it is marked: nobody hears of that end."""
+    first = world.job()
+    job_id = after(world, first)
+    put = world.ctx.dependencies.put_dependents
+
+    def put_and_be_overtaken(job: Job) -> None:
+        put(job)
+        end(world, first, "success")
+        assert not stored(world, first).for_matcher
+
+    monkeypatch.setattr(type(world.ctx.dependencies), "put_dependents", lambda _, job: put_and_be_overtaken(job))
+    match.attend(world.ctx, stored(world, job_id))
+    assert stored(world, job_id).status == "pending"
+
+
+def test_what_it_waits_for_and_who_waits_for_it(world: World) -> None:
+    first = world.job(name="first")
+    second = after(world, first)
+    world.run_matcher()
+    before, behind = depend.neighbours(world.ctx, stored(world, first))
+    assert (before, [job.job_id for job in behind]) == ([], [second])
+    before, behind = depend.neighbours(world.ctx, stored(world, second))
+    assert ([job.name for job in before], behind) == (["first"], [])
+
+
+def test_many_that_wait_for_the_same_are_left_to_the_fan_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "NARROW", 3)
+    first = world.job()
+    ids = [after(world, first) for _ in range(8)]
+    world.run_matcher()
+    end(world, first, "success")
+    world.run_matcher()
+    assert world.queues.wide
+    world.run_fan_out()
+    assert {stored(world, job_id).status for job_id in ids} == {"pending"}
+
+
+def test_skipped_dependencies_by_rule() -> None:
+    one_skipped = Tally(total=2, success=1, skipped=1)
+    found = {
+        rule: holds(rule, one_skipped)
+        for rule in (
+            "all_success",
+            "none_failed",
+            "none_failed_min_one_success",
+            "none_skipped",
+            "one_done",
+            "all_done",
+        )
+    }
+    assert found == {
+        "all_success": False,
+        "none_failed": True,
+        "none_failed_min_one_success": True,
+        "none_skipped": False,
+        "one_done": True,
+        "all_done": True,
+    }
+    assert holds("none_failed_min_one_success", Tally(total=1, skipped=1)) is False

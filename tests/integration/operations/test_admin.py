@@ -1,0 +1,335 @@
+"""What operators ask of the admin function: keys, and dead letters in a bucket and two queues, on moto."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from moto import mock_aws
+
+from tests.support.events import sample
+from tests.support.table import aws, create_table
+from tests.support.world import World as UseCases
+from vigil_core.api.admin import ACTIONS, Admin
+from vigil_core.domain.access import TokenKind, parse_token
+from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
+from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
+from vigil_core.gateways.lambda_functions import Functions
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.operations.dead_letters import SHOWN, DeadLetters
+from vigil_core.services.operations.doctor import Doctor
+from vigil_core.store.auth.api_keys import ApiKeyStore
+
+NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+SOON = NOON + timedelta(minutes=5)
+MATCHER = "arn:aws:lambda:us-east-1:123456789012:function:vigil-matcher"
+NOTIFIER = "arn:aws:lambda:us-east-1:123456789012:function:vigil-notifier"
+BUCKET = "dead-letters"
+FIFO: Any = {"FifoQueue": "true"}
+NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
+
+
+class FakeLambda:
+    """The client's `invoke`; what the functions answer is up to the test."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.answer: Callable[[str], Any] = lambda _function: NOTHING_FAILED
+
+    def invoke(self, *, FunctionName: str, InvocationType: str, Payload: bytes) -> dict[str, Any]:
+        assert InvocationType == "RequestResponse"
+        self.calls.append((FunctionName, json.loads(Payload)))
+        answer = self.answer(FunctionName)
+        failed = isinstance(answer, dict) and "errorType" in answer
+        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        return {"Payload": io.BytesIO(body), **({"FunctionError": "Unhandled"} if failed else {})}
+
+
+class World:
+    """The admin function over its stores."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+        self.functions = FakeLambda()
+        client: Any = self.functions
+        self.s3 = aws("s3")
+        self.s3.create_bucket(Bucket=BUCKET)
+        self.sqs = aws("sqs")
+        self.urls = {
+            name: self.sqs.create_queue(QueueName=f"{name}{suffix}", Attributes=attributes)["QueueUrl"]
+            for name, suffix, attributes in (
+                ("fan_out", ".fifo", FIFO),
+                ("fan_out-dead", ".fifo", FIFO),
+                ("sweeper", "", {}),
+                ("sweeper-dead", "", {}),
+            )
+        }
+        numbers = count(1)
+        table = create_table()
+        keys = ManageKeys(
+            api_keys=ApiKeyStore(table),
+            disconnect=lambda _namespace, _key_id: 3,
+            now=lambda: self.now,
+            random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
+        )
+        dead_letters = DeadLetters(
+            bucket=DeadLetterBucket(self.s3, BUCKET),
+            queues={
+                name: DeadLetterQueue(
+                    self.sqs, dead_url=self.urls[f"{name}-dead"], home_url=self.urls[name], patience_s=0
+                )
+                for name in ("fan_out", "sweeper")
+            },
+            functions=Functions(client),
+            consumers=[MATCHER, NOTIFIER],
+            now=lambda: self.now,
+        )
+        self.jobs = UseCases(table)
+        self.jobs.time = NOON
+        self.admin = Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(self.jobs.ctx, dead_letters))
+
+    def ask(self, request: object) -> dict[str, Any]:
+        answer = self.admin.answer(request, SOON)
+        json.dumps(answer)  # whatever Lambda is to hand on
+        return answer
+
+    def bury(self, key: str, function: str = MATCHER, payload: object = None) -> Any:
+        """What Lambda writes when it gives up on a batch."""
+        event = payload or {"Records": [{"eventID": key}]}
+        letter = {
+            "requestContext": {"functionArn": function, "condition": "RetryAttemptsExhausted"},
+            "payload": json.dumps(event),
+        }
+        self.s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(letter).encode())
+        return event
+
+    def buried(self) -> list[str]:
+        return [item["Key"] for item in self.s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+    def take(self, queue: str) -> list[tuple[str, str | None, Any]]:
+        """Everything in a queue: body, group, attributes."""
+        taken = []
+        while messages := self.sqs.receive_message(
+            QueueUrl=self.urls[queue],
+            MaxNumberOfMessages=10,
+            MessageAttributeNames=["All"],
+            MessageSystemAttributeNames=["MessageGroupId"],
+        ).get("Messages"):
+            for message in messages:
+                group = message.get("Attributes", {}).get("MessageGroupId")
+                taken.append((message["Body"], group, message.get("MessageAttributes", {})))
+                self.sqs.delete_message(QueueUrl=self.urls[queue], ReceiptHandle=message["ReceiptHandle"])
+        return taken
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with mock_aws():
+        yield World()
+
+
+def test_a_key_is_created_listed_and_revoked(world: World) -> None:
+    created = world.ask(sample("admin_create_key"))
+    token = parse_token(created["token"], TokenKind.API_KEY)
+    assert token is not None
+    assert created["key"] == {
+        "namespace": "demo",
+        "key_id": token.id,
+        "name": "build farm",
+        "scopes": ["submit", "work"],
+        "created_at": "2026-11-21T12:00:00.000Z",
+        "revoked_at": None,
+    }
+
+    assert world.ask(sample("admin_list_keys")) == {"keys": [created["key"]]}
+
+    revoked = world.ask({**sample("admin_revoke_key"), "key_id": token.id})
+    assert revoked == {"key": {**created["key"], "revoked_at": "2026-11-21T12:00:00.000Z"}, "disconnected": 3}
+    assert world.ask(sample("admin_list_keys")) == {"keys": [revoked["key"]]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "pointers"),
+    [
+        (None, [""]),
+        ([], [""]),
+        ("create_key", [""]),
+        ({}, ["/action"]),
+        ({"action": "drop_table"}, ["/action"]),
+        ({"action": ["create_key"]}, ["/action"]),
+        ({"action": "create_key"}, ["/namespace", "/scopes"]),
+        ({"action": "create_key", "namespace": "demo", "scopes": ["read"], "token": "x"}, ["/token"]),
+        ({"action": "create_key", "namespace": "demo#keys", "scopes": ["root"]}, ["/namespace", "/scopes/0"]),
+        ({"action": "list_keys"}, ["/namespace"]),
+        ({"action": "list_keys", "namespace": "demo", "page": 2}, ["/page"]),
+        ({"action": "revoke_key", "namespace": "demo"}, ["/key_id"]),
+        ({"action": "revoke_key", "namespace": {}, "key_id": "x"}, ["/namespace"]),
+        ({"action": "list_dead_letters", "namespace": "demo"}, ["/namespace"]),
+        ({"action": "redrive_dead_letters", "all": True}, ["/all"]),
+        ({"action": "doctor", "namespace": "demo"}, ["/namespace"]),
+        ({"action": "doctor", "mend": "yes"}, ["/mend"]),
+        ({"action": "doctor", "mend": []}, ["/mend"]),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(world: World, request_: object, pointers: list[str]) -> None:
+    answer = world.ask(request_)
+    assert answer["error"] == "VALIDATION_FAILED"
+    assert [problem["pointer"] for problem in answer["errors"]] == pointers
+    assert world.ask({"action": "list_keys", "namespace": "demo"}) == {"keys": []}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_action_is_known(world: World, action: str) -> None:
+    problems = world.ask({"action": action}).get("errors", [])
+    assert "/action" not in [problem["pointer"] for problem in problems]
+
+
+def test_dead_letters_are_shown_with_what_they_were_for(world: World) -> None:
+    world.bury("a", payload={"Records": [{}, {}]})
+    world.bury("b", NOTIFIER)
+    world.s3.put_object(Bucket=BUCKET, Key="c", Body=b"somebody's notes")
+    world.sqs.send_message(QueueUrl=world.urls["sweeper-dead"], MessageBody="{}")
+
+    shown = world.ask(sample("admin_list_dead_letters"))
+    assert [(batch["key"], batch["function"], batch["records"], batch["problem"]) for batch in shown["batches"]] == [
+        ("a", MATCHER, 2, None),
+        ("b", NOTIFIER, 1, None),
+        ("c", None, None, "it is not valid JSON"),
+    ]
+    assert (shown["total"], shown["messages"]) == (3, {"fan_out": 0, "sweeper": 1})
+    assert world.functions.calls == []
+
+
+def test_a_long_list_says_how_long_it_is(world: World) -> None:
+    for number in range(SHOWN + 5):
+        world.bury(f"{number:04}")
+    shown = world.ask(sample("admin_list_dead_letters"))
+    assert (len(shown["batches"]), shown["total"]) == (SHOWN, SHOWN + 5)
+
+
+def test_redriving_runs_each_batch_on_its_function_and_removes_it(world: World) -> None:
+    first, second = world.bury("a"), world.bury("b", f"{NOTIFIER}:$LATEST")
+    done = world.ask(sample("admin_redrive_dead_letters"))
+    assert done == {"batches": 2, "failed": [], "left": 0, "messages": {"fan_out": 0, "sweeper": 0}}
+    assert world.functions.calls == [(MATCHER, first), (NOTIFIER, second)]
+    assert world.buried() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({"batchItemFailures": [{"itemIdentifier": "1"}]}, "1 records failed again"),
+        ({"errorType": "KeyError", "errorMessage": "'pk'"}, "the function failed: KeyError: 'pk'"),
+        (None, "the function did not say which records failed"),
+        ({}, "the function did not say which records failed"),
+        (b"<html>", "the function's answer is no JSON"),
+    ],
+)
+def test_a_batch_that_fails_again_stays(world: World, answer: object, problem: str) -> None:
+    world.bury("bad")
+    world.bury("good", NOTIFIER)
+    world.functions.answer = lambda function: answer if function == MATCHER else NOTHING_FAILED
+    done = world.ask(sample("admin_redrive_dead_letters"))
+    assert [(batch["key"], batch["problem"]) for batch in done["failed"]] == [("bad", problem)]
+    assert done["batches"] == 1
+    assert world.buried() == ["bad"]
+
+
+def test_a_letter_cannot_have_another_function_invoked(world: World) -> None:
+    stranger = "arn:aws:lambda:us-east-1:123456789012:function:pay-everybody"
+    world.bury("a", stranger)
+    done = world.ask(sample("admin_redrive_dead_letters"))
+    assert done["failed"][0]["problem"] == f"{stranger} is no consumer of this stack"
+    assert world.functions.calls == []
+    assert world.buried() == ["a"]
+
+
+def test_redriving_stops_in_time_and_says_what_is_left(world: World) -> None:
+    for key in ("a", "b", "c", "d", "e", "f"):
+        world.bury(key)
+
+    def slow(function: str) -> object:
+        world.now += timedelta(seconds=60)
+        return NOTHING_FAILED
+
+    world.functions.answer = slow
+    done = world.ask(sample("admin_redrive_dead_letters"))
+    assert (done["batches"], done["left"]) == (4, 2)
+    assert world.now <= SOON
+    assert world.buried() == ["e", "f"]
+
+
+def test_dead_messages_go_home_whole(world: World) -> None:
+    attributes: Any = {"kind": {"DataType": "String", "StringValue": "wide"}}
+    for number in range(23):
+        world.sqs.send_message(
+            QueueUrl=world.urls["sweeper-dead"], MessageBody=f"due {number}", MessageAttributes=attributes
+        )
+    done = world.ask(sample("admin_redrive_dead_letters"))
+    assert done["messages"] == {"fan_out": 0, "sweeper": 23}
+    assert world.take("sweeper-dead") == []
+    expected = [(f"due {number}", None, attributes) for number in range(23)]
+    assert sorted(world.take("sweeper"), key=str) == sorted(expected, key=str)
+    assert world.take("fan_out") == []
+
+
+def test_dead_messages_keep_their_group_and_their_order(world: World) -> None:
+    for number in range(12):
+        for group in ("a", "b"):
+            world.sqs.send_message(
+                QueueUrl=world.urls["fan_out-dead"],
+                MessageBody=f"{group} {number}",
+                MessageGroupId=group,
+                MessageDeduplicationId=f"{group}{number}",
+            )
+    done = world.ask(sample("admin_redrive_dead_letters"))
+    assert done["messages"] == {"fan_out": 24, "sweeper": 0}
+    assert world.take("fan_out-dead") == []
+    home = world.take("fan_out")
+    for group in ("a", "b"):
+        assert [body for body, of, _ in home if of == group] == [f"{group} {number}" for number in range(12)]
+
+
+def test_a_message_that_died_at_once_goes_home_all_the_same(world: World) -> None:
+    """Its queue still remembers the deduplication id that it came with the first time."""
+    letter: Any = {"MessageBody": "page", "MessageGroupId": "a", "MessageDeduplicationId": "1"}
+    world.sqs.send_message(QueueUrl=world.urls["fan_out"], **letter)
+    assert len(world.take("fan_out")) == 1
+    world.sqs.send_message(QueueUrl=world.urls["fan_out-dead"], **letter)
+    world.ask(sample("admin_redrive_dead_letters"))
+    assert len(world.take("fan_out")) == 1
+
+
+def test_the_doctor_says_what_it_found_and_what_came_of_mending_it(world: World) -> None:
+    healthy = {"findings": [], "more": False, "looked_at": {"due": 0, "queues": 0, "jobs": 0}}
+    assert world.ask(sample("admin_doctor")) == healthy
+
+    job_id = world.jobs.job(scheduled_at=NOON + timedelta(minutes=1))
+    world.jobs.pass_time(600)
+    world.bury("a")
+    until = world.jobs.time + timedelta(minutes=5)
+    overdue, dead = world.admin.answer(sample("admin_doctor"), until)["findings"]
+    assert overdue == {
+        "kind": "job_overdue",
+        "namespace": "team",
+        "id": job_id,
+        "what": "it is scheduled, and nobody has looked after it when it was due",
+        "since": "2026-11-21T12:01:00.000Z",
+        "mend": "do what time has brought about",
+        "mended": False,
+        "outcome": None,
+    }
+    assert (dead["kind"], dead["namespace"], dead["id"]) == ("dead_letters", None, "dead-letters")
+
+    done = world.admin.answer({"action": "doctor", "mend": True}, until)
+    assert [(each["mended"], each["outcome"]) for each in done["findings"]] == [
+        (True, "done"),
+        (True, "1 batches handled, 0 messages sent back"),
+    ]
+    assert world.buried() == []
+    assert world.admin.answer({"action": "doctor"}, until)["findings"] == []

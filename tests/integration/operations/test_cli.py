@@ -1,0 +1,281 @@
+"""The operators' commands, as a person types them, against an admin function that answers for real."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+from typer import Typer
+from typer.testing import CliRunner, Result
+
+from tests.support.table import create_table
+from vigil.cli import dead_letters, keys, main
+from vigil.cli.admin import ADMIN_FUNCTION
+from vigil.local import stack as local_stack
+from vigil_core.api.admin import Admin
+from vigil_core.domain.access import Scope, TokenKind, parse_token
+from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.store.auth.api_keys import ApiKeyStore
+
+NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+class FakeAws:
+    """Lambda with the admin function behind it, and CloudFormation with one stack of Vigil and one of somebody else."""
+
+    def __init__(self, admin: Admin) -> None:
+        self.admin = admin
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.scripted: list[Any] = []
+        self.failing = False
+
+    def client(self, service: str, **config: Any) -> Any:
+        assert service in ("lambda", "cloudformation")
+        return self
+
+    def invoke(self, *, FunctionName: str, Payload: bytes) -> dict[str, Any]:
+        if FunctionName == "gone":
+            raise ClientError(
+                {"Error": {"Code": "ResourceNotFoundException", "Message": "Function not found"}}, "Invoke"
+            )
+        request = json.loads(Payload)
+        self.asked.append((FunctionName, request))
+        if self.failing:
+            body = {"errorType": "ClientError", "errorMessage": "throttled"}
+            return {"FunctionError": "Unhandled", "Payload": io.BytesIO(json.dumps(body).encode())}
+        answer = self.scripted.pop(0) if self.scripted else self.admin.answer(request, NOON + timedelta(minutes=5))
+        return {"Payload": io.BytesIO(json.dumps(answer).encode())}
+
+    def describe_stacks(self, *, StackName: str) -> dict[str, Any]:
+        if StackName == "nothing":
+            raise ClientError({"Error": {"Code": "ValidationError", "Message": "does not exist"}}, "DescribeStacks")
+        name = "AdminFunctionName" if StackName == "prod" else "Website"
+        return {"Stacks": [{"Outputs": [{"OutputKey": name, "OutputValue": f"{StackName}-admin"}]}]}
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeAws]:
+    """AWS, seen from an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv(ADMIN_FUNCTION, "vigil-admin")
+    numbers = count(1)
+    with mock_aws():
+        store = ApiKeyStore(create_table())
+        manage = ManageKeys(
+            api_keys=store,
+            disconnect=lambda _namespace, _key_id: 2,
+            now=lambda: NOON,
+            random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
+        )
+        unused: Any = None
+        fake = FakeAws(Admin(keys=manage, dead_letters=unused, doctor=unused))
+        monkeypatch.setattr(boto3, "client", fake.client)
+        monkeypatch.setattr(local_stack, "session", lambda: fake)
+        yield fake
+
+
+def run(app: Typer, *words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
+def test_create_prints_the_key_alone_on_stdout(aws: FakeAws) -> None:
+    done = run(keys.app, "create", "--namespace", "demo", "--scopes", "submit, work", "--name", "build farm")
+    assert done.exit_code == 0, done.output
+    token = parse_token(done.stdout.strip(), TokenKind.API_KEY)
+    assert token is not None
+    assert (token.namespace, token.id in done.stderr, token.secret in done.stderr) == ("demo", True, False)
+    asked = {"action": "create_key", "namespace": "demo", "scopes": ["submit", "work"], "name": "build farm"}
+    assert aws.asked == [("vigil-admin", asked)]
+
+
+def test_list_shows_every_key_and_no_secret(aws: FakeAws) -> None:
+    token = run(keys.app, "create", "--namespace", "demo", "--scopes", "admin", "--name", "mine").stdout.strip()
+    parsed = parse_token(token, TokenKind.API_KEY)
+    assert parsed is not None
+    run(keys.app, "revoke", parsed.id, "--namespace", "demo")
+    shown = run(keys.app, "list", "--namespace", "demo").stdout
+    for expected in (parsed.id, "mine", Scope.ADMIN, "2026-11-21T12:00:00.000Z"):
+        assert expected in shown
+    assert parsed.secret not in shown
+    assert "nobody has no keys" in run(keys.app, "list", "--namespace", "nobody").stdout
+
+
+def test_revoke_says_what_it_closed(aws: FakeAws) -> None:
+    token = parse_token(
+        run(keys.app, "create", "--namespace", "demo", "--scopes", "read").stdout.strip(), TokenKind.API_KEY
+    )
+    assert token is not None
+    done = run(keys.app, "revoke", token.id, "--namespace", "demo")
+    assert (done.exit_code, "closed 2 WebSockets" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["create", "--namespace", "Demo", "--scopes", "read"], "namespace: must be"),
+        (["create", "--namespace", "demo", "--scopes", "root"], "scopes/0: must be one of read, submit, work, admin"),
+        (["create", "--namespace", "demo", "--scopes", ","], "scopes: must list at least one"),
+        (["revoke", "feed", "--namespace", "demo"], "key_id: there is no such key"),
+        (["create", "--namespace", "demo"], "--scopes"),
+        (["list"], "--namespace"),
+    ],
+)
+def test_a_mistake_is_told_and_fails(aws: FakeAws, words: list[str], said: str) -> None:
+    done = run(keys.app, *words)
+    assert done.exit_code != 0
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_named_stack_is_asked_for_its_function(aws: FakeAws) -> None:
+    assert run(keys.app, "list", "--namespace", "demo", "--stack", "prod").exit_code == 0
+    assert [function for function, _ in aws.asked] == ["prod-admin"]
+
+
+@pytest.mark.parametrize(("stack", "said"), [("nothing", "does not exist"), ("website", "no output AdminFunctionName")])
+def test_a_stack_that_is_none_of_vigils_is_refused(aws: FakeAws, stack: str, said: str) -> None:
+    done = run(keys.app, "list", "--namespace", "demo", "--stack", stack)
+    assert (done.exit_code, said in done.stderr) == (1, True)
+
+
+def test_the_local_cloud_of_the_directory_is_the_default(
+    aws: FakeAws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(ADMIN_FUNCTION)
+    text = dict.fromkeys(
+        (field for field in local_stack.Stack.__dataclass_fields__ if field not in ("pid", "admin_function")), "x"
+    )
+    file = tmp_path / ".local" / "stack.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({**text, "pid": 1, "admin_function": "local-admin"}))
+    assert run(keys.app, "list", "--namespace", "demo").exit_code == 0
+    assert [function for function, _ in aws.asked] == ["local-admin"]
+
+
+def test_nowhere_to_go_is_said(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ADMIN_FUNCTION)
+    done = run(keys.app, "list", "--namespace", "demo")
+    assert (done.exit_code, "--stack NAME" in done.stderr) == (1, True)
+
+
+def test_a_function_that_is_not_there_or_fails_is_said(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
+    aws.failing = True
+    done = run(keys.app, "list", "--namespace", "demo")
+    assert (done.exit_code, "throttled" in done.stderr) == (1, True)
+    monkeypatch.setenv(ADMIN_FUNCTION, "gone")
+    done = run(keys.app, "list", "--namespace", "demo")
+    assert (done.exit_code, "Cannot invoke gone" in done.stderr) == (1, True)
+
+
+BATCH = {
+    "key": "aws/lambda/1",
+    "stored_at": "2026-11-21T12:00:00.000Z",
+    "function": "arn:aws:lambda:us-east-1:123456789012:function:vigil-matcher",
+    "condition": "RetryAttemptsExhausted",
+    "records": 4,
+    "problem": None,
+}
+
+
+def test_dead_letters_are_listed(aws: FakeAws) -> None:
+    aws.scripted = [{"batches": [BATCH], "total": 1, "messages": {"fan_out": 2, "sweeper": 0}}]
+    shown = run(dead_letters.app, "list").stdout
+    for expected in ("vigil-matcher", "RetryAttemptsExhausted", "1 batches", "fan_out 2, sweeper 0"):
+        assert expected in shown
+
+
+def test_redrive_goes_on_until_nothing_is_left(aws: FakeAws) -> None:
+    aws.scripted = [
+        {"batches": 4, "failed": [], "left": 3, "messages": {"fan_out": 1, "sweeper": 0}},
+        {"batches": 3, "failed": [], "left": 0, "messages": {"fan_out": 0, "sweeper": 2}},
+    ]
+    done = run(dead_letters.app, "redrive")
+    assert (done.exit_code, "7 batches handled" in done.stdout) == (0, True)
+    assert "fan_out 1, sweeper 2" in done.stdout
+    assert len(aws.asked) == 2
+
+
+def test_redrive_gives_up_when_nothing_moves(aws: FakeAws) -> None:
+    failed = {**BATCH, "problem": "the function failed: KeyError: 'pk'"}
+    aws.scripted = [{"batches": 0, "failed": [failed], "left": 3, "messages": {"fan_out": 0, "sweeper": 0}}]
+    done = run(dead_letters.app, "redrive")
+    assert done.exit_code == 1
+    for expected in ("KeyError", "1 batches failed again, 3 were not tried"):
+        assert expected in done.stdout
+    assert len(aws.asked) == 1
+
+
+def finding(number: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "job_overdue",
+        "namespace": "demo",
+        "id": f"job-{number}",
+        "what": "nobody has looked [after] it",
+        "since": "2026-11-21T12:00:00.000Z",
+        "mend": "do what time has brought about",
+        "mended": False,
+        "outcome": None,
+        **more,
+    }
+
+
+def checkup(*findings: dict[str, Any], more: bool = False) -> dict[str, Any]:
+    return {"findings": list(findings), "more": more, "looked_at": {"due": 7, "queues": 2, "jobs": 40}}
+
+
+def test_a_healthy_stack_is_exit_code_0(aws: FakeAws) -> None:
+    aws.scripted = [checkup()]
+    done = run(main.app, "doctor")
+    assert (done.exit_code, "Nothing is stuck in 2 queues, 40 jobs and 7 due rows" in done.stdout) == (0, True)
+    assert aws.asked == [("vigil-admin", {"action": "doctor"})]
+
+
+def test_what_is_found_is_shown_with_what_would_mend_it(aws: FakeAws) -> None:
+    dead = finding(kind="dead_letters", namespace=None, id="dead-letters", since=None)
+    aws.scripted = [checkup(finding(), dead, more=True)]
+    done = run(main.app, "doctor")
+    assert done.exit_code == 1
+    cells = ["job_overdue", "demo", "job-1", "nobody has looked [after] it", "2026-11-21T12:00:00.000Z", "dead_letters"]
+    for said in (*cells, "do what time has brought about", "2 findings", "`vigil doctor --mend`", "look again"):
+        assert said in done.stdout
+
+
+def test_mending_says_what_came_of_it(aws: FakeAws) -> None:
+    aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="asked"))]
+    done = run(main.app, "doctor", "--mend")
+    assert (done.exit_code, "2 findings" in done.stdout, "2 of them mended" in done.stdout) == (0, True, True)
+    assert aws.asked == [("vigil-admin", {"action": "doctor", "mend": True})]
+
+    aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, outcome="failed: it broke"))]
+    done = run(main.app, "doctor", "--mend")
+    assert (done.exit_code, "failed: it broke" in done.stdout) == (1, True)
+
+    aws.scripted = [checkup(finding(1))]
+    done = run(main.app, "doctor", "--mend")
+    assert (done.exit_code, "no time was left" in done.stdout) == (1, True)
+
+
+def test_mending_goes_on_as_long_as_there_is_more_and_it_is_new(aws: FakeAws) -> None:
+    first = checkup(finding(1), more=True)
+    second = checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="done"), more=True)
+    aws.scripted = [first, second, second]
+    done = run(main.app, "doctor", "--mend", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == second
+    assert len(aws.asked) == 3
+
+
+def test_findings_as_json(aws: FakeAws) -> None:
+    aws.scripted = [checkup(finding())]
+    done = run(main.app, "doctor", "--json")
+    assert (done.exit_code, json.loads(done.stdout)) == (1, checkup(finding()))

@@ -1,0 +1,302 @@
+"""Schedules, run by their alarms and by the sweep: late, twice, altered meanwhile, by a process that dies anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.support.world import NAMESPACE, World
+from vigil_core.domain.exact_json import JsonValue
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.jobs.stages import DEFAULT_STAGES
+from vigil_core.domain.schedules import Run, Schedule, Timing
+from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.schedules import manage as schedules
+from vigil_core.store.table import DynamoTable
+
+NAME = "nightly"
+
+
+def put(world: World, **wanted: Any) -> Schedule:
+    """Define the schedule: every hour, a job of type `report`."""
+    timing = Timing(cron=wanted.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
+    parts: dict[str, Any] = {
+        "namespace": NAMESPACE, "name": NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
+        "creates": "job", "body": {"job_type": "report"}, "enabled": True, "missed": "skip", "overlap": "allow",
+        "generation": world.ctx.new_id(), "next_at": None, "created_at": world.time, "updated_at": world.time,
+    }  # fmt: skip
+    return schedules.put_schedule(world.ctx, Schedule(**parts | wanted))[0]
+
+
+def found(world: World, name: str = NAME) -> Schedule:
+    return schedules.find_schedule(world.ctx, NAMESPACE, name)
+
+
+def last_run(world: World) -> Run:
+    run = found(world).last_run
+    assert run is not None
+    return run
+
+
+def jobs(world: World) -> list[Job]:
+    """Every job there is, the newest first."""
+    listed = world.ctx.listing.newest_first(NAMESPACE, "jobs")
+    stored = [world.ctx.jobs.find(NAMESPACE, line.entity_id) for line in listed if line.entity_id]
+    return [job for job in stored if job is not None]
+
+
+def alarm(world: World) -> dict[str, JsonValue]:
+    """The event of the one alarm that is armed; with it, its time has come."""
+    ((name, (at, event)),) = world.alarms.armed.items()
+    del world.alarms.armed[name]
+    world.time = max(at, world.time)
+    told: dict[str, JsonValue] = event["alarm"]
+    return told
+
+
+def ring(world: World) -> None:
+    sweep.on_alarm(world.ctx, alarm(world))
+
+
+def test_a_schedule_creates_a_job_each_time(world: World) -> None:
+    put(world)
+    ring(world)
+    ring(world)
+    first, second = reversed(jobs(world))
+    assert [job.created_at.isoformat() for job in (first, second)] == [
+        "2026-01-31T10:00:00+00:00",
+        "2026-01-31T11:00:00+00:00",
+    ]
+    assert (second.job_type, second.status, second.log[0].by) == ("report", "pending", "schedule")
+    assert last_run(world) == Run(
+        planned_at=second.created_at, at=second.created_at, outcome="created", created_id=second.job_id
+    )
+    assert found(world).next_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert [at.hour for at, _ in world.alarms.armed.values()] == [12]
+
+
+def test_a_job_is_as_its_type_says_when_it_is_created(world: World) -> None:
+    put(world)
+    schema: dict[str, JsonValue] = {"type": "object"}
+    wanted = JobType(
+        namespace=NAMESPACE, name="report", executor="none", queue="reports", stages=DEFAULT_STAGES, defaults={},
+        payload_schema=None, description=None, created_at=world.time, updated_at=world.time,
+    )  # fmt: skip
+    world.ctx.job_types.save(None, wanted)
+    ring(world)
+    assert [(job.queue, job.executor) for job in jobs(world)] == [("reports", "none")]
+    world.ctx.job_types.save(wanted, replace(wanted, payload_schema=schema, version=2))
+    ring(world)
+    assert len(jobs(world)) == 1
+    refused = last_run(world)
+    assert (refused.outcome, refused.created_id) == ("refused", None)
+    assert refused.error is not None
+    assert (refused.error.code, "/payload" in refused.error.message) == ("VALIDATION_FAILED", True)
+    assert found(world).next_at == world.time + timedelta(hours=1)
+
+
+def test_an_alarm_that_rings_twice_creates_one_job(world: World) -> None:
+    put(world)
+    event = alarm(world)
+    for _ in range(3):
+        sweep.on_alarm(world.ctx, event)
+    assert len(jobs(world)) == 1
+    assert found(world).version == 2
+
+
+def test_the_sweep_runs_what_no_alarm_rang_for(world: World) -> None:
+    put(world)
+    world.alarms.armed.clear()
+    world.time = datetime(2026, 1, 31, 10, 0, 19, tzinfo=UTC)
+    world.sweep()
+    assert jobs(world) == [], "the alarm is given its chance"
+    world.pass_time(60)
+    world.sweep()
+    world.sweep()
+    assert len(jobs(world)) == 1
+    assert last_run(world).planned_at == datetime(2026, 1, 31, 10, tzinfo=UTC)
+    assert len(world.alarms.armed) == 1, "armed for the next time"
+
+
+def test_an_alarm_that_is_too_early_does_nothing(world: World) -> None:
+    put(world)
+    event = alarm(world)
+    world.time -= timedelta(seconds=10)
+    sweep.on_alarm(world.ctx, event)
+    assert jobs(world) == []
+
+
+def test_a_missed_run_is_left_out_or_made_up_for_once(world: World) -> None:
+    put(world)
+    world.time = datetime(2026, 1, 31, 13, 30, tzinfo=UTC)
+    world.sweep()
+    assert jobs(world) == []
+    assert (last_run(world).outcome, last_run(world).planned_at.hour) == ("missed", 13)
+    put(world, missed="run_once")
+    world.time = datetime(2026, 1, 31, 18, 30, tzinfo=UTC)
+    world.sweep()
+    assert (last_run(world).outcome, last_run(world).planned_at.hour) == ("created", 18)
+    assert len(jobs(world)) == 1
+    assert found(world).next_at == datetime(2026, 1, 31, 19, tzinfo=UTC)
+
+
+def test_a_run_is_left_out_while_the_last_one_goes_on(world: World) -> None:
+    put(world, overlap="skip")
+    ring(world)
+    ring(world)
+    ring(world)
+    (job,) = jobs(world)
+    assert last_run(world).outcome == "overlap"
+    world.do(change_job.cancel, job.job_id)
+    ring(world)
+    assert last_run(world).outcome == "created"
+    assert len(jobs(world)) == 2
+
+
+def test_what_was_created_by_a_process_that_died_goes_on_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(world, overlap="skip")
+    ring(world)
+    (first,) = jobs(world)
+    world.do(change_job.cancel, first.job_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ctx.schedules, "save", _dies)
+        with pytest.raises(RuntimeError, match="died"):
+            ring(world)
+    assert len(jobs(world)) == 2, "its job was created before it died"
+    world.pass_time(3600)  # Nobody saw to it until the next run was due.
+    world.sweep()
+    world.pass_time(60)
+    world.sweep()
+    assert len(jobs(world)) == 2
+    assert last_run(world).outcome == "overlap"
+
+
+def _dies(*_: object) -> None:
+    raise RuntimeError("died")
+
+
+def test_a_job_that_may_not_be_created_is_told_of(world: World) -> None:
+    put(world, body={"job_type": "report", "mutex": {"key": "m"}})
+    ring(world)
+    ring(world)
+    assert len(jobs(world)) == 1
+    error = last_run(world).error
+    assert error is not None
+    assert error.code == "JOB_CREATION_FAILED"
+
+
+def test_a_job_that_stands_for_the_unique_key_stands_for_the_run(world: World) -> None:
+    put(world, body={"job_type": "report", "unique_key": "one"})
+    ring(world)
+    ring(world)
+    (job,) = jobs(world)
+    assert (last_run(world).outcome, last_run(world).created_id) == ("existing", job.job_id)
+
+
+def test_what_was_armed_before_an_alteration_does_nothing(world: World) -> None:
+    put(world)
+    (_, event), *_ = world.alarms.armed.values()
+    put(world, cron="30 * * * *")
+    assert [at.minute for at, _ in world.alarms.armed.values()] == [30]
+    world.time = datetime(2026, 1, 31, 10, tzinfo=UTC)
+    sweep.on_alarm(world.ctx, event["alarm"])
+    world.sweep()
+    assert [last_run(world).planned_at.minute] == [30]
+
+
+def test_another_body_is_used_at_once_and_no_run_is_lost(world: World) -> None:
+    put(world)
+    event = alarm(world)
+    world.pass_time(1)
+    put(world, body={"job_type": "other"})
+    sweep.on_alarm(world.ctx, event)
+    assert [job.job_type for job in jobs(world)] == ["other"]
+
+
+def test_a_paused_schedule_does_nothing_and_makes_up_for_nothing(world: World) -> None:
+    put(world, missed="run_once")
+    event = alarm(world)
+    schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=False)
+    sweep.on_alarm(world.ctx, event)
+    world.pass_time(86_400)
+    world.sweep()
+    assert (jobs(world), world.alarms.armed) == ([], {})
+    resumed = schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=True)
+    assert resumed.next_at == world.time + timedelta(hours=1)
+    sweep.on_alarm(world.ctx, event)
+    assert jobs(world) == []
+    ring(world)
+    assert len(jobs(world)) == 1
+
+
+def test_a_deleted_schedule_does_nothing_nor_does_its_alarm_for_the_next_of_that_name(world: World) -> None:
+    put(world)
+    event = alarm(world)
+    schedules.delete_schedule(world.ctx, NAMESPACE, NAME)
+    sweep.on_alarm(world.ctx, event)
+    world.pass_time(3_600)
+    world.sweep()
+    put(world)
+    world.time = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    sweep.on_alarm(world.ctx, event)
+    assert jobs(world) == []
+
+
+def test_schedules_of_one_name_in_two_namespaces_have_two_alarms(world: World) -> None:
+    put(world)
+    put(world, namespace="other")
+    assert len(world.alarms.armed) == 2
+
+
+class Dies(Exception):
+    """The process, before or after one of its writes."""
+
+
+class Mortal:
+    """A table whose user dies at its nth write: before it, or when it is done."""
+
+    def __init__(self, table: DynamoTable, at: int, *, done: bool) -> None:
+        self._table, self._left, self._done = table, at, done
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._table, name)
+        if name not in {"put", "update", "delete", "batch_write", "transact"}:
+            return call
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._done:
+                raise Dies
+            answer = call(*args, **kwargs)
+            if self._left == 0:
+                raise Dies
+            return answer
+
+        return write
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_run_whose_process_dies_is_finished_by_the_next_sweep(table: DynamoTable, at: int, done: bool) -> None:
+    world = World(table)
+    put(world, body={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
+    event = alarm(world)
+    mortal: Any = Mortal(table, at, done=done)
+    doomed = World(mortal)
+    doomed.time, doomed.alarms = world.time, world.alarms
+    try:
+        sweep.on_alarm(doomed.ctx, event)
+    except Dies:
+        pass
+    else:
+        assert at > 4, "it was to die"
+    world.pass_time(60)
+    world.sweep()
+    (job,) = jobs(world)
+    assert (last_run(world).outcome, last_run(world).created_id) == ("created", job.job_id)
+    assert found(world).next_at == datetime(2026, 1, 31, 11, tzinfo=UTC)

@@ -1,0 +1,156 @@
+"""The routes of schedules."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from functions.sweeper.handler import handler as sweeper
+from tests.support.api import ALARM_GROUP, Client, pages
+from tests.support.events import sample
+from tests.support.table import aws
+
+NIGHTLY: dict[str, Any] = {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "job": {"job_type": "report"}}
+
+
+def put(client: Client, name: str = "nightly", status: int = 201, **changed: Any) -> Any:
+    return client.call("PUT", f"/v1/schedules/{name}", {**NIGHTLY, **changed}).ok(status)
+
+
+def alarms() -> list[Any]:
+    """What is armed, as EventBridge Scheduler has it."""
+    scheduler = aws("scheduler")
+    names = [each["Name"] for each in scheduler.list_schedules(GroupName=ALARM_GROUP)["Schedules"]]
+    return [scheduler.get_schedule(Name=name, GroupName=ALARM_GROUP) for name in names]
+
+
+def test_a_schedule_is_shown_with_its_next_five_times(client: Client) -> None:
+    made = put(client, job={"job_type": "report", "payload": {"n": 1.50}, "queue": None})
+    assert made == client.get("/v1/schedules/nightly").ok()
+    times = [datetime.fromisoformat(text) for text in made.pop("next_times")]
+    assert len(times) == 5
+    assert times == sorted(times)
+    assert timedelta(0) < times[0] - datetime.now(UTC) < timedelta(days=1, hours=1)
+    created_at = made.pop("created_at")
+    assert made.pop("updated_at") == created_at
+    assert str(made["job"]["payload"]["n"]) == "1.5"
+    assert made == {
+        "name": "nightly", "cron": "30 2 * * *", "rate": None, "timezone": "Europe/Berlin", "workflow": None,
+        "job": {"job_type": "report", "payload": {"n": made["job"]["payload"]["n"]}}, "enabled": True,
+        "missed": "skip", "overlap": "allow", "last_run": None,
+    }  # fmt: skip
+
+
+def test_its_alarm_is_armed_once_in_utc(client: Client) -> None:
+    next_time = put(client)["next_times"][0]
+    put(client, status=200)
+    (alarm,) = alarms()
+    assert alarm["ScheduleExpression"] == f"at({next_time[:19]})"
+    assert (alarm["ScheduleExpressionTimezone"], alarm["ActionAfterCompletion"]) == ("UTC", "DELETE")
+    assert alarm["FlexibleTimeWindow"] == {"Mode": "OFF"}
+    assert alarm["Target"]["Arn"].endswith(":function:vigil-sweeper")
+    event = json.loads(alarm["Target"]["Input"])
+    assert {**event["alarm"], "generation": "…"} == {"namespace": "demo", "schedule": "nightly", "generation": "…"}
+    assert sample("sweeper_timer")["alarm"].keys() == event["alarm"].keys()
+    assert sweeper(event, None) == {}, "not due yet: nothing happens"
+    assert sweeper(sample("sweeper_timer"), None) == {}, "of no generation that stands"
+    assert client.get("/v1/jobs").ok()["jobs"] == []
+
+
+def test_pause_resume_and_delete(client: Client) -> None:
+    put(client)
+    for _ in range(2):
+        paused = client.post("/v1/schedules/nightly/pause").ok()
+        assert (paused["enabled"], paused["next_times"]) == (False, [])
+        assert alarms() == []
+    for _ in range(2):
+        resumed = client.post("/v1/schedules/nightly/resume").ok()
+        assert (resumed["enabled"], len(resumed["next_times"])) == (True, 5)
+        assert len(alarms()) == 1
+    client.delete("/v1/schedules/nightly").ok(204)
+    assert alarms() == []
+    for reply in (
+        client.get("/v1/schedules/nightly"),
+        client.delete("/v1/schedules/nightly"),
+        client.post("/v1/schedules/nightly/pause"),
+        client.post("/v1/schedules/nightly/resume"),
+        client.get("/v1/schedules/%00"),
+    ):
+        reply.problem(404, "SCHEDULE_NOT_FOUND")
+
+
+def test_created_paused(client: Client) -> None:
+    assert put(client, enabled=False)["next_times"] == []
+    assert alarms() == []
+
+
+def test_schedules_are_listed_by_name(client: Client) -> None:
+    for name in ("b", "a", "c"):
+        put(client, name)
+    found = pages(client, "/v1/schedules", page_size=2)
+    assert [[each["name"] for each in page["schedules"]] for page in found] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("name", ["every night", "größe", "100%", "a#b", "a/b"])
+def test_a_schedule_is_found_under_whatever_name_it_was_given(client: Client, name: str) -> None:
+    put(client, quote(name, safe=""))
+    assert client.get(f"/v1/schedules/{quote(name, safe='')}").ok()["name"] == name
+
+
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, [""]),
+    ({"cron": "* * * * *", "rate": "1 day"}, [""]),
+    ({"cron": "* * * *"}, ["/cron"]),
+    ({"cron": "0 0 30 2 *"}, ["/cron"]),
+    ({"cron": "* " * 200}, ["/cron"]),
+    ({"cron": 5}, ["/cron"]),
+    ({"rate": "5 seconds"}, ["/rate"]),
+    ({"rate": "1 day", "timezone": "Mars/Olympus"}, ["/timezone"]),
+    ({"rate": "1 day", "timezone": "\x00"}, ["/timezone"]),
+    ({"rate": "1 day", "missed": "twice"}, ["/missed"]),
+    ({"rate": "1 day", "overlap": "cancel"}, ["/overlap"]),
+    ({"rate": "1 day", "enabled": "yes"}, ["/enabled"]),
+    ({"rate": "1 day", "job": None}, [""]),
+    ({"rate": "1 day", "job": []}, ["/job"]),
+    ({"rate": "1 day", "job": {}}, ["/job/job_type"]),
+    ({"rate": "1 day", "job": {"job_type": "t", "job_id": "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"}}, ["/job/job_id"]),
+    ({"rate": "1 day", "job": {"job_type": "t", "scheduled_at": "2030-01-01T00:00:00Z"}}, ["/job/scheduled_at"]),
+    ({"rate": "1 day", "job": {"job_type": "t", "priority": "urgent"}}, ["/job/priority"]),
+    ({"rate": "1 day", "job": {"job_type": "t", "payload": "x" * 70_000}}, ["/job"]),
+    ({"rate": "1 day", "nobody": 1}, ["/nobody"]),
+]
+
+
+@pytest.mark.parametrize(("body", "pointers"), WRONG)
+def test_what_is_wrong_is_named(client: Client, body: dict[str, Any], pointers: list[str]) -> None:
+    reply = client.call("PUT", "/v1/schedules/s", {"job": {"job_type": "t"}, **body})
+    assert reply.pointers() == pointers
+    assert client.get("/v1/schedules").ok()["schedules"] == []
+    assert alarms() == []
+
+
+def test_a_workflow_is_scheduled_instead_of_a_job(client: Client) -> None:
+    workflow = {"name": "w", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"], "start_delay": 60}]}
+    assert client.call("PUT", "/v1/schedules/s", {**NIGHTLY, "workflow": workflow}).pointers() == [""]
+    timing = {name: NIGHTLY[name] for name in ("cron", "timezone")}
+    made = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": workflow}).ok(201)
+    assert (made["job"], made["workflow"]) == (None, workflow)
+    broken = {"name": "w", "jobs": [{"name": "a", "depends_on": ["b"]}]}
+    reply = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": broken})
+    assert [error["pointer"] for error in reply.problem(422, "MISSING_DEPENDENCY")["errors"]] == [
+        "/workflow/jobs/0/depends_on/0"
+    ]
+
+
+def test_a_job_is_held_to_its_type(client: Client) -> None:
+    client.call("PUT", "/v1/job-types/report", {"payload_schema": {"required": ["n"]}}).ok(201)
+    reply = client.call("PUT", "/v1/schedules/nightly", {**NIGHTLY, "job": {"job_type": "report", "payload": {}}})
+    assert reply.pointers() == ["/job/payload"]
+
+
+def test_a_name_has_no_control_character(client: Client) -> None:
+    assert client.call("PUT", "/v1/schedules/a%0Ab", NIGHTLY).pointers() == ["{schedule}"]

@@ -1,0 +1,523 @@
+"""What a client of waits sees: the matcher is run by hand where it matters when it runs."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import uuid6
+
+from tests.support.world import NAMESPACE, World
+from vigil_core.domain.errors import InvalidTransition, JobNotFound, ValidationFailed, WaitNotFound
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.waits import resolve as resolve_wait
+from vigil_core.store import keys
+from vigil_core.store.table import DynamoTable, query_all
+
+
+class TestTheSeedsExamples:
+    def test_basic_usage(self, world: World) -> None:
+        one, two = world.running(), world.running()
+        answer = world.wait({one: {"job_stage": "complete"}, two: None})
+        assert answer["status"] == "waiting"
+        world.complete(one)
+        world.complete(two)
+        world.run_matcher()
+        answer = world.post(answer)
+        assert answer["waited_jobs"] == {one: {"job_stage": "complete"}, two: {"job_stage": "complete"}}
+        assert "wait_on" not in answer
+        assert answer["status"] == "met"
+
+    def test_advanced_usage(self, world: World) -> None:
+        job = world.running(fields={"result_root": "/result/...", "boot_seconds": 45})
+        world.report(job, milestones=["final"])
+        world.complete(job)
+        answer = world.wait(
+            {job: {"milestone": "final"}},
+            wait_options={"get_fields": {"result_root": None, "boot_seconds": None}, "fail_fast": None},
+        )
+        assert answer["waited_jobs"] == {
+            job: {"job_stage": "complete", "result_root": "/result/...", "boot_seconds": "45"}
+        }
+        assert "wait_on" not in answer
+
+    def test_a_request_with_waited_jobs_of_an_earlier_round(self, world: World) -> None:
+        one, two = world.running(), world.running()
+        earlier = {str(uuid6.uuid7()): {"job_stage": "complete", "job_health": "success"}}
+        answer = world.wait(
+            {one: {"job_stage": "complete"}, two: None},
+            wait_options={"get_fields": {"job_health": None}, "fail_fast": None},
+            waited_jobs=earlier,
+        )
+        assert answer["waited_jobs"] == earlier
+        world.complete(one)
+        world.complete(two)
+        world.run_matcher()
+        success = {"job_stage": "complete", "job_health": "success"}
+        assert world.post(answer)["waited_jobs"] == {**earlier, one: success, two: success}
+
+
+class TestConditions:
+    @pytest.mark.parametrize(("stage", "met"), [("download", True), ("boot", True), ("setup", False)])
+    def test_a_stage_or_a_later_one(self, world: World, stage: str, met: bool) -> None:
+        job = world.running()
+        answer = world.wait({job: {"job_stage": stage}})
+        world.report(job, stage="boot")
+        world.run_matcher()
+        assert world.show(answer)["status"] == ("met" if met else "waiting")
+
+    def test_incomplete_is_reached_only_by_itself(self, world: World) -> None:
+        good, bad = world.running(), world.running()
+        answers = [world.wait({job: {"job_stage": "incomplete"}}) for job in (good, bad)]
+        world.complete(good)
+        world.fail(bad)
+        world.run_matcher()
+        assert [world.show(answer)["status"] for answer in answers] == ["unmet", "met"]
+
+    def test_every_part_on_one_version(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: {"milestones": ["a", "b"], "mode": "fast"}})
+        world.report(job, milestones=["a"], fields={"mode": "fast"})
+        world.report(job, milestones=["b"], fields={"mode": "slow"})
+        world.run_matcher()
+        assert world.show(answer)["status"] == "waiting"
+        world.report(job, fields={"mode": "fast"})
+        world.run_matcher()
+        assert world.show(answer)["status"] == "met"
+
+    @pytest.mark.parametrize(
+        ("value", "expected"), [(7, "7"), ("7", 7), (True, "true"), ([1, "x"], "1 x"), ({"a": 1}, '{"a":1}')]
+    )
+    def test_values_are_compared_as_text(self, world: World, value: Any, expected: Any) -> None:
+        job = world.running(fields={"value": value})
+        assert world.wait({job: {"value": expected}})["status"] == "met"
+
+    def test_an_absent_field_matches_nothing(self, world: World) -> None:
+        job = world.running()
+        assert world.wait({job: {"nothing": ""}})["status"] == "waiting"
+
+    def test_what_was_true_for_one_update_counts_with_the_values_it_had(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: {"light": "green"}}, wait_options={"get_fields": {"light": None, "n": None}})
+        world.report(job, fields={"light": "green", "n": 1})
+        world.report(job, fields={"light": "red", "n": 2})
+        world.run_matcher()
+        assert world.show(answer)["waited_jobs"] == {job: {"job_stage": "submit", "light": "green", "n": "1"}}
+
+    def test_what_was_true_before_the_registration_does_not_count(self, world: World) -> None:
+        job = world.running()
+        world.report(job, fields={"light": "green"})
+        world.report(job, fields={"light": "red"})
+        answer = world.wait({job: {"light": "green"}})
+        world.run_matcher()
+        assert world.show(answer)["status"] == "waiting"
+
+    def test_null_waits_for_the_end_good_or_bad(self, world: World) -> None:
+        good, bad, gone = world.running(), world.running(), world.job()
+        answer = world.wait({good: None, bad: {}, gone: None})
+        world.complete(good)
+        world.fail(bad)
+        world.do(change_job.cancel, gone)
+        world.run_matcher()
+        stages = {job: values["job_stage"] for job, values in world.show(answer)["waited_jobs"].items()}
+        assert stages == {good: "complete", bad: "incomplete", gone: "incomplete"}
+
+
+class TestGetFields:
+    def test_text_list_object_absent_and_built_ins(self, world: World) -> None:
+        job = world.running(
+            name="box", fields={"text": "t", "list": ["a", 1, 2.50], "object": {"k": [1]}, "flag": True}
+        )
+        world.report(job, progress=Decimal("0.5"), message="half way")
+        world.complete(job, result={"rows": 12345678901234567890123})
+        wanted = ["text", "list", "object", "flag", "absent", "name", "queue", "result", "message", "status"]
+        answer = world.wait({job: None}, wait_options={"get_fields": dict.fromkeys(wanted)})
+        assert answer["waited_jobs"][job] == {
+            "job_stage": "complete", "text": "t", "list": "a 1 2.5", "object": '{"k":[1]}', "flag": "true",
+            "absent": "", "name": "box", "queue": "default", "result": '{"rows":12345678901234567890123}',
+            "message": "half way", "status": "completed",
+        }  # fmt: skip
+
+    def test_a_long_result_is_captured_whole(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: None}, wait_options={"get_fields": {"result": None}})
+        world.complete(job, result="x" * 300_000)
+        world.run_matcher()
+        assert world.show(answer)["waited_jobs"][job]["result"] == "x" * 300_000
+
+
+class TestEndings:
+    def test_fail_fast_ends_at_once_with_what_failed(self, world: World) -> None:
+        slow, bad = world.running(), world.running()
+        answer = world.wait({slow: None, bad: {"job_stage": "boot"}}, wait_options={"fail_fast": None})
+        world.fail(bad)
+        world.run_matcher()
+        answer = world.post(answer)
+        assert answer["status"] == "failed_fast"
+        assert answer["waited_jobs"] == {bad: {"job_stage": "incomplete"}}
+        assert "wait_on" not in answer
+
+    def test_fail_fast_on_a_job_that_is_incomplete_already(self, world: World) -> None:
+        slow, bad = world.running(), world.running()
+        world.fail(bad)
+        answer = world.wait({slow: None, bad: None}, wait_options={"fail_fast": True, "mode": "any"})
+        assert answer["status"] == "failed_fast"
+
+    def test_unmet_jobs_do_not_end_a_wait_for_all(self, world: World) -> None:
+        bad, good = world.running(), world.running()
+        answer = world.wait({bad: {"job_stage": "boot"}, good: {"job_stage": "boot"}})
+        world.fail(bad)
+        world.run_matcher()
+        answer = world.post(answer)
+        assert answer["unmet_jobs"] == {bad: {"job_stage": "incomplete", "reason": "ended"}}
+        assert answer["status"] == "waiting"
+        assert list(answer["wait_on"]) == [good]
+        world.report(good, stage="boot")
+        world.run_matcher()
+        assert world.post(answer)["status"] == "unmet"
+
+    def test_any_and_at_least(self, world: World) -> None:
+        jobs = [world.running() for _ in range(3)]
+        first = world.wait(dict.fromkeys(jobs), wait_options={"mode": "any"})
+        two = world.wait(dict.fromkeys(jobs), wait_options={"mode": {"at_least": 2}})
+        hopeless = world.wait({key: {"job_stage": "complete"} for key in jobs}, wait_options={"mode": {"at_least": 3}})
+        world.complete(jobs[0])
+        world.run_matcher()
+        assert [world.show(a)["status"] for a in (first, two, hopeless)] == ["met", "waiting", "waiting"]
+        world.fail(jobs[1])
+        world.run_matcher()
+        assert [world.show(a)["status"] for a in (first, two, hopeless)] == ["met", "met", "unmet"]
+
+    def test_expiry(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: {"job_stage": "boot"}}, wait_options={"expires_in": 120})
+        assert world.queues.wake_ups[0][1] == 121
+        world.pass_time(119)
+        assert world.sweep() == 0
+        world.pass_time(2)
+        assert world.sweep() == 1
+        answer = world.post(answer)
+        assert answer["status"] == "expired"
+        assert answer["unmet_jobs"] == {job: {"job_stage": "submit", "reason": "expired"}}
+        assert world.sweep() == 0
+
+    def test_cancelling(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: None})
+        for _ in range(2):
+            cancelled = waits_api.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], by="key1")
+            assert cancelled["status"] == "cancelled"
+        world.complete(job)
+        world.run_matcher()
+        assert world.show(answer)["waited_jobs"] == {}
+        met = world.wait({job: None})
+        with pytest.raises(InvalidTransition):
+            waits_api.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], by="key1")
+
+    def test_a_deleted_job(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: {"job_stage": "incomplete"}})
+        world.complete(job, result=1)
+        world.delete(job)
+        world.unmatched[:] = world.unmatched[
+            -1:
+        ]  # The version that completed it went by unseen: it came before the wait.
+        world.run_matcher()
+        assert world.show(answer)["unmet_jobs"][job]["reason"] == "deleted"
+        with pytest.raises(JobNotFound):
+            world.wait({job: None})
+
+    def test_a_job_that_does_not_exist_yet(self, world: World) -> None:
+        job = str(uuid6.uuid7())
+        options = {"allow_missing": None}
+        answer = world.wait({job: {"job_stage": "boot"}}, wait_options=options)
+        strange = world.wait({job: {"job_stage": "no-such-stage"}}, wait_options=options)
+        world.running(job_id=job)
+        world.report(job, stage="boot")
+        world.run_matcher()
+        assert world.show(answer)["status"] == "met"
+        assert world.show(strange)["unmet_jobs"][job]["reason"] == "unknown_stage"
+
+
+class TestHolding:
+    def test_it_answers_when_done(self, world: World) -> None:
+        job = world.running()
+        answer = world.wait({job: None}, hold_s=0)
+        finished = False
+
+        def someone_else(seconds: float) -> None:
+            nonlocal finished
+            world.pass_time(seconds)
+            if not finished:
+                finished = True
+                world.complete(job)
+                world.run_matcher()
+
+        object.__setattr__(world.ctx, "sleep", someone_else)
+        began = world.time
+        assert world.post(answer, hold_s=20)["status"] == "met"
+        assert (world.time - began).total_seconds() < 1
+
+    def test_it_gives_up_when_the_time_is_over(self, world: World) -> None:
+        began = world.time
+        assert world.wait({world.running(): None}, hold_s=20)["status"] == "waiting"
+        assert 20 <= (world.time - began).total_seconds() < 20.6
+
+    def test_progress(self, world: World) -> None:
+        one, two, three = world.running(), world.running(), world.running()
+        answer = world.wait(
+            {one: None, two: None, three: {"job_stage": "boot"}}, wait_options={"return_on": "progress"}
+        )
+        world.complete(one)
+        world.run_matcher()
+        began = world.time
+        answer = world.post(answer, hold_s=20)
+        assert (answer["status"], list(answer["waited_jobs"]), world.time) == ("waiting", [one], began)
+        assert world.post(answer, hold_s=20)["status"] == "waiting"
+        assert world.time > began
+        world.fail(three)
+        world.run_matcher()
+        began = world.time
+        assert list(world.post(answer, hold_s=20)["unmet_jobs"]) == [three]
+        assert world.time == began
+
+    def test_an_ended_answer_posted_back_gives_the_same_again(self, world: World) -> None:
+        job = world.running()
+        world.complete(job)
+        answer = world.wait({job: None})
+        assert world.post(answer) == answer
+
+    def test_an_unknown_wait_registers_anew_under_a_new_id(self, world: World) -> None:
+        job = world.running()
+        stranger = str(uuid6.uuid7())
+        answer = world.post({"wait_id": stranger, "wait_on": {job: None}})
+        assert answer["wait_id"] != stranger
+        with pytest.raises(ValidationFailed, match="/wait_on"):
+            world.post({"wait_id": stranger, "waited_jobs": {}})
+        with pytest.raises(WaitNotFound):
+            world.show({"wait_id": stranger})
+
+
+class TestBadRequests:
+    @pytest.mark.parametrize(
+        ("body", "pointer"),
+        [
+            ([], ""),
+            ({}, "/wait_on"),
+            ({"wait_on": {}}, "/wait_on"),
+            ({"wait_on": None}, "/wait_on"),
+            ({"wait_on": {"x": None}, "surprise": 1}, "/surprise"),
+            ({"wait_on": {"x": "boot"}}, "/wait_on/x"),
+            ({"wait_on": {"a/b~": {"job_stage": None}}}, "/wait_on/a~1b~0/job_stage"),
+            ({"wait_on": {"x": {"job_stage": 3}}}, "/wait_on/x/job_stage"),
+            ({"wait_on": {"x": {"arch": None}}}, "/wait_on/x/arch"),
+            ({"wait_on": {"x": {"arch": {}}}}, "/wait_on/x/arch"),
+            ({"wait_on": {"x": {"milestones": []}}}, "/wait_on/x/milestones"),
+            ({"wait_on": {"x": {"milestone": 1}}}, "/wait_on/x/milestone"),
+            ({"wait_on": {"x": {"progress": 1}}}, "/wait_on/x/progress"),
+            ({"wait_on": {"x": None}, "wait_options": {"mode": "most"}}, "/wait_options/mode"),
+            ({"wait_on": {"x": None}, "wait_options": {"mode": {"at_least": 2}}}, "/wait_options/mode/at_least"),
+            ({"wait_on": {"x": None}, "wait_options": {"mode": {"at_least": True}}}, "/wait_options/mode/at_least"),
+            ({"wait_on": {"x": None}, "wait_options": {"expires_in": -1}}, "/wait_options/expires_in"),
+            ({"wait_on": {"x": None}, "wait_options": {"expires_in": 2_592_001}}, "/wait_options/expires_in"),
+            ({"wait_on": {"x": None}, "wait_options": {"fail_fast": "yes"}}, "/wait_options/fail_fast"),
+            ({"wait_on": {"x": None}, "wait_options": {"get_fields": {"a": 1}}}, "/wait_options/get_fields/a"),
+            (
+                {"wait_on": {"x": None}, "wait_options": {"notify": {"webhook": 7}}},
+                "/wait_options/notify/webhook",
+            ),
+            ({"wait_on": {"x": None}, "waited_jobs": []}, "/waited_jobs"),
+            ({"wait_on": {str(n): None for n in range(10_001)}}, "/wait_on"),
+        ],
+    )
+    def test_the_field_is_named_and_nothing_stored(self, world: World, body: Any, pointer: str) -> None:
+        with pytest.raises(ValidationFailed) as refused:
+            world.post(body)
+        assert pointer in [problem.pointer for problem in refused.value.problems]
+
+    def test_every_problem_at_once(self, world: World) -> None:
+        with pytest.raises(ValidationFailed) as refused:
+            world.post(
+                {"wait_on": {"x": 1, "y": {"z": None}}, "wait_options": {"mode": 1, "expires_in": "1"}, "more": 1}
+            )
+        assert len(refused.value.problems) == 5
+
+    def test_unknown_jobs_are_all_named(self, world: World) -> None:
+        known, unknown = world.running(), str(uuid6.uuid7())
+        with pytest.raises(JobNotFound) as refused:
+            world.wait({known: None, unknown: None, "job123": None})
+        assert refused.value.job_ids == (unknown, "job123")
+        with pytest.raises(JobNotFound):
+            world.wait({"job123": None}, wait_options={"allow_missing": None})
+
+    def test_a_stage_that_the_order_does_not_hold(self, world: World) -> None:
+        job = world.running()
+        with pytest.raises(ValidationFailed, match=f"/wait_on/{job}/job_stage"):
+            world.wait({job: {"job_stage": "lunch"}})
+
+
+class TestLargeWaits:
+    @pytest.fixture
+    def world(self, table: DynamoTable, monkeypatch: pytest.MonkeyPatch) -> World:
+        monkeypatch.setattr(keys, "CHUNK_ENTRIES", 3)
+        return World(table, spec_page_entries=4)
+
+    def test_all(self, world: World) -> None:
+        jobs = [world.running() for _ in range(10)]
+        world.complete(jobs[4])
+        answer = world.wait(dict.fromkeys(jobs), waited_jobs={"before": {"job_stage": "complete"}})
+        assert answer["status"] == "waiting"
+        world.run_fan_out()
+        answer = world.post(answer)
+        assert list(answer["waited_jobs"]) == ["before", jobs[4]]
+        for job in jobs:
+            if job != jobs[4]:
+                assert world.show(answer)["status"] == "waiting"
+                world.complete(job)
+                world.run_matcher()
+        answer = world.post(answer)
+        assert answer["status"] == "met"
+        assert list(answer["waited_jobs"]) == ["before", *jobs]
+        assert answer["counts"] == {"total": 10, "met": 10, "unmet": 0}
+
+    def test_updates_before_the_fan_out_came(self, world: World) -> None:
+        jobs = [world.running() for _ in range(9)]
+        answer = world.wait(dict.fromkeys(jobs))
+        for job in jobs:
+            world.complete(job)
+        world.run_matcher()
+        assert world.show(answer)["status"] == "waiting"
+        world.run_fan_out()
+        assert world.show(answer)["status"] == "met"
+
+    def test_a_registration_whose_messages_were_lost_is_finished_by_the_sweeper(self, world: World) -> None:
+        jobs = [world.running() for _ in range(9)]
+        answer = world.wait(dict.fromkeys(jobs))
+        world.queues.wide.clear()
+        world.pass_time(61)
+        assert world.sweep() == 1
+        for job in jobs:
+            world.complete(job)
+        world.run_matcher()
+        world.run_fan_out()
+        assert world.show(answer)["status"] == "met"
+
+    @pytest.mark.parametrize(("mode", "enough"), [("any", 1), ({"at_least": 5}, 5)])
+    def test_some(self, world: World, mode: Any, enough: int) -> None:
+        jobs = [world.running() for _ in range(8)]
+        answer = world.wait(dict.fromkeys(jobs), wait_options={"mode": mode})
+        world.run_fan_out()
+        for count, job in enumerate(jobs, 1):
+            world.complete(job)
+            world.run_matcher()
+            assert world.show(answer)["status"] == ("met" if count >= enough else "waiting")
+        assert list(world.show(answer)["waited_jobs"]) == jobs[:enough]
+
+    def test_fail_fast(self, world: World) -> None:
+        jobs = [world.running() for _ in range(8)]
+        answer = world.wait(dict.fromkeys(jobs), wait_options={"fail_fast": None})
+        world.run_fan_out()
+        world.complete(jobs[0])
+        world.fail(jobs[6])
+        world.complete(jobs[1])
+        world.run_matcher()
+        answer = world.show(answer)
+        assert answer["status"] == "failed_fast"
+        assert jobs[6] in answer["waited_jobs"]
+
+    def test_expiry_lists_what_was_left_over(self, world: World) -> None:
+        jobs = [world.running() for _ in range(6)]
+        answer = world.wait(dict.fromkeys(jobs), wait_options={"expires_in": 100})
+        world.run_fan_out()
+        world.complete(jobs[2])
+        world.run_matcher()
+        world.pass_time(102)
+        assert world.sweep() == 1
+        answer = world.show(answer)
+        assert answer["status"] == "expired"
+        assert list(answer["waited_jobs"]) == [jobs[2]]
+        assert answer["unmet_jobs"] == {job: {"job_stage": None, "reason": "expired"} for job in jobs if job != jobs[2]}
+
+    def test_pages_of_outcomes(self, world: World) -> None:
+        jobs = [world.running() for _ in range(7)]
+        answer = world.wait({key: {"job_stage": "complete"} for key in jobs})
+        world.run_fan_out()
+        for job in jobs[:5]:
+            world.complete(job)
+        world.fail(jobs[5])
+        world.run_matcher()
+        listed: list[Any] = []
+        after: int | None = -1
+        while after is not None:
+            page, after = waits_api.wait_jobs(world.ctx, NAMESPACE, answer["wait_id"], after_index=after, page_size=2)
+            listed += page
+        assert [(line["job_id"], line["met"]) for line in listed] == [
+            *((job, True) for job in jobs[:5]),
+            (jobs[5], False),
+        ]
+
+
+class TestManyWaitsOnOneJob:
+    def test_the_fan_out_takes_over_and_keeps_the_order(
+        self, world: World, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(match, "NARROW", 3)
+        job = world.running()
+        world.run_matcher()
+        answers = [world.wait({job: {"light": "green"}}, wait_options={"get_fields": {"n": None}}) for _ in range(8)]
+        world.report(job, fields={"light": "green", "n": 1})
+        world.run_matcher()
+        world.report(job, fields={"n": 2})
+        world.run_matcher()
+        assert {world.show(answer)["status"] for answer in answers} == {"waiting"}
+        world.run_fan_out()
+        assert [world.show(answer)["waited_jobs"][job]["n"] for answer in answers] == ["1"] * 8
+        assert list(query_all(table, keys.entries_of_job(NAMESPACE, job))) == []
+
+
+def test_a_list_of_waits_newest_first(world: World) -> None:
+    job = world.running()
+    answers = []
+    for _ in range(5):
+        answers.append(world.wait({job: None}))
+        world.pass_time(3600 * 13)
+    waits_api.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], by="key1")
+    listed: list[Any] = []
+    place: str | None = None
+    while True:
+        page, place = waits_api.list_waits(world.ctx, NAMESPACE, status="waiting", before_place=place, page_size=2)
+        listed += page
+        if place is None:
+            break
+    expected = [answers[n]["wait_id"] for n in (4, 3, 1, 0)]
+    assert [line["wait_id"] for line in listed] == expected
+
+
+def test_a_wait_that_was_matched_before_its_row_was_there(world: World) -> None:
+    """The registrar writes the entry, the job changes and is matched, only then comes the wait's own row."""
+    job = world.running()
+    world.run_matcher()
+    create, inner = world.ctx.waits.create, world.ctx.waits
+
+    def update_first(wait: Any) -> bool:
+        world.complete(job)
+        world.run_matcher()
+        return create(wait)
+
+    inner.create = update_first  # type: ignore[method-assign]
+    assert world.wait({job: {"job_stage": "complete"}})["status"] == "met"
+
+
+def test_resolving_again_changes_nothing(world: World) -> None:
+    job = world.running()
+    answer = world.wait({job: None})
+    world.complete(job)
+    batch = list(world.unmatched)
+    world.run_matcher()
+    first = world.show(answer)
+    match.match(world.ctx, batch)
+    resolve_wait.expire(world.ctx, NAMESPACE, answer["wait_id"])
+    assert world.show(answer) == first

@@ -1,0 +1,130 @@
+"""Generated histories of deliveries: messages lost and doubled, processes that die, receivers that fail, replays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moto import mock_aws
+
+from tests.integration.webhooks.test_webhooks import Dead, Receiver, Reply, alive, deliveries, dying, put, work
+from tests.support.live import Live
+from tests.support.table import create_table
+from tests.support.world import NAMESPACE, World
+from vigil_core.domain.webhooks import MAX_TRIES
+from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.webhooks import manage as manage_webhooks
+from vigil_core.store.table import DynamoTable
+
+
+class History:
+    """One webhook, jobs that complete, and whatever happens to what it is told of them."""
+
+    def __init__(self, table: DynamoTable) -> None:
+        self.table = table
+        self.live = Live(World(table), table)
+        self.world = self.live.world
+        self.receiver = Receiver()
+        self.taken: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.jobs = 0
+        put(self.world)
+
+    def take(self) -> Reply:
+        self.taken[self.receiver.posts[-1][1]["webhook-id"]] += 1
+        return Reply(200)
+
+    def refuse(self) -> Reply:
+        self.refused[self.receiver.posts[-1][1]["webhook-id"]] += 1
+        return Reply(500)
+
+    def do(self, action: str) -> None:
+        queued = self.world.queues.to_tell
+        match action:
+            case "a job completes":
+                self.jobs += 1
+                self.world.complete(self.world.running())
+                records = self.live.records()
+                self.live.run_notifier(records)
+            case "the notifier dies":
+                self.jobs += 1
+                self.world.complete(self.world.running())
+                records = self.live.records()
+                self.with_death(lambda: self.live.run_notifier(records))
+                assert not self.live.run_notifier(records).failed
+            case "messages are lost":
+                queued.clear()
+            case "messages are doubled":
+                queued.extend(list(queued))
+            case "the receiver takes":
+                self.receiver.answer = self.take
+                work(self.world, self.receiver)
+            case "the receiver refuses":
+                self.receiver.answer = self.refuse
+                work(self.world, self.receiver)
+            case "the teller dies":
+                self.receiver.answer = self.take
+                messages = list(queued)
+                self.with_death(lambda: work(self.world, self.receiver))
+                self.world.queues.to_tell = messages
+            case "the sweeper dies":
+                self.with_death(self.world.sweep)
+            case "the sweeper sweeps":
+                self.world.sweep()
+            case "an hour passes":
+                self.world.pass_time(3_600)
+            case "the last one is replayed":
+                for each in deliveries(self.world)[:1]:
+                    manage_webhooks.replay(self.world.ctx, NAMESPACE, "ci", each.delivery_id)
+
+    def with_death(self, work: Callable[[], Any]) -> None:
+        dying(self.live, self.table, 1, after=len(self.receiver.posts) % 2 == 0)
+        try:
+            work()
+        except (Dead, sweep.SweepFailed):
+            pass
+        finally:
+            alive(self.live, self.table)
+
+    def drain(self) -> None:
+        """Everything works again."""
+        self.receiver.answer = self.take
+        for _ in range(40):
+            work(self.world, self.receiver)
+            if all(each.status != "pending" for each in deliveries(self.world)):
+                return
+            self.world.pass_time(100_000)
+            self.world.sweep()
+        raise AssertionError([each for each in deliveries(self.world) if each.status == "pending"])
+
+
+ACTIONS = [
+    "a job completes", "the notifier dies", "messages are lost", "messages are doubled", "the receiver takes",
+    "the receiver refuses", "the teller dies", "the sweeper dies", "the sweeper sweeps", "an hour passes",
+    "the last one is replayed",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(ACTIONS), max_size=40))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_event_is_told_or_was_refused_ten_times(actions: list[str]) -> None:
+    with mock_aws():
+        history = History(create_table())
+        for action in ["a job completes", *actions]:
+            history.do(action)
+        history.drain()
+        kept = deliveries(history.world)
+        assert len(kept) == history.jobs, "a delivery for each event, and no second one"
+        for each in kept:
+            if each.status == "delivered":
+                assert history.taken[each.delivery_id] > 0
+            else:
+                assert history.refused[each.delivery_id] >= MAX_TRIES
+            told = {
+                body["id"] for _, headers, body in history.receiver.posts if headers["webhook-id"] == each.delivery_id
+            }
+            assert told <= {each.event_id}
+        assert history.world.sweep() == 0, "nothing is left to do"

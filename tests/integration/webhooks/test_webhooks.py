@@ -1,0 +1,567 @@
+"""Webhooks are told of what happened: never zero times, whatever dies or is lost between any two writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.support.live import Live
+from tests.support.world import NAMESPACE, World
+from vigil_core.domain.errors import TargetRefused, TargetUnreachable, ValidationFailed, WebhookNotFound
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.webhooks import MAX_TRIES, MAX_WEBHOOKS, WAITS, Delivery, Webhook, signed_headers
+from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.waits import resolve as resolve_wait
+from vigil_core.services.webhooks import deliver as tell_webhooks
+from vigil_core.services.webhooks import manage as manage_webhooks
+from vigil_core.store import keys
+from vigil_core.store.due_index import Due, DueStore
+from vigil_core.store.table import DynamoTable, Put
+from vigil_core.store.webhooks import WebhookStore
+
+URL = "https://hooks.example.com/in"
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    truncated: bool = False
+
+
+@dataclass
+class Receiver:
+    """Answers posts as it is told to; keeps those that arrived."""
+
+    answer: Callable[[], Reply] = lambda: Reply(204)
+    posts: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout_s: float,
+        max_answer_bytes: int,
+    ) -> Reply:
+        assert (method, timeout_s) == ("POST", tell_webhooks.TRY_S)
+        self.posts.append((url, dict(headers), loads(body or b"")))
+        return self.answer()
+
+    def heard(self) -> list[str]:
+        return [body["type"].removeprefix("vigil.") for _, _, body in self.posts]
+
+
+@pytest.fixture
+def live(world: World, table: DynamoTable) -> Live:
+    return Live(world, table)
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
+    wanted = Webhook(
+        **{
+            "namespace": NAMESPACE,
+            "name": name,
+            "url": None if name == WAITS else URL,
+            "events": () if name == WAITS else ("vigil.job.completed", "vigil.wait.*"),
+            "enabled": True,
+            "disabled_because": None,
+            "description": None,
+            "secret": "",
+            "created_at": world.ctx.now(),
+            "updated_at": world.ctx.now(),
+            **changed,
+        }
+    )
+    return manage_webhooks.put_webhook(world.ctx, wanted)[0]
+
+
+def work(world: World, receiver: Receiver) -> list[str]:
+    """What the function does with every message that is there."""
+    messages, world.queues.to_tell = world.queues.to_tell, []
+    return [tell_webhooks.tell(world.ctx, receiver, loads(message)) for message in messages]
+
+
+def deliveries(world: World, name: str = "ci") -> list[Delivery]:
+    return world.ctx.webhooks.deliveries(NAMESPACE, name, before_id=None, limit=1000)
+
+
+def test_what_it_wants_is_told_once_signed(live: Live, receiver: Receiver) -> None:
+    hook = put(live.world)
+    job = live.world.running()
+    live.world.complete(job)
+    assert not live.run_notifier().failed
+    assert work(live.world, receiver) == ["delivered"]
+    ((url, headers, body),) = receiver.posts
+    assert (url, body["type"], body["subject"]) == (URL, "vigil.job.completed", job)
+    (kept,) = deliveries(live.world)
+    assert (kept.status, kept.event_id, [t.status for t in kept.tries]) == ("delivered", body["id"], [204])
+    expected = signed_headers([hook.secret], kept.delivery_id, live.world.time, kept.body.encode())
+    assert expected.items() <= headers.items()
+    assert headers["Content-Type"] == "application/json"
+    assert live.world.sweep() == 0, "nothing is due any more"
+
+
+def test_without_webhooks_nothing_is_handed_over(live: Live) -> None:
+    live.world.complete(live.world.running())
+    assert live.run_notifier().handed_over == 0
+    assert live.world.queues.to_tell == []
+
+
+def test_another_namespaces_webhook_hears_nothing(live: Live, receiver: Receiver) -> None:
+    put(live.world, namespace="other")
+    live.world.complete(live.world.running())
+    live.run_notifier()
+    assert work(live.world, receiver) == []
+
+
+def test_a_record_that_comes_twice_is_one_delivery(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    live.world.complete(live.world.running())
+    records = live.records()
+    live.run_notifier(records)
+    live.run_notifier(records)
+    assert len(deliveries(live.world)) == 1
+    assert work(live.world, receiver) == ["delivered", "stale"]
+    live.run_notifier(records)
+    assert work(live.world, receiver) == []
+    assert len(receiver.posts) == 1
+
+
+def test_a_wait_tells_the_address_that_it_names(live: Live, receiver: Receiver) -> None:
+    put(live.world, WAITS)
+    put(live.world, "all", events=("*",))
+    job = live.world.running()
+    live.world.wait({job: None}, wait_options={"notify": {"webhook": "https://one.example/x", "sns": False}})
+    live.world.complete(job)
+    live.world.run_matcher()
+    live.run_notifier()
+    assert set(work(live.world, receiver)) == {"delivered"}
+    assert [(url, body["type"]) for url, _, body in receiver.posts if url != URL] == [
+        ("https://one.example/x", "vigil.wait.met")
+    ]
+    assert "wait.met" in [body["type"].removeprefix("vigil.") for url, _, body in receiver.posts if url == URL]
+    assert [each.url for each in deliveries(live.world, WAITS)] == ["https://one.example/x"]
+    assert [event.type for event in live.announced.events if event.subject != job] == []
+
+
+@pytest.mark.parametrize("url", ["http://one.example/", "https://10.0.0.1/", "https://169.254.169.254/", "x", ""])
+def test_a_wait_may_not_name_an_address_inside(world: World, url: str) -> None:
+    put(world, WAITS)
+    with pytest.raises(ValidationFailed) as refused:
+        world.wait({world.job(): None}, wait_options={"notify": {"webhook": url}})
+    (problem,) = refused.value.problems
+    assert (problem.pointer, problem.code) == ("/wait_options/notify/webhook", "TARGET_REFUSED")
+
+
+def test_a_wait_needs_something_to_sign_with(world: World) -> None:
+    asked: Any = {"notify": {"webhook": URL}}
+    with pytest.raises(ValidationFailed, match="PUT /v1/webhooks/waits"):
+        world.wait({world.job(): None}, wait_options=asked)
+    put(world, WAITS, enabled=False)
+    with pytest.raises(ValidationFailed, match="and enables"):
+        world.wait({world.job(): None}, wait_options=asked)
+    put(world, WAITS)
+    assert world.wait({world.job(): None}, wait_options=asked)["status"] == "waiting"
+
+
+# Again
+
+
+def refuse() -> Reply:
+    raise TargetRefused("The host has an address that is not public")
+
+
+def go_silent() -> Reply:
+    raise TargetUnreachable("The host did not answer in time")
+
+
+def completed(live: Live) -> str:
+    """A job whose completion has been handed over to the webhook `ci`."""
+    job = live.world.running()
+    live.world.complete(job)
+    live.run_notifier()
+    return job
+
+
+@pytest.mark.parametrize("answer", [lambda: Reply(500), lambda: Reply(302), go_silent, refuse])
+def test_what_was_not_taken_is_tried_again_by_the_sweeper(
+    live: Live, receiver: Receiver, answer: Callable[[], Reply]
+) -> None:
+    put(live.world)
+    completed(live)
+    receiver.answer = answer
+    assert work(live.world, receiver) == ["pending"]
+    assert live.world.sweep() == 0, "it is not due yet"
+    live.world.pass_time(70)
+    assert live.world.sweep() == 1
+    receiver.answer = lambda: Reply(200)
+    assert work(live.world, receiver) == ["delivered"]
+    (kept,) = deliveries(live.world)
+    assert len(kept.tries) == 2
+    assert (kept.tries[0].status is None) == (kept.tries[0].error is not None)
+    ids = {headers["webhook-id"] for _, headers, _ in receiver.posts}
+    times = {headers["webhook-timestamp"] for _, headers, _ in receiver.posts}
+    assert (len(ids), len(times)) == (1, 2)
+
+
+def test_it_is_given_up_after_its_last_try_and_replayed_on_demand(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    receiver.answer = lambda: Reply(500)
+    came = []
+    while live.world.queues.to_tell:
+        came += work(live.world, receiver)
+        live.world.pass_time(100_000)
+        live.world.sweep()
+    assert came == ["pending"] * (MAX_TRIES - 1) + ["failed"]
+    (kept,) = deliveries(live.world)
+    assert (kept.status, kept.error) == ("failed", f"No try of {MAX_TRIES} succeeded")
+
+    manage_webhooks.replay(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
+    ((message, delay_s),) = live.world.queues.wake_ups[-1:]
+    assert delay_s == 0
+    sweep.on_message(live.world.ctx, loads(message))
+    receiver.answer = lambda: Reply(200)
+    assert work(live.world, receiver) == ["delivered"]
+    assert deliveries(live.world)[0].status == "delivered"
+
+
+def test_retry_after_is_honoured(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    receiver.answer = lambda: Reply(429, {"retry-after": "3600"})
+    work(live.world, receiver)
+    live.world.pass_time(3_500)
+    assert live.world.sweep() == 0
+    live.world.pass_time(101)
+    assert live.world.sweep() == 1
+
+
+def test_410_disables_the_webhook_until_it_is_put_again(live: Live, receiver: Receiver) -> None:
+    hook = put(live.world)
+    completed(live)
+    completed(live)
+    receiver.answer = lambda: Reply(410)
+    assert work(live.world, receiver) == ["failed", "failed"]
+    assert len(receiver.posts) == 1, "the second is not sent any more"
+    disabled = manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci")
+    assert (disabled.enabled, disabled.disabled_because) == (False, "The receiver wants no more (410)")
+    completed(live)
+    assert live.world.queues.to_tell == []
+    assert put(live.world).enabled
+    assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").secret == hook.secret
+    completed(live)
+    receiver.answer = lambda: Reply(200)
+    assert work(live.world, receiver) == ["delivered"]
+
+
+def test_410_of_a_waits_address_disables_nothing(live: Live, receiver: Receiver) -> None:
+    put(live.world, WAITS)
+    job = live.world.running()
+    live.world.wait({job: None}, wait_options={"notify": {"webhook": "https://one.example/x"}})
+    live.world.complete(job)
+    live.world.run_matcher()
+    live.run_notifier()
+    receiver.answer = lambda: Reply(410)
+    assert work(live.world, receiver) == ["failed"]
+    assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, WAITS).enabled
+
+
+def test_a_webhook_that_is_put_anew_meanwhile_is_not_disabled(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+
+    def gone_but_moved() -> Reply:
+        put(live.world, url="https://new.example/")
+        return Reply(410)
+
+    receiver.answer = gone_but_moved
+    work(live.world, receiver)
+    assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").enabled
+
+
+def test_a_deleted_webhook_is_told_no_more(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    manage_webhooks.delete_webhook(live.world.ctx, NAMESPACE, "ci")
+    assert work(live.world, receiver) == ["failed"]
+    assert receiver.posts == []
+    assert deliveries(live.world)[0].error == "The webhook was deleted"
+    with pytest.raises(WebhookNotFound):
+        manage_webhooks.delete_webhook(live.world.ctx, NAMESPACE, "ci")
+
+
+def test_a_retry_goes_to_the_address_that_is_put_by_then(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    receiver.answer = lambda: Reply(404)
+    work(live.world, receiver)
+    put(live.world, url="https://moved.example/")
+    receiver.answer = lambda: Reply(200)
+    live.world.pass_time(70)
+    live.world.sweep()
+    work(live.world, receiver)
+    assert [url for url, _, _ in receiver.posts] == [URL, "https://moved.example/"]
+
+
+# Whatever is lost or dies
+
+
+class Dead(Exception):
+    """The process is gone."""
+
+
+class _Failing:
+    """A table whose n-th write from now on kills the process, before it or after it."""
+
+    def __init__(self, table: DynamoTable, at: int, *, after: bool) -> None:
+        self._table = table
+        self._left = at
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    def put(self, put: Put) -> None:
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise Dead
+        self._table.put(put)
+        if self._left == 0:
+            raise Dead
+
+
+def dying(live: Live, table: DynamoTable, at: int, *, after: bool) -> None:
+    failing: Any = _Failing(table, at, after=after)
+    live.ctx = live.world.ctx = replace(live.world.ctx, webhooks=WebhookStore(failing))
+
+
+def alive(live: Live, table: DynamoTable) -> None:
+    live.ctx = live.world.ctx = replace(live.world.ctx, webhooks=WebhookStore(table))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_notifier_that_dies_while_handing_over(
+    live: Live, table: DynamoTable, receiver: Receiver, at: int, after: bool
+) -> None:
+    """Its record comes again: every webhook hears of it, and each under one id."""
+    for name in ("a", "b", "c"):
+        put(live.world, name)
+    live.world.complete(live.world.running())
+    records = live.records()
+    dying(live, table, at, after=after)
+    assert live.run_notifier(records).failed
+    alive(live, table)
+    assert not live.run_notifier(records).failed
+    assert work(live.world, receiver) == ["delivered"] * 3
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.posts}) == 1
+
+
+def test_a_notifier_whose_queue_refuses(live: Live, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets and SNS have heard by then; the record comes again, and were it lost, the row is due."""
+    put(live.world)
+    live.connect()
+    job = live.world.running()
+    live.subscribe(f"job:{job}")
+    live.world.complete(job)
+    records = live.records()
+
+    def refuse_all(messages: Any) -> None:
+        raise Dead
+
+    with monkeypatch.context() as broken:
+        broken.setattr(live.world.queues, "deliveries", refuse_all)
+        assert live.run_notifier(records).failed
+    assert "vigil.job.completed" in [frame["data"]["type"] for frame in live.heard() if frame["type"] == "event"]
+    assert [event.type for event in live.announced.events] == ["vigil.job.completed"]
+    live.world.pass_time(900)
+    assert live.world.sweep() == 1
+    assert work(live.world, receiver) == ["delivered"]
+
+
+def test_a_lost_message_is_sent_again(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    live.world.queues.to_tell.clear()
+    live.world.pass_time(899)
+    assert live.world.sweep() == 0
+    live.world.pass_time(1)
+    assert live.world.sweep() == 1
+    live.world.pass_time(60)
+    assert live.world.sweep() == 0, "it is on its way, and not sent every minute"
+    assert work(live.world, receiver) == ["delivered"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_teller_that_dies_around_its_write(live: Live, table: DynamoTable, receiver: Receiver, after: bool) -> None:
+    """Its message comes again by itself. Before the write that is a second post, under the same id."""
+    put(live.world)
+    completed(live)
+    messages = list(live.world.queues.to_tell)
+    dying(live, table, 1, after=after)
+    with pytest.raises(Dead):
+        work(live.world, receiver)
+    alive(live, table)
+    live.world.queues.to_tell = messages
+    assert work(live.world, receiver) == (["stale"] if after else ["delivered"])
+    assert len(receiver.posts) == (1 if after else 2)
+    assert len({headers["webhook-id"] for _, headers, _ in receiver.posts}) == 1
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_teller_that_dies_while_it_disables(live: Live, table: DynamoTable, receiver: Receiver, after: bool) -> None:
+    put(live.world)
+    completed(live)
+    messages = list(live.world.queues.to_tell)
+    receiver.answer = lambda: Reply(410)
+    dying(live, table, 1, after=after)
+    with pytest.raises(Dead):
+        work(live.world, receiver)
+    alive(live, table)
+    live.world.queues.to_tell = messages
+    assert work(live.world, receiver) == ["failed"]
+    assert not manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").enabled
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_clock_that_dies_while_handing_over(live: Live, table: DynamoTable, receiver: Receiver, after: bool) -> None:
+    put(live.world)
+    completed(live)
+    live.world.queues.to_tell.clear()
+    live.world.pass_time(900)
+    dying(live, table, 1, after=after)
+    with pytest.raises(sweep.SweepFailed):
+        live.world.sweep()
+    alive(live, table)
+    live.world.sweep()
+    assert work(live.world, receiver) in (["delivered"], ["delivered", "stale"])
+
+
+def test_a_replay_that_dies_after_its_write_is_found_by_the_sweep(
+    live: Live, table: DynamoTable, receiver: Receiver
+) -> None:
+    put(live.world)
+    completed(live)
+    work(live.world, receiver)
+    (kept,) = deliveries(live.world)
+    dying(live, table, 1, after=True)
+    with pytest.raises(Dead):
+        manage_webhooks.replay(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
+    alive(live, table)
+    assert live.world.sweep() == 1
+    assert work(live.world, receiver) == ["delivered"]
+    assert len(receiver.posts) == 2
+
+
+def test_a_clock_that_hands_over_while_a_try_is_made_changes_nothing_of_it(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    live.world.pass_time(901)
+
+    def sweep_meanwhile() -> Reply:
+        assert live.world.sweep() == 1
+        return Reply(200)
+
+    receiver.answer = sweep_meanwhile
+    assert work(live.world, receiver) == ["delivered"]
+    assert work(live.world, receiver) == ["stale"]
+
+
+def test_a_sweep_hands_deliveries_over_after_everything_else(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    completed(live)
+    job = live.world.running()
+    wait = live.world.wait({job: None}, wait_options={"expires_in": 1000})
+    live.world.queues.to_tell.clear()
+    live.world.pass_time(1001)
+    order: list[str] = []
+    expire, hand_over = resolve_wait.expire, live.world.queues.deliveries
+
+    overdue = DueStore.overdue
+
+    def deliveries_first(store: DueStore, _: int, now: datetime) -> Iterator[Due]:
+        found = (due for shard in range(keys.DUE_SHARDS) for due in overdue(store, shard, now))
+        yield from sorted(found, key=lambda due: due.kind != "delivery")
+
+    def noting(messages: Sequence[str]) -> None:
+        order.append("delivery")
+        hand_over(messages)
+
+    def expiring(*args: Any) -> Any:
+        order.append("wait")
+        return expire(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(resolve_wait, "expire", expiring)
+        patched.setattr(live.world.queues, "deliveries", noting)
+        patched.setattr(DueStore, "overdue", deliveries_first)
+        sweep.sweep(live.world.ctx, 0)
+    assert live.world.show(wait)["status"] == "expired"
+    assert order == ["wait", "delivery"]
+
+
+def test_a_delivery_that_fails_in_a_sweep_keeps_no_other_from_its_own(live: Live, receiver: Receiver) -> None:
+    put(live.world)
+    for _ in range(8):
+        completed(live)
+    live.world.queues.to_tell.clear()
+    live.world.pass_time(900)
+    sent: list[str] = []
+
+    def refuse_the_first(messages: Sequence[str]) -> None:
+        sent.extend(messages)
+        if len(sent) == 1:
+            raise Dead
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(live.world.queues, "deliveries", refuse_the_first)
+        failures = 0
+        for shard in range(keys.DUE_SHARDS):
+            try:
+                sweep.sweep(live.world.ctx, shard)
+            except sweep.SweepFailed as failed:
+                failures += len(failed.errors)
+    assert (len(sent), failures) == (8, 1)
+    assert live.world.sweep() == 1, "the one that failed is still due"
+
+
+# Lists
+
+
+def test_deliveries_are_listed_newest_first_page_by_page(live: Live) -> None:
+    put(live.world)
+    for _ in range(11):
+        live.world.pass_time(1)
+        completed(live)
+    all_of_them = [each.delivery_id for each in deliveries(live.world)]
+    assert len(set(all_of_them)) == 11
+    assert all_of_them == sorted(all_of_them, reverse=True)
+    paged: list[str] = []
+    while True:
+        page = live.world.ctx.webhooks.deliveries(NAMESPACE, "ci", before_id=paged[-1] if paged else None, limit=3)
+        paged += [each.delivery_id for each in page]
+        if not page:
+            break
+    assert paged == all_of_them
+
+
+def test_a_namespace_has_so_many_webhooks_and_no_more(world: World) -> None:
+    for number in range(MAX_WEBHOOKS):
+        put(world, f"h{number}")
+    with pytest.raises(ValidationFailed, match="at most"):
+        put(world, "one more")
+    assert put(world, "h0", url="https://other.example/").url == "https://other.example/"

@@ -1,0 +1,127 @@
+"""The function that tells webhooks, as SQS invokes it, on moto, with a receiver on this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from functions.webhooks import handler as function
+from tests.support.api import LambdaContext, deployed
+from tests.support.events import sample
+from tests.support.receiver import Receiver
+from vigil_core import wiring
+from vigil_core.domain.webhooks import Delivery, Webhook, new_secret
+
+SECRET = new_secret(b"0123456789abcdef0123456789abcdef")
+MESSAGE = json.loads(sample("webhooks_deliver")["Records"][0]["body"])
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """The receiver of the webhook that the sample names; its delivery is stored."""
+    monkeypatch.setenv("ALLOWED_PRIVATE_HOSTS", "127.0.0.1")
+    made = Receiver()
+    now = datetime.now(UTC)
+    with deployed():
+        wiring.outgoing.cache_clear()
+        store = wiring.context().webhooks
+        hook = Webhook(
+            namespace=MESSAGE["namespace"],
+            name=MESSAGE["webhook"],
+            url=made.url,
+            events=("*",),
+            enabled=True,
+            disabled_because=None,
+            description=None,
+            secret=SECRET,
+            created_at=now,
+            updated_at=now,
+        )
+        store.save(None, hook)
+        delivery = Delivery(
+            namespace=hook.namespace,
+            webhook=hook.name,
+            delivery_id=MESSAGE["delivery"],
+            event_id="019bf000-0000-7000-8000-000000000014.3",
+            event_type="vigil.job.completed",
+            url=None,
+            body='{"type":"vigil.job.completed"}',
+            status="pending",
+            next_at=now,
+            created_at=now,
+        )
+        store.add_delivery(delivery)
+        yield made
+        wiring.outgoing.cache_clear()
+    made.close()
+
+
+def stored() -> Delivery:
+    found = wiring.context().webhooks.find_delivery(MESSAGE["namespace"], MESSAGE["webhook"], MESSAGE["delivery"])
+    assert found is not None
+    return found
+
+
+def run(event: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """What the function answers, and what it logs."""
+    handler = function.logger.registered_handler
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    before = handler.setStream(written)
+    try:
+        answer = function.handler(event, LambdaContext())
+    finally:
+        handler.setStream(before)
+    assert SECRET.removeprefix("whsec_") not in written.getvalue()
+    assert "vigil.job.completed" not in written.getvalue(), "what is told is not the log's business"
+    return answer, [json.loads(line) for line in written.getvalue().splitlines()]
+
+
+def test_the_sample_is_told(receiver: Receiver) -> None:
+    answer, (line,) = run(sample("webhooks_deliver"))
+    assert answer == {"batchItemFailures": []}
+    assert (line["action"], line["came"]) == ("webhook", "delivered")
+    assert {name: line[name] for name in MESSAGE} == MESSAGE, "whoever reads the log finds the delivery"
+    (post,) = receiver.posts
+    assert post.verifies(SECRET)
+    assert post.body == b'{"type":"vigil.job.completed"}'
+    assert stored().status == "delivered"
+
+
+def test_a_receiver_that_takes_nothing_is_no_failure_of_the_message(receiver: Receiver) -> None:
+    receiver.statuses.append(503)
+    answer, (line,) = run(sample("webhooks_deliver"))
+    assert (answer, line["came"]) == ({"batchItemFailures": []}, "pending")
+    assert [tried.status for tried in stored().tries] == [503]
+
+
+def test_one_that_fails_keeps_no_other_from_being_told(receiver: Receiver) -> None:
+    event = sample("webhooks_deliver")
+    broken = deepcopy(event["Records"][0])
+    broken["messageId"], broken["body"] = "broken", "{}"
+    answer, lines = run({"Records": [broken, *event["Records"]]})
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "broken"}]}
+    assert {line["level"] for line in lines} == {"ERROR", "INFO"}
+    assert stored().status == "delivered"
+
+
+def test_a_host_that_the_deployment_does_not_allow_is_not_called(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALLOWED_PRIVATE_HOSTS", "")
+    wiring.outgoing.cache_clear()
+    store = wiring.context().webhooks
+    hook = store.find("demo", "ci")
+    assert hook is not None
+    store.save(hook, replace(hook, url=receiver.url.replace("http:", "https:"), version=2))
+    run(sample("webhooks_deliver"))
+    assert receiver.posts == []
+    assert stored().tries[0].error == "The host has an address that is not public"

@@ -1,0 +1,211 @@
+"""Runs of workflows, from their creation to their end, on moto."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from tests.support.runs import RunWorld
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows.run import Run
+from vigil_core.gateways.outbound_http import Answer
+from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.store.workflows.runs import RunStore
+
+
+def test_a_chain_runs_one_after_another(world: RunWorld) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]})
+    assert world.work({"c": {"rows": 3}}) == ["a", "b", "c"]
+    assert world.found(run).status == "completed"
+    assert world.statuses(run) == {"a": "completed", "b": "completed", "c": "completed"}
+
+
+def test_fail_fast_cancels_what_is_left(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "a", "priority": "high"},
+        {"name": "b", "depends_on": ["a"]},
+        {"name": "c"},
+        {"name": "d", "depends_on": ["c"]},
+    )
+    assert world.work({"a": Exception("NO")}) == ["a"]
+    assert world.found(run).status == "failed"
+    assert world.statuses(run) == {"a": "failed", "b": "cancelled", "c": "cancelled", "d": "cancelled"}
+
+
+def test_continue_on_failure(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "a", "priority": "high"},
+        {"name": "b", "depends_on": ["a"]},
+        {"name": "c"},
+        {"name": "d", "depends_on": ["c"]},
+        failure_policy="continue_on_failure",
+    )
+    assert world.work({"a": Exception("NO")}) == ["a", "c", "d"]
+    assert world.found(run).status == "failed"
+    assert world.statuses(run) == {"a": "failed", "b": "skipped", "c": "completed", "d": "completed"}
+
+
+@pytest.mark.parametrize("heard_before_it_begins", [True, False])
+def test_what_comes_after_a_job_that_is_kept_runs_again(world: RunWorld, heard_before_it_begins: bool) -> None:
+    run = world.run(
+        {"name": "a"},
+        {"name": "b", "depends_on": ["a"]},
+        {"name": "c", "depends_on": ["b"]},
+        failure_policy="continue_on_failure",
+    )
+    assert world.work({"b": Exception("NO")}) == ["a", "b"]
+    create_run.prepare(world.ctx, runs.retry(world.ctx, NAMESPACE, run, start=None, by=KEY))
+    while heard_before_it_begins and world.table.records:
+        world.carry_stream()
+    assert world.work() == ["b", "c"]
+    assert world.found(run).status == "completed"
+
+
+def test_whatever_runs_a_job_is_told_what_those_before_it_came_to(world: RunWorld) -> None:
+    _define(world, "lambda", {"function": "f"})
+    _define(world, "http", {"url": "https://a.example/{{dependencies.0.result.id}}"})
+    run = world.run({"name": "first"}, *({"name": name, "depends_on": ["first"]} for name in ("lambda", "http")))
+    world.work({"first": {"id": "a b"}})
+    ((_, told),) = world.executors.invocations
+    assert told["dependencies"] == {
+        "first": {"status": "completed", "job_health": "success", "result": {"id": "a b"}, "truncated": False}
+    }
+    world.pass_time(1)
+    asked = _Target()
+    assert call_target(world.ctx, asked, None, world.executors.calls[-1]) == "completed"  # type: ignore[arg-type]
+    assert asked.urls == ["https://a.example/a%20b"]
+    assert world.at(run, "http").status == "completed"
+
+
+class _Target:
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+
+    def request(self, method: str, url: str, **_: Any) -> Answer:
+        self.urls.append(url)
+        return Answer(status=200, headers={}, body=b"")
+
+
+def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -> None:
+    """A job type of this executor, of its name."""
+    now = world.ctx.now()
+    job_type = JobType(
+        namespace=NAMESPACE, name=executor, executor=executor, queue="default", stages=("submit", "complete"),
+        defaults={}, payload_schema=None, description=None, created_at=now, updated_at=now, target=target,
+    )  # fmt: skip
+    world.ctx.job_types.keep_target(job_type)
+    world.ctx.job_types.save(None, job_type)
+
+
+def test_who_has_a_time_of_its_own_is_told_what_was_heard_before_it(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "CHUNK_JOBS", 2)
+    run = world.run(
+        {"name": "a"},
+        {"name": "b"},
+        {"name": "slow", "queue": "slow"},
+        {"name": "later", "depends_on": ["a", "slow"], "trigger_rule": "one_success", "start_delay": 30},
+    )
+    world.work()
+    world.pass_time(61)
+    world.sweep()
+    world.settle()
+    assert world.statuses(run)["later"] == "pending", "a is in another chunk, and its end was heard of before"
+
+
+def test_who_waits_for_a_pardoned_job_of_another_chunk_is_released_at_once(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "CHUNK_JOBS", 2)
+    run = world.run(
+        {"name": "slow", "queue": "slow"},
+        {"name": "after", "depends_on": ["slow", "a"], "trigger_rule": "one_success"},
+        {"name": "a"},
+        failure_policy="manual",
+    )
+    world.work({"a": Exception("NO")})
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", by=KEY, note=None)
+    world.settle()
+    assert world.statuses(run)["after"] == "pending"
+
+
+def test_an_abort_is_not_lost_with_whoever_carries_it_out(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.run({"name": "a"}, {"name": "b", "queue": "other"}, failure_policy="manual")
+    world.work({"a": Exception("NO")})
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", by=KEY, note=None)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(supervise, "change_run", die)
+        with pytest.raises(KeyboardInterrupt):
+            supervise.apply_decisions(world.ctx, world.found(run))
+    world.settle()
+    error = world.found(run).error
+    assert error is not None
+    assert error.code == "ABORTED"
+    assert world.statuses(run) == {"a": "failed", "b": "cancelled"}
+
+
+def test_an_end_whose_followers_were_skipped_before_does_not_read_the_whole_run(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many side by side the first fails: what comes after them all is skipped, and fills a chunk that is over."""
+    parts = [f"part-{number:02}" for number in range(graphs.CHUNK_JOBS)]
+    world.run(
+        *({"name": name} for name in parts),
+        {"name": "join", "depends_on": parts},
+        {"name": "after", "depends_on": ["join"]},
+        failure_policy="continue_on_failure",
+    )
+    world.settle()
+    jobs = [world.claim() for _ in range(5)]
+    reads: list[str] = []
+    read = RunStore.chunks
+
+    def counted(store: RunStore, run: Run) -> Any:
+        reads.append(run.workflow_id)
+        return read(store, run)
+
+    monkeypatch.setattr(RunStore, "chunks", counted)
+    read_for: list[int] = []
+    for job in jobs:
+        assert job is not None
+        world.finish(job, Exception("NO") if job is jobs[0] else None)
+        reads.clear()
+        world.settle()
+        read_for.append(len(reads))
+    assert read_for[1:] == [0, 0, 0, 0], read_for
+
+
+def test_what_is_wide_is_carried_out_by_the_fan_out_chunk_by_chunk(world: RunWorld) -> None:
+    """A chain whose first job fails, with a job at its end that runs whatever comes."""
+    total = 1_300
+    chain: list[dict[str, Any]] = [
+        {"name": "j0"},
+        *({"name": f"j{n}", "depends_on": [f"j{n - 1}"]} for n in range(1, total - 1)),
+    ]
+    last = {"name": "last", "depends_on": [f"j{total - 2}"], "trigger_rule": "all_done"}
+    run = world.run(*chain, last, failure_policy="continue_on_failure")
+    world.settle()
+    job = world.claim()
+    assert job is not None
+    world.finish(job, Exception("NO"))
+    world.machine.run()
+    world.carry_stream()
+    kinds: list[Any] = [loads(message.body) for message in world.queues.wide]
+    assert [(each["kind"], len(each["chunks"])) for each in kinds] == [("run_settle", 16), ("run_settle", 5)]
+    assert world.work() == ["last"]
+    assert world.found(run).statistics == {
+        "scheduled": 0, "waiting": 0, "pending": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 0,
+        "skipped": total - 2,
+    }  # fmt: skip

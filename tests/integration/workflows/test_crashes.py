@@ -1,0 +1,172 @@
+"""Runs whose makers died on the way, on moto."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pytest
+import uuid6
+
+from tests.model.engine_simulator import Died, MortalTable
+from tests.model.moto_table import empty_table
+from tests.support.runs import RunWorld
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.api.workflows.models import run_of_body
+from vigil_core.domain.workflows.run_state import Note
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import supervisor as supervise
+
+
+def test_a_delayed_job_that_was_created_after_its_time_starts(world: RunWorld) -> None:
+    body: Any = {"name": "test", "jobs": [{"name": "a", "start_delay": 5}, {"name": "b", "depends_on": ["a"]}]}
+    run_id = str(uuid6.uuid7())
+    new = run_of_body(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
+    world.pass_time(60)
+    create_run.create_run(world.ctx, NAMESPACE, new, by=KEY)
+    world.settle()
+    world.sweep()
+    assert world.work() == ["a", "b"]
+    assert world.found(run_id).status == "completed"
+
+
+def test_of_two_notes_on_one_moment_the_first_stands(world: RunWorld) -> None:
+    run = world.found(world.run({"name": "a"}))
+    note = world.ctx.runs.note
+    for standing in ("failed", "undecided"):
+        note(run.namespace, run.workflow_id, 0, {0: Note(standing=standing, moment=4)})
+    assert world.standings(run.workflow_id).of(0) == "failed"
+    note(run.namespace, run.workflow_id, 0, {0: Note(standing="pardoned", moment=5)})
+    note(run.namespace, run.workflow_id, 0, {0: Note(standing="running", moment=3)})
+    assert world.standings(run.workflow_id).of(0) == "pardoned"
+
+
+def test_whoever_asks_again_finishes_what_an_earlier_try_left_undone(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: Any = {"name": "test", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"]}]}
+    run_id = str(uuid6.uuid7())
+    new = run_of_body(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
+    with monkeypatch.context() as patched:
+        patched.setattr(create_run, "prepare", lambda _, run: run)
+        assert not create_run.create_run(world.ctx, NAMESPACE, new, by=KEY).sealed
+    assert create_run.create_run(world.ctx, NAMESPACE, new, by=KEY, resumed=True).sealed
+    assert world.work() == ["a", "b"]
+    assert world.found(run_id).status == "completed"
+
+
+class MortalWorld(RunWorld):
+    """A world in which one piece of work is done by somebody who dies at one of his writes. Nobody looks after runs."""
+
+    def __init__(self, writes: int, *, dies_after: bool) -> None:
+        self.mortal = MortalTable(empty_table())
+        self.mortal.dies_after = dies_after
+        self.writes = writes
+        self.died = False
+        super().__init__(self.mortal)  # type: ignore[arg-type]
+
+    def mortally(self, work: Callable[[], Any]) -> None:
+        """Do this, as far as that goes."""
+        self.mortal.writes_left = self.writes
+        try:
+            work()
+        except Died:
+            self.died = True
+        self.mortal.writes_left = None
+
+    def match_mortally(self) -> None:
+        """Have the matcher hear of what has happened; it comes again."""
+        self.mortally(lambda: match_records(self.ctx, self.table.records))
+
+
+Whenever: TypeAlias = Callable[[Callable[[MortalWorld], None]], None]
+
+
+@pytest.fixture(params=["before", "after"])
+def whenever(aws: None, request: pytest.FixtureRequest) -> Whenever:
+    """Tells a story with a death before, or after, the first write, the second, and so on, until nobody dies in it."""
+
+    def tell(story: Callable[[MortalWorld], None]) -> None:
+        for writes in range(30):
+            world = MortalWorld(writes, dies_after=request.param == "after")
+            story(world)
+            if not world.died:
+                assert writes > 0, "nobody has died"
+                return
+        raise AssertionError("it never ends")
+
+    return tell
+
+
+def test_who_comes_after_a_skip_is_released_though_whoever_skipped_dies(whenever: Whenever) -> None:
+    def story(world: MortalWorld) -> None:
+        run = world.run(
+            {"name": "a"},
+            {"name": "b", "depends_on": ["a"]},
+            {"name": "c", "depends_on": ["b"]},
+            {"name": "d", "depends_on": ["c"], "trigger_rule": "all_done"},
+            failure_policy="continue_on_failure",
+        )
+        world.settle()
+        job = world.claim()
+        assert job is not None
+        world.finish(job, Exception("NO"))
+        world.match_mortally()
+        assert world.work() == ["d"]
+        assert world.found(run).status == "failed"
+
+    whenever(story)
+
+
+def test_a_run_whose_jobs_are_all_skipped_ends_though_whoever_skipped_dies(whenever: Whenever) -> None:
+    def story(world: MortalWorld) -> None:
+        run = world.run(
+            {"name": "a"},
+            {"name": "b", "depends_on": ["a"], "start_delay": 5},
+            {"name": "c", "depends_on": ["b"]},
+            failure_policy="continue_on_failure",
+        )
+        assert world.work({"a": Exception("NO")}) == ["a"]
+        world.pass_time(6)
+        world.sweep()
+        world.match_mortally()
+        world.settle()
+        assert world.found(run).status == "failed"
+
+    whenever(story)
+
+
+def test_who_comes_after_a_false_condition_is_released_though_whoever_skipped_dies(whenever: Whenever) -> None:
+    def story(world: MortalWorld) -> None:
+        run = world.run(
+            {"name": "a", "condition": "`false`"},
+            {"name": "b", "depends_on": ["a"], "trigger_rule": "none_failed"},
+            {"name": "c", "depends_on": ["a"]},
+        )
+        world.machine.run()
+        world.match_mortally()
+        assert world.work() == ["b"]
+        assert world.statuses(run) == {"a": "skipped", "b": "completed", "c": "skipped"}
+        assert world.found(run).status == "completed"
+
+    whenever(story)
+
+
+def test_a_run_is_cancelled_though_the_supervisor_dies_that_has_begun_to(whenever: Whenever) -> None:
+    def story(world: MortalWorld) -> None:
+        run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]})
+        world.settle()
+        runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+        world.carry_stream()
+        (execution,) = world.machine.ready()
+        world.mortally(world.machine.run)
+        if execution.status == "RUNNING" and execution.token is None:
+            world.machine.stop(execution.name, "FAILED")
+            supervise.mourn(world.ctx, execution.data, "FAILED")
+        world.settle()
+        assert world.statuses(run) == {"a": "cancelled", "b": "cancelled"}
+        assert world.found(run).status == "cancelled"
+
+    whenever(story)

@@ -1,0 +1,250 @@
+"""Workflows over HTTP: what is taken, what is refused, what is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.api import SOME_ID, Client, pages
+from vigil_core import wiring
+from vigil_core.api.workflows import routes as workflow_routes
+from vigil_core.services.workflows.advance import settle
+from vigil_core.services.workflows.commands import find_run, standings_of
+from vigil_core.services.workflows.supervisor import supervise
+
+CHAIN: dict[str, Any] = {
+    "name": "etl",
+    "jobs": [
+        {"name": "extract", "queue": "q", "payload": {"n": 1.5}},
+        {"name": "transform", "depends_on": ["extract"], "condition": "rows > `0`"},
+        {"name": "load", "job_type": "spark", "depends_on": ["transform"], "trigger_rule": "all_done"},
+    ],
+}
+
+
+def create(client: Client, **changed: Any) -> Any:
+    return client.post("/v1/workflows", {**CHAIN, **changed}).ok(202)
+
+
+def begin(workflow_id: str) -> None:
+    """What supervisor and matcher do at first."""
+    ctx = wiring.context()
+    supervise(ctx, {"action": "begin", "namespace": "demo", "workflow_id": workflow_id, "supervised": "1-1"})
+    run = find_run(ctx, "demo", workflow_id)
+    settle(ctx, run, standings_of(ctx, run), [0])
+
+
+def test_a_run_and_its_jobs(client: Client) -> None:
+    run = create(client, description="d", correlation_id="c", priority="high", timeout=60)
+    assert (run["status"], run["total"], run["failure_policy"], run["timeout"]) == ("pending", 3, "fail_fast", 60)
+    found = client.get(f"/v1/workflows/{run['workflow_id']}").ok()
+    assert [job["name"] for job in found["jobs"]] == ["extract", "transform", "load"]
+    assert [job["depends_on"] for job in found["jobs"]] == [[], ["extract"], ["transform"]]
+    assert [job["job_type"] for job in found["jobs"]] == ["extract", "transform", "spark"]
+    assert [job["dependency_status"] for job in found["jobs"]] == ["none", "waiting", "waiting"]
+    assert {(job["workflow_id"], job["correlation_id"], job["priority"]) for job in found["jobs"]} == {
+        (run["workflow_id"], "c", "high")
+    }
+    assert found["jobs"][1]["waiting_for"] == {"mutex": None, "jobs": ["extract"], "workflow": None}
+    job = client.get(f"/v1/jobs/{found['jobs'][0]['job_id']}").ok()
+    assert str(job["payload"]["n"]) == "1.5"
+    assert [event["event"] for event in found["events"]] == ["created"]
+
+
+def test_its_jobs_come_page_by_page(client: Client) -> None:
+    workflow_id = create(client, jobs=[{"name": f"j{n}"} for n in range(130)])["workflow_id"]
+    found = pages(client, f"/v1/workflows/{workflow_id}", page_size=50)
+    assert [len(page["jobs"]) for page in found] == [50, 50, 30]
+    assert [job["name"] for page in found for job in page["jobs"]] == [f"j{n}" for n in range(130)]
+
+
+def test_many_jobs_are_left_to_the_fan_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow_routes, "PREPARED_WITHIN_S", 0)
+    workflow_id = create(client, jobs=[{"name": f"j{n}"} for n in range(300)])["workflow_id"]
+    found = client.get(f"/v1/workflows/{workflow_id}").ok()
+    assert (found["status"], found["jobs"], found["next_page_token"] is not None) == ("pending", [], True)
+    stats = client.get(f"/v1/workflows/{workflow_id}/stats").ok()
+    assert (stats["total"], stats["waiting"]) == (300, 300)
+
+
+@pytest.mark.parametrize(
+    ("changed", "pointers"),
+    [
+        ({"name": None}, ["/name"]),
+        ({"jobs": []}, ["/jobs"]),
+        ({"jobs": None}, ["/jobs"]),
+        ({"jobs": ["a"]}, ["/jobs/0"]),
+        ({"jobs": [{"name": "a", "unique_key": "u"}]}, ["/jobs/0/unique_key"]),
+        ({"jobs": [{"name": "a", "job_id": SOME_ID}]}, ["/jobs/0/job_id"]),
+        ({"jobs": [{"name": "a"}, {"name": "a"}]}, ["/jobs/1/name"]),
+        ({"jobs": [{"name": "a", "condition": "a ="}]}, ["/jobs/0/condition"]),
+        ({"jobs": [{"name": "a", "executor": "join", "payload": 1}]}, ["/jobs/0/executor"]),
+        ({"jobs": [{"name": "a", "executor": "worker"}]}, ["/jobs/0/executor"]),
+        ({"jobs": [{"name": "a", "batch": []}]}, ["/jobs/0/batch"]),
+        ({"jobs": [{"name": "a", "cancel_losers": True}]}, ["/jobs/0/cancel_losers"]),
+        ({"jobs": [{"name": "a", "start_delay": -1}]}, ["/jobs/0/start_delay"]),
+        ({"failure_policy": "hope"}, ["/failure_policy"]),
+        ({"version": "2"}, ["/version"]),
+        ({"max_concurrency": 0}, ["/max_concurrency"]),
+        ({"output": "a ="}, ["/output"]),
+        ({"soon": 1}, ["/soon"]),
+    ],
+)
+def test_what_is_wrong_is_named(client: Client, changed: dict[str, Any], pointers: list[str]) -> None:
+    for path in ("/v1/workflows", "/v1/workflows/validate"):
+        assert client.post(path, {**CHAIN, **changed}).pointers() == pointers
+
+
+def test_everything_is_told_at_once(client: Client) -> None:
+    jobs = [
+        {"name": "a", "depends_on": ["c"]},
+        {"name": "b", "depends_on": ["a"]},
+        {"name": "c", "depends_on": ["b", "nobody"]},
+        {"name": "d", "timeout": "soon"},
+    ]
+    said = client.post("/v1/workflows/validate", {"name": "w", "jobs": jobs}).problem(422, "VALIDATION_FAILED")
+    found = {error["pointer"]: (error["code"], error["detail"]) for error in said["errors"]}
+    assert found["/jobs/2/depends_on/1"][0] == "MISSING_DEPENDENCY"
+    assert found["/jobs/3/timeout"][0] == "VALIDATION_FAILED"
+    (circle,) = [detail for code, detail in found.values() if code == "CIRCULAR_DEPENDENCY"]
+    assert "a -> b -> c -> a" in circle
+    circular = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a", "depends_on": ["a"]}]})
+    circular.problem(422, "CIRCULAR_DEPENDENCY")
+
+
+def test_validation_stores_nothing(client: Client) -> None:
+    assert client.post("/v1/workflows/validate", CHAIN).ok() == {"valid": True, "jobs": 3, "edges": 2}
+    assert client.get("/v1/workflows").ok()["workflows"] == []
+
+
+def test_conditions_are_read_within_reason(client: Client) -> None:
+    condition = "a." * 500 + "a"
+    jobs = [{"name": f"j{n}", "condition": f"{condition}{n}"} for n in range(2_000)]
+    reply = client.post("/v1/workflows/validate", {"name": "w", "jobs": jobs})
+    assert reply.pointers()[-1] == "/jobs"
+
+
+def test_the_same_key_is_one_run(client: Client) -> None:
+    headers = {"idempotency-key": "k"}
+    first, again = (client.post("/v1/workflows", CHAIN, headers=headers).ok(202) for _ in range(2))
+    assert first["workflow_id"] == again["workflow_id"]
+    client.post("/v1/workflows", {**CHAIN, "name": "x"}, headers=headers).problem(422, "IDEMPOTENCY_KEY_REUSED")
+    assert len(client.get("/v1/workflows").ok()["workflows"]) == 1
+
+
+def test_lists_are_filtered(client: Client) -> None:
+    first = create(client, name="first", correlation_id="x")["workflow_id"]
+    second = create(client, name="second", trace_id="t")["workflow_id"]
+
+    def listed(**query: Any) -> list[str]:
+        return [run["workflow_id"] for run in client.get("/v1/workflows", **query).ok()["workflows"]]
+
+    assert listed() == [second, first]
+    assert listed(name="first") == listed(correlation_id="x") == [first]
+    assert listed(trace_id="t") == [second]
+    assert listed(status="pending") == [second, first]
+    assert listed(status=["running", "failed"]) == []
+    assert [page["workflows"][0]["name"] for page in pages(client, "/v1/workflows", page_size=1) if page["workflows"]]
+    assert client.get("/v1/jobs", workflow_id=first).ok()["jobs"][0]["workflow_id"] == first
+
+
+def test_its_jobs_belong_to_it(client: Client) -> None:
+    run = create(client)
+    begin(run["workflow_id"])
+    (job, *_) = client.get(f"/v1/workflows/{run['workflow_id']}").ok()["jobs"]
+    assert job["status"] == "pending"
+    assert job["verdict"]["reason"] == "it depends on no other job"
+    client.post(f"/v1/jobs/{job['job_id']}/start").ok()
+    client.post(f"/v1/jobs/{job['job_id']}/cancel").ok(202)
+    client.post(f"/v1/jobs/{job['job_id']}/fail", {"error": {"code": "E", "message": "m"}}).ok()
+    said = client.post(f"/v1/jobs/{job['job_id']}/retry").problem(409, "INVALID_TRANSITION")
+    assert run["workflow_id"] in said["message"]
+    client.delete(f"/v1/jobs/{job['job_id']}").problem(409, "INVALID_TRANSITION")
+    near = client.get(f"/v1/jobs/{job['job_id']}/dependencies").ok()
+    assert [each["name"] for each in near["dependents"]] == ["transform"]
+
+
+def test_a_paused_run_hands_out_nothing(client: Client) -> None:
+    run = create(client)["workflow_id"]
+    client.post(f"/v1/workflows/{run}/pause").problem(409, "INVALID_TRANSITION")
+    begin(run)
+    (job, *_) = client.get(f"/v1/workflows/{run}").ok()["jobs"]
+    assert client.post(f"/v1/workflows/{run}/pause").ok()["status"] == "paused"
+    client.post(f"/v1/jobs/{job['job_id']}/start").problem(409, "INVALID_TRANSITION")
+    assert client.post("/v1/queues/q/claim", {}, headers={"prefer": "wait=0"}).ok()["jobs"] == []
+    held = client.get(f"/v1/jobs/{job['job_id']}").ok()
+    assert (held["status"], held["waiting_for"]["workflow"]) == ("waiting", run)
+    assert client.post(f"/v1/workflows/{run}/resume").ok()["status"] == "running"
+    client.post(f"/v1/workflows/{run}/resume").problem(409, "INVALID_TRANSITION")
+
+
+def test_decisions_are_for_jobs_that_wait_for_one(client: Client) -> None:
+    run = create(client, failure_policy="manual")["workflow_id"]
+    begin(run)
+    decide = f"/v1/workflows/{run}/decisions"
+    client.post(decide, {"job": "extract", "action": "skip"}).problem(409, "INVALID_TRANSITION")
+    assert client.post(decide, {"job": "nobody", "action": "skip"}).pointers() == ["/job"]
+    assert client.post(decide, {"job": "extract", "action": "hope"}).pointers() == ["/action"]
+
+
+def test_cancel_many(client: Client) -> None:
+    mine = [create(client, correlation_id="mine")["workflow_id"] for _ in range(2)]
+    other = create(client)["workflow_id"]
+    assert client.post("/v1/workflows/cancel", {}).pointers() == [""]
+    said = client.post("/v1/workflows/cancel", {"correlation_id": "mine"}).ok()
+    assert sorted(said["cancelled"]) == sorted(mine)
+    assert client.get(f"/v1/workflows/{mine[0]}").ok()["cancel_requested"]
+    assert not client.get(f"/v1/workflows/{other}").ok()["cancel_requested"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "begins"),
+    [
+        ("mermaid", "text/plain; charset=utf-8", "---"),
+        ("dot", "text/plain; charset=utf-8", "digraph"),
+        ("svg", "image/svg+xml", "<svg"),
+    ],
+)
+def test_pictures(client: Client, wanted: str, kind: str, begins: str) -> None:
+    run = create(client)["workflow_id"]
+    picture = client.get(f"/v1/workflows/{run}/graph", format=wanted)
+    assert (picture.status, picture.headers["content-type"]) == (200, kind)
+    assert picture.text.startswith(begins)
+    assert "extract" in picture.text
+    assert client.get(f"/v1/workflows/{run}/graph", format="png").pointers() == ["?format"]
+
+
+def test_the_graph_as_json(client: Client) -> None:
+    run = create(client)["workflow_id"]
+    shown = client.get(f"/v1/workflows/{run}/graph").ok()
+    assert [(job["name"], job["depends_on"], job["condition"]) for job in shown["jobs"]] == [
+        ("extract", [], None), ("transform", ["extract"], "rows > `0`"), ("load", ["transform"], None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("workflow_id", [SOME_ID, "x", "%00", "a" * 300])
+@pytest.mark.parametrize("path", ["", "/stats", "/graph"])
+def test_unknown_ones(client: Client, workflow_id: str, path: str) -> None:
+    client.get(f"/v1/workflows/{workflow_id}{path}").problem(404, "WORKFLOW_NOT_FOUND")
+
+
+def test_a_retry_is_for_an_ended_run(client: Client) -> None:
+    run = create(client)["workflow_id"]
+    client.post(f"/v1/workflows/{run}/retry").problem(409, "INVALID_TRANSITION")
+    assert client.post(f"/v1/workflows/{run}/retry", {"from": "nobody"}).pointers() == ["/from"]
+
+
+def test_a_payload_too_large_is_named(client: Client) -> None:
+    jobs = [{"name": "a"}, {"name": "b", "payload": "x" * 2_200_000}]
+    said = client.post("/v1/workflows", {"name": "w", "jobs": jobs}).problem(413, "PAYLOAD_TOO_LARGE")
+    assert "/jobs/1/payload" in said["message"]
+
+
+def test_types_say_what_their_jobs_are(client: Client) -> None:
+    client.call("PUT", "/v1/job-types/extract", {"queue": "etl", "payload_schema": {"required": ["source"]}}).ok(201)
+    wrong = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "extract", "payload": {}}]})
+    assert wrong.pointers() == ["/jobs/0/payload"]
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "extract", "payload": {"source": 1}}]}).ok(202)
+    (job,) = client.get(f"/v1/workflows/{run['workflow_id']}").ok()["jobs"]
+    assert job["queue"] == "etl"

@@ -1,0 +1,280 @@
+"""A world in which whoever is at work dies between any two writes. Streams and queues bring again what was not done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from random import Random
+from typing import Any
+
+from boto3.dynamodb.types import TypeSerializer
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from tests.model.moto_table import empty_table
+from tests.support.world import NAMESPACE, KeptMessages, World
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs.job import Job
+from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.background.sweeper import SweepFailed
+from vigil_core.services.context import WideWork
+from vigil_core.store.jobs.jobs import job_from_row
+from vigil_core.store.keys import Key
+from vigil_core.store.stream import StreamRecord
+from vigil_core.store.table import Action, DynamoTable, Put, Row, Update
+
+LIVES = int(os.environ.get("VIGIL_LIVES", "300"))
+FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
+PARTS = range(FIRST_SEED, FIRST_SEED + -(-LIVES // 100))
+"""Seeds of a hundred lives each."""
+FEWER_PARTS = PARTS[: -(-len(PARTS) // 3)]
+DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True), (2, False), (4, True)]
+"""After how many writes somebody dies, and whether the last of them was carried out."""
+SAME_MESSAGE = timedelta(minutes=5)
+"""For so long a FIFO queue takes a message of the same text for the same message, and drops it."""
+WRITES = frozenset({"put", "update", "delete", "batch_write", "transact"})
+
+_to_dynamo = TypeSerializer()
+
+
+class Died(Exception):
+    """Whoever was at work is no more."""
+
+
+class Mortality:
+    """When whoever is at work dies."""
+
+    def __init__(self) -> None:
+        self.writes_left: int | None = None
+        self.dies_after = False
+
+    def carry_out(self, write: Callable[[], Any]) -> Any:
+        """A write, which may be the last."""
+        last = self.writes_left == 0
+        if last and not self.dies_after:
+            raise Died
+        done = write()
+        if last:
+            self.dies_after = False
+            raise Died
+        if self.writes_left is not None:
+            self.writes_left -= 1
+        return done
+
+
+class Mortal:
+    """Anything that is written to, for a process that dies before or after one of its writes."""
+
+    def __init__(self, written_to: object, writes: Collection[str], mortality: Mortality) -> None:
+        self._written_to, self._writes, self._mortality = written_to, writes, mortality
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._written_to, name)
+        if name not in self._writes:
+            return call
+        return lambda *args, **kwargs: self._mortality.carry_out(lambda: call(*args, **kwargs))
+
+
+class Streamed:
+    """The table, which keeps what its stream tells of jobs."""
+
+    def __init__(self, table: DynamoTable) -> None:
+        self._table = table
+        self._told = 0
+        self.versions: list[Job] = []
+        self.records: list[StreamRecord] = []
+        """What the matcher's filter lets through."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    def put(self, put: Put) -> None:
+        with self._watched([put]):
+            self._table.put(put)
+
+    def update(self, update: Update) -> Row:
+        with self._watched([update]):
+            return self._table.update(update)
+
+    def transact(self, actions: Sequence[Action]) -> None:
+        with self._watched(actions):
+            self._table.transact(actions)
+
+    @contextmanager
+    def _watched(self, actions: Sequence[Action]) -> Iterator[None]:
+        """The states of jobs before and after what happens inside."""
+        keys = [Key(each.row["pk"], each.row["sk"]) if isinstance(each, Put) else each.key for each in actions]
+        before = {key: self._table.get(key) for key in keys if "#job#" in key.pk and key.sk == "A"}
+        yield
+        for key, old in before.items():
+            row = self._table.get(key)
+            if row is not None and row != old:
+                self._changed(old, row)
+
+    def _changed(self, old: Row | None, row: Row) -> None:
+        self._told += 1
+        if old is None or old["version"] != row["version"]:
+            self.versions.append(job_from_row(row))
+        if row.get("for_matcher"):
+            images = {"NewImage": _image(row), **({} if old is None else {"OldImage": _image(old)})}
+            self.records.append(StreamRecord(sequence_number=f"{self._told:09}", change=images))
+
+
+class FifoQueues(KeptMessages):
+    """Queues of which the fan-out function's drops what it was sent within minutes before."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        super().__init__()
+        self._now = now
+        self._sent: dict[str, datetime] = {}
+
+    def wide_work(self, messages: Sequence[WideWork]) -> None:
+        for message in messages:
+            sent = self._sent.get(message.body)
+            if sent is None or self._now() - sent >= SAME_MESSAGE:
+                self._sent[message.body] = self._now()
+                self.wide.append(message)
+
+
+class MortalWorld:
+    """A world, its stream and its queues. Each step takes its chances from a number of its own."""
+
+    def __init__(self) -> None:
+        self.mortality = Mortality()
+        self.streamed = Streamed(empty_table())
+        self.table: Any = Mortal(self.streamed, WRITES, self.mortality)
+        self.world = World(self.table)
+        self.queues = FifoQueues(lambda: self.world.time)
+        self.world.ctx = replace(
+            self.world.ctx,
+            chance=lambda: 0.5,
+            queues=Mortal(self.queues, {"wide_work"}, self.mortality),
+            alarms=Mortal(self.world.alarms, {"arm", "disarm"}, self.mortality),
+        )
+        self.ids: list[str] = []
+
+    def stored(self, job_id: str) -> Job:
+        job = self.world.ctx.jobs.find(NAMESPACE, job_id)
+        assert job
+        return job
+
+    def mortally(self, chance: Random, work: Callable[[], Any]) -> Any:
+        """Work that may be the last of whoever does it; None when it was."""
+        death = chance.choice(DEATHS)
+        if death is not None:
+            self.mortality.writes_left, self.mortality.dies_after = death
+        try:
+            return work()
+        except Died:
+            return None
+        finally:
+            self.mortality.writes_left, self.mortality.dies_after = None, False
+
+    # Steps
+
+    def time_passes(self, chance: Random) -> None:
+        self.world.pass_time(chance.choice([1, 9, 31, 61]))
+
+    def sweep(self, chance: Random) -> None:
+        with suppress(SweepFailed):
+            self.mortally(chance, self.world.sweep)
+        # The lock of a sweep that died is free a minute later.
+        self.world.pass_time(56)
+
+    def stream(self, chance: Random) -> None:
+        """The matcher gets the stream's next records; and again, what it did not do or did not say that it did."""
+        batch = self.streamed.records[: chance.randint(1, 4)]
+        failed = self.mortally(chance, lambda: match_records(self.world.ctx, batch))
+        if failed is not None and chance.random() < 0.8:
+            for error in failed.values():
+                _must_have_died(error)
+            undone = [n for n, record in enumerate(batch) if record.sequence_number in failed]
+            del self.streamed.records[: min(undone, default=len(batch))]
+
+    def pager(self, chance: Random) -> None:
+        """The fan-out function gets the first message of some group; again, if it did not say that it is done."""
+        groups = list(dict.fromkeys(message.group for message in self.queues.wide))
+        if groups:
+            group = chance.choice(groups)
+            message = next(message for message in self.queues.wide if message.group == group)
+            done = self.mortally(
+                chance, lambda: do_wide_work(self.world.ctx, loads(message.body), still_time=lambda: True)
+            )
+            if done and chance.random() < 0.8:
+                self.queues.wide.remove(message)
+
+    # The end
+
+    def settle(self) -> None:
+        """Stream and queue are worked off, and nobody dies."""
+        for _ in range(1000):
+            if records := self.streamed.records[:10]:
+                assert match_records(self.world.ctx, records) == {}
+                del self.streamed.records[: len(records)]
+            elif self.queues.wide:
+                assert do_wide_work(self.world.ctx, loads(self.queues.wide.pop(0).body), still_time=lambda: True)
+            else:
+                return
+        raise AssertionError("stream and queue never come to rest")
+
+    def minutes_pass(self, minutes: int) -> None:
+        """Nobody works but the sweeper, the matcher and the fan-out function."""
+        self.settle()
+        for _ in range(minutes):
+            self.world.pass_time(61)
+            self.world.sweep()
+            self.settle()
+
+    def what_is_stored_makes_sense(self) -> None:
+        """Looked at after every step."""
+
+    def come_to_rest(self) -> None:
+        """Looked at in the end."""
+
+
+def live(
+    made: Callable[[], MortalWorld],
+    steps: Sequence[str],
+    part: int,
+    *,
+    lives: int = 100,
+    length: int = 40,
+    shrunk: bool,
+) -> None:
+    """A hundred generated lives, of so many steps each."""
+    step = st.tuples(st.sampled_from(list(steps)), st.integers(0, 2**32))
+    story = st.lists(step, min_size=length, max_size=length)
+
+    @seed(part)
+    @settings(
+        max_examples=100,
+        phases=(Phase.generate, Phase.shrink) if shrunk else (Phase.generate,),
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(story)
+    def lived(told: list[tuple[str, int]]) -> None:
+        world = made()
+        for step, number in told:
+            getattr(world, step)(Random(number))
+            world.what_is_stored_makes_sense()
+        world.come_to_rest()
+
+    lived()
+
+
+def _image(row: Row) -> dict[str, Any]:
+    return {name: _to_dynamo.serialize(value) for name, value in row.items()}
+
+
+def _must_have_died(error: BaseException | None) -> None:
+    """What fails, fails because somebody died."""
+    while error is not None and not isinstance(error, Died):
+        error = error.__cause__ or error.__context__
+    assert error is not None

@@ -1,0 +1,314 @@
+"""All that Vigil does by itself for a run, done by those who may die between any two writes, hear of things twice, late
+and in another order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from tests.model.moto_table import empty_table
+from tests.model.run_plans import SILENT_MS, Plan, Planned, Try, nth
+from tests.support.runs import RunWorld
+from tests.support.state_machine import Execution
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.api.workflows.models import run_of_body
+from vigil_core.domain.errors import InvalidTransition
+from vigil_core.domain.exact_json import loads
+from vigil_core.domain.ids import job_id_of
+from vigil_core.domain.jobs.job import Job, JobError
+from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows.run import Run
+from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.matcher import match_records
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import create as create_run
+from vigil_core.services.workflows import reconcile as look_after_run
+from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.store.stream import StreamRecord
+
+RESTLESS = 0.08
+PATIENT_S = 40_000
+CONDITIONS = {"true": "`true`", "false": "`false`", "broken": "abs('x')"}
+
+
+class Died(BaseException):
+    """Whoever was at work is no more: nobody catches that."""
+
+
+class MortalTable:
+    """The table, for a process that dies before or after one of its writes."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+        self.writes_left: int | None = None
+        self.dies_after = False
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._table, name)
+        if name not in {"put", "update", "delete", "batch_write", "transact"}:
+            return call
+
+        def mortal(*args: Any, **kwargs: Any) -> Any:
+            last = self.writes_left == 0
+            if last and not self.dies_after:
+                raise Died
+            done = call(*args, **kwargs)
+            if last:
+                raise Died
+            if self.writes_left is not None:
+                self.writes_left -= 1
+            return done
+
+        return mortal
+
+
+class RestlessRun:
+    """A run of a plan, and whatever happens to it by itself. The same plan is the same life."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.jobs = plan, {job.name: job for job in plan.jobs}
+        self.chance = Random(plan.chance)
+        self.table = MortalTable(empty_table())
+        self.world = RunWorld(self.table)  # type: ignore[arg-type]
+        self.world.ctx = replace(self.world.ctx, new_id=self._new_id, chance=self.chance.random, sleep=lambda _: None)
+        self.late: list[list[StreamRecord]] = []
+        self.mourned: list[tuple[Execution, str]] = []
+        self.neglected = False
+        """Whether something was lost that only the sweeper finds."""
+        self.deaths = 0
+        self.claims = 0
+        self.tried = Counter[str]()
+        """How often each job was begun."""
+        self._wake, self.world.machine.wake = self.world.machine.wake, self._wake_perhaps  # type: ignore[method-assign]
+        self.run_id = self._new_id()
+        self._create()
+
+    @property
+    def run(self) -> Run:
+        """The run as its row has it."""
+        return self.world.table.runs[self.run_id]
+
+    def job(self, name: str) -> Job:
+        """A job as its row has it."""
+        return self.world.table.jobs[job_id_of(self.run_id, name)]
+
+    def all(self) -> dict[str, Job]:
+        """Every job that is there, by its name."""
+        there = self.world.table.jobs
+        return {name: there[its] for name in self.jobs if (its := job_id_of(self.run_id, name)) in there}
+
+    # What is done to it
+
+    def claim(self, most: int) -> list[Job]:
+        """What a worker is given. Who means to report the end of it says so at once; of the others nothing is heard."""
+        self.claims += 1
+        wanted = Claim(queue="default", worker="w", most=most, lease_s=SILENT_MS // 1_000, claim_id=f"c{self.claims}")
+        ask = partial(claim_jobs, self.world.ctx, NAMESPACE, wanted, by=KEY, until=self.world.time)
+        granted: list[Job] = self.surely(ask)
+        for job in granted:
+            self.tried[str(job.name)] += 1
+            if not self.trying(job).silent:
+                token = job.lease.token if job.lease else None
+                change_job.heartbeat(self.world.ctx, NAMESPACE, job.job_id, lease_token=token, length_s=PATIENT_S)
+        return granted
+
+    def trying(self, job: Job) -> Try:
+        """What is planned of the attempt under way."""
+        its: Try = nth(self.jobs[str(job.name)].tries, self.tried[str(job.name)] - 1)
+        return its
+
+    def finish(self, job: Job) -> None:
+        """What a worker has in hand comes to its end."""
+        assert job.lease is not None
+        token, result = job.lease.token, self.trying(job).result
+        if result is not None:
+            end = partial(self.world.do, change_job.complete, job.job_id, result=result, lease_token=token)
+        else:
+            error = JobError(code="BROKEN", message="it broke")
+            end = partial(self.world.do, change_job.fail, job.job_id, error, lease_token=token)
+        self.surely(end)
+
+    def undecided(self) -> dict[str, int]:
+        """The failures that operators are to decide about: of which jobs, and of which moments of their lives."""
+        if self.plan.policy != "manual" or not any(
+            job.status in ("failed", "cancelled") for job in self.all().values()
+        ):
+            return {}
+        standings = self.world.standings(self.run_id)
+        notes = {
+            name: standings.chunk(graphs.chunk_of(place)).notes.get(place)
+            for name, place in standings.graph.place_of.items()
+        }
+        return {name: note.moment for name, note in notes.items() if note is not None and note.standing == "undecided"}
+
+    def retry(self, start: str | None) -> bool:
+        """Begin it anew; whether there was anything to run again."""
+        generation = self.run.generation
+
+        def again() -> None:
+            run = self.run
+            if run.generation == generation:
+                run = runs.retry(self.world.ctx, NAMESPACE, self.run_id, start=start, by=KEY)
+            create_run.prepare(self.world.ctx, run)
+
+        with suppress(InvalidTransition):
+            self.surely(again)
+        return self.run.generation > generation
+
+    def trouble_supervisor(self) -> None:
+        """It dies, or waits for too long."""
+        at_work = [each for each in self.world.machine.executions.values() if each.status == "RUNNING"]
+        if at_work and at_work[-1].token is not None and self.chance.random() < 0.5:
+            self.world.machine.time_out(at_work[-1])
+        elif at_work:
+            status = self.chance.choice(["FAILED", "TIMED_OUT"])
+            self.world.machine.stop(at_work[-1].name, status)
+            if self.chance.random() < 0.7:
+                self.mourned.append((at_work[-1], status))
+            else:
+                self.neglected = True
+
+    # What happens by itself
+
+    def quiet(self) -> None:
+        """Until there is nothing to be done."""
+        steps = 0
+        while self.busy() or self.neglected:
+            steps += 1
+            assert steps < 3_000, "there is no end to it"
+            if self.busy():
+                self.go_on()
+            else:
+                self.neglected = False
+                self.surely(lambda: look_after_run.look_after_run(self.world.ctx, NAMESPACE, self.run_id))
+
+    def busy(self) -> bool:
+        """Whether there is something to be done."""
+        return bool(self.world.machine.ready() or self.records() or self.world.queues.wide or self.mourned)
+
+    def records(self) -> list[StreamRecord]:
+        """What the stream has to tell now."""
+        return self.world.table.records
+
+    def go_on(self) -> None:
+        """One thing that is to be done, whichever: a step of a supervisor, some records, a message."""
+        todo: list[Callable[[], Any]] = []
+        if ready := self.world.machine.ready():
+            todo.append(lambda: self.mortally(lambda: self.world.machine.step(self.chance.choice(ready))))
+        if self.records():
+            todo.append(self._carry)
+        if self.world.queues.wide:
+            todo.append(self._page)
+        if self.mourned:
+            todo.append(self._mourn)
+        if self.late and self.chance.random() < RESTLESS:
+            todo.append(lambda: self._match(self.late.pop(self.chance.randrange(len(self.late)))))
+        if todo:
+            self.chance.choice(todo)()
+
+    def mortally(self, work: Callable[[], Any]) -> Any:
+        """Work that may be the last of whoever does it; None then."""
+        if self.chance.random() < RESTLESS:
+            self.table.writes_left, self.table.dies_after = self.chance.randint(0, 3), self.chance.random() < 0.5
+        try:
+            return work()
+        except Died:
+            self.deaths += 1
+            return None
+        finally:
+            self.table.writes_left = None
+
+    def surely(self, work: Callable[[], Any]) -> Any:
+        """What is asked for again when whoever did it has died."""
+        deaths = self.deaths
+        done = self.mortally(work)
+        return work() if self.deaths > deaths else done
+
+    def _carry(self) -> None:
+        """Some of what the stream tells: records of one row in their order, others in any."""
+        by_row: dict[Any, list[StreamRecord]] = {}
+        for record in self.records():
+            by_row.setdefault(record.key, []).append(record)
+        rows = [row[: self.chance.randint(1, len(row))] for row in by_row.values()]
+        self.chance.shuffle(rows)
+        rows = rows[: self.chance.randint(1, len(rows))]
+        order = [number for number, row in enumerate(rows) for _ in row]
+        self.chance.shuffle(order)
+        batch = [rows[number].pop(0) for number in order]
+        if self._match(batch):
+            carried = {record.sequence_number for record in batch}
+            left = [record for record in self.world.table.records if record.sequence_number not in carried]
+            self.world.table.records[:] = left
+            if self.chance.random() < 2 * RESTLESS:
+                self.late.append(batch)
+
+    def _match(self, batch: list[StreamRecord]) -> bool:
+        failed = self.mortally(lambda: match_records(self.world.ctx, batch))
+        if failed:
+            raise next(iter(failed.values()))
+        return failed is not None
+
+    def _page(self) -> None:
+        wide = self.world.queues.wide
+        message = wide[self.chance.randrange(len(wide))]
+        first = next(each for each in wide if each.group == message.group)
+        done = self.mortally(lambda: do_wide_work(self.world.ctx, loads(first.body), still_time=lambda: True))
+        if done and self.chance.random() > RESTLESS:  # Else it comes again.
+            wide.remove(first)
+
+    def _mourn(self) -> None:
+        execution, status = self.mourned.pop()
+        self.surely(lambda: supervise.mourn(self.world.ctx, execution.data, status))
+
+    def _wake_perhaps(self, token: str) -> None:
+        if self.chance.random() < 0.05:
+            self.neglected = True
+        else:
+            self._wake(token)
+
+    def _create(self) -> None:
+        jobs = [self.plan.jobs[place] for place in self.plan.defined]
+        body: dict[str, Any] = {
+            "name": "test", "failure_policy": self.plan.policy, "jobs": [_wire(job) for job in jobs],
+            "timeout": self.plan.timeout_s, "max_concurrency": self.plan.most,
+        }  # fmt: skip
+        body = {name: said for name, said in body.items() if said is not None}
+        ctx = self.world.ctx
+        new = run_of_body(NAMESPACE, body, self.run_id, now=self.world.time, find_types=ctx.job_types.find_many)
+        self.surely(partial(create_run.create_run, ctx, NAMESPACE, new, by=KEY, resumed=True))
+
+    def _new_id(self) -> str:
+        return str(UUID(int=self.chance.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62))
+
+
+def _wire(job: Planned) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "name": job.name,
+        "depends_on": list(job.after),
+        "trigger_rule": job.rule,
+        "priority": job.priority,
+    }
+    if job.wants is not None:
+        said["condition"] = f'"{job.after[0]}".result.n == `{job.wants["n"]}`'
+    elif job.condition is not None:
+        said["condition"] = CONDITIONS[job.condition]
+    if job.attempts > 1:
+        delay = {"initial_delay": job.rest // 1_000, "multiplier": 1, "jitter": False}
+        said["retry"] = {"max_attempts": job.attempts, **delay}
+    if job.fallback is not None:
+        said["fallback"] = job.fallback
+    if job.join:
+        said |= {"executor": "join", "queue": "joins"}
+    if job.race:
+        said["cancel_losers"] = True
+    if job.delay:
+        said["start_delay"] = job.delay // 1_000
+    return said

@@ -1,0 +1,168 @@
+"""Generated lives of batches: whatever becomes of items, and whoever dies meanwhile, a batch ends once all of its items
+have, as its mode says, and nothing of an ended batch goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Decimal
+from random import Random
+from typing import get_args
+
+import pytest
+import uuid6
+from moto import mock_aws
+
+from tests.model.crash_injection import FEWER_PARTS, FIRST_SEED, MortalWorld, live
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
+from vigil_core.domain.exact_json import dumps, loads
+from vigil_core.domain.jobs import batch as batches
+from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs.batch import OnItemFailure, item_id
+from vigil_core.domain.jobs.job import Job, JobError, NewJob
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.services.jobs import batches as batch_service
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.store.jobs.batches import BatchStore
+
+STEPS = ["create"] * 2 + ["work"] * 12 + ["ask"] + ["stream"] * 6 + ["fan_out"] * 6 + ["time_passes", "sweep"]
+RETRY = RetryPolicy(max_attempts=2, initial_delay=Decimal(0))
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+class Batches(MortalWorld):
+    """Batches whose items somebody outside runs. A page holds two."""
+
+    def create(self, chance: Random) -> None:
+        job_id, size = str(uuid6.uuid7()), chance.randint(1, 5)
+        wanted = NewJob(
+            job_id=job_id,
+            job_type="test",
+            executor="none",
+            payload=[f"{job_id} {index}" for index in range(size)],
+            batch_size=size,
+            on_item_failure=chance.choice(get_args(OnItemFailure)),
+            retry=chance.choice([None, RETRY]),
+            fallback=chance.choice([None, None, {"rows": 0}]),
+            mutex_key=chance.choice([None, "m"]),
+            mutex_queues=True,
+        )
+        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+        if self.world.ctx.jobs.find(NAMESPACE, job_id):
+            self.ids.append(job_id)
+
+    def items(self, batch: Job) -> list[Job | None]:
+        """Of the attempt under way, or the last one; None for what is not there."""
+        ids = [item_id(batch.job_id, batch.attempt, index) for index in range(batch.batch_size or 0)]
+        return [self.world.ctx.jobs.find(NAMESPACE, job_id) for job_id in ids]
+
+    def open_items(self) -> list[Job]:
+        return [item for job_id in self.ids for item in self.items(self.stored(job_id)) if item and not item.ended]
+
+    def work(self, chance: Random) -> None:
+        """Somebody outside begins an item, or ends one."""
+        if not (items := self.open_items()):
+            return
+        ctx, item = self.world.ctx, chance.choice(items)
+        with suppress(InvalidTransition):
+            if item.status != "running" and chance.random() < 0.7:
+                change_job.start(ctx, NAMESPACE, item.job_id, by=KEY)
+            elif item.status != "running":
+                self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, item.job_id, by=KEY))
+                return
+            if chance.random() < 0.7:
+                self.mortally(chance, lambda: change_job.complete(ctx, NAMESPACE, item.job_id, by=KEY, result=[1]))
+            else:
+                error = JobError(code="E", message="m")
+                self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, item.job_id, error, by=KEY))
+
+    def ask(self, chance: Random) -> None:
+        """A batch is cancelled or retried, or one of its items is cancelled."""
+        ids = self.ids + [item.job_id for item in self.open_items()]
+        if ids:
+            act = chance.choice([change_job.cancel, change_job.retry])
+            job_id = chance.choice(ids)
+            with suppress(InvalidTransition, JobCreationFailed):
+                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
+
+    def what_is_stored_makes_sense(self) -> None:
+        new, self.streamed.versions = self.streamed.versions, []
+        for version in new:
+            if version.batch_id is not None:
+                if version.version == 1:
+                    payload = self.world.ctx.jobs.bodies(version).payload
+                    assert payload == dumps(f"{version.batch_id} {version.batch_index}"), "each has its own"
+            elif version.ended:
+                self._ended_rightly(version)
+
+    def _ended_rightly(self, batch: Job) -> None:
+        items = self.items(batch)
+        if batch.log[-1].by != "fan_out":
+            assert batch.status == "cancelled", "what is not ended by its items was cancelled"
+            return
+        assert all(item and item.ended for item in items), "it ends after its items"
+        states = [item.status for item in items if item]
+        bad = sum(status != "completed" for status in states)
+        cancelled = bad and batch.cancel_requested_at is not None
+        well = not bad or batch.on_item_failure == "collect"
+        assert batch.status == ("cancelled" if cancelled else "completed" if well else "failed")
+        told = loads(self.world.ctx.jobs.bodies(batch).result or "null")
+        assert isinstance(told, list)
+        assert [each["status"] for each in told] == states
+        results = [self.world.ctx.jobs.bodies(item).result for item in items if item]
+        assert [dumps(each["result"]) for each in told] == [result or "null" for result in results]
+
+    def come_to_rest(self) -> None:
+        # Nobody works: what is to stop stops, though it has to be forced.
+        self.minutes_pass(5)
+        for job_id in self.ids:
+            batch = self.stored(job_id)
+            items = self.items(batch)
+            failed = any(item and item.status == "failed" for item in items)
+            if batch.ended or (batch.status == "running" and batch.on_item_failure == "fail_fast" and failed):
+                assert all(item is None or item.ended for item in items), "nothing of it goes on"
+                assert batch.ended
+            elif batch.status == "running":
+                assert None not in items, "it has got its items"
+                assert not all(item and item.ended for item in items)
+        # Everybody works.
+        for _ in range(len(self.ids) + 1):
+            for item in self.open_items():
+                with suppress(InvalidTransition):
+                    change_job.start(self.world.ctx, NAMESPACE, item.job_id, by=KEY)
+                change_job.complete(self.world.ctx, NAMESPACE, item.job_id, by=KEY)
+            self.minutes_pass(1)
+        self.what_is_stored_makes_sense()
+        assert all(self.stored(job_id).ended for job_id in self.ids)
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(batches, "PAGE_ITEMS", 2)
+    with mock_aws():
+        create_table()
+        yield
+
+
+@pytest.mark.parametrize("part", FEWER_PARTS)
+def test_every_batch_ends_with_its_items(part: int) -> None:
+    live(Batches, STEPS, part, length=80, shrunk=True)
+
+
+_end_batch = job_rules.end_batch
+FAULTS: dict[str, tuple[object, str, object]] = {
+    "nobody counts the items": (BatchStore, "record", lambda *_: False),
+    "a stop reaches no item": (batch_service, "_cancel", lambda *_: None),
+    "the first page is all there is": (batch_service, "pages", lambda _: range(1)),
+    "no failure counts": (job_rules, "end_batch", lambda job, _, **told: _end_batch(job, 0, **told)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(AssertionError):
+        live(Batches, STEPS, FIRST_SEED, length=80, shrunk=False)

@@ -1,0 +1,176 @@
+"""Generated lives of jobs that wait for jobs: whatever ends, is retried or deleted, and whoever dies meanwhile, each is
+released or skipped exactly when its rule is decided by how its dependencies have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from random import Random
+from typing import get_args
+
+import pytest
+import uuid6
+from moto import mock_aws
+
+from tests.model.crash_injection import FEWER_PARTS, FIRST_SEED, MortalWorld, live
+from tests.model.rules import ENDINGS, UNHINDERED, decided
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
+from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.job import Job, JobError, NewJob
+from vigil_core.services.background import matcher as match
+from vigil_core.services.jobs import dependencies as depend
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.store.jobs.jobs import JobStore
+
+STEPS = ["create"] * 4 + ["change"] * 8 + ["stream"] * 5 + ["time_passes", "sweep", "remove"]
+ONE_ROW = "rows == `1`"
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+class Dependents(MortalWorld):
+    """Jobs that depend on jobs; somebody outside runs them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = 0
+        self.endings: dict[str, set[str]] = {}
+        """How each job has ever ended."""
+        self.rows: dict[str, set[int]] = {}
+        """With how many rows each job may have completed."""
+
+    def create(self, chance: Random) -> None:
+        depends_on = tuple(chance.sample(self.ids, min(chance.choice([0, 1, 1, 2, 3]), len(self.ids))))
+        job_id = str(uuid6.uuid7())
+        wanted = NewJob(
+            job_id=job_id,
+            job_type="test",
+            executor="none",
+            depends_on=depends_on,
+            trigger_rule=chance.choice(get_args(TriggerRule)),
+            condition=ONE_ROW if len(depends_on) == 1 and chance.random() < 0.3 else None,
+            scheduled_at=self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None,
+            mutex_key="m" if chance.random() < 0.2 else None,
+            mutex_queues=True,
+        )
+        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+        if self.world.ctx.jobs.find(NAMESPACE, job_id):
+            self.ids.append(job_id)
+
+    def change(self, chance: Random) -> None:
+        if not self.ids:
+            return
+        ctx, job_id = self.world.ctx, chance.choice(self.ids)
+        with suppress(InvalidTransition, JobCreationFailed):
+            match chance.randint(0, 6):
+                case 0 | 1:
+                    self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, job_id, by=KEY))
+                case 2 | 3:
+                    rows = chance.randint(0, 1)
+                    self.rows.setdefault(job_id, set()).add(rows)
+                    with suppress(InvalidTransition):
+                        change_job.start(ctx, NAMESPACE, job_id, by=KEY)
+                    self.mortally(
+                        chance, lambda: change_job.complete(ctx, NAMESPACE, job_id, by=KEY, result={"rows": rows})
+                    )
+                case 4:
+                    error = JobError(code="E", message="m")
+                    self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, job_id, error, by=KEY))
+                case 5:
+                    self.mortally(chance, lambda: change_job.cancel(ctx, NAMESPACE, job_id, by=KEY))
+                case _:
+                    self.mortally(chance, lambda: change_job.retry(ctx, NAMESPACE, job_id, by=KEY))
+
+    def remove(self, chance: Random) -> None:
+        if self.ids:
+            job_id = chance.choice(self.ids)
+            with suppress(InvalidTransition):
+                self.mortally(chance, lambda: change_job.delete(self.world.ctx, NAMESPACE, job_id, by=KEY))
+            if self.stored(job_id).deleted:
+                self.ids.remove(job_id)
+
+    def what_is_stored_makes_sense(self) -> None:
+        new = self.streamed.versions[self.checked :]
+        self.checked += len(new)
+        for job in new:
+            if job.ended:
+                self.endings.setdefault(job.job_id, set()).add(_ending(job))
+            if job.depends_on:
+                self._was_judged_rightly(job)
+
+    def _was_judged_rightly(self, job: Job) -> None:
+        if job.dependency_status == "waiting":
+            assert job.status in ("scheduled", "waiting", "cancelled"), "nothing begins that is not released"
+            assert job.verdict is None
+            return
+        assert job.verdict
+        held = job.dependency_status == "satisfied"
+        counted = [ending for ending in ENDINGS for _ in range(job.verdict.inputs[ending])]
+        assert decided(job.trigger_rule, counted, len(job.depends_on)) is held, job.verdict
+        hindered = job.trigger_rule not in UNHINDERED and {"failed", "cancelled"} & set(counted)
+        assert job.verdict.through_failure == (not held and bool(hindered))
+        for index, ending in self.world.ctx.dependencies.endings(job).items():
+            dependency = job.depends_on[index].job_id
+            assert ending in self.endings[dependency], "it never ended so"
+        if not held:
+            assert job.status == "skipped" or job.log[-1].kind != "skipped"
+        elif job.condition is not None and job.log[-1].kind in ("ready", "skipped", "failed"):
+            self._condition_was_met(job)
+
+    def _condition_was_met(self, job: Job) -> None:
+        rows = self.rows.get(job.depends_on[0].job_id, set())
+        if job.log[-1].kind == "ready":
+            assert 1 in rows, "the condition holds for what was told"
+        elif job.log[-1].kind == "skipped":
+            endings = self.endings.get(job.depends_on[0].job_id, set())
+            assert endings or job.trigger_rule == "always", "nobody else is judged before"
+            assert rows != {1} or endings != {"success"}, "it does hold"
+
+    def come_to_rest(self) -> None:
+        self.minutes_pass(2)
+        self.what_is_stored_makes_sense()
+        for job_id in self.ids:
+            job = self.stored(job_id)
+            if not job.waits_for_others:
+                continue
+            known = self.world.ctx.dependencies.endings(job)
+            for index, dependency in enumerate(job.depends_on):
+                gone = self.world.ctx.jobs.find(NAMESPACE, dependency.job_id)
+                assert index in known or not (gone is None or gone.ended), "an end that nobody heard of"
+            assert decided(job.trigger_rule, list(known.values()), len(job.depends_on)) is None, "it waits for nothing"
+
+
+def _ending(job: Job) -> str:
+    if job.status == "skipped":
+        return "failed" if job.verdict and job.verdict.through_failure else "skipped"
+    return {"completed": "success"}.get(job.status, job.status)
+
+
+@pytest.fixture(autouse=True)
+def table() -> Iterator[None]:
+    with mock_aws():
+        create_table()
+        yield
+
+
+@pytest.mark.parametrize("part", FEWER_PARTS)
+def test_every_dependent_is_judged_by_its_rule(part: int) -> None:
+    live(Dependents, STEPS, part, shrunk=True)
+
+
+FAULTS: dict[str, tuple[object, str, object]] = {
+    "the matcher is not shown what somebody depends on": (JobStore, "mark_awaited", lambda _, job: job),
+    "nobody is told of an end": (match, "_tell_dependents", lambda *_: None),
+    "whoever begins to wait does not look who has ended": (depend, "_endings", lambda *_: {}),
+    "one end is as good as all": (depend, "holds", lambda _, tally: True if tally.success else None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(AssertionError):
+        live(Dependents, STEPS, FIRST_SEED, shrunk=False)

@@ -1,0 +1,246 @@
+"""Generated lives of jobs: workers claim, report, fall silent and die between any two requests, while time passes.
+
+Whatever happens, the index shows each job as its row has it, nobody reports under a lease that is lost, no attempt
+comes twice, and once everybody has gone home the sweeper leaves no job running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from decimal import Decimal
+from random import Random
+
+import pytest
+import uuid6
+from moto import mock_aws
+
+from tests.model.crash_injection import FIRST_SEED, PARTS, MortalWorld, live
+from tests.support.table import create_table
+from tests.support.world import KEY, NAMESPACE
+from vigil_core.domain.errors import InvalidTransition, JobCreationFailed, LeaseLost
+from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
+from vigil_core.domain.jobs.retry import RetryPolicy
+from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.jobs import submit as submit_job
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.locks import hand_over
+from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.store import keys
+
+QUEUE = "default"
+BROKEN = JobError(code="E", message="m")
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+POLICIES = [
+    None,
+    RetryPolicy(max_attempts=3, initial_delay=Decimal(0)),
+    RetryPolicy(max_attempts=5, initial_delay=Decimal(0)),
+    RetryPolicy(max_attempts=2, initial_delay=Decimal(20), jitter=False),
+    RetryPolicy(max_attempts=4, initial_delay=Decimal(5)),
+]
+STEPS = ["create"] * 3 + ["claim"] * 5 + ["tell"] * 6 + ["ask"] + ["time_passes"] * 4 + ["sweep"] * 2
+STEPS += ["message"] + ["line"] * 3
+
+
+class Lives(MortalWorld):
+    """A queue, its workers and the sweeper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leases: dict[str, list[str]] = {}
+        """The tokens that were ever granted for each job, in order."""
+        self.seen: dict[str, Job] = {}
+
+    def create(self, chance: Random) -> None:
+        at = self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None
+        job_id = str(uuid6.uuid7())
+        wanted = NewJob(
+            job_id=job_id,
+            job_type="test",
+            scheduled_at=at,
+            retry=chance.choice(POLICIES),
+            timeout_s=chance.choice([None, None, 40]),
+            fallback=chance.choice([None, None, {"rows": 0}]),
+            executor=chance.choice(["worker", "worker", "worker", "none"]),
+            priority=chance.choice(["high", "normal"]),
+            heartbeat_timeout_s=chance.choice([None, 25]),
+            mutex_key=chance.choice([None, "m", "n"]),
+            mutex_queues=chance.random() < 0.8,
+        )
+        with suppress(JobCreationFailed):
+            self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+        if self.world.ctx.jobs.find(NAMESPACE, job_id):
+            self.ids.append(job_id)
+
+    def claim(self, chance: Random) -> None:
+        claim_id = chance.choice([None, None, str(chance.randint(0, 5))])
+        wanted = Claim(
+            queue=QUEUE,
+            worker="w",
+            most=chance.randint(1, 3),
+            lease_s=chance.choice([10, 50]),
+            claim_id=claim_id,
+        )
+        granted = self.mortally(
+            chance, lambda: claim_jobs(self.world.ctx, NAMESPACE, wanted, by=KEY, until=self.world.time)
+        )
+        for job in granted or ():
+            assert job.status == "running"
+            assert job.lease
+            assert job.lease.until > self.world.time or claim_id, "what is granted is not over yet"
+
+    def tell(self, chance: Random) -> None:
+        """Whoever holds a lease reports, or whoever has lost one."""
+        held = {job_id: job.lease.token for job_id, job in self.seen.items() if job.lease}
+        lost = [
+            (job_id, token)
+            for job_id, tokens in self.leases.items()
+            for token in tokens
+            if token not in (held.get(job_id), self.seen[job_id].reported_token)
+        ]
+        what = chance.randint(0, 5)
+        if lost and chance.random() < 0.3:
+            job_id, token = chance.choice(lost)
+            before = self.stored(job_id)
+            with suppress(LeaseLost, InvalidTransition):
+                self._tell(job_id, token, what)
+            assert self.stored(job_id) == before, "a stale report changes nothing"
+        elif held:
+            job_id, token = chance.choice(list(held.items()))
+            over = self.seen[job_id].lease
+            try:
+                self.mortally(chance, lambda: self._tell(job_id, token, what))
+            except LeaseLost:
+                assert what == 0, "only a heartbeat minds that the time is over"
+                assert over
+                assert over.until <= self.world.time
+
+    def _tell(self, job_id: str, token: str, what: int) -> None:
+        ctx = self.world.ctx
+        match what:
+            case 0:
+                half = Decimal("0.5")
+                change_job.heartbeat(
+                    ctx, NAMESPACE, job_id, lease_token=token, length_s=None, progress=half, message=None
+                )
+            case 1:
+                change_job.complete(ctx, NAMESPACE, job_id, by=KEY, result=token, lease_token=token)
+            case 2 | 3:
+                change_job.fail(ctx, NAMESPACE, job_id, BROKEN, by=KEY, retryable=what == 2, lease_token=token)
+            case 4:
+                change_job.release(ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+            case _:
+                change_job.report(ctx, NAMESPACE, job_id, Report(fields={"n": token}), by=KEY, lease_token=token)
+
+    def ask(self, chance: Random) -> None:
+        if self.ids:
+            job_id, act = (
+                chance.choice(self.ids),
+                chance.choice([change_job.start, change_job.cancel, change_job.retry]),
+            )
+            with suppress(InvalidTransition, LeaseLost, JobCreationFailed):
+                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
+
+    def message(self, chance: Random) -> None:
+        """One of the sweeper's messages, for which there may be no reason any more."""
+        if self.ids:
+            change_job.on_time(self.world.ctx, NAMESPACE, chance.choice(self.ids))
+
+    def line(self, chance: Random) -> None:
+        """The matcher hears of a version of a job that concerns a line, however often."""
+        if self.ids:
+            job = self.stored(chance.choice(self.ids))
+            if job.for_matcher and job.mutex_key:
+                self.mortally(chance, lambda: hand_over(self.world.ctx, NAMESPACE, str(job.mutex_key), by="matcher"))
+
+    def what_is_stored_makes_sense(self) -> None:
+        for job_id in self.ids:
+            job, before = self.stored(job_id), self.seen.get(job_id)
+            if job.lease and job.lease.token not in self.leases.setdefault(job_id, []):
+                self.leases[job_id].append(job.lease.token)
+            assert (job.lease is not None) <= (job.status == "running")
+            assert 1 <= job.attempt <= job.max_attempts
+            if before is not None:
+                assert job.attempt >= before.attempt
+                assert job.version >= before.version
+                if before.ended and not job.ended:
+                    assert any(line.kind == "retried" for line in job.log if line.version > before.version)
+            if job.status == "completed" and job.health == "success" and job.reported_token:
+                assert self.world.ctx.jobs.bodies(job).result == f'"{job.reported_token}"', "the holder's own result"
+            self.seen[job_id] = job
+            self._index_is_right(job)
+            if job.mutex_key and job.status in ("pending", "running"):
+                hold = self.world.ctx.holds.find(NAMESPACE, "mutex", job.mutex_key)
+                assert hold, "what may run has its mutex"
+                assert hold.job_id == job_id, "only one has it"
+
+    def _index_is_right(self, job: Job) -> None:
+        row = self.table.get(keys.job(NAMESPACE, job.job_id))
+        shown = (row.get("g1pk"), row.get("g1sk"))
+        if job.status == "pending" and job.executor == "worker":
+            assert shown[0] == keys.ready_jobs(NAMESPACE, QUEUE)
+        elif job.status == "waiting":
+            assert shown[0] == keys.timed_jobs(NAMESPACE, QUEUE)
+        elif job.due_at is not None:
+            assert shown[0] == keys.timed_jobs(NAMESPACE, QUEUE)
+            assert keys.timed_at(str(shown[1])) <= job.due_at, "the sweeper looks in time"
+        else:
+            assert shown == (None, None)
+
+    def come_to_rest(self) -> None:
+        """Everybody has gone home: the sweeper alone brings all that was under way to rest."""
+        for _ in range(12):
+            self.world.pass_time(61)
+            self.world.sweep()
+        for job_id in self.ids:
+            job = self.stored(job_id)
+            assert job.status != "scheduled"
+            assert job.lease is None, "no worker keeps what it does not look after"
+            assert job.status != "running" or job.due_at is None, "only what runs without a limit goes on"
+            if job.status == "waiting":
+                hold = self.world.ctx.holds.find(NAMESPACE, "mutex", str(job.mutex_key))
+                assert hold
+                holder = self.stored(hold.job_id)
+                assert not holder.ended, "nobody stands in line for what is free"
+                assert holder.status != "waiting", "nobody stands in line for what he has himself"
+
+
+@pytest.fixture(autouse=True)
+def table() -> Iterator[None]:
+    with mock_aws():
+        create_table()
+        yield
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_life_is_lived_by_the_rules(part: int) -> None:
+    live(Lives, STEPS, part, shrunk=True)
+
+
+def _anybody(job: Job, lease_token: str | None) -> None:
+    del job, lease_token
+
+
+def _kept(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
+    """As though the hold were the job's own, always."""
+    del before
+    return after, ()
+
+
+FAULTS: dict[str, tuple[object, str, object]] = {
+    "anybody may report": (job_rules, "_require_holder", _anybody),
+    "the sweeper is not shown when a lease ends": (Job, "due_at", property(lambda job: job.exactly_due_at)),
+    "a job runs without its mutex": (submit_job, "admit", _kept),
+    "the sweeper does not look at lines": (sweep, "hand_over", lambda *_, **__: None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(AssertionError):
+        live(Lives, STEPS, FIRST_SEED, shrunk=False)

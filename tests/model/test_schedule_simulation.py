@@ -1,0 +1,188 @@
+"""Generated lives of schedules: whoever dies, whatever alarm is lost or comes twice, each planned time has at most one
+job, none begins beside another that it is not to overlap, and what is due is seen to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta
+from random import Random
+
+import pytest
+import uuid6
+from moto import mock_aws
+
+from tests.model.crash_injection import FEWER_PARTS, FIRST_SEED, MortalWorld, live
+from tests.support.table import create_table
+from tests.support.world import NAMESPACE
+from vigil_core.domain import schedules as schedule_rules
+from vigil_core.domain.errors import InvalidTransition, ScheduleNotFound
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.schedules import EARLY, LATE, Schedule, Timing
+from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.schedules import fire as run_schedule
+from vigil_core.services.schedules import manage as schedules
+
+STEPS = (
+    ["define"] * 2 + ["alarm"] * 6 + ["work"] * 3 + ["switch", "remove", "lose"] + ["time_passes"] * 8 + ["sweep"] * 4
+)
+NAMES = ("a", "b")
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+class Schedules(MortalWorld):
+    """Schedules by a rate, whose jobs somebody outside runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[str, Schedule] = {}
+        """Every schedule as it was last seen, by its id."""
+        self.jobs: dict[str, list[Job]] = {}
+        """What each schedule has created, in order."""
+
+    def define(self, chance: Random) -> None:
+        now, minutes = self.world.ctx.now(), chance.choice([1, 2, 10])
+        wanted = Schedule(
+            namespace=NAMESPACE,
+            name=chance.choice(NAMES),
+            schedule_id=str(uuid6.uuid7()),
+            timing=Timing(cron=None, rate=f"{minutes} minutes", timezone="UTC", anchor=now.replace(microsecond=0)),
+            creates="job",
+            body={"job_type": "test", **chance.choice([{}, {}, {"mutex": {"key": "m"}}, {"unique_key": "u"}])},
+            enabled=chance.random() < 0.9,
+            missed=chance.choice(["skip", "run_once"]),
+            overlap=chance.choice(["allow", "skip", "skip"]),
+            generation=str(uuid6.uuid7()),
+            next_at=None,
+            created_at=now,
+            updated_at=now,
+        )
+        self.mortally(chance, lambda: schedules.put_schedule(self.world.ctx, wanted))
+
+    def switch(self, chance: Random) -> None:
+        with suppress(ScheduleNotFound):
+            self.mortally(
+                chance,
+                lambda: schedules.switch_schedule(
+                    self.world.ctx, NAMESPACE, chance.choice(NAMES), enabled=chance.random() < 0.6
+                ),
+            )
+
+    def remove(self, chance: Random) -> None:
+        if chance.random() < 0.3:
+            with suppress(ScheduleNotFound):
+                self.mortally(
+                    chance, lambda: schedules.delete_schedule(self.world.ctx, NAMESPACE, chance.choice(NAMES))
+                )
+
+    def alarm(self, chance: Random) -> None:
+        """An alarm whose time has come goes off; again, now and then."""
+        armed = self.world.alarms.armed
+        over = [name for name, (at, _) in armed.items() if at <= self.world.time + EARLY]
+        if over:
+            name = chance.choice(over)
+            self.mortally(chance, lambda: sweep.on_alarm(self.world.ctx, armed[name][1]["alarm"]))
+            if chance.random() < 0.8:
+                armed.pop(name, None)
+
+    def lose(self, chance: Random) -> None:
+        """An alarm never goes off."""
+        if armed := self.world.alarms.armed:
+            armed.pop(chance.choice(list(armed)))
+
+    def work(self, chance: Random) -> None:
+        still_open = [job.job_id for jobs in self.jobs.values() for job in jobs if not self.stored(job.job_id).ended]
+        if still_open:
+            with suppress(InvalidTransition):
+                self.world.do(change_job.cancel, chance.choice(still_open))
+
+    def time_passes(self, chance: Random) -> None:
+        self.world.pass_time(chance.choice([1, 9, 31, 61, 61, 400]))
+
+    def what_is_stored_makes_sense(self) -> None:
+        for name in NAMES:
+            if schedule := self.world.ctx.schedules.find(NAMESPACE, name):
+                self._went_on_rightly(self.known.get(schedule.schedule_id), schedule)
+                self.known[schedule.schedule_id] = schedule
+        new, self.streamed.versions = self.streamed.versions, []
+        for version in new:
+            if version.version == 1:
+                self._was_created_rightly(version)
+
+    def _was_created_rightly(self, job: Job) -> None:
+        planned = {each.id_at(at): (each, at) for each in self.known.values() for at in _times(each, job.created_at)}
+        assert job.job_id in planned, "it is the one job of a planned time"
+        schedule, at = planned[job.job_id]
+        earlier = self.jobs.setdefault(schedule.schedule_id, [])
+        assert at <= job.created_at + EARLY, "it did not begin before its time"
+        if schedule.missed == "skip":
+            assert job.created_at - at <= LATE, "what was missed is left out"
+        if schedule.overlap == "skip" and earlier:
+            last = self.stored(earlier[-1].job_id)
+            assert last.finished_at, "it overlaps"
+            assert last.finished_at <= job.created_at, "it overlaps"
+        earlier.append(job)
+
+    def _went_on_rightly(self, before: Schedule | None, after: Schedule) -> None:
+        assert (after.next_at is not None) == after.enabled
+        run = after.last_run
+        if run is None or (before is not None and run == before.last_run):
+            return
+        assert before is None or before.last_run is None or before.last_run.planned_at < run.planned_at
+        match run.outcome:
+            case "created" | "existing":
+                assert run.created_id
+                self.stored(run.created_id)
+            case "missed":
+                assert run.at - run.planned_at > LATE
+                assert after.missed == "skip"
+            case "overlap":
+                assert after.overlap == "skip"
+            case "refused":
+                assert "mutex" in after.body
+
+    def come_to_rest(self) -> None:
+        self.world.alarms.armed.clear()
+        self.minutes_pass(3)
+        self.what_is_stored_makes_sense()
+        for name in NAMES:
+            schedule = self.world.ctx.schedules.find(NAMESPACE, name)
+            if schedule is None or schedule.next_at is None:
+                continue
+            # The sweep leaves a run to its alarm for a while.
+            assert schedule.next_at > self.world.time - timedelta(seconds=61 + 20), "it was seen to"
+
+
+def _times(schedule: Schedule, until: datetime) -> list[datetime]:
+    """Every planned time, counted from its anchor."""
+    step = timedelta(minutes=int(str(schedule.timing.rate).split()[0]))
+    count = max(0, (until + EARLY - schedule.timing.anchor) // step)
+    return [schedule.timing.anchor + number * step for number in range(1, count + 1)]
+
+
+@pytest.fixture(autouse=True)
+def table() -> Iterator[None]:
+    with mock_aws():
+        create_table()
+        yield
+
+
+@pytest.mark.parametrize("part", FEWER_PARTS)
+def test_every_planned_time_is_seen_to_once(part: int) -> None:
+    live(Schedules, STEPS, part, length=80, shrunk=True)
+
+
+FAULTS: dict[str, tuple[object, str, object]] = {
+    "any id will do for a job": (Schedule, "id_at", lambda *_: str(uuid6.uuid7())),
+    "nobody minds what goes on": (run_schedule, "_goes_on", lambda *_: False),
+    "the sweep leaves it all to alarms": (sweep, "run_schedule", lambda *_, **__: None),
+    "what was missed is made up for": (schedule_rules, "LATE", timedelta(days=1)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(AssertionError):
+        live(Schedules, STEPS, FIRST_SEED, length=80, shrunk=False)

@@ -1,0 +1,132 @@
+"""An event is a function of the version it tells of, and its id names that version."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from vigil_core.domain.events.event import job_event, parse_event_id, progress_with_version, wait_event
+from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs.job import Job, JobError, LogKind, NewJob, Report
+from vigil_core.domain.waits.wait import Wait, WaitOptions, WaitStatus
+from vigil_core.domain.workflows.run import RunKind
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+JOB = "019bf000-0000-7000-8000-000000000001"
+
+
+def lived() -> Job:
+    """A job that has been through a lot, its whole history in it."""
+    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, by="key", payload_ref=None)
+    job = jobs.start(job, now=NOON, by="key")
+    job = jobs.report(job, Report(stage="boot", progress=Decimal("0.5")), now=NOON, by="key")
+    job = jobs.fail(job, JobError(code="BROKEN", message="secret"), now=NOON, by="key", chance=0)
+    job = jobs.retry(job, now=NOON, by="key")
+    job = jobs.start(job, now=NOON, by="key")
+    job = jobs.complete(job, now=NOON + timedelta(seconds=1), by="key", health="degraded")
+    return jobs.delete(job, now=NOON, by="key")
+
+
+def test_any_version_of_the_job_tells_the_same() -> None:
+    last = lived()
+    versions = [replace(last, log=last.log[:end], status=last.log[end - 1].status) for end in range(1, 9)]
+    for version, before, line in zip(versions, (None, *last.log), last.log, strict=False):
+        assert job_event(version, line, before) == job_event(last, line, before)
+
+
+def test_kinds_ways_and_ends() -> None:
+    last = lived()
+    told = [job_event(last, line, before) for before, line in zip((None, *last.log), last.log, strict=False)]
+    assert [(event.type.removeprefix("vigil.job."), event.reach, event.data["job_health"]) for event in told] == [
+        ("created", "change", None),
+        ("started", "change", None),
+        ("updated", "change", None),
+        ("failed", "ending", "failed"),
+        ("retried", "change", None),
+        ("started", "change", None),
+        ("completed", "ending", "degraded"),
+        ("deleted", "change", None),
+    ]
+    assert told[0].data["from"] is None
+    assert told[4].data["from"] == {"status": "failed", "job_stage": "incomplete"}
+    assert told[3].data["why"] == "BROKEN"
+    assert "secret" not in str([event.data for event in told])
+
+
+def test_a_plain_completion_is_a_success() -> None:
+    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, by="key", payload_ref=None)
+    done = jobs.complete(jobs.start(job, now=NOON, by="key"), now=NOON, by="key")
+    assert done.log[-1].why is None
+    assert job_event(done, done.log[-1], done.log[-2]).data["job_health"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (Report(stage="boot"), False),
+        (Report(fields={"progress_bar": 1}), False),
+        (Report(stage="boot", progress=Decimal("0.5")), True),
+        (Report(stage="boot", message="hello"), True),
+    ],
+)
+def test_progress_is_told_when_a_report_changes_it(said: Report, told: bool) -> None:
+    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, by="key", payload_ref=None)
+    job = jobs.report(jobs.start(job, now=NOON, by="key"), said, now=NOON, by="key")
+    assert (progress_with_version(job) is not None) is told
+
+
+def test_an_open_wait_has_no_event() -> None:
+    wait = Wait(
+        namespace="demo", wait_id=JOB, status="waiting", options=WaitOptions(needed=1), options_echo="{}", total=1,
+        by="key", created_at=NOON, expires_at=NOON,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="has not ended"):
+        wait_event(wait, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{JOB}.7", (JOB, 7)),
+        (f"{JOB}.7.12", (JOB, 7)),
+        (JOB, None),
+        (f"{JOB}.", None),
+        (f"{JOB}.-1", None),
+        (f"{JOB}.1.2.3", None),
+        (f"{JOB}.{'1' * 11}", None),
+        (f"x{JOB}.1", None),
+        (f"{JOB}.1\n", None),
+        ("", None),
+    ],
+)
+def test_event_ids(text: str, expected: tuple[str, int] | None) -> None:
+    assert parse_event_id(text) == expected
+
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+
+
+@pytest.mark.parametrize("kind", get_args(LogKind))
+def test_every_event_of_a_job_is_documented(kind: str) -> None:
+    assert f"`vigil.job.{kind}`" in DOCUMENT
+
+
+@pytest.mark.parametrize("status", sorted(set(get_args(WaitStatus)) - {"waiting"}))
+def test_every_event_of_a_wait_is_documented(status: str) -> None:
+    assert f"`vigil.wait.{status}`" in DOCUMENT
+
+
+@pytest.mark.parametrize("kind", get_args(RunKind))
+def test_every_event_of_a_workflow_is_documented(kind: str) -> None:
+    assert f"`vigil.workflow.{kind}`" in DOCUMENT
+
+
+def test_every_field_is_documented() -> None:
+    job = lived()
+    names = job_event(job, job.log[-1], job.log[-2]).data
+    assert [name for name in names if f"`{name}`" not in DOCUMENT] == []

@@ -1,0 +1,92 @@
+"""The SQS gateway against a queue that refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from vigil_core.gateways.sqs import NotSent, SqsQueues
+
+
+@dataclass(frozen=True)
+class Message:
+    group: str
+    body: str
+
+
+@dataclass
+class Sqs:
+    """Takes messages, but for the bodies in `refused`, each as often as it says."""
+
+    refused: dict[str, int] = field(default_factory=dict)
+    batches: list[list[dict[str, Any]]] = field(default_factory=list)
+    delayed: list[dict[str, Any]] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+
+    def send_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+        assert QueueUrl == "fan-out"
+        self.batches.append(Entries)
+        failed = []
+        for entry in Entries:
+            if self.refused.get(entry["MessageBody"], 0):
+                self.refused[entry["MessageBody"]] -= 1
+                failed.append({"Id": entry["Id"], "Code": "InternalError", "SenderFault": False})
+            else:
+                self.taken.append(entry["MessageBody"])
+        return {"Failed": failed} if failed else {}
+
+    def send_message(self, **message: Any) -> None:
+        self.delayed.append(message)
+
+
+def queues(sqs: Sqs, sweeper_url: str | None = "sweeper") -> SqsQueues:
+    return SqsQueues(lambda: sqs, fan_out_url="fan-out", sweeper_url=sweeper_url)  # type: ignore[arg-type, return-value]
+
+
+def test_ten_at_once_each_with_its_group_and_a_name_of_its_own() -> None:
+    sqs = Sqs()
+    queues(sqs).wide_work([Message(f"g{number % 2}", f"b{number}") for number in range(23)])
+    assert [len(batch) for batch in sqs.batches] == [10, 10, 3]
+    entries = [entry for batch in sqs.batches for entry in batch]
+    assert [entry["MessageGroupId"] for entry in entries] == [f"g{number % 2}" for number in range(23)]
+    assert len({entry["MessageDeduplicationId"] for entry in entries}) == 23
+
+
+def test_what_is_refused_is_sent_again_and_what_is_taken_is_not() -> None:
+    sqs = Sqs(refused={"b1": 2})
+    queues(sqs).wide_work([Message("g", f"b{number}") for number in range(3)])
+    assert sqs.taken == ["b0", "b2", "b1"]
+
+
+def test_what_is_refused_again_and_again_is_an_error() -> None:
+    with pytest.raises(NotSent, match="1 messages: InternalError"):
+        queues(Sqs(refused={"b0": 99})).wide_work([Message("g", "b0"), Message("g", "b1")])
+
+
+def test_the_sweeper_is_woken_after_a_while() -> None:
+    sqs = Sqs()
+    queues(sqs).wake_up("m", 900)
+    assert sqs.delayed == [{"QueueUrl": "sweeper", "MessageBody": "m", "DelaySeconds": 900}]
+    with pytest.raises(NotSent):
+        queues(sqs, sweeper_url=None).wake_up("m", 1)
+
+
+def test_nothing_to_send_needs_no_client() -> None:
+    def no_client() -> Any:
+        raise AssertionError
+
+    SqsQueues(no_client, fan_out_url="fan-out", sweeper_url=None).wide_work([])
+
+
+def test_deliveries_have_no_order() -> None:
+    sqs = Sqs(refused={"b3": 1})
+    SqsQueues(lambda: sqs, fan_out_url=None, sweeper_url=None, webhooks_url="fan-out").deliveries(  # type: ignore[arg-type, return-value]
+        [f"b{number}" for number in range(12)]
+    )
+    assert [len(batch) for batch in sqs.batches] == [10, 1, 2]
+    assert sorted(sqs.taken) == sorted(f"b{number}" for number in range(12))
+    assert not any("MessageGroupId" in entry for batch in sqs.batches for entry in batch)
+    with pytest.raises(NotSent):
+        queues(Sqs()).deliveries(["b"])
