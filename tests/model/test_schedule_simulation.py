@@ -175,7 +175,7 @@ def test_every_planned_time_is_seen_to_once(part: int) -> None:
 
 FAULTS: dict[str, tuple[object, str, object]] = {
     "any id will do for a job": (Schedule, "id_at", lambda *_: str(uuid6.uuid7())),
-    "nobody minds what goes on": (run_schedule, "_goes_on", lambda *_: False),
+    "nobody minds what goes on": (run_schedule, "_active_id", lambda *_: None),
     "the sweep leaves it all to alarms": (sweep, "run_schedule", lambda *_, **__: None),
     "what was missed is made up for": (schedule_rules, "LATE", timedelta(days=1)),
 }

@@ -176,6 +176,53 @@ def test_what_was_created_by_a_process_that_died_goes_on_too(world: World, monke
     assert last_run(world).outcome == "overlap"
 
 
+def crash_after_creation(world: World, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Fire once; the process dies when the job exists and the schedule does not say so."""
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ctx.schedules, "save", _dies)
+        with pytest.raises(RuntimeError, match="died"):
+            ring(world)
+    (job,) = jobs(world)
+    return job
+
+
+@pytest.mark.parametrize("change", ["replace", "pause and resume"])
+def test_job_of_a_crashed_fire_blocks_overlap_after_the_schedule_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    put(world, overlap="allow" if change == "replace" else "skip")
+    job = crash_after_creation(world, monkeypatch)
+    world.pass_time(60)
+    if change == "replace":
+        put(world, cron="30 * * * *", overlap="skip")
+    else:
+        schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=False)
+        world.pass_time(60)
+        schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=True)
+    for _ in range(2):
+        ring(world)
+        assert (last_run(world).outcome, jobs(world)) == ("overlap", [job])
+    world.do(change_job.cancel, job.job_id)
+    ring(world)
+    assert last_run(world).outcome == "created"
+    assert found(world).unrecorded == ()
+
+
+@pytest.mark.parametrize("late", [0, 1800], ids=["on time", "misfired"])
+def test_job_of_a_crashed_fire_blocks_every_later_overlap(
+    world: World, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    put(world, overlap="skip")
+    job = crash_after_creation(world, monkeypatch)
+    world.pass_time(3_600 + late)
+    world.sweep()
+    world.pass_time(60)
+    world.sweep()
+    assert last_run(world).outcome == ("missed" if late else "overlap")
+    ring(world)
+    assert (last_run(world).outcome, jobs(world)) == ("overlap", [job])
+
+
 def _dies(*_: object) -> None:
     raise RuntimeError("died")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import takewhile
@@ -28,6 +28,8 @@ EARLY = timedelta(seconds=2)
 """By how much the sweeper of whoever says that the time has come may be ahead."""
 REMEMBERED = timedelta(days=1)
 """For so long a run is looked for that was begun and never told of: the sweep sees to it within minutes."""
+MAX_UNRECORDED = 100
+"""The number of unrecorded planned times that a schedule keeps: what one batch read finds."""
 LONGEST_PERIOD = timedelta(days=366)
 SHOWN_TIMES = 5
 
@@ -131,6 +133,9 @@ class Schedule:
 
     `generation` is new whenever what comes next is decided anew by somebody: what was armed before does nothing.
     `last_id` is the job or run that it created last.
+
+    `unrecorded` are planned times that the schedule left without a record of their outcome. If the process crashes
+    after it creates a job and before it saves the schedule, that job belongs to one of them.
     """
 
     namespace: str
@@ -148,6 +153,7 @@ class Schedule:
     updated_at: datetime
     last_run: Run | None = None
     last_id: str | None = None
+    unrecorded: tuple[datetime, ...] = ()
     version: int = 1
 
     def next_times(self, now: datetime) -> list[datetime]:
@@ -195,6 +201,7 @@ def redefined(before: Schedule, wanted: Schedule) -> Schedule:
     after = _next(after, wanted.updated_at)
     if (after.timing, after.enabled) == (before.timing, before.enabled):
         return after
+    after = replace(after, unrecorded=_unrecorded_at(before, wanted.updated_at))
     return planned(after, now=wanted.updated_at, generation=wanted.generation)
 
 
@@ -202,7 +209,8 @@ def switched(before: Schedule, enabled: bool, *, now: datetime, generation: str)
     """Paused or resumed; itself when it is so already. What passed in a pause is not made up for."""
     if before.enabled == enabled:
         return before
-    return planned(replace(_next(before, now), enabled=enabled), now=now, generation=generation)
+    after = replace(_next(before, now), enabled=enabled, unrecorded=_unrecorded_at(before, now))
+    return planned(after, now=now, generation=generation)
 
 
 def turn(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
@@ -215,22 +223,44 @@ def turn(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
     return last, now - last > LATE and schedule.missed == "skip"
 
 
-def passed_over(schedule: Schedule, planned_at: datetime) -> Iterator[datetime]:
-    """The times before this one, of its last day, that were due and of which no run is told."""
-    if schedule.next_at is not None and schedule.next_at < planned_at:
-        since = max(schedule.next_at, planned_at - REMEMBERED) - timedelta(seconds=1)
-        yield from takewhile(lambda at: at < planned_at, schedule.timing.after(since))
+def passed_over(schedule: Schedule, planned_at: datetime) -> list[datetime]:
+    """Return the planned times without a record whose job may exist, other than this one, in order."""
+    return [at for at in _unrecorded(schedule, lambda at: at < planned_at, planned_at) if at != planned_at]
 
 
-def ran(schedule: Schedule, run: Run) -> Schedule:
-    """The version after a run, with the next one to come."""
+def ran(schedule: Schedule, run: Run, *, active_id: str | None = None) -> Schedule:
+    """Return the version after a run, with the next planned time.
+
+    A new job or run replaces what the schedule knows of earlier ones. Otherwise earlier ones stay known, because one of
+    them may still be active when the next planned time arrives.
+
+    Args:
+        schedule: The version before the run.
+        run: The run and its outcome.
+        active_id: The earlier job or run that this one would overlap; None when that was not checked.
+    """
     after = max(run.at, run.planned_at)
+    last_id = run.created_id or active_id
     return replace(
         _next(schedule, schedule.updated_at),
         next_at=next(schedule.timing.after(after), None),
         last_run=run,
-        last_id=run.created_id or schedule.last_id,
+        last_id=last_id or schedule.last_id,
+        unrecorded=() if last_id else tuple(passed_over(schedule, run.planned_at)[-MAX_UNRECORDED:]),
     )
+
+
+def _unrecorded_at(schedule: Schedule, now: datetime) -> tuple[datetime, ...]:
+    """Return the planned times without a record as of now, for a version that plans other times."""
+    return tuple(_unrecorded(schedule, lambda at: at <= now + EARLY, now)[-MAX_UNRECORDED:])
+
+
+def _unrecorded(schedule: Schedule, is_over: Callable[[datetime], bool], until: datetime) -> list[datetime]:
+    """Return the times that earlier versions left, then those of this version within a day before `until`."""
+    if schedule.next_at is None:
+        return list(schedule.unrecorded)
+    since = max(schedule.next_at, until - REMEMBERED) - timedelta(seconds=1)
+    return list(dict.fromkeys([*schedule.unrecorded, *takewhile(is_over, schedule.timing.after(since))]))
 
 
 def _next(schedule: Schedule, now: datetime) -> Schedule:

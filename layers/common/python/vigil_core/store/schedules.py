@@ -70,6 +70,7 @@ def _to_row(schedule: Schedule) -> Row:
         "updated_at": to_text(schedule.updated_at),
         "last_run": schedule.last_run and _run_to_row(schedule.last_run),
         "last_id": schedule.last_id,
+        "unrecorded": [to_text(at) for at in schedule.unrecorded] or None,
         "version": schedule.version,
     }
     if schedule.next_at is not None:
@@ -98,6 +99,7 @@ def _of_row(namespace: str, row: Row) -> Schedule:
         updated_at=from_text(row["updated_at"]),
         last_run=_run_from_row(row["last_run"]) if "last_run" in row else None,
         last_id=row.get("last_id"),
+        unrecorded=tuple(from_text(at) for at in row.get("unrecorded", ())),
         version=row["version"],
     )
 

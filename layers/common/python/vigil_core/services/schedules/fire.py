@@ -31,7 +31,8 @@ def run_schedule(ctx: Context, namespace: str, name: str, *, generation: str | N
         schedule = ctx.schedules.find(namespace, name)
         if schedule is None or not schedule.is_due(ctx.now()) or generation not in (None, schedule.generation):
             return
-        after = schedules.ran(schedule, _run(ctx, schedule))
+        run, active_id = _run(ctx, schedule)
+        after = schedules.ran(schedule, run, active_id=active_id)
         try:
             ctx.schedules.save(schedule, after)
         except ConditionFailed:
@@ -42,7 +43,8 @@ def run_schedule(ctx: Context, namespace: str, name: str, *, generation: str | N
     raise StoreConflict(f"Schedule {name} is being changed by too many at once")
 
 
-def _run(ctx: Context, schedule: Schedule) -> Run:
+def _run(ctx: Context, schedule: Schedule) -> tuple[Run, str | None]:
+    """Create the job or run; return the outcome, and the id of the earlier one that it would overlap."""
     now = ctx.now()
     planned_at, missed = schedules.turn(schedule, now)
     new_id = schedule.id_at(planned_at)
@@ -50,15 +52,15 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
     def is_there() -> bool:
         return _is_there(ctx, schedule, new_id)
 
-    def became(outcome: RunOutcome, its_id: str | None = None, error: JobError | None = None) -> Run:
-        return Run(planned_at=planned_at, at=now, outcome=outcome, created_id=its_id, error=error)
+    def became(outcome: RunOutcome, its_id: str | None = None, error: JobError | None = None) -> tuple[Run, None]:
+        return Run(planned_at=planned_at, at=now, outcome=outcome, created_id=its_id, error=error), None
 
     if is_there():
         return became("created", new_id)
     if missed:
         return became("missed")
-    if schedule.overlap == "skip" and _goes_on(ctx, schedule, planned_at):
-        return became("overlap")
+    if schedule.overlap == "skip" and (active_id := _active_id(ctx, schedule, planned_at)):
+        return Run(planned_at=planned_at, at=now, outcome="overlap"), active_id
     try:
         if schedule.creates == "workflow":
             new_run = ctx.run_of(schedule.namespace, schedule.body, new_id, planned_at, schedule.name)
@@ -71,17 +73,20 @@ def _run(ctx: Context, schedule: Schedule) -> Run:
     return became("existing" if submitted.existing else "created", submitted.job.job_id)
 
 
-def _goes_on(ctx: Context, schedule: Schedule, planned_at: datetime) -> bool:
-    """Whether what it created last has not ended; or what was created for a time before this that the schedule knows
-    nothing of, because whoever did so died before it could say so."""
-    unsaid = (schedule.id_at(at) for at in schedules.passed_over(schedule, planned_at))
-    known = [schedule.last_id] if schedule.last_id else []
+def _active_id(ctx: Context, schedule: Schedule, planned_at: datetime) -> str | None:
+    """Return the id of the newest earlier job or run that is active, None when all have ended.
+
+    If the process crashes after it creates a job and before it saves the schedule, `last_id` does not name that job.
+    So the planned times without a record count as well.
+    """
+    unrecorded = [schedule.id_at(at) for at in schedules.passed_over(schedule, planned_at)]
+    ids = list(dict.fromkeys([*([schedule.last_id] if schedule.last_id else []), *unrecorded]))
     found: Mapping[str, Job | WorkflowRun]
     if schedule.creates == "workflow":
-        found = ctx.runs.find_many(schedule.namespace, [*known, *unsaid])
+        found = ctx.runs.find_many(schedule.namespace, ids)
     else:
-        found = ctx.jobs.find_many(schedule.namespace, [*known, *unsaid])
-    return any(not each.ended for each in found.values())
+        found = ctx.jobs.find_many(schedule.namespace, ids)
+    return next((each for each in reversed(ids) if each in found and not found[each].ended), None)
 
 
 def _is_there(ctx: Context, schedule: Schedule, new_id: str) -> bool:
