@@ -75,7 +75,8 @@ def test_the_workflow_in_one_file_runs_as_pasted(here: Path, client: Client) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/waits.md", "docs/jobs.md", "docs/queues.md", "docs/schedules.md", "docs/workflows.md"]
+    "name",
+    ["docs/waits.md", "docs/jobs.md", "docs/locks.md", "docs/queues.md", "docs/schedules.md", "docs/workflows.md"],
 )
 def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environment: dict[str, str]) -> None:
     blocks = pages.session((ROOT / name).read_text())
