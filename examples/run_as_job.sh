@@ -1,10 +1,11 @@
 #!/bin/sh
-# Runs a command as a job that others can follow and wait for.
+# Run a command as a job that others can follow and wait for.
 #
 #   examples/run_as_job.sh JOB_TYPE COMMAND [ARGUMENT...]
 #
-# Prints the job's id first, on stderr. Ends as the command does: its exit code becomes the job's result or error.
-# Where Vigil is: VIGIL_URL and VIGIL_KEY, else the local stack of this directory.
+# Print the job's id on stderr first. The command's exit code becomes the job's result or error, and the exit code of this
+# script.
+# VIGIL_URL and VIGIL_KEY name the Vigil to use; the default is the local cloud of this directory.
 set -eu
 VIGIL_URL=${VIGIL_URL:-$(sed -n 's/.*"api_url": "\(.*\)".*/\1/p' .local/stack.json)}
 VIGIL_KEY=${VIGIL_KEY:-$(sed -n 's/.*"api_key": "\(.*\)".*/\1/p' .local/stack.json)}

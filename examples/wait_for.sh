@@ -1,10 +1,10 @@
 #!/bin/sh
-# Waits until every named job has completed, or the first of them cannot any more; however long that takes.
+# Wait until every named job has completed, or until one of them can no longer complete, without a time limit.
 #
 #   examples/wait_for.sh JOB_ID...
 #
-# Prints the last answer. Exit code 0 when all have completed, 1 when that did not come about, 2 when it broke off.
-# Where Vigil is: VIGIL_URL and VIGIL_KEY, else the local stack of this directory.
+# Print the last answer. The exit code is 0 if all jobs have completed, 1 if they have not, and 2 if a request failed.
+# VIGIL_URL and VIGIL_KEY name the Vigil to use; the default is the local cloud of this directory.
 set -eu
 VIGIL_URL=${VIGIL_URL:-$(sed -n 's/.*"api_url": "\(.*\)".*/\1/p' .local/stack.json)}
 VIGIL_KEY=${VIGIL_KEY:-$(sed -n 's/.*"api_key": "\(.*\)".*/\1/p' .local/stack.json)}
@@ -16,7 +16,7 @@ done
 
 answer="{\"wait_on\": {$wait_on}, \"wait_options\": {\"get_fields\": {\"job_health\": null}, \"fail_fast\": null}}"
 while :; do
-  # What breaks off is asked again: the answer that was kept goes on with the same wait.
+  # curl retries a failed request: posting the last answer again continues the same wait.
   answer=$(curl -sS --fail-with-body --retry 5 --retry-connrefused \
     -H "Authorization: Bearer $VIGIL_KEY" "$VIGIL_URL/scheduler/wait-jobs" -d "$answer") || {
     echo "$answer" >&2

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Creates a collection in ChromaDB, adds documents, and asks for the nearest: three jobs of executor `http`.
+# Create a collection in ChromaDB, add documents, and query the nearest ones: three jobs of executor `http`.
 #
 #   examples/chromadb/collection.sh [CHROMA_URL]
 #
-# Prints the ids of the documents that were found. CHROMA_URL is http://localhost:8000 unless told otherwise, and its host
-# one of those that the deployment's parameter AllowedPrivateHosts names, unless it is public and has TLS.
-# Where Vigil is: VIGIL_URL and VIGIL_KEY (of scope `admin`), else the local stack of this directory.
+# Print the ids of the nearest documents. The default of CHROMA_URL is http://localhost:8000. A host that is private or has
+# no TLS must be in the deployment's parameter AllowedPrivateHosts.
+# VIGIL_URL and VIGIL_KEY (of scope `admin`) name the Vigil to use; the default is the local cloud of this directory.
 set -eu
 VIGIL_URL=${VIGIL_URL:-$(sed -n 's/.*"api_url": "\(.*\)".*/\1/p' .local/stack.json)}
 VIGIL_KEY=${VIGIL_KEY:-$(sed -n 's/.*"api_key": "\(.*\)".*/\1/p' .local/stack.json)}
@@ -15,7 +15,7 @@ call() { # METHOD PATH BODY
   curl -sS --fail-with-body -X "$1" -H "Authorization: Bearer $VIGIL_KEY" -H "Prefer: wait=${wait:-0}" "$VIGIL_URL$2" -d "$3"
 }
 
-create() { # JOB_TYPE DEPENDS_ON PAYLOAD: the id of the new job
+create() { # JOB_TYPE DEPENDS_ON PAYLOAD: prints the id of the new job
   call POST /v1/jobs "{\"job_type\": \"$1\", \"depends_on\": [$2], \"payload\": $3}" | sed 's/.*"job_id":"\([^"]*\)".*/\1/'
 }
 

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Defines the three job types.
+# Define the three job types.
 #
 #   examples/colony/define.sh
 #
-# Where Vigil is: VIGIL_URL and VIGIL_KEY (of scope `admin`), else the local stack of this directory.
+# VIGIL_URL and VIGIL_KEY (of scope `admin`) name the Vigil to use; the default is the local cloud of this directory.
 set -eu
 VIGIL_URL=${VIGIL_URL:-$(sed -n 's/.*"api_url": "\(.*\)".*/\1/p' .local/stack.json)}
 VIGIL_KEY=${VIGIL_KEY:-$(sed -n 's/.*"api_key": "\(.*\)".*/\1/p' .local/stack.json)}

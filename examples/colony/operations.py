@@ -1,4 +1,4 @@
-"""Three operations on one cache, of which only one may run at a time: the function of the job types next to this."""
+"""Run three operations on one cache, one at a time: the Lambda function of the job types in this folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vigil_core.tasks import Permanent, Task, task
 
 SUBJECTS = {"ada": ["Notes on the engine", "Letters"], "grace": ["The first compiler"]}
 STEP_S = 0.5
-"""How long a step of the real work would take."""
+"""Seconds that one step of real work would take."""
 
 
 @task
 def handler(job: Task) -> Any:
-    """One function for all three: the job's type says which."""
+    """Run the operation that the job type names."""
     match job.job_type:
         case "cache_refresh":
             return refresh(job, (job.payload or {}).get("depth", 1))
@@ -26,7 +26,7 @@ def handler(job: Task) -> Any:
 
 
 def refresh(job: Task, depth: int) -> dict[str, str]:
-    """Read everything anew, level by level."""
+    """Read the whole cache again, level by level."""
     for level in range(depth):
         job.raise_if_cancelled()
         job.progress(level / depth, "Starting cache refresh" if level == 0 else f"Refreshing level {level}")
@@ -35,7 +35,7 @@ def refresh(job: Task, depth: int) -> dict[str, str]:
 
 
 def upload(job: Task) -> dict[str, int]:
-    """Upload everything."""
+    """Upload every subject."""
     for done, subject in enumerate(SUBJECTS):
         job.raise_if_cancelled()
         job.progress(done / len(SUBJECTS), f"Uploading {subject}")
@@ -44,7 +44,7 @@ def upload(job: Task) -> dict[str, int]:
 
 
 def search(subject: str) -> dict[str, Any]:
-    """What there is by a subject."""
+    """Return the titles of a subject."""
     if subject not in SUBJECTS:
         raise Permanent(f"nothing is known of {subject}")
     return {"subject": subject, "found": SUBJECTS[subject]}
