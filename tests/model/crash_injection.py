@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 from boto3.dynamodb.types import TypeSerializer
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 
 from tests.model.moto_table import empty_table
 from tests.support.world import NAMESPACE, KeptMessages, World
 from vigil_core.domain.exact_json import loads
+from vigil_core.domain.ids import at_time
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.background.fan_out import do_wide_work
 from vigil_core.services.background.matcher import match_records
@@ -27,11 +26,6 @@ from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, DynamoTable, Put, Row, Update
 
-LIVES = int(os.environ.get("VIGIL_LIVES", "300"))
-FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
-PARTS = range(FIRST_SEED, FIRST_SEED + -(-LIVES // 100))
-"""Seeds of a hundred lives each."""
-FEWER_PARTS = PARTS[: -(-len(PARTS) // 3)]
 DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True), (2, False), (4, True)]
 """After how many writes somebody dies, and whether the last of them was carried out."""
 SAME_MESSAGE = timedelta(minutes=5)
@@ -141,17 +135,19 @@ class FifoQueues(KeptMessages):
 
 
 class MortalWorld:
-    """A world, its stream and its queues. Each step takes its chances from a number of its own."""
+    """A world, its stream and its queues. The seed determines every id; each step has a seed of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         self.mortality = Mortality()
         self.streamed = Streamed(empty_table())
         self.table: Any = Mortal(self.streamed, WRITES, self.mortality)
         self.world = World(self.table)
         self.queues = FifoQueues(lambda: self.world.time)
+        numbers = count()
         self.world.ctx = replace(
             self.world.ctx,
             chance=lambda: 0.5,
+            new_id=lambda: at_time(self.world.time, f"{seed}/{next(numbers)}"),
             queues=Mortal(self.queues, {"wide_work"}, self.mortality),
             alarms=Mortal(self.world.alarms, {"arm", "disarm"}, self.mortality),
         )
@@ -195,7 +191,7 @@ class MortalWorld:
             undone = [n for n, record in enumerate(batch) if record.sequence_number in failed]
             del self.streamed.records[: min(undone, default=len(batch))]
 
-    def pager(self, chance: Random) -> None:
+    def fan_out(self, chance: Random) -> None:
         """The fan-out function gets the first message of some group; again, if it did not say that it is done."""
         groups = list(dict.fromkeys(message.group for message in self.queues.wide))
         if groups:
@@ -237,36 +233,50 @@ class MortalWorld:
 
 
 def live(
-    made: Callable[[], MortalWorld],
-    steps: Sequence[str],
-    part: int,
-    *,
-    lives: int = 100,
-    length: int = 40,
-    shrunk: bool,
+    made: Callable[[int], MortalWorld], steps: Sequence[str], seeds: range, *, length: int = 40, shorten: bool = True
 ) -> None:
-    """A hundred generated lives, of so many steps each."""
-    step = st.tuples(st.sampled_from(list(steps)), st.integers(0, 2**32))
-    story = st.lists(step, min_size=length, max_size=length)
+    """Simulate one world for each seed, through so many random steps.
 
-    @seed(part)
-    @settings(
-        max_examples=100,
-        phases=(Phase.generate, Phase.shrink) if shrunk else (Phase.generate,),
-        database=None,
-        deadline=None,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(story)
-    def lived(told: list[tuple[str, int]]) -> None:
-        world = made()
-        for step, number in told:
-            getattr(world, step)(Random(number))
-            world.what_is_stored_makes_sense()
-        world.come_to_rest()
+    A seed always gives the same world. A failure carries the shortest list of steps found that also fails, unless
+    `shorten` is false.
 
-    lived()
+    Raises:
+        AssertionError: An invariant does not hold.
+    """
+    for seed in seeds:
+        chance = Random(seed)
+        story = [(chance.choice(steps), chance.getrandbits(32)) for _ in range(length)]
+        try:
+            _simulate(made(seed), story)
+        except AssertionError as error:
+            if shorten:
+                error.add_note(f"Seed {seed}; these steps fail: {_shortened(made, seed, story)}")
+            raise
+
+
+Story: TypeAlias = Sequence[tuple[str, int]]
+"""Steps, each with the seed of its random choices."""
+
+
+def _simulate(world: MortalWorld, story: Story) -> None:
+    for step, number in story:
+        getattr(world, step)(Random(number))
+        world.what_is_stored_makes_sense()
+    world.come_to_rest()
+
+
+def _shortened(made: Callable[[int], MortalWorld], seed: int, story: Story) -> Story:
+    """Return the steps that remain when no run of steps can be left out without a success."""
+    size = len(story) // 2
+    while size:
+        for start in range(len(story) - size, -1, -size):
+            shorter = [*story[:start], *story[start + size :]]
+            try:
+                _simulate(made(seed), shorter)
+            except AssertionError:
+                story = shorter
+        size //= 2
+    return story
 
 
 def _image(row: Row) -> dict[str, Any]:

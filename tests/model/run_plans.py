@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, Literal, NamedTuple, TypeAlias
-
-from hypothesis import strategies as st
 
 SILENT_MS = 40_000
 """How long the lease of an attempt is of which nothing is ever heard."""
@@ -15,6 +14,8 @@ RULES = (
     "none_failed_min_one_success", "none_skipped", "always",
 )  # fmt: skip
 Result: TypeAlias = Mapping[str, int]
+Condition: TypeAlias = Literal["true", "false", "broken"]
+Action: TypeAlias = Literal["retry", "skip", "abort"]
 Policy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]
 
 
@@ -31,7 +32,7 @@ class Decision(NamedTuple):
     """After how many milliseconds an operator decides what becomes of a failure."""
 
     after: int
-    action: Literal["retry", "skip", "abort"]
+    action: Action
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Planned:
     name: str
     after: Sequence[str] = ()
     rule: str = "all_success"
-    condition: Literal["true", "false", "broken"] | None = None
+    condition: Condition | None = None
     wants: Result | None = None
     """The result that the first job before it must have: else it is skipped."""
     attempts: int = 1
@@ -98,42 +99,41 @@ def nth(items: Sequence[Any], number: int) -> Any:
     return items[min(number, len(items) - 1)] if items else None
 
 
-def plans(*, told_exactly: bool) -> st.SearchStrategy[Plan]:
-    """Plans of runs. `told_exactly`: without what happens at one moment in no order of its own."""
-    return _plans(told_exactly)
-
-
-@st.composite
-def _plans(draw: Any, told_exactly: bool) -> Plan:
-    policy: Policy = draw(st.sampled_from(["continue_on_failure", "fail_fast", "manual"]))
-    large = draw(st.integers(1, 70)) == 70
-    total = draw(st.integers(40, 60) if large else st.integers(1, 14))
+def plan_of(seed: int, *, told_exactly: bool) -> Plan:
+    """Return the plan of a seed, always the same. `told_exactly`: without what happens at one moment in no order."""
+    chance = Random(seed)
+    policy: Policy = chance.choice(["continue_on_failure", "fail_fast", "manual"])
+    large = chance.random() < 1 / 70
+    total = chance.randint(40, 60) if large else chance.randint(1, 14)
     jobs: list[Planned] = []
     for _ in range(total):
-        jobs.append(draw(_planned(jobs, policy, large, told_exactly)))
+        jobs.append(_planned(chance, jobs, policy, large, told_exactly))
     names = [job.name for job in jobs]
-    timeout_s = draw(st.sampled_from([None] * 11 + [120]))
-    retries = draw(st.sampled_from([0, 0, 1, 2]))
+    timeout_s = chance.choice([None] * 11 + [120])
+    retries = chance.choice([0, 0, 1, 2])
     return Plan(
         policy=policy,
         jobs=jobs,
-        defined=draw(st.permutations(range(total))),
-        lives=[draw(_lives(names, timeout_s, again=number > 0)) for number in range(1 + retries)],
+        defined=chance.sample(range(total), total),
+        lives=[_life(chance, names, timeout_s, again=number > 0) for number in range(1 + retries)],
         timeout_s=timeout_s,
-        most=None if told_exactly else draw(st.sampled_from([None, None, None, 1, 2, 3])),
-        chunk_jobs=16 if large else draw(st.sampled_from([64, 2, 4])),
-        at_once=draw(st.sampled_from([256, 3])),
-        narrow=draw(st.sampled_from([200, 1, 3])),
-        chance=draw(st.integers(0, 2**32)),
+        most=None if told_exactly else chance.choice([None, None, None, 1, 2, 3]),
+        chunk_jobs=16 if large else chance.choice([64, 2, 4]),
+        at_once=chance.choice([256, 3]),
+        narrow=chance.choice([200, 1, 3]),
+        chance=chance.getrandbits(32),
     )
 
 
-@st.composite
-def _planned(draw: Any, before: Sequence[Planned], policy: Policy, large: bool, told_exactly: bool) -> Planned:
-    def happens(percent: int) -> bool:
-        return bool(draw(st.integers(1, 100)) > 100 - percent)
+CONDITIONS: Sequence[Condition] = ("true", "false", "broken")
+ACTIONS: Sequence[Action] = ("skip", "retry", "skip", "retry", "skip", "retry", "skip", "retry", "skip", "abort")
 
-    near = draw(st.permutations(before[-25:]))
+
+def _planned(chance: Random, before: Sequence[Planned], policy: Policy, large: bool, told_exactly: bool) -> Planned:
+    def happens(percent: int) -> bool:
+        return chance.random() < percent / 100
+
+    near = chance.sample(before[-25:], len(before[-25:]))
     race = len(near) > 1 and happens(20)
     if race:
         racers: list[Planned] = []
@@ -142,16 +142,15 @@ def _planned(draw: Any, before: Sequence[Planned], policy: Policy, large: bool, 
                 racers.append(job)
         race = len(racers) > 1
         near = racers if race else near
-    after = [job.name for job in near[: 3 if race else draw(st.sampled_from([1, 0, 1, 2, 2, 3, 5, 20]))]]
-    rule = (
-        "one_success" if race else draw(st.sampled_from(["all_success"] * 6 + list(RULES))) if after else "all_success"
-    )
-    join, condition, wants = happens(12), None, None
+    after = [job.name for job in near[: 3 if race else chance.choice([1, 0, 1, 2, 2, 3, 5, 20])]]
+    rule = "one_success" if race else chance.choice(["all_success"] * 6 + list(RULES)) if after else "all_success"
+    join, wants = happens(12), None
+    condition: Condition | None = None
     if not (race and told_exactly) and happens(15):
-        condition = draw(st.sampled_from(["true", "false", "broken"]))
+        condition = chance.choice(CONDITIONS)
     elif after and rule == "all_success" and happens(20):
-        wants = {"n": draw(st.integers(0, 1))}
-    tries = [_try(draw, fails=happens(5 if large else 25), silent=happens(4)) for _ in range(3)]
+        wants = {"n": chance.randint(0, 1)}
+    tries = [_try(chance, fails=happens(5 if large else 25), silent=happens(4)) for _ in range(3)]
     return Planned(
         name=f"j{len(before):02}",
         after=after,
@@ -160,24 +159,21 @@ def _planned(draw: Any, before: Sequence[Planned], policy: Policy, large: bool, 
         join=join,
         condition=condition,
         wants=wants,
-        attempts=1 if join else draw(st.sampled_from([1, 1, 1, 2, 3])),
-        rest=draw(st.sampled_from([0, 0, 20_000])),
+        attempts=1 if join else chance.choice([1, 1, 1, 2, 3]),
+        rest=chance.choice([0, 0, 20_000]),
         fallback={"n": -1} if not join and happens(10) else None,
         delay=30_000 if happens(8) else 0,
-        priority=draw(st.sampled_from(["normal", "high", "low"])),
+        priority=chance.choice(["normal", "high", "low"]),
         tries=[Try(0, {})] if join else tries,
-        decisions=[
-            Decision(draw(st.integers(1, 99_999)), draw(st.sampled_from(["skip"] * 5 + ["retry"] * 4 + ["abort"])))
-            for _ in range(2)
-        ]
+        decisions=[Decision(chance.randint(1, 99_999), chance.choice(ACTIONS)) for _ in range(2)]
         + [Decision(1_003, "skip")],
     )
 
 
-def _try(draw: Any, *, fails: bool, silent: bool) -> Try:
+def _try(chance: Random, *, fails: bool, silent: bool) -> Try:
     if silent:
         return Try(SILENT_MS, None, silent=True)
-    return Try(draw(st.integers(1, 99_999)), None if fails else {"n": draw(st.integers(0, 1))})
+    return Try(chance.randint(1, 99_999), None if fails else {"n": chance.randint(0, 1)})
 
 
 def _may_race(racers: Sequence[Planned], before: Sequence[Planned], policy: Policy) -> bool:
@@ -196,14 +192,12 @@ def _may_race(racers: Sequence[Planned], before: Sequence[Planned], policy: Poli
     )
 
 
-@st.composite
-def _lives(draw: Any, names: Sequence[str], timeout_s: int | None, again: bool) -> Life:
+def _life(chance: Random, names: Sequence[str], timeout_s: int | None, again: bool) -> Life:
     acts = [
-        Act(draw(st.integers(1, 299_999)), "cancel", draw(st.sampled_from(names)))
-        for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2])))
+        Act(chance.randint(1, 299_999), "cancel", chance.choice(names)) for _ in range(chance.choice([0, 0, 0, 1, 2]))
     ]
-    if draw(st.integers(0, 9)) == 9:
-        acts.append(Act(draw(st.integers(1, 299_999)), "stop"))
+    if chance.random() < 0.1:
+        acts.append(Act(chance.randint(1, 299_999), "stop"))
     if timeout_s is not None:
         acts.append(Act(timeout_s * 1_000, "deadline"))
-    return Life(acts=acts, start=draw(st.sampled_from(names)) if again and draw(st.booleans()) else None)
+    return Life(acts=acts, start=chance.choice(names) if again and chance.random() < 0.5 else None)

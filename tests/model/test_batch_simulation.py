@@ -10,10 +10,10 @@ from random import Random
 from typing import get_args
 
 import pytest
-import uuid6
 from moto import mock_aws
 
-from tests.model.crash_injection import FEWER_PARTS, FIRST_SEED, MortalWorld, live
+from tests.model.crash_injection import MortalWorld, live
+from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
@@ -37,7 +37,7 @@ class Batches(MortalWorld):
     """Batches whose items somebody outside runs. A page holds two."""
 
     def create(self, chance: Random) -> None:
-        job_id, size = str(uuid6.uuid7()), chance.randint(1, 5)
+        job_id, size = self.world.ctx.new_id(), chance.randint(1, 5)
         wanted = NewJob(
             job_id=job_id,
             job_type="test",
@@ -147,9 +147,9 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", FEWER_PARTS)
-def test_every_batch_ends_with_its_items(part: int) -> None:
-    live(Batches, STEPS, part, length=80, shrunk=True)
+@pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
+def test_every_batch_ends_with_its_items(seeds: range) -> None:
+    live(Batches, STEPS, seeds, length=80)
 
 
 _end_batch = job_rules.end_batch
@@ -161,8 +161,9 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Batches, STEPS, FIRST_SEED, length=80, shrunk=False)
+        live(Batches, STEPS, range(100), length=80, shorten=False)

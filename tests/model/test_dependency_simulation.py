@@ -10,11 +10,11 @@ from random import Random
 from typing import get_args
 
 import pytest
-import uuid6
 from moto import mock_aws
 
-from tests.model.crash_injection import FEWER_PARTS, FIRST_SEED, MortalWorld, live
+from tests.model.crash_injection import MortalWorld, live
 from tests.model.rules import ENDINGS, UNHINDERED, decided
+from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
@@ -34,8 +34,8 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 class Dependents(MortalWorld):
     """Jobs that depend on jobs; somebody outside runs them."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
         self.checked = 0
         self.endings: dict[str, set[str]] = {}
         """How each job has ever ended."""
@@ -44,7 +44,7 @@ class Dependents(MortalWorld):
 
     def create(self, chance: Random) -> None:
         depends_on = tuple(chance.sample(self.ids, min(chance.choice([0, 1, 1, 2, 3]), len(self.ids))))
-        job_id = str(uuid6.uuid7())
+        job_id = self.world.ctx.new_id()
         wanted = NewJob(
             job_id=job_id,
             job_type="test",
@@ -156,9 +156,9 @@ def table() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", FEWER_PARTS)
-def test_every_dependent_is_judged_by_its_rule(part: int) -> None:
-    live(Dependents, STEPS, part, shrunk=True)
+@pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
+def test_every_dependent_is_judged_by_its_rule(seeds: range) -> None:
+    live(Dependents, STEPS, seeds)
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
@@ -169,8 +169,9 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Dependents, STEPS, FIRST_SEED, shrunk=False)
+        live(Dependents, STEPS, range(100), shorten=False)

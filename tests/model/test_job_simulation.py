@@ -13,10 +13,10 @@ from decimal import Decimal
 from random import Random
 
 import pytest
-import uuid6
 from moto import mock_aws
 
-from tests.model.crash_injection import FIRST_SEED, PARTS, MortalWorld, live
+from tests.model.crash_injection import MortalWorld, live
+from tests.model.seeds import WORLDS, blocks
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed, LeaseLost
@@ -49,15 +49,15 @@ STEPS += ["message"] + ["line"] * 3
 class Lives(MortalWorld):
     """A queue, its workers and the sweeper."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
         self.leases: dict[str, list[str]] = {}
         """The tokens that were ever granted for each job, in order."""
         self.seen: dict[str, Job] = {}
 
     def create(self, chance: Random) -> None:
         at = self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None
-        job_id = str(uuid6.uuid7())
+        job_id = self.world.ctx.new_id()
         wanted = NewJob(
             job_id=job_id,
             job_type="test",
@@ -216,9 +216,9 @@ def table() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_life_is_lived_by_the_rules(part: int) -> None:
-    live(Lives, STEPS, part, shrunk=True)
+@pytest.mark.parametrize("seeds", blocks(WORLDS), ids=str)
+def test_every_life_is_lived_by_the_rules(seeds: range) -> None:
+    live(Lives, STEPS, seeds)
 
 
 def _anybody(job: Job, lease_token: str | None) -> None:
@@ -239,8 +239,9 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Lives, STEPS, FIRST_SEED, shrunk=False)
+        live(Lives, STEPS, range(100), shorten=False)

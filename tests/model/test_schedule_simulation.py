@@ -6,17 +6,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import count
 from random import Random
 
 import pytest
-import uuid6
 from moto import mock_aws
 
-from tests.model.crash_injection import FEWER_PARTS, FIRST_SEED, MortalWorld, live
+from tests.model.crash_injection import MortalWorld, live
+from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import NAMESPACE
 from vigil_core.domain import schedules as schedule_rules
 from vigil_core.domain.errors import InvalidTransition, ScheduleNotFound
+from vigil_core.domain.ids import at_time
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.schedules import EARLY, LATE, Schedule, Timing
 from vigil_core.services.background import sweeper as sweep
@@ -34,8 +36,8 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 class Schedules(MortalWorld):
     """Schedules by a rate, whose jobs somebody outside runs."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
         self.known: dict[str, Schedule] = {}
         """Every schedule as it was last seen, by its id."""
         self.jobs: dict[str, list[Job]] = {}
@@ -46,14 +48,14 @@ class Schedules(MortalWorld):
         wanted = Schedule(
             namespace=NAMESPACE,
             name=chance.choice(NAMES),
-            schedule_id=str(uuid6.uuid7()),
+            schedule_id=self.world.ctx.new_id(),
             timing=Timing(cron=None, rate=f"{minutes} minutes", timezone="UTC", anchor=now.replace(microsecond=0)),
             creates="job",
             body={"job_type": "test", **chance.choice([{}, {}, {"mutex": {"key": "m"}}, {"unique_key": "u"}])},
             enabled=chance.random() < 0.9,
             missed=chance.choice(["skip", "run_once"]),
             overlap=chance.choice(["allow", "skip", "skip"]),
-            generation=str(uuid6.uuid7()),
+            generation=self.world.ctx.new_id(),
             next_at=None,
             created_at=now,
             updated_at=now,
@@ -168,21 +170,29 @@ def table() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", FEWER_PARTS)
-def test_every_planned_time_is_seen_to_once(part: int) -> None:
-    live(Schedules, STEPS, part, length=80, shrunk=True)
+@pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
+def test_every_planned_time_is_seen_to_once(seeds: range) -> None:
+    live(Schedules, STEPS, seeds, length=80)
+
+
+_any_ids = count()
+
+
+def _random_id(schedule: Schedule, planned_at: datetime) -> str:
+    return at_time(planned_at, f"any {next(_any_ids)}")
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "any id will do for a job": (Schedule, "id_at", lambda *_: str(uuid6.uuid7())),
+    "any id will do for a job": (Schedule, "id_at", _random_id),
     "nobody minds what goes on": (run_schedule, "_active_id", lambda *_: None),
     "the sweep leaves it all to alarms": (sweep, "run_schedule", lambda *_, **__: None),
     "what was missed is made up for": (schedule_rules, "LATE", timedelta(days=1)),
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Schedules, STEPS, FIRST_SEED, length=80, shrunk=False)
+        live(Schedules, STEPS, range(100), length=80, shorten=False)
