@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
@@ -16,10 +17,12 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from functions.api.handler import handler
 from tests.model.moto_table import short_way
 from tests.support.api import Client, LambdaContext, deployed, event
+from tests.support.draws import no_constants_of_modules
 from vigil_core.api.routes import openapi
 
 KEY = "Bearer vgl_demo"
-EXAMPLES = 15
+EXAMPLES = int(os.environ.get("VIGIL_EXAMPLES", "3"))
+"""Requests for each route; `make test-all` sends 15."""
 pytestmark = pytest.mark.timeout(600)
 
 RELATIONS = (
@@ -52,10 +55,10 @@ schema = schemathesis.openapi.from_dict(openapi())
 schema.app = app
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ids() -> Iterator[dict[str, list[str]]]:
-    """Jobs and waits in all their states, to put into paths."""
-    with deployed(), short_way():
+    """Jobs and waits in all their states, to put into paths; stored again for each route, which others must not affect."""
+    with deployed(), short_way(), no_constants_of_modules():
         client = Client()
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
         wait_on = [{job["job_id"]: {"job_stage": "complete"}} for job in jobs]
@@ -107,7 +110,7 @@ def test_the_document_is_true(case: schemathesis.Case[Any], ids: dict[str, list[
     case.validate_response(response, headers={"Authorization": KEY}, excluded_checks=excluded)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def number() -> Iterator[int]:
     """Numbers, each once."""
     return count()
