@@ -21,8 +21,9 @@ from tests.support.draws import no_constants_of_modules
 from vigil_core.api.routes import openapi
 
 KEY = "Bearer vgl_demo"
-EXAMPLES = int(os.environ.get("VIGIL_EXAMPLES", "3"))
-"""Requests for each route; `make test-all` sends 15."""
+THOROUGH = "VIGIL_THOROUGH" in os.environ
+"""Whether to send 15 random requests for each route, and one for each keyword of its schema: `make test-all` does."""
+EXAMPLES = 15 if THOROUGH else 5
 pytestmark = pytest.mark.timeout(600)
 
 RELATIONS = (
@@ -53,11 +54,12 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
 
 schema = schemathesis.openapi.from_dict(openapi())
 schema.app = app
+schema.config.phases.coverage.enabled = THOROUGH
 
 
 @pytest.fixture
 def ids() -> Iterator[dict[str, list[str]]]:
-    """Jobs and waits in all their states, to put into paths; stored again for each route, which others must not affect."""
+    """Jobs and waits in all their states, to put into paths. Each route has its own, so no other route affects it."""
     with deployed(), short_way(), no_constants_of_modules():
         client = Client()
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
