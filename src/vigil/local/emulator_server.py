@@ -6,9 +6,14 @@ Started by `vigil.local.emulator` as `python -m vigil.local.emulator_server <hom
 from __future__ import annotations
 
 import asyncio
-import logging
+import signal
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from uvicorn import Config, Server
 
 from vigil.local import ministack_patches as corrections
 from vigil.local.state_dir import Home
@@ -25,8 +30,6 @@ def main(home: Home, port: int, bell: int, addresses: list[str]) -> int:
         return 1
 
     # Imported late: ministack reads the environment and configures logging as it is imported.
-    from hypercorn.asyncio import serve
-    from hypercorn.config import Config
     from ministack.app import app
 
     corrections.serve_no_streams()
@@ -36,14 +39,41 @@ def main(home: Home, port: int, bell: int, addresses: list[str]) -> int:
     corrections.authorize_batches_as_messages()
     corrections.name_the_group_of_a_schedule()
 
-    logging.getLogger("hypercorn.access").setLevel(logging.WARNING)
-    config = Config()
-    config.bind = [f"{address}:{port}" for address in dict.fromkeys([LOOPBACK, *addresses])]
-    config.keep_alive_timeout = 75
-    # Held answers and open sockets are cut off at a stop; their clients come back.
-    config.graceful_timeout = 1
-    asyncio.run(serve(app, config))
+    # With these, a request costs half the CPU time of hypercorn, ministack's own choice.
+    config = Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=75,
+        # A stop cuts off held answers and open sockets; their clients come back.
+        timeout_graceful_shutdown=1,
+    )
+    sockets = [_listen(address, port) for address in dict.fromkeys([LOOPBACK, *addresses])]
+    _Server(config).run(sockets=sockets)
     return 0
+
+
+class _Server(Server):
+    """A server that exits with code 0 after SIGTERM. Uvicorn's own raises the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGTERM and SIGINT, and save the state."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """Return a socket that listens on this address."""
+    return socket.create_server((address, port), backlog=1_024)
 
 
 if __name__ == "__main__":
