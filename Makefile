@@ -25,8 +25,12 @@ export UV_CUSTOM_COMPILE_COMMAND := make lock
 export AWS_DEFAULT_REGION ?= us-east-1
 
 PYTEST := $(BIN)/python -m pytest
-# Tests of the local stack come last and share one worker; the rest spreads over two (see tests/conftest.py).
-SPREAD := -n 2 --dist loadgroup --no-loadscope-reorder
+# One worker for each core; tests of one group share a worker (see tests/conftest.py).
+SPREAD := -n auto --dist loadgroup --no-loadscope-reorder
+# Each worker starts a stack of its own.
+STACKS := -n 2 --dist loadfile --no-loadscope-reorder
+# The sizes of the simulations (see tests/model/seeds.py). Without them a test run has a dozen of each kind.
+SIMULATE := VIGIL_WORLDS=300 VIGIL_RUNS=300 VIGIL_HISTORIES=1000
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
 	--no-annotate $(if $(UPGRADE),--upgrade)
 
@@ -42,9 +46,8 @@ demo: venv ## Start everything on this machine and watch jobs being waited for
 	@$(BIN)/vigil demo
 
 .PHONY: test
-test: venv ## Run every test that needs neither Docker nor AWS
-	@$(PYTEST) $(SPREAD) -m "not docker and not e2e"
-	@$(PYTEST) -m "e2e and not docker and not bar"
+test: venv ## Run the fast tests: all that need no stack, a few simulations, one test of a stack per capability
+	@$(PYTEST) $(SPREAD) -m "smoke or not (docker or e2e or fault)"
 
 ##@ Setting up
 
@@ -101,17 +104,29 @@ down: venv ## Stop the local stack; its state is kept
 ##@ Tests
 
 .PHONY: unit
-unit: venv ## Run the tests that start nothing: unit, integration, contract
-	@$(PYTEST) $(SPREAD) -m "not docker and not e2e"
+unit: venv ## Run the tests that start nothing: unit, integration, contract, a few simulations
+	@$(PYTEST) $(SPREAD) -m "not (docker or e2e or fault)"
 
 .PHONY: e2e
-e2e: venv ## Run the tests of the local stack
-	@$(PYTEST) -m "e2e and not docker and not bar"
+e2e: venv ## Run all tests of the local stack
+	@$(PYTEST) $(STACKS) -m "e2e and not docker and not slow"
 
-.PHONY: bars
-bars: venv ## Run the longest tests: 2,000 jobs of 20 workers, runs of 10,000 jobs, 3,000 histories
-	@$(PYTEST) -m bar --log-cli-level=WARNING
-	@VIGIL_HISTORIES=3000 $(PYTEST) -n 2 tests/model/test_histories.py
+.PHONY: simulate
+simulate: venv ## Run all simulations: 300 runs, 1,000 histories, planted faults
+	@$(SIMULATE) $(PYTEST) $(SPREAD) tests/model
+
+.PHONY: test-all
+test-all: test test-rest ## Run every test that needs neither Docker nor AWS, except `test-slow`
+
+.PHONY: test-rest
+test-rest: venv ## Run what `test-all` adds to `test`
+	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py
+	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or smoke)"
+
+.PHONY: test-slow
+test-slow: venv ## Run the longest tests: 2,000 jobs of 20 workers, runs of 10,000 jobs, 3,000 histories
+	@$(PYTEST) -m slow --log-cli-level=WARNING
+	@VIGIL_HISTORIES=3000 $(PYTEST) $(SPREAD) -m "not fault" tests/model/test_histories.py
 
 .PHONY: sam-local
 sam-local: docker venv ## Run the functions in `sam local` containers (needs Docker)
@@ -120,7 +135,7 @@ sam-local: docker venv ## Run the functions in `sam local` containers (needs Doc
 .PHONY: docker
 docker:
 	@docker info >/dev/null 2>&1 || { echo "\`make sam-local\` needs a Docker engine that runs and that you may use, and" \
-		"\`docker info\` finds none; every other test is in \`make test\`, which needs none." >&2; exit 1; }
+		"\`docker info\` finds none; every other test is in \`make test-all\`, which needs none." >&2; exit 1; }
 
 .PHONY: bench
 bench: venv ## Measure what jobs and waits cost and how fast they are
@@ -132,7 +147,7 @@ bench: venv ## Measure what jobs and waits cost and how fast they are
 check: lint types imports validate openapi-check schema-check ## Run every check that is not a test
 
 .PHONY: pr
-pr: check test ## Run what CI runs, but for what needs Docker
+pr: check test ## Run the checks and the fast tests; CI also runs `test-rest` and, with Docker, `sam-local`
 
 .PHONY: lint
 lint: venv ## ruff: rules and format

@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests start first; those of the local stack, which share one, run last and on one worker."""
+    """Sort the longest tests first. With `--dist loadgroup`, one worker runs all tests of the local stack."""
     for item in items:
         if item.path.is_relative_to(E2E):
             item.add_marker(pytest.mark.e2e)
@@ -42,6 +42,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    if item.get_closest_marker("e2e"):
-        return 2
-    return 0 if item.get_closest_marker("model") else 1
+    longest_first = ("e2e", "model", "generated")
+    return next((turn for turn, name in enumerate(longest_first) if item.get_closest_marker(name)), len(longest_first))

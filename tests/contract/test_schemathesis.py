@@ -24,7 +24,7 @@ KEY = "Bearer vgl_demo"
 THOROUGH = "VIGIL_THOROUGH" in os.environ
 """Whether to send 15 random requests for each route, and one for each keyword of its schema: `make test-all` does."""
 EXAMPLES = 15 if THOROUGH else 5
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.generated, pytest.mark.timeout(600)]
 
 RELATIONS = (
     "/wait_options/mode/at_least", "no wait with this wait_id is stored",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.harness import Aws, Client, Key, eventually, vigil
 from vigil_core.domain.exact_json import loads
 from vigil_core.store import keys
@@ -18,6 +20,7 @@ def found(directory: Path, key: Key, *options: str) -> list[Any]:
     return [finding for finding in answer["findings"] if finding["namespace"] == key.namespace]
 
 
+@pytest.mark.smoke
 def test_nothing_is_stuck_after_work(client: Client, key: Key, directory: Path) -> None:
     jobs = [client.running() for _ in range(3)]
     wait = client.wait(dict.fromkeys(jobs))

@@ -88,6 +88,7 @@ def ended(client: Client, job_id: str, within_s: float = 60) -> Any:
 
 
 class TestHttp:
+    @pytest.mark.smoke
     def test_the_answer_of_the_target_is_kept_as_the_jobs_result(
         self, client: Client, key: Key, stack: Stack, target: HttpTarget, secrets: Callable[[str, str], None]
     ) -> None:

@@ -6,11 +6,13 @@ import time
 from datetime import datetime
 from decimal import Decimal
 
+import pytest
 import uuid6
 
 from tests.e2e.harness import Aws, Client, Key, in_background, problem, said, side_by_side
 
 
+@pytest.mark.smoke
 def test_a_job_lives_from_creation_to_deletion(client: Client) -> None:
     answer = client.call(
         "POST",
@@ -177,6 +179,7 @@ def test_a_unique_key_has_one_live_job(client: Client) -> None:
     assert said(client.call("POST", "/v1/jobs", wanted), 202)["job_id"] != job_id
 
 
+@pytest.mark.smoke
 def test_a_mutex_lets_one_operation_run(client: Client) -> None:
     wanted = {"job_type": "test", "mutex": {"key": "disk", "on_conflict": "reject"}}
     answers = side_by_side(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)

@@ -34,6 +34,7 @@ def at(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 
 
+@pytest.mark.smoke
 def test_priority_then_age_and_everything_that_a_worker_needs(client: Client) -> None:
     low = client.job(priority="low", payload={"n": 1})
     normal = client.job(payload={"n": 2})

@@ -25,7 +25,7 @@ LONGEST_S = 1_800
 AT_ONCE = 6
 
 logger = logging.getLogger(__name__)
-pytestmark = [pytest.mark.bar, pytest.mark.timeout(3 * LONGEST_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_S)]
 
 Job = Mapping[str, Any]
 

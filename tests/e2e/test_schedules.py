@@ -61,6 +61,7 @@ def test_a_schedule_fires_and_what_is_lost_is_found(aws: Aws, client: Client, ke
     problem(client.call("GET", "/v1/schedules/rings"), 404, "SCHEDULE_NOT_FOUND")
 
 
+@pytest.mark.smoke
 def test_a_schedule_is_armed_while_it_stands(aws: Aws, client: Client, key: Key) -> None:
     def armed() -> list[str]:
         listed = aws.alarms.list_schedules(GroupName=aws.alarm_group, MaxResults=100)["Schedules"]

@@ -72,6 +72,7 @@ def test_another_tenants_ids_do_not_exist(client: Client, stranger: Client) -> N
     assert stranger.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "waiting"
 
 
+@pytest.mark.smoke
 def test_a_key_does_what_its_scopes_say(stack: Stack, aws: Aws) -> None:
     """A sample of the matrix of every route × scope, here through the deployed authorizer."""
     namespace = f"scopes-{uuid6.uuid7().hex[-8:]}"

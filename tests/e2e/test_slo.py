@@ -1,4 +1,4 @@
-"""Two thousand jobs and twenty workers, and again with workers that are killed. Too long for every day: `make bars`."""
+"""Two thousand jobs and twenty workers, and again with workers that are killed. Too long for CI: `make test-slow`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def work(job):
 """
 
 logger = logging.getLogger(__name__)
-pytestmark = [pytest.mark.bar, pytest.mark.timeout(2 * LONGEST_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LONGEST_S)]
 
 
 def histories(client: Client, ids: list[str]) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ import time
 from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 import uuid6
 
 from tests.e2e.harness import Aws, Client, Key, eventually, in_background, problem, said, side_by_side
@@ -25,6 +26,7 @@ def size(value: Any) -> int:
     return len(value) if isinstance(value, bytes) else len(str(value))
 
 
+@pytest.mark.smoke
 def test_the_basic_example_of_the_wait_api(client: Client) -> None:
     first, second = client.running(), client.running()
     body = {"wait_on": {first: {"job_stage": "complete"}, second: None}}

@@ -33,6 +33,7 @@ def finished(client: Client, name: str, count: int = 1) -> list[Any]:
     return eventually(tried, what=f"{count} tried") or []
 
 
+@pytest.mark.smoke
 def test_what_a_webhook_subscribes_to_arrives_once_and_signed(client: Client, receiver: Receiver) -> None:
     secret = client.put_webhook("ci", receiver, "vigil.job.completed", "vigil.wait.*")
     job, other = client.running(), client.running()

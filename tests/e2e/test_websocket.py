@@ -28,6 +28,7 @@ def test_a_key_or_a_ticket_opens_a_socket_and_a_ticket_does_so_once(stack: Stack
     assert client.call("GET", "/v1/jobs", authorization=f"Bearer {ticket}").status_code == 403
 
 
+@pytest.mark.smoke
 def test_a_subscription_hears_of_a_job_after_its_acknowledgement(stack: Stack, client: Client, key: Key) -> None:
     job_id = client.job(queue="lab")
     with websocket(stack, key.token) as socket:

@@ -38,6 +38,7 @@ def ended(client: Client, workflow_id: str) -> Any:
     return client.get(f"/v1/workflows/{workflow_id}")["status"] in ("completed", "failed", "cancelled")
 
 
+@pytest.mark.smoke
 def test_a_chain(client: Client) -> None:
     run = create(client, {"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]})
     assert work(client, lambda: ended(client, run), {"c": {"rows": 3}}) == ["a", "b", "c"]
