@@ -19,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from benchmarks.cost_model import Bill
-    from benchmarks.harness import Lab
+    from benchmarks.harness import Harness
     from benchmarks.latency import Spread
     from vigil.local.stack import Stack
 
@@ -30,25 +30,25 @@ PAGE = ROOT / "docs/benchmarks.md"
 
 def main() -> int:
     """Returns 1 when something that must hold does not."""
-    asked = _arguments()
+    options = _arguments()
     console = Console()
-    with _nobodys_account():
+    with _isolated_environment():
         # Imported here, for the functions read their environment as they are imported.
         from benchmarks import report
 
-        if not asked.render:
+        if not options.render:
             RESULTS.parent.mkdir(exist_ok=True)
-            if asked.claims:
-                found = _with_claims(_kept(), asked, console)
-            elif asked.runs:
-                found = _with_runs(_kept(), asked, console)
+            if options.claims:
+                measured = _with_claims(_stored_results(), options, console)
+            elif options.runs:
+                measured = _with_runs(_stored_results(), options, console)
             else:
-                found = _measure(asked, console)
-            RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        results = _kept()
+                measured = _measure(options, console)
+            RESULTS.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        results = _stored_results()
         PAGE.write_text(report.markdown(results), encoding="utf-8")
         report.show(results, console)
-        return 0 if all(bar.holds for bar in report.bars(results)) else 1
+        return 0 if all(bar.is_met for bar in report.targets(results)) else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -73,74 +73,77 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _kept() -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return kept
+def _stored_results() -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return results
 
 
-def _with_claims(kept: dict[str, Any], asked: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _with_claims(stored: dict[str, Any], options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The results that are kept, with claims measured anew."""
     from benchmarks import costs
-    from benchmarks.harness import laboratory
+    from benchmarks.harness import open_harness
     from benchmarks.machine import describe
     from vigil.local.cloud import running_stack
 
     with (
         console.status("what claims cost"),
         tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
-        running_stack(ROOT, asked.port or _free_port(), home=Path(directory)) as stack,
+        running_stack(ROOT, options.port or _free_port(), home=Path(directory)) as stack,
         patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}),
-        laboratory() as lab,
+        open_harness() as harness,
     ):
-        costs.warm_up(lab)
-        claims = _claims(lab, asked.ready)
-    now = describe(ROOT)
-    about = {**kept["about"], "claims": f"measured by themselves at {now['commit']} on {now['date']}"}
-    return {**kept, "about": about, "claims": claims}
+        costs.warm_up(harness)
+        claims = _claims(harness, options.ready)
+    machine = describe(ROOT)
+    about = {**stored["about"], "claims": f"measured by themselves at {machine['commit']} on {machine['date']}"}
+    return {**stored, "about": about, "claims": claims}
 
 
-def _claims(lab: Lab, ready: int) -> dict[str, dict[str, float]]:
+def _claims(harness: Harness, ready: int) -> dict[str, dict[str, float]]:
     """What a claim takes from a short queue and from a long one."""
     from benchmarks import costs
 
-    return {str(count): _plain(costs.claim_among(lab, count)) for count in (10, ready)}
+    return {str(count): _quantities(costs.claim_among(harness, count)) for count in (10, ready)}
 
 
-def _with_runs(kept: dict[str, Any], asked: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _with_runs(stored: dict[str, Any], options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The results that are kept, with runs of workflows measured anew."""
-    from benchmarks.harness import laboratory
+    from benchmarks.harness import open_harness
     from benchmarks.machine import describe
     from vigil.local.cloud import running_stack
 
     with (
         console.status("what runs take"),
         tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
-        running_stack(ROOT, asked.port or _free_port(), home=Path(directory)) as stack,
+        running_stack(ROOT, options.port or _free_port(), home=Path(directory)) as stack,
     ):
-        hops = _hops(stack, asked.samples)
-        with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}), laboratory() as lab:
-            found = _runs(lab, asked.jobs)
-    now = describe(ROOT)
-    about = {**kept["about"], "runs": f"measured by themselves at {now['commit']} on {now['date']}, {now['busy']}"}
-    return {**kept, "about": about, "runs": {**found, **hops}}
+        hops = _hops(stack, options.samples)
+        with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}), open_harness() as harness:
+            run_results = _runs(harness, options.jobs)
+    machine = describe(ROOT)
+    about = {
+        **stored["about"],
+        "runs": f"measured by themselves at {machine['commit']} on {machine['date']}, {machine['busy']}",
+    }
+    return {**stored, "about": about, "runs": {**run_results, **hops}}
 
 
-def _runs(lab: Lab, sizes: Sequence[int]) -> dict[str, Any]:
+def _runs(harness: Harness, sizes: Sequence[int]) -> dict[str, Any]:
     """What a run of ten jobs takes and what larger ones do, and what a payload adds to a job."""
     from benchmarks import runs
 
-    runs.warm_up(lab)
-    few, paid = runs.run_life(lab, 10), runs.run_life(lab, 10, payloads=True)
+    runs.warm_up(harness)
+    few, with_payloads = runs.run_life(harness, 10), runs.run_life(harness, 10, payloads=True)
     return {
         "lives": {
             str(life.jobs): {
-                "total": _plain(life.total),
-                "by_step": {name: _plain(bill) for name, bill in life.by_step.items()},
-                "by_function": {name: _plain(bill) for name, bill in life.by_function.items()},
+                "total": _quantities(life.total),
+                "by_step": {name: _quantities(bill) for name, bill in life.by_step.items()},
+                "by_function": {name: _quantities(bill) for name, bill in life.by_function.items()},
             }
-            for life in (few, *(runs.run_life(lab, jobs) for jobs in sizes))
+            for life in (few, *(runs.run_life(harness, jobs) for jobs in sizes))
         },
-        "payload": _plain(runs.more(few.total, paid.total, few.jobs)),
+        "payload": _quantities(runs.extra_per_job(few.total, with_payloads.total, few.jobs)),
     }
 
 
@@ -157,45 +160,48 @@ def _spread(spread: Spread) -> dict[str, Any]:
     return {"samples": len(spread.samples), "median_ms": round(spread.median, 2), "p95_ms": round(spread.p95, 2)}
 
 
-def _plain(bill: Bill) -> dict[str, float]:
+def _quantities(bill: Bill) -> dict[str, float]:
     return {name: round(amount, 3) for name, amount in sorted(bill.quantities.items())}
 
 
-def _measure(asked: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     from benchmarks import imports, latency
     from benchmarks.machine import describe
     from vigil.local import sam
     from vigil.local.cloud import running_stack
-    from vigil.local.state_dir import Home
+    from vigil.local.state_dir import StateDir
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory(prefix="vigil-bench-") as kept:
+    with (
+        Progress(*columns, console=console) as progress,
+        tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
+    ):
 
-        def step(what: str) -> Any:
+        def add_step(what: str) -> Any:
             return progress.add_task(what, total=1)
 
-        home = Home.of(ROOT, Path(kept) / "cloud")
-        starting = step("starting the local stack")
-        with running_stack(ROOT, asked.port or _free_port(), home=home.directory) as stack:
+        state_dir = StateDir.of(ROOT, Path(directory) / "cloud")
+        starting = add_step("starting the local stack")
+        with running_stack(ROOT, options.port or _free_port(), home=state_dir.directory) as stack:
             progress.update(starting, completed=1)
-            task = progress.add_task("how long news takes", total=asked.samples)
-            spreads = latency.measure(home, stack, asked.samples, lambda n: progress.update(task, completed=n))
-            task = step("how long from a job to the next")
-            hops = _hops(stack, asked.samples)
+            task = progress.add_task("how long news takes", total=options.samples)
+            spreads = latency.measure(state_dir, stack, options.samples, lambda n: progress.update(task, completed=n))
+            task = add_step("how long from a job to the next")
+            hops = _hops(stack, options.samples)
             progress.update(task, completed=1)
             # Last, for it fills the emulator with rows.
-            task = step("what jobs, waits and runs cost")
+            task = add_step("what jobs, waits and runs cost")
             with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}):
-                found = _costs(asked)
-            found["runs"] |= hops
+                costs_found = _costs(options)
+            costs_found["runs"] |= hops
             progress.update(task, completed=1)
-        task = step("importing the functions")
-        build = sam.build(ROOT, home.directory / "build.log").parent
-        imported = imports.measure(build, asked.repeats)
+        task = add_step("importing the functions")
+        build = sam.build(ROOT, state_dir.directory / "build.log").parent
+        imported = imports.measure(build, options.repeats)
         progress.update(task, completed=1)
     return {
         "about": describe(ROOT),
-        **found,
+        **costs_found,
         "latency": {name: _spread(spread) for name, spread in spreads.items()},
         "imports": {
             name: {
@@ -216,51 +222,51 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _costs(asked: argparse.Namespace) -> dict[str, Any]:
+def _costs(options: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
     from benchmarks import costs
     from benchmarks import idle_cost as idle
-    from benchmarks.harness import laboratory
+    from benchmarks.harness import open_harness
 
     def plain_wait(wait: costs.WaitLife) -> dict[str, Any]:
         return {
-            "registered": _plain(wait.registered),
-            "matched": _plain(wait.matched),
-            "look": _plain(wait.look),
-            "looks_in_20_s": wait.looks_in_20_s,
+            "registered": _quantities(wait.registered),
+            "matched": _quantities(wait.matched),
+            "look": _quantities(wait.poll),
+            "looks_in_20_s": wait.polls_in_20_s,
         }
 
-    with laboratory() as lab:
-        costs.warm_up(lab)
-        life = costs.job_life(lab)
-        largest = dict(lab.meter.largest)
+    with open_harness() as harness:
+        costs.warm_up(harness)
+        life = costs.job_life(harness)
+        largest = dict(harness.counter.largest)
         variants = {
-            "side_by_side": costs.job_life(lab, jobs=costs.SIDE_BY_SIDE).total,
-            "progress": costs.job_life(lab, costs.PROGRESS).total,
-            "more_fields": costs.job_life(lab, job=costs.JOB_WITH_MORE_FIELDS).total,
+            "side_by_side": costs.job_life(harness, jobs=costs.CONCURRENT_JOBS).total,
+            "progress": costs.job_life(harness, costs.PROGRESS).total,
+            "more_fields": costs.job_life(harness, job=costs.JOB_WITH_MORE_FIELDS).total,
         }
-        wait = costs.wait_life(lab)
-        authorization = costs.authorization(lab)
-        minute = costs.idle_minute(lab)
-        worker = costs.worker_life(lab)
-        match = {count: costs.match_among(lab, count) for count in (10, asked.others)}
-        agreement = lab.meter.agreement
-        ran = _runs(lab, asked.jobs)
-        claims = _claims(lab, asked.ready)
+        wait = costs.wait_life(harness)
+        authorization = costs.authorization(harness)
+        minute = costs.idle_minute(harness)
+        worker = costs.worker_life(harness)
+        match = {count: costs.match_among(harness, count) for count in (10, options.others)}
+        agreement = harness.counter.agreement
+        run_results = _runs(harness, options.jobs)
+        claims = _claims(harness, options.ready)
     return {
         "job": {
-            "total": _plain(life.total),
-            "by_step": {name: _plain(bill) for name, bill in life.by_step.items()},
-            "by_function": {name: _plain(bill) for name, bill in life.by_function.items()},
+            "total": _quantities(life.total),
+            "by_step": {name: _quantities(bill) for name, bill in life.by_step.items()},
+            "by_function": {name: _quantities(bill) for name, bill in life.by_function.items()},
         },
-        "job_variants": {name: _plain(bill) for name, bill in variants.items()},
-        "worker_job": {name: _plain(bill) for name, bill in worker.items()},
+        "job_variants": {name: _quantities(bill) for name, bill in variants.items()},
+        "worker_job": {name: _quantities(bill) for name, bill in worker.items()},
         "claims": claims,
-        "runs": ran,
+        "runs": run_results,
         "wait": plain_wait(wait),
         "match": {str(count): plain_wait(each) for count, each in match.items()},
-        "authorization": _plain(authorization),
+        "authorization": _quantities(authorization),
         "largest": largest,
         "agreement": {
             "same": sum(amount for name, amount in agreement.same.items()),
@@ -271,10 +277,10 @@ def _costs(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _nobodys_account() -> Iterator[None]:
+def _isolated_environment() -> Iterator[None]:
     """No account of the caller's, and no log in between the tables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "POWERTOOLS_"))}
-    nobody = {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "POWERTOOLS_"))}
+    overrides = {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -283,7 +289,7 @@ def _nobodys_account() -> Iterator[None]:
         "LOG_LEVEL": "ERROR",
         "POWERTOOLS_METRICS_DISABLED": "true",
     }
-    with patch.dict(os.environ, {**kept, **nobody}, clear=True):
+    with patch.dict(os.environ, {**inherited, **overrides}, clear=True):
         yield
 
 

@@ -20,12 +20,12 @@ import httpx
 from benchmarks.latency import Spread, zipped
 from vigil.local import cloud
 from vigil.local.stack import Stack, client_config, session
-from vigil_core.domain.ids import job_id_of
+from vigil_core.domain.ids import workflow_job_id
 from vigil_core.store import keys
 
 WARM_UP = 3
-LOOK_EVERY_S = 0.003
-LONGEST_S = 30
+POLL_INTERVAL_S = 0.003
+TIMEOUT_S = 30
 SETTLE_S = 0.1
 """Between two samples: what the last one set going has time to end."""
 ROLE = "arn:aws:iam::000000000000:role/hop"
@@ -53,40 +53,40 @@ class Chain:
         self._http.put("/v1/job-types/hop", json={"executor": "none"}).raise_for_status()
         names = [f"job-{number}" for number in range(hops + 1)]
         jobs: list[Json] = [{"name": name, "job_type": "hop"} for name in names]
-        for before, job in zip(names, jobs[1:], strict=False):
-            job["depends_on"] = [before]
+        for dependency, job in zip(names, jobs[1:], strict=False):
+            job["depends_on"] = [dependency]
         answer = self._http.post("/v1/workflows", json={"name": "hops", "jobs": jobs}).raise_for_status().json()
-        self._ids = [job_id_of(answer["workflow_id"], name) for name in names]
+        self._ids = [workflow_job_id(answer["workflow_id"], name) for name in names]
         self._done = 0
-        self._until_pending(self._ids[0])
+        self._wait_until_pending(self._ids[0])
 
     def hop(self) -> tuple[float, float]:
         """Seconds until the next job is pending, and until the request was answered."""
-        job_id, following = self._ids[self._done : self._done + 2]
+        job_id, next_job_id = self._ids[self._done : self._done + 2]
         self._done += 1
         with ThreadPoolExecutor(max_workers=1) as pool:
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             answered = pool.submit(self._complete, job_id)
-            released = self._until_pending(following)
-            return released - began, answered.result() - began
+            released = self._wait_until_pending(next_job_id)
+            return released - started_at, answered.result() - started_at
 
     def _complete(self, job_id: str) -> float:
         self._http.post(f"/v1/jobs/{job_id}/complete", json={"result": {"rows": 12}}).raise_for_status()
         return time.perf_counter()
 
-    def _until_pending(self, job_id: str) -> float:
+    def _wait_until_pending(self, job_id: str) -> float:
         key = keys.job(cloud.NAMESPACE, job_id)
-        deadline = time.perf_counter() + LONGEST_S
+        deadline = time.perf_counter() + TIMEOUT_S
         while time.perf_counter() < deadline:
-            place = {"pk": {"S": key.pk}, "sk": {"S": key.sk}}
-            row = self._dynamodb.get_item(TableName=self._table, Key=place, ConsistentRead=True).get("Item", {})
+            item_key = {"pk": {"S": key.pk}, "sk": {"S": key.sk}}
+            row = self._dynamodb.get_item(TableName=self._table, Key=item_key, ConsistentRead=True).get("Item", {})
             if row.get("status") == {"S": "pending"}:
                 return time.perf_counter()
-            time.sleep(LOOK_EVERY_S)
-        raise TimeoutError(f"Job {job_id} was not released within {LONGEST_S} s")
+            time.sleep(POLL_INTERVAL_S)
+        raise TimeoutError(f"Job {job_id} was not released within {TIMEOUT_S} s")
 
 
-class Native:
+class StepFunctionsChain:
     """Two state machines of two tasks, the second one a Lambda function; the first one too, or somebody outside."""
 
     def __init__(self, stack: Stack) -> None:
@@ -106,10 +106,10 @@ class Native:
         self._queue = self._queues.create_queue(QueueName=name)["QueueUrl"]
 
         def task(step: str, **rest: Any) -> Json:
-            said = {"step": step, **({} if step == "first" else {"first.$": "$.first"})}
-            return {"Type": "Task", "Resource": function, "Parameters": said, **rest}
+            parameters = {"step": step, **({} if step == "first" else {"first.$": "$.first"})}
+            return {"Type": "Task", "Resource": function, "Parameters": parameters, **rest}
 
-        asking = {
+        callback_task = {
             "Type": "Task",
             "Resource": "arn:aws:states:::sqs:sendMessage.waitForTaskToken",
             "Parameters": {"QueueUrl": self._queue, "MessageBody.$": "$$.Task.Token"},
@@ -117,7 +117,7 @@ class Native:
             "Next": "Second",
         }
         self._functions = self._machine(name, task("first", Next="Second"), task("second", End=True))
-        self._outside = self._machine(f"{name}-outside", asking, task("second", End=True))
+        self._outside = self._machine(f"{name}-outside", callback_task, task("second", End=True))
 
     def hop(self) -> float:
         """Seconds from the first function's end to the second one's beginning."""
@@ -136,33 +136,33 @@ class Native:
 
     def _machine(self, name: str, first: Json, second: Json) -> str:
         definition = {"StartAt": "First", "States": {"First": first, "Second": second}}
-        made = self._states.create_state_machine(name=name, definition=json.dumps(definition), roleArn=ROLE)
-        return made["stateMachineArn"]
+        created = self._states.create_state_machine(name=name, definition=json.dumps(definition), roleArn=ROLE)
+        return created["stateMachineArn"]
 
     def _start(self, machine: str) -> str:
         return self._states.start_execution(stateMachineArn=machine, input="{}")["executionArn"]
 
     def _output(self, execution: str) -> Any:
-        deadline = time.perf_counter() + LONGEST_S
+        deadline = time.perf_counter() + TIMEOUT_S
         while time.perf_counter() < deadline:
-            told = self._states.describe_execution(executionArn=execution)
-            if told["status"] == "SUCCEEDED":
-                return json.loads(told["output"])
-            assert told["status"] == "RUNNING", told
+            description = self._states.describe_execution(executionArn=execution)
+            if description["status"] == "SUCCEEDED":
+                return json.loads(description["output"])
+            assert description["status"] == "RUNNING", description
             time.sleep(0.05)
-        raise TimeoutError(f"Two tasks did not end within {LONGEST_S} s")
+        raise TimeoutError(f"Two tasks did not end within {TIMEOUT_S} s")
 
 
 def measure(stack: Stack, samples: int) -> Mapping[str, Spread]:
     """So many warm samples of each, in turn."""
-    taken: dict[str, list[float]] = {}
-    chain, native = Chain(stack, WARM_UP + samples), Native(stack)
-    for turn in range(-WARM_UP, samples):
-        found = {"native": native.hop(), "native_outside": native.hop_from_outside()}
+    samples_by_name: dict[str, list[float]] = {}
+    chain, step_functions = Chain(stack, WARM_UP + samples), StepFunctionsChain(stack)
+    for round_number in range(-WARM_UP, samples):
+        seconds_by_name = {"native": step_functions.hop(), "native_outside": step_functions.hop_from_outside()}
         time.sleep(SETTLE_S)
-        found["release"], found["answered"] = chain.hop()
+        seconds_by_name["release"], seconds_by_name["answered"] = chain.hop()
         time.sleep(SETTLE_S)
-        if turn >= 0:
-            for name, seconds in found.items():
-                taken.setdefault(name, []).append(1000 * seconds)
-    return {name: Spread(samples_of) for name, samples_of in taken.items()}
+        if round_number >= 0:
+            for name, seconds in seconds_by_name.items():
+                samples_by_name.setdefault(name, []).append(1000 * seconds)
+    return {name: Spread(samples_of) for name, samples_of in samples_by_name.items()}

@@ -46,8 +46,8 @@ class Bill:
     def __sub__(self, other: Bill) -> Bill:
         return self._merged(other, -1)
 
-    def __truediv__(self, by: float) -> Bill:
-        return Bill({name: amount / by for name, amount in self.quantities.items()})
+    def __truediv__(self, divisor: float) -> Bill:
+        return Bill({name: amount / divisor for name, amount in self.quantities.items()})
 
     def _merged(self, other: Bill, sign: int) -> Bill:
         names = sorted({*self.quantities, *other.quantities})

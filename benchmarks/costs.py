@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from benchmarks.cost_model import Bill
-from benchmarks.harness import NAMESPACE, Lab, Row
+from benchmarks.harness import NAMESPACE, Harness, Row
 from vigil_core import wiring
-from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.auth.api_keys import ApiKeyManager
 from vigil_core.services.waits.requests import show_wait
 from vigil_core.store import keys
 
@@ -39,11 +39,11 @@ REPORTS: Sequence[Mapping[str, Any]] = (
 PROGRESS: Sequence[Mapping[str, Any]] = tuple(
     {"progress": tenths / 10, "message": f"{tenths * 12} of 120 tests"} for tenths in (1, 3, 5, 7, 9)
 )
-HANDED_OUT: Mapping[str, Any] = {**JOB, "job_type": "image_check", "queue": "checks"}
+WORKER_JOB: Mapping[str, Any] = {**JOB, "job_type": "image_check", "queue": "checks"}
 CLAIM: Mapping[str, Any] = {"worker": "box-1", "lease": 60}
 RESULT: Mapping[str, Any] = {"result": {"passed": 127, "failed": 1, "log": "https://logs.example.com/9.4/12.txt"}}
 WAIT_OPTIONS: Mapping[str, Any] = {"get_fields": {"result_root": None, "boot_seconds": None}, "fail_fast": None}
-SIDE_BY_SIDE = 25
+CONCURRENT_JOBS = 25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ class WaitLife:
 
     registered: Bill
     matched: Bill
-    look: Bill
-    looks_in_20_s: int
+    poll: Bill
+    polls_in_20_s: int
 
     @property
     def total(self) -> Bill:
@@ -71,25 +71,25 @@ class WaitLife:
         return self.registered + self.matched
 
 
-def warm_up(lab: Lab) -> None:
+def warm_up(harness: Harness) -> None:
     """Have what is written once a process and day written, before anything is counted; and the job's type, which says
     that somebody outside runs it."""
-    lab.call("PUT", f"/v1/job-types/{JOB['job_type']}", {"executor": "none"}).ok(201)
-    finish(lab, create(lab))
-    worker_life(lab)
-    lab.call("POST", "/v1/waits", wait_body(create(lab)), wait_s=0).ok()
-    lab.deliver()
+    harness.call("PUT", f"/v1/job-types/{JOB['job_type']}", {"executor": "none"}).ok(201)
+    finish(harness, create(harness))
+    worker_life(harness)
+    harness.call("POST", "/v1/waits", wait_body(create(harness)), wait_s=0).ok()
+    harness.deliver()
 
 
-def create(lab: Lab, job: Mapping[str, Any] = JOB) -> str:
+def create(harness: Harness, job: Mapping[str, Any] = JOB) -> str:
     """A new job; its id."""
-    return str(lab.call("POST", "/v1/jobs", job).ok(202)["job_id"])
+    return str(harness.call("POST", "/v1/jobs", job).ok(202)["job_id"])
 
 
-def finish(lab: Lab, job_id: str) -> None:
+def finish(harness: Harness, job_id: str) -> None:
     """Run a job without a word to its end."""
-    lab.call("POST", f"/v1/jobs/{job_id}/start").ok()
-    lab.call("POST", f"/v1/jobs/{job_id}/complete", RESULT).ok()
+    harness.call("POST", f"/v1/jobs/{job_id}/start").ok()
+    harness.call("POST", f"/v1/jobs/{job_id}/complete", RESULT).ok()
 
 
 def wait_body(*job_ids: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def wait_body(*job_ids: str) -> dict[str, Any]:
 
 
 def job_life(
-    lab: Lab, reports: Sequence[Mapping[str, Any]] = REPORTS, *, job: Mapping[str, Any] = JOB, jobs: int = 1
+    harness: Harness, reports: Sequence[Mapping[str, Any]] = REPORTS, *, job: Mapping[str, Any] = JOB, jobs: int = 1
 ) -> JobLife:
     """Create, start, report five times, complete with a result: a job alone, or the mean of some side by side, whose
     changes then share batches of the stream."""
@@ -108,16 +108,16 @@ def job_life(
         ("complete", "POST", "/complete", RESULT),
     ]
     by_step: dict[str, Bill] = {}
-    with lab.billed() as life:
-        with lab.billed() as step:
-            job_ids = [create(lab, job) for _ in range(jobs)]
-            lab.deliver(batch_size=100)
+    with harness.billed() as life:
+        with harness.billed() as step:
+            job_ids = [create(harness, job) for _ in range(jobs)]
+            harness.deliver(batch_size=100)
             by_step["create"] = step(None) / jobs
         for name, method, path, body in steps:
-            with lab.billed() as step:
+            with harness.billed() as step:
                 for job_id in job_ids:
-                    lab.call(method, f"/v1/jobs/{job_id}{path}", body).ok()
-                lab.deliver(batch_size=100)
+                    harness.call(method, f"/v1/jobs/{job_id}{path}", body).ok()
+                harness.deliver(batch_size=100)
                 by_step[name] = by_step.get(name, Bill()) + step(None) / jobs
         return JobLife(
             total=life(None) / jobs,
@@ -126,115 +126,115 @@ def job_life(
         )
 
 
-def wait_life(lab: Lab) -> WaitLife:
+def wait_life(harness: Harness) -> WaitLife:
     """A wait on one job, registered before the job ends and met by its end."""
-    unwatched, watched = create(lab), create(lab)
+    unwatched, watched = create(harness), create(harness)
     for job_id in (unwatched, watched):
-        lab.call("POST", f"/v1/jobs/{job_id}/start").ok()
-    lab.deliver()
+        harness.call("POST", f"/v1/jobs/{job_id}/start").ok()
+    harness.deliver()
 
-    with lab.billed() as without_wait:
-        lab.call("POST", f"/v1/jobs/{unwatched}/complete", RESULT).ok()
-        lab.deliver()
+    with harness.billed() as without_wait:
+        harness.call("POST", f"/v1/jobs/{unwatched}/complete", RESULT).ok()
+        harness.deliver()
     ending = without_wait(None)
 
-    with lab.billed() as registration:
-        answer = lab.call("POST", "/v1/waits", wait_body(watched), wait_s=0).ok()
-        lab.deliver()
+    with harness.billed() as registration:
+        answer = harness.call("POST", "/v1/waits", wait_body(watched), wait_s=0).ok()
+        harness.deliver()
     registered = registration(None)
     assert answer["status"] == "waiting", answer
 
-    look, looks = _held(lab, str(answer["wait_id"]), hold_s=20)
+    poll, polls = _long_poll_cost(harness, str(answer["wait_id"]), long_poll_s=20)
 
-    with lab.billed() as with_wait:
-        lab.call("POST", f"/v1/jobs/{watched}/complete", RESULT).ok()
-        lab.deliver()
+    with harness.billed() as with_wait:
+        harness.call("POST", f"/v1/jobs/{watched}/complete", RESULT).ok()
+        harness.deliver()
     matched = with_wait(None) - ending
-    shown = lab.call("GET", f"/v1/waits/{answer['wait_id']}").ok()
-    assert shown["status"] == "met", shown
-    return WaitLife(registered=registered, matched=matched, look=look, looks_in_20_s=looks)
+    closed = harness.call("GET", f"/v1/waits/{answer['wait_id']}").ok()
+    assert closed["status"] == "met", closed
+    return WaitLife(registered=registered, matched=matched, poll=poll, polls_in_20_s=polls)
 
 
-def worker_life(lab: Lab) -> Mapping[str, Bill]:
+def worker_life(harness: Harness) -> Mapping[str, Bill]:
     """What a job takes that a worker claims, once says to be alive with, and completes, by step."""
     by_step: dict[str, Bill] = {}
     lease: dict[str, Any] = {}
 
     def claim() -> None:
-        (job,) = lab.call("POST", f"/v1/queues/{HANDED_OUT['queue']}/claim", CLAIM).ok()["jobs"]
+        (job,) = harness.call("POST", f"/v1/queues/{WORKER_JOB['queue']}/claim", CLAIM).ok()["jobs"]
         lease.update(job_id=job["job_id"], token=job["lease_token"])
 
-    def tell(verb: str, told: Mapping[str, Any]) -> None:
-        body = {**told, "lease_token": lease["token"]}
-        lab.call("POST", f"/v1/jobs/{lease['job_id']}/{verb}", body).ok()
+    def report(verb: str, fields: Mapping[str, Any]) -> None:
+        body = {**fields, "lease_token": lease["token"]}
+        harness.call("POST", f"/v1/jobs/{lease['job_id']}/{verb}", body).ok()
 
     steps: Mapping[str, Callable[[], object]] = {
-        "create": lambda: create(lab, HANDED_OUT),
+        "create": lambda: create(harness, WORKER_JOB),
         "claim": claim,
-        "heartbeat": lambda: tell("heartbeat", {}),
-        "complete": lambda: tell("complete", RESULT),
+        "heartbeat": lambda: report("heartbeat", {}),
+        "complete": lambda: report("complete", RESULT),
     }
     for name, step in steps.items():
-        with lab.billed() as taken:
+        with harness.billed() as bill:
             step()
-            lab.deliver()
-        by_step[name] = taken(None)
+            harness.deliver()
+        by_step[name] = bill(None)
     return by_step
 
 
-def claim_among(lab: Lab, ready: int) -> Bill:
+def claim_among(harness: Harness, ready: int) -> Bill:
     """One claim of one job while so many are ready."""
     queue = f"checks-{ready}"
-    rows = [lab.row(keys.job(NAMESPACE, create(lab, {**HANDED_OUT, "queue": queue})))]
+    rows = [harness.row(keys.job(NAMESPACE, create(harness, {**WORKER_JOB, "queue": queue})))]
     job_id = keys.parse_job(rows[0]["pk"]["S"])[1]
     rows += [_renamed(rows[0], {job_id: wiring.context().new_id()}) for _ in range(ready - 1)]
-    lab.put_rows(rows[1:])
-    lab.skip()
-    with lab.billed() as claim:
-        assert len(lab.call("POST", f"/v1/queues/{queue}/claim", CLAIM).ok()["jobs"]) == 1
-    lab.skip()
+    harness.put_rows(rows[1:])
+    harness.skip_stream()
+    with harness.billed() as claim:
+        assert len(harness.call("POST", f"/v1/queues/{queue}/claim", CLAIM).ok()["jobs"]) == 1
+    harness.skip_stream()
     return claim(None)
 
 
-def idle_minute(lab: Lab) -> Bill:
+def idle_minute(harness: Harness) -> Bill:
     """One tick of the sweeper with nothing due."""
-    lab.tick()
-    with lab.billed() as minute:
-        lab.tick()
+    harness.tick()
+    with harness.billed() as minute:
+        harness.tick()
     return minute(None)
 
 
-def authorization(lab: Lab) -> Bill:
+def authorization(harness: Harness) -> Bill:
     """What letting a key in takes; API Gateway asks again after 60 s."""
-    keeper = ManageKeys(
+    api_keys = ApiKeyManager(
         api_keys=wiring.api_keys(), disconnect=lambda _, __: 0, now=wiring.now, random_hex=secrets.token_hex
     )
-    _, token = keeper.create(NAMESPACE, ["submit"])
-    event = {"version": "2.0", "headers": {"authorization": f"Bearer {token.text()}"}, "rawPath": "/v1/jobs"}
-    with lab.billed() as once:
-        answer = lab.authorize(event)
+    _, token = api_keys.create(NAMESPACE, ["submit"])
+    event = {"version": "2.0", "headers": {"authorization": f"Bearer {token.to_text()}"}, "rawPath": "/v1/jobs"}
+    with harness.billed() as bill:
+        answer = harness.authorize(event)
     assert answer["isAuthorized"], answer
-    return once(None)
+    return bill(None)
 
 
-def match_among(lab: Lab, others: int) -> WaitLife:
+def match_among(harness: Harness, others: int) -> WaitLife:
     """A wait's life while so many other waits are stored, each on a job of its own."""
-    _store_waits(lab, others)
-    return wait_life(lab)
+    _store_waits(harness, others)
+    return wait_life(harness)
 
 
-def _store_waits(lab: Lab, count: int) -> None:
+def _store_waits(harness: Harness, count: int) -> None:
     """Copies of a real wait and its entry under other ids, for what counts is that they are there."""
-    job_id = create(lab)
-    answer = lab.call("POST", "/v1/waits", wait_body(job_id), wait_s=0).ok()
+    job_id = create(harness)
+    answer = harness.call("POST", "/v1/waits", wait_body(job_id), wait_s=0).ok()
     wait_id = str(answer["wait_id"])
-    rows = [lab.row(keys.wait(NAMESPACE, wait_id)), lab.row(keys.entry(NAMESPACE, job_id, wait_id, 0))]
+    rows = [harness.row(keys.wait(NAMESPACE, wait_id)), harness.row(keys.entry(NAMESPACE, job_id, wait_id, 0))]
     copies: list[Row] = []
     for _ in range(count - 1):
         names = {job_id: wiring.context().new_id(), wait_id: wiring.context().new_id()}
         copies += [_renamed(row, names) for row in rows]
-    lab.put_rows(copies)
-    lab.skip()
+    harness.put_rows(copies)
+    harness.skip_stream()
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
@@ -248,7 +248,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
-def _held(lab: Lab, wait_id: str, *, hold_s: int) -> tuple[Bill, int]:
+def _long_poll_cost(harness: Harness, wait_id: str, *, long_poll_s: int) -> tuple[Bill, int]:
     """What one look of a hold takes, and how many there are in so long a one, on a clock that only the hold moves."""
     base = wiring.context()
     time = base.now()
@@ -261,11 +261,11 @@ def _held(lab: Lab, wait_id: str, *, hold_s: int) -> tuple[Bill, int]:
         time += timedelta(seconds=seconds)
 
     ctx = replace(base, clock=now, sleep=sleep)
-    with lab.billed() as not_held:
-        show_wait(ctx, NAMESPACE, wait_id, hold_until=time)
-    once = not_held(None)
-    with lab.billed() as held:
-        show_wait(ctx, NAMESPACE, wait_id, hold_until=time + timedelta(seconds=hold_s))
-    looks = held(None) - once
-    count = round(looks["dynamodb.requests"])
-    return looks / count, count
+    with harness.billed() as single_bill:
+        show_wait(ctx, NAMESPACE, wait_id, poll_until=time)
+    single = single_bill(None)
+    with harness.billed() as polled_bill:
+        show_wait(ctx, NAMESPACE, wait_id, poll_until=time + timedelta(seconds=long_poll_s))
+    polls = polled_bill(None) - single
+    count = round(polls["dynamodb.requests"])
+    return polls / count, count

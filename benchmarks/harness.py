@@ -25,7 +25,7 @@ import functions.notifier.handler
 import functions.supervisor.handler
 import functions.sweeper.handler
 from benchmarks.cost_model import HTTP, INVOCATION, SQS, TRANSITIONS, Bill
-from benchmarks.request_counter import Meter
+from benchmarks.request_counter import RequestCounter
 from tests.support.api import Client, LambdaContext, Reply
 from tests.support.state_machine import Machine, StateFailed
 from tests.support.table import TABLE_NAME, create_table
@@ -53,23 +53,23 @@ class FanOutContext(LambdaContext):
         return 300_000
 
 
-class Lab:
+class Harness:
     """The functions, their meter, and the stream, which is carried to its consumers by `deliver`."""
 
-    def __init__(self, session: boto3.Session, looker: boto3.Session) -> None:
+    def __init__(self, session: boto3.Session, uncounted_session: boto3.Session) -> None:
         self.client = Client(namespace=NAMESPACE)
-        self.rows = looker.client("dynamodb")
-        self.meter = Meter(session, self.rows)
-        self._messages = looker.client("sqs")
-        self._stream: Any = looker.client("dynamodbstreams")
+        self.rows = uncounted_session.client("dynamodb")
+        self.counter = RequestCounter(session, self.rows)
+        self._messages = uncounted_session.client("sqs")
+        self._stream: Any = uncounted_session.client("dynamodbstreams")
         arn = self.rows.describe_table(TableName=TABLE_NAME)["Table"]["LatestStreamArn"]
         (shard,) = self._stream.describe_stream(StreamArn=arn)["StreamDescription"]["Shards"]
         self._shard = {"StreamArn": arn, "ShardId": shard["ShardId"]}
-        self.skip()
+        self.skip_stream()
         self._mappings = {name: _mapping(name, arn) for name in CONSUMERS}
         self._by_function: dict[str, Bill] = {}
         self.supervisors = Machine(
-            table=self._of_a_state,
+            table=self._call_service,
             act=lambda event: self._run(
                 "supervisor", lambda: functions.supervisor.handler.handler(dict(event), LambdaContext())
             ),
@@ -78,7 +78,7 @@ class Lab:
 
     def call(self, method: str, target: str, json: object = None, *, wait_s: int | None = None) -> Reply:
         """One request to the HTTP API. A `wait_s` is how long the answer may be held."""
-        self.meter.add(HTTP)
+        self.counter.add(HTTP)
         headers = {} if wait_s is None else {"prefer": f"wait={wait_s}"}
         reply: Reply = self._run("api", lambda: self.client.call(method, target, json, headers=headers))
         return reply
@@ -87,24 +87,24 @@ class Lab:
         """Hand on what the stream holds, to each consumer what its filters let through, until nothing is new; whether
         anything was there. With one record a batch, as when updates are far apart, each is an invocation of its own.
         """
-        any_at_all = False
+        delivered = False
         while records := self._read():
-            any_at_all = True
+            delivered = True
             for name, mapping in self._mappings.items():
-                wanted = [record for record in records if passes(record.event, mapping.patterns)]
-                for start in range(0, len(wanted), batch_size):
-                    self._invoke_consumer(name, wanted[start : start + batch_size])
-        return any_at_all
+                matching = [record for record in records if passes(record.event, mapping.patterns)]
+                for start in range(0, len(matching), batch_size):
+                    self._invoke_consumer(name, matching[start : start + batch_size])
+        return delivered
 
-    def settle(self) -> None:
+    def settle_all(self) -> None:
         """Supervisors, pager and stream go on until nothing does, in batches as full as there is something for them."""
-        at_work = True
-        while at_work:
-            before = self._visited
+        is_active = True
+        while is_active:
+            before = self._visited_states
             self.supervisors.run()
-            self.meter.add(TRANSITIONS, self._visited - before)
-            paged = any(list(iter(self._page, False)))
-            at_work = self.deliver(batch_size=100) or paged or self._visited > before
+            self.counter.add(TRANSITIONS, self._visited_states - before)
+            fanned_out = any(list(iter(self._run_fan_out, False)))
+            is_active = self.deliver(batch_size=100) or fanned_out or self._visited_states > before
 
     def authorize(self, event: Row) -> Row:
         """One invocation of the authorizer."""
@@ -133,7 +133,7 @@ class Lab:
             answer = self.rows.batch_write_item(RequestItems={TABLE_NAME: puts})
             assert not answer["UnprocessedItems"]
 
-    def skip(self) -> None:
+    def skip_stream(self) -> None:
         """Let what the stream holds go by."""
         answer = self._stream.get_shard_iterator(**self._shard, ShardIteratorType="LATEST")
         self._iterator = answer["ShardIterator"]
@@ -141,21 +141,21 @@ class Lab:
     @contextmanager
     def billed(self) -> Iterator[Callable[[str | None], Bill]]:
         """What is taken inside: of everything, or of what one function did, invocation included."""
-        before, parts_before = self.meter.bill, dict(self._by_function)
+        before, parts_before = self.counter.bill, dict(self._by_function)
 
         def bill(function: str | None = None) -> Bill:
             if function is None:
-                return self.meter.bill - before
+                return self.counter.bill - before
             return self._by_function.get(function, Bill()) - parts_before.get(function, Bill())
 
         yield bill
 
     @property
-    def _visited(self) -> int:
+    def _visited_states(self) -> int:
         """How many states supervisors have entered."""
         return sum(len(execution.visited) for execution in self.supervisors.executions.values())
 
-    def _page(self) -> bool:
+    def _run_fan_out(self) -> bool:
         """Have `fan_out` do what one message says, if there is one. Taking it and deleting it are a request each."""
         url = os.environ["FAN_OUT_QUEUE_URL"]
         messages = self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages", [])
@@ -164,10 +164,10 @@ class Lab:
             event = {"Records": [{**record, "receiptHandle": message["ReceiptHandle"]}]}
             self._run("fan_out", partial(functions.fan_out.handler.handler, event, FanOutContext()))
             self._messages.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
-            self.meter.add(SQS, 2)
+            self.counter.add(SQS, 2)
         return bool(messages)
 
-    def _of_a_state(self, operation: str, request: Mapping[str, Any]) -> Any:
+    def _call_service(self, operation: str, request: Mapping[str, Any]) -> Any:
         """What a state of the supervisor's asks DynamoDB for itself."""
         call = getattr(self._states, xform_name(operation))
         try:
@@ -182,10 +182,10 @@ class Lab:
         assert not answer["batchItemFailures"], (name, answer)
 
     def _run(self, function: str, work: Callable[[], Any]) -> Any:
-        before = self.meter.bill
-        self.meter.add(f"{INVOCATION}{function}")
+        before = self.counter.bill
+        self.counter.add(f"{INVOCATION}{function}")
         done = work()
-        self._by_function[function] = self._by_function.get(function, Bill()) + (self.meter.bill - before)
+        self._by_function[function] = self._by_function.get(function, Bill()) + (self.counter.bill - before)
         return done
 
     def _read(self) -> list[Record]:
@@ -200,25 +200,25 @@ class Lab:
 
 
 @contextmanager
-def laboratory() -> Iterator[Lab]:
+def open_harness() -> Iterator[Harness]:
     """A lab with an empty table and queues of its own. One at a time: the functions' clients belong to the process."""
     boto3.setup_default_session()
-    looker = boto3.Session()
+    uncounted_session = boto3.Session()
     create_table()
     variables = {"TABLE_NAME": TABLE_NAME, "WEBSOCKET_ENDPOINT": "http://localhost/nobody"}
-    queues = looker.client("sqs")
+    queues = uncounted_session.client("sqs")
     for variable, name in QUEUES.items():
         attributes: Any = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
         variables[variable] = queues.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
-    variables["TOPIC_ARN"] = looker.client("sns").create_topic(Name="announcements")["TopicArn"]
+    variables["TOPIC_ARN"] = uncounted_session.client("sns").create_topic(Name="announcements")["TopicArn"]
     session = boto3.DEFAULT_SESSION
     assert session is not None
     try:
         with patch.dict(os.environ, variables):
             _forget_clients()
-            lab = Lab(session, looker)
-            with patch.object(wiring, "StepFunctionsSupervisors", lambda *_: lab.supervisors):
-                yield lab
+            new_harness = Harness(session, uncounted_session)
+            with patch.object(wiring, "StepFunctionsSupervisors", lambda *_: new_harness.supervisors):
+                yield new_harness
     finally:
         _forget_clients()
         boto3.DEFAULT_SESSION = None
@@ -232,10 +232,10 @@ def _forget_clients() -> None:
 
 def _mapping(function: str, stream_arn: str) -> StreamMapping:
     """The template's mapping of the stream to a function."""
-    wanted = {"Ref": f"{function.capitalize()}Function"}
+    function_ref = {"Ref": f"{function.capitalize()}Function"}
     (properties,) = (
-        each for each in resources("AWS::Lambda::EventSourceMapping").values() if each["FunctionName"] == wanted
+        each for each in resources("AWS::Lambda::EventSourceMapping").values() if each["FunctionName"] == function_ref
     )
-    place = {"UUID": function, "FunctionArn": f"arn:aws:lambda:::function:{function}", "State": "Enabled"}
-    of_template = {name: properties[name] for name in ("BatchSize", "FilterCriteria")}
-    return StreamMapping.parse({**place, **of_template, "EventSourceArn": stream_arn})
+    identity = {"UUID": function, "FunctionArn": f"arn:aws:lambda:::function:{function}", "State": "Enabled"}
+    settings = {name: properties[name] for name in ("BatchSize", "FilterCriteria")}
+    return StreamMapping.parse({**identity, **settings, "EventSourceArn": stream_arn})

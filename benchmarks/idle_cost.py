@@ -29,17 +29,17 @@ FREE_ALARMS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class CostLine:
     """One line of the month's bill. `basis` says where its quantity comes from."""
 
-    what: str
+    label: str
     quantity: float
     unit: str
     dollars: float
     basis: str
 
 
-def month(minute: Bill) -> Sequence[Line]:
+def month(minute: Bill) -> Sequence[CostLine]:
     """The bill of a month of such minutes, without free tier. Nothing else of the template costs while idle: its
     functions, APIs, topic, state machine and streams are paid by use."""
     invocations = MINUTES * minute.invocations
@@ -47,8 +47,8 @@ def month(minute: Bill) -> Sequence[Line]:
     sent = minute["sqs.requests"]
     gigabytes = invocations * LOG_BYTES / 1e9
 
-    def line(what: str, quantity: float, unit: str, price: float, basis: str) -> Line:
-        return Line(what=what, quantity=quantity, unit=unit, dollars=quantity * price / 1e6, basis=basis)
+    def line(what: str, quantity: float, unit: str, price: float, basis: str) -> CostLine:
+        return CostLine(label=what, quantity=quantity, unit=unit, dollars=quantity * price / 1e6, basis=basis)
 
     return [
         line("DynamoDB writes", MINUTES * minute.write_units, "write units", PRICES[WRITE], "measured"),
@@ -66,8 +66,8 @@ def month(minute: Bill) -> Sequence[Line]:
     ]
 
 
-def alarms() -> Line:
+def alarms() -> CostLine:
     """The template's alarms, none of them free."""
     count = len(resources("AWS::CloudWatch::Alarm"))
     basis = f"those of the template; an account's first {FREE_ALARMS} are free"
-    return Line(what="Alarms", quantity=count, unit="alarms", dollars=count * ALARM, basis=basis)
+    return CostLine(label="Alarms", quantity=count, unit="alarms", dollars=count * ALARM, basis=basis)

@@ -26,7 +26,7 @@ from typing import Any
 LAYER = "VigilLayer/python"
 
 # A library's name, and what is taken from it: some import their parts when these are first asked for.
-_ASK = """
+_COLLECT_IMPORTS = """
 import ast, builtins, importlib, inspect, json, sys
 asked, plain = {}, builtins.__import__
 def ask(name, globals=None, locals=None, fromlist=(), level=0):
@@ -52,7 +52,7 @@ place = sys.modules["vigil_core"].__file__
 assert place.startswith(sys.path[1]), place
 print(json.dumps({"libraries": {name: sorted(parts) for name, parts in sorted(asked.items())}, "late": late}))
 """
-_TIME = """
+_TIME_IMPORTS = """
 import json, sys, time
 sys.path[:0] = json.loads(sys.argv[1])
 wanted = json.loads(sys.argv[2])
@@ -93,31 +93,31 @@ def measure(build: Path, repeats: int) -> dict[str, Import]:
 
 def _function(plain: Path, compiled: Path, folder: str, repeats: int) -> Import:
     as_built, with_bytecode = ([str(place / folder), str(place / LAYER)] for place in (plain, compiled))
-    asked = _run(_ASK, as_built)
-    all_of_it = {"handler": [], **asked["late"]}
-    wanted = {
-        "handler": (as_built, all_of_it),
+    imported = _run(_COLLECT_IMPORTS, as_built)
+    with_late = {"handler": [], **imported["late"]}
+    variants = {
+        "handler": (as_built, with_late),
         "at_once": (as_built, {"handler": []}),
-        "floor": (as_built, asked["libraries"]),
-        "with_bytecode": (with_bytecode, all_of_it),
+        "floor": (as_built, imported["libraries"]),
+        "with_bytecode": (with_bytecode, with_late),
     }
     # In turn, for the same work takes a busy machine's processor longer.
-    times: dict[str, list[float]] = {kind: [] for kind in wanted}
+    times: dict[str, list[float]] = {kind: [] for kind in variants}
     for _ in range(repeats):
-        for kind, (paths, names) in wanted.items():
-            times[kind].append(_run(_TIME, paths, json.dumps(names)))
+        for kind, (paths, names) in variants.items():
+            times[kind].append(_run(_TIME_IMPORTS, paths, json.dumps(names)))
     median = {kind: statistics.median(found) for kind, found in times.items()}
     return Import(
         handler=median["handler"],
-        late=median["handler"] - median["at_once"] if asked["late"] else 0,
+        late=median["handler"] - median["at_once"] if imported["late"] else 0,
         floor=median["floor"],
         with_bytecode=median["with_bytecode"],
-        libraries=sorted({library.split(".")[0] for library in asked["libraries"]}),
+        libraries=sorted({library.split(".")[0] for library in imported["libraries"]}),
     )
 
 
 def _run(code: str, paths: Sequence[str], *arguments: str) -> Any:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, json.dumps(paths), *arguments],
         env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=paths[0],
@@ -125,4 +125,4 @@ def _run(code: str, paths: Sequence[str], *arguments: str) -> Any:
         text=True,
         check=True,
     )
-    return json.loads(done.stdout)
+    return json.loads(process.stdout)

@@ -28,24 +28,24 @@ from websockets.sync.client import ClientConnection, connect
 
 from vigil.local import cloud
 from vigil.local.stack import Stack, client_config, session
-from vigil.local.state_dir import Home, wait_until
+from vigil.local.state_dir import StateDir, wait_until
 from vigil_core.domain.jobs.job import Report
-from vigil_core.gateways.eventbridge_scheduler import SchedulerAlarms
-from vigil_core.gateways.payload_bucket import BodiesBucket
+from vigil_core.gateways.eventbridge_scheduler import SchedulerTimers
+from vigil_core.gateways.payload_bucket import PayloadBucket
 from vigil_core.gateways.sqs import SqsQueues
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 from vigil_core.wiring import context_of, now
 
-BARE = "bare"
+BASELINE = "bare"
 WARM_UP = 15
 SETTLE_S = 0.04
 """Between two samples: what the last one set going beside its frame has time to end."""
-LONGEST_S = 10
-PATCH_EVERY = 4
+TIMEOUT_S = 10
+HTTP_ROUND_INTERVAL = 4
 """One round in so many also takes the way through the HTTP API."""
-JOB_SERVES = 50
+MAX_CHANGES_PER_JOB = 50
 """Changes after which a new job takes over: the history of one that changes hundreds of times is not the usual case."""
 
 Json = dict[str, Any]
@@ -66,7 +66,7 @@ class Spread:
         return statistics.quantiles(self.samples, n=20)[-1]
 
 
-class Ear:
+class EventSocket:
     """A WebSocket whose frames are stamped as they come in."""
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -74,18 +74,18 @@ class Ear:
         self._frames: queue.Queue[tuple[float, Json]] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def say(self, **frame: object) -> Json:
+    def send(self, **frame: object) -> Json:
         """Send a request; its acknowledgement."""
         self._socket.send(json.dumps(frame))
-        _, answer = self.hear(lambda heard: heard["type"] in {"ack", "error"} and heard["id"] == frame["id"])
-        assert answer["type"] == "ack", answer
-        return answer
+        _, ack = self.receive(lambda heard: heard["type"] in {"ack", "error"} and heard["id"] == frame["id"])
+        assert ack["type"] == "ack", ack
+        return ack
 
-    def hear(self, wanted: Callable[[Json], bool]) -> tuple[float, Json]:
+    def receive(self, is_match: Callable[[Json], bool]) -> tuple[float, Json]:
         """The next frame that is wanted, and when it came; others are passed over. Raises queue.Empty after 10 s."""
         while True:
-            at, frame = self._frames.get(timeout=LONGEST_S)
-            if wanted(frame):
+            at, frame = self._frames.get(timeout=TIMEOUT_S)
+            if is_match(frame):
                 return at, frame
 
     def _listen(self) -> None:
@@ -96,14 +96,14 @@ class Ear:
             return
 
 
-class Runner:
+class SampleTaker:
     """Takes samples: of the bare path, of a job's change, and of a wait's end."""
 
-    def __init__(self, stack: Stack, ear: Ear) -> None:
+    def __init__(self, stack: Stack, event_socket: EventSocket) -> None:
         aws = session()
-        self._ear = ear
+        self._socket = event_socket
         self._dynamodb = aws.client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
-        self._dynamodb.meta.events.register("before-send.dynamodb.PutItem", self._sent)
+        self._dynamodb.meta.events.register("before-send.dynamodb.PutItem", self._on_sent)
         self._sent_at = 0.0
         self._table = stack.table_name
         table = DynamoTable(self._dynamodb, stack.table_name)
@@ -111,8 +111,8 @@ class Runner:
         self._ctx = context_of(
             table,
             SqsQueues(lambda: None, fan_out_url=None, sweeper_url=None),  # type: ignore[arg-type,return-value]
-            SchedulerAlarms(lambda: None, group=None, function_arn=None, role_arn=None, now=now),  # type: ignore[arg-type,return-value]
-            BodiesBucket(lambda: None, None),  # type: ignore[arg-type,return-value]
+            SchedulerTimers(lambda: None, group=None, function_arn=None, role_arn=None, now=now),  # type: ignore[arg-type,return-value]
+            PayloadBucket(lambda: None, None),  # type: ignore[arg-type,return-value]
         )
         self._http = httpx.Client(
             base_url=stack.api_url,
@@ -120,34 +120,34 @@ class Runner:
             timeout=40,
             trust_env=False,
         )
-        of_key = keys.connection_of_key(self._namespace, stack.key_id, "").pk
-        (row,) = table.query_page(of_key).rows
+        key_partition = keys.connection_of_key(self._namespace, stack.key_id, "").pk
+        (row,) = table.query_page(key_partition).rows
         self._connection = row["sk"]
         self._count = 0
         self._jobs: dict[str, str] = {}
 
-    def bare(self) -> float:
+    def baseline(self) -> float:
         """A row written → its text heard, in seconds."""
         self._count += 1
-        text = json.dumps({"type": BARE, "id": self._count, "data": "x" * 600})
+        text = json.dumps({"type": BASELINE, "id": self._count, "data": "x" * 600})
         self._dynamodb.put_item(
             TableName=self._table,
             Item={
-                "pk": {"S": f"{BARE}#{self._count}"},
+                "pk": {"S": f"{BASELINE}#{self._count}"},
                 "sk": {"S": "A"},
-                "entity": {"S": BARE},
+                "entity": {"S": BASELINE},
                 "connection": {"S": self._connection},
                 "text": {"S": text},
             },
         )
-        at, _ = self._ear.hear(lambda frame: frame["type"] == BARE and frame["id"] == self._count)
+        at, _ = self._socket.receive(lambda frame: frame["type"] == BASELINE and frame["id"] == self._count)
         return at - self._sent_at
 
     def job(self) -> float:
         """A job's new version written → its event heard by a subscription to the job."""
         job_id = self._job("watched")
         self._report(job_id)
-        at, _ = self._ear.hear(lambda frame: _tells(frame, "job.updated", job_id))
+        at, _ = self._socket.receive(lambda frame: _is_event(frame, "job.updated", job_id))
         return at - self._sent_at
 
     def wait(self) -> float:
@@ -155,8 +155,8 @@ class Runner:
         job_id = self._job("waited-for")
         wait_id = self._wait_for(job_id)
         self._report(job_id)
-        at, _ = self._ear.hear(lambda frame: _tells(frame, "wait.met", wait_id))
-        self._ear.say(action="unsubscribe", id="w")
+        at, _ = self._socket.receive(lambda frame: _is_event(frame, "wait.met", wait_id))
+        self._socket.send(action="unsubscribe", id="w")
         return at - self._sent_at
 
     def job_by_http(self) -> tuple[float, float]:
@@ -168,10 +168,10 @@ class Runner:
         """PATCH sent → the wait's end heard; and PATCH sent → answered."""
         job_id = self._job("waited-for")
         heard, answered = self._patch(job_id, "wait.met", self._wait_for(job_id))
-        self._ear.say(action="unsubscribe", id="w")
+        self._socket.send(action="unsubscribe", id="w")
         return heard, answered
 
-    def hand_over(self) -> float:
+    def mutex_handover(self) -> float:
         """The end of a job that has a mutex written → the event heard that the next in line is ready."""
         mutex = {"key": f"bench-{self._count}", "on_conflict": "queue"}
         return self._release(self._new(mutex=mutex), {"mutex": mutex})
@@ -181,36 +181,36 @@ class Runner:
         first = self._new()
         return self._release(first, {"depends_on": [first]})
 
-    def _release(self, first: str, wanted: Json) -> float:
+    def _release(self, first: str, second_options: Json) -> float:
         """The end of a job → the event heard that another, which is created to wait for it, is ready."""
-        second = self._new(**wanted)
-        self._ear.say(action="subscribe", id="next", topics=[f"job:{second}"])
+        second = self._new(**second_options)
+        self._socket.send(action="subscribe", id="next", topics=[f"job:{second}"])
         self._http.post(f"/v1/jobs/{first}/start").raise_for_status()
         time.sleep(0.2)  # The second is watched by then.
-        change_job.complete(self._ctx, self._namespace, first, by="bench")
-        at, _ = self._ear.hear(lambda frame: _tells(frame, "job.ready", second))
-        self._ear.say(action="unsubscribe", id="next")
+        change_job.complete(self._ctx, self._namespace, first, actor="bench")
+        at, _ = self._socket.receive(lambda frame: _is_event(frame, "job.ready", second))
+        self._socket.send(action="unsubscribe", id="next")
         return at - self._sent_at
 
-    def _new(self, **wanted: Any) -> str:
+    def _new(self, **options: Any) -> str:
         self._count += 1
-        answer = self._http.post("/v1/jobs", json={"job_type": "bench", **wanted}).raise_for_status()
+        answer = self._http.post("/v1/jobs", json={"job_type": "bench", **options}).raise_for_status()
         return str(answer.json()["job_id"])
 
     def _patch(self, job_id: str, event: str, subject: str) -> tuple[float, float]:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         self._http.patch(f"/v1/jobs/{job_id}", json={"milestones": [self._milestone]}).raise_for_status()
         answered = time.perf_counter()
-        at, _ = self._ear.hear(lambda frame: _tells(frame, event, subject))
-        return at - began, answered - began
+        at, _ = self._socket.receive(lambda frame: _is_event(frame, event, subject))
+        return at - started_at, answered - started_at
 
     def _wait_for(self, job_id: str) -> str:
         """A wait for what the next report will say."""
-        answer = self._ear.say(action="wait", id="w", wait_on={job_id: {"milestone": self._milestone}})
+        answer = self._socket.send(action="wait", id="w", wait_on={job_id: {"milestone": self._milestone}})
         return str(answer["data"]["wait_id"])
 
     def _report(self, job_id: str) -> None:
-        change_job.report(self._ctx, self._namespace, job_id, Report(milestones=(self._milestone,)), by="bench")
+        change_job.report(self._ctx, self._namespace, job_id, Report(milestones=(self._milestone,)), actor="bench")
 
     @property
     def _milestone(self) -> str:
@@ -219,98 +219,98 @@ class Runner:
     def _job(self, kind: str) -> str:
         """A running job of this kind, from time to time a new one; each call begins a new change of it."""
         self._count += 1
-        if kind not in self._jobs or self._count % JOB_SERVES == 0:
+        if kind not in self._jobs or self._count % MAX_CHANGES_PER_JOB == 0:
             created = self._http.post("/v1/jobs", json={"job_type": "bench", "name": kind}).raise_for_status().json()
             self._http.post(f"/v1/jobs/{created['job_id']}/start").raise_for_status()
             if kind == "watched":
-                self._ear.say(action="subscribe", id="j", topics=[f"job:{created['job_id']}"])
+                self._socket.send(action="subscribe", id="j", topics=[f"job:{created['job_id']}"])
             self._jobs[kind] = created["job_id"]
             time.sleep(0.5)
         return self._jobs[kind]
 
-    def _sent(self, **_: object) -> None:
+    def _on_sent(self, **_: object) -> None:
         self._sent_at = time.perf_counter()
 
 
-def _tells(frame: Json, event: str, subject: str) -> bool:
+def _is_event(frame: Json, event: str, subject: str) -> bool:
     """Whether a frame is this event of this job or wait."""
-    told = frame["data"] if frame["type"] == "event" else {}
-    return told.get("type") == f"vigil.{event}" and told["subject"] == subject
+    data = frame["data"] if frame["type"] == "event" else {}
+    return data.get("type") == f"vigil.{event}" and data["subject"] == subject
 
 
-def measure(home: Home, stack: Stack, samples: int, progress: Callable[[int], None]) -> Mapping[str, Spread]:
+def measure(state_dir: StateDir, stack: Stack, samples: int, progress: Callable[[int], None]) -> Mapping[str, Spread]:
     """Take so many warm samples of each kind, in turn; a fourth as many through HTTP and to the next job."""
-    taken: dict[str, list[float]] = {}
-    with _bare_path(home, stack), _ear(stack) as ear:
-        runner = Runner(stack, ear)
-        plain = {"bare": runner.bare, "job": runner.job, "wait": runner.wait}
-        for turn in range(-WARM_UP, samples):
-            found: dict[str, float] = {}
-            for name in _rotated(list(plain), turn):
-                found[name] = plain[name]()
+    samples_by_name: dict[str, list[float]] = {}
+    with _baseline_path(state_dir, stack), _event_socket(stack) as event_socket:
+        runner = SampleTaker(stack, event_socket)
+        kinds = {"bare": runner.baseline, "job": runner.job, "wait": runner.wait}
+        for round_number in range(-WARM_UP, samples):
+            seconds_by_name: dict[str, float] = {}
+            for name in _rotated(list(kinds), round_number):
+                seconds_by_name[name] = kinds[name]()
                 time.sleep(SETTLE_S)
-            if turn % PATCH_EVERY == 0:
-                found["job_by_http"], found["patch"] = runner.job_by_http()
+            if round_number % HTTP_ROUND_INTERVAL == 0:
+                seconds_by_name["job_by_http"], seconds_by_name["patch"] = runner.job_by_http()
                 time.sleep(SETTLE_S)
-                found["wait_by_http"], _ = runner.wait_by_http()
+                seconds_by_name["wait_by_http"], _ = runner.wait_by_http()
                 time.sleep(SETTLE_S)
-                found["hand_over"] = runner.hand_over()
+                seconds_by_name["hand_over"] = runner.mutex_handover()
                 time.sleep(SETTLE_S)
-                found["release"] = runner.release()
+                seconds_by_name["release"] = runner.release()
                 time.sleep(SETTLE_S)
-            if turn >= 0:
-                for name, seconds in found.items():
-                    taken.setdefault(name, []).append(1000 * seconds)
-                progress(turn + 1)
-    return {name: Spread(taken[name]) for name in sorted(taken)}
+            if round_number >= 0:
+                for name, seconds in seconds_by_name.items():
+                    samples_by_name.setdefault(name, []).append(1000 * seconds)
+                progress(round_number + 1)
+    return {name: Spread(samples_by_name[name]) for name in sorted(samples_by_name)}
 
 
-def _rotated(names: Sequence[str], by: int) -> Iterator[str]:
-    start = by % len(names)
+def _rotated(names: Sequence[str], offset: int) -> Iterator[str]:
+    start = offset % len(names)
     return iter([*names[start:], *names[:start]])
 
 
 @contextmanager
-def _ear(stack: Stack) -> Iterator[Ear]:
+def _event_socket(stack: Stack) -> Iterator[EventSocket]:
     headers = {"Authorization": f"Bearer {stack.api_key}"}
     with connect(stack.ws_url, additional_headers=headers, proxy=None, open_timeout=30) as socket:
-        yield Ear(socket)
+        yield EventSocket(socket)
 
 
 @contextmanager
-def _bare_path(home: Home, stack: Stack) -> Iterator[None]:
+def _baseline_path(state_dir: StateDir, stack: Stack) -> Iterator[None]:
     """The bare function on the table's stream, served by the same pump as Vigil's."""
     aws = session()
     dynamodb = aws.client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
     functions = aws.client("lambda", endpoint_url=stack.endpoint_url, config=client_config())
-    management = functions.get_function_configuration(FunctionName=f"{stack.stack_name}-notifier")
-    variables = management["Environment"]["Variables"]
+    configuration = functions.get_function_configuration(FunctionName=f"{stack.stack_name}-notifier")
+    variables = configuration["Environment"]["Variables"]
     stream = dynamodb.describe_table(TableName=stack.table_name)["Table"]["LatestStreamArn"]
-    pattern = {"dynamodb": {"NewImage": {"entity": {"S": [BARE]}}}}
+    pattern = {"dynamodb": {"NewImage": {"entity": {"S": [BASELINE]}}}}
     functions.create_function(
-        FunctionName=BARE,
+        FunctionName=BASELINE,
         Runtime="python3.11",
         Role="arn:aws:iam::000000000000:role/bare",
         Handler="handler.handler",
         Code={"ZipFile": zipped(Path(__file__).with_name("bare.py").read_text())},
         Timeout=60,
-        MemorySize=management["MemorySize"],
+        MemorySize=configuration["MemorySize"],
         Environment={"Variables": {"WEBSOCKET_ENDPOINT": variables["WEBSOCKET_ENDPOINT"]}},
     )
     mapping = functions.create_event_source_mapping(
-        FunctionName=BARE,
+        FunctionName=BASELINE,
         EventSourceArn=stream,
         StartingPosition="TRIM_HORIZON",
         BatchSize=100,
         FilterCriteria={"Filters": [{"Pattern": json.dumps(pattern)}]},
     )["UUID"]
     try:
-        served = wait_until(lambda: any(r["mapping"] == mapping for r in cloud.health(home).readers), 15)
+        served = wait_until(lambda: any(r["mapping"] == mapping for r in cloud.health(state_dir).readers), 15)
         assert served, "the bare function's stream is not served"
         yield
     finally:
         functions.delete_event_source_mapping(UUID=mapping)
-        functions.delete_function(FunctionName=BARE)
+        functions.delete_function(FunctionName=BASELINE)
 
 
 def zipped(code: str) -> bytes:

@@ -29,13 +29,13 @@ Json = Mapping[str, Any]
 
 API_GB = 0.5
 """Memory of the function that holds answers."""
-HOLD_S = 20
+POLL_S = 20
 
-JOB_BAR = 12
-WAIT_BAR = 8
-LATENCY_BAR = 1.5
-RUN_JOB_BAR = 12
-RUN_BAR = 0.0003
+MAX_JOB_WRITE_UNITS = 12
+MAX_WAIT_WRITE_UNITS = 8
+MAX_LATENCY_RATIO = 1.5
+MAX_RUN_JOB_DOLLARS = 12
+MAX_RUN_DOLLARS = 0.0003
 RUNS_SHOWN = (10, 1_000, 10_000)
 
 
@@ -50,45 +50,53 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
+class Target:
     """Something that must hold."""
 
-    what: str
+    label: str
     limit: float
-    found: float
+    measured: float
 
     @property
-    def holds(self) -> bool:
-        return self.found <= self.limit
+    def is_met(self) -> bool:
+        return self.measured <= self.limit
 
 
-def bars(results: Json) -> list[Bar]:
+def targets(results: Json) -> list[Target]:
     """What must hold of these results."""
     job, wait, latency = _bill(results["job"]["total"]), _wait_total(results["wait"]), results["latency"]
     ratio = latency["job"]["median_ms"] / latency["bare"]["median_ms"]
     few, many = (results["match"][count] for count in sorted(results["match"], key=int))
     short, long = (results["claims"][count] for count in sorted(results["claims"], key=int))
     return [
-        Bar(what="write units of a tracked job with five reports", limit=JOB_BAR, found=job.write_units),
-        Bar(what="write units of a wait on it", limit=WAIT_BAR, found=wait.write_units),
-        Bar(
-            what="quantities in which a match differs among few and many waits", limit=0, found=_differences(few, many)
+        Target(
+            label="write units of a tracked job with five reports", limit=MAX_JOB_WRITE_UNITS, measured=job.write_units
         ),
-        Bar(
-            what="quantities in which a claim differs from a short and from a long queue",
+        Target(label="write units of a wait on it", limit=MAX_WAIT_WRITE_UNITS, measured=wait.write_units),
+        Target(
+            label="quantities in which a match differs among few and many waits",
             limit=0,
-            found=_differing(short, long),
+            measured=_differences(few, many),
         ),
-        Bar(what="update to WebSocket, as a multiple of the bare path", limit=LATENCY_BAR, found=round(ratio, 2)),
-        Bar(
-            what="dollars for a million jobs of a run",
-            limit=RUN_JOB_BAR,
-            found=round(_job_of_a_run(results).dollars(), 2),
+        Target(
+            label="quantities in which a claim differs from a short and from a long queue",
+            limit=0,
+            measured=_count_differences(short, long),
         ),
-        Bar(
-            what="dollars for a run besides its jobs",
-            limit=RUN_BAR,
-            found=round(_run_by_itself(results).dollars() / 1e6, 6),
+        Target(
+            label="update to WebSocket, as a multiple of the bare path",
+            limit=MAX_LATENCY_RATIO,
+            measured=round(ratio, 2),
+        ),
+        Target(
+            label="dollars for a million jobs of a run",
+            limit=MAX_RUN_JOB_DOLLARS,
+            measured=round(_cost_per_job(results).dollars(), 2),
+        ),
+        Target(
+            label="dollars for a run besides its jobs",
+            limit=MAX_RUN_DOLLARS,
+            measured=round(_fixed_run_cost(results).dollars() / 1e6, 6),
         ),
     ]
 
@@ -99,8 +107,8 @@ def sections(results: Json) -> Iterator[Section]:
         title="What must hold",
         columns=["", "at most", "found", ""],
         rows=[
-            [bar.what, f"{bar.limit:g}", f"{bar.found:g}", "holds" if bar.holds else "**does not hold**"]
-            for bar in bars(results)
+            [bar.label, f"{bar.limit:g}", f"{bar.measured:g}", "holds" if bar.is_met else "**does not hold**"]
+            for bar in targets(results)
         ],
         notes=[],
     )
@@ -109,7 +117,7 @@ def sections(results: Json) -> Iterator[Section]:
     yield _wait(results)
     yield _match(results)
     yield _run(results)
-    yield _runs_elsewhere(results)
+    yield _step_functions_costs(results)
     yield _hop(results)
     yield _latency(results)
     yield _imports(results)
@@ -239,7 +247,7 @@ def _compute(bill: Json) -> float:
 def _wait(results: Json) -> Section:
     wait = results["wait"]
     look, looks = _bill(wait["look"]), wait["looks_in_20_s"]
-    held = look.dollars() * looks + HOLD_S * API_GB * GB_SECOND
+    held = look.dollars() * looks + POLL_S * API_GB * GB_SECOND
     return Section(
         title="A wait on one job",
         columns=["", *_COST_COLUMNS],
@@ -252,7 +260,7 @@ def _wait(results: Json) -> Section:
         notes=[
             "Registered without a hold before its job ends, met by that end. The job's own costs are taken off: what "
             "is left is what the wait adds.",
-            f"An answer held for the whole {HOLD_S} s looks {looks} times. With the function's memory for so long a "
+            f"An answer held for the whole {POLL_S} s looks {looks} times. With the function's memory for so long a "
             f"million of them are ${held:.0f}, nearly all of it Lambda's; hearing of the end on SNS or a WebSocket "
             "costs nothing while waiting.",
         ],
@@ -260,11 +268,11 @@ def _wait(results: Json) -> Section:
 
 
 def _match(results: Json) -> Section:
-    found = {int(count): wait for count, wait in results["match"].items()}
+    waits_by_count = {int(count): wait for count, wait in results["match"].items()}
     return Section(
         title="A wait among others",
         columns=["other waits stored", *_COST_COLUMNS],
-        rows=[_cost_row(f"{count:,}", _wait_total(found[count])) for count in sorted(found)],
+        rows=[_cost_row(f"{count:,}", _wait_total(waits_by_count[count])) for count in sorted(waits_by_count)],
         notes=["The same wait's whole life, while so many others are stored, each on a job of its own."],
     )
 
@@ -287,14 +295,14 @@ def _lives(results: Json) -> tuple[runs.RunLife, runs.RunLife]:
     return few, many
 
 
-def _job_of_a_run(results: Json) -> Bill:
+def _cost_per_job(results: Json) -> Bill:
     few, many = _lives(results)
-    return runs.more(few.total, many.total, many.jobs - few.jobs)
+    return runs.extra_per_job(few.total, many.total, many.jobs - few.jobs)
 
 
-def _run_by_itself(results: Json) -> Bill:
+def _fixed_run_cost(results: Json) -> Bill:
     few, _ = _lives(results)
-    return few.total - runs.times(_job_of_a_run(results), few.jobs)
+    return few.total - runs.scaled(_cost_per_job(results), few.jobs)
 
 
 def _run_row(name: str, bill: Bill) -> list[str]:
@@ -305,17 +313,17 @@ def _run_row(name: str, bill: Bill) -> list[str]:
 def _run(results: Json) -> Section:
     few, many = _lives(results)
     more = many.jobs - few.jobs
-    rows = [_run_row("**a job of a run**", _job_of_a_run(results))]
+    rows = [_run_row("**a job of a run**", _cost_per_job(results))]
     rows += [
-        _run_row(f"– {_RUN_STEPS[name]}", runs.more(few.by_step[name], bill, more))
+        _run_row(f"– {_RUN_STEPS[name]}", runs.extra_per_job(few.by_step[name], bill, more))
         for name, bill in many.by_step.items()
     ]
     rows += [
-        _run_row(f"by the {name}", runs.more(few.by_function[name], bill, more))
+        _run_row(f"by the {name}", runs.extra_per_job(few.by_function[name], bill, more))
         for name, bill in many.by_function.items()
     ]
     rows += [_run_row("a payload of a job's own, besides", _bill(results["runs"]["payload"]))]
-    rows += [_run_row("**a run besides its jobs**", _run_by_itself(results))]
+    rows += [_run_row("**a run besides its jobs**", _fixed_run_cost(results))]
     rows += [
         _run_row(f"a run of {int(jobs):,} jobs, all of it", _bill(life["total"]))
         for jobs, life in results["runs"]["lives"].items()
@@ -326,7 +334,7 @@ def _run(results: Json) -> Section:
         rows=rows,
         notes=[
             "One job, all but two of the rest after it, one after those: created in one request, claimed by workers "
-            f"{runs.CLAIMED_AT_ONCE} at a time, completed one by one, each with a result; everything included that "
+            f"{runs.MAX_CLAIM_JOBS} at a time, completed one by one, each with a result; everything included that "
             f"follows, in batches of the stream as full as they can be (100 records). Measured: runs of {few.jobs:,} "
             f"and of {many.jobs:,} jobs. What a job takes is their difference by {more:,}, what a run takes besides "
             "is what is left of the smaller one. Where changes trickle, each is an invocation of its own: see the jobs "
@@ -344,20 +352,22 @@ _RUN_STEPS = {
 }
 
 
-def _runs_elsewhere(results: Json) -> Section:
+def _step_functions_costs(results: Json) -> Section:
     lives = results["runs"]["lives"]
     rows = []
     for jobs in RUNS_SHOWN:
         measured = lives.get(str(jobs))
-        ours = (
-            _bill(measured["total"]) if measured else _run_by_itself(results) + runs.times(_job_of_a_run(results), jobs)
+        vigil_bill = (
+            _bill(measured["total"])
+            if measured
+            else _fixed_run_cost(results) + runs.scaled(_cost_per_job(results), jobs)
         )
         rows.append(
             [
                 f"{jobs:,} jobs" + ("" if measured else ", extrapolated"),
-                f"{ours.write_units:,.0f}",
-                f"{ours[TRANSITIONS]:,.0f}",
-                _dollars(ours),
+                f"{vigil_bill.write_units:,.0f}",
+                f"{vigil_bill[TRANSITIONS]:,.0f}",
+                _dollars(vigil_bill),
                 *(_dollars(other(jobs)) for other in (runs.as_inline_map, runs.as_distributed_map, runs.as_states)),
             ]
         )
@@ -401,9 +411,12 @@ def _hop(results: Json) -> Section:
     native = hops["native"]
 
     def row(name: str, kind: str, *, compared: bool) -> list[str]:
-        told = hops[kind]
-        ratios = [f"{told[at] / native[at]:.2f}" if compared else "" for at in ("median_ms", "p95_ms")]
-        return [name, str(told["samples"]), f"{told['median_ms']:.1f}", f"{told['p95_ms']:.1f}", *ratios]
+        spread = hops[kind]
+        ratios = [
+            f"{spread[percentile] / native[percentile]:.2f}" if compared else ""
+            for percentile in ("median_ms", "p95_ms")
+        ]
+        return [name, str(spread["samples"]), f"{spread['median_ms']:.1f}", f"{spread['p95_ms']:.1f}", *ratios]
 
     return Section(
         title="From a completion to the next job",
@@ -437,9 +450,11 @@ def _latency(results: Json) -> Section:
     bare = latency["bare"]
 
     def row(name: str, kind: str, *, compared: bool) -> list[str]:
-        told = latency[kind]
-        ratios = [f"{told[at] / bare[at]:.2f}" if compared else "" for at in ("median_ms", "p95_ms")]
-        return [name, str(told["samples"]), f"{told['median_ms']:.1f}", f"{told['p95_ms']:.1f}", *ratios]
+        spread = latency[kind]
+        ratios = [
+            f"{spread[percentile] / bare[percentile]:.2f}" if compared else "" for percentile in ("median_ms", "p95_ms")
+        ]
+        return [name, str(spread["samples"]), f"{spread['median_ms']:.1f}", f"{spread['p95_ms']:.1f}", *ratios]
 
     return Section(
         title="From a change to a WebSocket",
@@ -534,7 +549,7 @@ def _differences(one: Json, other: Json) -> int:
     return len(difference.quantities)
 
 
-def _differing(one: Json, other: Json) -> int:
+def _count_differences(one: Json, other: Json) -> int:
     return len((_bill(one) - _bill(other)).quantities)
 
 

@@ -39,13 +39,13 @@ class Agreement:
     different: list[str] = field(default_factory=list)
 
 
-class Meter:
+class RequestCounter:
     """Counts every request of every client that `session` makes from now on. `looker` is another session's."""
 
-    def __init__(self, session: boto3.Session, looker: DynamoDBClient) -> None:
-        self._looker = looker
+    def __init__(self, session: boto3.Session, uncounted_client: DynamoDBClient) -> None:
+        self._uncounted_client = uncounted_client
         self._counts: Counter[str] = Counter()
-        self._halves: Counter[str] = Counter()
+        self._half_units: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._schemas: dict[str, tuple[list[str], list[list[str]]]] = {}
         self.largest: dict[str, int] = {}
@@ -60,7 +60,7 @@ class Meter:
     def bill(self) -> Bill:
         """Everything so far; the difference of two is what lies between them."""
         with self._lock:
-            return Bill({**self._counts, **{name: amount / 2 for name, amount in self._halves.items()}})
+            return Bill({**self._counts, **{name: amount / 2 for name, amount in self._half_units.items()}})
 
     def add(self, name: str, count: int = 1) -> None:
         """Count so many of something that no client asks for, like an invocation."""
@@ -76,22 +76,22 @@ class Meter:
 
     def _after(self, parsed: dict[str, Any], model: Any, context: dict[str, Any], **_: Any) -> None:
         params, writes = context["vigil_params"], context["vigil_writes"]
-        done = "Error" not in parsed
-        doubled = 2 if model.name == "TransactWriteItems" else 1
+        succeeded = "Error" not in parsed
+        factor = 2 if model.name == "TransactWriteItems" else 1
         read = self._read_units(model.name, params, parsed)
         table_write = index_write = 0
         for write in writes:
-            after = self._look(params, write.key) if write.read_again else write.after
-            table_write += doubled * write_units(write.before, after if done else None)
-            if done:
-                index_write += doubled * self._index_units(self._table_of(params), write.before, after)
-                self._note_size(after)
+            after = self._read_item(params, write.key) if write.read_again else write.after
+            table_write += factor * write_units(write.before, after if succeeded else None)
+            if succeeded:
+                index_write += factor * self._index_units(self._table_of(params), write.before, after)
+                self._record_size(after)
         with self._lock:
             self._counts[REQUESTS] += 1 + parsed.get("ResponseMetadata", {}).get("RetryAttempts", 0)
             self._counts[WRITE] += table_write
             self._counts[INDEX_WRITE] += index_write
-            self._halves[READ] += round(2 * read)
-            if done:
+            self._half_units[READ] += round(2 * read)
+            if succeeded:
                 self._compare(model.name, read + table_write + index_write, parsed.get("ConsumedCapacity"))
 
     def _after_other(self, model: Any, **_: Any) -> None:
@@ -151,20 +151,20 @@ class Meter:
 
     def _put(self, params: dict[str, Any], item: Item) -> _Write:
         key = {name: item[name] for name in self._schema(self._table_of(params))[0]}
-        return _Write(key=key, before=self._look(params, key), after=item)
+        return _Write(key=key, before=self._read_item(params, key), after=item)
 
     def _change(self, params: dict[str, Any], key: Item, *, read_again: bool = False) -> _Write:
-        return _Write(key=key, before=self._look(params, key), read_again=read_again)
+        return _Write(key=key, before=self._read_item(params, key), read_again=read_again)
 
-    def _look(self, params: dict[str, Any], key: Item) -> Item | None:
-        found = self._looker.get_item(TableName=self._table_of(params), Key=dict(key), ConsistentRead=True)
-        return found.get("Item")
+    def _read_item(self, params: dict[str, Any], key: Item) -> Item | None:
+        response = self._uncounted_client.get_item(TableName=self._table_of(params), Key=dict(key), ConsistentRead=True)
+        return response.get("Item")
 
     def _index_units(self, table: str, before: Item | None, after: Item | None) -> int:
         table_key, indexes = self._schema(table)
         return sum(index_write_units(index, table_key, before, after) for index in indexes)
 
-    def _note_size(self, item: Item | None) -> None:
+    def _record_size(self, item: Item | None) -> None:
         if item and "entity" in item:
             entity = item["entity"]["S"]
             self.largest[entity] = max(self.largest.get(entity, 0), item_bytes(item))
@@ -172,7 +172,7 @@ class Meter:
     def _schema(self, table: str) -> tuple[list[str], list[list[str]]]:
         """The names of the table's key and of each index's. Every index of the template holds keys only."""
         if table not in self._schemas:
-            described = self._looker.describe_table(TableName=table)["Table"]
+            described = self._uncounted_client.describe_table(TableName=table)["Table"]
             indexes = described.get("GlobalSecondaryIndexes", [])
             assert all(index["Projection"]["ProjectionType"] == "KEYS_ONLY" for index in indexes), indexes
             self._schemas[table] = (
@@ -190,10 +190,10 @@ class Meter:
     # ---------------------------------------------------------------- what DynamoDB says
 
     def _compare(self, operation: str, computed: float, reported: Any) -> None:
-        told = reported if isinstance(reported, list) else [reported] if reported else []
-        if not told:
+        capacities = reported if isinstance(reported, list) else [reported] if reported else []
+        if not capacities:
             return
-        units = sum(each["CapacityUnits"] for each in told)
+        units = sum(each["CapacityUnits"] for each in capacities)
         if units == computed:
             self.agreement.same[operation] += 1
         else:

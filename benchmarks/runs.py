@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cost_model import SQS, TRANSITIONS, Bill
-from benchmarks.harness import Lab
+from benchmarks.harness import Harness
 
-CLAIMED_AT_ONCE = 10
+MAX_CLAIM_JOBS = 10
 PAYLOAD: Mapping[str, Any] = {"bucket": "measurements", "key": "2026/11/22/part-0017.parquet", "rows": 65_536}
 RESULT: Mapping[str, Any] = {"rows": 65_536, "rejected": 12}
 PHASES = ("create", "claim", "complete")
@@ -25,12 +25,12 @@ class RunLife:
     by_function: Mapping[str, Bill]
 
 
-def warm_up(lab: Lab) -> None:
+def warm_up(harness: Harness) -> None:
     """Have what is written once a process and day written."""
-    run_life(lab, 3)
+    run_life(harness, 3)
 
 
-def run_life(lab: Lab, jobs: int, *, payloads: bool = False) -> RunLife:
+def run_life(harness: Harness, jobs: int, *, payloads: bool = False) -> RunLife:
     """One job, all but two of the rest after it, one after those: created in one request, claimed some at a time and
     completed one by one; in batches of the stream as full as they can be."""
     names = [f"part-{number}" for number in range(jobs - 2)]
@@ -41,53 +41,53 @@ def run_life(lab: Lab, jobs: int, *, payloads: bool = False) -> RunLife:
         {"name": "merge", "depends_on": names, **payload},
     ]
     by_step = dict.fromkeys(PHASES, Bill())
-    with lab.billed() as life:
-        with lab.billed() as step:
-            run = lab.call("POST", "/v1/workflows", {"name": "parts", "jobs": definition}).ok(202)
-            lab.settle()
+    with harness.billed() as life:
+        with harness.billed() as step:
+            run = harness.call("POST", "/v1/workflows", {"name": "parts", "jobs": definition}).ok(202)
+            harness.settle_all()
         by_step["create"] = step(None)
         done = 0
         while done < jobs:
-            with lab.billed() as step:
-                claimed = _claim(lab, 1 if done in (0, jobs - 1) else jobs - 2)
-                lab.settle()
+            with harness.billed() as step:
+                claimed = _claim(harness, 1 if done in (0, jobs - 1) else jobs - 2)
+                harness.settle_all()
             by_step["claim"] += step(None)
             assert claimed, f"{done} of {jobs} jobs are done, and none is ready"
-            with lab.billed() as step:
+            with harness.billed() as step:
                 for job in claimed:
-                    told = {"lease_token": job["lease_token"], "result": RESULT}
-                    lab.call("POST", f"/v1/jobs/{job['job_id']}/complete", told).ok()
-                lab.settle()
+                    body = {"lease_token": job["lease_token"], "result": RESULT}
+                    harness.call("POST", f"/v1/jobs/{job['job_id']}/complete", body).ok()
+                harness.settle_all()
             by_step["complete"] += step(None)
             done += len(claimed)
-        took = RunLife(
+        run_cost = RunLife(
             jobs=jobs,
             total=life(None),
             by_step=by_step,
             by_function={name: life(name) for name in ("api", "matcher", "notifier", "fan_out", "supervisor")},
         )
-    found = lab.call("GET", f"/v1/workflows/{run['workflow_id']}").ok()
-    assert found["status"] == "completed", found["status"]
-    return took
+    finished = harness.call("GET", f"/v1/workflows/{run['workflow_id']}").ok()
+    assert finished["status"] == "completed", finished["status"]
+    return run_cost
 
 
-def _claim(lab: Lab, count: int) -> list[Any]:
+def _claim(harness: Harness, count: int) -> list[Any]:
     claimed: list[Any] = []
     while len(claimed) < count:
-        wanted = {"max": min(CLAIMED_AT_ONCE, count - len(claimed)), "worker": "box-1", "lease": 600}
-        jobs = lab.call("POST", "/v1/queues/default/claim", wanted).ok()["jobs"]
+        body = {"max": min(MAX_CLAIM_JOBS, count - len(claimed)), "worker": "box-1", "lease": 600}
+        jobs = harness.call("POST", "/v1/queues/default/claim", body).ok()["jobs"]
         if not jobs:
             break
         claimed += jobs
     return claimed
 
 
-def more(few: Bill, many: Bill, jobs: int) -> Bill:
+def extra_per_job(few: Bill, many: Bill, jobs: int) -> Bill:
     """What each job more takes, of two runs that differ by so many."""
     return (many - few) / jobs
 
 
-def times(bill: Bill, count: float) -> Bill:
+def scaled(bill: Bill, count: float) -> Bill:
     """So many of it."""
     return bill / (1 / count)
 
@@ -100,7 +100,7 @@ TOKEN = Bill({SQS: 3})
 
 def as_inline_map(jobs: int) -> Bill:
     """One state before, the Map, a state for each job in between, one state after."""
-    return Bill({TRANSITIONS: jobs + 1}) + times(TOKEN, jobs)
+    return Bill({TRANSITIONS: jobs + 1}) + scaled(TOKEN, jobs)
 
 
 def as_distributed_map(jobs: int) -> Bill:
@@ -110,4 +110,4 @@ def as_distributed_map(jobs: int) -> Bill:
 
 def as_states(jobs: int) -> Bill:
     """A state for each job, those in between in branches of a Parallel state."""
-    return Bill({TRANSITIONS: jobs + 1}) + times(TOKEN, jobs)
+    return Bill({TRANSITIONS: jobs + 1}) + scaled(TOKEN, jobs)

@@ -15,8 +15,8 @@ logger = Logger()
 
 def handler(event: object, context: LambdaContext) -> dict[str, Any]:
     """One answer to each request. CloudTrail knows who asked."""
-    until = now() + timedelta(milliseconds=context.get_remaining_time_in_millis())
-    answer = admin().answer(event, until)
-    asked = event.get("action") if isinstance(event, dict) else None
-    logger.info("refused" if "error" in answer else "done", extra={"action": "admin", "asked": asked})
+    deadline = now() + timedelta(milliseconds=context.get_remaining_time_in_millis())
+    answer = admin().handle(event, deadline)
+    requested_action = event.get("action") if isinstance(event, dict) else None
+    logger.info("refused" if "error" in answer else "done", extra={"action": "admin", "asked": requested_action})
     return answer

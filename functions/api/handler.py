@@ -10,4 +10,4 @@ from vigil_core.wiring import http_api
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """One request, one answer."""
-    return http_api().answer(event, context)
+    return http_api().handle(event, context)

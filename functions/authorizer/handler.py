@@ -10,9 +10,9 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from vigil_core.api.authorizer import access_of, answer, is_websocket
+from vigil_core.api.authorizer import authenticate_event, authorizer_response, is_websocket
 from vigil_core.runtime.settings import AuthorizerSettings
-from vigil_core.services.auth.authenticate import Authenticate
+from vigil_core.services.auth.authenticate import Authenticator
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.table import DynamoTable
@@ -20,19 +20,21 @@ from vigil_core.store.table import DynamoTable
 logger = Logger()
 
 # API Gateway waits, and so does the caller: two tries, both over before this function's 5 seconds are.
-HASTILY = Config(connect_timeout=1, read_timeout=1, retries={"mode": "standard", "total_max_attempts": 2})
+FAIL_FAST_CONFIG = Config(connect_timeout=1, read_timeout=1, retries={"mode": "standard", "total_max_attempts": 2})
 
 
 @cache
-def authenticate() -> Authenticate:
+def authenticate() -> Authenticator:
     """Built once a process. Not in `wiring`, whose imports would make every cold start wait for what it never uses."""
-    table = DynamoTable(boto3.client("dynamodb", config=HASTILY), AuthorizerSettings.from_environment().table_name)
-    return Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: datetime.now(UTC))
+    table = DynamoTable(
+        boto3.client("dynamodb", config=FAIL_FAST_CONFIG), AuthorizerSettings.from_environment().table_name
+    )
+    return Authenticator(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: datetime.now(UTC))
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """One answer to each, and one line in the log, which never holds a token."""
-    access = access_of(event, authenticate())
+    access = authenticate_event(event, authenticate())
     logger.info(
         "allowed" if access else "refused",
         extra={
@@ -42,4 +44,4 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
             "key_id": access.key_id if access else None,
         },
     )
-    return answer(event, access)
+    return authorizer_response(event, access)

@@ -10,13 +10,13 @@ from vigil_core import wiring
 from vigil_core.domain.exact_json import loads
 from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.runtime.tracing import ids_in, traced
-from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.fan_out import fan_out
 
 logger = Logger()
 
-NAMED = ("kind", "chunks", "generation", "page")
+LOGGED_FIELDS = ("kind", "chunks", "generation", "page")
 """What of a message stands in the log beside ids, and no row."""
-TIME_TO_STOP_MS = 30_000
+MIN_TIME_LEFT_MS = 30_000
 """With less than this left the work stops where it is, and its message comes again."""
 
 
@@ -24,19 +24,19 @@ def handler(event: dict[str, Any], context: LambdaContext) -> None:
     """One message at a time, in the order of its group. One that fails or is not finished comes again."""
     for record in event["Records"]:
         message = loads(record["body"])
-        told = message if isinstance(message, dict) else {}
-        which = {"action": "wide_work", "message_id": record["messageId"]}
-        which |= ids_in(told) | {name: told[name] for name in NAMED if name in told}
-        with traced(which), wiring.queues().working_on(record["receiptHandle"]):
+        fields = message if isinstance(message, dict) else {}
+        log_fields = {"action": "wide_work", "message_id": record["messageId"]}
+        log_fields |= ids_in(fields) | {name: fields[name] for name in LOGGED_FIELDS if name in fields}
+        with traced(log_fields), wiring.queues().retry_soon_on_error(record["receiptHandle"]):
             try:
-                done = do_wide_work(
+                finished = fan_out(
                     wiring.context(),
                     message,
-                    still_time=lambda: context.get_remaining_time_in_millis() > TIME_TO_STOP_MS,
+                    has_time_left=lambda: context.get_remaining_time_in_millis() > MIN_TIME_LEFT_MS,
                 )
             except Exception:
-                logger.exception("Wide work failed; it comes again", extra=which)
+                logger.exception("Wide work failed; it comes again", extra=log_fields)
                 raise
-            logger.info("worked", extra={**which, "finished": done})
-            if not done:
+            logger.info("worked", extra={**log_fields, "finished": finished})
+            if not finished:
                 raise TimeoutError("Not finished in time: the message is to come again")

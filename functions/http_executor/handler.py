@@ -15,6 +15,6 @@ logger = Logger()
 
 def handler(event: dict[str, Any], context: object) -> None:
     """One call. Neither what is sent nor what comes back is logged."""
-    with traced({"action": "call", **ids_in(event)}) as said:
-        outcome = call_target(wiring.context(), wiring.outgoing(), wiring.secret_values(), event)
-        logger.info("called", extra={**said, "outcome": outcome})
+    with traced({"action": "call", **ids_in(event)}) as log_fields:
+        outcome = call_target(wiring.context(), wiring.outbound_http(), wiring.secret_values(), event)
+        logger.info("called", extra={**log_fields, "outcome": outcome})

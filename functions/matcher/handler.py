@@ -7,7 +7,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
-from vigil_core.runtime.batch_response import batch_answer
+from vigil_core.runtime.batch_response import batch_response
 from vigil_core.services.background.matcher import match_records
 from vigil_core.store.stream import stream_records
 
@@ -26,4 +26,4 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
                 extra={"action": "match", "sequence_number": record.sequence_number, "row": record.key},
                 exc_info=error,
             )
-    return batch_answer(failed)
+    return batch_response(failed)

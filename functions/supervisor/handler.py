@@ -9,23 +9,23 @@ from aws_lambda_powertools import Logger
 from vigil_core import wiring
 from vigil_core.domain.exact_json import loads
 from vigil_core.runtime.tracing import ids_in, ids_of, traced
-from vigil_core.services.workflows.supervisor import mourn, supervise
+from vigil_core.services.workflows.supervisor import on_execution_ended, supervise
 
 logger = Logger()
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A state's request, or EventBridge's word of an execution."""
-    ended = event.get("detail")
-    if ended is not None:
-        said = {"action": "mourn", "execution": ended["name"], "status": ended["status"]}
+    execution = event.get("detail")
+    if execution is not None:
+        log_fields = {"action": "mourn", "execution": execution["name"], "status": execution["status"]}
     else:
-        said = {"action": event["action"], "supervised": event["supervised"], **ids_in(event)}
-    with traced(said):
-        if ended is not None:
-            run = mourn(wiring.context(), loads(ended["input"]), ended["status"])
+        log_fields = {"action": event["action"], "supervised": event["supervised"], **ids_in(event)}
+    with traced(log_fields):
+        if execution is not None:
+            run = on_execution_ended(wiring.context(), loads(execution["input"]), execution["status"])
         else:
             run = supervise(wiring.context(), event)
-        said |= {} if run is None else ids_of(run)
-        logger.info("done", extra=said)
+        log_fields |= {} if run is None else ids_of(run)
+        logger.info("done", extra=log_fields)
     return {}

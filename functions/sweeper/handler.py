@@ -8,7 +8,7 @@ from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
 from vigil_core.domain.exact_json import loads
-from vigil_core.services.background.sweeper import on_alarm, on_message, start_sweep
+from vigil_core.services.background.sweeper import on_message, on_timer, start_sweep
 
 logger = Logger()
 
@@ -16,7 +16,7 @@ logger = Logger()
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A minute's tick starts a sweep of every shard; messages that fail come again."""
     if "alarm" in event:
-        on_alarm(wiring.context(), event["alarm"])
+        on_timer(wiring.context(), event["alarm"])
         logger.info("run", extra={"action": "run_schedule", **event["alarm"]})
         return {}
     if "Records" not in event:
@@ -26,8 +26,8 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     failed: list[str] = []
     for record in event["Records"]:
         try:
-            done = on_message(wiring.context(), loads(record["body"]))
-            logger.info("done", extra={"action": "sweeper", "message_id": record["messageId"], "due_rows": done})
+            processed = on_message(wiring.context(), loads(record["body"]))
+            logger.info("done", extra={"action": "sweeper", "message_id": record["messageId"], "due_rows": processed})
         except Exception:
             logger.exception("Due work failed; it comes again", extra={"message_id": record["messageId"]})
             failed.append(record["messageId"])

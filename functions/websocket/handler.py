@@ -16,7 +16,7 @@ logger = Logger()
 def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     """One event of a socket. What it is, the event's type says: a message may name any route."""
     request = event["requestContext"]
-    access, connection_id = Access.of_context(request["authorizer"]), request["connectionId"]
+    access, connection_id = Access.from_authorizer_context(request["authorizer"]), request["connectionId"]
     status, outcome = 200, "done"
     match request["eventType"]:
         case "CONNECT":

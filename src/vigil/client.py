@@ -45,15 +45,15 @@ NOT_FOUND: Literal["not_found"] = "not_found"
 RUN_ENDED = frozenset({"completed", "failed", "cancelled"})
 """The statuses of a workflow in which nothing happens any more, but for a retry."""
 
-_LONGEST_HOLD_S = 20
+_MAX_LONG_POLL_S = 20
 """The API holds an answer for 25 at most."""
-_INLINE_BYTES = 2 * 1024 * 1024
+_MAX_INLINE_BYTES = 2 * 1024 * 1024
 """Of a payload or result in a request: what is larger is uploaded."""
-_LONGEST_PAUSE_S = 20.0
-_LONGEST_RETRY_AFTER_S = 60.0
-_PASSING = frozenset({429, 502, 503, 504})
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_LEGACY: dict[str, LegacyStatus] = {
+_MAX_BACKOFF_S = 20.0
+_MAX_RETRY_AFTER_S = 60.0
+_TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
+_NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_LEGACY_STATUSES: dict[str, LegacyStatus] = {
     "scheduled": "SCHEDULED",
     "waiting": "PENDING",
     "pending": "PENDING",
@@ -68,7 +68,7 @@ _LEGACY: dict[str, LegacyStatus] = {
 
 def legacy_status(status: JobStatus | Literal["not_found"]) -> LegacyStatus:
     """One of the six statuses that trackers of older kinds know."""
-    return _LEGACY[status]
+    return _LEGACY_STATUSES[status]
 
 
 class VigilError(Exception):
@@ -101,9 +101,9 @@ class VigilError(Exception):
         return f"{self.code}: {self.message}"
 
     @property
-    def is_passing(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same request may go well a little later."""
-        return self.status in _PASSING or self.code in ("UNREACHABLE", "IDEMPOTENCY_IN_PROGRESS")
+        return self.status in _TRANSIENT_STATUSES or self.code in ("UNREACHABLE", "IDEMPOTENCY_IN_PROGRESS")
 
     @classmethod
     def of(cls, response: httpx.Response) -> Self:
@@ -112,18 +112,18 @@ class VigilError(Exception):
             body = response.json()
         except ValueError:
             body = None
-        told = body if isinstance(body, dict) else {}
+        body_fields = body if isinstance(body, dict) else {}
         try:
             name = HTTPStatus(response.status_code).name
         except ValueError:
             name = f"HTTP_{response.status_code}"
         return cls(
-            told.get("error") or name,
-            told.get("message") or response.reason_phrase or name,
+            body_fields.get("error") or name,
+            body_fields.get("message") or response.reason_phrase or name,
             status=response.status_code,
-            errors=told.get("errors") or (),
-            request_id=told.get("request_id"),
-            retry_after_s=_seconds(response.headers.get("retry-after")),
+            errors=body_fields.get("errors") or (),
+            request_id=body_fields.get("request_id"),
+            retry_after_s=_parse_retry_after(response.headers.get("retry-after")),
         )
 
 
@@ -207,9 +207,9 @@ class JobStatusInfo:
             message=job["message"],
             attempt=job["attempt"],
             created_at=from_text(job["created_at"]),
-            scheduled_at=_time(job["scheduled_at"]),
-            started_at=_time(job["started_at"]),
-            finished_at=_time(job["finished_at"]),
+            scheduled_at=_parse_time(job["scheduled_at"]),
+            started_at=_parse_time(job["started_at"]),
+            finished_at=_parse_time(job["finished_at"]),
             error_code=error.get("code"),
             error_message=error.get("message"),
             result=job["result"],
@@ -259,7 +259,7 @@ class Vigil:
         retries: int = 4,
         backoff_s: float = 0.5,
     ) -> None:
-        url, key = _connection(api_url, api_key)
+        url, key = _resolve_connection(api_url, api_key)
         self.api_url = url
         self._timeout_s = timeout_s
         self._retries = retries
@@ -270,10 +270,10 @@ class Vigil:
             headers={"authorization": f"Bearer {key}"},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
             # What runs on this machine is not reached through a proxy.
-            trust_env=not _is_here(url),
+            trust_env=not _is_local(url),
         )
         # For the URLs that the API hands out: they are good without a key, and refuse one.
-        self._store = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=10), trust_env=not _is_here(url))
+        self._store = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=10), trust_env=not _is_local(url))
 
     def close(self) -> None:
         """Close its connections."""
@@ -324,10 +324,10 @@ class Vigil:
     ) -> JobReference:
         """Create a job. Timeouts in seconds, `scheduled_at` with a zone. It is created once, however often the request
         has to be repeated; with an `idempotency_key` of one's own, also across calls."""
-        key = _once(idempotency_key)
-        wanted = {
+        key = _idempotency_headers(idempotency_key)
+        body = {
             "job_type": job_type,
-            **self._sent("payload", payload, key),
+            **self._body_or_upload("payload", payload, key),
             "name": name,
             "queue": queue,
             "priority": priority,
@@ -349,14 +349,14 @@ class Vigil:
             "correlation_id": correlation_id,
             "job_id": job_id,
         }
-        created = self._call("POST", "/v1/jobs", _given(wanted), headers=key)
+        created = self._call("POST", "/v1/jobs", _without_none(body), headers=key)
         return JobReference(
-            created["job_id"], created["job_type"], _time(created["scheduled_at"]), created.get("existing", False)
+            created["job_id"], created["job_type"], _parse_time(created["scheduled_at"]), created.get("existing", False)
         )
 
     def job(self, job_id: str) -> Json:
         """All that the API tells of a job."""
-        return self._whole(self._call("GET", _path(job_id)))
+        return self._fetch_urls(self._call("GET", _path(job_id)))
 
     def dependencies(self, job_id: str) -> Json:
         """What a job depends on (`depends_on`) and which jobs wait for it to end (`dependents`), each as it is now."""
@@ -369,7 +369,7 @@ class Vigil:
 
     def status(self, job_id: str) -> JobStatusInfo | None:
         """A job, or None when there is none."""
-        return self._look(job_id, hold_s=0)
+        return self._find_job(job_id, long_poll_s=0)
 
     def status_only(self, job_id: str) -> JobStatus | Literal["not_found"]:
         """The status alone, in one small read; "not_found" when there is no such job."""
@@ -399,12 +399,12 @@ class Vigil:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         while True:
-            left = max(0.0, deadline - time.monotonic())
-            info = self._look(job_id, hold_s=min(_LONGEST_HOLD_S, int(left)))
-            left = deadline - time.monotonic()
-            if info is None or info.is_terminal() or left <= 0:
+            remaining = max(0.0, deadline - time.monotonic())
+            info = self._find_job(job_id, long_poll_s=min(_MAX_LONG_POLL_S, int(remaining)))
+            remaining = deadline - time.monotonic()
+            if info is None or info.is_terminal() or remaining <= 0:
                 return info
-            time.sleep(min(poll_interval, left))
+            time.sleep(min(poll_interval, remaining))
 
     def error_message(self, job_id: str) -> str | None:
         """What a failed job said; None when it did not fail, or there is no such job."""
@@ -414,40 +414,40 @@ class Vigil:
     def result(self, job_id: str) -> Any:
         """The result of a completed job. Raises JobFailed when it ended otherwise, VigilError with the code
         JOB_NOT_COMPLETED before it has ended."""
-        answer = self._call("GET", _path(job_id, "result"))
-        if answer["status"] != "completed":
-            error = answer["error"] or {"code": answer["status"].upper(), "message": f"Job {job_id} was not run"}
-            raise JobFailed(answer["status"], error["code"], error["message"])
-        return self._whole(answer)["result"]
+        response = self._call("GET", _path(job_id, "result"))
+        if response["status"] != "completed":
+            error = response["error"] or {"code": response["status"].upper(), "message": f"Job {job_id} was not run"}
+            raise JobFailed(response["status"], error["code"], error["message"])
+        return self._fetch_urls(response)["result"]
 
     def wait(self, wait_spec: Json, *, timeout: float | None = None) -> Json:
         """Wait for many jobs (docs/waits.md): `wait_spec` is the body of `POST /v1/waits`, or an answer to go on with.
         Returns the answer once nothing is left to wait for, or as it stands when `timeout` seconds are over."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        answer = wait_spec
+        response = wait_spec
         while True:
-            left = _LONGEST_HOLD_S if deadline is None else deadline - time.monotonic()
-            hold_s = max(0, min(_LONGEST_HOLD_S, int(left)))
-            once = None if "wait_id" in answer else _once()  # Going on with a wait creates nothing.
-            answer = self._call("POST", "/v1/waits", answer, hold_s=hold_s, headers=once)
-            if "wait_on" not in answer or (deadline is not None and time.monotonic() >= deadline):
-                return answer
+            remaining = _MAX_LONG_POLL_S if deadline is None else deadline - time.monotonic()
+            long_poll_s = max(0, min(_MAX_LONG_POLL_S, int(remaining)))
+            headers = None if "wait_id" in response else _idempotency_headers()  # Going on with a wait creates nothing.
+            response = self._call("POST", "/v1/waits", response, long_poll_s=long_poll_s, headers=headers)
+            if "wait_on" not in response or (deadline is not None and time.monotonic() >= deadline):
+                return response
             time.sleep(0.1 if deadline is None else max(0.0, min(0.1, deadline - time.monotonic())))
 
     def cancel(self, job_id: str) -> Json:
         """Cancel a job: at once, or by asking when it runs (`cancel_requested`). The job."""
-        return self._change(job_id, "cancel", was_done=lambda job: job["status"] == "cancelled")
+        return self._transition_job(job_id, "cancel", was_done=lambda job: job["status"] == "cancelled")
 
     def retry(self, job_id: str) -> Json:
         """Try a failed, cancelled or skipped job again, under the same id. The job."""
-        return self._change(job_id, "retry", repeatable=False)
+        return self._transition_job(job_id, "retry", repeatable=False)
 
     # Workflows
 
     def create_workflow(self, workflow: Workflow | Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
         """Begin a run of a workflow, which is put together by `vigil.workflow` or is the body of `POST /v1/workflows`.
         It is begun once, however often the request has to be repeated. The run."""
-        return self._call("POST", "/v1/workflows", _definition(workflow), headers=_once(idempotency_key))
+        return self._call("POST", "/v1/workflows", _definition(workflow), headers=_idempotency_headers(idempotency_key))
 
     def validate_workflow(self, workflow: Workflow | Mapping[str, Any]) -> Json:
         """Have a definition checked, and nothing stored. How many `jobs` and `edges` it has; VigilError names all that
@@ -456,7 +456,7 @@ class Vigil:
 
     def get_workflow(self, workflow_id: str, *, page_size: int | None = None, page_token: str | None = None) -> Json:
         """A run, with a page of its `jobs` in the definition's order."""
-        query = _given({"page_size": page_size, "page_token": page_token})
+        query = _without_none({"page_size": page_size, "page_token": page_token})
         return self._call("GET", _workflow_path(workflow_id), query=query)
 
     def workflow_jobs(self, workflow_id: str) -> Iterator[Json]:
@@ -480,11 +480,11 @@ class Vigil:
 
     def workflow_graph(self, workflow_id: str, format: GraphFormat = "mermaid") -> str:
         """A run's graph as it stands, as text of this format."""
-        return self._ask("GET", _workflow_path(workflow_id, "graph"), query={"format": format}).text
+        return self._request("GET", _workflow_path(workflow_id, "graph"), query={"format": format}).text
 
     def cancel_workflow(self, workflow_id: str) -> Json:
         """Cancel a run: at once, or by asking the jobs of it that run (`cancel_requested`). The run."""
-        return self._change_run(workflow_id, "cancel", was_done=lambda run: bool(run["cancel_requested"]))
+        return self._transition_run(workflow_id, "cancel", was_done=lambda run: bool(run["cancel_requested"]))
 
     def cancel_workflows(
         self,
@@ -495,13 +495,13 @@ class Vigil:
         created_before: datetime | None = None,
     ) -> Iterator[str]:
         """Cancel all runs that have not ended and of which all of this is true, at least one; their ids, as it goes."""
-        wanted = {
+        filters = {
             "status": status,
             "name": name,
             "correlation_id": correlation_id,
             "created_before": None if created_before is None else to_text(created_before),
         }
-        body = _given(wanted)
+        body = _without_none(filters)
         while True:
             page = self._call("POST", "/v1/workflows/cancel", body)
             yield from page["cancelled"]
@@ -511,19 +511,19 @@ class Vigil:
 
     def retry_workflow(self, workflow_id: str, from_job: str | None = None) -> Json:
         """Run again what failed and what comes after it, or one job and what comes after that. The run."""
-        return self._change_run(workflow_id, "retry", {"from": from_job})
+        return self._transition_run(workflow_id, "retry", {"from": from_job})
 
     def pause_workflow(self, workflow_id: str) -> Json:
         """Have a run begin nothing new until it is resumed. The run."""
-        return self._change_run(workflow_id, "pause", was_done=lambda run: run["status"] == "paused")
+        return self._transition_run(workflow_id, "pause", was_done=lambda run: run["status"] == "paused")
 
     def resume_workflow(self, workflow_id: str) -> Json:
         """Have a paused run go on. The run."""
-        return self._change_run(workflow_id, "resume", was_done=lambda run: run["status"] == "running")
+        return self._transition_run(workflow_id, "resume", was_done=lambda run: run["status"] == "running")
 
     def decide(self, workflow_id: str, job: str, action: Decision, note: str | None = None) -> Json:
         """Say what is to become of a failed job, by its name, for which a run has paused. The run."""
-        return self._change_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
+        return self._transition_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
 
     def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.1) -> Json | None:
         """The run once it has ended, or as it was when `timeout` seconds were over; None when there is none.
@@ -533,17 +533,17 @@ class Vigil:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         while True:
-            hold_s = max(0, min(_LONGEST_HOLD_S, int(deadline - time.monotonic())))
+            long_poll_s = max(0, min(_MAX_LONG_POLL_S, int(deadline - time.monotonic())))
             try:
-                run = self._call("GET", _workflow_path(workflow_id), query={"page_size": 1}, hold_s=hold_s)
+                run = self._call("GET", _workflow_path(workflow_id), query={"page_size": 1}, long_poll_s=long_poll_s)
             except VigilError as error:
                 if error.code == "WORKFLOW_NOT_FOUND":
                     return None
                 raise
-            left = deadline - time.monotonic()
-            if run["status"] in RUN_ENDED or left <= 0:
+            remaining = deadline - time.monotonic()
+            if run["status"] in RUN_ENDED or remaining <= 0:
                 return run
-            time.sleep(min(poll_interval, left))
+            time.sleep(min(poll_interval, remaining))
 
     # Running and reporting. `lease_token` is that of the claim; a job started without a lease has none.
 
@@ -560,13 +560,15 @@ class Vigil:
         """Take up to `max` jobs (1 to 10) of a queue, each for `lease` seconds; with `wait`, hold on for up to so many
         seconds until there is one. Each is the whole job with `lease_token`, `lease_expires_at` and `dependencies`. The
         same `claim_id` again gives the same jobs again: a lost answer loses none."""
-        wanted = {"max": max, "lease": lease, "worker": worker, "claim_id": claim_id or str(uuid4())}
-        answer = self._call("POST", f"/v1/queues/{quote(queue, safe='')}/claim", _given(wanted), hold_s=wait)
-        return [self._whole(job) for job in answer["jobs"]]
+        body = {"max": max, "lease": lease, "worker": worker, "claim_id": claim_id or str(uuid4())}
+        response = self._call(
+            "POST", f"/v1/queues/{quote(queue, safe='')}/claim", _without_none(body), long_poll_s=wait
+        )
+        return [self._fetch_urls(job) for job in response["jobs"]]
 
     def start(self, job_id: str, *, lease_token: str | None = None) -> Json:
         """Begin to run a pending job without a claim. Not repeated by itself: somebody else may have started it."""
-        return self._change(job_id, "start", {"lease_token": lease_token}, repeatable=False)
+        return self._transition_job(job_id, "start", {"lease_token": lease_token}, repeatable=False)
 
     def report(
         self,
@@ -581,7 +583,7 @@ class Vigil:
     ) -> Json:
         """Say how a running job goes: its stage, milestones to add, progress from 0 to 1, fields to merge (None removes
         one). The job."""
-        told = {
+        body = {
             "job_stage": stage,
             "milestones": milestones,
             "progress": progress,
@@ -589,7 +591,7 @@ class Vigil:
             "fields": fields,
             "lease_token": lease_token,
         }
-        return self._call("PATCH", _path(job_id), _given(told))
+        return self._call("PATCH", _path(job_id), _without_none(body))
 
     def heartbeat(
         self,
@@ -602,8 +604,8 @@ class Vigil:
     ) -> Json:
         """Say that it still runs: extends the lease from now, by its length or by `lease` seconds. Answers
         `cancel_requested` and `lease_expires_at`."""
-        told = {"lease_token": lease_token, "lease": lease, "progress": progress, "message": message}
-        return self._call("POST", _path(job_id, "heartbeat"), _given(told))
+        body = {"lease_token": lease_token, "lease": lease, "progress": progress, "message": message}
+        return self._call("POST", _path(job_id, "heartbeat"), _without_none(body))
 
     def complete(
         self,
@@ -615,11 +617,16 @@ class Vigil:
         lease_token: str | None = None,
     ) -> Json:
         """End a job well, with its result. The job."""
-        told = {**self._sent("result", result), "job_health": job_health, "fields": fields, "lease_token": lease_token}
-        return self._change(
+        body = {
+            **self._body_or_upload("result", result),
+            "job_health": job_health,
+            "fields": fields,
+            "lease_token": lease_token,
+        }
+        return self._transition_job(
             job_id,
             "complete",
-            told,
+            body,
             was_done=lambda job: job["status"] == "completed" and job["result"] == json.loads(dumps(result)),
         )
 
@@ -628,37 +635,37 @@ class Vigil:
     ) -> Json:
         """End an attempt badly; when `retryable` the job may be tried again, as it was created to be. The job."""
         error = {"code": code, "message": message}
-        told = {"error": error, "retryable": retryable, "lease_token": lease_token}
-        return self._change(
-            job_id, "fail", told, was_done=lambda job: job["status"] != "running" and job["error"] == error
+        body = {"error": error, "retryable": retryable, "lease_token": lease_token}
+        return self._transition_job(
+            job_id, "fail", body, was_done=lambda job: job["status"] != "running" and job["error"] == error
         )
 
     def release(self, job_id: str, *, lease_token: str) -> Json:
         """Give a claimed job back, as if it had not been claimed: the attempt does not count. The job."""
-        told = {"lease_token": lease_token}
-        return self._change(job_id, "release", told, was_done=lambda job: job["status"] == "pending")
+        body = {"lease_token": lease_token}
+        return self._transition_job(job_id, "release", body, was_done=lambda job: job["status"] == "pending")
 
     # Below: what is too large for a request or an answer
 
-    def _sent(self, name: str, value: Any, key: Mapping[str, str] | None = None) -> Json:
+    def _body_or_upload(self, name: str, value: Any, key: Mapping[str, str] | None = None) -> Json:
         """A payload or result as a request says it: itself, or the reference of its upload, the same under one key."""
         content = dumps(value).encode()
-        if len(content) <= _INLINE_BYTES:
+        if len(content) <= _MAX_INLINE_BYTES:
             return {name: value}
         upload = self._call("POST", "/v1/uploads", {"size": len(content)}, headers=key)
-        self._exchange("PUT", upload["url"], content)
+        self._transfer("PUT", upload["url"], content)
         return {f"{name}_ref": upload["reference"]}
 
-    def _whole(self, document: Json) -> Json:
+    def _fetch_urls(self, document: Json) -> Json:
         """What the API tells, with the payload and result that URLs stand in for."""
         for name in ("payload", "result"):
             if (url := document.pop(f"{name}_url", None)) is not None:
-                document[name] = _parsed(self._exchange("GET", url))
+                document[name] = _parse_json(self._transfer("GET", url))
         return document
 
-    def _exchange(self, method: str, url: str, content: bytes | None = None) -> bytes:
+    def _transfer(self, method: str, url: str, content: bytes | None = None) -> bytes:
         """Put or get an object, which may be repeated."""
-        for tried in count():
+        for attempt in count():
             try:
                 response = self._store.request(method, url, content=content)
                 if response.is_success:
@@ -666,33 +673,33 @@ class Vigil:
                 error = VigilError("STORE_REFUSED", f"HTTP {response.status_code}", status=response.status_code)
             except httpx.HTTPError as failure:
                 error = VigilError("UNREACHABLE", f"the store: {str(failure) or type(failure).__name__}")
-            if not error.is_passing or tried >= self._retries:
+            if not error.is_transient or attempt >= self._retries:
                 raise error
-            time.sleep(self._pause_s(tried, error))
+            time.sleep(self._backoff_delay_s(attempt, error))
         raise AssertionError("unreachable")
 
     # Below: one way to ask
 
-    def _look(self, job_id: str, hold_s: int) -> JobStatusInfo | None:
+    def _find_job(self, job_id: str, long_poll_s: int) -> JobStatusInfo | None:
         try:
-            return JobStatusInfo.of(self._call("GET", _path(job_id), hold_s=hold_s))
+            return JobStatusInfo.of(self._call("GET", _path(job_id), long_poll_s=long_poll_s))
         except VigilError as error:
             if error.code == "JOB_NOT_FOUND":
                 return None
             raise
 
-    def _change(
+    def _transition_job(
         self,
         job_id: str,
         verb: str,
-        told: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
         *,
         repeatable: bool = True,
         was_done: Callable[[Json], bool] | None = None,
     ) -> Json:
         """A transition. Repeated after a lost answer it may be refused because it was done: then the job shows it."""
         try:
-            return self._call("POST", _path(job_id, verb), _given(told or {}), repeatable=repeatable)
+            return self._call("POST", _path(job_id, verb), _without_none(body or {}), repeatable=repeatable)
         except VigilError as refusal:
             if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
                 job = self.job(job_id)
@@ -700,18 +707,18 @@ class Vigil:
                     return job
             raise
 
-    def _change_run(
+    def _transition_run(
         self,
         workflow_id: str,
         verb: str,
-        told: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
         *,
         was_done: Callable[[Json], bool] | None = None,
     ) -> Json:
         """The same of a run; one that does not show that it was done is not repeated after a lost answer."""
         path = _workflow_path(workflow_id, verb)
         try:
-            return self._call("POST", path, _given(told or {}), repeatable=was_done is not None)
+            return self._call("POST", path, _without_none(body or {}), repeatable=was_done is not None)
         except VigilError as refusal:
             if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
                 run = self.get_workflow(workflow_id, page_size=1)
@@ -719,23 +726,23 @@ class Vigil:
                     return run
             raise
 
-    def _pages(self, path: str, what: str, limit: int | None, filters: Mapping[str, Any]) -> Iterator[Json]:
+    def _pages(self, path: str, items_name: str, limit: int | None, filters: Mapping[str, Any]) -> Iterator[Json]:
         """What is listed at a path, page by page."""
-        query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_given(filters)}
-        left = limit
+        query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_without_none(filters)}
+        remaining = limit
         while True:
             page = self._call("GET", path, query=query)
-            yield from page[what][:left]
-            left = None if left is None else left - len(page[what])
+            yield from page[items_name][:remaining]
+            remaining = None if remaining is None else remaining - len(page[items_name])
             query["page_token"] = page["next_page_token"]
-            if not query["page_token"] or (left is not None and left <= 0):
+            if not query["page_token"] or (remaining is not None and remaining <= 0):
                 return
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **how: Any) -> Json:
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> Json:
         """The body of a success, which is an object."""
-        return _object(self._ask(method, path, body, **how))
+        return _json_object(self._request(method, path, body, **options))
 
-    def _ask(
+    def _request(
         self,
         method: str,
         path: str,
@@ -743,18 +750,18 @@ class Vigil:
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        hold_s: int = 0,
+        long_poll_s: int = 0,
         repeatable: bool = True,
     ) -> httpx.Response:
         """A success. What is not `repeatable` is tried again only if it surely was not carried out."""
         content = None if body is None else dumps(body).encode()
-        given = {**(headers or {}), "content-type": "application/json"}
-        if hold_s:
-            given["prefer"] = f"wait={hold_s}"
+        request_headers = {**(headers or {}), "content-type": "application/json"}
+        if long_poll_s:
+            request_headers["prefer"] = f"wait={long_poll_s}"
         deadline = None if self._within_s is None else time.monotonic() + self._within_s
         maybe_done = False
-        for tried in count():
-            timeout_s = self._timeout_s + hold_s
+        for attempt in count():
+            timeout_s = self._timeout_s + long_poll_s
             if deadline is not None:
                 timeout_s = min(timeout_s, max(0.05, deadline - time.monotonic()))
             try:
@@ -763,7 +770,7 @@ class Vigil:
                     path,
                     params=query,
                     content=content,
-                    headers=given,
+                    headers=request_headers,
                     timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
                 )
                 if response.is_success:
@@ -773,50 +780,50 @@ class Vigil:
             except httpx.HTTPError as failure:
                 error = VigilError("UNREACHABLE", f"{self.api_url}: {str(failure) or type(failure).__name__}")
                 error.__cause__ = failure
-                carried_out = not isinstance(failure, _NEVER_SENT)
+                carried_out = not isinstance(failure, _NOT_SENT_ERRORS)
             maybe_done = error.maybe_done = maybe_done or carried_out
-            pause_s = self._pause_s(tried, error)
+            pause_s = self._backoff_delay_s(attempt, error)
             if (
-                not error.is_passing
-                or tried >= self._retries
+                not error.is_transient
+                or attempt >= self._retries
                 or (maybe_done and not repeatable)
-                or pause_s > _LONGEST_RETRY_AFTER_S + _LONGEST_PAUSE_S
+                or pause_s > _MAX_RETRY_AFTER_S + _MAX_BACKOFF_S
                 or (deadline is not None and time.monotonic() + pause_s >= deadline)
             ):
                 raise error
             time.sleep(pause_s)
         raise AssertionError("unreachable")
 
-    def _pause_s(self, tried: int, error: VigilError) -> float:
+    def _backoff_delay_s(self, attempt: int, error: VigilError) -> float:
         """Full jitter, and not before the API said."""
-        return (error.retry_after_s or 0.0) + random.uniform(0, min(_LONGEST_PAUSE_S, self._backoff_s * 2**tried))
+        return (error.retry_after_s or 0.0) + random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2**attempt))
 
 
-def _connection(api_url: str | None, api_key: str | None) -> tuple[str, str]:
+def _resolve_connection(api_url: str | None, api_key: str | None) -> tuple[str, str]:
     """The URL and the key to use."""
     url = api_url or os.environ.get(API_URL)
     key = api_key or os.environ.get(API_KEY)
     if not (url and key):
         from vigil.local import LocalError, Stack
 
-        here = Path.cwd()
-        files = (directory / ".local/stack.json" for directory in (here, *here.parents))
+        current_dir = Path.cwd()
+        files = (directory / ".local/stack.json" for directory in (current_dir, *current_dir.parents))
         try:
-            found = next((stack for file in files if (stack := Stack.read(file))), None)
+            local_stack = next((stack for file in files if (stack := Stack.read(file))), None)
         except (LocalError, OSError) as error:
             raise VigilError("NOT_CONFIGURED", str(error)) from error
         # The local cloud's key is for the local cloud: it is not shown to anybody else.
-        if found and (not url or url == found.api_url):
-            url, key = found.api_url, key or found.api_key
+        if local_stack and (not url or url == local_stack.api_url):
+            url, key = local_stack.api_url, key or local_stack.api_key
     if not (url and key):
-        lacking = API_KEY if url else API_URL
+        missing = API_KEY if url else API_URL
         raise VigilError(
-            "NOT_CONFIGURED", f"Which Vigil? Set {lacking}, or start one in this directory with `vigil local up`."
+            "NOT_CONFIGURED", f"Which Vigil? Set {missing}, or start one in this directory with `vigil local up`."
         )
     return url.rstrip("/"), key.strip()
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     """Whether this URL is of this machine. Raises VigilError for what is no URL."""
     try:
         parsed = httpx.URL(url)
@@ -827,39 +834,39 @@ def _is_here(url: str) -> bool:
     return parsed.host == "127.0.0.1" or parsed.host.endswith("localhost")
 
 
-def _path(job_id: str, *further: str) -> str:
+def _path(job_id: str, *suffix: str) -> str:
     """The path of a job. What can be no id needs no asking, and is kept out of URLs."""
     if not is_uuid7(job_id):
         raise VigilError("JOB_NOT_FOUND", f"Job with ID {job_id} not found", status=HTTPStatus.NOT_FOUND)
-    return "/".join(("/v1/jobs", job_id, *further))
+    return "/".join(("/v1/jobs", job_id, *suffix))
 
 
-def _workflow_path(workflow_id: str, *further: str) -> str:
+def _workflow_path(workflow_id: str, *suffix: str) -> str:
     """The same of a workflow."""
     if not is_uuid7(workflow_id):
         message = f"Workflow with ID {workflow_id} not found"
         raise VigilError("WORKFLOW_NOT_FOUND", message, status=HTTPStatus.NOT_FOUND)
-    return "/".join(("/v1/workflows", workflow_id, *further))
+    return "/".join(("/v1/workflows", workflow_id, *suffix))
 
 
 def _definition(workflow: Workflow | Mapping[str, Any]) -> Mapping[str, Any]:
     return workflow if isinstance(workflow, Mapping) else workflow.to_dict()
 
 
-def _once(key: str | None = None) -> dict[str, str]:
+def _idempotency_headers(key: str | None = None) -> dict[str, str]:
     """What makes a creating request safe to repeat."""
     return {"idempotency-key": key or uuid4().hex}
 
 
-def _given(values: Mapping[str, Any]) -> Json:
+def _without_none(values: Mapping[str, Any]) -> Json:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _time(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     return None if text is None else from_text(text)
 
 
-def _object(response: httpx.Response) -> Json:
+def _json_object(response: httpx.Response) -> Json:
     try:
         body = response.json()
     except ValueError:
@@ -871,7 +878,7 @@ def _object(response: httpx.Response) -> Json:
     return body
 
 
-def _parsed(content: bytes) -> Any:
+def _parse_json(content: bytes) -> Any:
     """What was uploaded, if it is JSON as an upload of this client is."""
     try:
         return json.loads(content)
@@ -879,7 +886,7 @@ def _parsed(content: bytes) -> Any:
         raise VigilError("NOT_UNDERSTOOD", "what was uploaded is no JSON") from error
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def _parse_retry_after(retry_after: str | None) -> float | None:
     """What a `Retry-After` header says: seconds, or a date."""
     if retry_after is None:
         return None

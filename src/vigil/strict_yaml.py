@@ -12,7 +12,7 @@ _NUMBERS = {
     "int": re.compile(r"-?(?:0|[1-9][0-9]*)\Z"),
     "float": re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)\Z"),
 }
-_WORDS = {"null": re.compile(r"(?:null|~|)\Z"), "bool": re.compile(r"(?:true|false)\Z")}
+_KEYWORDS = {"null": re.compile(r"(?:null|~|)\Z"), "bool": re.compile(r"(?:true|false)\Z")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,28 +25,28 @@ class _Loader(yaml.SafeLoader):
         if tag is None or tag.removeprefix(_BASE) in ("null", "bool", "int", "float", "str", "seq")
     }
 
-    def construct_object_of(self, node: yaml.MappingNode) -> dict[str, Any]:
+    def construct_json_object(self, node: yaml.MappingNode) -> dict[str, Any]:
         """A mapping, in the order of its keys."""
         self.flatten_mapping(node)
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no text", key_node.start_mark)
-            found[key] = self.construct_object(value_node, deep=True)
-        return found
+            mapping[key] = self.construct_object(value_node, deep=True)
+        return mapping
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As written, before `<<` brings other keys in, which may be overridden."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            written = key.value if isinstance(key, yaml.ScalarNode) else None
-            if written in seen:
+            text = key.value if isinstance(key, yaml.ScalarNode) else None
+            if text in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {written!r} comes a second time", key.start_mark
+                    None, None, f"the key {text!r} comes a second time", key.start_mark
                 )
-            seen |= {written} - {None}
+            seen |= {text} - {None}
         return node
 
 
@@ -57,12 +57,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _name, _pattern in (_NUMBERS | _WORDS).items():
+for _name, _pattern in (_NUMBERS | _KEYWORDS).items():
     _firsts = ["-", *"0123456789"] if _name in _NUMBERS else ["n", "~", "t", "f", ""]
     _Loader.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
     _Dumper.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
 _Loader.add_implicit_resolver(f"{_BASE}merge", re.compile(r"<<\Z"), ["<"])
-_Loader.add_constructor(f"{_BASE}map", _Loader.construct_object_of)
+_Loader.add_constructor(f"{_BASE}map", _Loader.construct_json_object)
 
 
 def loads(text: str) -> Any:
@@ -71,8 +71,8 @@ def loads(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # A SafeLoader, and less.
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-        raise ValueError(f"it is not YAML: {error.problem}{where}") from error
+        location = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+        raise ValueError(f"it is not YAML: {error.problem}{location}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
 

@@ -13,7 +13,7 @@ from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_an
 from vigil_core.domain.jobs.batch import OnItemFailure
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import Priority
-from vigil_core.domain.workflows.validation import Sketch, problems
+from vigil_core.domain.workflows.validation import NodeSpec, graph_problems
 
 if TYPE_CHECKING:
     from vigil.client import Mutex, Retry
@@ -92,8 +92,8 @@ class Workflow:
 
     def parallel(self, jobs: Iterable[str | Mapping[str, Any]], *, depends_on: After = ()) -> Part:
         """Add jobs that run side by side: each a name, or what `job` takes, by name."""
-        given = [{"name": each} if isinstance(each, str) else each for each in jobs]
-        parts = [self.job(**{"depends_on": depends_on, **each}) for each in given]
+        definitions = [{"name": each} if isinstance(each, str) else each for each in jobs]
+        parts = [self.job(**{"depends_on": depends_on, **each}) for each in definitions]
         return Part(self, tuple(name for part in parts for name in part.names))
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,9 +114,9 @@ class Workflow:
         """
         from vigil.client import VigilError
 
-        sketches, misshapen = _sketched(self._definition)
+        specs, shape_problems = _node_specs(self._definition)
         try:
-            raise_if_any(misshapen or problems(sketches))
+            raise_if_any(shape_problems or graph_problems(specs))
         except ValidationFailed as found:
             errors = [{"pointer": each.pointer, "detail": each.detail, "code": each.code} for each in found.problems]
             raise VigilError(found.code, found.message, errors=errors) from found
@@ -124,9 +124,9 @@ class Workflow:
     @classmethod
     def from_dict(cls, definition: Mapping[str, Any]) -> Self:
         """A definition that there is already. It may say more than this module knows of: the API judges that."""
-        made = cls(str(definition.get("name", "")))
-        made._definition = {"jobs": [], **copy.deepcopy(dict(definition))}
-        return made
+        workflow = cls(str(definition.get("name", "")))
+        workflow._definition = {"jobs": [], **copy.deepcopy(dict(definition))}
+        return workflow
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -134,7 +134,7 @@ class Workflow:
         from vigil.strict_yaml import loads
 
         try:
-            definition = json.loads(text, parse_constant=_no_number)
+            definition = json.loads(text, parse_constant=_reject_constant)
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
         except json.JSONDecodeError as error:
@@ -212,41 +212,45 @@ def _names(parts: After) -> list[str]:
     return [name for part in parts for name in _names(part)]
 
 
-def _sketched(definition: Mapping[str, Any]) -> tuple[list[Sketch], list[FieldProblem]]:
+def _node_specs(definition: Mapping[str, Any]) -> tuple[list[NodeSpec], list[FieldProblem]]:
     """What there is to see of the graph, or what has not even the shape of one."""
-    wrong: list[FieldProblem] = []
-    sketches: list[Sketch] = []
+    problems_found: list[FieldProblem] = []
+    specs: list[NodeSpec] = []
 
-    def check(fits: bool, pointer: str, detail: str) -> None:
-        if not fits:
-            wrong.append(FieldProblem(pointer=pointer, detail=detail))
+    def check(is_valid: bool, pointer: str, detail: str) -> None:
+        if not is_valid:
+            problems_found.append(FieldProblem(pointer=pointer, detail=detail))
 
     jobs = definition["jobs"]
     check(isinstance(definition.get("name"), str), "/name", "must be text")
     check(isinstance(jobs, list), "/jobs", "must be a list")
-    for place, job in enumerate(jobs if isinstance(jobs, list) else []):
-        at, known = f"/jobs/{place}", len(wrong)
+    for index, job in enumerate(jobs if isinstance(jobs, list) else []):
+        pointer_prefix, problem_count = f"/jobs/{index}", len(problems_found)
         if not isinstance(job, dict):
-            check(False, at, "must be an object")
+            check(False, pointer_prefix, "must be an object")
             continue
-        before, rule = job.get("depends_on") or [], job.get("trigger_rule") or "all_success"
-        names = isinstance(before, list) and all(isinstance(name, str) for name in before)
-        check(isinstance(job.get("name"), str), f"{at}/name", "must be text")
-        check(names, f"{at}/depends_on", "must be a list of names")
-        check(isinstance(job.get("condition"), str | None), f"{at}/condition", "must be text")
-        check(rule in get_args(TriggerRule), f"{at}/trigger_rule", f"must be one of {', '.join(get_args(TriggerRule))}")
-        if len(wrong) == known:
-            sketches.append(
-                Sketch(
+        depends_on, rule = job.get("depends_on") or [], job.get("trigger_rule") or "all_success"
+        names = isinstance(depends_on, list) and all(isinstance(name, str) for name in depends_on)
+        check(isinstance(job.get("name"), str), f"{pointer_prefix}/name", "must be text")
+        check(names, f"{pointer_prefix}/depends_on", "must be a list of names")
+        check(isinstance(job.get("condition"), str | None), f"{pointer_prefix}/condition", "must be text")
+        check(
+            rule in get_args(TriggerRule),
+            f"{pointer_prefix}/trigger_rule",
+            f"must be one of {', '.join(get_args(TriggerRule))}",
+        )
+        if len(problems_found) == problem_count:
+            specs.append(
+                NodeSpec(
                     name=job["name"],
-                    depends_on=tuple(before),
+                    depends_on=tuple(depends_on),
                     condition=job.get("condition"),
                     cancel_losers=job.get("cancel_losers") is True,
                     trigger_rule=cast(TriggerRule, rule),
                 )
             )
-    return sketches, wrong
+    return specs, problems_found
 
 
-def _no_number(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")

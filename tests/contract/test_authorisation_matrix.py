@@ -15,7 +15,7 @@ from vigil_core.api.routes import OPERATIONS
 from vigil_core.api.routing import Operation
 from vigil_core.domain.access import Scope
 from vigil_core.domain.events.event import Event
-from vigil_core.domain.webhooks import delivery_of
+from vigil_core.domain.webhooks import create_delivery
 
 ALLOWED = {
     Scope.READ: {
@@ -89,9 +89,9 @@ def a_delivery(webhook: str) -> str:
     """Of a test's own to a webhook of demo; its id."""
     event = Event(
         event_id=f"{SOME_ID}.1", type="vigil.job.failed", namespace="demo", subject=SOME_ID, time=datetime.now(UTC),
-        data={}, topics=(), reach="ending",
+        data={}, topics=(), audience="ending",
     )  # fmt: skip
-    delivery = delivery_of(event, webhook, None, event.time)
+    delivery = create_delivery(event, webhook, None, event.time)
     wiring.context().webhooks.add_delivery(delivery)
     return delivery.delivery_id
 

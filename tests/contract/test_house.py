@@ -55,13 +55,13 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield from imported(node)
 
 
-def test_the_layer_is_tested_in_the_versions_that_it_ships() -> None:
+def test_layer_versions_equal_the_versions_under_test() -> None:
     dev = pins(DEV_LOCK)
     assert pins(LAYER_LOCK).items() <= dev.items()
 
 
 @pytest.mark.parametrize("lock", [DEV_LOCK, SAM_LOCK, LAYER_LOCK], ids=lambda lock: str(lock.relative_to(ROOT)))
-def test_a_lock_file_names_no_host_and_no_path(lock: Path) -> None:
+def test_lock_file_contains_no_host_and_no_path(lock: Path) -> None:
     assert pins(lock)
     assert not re.search(r"://|^-|[ @]/|file:", lock.read_text(), re.MULTILINE)
 
@@ -78,7 +78,7 @@ def test_every_dependency_is_locked() -> None:
         assert requirement.specifier.contains(dev[canonicalize_name(requirement.name)]), f"run make lock: {requirement}"
 
 
-def test_what_is_deployed_imports_only_what_the_layer_brings() -> None:
+def test_deployed_code_imports_only_packages_of_the_layer() -> None:
     in_the_layer = (ROOT / "layers/common/python/requirements.in").read_text().splitlines()
     allowed = {name.replace("-", "_") for name in in_the_layer if name and not name.startswith("#")}
     allowed |= OF_THE_LAMBDA_RUNTIME | sys.stdlib_module_names | {"vigil_core"}
@@ -87,7 +87,7 @@ def test_what_is_deployed_imports_only_what_the_layer_brings() -> None:
 
 
 @pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: handler.parent.name)
-def test_a_handler_is_read_in_a_minute(handler: Path) -> None:
+def test_handler_stays_below_the_line_limit(handler: Path) -> None:
     assert len(handler.read_text().splitlines()) <= LONGEST_HANDLER
 
 
@@ -97,14 +97,14 @@ def test_import_linter_sees_every_function() -> None:
     assert not list(FUNCTIONS.rglob("__init__.py"))
 
 
-def test_the_domain_is_given_the_time() -> None:
+def test_domain_never_reads_the_system_time() -> None:
     for module in (CORE / "domain").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 assert node.func.attr not in CLOCKS, f"{module.relative_to(ROOT)}:{node.lineno} reads a clock"
 
 
-def test_the_version_is_the_one_that_the_changelog_tells_of() -> None:
+def test_project_version_matches_the_changelog() -> None:
     """A development version has unreleased entries; a release is the newest heading, and nothing waits above it."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     _, unreleased, *released = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)

@@ -61,7 +61,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("function", HANDLERS)
-def test_the_layer_alone_satisfies_every_import(function: str, built: Path, runtime: Path) -> None:
+def test_every_handler_imports_with_the_layer_alone(function: str, built: Path, runtime: Path) -> None:
     code = built / f"{function.title().replace('_', '')}Function"
     layer = built / "VigilLayer/python"
     path = [str(code), str(layer), str(runtime)]
@@ -78,7 +78,7 @@ def test_the_layer_alone_satisfies_every_import(function: str, built: Path, runt
         assert file.startswith((*path, *standard_library)), f"{file} is not there on Lambda"
 
 
-def test_the_layer_is_laid_out_and_sized_as_lambda_wants_it(built: Path) -> None:
+def test_layer_layout_and_size_satisfy_lambda(built: Path) -> None:
     layer = built / "VigilLayer"
     assert [child.name for child in layer.iterdir()] == ["python"]
     assert (layer / "python/vigil_core/__init__.py").exists()

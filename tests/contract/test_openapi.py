@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.template import resources
-from vigil_core.api.problems import STATUS
+from vigil_core.api.problems import HTTP_STATUS
 from vigil_core.api.routes import OPERATIONS, openapi
 from vigil_core.api.routing import Operation
 
@@ -27,22 +27,22 @@ def deployed() -> dict[tuple[str, str], bool]:
     return found
 
 
-def test_the_committed_document_is_that_of_the_code() -> None:
+def test_committed_openapi_document_matches_the_code() -> None:
     made = json.dumps(openapi(), indent=2, ensure_ascii=False) + "\n"
     assert COMMITTED.read_text() == made, "run make openapi"
 
 
-def test_the_routes_are_those_of_the_template() -> None:
+def test_openapi_routes_match_the_template() -> None:
     served = {(operation.method, operation.path): operation.scope is not None for operation in OPERATIONS}
     assert deployed() == served | {("", ""): False}
 
 
-def test_names_are_used_once() -> None:
+def test_operation_names_are_unique() -> None:
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_every_operation_is_described(operation: Operation) -> None:
+def test_every_operation_has_summary_description_and_security(operation: Operation) -> None:
     described = openapi()["paths"][operation.path][operation.method.lower()]
     assert described["summary"]
     assert described["description"]
@@ -51,7 +51,7 @@ def test_every_operation_is_described(operation: Operation) -> None:
     assert ("requestBody" in described) == (operation.method in ("POST", "PUT", "PATCH"))
 
 
-def test_every_reference_leads_somewhere_and_every_schema_is_referred_to() -> None:
+def test_every_reference_resolves_and_every_schema_is_referenced() -> None:
     document = openapi()
     names = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
     assert names == set(document["components"]["schemas"])
@@ -66,5 +66,5 @@ def references(value: Any) -> list[str]:
     return []
 
 
-def test_every_error_is_a_client_s_but_one() -> None:
-    assert [error.code for error, status in STATUS.items() if status >= 500] == ["INTERNAL_ERROR"]
+def test_internal_error_is_the_only_5xx_error_code() -> None:
+    assert [error.code for error, status in HTTP_STATUS.items() if status >= 500] == ["INTERNAL_ERROR"]

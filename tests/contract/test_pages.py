@@ -10,14 +10,14 @@ import pytest
 
 from tests.support.pages import is_as_shown, python_session, session
 from tests.support.template import template
-from vigil_core.api.problems import STATUS
+from vigil_core.api.problems import HTTP_STATUS
 from vigil_core.api.routes import OPERATIONS
 from vigil_core.api.workflows.models import WorkflowBody, WorkflowJob
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import BUILT_IN_NAMES
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.domain.jobs.status import STATUSES
-from vigil_core.domain.schedules import RunOutcome
+from vigil_core.domain.schedules import FireOutcome
 from vigil_core.domain.waits.request import MAX_EXPIRES_S
 from vigil_core.domain.waits.wait import UnmetReason, WaitStatus
 from vigil_core.domain.workflows.run_state import FailurePolicy
@@ -53,7 +53,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_and_anchors_of_a_page_resolve(path: Path) -> None:
     for link in LINK.findall(path.read_text()):
         target, _, anchor = link.partition("#")
         if "://" in target:
@@ -63,17 +63,17 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(there), link
 
 
-def test_every_page_can_be_found_from_the_index() -> None:
+def test_docs_index_links_every_page() -> None:
     listed = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in LINK.findall(page("README.md"))}
     assert {path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"} <= listed
 
 
-def test_every_error_is_told_with_its_status() -> None:
+def test_errors_page_lists_every_error_with_its_status() -> None:
     told = {row[0].strip("`"): int(row[1]) for row in rows(page("errors.md"), "code")}
-    assert told == {error.code: status for error, status in STATUS.items()}
+    assert told == {error.code: status for error, status in HTTP_STATUS.items()}
 
 
-def test_waits_are_told_whole() -> None:
+def test_waits_page_lists_every_status_reason_and_built_in() -> None:
     text = page("waits.md")
     assert names(text, "status") == list(get_args(WaitStatus))
     assert sorted(names(text, "reason")) == sorted(get_args(UnmetReason))
@@ -82,7 +82,7 @@ def test_waits_are_told_whole() -> None:
     assert f"{MAX_EXPIRES_S:,}" in text
 
 
-def test_workflows_are_told_whole() -> None:
+def test_workflows_page_lists_every_field_and_route() -> None:
     text = page("workflows.md")
     assert sorted(names(text, "part of a workflow")) == sorted(WorkflowBody.model_fields)
     assert sorted(names(text, "part of a job")) == sorted(WorkflowJob.model_fields)
@@ -97,11 +97,11 @@ def test_workflows_are_told_whole() -> None:
     assert told == asked
 
 
-def test_every_outcome_of_a_run_is_told() -> None:
-    assert names(page("schedules.md"), "outcome") == list(get_args(RunOutcome))
+def test_schedules_page_lists_every_fire_outcome() -> None:
+    assert names(page("schedules.md"), "outcome") == list(get_args(FireOutcome))
 
 
-def test_every_status_of_a_job_is_told() -> None:
+def test_jobs_page_lists_every_status_and_stage() -> None:
     text = page("jobs.md")
     for status in STATUSES:
         assert re.search(rf"^(\*\*{status}\*\*: |.*\*{status}\*)", text, re.MULTILINE), status
@@ -109,7 +109,7 @@ def test_every_status_of_a_job_is_told() -> None:
     assert re.findall("`([^`]+)`", order) == list(DEFAULT_STAGES)
 
 
-def test_every_parameter_of_the_template_is_told_with_its_default() -> None:
+def test_deploy_page_lists_every_template_parameter_with_its_default() -> None:
     defaults = {name: parameter["Default"] for name, parameter in template()["Parameters"].items()}
     text = page("deploy.md")
     assert sorted(names(text, "parameter")) == sorted(defaults)
@@ -118,12 +118,12 @@ def test_every_parameter_of_the_template_is_told_with_its_default() -> None:
             assert default.strip("`") == str(defaults[name] or ("empty" if defaults[name] == "" else 0)), name
 
 
-def test_every_decision_is_listed() -> None:
+def test_adr_index_lists_every_decision_record() -> None:
     listed = {row[1].partition("](")[2].rstrip(")") for row in rows(page("adr/README.md"), "no.")}
     assert listed == {path.name for path in (ROOT / "docs/adr").glob("0*.md")}
 
 
-def test_an_answer_is_as_shown() -> None:
+def test_ellipsis_in_a_documented_response_matches_any_value() -> None:
     """The check that the examples on the pages are held to."""
     assert is_as_shown({"a": 1, "b": [{"c": "x"}]}, {"a": 1, "b": [{"c": "…"}]})
     assert is_as_shown({"a": 1, "b": 2}, {"a": 1, "…": "…"})
@@ -133,7 +133,7 @@ def test_an_answer_is_as_shown() -> None:
     assert not is_as_shown({"a": 1}, {"a": 2, "…": "…"})
 
 
-def test_a_page_is_a_session() -> None:
+def test_code_blocks_of_a_page_are_parsed_into_commands_and_outputs() -> None:
     text = "```sh\nA=1\n```\ntext\n```sh\necho 1\n```\n\n```json\n1\n```\n\n```console\n$ no\n```\n"
     assert [(block.commands, block.answer) for block in session(text)] == [("A=1\n", None), ("echo 1\n", "1\n")]
     text = "```python\nx = 1\n```\n```python\nprint(x)\n```\n\n```text\n1\n```\n```sh\nno\n```\n"

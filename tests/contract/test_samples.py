@@ -14,7 +14,7 @@ SAMPLES = sorted(path.stem for path in EVENTS.iterdir())
 
 
 @pytest.fixture(scope="module")
-def of_the_tests() -> str:
+def sources_of_tests() -> str:
     """All that the tests say, but for what they say of Docker: that needs an engine, and proves nothing without."""
     others = (path for path in Path(ROOT, "tests").rglob("*.py") if path.parent.name != "docker")
     return "\n".join(path.read_text() for path in others)
@@ -30,6 +30,6 @@ def test_every_function_has_a_sample(function: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_sample_belongs_to_a_function_and_is_used(name: str, of_the_tests: str) -> None:
+def test_every_sample_belongs_to_a_function_and_is_used(name: str, sources_of_tests: str) -> None:
     assert any(belongs_to(name, function) for function in FUNCTIONS)
-    assert f'"{name}"' in of_the_tests
+    assert f'"{name}"' in sources_of_tests

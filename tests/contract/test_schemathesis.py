@@ -89,7 +89,9 @@ def ids() -> Iterator[dict[str, list[str]]]:
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
 )
-def test_the_document_is_true(case: schemathesis.Case[Any], ids: dict[str, list[str]], number: Iterator[int]) -> None:
+def test_generated_requests_get_only_documented_responses(
+    case: schemathesis.Case[Any], ids: dict[str, list[str]], number: Iterator[int]
+) -> None:
     """Ids that exist, no hold, no key used twice, no made-up page token: all of that has tests of its own.
 
     An API of API Gateway has no 405: what no route takes goes to $default, which answers 404.

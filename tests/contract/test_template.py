@@ -39,13 +39,13 @@ def consumer(mapping: dict[str, Any]) -> dict[str, Any]:
     return FUNCTIONS[mapping["FunctionName"]["Ref"]]
 
 
-def test_every_function_of_the_repository_is_deployed() -> None:
+def test_every_function_folder_is_deployed() -> None:
     folders = {path.parent.name for path in (ROOT / "functions").glob("*/handler.py")}
     deployed = {Path(function["CodeUri"]).name for function in FUNCTIONS.values()}
     assert folders <= deployed
 
 
-def test_only_two_routes_need_no_key() -> None:
+def test_only_the_open_routes_skip_authorization() -> None:
     http = resources("AWS::Serverless::HttpApi")["HttpApi"]
     assert http["Auth"]["DefaultAuthorizer"] in http["Auth"]["Authorizers"]
     open_ = {route for route, properties in routes() if properties.get("Auth") == {"Authorizer": "NONE"}}
@@ -53,24 +53,24 @@ def test_only_two_routes_need_no_key() -> None:
     assert all("Auth" not in properties for route, properties in routes() if route not in OPEN_ROUTES)
 
 
-def test_a_revoked_key_is_refused_within_a_minute() -> None:
+def test_authorizer_cache_lasts_at_most_one_minute() -> None:
     (authorizer,) = resources("AWS::Serverless::HttpApi")["HttpApi"]["Auth"]["Authorizers"].values()
     assert authorizer["Identity"]["ReauthorizeEvery"] <= 60
 
 
-def test_no_websocket_opens_without_the_authorizer() -> None:
+def test_websocket_connect_requires_the_authorizer() -> None:
     by_key = {route["RouteKey"]: route for route in resources("AWS::ApiGatewayV2::Route").values()}
     assert set(by_key) == {"$connect", "$disconnect", "$default"}
     assert by_key["$connect"]["AuthorizationType"] == "CUSTOM"
 
 
-def test_throttles_are_on_routes_that_exist() -> None:
+def test_route_throttles_name_existing_routes() -> None:
     known = {route for route, _ in routes()}
     assert set(resources("AWS::Serverless::HttpApi")["HttpApi"]["RouteSettings"]) <= known
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_role_names_its_actions_and_its_resources(function: str) -> None:
+def test_role_statements_spell_out_actions_and_resources(function: str) -> None:
     for statement in statements(function):
         for action in listed(statement["Action"]):
             assert re.fullmatch(r"[a-z0-9-]+:[A-Za-z]+", action), "an action is spelled out"
@@ -80,7 +80,7 @@ def test_a_role_names_its_actions_and_its_resources(function: str) -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_is_told_only_what_its_role_lets_it_use(function: str) -> None:
+def test_function_environment_matches_the_rights_of_its_role(function: str) -> None:
     """A queue, topic or bucket in the environment comes with a right on it, and the other way round."""
     told = json.dumps(FUNCTIONS[function].get("Environment", {}))
     allowed = json.dumps(statements(function))
@@ -92,12 +92,12 @@ def test_a_function_is_told_only_what_its_role_lets_it_use(function: str) -> Non
 
 
 @pytest.mark.parametrize("mapping", resources("AWS::Lambda::EventSourceMapping"))
-def test_a_failed_record_is_reported_alone(mapping: str) -> None:
+def test_event_source_mappings_report_partial_batch_failures(mapping: str) -> None:
     its = resources("AWS::Lambda::EventSourceMapping")[mapping]
     assert its["BatchSize"] == 1 or its["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 
-def test_what_a_stream_consumer_gives_up_on_is_kept_whole() -> None:
+def test_discarded_stream_batch_is_stored_in_the_dead_letter_bucket() -> None:
     streams = [m for m in resources("AWS::Lambda::EventSourceMapping").values() if "StartingPosition" in m]
     assert len(streams) == 2
     for mapping in streams:
@@ -109,7 +109,7 @@ def test_what_a_stream_consumer_gives_up_on_is_kept_whole() -> None:
             assert json.loads(pattern["Pattern"])["eventName"] == ["INSERT", "MODIFY"], "TTL's removals are no news"
 
 
-def test_a_message_is_hidden_for_as_long_as_it_may_be_worked_on() -> None:
+def test_queue_visibility_timeout_is_six_times_the_function_timeout() -> None:
     queues = resources("AWS::SQS::Queue")
     for mapping in resources("AWS::Lambda::EventSourceMapping").values():
         if "StartingPosition" in mapping:
@@ -121,14 +121,14 @@ def test_a_message_is_hidden_for_as_long_as_it_may_be_worked_on() -> None:
         assert dead["MessageRetentionPeriod"] == 14 * 24 * 3600
 
 
-def test_what_is_kept_outlives_the_stack() -> None:
+def test_table_and_buckets_are_retained_when_the_stack_is_deleted() -> None:
     for name in ("Table", "BodiesBucket", "DeadLetterBucket"):
         resource = template()["Resources"][name]
         assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_logs_are_not_kept_for_ever(function: str) -> None:
+def test_log_groups_have_a_retention_period(function: str) -> None:
     group = FUNCTIONS[function]["LoggingConfig"]["LogGroup"]["Ref"]
     logs = resources("AWS::Logs::LogGroup")[group]
     assert logs["RetentionInDays"] == {"Ref": "LogRetentionDays"}
@@ -136,13 +136,13 @@ def test_logs_are_not_kept_for_ever(function: str) -> None:
     assert logs["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{AWS::StackName}}-{folder}"}
 
 
-def test_every_parameter_does_something() -> None:
+def test_every_template_parameter_is_used() -> None:
     text = (ROOT / "template.yaml").read_text()
     for parameter in template()["Parameters"]:
         assert len(re.findall(rf"!Ref {parameter}\b|\${{{parameter}}}", text)) >= 1, parameter
 
 
-def test_the_environment_is_what_the_settings_read() -> None:
+def test_environment_variables_match_the_settings() -> None:
     """By name, over all functions: a variable that nobody reads, or that nobody sets, is a mistake."""
     settings = (ROOT / "layers/common/python/vigil_core/runtime/settings.py").read_text()
     read = set(re.findall(r'(?:setting|environ\.get)\("([A-Z_]+)"', settings))

@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from vigil.workflow import Workflow
-from vigil_core.api.workflows.json_schema import schema
-from vigil_core.api.workflows.models import run_of_body
+from vigil_core.api.workflows.json_schema import workflow_schema
+from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.exact_json import loads
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "docs/workflow.schema.json"
 EXAMPLES = ROOT / "examples/workflows"
 ID = "019bf000-0000-7000-8000-000000000001"
-VALIDATOR = Draft202012Validator(schema())
+VALIDATOR = Draft202012Validator(workflow_schema())
 
 
 def examples() -> dict[str, Any]:
@@ -32,13 +32,15 @@ def examples() -> dict[str, Any]:
     return found
 
 
-def test_the_committed_schema_is_that_of_the_code() -> None:
-    Draft202012Validator.check_schema(schema())
-    assert COMMITTED.read_text() == json.dumps(schema(), indent=2, ensure_ascii=False) + "\n", "run make schema"
+def test_committed_workflow_schema_matches_the_code() -> None:
+    Draft202012Validator.check_schema(workflow_schema())
+    assert COMMITTED.read_text() == json.dumps(workflow_schema(), indent=2, ensure_ascii=False) + "\n", (
+        "run make schema"
+    )
 
 
 @pytest.mark.parametrize("name", examples())
-def test_the_examples_are_valid(name: str) -> None:
+def test_example_workflows_satisfy_schema_and_api(name: str) -> None:
     VALIDATOR.validate(examples()[name])
     _read(examples()[name])
 
@@ -59,18 +61,18 @@ def test_the_examples_are_valid(name: str) -> None:
         ({"name": "n", "jobs": [{"name": "a", "retry": {"max_attempts": 0}}]}, "jobs/0/retry"),
     ],
 )
-def test_what_the_schema_refuses_the_api_refuses(definition: Any, pointer: str) -> None:
+def test_definition_rejected_by_the_schema_is_rejected_by_the_api(definition: Any, pointer: str) -> None:
     assert not VALIDATOR.is_valid(definition)
     with pytest.raises(ValidationFailed) as refused:
         _read(definition)
     assert any(problem.pointer.startswith(f"/{pointer}") for problem in refused.value.problems)
 
 
-def test_nulls_are_absent_and_numbers_are_numbers() -> None:
+def test_null_counts_as_absent_and_whole_and_decimal_numbers_are_valid() -> None:
     definition = {"name": "n", "timeout": None, "jobs": [{"name": "a", "timeout": 2, "retry": {"multiplier": 1.5}}]}
     VALIDATOR.validate(definition)
     _read(definition)
 
 
 def _read(definition: Any) -> None:
-    run_of_body("demo", loads(json.dumps(definition)), ID, now=datetime.now(UTC), find_types=lambda *_: {})
+    parse_workflow("demo", loads(json.dumps(definition)), ID, now=datetime.now(UTC), find_types=lambda *_: {})

@@ -67,12 +67,12 @@ CASES: dict[str, tuple[str, Any]] = {
 }
 
 
-def test_every_function_has_a_case() -> None:
+def test_every_deployed_function_has_a_container_case() -> None:
     assert CASES.keys() == FUNCTIONS.keys()
 
 
 @pytest.mark.parametrize("function", CASES)
-def test_a_function_answers_its_sample_in_a_container(
+def test_function_handles_its_sample_event_in_a_container(
     function: str, sam_local: SamLocal, stack: Stack, aws: Aws, known_key: str
 ) -> None:
     name, expected = CASES[function]
@@ -117,9 +117,7 @@ def client(stack: Stack, aws: Aws, local_api: str, recorder: Recorder) -> Iterat
         yield made
 
 
-def test_every_route_is_served_from_containers(
-    client: Client, local_api: str, stack: Stack, recorder: Recorder
-) -> None:
+def test_every_route_responds_from_containers(client: Client, local_api: str, stack: Stack, recorder: Recorder) -> None:
     with Client(replace(stack, api_url=local_api), "vgl_nobody_knows_this") as nobody:
         assert nobody.call("GET", "/v1/jobs").status_code in {401, 403}
     assert client.get("/openapi.json")["openapi"].startswith("3.1")

@@ -68,7 +68,7 @@ class SlowBusiness:
 
 
 @pytest.fixture(scope="session")
-def slow_business(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
+def slow_scenario(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
     """Begun before the first test: a key that was used and then revoked, a running job that was asked to cancel, a
     webhook whose receiver does not take the first message."""
     revoked, owner = aws.key(), aws.key()
@@ -88,7 +88,7 @@ def slow_business(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
 
 
 @pytest.fixture
-def key(aws: Aws, slow_business: SlowBusiness) -> Key:
+def key(aws: Aws, slow_scenario: SlowBusiness) -> Key:
     """For everything, in a namespace of the test's own."""
     return aws.key()
 
@@ -101,7 +101,7 @@ def client(stack: Stack, key: Key) -> Iterator[Client]:
 
 
 @pytest.fixture
-def stranger(stack: Stack, aws: Aws) -> Iterator[Client]:
+def other_tenant(stack: Stack, aws: Aws) -> Iterator[Client]:
     """Another tenant, with every scope."""
     with Client(stack, aws.key().token) as made:
         yield made

@@ -18,7 +18,7 @@ def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
     unlucky = next((at for at in range(len(records)) if random.random() < 1 / 20), None)
     if unlucky is None:
         return _own(event, context)
-    print(json.dumps({"sabotaged": records[unlucky]["dynamodb"]["SequenceNumber"]}))  # noqa: T201
+    print(json.dumps({"injected_fault": records[unlucky]["dynamodb"]["SequenceNumber"]}))  # noqa: T201
     match random.choice(["dies before it", "is not heard of it", "is heard of nothing"]):
         case "dies before it":
             _own({"Records": records[:unlucky]}, context)
@@ -26,25 +26,25 @@ def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
             _own(event, context)
         case _:
             _own(event, context)
-            raise RuntimeError("sabotaged after the work was done")
+            raise RuntimeError("injected fault after the work")
     return {"batchItemFailures": [{"itemIdentifier": records[unlucky]["dynamodb"]["SequenceNumber"]}]}
 
 
 def poisoned(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A bug that one record sets off, whatever else is in its batch."""
     if "poison-pill" in json.dumps(event):
-        raise RuntimeError("sabotaged by a poison pill")
+        raise RuntimeError("injected fault by a poisoned record")
     return _own(event, context)
 
 
 def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A bug that everything sets off."""
-    raise RuntimeError("sabotaged")
+    raise RuntimeError("injected fault")
 
 
 def deaf(_: dict[str, Any], __: object) -> dict[str, Any]:
     """Everything is answered, and nothing done."""
-    print(json.dumps({"sabotaged": "everything"}))  # noqa: T201
+    print(json.dumps({"injected_fault": "everything"}))  # noqa: T201
     return {"batchItemFailures": []}
 
 

@@ -365,17 +365,17 @@ class Aws:
 
     @contextmanager
     def sabotaged(self, function: str, how: str) -> Iterator[None]:
-        """A function that fails while the block runs, in a way that `saboteur` knows."""
+        """Make a function fail inside the block, by a handler of `fault_injection.py`."""
         name = self.function_names[function]
         before = self.functions.get_function_configuration(FunctionName=name)
         layers = [layer["Arn"] for layer in before["Layers"]]
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as packed:
             packed.write(SABOTEUR, f"python/{SABOTEUR.name}")
-        saboteur = self.functions.publish_layer_version(
+        fault_layer = self.functions.publish_layer_version(
             LayerName=SABOTEUR.stem, Content={"ZipFile": archive.getvalue()}
         )["LayerVersionArn"]
-        self._configure(name, f"{SABOTEUR.stem}.{how}", [*layers, saboteur])
+        self._configure(name, f"{SABOTEUR.stem}.{how}", [*layers, fault_layer])
         try:
             yield
         finally:
@@ -389,7 +389,7 @@ class Aws:
         """How often a sabotaged function has said so in its log."""
         group = f"/aws/lambda/{self.stack.stack_name}-{function.replace('_', '-')}"
         pages = self.logs.get_paginator("filter_log_events").paginate(logGroupName=group)
-        return sum('"sabotaged"' in event["message"] for page in pages for event in page["events"])
+        return sum('"injected_fault"' in event["message"] for page in pages for event in page["events"])
 
     @contextmanager
     def announcements(self, **filter_policy: Sequence[Any]) -> Iterator[Announcements]:

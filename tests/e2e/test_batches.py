@@ -41,7 +41,7 @@ def ended(client: Client, batch_id: str) -> Any:
 @pytest.mark.parametrize(
     ("mode", "status"), [("continue", "failed"), ("collect", "completed"), ("fail_fast", "failed")]
 )
-def test_workers_run_its_items_and_a_wait_hears_of_its_end(client: Client, mode: str, status: str) -> None:
+def test_workers_run_batch_items_and_a_wait_ends_with_the_batch(client: Client, mode: str, status: str) -> None:
     payloads = [{"n": number} for number in range(ITEMS)]
     batch_id = client.job(queue=mode, batch=payloads, on_item_failure=mode, name="nightly", tags=["night"])
     waiting = client.wait({batch_id: None})
@@ -70,7 +70,7 @@ def test_workers_run_its_items_and_a_wait_hears_of_its_end(client: Client, mode:
     assert {job["job_id"] for job in listed} == {entry["job_id"] for entry in entries}
 
 
-def test_fail_fast_cancels_what_nobody_has_begun(client: Client) -> None:
+def test_fail_fast_batch_cancels_items_that_have_not_started(client: Client) -> None:
     batch_id = client.job(queue="fast", batch=[{"n": n} for n in range(ITEMS)], on_item_failure="fail_fast")
     (job,) = client.post("/v1/queues/fast/claim", {"max": 1}, prefer="wait=10")["jobs"]
     client.fail(job["job_id"], lease_token=job["lease_token"])

@@ -26,7 +26,7 @@ def chroma(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_a_collection_is_created_filled_and_queried(
+def test_http_jobs_create_fill_and_query_a_collection(
     stack: Stack, key: Key, client: Client, chroma: str, tmp_path: Path
 ) -> None:
     curl = tmp_path / "bin/curl"
@@ -52,7 +52,7 @@ def test_a_collection_is_created_filled_and_queried(
     assert (answer["status"], answer["body"]["documents"]) == (200, [["A pear", "An apple"]])
 
 
-def test_what_it_refuses_is_the_jobs_error(client: Client, chroma: str) -> None:
+def test_request_refused_by_chromadb_fails_the_job_with_its_http_code(client: Client, chroma: str) -> None:
     target = {"url": f"{chroma}/api/v2/tenants/default_tenant/databases/default_database/collections", "body": {}}
     client.call("PUT", "/v1/job-types/create_nothing", {"executor": "http", "target": target})
     job = client.post("/v1/jobs", {"job_type": "create_nothing", "retry": {}}, prefer="wait=20")
@@ -60,6 +60,6 @@ def test_what_it_refuses_is_the_jobs_error(client: Client, chroma: str) -> None:
     assert job["error"]["code"].startswith("HTTP_4")
 
 
-def test_the_demo_shows_it(stack: Stack, key: Key, tracker: Vigil, chroma: str) -> None:
-    examples.define(ROOT, examples.CHROMADB, examples.REQUESTS, stack.api_url, key.token, server=chroma)
+def test_chromadb_demo_finds_the_documents(stack: Stack, key: Key, tracker: Vigil, chroma: str) -> None:
+    examples.define_job_types(ROOT, examples.CHROMADB, examples.REQUESTS, stack.api_url, key.token, server=chroma)
     assert list(examples.play_chromadb(tracker))[-1] == "query_documents has found A pear, An apple"

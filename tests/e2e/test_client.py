@@ -15,7 +15,7 @@ from vigil.client import Vigil, VigilError
 from vigil.local import Stack
 
 
-def test_the_same_creation_twice_creates_once(tracker: Vigil, client: Client) -> None:
+def test_repeated_idempotency_key_or_unique_key_creates_one_job(tracker: Vigil, client: Client) -> None:
     first = tracker.submit("test", idempotency_key="nightly-7")
     assert tracker.submit("test", idempotency_key="nightly-7") == first
     unique = tracker.submit("test", unique_key="one")
@@ -24,7 +24,7 @@ def test_the_same_creation_twice_creates_once(tracker: Vigil, client: Client) ->
     assert len(client.get("/v1/jobs")["jobs"]) == 2
 
 
-def test_waiting_for_many_is_one_call(tracker: Vigil) -> None:
+def test_client_waits_for_several_jobs_with_one_call(tracker: Vigil) -> None:
     jobs = [tracker.submit("test").job_id for _ in range(3)]
     ends = [threading.Timer(delay, tracker.cancel, [job_id]) for delay, job_id in enumerate(jobs)]
     for end in ends:
@@ -35,7 +35,7 @@ def test_waiting_for_many_is_one_call(tracker: Vigil) -> None:
     assert (answer["status"], sorted(answer["waited_jobs"])) == ("met", sorted(jobs))
 
 
-def test_a_refusal_says_what_is_wrong(tracker: Vigil) -> None:
+def test_rejected_request_raises_error_with_every_problem(tracker: Vigil) -> None:
     with pytest.raises(VigilError) as refusal:
         tracker.submit("test", fields={"status": 1}, tags=[""])
     assert (refusal.value.status, refusal.value.code) == (422, "VALIDATION_FAILED")
@@ -43,7 +43,7 @@ def test_a_refusal_says_what_is_wrong(tracker: Vigil) -> None:
     assert refusal.value.request_id
 
 
-def test_the_same_from_a_shell(stack: Stack, key: Key, tmp_path: Path) -> None:
+def test_job_commands_create_wait_cancel_retry_and_list(stack: Stack, key: Key, tmp_path: Path) -> None:
     replace(stack, api_key=key.token, key_id=key.key_id).write(tmp_path / ".local/stack.json")
 
     def vigil(*arguments: str, code: int = 0) -> str:

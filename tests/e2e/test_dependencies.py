@@ -17,7 +17,7 @@ def status(client: Client, job_id: str) -> str:
     return str(client.get(f"/v1/jobs/{job_id}/status")["status"])
 
 
-def test_a_job_waits_for_others_and_is_handed_their_results(client: Client) -> None:
+def test_released_job_receives_the_results_of_its_dependencies(client: Client) -> None:
     extract, validate = client.running(), client.running()
     report = client.job(
         queue="reports", depends_on=[extract, validate], condition="validation_status == 'valid' && rows > `0`"
@@ -37,7 +37,7 @@ def test_a_job_waits_for_others_and_is_handed_their_results(client: Client) -> N
     assert job["verdict"]["inputs"] == {"total": 2, "success": 2, "failed": 0, "skipped": 0, "cancelled": 0}
 
 
-def test_what_can_no_longer_run_is_skipped_down_the_chain(client: Client) -> None:
+def test_failed_dependency_skips_the_chain_unless_a_rule_runs_it(client: Client) -> None:
     first = client.running()
     second = client.job(depends_on=[first])
     third = client.job(depends_on=[second])
@@ -53,7 +53,7 @@ def test_what_can_no_longer_run_is_skipped_down_the_chain(client: Client) -> Non
     assert [(line["event"], line["why"]) for line in history] == [("created", None), ("ready", "dependencies")]
 
 
-def test_both_ends_of_a_dependency_are_shown(client: Client) -> None:
+def test_dependencies_route_shows_upstream_and_downstream_jobs(client: Client) -> None:
     first = client.job(name="first")
     second = client.job(name="second", depends_on=[first])
     eventually(lambda: client.get(f"/v1/jobs/{first}/dependencies")["dependents"])
@@ -63,20 +63,20 @@ def test_both_ends_of_a_dependency_are_shown(client: Client) -> None:
     assert (before["job_id"], before["name"], before["status"]) == (first, "first", "pending")
 
 
-def test_dependencies_come_before_priorities(client: Client) -> None:
+def test_dependency_runs_before_a_job_of_higher_priority(client: Client) -> None:
     first = client.job(priority="low")
     client.job(priority="critical", depends_on=[first])
     (job,) = client.post("/v1/queues/default/claim", {"max": 10}, prefer="wait=5")["jobs"]
     assert job["job_id"] == first
 
 
-def test_another_tenants_job_is_no_dependency(client: Client, stranger: Client) -> None:
+def test_job_of_another_namespace_is_refused_as_dependency(client: Client, other_tenant: Client) -> None:
     job_id = client.job()
-    answer = stranger.call("POST", "/v1/jobs", {"job_type": "t", "depends_on": [job_id]})
+    answer = other_tenant.call("POST", "/v1/jobs", {"job_type": "t", "depends_on": [job_id]})
     assert problem(answer, 422, "MISSING_DEPENDENCY")["errors"][0]["pointer"] == "/depends_on/0"
 
 
-def test_from_a_shell(key: Key, stack: Stack) -> None:
+def test_job_commands_create_and_show_dependencies(key: Key, stack: Stack) -> None:
     def vigil(*arguments: str) -> str:
         where = {"VIGIL_API_URL": stack.api_url, "VIGIL_API_KEY": key.token}
         found = subprocess.run(

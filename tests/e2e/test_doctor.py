@@ -21,7 +21,7 @@ def found(directory: Path, key: Key, *options: str) -> list[Any]:
 
 
 @pytest.mark.smoke
-def test_nothing_is_stuck_after_work(client: Client, key: Key, directory: Path) -> None:
+def test_doctor_finds_nothing_after_normal_work(client: Client, key: Key, directory: Path) -> None:
     jobs = [client.running() for _ in range(3)]
     wait = client.wait(dict.fromkeys(jobs))
     after = client.job(depends_on=jobs)
@@ -33,7 +33,7 @@ def test_nothing_is_stuck_after_work(client: Client, key: Key, directory: Path) 
     assert "queues" in vigil(directory, "doctor").stdout
 
 
-def test_a_job_that_its_queue_does_not_show_is_found_and_mended(
+def test_doctor_finds_and_repairs_a_job_missing_from_its_queue(
     aws: Aws, client: Client, key: Key, directory: Path
 ) -> None:
     job_id = client.job()

@@ -88,8 +88,7 @@ def ended(client: Client, job_id: str, within_s: float = 60) -> Any:
 
 
 class TestHttp:
-    @pytest.mark.smoke
-    def test_the_answer_of_the_target_is_kept_as_the_jobs_result(
+    def test_http_response_becomes_the_result_of_the_job(
         self, client: Client, key: Key, stack: Stack, target: HttpTarget, secrets: Callable[[str, str], None]
     ) -> None:
         secrets(f"{stack.stack_name}/{key.namespace}/target", TOKEN)
@@ -119,7 +118,7 @@ class TestHttp:
         assert (asked.headers["authorization"], asked.headers["x-token"]) == (f"Bearer {TOKEN}", TOKEN)
         assert asked.headers["idempotency-key"] == f"{job['job_id']}.1"
 
-    def test_nothing_secret_is_logged(
+    def test_secrets_and_payload_of_an_http_job_are_not_logged(
         self, aws: Aws, client: Client, key: Key, stack: Stack, target: HttpTarget, secrets: Callable[[str, str], None]
     ) -> None:
         secrets(f"{stack.stack_name}/{key.namespace}/quiet", TOKEN)
@@ -139,7 +138,7 @@ class TestHttp:
         assert eventually(lambda: [line for line in lines() if job_id in line and "HTTP_400" in line])
         assert not [line for line in lines() if TOKEN in line or "the-payload-itself" in line]
 
-    def test_429_is_tried_again_when_the_target_says(self, client: Client, target: HttpTarget) -> None:
+    def test_429_is_retried_after_the_delay_of_retry_after(self, client: Client, target: HttpTarget) -> None:
         target.replies("/busy", Reply(429, headers={"retry-after": "3"}), Reply(200, "now"))
         retry = {"max_attempts": 3, "initial_delay": 0}
         define(client, "busy", "http", {"url": f"{target.url}/busy"}, defaults={"retry": retry})
@@ -151,7 +150,7 @@ class TestHttp:
             f"{job['job_id']}.{attempt}" for attempt in (1, 2)
         ]
 
-    def test_a_target_that_keeps_failing_fails_the_job(self, client: Client, target: HttpTarget) -> None:
+    def test_target_failing_on_every_attempt_fails_the_job(self, client: Client, target: HttpTarget) -> None:
         target.replies("/broken", Reply(500, {"why": "it broke"}))
         retry = {"max_attempts": 2, "initial_delay": 0}
         define(client, "broken", "http", {"url": f"{target.url}/broken"}, defaults={"retry": retry})
@@ -160,7 +159,7 @@ class TestHttp:
         assert "it broke" in job["error"]["message"]
         assert len(target.asked) == 2
 
-    def test_other_refusals_are_final(self, client: Client, target: HttpTarget) -> None:
+    def test_404_and_redirect_fail_the_job_without_retry(self, client: Client, target: HttpTarget) -> None:
         target.replies("/moved", Reply(302, headers={"location": "http://169.254.169.254/"}))
         retry = {"max_attempts": 3}
         for name, code in (("nowhere", "HTTP_404"), ("moved", "HTTP_302")):
@@ -169,7 +168,7 @@ class TestHttp:
             assert (job["status"], job["attempt"], job["error"]["code"]) == ("failed", 1, code)
         assert len(target.asked) == 2
 
-    def test_what_takes_longer_than_its_timeout_is_tried_again(self, client: Client, target: HttpTarget) -> None:
+    def test_request_over_its_timeout_is_retried_then_falls_back(self, client: Client, target: HttpTarget) -> None:
         target.replies("/slow", Reply(200, "late", held=True))
         define(client, "slow", "http", {"url": f"{target.url}/slow", "timeout": 1})
         wanted = {"job_type": "slow", "retry": {"max_attempts": 2, "initial_delay": 0}, "fallback": {"rows": 0}}
@@ -177,7 +176,9 @@ class TestHttp:
         assert (job["status"], job["attempt"], job["error"]["code"]) == ("completed", 2, "TARGET_UNREACHABLE"), job
         assert (job["job_health"], job["result"]) == ("fallback", {"rows": 0})
 
-    def test_guarded_addresses_are_not_called(self, client: Client, target: HttpTarget, stack: Stack) -> None:
+    def test_private_addresses_fail_the_job_without_a_request(
+        self, client: Client, target: HttpTarget, stack: Stack
+    ) -> None:
         refused = ["https://169.254.169.254/latest/meta-data", stack.endpoint_url.replace("127.0.0.1", "localhost")]
         refused += [target.url.replace("127.0.0.1", name) for name in ("localhost", "127.1", "0.0.0.0", "[::1]")]
         for number, url in enumerate(refused):
@@ -186,7 +187,7 @@ class TestHttp:
             assert (job["status"], job["error"]["code"]) == ("failed", "TARGET_REFUSED"), url
         assert target.asked == []
 
-    def test_a_paused_queue_hands_nothing_out_until_it_is_resumed(self, client: Client, target: HttpTarget) -> None:
+    def test_paused_queue_dispatches_http_jobs_only_after_resume(self, client: Client, target: HttpTarget) -> None:
         target.replies("/later", Reply(200))
         define(client, "later", "http", {"url": f"{target.url}/later"}, queue="calls")
         client.post("/v1/queues/calls/pause")
@@ -200,10 +201,12 @@ class TestHttp:
         assert ended(client, job_id, 30)["status"] == "completed"
         assert client.get("/v1/queues/calls")["depth"]["pending"] == 0
 
-    def test_a_lost_message_is_made_up_for_by_the_sweep(self, aws: Aws, client: Client, target: HttpTarget) -> None:
+    def test_sweep_dispatches_a_job_whose_stream_record_was_lost(
+        self, aws: Aws, client: Client, target: HttpTarget
+    ) -> None:
         target.replies("/found", Reply(200))
         define(client, "found", "http", {"url": f"{target.url}/found"})
-        with aws.sabotaged("matcher", "deaf"):
+        with aws.sabotaged("matcher", "ignore_events"):
             job_id = client.job(job_type="found")
             eventually(lambda: client.get("/v1/queues/default")["depth"]["pending"] == 1)
             aws.invoke("sweeper", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})
@@ -211,7 +214,9 @@ class TestHttp:
 
 
 class TestLambda:
-    def test_a_function_runs_the_job_and_reports_it(self, client: Client, task_function: str) -> None:
+    def test_lambda_function_runs_the_job_and_reports_milestones_and_result(
+        self, client: Client, task_function: str
+    ) -> None:
         define(client, "count", "lambda", {"function": task_function})
         wanted = {"job_type": "count", "payload": {"do": "count", "what": [1, 2, 3]}}
         job = client.post("/v1/jobs", wanted, prefer="wait=25")
@@ -220,13 +225,13 @@ class TestLambda:
         history = client.get(f"/v1/jobs/{job['job_id']}/events")["events"]
         assert [line["event"] for line in history] == ["created", "claimed", "updated", "completed"]
 
-    def test_a_payload_larger_than_an_event_arrives(self, client: Client, task_function: str) -> None:
+    def test_lambda_function_receives_a_payload_larger_than_an_event(self, client: Client, task_function: str) -> None:
         define(client, "count", "lambda", {"function": task_function})
         wanted = {"job_type": "count", "payload": {"do": "count", "what": "x" * 300_000}}
         job = client.post("/v1/jobs", wanted, prefer="wait=25")
         assert job["result"] == {"counted": 300_000, "attempt": 1}, job["error"]
 
-    def test_what_it_raises_is_the_error_and_is_tried_again(self, client: Client, task_function: str) -> None:
+    def test_exception_is_retried_and_permanent_exception_is_not(self, client: Client, task_function: str) -> None:
         define(client, "try", "lambda", {"function": task_function})
         retry = {"max_attempts": 3, "initial_delay": 0}
         wanted = {"job_type": "try", "payload": {"do": "fail once"}, "retry": retry}
@@ -237,7 +242,7 @@ class TestLambda:
         assert final["error"]["message"].splitlines()[0] == "never"
         assert "in handler" in final["error"]["message"]
 
-    def test_it_shows_progress_and_notices_a_cancel(self, client: Client, task_function: str) -> None:
+    def test_lambda_task_reports_progress_and_stops_on_cancel(self, client: Client, task_function: str) -> None:
         define(client, "long", "lambda", {"function": task_function, "lease": 10})
         job_id = client.job(job_type="long", payload={"do": "wait for a cancel"})
         light = eventually(lambda: (s := client.get(f"/v1/jobs/{job_id}/status"))["progress"] and s, 30)
@@ -246,7 +251,9 @@ class TestLambda:
         job = ended(client, job_id, 20)
         assert (job["status"], job["job_health"]) == ("cancelled", "cancelled")
 
-    def test_the_same_event_again_changes_nothing(self, aws: Aws, client: Client, task_function: str) -> None:
+    def test_repeated_lambda_event_leaves_the_completed_job_unchanged(
+        self, aws: Aws, client: Client, task_function: str
+    ) -> None:
         """As when Lambda delivers it twice, or repeats an invocation."""
         define(client, "count", "lambda", {"function": task_function})
         wanted = {"job_type": "count", "payload": {"do": "count", "what": ""}}
@@ -261,7 +268,7 @@ class TestLambda:
         assert client.get(f"/v1/jobs/{job['job_id']}") == job
 
     @pytest.mark.parametrize("function", ["{stack}-task-nobody", "{stack}-admin"])
-    def test_no_other_function_can_be_invoked(self, client: Client, stack: Stack, function: str) -> None:
+    def test_function_outside_the_allowed_prefix_is_refused(self, client: Client, stack: Stack, function: str) -> None:
         define(client, "trespass", "lambda", {"function": function.format(stack=stack.stack_name)})
         job = client.post("/v1/jobs", {"job_type": "trespass", "retry": {}}, prefer="wait=25")
         assert (job["status"], job["error"]["code"]) == ("failed", "FUNCTION_REFUSED"), job

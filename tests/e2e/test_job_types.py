@@ -22,7 +22,7 @@ def put(client: Client, name: str, status: int = 201, **body: Any) -> Any:
     return said(client.call("PUT", f"/v1/job-types/{quote(name, safe='')}", body), status)
 
 
-def test_a_boot_test_with_stages_of_its_own_is_waited_for_at_a_later_one(client: Client) -> None:
+def test_wait_for_a_custom_stage_is_met_by_a_later_stage(client: Client) -> None:
     put(client, "boot test", **BOOT_TEST)
     job_id = client.running(job_type="boot test")
     with in_background(lambda: client.wait({job_id: {"job_stage": "login"}}, hold_s=25)) as held:
@@ -34,7 +34,7 @@ def test_a_boot_test_with_stages_of_its_own_is_waited_for_at_a_later_one(client:
     assert (job["queue"], job["tags"]) == ("boards", ["nightly"])
 
 
-def test_a_stage_that_the_boot_test_does_not_have_is_refused_or_unmet(client: Client) -> None:
+def test_unknown_stage_is_refused_for_an_existing_job_and_unmet_for_a_new_one(client: Client) -> None:
     put(client, "boot test", **BOOT_TEST)
     there = client.running(job_type="boot test")
     refused = client.call("POST", "/v1/waits", {"wait_on": {there: {"job_stage": "download"}}}, prefer="wait=0")
@@ -47,7 +47,7 @@ def test_a_stage_that_the_boot_test_does_not_have_is_refused_or_unmet(client: Cl
     assert client.ended(waiting)["unmet_jobs"] == {later: {"job_stage": "submit", "reason": "unknown_stage"}}
 
 
-def test_a_type_that_is_changed_leaves_the_jobs_that_run_alone(client: Client) -> None:
+def test_changed_job_type_leaves_existing_jobs_unchanged(client: Client) -> None:
     put(client, "boot test", **BOOT_TEST)
     old = client.running(job_type="boot test")
     put(client, "boot test", status=200, stages=["boot", "flash"])
@@ -59,7 +59,7 @@ def test_a_type_that_is_changed_leaves_the_jobs_that_run_alone(client: Client) -
     assert client.ended(waiting)["waited_jobs"] == {old: {"job_stage": "boot"}, new: {"job_stage": "flash"}}
 
 
-def test_what_is_only_followed_is_completed_without_a_start(client: Client) -> None:
+def test_job_without_executor_completes_without_start(client: Client) -> None:
     put(client, "release", executor="none")
     job_id = client.job(job_type="release")
     waiting = client.wait({job_id: {"job_health": "success"}})
@@ -70,7 +70,7 @@ def test_what_is_only_followed_is_completed_without_a_start(client: Client) -> N
     problem(client.call("POST", f"/v1/jobs/{usual}/complete", {}), 409, "INVALID_TRANSITION")
 
 
-def test_a_payload_that_is_not_as_the_type_says_is_refused(client: Client) -> None:
+def test_payload_that_violates_the_schema_of_its_type_is_refused(client: Client) -> None:
     schema = {
         "type": "object",
         "required": ["kernel"],
@@ -87,7 +87,7 @@ def test_a_payload_that_is_not_as_the_type_says_is_refused(client: Client) -> No
 
 
 @pytest.mark.parametrize("name", ["boot test", "größe", "100%", "a+b&c", "a#b", '"x"'])
-def test_a_type_is_found_under_whatever_name_it_was_given(client: Client, name: str) -> None:
+def test_job_type_with_special_characters_in_its_name_is_found(client: Client, name: str) -> None:
     put(client, name, description="mine")
     assert client.get(f"/v1/job-types/{quote(name, safe='')}")["name"] == name
     assert [found["name"] for found in client.get("/v1/job-types")["job_types"]] == [name]
@@ -96,7 +96,7 @@ def test_a_type_is_found_under_whatever_name_it_was_given(client: Client, name: 
     problem(client.call("GET", f"/v1/job-types/{quote(name, safe='')}"), 404, "JOB_TYPE_NOT_FOUND")
 
 
-def test_who_may_define_a_type(stack: Stack, aws: Aws, key: Key) -> None:
+def test_worker_key_may_not_define_a_job_type(stack: Stack, aws: Aws, key: Key) -> None:
     worker = aws.key("submit", "work", namespace=key.namespace)
     with Client(stack, worker.token) as client:
         problem(client.call("PUT", "/v1/job-types/t", {}), 403, "FORBIDDEN")

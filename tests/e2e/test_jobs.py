@@ -13,7 +13,7 @@ from tests.e2e.harness import Aws, Client, Key, in_background, problem, said, si
 
 
 @pytest.mark.smoke
-def test_a_job_lives_from_creation_to_deletion(client: Client) -> None:
+def test_job_is_created_run_read_and_deleted(client: Client) -> None:
     answer = client.call(
         "POST",
         "/v1/jobs",
@@ -74,7 +74,7 @@ def test_a_job_lives_from_creation_to_deletion(client: Client) -> None:
     assert gone["message"] == f"Job with ID {job['job_id']} not found"
 
 
-def test_a_failed_job_is_tried_again_under_the_same_id(client: Client) -> None:
+def test_retried_job_has_the_same_id_and_a_second_attempt(client: Client) -> None:
     job_id = client.running()
     failed = client.fail(job_id, "OUT_OF_DISK")
     assert (failed["status"], failed["job_stage"], failed["job_health"]) == ("failed", "incomplete", "failed")
@@ -83,7 +83,7 @@ def test_a_failed_job_is_tried_again_under_the_same_id(client: Client) -> None:
     assert (again["status"], again["job_stage"], again["attempt"], again["error"]) == ("pending", "submit", 2, None)
 
 
-def test_one_bad_job_does_not_spoil_the_others_of_a_bulk(client: Client) -> None:
+def test_invalid_job_in_a_bulk_request_does_not_affect_the_others(client: Client) -> None:
     taken = client.job()
     answer = client.post(
         "/v1/jobs/bulk",
@@ -97,7 +97,7 @@ def test_one_bad_job_does_not_spoil_the_others_of_a_bulk(client: Client) -> None
     assert len(client.get("/v1/jobs")["jobs"]) == 2
 
 
-def test_lists_are_filtered_and_paged(client: Client) -> None:
+def test_job_list_is_filtered_and_paged_and_rejects_foreign_tokens(client: Client) -> None:
     made = [client.job(queue="odd" if number % 2 else "even", tags=[f"n{number}"]) for number in range(5)]
     client.start(made[0])
     assert [job["job_id"] for job in client.get("/v1/jobs")["jobs"]] == made[::-1], "newest first"
@@ -120,7 +120,7 @@ def test_lists_are_filtered_and_paged(client: Client) -> None:
     problem(client.call("GET", f"/v1/jobs?queue=odd{token}"), 422, "VALIDATION_FAILED")
 
 
-def test_an_unchanged_job_is_not_sent_again(client: Client) -> None:
+def test_matching_etag_returns_304_until_the_job_changes(client: Client) -> None:
     path = f"/v1/jobs/{client.running()}"
     etag = client.call("GET", path).headers["etag"]
     unchanged = client.call("GET", path, if_none_match=etag)
@@ -129,7 +129,7 @@ def test_an_unchanged_job_is_not_sent_again(client: Client) -> None:
     assert client.call("GET", path, if_none_match=etag).status_code == 200
 
 
-def test_an_answer_is_held_until_the_job_has_ended(client: Client) -> None:
+def test_long_poll_returns_when_the_job_ends(client: Client) -> None:
     job_id = client.running()
     with in_background(lambda: client.call("GET", f"/v1/jobs/{job_id}", prefer="wait=20")) as held:
         client.report(job_id, job_stage="boot")
@@ -142,7 +142,7 @@ def test_an_answer_is_held_until_the_job_has_ended(client: Client) -> None:
     assert answer.headers["preference-applied"] == "wait=20"
 
 
-def test_a_job_is_created_and_awaited_in_one_request(client: Client) -> None:
+def test_creation_with_prefer_wait_returns_the_result_or_202(client: Client) -> None:
     job_id = str(uuid6.uuid7())
     body = {"job_type": "test", "job_id": job_id}
     with in_background(lambda: client.call("POST", "/v1/jobs", body, prefer="wait=20")) as held:
@@ -155,7 +155,7 @@ def test_a_job_is_created_and_awaited_in_one_request(client: Client) -> None:
     assert (said(late, 202)["status"], late.headers["preference-applied"]) == ("pending", "wait=1")
 
 
-def test_a_request_sent_by_many_at_once_creates_one_job(client: Client) -> None:
+def test_concurrent_requests_with_one_idempotency_key_create_one_job(client: Client) -> None:
     def send(body: dict[str, object]) -> tuple[int, str]:
         answer = client.call("POST", "/v1/jobs", body, idempotency_key="once-and-for-all")
         return answer.status_code, answer.json().get("job_id") or answer.json()["error"]
@@ -169,7 +169,7 @@ def test_a_request_sent_by_many_at_once_creates_one_job(client: Client) -> None:
     assert [job["job_id"] for job in client.get("/v1/jobs")["jobs"]] == [*ids]
 
 
-def test_a_unique_key_has_one_live_job(client: Client) -> None:
+def test_unique_key_returns_the_live_job_until_it_ends(client: Client) -> None:
     wanted = {"job_type": "test", "unique_key": "daily"}
     answers = side_by_side(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 202]
@@ -180,7 +180,7 @@ def test_a_unique_key_has_one_live_job(client: Client) -> None:
 
 
 @pytest.mark.smoke
-def test_a_mutex_lets_one_operation_run(client: Client) -> None:
+def test_mutex_rejects_a_second_job_until_the_first_ends(client: Client) -> None:
     wanted = {"job_type": "test", "mutex": {"key": "disk", "on_conflict": "reject"}}
     answers = side_by_side(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)
     assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409]
@@ -195,7 +195,7 @@ def test_a_mutex_lets_one_operation_run(client: Client) -> None:
     client.post(f"/v1/jobs/{holder}/retry")
 
 
-def test_bad_input_is_refused_by_name_and_stores_nothing(client: Client) -> None:
+def test_bad_input_is_refused_with_field_names_and_stores_nothing(client: Client) -> None:
     job_id = client.running()
     before = client.get(f"/v1/jobs/{job_id}")
     assert client.http.post("/v1/jobs", content=b'{"job_type": ').status_code == 400
@@ -222,7 +222,7 @@ def test_bad_input_is_refused_by_name_and_stores_nothing(client: Client) -> None
     assert [job["job_id"] for job in client.get("/v1/jobs")["jobs"]] == [job_id]
 
 
-def test_a_job_that_has_ended_expires_with_all_its_rows(aws: Aws, client: Client, key: Key) -> None:
+def test_ended_job_expires_with_all_its_rows(aws: Aws, client: Client, key: Key) -> None:
     job_id = client.running(payload={"a": 1}, fallback=2)
     for number in range(10):
         client.report(job_id, fields={"n": number})

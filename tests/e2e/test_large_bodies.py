@@ -25,7 +25,7 @@ def kept(aws: Aws, key: Key) -> list[str]:
     return [tag["Value"] for tags in found for tag in tags]
 
 
-def test_a_megabyte_each_way_through_a_queue_and_a_wait(aws: Aws, client: Client, key: Key) -> None:
+def test_one_megabyte_payload_and_result_pass_through_queue_and_wait(aws: Aws, client: Client, key: Key) -> None:
     payload, result = {"text": "p" * MB}, {"text": "r" * MB}
     job_id = client.job(queue="large", payload=payload)
     waiting = client.wait({job_id: {"job_health": "success"}}, get_fields={"result": None})
@@ -43,7 +43,7 @@ def test_a_megabyte_each_way_through_a_queue_and_a_wait(aws: Aws, client: Client
     eventually(lambda: not objects(aws, key), what="removed with the job")
 
 
-def test_what_is_larger_is_uploaded_and_fetched(aws: Aws, client: Client) -> None:
+def test_payload_over_the_request_limit_is_uploaded_and_downloaded_by_url(aws: Aws, client: Client) -> None:
     content = json.dumps({"text": "u" * (3 * MB)}).encode()
     problem(client.call("POST", "/v1/jobs", {"job_type": "t", "payload": "x" * (2 * MB)}), 413, "PAYLOAD_TOO_LARGE")
     offered = client.post("/v1/uploads", {"size": len(content)}, status=201)
@@ -57,7 +57,7 @@ def test_what_is_larger_is_uploaded_and_fetched(aws: Aws, client: Client) -> Non
         assert store.get(job["payload_url"].partition("?")[0]).status_code == 403, "the bucket is closed"
 
 
-def test_the_client_takes_any_size(stack: Stack, key: Key) -> None:
+def test_client_transfers_payloads_and_results_of_any_size(stack: Stack, key: Key) -> None:
     payload, result = {"text": "p" * (5 * MB)}, ["r" * (4 * MB)]
     with Vigil(stack.api_url, key.token) as vigil:
         job_id = vigil.submit("t", payload, queue="any").job_id

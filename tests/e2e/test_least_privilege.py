@@ -77,7 +77,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("function", ALLOWED)
-def test_a_function_may_do_what_it_does_and_no_more(
+def test_function_role_denies_every_call_outside_its_needs(
     function: str, stack: Stack, aws: Aws, client: Client, key: Key
 ) -> None:
     ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())

@@ -51,7 +51,7 @@ def over(client: Client, job_id: str) -> Any:
     return eventually(lambda: (job := client.get(f"/v1/jobs/{job_id}"))["finished_at"] and job, 40)
 
 
-def test_start_by_type_then_follow_progress_then_get_the_result(colony: Client) -> None:
+def test_operation_reports_progress_and_returns_its_result(colony: Client) -> None:
     started = start(colony, "cache_refresh", {"depth": 5})
     job_id = started["job_id"]
     assert (started["status"], started["message"]) == ("pending", "cache_refresh job created")
@@ -71,7 +71,7 @@ def test_start_by_type_then_follow_progress_then_get_the_result(colony: Client) 
     }
 
 
-def test_only_one_operation_runs_at_a_time(colony: Client) -> None:
+def test_second_operation_is_refused_while_one_runs(colony: Client) -> None:
     job_id = start(colony, "cache_refresh", {"depth": 6})["job_id"]
     for operation in OPERATIONS:
         wanted = {"job_type": operation, "payload": {"subject": "ada"} if operation == "search_subject" else None}
@@ -81,12 +81,12 @@ def test_only_one_operation_runs_at_a_time(colony: Client) -> None:
     assert over(colony, start(colony, "cache_upload")["job_id"])["result"] == {"uploaded": 3}
 
 
-def test_the_synchronous_form_answers_with_the_result(colony: Client) -> None:
+def test_creation_with_prefer_wait_returns_the_result_of_the_operation(colony: Client) -> None:
     job = start(colony, "search_subject", {"subject": "ada"}, status=200, hold_s=25)
     assert (job["status"], job["result"]["found"]) == ("completed", ["Notes on the engine", "Letters"])
 
 
-def test_a_failed_operation_says_why_and_frees_the_way(colony: Client) -> None:
+def test_failed_operation_reports_its_error_and_releases_the_mutex(colony: Client) -> None:
     job = over(colony, start(colony, "search_subject", {"subject": "nobody"})["job_id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "Permanent")
     assert job["error"]["message"].startswith("nothing is known of nobody")
@@ -95,7 +95,7 @@ def test_a_failed_operation_says_why_and_frees_the_way(colony: Client) -> None:
     assert over(colony, start(colony, "search_subject", {"subject": "grace"})["job_id"])["status"] == "completed"
 
 
-def test_a_cancelled_operation_frees_the_way(colony: Client) -> None:
+def test_cancelled_operation_releases_the_mutex(colony: Client) -> None:
     job_id = start(colony, "cache_refresh", {"depth": 100})["job_id"]
     eventually(lambda: colony.get(f"/v1/jobs/{job_id}/status")["progress"], 30)
     colony.post(f"/v1/jobs/{job_id}/cancel", status=202)
@@ -103,17 +103,17 @@ def test_a_cancelled_operation_frees_the_way(colony: Client) -> None:
     assert over(colony, start(colony, "cache_upload")["job_id"])["status"] == "completed"
 
 
-def test_unknown_operations_and_strangers_are_refused(colony: Client, stack: Stack) -> None:
+def test_unknown_job_ids_and_requests_without_key_are_refused(colony: Client, stack: Stack) -> None:
     unknown = problem(colony.call("GET", "/v1/jobs/abc123"), 404, "JOB_NOT_FOUND")
     assert unknown["message"] == "Job with ID abc123 not found"
     problem(colony.call("GET", "/v1/jobs/abc123/result"), 404, "JOB_NOT_FOUND")
-    with Client(stack, None) as stranger:
-        assert stranger.call("POST", "/v1/jobs", {"job_type": "cache_refresh"}).status_code == 401
+    with Client(stack, None) as anonymous:
+        assert anonymous.call("POST", "/v1/jobs", {"job_type": "cache_refresh"}).status_code == 401
 
 
-def test_the_demo_shows_it(colony: Client, stack: Stack) -> None:
+def test_colony_demo_shows_the_refusal_and_the_result(colony: Client, stack: Stack) -> None:
     token = colony.http.headers["authorization"].removeprefix("Bearer ")
-    examples.define(ROOT, examples.COLONY, OPERATIONS, stack.api_url, token)
+    examples.define_job_types(ROOT, examples.COLONY, OPERATIONS, stack.api_url, token)
     with Vigil(stack.api_url, token) as client:
         lines = list(examples.play_colony(client))
     assert lines[1] == f"search_subject is refused: {BUSY}"

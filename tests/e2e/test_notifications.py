@@ -13,7 +13,7 @@ def heard(announcements: Announcements, count: int) -> list[Any]:
     return announcements.envelopes
 
 
-def test_endings_are_announced_once_each_and_filtered_by_their_attributes(client: Client, aws: Aws, key: Key) -> None:
+def test_sns_announces_each_ended_job_once_and_filters_by_attributes(client: Client, aws: Aws, key: Key) -> None:
     with (
         aws.announcements(namespace=[key.namespace]) as everything,
         aws.announcements(namespace=[key.namespace], type=["vigil.job.failed"]) as failures,
@@ -43,7 +43,7 @@ def test_endings_are_announced_once_each_and_filtered_by_their_attributes(client
         assert len(ids) == len(set(ids)) == 3
 
 
-def test_a_wait_can_do_without_sns(client: Client, aws: Aws, key: Key) -> None:
+def test_wait_with_sns_disabled_is_not_announced(client: Client, aws: Aws, key: Key) -> None:
     with aws.announcements(namespace=[key.namespace]) as announcements:
         job_id = client.running()
         quiet = client.wait({job_id: None}, notify={"sns": False})["wait_id"]

@@ -35,7 +35,7 @@ def at(seconds: float) -> str:
 
 
 @pytest.mark.smoke
-def test_priority_then_age_and_everything_that_a_worker_needs(client: Client) -> None:
+def test_claims_follow_priority_then_age_and_worker_routes_succeed(client: Client) -> None:
     low = client.job(priority="low", payload={"n": 1})
     normal = client.job(payload={"n": 2})
     high = client.job(priority="high")
@@ -79,7 +79,7 @@ def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, c
     assert len(queue["workers"]) == WORKERS
 
 
-def test_what_dying_workers_leave_is_completed_by_others(stack: Stack, key: Key, client: Client) -> None:
+def test_jobs_of_crashed_workers_are_completed_by_other_workers(stack: Stack, key: Key, client: Client) -> None:
     """One job in ten is dropped by its worker without a word. Whoever claims next takes it back."""
     ids = client.jobs(60, retry={"max_attempts": 20, "initial_delay": 0})
     over = threading.Event()
@@ -104,7 +104,7 @@ def test_what_dying_workers_leave_is_completed_by_others(stack: Stack, key: Key,
     assert client.get("/v1/queues/default")["depth"]["running"] == 0
 
 
-def test_a_repeated_claim_gets_the_same_jobs(client: Client) -> None:
+def test_repeated_claim_id_returns_the_same_jobs(client: Client) -> None:
     client.jobs(4)
     first = eventually(lambda: claim(client, 2, claim_id="mine"))
     again = claim(client, 2, claim_id="mine")
@@ -113,7 +113,7 @@ def test_a_repeated_claim_gets_the_same_jobs(client: Client) -> None:
     ]
 
 
-def test_an_attempt_times_out_to_the_second_and_comes_again_after_its_delay(client: Client) -> None:
+def test_attempt_times_out_on_time_and_is_retried_after_its_delay(client: Client) -> None:
     job_id = client.job(timeout=2, retry={"max_attempts": 2, "initial_delay": 1, "jitter": False})
     (job,) = claim(client, hold_s=10)
     began = datetime.fromisoformat(job["started_at"])
@@ -128,7 +128,7 @@ def test_an_attempt_times_out_to_the_second_and_comes_again_after_its_delay(clie
     assert (last["status"], last["job_health"]) == ("failed", "failed")
 
 
-def test_a_wait_sees_only_the_last_failure(client: Client) -> None:
+def test_wait_ignores_failed_attempts_that_are_retried(client: Client) -> None:
     job_id = client.job(retry={"max_attempts": 2, "initial_delay": 0}, fallback={"rows": 0})
     answer = client.wait({job_id: None}, fail_fast=None, get_fields={"result": None})
     for _ in range(2):
@@ -139,7 +139,7 @@ def test_a_wait_sees_only_the_last_failure(client: Client) -> None:
     assert (ended["status"], ended["waited_jobs"][job_id]) == ("met", {"job_stage": "complete", "result": '{"rows":0}'})
 
 
-def test_a_paused_queue_hands_nothing_out(aws: Aws, stack: Stack, key: Key, client: Client) -> None:
+def test_paused_queue_grants_no_claims_until_resumed(aws: Aws, stack: Stack, key: Key, client: Client) -> None:
     worker = aws.key("work", namespace=key.namespace)
     with Client(stack, worker.token) as own:
         problem(own.call("POST", "/v1/queues/default/pause"), 403, "FORBIDDEN")
@@ -152,7 +152,7 @@ def test_a_paused_queue_hands_nothing_out(aws: Aws, stack: Stack, key: Key, clie
     assert {"queue": "default", "paused": False} in client.get("/v1/queues")["queues"]
 
 
-def test_a_worker_that_stops_gives_its_job_back(client: Client) -> None:
+def test_released_job_is_claimed_by_another_worker_in_the_same_attempt(client: Client) -> None:
     job_id = client.job()
     (job,) = claim(client, hold_s=5, worker="a")
     client.post(f"/v1/jobs/{job_id}/release", {"lease_token": job["lease_token"]})
@@ -162,7 +162,7 @@ def test_a_worker_that_stops_gives_its_job_back(client: Client) -> None:
     assert {worker["worker"]: worker["running"] for worker in seen["workers"]} == {"a": 0, "b": 1}
 
 
-def test_a_job_without_a_lease_that_falls_silent_is_failed_by_the_sweep(aws: Aws, client: Client) -> None:
+def test_sweep_fails_a_job_without_lease_after_its_heartbeat_timeout(aws: Aws, client: Client) -> None:
     job_id = client.running(heartbeat_timeout=1)
     silent_at = time.monotonic() + 1.2
     eventually(lambda: time.monotonic() > silent_at)
@@ -171,7 +171,7 @@ def test_a_job_without_a_lease_that_falls_silent_is_failed_by_the_sweep(aws: Aws
     assert (job["status"], job["job_health"], job["error"]["code"]) == ("failed", "timed_out", "TIMED_OUT")
 
 
-def test_jobs_that_want_the_same_mutex_run_one_at_a_time_in_order(client: Client) -> None:
+def test_jobs_with_the_same_mutex_run_one_at_a_time_in_order(client: Client) -> None:
     wanted = {"queue": "board", "mutex": {"key": "aspen", "on_conflict": "queue"}}
     ids = [client.job(**wanted) for _ in range(12)]
     assert client.get(f"/v1/jobs/{ids[0]}")["status"] == "pending"

@@ -50,7 +50,7 @@ def section(page: str, heading: str) -> str:
     return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-def test_the_ten_lines_work_as_pasted(here: Path, environment: dict[str, str]) -> None:
+def test_ten_line_readme_example_runs_as_pasted(here: Path, environment: dict[str, str]) -> None:
     blocks = pages.session(section((ROOT / "README.md").read_text(), "The API in ten lines"))
     lines = "".join(block.commands for block in blocks).splitlines()
     assert sum("curl " in line for line in lines) == 10
@@ -64,7 +64,7 @@ def test_the_ten_lines_work_as_pasted(here: Path, environment: dict[str, str]) -
     assert [job["job_id"] for job in listed["jobs"]] == [started["job_id"]]
 
 
-def test_the_workflow_in_one_file_runs_as_pasted(here: Path, client: Client) -> None:
+def test_readme_workflow_example_runs_as_pasted(here: Path, client: Client) -> None:
     blocks = pages.session(section((ROOT / "README.md").read_text(), "A workflow in one file"))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     (printed,) = pages.paste(blocks, here, {"PATH": path, "no_proxy": "*", "COLUMNS": "200"})
@@ -78,7 +78,7 @@ def test_the_workflow_in_one_file_runs_as_pasted(here: Path, client: Client) -> 
     "name",
     ["docs/waits.md", "docs/jobs.md", "docs/locks.md", "docs/queues.md", "docs/schedules.md", "docs/workflows.md"],
 )
-def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environment: dict[str, str]) -> None:
+def test_shell_examples_of_a_page_print_the_shown_output(name: str, here: Path, environment: dict[str, str]) -> None:
     blocks = pages.session((ROOT / name).read_text())
     assert any(block.answer for block in blocks)
     printed = pages.paste(blocks, here, environment)
@@ -86,7 +86,7 @@ def test_a_page_shows_what_comes_of_its_examples(name: str, here: Path, environm
 
 
 @pytest.mark.parametrize("name", ["docs/client.md", "docs/workers.md"])
-def test_python_prints_what_a_page_shows(name: str, here: Path) -> None:
+def test_python_examples_of_a_page_print_the_shown_output(name: str, here: Path) -> None:
     blocks = pages.python_session((ROOT / name).read_text())
     assert any(block.answer for block in blocks)
     printed = pages.run_python(blocks, here, {"no_proxy": "*"})
@@ -95,7 +95,7 @@ def test_python_prints_what_a_page_shows(name: str, here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["docs/client.md", "docs/workers.md"])
-def test_commands_for_python_do_what_a_page_shows(name: str, here: Path) -> None:
+def test_cli_examples_of_a_page_print_the_shown_output(name: str, here: Path) -> None:
     blocks = pages.session((ROOT / name).read_text())
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     printed = pages.paste(blocks, here, {"PATH": path, "no_proxy": "*"})
@@ -103,7 +103,7 @@ def test_commands_for_python_do_what_a_page_shows(name: str, here: Path) -> None
 
 
 @pytest.mark.parametrize(("command", "code"), [("true", 0), ("exit 3", 3)])
-def test_a_command_runs_as_a_job_that_one_can_wait_for(
+def test_command_run_as_job_reports_its_exit_code(
     command: str, code: int, here: Path, environment: dict[str, str], client: Client
 ) -> None:
     ran = _example("run_as_job.sh", ["nightly", "sh", "-c", command], here, environment)
@@ -120,7 +120,7 @@ def test_a_command_runs_as_a_job_that_one_can_wait_for(
     assert loads(waited.stdout)["waited_jobs"] == {job["job_id"]: expected}
 
 
-def test_waiting_for_nobody_breaks_off(here: Path, environment: dict[str, str]) -> None:
+def test_waiting_for_an_unknown_job_exits_with_code_2(here: Path, environment: dict[str, str]) -> None:
     waited = _example("wait_for.sh", ["nobody"], here, environment)
     assert waited.returncode == 2
     assert "JOB_NOT_FOUND" in waited.stderr

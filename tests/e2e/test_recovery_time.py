@@ -18,9 +18,9 @@ SWEEP_EVERY = timedelta(seconds=60)
 pytestmark = pytest.mark.timeout(240)
 
 
-def test_a_revoked_key_is_refused_within_the_authorizers_cache_time(stack: Stack, slow_business: SlowBusiness) -> None:
-    left_s = slow_business.revoked_at + AUTHORIZER_CACHE_S + 5 - time.monotonic()
-    with Client(stack, slow_business.revoked.token) as revoked:
+def test_revoked_key_is_refused_within_the_authorizer_cache_time(stack: Stack, slow_scenario: SlowBusiness) -> None:
+    left_s = slow_scenario.revoked_at + AUTHORIZER_CACHE_S + 5 - time.monotonic()
+    with Client(stack, slow_scenario.revoked.token) as revoked:
         eventually(
             lambda: revoked.call("GET", "/v1/jobs").status_code == 403,
             within_s=max(left_s, 1),
@@ -29,30 +29,30 @@ def test_a_revoked_key_is_refused_within_the_authorizers_cache_time(stack: Stack
         )
 
 
-def test_the_minutes_sweep_ends_what_was_asked_to_cancel(stack: Stack, slow_business: SlowBusiness) -> None:
+def test_sweep_of_each_minute_ends_a_job_after_the_cancel_grace(stack: Stack, slow_scenario: SlowBusiness) -> None:
     """Nobody invokes the sweeper here: its rule does."""
-    with Client(stack, slow_business.owner.token) as client:
+    with Client(stack, slow_scenario.owner.token) as client:
         job = eventually(
-            lambda: (job := client.get(f"/v1/jobs/{slow_business.asked_to_cancel}"))["finished_at"] and job,
+            lambda: (job := client.get(f"/v1/jobs/{slow_scenario.asked_to_cancel}"))["finished_at"] and job,
             within_s=180,
             every_s=1,
             what="cancelled",
         )
     assert (job["status"], job["job_stage"], job["job_health"]) == ("cancelled", "incomplete", "cancelled")
-    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(slow_business.asked_at)
+    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(slow_scenario.asked_at)
     assert CANCEL_GRACE <= took < CANCEL_GRACE + SWEEP_EVERY + timedelta(seconds=15)
 
 
-def test_a_message_that_a_webhook_did_not_take_comes_again(slow_business: SlowBusiness) -> None:
+def test_failed_webhook_delivery_is_retried_with_the_same_id_and_body(slow_scenario: SlowBusiness) -> None:
     """Nobody invokes the sweeper here either."""
-    receiver = slow_business.receiver
+    receiver = slow_scenario.receiver
     eventually(lambda: len(receiver.posts) > 1, within_s=180, every_s=1, what="told again")
     first, second = receiver.posts[:2]
     assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
     assert int(second.headers["webhook-timestamp"]) - int(first.headers["webhook-timestamp"]) >= 60
 
 
-def test_the_sweep_finds_what_a_lost_message_left_behind(aws: Aws, client: Client) -> None:
+def test_sweep_expires_a_wait_whose_timer_message_was_lost(aws: Aws, client: Client) -> None:
     """The message that would have ended this wait is lost. The event of the sweeper's rule, sent by hand, ends it."""
     function = aws.function_names["sweeper"]
     (mapping,) = aws.functions.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]

@@ -10,22 +10,22 @@ import pytest
 
 from tests.e2e.conftest import ROOT, free_port
 from tests.e2e.harness import Aws, Client, eventually, websocket
-from vigil.local import Home
+from vigil.local import StateDir
 from vigil.local.cloud import NAMESPACE, down, up
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def home(tmp_path: Path) -> Iterator[StateDir]:
     """A cloud of the test's own, to be stopped and started."""
-    home = Home.of(ROOT, tmp_path / ".local")
+    home = StateDir.of(ROOT, tmp_path / ".local")
     yield home
     down(home)
     shutil.rmtree(tmp_path)
 
 
-def test_open_waits_go_on(home: Home) -> None:
+def test_open_waits_survive_a_restart_of_the_local_stack(home: StateDir) -> None:
     port = free_port()
     before = up(home, port=port)
     with Client(before, before.api_key) as client, websocket(before, before.api_key) as socket:

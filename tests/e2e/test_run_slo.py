@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.harness import Aws, Client, eventually, side_by_side
 from vigil.local.stack import client_config, session
-from vigil_core.domain.ids import job_id_of
+from vigil_core.domain.ids import workflow_job_id
 
 JOBS = int(os.environ.get("VIGIL_BAR_JOBS", "10000"))
 FEW = 10
@@ -125,7 +125,7 @@ def fanned(client: Client, total: int) -> str:
 
 
 def complete(client: Client, run: str, name: str) -> None:
-    client.complete(job_id_of(run, name), result=name)
+    client.complete(workflow_job_id(run, name), result=name)
 
 
 def history(aws: Aws, run: str) -> list[str]:
@@ -159,7 +159,7 @@ def outside(client: Client) -> Client:
     return client
 
 
-def test_a_run_of_ten_thousand_jobs_is_counted_exactly_and_supervised_as_one_of_ten(outside: Client, aws: Aws) -> None:
+def test_run_of_ten_thousand_jobs_has_exact_counts_and_the_history_of_a_small_run(outside: Client, aws: Aws) -> None:
     client = outside
     few, many = fanned(client, FEW), fanned(client, JOBS)
     found = summary(client, many)
@@ -170,14 +170,14 @@ def test_a_run_of_ten_thousand_jobs_is_counted_exactly_and_supervised_as_one_of_
     assert history(aws, many) == history(aws, few)
 
 
-def test_a_chain_of_ten_thousand_whose_first_job_fails_is_skipped_to_its_end_within_a_minute(
+def test_failed_first_job_skips_a_chain_of_ten_thousand_within_a_minute(
     outside: Client,
 ) -> None:
     client = outside
     with timed(f"a chain of {JOBS:,}, created"):
         run = begun(client, chain(JOBS), failure_policy="continue_on_failure")
     standing(client, run, pending=1, waiting=JOBS - 1)
-    first = job_id_of(run, "link-0")
+    first = workflow_job_id(run, "link-0")
     began = time.monotonic()
     with timed(f"a chain of {JOBS:,}, skipped"):
         client.fail(first, retryable=False)
@@ -185,6 +185,6 @@ def test_a_chain_of_ten_thousand_whose_first_job_fails_is_skipped_to_its_end_wit
     took_s = time.monotonic() - began
     assert found["status"] == "failed"
     assert counted(client, run) == {"failed": 1, "skipped": JOBS - 1}
-    last = client.get(f"/v1/jobs/{job_id_of(run, f'link-{JOBS - 1}')}")
+    last = client.get(f"/v1/jobs/{workflow_job_id(run, f'link-{JOBS - 1}')}")
     assert last["status"] == "skipped"
     assert took_s < SKIPPED_WITHIN_S

@@ -29,7 +29,7 @@ def rang(aws: Aws, key: Key) -> set[str]:
     return {line["schedule"] for line in told if line["namespace"] == key.namespace}
 
 
-def test_a_schedule_fires_and_what_is_lost_is_found(aws: Aws, client: Client, key: Key) -> None:
+def test_schedule_fires_by_timer_and_the_sweep_fires_after_a_lost_timer(aws: Aws, client: Client, key: Key) -> None:
     """Two schedules, both every minute. The alarm of one rings; the other's is lost, and the sweep finds it."""
     put(client, "rings", **EVERY_MINUTE, job={"job_type": "rung", "payload": {"n": 1}})
     put(client, "silent", **EVERY_MINUTE, job={"job_type": "swept"})
@@ -62,7 +62,7 @@ def test_a_schedule_fires_and_what_is_lost_is_found(aws: Aws, client: Client, ke
 
 
 @pytest.mark.smoke
-def test_a_schedule_is_armed_while_it_stands(aws: Aws, client: Client, key: Key) -> None:
+def test_schedule_has_a_timer_unless_paused_or_deleted(aws: Aws, client: Client, key: Key) -> None:
     def armed() -> list[str]:
         listed = aws.alarms.list_schedules(GroupName=aws.alarm_group, MaxResults=100)["Schedules"]
         inputs = [aws.alarms.get_schedule(Name=each["Name"], GroupName=aws.alarm_group) for each in listed]

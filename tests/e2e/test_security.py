@@ -15,7 +15,7 @@ from vigil.local import Stack
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer vgl_x", "Basic dGVzdDp0ZXN0"])
-def test_without_a_key_there_is_no_way_in(stack: Stack, authorization: str | None) -> None:
+def test_requests_without_a_valid_key_are_refused(stack: Stack, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with Client(stack, None) as nobody:
         for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("POST", "/scheduler/wait-jobs")):
@@ -24,7 +24,7 @@ def test_without_a_key_there_is_no_way_in(stack: Stack, authorization: str | Non
         assert nobody.get("/openapi.json")["openapi"].startswith("3.1")
 
 
-def test_a_forged_secret_opens_nothing(stack: Stack, key: Key) -> None:
+def test_key_with_a_forged_secret_is_refused(stack: Stack, key: Key) -> None:
     last = key.token[-1]
     with Client(stack, key.token[:-1] + ("0" if last != "0" else "1")) as forger:
         assert forger.call("GET", "/v1/jobs").status_code == 403
@@ -40,7 +40,7 @@ def test_the_authorizer_refuses_a_revoked_key_at_once(aws: Aws, key: Key) -> Non
     assert aws.invoke("authorizer", event) == {"isAuthorized": False, "context": {}}
 
 
-def test_another_tenants_ids_do_not_exist(client: Client, stranger: Client) -> None:
+def test_ids_of_another_namespace_are_not_found(client: Client, other_tenant: Client) -> None:
     job_id = client.running()
     wait_id = client.wait({job_id: None})["wait_id"]
     for method, path in (
@@ -54,26 +54,26 @@ def test_another_tenants_ids_do_not_exist(client: Client, stranger: Client) -> N
         ("POST", f"/v1/jobs/{job_id}/cancel"),
         ("POST", f"/v1/jobs/{job_id}/retry"),
     ):
-        problem(stranger.call(method, path), 404, "JOB_NOT_FOUND")
-    problem(stranger.call("PATCH", f"/v1/jobs/{job_id}", {"message": "mine now"}), 404, "JOB_NOT_FOUND")
+        problem(other_tenant.call(method, path), 404, "JOB_NOT_FOUND")
+    problem(other_tenant.call("PATCH", f"/v1/jobs/{job_id}", {"message": "mine now"}), 404, "JOB_NOT_FOUND")
     for method in ("GET", "DELETE"):
-        problem(stranger.call(method, f"/v1/waits/{wait_id}"), 404, "WAIT_NOT_FOUND")
-    problem(stranger.call("POST", "/v1/waits", {"wait_on": {job_id: None}}), 404, "JOB_NOT_FOUND")
+        problem(other_tenant.call(method, f"/v1/waits/{wait_id}"), 404, "WAIT_NOT_FOUND")
+    problem(other_tenant.call("POST", "/v1/waits", {"wait_on": {job_id: None}}), 404, "JOB_NOT_FOUND")
     client.job()
     token = client.get("/v1/jobs?page_size=1")["next_page_token"]
-    problem(stranger.call("GET", f"/v1/jobs?page_size=1&page_token={token}"), 422, "VALIDATION_FAILED")
-    assert stranger.get("/v1/jobs")["jobs"] == []
-    assert stranger.get("/v1/waits")["waits"] == []
+    problem(other_tenant.call("GET", f"/v1/jobs?page_size=1&page_token={token}"), 422, "VALIDATION_FAILED")
+    assert other_tenant.get("/v1/jobs")["jobs"] == []
+    assert other_tenant.get("/v1/waits")["waits"] == []
 
-    # Waiting for what may come, a stranger may name any id; it stays his own.
-    waiting = stranger.wait({job_id: None}, allow_missing=True)
+    # A wait with allow_missing may name any id; it never sees the jobs of another namespace.
+    waiting = other_tenant.wait({job_id: None}, allow_missing=True)
     client.complete(job_id)
     assert client.get(f"/v1/waits/{wait_id}", prefer="wait=20")["status"] == "met"
-    assert stranger.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "waiting"
+    assert other_tenant.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "waiting"
 
 
 @pytest.mark.smoke
-def test_a_key_does_what_its_scopes_say(stack: Stack, aws: Aws) -> None:
+def test_key_may_call_only_the_routes_of_its_scopes(stack: Stack, aws: Aws) -> None:
     """A sample of the matrix of every route × scope, here through the deployed authorizer."""
     namespace = f"scopes-{uuid6.uuid7().hex[-8:]}"
     keys = {scope: aws.key(scope, namespace=namespace).token for scope in ("read", "submit", "work", "admin")}
@@ -97,7 +97,7 @@ def test_a_key_does_what_its_scopes_say(stack: Stack, aws: Aws) -> None:
                     problem(answer, 403, "FORBIDDEN")
 
 
-def test_operators_manage_keys_from_the_command_line(stack: Stack, directory: Path) -> None:
+def test_key_commands_create_list_and_revoke_keys(stack: Stack, directory: Path) -> None:
     made = vigil(directory, "keys", "create", "--namespace", "operations", "--scopes", "read,submit", "--name", "cron")
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()
@@ -114,7 +114,7 @@ def test_operators_manage_keys_from_the_command_line(stack: Stack, directory: Pa
     assert "namespace" in refused.stderr
 
 
-def test_no_secret_is_logged(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
+def test_secrets_and_payloads_are_not_logged(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
     # The emulator tells of a group's first 10,000 events and of no page after them.
     began_ms = int(1000 * (time.time() - 5))
     said(client.call("POST", "/v1/jobs", {"job_type": "test", "payload": {"password": "correct horse"}}), 202)

@@ -19,7 +19,7 @@ from tests.e2e.harness import VIGIL, Aws, Client, Key, eventually, side_by_side
 from tests.e2e.test_doctor import found
 from tests.e2e.test_queues import claim, complete
 from vigil.local import Stack
-from vigil_core.services.operations.doctor import PATIENCE
+from vigil_core.services.operations.doctor import GRACE
 from vigil_core.store import keys
 
 WORKERS = 20
@@ -144,7 +144,7 @@ def crew(stack: Stack, key: Key, directory: Path) -> Iterator[Crew]:
         made.stop()
 
 
-def test_killed_workers_leave_each_job_completed_and_reported_once(
+def test_jobs_of_killed_workers_complete_and_are_announced_once(
     stack: Stack, aws: Aws, key: Key, client: Client, directory: Path, tmp_path: Path
 ) -> None:
     retry = {"max_attempts": 50, "initial_delay": 0}
@@ -186,7 +186,7 @@ def test_killed_workers_leave_each_job_completed_and_reported_once(
         assert result["attempt"] == job["attempt"]
         assert (result["by"], job["job_id"], job["attempt"]) in begun, "whose result it is has run it"
     for name in MUTEXES:
-        assert aws.rows(keys.line(key.namespace, name)) == [], "nobody is left in line"
+        assert aws.rows(keys.mutex_queue(key.namespace, name)) == [], "nobody is left in line"
     # What is younger may yet heal by itself, so the doctor does not look at it.
-    eventually(lambda: datetime.now(UTC) - ended > PATIENCE + timedelta(seconds=5), 300, every_s=5)
+    eventually(lambda: datetime.now(UTC) - ended > GRACE + timedelta(seconds=5), 300, every_s=5)
     assert found(directory, key) == []

@@ -16,7 +16,7 @@ from vigil_core.domain.ids import is_uuid7
 pytestmark = pytest.mark.timeout(180)
 
 
-def test_a_job_is_tracked_by_its_reference(tracker: Vigil) -> None:
+def test_job_is_tracked_by_its_reference_until_completion(tracker: Vigil) -> None:
     reference = tracker.submit("boot_test", {"kernel": "6.12"}, name="aspen", priority="high", fields={"box": 7})
     assert is_uuid7(reference.job_id)
     assert (reference.job_type, reference.is_scheduled()) == ("boot_test", False)
@@ -37,7 +37,7 @@ def test_a_job_is_tracked_by_its_reference(tracker: Vigil) -> None:
     assert tracker.result(reference.job_id) == {"ratio": 0.1, "log": "ok"}
 
 
-def test_a_job_that_there_is_not(tracker: Vigil) -> None:
+def test_unknown_job_has_no_status(tracker: Vigil) -> None:
     for job_id in ("01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e", "nobody", "no body/at?all"):
         assert tracker.status(job_id) is None
         assert legacy_status(tracker.status_only(job_id)) == "NOT_FOUND"
@@ -45,7 +45,7 @@ def test_a_job_that_there_is_not(tracker: Vigil) -> None:
         assert tracker.await_completion(job_id, timeout=5) is None
 
 
-def test_completion_is_awaited_with_held_requests(tracker: Vigil) -> None:
+def test_await_completion_long_polls_until_the_job_ends(tracker: Vigil) -> None:
     job_id = tracker.submit("test").job_id
     tracker.start(job_id)
     end = threading.Timer(1, tracker.fail, [job_id, "BROKEN", "it broke"])
@@ -62,14 +62,14 @@ def test_completion_is_awaited_with_held_requests(tracker: Vigil) -> None:
         tracker.result(job_id)
 
 
-def test_a_timeout_gives_the_last_status(tracker: Vigil) -> None:
+def test_await_completion_returns_the_last_status_after_its_timeout(tracker: Vigil) -> None:
     job_id = tracker.submit("test").job_id
     info = tracker.await_completion(job_id, timeout=1.5)
     assert info
     assert info.status == "pending"
 
 
-def test_every_status_is_one_of_six(tracker: Vigil) -> None:
+def test_every_status_maps_to_one_of_six_legacy_statuses(tracker: Vigil) -> None:
     scheduled = tracker.submit("test", scheduled_at=datetime.now(UTC) + timedelta(hours=1)).job_id
     pending, running, completed, failed = (tracker.submit("test").job_id for _ in range(4))
     for job_id in (running, completed, failed):
@@ -93,7 +93,7 @@ def test_every_status_is_one_of_six(tracker: Vigil) -> None:
     assert legacy_status(tracker.status_only("nobody")) == "NOT_FOUND"
 
 
-def test_a_scheduled_job_starts_to_the_second_and_is_handed_to_who_waits_for_it(tracker: Vigil) -> None:
+def test_scheduled_job_is_granted_to_a_waiting_claim_on_time(tracker: Vigil) -> None:
     due = datetime.now(UTC) + timedelta(seconds=3)
     reference = tracker.submit("test", scheduled_at=due, queue="später heute")
     assert reference.is_scheduled()
@@ -103,7 +103,7 @@ def test_a_scheduled_job_starts_to_the_second_and_is_handed_to_who_waits_for_it(
     assert timedelta(0) <= datetime.now(UTC) - due < timedelta(seconds=2.5)
 
 
-def test_a_claimed_job_is_in_progress_and_nobody_elses(tracker: Vigil) -> None:
+def test_claimed_job_is_in_progress_and_refused_to_other_workers(tracker: Vigil) -> None:
     job_id = tracker.submit("test").job_id
     (job,) = tracker.claim("default", worker="box-1", wait=10)
     assert (job["job_id"], job["attempt"]) == (job_id, 1)
@@ -115,7 +115,7 @@ def test_a_claimed_job_is_in_progress_and_nobody_elses(tracker: Vigil) -> None:
     assert tracker.result(job_id) == "mine"
 
 
-def test_a_stale_claim_is_recovered(tracker: Vigil) -> None:
+def test_job_of_an_expired_claim_is_completed_by_another_worker(tracker: Vigil) -> None:
     job_id = tracker.submit("test", retry={"max_attempts": 2}).job_id
     (stale,) = tracker.claim("default", worker="gone", lease=1, wait=10)
     (again,) = eventually(lambda: tracker.claim("default", worker="there", wait=2))

@@ -27,7 +27,7 @@ def size(value: Any) -> int:
 
 
 @pytest.mark.smoke
-def test_the_basic_example_of_the_wait_api(client: Client) -> None:
+def test_wait_on_two_jobs_is_met_when_both_complete(client: Client) -> None:
     first, second = client.running(), client.running()
     body = {"wait_on": {first: {"job_stage": "complete"}, second: None}}
     with in_background(lambda: client.post_wait(body, hold_s=20, path="/scheduler/wait-jobs")) as held:
@@ -39,7 +39,7 @@ def test_the_basic_example_of_the_wait_api(client: Client) -> None:
     assert (answer["status"], answer["unmet_jobs"]) == ("met", {})
 
 
-def test_the_advanced_example_of_the_wait_api(client: Client) -> None:
+def test_wait_for_a_milestone_returns_the_requested_fields(client: Client) -> None:
     job_id = client.running()
     client.report(job_id, milestones=["final"], fields={"result_root": "/result/boot/1", "boot_seconds": 45})
     client.complete(job_id)
@@ -56,7 +56,7 @@ def test_the_advanced_example_of_the_wait_api(client: Client) -> None:
     assert "wait_on" not in answer
 
 
-def test_a_held_answer_comes_within_a_second_of_the_update(client: Client) -> None:
+def test_long_poll_returns_within_a_second_of_the_update(client: Client) -> None:
     job_id = client.running()
     with in_background(lambda: client.wait({job_id: {"job_stage": "boot"}}, hold_s=25)) as held:
         client.report(job_id, job_stage="download")
@@ -68,7 +68,7 @@ def test_a_held_answer_comes_within_a_second_of_the_update(client: Client) -> No
     assert (answer["status"], answer["waited_jobs"]) == ("met", {job_id: {"job_stage": "boot"}})
 
 
-def test_answers_are_posted_back_until_nothing_is_left(client: Client) -> None:
+def test_posting_the_response_back_continues_the_wait_until_met(client: Client) -> None:
     jobs = [client.running() for _ in range(3)]
     answer = client.wait(dict.fromkeys(jobs))
     wait_id, expires_at, rounds = answer["wait_id"], answer["expires_at"], 0
@@ -86,7 +86,7 @@ def test_answers_are_posted_back_until_nothing_is_left(client: Client) -> None:
     assert client.get(f"/v1/waits/{wait_id}") == answer
 
 
-def test_what_an_earlier_round_waited_for_is_kept(client: Client) -> None:
+def test_waited_jobs_of_an_earlier_response_are_preserved(client: Client) -> None:
     job_id = client.running()
     earlier = {str(uuid6.uuid7()): {"job_stage": "complete", "job_health": "success"}}
     answer = client.post_wait({"wait_on": {job_id: None}, "waited_jobs": earlier})
@@ -95,7 +95,7 @@ def test_what_an_earlier_round_waited_for_is_kept(client: Client) -> None:
     assert client.ended(answer)["waited_jobs"] == {**earlier, job_id: {"job_stage": "complete"}}
 
 
-def test_the_first_incomplete_job_ends_a_wait_that_fails_fast(client: Client) -> None:
+def test_fail_fast_wait_ends_at_the_first_incomplete_job(client: Client) -> None:
     good, bad, open_ = client.running(), client.running(), client.running()
     answer = client.wait({good: None, bad: {"milestone": "m"}, open_: None}, fail_fast=None, get_fields={"why": None})
     client.complete(good)
@@ -113,7 +113,7 @@ def test_the_first_incomplete_job_ends_a_wait_that_fails_fast(client: Client) ->
     assert late["status"] == "failed_fast", "already incomplete when asked"
 
 
-def test_a_job_that_ends_otherwise_leaves_nobody_hanging(client: Client) -> None:
+def test_wait_is_unmet_when_its_jobs_end_without_meeting_the_conditions(client: Client) -> None:
     failed, deleted, done = client.running(), client.job(), client.running()
     answer = client.wait({failed: {"job_stage": "complete"}, deleted: {"milestone": "m"}, done: {"job_health": "fine"}})
     client.fail(failed)
@@ -129,7 +129,7 @@ def test_a_job_that_ends_otherwise_leaves_nobody_hanging(client: Client) -> None
     }
 
 
-def test_every_milestone_and_field_of_a_condition_must_hold_at_once(client: Client) -> None:
+def test_all_parts_of_a_condition_must_match_in_the_same_update(client: Client) -> None:
     job_id = client.running(fields={"arch": "arm64"})
     answer = client.wait({job_id: {"milestones": ["rpm", "iso"], "arch": "x86_64", "job_stage": "boot"}})
     client.report(job_id, milestones=["rpm", "iso"], job_stage="setup")
@@ -138,7 +138,7 @@ def test_every_milestone_and_field_of_a_condition_must_hold_at_once(client: Clie
     assert client.ended(answer)["waited_jobs"] == {job_id: {"job_stage": "setup"}}, "true for one update counts"
 
 
-def test_fields_come_as_text(client: Client) -> None:
+def test_collected_fields_are_returned_as_text(client: Client) -> None:
     job_id = client.running()
     fields = {"text": "plain", "number": 7, "flag": True, "list": ["a", 1, None], "object": {"k": [1.5, "v"]}}
     client.report(job_id, fields=fields)
@@ -152,7 +152,7 @@ def test_fields_come_as_text(client: Client) -> None:
     assert (values["absent"], values["status"], values["result"]) == ("", "completed", '{"rows":3}')
 
 
-def test_any_and_at_least(client: Client) -> None:
+def test_any_and_at_least_modes_are_met_by_enough_jobs(client: Client) -> None:
     jobs = [client.running() for _ in range(4)]
     first_of_all = client.wait({job_id: {"job_stage": "boot"} for job_id in jobs}, mode="any")
     three = client.wait({job_id: {"job_stage": "complete"} for job_id in jobs}, mode={"at_least": 3})
@@ -166,7 +166,7 @@ def test_any_and_at_least(client: Client) -> None:
     assert (client.ended(three)["status"], set(client.ended(three)["waited_jobs"])) == ("met", set(jobs[1:]))
 
 
-def test_progress_is_answered_at_once(client: Client) -> None:
+def test_wait_with_return_on_progress_returns_after_each_job(client: Client) -> None:
     jobs = [client.running() for _ in range(6)]
     answer = client.wait(dict.fromkeys(jobs), return_on="progress")
     seen: list[str] = []
@@ -179,7 +179,7 @@ def test_progress_is_answered_at_once(client: Client) -> None:
     assert client.ended(answer)["status"] == "met"
 
 
-def test_a_wait_for_a_job_to_come(client: Client) -> None:
+def test_wait_with_allow_missing_is_met_by_a_job_created_later(client: Client) -> None:
     unborn = str(uuid6.uuid7())
     refusal = problem(client.call("POST", "/v1/waits", {"wait_on": {unborn: None}}), 404, "JOB_NOT_FOUND")
     assert unborn in refusal["message"]
@@ -189,7 +189,7 @@ def test_a_wait_for_a_job_to_come(client: Client) -> None:
     assert client.ended(answer)["waited_jobs"] == {unborn: {"job_stage": "boot"}}
 
 
-def test_a_wait_expires_to_the_second(client: Client) -> None:
+def test_wait_expires_within_a_second_of_its_deadline(client: Client) -> None:
     open_, done = client.running(), client.running()
     client.complete(done)
     client.ended(client.wait({open_: None}, expires_in=1))  # Now the sweeper's function is warm.
@@ -203,7 +203,7 @@ def test_a_wait_expires_to_the_second(client: Client) -> None:
     assert "wait_on" not in ended
 
 
-def test_a_wait_is_cancelled_once(client: Client) -> None:
+def test_open_wait_can_be_cancelled_once(client: Client) -> None:
     job_id = client.running()
     path = f"/v1/waits/{client.wait({job_id: None})['wait_id']}"
     cancelled = said(client.call("DELETE", path))
@@ -217,7 +217,7 @@ def test_a_wait_is_cancelled_once(client: Client) -> None:
     assert client.get("/v1/waits?status=cancelled")["waits"] == listed[1:]
 
 
-def test_bad_specs_are_refused_whole(client: Client) -> None:
+def test_invalid_wait_requests_are_refused_and_store_nothing(client: Client) -> None:
     job_id = client.job()
     cases: list[tuple[Any, str]] = [
         ({}, "/wait_on"),
@@ -241,7 +241,7 @@ def test_bad_specs_are_refused_whole(client: Client) -> None:
     assert client.get("/v1/waits")["waits"] == []
 
 
-def test_a_wait_on_ten_thousand_jobs(client: Client, aws: Aws, key: Key) -> None:
+def test_wait_on_ten_thousand_jobs_is_met_without_growing_rows(client: Client, aws: Aws, key: Key) -> None:
     """Registered by the fan-out function; met by the two of its jobs that come to be. No row grows with it."""
     jobs = [str(uuid6.uuid7()) for _ in range(10_000)]
     answer = client.wait({job_id: {"job_stage": "boot"} for job_id in jobs}, allow_missing=True, mode={"at_least": 2})
@@ -265,7 +265,7 @@ def test_a_wait_on_ten_thousand_jobs(client: Client, aws: Aws, key: Key) -> None
     assert max(size(row) for row in rows if row["entity"]["S"] != "wait_spec") < LARGEST_ROW_BYTES
 
 
-def test_very_many_waits_on_one_job(client: Client, aws: Aws, key: Key) -> None:
+def test_thousands_of_waits_on_one_job_are_met_without_growing_rows(client: Client, aws: Aws, key: Key) -> None:
     """More than the matcher takes on itself: the fan-out function matches them, and no row grows with them."""
     job_id = client.running()
     small = max(map(size, aws.rows(f"{key.namespace}#job#{job_id}")))

@@ -34,7 +34,7 @@ def finished(client: Client, name: str, count: int = 1) -> list[Any]:
 
 
 @pytest.mark.smoke
-def test_what_a_webhook_subscribes_to_arrives_once_and_signed(client: Client, receiver: Receiver) -> None:
+def test_webhook_receives_each_subscribed_event_once_and_signed(client: Client, receiver: Receiver) -> None:
     secret = client.put_webhook("ci", receiver, "vigil.job.completed", "vigil.wait.*")
     job, other = client.running(), client.running()
     wait_id = client.wait({job: None})["wait_id"]
@@ -59,7 +59,7 @@ def test_what_a_webhook_subscribes_to_arrives_once_and_signed(client: Client, re
     assert len(receiver.posts) == 2
 
 
-def test_a_wait_tells_the_address_that_it_names(client: Client, receiver: Receiver) -> None:
+def test_wait_notifies_the_webhook_address_in_its_options(client: Client, receiver: Receiver) -> None:
     job = client.running()
     body = {"wait_on": {job: None}, "wait_options": {"notify": {"webhook": receiver.url}}}
     refusal = problem(client.call("POST", "/v1/waits", body, prefer="wait=0"), 422, "VALIDATION_FAILED")
@@ -74,7 +74,7 @@ def test_a_wait_tells_the_address_that_it_names(client: Client, receiver: Receiv
     assert finished(client, "waits")[0]["status"] == "delivered"
 
 
-def test_what_was_not_taken_is_in_the_log_and_can_be_replayed(client: Client, receiver: Receiver) -> None:
+def test_failed_delivery_is_listed_and_can_be_replayed(client: Client, receiver: Receiver) -> None:
     secret = client.put_webhook("ci", receiver, "vigil.job.completed")
     receiver.statuses.append(500)
     client.complete(client.running())
@@ -89,7 +89,7 @@ def test_what_was_not_taken_is_in_the_log_and_can_be_replayed(client: Client, re
     assert second.verifies(secret)
 
 
-def test_a_receiver_that_is_gone_disables_its_webhook(client: Client, receiver: Receiver) -> None:
+def test_410_from_the_receiver_disables_its_webhook(client: Client, receiver: Receiver) -> None:
     client.put_webhook("ci", receiver, "*")
     receiver.statuses.append(410)
     client.job()
@@ -101,7 +101,7 @@ def test_a_receiver_that_is_gone_disables_its_webhook(client: Client, receiver: 
     eventually(lambda: len(receiver.posts) == 2, what="told again")
 
 
-def test_both_secrets_sign_for_a_while(client: Client, receiver: Receiver) -> None:
+def test_old_and_new_secret_both_sign_after_a_rotation(client: Client, receiver: Receiver) -> None:
     old = client.put_webhook("ci", receiver, "vigil.job.created")
     new = client.post("/v1/webhooks/ci/rotate-secret", {})["secret"]
     client.job()
@@ -110,7 +110,7 @@ def test_both_secrets_sign_for_a_while(client: Client, receiver: Receiver) -> No
     assert post.verifies(new)
 
 
-def test_no_address_inside_is_called(client: Client, receiver: Receiver) -> None:
+def test_private_webhook_addresses_are_refused_or_never_called(client: Client, receiver: Receiver) -> None:
     """127.0.0.1 is what this deployment allows; its name is not on that list."""
     port = receiver.url.rpartition(":")[2].removesuffix("/in")
     for url in (f"http://localhost:{port}/", f"https://[::1]:{port}/", "https://169.254.169.254/latest"):
@@ -126,7 +126,7 @@ def test_no_address_inside_is_called(client: Client, receiver: Receiver) -> None
     assert receiver.posts == []
 
 
-def test_no_secret_is_in_a_log(client: Client, aws: Aws, key: Key, receiver: Receiver) -> None:
+def test_webhook_secret_is_not_logged(client: Client, aws: Aws, key: Key, receiver: Receiver) -> None:
     secret = client.put_webhook("ci", receiver, "vigil.job.created")
     client.job()
     eventually(lambda: receiver.posts, what="the message")

@@ -12,7 +12,7 @@ from tests.e2e.harness import Aws, Client, Key, eventually, said, websocket
 from vigil.local import Stack
 
 
-def test_a_key_or_a_ticket_opens_a_socket_and_a_ticket_does_so_once(stack: Stack, client: Client, key: Key) -> None:
+def test_key_or_unused_ticket_opens_a_socket(stack: Stack, client: Client, key: Key) -> None:
     with websocket(stack, key.token) as socket:
         socket.send("ping", "p1")
         assert socket.expect("pong", "p1") == {}
@@ -29,7 +29,7 @@ def test_a_key_or_a_ticket_opens_a_socket_and_a_ticket_does_so_once(stack: Stack
 
 
 @pytest.mark.smoke
-def test_a_subscription_hears_of_a_job_after_its_acknowledgement(stack: Stack, client: Client, key: Key) -> None:
+def test_subscription_receives_job_events_after_its_acknowledgement(stack: Stack, client: Client, key: Key) -> None:
     job_id = client.job(queue="lab")
     with websocket(stack, key.token) as socket:
         socket.send("subscribe", "s1", topics=[f"job:{job_id}"])
@@ -52,7 +52,7 @@ def test_a_subscription_hears_of_a_job_after_its_acknowledgement(stack: Stack, c
         socket.silent()
 
 
-def test_what_was_missed_is_told_since_the_event_that_is_known(stack: Stack, client: Client, key: Key) -> None:
+def test_subscription_with_since_replays_missed_events(stack: Stack, client: Client, key: Key) -> None:
     job_id = client.running()
     client.report(job_id, job_stage="boot")
     client.report(job_id, job_stage="setup")
@@ -69,17 +69,15 @@ def test_what_was_missed_is_told_since_the_event_that_is_known(stack: Stack, cli
         assert (last["type"], last["id"]) == ("vigil.job.completed", f"{job_id}.5"), "over already: told at once"
 
 
-def test_queues_and_the_namespace_are_heard_and_others_are_not(
-    stack: Stack, client: Client, aws: Aws, key: Key
-) -> None:
+def test_queue_and_namespace_topics_receive_only_their_events(stack: Stack, client: Client, aws: Aws, key: Key) -> None:
     with (
-        Client(stack, aws.key().token) as stranger,
+        Client(stack, aws.key().token) as other_tenant,
         websocket(stack, key.token) as lab,
         websocket(stack, key.token) as everything,
     ):
         lab.subscribe("lab", "queue:lab")
         everything.subscribe("all", "namespace")
-        stranger.job(queue="lab")
+        other_tenant.job(queue="lab")
         here, elsewhere = client.job(queue="lab"), client.job(queue="other")
         assert [event["subject"] for event in lab.events("lab", 1)] == [here]
         assert {event["subject"] for event in everything.events("all", 2)} == {here, elsewhere}
@@ -90,7 +88,7 @@ def test_queues_and_the_namespace_are_heard_and_others_are_not(
         lab.silent()
 
 
-def test_a_wait_is_posted_and_heard_of_on_the_socket(stack: Stack, client: Client, key: Key) -> None:
+def test_wait_registered_on_a_socket_sends_its_end_event(stack: Stack, client: Client, key: Key) -> None:
     job_id = client.running()
     with websocket(stack, key.token) as socket:
         socket.send("wait", "w1", wait_on={job_id: {"job_stage": "boot"}}, wait_options={"get_fields": {"n": None}})
@@ -106,9 +104,9 @@ def test_a_wait_is_posted_and_heard_of_on_the_socket(stack: Stack, client: Clien
         assert socket.expect("error", "w2")["error"] == "JOB_NOT_FOUND"
 
 
-def test_hostile_frames_are_answered_and_the_socket_lives_on(stack: Stack, client: Client, aws: Aws, key: Key) -> None:
-    with Client(stack, aws.key().token) as stranger:
-        secret = stranger.job()
+def test_hostile_frames_get_errors_and_the_socket_stays_open(stack: Stack, client: Client, aws: Aws, key: Key) -> None:
+    with Client(stack, aws.key().token) as other_tenant:
+        secret = other_tenant.job()
     frames = [
         ("", "MALFORMED_REQUEST"),
         ("{", "MALFORMED_REQUEST"),
@@ -140,7 +138,7 @@ def test_hostile_frames_are_answered_and_the_socket_lives_on(stack: Stack, clien
         socket.silent()
 
 
-def test_nothing_is_kept_of_a_socket_that_is_gone(stack: Stack, client: Client, aws: Aws, key: Key) -> None:
+def test_rows_of_a_lost_socket_are_removed(stack: Stack, client: Client, aws: Aws, key: Key) -> None:
     job_id = client.job()
     subscribers = f"{key.namespace}#topic#job:{job_id}"
     with websocket(stack, key.token) as socket:
@@ -166,7 +164,7 @@ def test_nothing_is_kept_of_a_socket_that_is_gone(stack: Stack, client: Client, 
     eventually(lambda: not aws.rows(f"{key.namespace}#connection#{lost}"), what="connection removed")
 
 
-def test_revoking_a_key_closes_its_sockets(stack: Stack, aws: Aws, key: Key) -> None:
+def test_revoked_key_loses_its_sockets(stack: Stack, aws: Aws, key: Key) -> None:
     doomed = aws.key("read", namespace=key.namespace)
     with websocket(stack, doomed.token) as socket, websocket(stack, key.token) as other:
         socket.subscribe("s1", "namespace")
@@ -180,7 +178,7 @@ def test_revoking_a_key_closes_its_sockets(stack: Stack, aws: Aws, key: Key) -> 
     eventually(lambda: not aws.rows(f"{key.namespace}#key#{doomed.key_id}"), what="connection forgotten")
 
 
-def test_a_socket_may_only_read(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
+def test_any_key_may_subscribe_to_its_own_namespace(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
     """Every scope contains `read`, so every key may listen; a key of a tenant hears of that tenant alone."""
     worker = aws.key("work", namespace=key.namespace)
     with websocket(stack, worker.token) as socket:

@@ -86,7 +86,7 @@ def start(stack: Stack, key: Key, tmp_path: Path) -> Iterator[Start]:
         process.wait()
 
 
-def test_what_is_submitted_is_run(vigil: Vigil, client: Client) -> None:
+def test_two_workers_run_every_submitted_job_once(vigil: Vigil, client: Client) -> None:
     """Every job once, whichever worker gets it, and with what it was given."""
     handled: Counter[str] = Counter()
     counting = threading.Lock()
@@ -106,7 +106,7 @@ def test_what_is_submitted_is_run(vigil: Vigil, client: Client) -> None:
     assert {worker["worker"] for worker in client.get("/v1/queues/q")["workers"]} == {"w1", "w2"}
 
 
-def test_the_higher_priority_comes_first(vigil: Vigil) -> None:
+def test_worker_runs_jobs_in_priority_order(vigil: Vigil) -> None:
     order: list[str] = []
     priorities = ("low", "normal", "critical", "background", "high")
     job_ids = [submit(vigil, priority, priority=priority) for priority in priorities]
@@ -116,7 +116,7 @@ def test_the_higher_priority_comes_first(vigil: Vigil) -> None:
     assert order == ["critical", "high", "normal", "low", "background"]
 
 
-def test_a_failure_is_tried_again_and_a_permanent_one_is_not(vigil: Vigil) -> None:
+def test_failure_is_retried_and_permanent_failure_is_not(vigil: Vigil) -> None:
     def handle(job: ClaimedJob) -> object:
         if job.payload == "permanent":
             raise Permanent("no such thing")
@@ -134,7 +134,7 @@ def test_a_failure_is_tried_again_and_a_permanent_one_is_not(vigil: Vigil) -> No
     assert "in handle" in bad["error"]["message"]
 
 
-def test_heartbeats_keep_a_job_and_carry_its_progress(vigil: Vigil) -> None:
+def test_heartbeats_renew_the_lease_and_send_progress(vigil: Vigil) -> None:
     def handle(job: ClaimedJob) -> object:
         job.progress(0.25, "a quarter")
         eventually(lambda: vigil.job(job.job_id)["message"] == "a quarter")
@@ -148,7 +148,7 @@ def test_heartbeats_keep_a_job_and_carry_its_progress(vigil: Vigil) -> None:
     assert (job["status"], job["result"], job["attempt"]) == ("completed", 0.25, 1)
 
 
-def test_a_cancel_reaches_whoever_runs_the_job(vigil: Vigil) -> None:
+def test_cancel_request_reaches_the_worker_of_the_job(vigil: Vigil) -> None:
     def handle(job: ClaimedJob) -> object:
         vigil.cancel(job.job_id)
         assert job.cancel_requested.wait(DEADLINE_S)
@@ -160,7 +160,7 @@ def test_a_cancel_reaches_whoever_runs_the_job(vigil: Vigil) -> None:
         assert ended(vigil, job_id)["status"] == "cancelled"
 
 
-def test_who_has_lost_the_lease_changes_nothing(vigil: Vigil) -> None:
+def test_completion_with_a_lost_lease_is_refused(vigil: Vigil) -> None:
     """A worker that was cut off comes back when another has the job."""
     job_id = submit(vigil, retry={"max_attempts": 2})
     (stale,) = vigil.claim("q", lease=1, worker="cut off")
@@ -172,7 +172,7 @@ def test_who_has_lost_the_lease_changes_nothing(vigil: Vigil) -> None:
     assert (refusal.value.status, vigil.result(job_id)) == (409, 2)
 
 
-def test_a_claim_repeated_brings_the_same_jobs(vigil: Vigil) -> None:
+def test_repeated_claim_returns_the_same_jobs_and_tokens(vigil: Vigil) -> None:
     job_ids = {submit(vigil), submit(vigil)}
     first = vigil.claim("q", max=2, claim_id="c1")
     again = vigil.claim("q", max=2, claim_id="c1")
@@ -183,13 +183,15 @@ def test_a_claim_repeated_brings_the_same_jobs(vigil: Vigil) -> None:
     assert {job["attempt"] for job in again} == {1}
 
 
-def test_a_worker_needs_the_scope_to_work(stack: Stack, aws: Aws, key: Key) -> None:
+def test_worker_with_a_read_only_key_is_forbidden(stack: Stack, aws: Aws, key: Key) -> None:
     reader = aws.key("read", namespace=key.namespace)
     with Vigil(stack.api_url, reader.token) as vigil, pytest.raises(VigilError, match="FORBIDDEN"):
         Worker(vigil, "q", lambda job: job.payload).run()
 
 
-def test_the_command_lets_its_jobs_end_and_takes_no_more(vigil: Vigil, start: Start, tmp_path: Path) -> None:
+def test_worker_command_finishes_its_jobs_on_sigterm_and_claims_no_more(
+    vigil: Vigil, start: Start, tmp_path: Path
+) -> None:
     first, second = submit(vigil, "stay"), submit(vigil, "left")
     worker = start()
     eventually((tmp_path / "begun").exists, DEADLINE_S)
@@ -200,7 +202,9 @@ def test_the_command_lets_its_jobs_end_and_takes_no_more(vigil: Vigil, start: St
     assert vigil.status_only(second) == "pending"
 
 
-def test_the_command_gives_back_what_does_not_end(vigil: Vigil, start: Start, tmp_path: Path) -> None:
+def test_worker_command_releases_unfinished_jobs_after_the_grace_period(
+    vigil: Vigil, start: Start, tmp_path: Path
+) -> None:
     job_id = submit(vigil, "stay")
     worker = start("--grace", "0.5")
     eventually((tmp_path / "begun").exists, DEADLINE_S)
@@ -212,7 +216,7 @@ def test_the_command_gives_back_what_does_not_end(vigil: Vigil, start: Start, tm
     assert ended(vigil, job_id)["result"] == {"payload": "stay", "attempt": 1}
 
 
-def test_what_a_killed_worker_had_is_run_by_another(vigil: Vigil, start: Start, tmp_path: Path) -> None:
+def test_job_of_a_killed_worker_is_run_by_another(vigil: Vigil, start: Start, tmp_path: Path) -> None:
     job_id = submit(vigil, "stay", retry={"max_attempts": 2})
     worker = start("--lease", "2")
     eventually((tmp_path / "begun").exists, DEADLINE_S)

@@ -126,7 +126,7 @@ def shell(stack: Stack, key: Key, tmp_path: Path) -> Shell:
     return shell
 
 
-def test_job_dependencies(client: Client) -> None:
+def test_job_dependencies_set_the_order_of_single_jobs(client: Client) -> None:
     """Core Concepts: Job Dependencies. Without a workflow, too: jobs created one by one run in this order."""
     first = client.job(job_type="data_processing", payload={"input_file": "raw_data.csv"})
     second = client.job(job_type="data_transformation", payload={"format": "parquet"}, depends_on=[first])
@@ -137,7 +137,7 @@ def test_job_dependencies(client: Client) -> None:
         end(client, job)
 
 
-def test_dependency_status(client: Client) -> None:
+def test_dependency_status_is_none_waiting_satisfied_or_failed(client: Client) -> None:
     """Core Concepts: Dependency Status: none, waiting, satisfied, failed."""
     run = run_of(
         client,
@@ -154,7 +154,7 @@ def test_dependency_status(client: Client) -> None:
     assert seen() == {"alone": "none", "breaks": "none", "after": "satisfied", "doomed": "failed"}
 
 
-def test_sequential_workflows(client: Client) -> None:
+def test_sequential_jobs_receive_the_result_of_the_job_before(client: Client) -> None:
     """Sequential Workflows: each job depends on the one before it, and is handed its result."""
     run = begin(client, example("etl_pipeline.yaml"))
     worked = work(client, run, {"extract": {"rows": 3}, "transform": {"rows": 2}, "load": {"loaded": 2}}, queue="etl")
@@ -168,7 +168,7 @@ def test_sequential_workflows(client: Client) -> None:
     assert (found["status"], found["result"]) == ("completed", {"loaded": 2})
 
 
-def test_parallel_workflows(client: Client) -> None:
+def test_parallel_jobs_run_at_once_and_the_summary_last(client: Client) -> None:
     """Parallel Workflows: the regions run at once, the summary when all of them have succeeded."""
     run = begin(client, example("parallel_processing.yaml"))
     eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 4)
@@ -185,7 +185,7 @@ def test_parallel_workflows(client: Client) -> None:
     assert client.get(f"/v1/workflows/{run}")["result"] == {"regions": [2, 3, 1, 0], "file": "global_summary.json"}
 
 
-def test_fan_out_and_fan_in_patterns(client: Client) -> None:
+def test_fan_in_job_receives_the_results_of_all_fan_out_jobs(client: Client) -> None:
     """Fan-out and Fan-in Patterns: one splits, ten do a chunk each, one aggregates."""
     run = begin(client, example("fan_out_fan_in.json"))
     chunks = {f"chunk_{number}": {"sum": number} for number in range(10)}
@@ -198,7 +198,7 @@ def test_fan_out_and_fan_in_patterns(client: Client) -> None:
     assert (stats["total"], stats["completed"], stats["completion_percentage"]) == (12, 12, 100)
 
 
-def test_multiple_dependencies(client: Client) -> None:
+def test_job_with_multiple_dependencies_waits_for_all_of_them(client: Client) -> None:
     """Multiple Dependencies: a job waits for all three, whichever comes last."""
     before = ["fetch_data", "load_config", "authenticate"]
     run = run_of(client, *({"name": name} for name in before), {"name": "process_with_deps", "depends_on": before})
@@ -216,7 +216,9 @@ def test_multiple_dependencies(client: Client) -> None:
         ("invalid", "handle_invalid_data", "process_valid_data"),
     ],
 )
-def test_conditional_dependencies(client: Client, verdict: str, taken: str, left: str) -> None:
+def test_conditional_dependencies_run_one_branch_and_skip_the_other(
+    client: Client, verdict: str, taken: str, left: str
+) -> None:
     """Conditional Dependencies: one path or the other, by the result of the validation."""
     run = begin(client, example("validate_then_branch.yaml"))
     worked = work(client, run, {"validate_input": {"validation_status": verdict}}, queue="branches")
@@ -226,7 +228,7 @@ def test_conditional_dependencies(client: Client, verdict: str, taken: str, left
     assert client.get(f"/v1/workflows/{run}")["status"] == "completed"
 
 
-def test_fail_fast(client: Client) -> None:
+def test_fail_fast_cancels_the_rest_of_the_run_after_the_first_failure(client: Client) -> None:
     """Failure Policies: FailFast, which is the default: the first failure stops the whole workflow."""
     run = run_of(client, {"name": "job1"}, {"name": "job2", "depends_on": ["job1"]}, {"name": "beside", "queue": "x"})
     assert names(work(client, run, {"job1": Broken("DISK_FULL")})) == ["job1"]
@@ -236,7 +238,7 @@ def test_fail_fast(client: Client) -> None:
     assert statuses(client, run) == {"job1": "failed", "job2": "cancelled", "beside": "cancelled"}
 
 
-def test_continue_on_failure(client: Client) -> None:
+def test_continue_on_failure_skips_only_dependent_jobs(client: Client) -> None:
     """Failure Policies: ContinueOnFailure: what depends on the failed job is skipped, all else goes on."""
     run = begin(client, example("resilient_pipeline.yaml"))
     worked = work(client, run, {"job_a": Broken("X")}, queue="resilient")
@@ -256,7 +258,9 @@ def test_continue_on_failure(client: Client) -> None:
         ("retry", ["critical", "dependent"], "completed"), ("skip", ["dependent"], "completed"), ("abort", [], "failed")
     ],
 )  # fmt: skip
-def test_manual(client: Client, action: str, then: list[str], status: str) -> None:
+def test_manual_policy_pauses_the_run_until_a_decision(
+    client: Client, action: str, then: list[str], status: str
+) -> None:
     """Failure Policies: Manual: the workflow pauses for a decision."""
     run = begin(client, example("manual_review_pipeline.yaml"))
     assert names(work(client, run, {"critical": Broken("X")}, queue="review", until=("paused",))) == ["critical"]
@@ -271,7 +275,7 @@ def test_manual(client: Client, action: str, then: list[str], status: str) -> No
         assert found["error"]["code"] == "ABORTED"
 
 
-def test_creating_and_managing_workflows(client: Client) -> None:
+def test_run_is_created_read_listed_and_cancelled(client: Client) -> None:
     """Creating and Managing Workflows: description, timeout, priority, status, cancel."""
     told = {"description": "Generate daily sales and analytics reports", "timeout": 7200, "priority": "high"}
     steps = ["extract_sales_data", "generate_report", "send_report_email"]
@@ -298,7 +302,7 @@ def test_creating_and_managing_workflows(client: Client) -> None:
     assert [each["workflow_id"] for each in listed] == [run]
 
 
-def test_workflow_statistics(client: Client) -> None:
+def test_workflow_statistics_count_jobs_by_status(client: Client) -> None:
     """Workflow Statistics: how many jobs stand how, and how far that is."""
     run = run_of(
         client,
@@ -321,7 +325,7 @@ def test_workflow_statistics(client: Client) -> None:
     eventually(as_expected)
 
 
-def test_dependency_storage(client: Client) -> None:
+def test_waiting_jobs_are_listed_with_their_dependencies(client: Client) -> None:
     """Dependency Storage: who waits for others is listed, with the jobs that it waits for."""
     run = run_of(client, {"name": "first"}, {"name": "second", "depends_on": ["first"]})
     (waiting,) = client.get("/v1/jobs?dependency_status=waiting")["jobs"]
@@ -329,7 +333,7 @@ def test_dependency_storage(client: Client) -> None:
     assert waiting["waiting_for"]["jobs"] == ["first"]
 
 
-def test_efficient_dependency_queries(client: Client) -> None:
+def test_claim_returns_only_jobs_with_satisfied_dependencies(client: Client) -> None:
     """Efficient Dependency Queries: of a queue only jobs whose dependencies are satisfied are handed out."""
     run = run_of(client, {"name": "ready"}, *({"name": f"not_{n}", "depends_on": ["ready"]} for n in range(5)))
     eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 1)
@@ -340,7 +344,7 @@ def test_efficient_dependency_queries(client: Client) -> None:
     assert (depth["pending"], depth["running"]) == (0, 1)
 
 
-def test_cli_workflow_commands(client: Client, shell: Shell) -> None:
+def test_workflow_commands_create_list_show_draw_cancel_and_retry(client: Client, shell: Shell) -> None:
     """CLI Workflow Commands: create, list, show, dependencies, graph, cancel, retry."""
     run = shell("workflow", "create", "--file", "examples/workflows/etl_pipeline.yaml").strip()
     assert run in shell("workflow", "list")
@@ -357,7 +361,7 @@ def test_cli_workflow_commands(client: Client, shell: Shell) -> None:
     assert names(work(client, run, queue="etl")) == ["extract", "transform", "load"]
 
 
-def test_workflow_configuration_file(shell: Shell, client: Client) -> None:
+def test_every_example_workflow_file_is_valid(shell: Shell, client: Client) -> None:
     """Workflow Configuration File: each file of the examples, in JSON or YAML, is a definition that can be run."""
     files = [
         path for path in sorted(EXAMPLES.iterdir()) if path.suffix in (".json", ".yaml") and "schedule" not in path.name
@@ -370,7 +374,7 @@ def test_workflow_configuration_file(shell: Shell, client: Client) -> None:
         assert f"{definition['name']} is valid" in shell("workflow", "validate", "--offline", "--file", str(path))
 
 
-def test_circular_dependency_detection(client: Client) -> None:
+def test_circular_dependency_is_refused_with_the_cycle_in_the_error(client: Client) -> None:
     """Circular Dependency Detection: refused, and the circle spelled out."""
     jobs = [{"name": "a", "depends_on": ["c"]}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]}]
     told = problem(client.call("POST", "/v1/workflows", {"name": "test", "jobs": jobs}), 422, "CIRCULAR_DEPENDENCY")
@@ -378,7 +382,7 @@ def test_circular_dependency_detection(client: Client) -> None:
     assert client.get("/v1/workflows")["workflows"] == []
 
 
-def test_dependency_validation(client: Client) -> None:
+def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:
     """Dependency Validation: every dependency has to exist."""
     jobs = [{"name": "extract"}, {"name": "load", "depends_on": ["extrakt"]}]
     told = problem(client.call("POST", "/v1/workflows", {"name": "test", "jobs": jobs}), 422, "MISSING_DEPENDENCY")
@@ -387,7 +391,7 @@ def test_dependency_validation(client: Client) -> None:
     assert "extrakt" in wrong["detail"]
 
 
-def test_priorities_and_dependencies(client: Client) -> None:
+def test_dependencies_precede_priorities_and_ready_jobs_follow_priority(client: Client) -> None:
     """Priorities and Dependencies: a job waits for the one of low priority, whatever its own is; among those that are
     ready the priority decides."""
     run = run_of(
@@ -403,7 +407,7 @@ def test_priorities_and_dependencies(client: Client) -> None:
     assert [claimed(client)[0]["name"] for _ in range(2)] == ["critical", "normal"]
 
 
-def test_batch_operations_with_workflows(client: Client) -> None:
+def test_job_after_a_batch_receives_the_results_of_its_items(client: Client) -> None:
     """Batch Operations with Workflows: a job of many payloads, and one that sums up."""
     run = run_of(
         client,
@@ -423,7 +427,7 @@ def test_batch_operations_with_workflows(client: Client) -> None:
     assert ended(client, run)["status"] == "completed"
 
 
-def test_distributed_tracing_in_workflows(client: Client, aws: Aws, key: Key) -> None:
+def test_trace_and_correlation_ids_of_a_run_are_on_its_jobs_and_events(client: Client, aws: Aws, key: Key) -> None:
     """Distributed Tracing in Workflows: the run's ids are those of its jobs, and in every event."""
     ids = {"trace_id": "1-67890abc-0123456789abcdef01234567", "correlation_id": "daily-report-001"}
     with aws.announcements(namespace=[key.namespace]) as announcements:
@@ -441,7 +445,7 @@ def test_distributed_tracing_in_workflows(client: Client, aws: Aws, key: Key) ->
     assert len(client.get("/v1/jobs?correlation_id=daily-report-001")["jobs"]) == 2
 
 
-def test_keep_dependencies_simple(client: Client) -> None:
+def test_jobs_of_a_dependency_web_run_in_topological_order(client: Client) -> None:
     """Best Practices: Keep Dependencies Simple. A web runs all the same, each job after those before it."""
     run = run_of(
         client,
@@ -455,7 +459,7 @@ def test_keep_dependencies_simple(client: Client) -> None:
         assert order.index(f"job{before}") < order.index(f"job{after}")
 
 
-def test_use_meaningful_names(client: Client) -> None:
+def test_job_names_of_the_definition_appear_in_the_graph(client: Client) -> None:
     """Best Practices: Use Meaningful Names: those of the definition are on jobs, in the graph and in reasons."""
     steps = ["validate_customer_data", "create_customer_account", "send_welcome_email"]
     jobs = [{"name": name, "depends_on": steps[:at][-1:]} for at, name in enumerate(steps)]
@@ -465,7 +469,7 @@ def test_use_meaningful_names(client: Client) -> None:
     assert all(name in drawn.text for name in ["customer_onboarding_pipeline", *steps])
 
 
-def test_handle_failures_gracefully(client: Client) -> None:
+def test_retry_policy_of_the_run_applies_to_jobs_without_their_own(client: Client) -> None:
     """Best Practices: Handle Failures Gracefully: the retry policy of the run is that of each job without its own."""
     run = run_of(
         client,
@@ -480,7 +484,7 @@ def test_handle_failures_gracefully(client: Client) -> None:
     assert statuses(client, run) == {"flaky": "completed", "once": "failed"}
 
 
-def test_monitor_workflow_health(client: Client, stack: Stack, aws: Aws, key: Key) -> None:
+def test_run_without_changes_is_announced_as_stalled(client: Client, stack: Stack, aws: Aws, key: Key) -> None:
     """Best Practices: Monitor Workflow Health: a run in which nothing changes for `health_check_interval` is announced
     as stalled, with the reason, and goes on."""
     with aws.announcements(namespace=[key.namespace], type=["vigil.workflow.stalled"]) as announcements:
@@ -503,14 +507,14 @@ def test_monitor_workflow_health(client: Client, stack: Stack, aws: Aws, key: Ke
     assert "stalled" in history(client, run)
 
 
-def test_use_appropriate_granularity(client: Client) -> None:
+def test_run_of_a_single_job_completes_with_its_result(client: Client) -> None:
     """Best Practices: Use Appropriate Granularity: a run may be a single job."""
     run = run_of(client, {"name": "extract_customer_data"})
     assert names(work(client, run, {"extract_customer_data": 7})) == ["extract_customer_data"]
     assert client.get(f"/v1/workflows/{run}")["result"] == 7
 
 
-def test_common_issues(client: Client) -> None:
+def test_waiting_job_shows_its_reason_and_dependencies_cannot_be_deleted(client: Client) -> None:
     """Troubleshooting: Common Issues. Why a job does not start is on the job; no job of a run can lose those that it
     depends on, nor be orphaned."""
     run = run_of(client, {"name": "parent"}, {"name": "child", "depends_on": ["parent"]})
@@ -529,7 +533,7 @@ def test_common_issues(client: Client) -> None:
     eventually(lambda: client.get(f"/v1/jobs/{orphan}/status")["status"] == "skipped")
 
 
-def test_debugging_workflows(client: Client, shell: Shell) -> None:
+def test_commands_show_dependencies_graph_progress_and_stuck_jobs(client: Client, shell: Shell) -> None:
     """Debugging Workflows: dependencies of a job, the graph, progress as it goes, and stuck jobs."""
     run = begin(client, example("etl_pipeline.yaml"))
     transform = client.get(f"/v1/workflows/{run}")["jobs"][1]["job_id"]
@@ -544,7 +548,7 @@ def test_debugging_workflows(client: Client, shell: Shell) -> None:
     assert "BAD_ROW" in watched
 
 
-def test_a_race_in_a_run(client: Client) -> None:
+def test_race_cancels_the_loser_and_the_run_completes(client: Client) -> None:
     """The first of two to succeed is what comes next sees; the other is cancelled, and the run does not mind."""
     mirrors = ["near", "far"]
     run = run_of(
@@ -561,7 +565,7 @@ def test_a_race_in_a_run(client: Client) -> None:
     assert client.get(f"/v1/workflows/{run}")["status"] == "completed"
 
 
-def test_an_execution_that_is_stopped_by_hand_stops_its_run(client: Client, stack: Stack) -> None:
+def test_stopped_supervisor_execution_cancels_its_run(client: Client, stack: Stack) -> None:
     machines = session().client("stepfunctions", endpoint_url=stack.endpoint_url, config=client_config())
     run = run_of(client, {"name": "a"}, {"name": "b", "depends_on": ["a"]})
     (job,) = claimed(client)
@@ -579,7 +583,7 @@ def test_an_execution_that_is_stopped_by_hand_stops_its_run(client: Client, stac
     assert "its execution was stopped" in [line["why"] for line in found["events"]]
 
 
-def test_the_time_of_a_run_is_over(client: Client) -> None:
+def test_run_over_its_timeout_fails_and_cancels_its_jobs(client: Client) -> None:
     run = run_of(client, {"name": "slow"}, {"name": "after", "depends_on": ["slow"]}, timeout=2)
     found = ended(client, run)
     assert (found["status"], found["error"]["code"]) == ("failed", "TIMED_OUT")
@@ -588,7 +592,7 @@ def test_the_time_of_a_run_is_over(client: Client) -> None:
     assert set(statuses(client, run).values()) == {"cancelled"}
 
 
-def test_pausing_holds_back_and_resuming_lets_go(client: Client) -> None:
+def test_paused_run_parks_released_jobs_until_resume(client: Client) -> None:
     run = run_of(client, {"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["a"]})
     (job,) = claimed(client)
     assert client.post(f"/v1/workflows/{run}/pause")["status"] == "paused"
@@ -604,7 +608,7 @@ def test_pausing_holds_back_and_resuming_lets_go(client: Client) -> None:
     assert sorted(names(work(client, run))) == ["b", "c"]
 
 
-def test_a_retry_keeps_what_succeeded(client: Client) -> None:
+def test_retried_run_reruns_only_unsuccessful_jobs(client: Client) -> None:
     definition = example("etl_pipeline.yaml")
     run = begin(client, definition)
     work(client, run, {"extract": {"rows": 3}, "transform": Broken("X")}, queue="etl")
@@ -619,7 +623,7 @@ def test_a_retry_keeps_what_succeeded(client: Client) -> None:
     assert client.get(f"/v1/workflows/{run}")["generation"] == 3
 
 
-def test_no_more_run_at_once_than_may(client: Client) -> None:
+def test_max_concurrency_limits_the_jobs_that_run_at_once(client: Client) -> None:
     run = run_of(client, *({"name": f"job_{number}"} for number in range(12)), max_concurrency=3)
     most, done = 0, 0
     while done < 12:
@@ -634,7 +638,7 @@ def test_no_more_run_at_once_than_may(client: Client) -> None:
     assert ended(client, run)["status"] == "completed"
 
 
-def test_compose(client: Client) -> None:
+def test_second_step_receives_the_result_of_the_first(client: Client) -> None:
     """Of the executor's document: the second step takes what the first has come to."""
     workflow = Workflow("compose")
     workflow.job("say_hello", payload={"name": "John"}).then("add_more")
@@ -644,7 +648,7 @@ def test_compose(client: Client) -> None:
     assert client.get(f"/v1/workflows/{run}")["result"] == "hello John (composed)"
 
 
-def test_race(client: Client) -> None:
+def test_race_returns_the_result_of_the_first_job(client: Client) -> None:
     """Of the executor's document: three at once, and the result is that of the first."""
     workflow = Workflow("race")
     race(workflow.parallel([{"name": name, "queue": name} for name in ("slow", "fast", "medium")]), name="winner")
@@ -657,7 +661,7 @@ def test_race(client: Client) -> None:
     }  # fmt: skip
 
 
-def test_all(client: Client) -> None:
+def test_all_of_returns_every_result_by_name(client: Client) -> None:
     """Of the executor's document: all of them, and the result is all results, by name."""
     workflow = Workflow("all")
     all_of(workflow.parallel(["one", "two", "three"]), name="together")
@@ -667,7 +671,7 @@ def test_all(client: Client) -> None:
     assert client.get(f"/v1/workflows/{run}")["result"] == results
 
 
-def test_timeout_and_fallback(client: Client) -> None:
+def test_timed_out_job_fails_or_completes_with_its_fallback(client: Client) -> None:
     """Of the executor's document: fail if too slow, or go on with a default value."""
     workflow = Workflow("timeout", failure_policy="continue_on_failure")
     workflow.job("too_slow").with_timeout(1)
@@ -686,7 +690,7 @@ def test_timeout_and_fallback(client: Client) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_performance_considerations(client: Client) -> None:
+def test_run_of_a_thousand_parallel_jobs_has_exact_counts(client: Client) -> None:
     """Performance Considerations: a thousand jobs side by side between two, counted exactly. They are joins, which need
     no worker; some ten writes and reads each, which takes the emulator a while."""
     middle = [f"chunk_{number:03}" for number in range(1000)]
@@ -709,7 +713,7 @@ def test_performance_considerations(client: Client) -> None:
     }  # fmt: skip
 
 
-def test_cron_jobs_with_dependencies(nightly: Client) -> None:
+def test_cron_schedule_starts_a_run_with_delayed_jobs(nightly: Client) -> None:
     """Cron Jobs with Dependencies: extract at 2 and report at 8, every day; the last test, for its run may take a
     minute to come."""
     assert eventually(lambda: nightly.get("/v1/schedules/nightly")["last_run"], 100, every_s=0.5)

@@ -65,7 +65,9 @@ def work(vigil: Vigil, queue: str, name: str, *, fails: bool = False) -> None:
         vigil.complete(job["job_id"], {name: 1}, lease_token=job["lease_token"])
 
 
-def test_a_pipeline_from_its_file_to_its_picture(shell: Shell, vigil: Vigil, tmp_path: Path) -> None:
+def test_pipeline_file_is_validated_run_drawn_and_retried_by_command(
+    shell: Shell, vigil: Vigil, tmp_path: Path
+) -> None:
     (tmp_path / "workflow.json").write_text(PIPELINE)
     (tmp_path / "workflow.yaml").write_text(Workflow.from_text(PIPELINE).to_yaml())
     assert "3 jobs, 2 dependencies" in shell("workflow", "validate", "--file", "workflow.yaml")
@@ -104,7 +106,7 @@ def test_a_pipeline_from_its_file_to_its_picture(shell: Shell, vigil: Vigil, tmp
     assert (ended["status"], ended["result"]) == ("completed", {"load": 1})
 
 
-def test_a_run_that_waits_for_its_operator(shell: Shell, vigil: Vigil) -> None:
+def test_decide_command_continues_a_run_that_awaits_a_decision(shell: Shell, vigil: Vigil) -> None:
     workflow = Workflow("manual_review_pipeline", failure_policy="manual")
     workflow.job("critical").then("dependent")
     workflow_id = vigil.create_workflow(workflow)["workflow_id"]
@@ -121,7 +123,7 @@ def test_a_run_that_waits_for_its_operator(shell: Shell, vigil: Vigil) -> None:
     assert ended["status"] == "completed"
 
 
-def test_pausing_resuming_and_cancelling(shell: Shell, vigil: Vigil) -> None:
+def test_pause_resume_and_cancel_commands_change_the_run(shell: Shell, vigil: Vigil) -> None:
     workflow = Workflow("nightly", correlation_id="c-1")
     workflow.job("first").then("second")
     one, other = (str(vigil.create_workflow(workflow)["workflow_id"]) for _ in range(2))
@@ -136,7 +138,7 @@ def test_pausing_resuming_and_cancelling(shell: Shell, vigil: Vigil) -> None:
     assert shell("workflow", "cancel", "nobody", code=1) == "WORKFLOW_NOT_FOUND: Workflow with ID nobody not found\n"
 
 
-def test_the_first_of_two_wins_and_the_other_is_cancelled(vigil: Vigil) -> None:
+def test_race_of_the_builder_cancels_the_second_job(vigil: Vigil) -> None:
     workflow = Workflow("mirrors")
     race(workflow.parallel(["near", "far"]), name="fastest").then("use")
     workflow_id = vigil.create_workflow(workflow)["workflow_id"]
@@ -150,7 +152,7 @@ def test_the_first_of_two_wins_and_the_other_is_cancelled(vigil: Vigil) -> None:
     assert jobs == {"near": "completed", "far": "cancelled", "fastest": "completed", "use": "completed"}
 
 
-def test_what_the_builder_refuses_the_api_refuses_in_the_same_words(vigil: Vigil) -> None:
+def test_builder_and_api_report_the_same_validation_errors(vigil: Vigil) -> None:
     workflow = Workflow("test")
     workflow.job("a", depends_on="c")
     workflow.job("b", depends_on="a", condition="==")

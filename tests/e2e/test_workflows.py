@@ -39,7 +39,7 @@ def ended(client: Client, workflow_id: str) -> Any:
 
 
 @pytest.mark.smoke
-def test_a_chain(client: Client) -> None:
+def test_chain_of_jobs_completes_with_the_last_result(client: Client) -> None:
     run = create(client, {"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]})
     assert work(client, lambda: ended(client, run), {"c": {"rows": 3}}) == ["a", "b", "c"]
     found = client.get(f"/v1/workflows/{run}")

@@ -10,26 +10,26 @@ from moto import mock_aws
 
 from benchmarks import costs
 from benchmarks.cost_model import HTTP, INDEX_WRITE, READ, REQUESTS, WRITE
-from benchmarks.harness import NAMESPACE, Lab, laboratory
-from benchmarks.report import JOB_BAR, WAIT_BAR
+from benchmarks.harness import NAMESPACE, Harness, open_harness
+from benchmarks.report import MAX_JOB_WRITE_UNITS, MAX_WAIT_WRITE_UNITS
 from vigil_core import wiring
 from vigil_core.domain.exact_json import loads
 from vigil_core.gateways.lambda_functions import LambdaExecutors
-from vigil_core.gateways.outbound_http import Answer
+from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services.executors.call_http import call_target
 from vigil_core.store import keys
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with mock_aws(), laboratory() as made:
+def lab() -> Iterator[Harness]:
+    with mock_aws(), open_harness() as made:
         costs.warm_up(made)
         yield made
 
 
-def test_a_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Lab) -> None:
+def test_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Harness) -> None:
     life = costs.job_life(lab)
-    assert life.total.write_units <= JOB_BAR
+    assert life.total.write_units <= MAX_JOB_WRITE_UNITS
     # One unit for each of eight versions, one for the list's index, payload and result a row each, and one for the
     # payload to expire with the job.
     assert (life.total[WRITE], life.total[INDEX_WRITE]) == (11, 1)
@@ -37,7 +37,7 @@ def test_a_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Lab) 
     assert life.total[HTTP] == len(costs.REPORTS) + 3
 
 
-def test_a_registered_type_with_stages_of_its_own_costs_a_creation_no_more(lab: Lab) -> None:
+def test_creation_with_a_registered_type_costs_the_same(lab: Harness) -> None:
     def created(job_type: str) -> dict[str, float]:
         with lab.billed() as billed:
             lab.call("POST", "/v1/jobs", {**costs.JOB, "job_type": job_type}).ok(202)
@@ -49,29 +49,29 @@ def test_a_registered_type_with_stages_of_its_own_costs_a_creation_no_more(lab: 
     assert created("flash_test") == usual
 
 
-def test_progress_reported_alone_takes_a_write_unit(lab: Lab) -> None:
+def test_report_of_progress_alone_takes_one_write_unit(lab: Harness) -> None:
     told, alone = costs.job_life(lab), costs.job_life(lab, costs.PROGRESS)
     assert alone.total.write_units == told.total.write_units
 
 
-def test_a_job_that_nobody_waits_for_wakes_no_matcher(lab: Lab) -> None:
+def test_job_without_waits_does_not_invoke_the_matcher(lab: Harness) -> None:
     assert costs.job_life(lab).total["lambda.matcher"] == 0
 
 
-def test_a_wait_on_it_takes_at_most_8_write_units(lab: Lab) -> None:
+def test_wait_on_a_job_takes_at_most_8_write_units(lab: Harness) -> None:
     wait = costs.wait_life(lab)
-    assert wait.total.write_units <= WAIT_BAR
+    assert wait.total.write_units <= MAX_WAIT_WRITE_UNITS
     # Entry, wait, its two places in the indexes, and the mark on a job that nobody waited for before.
     assert wait.registered.write_units == 5
-    assert wait.look.quantities == {REQUESTS: 1, READ: 1}
+    assert wait.poll.quantities == {REQUESTS: 1, READ: 1}
 
 
-def test_a_match_costs_the_same_whoever_else_waits(lab: Lab) -> None:
+def test_match_costs_the_same_for_any_number_of_waits(lab: Harness) -> None:
     few, many = costs.match_among(lab, 10), costs.match_among(lab, 1_000)
     assert few == many
 
 
-def test_a_job_of_a_queue_takes_a_write_unit_more_to_create_and_four_to_claim(lab: Lab) -> None:
+def test_queue_job_takes_one_more_write_unit_to_create_and_four_to_claim(lab: Harness) -> None:
     tracked, handed_out = costs.job_life(lab).by_step["create"], costs.worker_life(lab)
     assert handed_out["create"].write_units == tracked.write_units + 1
     # The state, the two places in the index that it leaves and enters, and the worker's row.
@@ -79,15 +79,13 @@ def test_a_job_of_a_queue_takes_a_write_unit_more_to_create_and_four_to_claim(la
     assert handed_out["heartbeat"].write_units == 1
 
 
-def test_a_job_that_vigil_runs_costs_as_much_as_one_that_a_worker_does(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     handed_over: list[str] = []
-    monkeypatch.setattr(LambdaExecutors, "call", lambda _, event: handed_over.append(event))
+    monkeypatch.setattr(LambdaExecutors, "call_http", lambda _, event: handed_over.append(event))
     target = {"url": "https://a.example/{{payload.image}}", "body": "{{payload}}"}
     lab.call("PUT", "/v1/job-types/post", {"executor": "http", "target": target}).ok(201)
     with lab.billed() as creating:
-        lab.call("POST", "/v1/jobs", {**costs.HANDED_OUT, "job_type": "post"}).ok(202)
+        lab.call("POST", "/v1/jobs", {**costs.WORKER_JOB, "job_type": "post"}).ok(202)
     with lab.billed() as dispatching:
         lab.deliver()
     with lab.billed() as calling:
@@ -107,8 +105,8 @@ def test_a_job_that_vigil_runs_costs_as_much_as_one_that_a_worker_does(
 class Answering:
     """A target that answers."""
 
-    def request(self, *_: object, **__: object) -> Answer:
-        return Answer(status=200, headers={"content-type": "application/json"}, body=b'{"id": 1}')
+    def request(self, *_: object, **__: object) -> HttpResponse:
+        return HttpResponse(status=200, headers={"content-type": "application/json"}, body=b'{"id": 1}')
 
 
 class NoSecrets:
@@ -116,18 +114,18 @@ class NoSecrets:
         raise AssertionError("it names none")
 
 
-def test_a_claim_costs_the_same_however_long_the_queue_is(lab: Lab) -> None:
+def test_claim_costs_the_same_for_any_queue_length(lab: Harness) -> None:
     assert costs.claim_among(lab, 10) == costs.claim_among(lab, 300)
 
 
-def test_an_idle_minute_takes_a_lock_and_a_look_for_each_shard_and_three_looks_for_each_queue(lab: Lab) -> None:
+def test_idle_minute_costs_a_lease_and_a_read_per_partition_and_three_reads_per_queue(lab: Harness) -> None:
     minute = costs.idle_minute(lab)
-    assert minute.write_units == 2 * keys.DUE_SHARDS
+    assert minute.write_units == 2 * keys.DUE_PARTITIONS
     queues = 2
-    assert minute[READ] == 0.5 * keys.DUE_SHARDS + queues * 3 * 0.5
+    assert minute[READ] == 0.5 * keys.DUE_PARTITIONS + queues * 3 * 0.5
 
 
-def test_the_meter_sees_writes_that_are_refused(lab: Lab) -> None:
+def test_request_counter_includes_refused_writes(lab: Harness) -> None:
     job_id = costs.create(lab)
     with lab.billed() as refused:
         lab.call("POST", "/v1/jobs", {**costs.JOB, "job_id": job_id}).problem(409, "JOB_CREATION_FAILED")

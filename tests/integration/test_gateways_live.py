@@ -14,7 +14,7 @@ from moto import mock_aws
 
 from tests.support.table import aws
 from vigil_core.domain.events.event import Event
-from vigil_core.gateways.sns import Topic
+from vigil_core.gateways.sns import SnsTopic
 from vigil_core.gateways.websocket import WebSockets
 
 
@@ -27,7 +27,7 @@ def event(number: int, *, size: int = 10, job_type: str = "build") -> Event:
         time=datetime(2026, 1, 31, tzinfo=UTC),
         data={"text": "x" * size},
         topics=(),
-        reach="ending",
+        audience="ending",
         attributes={"job_type": job_type, "job_id": "job"},
     )
 
@@ -49,7 +49,7 @@ class FakeSns:
 def sent(*events: Event, refuse: tuple[str, ...] = ()) -> tuple[list[list[str]], list[str]]:
     """The ids in each request, and of what was not taken."""
     client: Any = FakeSns(set(refuse))
-    failed = Topic(client, "arn").publish(events)
+    failed = SnsTopic(client, "arn").publish(events)
     ids = [[json.loads(entry["Message"])["id"] for entry in request] for request in client.requests]
     for request in client.requests:
         assert len({entry["Id"] for entry in request}) == len(request) <= 10
@@ -58,25 +58,25 @@ def sent(*events: Event, refuse: tuple[str, ...] = ()) -> tuple[list[list[str]],
 
 
 class TestSns:
-    def test_ten_a_request(self) -> None:
+    def test_events_are_published_in_requests_of_ten(self) -> None:
         ids, failed = sent(*(event(number) for number in range(23)))
         assert [len(request) for request in ids] == [10, 10, 3]
         assert [event_id for request in ids for event_id in request] == [f"job.{number}" for number in range(23)]
         assert failed == []
 
-    def test_a_request_takes_256_kb(self) -> None:
+    def test_publish_request_stays_below_256_kb(self) -> None:
         ids, _ = sent(*(event(number, size=60 * 1024) for number in range(9)))
         assert [len(request) for request in ids] == [4, 4, 1]
 
-    def test_nothing_is_no_request(self) -> None:
+    def test_no_events_make_no_request(self) -> None:
         assert sent() == ([], [])
 
-    def test_what_is_not_taken_is_told(self) -> None:
+    def test_events_refused_by_sns_are_returned(self) -> None:
         _, failed = sent(*(event(number) for number in range(12)), refuse=("job.3", "job.11"))
         assert failed == ["job.3", "job.11"]
 
     @pytest.mark.parametrize("odd", ["\uffff", "\ufffe", "\U0001f525", "ü"])
-    def test_a_filter_policy_and_text_that_xml_cannot_hold(self, odd: str) -> None:
+    def test_text_invalid_in_xml_is_delivered_through_a_filter_policy(self, odd: str) -> None:
         with mock_aws():
             sns, sqs = aws("sns"), aws("sqs")
             arn = sns.create_topic(Name="vigil")["TopicArn"]
@@ -88,7 +88,7 @@ class TestSns:
                 Endpoint="arn:aws:sqs:us-east-1:123456789012:heard",
                 Attributes={"FilterPolicy": json.dumps(policy)},
             )
-            assert Topic(sns, arn).publish([event(1, job_type=f"build{odd}"), event(2, job_type="test")]) == []
+            assert SnsTopic(sns, arn).publish([event(1, job_type=f"build{odd}"), event(2, job_type="test")]) == []
             (message,) = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
             body = json.loads(message["Body"])
             assert body["Message"].isascii()
@@ -98,7 +98,7 @@ class TestSns:
 
 class TestWebSockets:
     @pytest.mark.parametrize("operation", ["post_to_connection", "delete_connection"])
-    def test_gone_is_no_fault_and_a_fault_is_raised(self, operation: str) -> None:
+    def test_gone_connection_returns_false_and_other_errors_raise(self, operation: str) -> None:
         client = boto3.client("apigatewaymanagementapi", endpoint_url="http://localhost/live")
         sockets = WebSockets(client)
         posts = operation == "post_to_connection"

@@ -28,7 +28,7 @@ from vigil_core.store.waits.waits import wait_from_row, wait_to_row
 CONNECTION = sample("websocket_connect")["requestContext"]["connectionId"]
 KEY = sample("websocket_connect")["requestContext"]["authorizer"]["key_id"]
 NOTIFIER_SAMPLES = ["notifier_job_completed", "notifier_progress", "notifier_wait_met"]
-CACHED = (wiring.dynamodb, wiring.context, wiring.api_keys, wiring.topic)
+CACHED = (wiring.dynamodb, wiring.context, wiring.api_keys, wiring.sns_topic)
 
 
 class Deployed:
@@ -90,7 +90,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
             built.cache_clear()
 
 
-def test_a_conversation(deployed: Deployed) -> None:
+def test_websocket_samples_get_their_responses_and_leave_no_rows(deployed: Deployed) -> None:
     assert websocket.handler(sample("websocket_connect"), None) == {"statusCode": 200}
     assert deployed.say("websocket_ping") == [{"type": "pong", "id": "p1", "data": {}}]
     ack, *told = deployed.say("websocket_subscribe")
@@ -105,13 +105,13 @@ def test_a_conversation(deployed: Deployed) -> None:
     assert not [row for row in stored(deployed.table) if row["entity"]["S"] in ("connection", "subscription")]
 
 
-def test_a_revoked_key_gets_no_socket(deployed: Deployed) -> None:
+def test_revoked_key_gets_no_socket(deployed: Deployed) -> None:
     ApiKeyStore(deployed.table).revoke("demo", KEY, datetime.now(UTC))
     assert websocket.handler(sample("websocket_connect"), None) == {"statusCode": 403}
 
 
 @pytest.mark.parametrize("route", ["$connect", "$disconnect", "subscribe"])
-def test_a_message_cannot_pass_for_something_else(deployed: Deployed, route: str) -> None:
+def test_message_action_cannot_choose_the_route(deployed: Deployed, route: str) -> None:
     """What a message names as its action may be taken for the route."""
     event = sample("websocket_ping")
     event["requestContext"]["routeKey"] = route
@@ -119,14 +119,14 @@ def test_a_message_cannot_pass_for_something_else(deployed: Deployed, route: str
     assert [frame["type"] for frame in deployed.heard] == ["error"]
 
 
-def test_a_message_without_a_body(deployed: Deployed) -> None:
+def test_message_without_a_body_is_malformed(deployed: Deployed) -> None:
     event = sample("websocket_ping")
     del event["body"]
     assert websocket.handler(event, None) == {"statusCode": 200}
     assert deployed.heard[0]["data"]["error"] == "MALFORMED_REQUEST"
 
 
-def test_the_notifier(deployed: Deployed) -> None:
+def test_notifier_samples_are_published_to_sockets_and_sns(deployed: Deployed) -> None:
     websocket.handler(sample("websocket_connect"), None)
     replayed = envelopes(deployed.say("websocket_subscribe")[1:])
     before = len(deployed.heard)
@@ -147,7 +147,7 @@ def test_the_notifier(deployed: Deployed) -> None:
     ]
 
 
-def test_everything_goes_to_sns_when_that_is_wished(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_job_events_go_to_sns_when_enabled(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     event = sample("notifier_job_completed")
     image = event["Records"][0]["dynamodb"]
     image["NewImage"] = image.pop("OldImage")
@@ -158,7 +158,9 @@ def test_everything_goes_to_sns_when_that_is_wished(deployed: Deployed, monkeypa
     assert [json.loads(message["Message"])["type"] for message in deployed.announced()] == ["vigil.job.started"]
 
 
-def test_a_record_that_cannot_be_read_is_named(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_record_is_reported_and_others_are_published(
+    deployed: Deployed, caplog: pytest.LogCaptureFixture
+) -> None:
     good, bad = sample("notifier_job_completed")["Records"] + sample("notifier_progress")["Records"]
     bad["dynamodb"]["NewImage"] = {"entity": {"S": "live"}}
     answer = notifier.handler({"Records": [good, bad]}, None)
@@ -169,7 +171,7 @@ def test_a_record_that_cannot_be_read_is_named(deployed: Deployed, caplog: pytes
 
 
 @pytest.mark.parametrize("name", [*NOTIFIER_SAMPLES, "websocket_subscribe", "websocket_ping", "websocket_disconnect"])
-def test_one_line_in_the_log_and_nothing_private(
+def test_each_invocation_logs_one_line_without_private_data(
     deployed: Deployed, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     (notifier if name.startswith("notifier") else websocket).handler(sample(name), None)
@@ -179,13 +181,13 @@ def test_one_line_in_the_log_and_nothing_private(
 
 
 @pytest.mark.parametrize("missing", ["TABLE_NAME", "TOPIC_ARN"])
-def test_a_missing_setting_is_named(deployed: Deployed, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_missing_setting_is_named(deployed: Deployed, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delenv(missing)
     with pytest.raises(MissingSetting, match=missing):
         notifier.handler(sample("notifier_job_completed"), None)
 
 
-def test_the_samples_are_what_is_stored() -> None:
+def test_notifier_samples_have_the_shape_of_stored_rows() -> None:
     """An image of another shape than the store writes would be a sample of nothing."""
     (job,), (live,), (wait,) = (stream_records(sample(name)) for name in NOTIFIER_SAMPLES)
     for row in (job.old(), job.new()):

@@ -10,8 +10,8 @@ from moto import mock_aws
 
 from benchmarks import runs
 from benchmarks.cost_model import HTTP, READ, TRANSITIONS
-from benchmarks.harness import laboratory
-from benchmarks.report import RUN_BAR, RUN_JOB_BAR
+from benchmarks.harness import open_harness
+from benchmarks.report import MAX_RUN_DOLLARS, MAX_RUN_JOB_DOLLARS
 from benchmarks.runs import RunLife
 
 FEW, MANY = 10, 40
@@ -28,31 +28,33 @@ class Lives(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def lives() -> Iterator[Lives]:
-    with mock_aws(), laboratory() as lab:
+def run_costs() -> Iterator[Lives]:
+    with mock_aws(), open_harness() as lab:
         runs.warm_up(lab)
         yield Lives(runs.run_life(lab, FEW), runs.run_life(lab, MANY), runs.run_life(lab, FEW, payloads=True))
 
 
-def test_a_million_jobs_of_runs_take_at_most_12_dollars_and_a_run_three_hundredths_of_a_cent(lives: Lives) -> None:
-    job = runs.more(lives.few.total, lives.many.total, MANY - FEW)
-    run = lives.few.total - runs.times(job, FEW)
-    assert job.dollars() <= RUN_JOB_BAR
-    assert run.dollars() / 1e6 <= RUN_BAR
+def test_million_run_jobs_cost_at_most_12_dollars_and_a_run_0_03_cents(run_costs: Lives) -> None:
+    job = runs.extra_per_job(run_costs.few.total, run_costs.many.total, MANY - FEW)
+    run = run_costs.few.total - runs.scaled(job, FEW)
+    assert job.dollars() <= MAX_RUN_JOB_DOLLARS
+    assert run.dollars() / 1e6 <= MAX_RUN_DOLLARS
     # Create 2, release 2, claim 3 and a worker's row in ten claims, complete 2 and a result, and a share of its notes.
     assert job.write_units < 10.5
-    assert job[HTTP] == pytest.approx(1 + 1 / runs.CLAIMED_AT_ONCE, abs=0.05)
+    assert job[HTTP] == pytest.approx(1 + 1 / runs.MAX_CLAIM_JOBS, abs=0.05)
 
 
-def test_a_run_has_as_many_transitions_as_any_other(lives: Lives) -> None:
-    assert lives.few.total[TRANSITIONS] == lives.many.total[TRANSITIONS] == 6
+def test_state_transitions_are_independent_of_the_run_size(run_costs: Lives) -> None:
+    assert run_costs.few.total[TRANSITIONS] == run_costs.many.total[TRANSITIONS] == 6
 
 
-def test_the_matcher_reads_nothing_of_jobs_for_which_nobody_waits(lives: Lives) -> None:
-    matcher = runs.more(lives.few.by_function["matcher"], lives.many.by_function["matcher"], MANY - FEW)
+def test_matcher_reads_one_unit_per_job_without_waits(run_costs: Lives) -> None:
+    matcher = runs.extra_per_job(
+        run_costs.few.by_function["matcher"], run_costs.many.by_function["matcher"], MANY - FEW
+    )
     # The job before its release, which may have been cancelled in the meantime.
     assert matcher[READ] == pytest.approx(1, abs=0.2)
 
 
-def test_a_payload_costs_a_job_its_row_and_how_long_that_is_kept(lives: Lives) -> None:
-    assert runs.more(lives.few.total, lives.paid.total, FEW).write_units == 2
+def test_payload_costs_a_job_two_write_units(run_costs: Lives) -> None:
+    assert runs.extra_per_job(run_costs.few.total, run_costs.paid.total, FEW).write_units == 2

@@ -20,7 +20,7 @@ from vigil_core import wiring
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.services.executors.dispatch import dispatch
-from vigil_core.services.workflows.advance import hand_out_chunks
+from vigil_core.services.workflows.advance import enqueue_blocks
 from vigil_core.services.workflows.commands import find_run
 from vigil_core.store.table import DynamoTable
 
@@ -53,7 +53,7 @@ def told(sent: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 # The API
 
 
-def test_a_request_that_creates_or_reads_a_job(daemon: Daemon, client: Client) -> None:
+def test_job_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: Client) -> None:
     job = client.post("/v1/jobs", {"job_type": "t", "payload": "classified", **OURS}).ok(202)
     ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
     assert told(sent := daemon.take()) == ("create_job", ids)
@@ -64,7 +64,7 @@ def test_a_request_that_creates_or_reads_a_job(daemon: Daemon, client: Client) -
     assert told(daemon.take()) == ("get_job_status", {"namespace": "demo", "job_id": job["job_id"]})
 
 
-def test_a_request_that_creates_or_reads_a_run(daemon: Daemon, client: Client) -> None:
+def test_workflow_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     ids = {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS}
     assert told(daemon.take()) == ("create_workflow", ids)
@@ -72,20 +72,20 @@ def test_a_request_that_creates_or_reads_a_run(daemon: Daemon, client: Client) -
     assert told(daemon.take()) == ("get_workflow", ids)
 
 
-def test_a_request_that_is_refused(daemon: Daemon, client: Client) -> None:
+def test_refused_request_records_a_subsegment_with_clean_ids(daemon: Daemon, client: Client) -> None:
     client.get("/v1/jobs/" + "%F0%9F%98%80%0A" * 1_000).problem(404, "JOB_NOT_FOUND")
     assert told(daemon.take()) == ("get_job", {"namespace": "demo", "job_id": "\U0001f600?" * 500})
     client.get("/v1/nothing").problem(404, "NOT_FOUND")
     assert told(daemon.take()) == ("nothing_here", {})
 
 
-def test_of_a_request_that_is_not_sampled_nothing_is_told(daemon: Daemon, client: Client) -> None:
+def test_unsampled_request_records_nothing(daemon: Daemon, client: Client) -> None:
     daemon.trace(sampled=False)
     client.post("/v1/jobs", {"job_type": "t", **OURS}).ok(202)
     assert daemon.take_all() == []
 
 
-def test_without_a_daemon_requests_are_answered(
+def test_requests_succeed_without_an_xray_daemon(
     daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", "127.0.0.1:1")
@@ -96,7 +96,7 @@ def test_without_a_daemon_requests_are_answered(
 # The matcher
 
 
-def test_a_batch_of_the_matcher_over_a_run(daemon: Daemon, world: RunWorld) -> None:
+def test_matcher_batch_records_a_subsegment_per_run_and_job(daemon: Daemon, world: RunWorld) -> None:
     jobs: list[dict[str, Any]] = [
         {"name": "a", "priority": "high"},
         {"name": "b"},
@@ -124,7 +124,7 @@ def test_a_batch_of_the_matcher_over_a_run(daemon: Daemon, world: RunWorld) -> N
     assert followed() == [{**ids, "job_id": world.id_of(run, "c"), "trace_id": "own"}]
 
 
-def test_a_batch_of_the_matcher_that_is_not_sampled(daemon: Daemon, world: RunWorld) -> None:
+def test_unsampled_matcher_batch_records_nothing(daemon: Daemon, world: RunWorld) -> None:
     daemon.trace(sampled=False)
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, **OURS)
     assert world.work() == ["a", "b"]
@@ -132,7 +132,7 @@ def test_a_batch_of_the_matcher_that_is_not_sampled(daemon: Daemon, world: RunWo
     assert daemon.take_all() == []
 
 
-def test_a_job_that_is_dispatched(daemon: Daemon, world: RunWorld) -> None:
+def test_dispatched_job_records_one_subsegment(daemon: Daemon, world: RunWorld) -> None:
     run = world.run({"name": "join", "executor": "join"}, **OURS)
     world.settle()
     sent = [told(each) for each in daemon.take_all()]
@@ -143,7 +143,7 @@ def test_a_job_that_is_dispatched(daemon: Daemon, world: RunWorld) -> None:
 # The other functions that work on runs and jobs
 
 
-def test_the_supervisor(daemon: Daemon, client: Client) -> None:
+def test_supervisor_records_subsegments_with_run_ids(daemon: Daemon, client: Client) -> None:
     begin = sample("supervisor_begin")
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
@@ -156,16 +156,18 @@ def test_the_supervisor(daemon: Daemon, client: Client) -> None:
     assert told(daemon.take()) == ("mourn", {**ids, **OURS})
 
 
-def test_the_fan_out(daemon: Daemon, client: Client) -> None:
+def test_fan_out_records_a_subsegment_with_run_ids(daemon: Daemon, client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
     kept = KeptMessages()
-    hand_out_chunks(replace(wiring.context(), queues=kept), of_id(run["workflow_id"]), "run_settle", [0])
+    enqueue_blocks(replace(wiring.context(), message_queues=kept), of_id(run["workflow_id"]), "run_settle", [0])
     fan_out.handler(messages([work.body for work in kept.wide]), CONTEXT)
     assert told(daemon.take()) == ("wide_work", {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS})
 
 
-def test_the_http_executor(daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_executor_records_subsegments_with_job_ids(
+    daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRETS_PREFIX", "vigil")
     now, handed_over = wiring.now(), KeptHandovers()
     context = replace(wiring.context(), executors=handed_over)
@@ -173,12 +175,12 @@ def test_the_http_executor(daemon: Daemon, client: Client, monkeypatch: pytest.M
         namespace="demo", name="call", executor="http", queue="default", stages=("submit", "complete"), defaults={},
         payload_schema=None, description=None, created_at=now, updated_at=now, target={"url": "https://127.0.0.1/"},
     )  # fmt: skip
-    context.job_types.keep_target(job_type)
+    context.job_types.store_target(job_type)
     context.job_types.save(None, job_type)
     job = client.post("/v1/jobs", {"job_type": "call", **OURS}).ok(202)
     ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
     daemon.take_all()
-    assert dispatch(context, "demo", job["job_id"], by="matcher")
+    assert dispatch(context, "demo", job["job_id"], actor="matcher")
     assert told(daemon.take()) == ("dispatch", ids)
     (event,) = handed_over.calls
     http_executor.handler(event, None)

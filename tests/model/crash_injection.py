@@ -15,12 +15,12 @@ from boto3.dynamodb.types import TypeSerializer
 from tests.model.moto_table import empty_table
 from tests.support.world import NAMESPACE, KeptMessages, World
 from vigil_core.domain.exact_json import loads
-from vigil_core.domain.ids import at_time
+from vigil_core.domain.ids import derive_id_at
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.background.sweeper import SweepFailed
-from vigil_core.services.context import WideWork
+from vigil_core.services.context import FanOutMessage
 from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
@@ -126,7 +126,7 @@ class FifoQueues(KeptMessages):
         self._now = now
         self._sent: dict[str, datetime] = {}
 
-    def wide_work(self, messages: Sequence[WideWork]) -> None:
+    def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
         for message in messages:
             sent = self._sent.get(message.body)
             if sent is None or self._now() - sent >= SAME_MESSAGE:
@@ -146,10 +146,10 @@ class MortalWorld:
         numbers = count()
         self.world.ctx = replace(
             self.world.ctx,
-            chance=lambda: 0.5,
-            new_id=lambda: at_time(self.world.time, f"{seed}/{next(numbers)}"),
-            queues=Mortal(self.queues, {"wide_work"}, self.mortality),
-            alarms=Mortal(self.world.alarms, {"arm", "disarm"}, self.mortality),
+            jitter=lambda: 0.5,
+            new_id=lambda: derive_id_at(self.world.time, f"{seed}/{next(numbers)}"),
+            message_queues=Mortal(self.queues, {"send_fan_out"}, self.mortality),
+            timers=Mortal(self.world.alarms, {"start", "cancel"}, self.mortality),
         )
         self.ids: list[str] = []
 
@@ -198,7 +198,7 @@ class MortalWorld:
             group = chance.choice(groups)
             message = next(message for message in self.queues.wide if message.group == group)
             done = self.mortally(
-                chance, lambda: do_wide_work(self.world.ctx, loads(message.body), still_time=lambda: True)
+                chance, lambda: fan_out(self.world.ctx, loads(message.body), has_time_left=lambda: True)
             )
             if done and chance.random() < 0.8:
                 self.queues.wide.remove(message)
@@ -212,7 +212,7 @@ class MortalWorld:
                 assert match_records(self.world.ctx, records) == {}
                 del self.streamed.records[: len(records)]
             elif self.queues.wide:
-                assert do_wide_work(self.world.ctx, loads(self.queues.wide.pop(0).body), still_time=lambda: True)
+                assert fan_out(self.world.ctx, loads(self.queues.wide.pop(0).body), has_time_left=lambda: True)
             else:
                 return
         raise AssertionError("stream and queue never come to rest")
@@ -245,12 +245,12 @@ def live(
     """
     for seed in seeds:
         chance = Random(seed)
-        story = [(chance.choice(steps), chance.getrandbits(32)) for _ in range(length)]
+        steps_with_seeds = [(chance.choice(steps), chance.getrandbits(32)) for _ in range(length)]
         try:
-            _simulate(made(seed), story)
+            _simulate(made(seed), steps_with_seeds)
         except AssertionError as error:
             if shorten:
-                error.add_note(f"Seed {seed}; these steps fail: {_shortened(made, seed, story)}")
+                error.add_note(f"Seed {seed}; these steps fail: {_shortened(made, seed, steps_with_seeds)}")
             raise
 
 
@@ -258,25 +258,25 @@ Story: TypeAlias = Sequence[tuple[str, int]]
 """Steps, each with the seed of its random choices."""
 
 
-def _simulate(world: MortalWorld, story: Story) -> None:
-    for step, number in story:
+def _simulate(world: MortalWorld, steps_with_seeds: Story) -> None:
+    for step, number in steps_with_seeds:
         getattr(world, step)(Random(number))
         world.what_is_stored_makes_sense()
     world.come_to_rest()
 
 
-def _shortened(made: Callable[[int], MortalWorld], seed: int, story: Story) -> Story:
+def _shortened(made: Callable[[int], MortalWorld], seed: int, steps_with_seeds: Story) -> Story:
     """Return the steps that remain when no run of steps can be left out without a success."""
-    size = len(story) // 2
+    size = len(steps_with_seeds) // 2
     while size:
-        for start in range(len(story) - size, -1, -size):
-            shorter = [*story[:start], *story[start + size :]]
+        for start in range(len(steps_with_seeds) - size, -1, -size):
+            shorter = [*steps_with_seeds[:start], *steps_with_seeds[start + size :]]
             try:
                 _simulate(made(seed), shorter)
             except AssertionError:
-                story = shorter
+                steps_with_seeds = shorter
         size //= 2
-    return story
+    return steps_with_seeds
 
 
 def _image(row: Row) -> dict[str, Any]:

@@ -17,17 +17,17 @@ from tests.model.run_plans import SILENT_MS, Plan, Planned, Try, nth
 from tests.support.runs import RunWorld
 from tests.support.state_machine import Execution
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.api.workflows.models import run_of_body
+from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.errors import InvalidTransition
 from vigil_core.domain.exact_json import loads
-from vigil_core.domain.ids import job_id_of
+from vigil_core.domain.ids import workflow_job_id
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows import graph as graphs
-from vigil_core.domain.workflows.run import Run
-from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
 from vigil_core.services.workflows import reconcile as look_after_run
@@ -78,7 +78,7 @@ class RestlessRun:
         self.chance = Random(plan.chance)
         self.table = MortalTable(empty_table())
         self.world = RunWorld(self.table)  # type: ignore[arg-type]
-        self.world.ctx = replace(self.world.ctx, new_id=self._new_id, chance=self.chance.random, sleep=lambda _: None)
+        self.world.ctx = replace(self.world.ctx, new_id=self._new_id, jitter=self.chance.random, sleep=lambda _: None)
         self.late: list[list[StreamRecord]] = []
         self.mourned: list[tuple[Execution, str]] = []
         self.neglected = False
@@ -92,32 +92,34 @@ class RestlessRun:
         self._create()
 
     @property
-    def run(self) -> Run:
+    def run(self) -> WorkflowRun:
         """The run as its row has it."""
         return self.world.table.runs[self.run_id]
 
     def job(self, name: str) -> Job:
         """A job as its row has it."""
-        return self.world.table.jobs[job_id_of(self.run_id, name)]
+        return self.world.table.jobs[workflow_job_id(self.run_id, name)]
 
     def all(self) -> dict[str, Job]:
         """Every job that is there, by its name."""
         there = self.world.table.jobs
-        return {name: there[its] for name in self.jobs if (its := job_id_of(self.run_id, name)) in there}
+        return {name: there[its] for name in self.jobs if (its := workflow_job_id(self.run_id, name)) in there}
 
     # What is done to it
 
     def claim(self, most: int) -> list[Job]:
         """What a worker is given. Who means to report the end of it says so at once; of the others nothing is heard."""
         self.claims += 1
-        wanted = Claim(queue="default", worker="w", most=most, lease_s=SILENT_MS // 1_000, claim_id=f"c{self.claims}")
-        ask = partial(claim_jobs, self.world.ctx, NAMESPACE, wanted, by=KEY, until=self.world.time)
+        wanted = ClaimRequest(
+            queue="default", worker="w", limit=most, lease_s=SILENT_MS // 1_000, claim_id=f"c{self.claims}"
+        )
+        ask = partial(claim_jobs, self.world.ctx, NAMESPACE, wanted, actor=KEY, until=self.world.time)
         granted: list[Job] = self.surely(ask)
         for job in granted:
             self.tried[str(job.name)] += 1
             if not self.trying(job).silent:
                 token = job.lease.token if job.lease else None
-                change_job.heartbeat(self.world.ctx, NAMESPACE, job.job_id, lease_token=token, length_s=PATIENT_S)
+                change_job.heartbeat(self.world.ctx, NAMESPACE, job.job_id, lease_token=token, lease_s=PATIENT_S)
         return granted
 
     def trying(self, job: Job) -> Try:
@@ -144,10 +146,12 @@ class RestlessRun:
             return {}
         standings = self.world.standings(self.run_id)
         notes = {
-            name: standings.chunk(graphs.chunk_of(place)).notes.get(place)
-            for name, place in standings.graph.place_of.items()
+            name: standings.block(graphs.block_of(place)).records.get(place)
+            for name, place in standings.graph.index_of.items()
         }
-        return {name: note.moment for name, note in notes.items() if note is not None and note.standing == "undecided"}
+        return {
+            name: note.state_version for name, note in notes.items() if note is not None and note.state == "undecided"
+        }
 
     def retry(self, start: str | None) -> bool:
         """Begin it anew; whether there was anything to run again."""
@@ -156,8 +160,8 @@ class RestlessRun:
         def again() -> None:
             run = self.run
             if run.generation == generation:
-                run = runs.retry(self.world.ctx, NAMESPACE, self.run_id, start=start, by=KEY)
-            create_run.prepare(self.world.ctx, run)
+                run = runs.retry(self.world.ctx, NAMESPACE, self.run_id, from_job=start, actor=KEY)
+            create_run.prepare_jobs(self.world.ctx, run)
 
         with suppress(InvalidTransition):
             self.surely(again)
@@ -188,7 +192,7 @@ class RestlessRun:
                 self.go_on()
             else:
                 self.neglected = False
-                self.surely(lambda: look_after_run.look_after_run(self.world.ctx, NAMESPACE, self.run_id))
+                self.surely(lambda: look_after_run.reconcile_run(self.world.ctx, NAMESPACE, self.run_id))
 
     def busy(self) -> bool:
         """Whether there is something to be done."""
@@ -260,13 +264,13 @@ class RestlessRun:
         wide = self.world.queues.wide
         message = wide[self.chance.randrange(len(wide))]
         first = next(each for each in wide if each.group == message.group)
-        done = self.mortally(lambda: do_wide_work(self.world.ctx, loads(first.body), still_time=lambda: True))
+        done = self.mortally(lambda: fan_out(self.world.ctx, loads(first.body), has_time_left=lambda: True))
         if done and self.chance.random() > RESTLESS:  # Else it comes again.
             wide.remove(first)
 
     def _mourn(self) -> None:
         execution, status = self.mourned.pop()
-        self.surely(lambda: supervise.mourn(self.world.ctx, execution.data, status))
+        self.surely(lambda: supervise.on_execution_ended(self.world.ctx, execution.data, status))
 
     def _wake_perhaps(self, token: str) -> None:
         if self.chance.random() < 0.05:
@@ -282,8 +286,8 @@ class RestlessRun:
         }  # fmt: skip
         body = {name: said for name, said in body.items() if said is not None}
         ctx = self.world.ctx
-        new = run_of_body(NAMESPACE, body, self.run_id, now=self.world.time, find_types=ctx.job_types.find_many)
-        self.surely(partial(create_run.create_run, ctx, NAMESPACE, new, by=KEY, resumed=True))
+        new = parse_workflow(NAMESPACE, body, self.run_id, now=self.world.time, find_types=ctx.job_types.find_many)
+        self.surely(partial(create_run.create_run, ctx, NAMESPACE, new, actor=KEY, resumed=True))
 
     def _new_id(self) -> str:
         return str(UUID(int=self.chance.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62))

@@ -28,10 +28,10 @@ from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.waits import requests as waits_api
-from vigil_core.services.waits.view import answer
+from vigil_core.services.waits.view import wait_answer
 from vigil_core.store import keys
 from vigil_core.store.jobs import jobs as job_store
-from vigil_core.store.table import plain
+from vigil_core.store.table import row_from_image
 from vigil_core.store.waits import waits as wait_store
 
 JobKey = tuple[str, str]
@@ -149,12 +149,12 @@ class Histories(RuleBasedStateMachine):
         """Jobs that have seen something already, of which the stream has yet to tell; and somebody who waits."""
         for owner, name, value in [
             (waits, "INLINE_ENTRIES", inline),
-            (keys, "CHUNK_ENTRIES", chunk),
-            (keys, "DUE_SHARDS", 1),
-            (sweep, "DUE_SHARDS", 1),
-            (match, "NARROW", narrow),
-            (wait_store, "INLINE_VALUES_BYTES", 12 if small_values else 4096),
-            (job_store, "LOG_LINES_IN_STATE", 3),
+            (keys, "BLOCK_ENTRIES", chunk),
+            (keys, "DUE_PARTITIONS", 1),
+            (sweep, "DUE_PARTITIONS", 1),
+            (match, "MAX_INLINE_WAITS", narrow),
+            (wait_store, "MAX_INLINE_VALUES_BYTES", 12 if small_values else 4096),
+            (job_store, "MAX_STATE_LOG_LINES", 3),
         ]:
             self.limits.enter_context(mock.patch.object(owner, name, value))
         self.world = World(spec_page_entries=page)
@@ -236,7 +236,7 @@ class Histories(RuleBasedStateMachine):
 
         actor = self.world.begin(
             "client", f"cancel wait {case.wait_id}",
-            lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, by=name), over,
+            lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, actor=name), over,
         )  # fmt: skip
         self.world.go(actor, pace)
 
@@ -328,7 +328,7 @@ class Histories(RuleBasedStateMachine):
             before: Face | None = None
             for number, job in enumerate(versions, start=1):
                 _require(job.version == number, f"{key} has v{job.version} where v{number} was to come")
-                by = job.log[-1].by
+                by = job.log[-1].actor
                 changed_by[by] += 1
                 call = self.job_calls.get(by) or JobCall(key, "enforce", {})
                 _require(call.key == key, f"{by} changed {key} instead of {call.key}")
@@ -336,7 +336,7 @@ class Histories(RuleBasedStateMachine):
                 before = Face.of(job)
                 _require(before == expected, f"{by} made {key} {before}, not {expected}")
             newest = self.world.eyes.jobs.find(*key)
-            unmarked = newest and replace(newest, awaited=versions[-1].awaited)
+            unmarked = newest and replace(newest, has_waits=versions[-1].has_waits)
             _require(unmarked == versions[-1], f"{key} is {newest}, which nobody made it")
             if newest is not None and not newest.deleted:
                 told = self.world.eyes.jobs.history(newest)
@@ -367,18 +367,19 @@ class Histories(RuleBasedStateMachine):
             _require(call.last is None, "it was answered, and is not there")
             return
         case.unfinished |= case.registered == NEVER
-        sealed = next((image.tick for image in images if image.wait.sealed), NEVER)
+        sealed = next((image.tick for image in images if image.wait.registration_complete), NEVER)
         case.registered = max(sealed, images[0].tick if case.registered == NEVER else case.registered)
         closed = [image for image in images if image.wait.ended]
         _require(len(closed) <= 1, f"it was changed after it was closed: {closed}")
         wait = images[-1].wait
         _require(wait.namespace == case.namespace, f"it is in {wait.namespace}")
-        final = json.loads(dumps(answer(self.world.eyes, wait)))
+        final = json.loads(dumps(wait_answer(self.world.eyes, wait)))
         self._check_form(case, final)
         if closed:
             case.closed, case.closing = closed[0].tick, closed[0].writer_begun
             _require(
-                wait.sealed or wait.status not in ("met", "unmet"), "it was closed by counting before it was sealed"
+                wait.registration_complete or wait.status not in ("met", "unmet"),
+                "it was closed by counting before it was sealed",
             )
             _require(wait.status != "expired" or closed[0].at >= wait.expires_at, "it expired too early")
         else:
@@ -400,8 +401,8 @@ class Histories(RuleBasedStateMachine):
 
     def _check_leftovers(self) -> None:
         """Nothing is left that would keep anybody busy, or that crossed into another namespace."""
-        ended = {image.wait.wait_id for image in self.world.images if image.wait.ended and image.wait.inline}
-        for row in map(plain, everything()):
+        ended = {image.wait.wait_id for image in self.world.images if image.wait.ended and image.wait.is_inline}
+        for row in map(row_from_image, everything()):
             _require("schema_version" in row, f"no schema_version in {row}")
             _require(row["pk"].split("#")[0] in (*NAMESPACES, "sweeper"), f"a row in no namespace: {row}")
             if not self.world.harmed:  # Who died may have left some, until the job's next version or their TTL.
@@ -420,23 +421,23 @@ class Histories(RuleBasedStateMachine):
             self.job_calls[name] = call
             match verb:
                 case "create":
-                    new = NewJob(job_id=job_id, job_type="build", awaited=job_id in CHOSEN_IDS, **said)
-                    return submit_job.submit(ctx, ns, new, by=name)
+                    new = NewJob(job_id=job_id, job_type="build", has_waits=job_id in CHOSEN_IDS, **said)
+                    return submit_job.submit(ctx, ns, new, actor=name)
                 case "start":
-                    return change_job.start(ctx, ns, job_id, by=name)
+                    return change_job.start(ctx, ns, job_id, actor=name)
                 case "report":
-                    return change_job.report(ctx, ns, job_id, Report(**said), by=name)
+                    return change_job.report(ctx, ns, job_id, Report(**said), actor=name)
                 case "complete":
-                    return change_job.complete(ctx, ns, job_id, by=name, result={"by": name})
+                    return change_job.complete(ctx, ns, job_id, actor=name, result={"by": name})
                 case "fail":
                     error = JobError(code="BROKEN", message="it broke")
-                    return change_job.fail(ctx, ns, job_id, error, by=name)
+                    return change_job.fail(ctx, ns, job_id, error, actor=name)
                 case "cancel":
-                    return change_job.cancel(ctx, ns, job_id, by=name)
+                    return change_job.cancel(ctx, ns, job_id, actor=name)
                 case "retry":
-                    return change_job.retry(ctx, ns, job_id, by=name)
+                    return change_job.retry(ctx, ns, job_id, actor=name)
                 case "delete":
-                    change_job.delete(ctx, ns, job_id, by=name)
+                    change_job.delete(ctx, ns, job_id, actor=name)
             return None
 
         about = f" {dict(said)}" if said else ""
@@ -501,7 +502,7 @@ class Histories(RuleBasedStateMachine):
         call.actor = self.world.begin(
             "client", what,
             lambda name: waits_api.post_wait(
-                self.world.ctx, case.namespace, body, by=name, hold_until=self.world.now, reserved_id=case.wait_id
+                self.world.ctx, case.namespace, body, actor=name, poll_until=self.world.now, reserved_id=case.wait_id
             ),
             over,
         )  # fmt: skip

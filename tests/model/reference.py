@@ -43,7 +43,7 @@ class Version:
         """A version as it was stored."""
         built_in = {
             "status": job.status, "job_stage": job.stage, "job_health": job.health, "attempt": job.attempt,
-            "queue": job.queue, "result": {"by": job.log[-1].by} if job.status == "completed" else None,
+            "queue": job.queue, "result": {"by": job.log[-1].actor} if job.status == "completed" else None,
         }  # fmt: skip
         return cls(tick, job.version, job.deleted, job.milestones, {**job.fields, **built_in})
 

@@ -21,8 +21,8 @@ from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import TERMINAL
 from vigil_core.domain.workflows import graph as graphs
-from vigil_core.domain.workflows.run import ENDED, LINES_KEPT
-from vigil_core.domain.workflows.run_state import Standings, note_of
+from vigil_core.domain.workflows.run import MAX_LOG_ENTRIES, TERMINAL_STATUSES
+from vigil_core.domain.workflows.run_state import RunState, record_of
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.background.sweeper import SweepFailed
 from vigil_core.services.jobs import transitions as change_job
@@ -84,17 +84,17 @@ class InterleavedRun(RestlessRun):
         seen = {name: job.status for name, job in self.all().items()}
         assert set(seen.values()) <= TERMINAL, f"open jobs in a run that is {run.status}: {seen}"
         # One that was cancelled is pardoned as though it had failed.
-        pardoned = {name for name in seen if standings.of(standings.graph.place_of[name]) == "pardoned"}
+        pardoned = {name for name in seen if standings.state_of(standings.graph.index_of[name]) == "pardoned"}
         counted = {status: count for status, count in (run.statistics or {}).items() if count}
         assert counted == Counter("failed" if name in pardoned else status for name, status in seen.items())
-        if len(run.log) < LINES_KEPT:
-            assert sum(line.kind in ENDED for line in run.log) == run.generation, "it ends once"
+        if len(run.log) < MAX_LOG_ENTRIES:
+            assert sum(line.kind in TERMINAL_STATUSES for line in run.log) == run.generation, "it ends once"
         for name, job in self.all().items():
-            place = standings.graph.place_of[name]
-            note = standings.chunk(graphs.chunk_of(place)).notes[place]
-            assert note.moment // 2 == job.version, f"the note on {name} is of another moment"
-            if note.standing != "pardoned":
-                assert note.standing == note_of(job).standing, f"{name} is {job.status}, noted as {note.standing}"
+            place = standings.graph.index_of[name]
+            note = standings.block(graphs.block_of(place)).records[place]
+            assert note.state_version // 2 == job.version, f"the note on {name} is of another moment"
+            if note.state != "pardoned":
+                assert note.state == record_of(job).state, f"{name} is {job.status}, noted as {note.state}"
         problems = self._unjustified(seen, standings)
         assert not problems, str(problems)
 
@@ -111,7 +111,7 @@ class InterleavedRun(RestlessRun):
     def _claim(self, most: int) -> bool:
         run = self.run
         granted = self.claim(most)
-        if granted and not run.hands_out:
+        if granted and not run.accepts_starts:
             self.broken_laws.append(f"{[job.name for job in granted]} begin in a run that is {run}")
         self.hands |= {str(job.name): job for job in granted if not self.trying(job).silent}
         return bool(granted)
@@ -120,7 +120,7 @@ class InterleavedRun(RestlessRun):
         if self.hands:
             name = name or self.chance.choice(sorted(self.hands))
             job = self.hands.pop(name)
-            with suppress(*change_job.NO_LONGER_OURS):
+            with suppress(*change_job.LOST_JOB_ERRORS):
                 self.finish(job)
 
     def _time_passes(self, seconds: float | None = None) -> None:
@@ -142,22 +142,24 @@ class InterleavedRun(RestlessRun):
 
     def _stop(self) -> None:
         with suppress(InvalidTransition):
-            runs.request_cancel(self.world.ctx, NAMESPACE, self.run_id, by=KEY)
+            runs.request_cancel(self.world.ctx, NAMESPACE, self.run_id, actor=KEY)
 
     def _pause(self) -> None:
         with suppress(InvalidTransition):
-            runs.pause(self.world.ctx, NAMESPACE, self.run_id, by=KEY)
+            runs.pause(self.world.ctx, NAMESPACE, self.run_id, actor=KEY)
 
     def _resume(self) -> None:
         with suppress(InvalidTransition):
-            runs.resume(self.world.ctx, NAMESPACE, self.run_id, by=KEY)
+            runs.resume(self.world.ctx, NAMESPACE, self.run_id, actor=KEY)
 
     def _decide(self, *, kindly: bool = False) -> None:
         for name, moment in self.undecided().items():
             if (name, moment) in self.decided:
                 continue
             action: Any = self.chance.choices(["retry", "skip", "abort"], [6, 8, 0 if kindly else 1])[0]
-            decide = partial(runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, action, by=KEY, note=None)
+            decide = partial(
+                runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, action, actor=KEY, comment=None
+            )
             with suppress(InvalidTransition):
                 self.surely(decide)
                 self.decided[name, moment] = action
@@ -179,10 +181,10 @@ class InterleavedRun(RestlessRun):
         if self.plan.most is not None and len(busy) > self.plan.most:
             self.broken_laws.append(f"{busy} at once, of {self.plan.most}")
 
-    def _unjustified(self, seen: Mapping[str, str], standings: Standings) -> list[str]:
+    def _unjustified(self, seen: Mapping[str, str], standings: RunState) -> list[str]:
         """What should not be, whatever was heard of first."""
         run, jobs = self.run, self.all()
-        lost = {name for name in seen if standings.has_lost(standings.graph.place_of[name])}
+        lost = {name for name in seen if standings.lost_race(standings.graph.index_of[name])}
         kept = {name for name, job in jobs.items() if job.attempt == self.before.get(name)}
         told = Reference(self.plan)
         for name, its in told.jobs.items():

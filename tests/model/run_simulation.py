@@ -83,14 +83,14 @@ class RunLife(RestlessRun):
         run, standings = self.run, self.world.standings(self.run_id)
         wrong: dict[str, Any] = {}
         for name, job in self.all().items():
-            place, its = standings.graph.place_of[name], told.jobs[name]
-            text = self.world.ctx.jobs.bodies(job, payload=False).result
+            place, its = standings.graph.index_of[name], told.jobs[name]
+            text = self.world.ctx.jobs.payloads(job, payload=False).result
             result = None if text is None else loads(text)
-            if its.end == standings.ending(place) == "skipped":
+            if its.end == standings.end_state(place) == "skipped":
                 # Of who is skipped at the moment when he loses a race, either may be told.
-                its.status, its.lost = job.status, standings.has_lost(place)
+                its.status, its.lost = job.status, standings.lost_race(place)
             health = {"completed": "fallback" if its.fallback and its.result == its.fallback else "success"}
-            found = job.status, standings.ending(place), standings.has_lost(place), job.attempt, result, job.health
+            found = job.status, standings.end_state(place), standings.lost_race(place), job.attempt, result, job.health
             expected = its.status, its.end, its.lost, its.attempt, its.result, health.get(its.status, its.status)
             if found != expected:
                 wrong[name] = found, expected
@@ -109,7 +109,7 @@ class RunLife(RestlessRun):
         """Whoever is ready is handed to a worker."""
         while any(job.status == "pending" and not self.jobs[name].join for name, job in self.all().items()):
             granted = self.claim(10)
-            assert self.run.hands_out or not granted, f"{[job.name for job in granted]} begin in {self.run}"
+            assert self.run.accepts_starts or not granted, f"{[job.name for job in granted]} begin in {self.run}"
             for job in granted:
                 ends_at = self.world.time + timedelta(milliseconds=self.trying(job).lasts)
                 self.hands[str(job.name)] = ends_at, job
@@ -132,21 +132,21 @@ class RunLife(RestlessRun):
         for name, job in self.all().items():
             if job.status != "running":
                 self.hands.pop(name, None)
-            lease_ends = job.lease.until if job.lease else None
+            lease_ends = job.lease.expires_at if job.lease else None
             if name in self.hands and not self.trying(job).silent:
                 lease_ends = None
                 due.append((self.hands[name][0], name, partial(self._finish, name)))
             clock = partial(sweep.on_message, self.world.ctx, {"kind": "job", "namespace": NAMESPACE, "id": job.job_id})
-            for at in (job.exactly_due_at, job.cancel_due_at, lease_ends):
+            for at in (job.timer_at, job.cancel_due_at, lease_ends):
                 if at is not None:
                     due.append((at, name, partial(self.surely, clock)))
-            if job.status == "pending" and self.jobs[name].join and self.run.hands_out:
+            if job.status == "pending" and self.jobs[name].join and self.run.accepts_starts:
                 due.append((self.world.time, name, partial(self._dispatch, job)))
         for record in super().records():
             if record.sequence_number not in self.heard and _is_broken(record):
                 name = record.change["NewImage"]["name"]["S"]
                 due.append((self.world.time, name, partial(self.heard.add, record.sequence_number)))
-        if not self.run.stopping:
+        if not self.run.terminating:
             due += [(asked.at, name, partial(self._decide, name)) for name, asked in self.asked.items()]
         return due
 
@@ -158,7 +158,7 @@ class RunLife(RestlessRun):
             case "cancel":
                 do = partial(self.world.do, change_job.cancel, self.job(act.name).job_id)
             case "stop":
-                do = partial(runs.request_cancel, ctx, NAMESPACE, run_id, by=KEY)
+                do = partial(runs.request_cancel, ctx, NAMESPACE, run_id, actor=KEY)
             case "deadline":
                 do = partial(sweep.on_message, ctx, {"kind": "run", "namespace": NAMESPACE, "id": run_id})
         with suppress(InvalidTransition):  # It has ended.
@@ -166,7 +166,7 @@ class RunLife(RestlessRun):
 
     def _decide(self, name: str) -> None:
         decide = partial(runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, self.asked[name].action)
-        self.surely(partial(decide, by=KEY, note=None))
+        self.surely(partial(decide, actor=KEY, comment=None))
 
     def _finish(self, name: str) -> None:
         _, job = self.hands.pop(name)

@@ -28,7 +28,9 @@ from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store.jobs.batches import BatchStore
 
-STEPS = ["create"] * 2 + ["work"] * 12 + ["ask"] + ["stream"] * 6 + ["fan_out"] * 6 + ["time_passes", "sweep"]
+STEPS = (
+    ["create"] * 2 + ["work"] * 12 + ["client_request"] + ["stream"] * 6 + ["fan_out"] * 6 + ["time_passes", "sweep"]
+)
 RETRY = RetryPolicy(max_attempts=2, initial_delay=Decimal(0))
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -48,9 +50,9 @@ class Batches(MortalWorld):
             retry=chance.choice([None, RETRY]),
             fallback=chance.choice([None, None, {"rows": 0}]),
             mutex_key=chance.choice([None, "m"]),
-            mutex_queues=True,
+            queue_on_conflict=True,
         )
-        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
         if self.world.ctx.jobs.find(NAMESPACE, job_id):
             self.ids.append(job_id)
 
@@ -69,38 +71,38 @@ class Batches(MortalWorld):
         ctx, item = self.world.ctx, chance.choice(items)
         with suppress(InvalidTransition):
             if item.status != "running" and chance.random() < 0.7:
-                change_job.start(ctx, NAMESPACE, item.job_id, by=KEY)
+                change_job.start(ctx, NAMESPACE, item.job_id, actor=KEY)
             elif item.status != "running":
-                self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, item.job_id, by=KEY))
+                self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, item.job_id, actor=KEY))
                 return
             if chance.random() < 0.7:
-                self.mortally(chance, lambda: change_job.complete(ctx, NAMESPACE, item.job_id, by=KEY, result=[1]))
+                self.mortally(chance, lambda: change_job.complete(ctx, NAMESPACE, item.job_id, actor=KEY, result=[1]))
             else:
                 error = JobError(code="E", message="m")
-                self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, item.job_id, error, by=KEY))
+                self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, item.job_id, error, actor=KEY))
 
-    def ask(self, chance: Random) -> None:
+    def client_request(self, chance: Random) -> None:
         """A batch is cancelled or retried, or one of its items is cancelled."""
         ids = self.ids + [item.job_id for item in self.open_items()]
         if ids:
             act = chance.choice([change_job.cancel, change_job.retry])
             job_id = chance.choice(ids)
             with suppress(InvalidTransition, JobCreationFailed):
-                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
+                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
 
     def what_is_stored_makes_sense(self) -> None:
         new, self.streamed.versions = self.streamed.versions, []
         for version in new:
             if version.batch_id is not None:
                 if version.version == 1:
-                    payload = self.world.ctx.jobs.bodies(version).payload
+                    payload = self.world.ctx.jobs.payloads(version).payload
                     assert payload == dumps(f"{version.batch_id} {version.batch_index}"), "each has its own"
             elif version.ended:
                 self._ended_rightly(version)
 
     def _ended_rightly(self, batch: Job) -> None:
         items = self.items(batch)
-        if batch.log[-1].by != "fan_out":
+        if batch.log[-1].actor != "fan_out":
             assert batch.status == "cancelled", "what is not ended by its items was cancelled"
             return
         assert all(item and item.ended for item in items), "it ends after its items"
@@ -109,10 +111,10 @@ class Batches(MortalWorld):
         cancelled = bad and batch.cancel_requested_at is not None
         well = not bad or batch.on_item_failure == "collect"
         assert batch.status == ("cancelled" if cancelled else "completed" if well else "failed")
-        told = loads(self.world.ctx.jobs.bodies(batch).result or "null")
+        told = loads(self.world.ctx.jobs.payloads(batch).result or "null")
         assert isinstance(told, list)
         assert [each["status"] for each in told] == states
-        results = [self.world.ctx.jobs.bodies(item).result for item in items if item]
+        results = [self.world.ctx.jobs.payloads(item).result for item in items if item]
         assert [dumps(each["result"]) for each in told] == [result or "null" for result in results]
 
     def come_to_rest(self) -> None:
@@ -132,8 +134,8 @@ class Batches(MortalWorld):
         for _ in range(len(self.ids) + 1):
             for item in self.open_items():
                 with suppress(InvalidTransition):
-                    change_job.start(self.world.ctx, NAMESPACE, item.job_id, by=KEY)
-                change_job.complete(self.world.ctx, NAMESPACE, item.job_id, by=KEY)
+                    change_job.start(self.world.ctx, NAMESPACE, item.job_id, actor=KEY)
+                change_job.complete(self.world.ctx, NAMESPACE, item.job_id, actor=KEY)
             self.minutes_pass(1)
         self.what_is_stored_makes_sense()
         assert all(self.stored(job_id).ended for job_id in self.ids)
@@ -141,29 +143,29 @@ class Batches(MortalWorld):
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(batches, "PAGE_ITEMS", 2)
+    monkeypatch.setattr(batches, "PAGE_SIZE", 2)
     with mock_aws():
         create_table()
         yield
 
 
 @pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
-def test_every_batch_ends_with_its_items(seeds: range) -> None:
+def test_simulated_batch_ends_with_its_items(seeds: range) -> None:
     live(Batches, STEPS, seeds, length=80)
 
 
 _end_batch = job_rules.end_batch
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "nobody counts the items": (BatchStore, "record", lambda *_: False),
-    "a stop reaches no item": (batch_service, "_cancel", lambda *_: None),
-    "the first page is all there is": (batch_service, "pages", lambda _: range(1)),
-    "no failure counts": (job_rules, "end_batch", lambda job, _, **told: _end_batch(job, 0, **told)),
+    "ended items are not counted": (BatchStore, "record_end_state", lambda *_: False),
+    "a stop cancels no item": (batch_service, "_cancel", lambda *_: None),
+    "only the first page is created": (batch_service, "page_numbers", lambda _: range(1)),
+    "failed items are not counted": (job_rules, "end_batch", lambda job, _, **told: _end_batch(job, 0, **told)),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
         live(Batches, STEPS, range(100), length=80, shorten=False)

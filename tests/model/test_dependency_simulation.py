@@ -54,9 +54,9 @@ class Dependents(MortalWorld):
             condition=ONE_ROW if len(depends_on) == 1 and chance.random() < 0.3 else None,
             scheduled_at=self.world.time + timedelta(seconds=30) if chance.random() < 0.2 else None,
             mutex_key="m" if chance.random() < 0.2 else None,
-            mutex_queues=True,
+            queue_on_conflict=True,
         )
-        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
         if self.world.ctx.jobs.find(NAMESPACE, job_id):
             self.ids.append(job_id)
 
@@ -67,28 +67,28 @@ class Dependents(MortalWorld):
         with suppress(InvalidTransition, JobCreationFailed):
             match chance.randint(0, 6):
                 case 0 | 1:
-                    self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, job_id, by=KEY))
+                    self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, job_id, actor=KEY))
                 case 2 | 3:
                     rows = chance.randint(0, 1)
                     self.rows.setdefault(job_id, set()).add(rows)
                     with suppress(InvalidTransition):
-                        change_job.start(ctx, NAMESPACE, job_id, by=KEY)
+                        change_job.start(ctx, NAMESPACE, job_id, actor=KEY)
                     self.mortally(
-                        chance, lambda: change_job.complete(ctx, NAMESPACE, job_id, by=KEY, result={"rows": rows})
+                        chance, lambda: change_job.complete(ctx, NAMESPACE, job_id, actor=KEY, result={"rows": rows})
                     )
                 case 4:
                     error = JobError(code="E", message="m")
-                    self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, job_id, error, by=KEY))
+                    self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, job_id, error, actor=KEY))
                 case 5:
-                    self.mortally(chance, lambda: change_job.cancel(ctx, NAMESPACE, job_id, by=KEY))
+                    self.mortally(chance, lambda: change_job.cancel(ctx, NAMESPACE, job_id, actor=KEY))
                 case _:
-                    self.mortally(chance, lambda: change_job.retry(ctx, NAMESPACE, job_id, by=KEY))
+                    self.mortally(chance, lambda: change_job.retry(ctx, NAMESPACE, job_id, actor=KEY))
 
     def remove(self, chance: Random) -> None:
         if self.ids:
             job_id = chance.choice(self.ids)
             with suppress(InvalidTransition):
-                self.mortally(chance, lambda: change_job.delete(self.world.ctx, NAMESPACE, job_id, by=KEY))
+                self.mortally(chance, lambda: change_job.delete(self.world.ctx, NAMESPACE, job_id, actor=KEY))
             if self.stored(job_id).deleted:
                 self.ids.remove(job_id)
 
@@ -112,7 +112,7 @@ class Dependents(MortalWorld):
         assert decided(job.trigger_rule, counted, len(job.depends_on)) is held, job.verdict
         hindered = job.trigger_rule not in UNHINDERED and {"failed", "cancelled"} & set(counted)
         assert job.verdict.through_failure == (not held and bool(hindered))
-        for index, ending in self.world.ctx.dependencies.endings(job).items():
+        for index, ending in self.world.ctx.dependencies.end_states(job).items():
             dependency = job.depends_on[index].job_id
             assert ending in self.endings[dependency], "it never ended so"
         if not held:
@@ -134,9 +134,9 @@ class Dependents(MortalWorld):
         self.what_is_stored_makes_sense()
         for job_id in self.ids:
             job = self.stored(job_id)
-            if not job.waits_for_others:
+            if not job.awaits_dependencies:
                 continue
-            known = self.world.ctx.dependencies.endings(job)
+            known = self.world.ctx.dependencies.end_states(job)
             for index, dependency in enumerate(job.depends_on):
                 gone = self.world.ctx.jobs.find(NAMESPACE, dependency.job_id)
                 assert index in known or not (gone is None or gone.ended), "an end that nobody heard of"
@@ -157,21 +157,21 @@ def table() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
-def test_every_dependent_is_judged_by_its_rule(seeds: range) -> None:
+def test_simulated_dependent_is_released_or_skipped_by_its_rule(seeds: range) -> None:
     live(Dependents, STEPS, seeds)
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "the matcher is not shown what somebody depends on": (JobStore, "mark_awaited", lambda _, job: job),
-    "nobody is told of an end": (match, "_tell_dependents", lambda *_: None),
-    "whoever begins to wait does not look who has ended": (depend, "_endings", lambda *_: {}),
-    "one end is as good as all": (depend, "holds", lambda _, tally: True if tally.success else None),
+    "a dependency is not marked for the matcher": (JobStore, "mark_has_waits", lambda _, job: job),
+    "dependents are not notified of an end": (match, "_notify_dependents", lambda *_: None),
+    "registration ignores dependencies that have ended": (depend, "_end_states", lambda *_: {}),
+    "one success satisfies every rule": (depend, "evaluate_rule", lambda _, tally: True if tally.success else None),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
         live(Dependents, STEPS, range(100), shorten=False)

@@ -27,7 +27,7 @@ from vigil_core.services.context import Context
 from vigil_core.services.waits import register as register_wait
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.store.jobs.jobs import JobStore
-from vigil_core.store.table import Condition
+from vigil_core.store.table import WriteCondition
 from vigil_core.store.waits import waits as wait_store
 from vigil_core.store.waits.waits import OPEN
 
@@ -46,30 +46,32 @@ def table() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("part", range(FIRST_SEED, FIRST_SEED + -(-HISTORIES // AT_ONCE)))
-def test_every_history_ends_as_the_reference_says(part: int) -> None:
+def test_generated_history_ends_as_the_reference_predicts(part: int) -> None:
     _tell(AT_ONCE, part, phases=(Phase.generate, Phase.shrink))
 
 
 def _closes_unsealed(ctx: Context, wait: Wait) -> Wait:
-    status = waits.close(wait.tally, wait.options, failed=False)
+    status = waits.wait_status(wait.counts, wait.options, failed=False)
     closed = None if status == "waiting" else ctx.waits.close_large(wait, status, now=ctx.now())
     return closed or wait
 
 
-ALWAYS = Condition(expression="attribute_exists(#status) OR #status = :waiting", names=OPEN.names, values=OPEN.values)
+ALWAYS = WriteCondition(
+    expression="attribute_exists(#status) OR #status = :waiting", names=OPEN.names, values=OPEN.values
+)
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "a set is closed before it is sealed": (resolve_wait, "close_if_decided", _closes_unsealed),
-    "the second look at registration is skipped": (register_wait, "second_look", lambda *_: []),
-    "a record older than the registration counts": (match, "counts_for", lambda *_: True),
-    "a job is not marked as waited for": (JobStore, "mark_awaited", lambda _, job: job),
+    "a wait ends before its registration is complete": (resolve_wait, "close_if_decided", _closes_unsealed),
+    "registration skips the second read": (register_wait, "recheck_jobs", lambda *_: []),
+    "a record older than the registration is evaluated": (match, "counts_for", lambda *_: True),
+    "a job with waits is not marked": (JobStore, "mark_has_waits", lambda _, job: job),
     "a large wait can be changed after its end": (wait_store, "OPEN", ALWAYS),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_within_300_histories(fault: str) -> None:
+def test_planted_fault_is_found_within_300_histories(fault: str) -> None:
     owner, name, faulty = FAULTS[fault]
     with mock.patch.object(owner, name, faulty), pytest.raises(Deviation):
         _tell(300, 0, phases=(Phase.generate,))

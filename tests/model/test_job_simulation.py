@@ -26,8 +26,8 @@ from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.locks import hand_over
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.locks import promote_next_waiter
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store import keys
 
 QUEUE = "default"
@@ -42,8 +42,10 @@ POLICIES = [
     RetryPolicy(max_attempts=2, initial_delay=Decimal(20), jitter=False),
     RetryPolicy(max_attempts=4, initial_delay=Decimal(5)),
 ]
-STEPS = ["create"] * 3 + ["claim"] * 5 + ["tell"] * 6 + ["ask"] + ["time_passes"] * 4 + ["sweep"] * 2
-STEPS += ["message"] + ["line"] * 3
+STEPS = (
+    ["create"] * 3 + ["claim"] * 5 + ["worker_report"] * 6 + ["client_request"] + ["time_passes"] * 4 + ["sweep"] * 2
+)
+STEPS += ["timer_message"] + ["promote_next"] * 3
 
 
 class Lives(MortalWorld):
@@ -69,31 +71,31 @@ class Lives(MortalWorld):
             priority=chance.choice(["high", "normal"]),
             heartbeat_timeout_s=chance.choice([None, 25]),
             mutex_key=chance.choice([None, "m", "n"]),
-            mutex_queues=chance.random() < 0.8,
+            queue_on_conflict=chance.random() < 0.8,
         )
         with suppress(JobCreationFailed):
-            self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, by=KEY))
+            self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
         if self.world.ctx.jobs.find(NAMESPACE, job_id):
             self.ids.append(job_id)
 
     def claim(self, chance: Random) -> None:
         claim_id = chance.choice([None, None, str(chance.randint(0, 5))])
-        wanted = Claim(
+        wanted = ClaimRequest(
             queue=QUEUE,
             worker="w",
-            most=chance.randint(1, 3),
+            limit=chance.randint(1, 3),
             lease_s=chance.choice([10, 50]),
             claim_id=claim_id,
         )
         granted = self.mortally(
-            chance, lambda: claim_jobs(self.world.ctx, NAMESPACE, wanted, by=KEY, until=self.world.time)
+            chance, lambda: claim_jobs(self.world.ctx, NAMESPACE, wanted, actor=KEY, until=self.world.time)
         )
         for job in granted or ():
             assert job.status == "running"
             assert job.lease
             assert job.lease.until > self.world.time or claim_id, "what is granted is not over yet"
 
-    def tell(self, chance: Random) -> None:
+    def worker_report(self, chance: Random) -> None:
         """Whoever holds a lease reports, or whoever has lost one."""
         held = {job_id: job.lease.token for job_id, job in self.seen.items() if job.lease}
         lost = [
@@ -117,7 +119,7 @@ class Lives(MortalWorld):
             except LeaseLost:
                 assert what == 0, "only a heartbeat minds that the time is over"
                 assert over
-                assert over.until <= self.world.time
+                assert over.expires_at <= self.world.time
 
     def _tell(self, job_id: str, token: str, what: int) -> None:
         ctx = self.world.ctx
@@ -125,37 +127,39 @@ class Lives(MortalWorld):
             case 0:
                 half = Decimal("0.5")
                 change_job.heartbeat(
-                    ctx, NAMESPACE, job_id, lease_token=token, length_s=None, progress=half, message=None
+                    ctx, NAMESPACE, job_id, lease_token=token, lease_s=None, progress=half, message=None
                 )
             case 1:
-                change_job.complete(ctx, NAMESPACE, job_id, by=KEY, result=token, lease_token=token)
+                change_job.complete(ctx, NAMESPACE, job_id, actor=KEY, result=token, lease_token=token)
             case 2 | 3:
-                change_job.fail(ctx, NAMESPACE, job_id, BROKEN, by=KEY, retryable=what == 2, lease_token=token)
+                change_job.fail(ctx, NAMESPACE, job_id, BROKEN, actor=KEY, retryable=what == 2, lease_token=token)
             case 4:
-                change_job.release(ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+                change_job.release(ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
             case _:
-                change_job.report(ctx, NAMESPACE, job_id, Report(fields={"n": token}), by=KEY, lease_token=token)
+                change_job.report(ctx, NAMESPACE, job_id, Report(fields={"n": token}), actor=KEY, lease_token=token)
 
-    def ask(self, chance: Random) -> None:
+    def client_request(self, chance: Random) -> None:
         if self.ids:
             job_id, act = (
                 chance.choice(self.ids),
                 chance.choice([change_job.start, change_job.cancel, change_job.retry]),
             )
             with suppress(InvalidTransition, LeaseLost, JobCreationFailed):
-                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, by=KEY))
+                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
 
-    def message(self, chance: Random) -> None:
+    def timer_message(self, chance: Random) -> None:
         """One of the sweeper's messages, for which there may be no reason any more."""
         if self.ids:
-            change_job.on_time(self.world.ctx, NAMESPACE, chance.choice(self.ids))
+            change_job.apply_timers(self.world.ctx, NAMESPACE, chance.choice(self.ids))
 
-    def line(self, chance: Random) -> None:
+    def promote_next(self, chance: Random) -> None:
         """The matcher hears of a version of a job that concerns a line, however often."""
         if self.ids:
             job = self.stored(chance.choice(self.ids))
-            if job.for_matcher and job.mutex_key:
-                self.mortally(chance, lambda: hand_over(self.world.ctx, NAMESPACE, str(job.mutex_key), by="matcher"))
+            if job.needs_matching and job.mutex_key:
+                self.mortally(
+                    chance, lambda: promote_next_waiter(self.world.ctx, NAMESPACE, str(job.mutex_key), actor="matcher")
+                )
 
     def what_is_stored_makes_sense(self) -> None:
         for job_id in self.ids:
@@ -170,11 +174,11 @@ class Lives(MortalWorld):
                 if before.ended and not job.ended:
                     assert any(line.kind == "retried" for line in job.log if line.version > before.version)
             if job.status == "completed" and job.health == "success" and job.reported_token:
-                assert self.world.ctx.jobs.bodies(job).result == f'"{job.reported_token}"', "the holder's own result"
+                assert self.world.ctx.jobs.payloads(job).result == f'"{job.reported_token}"', "the holder's own result"
             self.seen[job_id] = job
             self._index_is_right(job)
             if job.mutex_key and job.status in ("pending", "running"):
-                hold = self.world.ctx.holds.find(NAMESPACE, "mutex", job.mutex_key)
+                hold = self.world.ctx.locks.find(NAMESPACE, "mutex", job.mutex_key)
                 assert hold, "what may run has its mutex"
                 assert hold.job_id == job_id, "only one has it"
 
@@ -202,7 +206,7 @@ class Lives(MortalWorld):
             assert job.lease is None, "no worker keeps what it does not look after"
             assert job.status != "running" or job.due_at is None, "only what runs without a limit goes on"
             if job.status == "waiting":
-                hold = self.world.ctx.holds.find(NAMESPACE, "mutex", str(job.mutex_key))
+                hold = self.world.ctx.locks.find(NAMESPACE, "mutex", str(job.mutex_key))
                 assert hold
                 holder = self.stored(hold.job_id)
                 assert not holder.ended, "nobody stands in line for what is free"
@@ -217,7 +221,7 @@ def table() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seeds", blocks(WORLDS), ids=str)
-def test_every_life_is_lived_by_the_rules(seeds: range) -> None:
+def test_simulated_jobs_satisfy_every_invariant(seeds: range) -> None:
     live(Lives, STEPS, seeds)
 
 
@@ -232,16 +236,16 @@ def _kept(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "anybody may report": (job_rules, "_require_holder", _anybody),
-    "the sweeper is not shown when a lease ends": (Job, "due_at", property(lambda job: job.exactly_due_at)),
-    "a job runs without its mutex": (submit_job, "admit", _kept),
-    "the sweeper does not look at lines": (sweep, "hand_over", lambda *_, **__: None),
+    "reports are accepted without the lease token": (job_rules, "_require_lease", _anybody),
+    "the index does not contain the end of a lease": (Job, "due_at", property(lambda job: job.timer_at)),
+    "a job runs without its mutex": (submit_job, "acquire_or_enqueue", _kept),
+    "the sweeper ignores mutex queues": (sweep, "promote_next_waiter", lambda *_, **__: None),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
         live(Lives, STEPS, range(100), shorten=False)

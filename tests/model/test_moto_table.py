@@ -15,14 +15,14 @@ from vigil_core.store.keys import Key
 from vigil_core.store.table import (
     ABSENT,
     Check,
-    Condition,
     ConditionFailed,
     Delete,
     DynamoTable,
     Put,
     Table,
     Update,
-    plain,
+    WriteCondition,
+    row_from_image,
     version_is,
 )
 
@@ -30,7 +30,7 @@ ROW = {
     "pk": "p", "sk": "A", "entity": "x", "schema_version": 1, "version": 1, "status": "waiting", "packed": b"\x00\xff",
     "members": {1, 2}, "counts": {}, "g1pk": "due#0", "g1sk": "2026",
 }  # fmt: skip
-OPEN = Condition(expression="#status = :open", names={"#status": "status"}, values={":open": "waiting"})
+OPEN = WriteCondition(expression="#status = :open", names={"#status": "status"}, values={":open": "waiting"})
 
 STEPS: dict[str, Callable[[Table], Any]] = {
     "get": lambda table: table.get(Key("p", "A")),
@@ -51,22 +51,22 @@ STEPS: dict[str, Callable[[Table], Any]] = {
             values={":more": {5}, ":n": 3}, condition=OPEN,
         )
     ),
-    "update what is over": lambda table: table.update(
+    "update an ended row": lambda table: table.update(
         Update(key=Key("p", "B"), expression="SET a = :a", values={":a": 1}, condition=OPEN)
     ),
     "delete": lambda table: table.delete(Delete(key=Key("p", "A"), condition=OPEN)),
-    "delete what is over": lambda table: table.delete(Delete(key=Key("p", "B"), condition=OPEN)),
+    "delete an ended row": lambda table: table.delete(Delete(key=Key("p", "B"), condition=OPEN)),
     "batch write": lambda table: table.batch_write(puts=[{**ROW, "sk": "C"}], deletes=[Key("p", "B")]),
     "transact": lambda table: table.transact(
         [Put(row={**ROW, "sk": "C"}, condition=ABSENT), Delete(key=Key("p", "A"))]
     ),
-    "transact anew": lambda table: table.transact(
+    "transact on new rows": lambda table: table.transact(
         [Put(row={**ROW, "pk": "q"}), Update(key=Key("q", "B"), expression="SET a = :a", values={":a": 1})]
     ),
-    "transact in vain": lambda table: table.transact(
+    "transact a failing put": lambda table: table.transact(
         [Delete(key=Key("p", "A")), Put(row={**ROW, "sk": "B"}, condition=ABSENT)]
     ),
-    "transact an update in vain": lambda table: table.transact(
+    "transact a failing check": lambda table: table.transact(
         [
             Update(key=Key("p", "A"), expression="SET counts.#n = :n", names={"#n": "0"}, values={":n": 3}),
             Check(key=Key("p", "B"), condition=ABSENT),
@@ -82,7 +82,7 @@ def boto3_table() -> Iterator[DynamoTable]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_both_ways_give_the_same_answer(boto3_table: DynamoTable, step: str) -> None:
+def test_direct_moto_table_behaves_like_boto3(boto3_table: DynamoTable, step: str) -> None:
     with as_it_was():
         told = _told(boto3_table, STEPS[step])
     assert told == _told(boto3_table, STEPS[step]) == _told(empty_table(), STEPS[step])
@@ -96,4 +96,4 @@ def _told(table: DynamoTable, step: Callable[[Table], Any]) -> Any:
         answer = step(table)
     except ConditionFailed as error:
         answer = ("refused", error.old, error.index)
-    return answer, sorted(map(plain, everything()), key=lambda row: str(row["sk"]))
+    return answer, sorted(map(row_from_image, everything()), key=lambda row: str(row["sk"]))

@@ -67,9 +67,9 @@ def live_many(lived: Callable[[Plan], None], seeds: Iterable[int]) -> None:
         plan = plan_of(seed, told_exactly=lived is live_as_planned)
         with pytest.MonkeyPatch.context() as sizes:
             # Small graphs are as wide, to Vigil, as large ones are at its own sizes.
-            sizes.setattr(graphs, "CHUNK_JOBS", plan.chunk_jobs)
-            sizes.setattr(create_run, "AT_ONCE", plan.at_once)
-            sizes.setattr(follow_run, "NARROW", plan.narrow)
+            sizes.setattr(graphs, "BLOCK_SIZE", plan.chunk_jobs)
+            sizes.setattr(create_run, "MAX_SYNCHRONOUS_JOBS", plan.at_once)
+            sizes.setattr(follow_run, "MAX_INLINE_JOBS", plan.narrow)
             try:
                 lived(plan)
             except BaseException as error:
@@ -83,12 +83,12 @@ def _size(seed: int) -> int:
 
 
 @pytest.mark.parametrize("seeds", blocks(RUNS), ids=str)
-def test_every_run_ends_as_the_reference_says(seeds: range) -> None:
+def test_simulated_run_ends_as_the_reference_predicts(seeds: range) -> None:
     live_many(live_as_planned, sorted(seeds, key=_size))
 
 
 @pytest.mark.parametrize("seeds", blocks(third(RUNS)), ids=str)
-def test_every_run_keeps_the_laws_in_any_order(seeds: range) -> None:
+def test_simulated_run_satisfies_every_invariant_in_any_order(seeds: range) -> None:
     live_many(live_in_any_order, sorted(seeds, key=_size))
 
 
@@ -100,26 +100,31 @@ def _note_whatever_is_noted(self: RunStore, key: Key, numbers: Mapping[int, int]
             key=key,
             expression=f"SET entity = :entity, schema_version = :one, noted_at = :now, #ttl = :ttl{sets}",
             names={"#ttl": "ttl"},
-            values={**{f":j{place}": number for place, number in numbers.items()}, **self._noted_now()},
+            values={**{f":j{place}": number for place, number in numbers.items()}, **self._state_block_values()},
         )
     )
 
 
 FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
-    "an earlier note replaces a later one": (live_as_planned, RunStore, "_note", _note_whatever_is_noted),
-    "places are not given back": (live_in_any_order, RunStore, "free_slots", lambda *_: None),
-    "as many run as want to": (live_in_any_order, RunStore, "take_slot", lambda *_: True),
-    "who fails in a race has failed the run": (live_in_any_order, standings, "_may_be_won", lambda *_: False),
-    "a paused run hands out its jobs": (live_in_any_order, claim_jobs, "may_begin", lambda *_: True),
-    "failures do not reach the run": (live_as_planned, follow_run, "_note_failures", lambda _ctx, run, *_: run),
-    "the sweeper replaces no supervisor": (live_as_planned, look_after_run, "replace_supervisor", lambda *_: None),
-    "a run is over when what was heard of is": (live_as_planned, follow_run, "_all_over", lambda *_: True),
+    "an earlier state record replaces a later one": (live_as_planned, RunStore, "_note", _note_whatever_is_noted),
+    "slots are not released": (live_in_any_order, RunStore, "free_slots", lambda *_: None),
+    "max_concurrency is ignored": (live_in_any_order, RunStore, "take_slot", lambda *_: True),
+    "a failed racer fails the run": (live_in_any_order, standings, "_may_be_won", lambda *_: False),
+    "a paused run grants its jobs": (live_in_any_order, claim_jobs, "may_start", lambda *_: True),
+    "failures are not recorded on the run": (
+        live_as_planned,
+        follow_run,
+        "_record_failures",
+        lambda _ctx, run, *_: run,
+    ),
+    "the sweeper starts no successor supervisor": (live_as_planned, look_after_run, "start_successor", lambda *_: None),
+    "a run ends when all processed jobs have ended": (live_as_planned, follow_run, "_all_ended", lambda *_: True),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lived, owner, name, fake = FAULTS[fault]
     monkeypatch.setattr(owner, name, fake)
     with pytest.raises((AssertionError, InvalidTransition)):

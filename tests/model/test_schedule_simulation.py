@@ -18,16 +18,16 @@ from tests.support.table import create_table
 from tests.support.world import NAMESPACE
 from vigil_core.domain import schedules as schedule_rules
 from vigil_core.domain.errors import InvalidTransition, ScheduleNotFound
-from vigil_core.domain.ids import at_time
+from vigil_core.domain.ids import derive_id_at
 from vigil_core.domain.jobs.job import Job
-from vigil_core.domain.schedules import EARLY, LATE, Schedule, Timing
+from vigil_core.domain.schedules import CLOCK_SKEW_TOLERANCE, MISFIRE_GRACE, Schedule, ScheduleTiming
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.schedules import fire as run_schedule
 from vigil_core.services.schedules import manage as schedules
 
 STEPS = (
-    ["define"] * 2 + ["alarm"] * 6 + ["work"] * 3 + ["switch", "remove", "lose"] + ["time_passes"] * 8 + ["sweep"] * 4
+    ["define"] * 2 + ["timer"] * 6 + ["work"] * 3 + ["switch", "remove", "lose"] + ["time_passes"] * 8 + ["sweep"] * 4
 )
 NAMES = ("a", "b")
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -49,14 +49,16 @@ class Schedules(MortalWorld):
             namespace=NAMESPACE,
             name=chance.choice(NAMES),
             schedule_id=self.world.ctx.new_id(),
-            timing=Timing(cron=None, rate=f"{minutes} minutes", timezone="UTC", anchor=now.replace(microsecond=0)),
-            creates="job",
+            timing=ScheduleTiming(
+                cron=None, rate=f"{minutes} minutes", timezone="UTC", anchor=now.replace(microsecond=0)
+            ),
+            action="job",
             body={"job_type": "test", **chance.choice([{}, {}, {"mutex": {"key": "m"}}, {"unique_key": "u"}])},
             enabled=chance.random() < 0.9,
-            missed=chance.choice(["skip", "run_once"]),
-            overlap=chance.choice(["allow", "skip", "skip"]),
+            misfire_policy=chance.choice(["skip", "run_once"]),
+            overlap_policy=chance.choice(["allow", "skip", "skip"]),
             generation=self.world.ctx.new_id(),
-            next_at=None,
+            next_fire_at=None,
             created_at=now,
             updated_at=now,
         )
@@ -66,7 +68,7 @@ class Schedules(MortalWorld):
         with suppress(ScheduleNotFound):
             self.mortally(
                 chance,
-                lambda: schedules.switch_schedule(
+                lambda: schedules.set_schedule_enabled(
                     self.world.ctx, NAMESPACE, chance.choice(NAMES), enabled=chance.random() < 0.6
                 ),
             )
@@ -78,13 +80,13 @@ class Schedules(MortalWorld):
                     chance, lambda: schedules.delete_schedule(self.world.ctx, NAMESPACE, chance.choice(NAMES))
                 )
 
-    def alarm(self, chance: Random) -> None:
+    def timer(self, chance: Random) -> None:
         """An alarm whose time has come goes off; again, now and then."""
         armed = self.world.alarms.armed
-        over = [name for name, (at, _) in armed.items() if at <= self.world.time + EARLY]
+        over = [name for name, (at, _) in armed.items() if at <= self.world.time + CLOCK_SKEW_TOLERANCE]
         if over:
             name = chance.choice(over)
-            self.mortally(chance, lambda: sweep.on_alarm(self.world.ctx, armed[name][1]["alarm"]))
+            self.mortally(chance, lambda: sweep.on_timer(self.world.ctx, armed[name][1]["alarm"]))
             if chance.random() < 0.8:
                 armed.pop(name, None)
 
@@ -113,34 +115,36 @@ class Schedules(MortalWorld):
                 self._was_created_rightly(version)
 
     def _was_created_rightly(self, job: Job) -> None:
-        planned = {each.id_at(at): (each, at) for each in self.known.values() for at in _times(each, job.created_at)}
+        planned = {
+            each.created_id_at(at): (each, at) for each in self.known.values() for at in _times(each, job.created_at)
+        }
         assert job.job_id in planned, "it is the one job of a planned time"
         schedule, at = planned[job.job_id]
         earlier = self.jobs.setdefault(schedule.schedule_id, [])
-        assert at <= job.created_at + EARLY, "it did not begin before its time"
-        if schedule.missed == "skip":
-            assert job.created_at - at <= LATE, "what was missed is left out"
-        if schedule.overlap == "skip" and earlier:
+        assert at <= job.created_at + CLOCK_SKEW_TOLERANCE, "it did not begin before its time"
+        if schedule.misfire_policy == "skip":
+            assert job.created_at - at <= MISFIRE_GRACE, "what was missed is left out"
+        if schedule.overlap_policy == "skip" and earlier:
             last = self.stored(earlier[-1].job_id)
             assert last.finished_at, "it overlaps"
             assert last.finished_at <= job.created_at, "it overlaps"
         earlier.append(job)
 
     def _went_on_rightly(self, before: Schedule | None, after: Schedule) -> None:
-        assert (after.next_at is not None) == after.enabled
-        run = after.last_run
-        if run is None or (before is not None and run == before.last_run):
+        assert (after.next_fire_at is not None) == after.enabled
+        run = after.last_fire
+        if run is None or (before is not None and run == before.last_fire):
             return
-        assert before is None or before.last_run is None or before.last_run.planned_at < run.planned_at
+        assert before is None or before.last_fire is None or before.last_fire.planned_at < run.planned_at
         match run.outcome:
             case "created" | "existing":
                 assert run.created_id
                 self.stored(run.created_id)
             case "missed":
-                assert run.at - run.planned_at > LATE
-                assert after.missed == "skip"
+                assert run.fired_at - run.planned_at > MISFIRE_GRACE
+                assert after.misfire_policy == "skip"
             case "overlap":
-                assert after.overlap == "skip"
+                assert after.overlap_policy == "skip"
             case "refused":
                 assert "mutex" in after.body
 
@@ -150,16 +154,16 @@ class Schedules(MortalWorld):
         self.what_is_stored_makes_sense()
         for name in NAMES:
             schedule = self.world.ctx.schedules.find(NAMESPACE, name)
-            if schedule is None or schedule.next_at is None:
+            if schedule is None or schedule.next_fire_at is None:
                 continue
             # The sweep leaves a run to its alarm for a while.
-            assert schedule.next_at > self.world.time - timedelta(seconds=61 + 20), "it was seen to"
+            assert schedule.next_fire_at > self.world.time - timedelta(seconds=61 + 20), "it was seen to"
 
 
 def _times(schedule: Schedule, until: datetime) -> list[datetime]:
     """Every planned time, counted from its anchor."""
     step = timedelta(minutes=int(str(schedule.timing.rate).split()[0]))
-    count = max(0, (until + EARLY - schedule.timing.anchor) // step)
+    count = max(0, (until + CLOCK_SKEW_TOLERANCE - schedule.timing.anchor) // step)
     return [schedule.timing.anchor + number * step for number in range(1, count + 1)]
 
 
@@ -171,7 +175,7 @@ def table() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
-def test_every_planned_time_is_seen_to_once(seeds: range) -> None:
+def test_simulated_schedule_processes_each_fire_time_once(seeds: range) -> None:
     live(Schedules, STEPS, seeds, length=80)
 
 
@@ -179,20 +183,20 @@ _any_ids = count()
 
 
 def _random_id(schedule: Schedule, planned_at: datetime) -> str:
-    return at_time(planned_at, f"any {next(_any_ids)}")
+    return derive_id_at(planned_at, f"any {next(_any_ids)}")
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "any id will do for a job": (Schedule, "id_at", _random_id),
-    "nobody minds what goes on": (run_schedule, "_active_id", lambda *_: None),
-    "the sweep leaves it all to alarms": (sweep, "run_schedule", lambda *_, **__: None),
-    "what was missed is made up for": (schedule_rules, "LATE", timedelta(days=1)),
+    "a fire creates its job under a random id": (Schedule, "created_id_at", _random_id),
+    "an open job is not an overlap": (run_schedule, "_active_id", lambda *_: None),
+    "the sweep fires no schedule": (sweep, "fire_schedule", lambda *_, **__: None),
+    "a misfire is still fired": (schedule_rules, "MISFIRE_GRACE", timedelta(days=1)),
 }
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
         live(Schedules, STEPS, range(100), length=80, shorten=False)

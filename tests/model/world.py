@@ -22,16 +22,16 @@ from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
 from tests.support.world import KeptAlarms, KeptObjects
-from vigil_core.api.schedules.models import job_of_body
-from vigil_core.api.workflows.models import run_of_body
+from vigil_core.api.schedules.models import parse_scheduled_job
+from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.services.background import matcher as match
 from vigil_core.services.background import sweeper as sweep
-from vigil_core.services.background.fan_out import do_wide_work
-from vigil_core.services.context import Context, WideWork
+from vigil_core.services.background.fan_out import fan_out
+from vigil_core.services.context import Context, FanOutMessage
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.due_index import DueStore
@@ -42,11 +42,11 @@ from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.jobs.jobs import JobStore, job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.locks import HoldStore
-from vigil_core.store.queues import JobQueueStore
+from vigil_core.store.locks import LockStore
+from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.stream import StreamRecord
-from vigil_core.store.table import Action, Delete, DynamoTable, Page, Put, Row, Table, Update
+from vigil_core.store.table import Action, Delete, DynamoTable, Put, QueryPage, Row, Table, Update
 from vigil_core.store.waits.waits import WaitStore, wait_from_row
 from vigil_core.store.webhooks import WebhookStore
 from vigil_core.store.workflows.runs import RunStore
@@ -185,20 +185,20 @@ class World:
             job_types=job_types,
             dependencies=DependencyStore(table),
             batches=BatchStore(table),
-            holds=HoldStore(table),
+            locks=LockStore(table),
             waits=WaitStore(table, now=lambda: self.now, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
-            due=DueStore(table),
-            job_queues=JobQueueStore(table),
+            due_index=DueStore(table),
+            job_queues=QueueStore(table),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, KeptObjects(), now=lambda: self.now),
-            queues=_Queues(self),
-            alarms=KeptAlarms(),
-            job_of=partial(job_of_body, find_type=job_types.find),
-            run_of=lambda namespace, body, workflow_id, now, schedule: run_of_body(
+            message_queues=_Queues(self),
+            timers=KeptAlarms(),
+            parse_job=partial(parse_scheduled_job, find_type=job_types.find),
+            parse_run=lambda namespace, body, workflow_id, now, schedule: parse_workflow(
                 namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule
             ),
             clock=lambda: self.now,
@@ -350,7 +350,7 @@ class World:
         body = group.messages[0]
 
         def work(_: str) -> bool:
-            return do_wide_work(self.ctx, loads(body), still_time=lambda: patient)
+            return fan_out(self.ctx, loads(body), has_time_left=lambda: patient)
 
         def over(actor: Actor) -> None:
             if group.reader is not actor:
@@ -372,7 +372,7 @@ class World:
         """The sweeper's minute has come."""
 
         def work(_: str) -> None:
-            for shard in range(keys.DUE_SHARDS):
+            for shard in range(keys.DUE_PARTITIONS):
                 sweep.sweep(self.ctx, shard)
 
         return self.begin("sweeper", "sweeps", work, lambda _: None)
@@ -419,7 +419,9 @@ class World:
     def overdue(self) -> list[str]:
         """What the sweeper should have done by now."""
         found: list[str] = []
-        for each in (due for shard in range(keys.DUE_SHARDS) for due in self.eyes.due.overdue(shard, self.now)):
+        for each in (
+            due for shard in range(keys.DUE_PARTITIONS) for due in self.eyes.due_index.overdue(shard, self.now)
+        ):
             if each.kind == "queue":
                 queue = (each.namespace, each.entity_id)
                 found += self.eyes.job_queues.overdue(*queue, "running", self.now, 100)
@@ -454,7 +456,7 @@ class _Watched:
             )
         return found
 
-    def query_page(self, pk: str, **bounds: Any) -> Page:
+    def query_page(self, pk: str, **bounds: Any) -> QueryPage:
         return self._world.call(f"queries {pk} {_bounds(bounds)}", lambda: self._table.query_page(pk, **bounds))
 
     def count(self, pk: str, **bounds: Any) -> int:
@@ -522,7 +524,7 @@ class _Queues:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def wide_work(self, messages: Sequence[WideWork]) -> None:
+    def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
         for message in messages:
             group = self._world.groups.setdefault(message.group, Group())
             self._world.call(
@@ -530,10 +532,10 @@ class _Queues:
                 lambda group=group, body=message.body: group.messages.append(body),  # type: ignore[misc]
             )
 
-    def wake_up(self, message: str, delay_s: int) -> None:
+    def send_to_sweeper(self, message: str, delay_s: int) -> None:
         self._world.call(f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message))
 
-    def deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str]) -> None:
         raise AssertionError("nobody has a webhook here")
 
 
@@ -573,7 +575,7 @@ def _row_name(row: Row) -> str:
 def _in_short(result: object) -> str:
     if result is None:
         return "done"
-    if isinstance(result, Page):
+    if isinstance(result, QueryPage):
         return f"{len(result.rows)} rows" + (", and more" if result.cursor else "")
     if isinstance(result, dict):
         if not result:

@@ -25,7 +25,7 @@ SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
 LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
-CACHED = (wiring.queues, wiring.alarms, wiring.bodies_bucket, wiring.context, wiring.http_api)
+CACHED = (wiring.queues, wiring.timers, wiring.payload_bucket, wiring.context, wiring.http_api)
 """What knows a deployment. The clients below it serve every one: to make them takes longer than most tests."""
 ALARM_GROUP = "alarms"
 BODIES = "bodies"

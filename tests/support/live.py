@@ -13,7 +13,7 @@ from vigil_core.domain.access import Access, ApiKey, Scope
 from vigil_core.domain.events.event import Event
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.services.events import subscriptions as subscribe
-from vigil_core.services.events.publish import Told, notify
+from vigil_core.services.events.publish import PublishReport, notify
 from vigil_core.services.events.subscriptions import Peer
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.stream import StreamRecord, stream_records
@@ -128,7 +128,7 @@ class Live:
         """What has happened since the last time."""
         return stream_records(self.stream.event())
 
-    def run_notifier(self, records: list[StreamRecord] | None = None, *, all_changes: bool = False) -> Told:
+    def run_notifier(self, records: list[StreamRecord] | None = None, *, all_changes: bool = False) -> PublishReport:
         """Tell of these records, or of what has happened since the last time."""
         told = self.records() if records is None else records
         return notify(self.ctx, self.sockets, self.announced, told, all_changes=all_changes)

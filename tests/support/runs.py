@@ -13,13 +13,13 @@ from tests.model.moto_table import MotoClient
 from tests.support.state_machine import Machine, StateFailed
 from tests.support.table import TABLE_NAME
 from tests.support.world import KEY, NAMESPACE, World
-from vigil_core.api.workflows.models import run_of_body
+from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.jobs.job import Job, JobError
-from vigil_core.domain.workflows.run import Run
-from vigil_core.domain.workflows.run_state import Standings
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
 from vigil_core.services.workflows import reconcile as look_after_run
@@ -41,7 +41,7 @@ class StreamedTable:
         self.records: list[StreamRecord] = []
         self.jobs: dict[str, Job] = {}
         """Each job as its row has it, by id."""
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, WorkflowRun] = {}
         """The same of runs."""
         self.on_change: Callable[[Job], None] = lambda _: None
         self._told = 0
@@ -108,18 +108,18 @@ class RunWorld(World):
     def run(self, *jobs: Mapping[str, Any], **rest: Any) -> str:
         """A new run; its id."""
         body = {"name": "test", "jobs": list(jobs), **rest}
-        new = run_of_body(NAMESPACE, body, self.ctx.new_id(), now=self.time, find_types=self.ctx.job_types.find_many)
-        return create_run.create_run(self.ctx, NAMESPACE, new, by=KEY).workflow_id
+        new = parse_workflow(NAMESPACE, body, self.ctx.new_id(), now=self.time, find_types=self.ctx.job_types.find_many)
+        return create_run.create_run(self.ctx, NAMESPACE, new, actor=KEY).workflow_id
 
     def retry(self, workflow_id: str, start: str | None = None) -> None:
-        retried = runs.retry(self.ctx, NAMESPACE, workflow_id, start=start, by=KEY)
-        create_run.prepare(self.ctx, retried)
+        retried = runs.retry(self.ctx, NAMESPACE, workflow_id, from_job=start, actor=KEY)
+        create_run.prepare_jobs(self.ctx, retried)
 
-    def found(self, workflow_id: str) -> Run:
+    def found(self, workflow_id: str) -> WorkflowRun:
         return runs.find_run(self.ctx, NAMESPACE, workflow_id)
 
-    def standings(self, workflow_id: str) -> Standings:
-        return runs.standings_of(self.ctx, self.found(workflow_id), whole=True)
+    def standings(self, workflow_id: str) -> RunState:
+        return runs.load_run_state(self.ctx, self.found(workflow_id), complete=True)
 
     def statuses(self, workflow_id: str) -> dict[str, str]:
         """The status of each job, by name, as its own row has it."""
@@ -133,12 +133,12 @@ class RunWorld(World):
 
     def id_of(self, workflow_id: str, name: str) -> str:
         graph = self.ctx.runs.graph(NAMESPACE, workflow_id)
-        return runs.id_at(self.ctx, self.found(workflow_id), graph.place_of[name])
+        return runs.job_id_at(self.ctx, self.found(workflow_id), graph.index_of[name])
 
     def claim(self, queue: str = "default") -> Job | None:
         """What a worker is given now."""
-        wanted = Claim(queue=queue, worker="w", most=1, lease_s=3_600, claim_id=None)
-        found = claim_jobs(self.ctx, NAMESPACE, wanted, by=KEY, until=self.time)
+        wanted = ClaimRequest(queue=queue, worker="w", limit=1, lease_s=3_600, claim_id=None)
+        found = claim_jobs(self.ctx, NAMESPACE, wanted, actor=KEY, until=self.time)
         return found[0] if found else None
 
     def work(self, outcomes: Mapping[str, Any] | None = None, *, queue: str = "default") -> list[str]:
@@ -175,7 +175,7 @@ class RunWorld(World):
             raise next(iter(failed.values()))
 
     def look_after(self, workflow_id: str) -> None:
-        look_after_run.look_after_run(self.ctx, NAMESPACE, workflow_id)
+        look_after_run.reconcile_run(self.ctx, NAMESPACE, workflow_id)
 
     def _act(self, event: Mapping[str, Any]) -> Any:
         supervise.supervise(self.ctx, event)

@@ -59,7 +59,7 @@ class Machine:
                 execution.token = None
                 self._go_on(execution, {})
 
-    def is_at_work(self, name: str) -> bool:
+    def is_running(self, name: str) -> bool:
         return name in self.executions and self.executions[name].status == "RUNNING"
 
     # What the tests do

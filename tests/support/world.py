@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import uuid6
 
-from vigil_core.api.schedules.models import job_of_body
-from vigil_core.api.workflows.models import run_of_body
+from vigil_core.api.schedules.models import parse_scheduled_job
+from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 from vigil_core.services.background import matcher as match
 from vigil_core.services.background import sweeper as sweep
-from vigil_core.services.background.fan_out import do_wide_work
-from vigil_core.services.context import Context, WideWork
+from vigil_core.services.background.fan_out import fan_out
+from vigil_core.services.context import Context, FanOutMessage
 from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.waits import requests as waits_api
@@ -28,10 +28,10 @@ from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.jobs.batches import BatchStore
 from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_types import JobTypeStore
-from vigil_core.store.jobs.jobs import JobStore, Kept, job_from_row
+from vigil_core.store.jobs.jobs import JobStore, RetentionClass, job_from_row
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.locks import HoldStore
-from vigil_core.store.queues import JobQueueStore
+from vigil_core.store.locks import LockStore
+from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Delete, Put, Table
 from vigil_core.store.waits.waits import SPEC_PAGE_ENTRIES, WaitStore
@@ -49,17 +49,17 @@ KEY = "key1"
 class KeptMessages:
     """Queues that keep what is sent."""
 
-    wide: list[WideWork] = field(default_factory=list)
+    wide: list[FanOutMessage] = field(default_factory=list)
     wake_ups: list[tuple[str, int]] = field(default_factory=list)
     to_tell: list[str] = field(default_factory=list)
 
-    def wide_work(self, messages: Sequence[WideWork]) -> None:
+    def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
         self.wide += messages
 
-    def wake_up(self, message: str, delay_s: int) -> None:
+    def send_to_sweeper(self, message: str, delay_s: int) -> None:
         self.wake_ups.append((message, delay_s))
 
-    def deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str]) -> None:
         self.to_tell += messages
 
 
@@ -71,11 +71,11 @@ class KeptHandovers:
     invocations: list[tuple[str, Any]] = field(default_factory=list)
     trouble: BaseException | None = None
 
-    def call(self, event: str) -> None:
+    def call_http(self, event: str) -> None:
         self._raise()
         self.calls.append(loads(event))
 
-    def invoke(self, function: str, event: str) -> None:
+    def invoke_lambda(self, function: str, event: str) -> None:
         self._raise()
         self.invocations.append((function, loads(event)))
 
@@ -90,10 +90,10 @@ class KeptAlarms:
 
     armed: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
 
-    def arm(self, name: str, at: datetime, event: str) -> None:
+    def start(self, name: str, at: datetime, event: str) -> None:
         self.armed.setdefault(name, (at, loads(event)))
 
-    def disarm(self, name: str) -> None:
+    def cancel(self, name: str) -> None:
         self.armed.pop(name, None)
 
 
@@ -101,16 +101,16 @@ class KeptAlarms:
 class KeptObjects:
     """Objects by their names: the text, and how long it is kept."""
 
-    stored: dict[str, tuple[str, Kept]] = field(default_factory=dict)
+    stored: dict[str, tuple[str, RetentionClass]] = field(default_factory=dict)
 
-    def put(self, key: str, text: str, *, kept: Kept) -> None:
-        self.stored[key] = text, kept
+    def put(self, key: str, text: str, *, retention_class: RetentionClass) -> None:
+        self.stored[key] = text, retention_class
 
     def get(self, key: str) -> str | None:
         return self.stored[key][0] if key in self.stored else None
 
-    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
-        self.stored[key] = self.stored[source or key][0], kept
+    def renew(self, key: str, *, retention_class: RetentionClass, source: str | None = None) -> None:
+        self.stored[key] = self.stored[source or key][0], retention_class
 
     def remove(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -142,21 +142,21 @@ class World:
             job_types=job_types,
             dependencies=DependencyStore(table),
             batches=BatchStore(table),
-            holds=HoldStore(table),
+            locks=LockStore(table),
             waits=WaitStore(table, now=lambda: self.time, spec_page_entries=spec_page_entries),
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
-            due=DueStore(table),
-            job_queues=JobQueueStore(table, shards=queue_partitions),
+            due_index=DueStore(table),
+            job_queues=QueueStore(table, partitions=queue_partitions),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, self.objects, now=lambda: self.time),
-            queues=self.queues,
+            message_queues=self.queues,
             executors=self.executors,
-            alarms=self.alarms,
-            job_of=partial(job_of_body, find_type=job_types.find),
-            run_of=lambda namespace, body, workflow_id, now, schedule: run_of_body(
+            timers=self.alarms,
+            parse_job=partial(parse_scheduled_job, find_type=job_types.find),
+            parse_run=lambda namespace, body, workflow_id, now, schedule: parse_workflow(
                 namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule
             ),
             clock=lambda: self.time,
@@ -172,9 +172,9 @@ class World:
 
     def job(self, **wanted: Any) -> str:
         """A new job; its id."""
-        known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "awaited": "job_id" in wanted}
+        known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "has_waits": "job_id" in wanted}
         new = NewJob(**{**known, **wanted})
-        return submit_job.submit(self.ctx, NAMESPACE, new, by=KEY).job.job_id
+        return submit_job.submit(self.ctx, NAMESPACE, new, actor=KEY).job.job_id
 
     def running(self, **wanted: Any) -> str:
         job_id = self.job(**wanted)
@@ -183,7 +183,7 @@ class World:
 
     def do(self, change: Callable[..., Job], job_id: str, *args: Any, **kwargs: Any) -> Job:
         """Any change of a job, by its function in `change_job`."""
-        return change(self.ctx, NAMESPACE, job_id, *args, by=KEY, **kwargs)
+        return change(self.ctx, NAMESPACE, job_id, *args, actor=KEY, **kwargs)
 
     def report(self, job_id: str, **said: Any) -> Job:
         return self.do(change_job.report, job_id, Report(**said))
@@ -195,24 +195,24 @@ class World:
         return self.do(change_job.fail, job_id, JobError(code="BROKEN", message="it broke"))
 
     def delete(self, job_id: str) -> None:
-        change_job.delete(self.ctx, NAMESPACE, job_id, by=KEY)
+        change_job.delete(self.ctx, NAMESPACE, job_id, actor=KEY)
 
     def run_matcher(self) -> None:
         """Match every change since the last time, in one batch, and then what that has changed."""
-        while batch := [job for job in self.unmatched if job.for_matcher]:
+        while batch := [job for job in self.unmatched if job.needs_matching]:
             self.unmatched.clear()
-            match.match(self.ctx, batch)
+            match.match_versions(self.ctx, batch)
             for job in batch:
-                match.attend(self.ctx, job)
+                match.handle_job_change(self.ctx, job)
 
     def run_fan_out(self) -> None:
         """Work off every message for the fan-out function."""
         while self.queues.wide:
-            assert do_wide_work(self.ctx, loads(self.queues.wide.pop(0).body), still_time=lambda: True)
+            assert fan_out(self.ctx, loads(self.queues.wide.pop(0).body), has_time_left=lambda: True)
 
     def sweep(self) -> int:
         """One minute's sweep of every shard; how much was due."""
-        return sum(sweep.sweep(self.ctx, shard) for shard in range(keys.DUE_SHARDS))
+        return sum(sweep.sweep(self.ctx, shard) for shard in range(keys.DUE_PARTITIONS))
 
     # Waits
 
@@ -222,10 +222,10 @@ class World:
 
     def post(self, body: Mapping[str, Any], *, hold_s: float = 0) -> dict[str, Any]:
         until = self.time + timedelta(seconds=hold_s)
-        return waits_api.post_wait(self.ctx, NAMESPACE, body, by=KEY, hold_until=until)
+        return waits_api.post_wait(self.ctx, NAMESPACE, body, actor=KEY, poll_until=until)
 
     def show(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), hold_until=self.time)
+        return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), poll_until=self.time)
 
 
 class _Streamed(JobStore):

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from vigil.demo import screen
-from vigil.demo.facts import Answered, Heard, Known, Reported, checks
-from vigil.demo.story import CLIENTS, LATECOMERS, MACHINES, Client, essence
+from vigil.demo.facts import ClientAnswered, DemoState, EventReceived, MachineReported, run_checks
+from vigil.demo.story import CLIENTS, LATE_CLIENTS, MACHINES, Client, relevant_part
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.domain.waits.request import parse_wait_request
 
@@ -45,16 +45,16 @@ def told(client: Client) -> dict[str, Any]:
 
 
 @pytest.fixture
-def known() -> Known:
+def known() -> DemoState:
     """Everything went as it should."""
-    known = Known(job_ids=dict(JOB_IDS))
+    known = DemoState(job_ids=dict(JOB_IDS))
     for machine in MACHINES:
-        known.learn(Reported(1, machine.name, job(machine.name)))
+        known.apply(MachineReported(1, machine.name, job(machine.name)))
     for client in CLIENTS:
-        known.learn(Answered(2, client.name, 3, answer(client)))
-        known.learn(Heard(2, told(client)))
-    for client in LATECOMERS:
-        known.learn(Answered(3, client.name, 1, answer(client)))
+        known.apply(ClientAnswered(2, client.name, 3, answer(client)))
+        known.apply(EventReceived(2, told(client)))
+    for client in LATE_CLIENTS:
+        known.apply(ClientAnswered(3, client.name, 1, answer(client)))
     return known
 
 
@@ -66,15 +66,15 @@ def drawn(*shown: RenderableType, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("client", [*CLIENTS, *LATECOMERS], ids=lambda client: client.name)
-def test_what_clients_ask_is_a_wait(client: Client) -> None:
+@pytest.mark.parametrize("client", [*CLIENTS, *LATE_CLIENTS], ids=lambda client: client.name)
+def test_demo_client_sends_a_valid_wait_request(client: Client) -> None:
     request = parse_wait_request(client.request(JOB_IDS))
     assert set(request.wait_on) <= set(JOB_IDS.values())
     assert set(client.expected(JOB_IDS)["waited_jobs"]) <= set(request.wait_on)
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
-def test_a_machine_goes_forward_and_ends(machine: Any) -> None:
+def test_demo_machine_moves_forward_and_ends(machine: Any) -> None:
     stages = [step.body["job_stage"] for step in machine.steps if "job_stage" in step.body]
     progress = [step.body["progress"] for step in machine.steps if "progress" in step.body]
     assert stages == sorted(stages, key=DEFAULT_STAGES.index)
@@ -84,26 +84,30 @@ def test_a_machine_goes_forward_and_ends(machine: Any) -> None:
     assert machine.steps[-1].verb in {"complete", "fail"}
 
 
-def test_a_play_for_people_is_short() -> None:
+def test_demo_takes_less_than_12_seconds() -> None:
     assert max(sum(step.after_s for step in machine.steps) for machine in MACHINES) < 12
 
 
-def test_the_essence_of_an_answer() -> None:
+def test_essence_contains_only_the_relevant_members() -> None:
     open_answer = answer(CLIENTS[0], over=False)
-    assert set(essence(open_answer)) == {"status", "waited_jobs", "wait_on"}
-    assert set(essence(answer(CLIENTS[0]))) == {"status", "waited_jobs"}
-    assert set(essence({**answer(CLIENTS[0]), "unmet_jobs": {"x": {}}})) == {"status", "waited_jobs", "unmet_jobs"}
+    assert set(relevant_part(open_answer)) == {"status", "waited_jobs", "wait_on"}
+    assert set(relevant_part(answer(CLIENTS[0]))) == {"status", "waited_jobs"}
+    assert set(relevant_part({**answer(CLIENTS[0]), "unmet_jobs": {"x": {}}})) == {
+        "status",
+        "waited_jobs",
+        "unmet_jobs",
+    }
 
 
-def test_a_play_as_told_keeps_every_promise(known: Known) -> None:
-    assert [check.kept for check in checks(known)] == [True] * 5
-    assert known.any_over
-    assert known.all_ends_heard
+def test_demo_as_scripted_passes_every_check(known: DemoState) -> None:
+    assert [check.passed for check in run_checks(known)] == [True] * 5
+    assert known.is_any_over
+    assert known.all_waits_announced
 
 
-def test_an_event_told_twice_under_one_id_is_one(known: Known) -> None:
-    known.learn(Heard(3, told(CLIENTS[0])))
-    assert all(check.kept for check in checks(known))
+def test_repeated_event_with_one_id_counts_once(known: DemoState) -> None:
+    known.apply(EventReceived(3, told(CLIENTS[0])))
+    assert all(check.passed for check in run_checks(known))
 
 
 @pytest.mark.parametrize(
@@ -115,26 +119,31 @@ def test_an_event_told_twice_under_one_id_is_one(known: Known) -> None:
             lambda known: known.answers["results"].answer["waited_jobs"][JOB_IDS["aspen"]].update(boot_seconds="46"),
             id="another value",
         ),
-        pytest.param(lambda known: known.answers["results"].answer.update(wait_on={"x": None}), id="not over"),
-        pytest.param(lambda known: known.answers["results"].answer.update(unmet_jobs={"x": {}}), id="one is unmet"),
-        pytest.param(lambda known: known.learn(Answered(4, "late", 2, known.answers["late"].answer)), id="not at once"),
-        pytest.param(lambda known: known.answers.pop("later"), id="no answer"),
-        pytest.param(lambda known: known.heard.pop(), id="no event"),
-        pytest.param(lambda known: known.learn(Heard(4, {**told(CLIENTS[0]), "id": "wait-boot.3"})), id="two events"),
+        pytest.param(lambda known: known.answers["results"].answer.update(wait_on={"x": None}), id="still waiting"),
+        pytest.param(lambda known: known.answers["results"].answer.update(unmet_jobs={"x": {}}), id="an unmet job"),
         pytest.param(
-            lambda known: known.learn(Heard(4, {**told(CLIENTS[1]), "type": "vigil.wait.met"})), id="another event"
+            lambda known: known.apply(ClientAnswered(4, "late", 2, known.answers["late"].answer)), id="not at once"
+        ),
+        pytest.param(lambda known: known.answers.pop("later"), id="no answer"),
+        pytest.param(lambda known: known.events.pop(), id="no event"),
+        pytest.param(
+            lambda known: known.apply(EventReceived(4, {**told(CLIENTS[0]), "id": "wait-boot.3"})), id="two events"
+        ),
+        pytest.param(
+            lambda known: known.apply(EventReceived(4, {**told(CLIENTS[1]), "type": "vigil.wait.met"})),
+            id="another event",
         ),
     ],
 )
-def test_a_broken_promise_is_seen(known: Known, spoil: Any) -> None:
+def test_deviation_fails_exactly_one_check(known: DemoState, spoil: Any) -> None:
     spoil(known)
-    broken = [check for check in checks(known) if not check.kept]
+    broken = [check for check in run_checks(known) if not check.passed]
     assert len(broken) == 1
     assert "✗" in drawn(screen.verdict(broken))
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
-def test_the_board_fits_the_terminal(known: Known, width: int) -> None:
+def test_demo_board_fits_the_terminal(known: DemoState, width: int) -> None:
     lines = drawn(screen.Board(known), width=width).splitlines()
     assert len(lines) < 24
     assert {len(line) for line in lines} == {width}
@@ -143,22 +152,27 @@ def test_the_board_fits_the_terminal(known: Known, width: int) -> None:
     assert "failed_fast" in shown
 
 
-def test_the_board_is_there_before_anything_is_known() -> None:
-    assert "aspen" in drawn(screen.Board(Known(job_ids=dict(JOB_IDS))))
+def test_demo_board_is_drawn_before_the_first_fact() -> None:
+    assert "aspen" in drawn(screen.Board(DemoState(job_ids=dict(JOB_IDS))))
 
 
-def test_the_board_says_why_a_job_failed(known: Known) -> None:
+def test_demo_board_shows_the_error_of_a_failed_job(known: DemoState) -> None:
     error = {"code": "KERNEL_PANIC", "message": "no init"}
-    known.learn(Reported(3, "cedar", job("cedar", status="failed", error=error, job_health="failed")))
+    known.apply(MachineReported(3, "cedar", job("cedar", status="failed", error=error, job_health="failed")))
     assert "KERNEL_PANIC: no init" in drawn(screen.Board(known))
 
 
-def test_facts_as_lines_of_a_log(known: Known) -> None:
+def test_demo_facts_are_printed_as_log_lines(known: DemoState) -> None:
     moved = {"job_stage": "boot", "from": {"status": "running", "job_stage": "download"}}
     event = {"id": "1.2", "type": "vigil.job.updated", "subject": JOB_IDS["birch"], "data": moved}
     lines = [
         screen.plain_line(fact, known)
-        for fact in (Reported(1.25, "aspen", job("aspen")), known.answers["boot"], Heard(3, event), known.heard[0])
+        for fact in (
+            MachineReported(1.25, "aspen", job("aspen")),
+            known.answers["boot"],
+            EventReceived(3, event),
+            known.events[0],
+        )
     ]
     assert lines == [
         "  1.2 s  aspen: running at boot, 25%",
@@ -168,24 +182,24 @@ def test_facts_as_lines_of_a_log(known: Known) -> None:
     ]
 
 
-def test_answers_are_shown_as_json_that_can_be_read(known: Known) -> None:
-    told = essence(known.answers["boot"].answer)
+def test_demo_responses_are_printed_as_readable_json(known: DemoState) -> None:
+    told = relevant_part(known.answers["boot"].answer)
     pretty = screen.pretty(told, 76)
     assert json.loads(pretty) == told
     assert max(map(len, pretty.splitlines())) <= 76
     assert f'    "{JOB_IDS["aspen"]}": {{"job_stage": "boot"}},' in pretty.splitlines()
-    long = essence(known.answers["results"].answer)
+    long = relevant_part(known.answers["results"].answer)
     assert max(map(len, screen.pretty(long, 76).splitlines())) <= 76
     assert json.loads(screen.pretty(long, 76)) == long
 
 
-def test_the_next_steps_fit_a_narrow_terminal() -> None:
+def test_demo_next_steps_fit_a_narrow_terminal() -> None:
     steps = drawn(screen.next_steps(".venv/bin/vigil", ".local/stack.json", JOB_IDS["aspen"]), width=80)
     assert "\ncurl -H" in steps.replace("\n  ", "\n")
     assert f"job={JOB_IDS['aspen']}\n" in steps.replace(" ", "")
 
 
-def test_a_picture_needs_nothing_from_elsewhere(known: Known, tmp_path: Path) -> None:
+def test_demo_picture_has_no_external_resources(known: DemoState, tmp_path: Path) -> None:
     moment = deepcopy(known)
     screen.save_picture(tmp_path / "demo.svg", "make demo", screen.Board(moment), screen.answers(known))
     picture = (tmp_path / "demo.svg").read_text()

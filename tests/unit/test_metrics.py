@@ -8,7 +8,7 @@ import pytest
 from aws_lambda_powertools import Metrics
 
 from tests.support.template import template
-from vigil_core.runtime.metrics import MEASURED, count_events
+from vigil_core.runtime.metrics import METRIC_BY_EVENT_TYPE, count_events
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
     return made
 
 
-def test_what_counts_is_one_line_of_the_log(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counted_events_are_logged_as_one_metrics_line(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
     count_events(metrics, {"vigil.job.completed": 3, "vigil.workflow.stalled": 1, "vigil.job.created": 7})
     said = json.loads(capsys.readouterr().out)
     assert (said["JobsCompleted"], said["WorkflowsStalled"], said["service"]) == ([3.0], [1.0], "vigil")
@@ -28,12 +28,12 @@ def test_what_counts_is_one_line_of_the_log(metrics: Metrics, capsys: pytest.Cap
     assert (told["Namespace"], told["Dimensions"]) == ("Vigil", [["service"]])
 
 
-def test_nothing_of_note_is_no_line(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uncounted_events_log_no_metrics_line(metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
     count_events(metrics, {"vigil.job.created": 7})
     assert capsys.readouterr().out == ""
 
 
-def test_alarms_look_at_metrics_that_there_are() -> None:
+def test_cloudwatch_alarms_use_existing_metrics() -> None:
     alarms = {
         name: each["Properties"]
         for name, each in template()["Resources"].items()
@@ -41,6 +41,6 @@ def test_alarms_look_at_metrics_that_there_are() -> None:
     }
     own = [each for each in alarms.values() if each["Namespace"] == "Vigil"]
     assert own
-    assert {each["MetricName"] for each in own} <= set(MEASURED.values())
+    assert {each["MetricName"] for each in own} <= set(METRIC_BY_EVENT_TYPE.values())
     assert all({"Name": "service", "Value": "vigil"} in each["Dimensions"] for each in own)
     assert all("AlarmActions" in each for each in alarms.values())

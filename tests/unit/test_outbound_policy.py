@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from vigil_core.domain.errors import TargetRefused
 from vigil_core.domain.outbound_policy import (
-    Target,
+    OutboundTarget,
     check_addresses,
     check_headers,
     is_allowed,
     is_public,
-    parse_allowed,
-    parse_target,
+    parse_allowed_hosts,
+    parse_outbound_url,
 )
 
 NOBODY: frozenset[str] = frozenset()
@@ -63,7 +63,7 @@ v6 = st.ip_addresses(v=6)
         "2606:4700::1111%eth0",
     ],
 )
-def test_an_address_inside_is_not_public(text: str) -> None:
+def test_private_address_is_not_public(text: str) -> None:
     assert not is_public(ip_address(text))
 
 
@@ -82,17 +82,17 @@ def test_an_address_inside_is_not_public(text: str) -> None:
         "2002:101:101::1",
     ],
 )
-def test_an_address_of_the_internet_is_public(text: str) -> None:
+def test_internet_address_is_public(text: str) -> None:
     assert is_public(ip_address(text))
 
 
 @given(v4)
-def test_no_stricter_list_is_known_for_ipv4(address: IPv4Address) -> None:
+def test_public_ipv4_address_is_global_by_the_standard_library(address: IPv4Address) -> None:
     assert not is_public(address) or (address.is_global and not address.is_multicast and not address.is_reserved)
 
 
 @given(v6)
-def test_an_ipv6_address_is_public_only_where_addresses_are_given_out(address: IPv6Address) -> None:
+def test_public_ipv6_address_is_in_the_global_unicast_range(address: IPv6Address) -> None:
     if is_public(address) and address.ipv4_mapped is None and int(address) not in _nat64():
         assert address.is_global
         assert not address.is_multicast
@@ -105,7 +105,7 @@ def _nat64() -> range:
 
 
 @given(v4, st.integers(0, 2**80 - 1))
-def test_an_address_that_stands_for_another_is_judged_by_it(address: IPv4Address, rest: int) -> None:
+def test_embedded_ipv4_address_determines_whether_it_is_public(address: IPv4Address, rest: int) -> None:
     mapped = IPv6Address(0xFFFF << 32 | int(address))
     nat64 = IPv6Address(int(IPv6Address("64:ff9b::")) | int(address))
     six_to_four = IPv6Address(0x2002 << 112 | int(address) << 80 | rest)
@@ -113,23 +113,23 @@ def test_an_address_that_stands_for_another_is_judged_by_it(address: IPv4Address
 
 
 @given(st.lists(st.one_of(v4, v6), min_size=1, max_size=5))
-def test_one_address_inside_refuses_the_name(addresses: list[IPv4Address | IPv6Address]) -> None:
+def test_host_with_one_private_address_is_refused(addresses: list[IPv4Address | IPv6Address]) -> None:
     if all(map(is_public, addresses)):
-        check_addresses(addresses, exempt=False)
+        check_addresses(addresses, is_allowlisted=False)
     else:
         with pytest.raises(TargetRefused) as refused:
-            check_addresses(addresses, exempt=False)
+            check_addresses(addresses, is_allowlisted=False)
         assert not any(str(address) in str(refused.value) for address in addresses), "that would map the inside"
-    check_addresses(addresses, exempt=True)
+    check_addresses(addresses, is_allowlisted=True)
 
 
-def test_a_url_is_taken_apart_once() -> None:
-    assert parse_target("HTTPS://Example.COM.:8443/a/b?c=d#e", NOBODY) == Target(
-        scheme="https", host="example.com", port=8443, path="/a/b?c=d", exempt=False
+def test_url_is_parsed_and_normalised() -> None:
+    assert parse_outbound_url("HTTPS://Example.COM.:8443/a/b?c=d#e", NOBODY) == OutboundTarget(
+        scheme="https", host="example.com", port=8443, path="/a/b?c=d", is_allowlisted=False
     )
-    assert parse_target("https://example.com", NOBODY).path == "/"
-    assert parse_target("https://example.com?q", NOBODY).path == "/?q"
-    assert parse_target("https://[2606:4700::0:1111]/", NOBODY).host == "2606:4700::1111"
+    assert parse_outbound_url("https://example.com", NOBODY).path == "/"
+    assert parse_outbound_url("https://example.com?q", NOBODY).path == "/?q"
+    assert parse_outbound_url("https://[2606:4700::0:1111]/", NOBODY).host == "2606:4700::1111"
 
 
 @pytest.mark.parametrize(
@@ -169,15 +169,15 @@ def test_a_url_is_taken_apart_once() -> None:
         "https://example.com/" + "a" * 2048,
     ],
 )
-def test_a_url_that_may_not_be_asked_is_refused(url: str) -> None:
+def test_disallowed_url_is_refused(url: str) -> None:
     with pytest.raises(TargetRefused):
-        parse_target(url, NOBODY)
+        parse_outbound_url(url, NOBODY)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"https?://[^/]{1,30}/.{0,10}", fullmatch=True))
-def test_any_text_is_a_target_or_refused(text: str) -> None:
+def test_any_text_is_parsed_as_target_or_refused(text: str) -> None:
     try:
-        target = parse_target(text, NOBODY)
+        target = parse_outbound_url(text, NOBODY)
     except TargetRefused:
         return
     assert target.scheme == "https"
@@ -188,37 +188,37 @@ def test_any_text_is_a_target_or_refused(text: str) -> None:
     assert " " not in target.path
 
 
-def test_a_deployment_allows_hosts_by_name_with_any_port_or_with_one() -> None:
-    allowed = parse_allowed(" localhost:8123, 10.0.0.5 ,Chroma.internal.,[FD00::0:1]:80,")
-    assert parse_target("http://LOCALHOST:8123/x", allowed).exempt
-    assert parse_target("http://10.0.0.5:9/x", allowed).exempt
-    assert parse_target("https://chroma.internal/x", allowed).exempt
-    assert parse_target("http://[fd00::1]/", allowed).exempt
+def test_allowed_hosts_match_by_name_with_any_port_or_one() -> None:
+    allowed = parse_allowed_hosts(" localhost:8123, 10.0.0.5 ,Chroma.internal.,[FD00::0:1]:80,")
+    assert parse_outbound_url("http://LOCALHOST:8123/x", allowed).is_allowlisted
+    assert parse_outbound_url("http://10.0.0.5:9/x", allowed).is_allowlisted
+    assert parse_outbound_url("https://chroma.internal/x", allowed).is_allowlisted
+    assert parse_outbound_url("http://[fd00::1]/", allowed).is_allowlisted
     for url in ("http://localhost:8124/", "http://localhost/", "https://10.0.0.6/", "http://[fd00::1]:81/"):
         with pytest.raises(TargetRefused):
-            parse_target(url, allowed)
-    assert not parse_target("https://localhost.evil.example:8123/", allowed).exempt
+            parse_outbound_url(url, allowed)
+    assert not parse_outbound_url("https://localhost.evil.example:8123/", allowed).is_allowlisted
 
 
 @given(v4 | v6, st.integers(1, 65535))
-def test_an_allowed_address_is_allowed_however_it_is_spelled(address: IPv4Address | IPv6Address, port: int) -> None:
+def test_allowed_address_matches_in_any_spelling(address: IPv4Address | IPv6Address, port: int) -> None:
     if isinstance(address, IPv6Address):
         name, spelled = f"[{address}]", f"[{address.exploded.upper()}]"
     else:
         name = spelled = str(address)
-    assert is_allowed(str(address), port, parse_allowed(spelled))
-    assert is_allowed(str(address), port, parse_allowed(f"{spelled}:{port}"))
-    assert parse_target(f"http://{spelled}:{port}/", parse_allowed(name)).host == str(address)
+    assert is_allowed(str(address), port, parse_allowed_hosts(spelled))
+    assert is_allowed(str(address), port, parse_allowed_hosts(f"{spelled}:{port}"))
+    assert parse_outbound_url(f"http://{spelled}:{port}/", parse_allowed_hosts(name)).host == str(address)
 
 
 @pytest.mark.parametrize("text", ["http://localhost", "local host", "host:port", "fd00::1", "*", "a/b"])
-def test_what_is_no_host_cannot_be_allowed(text: str) -> None:
+def test_invalid_allowed_host_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="neither a host nor host:port"):
-        parse_allowed(text)
+        parse_allowed_hosts(text)
 
 
 @pytest.mark.parametrize("method", ["", "CONNECT", "connect", "GET /", "G\r\nET", "GÉT"])
-def test_a_method_that_is_none_is_refused(method: str) -> None:
+def test_invalid_method_is_refused(method: str) -> None:
     with pytest.raises(TargetRefused):
         check_headers(method, {})
 
@@ -239,7 +239,7 @@ def test_a_method_that_is_none_is_refused(method: str) -> None:
         ("X-Y", "\x00"),
     ],
 )
-def test_a_header_that_could_change_the_request_is_refused(name: str, value: str) -> None:
+def test_header_that_could_change_the_request_is_refused(name: str, value: str) -> None:
     with pytest.raises(TargetRefused) as refused:
         check_headers("POST", {name: value})
     assert value not in str(refused.value) or len(value) < 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vigil_core.store.stream import stream_records
 
 
-def test_images_are_rows() -> None:
+def test_stream_images_are_decoded_into_rows() -> None:
     image = {
         "entity": {"S": "wait"},
         "version": {"N": "3"},

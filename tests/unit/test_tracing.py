@@ -11,7 +11,7 @@ import pytest
 from tests.support.daemon import Daemon
 from vigil_core.runtime import tracing
 from vigil_core.runtime.tracing import traced
-from vigil_core.services.context import threaded
+from vigil_core.services.context import thread_pool_map
 
 ABOUT = {"action": "follow_run", "namespace": "team", "correlation_id": "daily-report-001"}
 
@@ -23,7 +23,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     daemon.close()
 
 
-def test_a_subsegment_has_the_ids_that_are_known_in_the_end_and_nothing_else(daemon: Daemon) -> None:
+def test_subsegment_has_the_final_ids_and_nothing_else(daemon: Daemon) -> None:
     before = time.time()
     with traced({**ABOUT, "job": "classified", "trace_id": None}) as said:
         said |= {"job_id": "j", "action": "create_job", "payload": "classified"}
@@ -34,7 +34,7 @@ def test_a_subsegment_has_the_ids_that_are_known_in_the_end_and_nothing_else(dae
     assert "classified" not in str(sent)
 
 
-def test_each_has_an_id_of_its_own(daemon: Daemon) -> None:
+def test_each_subsegment_has_a_unique_id(daemon: Daemon) -> None:
     for _ in range(2):
         with traced({**ABOUT}):
             pass
@@ -42,16 +42,16 @@ def test_each_has_an_id_of_its_own(daemon: Daemon) -> None:
     assert first["id"] != second["id"]
 
 
-def test_on_many_threads_each_tells_of_its_own_work(daemon: Daemon) -> None:
+def test_subsegments_of_threads_are_separate(daemon: Daemon) -> None:
     def work(number: int) -> None:
         with traced({"action": "dispatch", "job_id": str(number)}):
             pass
 
-    threaded(8)(work, range(100))
+    thread_pool_map(8)(work, range(100))
     assert sorted(int(sent["annotations"]["job_id"]) for sent in daemon.take_all()) == list(range(100))
 
 
-def test_work_that_fails_is_told_of_and_fails_as_it_would_have(daemon: Daemon) -> None:
+def test_failed_work_records_a_subsegment_and_raises(daemon: Daemon) -> None:
     with pytest.raises(KeyError, match="broken"), traced({**ABOUT}):
         raise KeyError("broken")
     assert daemon.take()["name"] == "follow_run"
@@ -70,13 +70,13 @@ def test_work_that_fails_is_told_of_and_fails_as_it_would_have(daemon: Daemon) -
         (["a", {"b": 1}], "['a', {'b': 1}]"),
     ],
 )
-def test_whatever_an_id_is_the_daemon_can_read_it(daemon: Daemon, value: object, annotated: str) -> None:
+def test_any_id_is_sanitized_for_the_daemon(daemon: Daemon, value: object, annotated: str) -> None:
     with traced({"action": "get_job", **dict.fromkeys(tracing.IDS, value)}):
         pass
     assert daemon.take()["annotations"] == dict.fromkeys(tracing.IDS, annotated)
 
 
-def test_of_what_is_not_sampled_nothing_is_told(daemon: Daemon) -> None:
+def test_unsampled_work_records_nothing(daemon: Daemon) -> None:
     daemon.trace(sampled=False)
     with traced({**ABOUT}):
         pass
@@ -86,7 +86,7 @@ def test_of_what_is_not_sampled_nothing_is_told(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     "header", ["", "nonsense", ";;==", "Sampled=1", "Root=1-2-3;Sampled=1", "Root=;Parent=;Sampled="]
 )
-def test_a_header_that_says_too_little(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, header: str) -> None:
+def test_incomplete_trace_header_records_nothing(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, header: str) -> None:
     monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
     with traced({**ABOUT}):
         pass
@@ -94,7 +94,7 @@ def test_a_header_that_says_too_little(daemon: Daemon, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("address", ["", ":", "127.0.0.1", "127.0.0.1:", "127.0.0.1:port", "127.0.0.1:1"])
-def test_without_a_daemon_nothing_fails(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_work_succeeds_without_a_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", address)
     for _ in range(3):
         with traced({**ABOUT}):
@@ -103,7 +103,7 @@ def test_without_a_daemon_nothing_fails(daemon: Daemon, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("address", ["daemon.example:2000", "::1:2000", "udp:127.0.0.1:2000"])
-def test_nobody_is_asked_where_a_daemon_is(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_invalid_daemon_address_opens_no_socket(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", address)
     monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was asked for"))
     with traced({**ABOUT}):
@@ -111,7 +111,7 @@ def test_nobody_is_asked_where_a_daemon_is(daemon: Daemon, monkeypatch: pytest.M
     monkeypatch.undo()
 
 
-def test_outside_lambda_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_socket_is_opened_outside_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("_X_AMZN_TRACE_ID", raising=False)
     monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was asked for"))
     with traced({**ABOUT}):

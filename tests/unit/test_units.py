@@ -31,7 +31,7 @@ from benchmarks.units import index_write_units, item_bytes, read_units, write_un
         ({"M": {"key": {"S": "ab"}}}, 3 + 1 + 3 + 2),
     ],
 )
-def test_an_attribute_is_its_name_and_its_value(value: dict[str, Any], size: int) -> None:
+def test_size_of_an_attribute_is_its_name_and_value(value: dict[str, Any], size: int) -> None:
     assert item_bytes({"name": value}) == len("name") + size
 
 
@@ -39,11 +39,11 @@ def test_an_attribute_is_its_name_and_its_value(value: dict[str, Any], size: int
     ("size", "consistent", "units"),
     [(0, True, 1), (0, False, 0.5), (4096, True, 1), (4097, True, 2), (8193, False, 1.5)],
 )
-def test_reads_are_counted_by_four_kilobytes(size: int, consistent: bool, units: float) -> None:
+def test_read_units_count_four_kilobytes(size: int, consistent: bool, units: float) -> None:
     assert read_units(size, consistent=consistent) == units
 
 
-def test_a_write_is_as_large_as_the_larger_of_before_and_after() -> None:
+def test_write_units_follow_the_larger_of_both_images() -> None:
     small, large = _sized(1024), _sized(1025)
     assert item_bytes(small) == 1024
     assert write_units(None, None) == 1
@@ -53,7 +53,7 @@ def test_a_write_is_as_large_as_the_larger_of_before_and_after() -> None:
     assert write_units(large, None) == 2
 
 
-def test_an_index_is_written_when_its_entry_changes() -> None:
+def test_index_write_units_count_changed_entries() -> None:
     row = {"pk": {"S": "a"}, "sk": {"S": "b"}, "status": {"S": "waiting"}}
     due = {**row, "g1pk": {"S": "due#0"}, "g1sk": {"S": "09:00"}}
     later = {**due, "g1sk": {"S": "10:00"}}

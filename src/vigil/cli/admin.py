@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mypy_boto3_lambda.client import LambdaClient
 
 ADMIN_FUNCTION = "VIGIL_ADMIN_FUNCTION"
-_LONGEST_ANSWER_S = 310
+_READ_TIMEOUT_S = 310
 """The function may work for 5 minutes."""
 
 StackOption = Annotated[
@@ -36,10 +36,10 @@ class AdminFunction:
 
     client: LambdaClient
     name: str
-    where: str
+    label: str
 
     @classmethod
-    def of(cls, stack: str | None) -> AdminFunction:
+    def for_stack(cls, stack: str | None) -> AdminFunction:
         """The function of the stack that is meant. Ends the command when that is unclear."""
         import boto3
         from botocore.config import Config
@@ -47,39 +47,39 @@ class AdminFunction:
 
         from vigil.local.errors import LocalError
         from vigil.local.stack import Stack, session
-        from vigil.local.state_dir import Home
+        from vigil.local.state_dir import StateDir
 
         # Not asked twice: the first may still be at work.
-        config = Config(read_timeout=_LONGEST_ANSWER_S, retries={"total_max_attempts": 1})
+        config = Config(read_timeout=_READ_TIMEOUT_S, retries={"total_max_attempts": 1})
         try:
             if stack:
-                name = _output(boto3.client("cloudformation"), stack, "AdminFunctionName")
+                name = _stack_output(boto3.client("cloudformation"), stack, "AdminFunctionName")
                 return cls(boto3.client("lambda", config=config), name, f"the stack {stack}")
-            if named := os.environ.get(ADMIN_FUNCTION):
-                return cls(boto3.client("lambda", config=config), named, f"the function {named}")
-            if local := Stack.read(Home.of(Path.cwd()).stack_file):
-                client = session().client("lambda", endpoint_url=local.endpoint_url, config=config)
-                return cls(client, local.admin_function, "the local cloud")
+            if function_name := os.environ.get(ADMIN_FUNCTION):
+                return cls(boto3.client("lambda", config=config), function_name, f"the function {function_name}")
+            if local_stack := Stack.read(StateDir.of(Path.cwd()).stack_file):
+                client = session().client("lambda", endpoint_url=local_stack.endpoint_url, config=config)
+                return cls(client, local_stack.admin_function, "the local cloud")
         except (BotoCoreError, ClientError, LocalError) as error:
             raise fail(str(error)) from error
         raise fail(f"Which stack? Say --stack NAME, set {ADMIN_FUNCTION}, or start one here with `vigil local up`.")
 
-    def ask(self, action: str, **fields: object) -> dict[str, Any]:
+    def invoke(self, action: str, **fields: object) -> dict[str, Any]:
         """What the function answers. Ends the command, saying why, when it refuses or fails."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         request = dumps({"action": action, **{name: value for name, value in fields.items() if value is not None}})
         try:
-            said = self.client.invoke(FunctionName=self.name, Payload=request.encode())
+            response = self.client.invoke(FunctionName=self.name, Payload=request.encode())
         except (BotoCoreError, ClientError) as error:
             raise fail(f"Cannot invoke {self.name}: {error}") from error
-        answer: Any = loads(said["Payload"].read())
-        if said.get("FunctionError"):
-            raise fail(f"{self.name} failed: {answer.get('errorType')}: {answer.get('errorMessage')}")
-        if "error" in answer:
-            problems = [f"{problem['pointer'].strip('/')}: {problem['detail']}" for problem in answer["errors"]]
-            raise fail("\n".join(problems) or answer["message"])
-        return dict(answer)
+        result: Any = loads(response["Payload"].read())
+        if response.get("FunctionError"):
+            raise fail(f"{self.name} failed: {result.get('errorType')}: {result.get('errorMessage')}")
+        if "error" in result:
+            problems = [f"{problem['pointer'].strip('/')}: {problem['detail']}" for problem in result["errors"]]
+            raise fail("\n".join(problems) or result["message"])
+        return dict(result)
 
 
 def fail(message: str, exit_code: int = 1) -> typer.Exit:
@@ -88,9 +88,9 @@ def fail(message: str, exit_code: int = 1) -> typer.Exit:
     return typer.Exit(exit_code)
 
 
-def _output(client: CloudFormationClient, stack: str, output: str) -> str:
-    found = client.describe_stacks(StackName=stack)["Stacks"][0].get("Outputs", [])
-    value = {item.get("OutputKey"): item.get("OutputValue") for item in found}.get(output)
+def _stack_output(client: CloudFormationClient, stack: str, output: str) -> str:
+    outputs = client.describe_stacks(StackName=stack)["Stacks"][0].get("Outputs", [])
+    value = {item.get("OutputKey"): item.get("OutputValue") for item in outputs}.get(output)
     if value is None:
         raise fail(f"The stack {stack} has no output {output}: it is no stack of Vigil.")
     return value

@@ -9,12 +9,12 @@ from vigil.cli.admin import fail
 
 
 @contextmanager
-def refusals_told() -> Iterator[None]:
+def exit_on_refusal() -> Iterator[None]:
     """Have a VigilError end the command with what it says and exit code 1."""
     from vigil.client import VigilError
 
     try:
         yield
     except VigilError as error:
-        wrong = [f"{problem['pointer']}: {problem['detail']}" for problem in error.errors]
-        raise fail(f"{error.code}: {'; '.join(wrong) or error.message}") from error
+        problems = [f"{problem['pointer']}: {problem['detail']}" for problem in error.errors]
+        raise fail(f"{error.code}: {'; '.join(problems) or error.message}") from error

@@ -17,30 +17,30 @@ app = typer.Typer(help="Look at dead letters and try them again, with AWS creden
 @app.command("list")
 def list_dead_letters(stack: StackOption = None) -> None:
     """List the batches of stream records that were given up, oldest first, and count the dead messages."""
-    found = AdminFunction.of(stack).ask("list_dead_letters")
+    response = AdminFunction.for_stack(stack).invoke("list_dead_letters")
     console = Console()
-    if found["batches"]:
-        console.print(_table(found["batches"]))
-    console.print(f"{found['total']} batches of stream records; {_messages(found['messages'], 'dead messages')}.")
+    if response["batches"]:
+        console.print(_table(response["batches"]))
+    console.print(f"{response['total']} batches of stream records; {_messages(response['messages'], 'dead messages')}.")
 
 
 @app.command()
 def redrive(stack: StackOption = None) -> None:
     """Try everything again. What works is removed; what fails again stays, and is shown."""
-    admin = AdminFunction.of(stack)
+    admin = AdminFunction.for_stack(stack)
     batches, messages = 0, Counter[str]()
     while True:
-        done = admin.ask("redrive_dead_letters")
-        batches += done["batches"]
-        messages.update(done["messages"])
-        if not done["left"] or not (done["batches"] or sum(done["messages"].values())):
+        response = admin.invoke("redrive_dead_letters")
+        batches += response["batches"]
+        messages.update(response["messages"])
+        if not response["left"] or not (response["batches"] or sum(response["messages"].values())):
             break
     console = Console()
-    if done["failed"]:
-        console.print(_table(done["failed"]))
+    if response["failed"]:
+        console.print(_table(response["failed"]))
     console.print(f"{batches} batches handled; {_messages(messages, 'messages sent back')}.")
-    if done["failed"] or done["left"]:
-        console.print(f"{len(done['failed'])} batches failed again, {done['left']} were not tried.")
+    if response["failed"] or response["left"]:
+        console.print(f"{len(response['failed'])} batches failed again, {response['left']} were not tried.")
         raise typer.Exit(1)
 
 
@@ -54,5 +54,5 @@ def _table(batches: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _messages(counts: dict[str, int] | Counter[str], what: str) -> str:
-    return f"{what}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+def _messages(counts: dict[str, int] | Counter[str], label: str) -> str:
+    return f"{label}: " + ", ".join(f"{name} {count}" for name, count in counts.items())

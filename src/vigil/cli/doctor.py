@@ -15,7 +15,7 @@ from vigil_core.domain.exact_json import dumps
 
 
 def doctor(
-    mend: Annotated[bool, typer.Option("--mend", help="Mend what is found.")] = False,
+    fix: Annotated[bool, typer.Option("--mend", help="Mend what is found.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     stack: StackOption = None,
 ) -> None:
@@ -23,47 +23,49 @@ def doctor(
 
     Exit code 1 when something is found, or could not be mended.
     """
-    found = _mended(AdminFunction.of(stack)) if mend else AdminFunction.of(stack).ask("doctor")
-    findings = found["findings"]
+    examination = (
+        _repair_all(AdminFunction.for_stack(stack)) if fix else AdminFunction.for_stack(stack).invoke("doctor")
+    )
+    findings = examination["findings"]
     if as_json:
-        typer.echo(dumps(found))
+        typer.echo(dumps(examination))
     else:
-        _show(found, mend)
+        _show(examination, fix)
     if any(not finding["mended"] for finding in findings):
         raise typer.Exit(1)
 
 
-def _mended(admin: AdminFunction) -> dict[str, Any]:
+def _repair_all(admin: AdminFunction) -> dict[str, Any]:
     """Ask again while there is more, and something new is found: a look finds so much and no more."""
-    known: dict[tuple[str, str | None, str], dict[str, Any]] = {}
+    findings_by_id: dict[tuple[str, str | None, str], dict[str, Any]] = {}
     while True:
-        found = admin.ask("doctor", mend=True)
-        fresh = {(each["kind"], each["namespace"], each["id"]): each for each in found["findings"]}
-        is_news = bool(fresh.keys() - known.keys())
-        known |= fresh
-        if not found["more"] or not is_news:
-            return {**found, "findings": list(known.values())}
+        examination = admin.invoke("doctor", mend=True)
+        new_findings = {(each["kind"], each["namespace"], each["id"]): each for each in examination["findings"]}
+        has_new_findings = bool(new_findings.keys() - findings_by_id.keys())
+        findings_by_id |= new_findings
+        if not examination["more"] or not has_new_findings:
+            return {**examination, "findings": list(findings_by_id.values())}
 
 
-def _show(found: Mapping[str, Any], mend: bool) -> None:
+def _show(examination: Mapping[str, Any], fix: bool) -> None:
     console = Console()
-    findings = found["findings"]
+    findings = examination["findings"]
     if findings:
-        last = "what came of it" if mend else "--mend would"
-        columns = ("kind", "namespace", "id", "since", "what", last)
+        outcome_column = "what came of it" if fix else "--mend would"
+        columns = ("kind", "namespace", "id", "since", "what", outcome_column)
         table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
-        for each in findings:
-            said = (each["outcome"] or "not tried: no time was left") if mend else each["mend"]
-            cells = (each["kind"], each["namespace"], each["id"], each["since"], each["what"], said)
+        for finding in findings:
+            outcome = (finding["outcome"] or "not tried: no time was left") if fix else finding["mend"]
+            cells = (finding["kind"], finding["namespace"], finding["id"], finding["since"], finding["what"], outcome)
             table.add_row(*(escape(cell or "") for cell in cells))
         console.print(table)
-    looked = found["looked_at"]
-    where = f"{looked['queues']} queues, {looked['jobs']} jobs and {looked['due']} due rows"
+    examined = examination["looked_at"]
+    scope = f"{examined['queues']} queues, {examined['jobs']} jobs and {examined['due']} due rows"
     if not findings:
-        console.print(f"[green]✓[/] Nothing is stuck in {where}.")
+        console.print(f"[green]✓[/] Nothing is stuck in {scope}.")
     else:
-        mended = sum(each["mended"] for each in findings)
-        done = f", {mended} of them mended" if mend else "; `vigil doctor --mend` mends them"
-        console.print(f"{len(findings)} findings in {where}{done}.")
-    if found["more"]:
+        repaired = sum(each["mended"] for each in findings)
+        suffix = f", {repaired} of them mended" if fix else "; `vigil doctor --mend` mends them"
+        console.print(f"{len(findings)} findings in {scope}{suffix}.")
+    if examination["more"]:
         console.print("There was more than one look can take: look again.")

@@ -16,14 +16,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from vigil.cli.admin import fail
-from vigil.cli.api import refusals_told
+from vigil.cli.api import exit_on_refusal
 
 if TYPE_CHECKING:
     from vigil.client import Json, Vigil
 
-FAILED = 3
+EXIT_FAILED = 3
 """Exit code: a job ended, and not well."""
-TIMED_OUT = 4
+EXIT_TIMED_OUT = 4
 """Exit code: a job has not ended in time."""
 
 _STYLES = {
@@ -39,11 +39,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the API says.")
 
 
 @contextmanager
-def asking() -> Iterator[Vigil]:
+def api_client() -> Iterator[Vigil]:
     """A client whose refusals end the command."""
     from vigil.client import Vigil
 
-    with refusals_told(), Vigil() as client:
+    with exit_on_refusal(), Vigil() as client:
         yield client
 
 
@@ -63,7 +63,7 @@ def create(
     timeout: Annotated[int | None, typer.Option(help="Seconds that a try may take.", show_default=False)] = None,
     unique_key: Annotated[str | None, typer.Option(help="Not while a job has this key.", show_default=False)] = None,
     mutex: Annotated[str | None, typer.Option(help="Refused while a job has this key.", show_default=False)] = None,
-    line: Annotated[bool, typer.Option("--in-line", help="Wait for the mutex in line instead.")] = False,
+    queue_for_mutex: Annotated[bool, typer.Option("--in-line", help="Wait for the mutex in line instead.")] = False,
     after: Annotated[
         list[str] | None,
         typer.Option(help="A job that has to end first; may be repeated.", show_default=False),
@@ -79,19 +79,19 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a job and print its id."""
-    fields = dict(_pair(given) for given in field or [])
-    with asking() as client:
-        made = client.submit(
+    fields = dict(_parse_field(given) for given in field or [])
+    with api_client() as client:
+        created = client.submit(
             job_type,
-            None if payload is None else _json(payload),
+            None if payload is None else _read_json(payload),
             name=name,
             queue=queue,
             priority=priority,  # type: ignore[arg-type] # The API says which there are.
-            scheduled_at=None if at is None else _moment(at),
+            scheduled_at=None if at is None else _parse_time(at),
             retry=None if attempts is None else {"max_attempts": attempts},
             timeout=timeout,
             unique_key=unique_key,
-            mutex={"key": mutex, "on_conflict": "queue"} if mutex and line else mutex,
+            mutex={"key": mutex, "on_conflict": "queue"} if mutex and queue_for_mutex else mutex,
             depends_on=after,
             trigger_rule=rule,  # type: ignore[arg-type] # So for these.
             condition=condition,
@@ -99,9 +99,9 @@ def create(
             fields=fields or None,
         )
         if as_json:
-            print_json(client.job(made.job_id))
+            print_json(client.job(created.job_id))
         else:
-            typer.echo(made.job_id)
+            typer.echo(created.job_id)
 
 
 @app.command()
@@ -113,49 +113,59 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show all of a job."""
-    with asking() as client:
+    with api_client() as client:
         job = client.job(job_id)
-        neighbours = client.dependencies(job_id) if include_dependencies else None
-    if neighbours is not None:
-        job["dependencies"], job["dependents"] = neighbours["depends_on"], neighbours["dependents"]
+        dependency_view = client.dependencies(job_id) if include_dependencies else None
+    if dependency_view is not None:
+        job["dependencies"], job["dependents"] = dependency_view["depends_on"], dependency_view["dependents"]
     if as_json:
         print_json(job)
         return
-    told = {name: value for name, value in job.items() if name not in ("dependencies", "dependents")}
-    console.print(facts(told))
-    if neighbours is not None:
-        _print_neighbours(neighbours)
+    fields = {name: value for name, value in job.items() if name not in ("dependencies", "dependents")}
+    console.print(details_table(fields))
+    if dependency_view is not None:
+        _print_dependencies(dependency_view)
 
 
 @app.command()
 def dependencies(job_id: JobId, as_json: AsJson = False) -> None:
     """Show what a job waits for, and who waits for it."""
-    with asking() as client:
-        found = client.dependencies(job_id)
+    with api_client() as client:
+        dependency_view = client.dependencies(job_id)
     if as_json:
-        print_json(found)
+        print_json(dependency_view)
         return
-    _print_neighbours(found)
+    _print_dependencies(dependency_view)
 
 
-def _print_neighbours(found: Json) -> None:
+def _print_dependencies(dependency_view: Json) -> None:
     """What a job depends on and what depends on it, as the API tells it."""
-    verdict = found["verdict"]
-    said = verdict["reason"] if verdict else found["trigger_rule"] if found["depends_on"] else "it depends on nothing"
-    console.print(f"dependencies {found['dependency_status']}: {escape(said)}", highlight=False, soft_wrap=True)
+    verdict = dependency_view["verdict"]
+    reason = (
+        verdict["reason"]
+        if verdict
+        else dependency_view["trigger_rule"]
+        if dependency_view["depends_on"]
+        else "it depends on nothing"
+    )
+    console.print(
+        f"dependencies {dependency_view['dependency_status']}: {escape(reason)}", highlight=False, soft_wrap=True
+    )
     columns = ("", "status", "job id", "type", "name")
     table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
-    for end, neighbours in (("after", found["depends_on"]), ("before", found["dependents"])):
-        for job in neighbours:
-            table.add_row(end, styled(job["status"]), job["job_id"], escape(job["job_type"]), escape(job["name"] or ""))
+    for direction, jobs in (("after", dependency_view["depends_on"]), ("before", dependency_view["dependents"])):
+        for job in jobs:
+            table.add_row(
+                direction, styled(job["status"]), job["job_id"], escape(job["job_type"]), escape(job["name"] or "")
+            )
     if table.row_count:
         console.print(table)
 
 
-def facts(told: Json) -> Table:
+def details_table(fields: Json) -> Table:
     """All of something that there is to say, line by line."""
     table = Table(Column(style="dim"), Column(overflow="fold"), box=None, show_header=False)
-    for name, value in told.items():
+    for name, value in fields.items():
         if value not in (None, [], {}):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             table.add_row(name, styled(text) if name == "status" else escape(text))
@@ -177,8 +187,8 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with asking() as client:
-        found = client.jobs(
+    with api_client() as client:
+        matching = client.jobs(
             limit=limit,
             status=status,
             job_type=job_type,
@@ -188,7 +198,7 @@ def list_jobs(
             workflow_id=workflow,
             correlation_id=correlation_id,
         )
-        jobs = list(found)
+        jobs = list(matching)
     if as_json:
         print_json(jobs)
     elif jobs:
@@ -200,13 +210,13 @@ def list_jobs(
 @app.command()
 def status(job_id: JobId, as_json: AsJson = False) -> None:
     """Print a job's status. One that there is not is `not_found`, with exit code 1."""
-    with asking() as client:
-        found = client.status_only(job_id)
+    with api_client() as client:
+        job_status = client.status_only(job_id)
     if as_json:
-        print_json({"job_id": job_id, "status": found})
+        print_json({"job_id": job_id, "status": job_status})
     else:
-        typer.echo(found)
-    if found == "not_found":
+        typer.echo(job_status)
+    if job_status == "not_found":
         raise typer.Exit(1)
 
 
@@ -215,29 +225,29 @@ def result(job_id: JobId) -> None:
     """Print a completed job's result, as JSON. Exit code 3 when it ended otherwise, 1 when it has not ended."""
     from vigil.client import JobFailed
 
-    with asking() as client:
+    with api_client() as client:
         try:
-            found = client.result(job_id)
+            job_result = client.result(job_id)
         except JobFailed as failure:
-            raise fail(str(failure), FAILED) from failure
-    print_json(found)
+            raise fail(str(failure), EXIT_FAILED) from failure
+    print_json(job_result)
 
 
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job: at once, or by asking when it runs."""
-    with asking() as client:
+    with api_client() as client:
         job = client.cancel(job_id)
-    asked = " It was asked to cancel." if job["status"] == "running" else ""
-    _say(job, as_json, asked)
+    suffix = " It was asked to cancel." if job["status"] == "running" else ""
+    _print_status(job, as_json, suffix)
 
 
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Try a failed, cancelled or skipped job again."""
-    with asking() as client:
+    with api_client() as client:
         job = client.retry(job_id)
-    _say(job, as_json)
+    _print_status(job, as_json)
 
 
 @app.command()
@@ -247,21 +257,21 @@ def wait(
     as_json: AsJson = False,
 ) -> None:
     """Wait until jobs have ended. Exit code 0 when all completed, 3 when one ended otherwise, 4 when time was over."""
-    with asking() as client:
+    with api_client() as client:
         options = {"get_fields": {"status": None}}
-        answer = client.wait({"wait_on": dict.fromkeys(job_ids), "wait_options": options}, timeout=timeout)
-    ended = {job_id: values["status"] for job_id, values in answer["waited_jobs"].items()}
+        result = client.wait({"wait_on": dict.fromkeys(job_ids), "wait_options": options}, timeout=timeout)
+    ended = {job_id: values["status"] for job_id, values in result["waited_jobs"].items()}
     if as_json:
-        print_json(answer)
+        print_json(result)
     else:
         for job_id in job_ids:
             console.print(
                 f"{escape(job_id)} {styled(ended.get(job_id, 'has not ended'))}", highlight=False, soft_wrap=True
             )
     if any(status != "completed" for status in ended.values()):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILED)
     if ended.keys() != set(job_ids):
-        raise typer.Exit(TIMED_OUT)
+        raise typer.Exit(EXIT_TIMED_OUT)
 
 
 def _table(jobs: list[Json]) -> Table:
@@ -281,11 +291,11 @@ def _table(jobs: list[Json]) -> Table:
     return table
 
 
-def _say(job: Json, as_json: bool, more: str = "") -> None:
+def _print_status(job: Json, as_json: bool, suffix: str = "") -> None:
     if as_json:
         print_json(job)
     else:
-        console.print(f"{job['job_id']} is {styled(job['status'])}.{more}", highlight=False, soft_wrap=True)
+        console.print(f"{job['job_id']} is {styled(job['status'])}.{suffix}", highlight=False, soft_wrap=True)
 
 
 def styled(status: str) -> str:
@@ -299,15 +309,15 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def _json(given: str) -> Any:
+def _read_json(source: str) -> Any:
     """The JSON that an option means. Ends the command when it is none."""
     try:
-        if given == "-":
+        if source == "-":
             text = sys.stdin.read()
-        elif given.startswith("@"):
-            text = Path(given[1:]).read_text(encoding="utf-8")
+        elif source.startswith("@"):
+            text = Path(source[1:]).read_text(encoding="utf-8")
         else:
-            text = given
+            text = source
         return json.loads(text)
     except OSError as error:
         raise fail(f"--payload: {error}", 2) from error
@@ -315,21 +325,21 @@ def _json(given: str) -> Any:
         raise fail(f"--payload is not JSON: {error}", 2) from error
 
 
-def _pair(given: str) -> tuple[str, Any]:
+def _parse_field(text: str) -> tuple[str, Any]:
     """A field; its value is JSON if it can be, else text."""
-    name, equals, value = given.partition("=")
+    name, equals, value = text.partition("=")
     if not equals:
-        raise fail(f"--field takes NAME=VALUE, not {given}.", 2)
+        raise fail(f"--field takes NAME=VALUE, not {text}.", 2)
     try:
         return name, json.loads(value)
     except ValueError:
         return name, value
 
 
-def _moment(given: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(given)
+        parsed = datetime.fromisoformat(text)
     except ValueError as error:
-        raise fail(f"--at takes a time as 2026-01-31T09:30:00Z, not {given}.", 2) from error
+        raise fail(f"--at takes a time as 2026-01-31T09:30:00Z, not {text}.", 2) from error
     # Without a zone it is the time on the wall here.
-    return moment.astimezone()
+    return parsed.astimezone()

@@ -21,19 +21,19 @@ def create(
     stack: StackOption = None,
 ) -> None:
     """Create a key and print it: this once, for only its hash is stored."""
-    admin = AdminFunction.of(stack)
-    listed = [scope.strip() for scope in scopes.split(",") if scope.strip()]
-    answer = admin.ask("create_key", namespace=namespace, scopes=listed, name=name)
+    admin = AdminFunction.for_stack(stack)
+    scope_list = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    response = admin.invoke("create_key", namespace=namespace, scopes=scope_list, name=name)
     typer.echo(
-        f"Key {answer['key']['key_id']} for {namespace} on {admin.where}. Keep it: it is not shown again.", err=True
+        f"Key {response['key']['key_id']} for {namespace} on {admin.label}. Keep it: it is not shown again.", err=True
     )
-    typer.echo(answer["token"])
+    typer.echo(response["token"])
 
 
 @app.command("list")
 def list_keys(namespace: NamespaceOption, stack: StackOption = None) -> None:
     """List the keys of a namespace, revoked ones too."""
-    keys = AdminFunction.of(stack).ask("list_keys", namespace=namespace)["keys"]
+    keys = AdminFunction.for_stack(stack).invoke("list_keys", namespace=namespace)["keys"]
     table = Table("key id", "name", "scopes", "created", "revoked", box=None)
     for key in keys:
         table.add_row(
@@ -49,5 +49,5 @@ def revoke(
     stack: StackOption = None,
 ) -> None:
     """Revoke a key for good. Its open WebSockets are closed at once; HTTP refuses it within 60 seconds."""
-    answer = AdminFunction.of(stack).ask("revoke_key", namespace=namespace, key_id=key_id)
-    typer.echo(f"Revoked {key_id} at {answer['key']['revoked_at']}; closed {answer['disconnected']} WebSockets.")
+    response = AdminFunction.for_stack(stack).invoke("revoke_key", namespace=namespace, key_id=key_id)
+    typer.echo(f"Revoked {key_id} at {response['key']['revoked_at']}; closed {response['disconnected']} WebSockets.")

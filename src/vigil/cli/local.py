@@ -16,7 +16,7 @@ from rich.table import Table
 from vigil.local import cloud, logs
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack
-from vigil.local.state_dir import Home, tail
+from vigil.local.state_dir import StateDir, tail
 
 app = typer.Typer(no_args_is_help=True, help="Run Vigil on this machine, on an AWS emulator.")
 console = Console()
@@ -35,11 +35,11 @@ HERE = Path()
 P = ParamSpec("P")
 
 
-def explained(command: Callable[P, None]) -> Callable[P, None]:
+def exit_on_local_error(command: Callable[P, None]) -> Callable[P, None]:
     """Have a LocalError end the command with its message and exit code 1."""
 
     @functools.wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> None:
+    def wrapper(*arguments: P.args, **options: P.kwargs) -> None:
         try:
             command(*arguments, **options)
         except LocalError as error:
@@ -48,11 +48,11 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
             errors.print(f"[red]✗[/] {escape(str(error))}")
             raise typer.Exit(1) from error
 
-    return run
+    return wrapper
 
 
 @app.command()
-@explained
+@exit_on_local_error
 def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Come back once it runs.")] = False,
     port: Annotated[int, typer.Option(envvar="VIGIL_LOCAL_PORT", help="The emulator's port.")] = cloud.DEFAULT_PORT,
@@ -69,83 +69,85 @@ def up(
     directory: Directory = None,
 ) -> None:
     """Start it and deploy this checkout; once it runs, deploy what has changed."""
-    home = Home.of(root, directory)
+    home = StateDir.of(root, directory)
     was_running = home.supervisor.alive
     if fresh:
         cloud.down(home)
         home.wipe()
         was_running = False
-    began = time.monotonic()
-    stack = cloud.up(home, port=port, addresses=tuple(listen or ()), parameters=_parameters(parameter or []), say=_say)
-    console.print(f"[green]✓[/] Vigil runs on this machine ({time.monotonic() - began:.1f} s)")
-    _show(stack)
+    started_at = time.monotonic()
+    stack = cloud.up(
+        home, port=port, addresses=tuple(listen or ()), parameters=_parameters(parameter or []), say=_print_step
+    )
+    console.print(f"[green]✓[/] Vigil runs on this machine ({time.monotonic() - started_at:.1f} s)")
+    _print_connection(stack)
     if detach or was_running:
         return
     console.print("[dim]Logs follow; Ctrl-C stops it and keeps its state.[/]")
-    _stay(home, stack)
+    _follow_logs(home, stack)
 
 
-def _say(message: str) -> None:
+def _print_step(message: str) -> None:
     console.print(f"[dim]·[/] {escape(message)}")
 
 
-def _parameters(given: list[str]) -> dict[str, str]:
-    pairs = [entry.partition("=") for entry in given]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise LocalError(f"--parameter takes NAME=VALUE, not {wrong[0]}.")
+def _parameters(texts: list[str]) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in texts]
+    if invalid := [name for name, equals, _ in pairs if not equals]:
+        raise LocalError(f"--parameter takes NAME=VALUE, not {invalid[0]}.")
     return {name: value for name, _, value in pairs}
 
 
-def _stay(home: Home, stack: Stack) -> None:
+def _follow_logs(home: StateDir, stack: Stack) -> None:
     """Show the logs until Ctrl-C, or until it ends by itself."""
     now = int(time.time() * 1000)
     try:
-        for line in logs.lines(stack, None, since_ms=now, more=lambda: home.supervisor.alive):
+        for line in logs.lines(stack, None, since_ms=now, is_following=lambda: home.supervisor.alive):
             _print(line)
     except KeyboardInterrupt:
         console.print()
-        cloud.down(home, say=_say)
+        cloud.down(home, say=_print_step)
         console.print("[green]✓[/] Stopped; `vigil local up` goes on from here")
         return
     raise LocalError("The local cloud ended by itself.", tail(home.supervisor_log))
 
 
 @app.command()
-@explained
+@exit_on_local_error
 def down(root: Root = HERE, directory: Directory = None) -> None:
     """Stop it; its state is kept."""
-    stopped = cloud.down(Home.of(root, directory), say=_say)
+    stopped = cloud.down(StateDir.of(root, directory), say=_print_step)
     console.print("[green]✓[/] Stopped; its state is kept" if stopped else "It was not running.")
 
 
 @app.command()
-@explained
+@exit_on_local_error
 def status(root: Root = HERE, directory: Directory = None) -> None:
     """Say what runs and how it is. Exit code 0 when all is well, 1 when not, 3 when it does not run."""
-    home = Home.of(root, directory)
+    home = StateDir.of(root, directory)
     health = cloud.health(home)
     if not health.running or health.stack is None:
-        left = (
+        hint = (
             " (a killed supervisor left its emulator running; `vigil local down` ends it)"
             if home.emulator.alive
             else ""
         )
-        console.print(f"It is not running{left}. Start it with `vigil local up --detach`.")
+        console.print(f"It is not running{hint}. Start it with `vigil local up --detach`.")
         raise typer.Exit(3)
-    answers = "[green]answers[/]" if health.api_status == 200 else f"[red]{health.api_status or 'does not answer'}[/]"
-    console.print(f"Vigil runs on this machine (pid {health.stack.pid}); its API {answers}")
-    _show(health.stack)
+    api_state = "[green]answers[/]" if health.api_status == 200 else f"[red]{health.api_status or 'does not answer'}[/]"
+    console.print(f"Vigil runs on this machine (pid {health.stack.pid}); its API {api_state}")
+    _print_connection(health.stack)
     table = Table("stream mapping", "pending", "given up", "last error", title_justify="left", box=None)
     for reader in health.readers:
         table.add_row(reader["function"], str(reader["pending"]), str(reader["given_up"]), reader["last_error"] or "")
     console.print(table)
     console.print(f"Dead letters: {'unknown' if health.dead_letters is None else health.dead_letters}")
-    if not health.well:
+    if not health.is_healthy:
         raise typer.Exit(1)
 
 
 @app.command("logs")
-@explained
+@exit_on_local_error
 def show_logs(
     function: Annotated[str | None, typer.Argument(help="A function, say matcher; all when left out.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
@@ -153,12 +155,12 @@ def show_logs(
     directory: Directory = None,
 ) -> None:
     """Show what the functions log."""
-    home = Home.of(root, directory)
+    home = StateDir.of(root, directory)
     stack = Stack.read(home.stack_file)
     if stack is None or not home.supervisor.alive:
         raise LocalError("It is not running. Start it with `vigil local up --detach`.")
     try:
-        for line in logs.lines(stack, function, more=lambda: follow and home.supervisor.alive):
+        for line in logs.lines(stack, function, is_following=lambda: follow and home.supervisor.alive):
             _print(line)
     except KeyboardInterrupt:
         console.print()
@@ -174,13 +176,13 @@ def _print(line: logs.Line) -> None:
     )
 
 
-def _show(stack: Stack) -> None:
-    facts = {
+def _print_connection(stack: Stack) -> None:
+    values = {
         "HTTP": stack.api_url,
         "WebSocket": stack.ws_url,
         "API key": stack.api_key,
         "AWS": f"{stack.endpoint_url} ({stack.region})",
     }
-    for name, value in facts.items():
+    for name, value in values.items():
         # Never wrapped: made to be copied.
         console.print(f"[bold]{name:<10}[/] {escape(value)}", soft_wrap=True, highlight=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vigil.cli.admin import fail
-from vigil.cli.api import refusals_told
+from vigil.cli.api import exit_on_refusal
 
 if TYPE_CHECKING:
     from vigil.worker import Handler
@@ -46,15 +46,17 @@ def run(
     from vigil.client import Vigil
     from vigil.worker import Worker
 
-    handler = _handler(task)
+    handler = _load_handler(task)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with refusals_told(), Vigil() as client:
-        made = Worker(client, queue, handler, concurrency=concurrency, lease=lease, grace=grace, hold=hold, name=name)
-        made.run()
+    with exit_on_refusal(), Vigil() as client:
+        queue_worker = Worker(
+            client, queue, handler, concurrency=concurrency, lease=lease, grace=grace, hold=hold, name=name
+        )
+        queue_worker.run()
 
 
-def _handler(task: str) -> Handler:
+def _load_handler(task: str) -> Handler:
     """The function that is meant. Ends the command when there is none."""
     module_name, _, function_name = task.partition(":")
     if not (module_name and function_name):
@@ -64,10 +66,10 @@ def _handler(task: str) -> Handler:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise fail(f"{module_name} cannot be imported: {type(error).__name__}: {error}", 2) from error
-    found = getattr(module, function_name, None)
-    if found is None:
+    candidate = getattr(module, function_name, None)
+    if candidate is None:
         raise fail(f"{module_name} has no {function_name}.", 2)
-    if not callable(found):
+    if not callable(candidate):
         raise fail(f"{function_name} cannot be called.", 2)
-    handler: Handler = found
+    handler: Handler = candidate
     return handler

@@ -20,7 +20,17 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vigil.cli.admin import fail
-from vigil.cli.jobs import FAILED, TIMED_OUT, AsJson, asking, console, dependencies, facts, print_json, styled
+from vigil.cli.jobs import (
+    EXIT_FAILED,
+    EXIT_TIMED_OUT,
+    AsJson,
+    api_client,
+    console,
+    dependencies,
+    details_table,
+    print_json,
+    styled,
+)
 
 if TYPE_CHECKING:
     from vigil.client import Json, Vigil
@@ -43,9 +53,9 @@ Name = Annotated[str | None, typer.Option(help="Of this name.", show_default=Fal
 CorrelationId = Annotated[str | None, typer.Option(help="With this id.", show_default=False)]
 
 _COUNTS = ("completed", "running", "pending", "scheduled", "waiting", "failed", "cancelled", "skipped")
-_JOBS_LOOKED_AT = 2_000
+_MAX_JOBS_SEARCHED = 2_000
 """In search of jobs that run or have failed, each time that a status is shown."""
-_JOBS_NAMED = 8
+_MAX_JOBS_SHOWN = 8
 
 
 class Format(StrEnum):
@@ -57,7 +67,7 @@ class Format(StrEnum):
     svg = "svg"
 
 
-class Open(StrEnum):
+class OpenStatus(StrEnum):
     """The statuses of a run that has not ended."""
 
     pending = "pending"
@@ -85,7 +95,7 @@ def create(
     """Begin a run and print its id. With --wait: exit code 0 when it completed, 3 when it ended otherwise, 4 when time
     was over."""
     definition = _read(file)
-    with asking() as client:
+    with api_client() as client:
         run = client.create_workflow(definition)
         workflow_id = run["workflow_id"]
         if wait:
@@ -95,11 +105,11 @@ def create(
     if as_json:
         print_json(run)
     elif wait:
-        _say(run)
+        _print_status(run)
     else:
         typer.echo(workflow_id)
     if wait:
-        _exit_as(run)
+        _exit_by_status(run)
 
 
 @app.command()
@@ -111,21 +121,21 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Say everything that is wrong with a definition, and store nothing."""
-    from vigil.cli.api import refusals_told
+    from vigil.cli.api import exit_on_refusal
 
     definition = _read(file)
     if offline:
-        with refusals_told():
+        with exit_on_refusal():
             definition.validate()
         jobs = definition.to_dict()["jobs"]
-        found = {"valid": True, "jobs": len(jobs), "edges": sum(len(job.get("depends_on") or []) for job in jobs)}
+        summary = {"valid": True, "jobs": len(jobs), "edges": sum(len(job.get("depends_on") or []) for job in jobs)}
     else:
-        with asking() as client:
-            found = client.validate_workflow(definition)
+        with api_client() as client:
+            summary = client.validate_workflow(definition)
     if as_json:
-        print_json(found)
+        print_json(summary)
     else:
-        typer.echo(f"{definition.name} is valid: {found['jobs']:,} jobs, {found['edges']:,} dependencies.")
+        typer.echo(f"{definition.name} is valid: {summary['jobs']:,} jobs, {summary['edges']:,} dependencies.")
 
 
 @app.command("list")
@@ -137,7 +147,7 @@ def list_workflows(
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
-    with asking() as client:
+    with api_client() as client:
         runs = list(client.list_workflows(limit=limit, status=status, name=name, correlation_id=correlation_id))
     if as_json:
         print_json(runs)
@@ -166,15 +176,15 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a run and its jobs, in the definition's order."""
-    with asking() as client:
+    with api_client() as client:
         run = client.get_workflow(workflow_id, page_size=1)
         jobs = list(islice(client.workflow_jobs(workflow_id), limit + 1))
-    told = {name: value for name, value in run.items() if name not in ("jobs", "next_page_token")}
+    fields = {name: value for name, value in run.items() if name not in ("jobs", "next_page_token")}
     if as_json:
-        print_json(told | {"jobs": jobs[:limit]})
+        print_json(fields | {"jobs": jobs[:limit]})
         return
-    events = told.pop("events")
-    console.print(facts(told))
+    events = fields.pop("events")
+    console.print(details_table(fields))
     history = Table(*(Column(title, overflow="fold") for title in ("when", "what", "by", "why")), box=None)
     for event in events:
         history.add_row(event["at"], event["event"], escape(event["by"]), escape(event["why"] or ""))
@@ -185,7 +195,7 @@ def show(
         )
         for job in jobs[:limit]:
             name = escape(job["name"] or "")
-            table.add_row(styled(job["status"]), job["job_id"], name, escape(job["job_type"]), escape(_why(job)))
+            table.add_row(styled(job["status"]), job["job_id"], name, escape(job["job_type"]), escape(_reason(job)))
         console.print(table)
     if len(jobs) > limit:
         console.print(f"Of its jobs the first {limit:,}: --limit shows more.")
@@ -201,33 +211,33 @@ def status(
     """Show how far a run is: what runs, and what failed. With --watch: exit code 3 when it ends, and not well."""
     from vigil.client import RUN_ENDED
 
-    with asking() as client:
+    with api_client() as client:
         run = client.get_workflow(workflow_id, page_size=1)
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 stats = client.workflow_stats(workflow_id)
                 if not as_json:
-                    live.update(_view(run, stats, _of_interest(client, workflow_id, stats)), refresh=True)
+                    live.update(_view(run, stats, _running_and_failed(client, workflow_id, stats)), refresh=True)
                 if not watch or run["status"] in RUN_ENDED:
                     break
                 time.sleep(interval)
                 run = client.get_workflow(workflow_id, page_size=1)
     if as_json:
-        told = ("workflow_id", "name", "status")
-        print_json({**{name: run[name] for name in told}, "statistics": stats})
+        field_names = ("workflow_id", "name", "status")
+        print_json({**{name: run[name] for name in field_names}, "statistics": stats})
     if watch:
-        _exit_as(run)
+        _exit_by_status(run)
 
 
 @app.command()
 def stats(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
     """Print how many of a run's jobs are in which status."""
-    with asking() as client:
-        found = client.workflow_stats(workflow_id)
+    with api_client() as client:
+        statistics = client.workflow_stats(workflow_id)
     if as_json:
-        print_json(found)
+        print_json(statistics)
     else:
-        console.print(facts(found))
+        console.print(details_table(statistics))
 
 
 @app.command()
@@ -239,13 +249,13 @@ def graph(
     ] = None,
 ) -> None:
     """Draw a run's graph as it stands: for Mermaid, for Graphviz, as JSON, or as an SVG to look at."""
-    with asking() as client:
-        drawn = client.workflow_graph(workflow_id, format.value)
+    with api_client() as client:
+        text = client.workflow_graph(workflow_id, format.value)
     if output is None:
-        typer.echo(drawn.rstrip("\n"))
+        typer.echo(text.rstrip("\n"))
         return
     try:
-        output.write_text(drawn, encoding="utf-8")
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise fail(f"--output: {error}", 2) from error
 
@@ -256,20 +266,20 @@ def cancel(
         str | None, typer.Argument(metavar="[ID]", help="The workflow's id.", show_default=False)
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that have not ended and are meant by these:")] = False,
-    status: Annotated[Open | None, typer.Option(help="Of this status.", show_default=False)] = None,
+    status: Annotated[OpenStatus | None, typer.Option(help="Of this status.", show_default=False)] = None,
     name: Name = None,
     correlation_id: CorrelationId = None,
     as_json: AsJson = False,
 ) -> None:
     """Cancel a run; or, with --all, every run of a status, name or correlation id, whose ids are printed."""
-    filtered = bool(status or name or correlation_id)
-    if every == (workflow_id is not None) or filtered != every:
+    has_filter = bool(status or name or correlation_id)
+    if every == (workflow_id is not None) or has_filter != every:
         raise fail("Say which run, by its id, or --all and of which --status, --name or --correlation-id.", 2)
-    with asking() as client:
+    with api_client() as client:
         if workflow_id is not None:
             run = client.cancel_workflow(workflow_id)
-            asked = "" if run["status"] == "cancelled" else " It was asked to cancel."
-            print_json(run) if as_json else _say(run, asked)
+            suffix = "" if run["status"] == "cancelled" else " It was asked to cancel."
+            print_json(run) if as_json else _print_status(run, suffix)
             return
         cancelled = client.cancel_workflows(
             status=None if status is None else status.value, name=name, correlation_id=correlation_id
@@ -277,8 +287,8 @@ def cancel(
         if as_json:
             print_json(list(cancelled))
             return
-        for one in cancelled:
-            typer.echo(one)
+        for cancelled_id in cancelled:
+            typer.echo(cancelled_id)
 
 
 @app.command()
@@ -290,25 +300,25 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Run again what failed of an ended run and what comes after it; what succeeded is kept."""
-    with asking() as client:
+    with api_client() as client:
         run = client.retry_workflow(workflow_id, from_job)
-    print_json(run) if as_json else _say(run)
+    print_json(run) if as_json else _print_status(run)
 
 
 @app.command()
 def pause(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
     """Have a run begin nothing new. What runs goes on."""
-    with asking() as client:
+    with api_client() as client:
         run = client.pause_workflow(workflow_id)
-    print_json(run) if as_json else _say(run)
+    print_json(run) if as_json else _print_status(run)
 
 
 @app.command()
 def resume(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
     """Have a paused run go on."""
-    with asking() as client:
+    with api_client() as client:
         run = client.resume_workflow(workflow_id)
-    print_json(run) if as_json else _say(run)
+    print_json(run) if as_json else _print_status(run)
 
 
 @app.command()
@@ -320,9 +330,9 @@ def decide(
     as_json: AsJson = False,
 ) -> None:
     """Decide about a failed job for which a run has paused: try it again, go on as if it had succeeded, or abort."""
-    with asking() as client:
+    with api_client() as client:
         run = client.decide(workflow_id, job, action.value, note)
-    print_json(run) if as_json else _say(run)
+    print_json(run) if as_json else _print_status(run)
 
 
 def _read(file: str) -> Workflow:
@@ -337,18 +347,18 @@ def _read(file: str) -> Workflow:
         raise fail(f"--file {file}: {error}", 2) from error
 
 
-def _of_interest(client: Vigil, workflow_id: str, stats: Json) -> tuple[list[Json], list[Json]]:
+def _running_and_failed(client: Vigil, workflow_id: str, stats: Json) -> tuple[list[Json], list[Json]]:
     """Some jobs that run and some that have failed, if there are any."""
     running: list[Json] = []
     failed: list[Json] = []
-    wanted = min(stats["running"], _JOBS_NAMED), min(stats["failed"], _JOBS_NAMED)
-    if any(wanted):
-        for job in islice(client.workflow_jobs(workflow_id), _JOBS_LOOKED_AT):
+    limits = min(stats["running"], _MAX_JOBS_SHOWN), min(stats["failed"], _MAX_JOBS_SHOWN)
+    if any(limits):
+        for job in islice(client.workflow_jobs(workflow_id), _MAX_JOBS_SEARCHED):
             running += [job] if job["status"] == "running" else []
             failed += [job] if job["status"] == "failed" else []
-            if len(running) >= wanted[0] and len(failed) >= wanted[1]:
+            if len(running) >= limits[0] and len(failed) >= limits[1]:
                 break
-    return running[:_JOBS_NAMED], failed[:_JOBS_NAMED]
+    return running[:_MAX_JOBS_SHOWN], failed[:_MAX_JOBS_SHOWN]
 
 
 def _view(run: Json, stats: Json, jobs: tuple[Sequence[Json], Sequence[Json]]) -> RenderableType:
@@ -371,37 +381,39 @@ def _view(run: Json, stats: Json, jobs: tuple[Sequence[Json], Sequence[Json]]) -
     if run.get("error"):
         lines.append(Text.from_markup(f"[red]{escape(run['error']['code'])}[/] {escape(run['error']['message'])}"))
     if run.get("undecided"):
-        names = ", ".join(run["undecided"][:_JOBS_NAMED])
+        names = ", ".join(run["undecided"][:_MAX_JOBS_SHOWN])
         lines.append(Text.from_markup(f"[magenta]to be decided[/] (vigil workflow decide): {escape(names)}"))
     if running:
-        more = ", …" if stats["running"] > len(running) else ""
-        lines.append(Text.from_markup(f"running: {escape(', '.join(_named(job) for job in running))}{more}"))
-    lines += [Text.from_markup(f"[red]failed[/] {escape(_named(job))}: {escape(_why(job))}") for job in failed]
+        ellipsis = ", …" if stats["running"] > len(running) else ""
+        lines.append(Text.from_markup(f"running: {escape(', '.join(_display_name(job) for job in running))}{ellipsis}"))
+    lines += [
+        Text.from_markup(f"[red]failed[/] {escape(_display_name(job))}: {escape(_reason(job))}") for job in failed
+    ]
     if stats["failed"] > len(failed):
         lines.append(Text(f"and {stats['failed'] - len(failed):,} more failed"))
     return Group(*lines)
 
 
-def _named(job: Json) -> str:
+def _display_name(job: Json) -> str:
     return str(job["name"] or job["job_id"])
 
 
-def _why(job: Json) -> str:
+def _reason(job: Json) -> str:
     """Why a job is as it is, if that has been said."""
     if job.get("error"):
         return f"{job['error']['code']}: {job['error']['message']}"
     return str(job["verdict"]["reason"]) if job.get("verdict") and job["status"] == "skipped" else ""
 
 
-def _say(run: Json, more: str = "") -> None:
-    console.print(f"{run['workflow_id']} is {styled(run['status'])}.{more}", highlight=False, soft_wrap=True)
+def _print_status(run: Json, suffix: str = "") -> None:
+    console.print(f"{run['workflow_id']} is {styled(run['status'])}.{suffix}", highlight=False, soft_wrap=True)
 
 
-def _exit_as(run: Json) -> None:
+def _exit_by_status(run: Json) -> None:
     """End the command with what became of a run."""
     from vigil.client import RUN_ENDED
 
     if run["status"] not in RUN_ENDED:
-        raise typer.Exit(TIMED_OUT)
+        raise typer.Exit(EXIT_TIMED_OUT)
     if run["status"] != "completed":
-        raise typer.Exit(FAILED)
+        raise typer.Exit(EXIT_FAILED)

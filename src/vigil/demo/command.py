@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from vigil.cli.local import HERE, Directory, Root, explained
+from vigil.cli.local import HERE, Directory, Root, exit_on_local_error
 from vigil.local import cloud
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack
-from vigil.local.state_dir import Home
+from vigil.local.state_dir import StateDir
 
 
-@explained
+@exit_on_local_error
 def demo(
     port: Annotated[
         int | None,
@@ -34,46 +34,48 @@ def demo(
 ) -> None:
     """Start everything on this machine and watch jobs being waited for. Exit code 1 when an answer is wrong."""
     from vigil.demo import examples, screen
-    from vigil.demo.facts import checks
+    from vigil.demo.facts import run_checks
     from vigil.demo.play import Play, PlayFailed
 
     console = Console()
-    home = Home.of(root, directory)
-    running = home.supervisor.holder() or {}
+    state_dir = StateDir.of(root, directory)
+    holder = state_dir.supervisor.holder() or {}
     stack = cloud.up(
-        home,
-        port=port or int(running.get("port", cloud.DEFAULT_PORT)),
+        state_dir,
+        port=port or int(holder.get("port", cloud.DEFAULT_PORT)),
         parameters={"AllowedPrivateHosts": examples.CHROMA_HOST} if examples.has_chroma(root) else None,
         say=lambda message: console.print(f"[dim]·[/] {escape(message)}"),
     )
     console.print("[dim]·[/] Waking the functions")
     try:
         with Play(stack.api_url, stack.ws_url, stack.api_key) as play:
-            known = moment = play.known
+            state = snapshot = play.state
             opening = screen.opening(stack.api_url)
             console.print("", opening, "", sep="\n")
-            live = Live(screen.Board(known), console=console, refresh_per_second=12)
+            live = Live(screen.Board(state), console=console, refresh_per_second=12)
             with live if console.is_terminal else nullcontext():
                 for fact in play:
                     if not console.is_terminal:
-                        console.print(screen.plain_line(fact, known), markup=False, highlight=False, soft_wrap=True)
-                    if record and (moment is known or not moment.any_over):
-                        moment = deepcopy(known)
+                        console.print(screen.plain_line(fact, state), markup=False, highlight=False, soft_wrap=True)
+                    if record and (snapshot is state or not snapshot.is_any_over):
+                        snapshot = deepcopy(state)
     except PlayFailed as error:
         raise LocalError(f"The demo broke off: {error}") from error
-    held = checks(known)
-    outcome = (screen.answers(known), screen.verdict(held))
-    next_steps = screen.next_steps(_here(Path(sys.argv[0])), _here(home.stack_file), known.job_ids["aspen"])
-    console.print("", outcome[0], "", screen.late_answers(known), "", outcome[1], "", sep="\n")
-    _show_examples(console, root, home, stack)
+    results = run_checks(state)
+    outcome = (screen.answers(state), screen.verdict(results))
+    next_steps = screen.next_steps(
+        _relative_path(Path(sys.argv[0])), _relative_path(state_dir.stack_file), state.job_ids["aspen"]
+    )
+    console.print("", outcome[0], "", screen.late_answers(state), "", outcome[1], "", sep="\n")
+    _show_examples(console, root, state_dir, stack)
     console.print("", next_steps, sep="\n")
     if record:
-        screen.save_picture(record, "make demo", opening, screen.Board(moment), *outcome)
-    if not all(check.kept for check in held):
+        screen.save_picture(record, "make demo", opening, screen.Board(snapshot), *outcome)
+    if not all(check.passed for check in results):
         raise typer.Exit(1)
 
 
-def _show_examples(console: Console, root: Path, home: Home, stack: Stack) -> None:
+def _show_examples(console: Console, root: Path, state_dir: StateDir, stack: Stack) -> None:
     """The worked examples: that of ChromaDB where `make venv` has installed one. Raises LocalError."""
     from vigil.client import Vigil, VigilError
     from vigil.demo import examples
@@ -84,22 +86,22 @@ def _show_examples(console: Console, root: Path, home: Home, stack: Stack) -> No
         for line in lines:
             console.print(f"  {escape(line)}", highlight=False)
 
-    colony = home.directory / "colony"
-    where = (stack.api_url, stack.api_key)
+    colony = state_dir.directory / "colony"
+    credentials = (stack.api_url, stack.api_key)
     try:
-        with Vigil(*where) as client:
+        with Vigil(*credentials) as client:
             examples.deploy_colony(root, stack, colony, key=stack.api_key, tags={"of": "the-demo"})
-            examples.define(root, examples.COLONY, examples.OPERATIONS, *where)
+            examples.define_job_types(root, examples.COLONY, examples.OPERATIONS, *credentials)
             show("Operations that exclude one another, by a function: examples/colony", examples.play_colony(client))
             if examples.has_chroma(root):
                 with tempfile.TemporaryDirectory() as data, examples.chroma_server(root, Path(data)) as url:
-                    examples.define(root, examples.CHROMADB, examples.REQUESTS, *where, server=url)
+                    examples.define_job_types(root, examples.CHROMADB, examples.REQUESTS, *credentials, server=url)
                     show("A vector database over its HTTP API: examples/chromadb", examples.play_chromadb(client))
     except (PlayFailed, VigilError) as error:
         raise LocalError(f"The demo broke off: {error}") from error
 
 
-def _here(path: Path) -> str:
+def _relative_path(path: Path) -> str:
     """A path as one would type it here."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

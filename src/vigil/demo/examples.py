@@ -25,7 +25,7 @@ REQUESTS = ("create_collection", "add_documents", "query_documents")
 CHROMA_HOST = "127.0.0.1"
 _CHROMA_PYTHON = Path(".venv/chroma/bin/python")
 _RUN_CHROMA = "import sys, chromadb_rust_bindings; chromadb_rust_bindings.cli(['chroma', 'run', *sys.argv[1:]])"
-_LONGEST_S = 60
+_TIMEOUT_S = 60
 
 
 def deploy_colony(root: Path, stack: Stack, directory: Path, *, key: str, tags: dict[str, str]) -> None:
@@ -52,19 +52,21 @@ def deploy_colony(root: Path, stack: Stack, directory: Path, *, key: str, tags: 
     )
 
 
-def define(root: Path, folder: Path, names: tuple[str, ...], api_url: str, api_key: str, *, server: str = "") -> None:
+def define_job_types(
+    root: Path, folder: Path, names: tuple[str, ...], api_url: str, api_key: str, *, server: str = ""
+) -> None:
     """Define the job types of an example, which may be there already; `server` stands in for its own."""
     with httpx.Client(base_url=api_url, headers={"authorization": f"Bearer {api_key}"}, trust_env=False) as http:
         for name in names:
             text = (root / folder / f"{name}.json").read_text(encoding="utf-8")
-            answer = http.put(f"/v1/job-types/{name}", content=text.replace("http://localhost:8000", server))
-            if answer.is_error:
-                raise PlayFailed(f"Job type {name} was answered {answer.status_code}: {answer.text}")
+            response = http.put(f"/v1/job-types/{name}", content=text.replace("http://localhost:8000", server))
+            if response.is_error:
+                raise PlayFailed(f"Job type {name} was answered {response.status_code}: {response.text}")
 
 
 def play_colony(client: Vigil) -> Iterator[str]:
     """Operations that exclude one another. Raises PlayFailed when an answer is not as it should be."""
-    refresh = _started(client, "cache_refresh", {"depth": 4})
+    refresh = _submit_when_free(client, "cache_refresh", {"depth": 4})
     yield "cache_refresh has begun"
     try:
         client.submit("search_subject", {"subject": "ada"})
@@ -72,18 +74,18 @@ def play_colony(client: Vigil) -> Iterator[str]:
     except VigilError as refusal:
         _expect(refusal.code, "JOB_CREATION_FAILED")
         yield f"search_subject is refused: {refusal.message}"
-    shown = ""
+    last_message = ""
     while not client.is_complete(refresh):
         job = client.job(refresh)
-        if job["progress"] and job["message"] != shown:
-            shown = job["message"]
-            yield f"cache_refresh: {float(job['progress']):.0%}, {shown}"
+        if job["progress"] and job["message"] != last_message:
+            last_message = job["message"]
+            yield f"cache_refresh: {float(job['progress']):.0%}, {last_message}"
         time.sleep(0.1)
     yield f"cache_refresh has completed: {_expect(client.result(refresh)['message'], 'Cache refreshed successfully')}"
-    search = _started(client, "search_subject", {"subject": "ada"})
-    client.await_completion(search, _LONGEST_S)
-    found = _expect(client.result(search)["found"], ["Notes on the engine", "Letters"])
-    yield f"search_subject, now that nothing else runs, has found {', '.join(found)}"
+    search = _submit_when_free(client, "search_subject", {"subject": "ada"})
+    client.await_completion(search, _TIMEOUT_S)
+    subjects = _expect(client.result(search)["found"], ["Notes on the engine", "Letters"])
+    yield f"search_subject, now that nothing else runs, has found {', '.join(subjects)}"
 
 
 def play_chromadb(client: Vigil) -> Iterator[str]:
@@ -94,14 +96,14 @@ def play_chromadb(client: Vigil) -> Iterator[str]:
         "documents": ["An apple", "A boat", "A pear"],
         "embeddings": [[1, 0.1], [0, 1], [0.99, 0]],
     }
-    filled = client.submit("add_documents", documents, depends_on=[collection]).job_id
+    add_job_id = client.submit("add_documents", documents, depends_on=[collection]).job_id
     query = {"embeddings": [[1, 0]], "most": 2}
-    asked = client.submit("query_documents", query, depends_on=[collection, filled]).job_id
-    client.await_completion(asked, _LONGEST_S)
+    query_job_id = client.submit("query_documents", query, depends_on=[collection, add_job_id]).job_id
+    client.await_completion(query_job_id, _TIMEOUT_S)
     yield f"create_collection has created {client.result(collection)['body']['name']!r}"
-    yield f"add_documents was answered {client.result(filled)['status']}"
-    (found,) = client.result(asked)["body"]["documents"]
-    yield f"query_documents has found {', '.join(_expect(found, ['A pear', 'An apple']))}"
+    yield f"add_documents was answered {client.result(add_job_id)['status']}"
+    (documents_found,) = client.result(query_job_id)["body"]["documents"]
+    yield f"query_documents has found {', '.join(_expect(documents_found, ['A pear', 'An apple']))}"
 
 
 def has_chroma(root: Path) -> bool:
@@ -139,9 +141,9 @@ def chroma_server(root: Path, directory: Path) -> Iterator[str]:
         server.wait()
 
 
-def _started(client: Vigil, operation: str, payload: Any) -> str:
+def _submit_when_free(client: Vigil, operation: str, payload: Any) -> str:
     """A new job of an operation, once no other one runs that somebody began before."""
-    deadline = time.monotonic() + _LONGEST_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             return client.submit(operation, payload).job_id
@@ -151,7 +153,7 @@ def _started(client: Vigil, operation: str, payload: Any) -> str:
             time.sleep(0.2)
 
 
-def _expect(found: Any, expected: Any) -> Any:
-    if found != expected:
-        raise PlayFailed(f"It was {json.dumps(found)}, and not {json.dumps(expected)}.")
-    return found
+def _expect(actual: Any, expected: Any) -> Any:
+    if actual != expected:
+        raise PlayFailed(f"It was {json.dumps(actual)}, and not {json.dumps(expected)}.")
+    return actual

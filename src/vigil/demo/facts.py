@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from vigil.demo.story import CLIENTS, LATECOMERS, Client, Json, essence
+from vigil.demo.story import CLIENTS, LATE_CLIENTS, Client, Json, relevant_part
 
 
 @dataclass(frozen=True)
-class Reported:
+class MachineReported:
     """A machine told something of its job; `job` is what the API answered."""
 
     at_s: float
@@ -18,7 +18,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ClientAnswered:
     """A client's request was answered, for the `rounds`th time."""
 
     at_s: float
@@ -27,55 +27,55 @@ class Answered:
     answer: Json
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing left to wait for."""
         return "wait_on" not in self.answer
 
 
 @dataclass(frozen=True)
-class Heard:
+class EventReceived:
     """The WebSocket brought an event: a CloudEvents envelope."""
 
     at_s: float
     event: Json
 
 
-Fact: TypeAlias = Reported | Answered | Heard
+Fact: TypeAlias = MachineReported | ClientAnswered | EventReceived
 
 
 @dataclass
-class Known:
+class DemoState:
     """All facts so far. `job_ids` is by machine."""
 
     job_ids: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, Json] = field(default_factory=dict)
-    answers: dict[str, Answered] = field(default_factory=dict)
-    heard: list[Heard] = field(default_factory=list)
+    answers: dict[str, ClientAnswered] = field(default_factory=dict)
+    events: list[EventReceived] = field(default_factory=list)
 
-    def learn(self, fact: Fact) -> None:
+    def apply(self, fact: Fact) -> None:
         """Take in one more fact."""
         match fact:
-            case Reported():
+            case MachineReported():
                 self.jobs[fact.machine] = fact.job
-            case Answered():
+            case ClientAnswered():
                 self.answers[fact.client] = fact
-            case Heard():
-                self.heard.append(fact)
+            case EventReceived():
+                self.events.append(fact)
 
-    def ends_heard(self, client: str) -> list[Json]:
+    def wait_end_events(self, client: str) -> list[Json]:
         """The events that told how a client's wait ended."""
         wait_id = self.answers[client].answer["wait_id"] if client in self.answers else None
-        return [heard.event for heard in self.heard if heard.event["subject"] == wait_id]
+        return [heard.event for heard in self.events if heard.event["subject"] == wait_id]
 
     @property
-    def any_over(self) -> bool:
+    def is_any_over(self) -> bool:
         """Whether somebody has nothing left to wait for."""
-        return any(answered.over for answered in self.answers.values())
+        return any(answered.is_over for answered in self.answers.values())
 
     @property
-    def all_ends_heard(self) -> bool:
+    def all_waits_announced(self) -> bool:
         """Whether the WebSocket has told how each of the three waits ended."""
-        return all(self.ends_heard(client.name) for client in CLIENTS)
+        return all(self.wait_end_events(client.name) for client in CLIENTS)
 
 
 @dataclass(frozen=True)
@@ -83,35 +83,37 @@ class Check:
     """Something that the demo promised, and whether it was kept; `instead` is what came, when it was not."""
 
     promise: str
-    kept: bool
-    instead: object = None
+    passed: bool
+    actual: object = None
 
 
-def checks(known: Known) -> list[Check]:
+def run_checks(state: DemoState) -> list[Check]:
     """Hold what is known against the story."""
     return [
-        *(_as_told(known, client) for client in CLIENTS),
-        *(_at_once(known, client) for client in LATECOMERS),
+        *(_check_answer(state, client) for client in CLIENTS),
+        *(_check_late_answer(state, client) for client in LATE_CLIENTS),
     ]
 
 
-def _as_told(known: Known, client: Client) -> Check:
+def _check_answer(state: DemoState, client: Client) -> Check:
     """The answer is the expected one, and was announced: perhaps twice, but under one id."""
-    told = _told(known, client)
-    announced = {(event["id"], event["type"]) for event in known.ends_heard(client.name)}
-    kept = told == client.expected(known.job_ids) and [f"vigil.wait.{client.status}"] == [kind for _, kind in announced]
+    answer = _last_answer(state, client)
+    announced = {(event["id"], event["type"]) for event in state.wait_end_events(client.name)}
+    passed = answer == client.expected(state.job_ids) and [f"vigil.wait.{client.status}"] == [
+        kind for _, kind in announced
+    ]
     promise = f"{client.name} was told {client.status}, and so was the WebSocket"
-    return Check(promise, kept, {"answer": told, "announced": sorted(announced)})
+    return Check(promise, passed, {"answer": answer, "announced": sorted(announced)})
 
 
-def _at_once(known: Known, client: Client) -> Check:
-    told = _told(known, client)
-    rounds = known.answers[client.name].rounds if told else 0
-    kept = told == client.expected(known.job_ids) and rounds == 1
+def _check_late_answer(state: DemoState, client: Client) -> Check:
+    answer = _last_answer(state, client)
+    rounds = state.answers[client.name].rounds if answer else 0
+    passed = answer == client.expected(state.job_ids) and rounds == 1
     promise = f"{client.name} asked when all was over, and was told {client.status} at once"
-    return Check(promise, kept, {"answer": told, "posts": rounds})
+    return Check(promise, passed, {"answer": answer, "posts": rounds})
 
 
-def _told(known: Known, client: Client) -> Json | None:
-    last = known.answers.get(client.name)
-    return essence(last.answer) if last else None
+def _last_answer(state: DemoState, client: Client) -> Json | None:
+    last = state.answers.get(client.name)
+    return relevant_part(last.answer) if last else None

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from vigil.demo.facts import Answered, Fact, Heard, Known, Reported
-from vigil.demo.story import CLIENTS, JOB_TYPE, LATECOMERS, MACHINES, Client, Json, Machine, Step
+from vigil.demo.facts import ClientAnswered, DemoState, EventReceived, Fact, MachineReported
+from vigil.demo.story import CLIENTS, JOB_TYPE, LATE_CLIENTS, MACHINES, Client, Json, Machine, Step
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
-HOLD_S = 2
+LONG_POLL_S = 2
 """Short, so that one sees answers being posted back; the first post is not held at all. A client of one's own leaves
 this out and is held for 20 s."""
-LONGEST_S = 90
+TIMEOUT_S = 90
 """After this many seconds without an end, something is wrong."""
 
 
@@ -38,7 +38,7 @@ class Play:
     """
 
     def __init__(self, api_url: str, ws_url: str, api_key: str, *, pace: float = 1) -> None:
-        self.known = Known()
+        self.state = DemoState()
         self._ws_url = ws_url
         self._authorization = {"Authorization": f"Bearer {api_key}"}
         self._api = httpx.Client(base_url=api_url, headers=self._authorization, timeout=40, trust_env=False)
@@ -46,20 +46,20 @@ class Play:
         self._facts: Queue[Fact | Exception] = Queue()
         self._acknowledged = threading.Event()
         self._all_registered = threading.Barrier(len(MACHINES) + len(CLIENTS))
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.callback(self._api.close)
-            self._wake_up()
-            self.known.job_ids.update(self._create_jobs())
+            self._warm_up()
+            self.state.job_ids.update(self._create_jobs())
             self._socket = stack.enter_context(self._connect())
             self._start(self._listen)
-            self._subscribe("machines", [f"job:{job_id}" for job_id in self.known.job_ids.values()])
+            self._subscribe("machines", [f"job:{job_id}" for job_id in self.state.job_ids.values()])
             if not self._acknowledged.wait(timeout=30):
                 raise PlayFailed("The WebSocket does not answer.")
             self._close = stack.pop_all().close
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,16 +69,16 @@ class Play:
         players = [self._start(self._run, machine) for machine in MACHINES]
         players += [self._start(self._wait, client) for client in CLIENTS]
         yield from self._facts_until(lambda: not any(player.is_alive() for player in players))
-        players = [self._start(self._wait, client) for client in LATECOMERS]
+        players = [self._start(self._wait, client) for client in LATE_CLIENTS]
         yield from self._facts_until(
-            lambda: not any(player.is_alive() for player in players) and self.known.all_ends_heard
+            lambda: not any(player.is_alive() for player in players) and self.state.all_waits_announced
         )
 
-    def _wake_up(self) -> None:
+    def _warm_up(self) -> None:
         """Have a worker of the API ready for each machine and client: to start one takes longer than their steps."""
-        wanted = len(MACHINES) + len(CLIENTS)
-        with ThreadPoolExecutor(wanted) as pool:
-            list(pool.map(lambda _: self._call("GET", "/v1/jobs?page_size=1"), range(wanted)))
+        count = len(MACHINES) + len(CLIENTS)
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda _: self._call("GET", "/v1/jobs?page_size=1"), range(count)))
 
     def _create_jobs(self) -> dict[str, str]:
         jobs = [{"job_type": JOB_TYPE, "name": machine.name, "tags": ["demo"]} for machine in MACHINES]
@@ -87,34 +87,34 @@ class Play:
         if None in created.values():
             raise PlayFailed(f"The jobs were not created: {results}")
         for name, job in created.items():
-            self._facts.put(Reported(0, name, job))
+            self._facts.put(MachineReported(0, name, job))
         return {name: job["job_id"] for name, job in created.items()}
 
     def _run(self, machine: Machine) -> None:
-        self._all_registered.wait(LONGEST_S)
+        self._all_registered.wait(TIMEOUT_S)
         for step in machine.steps:
             time.sleep(step.after_s * self._pace)
-            job = self._tell(self.known.job_ids[machine.name], step)
-            self._facts.put(Reported(self._now_s, machine.name, job))
+            job = self._report(self.state.job_ids[machine.name], step)
+            self._facts.put(MachineReported(self._now_s, machine.name, job))
 
-    def _tell(self, job_id: str, step: Step) -> Json:
+    def _report(self, job_id: str, step: Step) -> Json:
         if step.verb == "report":
             return self._call("PATCH", f"/v1/jobs/{job_id}", step.body)
         return self._call("POST", f"/v1/jobs/{job_id}/{step.verb}", step.body)
 
     def _wait(self, client: Client) -> None:
         """A client's whole loop: post, keep what comes back, until there is no `wait_on`."""
-        answer = client.request(self.known.job_ids)
+        answer = client.request(self.state.job_ids)
         rounds = 0
         while "wait_on" in answer:
-            hold_s = HOLD_S if rounds else 0
-            answer = self._call("POST", "/scheduler/wait-jobs", answer, Prefer=f"wait={hold_s}")
+            long_poll_s = LONG_POLL_S if rounds else 0
+            answer = self._call("POST", "/scheduler/wait-jobs", answer, Prefer=f"wait={long_poll_s}")
             rounds += 1
-            self._facts.put(Answered(self._now_s, client.name, rounds, answer))
+            self._facts.put(ClientAnswered(self._now_s, client.name, rounds, answer))
             if rounds == 1 and client in CLIENTS:
                 self._subscribe(client.name, [f"wait:{answer['wait_id']}"])
                 # Nothing is to be missed because a machine was faster than a client that starts at the same time.
-                self._all_registered.wait(LONGEST_S)
+                self._all_registered.wait(TIMEOUT_S)
 
     def _call(self, method: str, path: str, body: Json | None = None, **headers: str) -> Json:
         try:
@@ -145,20 +145,20 @@ class Play:
                 case "ack":
                     self._acknowledged.set()
                 case "event":
-                    self._facts.put(Heard(self._now_s, message["data"]))
+                    self._facts.put(EventReceived(self._now_s, message["data"]))
                 case _:
                     raise PlayFailed(f"The WebSocket refuses: {message['data']}")
 
     @property
     def _now_s(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._started_at
 
-    def _start(self, act: Callable[..., None], *arguments: object) -> threading.Thread:
+    def _start(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
         """Act in a thread of its own, whose failure ends the play."""
 
         def run() -> None:
             try:
-                act(*arguments)
+                target(*arguments)
             except Exception as error:
                 self._facts.put(error)
 
@@ -166,21 +166,21 @@ class Play:
         thread.start()
         return thread
 
-    def _facts_until(self, over: Callable[[], bool]) -> Iterator[Fact]:
+    def _facts_until(self, is_done: Callable[[], bool]) -> Iterator[Fact]:
         """Facts as they come, each learned before it is shown, until it is over and none is left."""
         while True:
-            done = over()
+            done = is_done()
             try:
                 fact = self._facts.get(timeout=0.05)
             except Empty:
                 if done:
                     return
-                if self._now_s > LONGEST_S:
-                    raise PlayFailed(f"Not over after {LONGEST_S} s.") from None
+                if self._now_s > TIMEOUT_S:
+                    raise PlayFailed(f"Not over after {TIMEOUT_S} s.") from None
                 continue
             if isinstance(fact, PlayFailed):
                 raise fact
             if isinstance(fact, Exception):
                 raise PlayFailed(repr(fact)) from fact
-            self.known.learn(fact)
+            self.state.apply(fact)
             yield fact

@@ -16,14 +16,14 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from vigil.demo.facts import Answered, Check, Fact, Heard, Known, Reported
-from vigil.demo.story import CLIENTS, LATECOMERS, MACHINES, Client, Json, essence
+from vigil.demo.facts import Check, ClientAnswered, DemoState, EventReceived, Fact, MachineReported
+from vigil.demo.story import CLIENTS, LATE_CLIENTS, MACHINES, Client, Json, relevant_part
 
 WIDTH = 100
 """Columns of a picture."""
-NARROWEST = 80
+MIN_WIDTH = 80
 """Columns that the answers are laid out for."""
-HEARD_LINES = 6
+EVENT_LINES = 6
 _THEME = "ansi_dark"
 _STATUS_STYLES = {
     "pending": "dim", "running": "cyan", "completed": "green", "failed": "red",
@@ -65,19 +65,19 @@ def opening(api_url: str) -> RenderableType:
 class Board:
     """The state of play, drawn anew whenever it is asked for."""
 
-    def __init__(self, known: Known) -> None:
-        self._known = known
+    def __init__(self, demo_state: DemoState) -> None:
+        self._demo_state = demo_state
         self._spinner = Spinner("dots", style="cyan")
 
     def __rich__(self) -> RenderableType:
-        return Group(self._machines(), self._clients(), self._heard())
+        return Group(self._machines(), self._clients(), self._events())
 
     def _machines(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
         for name, ratio in (("machine", 3), ("status", 4), ("stage", 4), ("", 7), ("says", 10)):
             table.add_column(name, ratio=ratio, no_wrap=True)
         for machine in MACHINES:
-            job = self._known.jobs.get(machine.name)
+            job = self._demo_state.jobs.get(machine.name)
             if job is None:
                 table.add_row(machine.name)
                 continue
@@ -95,40 +95,40 @@ class Board:
         for name, width in (("", 11), ("jobs", 6), ("posts", 5), ("after", 6)):
             table.add_column(name, width=width, no_wrap=True)
         for client in CLIENTS:
-            last = self._known.answers.get(client.name)
+            last = self._demo_state.answers.get(client.name)
             table.add_row(Text(client.name, "bold"), client.wish, *self._state(last))
         return _panel(table, "waits")
 
-    def _state(self, last: Answered | None) -> Sequence[RenderableType]:
+    def _state(self, last: ClientAnswered | None) -> Sequence[RenderableType]:
         if last is None:
             return [self._spinner]
         counts, status = last.answer["counts"], last.answer["status"]
-        state: RenderableType = Text(status, _STATUS_STYLES.get(status, "red")) if last.over else self._spinner
+        state: RenderableType = Text(status, _STATUS_STYLES.get(status, "red")) if last.is_over else self._spinner
         return [state, f"{counts['met']} of {counts['total']}", str(last.rounds), f"{last.at_s:.1f} s"]
 
-    def _heard(self) -> RenderableType:
+    def _events(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, show_header=False)
         table.add_column(no_wrap=True, style="dim")
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, ratio=1)
-        heard = list(self._known.heard)
-        shown = heard[-HEARD_LINES:]
+        events = list(self._demo_state.events)
+        shown = events[-EVENT_LINES:]
         for line in shown:
-            table.add_row(line.event["time"][11:23], line.event["type"], _told(line.event, self._known))
-        for _ in range(HEARD_LINES - len(shown)):
+            table.add_row(line.event["time"][11:23], line.event["type"], _describe_event(line.event, self._demo_state))
+        for _ in range(EVENT_LINES - len(shown)):
             table.add_row("", "", "")
-        return _panel(table, f"events on the WebSocket: {len(heard)}")
+        return _panel(table, f"events on the WebSocket: {len(events)}")
 
 
-def answers(known: Known) -> RenderableType:
+def answers(demo_state: DemoState) -> RenderableType:
     """What the three clients were told."""
-    return Group(Text("What the three were told", "bold"), *(_answer(client, known) for client in CLIENTS))
+    return Group(Text("What the three were told", "bold"), *(_answer(client, demo_state) for client in CLIENTS))
 
 
-def late_answers(known: Known) -> RenderableType:
+def late_answers(demo_state: DemoState) -> RenderableType:
     """What those were told who asked when all was over."""
     title = Text("And who asks when all is over is answered at once", "bold")
-    return Group(title, *(_answer(client, known) for client in LATECOMERS))
+    return Group(title, *(_answer(client, demo_state) for client in LATE_CLIENTS))
 
 
 def verdict(checks: Sequence[Check]) -> RenderableType:
@@ -153,62 +153,62 @@ curl -H "Authorization: Bearer $key" $url/v1/jobs/$job
     )
 
 
-def pretty(value: object, width: int, *, indent: int = 0, room: int = 0) -> str:
+def pretty(value: object, width: int, *, indent: int = 0, remaining: int = 0) -> str:
     """JSON that has an object on one line where that fits. `room` is what is left of the line it begins on."""
     line = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, dict) or len(line) <= room:
+    if not isinstance(value, dict) or len(line) <= remaining:
         return line
     inner = indent + 2
     parts = [
-        f"{' ' * inner}{json.dumps(name)}: {pretty(part, width, indent=inner, room=width - inner - len(name) - 5)}"
+        f"{' ' * inner}{json.dumps(name)}: {pretty(part, width, indent=inner, remaining=width - inner - len(name) - 5)}"
         for name, part in value.items()
     ]
     return "{\n" + ",\n".join(parts) + f"\n{' ' * indent}}}"
 
 
-def _answer(client: Client, known: Known) -> RenderableType:
-    last = known.answers.get(client.name)
-    told = pretty(essence(last.answer), NARROWEST - 4) if last else "nothing"
+def _answer(client: Client, demo_state: DemoState) -> RenderableType:
+    last = demo_state.answers.get(client.name)
+    text = pretty(relevant_part(last.answer), MIN_WIDTH - 4) if last else "nothing"
     wish = Text.assemble((client.name, "bold"), f": {client.wish}")
-    code = Syntax(told, "json", theme=_THEME, background_color="default")
+    code = Syntax(text, "json", theme=_THEME, background_color="default")
     return Panel(code, title=wish, title_align="left", box=box.ROUNDED, border_style="dim")
 
 
 def _check(check: Check) -> RenderableType:
-    mark = Text.assemble(("✓ ", "green")) if check.kept else Text.assemble(("✗ ", "bold red"))
+    mark = Text.assemble(("✓ ", "green")) if check.passed else Text.assemble(("✗ ", "bold red"))
     line = mark.append(check.promise)
-    return line if check.kept else Group(line, Text(f"  but it was {check.instead}", "red"))
+    return line if check.passed else Group(line, Text(f"  but it was {check.actual}", "red"))
 
 
 def _panel(content: RenderableType, title: str) -> RenderableType:
     return Panel(content, title=Text(title, "dim"), title_align="left", box=box.ROUNDED, border_style="dim")
 
 
-def _told(event: Json, known: Known) -> str:
+def _describe_event(event: Json, demo_state: DemoState) -> str:
     """What an event is about, in the story's words."""
-    told = event["data"]
-    machine = next((name for name, job_id in known.job_ids.items() if job_id == event["subject"]), None)
+    data = event["data"]
+    machine = next((name for name, job_id in demo_state.job_ids.items() if job_id == event["subject"]), None)
     if machine is None:
-        waits = {answered.answer["wait_id"]: client for client, answered in list(known.answers.items())}
-        return str(waits.get(event["subject"], event["subject"]))
+        clients_by_wait = {answered.answer["wait_id"]: client for client, answered in list(demo_state.answers.items())}
+        return str(clients_by_wait.get(event["subject"], event["subject"]))
     if event["type"] == "vigil.job.progress":
-        return f"{machine}: {float(told['progress']):.0%}, {told['message']}"
-    was, now = (told["from"] or told)["job_stage"], told["job_stage"]
-    return f"{machine}: {now}" if was == now else f"{machine}: {was} → {now}"
+        return f"{machine}: {float(data['progress']):.0%}, {data['message']}"
+    stage_before, stage_after = (data["from"] or data)["job_stage"], data["job_stage"]
+    return f"{machine}: {stage_after}" if stage_before == stage_after else f"{machine}: {stage_before} → {stage_after}"
 
 
-def plain_line(fact: Fact, known: Known) -> str:
+def plain_line(fact: Fact, demo_state: DemoState) -> str:
     """A fact as a line of a log."""
     match fact:
-        case Reported():
+        case MachineReported():
             job, told = fact.job, f"{fact.at_s:5.1f} s  {fact.machine}:"
             return f"{told} {job['status']} at {job['job_stage']}, {float(job['progress']):.0%}"
-        case Answered():
+        case ClientAnswered():
             counts = fact.answer["counts"]
             met = f"{counts['met']} of {counts['total']} jobs, post {fact.rounds}"
             return f"{fact.at_s:5.1f} s  client {fact.client}: {fact.answer['status']}, {met}"
-        case Heard():
-            return f"{fact.at_s:5.1f} s  event {fact.event['type']}: {_told(fact.event, known)}"
+        case EventReceived():
+            return f"{fact.at_s:5.1f} s  event {fact.event['type']}: {_describe_event(fact.event, demo_state)}"
 
 
 def save_picture(path: Path, title: str, *shown: RenderableType) -> None:

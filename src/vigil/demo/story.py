@@ -43,35 +43,35 @@ class Client:
 
     def request(self, job_ids: Mapping[str, str]) -> Json:
         """The body to post."""
-        wait_on = named(self.wait_on, job_ids)
+        wait_on = with_job_ids(self.wait_on, job_ids)
         return {"wait_on": wait_on, "wait_options": self.options} if self.options else {"wait_on": wait_on}
 
     def expected(self, job_ids: Mapping[str, str]) -> Json:
         """What `essence` has to find in the last answer."""
-        return {"status": self.status, "waited_jobs": named(self.waited_jobs, job_ids)}
+        return {"status": self.status, "waited_jobs": with_job_ids(self.waited_jobs, job_ids)}
 
 
-def named(jobs: Json, job_ids: Mapping[str, str]) -> Json:
+def with_job_ids(jobs: Json, job_ids: Mapping[str, str]) -> Json:
     """The same, with the jobs' ids for the machines' names."""
     return {job_ids[machine]: value for machine, value in jobs.items()}
 
 
-def essence(answer: Json) -> Json:
+def relevant_part(answer: Json) -> Json:
     """An answer without its id, counts, options and times. A wait that is over has no `wait_on`, nor is one added."""
-    shown = {"status": answer["status"], "waited_jobs": answer["waited_jobs"]}
-    return shown | {part: answer[part] for part in ("unmet_jobs", "wait_on") if answer.get(part)}
+    part_shown = {"status": answer["status"], "waited_jobs": answer["waited_jobs"]}
+    return part_shown | {part: answer[part] for part in ("unmet_jobs", "wait_on") if answer.get(part)}
 
 
 JOB_TYPE = "boot_test"
 RESULT_ROOT = "/result/boot/aspen/0"
 
 
-def _says(after_s: float, progress: float, message: str, **more: Any) -> Step:
+def _progress_step(after_s: float, progress: float, message: str, **more: Any) -> Step:
     return Step(after_s, "report", {"progress": progress, "message": message, **more})
 
 
-def _reaches(after_s: float, stage: str, progress: float, message: str, **more: Any) -> Step:
-    return _says(after_s, progress, message, job_stage=stage, **more)
+def _stage_step(after_s: float, stage: str, progress: float, message: str, **more: Any) -> Step:
+    return _progress_step(after_s, progress, message, job_stage=stage, **more)
 
 
 MACHINES = (
@@ -79,15 +79,15 @@ MACHINES = (
         "aspen",
         (
             Step(0.4, "start"),
-            _reaches(0.4, "download", 0.05, "fetching the kernel"),
-            _says(0.7, 0.15, "fetching the initrd"),
-            _reaches(0.8, "boot", 0.25, "booting"),
-            _reaches(1.2, "setup", 0.4, "up after 45 s", fields={"boot_seconds": 45}),
-            _reaches(0.7, "running", 0.5, "test 1 of 3"),
-            _says(0.7, 0.65, "test 2 of 3"),
-            _says(0.7, 0.8, "test 3 of 3"),
-            _reaches(0.7, "post_run", 0.9, "uploading the results"),
-            _reaches(
+            _stage_step(0.4, "download", 0.05, "fetching the kernel"),
+            _progress_step(0.7, 0.15, "fetching the initrd"),
+            _stage_step(0.8, "boot", 0.25, "booting"),
+            _stage_step(1.2, "setup", 0.4, "up after 45 s", fields={"boot_seconds": 45}),
+            _stage_step(0.7, "running", 0.5, "test 1 of 3"),
+            _progress_step(0.7, 0.65, "test 2 of 3"),
+            _progress_step(0.7, 0.8, "test 3 of 3"),
+            _stage_step(0.7, "post_run", 0.9, "uploading the results"),
+            _stage_step(
                 0.9, "finish", 0.95, "results are there", milestones=["final"], fields={"result_root": RESULT_ROOT}
             ),
             Step(1.0, "complete", {"result": {"passed": 3, "failed": 0}}),
@@ -97,14 +97,14 @@ MACHINES = (
         "birch",
         (
             Step(0.7, "start"),
-            _reaches(0.6, "download", 0.05, "fetching the kernel"),
-            _says(1.0, 0.15, "fetching the initrd"),
-            _reaches(1.0, "boot", 0.25, "booting"),
-            _reaches(1.5, "setup", 0.4, "up after 52 s", fields={"boot_seconds": 52}),
-            _reaches(0.9, "running", 0.6, "test 1 of 2"),
-            _says(1.1, 0.75, "test 2 of 2"),
-            _reaches(1.3, "post_run", 0.9, "uploading the results"),
-            _reaches(0.9, "finish", 0.95, "results are there"),
+            _stage_step(0.6, "download", 0.05, "fetching the kernel"),
+            _progress_step(1.0, 0.15, "fetching the initrd"),
+            _stage_step(1.0, "boot", 0.25, "booting"),
+            _stage_step(1.5, "setup", 0.4, "up after 52 s", fields={"boot_seconds": 52}),
+            _stage_step(0.9, "running", 0.6, "test 1 of 2"),
+            _progress_step(1.1, 0.75, "test 2 of 2"),
+            _stage_step(1.3, "post_run", 0.9, "uploading the results"),
+            _stage_step(0.9, "finish", 0.95, "results are there"),
             Step(0.6, "complete", {"result": {"passed": 2, "failed": 0}}),
         ),
     ),
@@ -112,10 +112,10 @@ MACHINES = (
         "cedar",
         (
             Step(0.5, "start"),
-            _reaches(0.5, "download", 0.05, "fetching the kernel"),
-            _reaches(1.1, "boot", 0.25, "booting"),
-            _reaches(1.6, "setup", 0.4, "up after 61 s", fields={"boot_seconds": 61}),
-            _reaches(0.8, "running", 0.5, "test 1 of 2"),
+            _stage_step(0.5, "download", 0.05, "fetching the kernel"),
+            _stage_step(1.1, "boot", 0.25, "booting"),
+            _stage_step(1.6, "setup", 0.4, "up after 61 s", fields={"boot_seconds": 61}),
+            _stage_step(0.8, "running", 0.5, "test 1 of 2"),
             Step(1.4, "fail", {"error": {"code": "KERNEL_PANIC", "message": "Attempted to kill init!"}}),
         ),
     ),
@@ -148,7 +148,7 @@ CLIENTS = (
     ),
 )
 
-LATECOMERS = (
+LATE_CLIENTS = (
     Client(
         name="late",
         wish="aspen and birch complete, asked when they are",

@@ -3,6 +3,6 @@
 from vigil.local.cloud import running_stack
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack
-from vigil.local.state_dir import Home
+from vigil.local.state_dir import StateDir
 
-__all__ = ["Home", "LocalError", "Stack", "running_stack"]
+__all__ = ["LocalError", "Stack", "StateDir", "running_stack"]

@@ -44,7 +44,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Wiring:
+class ApiDefinition:
     """All that an OpenAPI body says about an HTTP API. Functions are logical ids."""
 
     cors: Mapping[str, Any] | None
@@ -52,10 +52,10 @@ class Wiring:
     routes: tuple[Route, ...]
 
 
-def read_body(body: Mapping[str, Any]) -> Wiring:
+def parse_openapi(body: Mapping[str, Any]) -> ApiDefinition:
     """From the body of an `AWS::ApiGatewayV2::Api` of a processed template. Raises LocalError for what it cannot be."""
     schemes = body.get("components", {}).get("securitySchemes", {})
-    return Wiring(
+    return ApiDefinition(
         cors=body.get("x-amazon-apigateway-cors"),
         authorizers=tuple(_read_authorizers(schemes)),
         routes=tuple(_read_routes(body.get("paths", {}), set(schemes))),
@@ -64,26 +64,30 @@ def read_body(body: Mapping[str, Any]) -> Wiring:
 
 def _read_authorizers(schemes: Mapping[str, Any]) -> Iterator[Authorizer]:
     for name, scheme in schemes.items():
-        said = scheme["x-amazon-apigateway-authorizer"]
-        if said["type"] != "request":
-            raise LocalError(f"The local cloud serves Lambda authorizers only; {name} is a {said['type']} authorizer.")
+        definition = scheme["x-amazon-apigateway-authorizer"]
+        if definition["type"] != "request":
+            raise LocalError(
+                f"The local cloud serves Lambda authorizers only; {name} is a {definition['type']} authorizer."
+            )
         yield Authorizer(
             name=name,
-            function=_function_of(said["authorizerUri"]),
-            identity_sources=tuple(said.get("identitySource", [])),
-            ttl_s=said.get("authorizerResultTtlInSeconds", 300),
-            payload_format=str(said.get("authorizerPayloadFormatVersion", "2.0")),
-            simple_responses=bool(said.get("enableSimpleResponses")),
+            function=_function_of(definition["authorizerUri"]),
+            identity_sources=tuple(definition.get("identitySource", [])),
+            ttl_s=definition.get("authorizerResultTtlInSeconds", 300),
+            payload_format=str(definition.get("authorizerPayloadFormatVersion", "2.0")),
+            simple_responses=bool(definition.get("enableSimpleResponses")),
         )
 
 
 def _read_routes(paths: Mapping[str, Any], authorizers: set[str]) -> Iterator[Route]:
     for path, methods in paths.items():
-        for method, said in methods.items():
-            integration = said.get("x-amazon-apigateway-integration")
+        for method, operation in methods.items():
+            integration = operation.get("x-amazon-apigateway-integration")
             if integration is None:
                 continue
-            names = [name for requirement in said.get("security", []) for name in requirement if name in authorizers]
+            names = [
+                name for requirement in operation.get("security", []) for name in requirement if name in authorizers
+            ]
             verb = "ANY" if method == _ANY_METHOD else method.upper()
             yield Route(
                 key=path if path == "$default" else f"{verb} {path}",
@@ -95,52 +99,52 @@ def _read_routes(paths: Mapping[str, Any], authorizers: set[str]) -> Iterator[Ro
 
 def _function_of(uri: Any) -> str:
     """The logical id of the function that an invocation URI names, by `Fn::Sub` with or without variables."""
-    said = uri["Fn::Sub"] if isinstance(uri, Mapping) else uri
-    text, variables = (said, {}) if isinstance(said, str) else (said[0], said[1])
-    found = _FUNCTION_IN_URI.search(text)
-    if found is None:
+    substitution = uri["Fn::Sub"] if isinstance(uri, Mapping) else uri
+    text, variables = (substitution, {}) if isinstance(substitution, str) else (substitution[0], substitution[1])
+    match = _FUNCTION_IN_URI.search(text)
+    if match is None:
         raise LocalError(f"Not the URI of a function: {json.dumps(uri)}")
-    name = found["arn"].strip("${}")
+    name = match["arn"].strip("${}")
     if name in variables:
         return str(variables[name]["Fn::GetAtt"][0])
     return name.removesuffix(".Arn")
 
 
-def wire(aws: boto3.Session, endpoint_url: str, stack_name: str) -> None:
+def apply_openapi(aws: boto3.Session, endpoint_url: str, stack_name: str) -> None:
     """Wire every HTTP API of a stack as its processed template says. Raises LocalError."""
     cloudformation = aws.client("cloudformation", endpoint_url=endpoint_url, config=client_config())
     template = cloudformation.get_template(StackName=stack_name, TemplateStage="Processed")["TemplateBody"]
     # boto3 parses a template that is JSON, whatever its type hints say.
     document: Any = template
     resources = cloudformation.describe_stack_resources(StackName=stack_name)["StackResources"]
-    physical = {entry["LogicalResourceId"]: entry["PhysicalResourceId"] for entry in resources}
+    physical_ids = {entry["LogicalResourceId"]: entry["PhysicalResourceId"] for entry in resources}
     functions = aws.client("lambda", endpoint_url=endpoint_url, config=client_config())
 
     def arn_of(logical_id: str) -> str:
-        return functions.get_function(FunctionName=physical[logical_id])["Configuration"]["FunctionArn"]
+        return functions.get_function(FunctionName=physical_ids[logical_id])["Configuration"]["FunctionArn"]
 
     gateway = aws.client("apigatewayv2", endpoint_url=endpoint_url, config=client_config())
     for logical_id, resource in document["Resources"].items():
         body = resource.get("Properties", {}).get("Body")
         if resource["Type"] == "AWS::ApiGatewayV2::Api" and body:
-            _Wirer(gateway, physical[logical_id], arn_of).apply(read_body(body))
+            _ApiUpdater(gateway, physical_ids[logical_id], arn_of).apply(parse_openapi(body))
 
 
-class _Wirer:
+class _ApiUpdater:
     def __init__(self, gateway: ApiGatewayV2Client, api_id: str, arn_of: Callable[[str], str]) -> None:
         self._gateway = gateway
         self._api_id = api_id
         self._arns: dict[str, str] = {}
         self._arn_of = arn_of
 
-    def apply(self, wiring: Wiring) -> None:
+    def apply(self, definition: ApiDefinition) -> None:
         """Make the API what the wiring says: first what routes point to, then the routes, then what is left over."""
-        if wiring.cors is not None:
-            cors: Any = {name[:1].upper() + name[1:]: value for name, value in wiring.cors.items()}
+        if definition.cors is not None:
+            cors: Any = {name[:1].upper() + name[1:]: value for name, value in definition.cors.items()}
             self._gateway.update_api(ApiId=self._api_id, CorsConfiguration=cors)
-        authorizers = self._authorizers(wiring.authorizers)
-        integrations = self._integrations({(route.function, route.payload_format) for route in wiring.routes})
-        self._routes(wiring.routes, authorizers, integrations)
+        authorizers = self._authorizers(definition.authorizers)
+        integrations = self._integrations({(route.function, route.payload_format) for route in definition.routes})
+        self._routes(definition.routes, authorizers, integrations)
 
     def _uri(self, function: str) -> str:
         if function not in self._arns:
@@ -149,10 +153,10 @@ class _Wirer:
             self._arns[function] = f"arn:aws:apigateway:{region}:lambda:path/2015-03-31/functions/{arn}/invocations"
         return self._arns[function]
 
-    def _authorizers(self, wanted: tuple[Authorizer, ...]) -> dict[str, str]:
+    def _authorizers(self, desired: tuple[Authorizer, ...]) -> dict[str, str]:
         present = {entry["Name"]: entry for entry in self._gateway.get_authorizers(ApiId=self._api_id)["Items"]}
         ids: dict[str, str] = {}
-        for authorizer in wanted:
+        for authorizer in desired:
             settings: dict[str, Any] = {
                 "AuthorizerType": "REQUEST",
                 "AuthorizerUri": self._uri(authorizer.function),
@@ -161,29 +165,29 @@ class _Wirer:
                 "AuthorizerPayloadFormatVersion": authorizer.payload_format,
                 "EnableSimpleResponses": authorizer.simple_responses,
             }
-            found = present.pop(authorizer.name, None)
-            if found is None:
+            existing = present.pop(authorizer.name, None)
+            if existing is None:
                 ids[authorizer.name] = self._gateway.create_authorizer(
                     ApiId=self._api_id, Name=authorizer.name, **settings
                 )["AuthorizerId"]
                 continue
-            ids[authorizer.name] = found["AuthorizerId"]
-            if _differs(found, settings):
-                self._gateway.update_authorizer(ApiId=self._api_id, AuthorizerId=found["AuthorizerId"], **settings)
-        for left in present.values():
-            self._gateway.delete_authorizer(ApiId=self._api_id, AuthorizerId=left["AuthorizerId"])
+            ids[authorizer.name] = existing["AuthorizerId"]
+            if _differs(existing, settings):
+                self._gateway.update_authorizer(ApiId=self._api_id, AuthorizerId=existing["AuthorizerId"], **settings)
+        for unused in present.values():
+            self._gateway.delete_authorizer(ApiId=self._api_id, AuthorizerId=unused["AuthorizerId"])
         return ids
 
-    def _integrations(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    def _integrations(self, desired: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
         items = self._gateway.get_integrations(ApiId=self._api_id)["Items"]
         present = {(entry.get("IntegrationUri"), entry.get("PayloadFormatVersion")): entry for entry in items}
         ids: dict[tuple[str, str], str] = {}
-        for function, payload_format in wanted:
+        for function, payload_format in desired:
             uri = self._uri(function)
-            found = present.get((uri, payload_format))
+            existing = present.get((uri, payload_format))
             ids[function, payload_format] = (
-                found["IntegrationId"]
-                if found
+                existing["IntegrationId"]
+                if existing
                 else self._gateway.create_integration(
                     ApiId=self._api_id,
                     IntegrationType="AWS_PROXY",
@@ -195,28 +199,30 @@ class _Wirer:
         return ids
 
     def _routes(
-        self, wanted: tuple[Route, ...], authorizers: dict[str, str], integrations: dict[tuple[str, str], str]
+        self, desired: tuple[Route, ...], authorizers: dict[str, str], integrations: dict[tuple[str, str], str]
     ) -> None:
         present = {
             entry["RouteKey"]: entry
             for page in self._gateway.get_paginator("get_routes").paginate(ApiId=self._api_id)
             for entry in page["Items"]
         }
-        for route in wanted:
+        for route in desired:
             settings: dict[str, Any] = {
                 "Target": f"integrations/{integrations[route.function, route.payload_format]}",
                 "AuthorizationType": "CUSTOM" if route.authorizer else "NONE",
             }
             if route.authorizer:
                 settings["AuthorizerId"] = authorizers[route.authorizer]
-            found = present.pop(route.key, None)
-            if found is None:
+            existing = present.pop(route.key, None)
+            if existing is None:
                 self._gateway.create_route(ApiId=self._api_id, RouteKey=route.key, **settings)
-            elif _differs(found, settings):
-                self._gateway.update_route(ApiId=self._api_id, RouteId=found["RouteId"], RouteKey=route.key, **settings)
-        for left in present.values():
-            self._gateway.delete_route(ApiId=self._api_id, RouteId=left["RouteId"])
+            elif _differs(existing, settings):
+                self._gateway.update_route(
+                    ApiId=self._api_id, RouteId=existing["RouteId"], RouteKey=route.key, **settings
+                )
+        for unused in present.values():
+            self._gateway.delete_route(ApiId=self._api_id, RouteId=unused["RouteId"])
 
 
-def _differs(found: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    return any(found.get(name) != value for name, value in settings.items())
+def _differs(current: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    return any(current.get(name) != value for name, value in settings.items())

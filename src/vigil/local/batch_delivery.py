@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vigil.local.event_source_mapping import FOREVER, Record, StreamMapping
+from vigil.local.event_source_mapping import NO_LIMIT, Record, StreamMapping
 
 RETRIES_EXHAUSTED = "RetryAttemptsExhausted"
 TOO_OLD = "RecordAgeExceeded"
 # AWS backs off between retries and publishes no figures; here nobody should wait long.
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
+MIN_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class NotInvoked:
 Outcome = Answered | Failed | NotInvoked
 
 
-class Courier(Protocol):
+class DeliveryTarget(Protocol):
     """What delivery does to the world."""
 
     def invoke(self, records: Sequence[Record]) -> Outcome:
@@ -91,20 +91,20 @@ class _Batch:
     invocations: int = 0
 
 
-def deliver(mapping: StreamMapping, records: Sequence[Record], courier: Courier) -> None:
+def deliver(mapping: StreamMapping, records: Sequence[Record], target: DeliveryTarget) -> None:
     """Deliver until every record is handled or given up, in order; ends early only when the courier stops."""
     # The next batch is the last: splitting one puts its halves back in order.
     batches = [_Batch(records)]
     while batches:
         batch = batches.pop()
-        batch = _drop_expired(mapping, batch, courier)
+        batch = _drop_expired(mapping, batch, target)
         if not batch.records:
             continue
-        outcome = courier.invoke(batch.records)
+        outcome = target.invoke(batch.records)
         if isinstance(outcome, NotInvoked):
             # Neither counts as a try nor splits; only age ends it.
             batches.append(batch)
-            if not courier.pause(_pause_s(3)):
+            if not target.pause(_backoff_s(3)):
                 return
             continue
         batch.invocations += 1
@@ -113,12 +113,12 @@ def deliver(mapping: StreamMapping, records: Sequence[Record], courier: Courier)
         else:
             failed = first_failure(batch.records, outcome.body) if mapping.reports_item_failures else None
             if failed is None:
-                courier.done(batch.records)
+                target.done(batch.records)
                 continue
             resume, error = failed, None
         if resume:
             # What comes before the checkpoint is handled; the rest is a new batch with all its tries.
-            courier.done(batch.records[:resume])
+            target.done(batch.records[:resume])
             batches.append(_Batch(batch.records[resume:]))
             attempt = 1
         elif mapping.bisects and len(batch.records) > 1:
@@ -126,28 +126,28 @@ def deliver(mapping: StreamMapping, records: Sequence[Record], courier: Courier)
             middle = len(batch.records) // 2
             batches += [_Batch(batch.records[middle:]), _Batch(batch.records[:middle])]
             attempt = 1
-        elif mapping.maximum_retries != FOREVER and batch.invocations > mapping.maximum_retries:
-            courier.give_up(batch.records, RETRIES_EXHAUSTED, batch.invocations, error)
-            courier.done(batch.records)
+        elif mapping.maximum_retries != NO_LIMIT and batch.invocations > mapping.maximum_retries:
+            target.give_up(batch.records, RETRIES_EXHAUSTED, batch.invocations, error)
+            target.done(batch.records)
             continue
         else:
             batches.append(batch)
             attempt = batch.invocations
-        if not courier.pause(_pause_s(attempt)):
+        if not target.pause(_backoff_s(attempt)):
             return
 
 
-def _drop_expired(mapping: StreamMapping, batch: _Batch, courier: Courier) -> _Batch:
-    if mapping.maximum_age_s == FOREVER:
+def _drop_expired(mapping: StreamMapping, batch: _Batch, target: DeliveryTarget) -> _Batch:
+    if mapping.maximum_age_s == NO_LIMIT:
         return batch
-    oldest = courier.now() - mapping.maximum_age_s
+    oldest = target.now() - mapping.maximum_age_s
     expired = [record for record in batch.records if record.created_at < oldest]
     if not expired:
         return batch
-    courier.give_up(expired, TOO_OLD, batch.invocations, None)
-    courier.done(expired)
+    target.give_up(expired, TOO_OLD, batch.invocations, None)
+    target.done(expired)
     return _Batch([record for record in batch.records if record.created_at >= oldest], batch.invocations)
 
 
-def _pause_s(attempt: int) -> float:
-    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)))
+def _backoff_s(attempt: int) -> float:
+    return float(min(MAX_BACKOFF_S, MIN_BACKOFF_S * 2 ** (attempt - 1)))

@@ -22,10 +22,10 @@ from typing import Any
 
 from vigil.local import api_gateway as http_api
 from vigil.local import sam
-from vigil.local.emulator import DIRECT, READY_WITHIN_S, STOPPED_WITHIN_S, healthy, port_in_use, stop_orphan
+from vigil.local.emulator import NO_PROXY_OPENER, START_TIMEOUT_S, STOP_TIMEOUT_S, is_healthy, port_in_use, stop_orphan
 from vigil.local.errors import LocalError
 from vigil.local.stack import REGION, STACK_NAME, Stack, client_config, endpoint, session
-from vigil.local.state_dir import Home, read_json, tail, wait_until
+from vigil.local.state_dir import StateDir, read_json, tail, wait_until
 
 DEFAULT_PORT = 4566
 ARTIFACTS = "vigil-local-artifacts"
@@ -35,7 +35,7 @@ KEY_NAME = "local"
 FINGERPRINT = "vigil-local-fingerprint"
 
 # Functions under way come first, then the saving of the state.
-SUPERVISOR_STOPPED_WITHIN_S = STOPPED_WITHIN_S + 30
+SUPERVISOR_STOP_TIMEOUT_S = STOP_TIMEOUT_S + 30
 
 Say = Callable[[str], None]
 
@@ -45,7 +45,7 @@ def _silent(_message: str) -> None:
 
 
 def up(
-    home: Home,
+    state_dir: StateDir,
     *,
     port: int = DEFAULT_PORT,
     addresses: tuple[str, ...] = (),
@@ -54,16 +54,16 @@ def up(
 ) -> Stack:
     """Have the cloud running in the background with what the checkout holds deployed. Again changes only what is
     different. `addresses` are listened on besides 127.0.0.1. Raises LocalError."""
-    sources = sam.source_fingerprint(home.root)
-    home.directory.mkdir(parents=True, exist_ok=True)
-    with (home.directory / "up.lock").open("w") as lock:
+    sources = sam.source_fingerprint(state_dir.root)
+    state_dir.directory.mkdir(parents=True, exist_ok=True)
+    with (state_dir.directory / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        supervisor = _ensure_supervisor(home, port, addresses, say)
-        _ensure_deployed(home, port, sources, parameters or {}, say)
-        _await_streams(home, port)
+        supervisor = _ensure_supervisor(state_dir, port, addresses, say)
+        _ensure_deployed(state_dir, port, sources, parameters or {}, say)
+        _await_streams(state_dir, port)
         endpoint_url = endpoint(port)
         outputs = _outputs(endpoint_url)
-        key, key_id = _ensure_key(home, outputs, endpoint_url, say)
+        key, key_id = _ensure_key(state_dir, outputs, endpoint_url, say)
         stack = Stack(
             api_url=outputs["HttpApiUrl"],
             ws_url=outputs["WebSocketUrl"],
@@ -82,26 +82,26 @@ def up(
             http_api_id=outputs["HttpApiId"],
             websocket_api_id=outputs["WebSocketApiId"],
         )
-        stack.write(home.stack_file)
+        stack.write(state_dir.stack_file)
         return stack
 
 
-def down(home: Home, say: Say = _silent) -> bool:
+def down(state_dir: StateDir, say: Say = _silent) -> bool:
     """Stop it and keep its state. Returns whether there was anything to stop. Raises LocalError."""
-    supervisor, emulator = home.supervisor.holder(), home.emulator.holder()
+    supervisor, emulator = state_dir.supervisor.holder(), state_dir.emulator.holder()
     if supervisor is None and emulator is None:
         return False
     port = int((supervisor or emulator or {})["port"])
     if supervisor is not None:
         say("Stopping; the state is being saved")
         os.kill(int(supervisor["pid"]), signal.SIGTERM)
-        if not wait_until(lambda: not home.supervisor.alive, SUPERVISOR_STOPPED_WITHIN_S):
-            raise LocalError("The local cloud does not stop.", tail(home.supervisor_log))
-    if home.emulator.alive:
+        if not wait_until(lambda: not state_dir.supervisor.alive, SUPERVISOR_STOP_TIMEOUT_S):
+            raise LocalError("The local cloud does not stop.", tail(state_dir.supervisor_log))
+    if state_dir.emulator.alive:
         say("Stopping the emulator that a killed supervisor left behind")
-        stop_orphan(home)
+        stop_orphan(state_dir)
     if not wait_until(lambda: not port_in_use(port), 10):
-        raise LocalError(f"Port {port} is still taken.", tail(home.supervisor_log))
+        raise LocalError(f"Port {port} is still taken.", tail(state_dir.supervisor_log))
     return True
 
 
@@ -118,44 +118,44 @@ def running_stack(
     is removed afterwards, or from what is in `home`. What is built of the sources is shared with every other cloud of
     the checkout. Raises LocalError."""
     with tempfile.TemporaryDirectory(prefix="vigil-local-") as temporary:
-        place = Home.of(root, home or Path(temporary))
+        state_dir = StateDir.of(root, home or Path(temporary))
         try:
-            yield up(place, port=port, addresses=addresses, parameters=parameters)
+            yield up(state_dir, port=port, addresses=addresses, parameters=parameters)
         finally:
-            down(place)
+            down(state_dir)
 
 
 # ---------------------------------------------------------------- the steps of `up`
 
 
-def _ensure_supervisor(home: Home, port: int, addresses: tuple[str, ...], say: Say) -> int:
+def _ensure_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...], say: Say) -> int:
     """Returns its process id."""
-    running = home.supervisor.holder()
-    if running is not None:
-        if running["port"] != port:
-            raise LocalError(f"It runs on port {running['port']} already; stop it first with `vigil local down`.")
+    holder = state_dir.supervisor.holder()
+    if holder is not None:
+        if holder["port"] != port:
+            raise LocalError(f"It runs on port {holder['port']} already; stop it first with `vigil local down`.")
     else:
         say(f"Starting the emulator on port {port}")
         # A program on the port that is not the emulator left behind by a killed supervisor.
-        if port_in_use(port) and not home.emulator.alive:
+        if port_in_use(port) and not state_dir.emulator.alive:
             raise LocalError(f"Port {port} is taken by another program; choose one with --port.")
-        _start_supervisor(home, port, addresses)
-        running = home.supervisor.holder()
-    if running is None or not wait_until(lambda: healthy(port), READY_WITHIN_S):
-        raise LocalError("The emulator does not answer.", tail(home.emulator_log))
-    return int(running["pid"])
+        _start_supervisor(state_dir, port, addresses)
+        holder = state_dir.supervisor.holder()
+    if holder is None or not wait_until(lambda: is_healthy(port), START_TIMEOUT_S):
+        raise LocalError("The emulator does not answer.", tail(state_dir.emulator_log))
+    return int(holder["pid"])
 
 
-def _start_supervisor(home: Home, port: int, addresses: tuple[str, ...]) -> None:
+def _start_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...]) -> None:
     package = Path(__file__).parents[2]
-    with home.supervisor_log.open("wb") as log:
+    with state_dir.supervisor_log.open("wb") as log:
         process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 "vigil.local.supervisor",
-                str(home.root),
-                str(home.directory),
+                str(state_dir.root),
+                str(state_dir.directory),
                 str(port),
                 *addresses,
             ],
@@ -169,43 +169,45 @@ def _start_supervisor(home: Home, port: int, addresses: tuple[str, ...]) -> None
     threading.Thread(target=process.wait, daemon=True).start()
     # First an emulator left behind has to be stopped, which may take as long as any stop.
     wait_until(
-        lambda: process.poll() is not None or (home.supervisor.alive and home.emulator.alive and healthy(port)),
-        READY_WITHIN_S + STOPPED_WITHIN_S,
+        lambda: (
+            process.poll() is not None or (state_dir.supervisor.alive and state_dir.emulator.alive and is_healthy(port))
+        ),
+        START_TIMEOUT_S + STOP_TIMEOUT_S,
     )
     if process.poll() is not None:
-        raise LocalError("The local cloud did not start.", tail(home.supervisor_log))
+        raise LocalError("The local cloud did not start.", tail(state_dir.supervisor_log))
 
 
-def _ensure_deployed(home: Home, port: int, sources: str, parameters: Mapping[str, str], say: Say) -> None:
+def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: Mapping[str, str], say: Say) -> None:
     aws = session()
     endpoint_url = endpoint(port)
-    given = {"ExecuteApiBase": f"http://localhost:{port}/_aws/execute-api", **parameters}
-    fingerprint = f"{sources}-{_digest(given)}"
-    if _deployed_fingerprint(endpoint_url) == fingerprint and _functions_are_there(endpoint_url):
+    all_parameters = {"ExecuteApiBase": f"http://localhost:{port}/_aws/execute-api", **parameters}
+    fingerprint = f"{sources}-{_digest(all_parameters)}"
+    if _deployed_fingerprint(endpoint_url) == fingerprint and _functions_exist(endpoint_url):
         say("Nothing has changed since the last deployment")
     else:
         say("Building (sam build)")
-        template = sam.build(home.root, home.directory / "build.log")
+        template = sam.build(state_dir.root, state_dir.directory / "build.log")
         aws.client("s3", endpoint_url=endpoint_url, config=client_config()).create_bucket(Bucket=ARTIFACTS)
         say("Deploying (sam deploy)")
         sam.deploy(
-            home.root,
+            state_dir.root,
             template,
-            home.directory / "deploy.log",
+            state_dir.directory / "deploy.log",
             endpoint_url=endpoint_url,
             stack_name=STACK_NAME,
             bucket=ARTIFACTS,
-            parameters=given,
+            parameters=all_parameters,
             tags={FINGERPRINT: fingerprint},
         )
-    http_api.wire(aws, endpoint_url, STACK_NAME)
+    http_api.apply_openapi(aws, endpoint_url, STACK_NAME)
 
 
 def _digest(parameters: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _described(endpoint_url: str) -> Any:
+def _describe_stack(endpoint_url: str) -> Any:
     """The stack, or None when there is none."""
     from botocore.exceptions import ClientError
 
@@ -217,13 +219,13 @@ def _described(endpoint_url: str) -> Any:
 
 
 def _deployed_fingerprint(endpoint_url: str) -> str | None:
-    stack = _described(endpoint_url)
+    stack = _describe_stack(endpoint_url)
     if stack is None or not stack["StackStatus"].endswith("_COMPLETE") or "ROLLBACK" in stack["StackStatus"]:
         return None
     return next((tag["Value"] for tag in stack.get("Tags", []) if tag["Key"] == FINGERPRINT), None)
 
 
-def _functions_are_there(endpoint_url: str) -> bool:
+def _functions_exist(endpoint_url: str) -> bool:
     from botocore.exceptions import ClientError
 
     aws = session()
@@ -239,11 +241,11 @@ def _functions_are_there(endpoint_url: str) -> bool:
     return True
 
 
-def _await_streams(home: Home, port: int) -> None:
+def _await_streams(state_dir: StateDir, port: int) -> None:
     """Until the supervisor serves every stream mapping that there is now: it looks once a second."""
     functions = session().client("lambda", endpoint_url=endpoint(port), config=client_config())
     pages = functions.get_paginator("list_event_source_mappings").paginate()
-    wanted = {
+    expected = {
         entry["UUID"]
         for page in pages
         for entry in page["EventSourceMappings"]
@@ -251,39 +253,41 @@ def _await_streams(home: Home, port: int) -> None:
     }
 
     def served() -> bool:
-        return wanted <= {reader["mapping"] for reader in (read_json(home.streams_file) or {}).get("readers", [])}
+        return expected <= {
+            reader["mapping"] for reader in (read_json(state_dir.streams_file) or {}).get("readers", [])
+        }
 
     if not wait_until(served, 15):
-        raise LocalError("The streams are not served.", tail(home.supervisor_log))
+        raise LocalError("The streams are not served.", tail(state_dir.supervisor_log))
 
 
 def _outputs(endpoint_url: str) -> dict[str, str]:
-    stack = _described(endpoint_url)
+    stack = _describe_stack(endpoint_url)
     if stack is None:
         raise LocalError("The stack is not there after its deployment.")
     return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
 
-def _ensure_key(home: Home, outputs: Mapping[str, str], endpoint_url: str, say: Say) -> tuple[str, str]:
+def _ensure_key(state_dir: StateDir, outputs: Mapping[str, str], endpoint_url: str, say: Say) -> tuple[str, str]:
     """The API key of earlier starts, or a new one when there is none that is still let in."""
-    kept = Stack.read(home.stack_file) if home.stack_file.exists() else None
-    if kept is not None and _lets_in(outputs["HttpApiUrl"], kept.api_key):
-        return kept.api_key, kept.key_id
+    existing = Stack.read(state_dir.stack_file) if state_dir.stack_file.exists() else None
+    if existing is not None and _is_accepted(outputs["HttpApiUrl"], existing.api_key):
+        return existing.api_key, existing.key_id
     say("Creating an API key")
-    answer = invoke_admin(
+    response = invoke_admin(
         endpoint_url,
         outputs["AdminFunctionName"],
         {"action": "create_key", "namespace": NAMESPACE, "scopes": ["admin"], "name": KEY_NAME},
     )
-    return answer["token"], answer["key"]["key_id"]
+    return response["token"], response["key"]["key_id"]
 
 
 def invoke_admin(endpoint_url: str, function: str, event: Mapping[str, Any]) -> dict[str, Any]:
     """Have the admin function do something. Raises LocalError when it fails or refuses."""
     functions = session().client("lambda", endpoint_url=endpoint_url, config=client_config())
-    answer = functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
-    body = answer["Payload"].read().decode()
-    if answer.get("FunctionError"):
+    response = functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
+    body = response["Payload"].read().decode()
+    if response.get("FunctionError"):
         raise LocalError(f"The admin function failed; see `vigil local logs {function}`.", body)
     result: dict[str, Any] = json.loads(body)
     if "error" in result:
@@ -291,7 +295,7 @@ def invoke_admin(endpoint_url: str, function: str, event: Mapping[str, Any]) -> 
     return result
 
 
-def _lets_in(api_url: str, api_key: str) -> bool:
+def _is_accepted(api_url: str, api_key: str) -> bool:
     status = http_status(f"{api_url}/v1/jobs?page_size=1", api_key)
     return status is not None and status not in {401, 403}
 
@@ -300,8 +304,8 @@ def http_status(url: str, api_key: str | None = None) -> int | None:
     """What a GET answers; None when nobody does."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        with DIRECT.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-            return int(answer.status)
+        with NO_PROXY_OPENER.open(urllib.request.Request(url, headers=headers), timeout=30) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except (urllib.error.URLError, OSError):
@@ -322,22 +326,22 @@ class Health:
     dead_letters: int | None
 
     @property
-    def well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether it can be worked with."""
         return self.running and self.api_status == 200
 
 
-def health(home: Home) -> Health:
+def health(state_dir: StateDir) -> Health:
     """Look at everything once. Raises LocalError for an unreadable stack file."""
-    running = home.supervisor.alive and home.emulator.alive
-    stack = Stack.read(home.stack_file)
+    running = state_dir.supervisor.alive and state_dir.emulator.alive
+    stack = Stack.read(state_dir.stack_file)
     if not running or stack is None:
         return Health(running=running, stack=stack, api_status=None, readers=[], dead_letters=None)
     return Health(
         running=True,
         stack=stack,
         api_status=http_status(f"{stack.api_url}/openapi.json"),
-        readers=(read_json(home.streams_file) or {}).get("readers", []),
+        readers=(read_json(state_dir.streams_file) or {}).get("readers", []),
         dead_letters=_dead_letters(stack),
     )
 
@@ -355,8 +359,10 @@ def _dead_letters(stack: Stack) -> int | None:
         for url in (stack.fan_out_queue_url, stack.sweeper_queue_url):
             attributes = queues.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
             arn = json.loads(attributes["RedrivePolicy"])["deadLetterTargetArn"]
-            dead = queues.get_queue_url(QueueName=arn.split(":")[-1])["QueueUrl"]
-            waiting = queues.get_queue_attributes(QueueUrl=dead, AttributeNames=["ApproximateNumberOfMessages"])
-            count += int(waiting["Attributes"]["ApproximateNumberOfMessages"])
+            queue_url = queues.get_queue_url(QueueName=arn.split(":")[-1])["QueueUrl"]
+            attributes_of_queue = queues.get_queue_attributes(
+                QueueUrl=queue_url, AttributeNames=["ApproximateNumberOfMessages"]
+            )
+            count += int(attributes_of_queue["Attributes"]["ApproximateNumberOfMessages"])
         return count
     return None

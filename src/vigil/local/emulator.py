@@ -16,14 +16,14 @@ from pathlib import Path
 
 from vigil.local.errors import LocalError
 from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
-from vigil.local.state_dir import Home, tail, wait_until
+from vigil.local.state_dir import StateDir, tail, wait_until
 
-READY_WITHIN_S = 30
+START_TIMEOUT_S = 30
 # Saving a state of some hundred megabytes takes a while.
-STOPPED_WITHIN_S = 60
+STOP_TIMEOUT_S = 60
 _GIB = 2**30
 # A proxy that the environment names is not for this machine's own addresses.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+NO_PROXY_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def port_in_use(port: int) -> bool:
@@ -33,39 +33,41 @@ def port_in_use(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def healthy(port: int) -> bool:
+def is_healthy(port: int) -> bool:
     """Whether the emulator answers there."""
     try:
-        with DIRECT.open(f"http://127.0.0.1:{port}/_ministack/health", timeout=2) as answer:
-            return int(answer.status) == 200
+        with NO_PROXY_OPENER.open(f"http://127.0.0.1:{port}/_ministack/health", timeout=2) as response:
+            return int(response.status) == 200
     except (urllib.error.URLError, OSError):
         return False
 
 
-def concurrency() -> int:
+def max_concurrency() -> int:
     """How many executions this machine bears at once: each is a process of 30 to 46 MB. AWS gives an account 1,000."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(16, min(256, memory // _GIB * 10))
 
 
-def environment(home: Home, port: int) -> dict[str, str]:
+def environment(state_dir: StateDir, port: int) -> dict[str, str]:
     """The emulator's whole environment. The functions' processes inherit it, so nothing of the caller's leaks in."""
     package = Path(__file__).parents[2]
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TZ", "PYTHONWARNINGS") if name in os.environ}
+    inherited = {
+        name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TZ", "PYTHONWARNINGS") if name in os.environ
+    }
     return {
-        **kept,
+        **inherited,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": str(package),
-        "TMPDIR": str(home.temporary),
+        "TMPDIR": str(state_dir.temporary),
         "GATEWAY_PORT": str(port),
         "PERSIST_STATE": "1",
         "S3_PERSIST": "1",
-        "STATE_DIR": str(home.state),
-        "S3_DATA_DIR": str(home.state / "s3"),
+        "STATE_DIR": str(state_dir.state),
+        "S3_DATA_DIR": str(state_dir.state / "s3"),
         # Two services of no use here that would each take a fixed port.
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
-        "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(concurrency()),
+        "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(max_concurrency()),
         # With this, each function may do what its role says and no more, as on AWS.
         "AUTH": os.environ.get("VIGIL_LOCAL_ENFORCE_IAM") or "false",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -78,43 +80,43 @@ def environment(home: Home, port: int) -> dict[str, str]:
 class Emulator:
     """A running emulator. `bell` is a pipe that gets a byte for each new stream record, and ends with the process."""
 
-    home: Home
+    state_dir: StateDir
     port: int
     process: subprocess.Popen[bytes]
-    bell: int
+    wakeup_fd: int
 
     @classmethod
-    def start(cls, home: Home, port: int, addresses: list[str]) -> Emulator:
+    def start(cls, state_dir: StateDir, port: int, addresses: list[str]) -> Emulator:
         """Start it from the saved state and wait until it answers. Raises LocalError."""
         if port_in_use(port):
             raise LocalError(f"Port {port} is taken by another program; choose one with --port.")
-        home.temporary.mkdir(parents=True, exist_ok=True)
+        state_dir.temporary.mkdir(parents=True, exist_ok=True)
         # The positions of the moment when the state was saved: a later one would skip records that a state which was
         # not saved at its end has yet to make.
-        if home.saved_streams_file.exists():
-            shutil.copyfile(home.saved_streams_file, home.streams_file)
+        if state_dir.saved_streams_file.exists():
+            shutil.copyfile(state_dir.saved_streams_file, state_dir.streams_file)
         else:
-            home.streams_file.unlink(missing_ok=True)
-        bell, ringer = os.pipe()
-        with home.emulator_log.open("wb") as log:
+            state_dir.streams_file.unlink(missing_ok=True)
+        wakeup_fd, wakeup_write_fd = os.pipe()
+        with state_dir.emulator_log.open("wb") as log:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "vigil.local.emulator_server"),
-                    *(str(home.directory), str(port), str(ringer), *addresses),
+                    *(str(state_dir.directory), str(port), str(wakeup_write_fd), *addresses),
                 ],
-                env=environment(home, port),
-                pass_fds=[ringer],
+                env=environment(state_dir, port),
+                pass_fds=[wakeup_write_fd],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        os.close(ringer)
-        emulator = cls(home, port, process, bell)
-        wait_until(lambda: healthy(port) or process.poll() is not None, READY_WITHIN_S)
-        if process.poll() is not None or not healthy(port):
+        os.close(wakeup_write_fd)
+        emulator = cls(state_dir, port, process, wakeup_fd)
+        wait_until(lambda: is_healthy(port) or process.poll() is not None, START_TIMEOUT_S)
+        if process.poll() is not None or not is_healthy(port):
             process.kill()
-            raise LocalError("The emulator did not start.", tail(home.emulator_log))
+            raise LocalError("The emulator did not start.", tail(state_dir.emulator_log))
         return emulator
 
     @property
@@ -124,37 +126,37 @@ class Emulator:
 
     def stop(self) -> None:
         """Save its state and end it. Raises LocalError when it had to be killed."""
-        stop_orphan(self.home, reap=self.process)
+        stop_orphan(self.state_dir, reap=self.process)
 
-    def clear_away(self) -> None:
+    def kill_functions(self) -> None:
         """End what an emulator that died has left running: its functions."""
-        _end_session(self.process.pid)
+        _kill_session(self.process.pid)
 
 
-def _end_session(pid: int) -> None:
+def _kill_session(pid: int) -> None:
     """Kill whatever is left of the emulator's session: functions that were still running."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
-def stop_orphan(home: Home, reap: subprocess.Popen[bytes] | None = None) -> None:
+def stop_orphan(state_dir: StateDir, reap: subprocess.Popen[bytes] | None = None) -> None:
     """Save the state of the emulator of this directory, whoever started it, and end it. Raises LocalError."""
-    holder = home.emulator.holder()
+    holder = state_dir.emulator.holder()
     if holder is None:
         return
     pid = int(holder["pid"])
     os.kill(pid, signal.SIGTERM)
 
-    def gone() -> bool:
-        return (reap is not None and reap.poll() is not None) or not home.emulator.alive
+    def has_ended() -> bool:
+        return (reap is not None and reap.poll() is not None) or not state_dir.emulator.alive
 
-    ended = wait_until(gone, STOPPED_WITHIN_S)
-    _end_session(pid)
+    ended = wait_until(has_ended, STOP_TIMEOUT_S)
+    _kill_session(pid)
     if not ended:
         raise LocalError(
-            "The emulator did not stop in time; its state is that of the last stop.", tail(home.emulator_log)
+            "The emulator did not stop in time; its state is that of the last stop.", tail(state_dir.emulator_log)
         )
-    if home.streams_file.exists():
-        home.state.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(home.streams_file, home.saved_streams_file)
-    shutil.rmtree(home.temporary, ignore_errors=True)
+    if state_dir.streams_file.exists():
+        state_dir.state.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(state_dir.streams_file, state_dir.saved_streams_file)
+    shutil.rmtree(state_dir.temporary, ignore_errors=True)

@@ -16,28 +16,28 @@ from pathlib import Path
 from uvicorn import Config, Server
 
 from vigil.local import ministack_patches as corrections
-from vigil.local.state_dir import Home
+from vigil.local.state_dir import StateDir
 
 LOOPBACK = "127.0.0.1"
 
 
-def main(home: Home, port: int, bell: int, addresses: list[str]) -> int:
+def main(state_dir: StateDir, port: int, wakeup_fd: int, addresses: list[str]) -> int:
     """Serve until SIGTERM, then save the state. Returns the exit code."""
     corrections.check_version()
-    role = home.emulator
-    if not role.claim(port=port):
+    process_file = state_dir.emulator
+    if not process_file.claim(port=port):
         print("Another emulator runs in this directory.", file=sys.stderr)  # noqa: T201
         return 1
 
     # Imported late: ministack reads the environment and configures logging as it is imported.
     from ministack.app import app
 
-    corrections.serve_no_streams()
+    corrections.disable_stream_poller()
     corrections.keep_stream_records()
-    corrections.ring_on_stream_records(bell)
+    corrections.signal_stream_records(wakeup_fd)
     corrections.share_layers()
     corrections.authorize_batches_as_messages()
-    corrections.name_the_group_of_a_schedule()
+    corrections.authorize_schedules_by_group()
 
     # With these, a request costs half the CPU time of hypercorn, ministack's own choice.
     config = Config(
@@ -78,4 +78,4 @@ def _listen(address: str, port: int) -> socket.socket:
 
 if __name__ == "__main__":
     directory, port_text, bell_text, *more = sys.argv[1:]
-    sys.exit(main(Home(Path.cwd(), Path(directory)), int(port_text), int(bell_text), more))
+    sys.exit(main(StateDir(Path.cwd(), Path(directory)), int(port_text), int(bell_text), more))

@@ -79,12 +79,12 @@ def _rule_matches(rule: object, value: object) -> bool:
             raise ValueError(f"Unknown event pattern rule {operator!r}")
 
 
-def _equal(wanted: object, value: object) -> bool:
+def _equal(expected: object, value: object) -> bool:
     # 1 is not true, and "1" is not 1.
-    if isinstance(wanted, bool) or isinstance(value, bool):
-        return wanted is value
-    return (type(wanted) is type(value) and wanted == value) or (
-        _is_number(wanted) and _is_number(value) and wanted == value
+    if isinstance(expected, bool) or isinstance(value, bool):
+        return expected is value
+    return (type(expected) is type(value) and expected == value) or (
+        _is_number(expected) and _is_number(value) and expected == value
     )
 
 

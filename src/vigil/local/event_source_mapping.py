@@ -14,10 +14,10 @@ from vigil.local.event_filters import parse_patterns
 
 # https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-params.html
 DEFAULT_BATCH_SIZE = 100
-FOREVER = -1
+NO_LIMIT = -1
 # What a synchronous invocation takes; a batch is closed before it would be larger.
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
-PAYLOAD_BYTES = 6 * 1024 * 1024
+MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +40,23 @@ class StreamMapping:
     failure_destination: str | None
 
     @classmethod
-    def parse(cls, described: Mapping[str, Any]) -> Self:
+    def parse(cls, document: Mapping[str, Any]) -> Self:
         """From `list_event_source_mappings`. Raises ValueError for a filter that is no event pattern."""
-        destination = ((described.get("DestinationConfig") or {}).get("OnFailure") or {}).get("Destination")
+        destination = ((document.get("DestinationConfig") or {}).get("OnFailure") or {}).get("Destination")
         return cls(
-            uuid=described["UUID"],
-            function_arn=described["FunctionArn"],
-            stream_arn=described["EventSourceArn"],
-            enabled=described["State"] not in {"Disabled", "Disabling", "Deleting"},
-            starting_position=described.get("StartingPosition") or "LATEST",
-            batch_size=described.get("BatchSize") or DEFAULT_BATCH_SIZE,
-            batching_window_s=described.get("MaximumBatchingWindowInSeconds") or 0,
-            parallelization=described.get("ParallelizationFactor") or 1,
-            patterns=tuple(parse_patterns(described.get("FilterCriteria"))),
-            reports_item_failures="ReportBatchItemFailures" in (described.get("FunctionResponseTypes") or []),
-            bisects=bool(described.get("BisectBatchOnFunctionError")),
-            maximum_retries=_limit(described.get("MaximumRetryAttempts")),
-            maximum_age_s=_limit(described.get("MaximumRecordAgeInSeconds")),
+            uuid=document["UUID"],
+            function_arn=document["FunctionArn"],
+            stream_arn=document["EventSourceArn"],
+            enabled=document["State"] not in {"Disabled", "Disabling", "Deleting"},
+            starting_position=document.get("StartingPosition") or "LATEST",
+            batch_size=document.get("BatchSize") or DEFAULT_BATCH_SIZE,
+            batching_window_s=document.get("MaximumBatchingWindowInSeconds") or 0,
+            parallelization=document.get("ParallelizationFactor") or 1,
+            patterns=tuple(parse_patterns(document.get("FilterCriteria"))),
+            reports_item_failures="ReportBatchItemFailures" in (document.get("FunctionResponseTypes") or []),
+            bisects=bool(document.get("BisectBatchOnFunctionError")),
+            maximum_retries=_limit(document.get("MaximumRetryAttempts")),
+            maximum_age_s=_limit(document.get("MaximumRecordAgeInSeconds")),
             failure_destination=destination,
         )
 
@@ -67,7 +67,7 @@ class StreamMapping:
 
 
 def _limit(value: int | None) -> int:
-    return FOREVER if value is None else value
+    return NO_LIMIT if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def take_batch(records: Sequence[Record], size: int) -> list[Record]:
     length = 0
     for record in records[:size]:
         length += len(record.text.encode()) + 1
-        if batch and length > PAYLOAD_BYTES - len(payload([])):
+        if batch and length > MAX_PAYLOAD_BYTES - len(payload([])):
             break
         batch.append(record)
     return batch
@@ -174,5 +174,5 @@ def failure_record(
 
 def failure_key(mapping: StreamMapping, shard: str, now: datetime) -> str:
     """The S3 object's key for such a record, by AWS's naming."""
-    moment = now.astimezone(UTC)
-    return f"aws/lambda/{mapping.uuid}/{shard}/{moment:%Y/%m/%d}/{moment:%Y-%m-%dT%H.%M.%S}-{uuid4()}"
+    time = now.astimezone(UTC)
+    return f"aws/lambda/{mapping.uuid}/{shard}/{time:%Y/%m/%d}/{time:%Y-%m-%dT%H.%M.%S}-{uuid4()}"

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from mypy_boto3_logs.client import CloudWatchLogsClient
 
 _PREFIX = "/aws/lambda/"
-LOOK_EVERY_S = 0.5
+POLL_INTERVAL_S = 0.5
 # How late a line may turn up behind a later one of another function, in milliseconds.
-LATE_MS = 5_000
+MAX_LATENESS_MS = 5_000
 # What Lambda writes around each invocation says nothing to a reader.
-_FRAME = ("START RequestId", "END RequestId", "REPORT RequestId", "INIT_START")
+_LIFECYCLE_PREFIXES = ("START RequestId", "END RequestId", "REPORT RequestId", "INIT_START")
 # Of a structured line, what is shown elsewhere or says nothing here.
-_QUIET = frozenset(
+_HIDDEN_FIELDS = frozenset(
     {
         *("level", "message", "timestamp", "service", "location", "cold_start", "function_arn", "function_memory_size"),
         *("function_name", "function_request_id", "xray_trace_id", "exception", "exception_name", "stack_trace"),
@@ -40,21 +40,21 @@ class Line:
     text: str
 
 
-def lines(stack: Stack, function: str | None, *, since_ms: int = 0, more: Callable[[], bool]) -> Iterator[Line]:
+def lines(stack: Stack, function: str | None, *, since_ms: int = 0, is_following: Callable[[], bool]) -> Iterator[Line]:
     """Lines of one function, by its full name or its last part, or of all; waits for more while `more` says so.
     Raises LocalError for an unknown function."""
     logs = session().client("logs", endpoint_url=stack.endpoint_url, config=client_config())
     seen: set[Line] = set()
     while True:
         groups = _groups(logs, stack, function)
-        found = sorted(line for group in groups for line in _events(logs, group, since_ms))
-        yield from (line for line in found if line not in seen)
-        seen = set(found)
-        if found:
-            since_ms = max(since_ms, found[-1].at - LATE_MS)
-        if not more():
+        new_lines = sorted(line for group in groups for line in _events(logs, group, since_ms))
+        yield from (line for line in new_lines if line not in seen)
+        seen = set(new_lines)
+        if new_lines:
+            since_ms = max(since_ms, new_lines[-1].at - MAX_LATENESS_MS)
+        if not is_following():
             return
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def _groups(logs: CloudWatchLogsClient, stack: Stack, function: str | None) -> list[str]:
@@ -62,11 +62,11 @@ def _groups(logs: CloudWatchLogsClient, stack: Stack, function: str | None) -> l
     names = [group["logGroupName"] for page in pages for group in page["logGroups"]]
     if function is None:
         return names
-    wanted = {f"{_PREFIX}{function}", f"{_PREFIX}{stack.stack_name}-{function}"}
-    chosen = [name for name in names if name in wanted]
+    candidates = {f"{_PREFIX}{function}", f"{_PREFIX}{stack.stack_name}-{function}"}
+    chosen = [name for name in names if name in candidates]
     if not chosen:
-        known = ", ".join(sorted(name.removeprefix(_PREFIX) for name in names)) or "none yet"
-        raise LocalError(f"There are no logs of {function}. Functions with logs: {known}.")
+        known_names = ", ".join(sorted(name.removeprefix(_PREFIX) for name in names)) or "none yet"
+        raise LocalError(f"There are no logs of {function}. Functions with logs: {known_names}.")
     return chosen
 
 
@@ -74,24 +74,24 @@ def _events(logs: CloudWatchLogsClient, group: str, since_ms: int) -> Iterator[L
     pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group, startTime=since_ms)
     for event in (entry for page in pages for entry in page["events"]):
         message = event["message"].rstrip()
-        if message and not message.startswith(_FRAME):
+        if message and not message.startswith(_LIFECYCLE_PREFIXES):
             yield parse(group.removeprefix(_PREFIX), event["timestamp"], message)
 
 
 def parse(function: str, at: int, message: str) -> Line:
     """A line from a log event: structured ones become a message and its facts, others stay as they are."""
     try:
-        said = json.loads(message)
+        record = json.loads(message)
     except ValueError:
         return Line(at, function, "", message)
-    if not isinstance(said, dict) or "message" not in said:
+    if not isinstance(record, dict) or "message" not in record:
         return Line(at, function, "", message)
-    facts = "".join(f" {name}={_short(value)}" for name, value in said.items() if name not in _QUIET)
-    trace = f"\n{said['exception']}" if said.get("exception") else ""
-    return Line(at, function, str(said.get("level", "")), f"{_short(said['message'])}{facts}{trace}")
+    fields = "".join(f" {name}={_as_text(value)}" for name, value in record.items() if name not in _HIDDEN_FIELDS)
+    trace = f"\n{record['exception']}" if record.get("exception") else ""
+    return Line(at, function, str(record.get("level", "")), f"{_as_text(record['message'])}{fields}{trace}")
 
 
-def _short(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

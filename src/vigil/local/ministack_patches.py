@@ -20,17 +20,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-PINNED = "1.5.33"
+REQUIRED_VERSION = "1.5.33"
 
 
 def check_version() -> None:
     """Refuse a ministack that these corrections were not written for. Raises RuntimeError."""
-    found = importlib.metadata.version("ministack")
-    if found != PINNED:
-        raise RuntimeError(f"The local cloud corrects ministack {PINNED}, but {found} is installed.")
+    installed = importlib.metadata.version("ministack")
+    if installed != REQUIRED_VERSION:
+        raise RuntimeError(f"The local cloud corrects ministack {REQUIRED_VERSION}, but {installed} is installed.")
 
 
-def serve_no_streams() -> None:
+def disable_stream_poller() -> None:
     """Leave DynamoDB stream mappings to Vigil's pump.
 
     The emulator's own poller knows neither partial batch answers nor bisecting, retry limits, batching windows,
@@ -72,7 +72,7 @@ def keep_stream_records() -> None:
     dynamodb.get_state, dynamodb.load_persisted_state = save_with_streams, load_with_streams
 
 
-def ring_on_stream_records(bell: int) -> None:
+def signal_stream_records(wakeup_fd: int) -> None:
     """Write a byte to `bell`, a pipe, whenever a stream has a new record, so that the pump need not poll.
 
     `GetRecords` costs both sides several milliseconds; asked every 10 ms it would take half a core while idle.
@@ -80,16 +80,16 @@ def ring_on_stream_records(bell: int) -> None:
     from ministack.services import dynamodb
 
     emit = dynamodb._emit_stream_event
-    os.set_blocking(bell, False)
+    os.set_blocking(wakeup_fd, False)
 
     @functools.wraps(emit)
-    def emit_and_ring(*arguments: Any, **options: Any) -> None:
+    def emit_and_signal(*arguments: Any, **options: Any) -> None:
         emit(*arguments, **options)
         # A full pipe is a bell that is ringing already; a broken one has nobody left to hear it.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(bell, b".")
+            os.write(wakeup_fd, b".")
 
-    dynamodb._emit_stream_event = emit_and_ring
+    dynamodb._emit_stream_event = emit_and_signal
 
 
 def share_layers() -> None:
@@ -102,12 +102,12 @@ def share_layers() -> None:
     from ministack.services import lambda_svc
 
     spawn = lambda_runtime.Worker._spawn
-    unpacking = threading.Lock()
+    unpack_lock = threading.Lock()
 
-    def unpacked(layer: Any) -> str:
+    def unpack(layer: Any) -> str:
         content: bytes = lambda_svc._resolve_layer_zip(layer)
         directory = Path(tempfile.gettempdir()) / "layers" / hashlib.sha256(content).hexdigest()
-        with unpacking:
+        with unpack_lock:
             if not directory.exists():
                 directory.parent.mkdir(exist_ok=True)
                 unfinished = tempfile.mkdtemp(dir=directory.parent)
@@ -119,7 +119,7 @@ def share_layers() -> None:
     @functools.wraps(spawn)
     def spawn_with_shared_layers(worker: Any) -> None:
         config = worker.config
-        directories = os.pathsep.join(unpacked(layer) for layer in config.get("Layers") or [])
+        directories = os.pathsep.join(unpack(layer) for layer in config.get("Layers") or [])
         variables = {**(config.get("Environment") or {}).get("Variables", {}), "_LAMBDA_LAYERS_DIRS": directories}
         worker.config = {**config, "Layers": [], "Environment": {"Variables": variables}}
         try:
@@ -149,7 +149,7 @@ def authorize_batches_as_messages() -> None:
     iam_actions.extract_iam_action = extract_for_one
 
 
-def name_the_group_of_a_schedule() -> None:
+def authorize_schedules_by_group() -> None:
     """Have a right on the schedules of a group be one on that group, where roles are enforced: the emulator takes every
     schedule for one of the default group.
 
@@ -166,8 +166,8 @@ def name_the_group_of_a_schedule() -> None:
         arn: str = extract(service, method, path, headers, body, query, *rest)
         if service != "scheduler" or ":schedule/default/" not in arn:
             return arn
-        given = json.loads(body).get("GroupName") if body else query.get("groupName")
-        group = given[0] if isinstance(given, list) else given
+        values = json.loads(body).get("GroupName") if body else query.get("groupName")
+        group = values[0] if isinstance(values, list) else values
         return arn.replace(":schedule/default/", f":schedule/{group or 'default'}/")
 
     iam_actions.extract_resource_arn = extract_with_group

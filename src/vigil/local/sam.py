@@ -17,7 +17,7 @@ from vigil.local.state_dir import tail
 
 SOURCES = ("template.yaml", "functions", "layers", "statemachines")
 # Builds of earlier sources are kept for a while: other local clouds of this checkout may still deploy them.
-BUILDS_KEPT = 4
+MAX_BUILDS = 4
 
 
 def find_sam(root: Path) -> Path:
@@ -58,8 +58,8 @@ def build(root: Path, log: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         sources = source_fingerprint(root)
         target = builds / f"build-{sources}"
-        built, done = target / "build/template.yaml", target / "done"
-        if not done.exists():
+        built, done_marker = target / "build/template.yaml", target / "done"
+        if not done_marker.exists():
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir()
             _run(
@@ -68,7 +68,7 @@ def build(root: Path, log: Path) -> Path:
                     *("--build-dir", str(target / "build")),
                     # The layer's libraries are installed anew only when its requirements change.
                     *("--cached", "--cache-dir", str(builds / "cache")),
-                    *_own_settings(builds),
+                    *_ignore_samconfig(builds),
                 ],
                 root,
                 log,
@@ -76,15 +76,15 @@ def build(root: Path, log: Path) -> Path:
             )
             # What was written to while it was built is not to be taken for the build of either version.
             if source_fingerprint(root) == sources:
-                done.touch()
+                done_marker.touch()
         os.utime(target)
-        _forget_old(builds)
+        _remove_old(builds)
     return built
 
 
-def _forget_old(builds: Path) -> None:
-    latest = sorted(builds.glob("build-*"), key=lambda directory: directory.stat().st_mtime, reverse=True)
-    for directory in latest[BUILDS_KEPT:]:
+def _remove_old(builds: Path) -> None:
+    newest_first = sorted(builds.glob("build-*"), key=lambda directory: directory.stat().st_mtime, reverse=True)
+    for directory in newest_first[MAX_BUILDS:]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -108,7 +108,7 @@ def deploy(
             *("--no-confirm-changeset", "--no-fail-on-empty-changeset", "--no-progressbar"),
             *("--parameter-overrides", *(f"{name}={value}" for name, value in parameters.items())),
             *("--tags", *(f"{name}={value}" for name, value in tags.items())),
-            *_own_settings(template.parent),
+            *_ignore_samconfig(template.parent),
         ],
         root,
         log,
@@ -116,18 +116,18 @@ def deploy(
     )
 
 
-def _own_settings(directory: Path) -> list[str]:
+def _ignore_samconfig(directory: Path) -> list[str]:
     """Keep samconfig.toml out of it: what it says is meant for AWS."""
     file = directory / "samconfig.local.toml"
     file.write_text("version = 0.1\n", encoding="utf-8")
     return ["--config-file", str(file)]
 
 
-def _run(command: list[str], root: Path, log: Path, more: Mapping[str, str]) -> None:
+def _run(command: list[str], root: Path, log: Path, extra_environment: Mapping[str, str]) -> None:
     # Nothing of the caller's AWS settings: a profile or a region of theirs must not decide where this goes.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}
     environment = {
-        **kept,
+        **inherited,
         # `sam build` wants a python3.11 with pip on the PATH; the running environment has one.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "SAM_CLI_TELEMETRY": "0",
@@ -136,11 +136,11 @@ def _run(command: list[str], root: Path, log: Path, more: Mapping[str, str]) -> 
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": REGION,
-        **more,
+        **extra_environment,
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             cwd=root,
             env=environment,
@@ -149,5 +149,5 @@ def _run(command: list[str], root: Path, log: Path, more: Mapping[str, str]) -> 
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode:
+    if result.returncode:
         raise LocalError(f"`sam {command[1]}` failed; the whole log is {log}.", tail(log, 40))

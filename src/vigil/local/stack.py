@@ -48,11 +48,11 @@ class Stack:
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """The stack kept there, or None. Raises LocalError for a file that is not one."""
-        kept = read_json(path)
-        if kept is None:
+        document = read_json(path)
+        if document is None:
             return None
         try:
-            return cls(**{field.name: kept[field.name] for field in fields(cls)})
+            return cls(**{field.name: document[field.name] for field in fields(cls)})
         except (KeyError, TypeError) as error:
             raise LocalError(f"{path} is not a stack file of this version; `vigil local up` writes it anew.") from error
 

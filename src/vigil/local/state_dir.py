@@ -44,10 +44,10 @@ def tail(path: Path, lines: int = 15) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> bool:
+def wait_until(is_done: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> bool:
     """Whether the condition came true in time."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not is_done():
         if time.monotonic() > deadline:
             return False
         time.sleep(interval_s)
@@ -68,7 +68,7 @@ class ProcessFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._held: IO[str] | None = None
+        self._file: IO[str] | None = None
 
     def claim(self, **facts: object) -> bool:
         """Take the role for this process, until it ends; False when another process has it."""
@@ -81,14 +81,14 @@ class ProcessFile:
         file.truncate(0)
         json.dump({"pid": os.getpid(), **facts}, file)
         file.flush()
-        self._held = file
+        self._file = file
         return True
 
     def release(self) -> None:
         """Give the role up before this process ends."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def holder(self) -> dict[str, Any] | None:
         """`pid` and the facts of the living process, or None."""
@@ -109,14 +109,14 @@ class ProcessFile:
 
 
 @dataclass(frozen=True)
-class Home:
+class StateDir:
     """One local cloud on disk: `directory` is its own, `root` is the checkout that it deploys."""
 
     root: Path
     directory: Path
 
     @classmethod
-    def of(cls, root: Path, directory: Path | None = None) -> Home:
+    def of(cls, root: Path, directory: Path | None = None) -> StateDir:
         """The cloud of a checkout: in its `.local` unless told otherwise."""
         return cls(root.resolve(), (directory or root / DEFAULT_NAME).resolve())
 

@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from mypy_boto3_sns.client import SNSClient
     from mypy_boto3_sqs.client import SQSClient
 
-LOOK_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 # A reader does not run ahead of its function by more than this many records.
-READ_AHEAD = 2_000
+MAX_READ_AHEAD = 2_000
 # A page of GetRecords ends at 1,000 records or 1 MB, and a record's two images have at most 800 KB: what stays below
 # these was not cut off, so there is nothing behind it until the bell rings again.
 # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_streams_GetRecords.html
-WHOLE_PAGE_RECORDS = 1_000
-WHOLE_PAGE_BYTES = 128 * 1024
+FULL_PAGE_RECORDS = 1_000
+FULL_PAGE_BYTES = 128 * 1024
 # The longest that a function may run on AWS, and then some.
 INVOKE_TIMEOUT_S = 910
-FINISH_WITHIN_S = 10.0
-BEFORE_EVERYTHING = "0"
+FINISH_TIMEOUT_S = 10.0
+BEFORE_FIRST_RECORD = "0"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class ShardProgress:
     """How far one shard of one mapping has come: every record up to `position` is handled or given up."""
 
     mapping: str
@@ -64,7 +64,7 @@ class Progress:
     last_error: str | None
 
 
-class Services:
+class AwsClients:
     """The clients that the pump works with; boto3's clients may be shared by threads."""
 
     def __init__(self, endpoint_url: str) -> None:
@@ -81,7 +81,7 @@ class Services:
         self.topics: SNSClient = aws.client("sns", endpoint_url=endpoint_url, config=config)
 
 
-class Ledger:
+class SequenceTracker:
     """Which records of a shard are still open, in the order of the stream; its position is where a restart resumes."""
 
     def __init__(self, position: str | None) -> None:
@@ -90,11 +90,11 @@ class Ledger:
         self._open: set[str] = set()
         self._changed = threading.Condition()
 
-    def add(self, sequence: str, *, wanted: bool) -> None:
+    def add(self, sequence: str, *, is_matching: bool) -> None:
         """The next record was read; one that no filter lets through is closed from the start."""
         with self._changed:
             self._entries.append(sequence)
-            if wanted:
+            if is_matching:
                 self._open.add(sequence)
             else:
                 self._advance()
@@ -126,10 +126,10 @@ class Ledger:
             self._changed.wait_for(lambda: len(self._open) < count, timeout_s)
 
 
-class Lane(threading.Thread):
+class DeliveryLane(threading.Thread):
     """Delivers the records of some partition keys, a batch at a time."""
 
-    def __init__(self, reader: Reader, index: int) -> None:
+    def __init__(self, reader: ShardReader, index: int) -> None:
         super().__init__(name=f"{reader.mapping.function_name}-{index}", daemon=True)
         self._reader = reader
         self._queue: deque[Record] = deque()
@@ -175,30 +175,30 @@ class Lane(threading.Thread):
             return batch
 
 
-class Reader(threading.Thread):
+class ShardReader(threading.Thread):
     """Reads one shard for one mapping, and carries what its lanes deliver (`delivery.Courier`)."""
 
-    def __init__(self, services: Services, mapping: StreamMapping, shard: str, position: str | None) -> None:
+    def __init__(self, clients: AwsClients, mapping: StreamMapping, shard: str, position: str | None) -> None:
         super().__init__(name=f"{mapping.function_name}-reader", daemon=True)
         self.mapping = mapping
         self.shard = shard
         self.stopping = threading.Event()
         self.last_error: str | None = None
-        self._services = services
-        self._bell = threading.Event()
-        self._ledger = Ledger(position)
+        self._clients = clients
+        self._wakeup = threading.Event()
+        self._tracker = SequenceTracker(position)
         self._last_read = position
-        self._lanes = [Lane(self, index) for index in range(mapping.parallelization)]
+        self._lanes = [DeliveryLane(self, index) for index in range(mapping.parallelization)]
         self._given_up = 0
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """There may be new records."""
-        self._bell.set()
+        self._wakeup.set()
 
     def stop(self) -> None:
         """Begin no further invocation."""
         self.stopping.set()
-        self._bell.set()
+        self._wakeup.set()
         for lane in self._lanes:
             lane.wake()
 
@@ -209,14 +209,14 @@ class Reader(threading.Thread):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> ShardProgress:
         """How far it has come."""
-        return Progress(
+        return ShardProgress(
             mapping=self.mapping.uuid,
             shard=self.shard,
             function=self.mapping.function_name,
-            position=self._ledger.position,
-            pending=self._ledger.pending,
+            position=self._tracker.position,
+            pending=self._tracker.pending,
             given_up=self._given_up,
             last_error=self.last_error,
         )
@@ -235,15 +235,15 @@ class Reader(threading.Thread):
     def _read(self) -> None:
         iterator: str | None = None
         while not self.stopping.is_set():
-            self._bell.clear()
+            self._wakeup.clear()
             try:
                 iterator = self._read_on(iterator or self._iterator())
             except (BotoCoreError, ClientError) as error:
                 iterator = None
                 self.last_error = str(error)
                 logger.warning("Reading %s for %s: %s", self.shard, self.mapping.function_name, error)
-                self.stopping.wait(LOOK_EVERY_S)
-            self._bell.wait(LOOK_EVERY_S)
+                self.stopping.wait(POLL_INTERVAL_S)
+            self._wakeup.wait(POLL_INTERVAL_S)
 
     def _iterator(self) -> str:
         """Where to read on: after the last record read, else where the mapping says to start."""
@@ -251,56 +251,56 @@ class Reader(threading.Thread):
             self._skip_to_end()
         if self._last_read is not None:
             try:
-                return self._services.streams.get_shard_iterator(
+                return self._clients.streams.get_shard_iterator(
                     StreamArn=self.mapping.stream_arn,
                     ShardId=self.shard,
                     ShardIteratorType="AFTER_SEQUENCE_NUMBER",
                     SequenceNumber=self._last_read,
                 )["ShardIterator"]
-            except self._services.streams.exceptions.TrimmedDataAccessException:
+            except self._clients.streams.exceptions.TrimmedDataAccessException:
                 # That record is gone, so whatever the stream still holds is newer.
                 pass
         return self._oldest_iterator()
 
     def _oldest_iterator(self) -> str:
-        return self._services.streams.get_shard_iterator(
+        return self._clients.streams.get_shard_iterator(
             StreamArn=self.mapping.stream_arn, ShardId=self.shard, ShardIteratorType="TRIM_HORIZON"
         )["ShardIterator"]
 
     def _skip_to_end(self) -> None:
         """Start after what is there now, and remember so: a restart must not skip what comes later."""
-        self._last_read = BEFORE_EVERYTHING
+        self._last_read = BEFORE_FIRST_RECORD
         iterator: str | None = self._oldest_iterator()
         while iterator:
-            answer = self._services.streams.get_records(ShardIterator=iterator)
-            if not answer["Records"]:
+            response = self._clients.streams.get_records(ShardIterator=iterator)
+            if not response["Records"]:
                 break
-            self._last_read = answer["Records"][-1]["dynamodb"]["SequenceNumber"]
-            iterator = answer.get("NextShardIterator")
-        self._ledger = Ledger(self._last_read)
+            self._last_read = response["Records"][-1]["dynamodb"]["SequenceNumber"]
+            iterator = response.get("NextShardIterator")
+        self._tracker = SequenceTracker(self._last_read)
 
     def _read_on(self, iterator: str) -> str | None:
         """Read until there is nothing left. Returns the next iterator; None begins again at the position."""
         while not self.stopping.is_set():
-            self._ledger.wait_below(READ_AHEAD, LOOK_EVERY_S)
-            if self._ledger.pending >= READ_AHEAD:
+            self._tracker.wait_below(MAX_READ_AHEAD, POLL_INTERVAL_S)
+            if self._tracker.pending >= MAX_READ_AHEAD:
                 continue
-            answer = self._services.streams.get_records(ShardIterator=iterator)
-            size = sum(self._take(found) for found in answer["Records"])
-            following = answer.get("NextShardIterator")
-            if not following or (len(answer["Records"]) < WHOLE_PAGE_RECORDS and size < WHOLE_PAGE_BYTES):
-                return following
-            iterator = following
+            response = self._clients.streams.get_records(ShardIterator=iterator)
+            size = sum(self._enqueue(found) for found in response["Records"])
+            next_iterator = response.get("NextShardIterator")
+            if not next_iterator or (len(response["Records"]) < FULL_PAGE_RECORDS and size < FULL_PAGE_BYTES):
+                return next_iterator
+            iterator = next_iterator
         return iterator
 
-    def _take(self, found: Any) -> int:
+    def _enqueue(self, raw_record: Any) -> int:
         """Returns the record's length as text."""
-        sequence = found["dynamodb"]["SequenceNumber"]
-        record = Record.parse(found, self.mapping)
-        wanted = filters.passes(record.event, self.mapping.patterns)
-        self._ledger.add(sequence, wanted=wanted)
+        sequence = raw_record["dynamodb"]["SequenceNumber"]
+        record = Record.parse(raw_record, self.mapping)
+        is_matching = filters.passes(record.event, self.mapping.patterns)
+        self._tracker.add(sequence, is_matching=is_matching)
         self._last_read = sequence
-        if wanted:
+        if is_matching:
             self._lanes[zlib.crc32(record.partition.encode()) % len(self._lanes)].put(record)
         return len(record.text)
 
@@ -309,14 +309,14 @@ class Reader(threading.Thread):
     def invoke(self, records: Sequence[Record]) -> delivery.Outcome:
         """Call the function with these records."""
         try:
-            answer = self._services.functions.invoke(
+            response = self._clients.functions.invoke(
                 FunctionName=self.mapping.function_arn, Payload=payload(records).encode()
             )
         except (BotoCoreError, ClientError) as error:
             self.last_error = str(error)
             return delivery.NotInvoked(str(error))
-        body = answer["Payload"].read()
-        if kind := answer.get("FunctionError"):
+        body = response["Payload"].read()
+        if kind := response.get("FunctionError"):
             self.last_error = body.decode(errors="replace")[:500]
             logger.warning("%s failed on %d records: %s", self.mapping.function_name, len(records), self.last_error)
             return delivery.Failed(kind)
@@ -327,7 +327,7 @@ class Reader(threading.Thread):
 
     def done(self, records: Sequence[Record]) -> None:
         """These are handled, or given up."""
-        self._ledger.close([record.sequence for record in records])
+        self._tracker.close([record.sequence for record in records])
 
     def give_up(self, records: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
         """Tell the failure destination, as often as it takes: what it is not told is lost."""
@@ -336,7 +336,7 @@ class Reader(threading.Thread):
         if self.mapping.failure_destination is None:
             return
         now = datetime.now(UTC)
-        told = failure_record(
+        failure = failure_record(
             self.mapping,
             self.shard,
             records,
@@ -348,7 +348,7 @@ class Reader(threading.Thread):
         key = failure_key(self.mapping, self.shard, now)
         while True:
             try:
-                self._tell(self.mapping.failure_destination, told, key, records)
+                self._send_failure(self.mapping.failure_destination, failure, key, records)
             except (BotoCoreError, ClientError) as error:
                 self.last_error = f"failure destination: {error}"
                 logger.warning("%s: %s", self.mapping.function_name, self.last_error)
@@ -357,17 +357,17 @@ class Reader(threading.Thread):
             else:
                 return
 
-    def _tell(self, destination: str, told: dict[str, Any], key: str, records: Sequence[Record]) -> None:
+    def _send_failure(self, destination: str, failure: dict[str, Any], key: str, records: Sequence[Record]) -> None:
         service, name = destination.split(":")[2], destination.rsplit(":", maxsplit=1)[-1]
         if service == "s3":
             # Only S3 gets the records themselves; the event is kept as text.
-            body = json.dumps({**told, "payload": payload(records)})
-            self._services.buckets.put_object(Bucket=name, Key=key, Body=body.encode())
+            body = json.dumps({**failure, "payload": payload(records)})
+            self._clients.buckets.put_object(Bucket=name, Key=key, Body=body.encode())
         elif service == "sqs":
-            queue = self._services.queues.get_queue_url(QueueName=name)["QueueUrl"]
-            self._services.queues.send_message(QueueUrl=queue, MessageBody=json.dumps(told))
+            queue = self._clients.queues.get_queue_url(QueueName=name)["QueueUrl"]
+            self._clients.queues.send_message(QueueUrl=queue, MessageBody=json.dumps(failure))
         else:
-            self._services.topics.publish(TopicArn=destination, Message=json.dumps(told))
+            self._clients.topics.publish(TopicArn=destination, Message=json.dumps(failure))
 
     def pause(self, seconds: float) -> bool:
         """Wait; False when the pump stops."""
@@ -378,17 +378,17 @@ class Reader(threading.Thread):
         return time.time()
 
 
-class Pump:
+class StreamPoller:
     """All stream mappings of the emulator. `file` keeps their progress, for a restart and for `vigil local status`."""
 
-    def __init__(self, endpoint_url: str, bell: int, file: Path) -> None:
-        self._services = Services(endpoint_url)
-        self._bell = bell
+    def __init__(self, endpoint_url: str, wakeup_fd: int, file: Path) -> None:
+        self._services = AwsClients(endpoint_url)
+        self._wakeup_fd = wakeup_fd
         self._file = file
         kept = read_json(file) or {}
         self._positions: dict[str, dict[str, str]] = kept.get("positions", {})
-        self._readers: dict[tuple[str, str], Reader] = {}
-        self._written: object = None
+        self._readers: dict[tuple[str, str], ShardReader] = {}
+        self._saved: object = None
 
     def listen(self) -> None:
         """Wake the readers whenever the bell rings."""
@@ -396,7 +396,7 @@ class Pump:
 
     def refresh(self) -> None:
         """Serve what is mapped now: mappings come, change and go with deployments."""
-        wanted: dict[tuple[str, str], StreamMapping] = {}
+        expected: dict[tuple[str, str], StreamMapping] = {}
         known: set[str] = set()
         pages = self._services.functions.get_paginator("list_event_source_mappings").paginate()
         for described in (entry for page in pages for entry in page["EventSourceMappings"]):
@@ -406,14 +406,14 @@ class Pump:
             known.add(mapping.uuid)
             if mapping.enabled:
                 for shard in self._shards(mapping):
-                    wanted[mapping.uuid, shard] = mapping
+                    expected[mapping.uuid, shard] = mapping
         for key, reader in list(self._readers.items()):
-            if wanted.get(key) != reader.mapping:
-                self._retire(key)
+            if expected.get(key) != reader.mapping:
+                self._stop_reader(key)
         self._positions = {uuid: shards for uuid, shards in self._positions.items() if uuid in known}
-        for (uuid, shard), mapping in wanted.items():
+        for (uuid, shard), mapping in expected.items():
             if (uuid, shard) not in self._readers:
-                reader = Reader(self._services, mapping, shard, self._positions.get(uuid, {}).get(shard))
+                reader = ShardReader(self._services, mapping, shard, self._positions.get(uuid, {}).get(shard))
                 self._readers[uuid, shard] = reader
                 reader.start()
                 logger.info("Serving %s from %s", mapping.function_name, shard)
@@ -425,36 +425,36 @@ class Pump:
         described = self._services.streams.describe_stream(StreamArn=mapping.stream_arn)
         return [shard["ShardId"] for shard in described["StreamDescription"]["Shards"]]
 
-    def _retire(self, key: tuple[str, str]) -> None:
+    def _stop_reader(self, key: tuple[str, str]) -> None:
         reader = self._readers[key]
         reader.stop()
-        reader.finish(FINISH_WITHIN_S)
-        self._note(reader)
+        reader.finish(FINISH_TIMEOUT_S)
+        self._record_position(reader)
         del self._readers[key]
 
-    def _note(self, reader: Reader) -> None:
+    def _record_position(self, reader: ShardReader) -> None:
         if position := reader.progress.position:
             self._positions.setdefault(reader.mapping.uuid, {})[reader.shard] = position
 
     def _listen(self) -> None:
-        while os.read(self._bell, 65536):
+        while os.read(self._wakeup_fd, 65536):
             for reader in list(self._readers.values()):
-                reader.ring()
+                reader.wake()
 
     def save(self) -> None:
         """Keep the progress, if it has changed since the last time."""
         readers = [reader.progress for reader in self._readers.values()]
         for reader in self._readers.values():
-            self._note(reader)
-        if (readers, self._positions) == self._written:
+            self._record_position(reader)
+        if (readers, self._positions) == self._saved:
             return
         write_json(self._file, {"positions": self._positions, "readers": [asdict(progress) for progress in readers]})
-        self._written = (readers, {uuid: dict(shards) for uuid, shards in self._positions.items()})
+        self._saved = (readers, {uuid: dict(shards) for uuid, shards in self._positions.items()})
 
     def stop(self) -> None:
         """End invocations under way, begin none, and keep the progress."""
         for reader in self._readers.values():
             reader.stop()
         for reader in self._readers.values():
-            reader.finish(FINISH_WITHIN_S)
+            reader.finish(FINISH_TIMEOUT_S)
         self.save()

@@ -18,20 +18,20 @@ from botocore.exceptions import BotoCoreError, ClientError
 from vigil.local.emulator import Emulator, stop_orphan
 from vigil.local.errors import LocalError
 from vigil.local.stack import endpoint
-from vigil.local.state_dir import Home
-from vigil.local.stream_poller import Pump
+from vigil.local.state_dir import StateDir
+from vigil.local.stream_poller import StreamPoller
 
-SAVE_EVERY_S = 0.2
-REFRESH_EVERY_S = 1.0
+SAVE_INTERVAL_S = 0.2
+REFRESH_INTERVAL_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-def supervise(home: Home, port: int, addresses: list[str]) -> int:
+def supervise(state_dir: StateDir, port: int, addresses: list[str]) -> int:
     """Run until SIGTERM or SIGINT (0), or until the emulator dies (1). Returns the exit code."""
-    role = home.supervisor
-    if not role.claim(port=port):
-        logger.error("Another supervisor runs in %s", home.directory)
+    process_file = state_dir.supervisor
+    if not process_file.claim(port=port):
+        logger.error("Another supervisor runs in %s", state_dir.directory)
         return 1
     stop = threading.Event()
 
@@ -43,40 +43,40 @@ def supervise(home: Home, port: int, addresses: list[str]) -> int:
     signal.signal(signal.SIGINT, on_signal)
     try:
         # A supervisor that was killed leaves its emulator behind, with a state that wants saving.
-        stop_orphan(home)
-        emulator = Emulator.start(home, port, addresses)
+        stop_orphan(state_dir)
+        emulator = Emulator.start(state_dir, port, addresses)
     except LocalError as error:
         logger.error("%s\n%s", error, error.details)
         return 1
     logger.info("The emulator runs on port %d (pid %d)", port, emulator.process.pid)
-    pump = Pump(endpoint(port), emulator.bell, home.streams_file)
+    poller = StreamPoller(endpoint(port), emulator.wakeup_fd, state_dir.streams_file)
     try:
-        return _watch(emulator, pump, stop)
+        return _watch(emulator, poller, stop)
     finally:
-        pump.stop()
-        _end(emulator)
+        poller.stop()
+        _stop_emulator(emulator)
 
 
-def _watch(emulator: Emulator, pump: Pump, stop: threading.Event) -> int:
-    pump.listen()
+def _watch(emulator: Emulator, poller: StreamPoller, stop: threading.Event) -> int:
+    poller.listen()
     refresh_at = 0.0
-    while not stop.wait(SAVE_EVERY_S):
+    while not stop.wait(SAVE_INTERVAL_S):
         if emulator.exit_code is not None:
             logger.error("The emulator ended by itself (exit code %s)", emulator.exit_code)
             return 1
         if time.monotonic() >= refresh_at:
-            refresh_at = time.monotonic() + REFRESH_EVERY_S
+            refresh_at = time.monotonic() + REFRESH_INTERVAL_S
             try:
-                pump.refresh()
+                poller.refresh()
             except (BotoCoreError, ClientError, ValueError) as error:
                 logger.warning("The mappings could not be read: %s", error)
-        pump.save()
+        poller.save()
     return 0
 
 
-def _end(emulator: Emulator) -> None:
+def _stop_emulator(emulator: Emulator) -> None:
     if emulator.exit_code is not None:
-        emulator.clear_away()
+        emulator.kill_functions()
         return
     try:
         emulator.stop()
@@ -90,4 +90,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     logging.getLogger("botocore").setLevel(logging.WARNING)
     root_text, home_text, port_text, *more = sys.argv[1:]
-    sys.exit(supervise(Home(Path(root_text), Path(home_text)), int(port_text), more))
+    sys.exit(supervise(StateDir(Path(root_text), Path(home_text)), int(port_text), more))

@@ -29,7 +29,7 @@ PROBLEM_KEYS = {
 }  # fmt: skip
 
 
-def test_a_problem_has_every_key(client: Client) -> None:
+def test_problem_response_has_every_documented_key(client: Client) -> None:
     problem = client.get("/v1/jobs/nobody").problem(404, "JOB_NOT_FOUND")
     assert problem.keys() == PROBLEM_KEYS
     assert problem["instance"] == "/v1/jobs/nobody"
@@ -39,7 +39,7 @@ def test_a_problem_has_every_key(client: Client) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/json", "multipart/form-data", "nonsense", None])
-def test_a_body_is_json_whatever_its_content_type(client: Client, content_type: str | None) -> None:
+def test_body_is_parsed_as_json_for_any_content_type(client: Client, content_type: str | None) -> None:
     asked = event(client, "POST", "/v1/jobs", '{"job_type": "t", "payload": [1]}', {})
     asked["headers"] = {} if content_type is None else {"Content-Type": content_type}
     answered = handler(asked, LambdaContext())
@@ -47,7 +47,7 @@ def test_a_body_is_json_whatever_its_content_type(client: Client, content_type: 
     assert json.loads(answered["body"])["payload"] == [1]
 
 
-def test_a_body_in_base64(client: Client) -> None:
+def test_base64_encoded_body_is_decoded(client: Client) -> None:
     assert client.post("/v1/jobs", body='{"job_type": "größe"}'.encode()).ok(202)["job_type"] == "größe"
 
 
@@ -59,19 +59,19 @@ def test_a_body_in_base64(client: Client) -> None:
         ("POST", "/openapi.json"), ("GET", "/v1/jobs/a/b/c"),
     ],
 )  # fmt: skip
-def test_what_no_route_takes(client: Client, method: str, target: str) -> None:
+def test_unknown_method_or_path_returns_404(client: Client, method: str, target: str) -> None:
     assert client.call(method, target).problem(404, "NOT_FOUND").keys() == PROBLEM_KEYS
 
 
-def test_without_an_authorizer_nothing_is_served_but_the_document(client: Client) -> None:
-    stranger = Client(scopes=None)
-    stranger.get("/v1/jobs").problem(401, "UNAUTHORIZED")
-    stranger.post("/v1/jobs", {"job_type": "t"}).problem(401, "UNAUTHORIZED")
-    assert stranger.get("/openapi.json").ok()["openapi"] == "3.1.0"
-    stranger.get("/nothing").problem(404, "NOT_FOUND")
+def test_without_authorizer_context_only_the_openapi_document_is_served(client: Client) -> None:
+    anonymous = Client(scopes=None)
+    anonymous.get("/v1/jobs").problem(401, "UNAUTHORIZED")
+    anonymous.post("/v1/jobs", {"job_type": "t"}).problem(401, "UNAUTHORIZED")
+    assert anonymous.get("/openapi.json").ok()["openapi"] == "3.1.0"
+    anonymous.get("/nothing").problem(404, "NOT_FOUND")
 
 
-def test_scopes_are_judged_before_bodies(client: Client) -> None:
+def test_missing_scope_is_reported_before_a_malformed_body(client: Client) -> None:
     reader = Client(scopes="read")
     assert "submit" in reader.post("/v1/jobs", body="{").problem(403, "FORBIDDEN")["message"]
     client.get("/v1/jobs").ok()
@@ -93,14 +93,16 @@ def throttled(code: str, **more: Any) -> ClientError:
     ],
     ids=str,
 )
-def test_when_there_is_no_room(client: Client, monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+def test_throttled_table_returns_429_with_retry_after(
+    client: Client, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     monkeypatch.setattr(JobStore, "find", raising(fault))
     reply = client.get("/v1/jobs/01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e")
     reply.problem(429, "TOO_MANY_REQUESTS")
     assert reply.headers["retry-after"] == "1"
 
 
-def test_a_fault_is_told_to_the_log_and_not_to_the_client(
+def test_internal_error_is_logged_and_hidden_from_the_client(
     client: Client, monkeypatch: pytest.MonkeyPatch, log: StringIO
 ) -> None:
     monkeypatch.setattr(JobStore, "find", raising(RuntimeError("the secret cause")))
@@ -120,7 +122,7 @@ def raising(fault: Exception) -> Any:
     return act
 
 
-def test_the_log_has_one_line_a_request_with_ids_and_without_payload(client: Client, log: StringIO) -> None:
+def test_each_request_logs_one_line_with_ids_and_without_payload(client: Client, log: StringIO) -> None:
     headers = {"authorization": "Bearer vgl_secret"}
     job = client.post(
         "/v1/jobs",
@@ -144,7 +146,7 @@ def test_the_log_has_one_line_a_request_with_ids_and_without_payload(client: Cli
     assert ticket["action"] == "create_ticket"
 
 
-def test_a_ticket(client: Client) -> None:
+def test_ticket_is_created_with_token_and_expiry(client: Client) -> None:
     ticket = client.post("/v1/tickets", body="").ok(201)
     assert ticket.keys() == {"ticket", "expires_at"}
     assert ticket["ticket"].startswith("vgt_demo_")

@@ -9,7 +9,7 @@ import pytest
 from tests.support.api import Client
 from tests.support.table import TABLE_NAME
 from vigil_core import wiring
-from vigil_core.api.jobs.models import Wire
+from vigil_core.api.jobs.models import RequestModel
 from vigil_core.api.validation import parse_body
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.exact_json import dumps
@@ -78,7 +78,7 @@ def stored() -> int:
 
 
 @pytest.mark.parametrize(("wrong", "pointers"), WRONG, ids=[str(pointers)[:60] for _, pointers in WRONG])
-def test_each_wrong_field_is_named(client: Client, wrong: dict[str, Any], pointers: list[str]) -> None:
+def test_each_invalid_field_is_named_in_the_error(client: Client, wrong: dict[str, Any], pointers: list[str]) -> None:
     reply = client.post("/v1/jobs", {"job_type": "t", **wrong})
     assert sorted(reply.pointers()) == sorted(pointers)
     assert stored() == 0
@@ -86,9 +86,9 @@ def test_each_wrong_field_is_named(client: Client, wrong: dict[str, Any], pointe
     assert len(reply.text) < 2_000
 
 
-def test_what_is_not_served_yet_is_refused_by_name() -> None:
-    class Soon(Wire):
-        later: ClassVar[frozenset[str]] = frozenset({"soon"})
+def test_unsupported_and_unknown_fields_are_refused_by_name() -> None:
+    class Soon(RequestModel):
+        reserved_names: ClassVar[frozenset[str]] = frozenset({"soon"})
 
     with pytest.raises(ValidationFailed) as refused:
         parse_body(Soon, {"soon": 1, "never": 2})
@@ -107,19 +107,19 @@ def test_what_is_not_served_yet_is_refused_by_name() -> None:
     ],
     ids=lambda body: ascii(body)[:24],
 )  # fmt: skip
-def test_malformed_json(client: Client, body: str | bytes) -> None:
+def test_malformed_json_returns_400(client: Client, body: str | bytes) -> None:
     for target in ("/v1/jobs", "/v1/jobs/bulk", "/v1/waits", "/scheduler/wait-jobs"):
         client.post(target, body=body).problem(400, "MALFORMED_REQUEST")
     assert stored() == 0
 
 
 @pytest.mark.parametrize("body", ["null", "[]", "5", '"text"', "true", '[{"job_type": "t"}]'])
-def test_json_that_is_no_object(client: Client, body: str) -> None:
+def test_json_that_is_not_an_object_is_refused(client: Client, body: str) -> None:
     for target in ("/v1/jobs", "/v1/jobs/bulk", "/v1/waits"):
         assert client.post(target, body=body).pointers() == [""]
 
 
-def test_base64_that_is_none(client: Client) -> None:
+def test_invalid_base64_returns_400(client: Client) -> None:
     from functions.api.handler import handler
     from tests.support.api import LambdaContext, event
 
@@ -127,7 +127,7 @@ def test_base64_that_is_none(client: Client) -> None:
     assert handler({**asked, "isBase64Encoded": True}, LambdaContext())["statusCode"] == 400
 
 
-def test_every_problem_of_a_report_at_once(client: Client) -> None:
+def test_all_problems_of_a_report_are_returned_together(client: Client) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     wrong = {
         "job_stage": 5, "milestones": ["", "ok", 7], "progress": 1.5, "message": "x" * 1025, "fields": {"result": 1},
@@ -140,7 +140,7 @@ def test_every_problem_of_a_report_at_once(client: Client) -> None:
 
 
 @pytest.mark.parametrize("progress", ["-0.1", "1.0000001", "true", '"0.5"', "1e400", "[]", "-1e-300"])
-def test_a_progress_that_is_none(client: Client, progress: str) -> None:
+def test_invalid_progress_is_refused(client: Client, progress: str) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     assert client.call("PATCH", path, body=f'{{"progress": {progress}}}').pointers() == ["/progress"]
 
@@ -148,7 +148,7 @@ def test_a_progress_that_is_none(client: Client, progress: str) -> None:
 @pytest.mark.parametrize(
     ("progress", "shown"), [("0", 0), ("1", 1), ("1.0", 1), ("1e-400", 0), ("-0.0", 0), ("0." + "3" * 90, 1 / 3)]
 )
-def test_a_progress_however_written(client: Client, progress: str, shown: float) -> None:
+def test_progress_is_accepted_in_every_number_format(client: Client, progress: str, shown: float) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     assert float(client.call("PATCH", path, body=f'{{"progress": {progress}}}').ok()["progress"]) == shown
 
@@ -164,34 +164,34 @@ def test_a_progress_however_written(client: Client, progress: str, shown: float)
         ({"error": {"code": "E", "message": "m"}, "retryable": "yes"}, ["/retryable"]),
     ],
 )
-def test_a_failure_that_says_too_little_or_too_much(client: Client, body: Any, pointers: list[str]) -> None:
+def test_failure_with_an_invalid_error_object_is_refused(client: Client, body: Any, pointers: list[str]) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     assert sorted(client.post(f"{path}/fail", body).pointers()) == sorted(pointers)
     assert client.get(path).ok()["status"] == "running"
 
 
 @pytest.mark.parametrize("verb", ["start", "cancel", "retry"])
-def test_a_body_where_none_is_wanted(client: Client, verb: str) -> None:
+def test_unexpected_body_is_refused(client: Client, verb: str) -> None:
     path = f"/v1/jobs/{client.create()['job_id']}/{verb}"
     assert client.post(path, {"force": True}).pointers() == ["/force"]
     assert client.post(path, body="[]").pointers() == [""]
     client.post(path, body="{").problem(400, "MALFORMED_REQUEST")
 
 
-def test_more_milestones_than_a_job_can_have(client: Client) -> None:
+def test_milestones_over_the_limit_are_refused(client: Client) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     assert client.patch(path, {"milestones": [str(n) for n in range(257)]}).pointers() == ["/milestones"]
     client.patch(path, {"milestones": [str(n) for n in range(256)]}).ok()
     assert client.patch(path, {"milestones": ["one more"]}).pointers() == ["/milestones"]
 
 
-def test_a_thousand_problems_are_told_by_the_first_hundred(client: Client) -> None:
+def test_error_response_lists_at_most_one_hundred_problems(client: Client) -> None:
     reply = client.post("/v1/jobs", {f"unknown{number}": 1 for number in range(1_000)})
     assert len(reply.pointers()) == 100
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\x00", "/", "🚀"])
-def test_names_as_long_as_a_request(client: Client, letter: str) -> None:
+def test_error_response_for_huge_names_fits_the_lambda_limit(client: Client, letter: str) -> None:
     """Answers quote names, and have to fit what Lambda can answer all the same."""
     name = letter * (3_000_000 // len(dumps(letter).encode()))
     for target, body in [
@@ -210,7 +210,7 @@ def test_names_as_long_as_a_request(client: Client, letter: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-def test_query_parameters_that_no_route_knows(client: Client, method: str) -> None:
+def test_unknown_query_parameters_are_refused(client: Client, method: str) -> None:
     job = client.create()
     target = f"/v1/jobs/{job['job_id']}"
     assert client.call(method, f"{target}?force=1", {}).pointers() == ["?force"]

@@ -26,7 +26,7 @@ def shift(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
     object.__setattr__(wiring.context(), "clock", lambda: wiring.now() + by)
 
 
-def test_the_same_request_gets_the_first_answer(client: Client) -> None:
+def test_repeated_request_with_one_key_returns_the_first_response(client: Client) -> None:
     first = client.post("/v1/jobs", WANTED, headers=KEYED)
     client.post(f"/v1/jobs/{first.ok(202)['job_id']}/start").ok()
     again = client.post("/v1/jobs", {"payload": {"a": 1}, "job_type": "t", "name": None}, headers=KEYED)
@@ -35,25 +35,25 @@ def test_the_same_request_gets_the_first_answer(client: Client) -> None:
 
 
 @pytest.mark.parametrize("spelling", ['"k-1"', " k-1 ", "k-1"])
-def test_quoted_and_bare_are_the_same_key(client: Client, spelling: str) -> None:
+def test_quoted_and_unquoted_key_are_equal(client: Client, spelling: str) -> None:
     first = client.post("/v1/jobs", WANTED, headers=KEYED)
     assert client.post("/v1/jobs", WANTED, headers={"idempotency-key": spelling}).text == first.text
 
 
-def test_another_body_is_refused(client: Client) -> None:
+def test_same_key_with_another_body_is_refused(client: Client) -> None:
     client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
     client.post("/v1/jobs", {**WANTED, "payload": 2}, headers=KEYED).problem(422, "IDEMPOTENCY_KEY_REUSED")
     assert count(client) == 1
 
 
-def test_keys_are_of_a_route_and_a_namespace(client: Client) -> None:
+def test_same_key_is_independent_per_route_and_namespace(client: Client) -> None:
     client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
     client.post("/v1/jobs/bulk", {"jobs": [WANTED]}, headers=KEYED).ok()
     Client(namespace="other").post("/v1/jobs", WANTED, headers=KEYED).ok(202)
     assert count(client) == 2
 
 
-def test_only_success_is_kept(client: Client) -> None:
+def test_failed_response_is_not_stored_for_the_key(client: Client) -> None:
     first = client.create(mutex={"key": "m"})
     wanted = {"job_type": "t", "mutex": {"key": "m"}}
     client.post("/v1/jobs", wanted, headers=KEYED).problem(409, "JOB_CREATION_FAILED")
@@ -62,19 +62,19 @@ def test_only_success_is_kept(client: Client) -> None:
     client.post("/v1/jobs", wanted, headers=KEYED).ok(202)
 
 
-def test_a_key_is_forgotten_after_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_can_be_used_again_after_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.post("/v1/jobs", WANTED, headers=KEYED).ok(202)
     shift(monkeypatch, timedelta(hours=24, seconds=2))
     client.post("/v1/jobs", {**WANTED, "payload": 2}, headers=KEYED).ok(202)
 
 
 @pytest.mark.parametrize("key", ["", '""', "x" * 129, "a\tb", "a\x00b"])
-def test_a_key_that_cannot_be_one(client: Client, key: str) -> None:
+def test_invalid_idempotency_key_is_refused(client: Client, key: str) -> None:
     assert client.post("/v1/jobs", WANTED, headers={"Idempotency-Key": key}).pointers() == ["Idempotency-Key"]
     assert count(client) == 0
 
 
-def test_a_try_that_died_is_resumed_under_its_id(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_a_crash_returns_the_job_created_before(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job was stored, and then the answer was lost."""
 
     def die(*_: Any, **__: Any) -> None:
@@ -93,7 +93,9 @@ def test_a_try_that_died_is_resumed_under_its_id(client: Client, monkeypatch: py
     assert [job["job_id"] for job in client.get("/v1/jobs").ok()["jobs"]] == [resumed["job_id"]]
 
 
-def test_a_bulk_that_died_half_way_creates_only_the_rest(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_of_a_crashed_bulk_request_creates_only_the_missing_jobs(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = {"jobs": [{"job_type": f"t{number}"} for number in range(5)]}
     store = JobStore.create
     calls = iter(range(100))
@@ -114,7 +116,7 @@ def test_a_bulk_that_died_half_way_creates_only_the_rest(client: Client, monkeyp
     assert count(client) == 5
 
 
-def test_waits_too(client: Client) -> None:
+def test_repeated_wait_request_with_one_key_registers_one_wait(client: Client) -> None:
     job = client.create()
     headers = {**KEYED, "Prefer": "wait=0"}
     first = client.post("/v1/waits", {"wait_on": {job["job_id"]: None}}, headers=headers)

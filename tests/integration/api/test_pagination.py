@@ -18,7 +18,7 @@ def ids(reply: Any) -> list[str]:
     return [job["job_id"] for job in reply["jobs"]]
 
 
-def test_newest_first_page_by_page_each_once(client: Client) -> None:
+def test_pages_list_each_job_once_newest_first(client: Client) -> None:
     made = [client.create()["job_id"] for _ in range(7)]
     found = pages(client, "/v1/jobs", page_size=3)
     assert [len(page["jobs"]) for page in found[:2]] == [3, 3]
@@ -26,7 +26,7 @@ def test_newest_first_page_by_page_each_once(client: Client) -> None:
     assert all("payload" not in job and "result" not in job for page in found for job in page["jobs"])
 
 
-def test_each_filter_and_all_together(client: Client) -> None:
+def test_each_list_filter_works_alone_and_combined(client: Client) -> None:
     wanted = client.running(job_type="a", queue="q", tags=["x", "y"], correlation_id="c", trace_id="t")
     other = client.create(job_type="b")
     both = {wanted["job_id"], other["job_id"]}
@@ -43,7 +43,7 @@ def test_each_filter_and_all_together(client: Client) -> None:
     assert ids(client.get("/v1/jobs", workflow_id="w").ok()) == []
 
 
-def test_created_after_is_included_and_created_before_is_not(client: Client) -> None:
+def test_created_after_is_inclusive_and_created_before_exclusive(client: Client) -> None:
     job = client.create()
     at = from_text(job["created_at"])
     later, earlier = to_text(at + timedelta(milliseconds=1)), to_text(at - timedelta(milliseconds=1))
@@ -57,14 +57,14 @@ def test_created_after_is_included_and_created_before_is_not(client: Client) -> 
         assert ids(client.get("/v1/jobs", **query).ok()) == [job["job_id"]] * found, query
 
 
-def test_a_zone_other_than_utc(client: Client) -> None:
+def test_created_after_accepts_other_time_zones(client: Client) -> None:
     job = client.create()
     assert ids(client.get("/v1/jobs?created_after=2020-01-01T00:00:00%2B02:00").ok()) == [job["job_id"]]
 
 
-def test_a_page_ends_when_its_reads_are_used_up(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_page, "READ_BUDGET", 4)
-    monkeypatch.setattr(list_jobs, "BATCH", 2)
+def test_page_ends_when_its_read_budget_is_used(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_page, "MAX_ROWS_READ", 4)
+    monkeypatch.setattr(list_jobs, "READ_BATCH", 2)
     first = client.create(queue="rare")
     for _ in range(9):
         client.create()
@@ -73,8 +73,8 @@ def test_a_page_ends_when_its_reads_are_used_up(client: Client, monkeypatch: pyt
     assert [job_id for page in found for job_id in ids(page)] == [first["job_id"]]
 
 
-def test_a_page_stays_within_what_an_answer_can_carry(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_page, "BYTE_BUDGET", 2_500)
+def test_page_stays_within_the_response_size_limit(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_page, "MAX_PAGE_BYTES", 2_500)
     made = [client.create(fields={"big": "x" * 1_000})["job_id"] for _ in range(5)]
     found = pages(client, "/v1/jobs")
     assert [len(page["jobs"]) for page in found] == [2, 2, 1]
@@ -109,11 +109,11 @@ def test_a_page_stays_within_what_an_answer_can_carry(client: Client, monkeypatc
         ("page_size=0&status=x&nonsense=1", ["?status", "?page_size", "?nonsense"]),
     ],
 )
-def test_query_parameters_that_are_wrong(client: Client, query: str, pointers: list[str]) -> None:
+def test_invalid_query_parameters_are_named(client: Client, query: str, pointers: list[str]) -> None:
     assert sorted(client.get(f"/v1/jobs?{query}").pointers()) == sorted(pointers)
 
 
-def test_a_token_is_good_for_its_own_list_only(client: Client) -> None:
+def test_page_token_is_refused_for_another_list(client: Client) -> None:
     for _ in range(3):
         client.create()
     token = client.get("/v1/jobs", page_size=1, queue="default").ok()["next_page_token"]
@@ -132,7 +132,7 @@ def test_a_token_is_good_for_its_own_list_only(client: Client) -> None:
     assert len(ids(client.get("/v1/jobs", queue="default", page_token=token, page_size=50).ok())) == 2
 
 
-def test_tokens_outlive_the_process_that_gave_them(client: Client) -> None:
+def test_page_token_is_valid_in_another_process(client: Client) -> None:
     for _ in range(3):
         client.create()
     token = client.get("/v1/jobs", page_size=1).ok()["next_page_token"]
@@ -140,6 +140,6 @@ def test_tokens_outlive_the_process_that_gave_them(client: Client) -> None:
     assert len(ids(client.get("/v1/jobs", page_token=token).ok())) == 2
 
 
-def test_nothing_of_another_namespace_is_listed(client: Client) -> None:
+def test_jobs_of_another_namespace_are_not_listed(client: Client) -> None:
     client.create()
     assert Client(namespace="other").get("/v1/jobs").ok() == {"jobs": [], "next_page_token": None}

@@ -44,7 +44,7 @@ STORY = [
 ]  # fmt: skip
 
 
-def test_the_samples_tell_a_story(client: Client) -> None:
+def test_sample_requests_run_in_sequence_with_expected_statuses(client: Client) -> None:
     for name, status in STORY:
         if name == "api_list_waits":
             store_the_sample_wait()
@@ -60,7 +60,7 @@ def store_the_sample_wait() -> None:
     context = wiring.context()
     body: Any = json.loads(sample("api_create_wait")["body"])
     wait_id = sample("api_get_wait")["pathParameters"]["wait_id"]
-    post_wait(context, "demo", body, by="test", hold_until=context.now(), reserved_id=wait_id)
+    post_wait(context, "demo", body, actor="test", poll_until=context.now(), reserved_id=wait_id)
 
 
 def store_the_sample_run() -> None:
@@ -68,7 +68,7 @@ def store_the_sample_run() -> None:
     context = wiring.context()
     body: Any = json.loads(sample("api_create_workflow")["body"])
     workflow_id = sample("api_get_workflow")["pathParameters"]["workflow_id"]
-    create_run(context, "demo", context.run_of("demo", body, workflow_id, context.now(), None), by="test")
+    create_run(context, "demo", context.parse_run("demo", body, workflow_id, context.now(), None), actor="test")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)

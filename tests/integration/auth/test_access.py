@@ -15,12 +15,12 @@ from moto import mock_aws
 from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core.domain.access import Access, ApiKey, Scope, Token
 from vigil_core.domain.errors import Forbidden, ValidationFailed
-from vigil_core.services.auth.api_keys import ManageKeys
-from vigil_core.services.auth.authenticate import Authenticate
-from vigil_core.services.auth.tickets import IssueTicket
+from vigil_core.services.auth.api_keys import ApiKeyManager
+from vigil_core.services.auth.authenticate import Authenticator
+from vigil_core.services.auth.tickets import TicketIssuer
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
-from vigil_core.store.table import DynamoTable, Page, Table
+from vigil_core.store.table import DynamoTable, QueryPage, Table
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -33,17 +33,17 @@ class World:
         self.closed: list[tuple[str, str]] = []
         numbers = count(1)
         api_keys, tickets = ApiKeyStore(table), TicketStore(table)
-        self.keys = ManageKeys(
+        self.keys = ApiKeyManager(
             api_keys=api_keys,
             disconnect=self._disconnect,
             now=lambda: self.now,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
         self.tickets = tickets
-        self.issue = IssueTicket(
+        self.issue = TicketIssuer(
             tickets=tickets, now=lambda: self.now, random_hex=lambda size: f"{next(numbers):0{2 * size}x}"
         )
-        self.authenticate = Authenticate(api_keys=api_keys, tickets=tickets, now=lambda: self.now)
+        self.authenticate = Authenticator(api_keys=api_keys, tickets=tickets, now=lambda: self.now)
 
     def _disconnect(self, namespace: str, key_id: str) -> int:
         # The mark must already be there when the sockets are looked for.
@@ -55,7 +55,7 @@ class World:
         return self.keys.create(namespace, scopes or ["submit"], "build farm")
 
     def access(self, token: Token) -> Access | None:
-        return self.authenticate.by_header(f"Bearer {token.text()}")
+        return self.authenticate.by_header(f"Bearer {token.to_text()}")
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def raw_rows() -> list[dict[str, Any]]:
     return aws("dynamodb").scan(TableName=TABLE_NAME)["Items"]
 
 
-def test_a_key_opens_its_namespace_with_its_scopes(world: World) -> None:
+def test_key_grants_access_to_its_namespace_with_its_scopes(world: World) -> None:
     key, token = world.key("demo", ["submit", "work"])
     assert world.access(token) == Access(
         namespace="demo", scopes=frozenset({Scope.SUBMIT, Scope.WORK}), key_id=key.key_id
     )
 
 
-def test_the_secret_is_nowhere_in_the_table(world: World) -> None:
+def test_secrets_of_keys_and_tickets_are_not_stored(world: World) -> None:
     _, token = world.key()
     ticket, _ = world.issue(Access(namespace="demo", scopes=frozenset({Scope.READ}), key_id=token.id))
     (key_row, ticket_row) = sorted(map(str, raw_rows()), key=len)
@@ -85,15 +85,15 @@ def test_the_secret_is_nowhere_in_the_table(world: World) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  "])
-def test_the_scheme_is_read_in_any_case(world: World, scheme: str) -> None:
+def test_bearer_scheme_is_case_insensitive(world: World, scheme: str) -> None:
     _, token = world.key()
-    assert world.authenticate.by_header(scheme + token.text()) is not None
+    assert world.authenticate.by_header(scheme + token.to_text()) is not None
 
 
-def test_what_is_not_quite_the_key_opens_nothing(world: World) -> None:
+def test_altered_or_malformed_keys_are_refused(world: World) -> None:
     _, token = world.key("demo")
     world.key("other")
-    text = token.text()
+    text = token.to_text()
     wrong_secret = Token(kind=token.kind, namespace=token.namespace, id=token.id, secret="f" * 64)
     wrong_namespace = Token(kind=token.kind, namespace="other", id=token.id, secret=token.secret)
     unknown = Token(kind=token.kind, namespace="demo", id="f" * 16, secret=token.secret)
@@ -109,9 +109,9 @@ def test_what_is_not_quite_the_key_opens_nothing(world: World) -> None:
         f"Bearer {text}x",
         f"Bearer {text},Bearer {text}",
         f"Bearer {text.upper()}",
-        f"Bearer {wrong_secret.text()}",
-        f"Bearer {wrong_namespace.text()}",
-        f"Bearer {unknown.text()}",
+        f"Bearer {wrong_secret.to_text()}",
+        f"Bearer {wrong_namespace.to_text()}",
+        f"Bearer {unknown.to_text()}",
         "Bearer " + "x" * 1_000_000,
         "Bearer vgl_" + "a" * 1_000_000,
         "Bearer \ud800\x00\u202e",
@@ -119,7 +119,7 @@ def test_what_is_not_quite_the_key_opens_nothing(world: World) -> None:
         assert world.authenticate.by_header(header) is None, header
 
 
-def test_a_revoked_key_opens_nothing_and_closes_its_sockets(world: World) -> None:
+def test_revoked_key_is_refused_and_its_sockets_close(world: World) -> None:
     key, token = world.key()
     world.now += timedelta(hours=1)
     revoked, closed = world.keys.revoke("demo", key.key_id)
@@ -127,7 +127,7 @@ def test_a_revoked_key_opens_nothing_and_closes_its_sockets(world: World) -> Non
     assert world.access(token) is None
 
 
-def test_revoking_again_changes_nothing_but_looks_for_sockets_again(world: World) -> None:
+def test_second_revocation_leaves_the_key_unchanged_and_closes_sockets_again(world: World) -> None:
     key, _ = world.key()
     first, _ = world.keys.revoke("demo", key.key_id)
     world.now += timedelta(hours=1)
@@ -137,7 +137,7 @@ def test_revoking_again_changes_nothing_but_looks_for_sockets_again(world: World
 
 
 @pytest.mark.parametrize("key_id", ["f" * 16, "", None, 7, ["x"]])
-def test_revoking_what_is_not_there_names_the_field(world: World, key_id: object) -> None:
+def test_revoking_an_unknown_key_names_the_field(world: World, key_id: object) -> None:
     world.key("demo")
     with pytest.raises(ValidationFailed) as refused:
         world.keys.revoke("demo", key_id)
@@ -145,14 +145,14 @@ def test_revoking_what_is_not_there_names_the_field(world: World, key_id: object
     assert len(raw_rows()) == 1
 
 
-def test_a_key_of_another_namespace_is_not_there(world: World) -> None:
+def test_key_of_another_namespace_cannot_be_revoked(world: World) -> None:
     key, token = world.key("demo")
     with pytest.raises(ValidationFailed):
         world.keys.revoke("other", key.key_id)
     assert world.access(token) is not None
 
 
-def test_keys_are_listed_oldest_first_and_by_namespace(world: World) -> None:
+def test_keys_of_a_namespace_are_listed_oldest_first(world: World) -> None:
     made = []
     for _ in range(3):
         made.append(world.key("demo")[0])
@@ -165,7 +165,7 @@ def test_keys_are_listed_oldest_first_and_by_namespace(world: World) -> None:
     assert world.keys.list("nobody") == []
 
 
-def test_more_keys_than_one_page_are_all_listed(world: World) -> None:
+def test_keys_over_several_pages_are_all_listed(world: World) -> None:
     for _ in range(30):
         world.keys.create("demo", ["read"], "n" * 128)
     paged = _SevenRowsAPage(aws("dynamodb"), TABLE_NAME)
@@ -173,91 +173,91 @@ def test_more_keys_than_one_page_are_all_listed(world: World) -> None:
 
 
 class _SevenRowsAPage(DynamoTable):
-    def query_page(self, pk: str, **bounds: Any) -> Page:
+    def query_page(self, pk: str, **bounds: Any) -> QueryPage:
         return super().query_page(pk, **{**bounds, "limit": 7})
 
 
-def test_a_ticket_opens_once_with_the_rights_of_the_key(world: World) -> None:
+def test_ticket_grants_access_once_with_the_rights_of_its_key(world: World) -> None:
     _, token = world.key("demo", ["read"])
     access = world.access(token)
     assert access is not None
     ticket, expires_at = world.issue(access)
     assert expires_at == NOON + timedelta(seconds=60)
-    assert ticket.text().startswith("vgt_demo_")
-    assert world.authenticate.by_ticket(ticket.text()) == access
-    assert world.authenticate.by_ticket(ticket.text()) is None
+    assert ticket.to_text().startswith("vgt_demo_")
+    assert world.authenticate.by_ticket(ticket.to_text()) == access
+    assert world.authenticate.by_ticket(ticket.to_text()) is None
     assert len(raw_rows()) == 1
 
 
-def test_of_two_who_use_a_ticket_at_once_one_gets_in(world: World) -> None:
+def test_ticket_used_twice_at_once_is_consumed_once(world: World) -> None:
     _, token = world.key()
     access = world.access(token)
     assert access is not None
     text, _ = world.issue(access)
     ticket = world.tickets.find("demo", text.id)
     assert ticket is not None
-    assert [world.tickets.spend(ticket), world.tickets.spend(ticket)] == [True, False]
+    assert [world.tickets.consume(ticket), world.tickets.consume(ticket)] == [True, False]
 
 
 @pytest.mark.parametrize(("after_s", "opens"), [(59.9, True), (60, False), (3600, False)])
-def test_a_ticket_lasts_a_minute(world: World, after_s: float, opens: bool) -> None:
+def test_ticket_expires_after_a_minute(world: World, after_s: float, opens: bool) -> None:
     _, token = world.key()
     access = world.access(token)
     assert access is not None
     ticket, _ = world.issue(access)
     world.now += timedelta(seconds=after_s)
-    assert (world.authenticate.by_ticket(ticket.text()) is not None) is opens
+    assert (world.authenticate.by_ticket(ticket.to_text()) is not None) is opens
 
 
-def test_a_ticket_dies_with_its_key(world: World) -> None:
+def test_ticket_of_a_revoked_key_is_refused(world: World) -> None:
     key, token = world.key()
     access = world.access(token)
     assert access is not None
     ticket, _ = world.issue(access)
     world.keys.revoke("demo", key.key_id)
-    assert world.authenticate.by_ticket(ticket.text()) is None
+    assert world.authenticate.by_ticket(ticket.to_text()) is None
 
 
-def test_a_wrong_secret_does_not_use_a_ticket_up(world: World) -> None:
+def test_wrong_secret_does_not_consume_the_ticket(world: World) -> None:
     _, token = world.key()
     access = world.access(token)
     assert access is not None
     ticket, _ = world.issue(access)
     guess = Token(kind=ticket.kind, namespace=ticket.namespace, id=ticket.id, secret="f" * 64)
-    assert world.authenticate.by_ticket(guess.text()) is None
-    assert world.authenticate.by_ticket(ticket.text()) == access
+    assert world.authenticate.by_ticket(guess.to_text()) is None
+    assert world.authenticate.by_ticket(ticket.to_text()) == access
 
 
-def test_a_key_is_no_ticket_and_a_ticket_no_key(world: World) -> None:
+def test_key_is_refused_as_ticket_and_ticket_as_key(world: World) -> None:
     _, token = world.key()
     access = world.access(token)
     assert access is not None
     ticket, _ = world.issue(access)
-    assert world.authenticate.by_ticket(token.text()) is None
+    assert world.authenticate.by_ticket(token.to_text()) is None
     assert world.access(ticket) is None
 
 
-def test_a_ticket_needs_the_right_to_read(world: World) -> None:
+def test_ticket_without_read_scope_is_forbidden(world: World) -> None:
     with pytest.raises(Forbidden):
         world.issue(Access(namespace="demo", scopes=frozenset(), key_id="k"))
     assert raw_rows() == []
 
 
-def test_an_outage_is_no_wrong_key() -> None:
+def test_table_outage_raises_instead_of_refusing_the_key() -> None:
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
-    authenticate = Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    authenticate = Authenticator(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
     with Stubber(client) as stub:
         stub.add_client_error("get_item", "InternalServerError", http_status_code=500)
         with pytest.raises(ClientError):
             authenticate.by_header(f"Bearer vgl_demo_{'0' * 16}_{'0' * 64}")
 
 
-def test_garbage_costs_no_request() -> None:
+def test_malformed_token_costs_no_table_read() -> None:
     """A stranger without a well-formed token cannot make Vigil pay for reads."""
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
-    authenticate = Authenticate(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    authenticate = Authenticator(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
     with Stubber(client):
         assert authenticate.by_header("Bearer nonsense") is None
         assert authenticate.by_ticket("nonsense") is None

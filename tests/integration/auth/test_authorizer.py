@@ -98,12 +98,12 @@ def refused(event: dict[str, Any]) -> bool:
     return not allowed(answer) and answer["context"] == {}
 
 
-def test_http_is_answered_simply(stored: None) -> None:
+def test_http_request_gets_a_simple_response(stored: None) -> None:
     assert authorizer.handler(sample("authorizer_http"), None) == {"isAuthorized": True, "context": CONTEXT}
 
 
 @pytest.mark.parametrize("case", ["authorizer_websocket_key", "authorizer_websocket_ticket"])
-def test_a_websocket_is_answered_with_a_policy_for_this_method_alone(stored: None, case: str) -> None:
+def test_websocket_request_gets_a_policy_for_its_method_only(stored: None, case: str) -> None:
     event = sample(case)
     assert authorizer.handler(event, None) == {
         "principalId": CONTEXT["key_id"],
@@ -115,34 +115,34 @@ def test_a_websocket_is_answered_with_a_policy_for_this_method_alone(stored: Non
     }
 
 
-def test_a_ticket_opens_one_websocket(stored: None) -> None:
+def test_ticket_opens_one_websocket_only(stored: None) -> None:
     event = sample("authorizer_websocket_ticket")
     assert [allowed(authorizer.handler(event, None)) for _ in range(2)] == [True, False]
 
 
-def test_a_ticket_is_nothing_to_http(stored: None) -> None:
-    ticket = shown(TokenKind.TICKET).text()
+def test_ticket_is_refused_for_http_and_stays_unused(stored: None) -> None:
+    ticket = shown(TokenKind.TICKET).to_text()
     event = {**sample("authorizer_http"), "headers": {}, "queryStringParameters": {"ticket": ticket}}
     assert refused(event)
     assert refused({**event, "headers": {"authorization": f"Bearer {ticket}"}})
     assert allowed(authorizer.handler(sample("authorizer_websocket_ticket"), None))
 
 
-def test_a_bad_ticket_is_not_mended_by_a_good_key(stored: None) -> None:
+def test_invalid_ticket_is_refused_despite_a_valid_key(stored: None) -> None:
     assert refused({**sample("authorizer_websocket_key"), "queryStringParameters": {"ticket": "vgt_x"}})
 
 
 @pytest.mark.parametrize("name", ["authorization", "Authorization", "AUTHORIZATION"])
 @pytest.mark.parametrize("case", ["authorizer_http", "authorizer_websocket_key"])
-def test_headers_are_found_in_any_case(stored: None, case: str, name: str) -> None:
-    bearer = f"Bearer {shown(TokenKind.API_KEY).text()}"
+def test_authorization_header_name_is_case_insensitive(stored: None, case: str, name: str) -> None:
+    bearer = f"Bearer {shown(TokenKind.API_KEY).to_text()}"
     assert allowed(authorizer.handler({**sample(case), "headers": {"host": "x", name: bearer}}, None))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("where", ["headers", "queryStringParameters"])
 @pytest.mark.parametrize("value", [None, [], "x", 5, {}, {"authorization": None, "ticket": None}], ids=repr)
-def test_an_event_without_a_token_is_refused(stored: None, case: str, where: str, value: object) -> None:
+def test_event_without_a_token_is_refused(stored: None, case: str, where: str, value: object) -> None:
     other = {"headers": "queryStringParameters", "queryStringParameters": "headers"}[where]
     assert refused({**sample(case), where: value, other: None})
 
@@ -161,19 +161,19 @@ hostile = (
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=hostile)
-def test_no_token_breaks_it(stored: None, case: str, value: object) -> None:
+def test_arbitrary_token_text_is_refused_without_error(stored: None, case: str, value: object) -> None:
     event = {**sample(case), "headers": {"authorization": value}, "queryStringParameters": {"ticket": value}}
     assert refused(event)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "Bearer " + "vgl_" * 250_000, "Bearer \ud83d\x00\u202e\ud800"])
-def test_no_size_breaks_it(stored: None, case: str, text: str) -> None:
+def test_huge_token_is_refused_without_error(stored: None, case: str, text: str) -> None:
     assert refused({**sample(case), "headers": {"authorization": text}, "queryStringParameters": {"ticket": text}})
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_is_logged_and_no_secret(stored: None, case: str, log: io.StringIO) -> None:
+def test_allowed_request_logs_one_line_without_secrets(stored: None, case: str, log: io.StringIO) -> None:
     authorizer.handler(sample(case), None)
     (line,) = log.getvalue().splitlines()
     entry = json.loads(line)
@@ -183,20 +183,20 @@ def test_one_line_is_logged_and_no_secret(stored: None, case: str, log: io.Strin
     assert shown(TokenKind.TICKET).secret not in line
 
 
-def test_a_refusal_is_logged_without_what_the_stranger_sent(stored: None, log: io.StringIO) -> None:
+def test_refusal_is_logged_without_the_received_token(stored: None, log: io.StringIO) -> None:
     authorizer.handler({**sample("authorizer_http"), "headers": {"authorization": "Bearer vgl_private"}}, None)
     (line,) = log.getvalue().splitlines()
     assert json.loads(line)["message"] == "refused"
     assert "private" not in line
 
 
-def test_an_outage_is_raised_and_not_answered(stored: None) -> None:
+def test_table_outage_raises_instead_of_refusing(stored: None) -> None:
     aws("dynamodb").delete_table(TableName=TABLE_NAME)
     with pytest.raises(ClientError):
         authorizer.handler(sample("authorizer_http"), None)
 
 
-def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TABLE_NAME", raising=False)
     authorizer.authenticate.cache_clear()
     with pytest.raises(MissingSetting, match="TABLE_NAME"):

@@ -14,7 +14,7 @@ import uuid6
 from benchmarks.units import item_bytes
 from tests.model.moto_table import empty_table, everything
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.waits.wait import MAX_ENTRIES
+from vigil_core.domain.waits.wait import MAX_WAIT_JOBS
 from vigil_core.services.background import matcher as match
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.waits import register as register_wait
@@ -58,18 +58,18 @@ def how_they_ended(world: World, wait_ids: Collection[str]) -> Counter[tuple[str
     return Counter((wait.status, *(each.stage for each in wait.outcomes.values())) for wait in found.values())
 
 
-def test_as_many_waits_as_the_matcher_takes_on_are_matched_at_once(world: World) -> None:
+def test_waits_up_to_the_inline_limit_are_matched_without_fan_out(world: World) -> None:
     job_id = world.running()
     world.run_matcher()
-    ids = waits_on(world, job_id, match.NARROW)
+    ids = waits_on(world, job_id, match.MAX_INLINE_WAITS)
     world.report(job_id, stage="boot")
     world.run_matcher()
     assert not world.queues.wide
-    assert how_they_ended(world, ids) == {("met", "boot"): match.NARROW}
+    assert how_they_ended(world, ids) == {("met", "boot"): match.MAX_INLINE_WAITS}
 
 
-def test_very_many_waits_on_one_job(world: World) -> None:
-    many = 12 * match.NARROW + 1
+def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows(world: World) -> None:
+    many = 12 * match.MAX_INLINE_WAITS + 1
     job_id = world.running()
     world.run_matcher()
     ids = waits_on(world, job_id, many)
@@ -78,19 +78,19 @@ def test_very_many_waits_on_one_job(world: World) -> None:
     world.complete(job_id)
     world.run_matcher()
     assert len(world.queues.wide) == 2, "left to the fan-out function, a message for each version"
-    assert world.ctx.waits.interests(NAMESPACE, job_id, limit=1).backlog
+    assert world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).has_backlog
     assert largest()["entry"] <= ENTRY_BYTES
     world.run_fan_out()
     assert how_they_ended(world, ids) == {("met", "boot"): many}, "the first version that decides counts"
-    left = world.ctx.waits.interests(NAMESPACE, job_id, limit=1)
-    assert (left.interests, left.backlog) == ([], False)
+    left = world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1)
+    assert (left.entries, left.has_backlog) == ([], False)
     assert largest()["job"] <= JOB_BYTES
     assert largest()["wait"] <= JOB_BYTES
 
 
-def test_a_wait_on_very_many_jobs(world: World) -> None:
+def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> None:
     many = 2 * waits.SPEC_PAGE_ENTRIES + waits.SPEC_PAGE_ENTRIES // 2
-    assert many > max(register_wait.SYNCHRONOUS_PAGES * waits.SPEC_PAGE_ENTRIES, wait_answer.SHOWN_ENTRIES)
+    assert many > max(register_wait.MAX_SYNCHRONOUS_PAGES * waits.SPEC_PAGE_ENTRIES, wait_answer.MAX_ENTRIES)
     jobs = [str(uuid6.uuid7()) for _ in range(many)]
     answer = world.wait(dict.fromkeys(jobs), wait_options={"allow_missing": True})
     assert answer["registering"]
@@ -112,20 +112,20 @@ def test_a_wait_on_very_many_jobs(world: World) -> None:
     shown = world.show(answer)
     assert (shown["status"], shown["counts"]) == ("met", {"total": many, "met": many, "unmet": 0})
     assert shown["truncated"]
-    assert len(shown["waited_jobs"]) == wait_answer.SHOWN_ENTRIES
-    assert all(not world.ctx.waits.interests(NAMESPACE, job_id, limit=1).interests for job_id in jobs)
+    assert len(shown["waited_jobs"]) == wait_answer.MAX_ENTRIES
+    assert all(not world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).entries for job_id in jobs)
     assert largest()["wait"] <= ENDED_WAIT_BYTES
     assert largest()["wait_chunk"] <= CHUNK_BYTES
 
 
-def test_the_row_of_the_largest_wait_counts_every_chunk_and_stays_small(world: World) -> None:
-    jobs = {str(uuid6.uuid7()): None for _ in range(MAX_ENTRIES)}
+def test_row_of_the_largest_wait_counts_every_block_and_stays_small(world: World) -> None:
+    jobs = {str(uuid6.uuid7()): None for _ in range(MAX_WAIT_JOBS)}
     answer = world.wait(jobs, wait_options={"allow_missing": True})
     wait = world.ctx.waits.find(NAMESPACE, answer["wait_id"])
     assert wait is not None
-    half = keys.CHUNK_ENTRIES // 2
-    for chunk in range(-(-MAX_ENTRIES // keys.CHUNK_ENTRIES)):
-        wait = world.ctx.waits.report_count(wait, chunk, met=half, unmet=half)
+    half = keys.BLOCK_ENTRIES // 2
+    for chunk in range(-(-MAX_WAIT_JOBS // keys.BLOCK_ENTRIES)):
+        wait = world.ctx.waits.update_counts(wait, chunk, met=half, unmet=half)
         assert wait is not None
     assert largest()["wait"] <= OPEN_WAIT_BYTES
     assert world.ctx.waits.close_large(wait, "expired", now=world.time)

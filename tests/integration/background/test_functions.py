@@ -28,17 +28,17 @@ from vigil_core.domain.jobs.batch import item_id
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.waits.wait import Wait
-from vigil_core.domain.workflows.run import Run
-from vigil_core.gateways.outbound_http import Answer
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services.executors.dispatch import dispatch
-from vigil_core.services.jobs.batches import follow, item_ended
+from vigil_core.services.jobs.batches import on_batch_changed, on_item_ended
 from vigil_core.services.jobs.submit import submit
 from vigil_core.services.jobs.transitions import complete, find_job
 from vigil_core.services.waits.requests import post_wait
 from vigil_core.services.workflows.commands import find_run
 from vigil_core.services.workflows.create import create_run
 from vigil_core.store.jobs.jobs import job_from_row, job_to_row
-from vigil_core.store.keys import DUE_SHARDS
+from vigil_core.store.keys import DUE_PARTITIONS
 from vigil_core.store.stream import stream_records
 from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits.waits import WaitStore
@@ -59,12 +59,12 @@ class Deployed:
         """Store a wait for jobs at stage boot; the messages that this sends."""
         kept = KeptMessages()
         then = datetime.now(UTC) - timedelta(days=days_ago)
-        context = replace(wiring.context(), queues=kept, clock=lambda: then)
+        context = replace(wiring.context(), message_queues=kept, clock=lambda: then)
         body: Any = {
             "wait_on": {job_id: {"job_stage": "boot"} for job_id in job_ids},
             "wait_options": {"allow_missing": True, **options},
         }
-        post_wait(context, "demo", body, by="test", hold_until=context.now(), reserved_id=wait_id)
+        post_wait(context, "demo", body, actor="test", poll_until=context.now(), reserved_id=wait_id)
         return [loads(work.body) for work in kept.wide] + [loads(message) for message, _ in kept.wake_ups]
 
     def wait(self, wait_id: str) -> Wait:
@@ -111,7 +111,7 @@ def of_the_matcher() -> tuple[Job, Job]:
 # The matcher
 
 
-def test_the_matcher_ends_a_wait_for_the_job(deployed: Deployed) -> None:
+def test_matcher_ends_a_wait_on_the_changed_job(deployed: Deployed) -> None:
     _, job = of_the_matcher()
     deployed.post(WAIT_ID, job.job_id, get_fields=["boot_seconds"])
     assert matcher.handler(sample("matcher_job_changed"), None) == ALL_DONE
@@ -121,7 +121,7 @@ def test_the_matcher_ends_a_wait_for_the_job(deployed: Deployed) -> None:
     assert (outcome.job_id, outcome.values["boot_seconds"]) == (job.job_id, "41")
 
 
-def test_the_matcher_names_the_record_that_failed(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
+def test_matcher_reports_only_the_failed_record(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
     _, job = of_the_matcher()
     deployed.post(WAIT_ID, job.job_id)
     good, bad = sample("matcher_job_changed")["Records"] * 2
@@ -131,7 +131,7 @@ def test_the_matcher_names_the_record_that_failed(deployed: Deployed, caplog: py
     assert [line.levelname for line in caplog.records] == ["INFO", "ERROR"]
 
 
-def test_the_matchers_sample_is_what_is_stored() -> None:
+def test_matcher_sample_has_the_shape_of_stored_rows() -> None:
     """An image of another shape than the store writes would be a sample of nothing."""
     (record,) = stream_records(sample("matcher_job_changed"))
     for job, row in zip(of_the_matcher(), (record.old(), record.new()), strict=True):
@@ -141,14 +141,14 @@ def test_the_matchers_sample_is_what_is_stored() -> None:
 # The fan-out function
 
 
-def test_the_fan_out_matches_a_job_that_many_wait_for(deployed: Deployed) -> None:
+def test_fan_out_matches_a_job_with_many_waits(deployed: Deployed) -> None:
     (row,) = message("fan_out_match")["rows"]
     deployed.post(WAIT_ID, job_from_row(row).job_id)
     fan_out.handler(sample("fan_out_match"), CONTEXT)
     assert deployed.wait(WAIT_ID).status == "met"
 
 
-def test_the_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None:
+def test_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None:
     deployed.have_pages_of(4)
     asked = message("fan_out_register")
     wait_id = asked["wait_id"]
@@ -156,23 +156,23 @@ def test_the_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> 
     handed_on = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register"]
     assert [{**sent, "at": asked["at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
     fan_out.handler(sample("fan_out_register"), CONTEXT)
-    assert not deployed.wait(wait_id).sealed
+    assert not deployed.wait(wait_id).registration_complete
     fan_out.handler(saying("fan_out_register", page=1), CONTEXT)
-    assert deployed.wait(wait_id).sealed
+    assert deployed.wait(wait_id).registration_complete
 
 
-def test_the_fan_out_creates_the_items_of_a_batch_and_ends_it(deployed: Deployed) -> None:
+def test_fan_out_creates_batch_items_and_ends_the_batch(deployed: Deployed) -> None:
     asked = message("fan_out_batch_page")
     batch = NewJob(job_id=asked["job_id"], job_type="test", executor="none", payload=[1, 2], batch_size=2)
     kept = KeptMessages()
-    context = replace(wiring.context(), queues=kept)
-    follow(context, submit(context, "demo", batch, by="test").job)
-    follow(context, find_job(context, "demo", batch.job_id))
+    context = replace(wiring.context(), message_queues=kept)
+    on_batch_changed(context, submit(context, "demo", batch, actor="test").job)
+    on_batch_changed(context, find_job(context, "demo", batch.job_id))
     assert [loads(work.body) for work in kept.wide] == [asked]
     fan_out.handler(sample("fan_out_batch_page"), CONTEXT)
     for index in range(2):
-        complete(context, "demo", item_id(batch.job_id, 1, index), by="test", result=index)
-        item_ended(context, find_job(context, "demo", item_id(batch.job_id, 1, index)))
+        complete(context, "demo", item_id(batch.job_id, 1, index), actor="test", result=index)
+        on_item_ended(context, find_job(context, "demo", item_id(batch.job_id, 1, index)))
     fan_out.handler(saying("fan_out_batch_page", kind="batch_end"), CONTEXT)
     assert find_job(context, "demo", batch.job_id).status == "completed"
 
@@ -180,11 +180,13 @@ def test_the_fan_out_creates_the_items_of_a_batch_and_ends_it(deployed: Deployed
 @pytest.mark.parametrize(
     ("event", "error"),
     [
-        pytest.param(saying("fan_out_register", kind="nonsense"), ValueError, id="a kind that nobody knows"),
-        pytest.param(saying("fan_out_match", rows=[{}]), KeyError, id="a row that cannot be read"),
+        pytest.param(saying("fan_out_register", kind="nonsense"), ValueError, id="an unknown kind"),
+        pytest.param(saying("fan_out_match", rows=[{}]), KeyError, id="an unreadable row"),
     ],
 )
-def test_work_that_fails_comes_again_soon(deployed: Deployed, event: Any, error: type[Exception]) -> None:
+def test_failed_fan_out_message_becomes_visible_again_soon(
+    deployed: Deployed, event: Any, error: type[Exception]
+) -> None:
     event["Records"][0]["receiptHandle"] = received(event["Records"][0]["body"])
     given: list[int] = []
     queues = wiring.sqs()
@@ -222,22 +224,22 @@ def expired_a_day_ago(deployed: Deployed) -> str:
 
 
 @pytest.mark.parametrize("name", ["sweeper_message", "sweeper_sweep"])
-def test_the_sweeper_ends_a_wait_whose_time_is_over(deployed: Deployed, name: str) -> None:
+def test_sweeper_expires_an_overdue_wait(deployed: Deployed, name: str) -> None:
     wait_id = expired_a_day_ago(deployed)
     assert sweeper.handler(sample(name), None) == ALL_DONE
     assert deployed.wait(wait_id).status == "expired"
 
 
-def test_a_minutes_tick_has_every_shard_swept(deployed: Deployed) -> None:
+def test_tick_of_a_minute_sends_a_sweep_for_every_partition(deployed: Deployed) -> None:
     assert sweeper.handler(sample("sweeper_tick"), None) == {}
     queues = aws("sqs")
     url = queues.get_queue_url(QueueName="sweeper")["QueueUrl"]
     sent = [loads(m["Body"]) for m in queues.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]]
-    assert sent == [{"kind": "sweep", "shard": shard} for shard in range(DUE_SHARDS)]
+    assert sent == [{"kind": "sweep", "shard": shard} for shard in range(DUE_PARTITIONS)]
     assert message("sweeper_sweep") in sent
 
 
-def test_the_sweeper_names_the_message_that_failed(deployed: Deployed) -> None:
+def test_sweeper_reports_only_the_failed_message(deployed: Deployed) -> None:
     wait_id = expired_a_day_ago(deployed)
     (bad,) = saying("sweeper_sweep", kind="nonsense")["Records"]
     (good,) = sample("sweeper_message")["Records"]
@@ -249,18 +251,18 @@ def test_the_sweeper_names_the_message_that_failed(deployed: Deployed) -> None:
 # The caller
 
 
-def test_the_http_executor_calls_the_target_of_the_job_that_it_is_told(
+def test_http_executor_calls_the_target_once_and_completes_the_job(
     deployed: Deployed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str]] = []
 
     class Target:
-        def request(self, method: str, url: str, **_: object) -> Answer:
+        def request(self, method: str, url: str, **_: object) -> HttpResponse:
             asked.append((method, url))
-            return Answer(status=200, headers={}, body=b"fine")
+            return HttpResponse(status=200, headers={}, body=b"fine")
 
     monkeypatch.setenv("SECRETS_PREFIX", "vigil")
-    monkeypatch.setattr(wiring, "outgoing", Target)
+    monkeypatch.setattr(wiring, "outbound_http", Target)
     event, now = sample("http_executor_call"), wiring.now()
     job_type = JobType(
         namespace="demo",
@@ -276,10 +278,10 @@ def test_the_http_executor_calls_the_target_of_the_job_that_it_is_told(
         target={"url": "https://a.example/"},
     )
     ctx = replace(wiring.context(), executors=KeptHandovers(), new_id=lambda: event["lease_token"])
-    ctx.job_types.keep_target(job_type)
+    ctx.job_types.store_target(job_type)
     new = NewJob(job_id=event["job_id"], job_type="call", executor="http", target_ref=job_type.target_ref)
-    submit(ctx, "demo", new, by="test")
-    assert dispatch(ctx, "demo", event["job_id"], by="matcher")
+    submit(ctx, "demo", new, actor="test")
+    assert dispatch(ctx, "demo", event["job_id"], actor="matcher")
     for _ in range(2):
         http_executor.handler(event, None)
     job = ctx.jobs.find("demo", event["job_id"])
@@ -288,13 +290,15 @@ def test_the_http_executor_calls_the_target_of_the_job_that_it_is_told(
     assert asked == [("POST", "https://a.example/")]
 
 
-def test_the_supervisor_begins_a_run_and_hears_that_it_was_stopped(deployed: Deployed) -> None:
+def test_supervisor_starts_a_run_and_starts_a_successor_when_stopped(deployed: Deployed) -> None:
     begin, stopped = sample("supervisor_begin"), sample("supervisor_stopped")
     context = wiring.context()
     body: Any = {"name": "w", "jobs": [{"name": "a"}]}
-    create_run(context, "demo", context.run_of("demo", body, begin["workflow_id"], context.now(), None), by="test")
+    create_run(
+        context, "demo", context.parse_run("demo", body, begin["workflow_id"], context.now(), None), actor="test"
+    )
 
-    def run() -> Run:
+    def run() -> WorkflowRun:
         return find_run(context, "demo", begin["workflow_id"])
 
     assert run().status == "pending"

@@ -12,9 +12,9 @@ import pytest
 from tests.support.live import Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.events import event as events
-from vigil_core.domain.events.event import MAX_ANSWER_BYTES
+from vigil_core.domain.events.event import MAX_WAIT_BYTES
 from vigil_core.domain.exact_json import dumps
-from vigil_core.services.events.publish import NotTaken, events_of
+from vigil_core.services.events.publish import PublishRejected, events_of
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import DynamoTable
@@ -27,7 +27,7 @@ def live(world: World, table: DynamoTable) -> Live:
 
 
 class TestJobs:
-    def test_every_version_is_told_in_order_under_its_own_id(self, live: Live) -> None:
+    def test_every_job_version_is_published_in_order_with_its_own_id(self, live: Live) -> None:
         live.connect()
         job = live.world.job()
         live.subscribe(f"job:{job}")
@@ -47,7 +47,7 @@ class TestJobs:
         assert [frame["id"] for frame in told] == ["s1"] * 8
         assert [envelope["id"] for envelope in envelopes(told)] == [f"{job}.{version}" for version in range(1, 9)]
 
-    def test_the_envelope(self, live: Live) -> None:
+    def test_job_event_envelope_has_every_member(self, live: Live) -> None:
         live.connect()
         live.subscribe("namespace")
         job = live.world.job(name="nightly", queue="lab", priority="high", trace_id="t", correlation_id="c")
@@ -85,7 +85,7 @@ class TestJobs:
         assert started["data"]["from"] == {"status": "pending", "job_stage": "submit"}
         assert started["data"]["job_health"] is None
 
-    def test_progress_alone_is_told_to_sockets_and_never_to_sns(self, live: Live) -> None:
+    def test_progress_alone_is_published_to_sockets_and_never_to_sns(self, live: Live) -> None:
         live.connect()
         job = live.world.running()
         live.subscribe(f"job:{job}")
@@ -103,7 +103,7 @@ class TestJobs:
         live.run_notifier(all_changes=True)
         assert live.announced.events == []
 
-    def test_progress_that_comes_with_a_change_is_told_besides(self, live: Live) -> None:
+    def test_progress_with_a_state_change_is_published_as_a_separate_event(self, live: Live) -> None:
         live.connect()
         job = live.world.running()
         live.subscribe(f"job:{job}")
@@ -115,7 +115,7 @@ class TestJobs:
         assert [envelope["id"] for envelope in told] == [f"{job}.3", f"{job}.3.1", f"{job}.4"]
         assert told[1]["data"] | {"progress": Decimal("0.5"), "message": "booted"} == told[1]["data"]
 
-    def test_by_queue_and_namespace_and_no_further(self, live: Live, table: DynamoTable) -> None:
+    def test_queue_topic_and_namespace_topic_receive_only_their_jobs(self, live: Live, table: DynamoTable) -> None:
         for connection, topic in (("c1", "queue:lab"), ("c2", "queue:default"), ("c3", "namespace")):
             live.connect(connection)
             live.subscribe(topic, connection_id=connection)
@@ -123,7 +123,7 @@ class TestJobs:
         live.run_notifier()
         assert [types(live.heard(c)[1:]) for c in ("c1", "c2", "c3")] == [["job.created"], [], ["job.created"]]
 
-    def test_a_subscription_hears_once_of_what_concerns_two_of_its_topics(self, live: Live) -> None:
+    def test_event_of_two_topics_reaches_a_subscription_once(self, live: Live) -> None:
         live.connect()
         job = live.world.running()
         live.run_notifier()
@@ -132,7 +132,7 @@ class TestJobs:
         live.world.complete(job)
         assert [(f["id"], f["data"]["id"]) for f in live.news()] == [("s1", f"{job}.3"), ("s2", f"{job}.3")]
 
-    def test_other_namespaces_hear_nothing(self, live: Live) -> None:
+    def test_other_namespaces_receive_no_events(self, live: Live) -> None:
         live.connect()
         live.subscribe("namespace", "queue:default")
         job = live.world.job()
@@ -144,7 +144,7 @@ class TestJobs:
 
 
 class TestWaits:
-    def test_a_met_wait_is_told_with_its_answer(self, live: Live) -> None:
+    def test_met_wait_is_published_with_its_response(self, live: Live) -> None:
         live.connect()
         job = live.world.running(fields={"root": "/r"})
         answer = live.world.wait({job: {"job_stage": "boot"}}, wait_options={"get_fields": {"root": None}})
@@ -160,12 +160,12 @@ class TestWaits:
         assert announced.envelope() == told
         assert announced.attributes == {"wait_id": answer["wait_id"]}
 
-    def test_a_wait_met_at_once_is_told_too(self, live: Live) -> None:
+    def test_wait_met_at_registration_is_published(self, live: Live) -> None:
         live.world.wait({live.world.running(): {"status": "running"}})
         live.run_notifier()
         assert [event.type for event in live.announced.events] == ["vigil.wait.met"]
 
-    def test_without_sns_only_sockets_hear(self, live: Live) -> None:
+    def test_wait_with_sns_disabled_is_published_only_to_sockets(self, live: Live) -> None:
         live.connect()
         live.subscribe("namespace")
         job = live.world.running()
@@ -174,7 +174,7 @@ class TestWaits:
         assert live.announced.events == []
 
     @pytest.mark.parametrize("inline", [True, False])
-    def test_an_expired_wait_is_told_alike_whenever_it_is_told(
+    def test_repeated_publication_of_an_expired_wait_is_identical(
         self, live: Live, table: DynamoTable, inline: bool
     ) -> None:
         live.connect()
@@ -197,8 +197,8 @@ class TestWaits:
         stage = "submit" if inline else None
         assert first["data"]["unmet_jobs"] == {job: {"job_stage": stage, "reason": "expired"} for job in jobs[1:]}
 
-    def test_a_long_answer_becomes_counts_and_a_link(self, live: Live) -> None:
-        long = "x" * MAX_ANSWER_BYTES
+    def test_response_over_the_size_limit_becomes_counts_and_a_link(self, live: Live) -> None:
+        long = "x" * MAX_WAIT_BYTES
         job = live.world.running(fields={"log": long})
         answer = live.world.wait({job: {"status": "running"}}, wait_options={"get_fields": {"log": None}})
         live.run_notifier()
@@ -214,8 +214,10 @@ class TestWaits:
             "wait_url": f"/v1/waits/{answer['wait_id']}",
         }
 
-    def test_a_wide_answer_is_not_even_read(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(events, "MAX_ANSWER_BYTES", 600)
+    def test_outcomes_of_a_large_wait_are_not_read_for_its_event(
+        self, live: Live, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(events, "MAX_WAIT_BYTES", 600)
         jobs = [live.world.running() for _ in range(12)]
         live.world.wait({job: {"status": "running"} for job in jobs})
         monkeypatch.setattr(WaitStore, "outcomes", lambda *_, **__: pytest.fail("read"))
@@ -225,7 +227,7 @@ class TestWaits:
 
 
 class TestSns:
-    def test_endings_only_unless_everything_is_asked_for(self, live: Live) -> None:
+    def test_sns_receives_only_end_events_unless_all_changes_are_enabled(self, live: Live) -> None:
         for end in (live.world.complete, live.world.fail):
             end(live.world.running())
         live.world.do(change_job.cancel, live.world.job())
@@ -237,14 +239,14 @@ class TestSns:
         live.run_notifier(records, all_changes=True)
         assert len(live.announced.events) == 8
 
-    def test_attributes(self, live: Live) -> None:
+    def test_sns_attributes_contain_job_type_and_job_id(self, live: Live) -> None:
         job = live.world.running(job_type="spark")
         live.world.complete(job)
         live.run_notifier()
         (event,) = live.announced.events
         assert event.attributes == {"job_type": "spark", "job_id": job}
 
-    def test_what_sns_does_not_take_comes_again(self, live: Live) -> None:
+    def test_event_refused_by_sns_fails_its_record(self, live: Live) -> None:
         kept, refused = live.world.running(), live.world.running()
         live.world.complete(kept)
         live.world.complete(refused)
@@ -253,11 +255,11 @@ class TestSns:
         told = live.run_notifier(records)
         (failed,) = [r for r in records if r.sequence_number in told.failed]
         assert failed.key.pk == f"{NAMESPACE}#job#{refused}"
-        assert isinstance(told.failed[failed.sequence_number], NotTaken)
+        assert isinstance(told.failed[failed.sequence_number], PublishRejected)
 
 
 class TestFaults:
-    def test_a_record_that_comes_again_is_told_alike(self, live: Live) -> None:
+    def test_repeated_record_is_published_identically(self, live: Live) -> None:
         live.connect()
         live.subscribe("namespace")
         job = live.world.running()
@@ -270,7 +272,7 @@ class TestFaults:
         assert told[:4] == told[4:]
         assert len({envelope["id"] for envelope in told}) == 4
 
-    def test_a_record_that_cannot_be_read_fails_alone(self, live: Live) -> None:
+    def test_unreadable_record_fails_alone(self, live: Live) -> None:
         live.connect()
         live.subscribe("namespace")
         live.world.job()
@@ -284,7 +286,7 @@ class TestFaults:
         assert list(told.failed) == ["1", "2"]
         assert types(live.heard()[1:]) == ["job.created"]
 
-    def test_a_gone_socket_is_forgotten_whole_and_fails_nothing(self, live: Live, table: DynamoTable) -> None:
+    def test_rows_of_a_gone_socket_are_deleted_without_failure(self, live: Live, table: DynamoTable) -> None:
         live.connect("gone")
         live.connect("here")
         job = live.world.running()
@@ -297,7 +299,7 @@ class TestFaults:
         assert not [row for row in stored(table) if "gone" in row["pk"]["S"] + row["sk"]["S"]]
         assert len([row for row in stored(table) if "here" in row["pk"]["S"] + row["sk"]["S"]]) == 6
 
-    def test_a_socket_that_fails_costs_the_others_nothing(self, live: Live) -> None:
+    def test_failing_socket_does_not_affect_the_others(self, live: Live) -> None:
         live.connect("bad")
         live.connect("good")
         job, other = live.world.running(), live.world.running()
@@ -317,9 +319,7 @@ class TestFaults:
         assert not live.run_notifier([failed]).failed
         assert types(live.heard("bad")[1:]) == ["job.completed"]
 
-    def test_subscribers_that_cannot_be_read_fail_what_concerns_them(
-        self, live: Live, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_unreadable_subscribers_fail_only_their_records(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         live.world.job(queue="lab")
         live.world.job(queue="default")
         records = [r for r in live.records() if "#job#" in r.key.pk]
@@ -333,7 +333,7 @@ class TestFaults:
         monkeypatch.setattr(live.ctx.connections, "subscribers", throttled)
         assert list(live.run_notifier(records).failed) == [records[0].sequence_number]
 
-    def test_rows_that_say_nothing(self, live: Live) -> None:
+    def test_rows_other_than_jobs_and_ended_waits_produce_no_events(self, live: Live) -> None:
         job = live.world.running()
         live.world.wait({job: None})
         live.world.run_matcher()
@@ -341,7 +341,7 @@ class TestFaults:
         assert len(records) > 3
         assert [events_of(live.ctx, record) for record in records] == [[]] * len(records)
 
-    def test_removal_is_no_news(self, live: Live, table: DynamoTable) -> None:
+    def test_removed_row_produces_no_event(self, live: Live, table: DynamoTable) -> None:
         job = live.world.running()
         live.world.report(job, message="hello")
         live.records()
@@ -353,7 +353,7 @@ class TestFaults:
         assert events_of(live.ctx, removal) == []
 
 
-def test_every_event_fits_a_message(live: Live) -> None:
+def test_every_event_fits_a_websocket_frame(live: Live) -> None:
     """32 KB is what a WebSocket frame may take."""
     live.connect()
     live.subscribe("namespace")
@@ -368,7 +368,7 @@ def test_every_event_fits_a_message(live: Live) -> None:
     assert max(len(dumps(frame).encode()) for frame in told) < 32 * 1024
 
 
-def test_nothing_is_asked_twice_for_a_batch(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subscribers_of_a_topic_are_read_once_per_batch(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     job = live.world.running()
     for stage in ("download", "boot", "setup"):
         live.world.report(job, stage=stage)
@@ -395,11 +395,11 @@ def test_nothing_is_asked_twice_for_a_batch(live: Live, monkeypatch: pytest.Monk
     assert sorted(asked) == sorted({f"job:{job}", "queue:default", "namespace"})
 
 
-def test_an_event_waits_for_the_acknowledgement(live: Live) -> None:
+def test_event_is_sent_after_the_pending_acknowledgement(live: Live) -> None:
     """A subscription whose acknowledgement is still on its way hears of nothing before it, and misses nothing."""
     live.connect()
     soon = live.ctx.now() + timedelta(seconds=2)
-    live.ctx.connections.note_subscription(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now())
+    live.ctx.connections.register_topics(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now())
     live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now(), quiet_until=soon)
     live.world.job()
     slept: list[float] = []
@@ -418,7 +418,7 @@ def test_an_event_waits_for_the_acknowledgement(live: Live) -> None:
     assert len(slept) == 3
 
 
-def test_an_acknowledgement_that_was_lost_holds_nobody_up_for_long(live: Live) -> None:
+def test_lost_acknowledgement_delays_events_only_until_the_quiet_period_ends(live: Live) -> None:
     live.connect()
     begun = live.ctx.now()
     soon = begun + timedelta(seconds=2)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tests.support.live import ACCESS, Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, Scope
-from vigil_core.domain.events.websocket_protocol import MAX_BYTES, MAX_TOPICS
+from vigil_core.domain.events.websocket_protocol import MAX_MESSAGE_BYTES, MAX_TOPICS
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.auth.disconnect import DisconnectKey
+from vigil_core.services.auth.disconnect import KeyDisconnector
 from vigil_core.services.events import subscriptions as subscribe
-from vigil_core.services.events.subscriptions import MAX_TOPICS_HEARD, Peer
+from vigil_core.services.events.subscriptions import MAX_SUBSCRIBED_TOPICS, Peer
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.table import DynamoTable
@@ -67,11 +67,11 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], objec
 
 
 class TestConnecting:
-    def test_a_socket_is_found_by_its_key_and_leaves_nothing_behind(self, live: Live, table: DynamoTable) -> None:
+    def test_socket_is_found_by_its_key_and_disconnect_removes_its_rows(self, live: Live, table: DynamoTable) -> None:
         job = live.world.running()
         live.subscribe(f"job:{job}", "namespace")
         live.say({"action": "subscribe", "id": "s2", "topics": ["queue:lab"]})
-        assert list(live.ctx.connections.of_key(NAMESPACE, KEY)) == ["c1"]
+        assert list(live.ctx.connections.connection_ids_of_key(NAMESPACE, KEY)) == ["c1"]
         connection = live.ctx.connections.get(NAMESPACE, "c1")
         assert connection is not None
         assert connection.access == ACCESS
@@ -79,7 +79,7 @@ class TestConnecting:
         assert rows_of_sockets(table) == []
         subscribe.disconnect(live.ctx, ACCESS, "c1")
 
-    def test_a_key_that_is_revoked_meanwhile_gets_no_socket(
+    def test_key_revoked_during_connect_gets_no_socket(
         self, live: Live, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         subscribe.disconnect(live.ctx, ACCESS, "c1")
@@ -87,23 +87,23 @@ class TestConnecting:
         assert not subscribe.connect(live.ctx, live.api_keys, ACCESS, "c2")
         assert rows_of_sockets(table) == []
 
-    def test_revoking_a_key_closes_its_sockets_and_no_others(self, live: Live) -> None:
+    def test_revoked_key_loses_only_its_own_sockets(self, live: Live) -> None:
         live.connect("c2")
         other = Access(namespace=NAMESPACE, scopes=ACCESS.scopes, key_id="other")
         subscribe.connect(live.ctx, live.api_keys, other, "c3")
-        assert DisconnectKey(connections=live.ctx.connections, sockets=live.sockets)(NAMESPACE, KEY) == 2
+        assert KeyDisconnector(connections=live.ctx.connections, sockets=live.sockets)(NAMESPACE, KEY) == 2
         assert live.sockets.closed == ["c1", "c2"]
 
 
 class TestSubscribing:
-    def test_the_acknowledgement_comes_first(self, live: Live) -> None:
+    def test_acknowledgement_precedes_the_first_event(self, live: Live) -> None:
         job = live.world.running()
         live.world.complete(job)
         frames = live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]})
         assert frames[0] == {"type": "ack", "id": "s1", "data": {"topics": [f"job:{job}"]}}
         assert types(frames[1:]) == ["job.completed"]
 
-    def test_what_is_over_answers_at_once_with_its_last_event(self, live: Live) -> None:
+    def test_subscription_to_an_ended_job_or_wait_gets_its_last_event(self, live: Live) -> None:
         job, other = live.world.running(), live.world.running()
         live.world.fail(job)
         answer = live.world.wait({job: None})
@@ -115,9 +115,7 @@ class TestSubscribing:
         for envelope in envelopes(told):
             assert envelope == announced[envelope["id"]]
 
-    def test_an_update_between_the_looks_is_told_once_by_the_second(
-        self, live: Live, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_update_between_the_two_reads_is_sent_once(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         job = live.world.running()
         live.run_notifier()
 
@@ -128,9 +126,7 @@ class TestSubscribing:
         meanwhile(monkeypatch, "subscriptions", report_and_notify)
         assert [e["id"] for e in envelopes(live.subscribe(f"job:{job}"))] == [f"{job}.3"]
 
-    def test_an_update_after_the_acknowledgement_is_never_missed(
-        self, live: Live, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_update_after_the_acknowledgement_is_sent(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         """The client acts on what it was told: its subscription's rows may not be written yet."""
         job = live.world.running()
         wait = live.world.wait({job: {"job_stage": "boot"}})
@@ -148,11 +144,13 @@ class TestSubscribing:
         monkeypatch.setattr(live.sockets, "post", act_on_ack)
         assert types(live.subscribe(f"job:{job}", f"wait:{wait['wait_id']}")) == ["job.updated", "wait.met"]
 
-    def test_updates_around_the_mark_are_told_once(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_updates_around_the_subscriber_mark_are_sent_once(
+        self, live: Live, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """One that the notifier hears of without the mark is told by whoever marks, the next one by the notifier."""
         job = live.world.running()
         live.run_notifier()
-        mark = live.ctx.jobs.mark_followed
+        mark = live.ctx.jobs.mark_has_subscribers
 
         def overtaken(unmarked: Job) -> Job | None:
             live.world.report(job, stage="boot")
@@ -162,12 +160,12 @@ class TestSubscribing:
             live.run_notifier()
             return marked
 
-        monkeypatch.setattr(live.ctx.jobs, "mark_followed", overtaken)
+        monkeypatch.setattr(live.ctx.jobs, "mark_has_subscribers", overtaken)
         assert sorted(e["id"] for e in envelopes(live.subscribe(f"job:{job}"))) == [f"{job}.3", f"{job}.4"]
         live.world.complete(job)
         assert types(live.news()) == ["job.completed"]
 
-    def test_a_queue_and_the_namespace_are_heard_from_the_acknowledgement_on(
+    def test_shared_topic_is_active_after_the_acknowledgement(
         self, live: Live, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         live.run_notifier()
@@ -191,7 +189,7 @@ class TestSubscribing:
         live.run_notifier(pending)
         assert types(live.heard()[1:]) == ["job.created"]
 
-    def test_a_job_that_is_retried_stays_subscribed(self, live: Live) -> None:
+    def test_retried_job_stays_subscribed(self, live: Live) -> None:
         job = live.world.running()
         live.world.fail(job)
         live.run_notifier()
@@ -200,7 +198,7 @@ class TestSubscribing:
         live.world.do(change_job.start, job)
         assert types(live.news()) == ["job.retried", "job.started"]
 
-    def test_the_same_id_again_adds_topics(self, live: Live, table: DynamoTable) -> None:
+    def test_second_subscribe_with_the_same_id_adds_topics(self, live: Live, table: DynamoTable) -> None:
         one, two = live.world.running(), live.world.running()
         live.run_notifier()
         live.subscribe(f"job:{one}")
@@ -213,14 +211,14 @@ class TestSubscribing:
         ]
         assert len(rows_of_sockets(table)) == 2
 
-    def test_after_unsubscribing_nothing_is_heard(self, live: Live) -> None:
+    def test_unsubscribed_socket_receives_no_events(self, live: Live) -> None:
         live.subscribe("namespace")
         live.say({"action": "unsubscribe", "id": "s1"})
         live.world.job()
         assert live.news() == []
         assert live.say({"action": "unsubscribe", "id": "s1"})[0]["data"] == {"topics": []}
 
-    def test_a_socket_that_goes_before_the_acknowledgement_leaves_nothing(self, live: Live, table: DynamoTable) -> None:
+    def test_socket_gone_before_the_acknowledgement_leaves_no_rows(self, live: Live, table: DynamoTable) -> None:
         job = live.world.running()
         live.sockets.gone.add("c1")
         live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}", "namespace"]})
@@ -229,7 +227,7 @@ class TestSubscribing:
 
 class TestUnknown:
     @pytest.mark.parametrize("name", [SOMEBODY, "", "nonsense", "\x00", "x" * 100_000, SOMEBODY.upper()])
-    def test_jobs_and_waits(self, live: Live, table: DynamoTable, name: str) -> None:
+    def test_subscription_to_an_unknown_job_or_wait_is_refused(self, live: Live, table: DynamoTable, name: str) -> None:
         before = rows_of_sockets(table)
         for kind, code in (("job", "JOB_NOT_FOUND"), ("wait", "WAIT_NOT_FOUND")):
             data = error_of(live.say({"action": "subscribe", "id": "s1", "topics": ["namespace", f"{kind}:{name}"]}))
@@ -237,14 +235,14 @@ class TestUnknown:
             assert name[:1_000] in data["message"]
         assert rows_of_sockets(table) == before
 
-    def test_of_another_namespace(self, live: Live) -> None:
+    def test_subscription_to_a_job_of_another_namespace_is_refused(self, live: Live) -> None:
         job = live.world.running()
-        stranger = Access(namespace="others", scopes=frozenset({Scope.ADMIN}), key_id="k")
-        peer = Peer(access=stranger, connection_id="c9", sockets=live.sockets)
+        other_tenant = Access(namespace="others", scopes=frozenset({Scope.ADMIN}), key_id="k")
+        peer = Peer(access=other_tenant, connection_id="c9", sockets=live.sockets)
         subscribe.receive(live.ctx, peer, dumps({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))
         assert error_of(live.heard("c9")) == {"error": "JOB_NOT_FOUND", "message": f"Job with ID {job} not found"}
 
-    def test_a_deleted_job(self, live: Live) -> None:
+    def test_subscription_to_a_deleted_job_is_refused(self, live: Live) -> None:
         job = live.world.running()
         live.world.complete(job)
         live.world.delete(job)
@@ -269,24 +267,24 @@ class TestSince:
         return job, told
 
     @pytest.mark.parametrize("form", [lambda at: at, lambda at: {f"job:{at[:36]}": at}])
-    def test_what_happened_after_is_told_as_it_was_told(self, live: Live, form: Callable[[str], Any]) -> None:
+    def test_since_replays_later_events_unchanged(self, live: Live, form: Callable[[str], Any]) -> None:
         job, told = self.history(live)
         for known in range(14):
             again = envelopes(live.subscribe(f"job:{job}", since=form(f"{job}.{known}")))
             assert again == told[known:]
 
-    def test_what_is_over_tells_its_end_even_to_who_knows_it(self, live: Live) -> None:
+    def test_since_after_the_end_still_replays_the_end_event(self, live: Live) -> None:
         job, told = self.history(live)
         assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.14")) == told[13:]
         assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.99")) == told[13:]
 
-    def test_the_id_of_a_progress_event_will_do(self, live: Live) -> None:
+    def test_since_accepts_the_id_of_a_progress_event(self, live: Live) -> None:
         job = live.world.running()
         live.world.report(job, stage="boot")
         assert types(live.subscribe(f"job:{job}", since=f"{job}.2.7")) == ["job.updated"]
         assert live.subscribe(f"job:{job}", since=f"{job}.3") == []
 
-    def test_a_day_at_most(self, live: Live) -> None:
+    def test_since_replays_at_most_one_day(self, live: Live) -> None:
         job = live.world.running()
         live.world.pass_time(60)
         live.world.report(job, stage="boot")
@@ -297,7 +295,7 @@ class TestSince:
         live.world.pass_time(timedelta(hours=48).total_seconds())
         assert types(live.subscribe(f"job:{job}", since=f"{job}.0")) == ["job.completed"]
 
-    def test_it_is_per_topic(self, live: Live) -> None:
+    def test_since_applies_per_topic(self, live: Live) -> None:
         one, two = live.world.running(), live.world.running()
         topics = [f"job:{one}", f"job:{two}"]
         assert [e["id"] for e in envelopes(live.subscribe(*topics, since=f"{two}.1"))] == [f"{two}.2"]
@@ -308,7 +306,7 @@ class TestSince:
             f"{two}.2",
         ]
 
-    def test_a_wait(self, live: Live) -> None:
+    def test_since_replays_the_end_of_a_wait(self, live: Live) -> None:
         answer = live.world.wait({live.world.running(): {"status": "running"}})
         topic = f"wait:{answer['wait_id']}"
         assert types(live.subscribe(topic, since=f"{answer['wait_id']}.0")) == ["wait.met"]
@@ -330,12 +328,12 @@ class TestSince:
             ([f"job:{SOMEBODY}"], {f"wait:{SOMEBODY}": f"{SOMEBODY}.1"}, f"/since/wait:{SOMEBODY}"),
         ],
     )
-    def test_refused(self, live: Live, topics: list[str], since: Any, pointer: str) -> None:
+    def test_invalid_since_is_refused(self, live: Live, topics: list[str], since: Any, pointer: str) -> None:
         assert pointers(live.say({"action": "subscribe", "id": "s1", "topics": topics, "since": since})) == [pointer]
 
 
 class TestWaiting:
-    def test_the_answer_is_the_acknowledgement_and_the_end_an_event(self, live: Live) -> None:
+    def test_wait_response_is_the_acknowledgement_and_its_end_an_event(self, live: Live) -> None:
         job = live.world.running()
         (ack,) = live.say({"action": "wait", "id": "w1", "wait_on": {job: {"job_stage": "boot"}}})
         assert (ack["type"], ack["id"], ack["data"]["status"]) == ("ack", "w1", "waiting")
@@ -348,19 +346,19 @@ class TestWaiting:
         assert event["data"]["data"]["waited_jobs"] == {job: {"job_stage": "boot"}}
         assert event["data"]["subject"] == ack["data"]["wait_id"]
 
-    def test_a_wait_that_is_over_at_once(self, live: Live) -> None:
+    def test_wait_met_at_registration_sends_acknowledgement_and_event(self, live: Live) -> None:
         job = live.world.running()
         ack, event = live.say({"action": "wait", "id": "w1", "wait_on": {job: {"status": "running"}}})
         assert ack["data"]["status"] == "met"
         assert types([event]) == ["wait.met"]
 
-    def test_an_answer_posted_back_goes_on_with_the_same_wait(self, live: Live) -> None:
+    def test_response_posted_back_continues_the_same_wait(self, live: Live) -> None:
         job = live.world.running()
         answer = live.world.wait({job: None})
         (ack,) = live.say({"action": "wait", "id": "w1", **answer})
         assert ack["data"]["wait_id"] == answer["wait_id"]
 
-    def test_a_long_answer_is_counts_and_a_link(self, live: Live) -> None:
+    def test_long_wait_response_becomes_counts_and_a_link(self, live: Live) -> None:
         jobs = [live.world.job() for _ in range(3)]
         wait_on = {job: {"arch": "x" * 7_000} for job in jobs}
         (ack,) = live.say({"action": "wait", "id": "w1", "wait_on": wait_on})
@@ -368,7 +366,7 @@ class TestWaiting:
         assert ack["data"]["truncated"] is True
         assert ack["data"]["wait_url"] == f"/v1/waits/{ack['data']['wait_id']}"
 
-    def test_refused(self, live: Live, table: DynamoTable) -> None:
+    def test_invalid_wait_is_refused_and_stores_nothing(self, live: Live, table: DynamoTable) -> None:
         before = list(stored(table))
         frame = {"action": "wait", "id": "w1", "wait_on": {SOMEBODY: {"arch": None}}, "wait_options": {"mode": "most"}}
         assert pointers(live.say(frame), "w1") == [f"/wait_on/{SOMEBODY}/arch", "/wait_options/mode"]
@@ -389,15 +387,15 @@ class TestHostileMessages:
             ('{"action":"ping","id":"\\ud800"}', "MALFORMED_REQUEST"),
             ("[" * 60_000, "MALFORMED_REQUEST"),
             ('{"action":' + "9" * 100_000 + "}", "MALFORMED_REQUEST"),
-            ("x" * (MAX_BYTES + 1), "PAYLOAD_TOO_LARGE"),
-            ("\U0001f525" * (MAX_BYTES // 3), "PAYLOAD_TOO_LARGE"),
+            ("x" * (MAX_MESSAGE_BYTES + 1), "PAYLOAD_TOO_LARGE"),
+            ("\U0001f525" * (MAX_MESSAGE_BYTES // 3), "PAYLOAD_TOO_LARGE"),
             ("7", "VALIDATION_FAILED"),
             ("[]", "VALIDATION_FAILED"),
             ("null", "VALIDATION_FAILED"),
             ("{}", "VALIDATION_FAILED"),
         ],
     )
-    def test_no_message_at_all(self, live: Live, text: str, code: str) -> None:
+    def test_malformed_text_gets_an_error(self, live: Live, text: str, code: str) -> None:
         assert error_of(live.say(text), None)["error"] == code
 
     @pytest.mark.parametrize(
@@ -422,7 +420,7 @@ class TestHostileMessages:
             ({"action": "subscribe", "topics": ["namespace"], "a/b~c": 1}, ["/a~1b~0c"]),
         ],
     )  # fmt: skip
-    def test_wrong_parts_are_named(
+    def test_invalid_members_are_named(
         self, live: Live, table: DynamoTable, frame: dict[str, Any], expected: list[str]
     ) -> None:
         before = rows_of_sockets(table)
@@ -431,14 +429,14 @@ class TestHostileMessages:
 
     @pytest.mark.parametrize("frame_id", [None, 7, "", "x" * 129, "a\x00b", ["s1"], {}])
     @pytest.mark.parametrize("action", ["subscribe", "unsubscribe", "wait", "ping"])
-    def test_an_id_that_cannot_be_used(self, live: Live, action: str, frame_id: Any) -> None:
+    def test_invalid_message_id_is_refused(self, live: Live, action: str, frame_id: Any) -> None:
         frame = {"action": action, "id": frame_id, **({"topics": ["namespace"]} if action == "subscribe" else {})}
         if action == "ping" and frame_id is None:
             assert live.say(frame) == [{"type": "pong", "id": None, "data": {}}]
         else:
             assert pointers(live.say(frame), None) == ["/id"]
 
-    def test_whatever_it_says_the_answer_fits_a_frame(self, live: Live) -> None:
+    def test_error_for_any_message_fits_a_frame(self, live: Live) -> None:
         wide = {f"{number}" + "\U0001f525" * 1_000: "x" for number in range(25)}
         for frame in (
             {"action": "ping", **wide},
@@ -450,10 +448,10 @@ class TestHostileMessages:
             assert answer["type"] == "error"
             assert len(dumps(answer).encode()) < 32 * 1024
 
-    def test_a_connection_hears_of_so_much_and_no_more(self, live: Live, table: DynamoTable) -> None:
-        for first in range(0, MAX_TOPICS_HEARD, MAX_TOPICS):
+    def test_topics_over_the_connection_limit_are_refused(self, live: Live, table: DynamoTable) -> None:
+        for first in range(0, MAX_SUBSCRIBED_TOPICS, MAX_TOPICS):
             topics = [f"queue:{number}" for number in range(first, first + MAX_TOPICS)]
-            live.ctx.connections.note_subscription(NAMESPACE, "c1", f"{first}", topics, now=live.ctx.now())
+            live.ctx.connections.register_topics(NAMESPACE, "c1", f"{first}", topics, now=live.ctx.now())
         before = rows_of_sockets(table)
         assert pointers(live.say({"action": "subscribe", "id": "s1", "topics": ["queue:x"]})) == ["/topics"]
         assert pointers(live.say({"action": "wait", "id": "w1", "wait_on": {SOMEBODY: None}}), "w1") == ["/topics"]
@@ -484,7 +482,7 @@ class TestHostileMessages:
             },
         )
     )
-    def test_anything_gets_an_answer(self, live: Live, frame: dict[str, Any]) -> None:
+    def test_arbitrary_message_gets_one_response(self, live: Live, frame: dict[str, Any]) -> None:
         answers = live.say(frame)
         assert [answer["type"] for answer in answers] in (["ack"], ["error"], ["pong"])
         assert set(answers[0]) == {"type", "id", "data"}

@@ -12,18 +12,18 @@ from boto3.dynamodb.types import TypeSerializer
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import LeaseLost, TargetRefused, TargetUnreachable
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, SecretUnavailable
-from vigil_core.domain.executors.templates import Secret
+from vigil_core.domain.executors.templates import SecretPlaceholder
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.retry import RetryPolicy
-from vigil_core.gateways.outbound_http import Answer
+from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.executors.call_http import call_target
-from vigil_core.services.executors.dispatch import BUSY_PAUSE, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
+from vigil_core.services.executors.dispatch import BUSY_DELAY, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.queues import claim as claim_jobs
 from vigil_core.services.queues import stats as show_queue
-from vigil_core.services.queues.claim import Claim
+from vigil_core.services.queues.claim import ClaimRequest
 from vigil_core.store.jobs.jobs import job_to_row
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Table
@@ -56,7 +56,7 @@ def kind(world: World, executor: str = "http", **target: Any) -> str:
         updated_at=now,
         target=target or ({"function": "f"} if executor == "lambda" else {"url": "https://a.example/"}),
     )
-    world.ctx.job_types.keep_target(job_type)
+    world.ctx.job_types.store_target(job_type)
     assert job_type.target_ref is not None
     return job_type.target_ref
 
@@ -82,11 +82,11 @@ def matched(world: World) -> dict[str, Exception]:
     """The matcher hears of every change since the last time."""
     batch = list(world.unmatched)
     world.unmatched.clear()
-    return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.for_matcher])
+    return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.needs_matching])
 
 
 class TestHandingOver:
-    def test_a_pending_job_is_claimed_and_handed_over_once(self, world: World) -> None:
+    def test_pending_job_is_claimed_and_dispatched_once(self, world: World) -> None:
         job_id = new(world)
         record = stream_record("1", seen(world, job_id))
         assert match_records(world.ctx, [record, record]) == {}
@@ -97,7 +97,7 @@ class TestHandingOver:
         assert (job.status, job.lease.token, job.lease.worker) == ("running", told["lease_token"], "executor http")
         assert told == {"namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token}
 
-    def test_a_function_is_told_what_it_needs(self, world: World) -> None:
+    def test_invocation_event_contains_payload_fields_and_lease(self, world: World) -> None:
         target = {"function": "resize", "lease": 40}
         job_id = new(world, "lambda", target, payload={"n": [1, 2]}, fields={"a": 1}, correlation_id="c")
         matched(world)
@@ -111,13 +111,13 @@ class TestHandingOver:
         )
         assert (told["lease"], told["correlation_id"], told["payload_left_out"]) == (40, "c", False)
 
-    def test_a_payload_too_large_for_an_event_is_left_for_the_function_to_get(self, world: World) -> None:
+    def test_payload_too_large_for_an_event_is_left_out(self, world: World) -> None:
         new(world, "lambda", payload="x" * MAX_EVENT_BYTES)
         matched(world)
         ((_, told),) = world.executors.invocations
         assert (told["payload"], told["payload_left_out"]) == (None, True)
 
-    def test_a_payload_in_an_object_is_left_too_and_not_even_read(self, world: World) -> None:
+    def test_payload_stored_in_s3_is_left_out_without_a_read(self, world: World) -> None:
         payload = "x" * 500_000
         function, http = new(world, "lambda", payload=payload), new(world, payload=payload, target={
             "url": "https://a.example/", "body": {"all": "{{payload}}"}
@@ -131,30 +131,30 @@ class TestHandingOver:
         assert len(target.asked[0]["body"]) == len('{"all":""}') + len(payload)
         assert seen(world, http).status == "completed"
 
-    def test_jobs_of_workers_are_left_to_them_and_others_to_nobody_else(self, world: World) -> None:
+    def test_worker_jobs_are_only_claimed_and_executor_jobs_only_dispatched(self, world: World) -> None:
         for executor in ("worker", "none"):
             world.job(executor=executor)
         job_id = new(world)
-        wanted = Claim(queue="default", worker="w", most=10, lease_s=60, claim_id=None)
-        granted = claim_jobs.claim_jobs(world.ctx, NAMESPACE, wanted, by="k", until=world.time)
+        wanted = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
+        granted = claim_jobs.claim_jobs(world.ctx, NAMESPACE, wanted, actor="k", until=world.time)
         assert [job.executor for job in granted] == ["worker"]
         matched(world)
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
 
-    def test_two_who_dispatch_at_once_hand_it_over_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_concurrent_dispatches_send_the_job_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         job_id = new(world)
         save = world.ctx.jobs.save
 
         def overtaken(before: Job, after: Job) -> None:
             monkeypatch.undo()
-            assert dispatch(world.ctx, NAMESPACE, job_id, by="sweeper")
+            assert dispatch(world.ctx, NAMESPACE, job_id, actor="sweeper")
             save(before, after)
 
         monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
-        assert not dispatch(world.ctx, NAMESPACE, job_id, by="matcher")
+        assert not dispatch(world.ctx, NAMESPACE, job_id, actor="matcher")
         assert len(world.executors.calls) == 1
 
-    def test_who_begins_to_wait_meanwhile_keeps_it_from_nobody(
+    def test_wait_registered_during_dispatch_does_not_prevent_it(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job_id = new(world)
@@ -162,15 +162,15 @@ class TestHandingOver:
 
         def overtaken(before: Job, after: Job) -> None:
             monkeypatch.undo()
-            world.ctx.jobs.mark_awaited(before)
+            world.ctx.jobs.mark_has_waits(before)
             save(before, after)
 
         monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
         assert matched(world) == {}
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
-        assert seen(world, job_id).awaited
+        assert seen(world, job_id).has_waits
 
-    def test_a_function_that_cannot_be_invoked_fails_the_job_for_good(self, world: World) -> None:
+    def test_function_that_cannot_be_invoked_fails_the_job_without_retry(self, world: World) -> None:
         job_id = new(world, "lambda", retry=TRIES)
         world.executors.trouble = ExecutorRefused("The function f cannot be invoked: ResourceNotFoundException")
         matched(world)
@@ -178,19 +178,19 @@ class TestHandingOver:
         assert job.error is not None
         assert (job.status, job.attempt, job.error.code) == ("failed", 1, "FUNCTION_REFUSED")
 
-    def test_one_that_is_busy_gets_the_job_a_minute_later_and_the_attempt_does_not_count(self, world: World) -> None:
+    def test_busy_function_snoozes_the_job_without_using_an_attempt(self, world: World) -> None:
         job_id = new(world, "lambda")
         world.executors.trouble = ExecutorBusy("TooManyRequestsException")
         matched(world)
         job = seen(world, job_id)
-        assert (job.status, job.attempt, job.scheduled_at) == ("scheduled", 1, world.time + BUSY_PAUSE)
+        assert (job.status, job.attempt, job.scheduled_at) == ("scheduled", 1, world.time + BUSY_DELAY)
         world.executors.trouble = None
         world.pass_time(61)
         world.sweep()
-        dispatch(world.ctx, NAMESPACE, job_id, by="matcher")
+        dispatch(world.ctx, NAMESPACE, job_id, actor="matcher")
         assert len(world.executors.invocations) == 1
 
-    def test_what_cannot_be_handed_over_comes_again_and_keeps_no_other(self, world: World) -> None:
+    def test_failed_dispatch_fails_its_record_and_blocks_no_other_job(self, world: World) -> None:
         good, bad = new(world), world.job(executor="http", target_ref="lost", queue="other")
         find = world.ctx.job_queues.is_paused
         world.ctx.job_queues.is_paused = (  # type: ignore[method-assign]
@@ -201,7 +201,7 @@ class TestHandingOver:
 
 
 class TestDyingInBetween:
-    def test_who_dies_before_the_invocation_leaves_a_lease_that_runs_out(self, world: World) -> None:
+    def test_crash_before_the_invocation_is_recovered_by_lease_expiry(self, world: World) -> None:
         job_id = new(world, retry=TRIES)
         world.executors.trouble = Died()
         with pytest.raises(Died):
@@ -222,7 +222,7 @@ class TestDyingInBetween:
         assert running.lease is not None
         assert (running.status, told["lease_token"]) == ("running", running.lease.token)
 
-    def test_what_no_message_told_of_the_sweep_finds(self, world: World) -> None:
+    def test_sweep_dispatches_jobs_whose_records_were_lost(self, world: World) -> None:
         ids = [new(world, priority=priority) for priority in ("low", "critical", "normal")]
         world.unmatched.clear()
         world.sweep()
@@ -230,23 +230,23 @@ class TestDyingInBetween:
         world.sweep()
         assert len(world.executors.calls) == 3
 
-    def test_a_paused_queue_hands_nothing_out_and_goes_on_when_resumed(self, world: World) -> None:
+    def test_paused_queue_dispatches_nothing_until_resumed(self, world: World) -> None:
         world.ctx.job_queues.set_paused(NAMESPACE, "default", True)
         job_id = new(world, priority="high")
         world.pass_time(5)
         matched(world)
         assert world.sweep() == 0, "nothing is due, and none of its jobs is read"
         assert world.executors.calls == []
-        state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
+        state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
         assert (state.ready["high"], sum(state.ready.values()), state.paused) == (1, 1, True)
         assert state.oldest_ready == seen(world, job_id).created_at
         world.ctx.job_queues.set_paused(NAMESPACE, "default", False)
         world.sweep()
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
-        state = show_queue.show_queue(world.ctx, NAMESPACE, "default")
-        assert (sum(state.ready.values()), state.watched["running"]) == (0, 1)
+        state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
+        assert (sum(state.ready.values()), state.timed["running"]) == (0, 1)
 
-    def test_what_came_of_its_dependencies_comes_with_it(self, world: World) -> None:
+    def test_dispatched_job_receives_the_results_of_its_dependencies(self, world: World) -> None:
         before = [world.running(), world.running()]
         target = {"url": "https://a.example/{{dependencies.1.result.id}}", "body": "{{dependencies}}"}
         http = new(world, target=target, depends_on=before)
@@ -268,8 +268,8 @@ class TestDyingInBetween:
         assert told[large]["dependencies"][before[0]]["truncated"]
         assert told[large]["payload_left_out"]
 
-    def test_who_waits_in_line_for_a_mutex_is_handed_over_when_let_in(self, world: World) -> None:
-        first, second = (new(world, mutex_key="m", mutex_queues=True) for _ in range(2))
+    def test_job_queued_for_a_mutex_is_dispatched_when_it_acquires_it(self, world: World) -> None:
+        first, second = (new(world, mutex_key="m", queue_on_conflict=True) for _ in range(2))
         assert [seen(world, job_id).status for job_id in (first, second)] == ["pending", "waiting"]
         matched(world)
         assert [told["job_id"] for told in world.executors.calls] == [first]
@@ -279,7 +279,7 @@ class TestDyingInBetween:
             assert match_records(world.ctx, [stream_record("1", seen(world, job_id))]) == {}
         assert [told["job_id"] for told in world.executors.calls] == [first, second]
 
-    def test_what_was_cancelled_before_is_not_handed_over(self, world: World) -> None:
+    def test_cancelled_job_is_not_dispatched(self, world: World) -> None:
         job_id = new(world)
         world.do(change_job.cancel, job_id)
         matched(world)
@@ -287,18 +287,18 @@ class TestDyingInBetween:
         assert world.executors.calls == []
 
 
-Answering = Callable[..., Answer]
+Answering = Callable[..., HttpResponse]
 
 
 class Target:
     """Answers, and keeps what was asked."""
 
-    def __init__(self, answer: Answer | Exception | None = None) -> None:
-        self.answer = answer or Answer(status=200, headers={}, body=b"")
+    def __init__(self, answer: HttpResponse | Exception | None = None) -> None:
+        self.answer = answer or HttpResponse(status=200, headers={}, body=b"")
         self.asked: list[dict[str, Any]] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
-    def request(self, method: str, url: str, **asked: Any) -> Answer:
+    def request(self, method: str, url: str, **asked: Any) -> HttpResponse:
         self.asked.append({"method": method, "url": url, **asked})
         self.meanwhile()
         if isinstance(self.answer, Exception):
@@ -307,14 +307,16 @@ class Target:
 
 
 class Secrets:
-    def value(self, namespace: str, secret: Secret) -> str:
+    def value(self, namespace: str, secret: SecretPlaceholder) -> str:
         if secret.name == "/missing":
             raise SecretUnavailable(f"{secret} cannot be read: ParameterNotFound")
         return f"{namespace}:{secret.name}"
 
 
-def answer(status: int, body: bytes = b"", **headers: str) -> Answer:
-    return Answer(status=status, headers={name.replace("_", "-"): value for name, value in headers.items()}, body=body)
+def answer(status: int, body: bytes = b"", **headers: str) -> HttpResponse:
+    return HttpResponse(
+        status=status, headers={name.replace("_", "-"): value for name, value in headers.items()}, body=body
+    )
 
 
 def called(world: World, target: Target) -> str:
@@ -325,7 +327,7 @@ def called(world: World, target: Target) -> str:
 
 
 class TestCalling:
-    def test_the_answer_is_the_jobs_result(self, world: World) -> None:
+    def test_http_response_becomes_the_result_of_the_job(self, world: World) -> None:
         job_id = new(
             world,
             target={
@@ -350,7 +352,7 @@ class TestCalling:
         job = seen(world, job_id)
         assert (job.status, job.health) == ("completed", "success")
         headers = '{"content-type":"application/json","etag":"\\"1\\""}'
-        assert world.ctx.jobs.bodies(job).result == f'{{"status":201,"headers":{headers},"body":{{"rows":1.50}}}}'
+        assert world.ctx.jobs.payloads(job).result == f'{{"status":201,"headers":{headers},"body":{{"rows":1.50}}}}'
 
     @pytest.mark.parametrize(
         ("given", "kept"),
@@ -359,13 +361,13 @@ class TestCalling:
             (answer(200, b"plain"), '"body":"plain"'),
             (answer(200, b"{no", content_type="application/json"), '"body":"{no"'),
             (answer(200, b"\xff\xfe"), '"body":"//4=","encoding":"base64"'),
-            (Answer(status=200, headers={}, body=b"cut", truncated=True), '"body":"cut","truncated":true'),
+            (HttpResponse(status=200, headers={}, body=b"cut", truncated=True), '"body":"cut","truncated":true'),
         ],
     )
-    def test_whatever_the_answer_is_made_of(self, world: World, given: Answer, kept: str) -> None:
+    def test_response_body_of_any_type_is_stored(self, world: World, given: HttpResponse, kept: str) -> None:
         job_id = new(world)
         assert called(world, Target(given)) == "completed"
-        assert kept in (world.ctx.jobs.bodies(seen(world, job_id)).result or "")
+        assert kept in (world.ctx.jobs.payloads(seen(world, job_id)).result or "")
 
     @pytest.mark.parametrize(
         ("given", "status", "code", "delay_s"),
@@ -380,8 +382,8 @@ class TestCalling:
             (TargetRefused("The host has an address that is not public"), "failed", "TARGET_REFUSED", None),
         ],
     )
-    def test_what_else_may_come_of_it(
-        self, world: World, given: Answer | Exception, status: str, code: str, delay_s: int | None
+    def test_failed_response_sets_error_code_status_and_retry_delay(
+        self, world: World, given: HttpResponse | Exception, status: str, code: str, delay_s: int | None
     ) -> None:
         job_id = new(world, retry=TRIES)
         assert called(world, Target(given)) == code
@@ -391,12 +393,12 @@ class TestCalling:
         if delay_s is not None:
             assert job.scheduled_at == world.time + timedelta(seconds=delay_s)
 
-    def test_a_retry_after_without_a_retry_is_the_end(self, world: World) -> None:
+    def test_retry_after_without_retry_policy_fails_the_job(self, world: World) -> None:
         job_id = new(world)
         called(world, Target(answer(429, retry_after="1")))
         assert seen(world, job_id).status == "failed"
 
-    def test_a_refusal_is_told_in_part(self, world: World) -> None:
+    def test_error_message_of_a_refusal_is_truncated(self, world: World) -> None:
         job_id = new(world)
         called(world, Target(answer(400, b"x" * 10_000 + b"\x00")))
         error = seen(world, job_id).error
@@ -411,14 +413,18 @@ class TestCalling:
             ({"url": "https://a.example/", "headers": {"x": "{{secret:ssm:/missing}}"}}, "SECRET_UNAVAILABLE"),
         ],
     )
-    def test_what_cannot_be_asked_for_is_not(self, world: World, target: Mapping[str, Any], code: str) -> None:
+    def test_request_that_cannot_be_rendered_fails_without_a_call(
+        self, world: World, target: Mapping[str, Any], code: str
+    ) -> None:
         job_id = new(world, target=target, retry=TRIES)
         asked = Target()
         assert called(world, asked) == code
         assert asked.asked == []
         assert seen(world, job_id).status == "failed"
 
-    def test_a_payload_too_large_for_any_call_is_not_sent(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_payload_too_large_for_a_call_fails_without_a_call(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("vigil_core.services.executors.call_http.MAX_RENDERED_BYTES", 1_000)
         job_id = new(world, payload="x" * 500_000, retry=TRIES)
         target = Target()
@@ -426,7 +432,7 @@ class TestCalling:
         assert target.asked == []
         assert seen(world, job_id).status == "failed"
 
-    def test_the_same_event_twice_is_one_call(self, world: World) -> None:
+    def test_repeated_event_calls_the_target_once(self, world: World) -> None:
         job_id = new(world)
         target = Target()
         target.meanwhile = lambda: again.append(call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1]))
@@ -437,7 +443,7 @@ class TestCalling:
         assert len(target.asked) == 1
         assert seen(world, job_id).version == 3, "created, claimed, completed"
 
-    def test_who_comes_after_the_lease_is_over_calls_nothing(self, world: World) -> None:
+    def test_event_after_lease_expiry_calls_nothing(self, world: World) -> None:
         job_id = new(world, retry=TRIES)
         matched(world)
         world.pass_time(HANDOVER_LEASE_S + 1)
@@ -447,7 +453,7 @@ class TestCalling:
         world.sweep()
         assert seen(world, job_id).attempt == 2
 
-    def test_an_answer_after_the_job_was_given_to_another_changes_nothing(self, world: World) -> None:
+    def test_response_after_redispatch_changes_nothing(self, world: World) -> None:
         job_id = new(world, retry=TRIES, target={"url": "https://a.example/", "timeout": 5})
         target = Target(answer(200, b"late"))
 
@@ -461,7 +467,7 @@ class TestCalling:
         job = seen(world, job_id)
         assert (job.status, job.attempt, job.result_ref) == ("running", 2, None)
 
-    def test_a_call_may_take_its_whole_time(self, world: World) -> None:
+    def test_call_may_use_its_whole_timeout(self, world: World) -> None:
         job_id = new(world, target={"url": "https://a.example/", "timeout": 800})
         target = Target()
 
@@ -473,7 +479,7 @@ class TestCalling:
         assert called(world, target) == "completed"
         assert seen(world, job_id).status == "completed"
 
-    def test_a_job_that_was_to_be_cancelled_is_not_called(self, world: World) -> None:
+    def test_job_with_a_cancel_request_is_not_called(self, world: World) -> None:
         job_id = new(world)
         matched(world)
         world.do(change_job.cancel, job_id)
@@ -483,14 +489,14 @@ class TestCalling:
         assert target.asked == []
         assert seen(world, job_id).status == "cancelled"
 
-    def test_a_fallback_stands_in(self, world: World) -> None:
+    def test_failed_call_completes_with_the_fallback(self, world: World) -> None:
         job_id = new(world, fallback={"rows": 0})
         called(world, Target(answer(500)))
         job = seen(world, job_id)
         assert (job.status, job.health) == ("completed", "fallback")
 
 
-def test_the_first_sign_of_life_is_given_once(world: World) -> None:
+def test_first_heartbeat_of_a_lease_succeeds_once(world: World) -> None:
     new(world, "lambda")
     matched(world)
     ((_, told),) = world.executors.invocations
@@ -498,7 +504,7 @@ def test_the_first_sign_of_life_is_given_once(world: World) -> None:
 
     def begin() -> Job:
         return change_job.heartbeat(
-            world.ctx, NAMESPACE, told["job_id"], lease_token=told["lease_token"], length_s=None, first=True
+            world.ctx, NAMESPACE, told["job_id"], lease_token=told["lease_token"], lease_s=None, first=True
         )
 
     assert begin().status == "running"

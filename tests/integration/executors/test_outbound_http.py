@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
-from vigil_core.gateways.outbound_http import Answer, Outgoing
+from vigil_core.gateways.outbound_http import HttpResponse, OutboundHttpClient
 
 Serve = Callable[[socket.socket, bytes], None]
 
@@ -82,10 +82,10 @@ OK = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: 1\r\nX-One: 2\r\n\r
 
 
 def ask(
-    outgoing: Outgoing, url: str, *, method: str = "POST", timeout_s: float = 5, max_answer_bytes: int = 1000
-) -> Answer:
+    outgoing: OutboundHttpClient, url: str, *, method: str = "POST", timeout_s: float = 5, max_answer_bytes: int = 1000
+) -> HttpResponse:
     return outgoing.request(
-        method, url, headers={"X-Told": "yes"}, body=b"hello", timeout_s=timeout_s, max_answer_bytes=max_answer_bytes
+        method, url, headers={"X-Told": "yes"}, body=b"hello", timeout_s=timeout_s, max_response_bytes=max_answer_bytes
     )
 
 
@@ -93,10 +93,10 @@ def to_here(*names: str) -> Callable[[str, int], Sequence[str]]:
     return lambda host, _: ["127.0.0.1"] if host in names else []
 
 
-def test_a_request_goes_to_an_allowed_host_and_its_answer_comes_back() -> None:
+def test_request_to_an_allowed_host_returns_its_response() -> None:
     with serving(OK) as server:
-        answer = ask(Outgoing({f"localhost:{server.port}"}), f"http://localhost:{server.port}/in?a=b")
-    assert answer == Answer(status=200, headers={"content-length": "2", "x-one": "1, 2"}, body=b"ok")
+        answer = ask(OutboundHttpClient({f"localhost:{server.port}"}), f"http://localhost:{server.port}/in?a=b")
+    assert answer == HttpResponse(status=200, headers={"content-length": "2", "x-one": "1, 2"}, body=b"ok")
     (request,) = server.requests
     head, _, body = request.partition(b"\r\n\r\n")
     assert head.startswith(b"POST /in?a=b HTTP/1.1\r\n")
@@ -106,21 +106,21 @@ def test_a_request_goes_to_an_allowed_host_and_its_answer_comes_back() -> None:
     assert body == b"hello"
 
 
-def test_a_private_host_is_refused_unasked() -> None:
+def test_private_host_is_refused_without_a_request() -> None:
     with serving(OK) as server:
         for host in ("localhost", "127.0.0.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"):
             with pytest.raises(TargetRefused):
-                ask(Outgoing(), f"https://{host}:{server.port}/")
+                ask(OutboundHttpClient(), f"https://{host}:{server.port}/")
     assert server.requests == []
 
 
-def test_one_private_address_among_public_ones_is_refused() -> None:
-    asked = Outgoing(resolve=lambda *_: ["1.1.1.1", "169.254.169.254"])
+def test_host_with_one_private_address_is_refused() -> None:
+    asked = OutboundHttpClient(resolve=lambda *_: ["1.1.1.1", "169.254.169.254"])
     with pytest.raises(TargetRefused, match="not public"):
         ask(asked, "https://two-faced.example/")
 
 
-def test_a_name_is_resolved_once_and_its_answer_is_what_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_is_resolved_once_and_only_those_addresses_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second look would find the inside: that is what DNS rebinding does."""
     looks = iter([["1.1.1.1", "1.0.0.1"]])
     tried: list[tuple[str, int]] = []
@@ -131,46 +131,46 @@ def test_a_name_is_resolved_once_and_its_answer_is_what_is_connected_to(monkeypa
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(TargetUnreachable, match="refused"):
-        ask(Outgoing(resolve=lambda *_: next(looks)), "https://rebinding.example:444/")
+        ask(OutboundHttpClient(resolve=lambda *_: next(looks)), "https://rebinding.example:444/")
     assert tried == [("1.1.1.1", 444), ("1.0.0.1", 444)]
 
 
-def test_the_next_address_is_tried_when_one_does_not_take_the_connection() -> None:
+def test_next_address_is_tried_after_a_refused_connection() -> None:
     with serving(OK) as server:
-        outgoing = Outgoing({"two.example"}, resolve=lambda *_: ["127.0.0.2", "127.0.0.1"])
+        outgoing = OutboundHttpClient({"two.example"}, resolve=lambda *_: ["127.0.0.2", "127.0.0.1"])
         assert ask(outgoing, f"http://two.example:{server.port}/").body == b"ok"
 
 
-def test_no_redirect_is_followed() -> None:
+def test_redirect_is_returned_and_not_followed() -> None:
     with serving(saying(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n")) as server:
-        answer = ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/")
+        answer = ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
     assert (answer.status, answer.headers["location"]) == (302, "http://127.0.0.1/")
     assert len(server.requests) == 1
 
 
-def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(saying(b"HTTP/1.1 500 Proxy\r\nContent-Length: 0\r\n\r\n")) as proxy, serving(OK) as server:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        assert ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/").status == 200
+        assert ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/").status == 200
     assert proxy.requests == []
 
 
 @pytest.mark.parametrize(("size", "kept", "truncated"), [(999, 999, False), (1000, 1000, False), (1001, 1000, True)])
-def test_an_answer_is_read_up_to_its_limit(size: int, kept: int, truncated: bool) -> None:
+def test_response_body_is_truncated_at_its_limit(size: int, kept: int, truncated: bool) -> None:
     with serving(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)) as server:
-        answer = ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/")
+        answer = ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
     assert (len(answer.body), answer.truncated) == (kept, truncated)
 
 
-def test_an_answer_without_end_is_cut_at_its_limit() -> None:
+def test_endless_response_is_truncated_at_its_limit() -> None:
     def pour(connection: socket.socket, _: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
             connection.sendall(b"x" * 65536)
 
     with serving(pour) as server:
-        assert ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/").truncated
+        assert ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/").truncated
 
 
 def drip(beginning: bytes) -> Serve:
@@ -194,15 +194,15 @@ def drip(beginning: bytes) -> Serve:
         b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n",
     ],
 )
-def test_the_whole_of_it_has_a_limit_in_time(beginning: bytes) -> None:
+def test_slow_response_fails_at_the_total_timeout(beginning: bytes) -> None:
     with serving(drip(beginning)) as server:
         began = time.monotonic()
         with pytest.raises(TargetUnreachable, match="in time"):
-            ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/", timeout_s=0.4)
+            ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/", timeout_s=0.4)
         assert time.monotonic() - began < 3
 
 
-def test_a_handshake_that_drips_is_cut_too() -> None:
+def test_slow_tls_handshake_fails_at_the_timeout() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def run() -> None:
@@ -218,10 +218,10 @@ def test_a_handshake_that_drips_is_cut_too() -> None:
 
     threading.Thread(target=run, daemon=True).start()
     with listener, pytest.raises(TargetUnreachable):
-        ask(Outgoing({"localhost"}), f"https://localhost:{listener.getsockname()[1]}/", timeout_s=0.4)
+        ask(OutboundHttpClient({"localhost"}), f"https://localhost:{listener.getsockname()[1]}/", timeout_s=0.4)
 
 
-def test_a_resolver_that_does_not_answer_is_left_behind() -> None:
+def test_slow_resolver_fails_at_the_timeout() -> None:
     never = threading.Event()
 
     def wait(host: str, port: int) -> list[str]:
@@ -229,7 +229,7 @@ def test_a_resolver_that_does_not_answer_is_left_behind() -> None:
         return []
 
     with pytest.raises(TargetUnreachable, match="not resolved in time"):
-        ask(Outgoing(resolve=wait), "https://slow.example/", timeout_s=0.2)
+        ask(OutboundHttpClient(resolve=wait), "https://slow.example/", timeout_s=0.2)
     never.set()
 
 
@@ -241,19 +241,19 @@ def test_a_resolver_that_does_not_answer_is_left_behind() -> None:
         (UnicodeError("label too long"), TargetRefused),
     ],
 )
-def test_a_name_that_stands_for_nothing(error: Exception, kind: type[Exception]) -> None:
+def test_unresolvable_host_is_refused_or_unreachable(error: Exception, kind: type[Exception]) -> None:
     def fail(host: str, port: int) -> list[str]:
         raise error
 
     with pytest.raises(kind):
-        ask(Outgoing(resolve=fail), "https://nowhere.example/")
+        ask(OutboundHttpClient(resolve=fail), "https://nowhere.example/")
 
 
-def test_nobody_there() -> None:
+def test_closed_port_is_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with pytest.raises(TargetUnreachable, match="refused"):
-        ask(Outgoing({"localhost"}), f"http://localhost:{port}/")
+        ask(OutboundHttpClient({"localhost"}), f"http://localhost:{port}/")
 
 
 @pytest.mark.parametrize(
@@ -269,15 +269,15 @@ def test_nobody_there() -> None:
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
     ],
 )
-def test_an_answer_that_is_none(text: bytes) -> None:
+def test_invalid_http_response_is_unreachable(text: bytes) -> None:
     with serving(saying(text)) as server, pytest.raises(TargetUnreachable):
-        ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/")
+        ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
 
 
-def test_odd_headers_are_not_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_headers_do_not_log_the_url(caplog: pytest.LogCaptureFixture) -> None:
     """urllib3 would warn with the URL, whose path may hold a secret."""
     with serving(saying(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n")) as server:
-        ask(Outgoing({"localhost"}), f"http://localhost:{server.port}/hooks/s3cret")
+        ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/hooks/s3cret")
     assert "s3cret" not in caplog.text
 
 
@@ -330,34 +330,34 @@ Tls = Callable[[str], tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]]
 
 
 @pytest.mark.parametrize("name", ["hooks.example", "127.0.0.1"])
-def test_the_certificate_is_checked_for_the_name_of_the_url(name: str, tls: Tls) -> None:
+def test_certificate_for_the_host_of_the_url_is_accepted(name: str, tls: Tls) -> None:
     its_side, our_side = tls(name)
     asked_for: list[str | None] = []
     its_side.sni_callback = lambda _, server_name, __: asked_for.append(server_name)
     with serving(OK, its_side) as server:
-        outgoing = Outgoing({name}, resolve=to_here(name), tls=our_side)
+        outgoing = OutboundHttpClient({name}, resolve=to_here(name), tls=our_side)
         assert ask(outgoing, f"https://{name}:{server.port}/").body == b"ok"
         assert asked_for == [name if name == "hooks.example" else None]
 
 
-def test_a_certificate_for_another_name_is_not_taken(tls: Tls) -> None:
+def test_certificate_for_another_host_is_refused(tls: Tls) -> None:
     its_side, our_side = tls("other.example")
     with serving(OK, its_side) as server:
-        outgoing = Outgoing({"hooks.example"}, resolve=to_here("hooks.example"), tls=our_side)
+        outgoing = OutboundHttpClient({"hooks.example"}, resolve=to_here("hooks.example"), tls=our_side)
         with pytest.raises(TargetUnreachable, match=r"certificate of hooks\.example"):
             ask(outgoing, f"https://hooks.example:{server.port}/")
     assert server.requests == []
 
 
-def test_a_certificate_of_nobody_known_is_not_taken(tls: Tls) -> None:
+def test_certificate_of_an_unknown_authority_is_refused(tls: Tls) -> None:
     its_side, _ = tls("hooks.example")
     with serving(OK, its_side) as server:
-        outgoing = Outgoing({"hooks.example"}, resolve=to_here("hooks.example"))
+        outgoing = OutboundHttpClient({"hooks.example"}, resolve=to_here("hooks.example"))
         with pytest.raises(TargetUnreachable, match=r"certificate of hooks\.example"):
             ask(outgoing, f"https://hooks.example:{server.port}/")
     assert server.requests == []
 
 
-def test_a_host_without_tls(tls: Tls) -> None:
+def test_https_request_to_a_host_without_tls_is_unreachable(tls: Tls) -> None:
     with serving(OK) as server, pytest.raises(TargetUnreachable):
-        ask(Outgoing({"localhost"}), f"https://localhost:{server.port}/", timeout_s=1)
+        ask(OutboundHttpClient({"localhost"}), f"https://localhost:{server.port}/", timeout_s=1)

@@ -14,11 +14,11 @@ from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.batch import item_id
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.background import matcher as match
-from vigil_core.services.background.fan_out import do_wide_work
+from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.jobs import batches as batch
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.jobs.listing import JobFilter, list_jobs
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store.keys import Key
 from vigil_core.store.table import Action, Delete, DynamoTable, Put, Row, Update
 
@@ -66,19 +66,19 @@ def at_once(step: Callable[[], object]) -> None:
 def settle(world: World, take: Callable[[Callable[[], object]], None] = at_once) -> None:
     """Hand every record to the matcher and every message to the fan-out function, until there are no more."""
     while world.unmatched or world.queues.wide:
-        records = [job for job in world.unmatched if job.for_matcher]
+        records = [job for job in world.unmatched if job.needs_matching]
         world.unmatched.clear()
         for job in records:
             take(lambda job=job: see(world, job))  # type: ignore[misc]
         messages = [loads(message.body) for message in world.queues.wide]
         world.queues.wide.clear()
         for message in messages:
-            take(lambda message=message: do_wide_work(world.ctx, message, still_time=lambda: True))  # type: ignore[misc]
+            take(lambda message=message: fan_out(world.ctx, message, has_time_left=lambda: True))  # type: ignore[misc]
 
 
 def see(world: World, job: Job) -> None:
-    match.attend(world.ctx, job)
-    match.match(world.ctx, [job])
+    match.handle_job_change(world.ctx, job)
+    match.match_versions(world.ctx, [job])
 
 
 def stored(world: World, job_id: str) -> Job:
@@ -96,7 +96,7 @@ def ids(batch_id: str, size: int, attempt: int = 1) -> list[str]:
 
 
 def result(world: World, job_id: str) -> Any:
-    text = world.ctx.jobs.bodies(stored(world, job_id)).result
+    text = world.ctx.jobs.payloads(stored(world, job_id)).result
     return None if text is None else loads(text)
 
 
@@ -104,7 +104,7 @@ def result(world: World, job_id: str) -> Any:
     ("mode", "status", "last"),
     [("continue", "failed", "completed"), ("fail_fast", "failed", "cancelled"), ("collect", "completed", "completed")],
 )
-def test_what_one_failure_does(world: World, mode: str, status: str, last: str) -> None:
+def test_failed_item_ends_the_batch_by_its_failure_mode(world: World, mode: str, status: str, last: str) -> None:
     job_id = batch_of(world, 3, on_item_failure=mode, name="nightly")
     settle(world)
     first, second, third = ids(job_id, 3)
@@ -135,7 +135,7 @@ def test_what_one_failure_does(world: World, mode: str, status: str, last: str) 
 
 
 @pytest.mark.parametrize("mode", ["continue", "fail_fast", "collect"])
-def test_all_well(world: World, mode: str) -> None:
+def test_batch_completes_when_all_items_complete(world: World, mode: str) -> None:
     job_id = batch_of(world, 2, on_item_failure=mode)
     settle(world)
     for each in ids(job_id, 2):
@@ -146,7 +146,7 @@ def test_all_well(world: World, mode: str) -> None:
     assert [line.kind for line in world.ctx.jobs.history(stored(world, job_id))] == ["created", "started", "completed"]
 
 
-def test_items_are_jobs_like_the_request(world: World) -> None:
+def test_items_inherit_the_settings_of_the_batch(world: World) -> None:
     job_id = world.job(
         payload=[{"n": 1}, None], batch_size=2, name="nightly", job_type="flash", queue="boards", priority="high",
         fields={"lab": "west"}, tags=("t",), timeout_s=30, heartbeat_timeout_s=20, trace_id="tr", correlation_id="co",
@@ -158,22 +158,22 @@ def test_items_are_jobs_like_the_request(world: World) -> None:
     assert (first.job_type, first.queue, first.priority, first.name) == ("flash", "boards", "high", None)
     assert (first.fields, first.tags, first.timeout_s, first.heartbeat_timeout_s) == ({"lab": "west"}, ("t",), 30, 20)
     assert (first.trace_id, first.correlation_id, first.unique_key, first.status) == ("tr", "co", None, "pending")
-    assert [world.ctx.jobs.bodies(each).payload for each in (first, second)] == ['{"n":1}', None]
-    listed, _ = list_jobs(world.ctx, NAMESPACE, JobFilter(batch_id=job_id), before_place=None, page_size=50)
+    assert [world.ctx.jobs.payloads(each).payload for each in (first, second)] == ['{"n":1}', None]
+    listed, _ = list_jobs(world.ctx, NAMESPACE, JobFilter(batch_id=job_id), before_cursor=None, page_size=50)
     assert {each.job_id for each in listed} == set(ids(job_id, 2))
 
 
-def test_workers_get_the_items_and_never_the_batch(world: World) -> None:
+def test_claims_return_items_and_never_the_batch(world: World) -> None:
     job_id = batch_of(world, 2, executor="worker")
-    wanted = Claim(queue="default", worker="w", most=10, lease_s=60, claim_id=None)
-    assert claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time) == []
+    wanted = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
+    assert claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time) == []
     settle(world)
-    claimed = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    claimed = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
     assert {each.job_id for each in claimed} == set(ids(job_id, 2))
 
 
 @pytest.mark.parametrize("executor", ["worker", "http", "none"])
-def test_nobody_else_begins_or_ends_it(world: World, executor: str) -> None:
+def test_batch_rejects_start_complete_and_fail(world: World, executor: str) -> None:
     job_id = batch_of(world, 1, executor=executor)
     for change in (world.complete, world.fail, lambda it: world.do(change_job.start, it)):
         with pytest.raises(InvalidTransition):
@@ -185,7 +185,7 @@ def test_nobody_else_begins_or_ends_it(world: World, executor: str) -> None:
             change(job_id)
 
 
-def test_attempts_and_timeouts_are_the_items(world: World) -> None:
+def test_retry_and_timeout_apply_to_items_and_not_to_the_batch(world: World) -> None:
     from vigil_core.domain.jobs.retry import RetryPolicy
 
     job_id = world.job(payload=[1], batch_size=1, retry=RetryPolicy(max_attempts=2), timeout_s=10, executor="none")
@@ -200,7 +200,7 @@ def test_attempts_and_timeouts_are_the_items(world: World) -> None:
     assert stored(world, job_id).status == "running"
 
 
-def test_the_fallback_is_the_items(world: World) -> None:
+def test_fallback_applies_to_each_failed_item(world: World) -> None:
     job_id = batch_of(world, 2, fallback={"none": True})
     settle(world)
     first, second = ids(job_id, 2)
@@ -214,7 +214,7 @@ def test_the_fallback_is_the_items(world: World) -> None:
     ]
 
 
-def test_all_comes_twice(world: World) -> None:
+def test_repeated_records_and_messages_change_a_batch_once(world: World) -> None:
     def twice(step: Callable[[], object]) -> None:
         step()
         step()
@@ -230,7 +230,7 @@ def test_all_comes_twice(world: World) -> None:
 
 
 @pytest.mark.parametrize("mode", ["continue", "fail_fast"])
-def test_a_process_may_die_before_any_write(table: DynamoTable, mode: str) -> None:
+def test_batch_ends_correctly_after_a_crash_before_any_write(table: DynamoTable, mode: str) -> None:
     mortal = MortalTable(table._client, table._name)
     world = World(mortal)
     deaths = 0
@@ -261,13 +261,13 @@ def test_a_process_may_die_before_any_write(table: DynamoTable, mode: str) -> No
     assert deaths > 10
 
 
-def test_many_pages(world: World) -> None:
+def test_batch_of_several_pages_runs_every_item_in_order(world: World) -> None:
     job_id = batch_of(world, 250)
     world.run_matcher()
     assert len(world.queues.wide) == 3
     settle(world)
     wanted = ids(job_id, 250)
-    payloads = [world.ctx.jobs.bodies(stored(world, wanted[index])).payload for index in (0, 99, 100, 249)]
+    payloads = [world.ctx.jobs.payloads(stored(world, wanted[index])).payload for index in (0, 99, 100, 249)]
     assert payloads == ["0", "99", "100", "249"]
     for each in reversed(wanted[1:]):
         world.complete(each)
@@ -282,13 +282,15 @@ def test_many_pages(world: World) -> None:
     assert entries[0]["result"] == "last"
 
 
-def test_a_failure_overtakes_the_pages_that_are_not_there_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vigil_core.domain.jobs.batch.PAGE_ITEMS", 2)
+def test_fail_fast_cancels_items_of_pages_created_after_the_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vigil_core.domain.jobs.batch.PAGE_SIZE", 2)
     job_id = batch_of(world, 5, on_item_failure="fail_fast")
     world.run_matcher()
     first_page, *_ = world.queues.wide
     world.queues.wide.clear()  # The other pages fail, and end as dead letters.
-    do_wide_work(world.ctx, loads(first_page.body), still_time=lambda: True)
+    fan_out(world.ctx, loads(first_page.body), has_time_left=lambda: True)
     first, *others = ids(job_id, 5)
     world.fail(first)
     settle(world)
@@ -297,7 +299,7 @@ def test_a_failure_overtakes_the_pages_that_are_not_there_yet(world: World, monk
     assert [stored(world, each).status for each in others] == ["cancelled"] * 4
 
 
-def test_cancel_reaches_every_item_and_waits_for_those_that_run(world: World) -> None:
+def test_cancelled_batch_ends_after_its_running_items(world: World) -> None:
     job_id = batch_of(world, 3)
     settle(world)
     first, second, third = ids(job_id, 3)
@@ -313,7 +315,7 @@ def test_cancel_reaches_every_item_and_waits_for_those_that_run(world: World) ->
     assert [entry["status"] for entry in result(world, job_id)] == ["completed", "cancelled", "cancelled"]
 
 
-def test_a_cancel_that_comes_too_late_changes_nothing(world: World) -> None:
+def test_cancel_after_the_last_item_leaves_the_batch_completed(world: World) -> None:
     job_id = batch_of(world, 1)
     settle(world)
     world.complete(ids(job_id, 1)[0])
@@ -322,7 +324,7 @@ def test_a_cancel_that_comes_too_late_changes_nothing(world: World) -> None:
     assert stored(world, job_id).status == "completed"
 
 
-def test_the_sweeper_ends_it_after_its_items(world: World) -> None:
+def test_sweeper_ends_a_cancelled_batch_after_its_items(world: World) -> None:
     job_id = batch_of(world, 1)
     settle(world)
     (only,) = ids(job_id, 1)
@@ -339,14 +341,14 @@ def test_the_sweeper_ends_it_after_its_items(world: World) -> None:
     assert (stored(world, job_id).status, result(world, job_id)) == ("cancelled", None)
 
 
-def test_one_that_has_not_begun_is_cancelled_without_items(world: World) -> None:
+def test_batch_cancelled_before_start_creates_no_items(world: World) -> None:
     job_id = batch_of(world, 2)
     assert world.do(change_job.cancel, job_id).status == "cancelled"
     settle(world)
     assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
 
 
-def test_a_page_that_comes_after_the_end_makes_nothing(world: World) -> None:
+def test_page_processed_after_the_end_creates_no_items(world: World) -> None:
     job_id = batch_of(world, 2)
     world.run_matcher()
     world.do(change_job.cancel, job_id)
@@ -356,7 +358,7 @@ def test_a_page_that_comes_after_the_end_makes_nothing(world: World) -> None:
     assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
 
 
-def test_retry_runs_new_items(world: World) -> None:
+def test_retried_batch_runs_new_items(world: World) -> None:
     job_id = batch_of(world, 2)
     settle(world)
     for each in ids(job_id, 2):
@@ -377,9 +379,9 @@ def test_retry_runs_new_items(world: World) -> None:
     assert [entry["job_id"] for entry in result(world, job_id)] == ids(job_id, 2, attempt=2)
 
 
-def test_its_mutex_is_held_until_the_last_item_has_ended(world: World) -> None:
+def test_batch_releases_its_mutex_when_the_last_item_ends(world: World) -> None:
     job_id = batch_of(world, 2, mutex_key="m")
-    behind = world.job(mutex_key="m", mutex_queues=True)
+    behind = world.job(mutex_key="m", queue_on_conflict=True)
     settle(world)
     first, second = ids(job_id, 2)
     world.fail(first)
@@ -392,10 +394,15 @@ def test_its_mutex_is_held_until_the_last_item_has_ended(world: World) -> None:
     assert (stored(world, job_id).status, stored(world, behind).status) == ("failed", "pending")
 
 
-def test_its_time_dependencies_and_mutex_come_first(world: World) -> None:
+def test_batch_creates_items_after_its_start_time_dependencies_and_mutex(world: World) -> None:
     holder, first = world.running(mutex_key="m"), world.running()
     job_id = batch_of(
-        world, 1, depends_on=[first], scheduled_at=world.time + timedelta(seconds=60), mutex_key="m", mutex_queues=True
+        world,
+        1,
+        depends_on=[first],
+        scheduled_at=world.time + timedelta(seconds=60),
+        mutex_key="m",
+        queue_on_conflict=True,
     )
     after = world.job(depends_on=[job_id])
     steps: list[Callable[[], object]] = [
@@ -415,7 +422,7 @@ def test_its_time_dependencies_and_mutex_come_first(world: World) -> None:
     assert (stored(world, job_id).status, stored(world, after).status) == ("completed", "pending")
 
 
-def test_its_unique_key_stands_for_it_alone(world: World) -> None:
+def test_unique_key_of_a_batch_is_free_after_its_end(world: World) -> None:
     job_id = batch_of(world, 1, unique_key="u")
     settle(world)
     assert batch_of(world, 1, unique_key="u") == job_id
@@ -424,7 +431,7 @@ def test_its_unique_key_stands_for_it_alone(world: World) -> None:
     assert batch_of(world, 1, unique_key="u") != job_id
 
 
-def test_results_for_which_there_is_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_results_over_the_size_limit_are_truncated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 12)
     job_id = batch_of(world, 3)
     settle(world)
@@ -435,7 +442,7 @@ def test_results_for_which_there_is_no_room(world: World, monkeypatch: pytest.Mo
     assert shown == [("12345678", None), (None, True), (1, None)]
 
 
-def test_an_item_that_is_deleted_before_the_end_has_ended_all_the_same(world: World) -> None:
+def test_deleted_item_counts_as_ended_without_result(world: World) -> None:
     job_id = batch_of(world, 2)
     settle(world)
     first, second = ids(job_id, 2)

@@ -21,7 +21,7 @@ def mode_of(job_id: str) -> str:
     return job.on_item_failure
 
 
-def test_one_job_of_many(client: Client) -> None:
+def test_created_batch_shows_its_payloads_without_result(client: Client) -> None:
     made = client.create(batch=[{"n": 1}, None, 3.5], name="nightly", retry={"max_attempts": 5})
     assert (made["status"], made["batch_id"], made["attempt"], made["max_attempts"]) == ("pending", None, 1, 1)
     shown = client.get(f"/v1/jobs/{made['job_id']}").ok()
@@ -29,7 +29,7 @@ def test_one_job_of_many(client: Client) -> None:
     assert shown["result"] is None
 
 
-def test_the_same_key_makes_one(client: Client) -> None:
+def test_repeated_idempotency_key_creates_one_batch(client: Client) -> None:
     wanted = {"job_type": "t", "batch": [1, 2], "on_item_failure": "collect"}
     first, second = (client.post("/v1/jobs", wanted, headers={"Idempotency-Key": "k"}).ok(202) for _ in range(2))
     assert first == second
@@ -37,14 +37,14 @@ def test_the_same_key_makes_one(client: Client) -> None:
     other.problem(422, "IDEMPOTENCY_KEY_REUSED")
 
 
-def test_in_a_bulk(client: Client) -> None:
+def test_bulk_request_accepts_a_batch_and_refuses_empty_or_long_ones(client: Client) -> None:
     asked = [{"job_type": "t", "batch": [1, 2]}, {"job_type": "t", "batch": []}, {"job_type": "t", "batch": [1] * 1001}]
     good, empty, many = client.post("/v1/jobs/bulk", {"jobs": asked}).ok()["results"]
     assert good["job"]["status"] == "pending"
     assert [bad["problem"]["errors"][0]["pointer"] for bad in (empty, many)] == ["/jobs/1/batch", "/jobs/2/batch"]
 
 
-def test_each_payload_is_held_to_the_type(client: Client) -> None:
+def test_each_payload_of_a_batch_is_validated_by_its_type(client: Client) -> None:
     client.call("PUT", "/v1/job-types/checked", CHECKED).ok(201)
     wrong = client.post("/v1/jobs", {"job_type": "checked", "batch": [{"n": 1}, {"n": "x"}, {"n": 2}, {"n": None}]})
     assert wrong.pointers() == ["/batch/1/n", "/batch/3/n"]
@@ -54,18 +54,18 @@ def test_each_payload_is_held_to_the_type(client: Client) -> None:
     assert client.create(job_type="checked")["payload"] == {"n": 0}, "a mode by default makes no batch"
 
 
-def test_a_batch_is_no_default(client: Client) -> None:
+def test_batch_in_the_defaults_of_a_type_is_refused(client: Client) -> None:
     refused = client.call("PUT", "/v1/job-types/wrong", {"defaults": {"batch": [1]}})
     assert refused.pointers() == ["/defaults/batch"]
 
 
-def test_too_much_of_it(client: Client) -> None:
+def test_batch_over_the_payload_limit_is_refused(client: Client) -> None:
     refused = client.post("/v1/jobs", {"job_type": "t", "batch": ["x" * 300_000] * 8}).problem(413, "PAYLOAD_TOO_LARGE")
     assert refused["detail"].startswith("/batch takes at most")
     assert wiring.dynamodb().scan(TableName=TABLE_NAME)["Count"] == 0
 
 
-def test_nobody_ends_it_from_outside(client: Client) -> None:
+def test_batch_can_be_cancelled_but_not_started_or_ended_by_request(client: Client) -> None:
     job_id = client.create(batch=[1])["job_id"]
     for verb, body in (("start", {}), ("complete", {}), ("fail", {"error": {"code": "X", "message": "x"}})):
         client.post(f"/v1/jobs/{job_id}/{verb}", body).problem(409, "INVALID_TRANSITION")
@@ -73,6 +73,6 @@ def test_nobody_ends_it_from_outside(client: Client) -> None:
 
 
 @pytest.mark.parametrize("batch_id", [SOME_ID, "none"])
-def test_items_that_are_not_there_are_not_listed(client: Client, batch_id: str) -> None:
+def test_list_by_unknown_batch_id_is_empty(client: Client, batch_id: str) -> None:
     client.create(batch=[1])
     assert client.get("/v1/jobs", batch_id=batch_id).ok()["jobs"] == []

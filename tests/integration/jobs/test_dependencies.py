@@ -13,13 +13,13 @@ import uuid6
 
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.errors import MissingDependency
-from vigil_core.domain.jobs.conditions import ConditionError, Input, evaluate
-from vigil_core.domain.jobs.dependencies import Tally, holds
+from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
+from vigil_core.domain.jobs.dependencies import DependencyCounts, evaluate_rule
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.background import matcher as match
 from vigil_core.services.jobs import dependencies as depend
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 
@@ -62,7 +62,7 @@ def end(world: World, job_id: str, how: str) -> None:
         ("always", [None, None], "pending"),
     ],
 )
-def test_each_rule_releases_skips_or_goes_on_waiting(
+def test_each_trigger_rule_releases_or_skips_the_job_or_leaves_it_waiting(
     world: World, rule: str, endings: Sequence[str | None], becomes: str
 ) -> None:
     before = [world.job() for _ in endings]
@@ -82,7 +82,7 @@ def test_each_rule_releases_skips_or_goes_on_waiting(
         assert rule in job.verdict.reason
 
 
-def test_a_skip_spreads_and_counts_as_failed_where_it_comes_from_a_failure(world: World) -> None:
+def test_skip_caused_by_a_failure_propagates_as_a_failure(world: World) -> None:
     first = world.job()
     second = after(world, first)
     third = after(world, second, trigger_rule="one_failed")
@@ -93,7 +93,7 @@ def test_a_skip_spreads_and_counts_as_failed_where_it_comes_from_a_failure(world
     assert [stored(world, each).status for each in (second, third, fourth)] == ["skipped", "pending", "skipped"]
 
 
-def test_a_condition_that_skips_is_no_failure(world: World) -> None:
+def test_job_skipped_by_its_condition_does_not_count_as_failed(world: World) -> None:
     first = world.job()
     second = after(world, first, condition="rows > `5`")
     third = after(world, second, trigger_rule="none_failed")
@@ -117,7 +117,7 @@ def test_a_condition_that_skips_is_no_failure(world: World) -> None:
         ("[{rows}]".replace("{rows}", "rows") + " | [@,@][] | " * 40 + "@", "failed"),
     ],
 )
-def test_conditions(world: World, condition: str, becomes: str) -> None:
+def test_condition_releases_skips_or_fails_the_job(world: World, condition: str, becomes: str) -> None:
     first = world.job()
     job_id = after(world, first, condition=condition.replace("{id}", f'"{first}"'))
     end(world, first, "success")
@@ -139,14 +139,14 @@ def test_conditions(world: World, condition: str, becomes: str) -> None:
     ],
     ids=["text", "comparison", "search"],
 )
-def test_a_condition_that_is_small_and_works_on_what_is_not_fails_at_once(condition: str) -> None:
+def test_condition_with_exponential_work_fails_at_once(condition: str) -> None:
     """A list that holds one list twice, which holds another twice, and so on: each level is twice the work."""
-    inputs = [Input(name="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
+    inputs = [DependencyResult(name="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
     with pytest.raises(ConditionError, match="too many steps"):
         evaluate(condition, inputs)
 
 
-def test_what_has_ended_is_judged_at_creation(world: World) -> None:
+def test_rule_over_ended_dependencies_is_applied_at_creation(world: World) -> None:
     first = world.job()
     end(world, first, "success")
     assert stored(world, after(world, first)).status == "pending"
@@ -157,38 +157,38 @@ def test_what_has_ended_is_judged_at_creation(world: World) -> None:
     assert stored(world, late).status == "skipped"
 
 
-def test_an_unknown_job_is_named(world: World) -> None:
+def test_unknown_dependencies_are_named(world: World) -> None:
     there, nobody = world.job(), str(uuid6.uuid7())
     with pytest.raises(MissingDependency) as refused:
         after(world, there, nobody, "rubbish")
     assert [problem.pointer for problem in refused.value.problems] == ["/depends_on/1", "/depends_on/2"]
 
 
-def test_a_start_time_comes_first_and_then_it_is_judged(world: World) -> None:
+def test_scheduled_job_applies_its_rule_after_its_start_time(world: World) -> None:
     first = world.job()
     job_id = after(world, first, scheduled_at=world.time + timedelta(seconds=30))
     end(world, first, "success")
     world.run_matcher()
     assert stored(world, job_id).status == "scheduled"
     world.pass_time(30)
-    change_job.on_time(world.ctx, NAMESPACE, job_id)
+    change_job.apply_timers(world.ctx, NAMESPACE, job_id)
     world.run_matcher()
     assert stored(world, job_id).status == "pending"
 
 
-def test_a_released_job_may_still_have_to_stand_in_line(world: World) -> None:
+def test_released_job_still_waits_for_its_mutex(world: World) -> None:
     first, holder = world.job(), world.job(mutex_key="m")
-    job_id = after(world, first, mutex_key="m", mutex_queues=True)
+    job_id = after(world, first, mutex_key="m", queue_on_conflict=True)
     end(world, first, "success")
     world.run_matcher()
     job = stored(world, job_id)
-    assert (job.status, job.dependency_status, job.waits_for_others) == ("waiting", "satisfied", False)
+    assert (job.status, job.dependency_status, job.awaits_dependencies) == ("waiting", "satisfied", False)
     world.do(change_job.cancel, holder)
     world.run_matcher()
     assert stored(world, job_id).status == "pending"
 
 
-def test_it_is_cancelled_while_it_waits_and_judged_anew_when_it_is_retried(world: World, table: DynamoTable) -> None:
+def test_retried_job_applies_its_rule_again(world: World, table: DynamoTable) -> None:
     first = world.job()
     job_id = after(world, first)
     world.run_matcher()
@@ -203,12 +203,12 @@ def test_it_is_cancelled_while_it_waits_and_judged_anew_when_it_is_retried(world
     assert stored(world, job_id).status == "pending"
 
 
-def test_who_stops_waiting_in_one_attempt_goes_on_waiting_in_the_next(world: World) -> None:
+def test_late_removal_of_an_earlier_attempt_does_not_unregister_the_retried_job(world: World) -> None:
     """A record of the first attempt comes late, when the second has named itself in the same place."""
     first = world.job()
     job_id = after(world, first)
     world.run_matcher()
-    late = world.ctx.waits.interests(NAMESPACE, first, limit=10).dependents
+    late = world.ctx.waits.entries_of_job(NAMESPACE, first, limit=10).dependents
     world.do(change_job.cancel, job_id)
     world.do(change_job.retry, job_id)
     world.run_matcher()
@@ -218,7 +218,7 @@ def test_who_stops_waiting_in_one_attempt_goes_on_waiting_in_the_next(world: Wor
     assert stored(world, job_id).status == "pending"
 
 
-def test_no_more_of_those_who_wait_are_shown_than_were_asked_for(world: World) -> None:
+def test_dependents_are_limited_to_the_requested_number(world: World) -> None:
     first = world.job()
     for _ in range(5):
         after(world, first)
@@ -226,34 +226,32 @@ def test_no_more_of_those_who_wait_are_shown_than_were_asked_for(world: World) -
     assert len(world.ctx.dependencies.dependents(NAMESPACE, first, 3)) == 3
 
 
-def test_a_worker_is_handed_the_results(world: World) -> None:
+def test_claimed_job_receives_the_results_of_its_dependencies(world: World) -> None:
     first, second = world.job(), world.job()
     job_id = after(world, first, second, trigger_rule="all_done")
     end(world, first, "success")
     end(world, second, "failed")
     world.run_matcher()
-    wanted = Claim(queue="default", worker="w", most=1, lease_s=60, claim_id=None)
-    (job,) = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id=None)
+    (job,) = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
     assert job.job_id == job_id
-    inputs = depend.inputs_of(world.ctx, job)
+    inputs = depend.load_dependency_results(world.ctx, job)
     assert [(each.name, each.status, each.result) for each in inputs] == [
         (first, "completed", '{"rows":3}'),
         (second, "failed", None),
     ]
 
 
-def test_results_that_are_too_many_bytes_are_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dependency_results_over_the_size_limit_are_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depend, "MAX_RESULT_BYTES", 15)
     first, second = world.job(), world.job()
     for each in (first, second):
         end(world, each, "success")
-    inputs = depend.inputs_of(world.ctx, stored(world, after(world, first, second)))
-    assert [(each.result, each.left_out) for each in inputs] == [('{"rows":3}', False), (None, True)]
+    inputs = depend.load_dependency_results(world.ctx, stored(world, after(world, first, second)))
+    assert [(each.result, each.truncated) for each in inputs] == [('{"rows":3}', False), (None, True)]
 
 
-def test_a_result_that_is_an_object_too_large_to_come_along_is_not_even_read(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = world.job(payload="p" * 500_000)
     world.do(change_job.start, first)
     world.complete(first, result="r" * 500_000)
@@ -263,28 +261,28 @@ def test_a_result_that_is_an_object_too_large_to_come_along_is_not_even_read(
         raise AssertionError(f"{key} is read, and has no place")
 
     monkeypatch.setattr(world.objects, "get", read)
-    (only,) = depend.inputs_of(world.ctx, job)
-    assert (only.result, only.left_out) == (None, True)
+    (only,) = depend.load_dependency_results(world.ctx, job)
+    assert (only.result, only.truncated) == (None, True)
 
 
-def test_records_in_any_order_and_twice_decide_the_same(world: World) -> None:
+def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -> None:
     first, second = world.job(), world.job()
     ids = [after(world, first, second) for _ in range(6)]
     born = list(world.unmatched)
     world.unmatched.clear()
     for job in born:
-        match.attend(world.ctx, job)
+        match.handle_job_change(world.ctx, job)
     end(world, first, "success")
     end(world, second, "success")
-    versions = [job for job in world.unmatched if job.for_matcher and job.ended]
+    versions = [job for job in world.unmatched if job.needs_matching and job.ended]
     assert len(versions) == 2
     for order in permutations([*versions, *versions]):
-        match.match(world.ctx, [replace(job) for job in order])
+        match.match_versions(world.ctx, [replace(job) for job in order])
     assert [stored(world, job_id).version for job_id in ids] == [2] * 6
     assert {stored(world, job_id).status for job_id in ids} == {"pending"}
 
 
-def test_an_end_between_the_looks_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dependency_that_ends_during_registration_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dependency ends after its dependent's names were written, before it is marked: nobody hears of that end."""
     first = world.job()
     job_id = after(world, first)
@@ -293,25 +291,27 @@ def test_an_end_between_the_looks_is_not_missed(world: World, monkeypatch: pytes
     def put_and_be_overtaken(job: Job) -> None:
         put(job)
         end(world, first, "success")
-        assert not stored(world, first).for_matcher
+        assert not stored(world, first).needs_matching
 
     monkeypatch.setattr(type(world.ctx.dependencies), "put_dependents", lambda _, job: put_and_be_overtaken(job))
-    match.attend(world.ctx, stored(world, job_id))
+    match.handle_job_change(world.ctx, stored(world, job_id))
     assert stored(world, job_id).status == "pending"
 
 
-def test_what_it_waits_for_and_who_waits_for_it(world: World) -> None:
+def test_upstream_and_downstream_jobs_are_returned(world: World) -> None:
     first = world.job(name="first")
     second = after(world, first)
     world.run_matcher()
-    before, behind = depend.neighbours(world.ctx, stored(world, first))
+    before, behind = depend.upstream_and_downstream(world.ctx, stored(world, first))
     assert (before, [job.job_id for job in behind]) == ([], [second])
-    before, behind = depend.neighbours(world.ctx, stored(world, second))
+    before, behind = depend.upstream_and_downstream(world.ctx, stored(world, second))
     assert ([job.name for job in before], behind) == (["first"], [])
 
 
-def test_many_that_wait_for_the_same_are_left_to_the_fan_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(match, "NARROW", 3)
+def test_dependents_over_the_inline_limit_are_released_by_fan_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(match, "MAX_INLINE_WAITS", 3)
     first = world.job()
     ids = [after(world, first) for _ in range(8)]
     world.run_matcher()
@@ -322,10 +322,10 @@ def test_many_that_wait_for_the_same_are_left_to_the_fan_out(world: World, monke
     assert {stored(world, job_id).status for job_id in ids} == {"pending"}
 
 
-def test_skipped_dependencies_by_rule() -> None:
-    one_skipped = Tally(total=2, success=1, skipped=1)
+def test_each_rule_counts_skipped_dependencies() -> None:
+    one_skipped = DependencyCounts(total=2, success=1, skipped=1)
     found = {
-        rule: holds(rule, one_skipped)
+        rule: evaluate_rule(rule, one_skipped)
         for rule in (
             "all_success",
             "none_failed",
@@ -343,4 +343,4 @@ def test_skipped_dependencies_by_rule() -> None:
         "one_done": True,
         "all_done": True,
     }
-    assert holds("none_failed_min_one_success", Tally(total=1, skipped=1)) is False
+    assert evaluate_rule("none_failed_min_one_success", DependencyCounts(total=1, skipped=1)) is False

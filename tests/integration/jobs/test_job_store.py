@@ -25,7 +25,7 @@ def find(world: World, job_id: str) -> Job:
     return change_job.find_job(world.ctx, NAMESPACE, job_id)
 
 
-def test_everything_survives_the_table(world: World) -> None:
+def test_stored_job_is_read_back_unchanged(world: World) -> None:
     fields: dict[str, Any] = {"n": 12345678901234567890, "d": Decimal("1.10"), "list": [1, "ä"], "o": {"k": None}}
     job_id = world.running(
         name="n", queue="q", priority="high", fields=fields, tags=["t"], trace_id="tr", correlation_id="co",
@@ -35,11 +35,11 @@ def test_everything_survives_the_table(world: World) -> None:
     assert find(world, job_id) == before
     done = world.complete(job_id, result=[Decimal("0.1")], health="odd")
     assert find(world, job_id) == done
-    bodies = world.ctx.jobs.bodies(done)
+    bodies = world.ctx.jobs.payloads(done)
     assert (bodies.payload, bodies.result) == ('{"exact":3.14159265358979323846264338327950288}', "[0.1]")
 
 
-def test_progress_reported_alone_is_merged_and_stays_out_of_the_state(world: World, table: DynamoTable) -> None:
+def test_progress_alone_is_stored_outside_the_state_row_and_merged(world: World, table: DynamoTable) -> None:
     job_id = world.running()
     state = table.get(keys.job(NAMESPACE, job_id))
     world.report(job_id, progress=Decimal("0.5"), message="half")
@@ -52,7 +52,7 @@ def test_progress_reported_alone_is_merged_and_stays_out_of_the_state(world: Wor
     assert (find(world, job_id).progress, find(world, job_id).message) == (Decimal(0), None)
 
 
-def test_a_tracked_job_stays_within_one_write_unit(world: World, table: DynamoTable) -> None:
+def test_row_of_a_tracked_job_fits_one_write_unit(world: World, table: DynamoTable) -> None:
     """The size of what is written, as DynamoDB counts it: names and values in UTF-8."""
     job_id = world.running(name="boot test", tags=["nightly"], payload={"x": 1})
     for stage in ("download", "boot", "setup", "running", "finish"):
@@ -74,7 +74,7 @@ def size_of(value: Any) -> int:
     return len(str(value).encode())
 
 
-def test_a_long_history_is_kept_whole(world: World, table: DynamoTable) -> None:
+def test_long_history_is_stored_completely(world: World, table: DynamoTable) -> None:
     job_id = world.running()
     for n in range(40):
         world.report(job_id, fields={"n": n})
@@ -87,25 +87,25 @@ def test_a_long_history_is_kept_whole(world: World, table: DynamoTable) -> None:
     assert len(row["log"]) < 1024
 
 
-def test_two_changes_of_one_version_do_not_both_win(world: World) -> None:
+def test_second_save_of_the_same_version_fails(world: World) -> None:
     job_id = world.running()
     seen = find(world, job_id)
     world.report(job_id, stage="boot")
     with pytest.raises(ConditionFailed):
-        world.ctx.jobs.save(seen, job_rules.complete(seen, now=world.ctx.now(), by="k"))
+        world.ctx.jobs.save(seen, job_rules.complete(seen, now=world.ctx.now(), actor="k"))
     assert world.report(job_id, stage="setup").version == seen.version + 2
 
 
-def test_a_conflict_is_decided_anew(world: World) -> None:
+def test_conflicting_report_is_applied_again_to_the_new_version(world: World) -> None:
     """Somebody else's report lands between our read and our write: ours is applied to what theirs left."""
     job_id = world.running()
     save = world.ctx.jobs.save
     others = iter([Report(milestones=["theirs"])])
 
-    def meddle(before: Job, after: Job, claims: Any = ()) -> None:
+    def meddle(before: Job, after: Job, acquisitions: Any = ()) -> None:
         for said in others:
-            world.ctx.jobs.save(before, job_rules.report(before, said, now=world.ctx.now(), by="other"))
-        save(before, after, claims)
+            world.ctx.jobs.save(before, job_rules.report(before, said, now=world.ctx.now(), actor="other"))
+        save(before, after, acquisitions)
 
     world.ctx.jobs.save = meddle  # type: ignore[method-assign]
     world.report(job_id, milestones=["ours"])
@@ -113,23 +113,23 @@ def test_a_conflict_is_decided_anew(world: World) -> None:
 
 
 class TestCreation:
-    def test_a_taken_id(self, world: World) -> None:
+    def test_creation_with_a_taken_id_is_refused(self, world: World) -> None:
         job_id = world.job(payload=1)
         with pytest.raises(JobCreationFailed, match="already exists"):
             world.job(job_id=job_id, payload=2)
-        assert world.ctx.jobs.bodies(find(world, job_id)).payload == "1"
+        assert world.ctx.jobs.payloads(find(world, job_id)).payload == "1"
 
-    def test_a_creation_that_is_resumed_creates_once(self, world: World) -> None:
+    def test_resumed_creation_creates_one_job(self, world: World) -> None:
         new = NewJob(job_id=str(uuid6.uuid7()), job_type="t", mutex_key="m")
-        first = submit_job.submit(world.ctx, NAMESPACE, new, by="k")
-        again = submit_job.submit(world.ctx, NAMESPACE, new, by="k", resumed=True)
+        first = submit_job.submit(world.ctx, NAMESPACE, new, actor="k")
+        again = submit_job.submit(world.ctx, NAMESPACE, new, actor="k", resumed=True)
         assert again == first
 
-    def test_a_payload_over_the_limit(self, world: World) -> None:
+    def test_payload_over_the_limit_is_refused(self, world: World) -> None:
         with pytest.raises(PayloadTooLarge, match="/payload"):
-            world.job(payload="x" * job_rows.MAX_BODY_BYTES)
+            world.job(payload="x" * job_rows.MAX_PAYLOAD_BYTES)
 
-    def test_unique_key_gives_the_live_job(self, world: World) -> None:
+    def test_unique_key_returns_the_live_job(self, world: World) -> None:
         first = world.job(unique_key="nightly")
         assert world.job(unique_key="nightly") == first
         world.do(change_job.start, first)
@@ -138,7 +138,7 @@ class TestCreation:
         assert second != first
         assert world.job(unique_key="nightly") == second
 
-    def test_mutex_refuses_while_another_lives(self, world: World) -> None:
+    def test_mutex_refuses_a_job_while_another_is_open(self, world: World) -> None:
         holder = world.running(mutex_key="cache")
         with pytest.raises(JobCreationFailed, match=r"^Another operation is already running$"):
             world.job(mutex_key="cache")
@@ -151,14 +151,14 @@ class TestCreation:
         with pytest.raises(JobCreationFailed):
             world.job(mutex_key="cache")
 
-    def test_of_two_takers_at_once_one_wins(self, world: World) -> None:
+    def test_one_of_two_concurrent_creations_acquires_the_mutex(self, world: World) -> None:
         create = world.ctx.jobs.create
         rivals = iter([NewJob(job_id=str(uuid6.uuid7()), job_type="t", mutex_key="m")])
 
-        def meddle(job: Job, claims: Any = ()) -> None:
+        def meddle(job: Job, acquisitions: Any = ()) -> None:
             for rival in rivals:
-                submit_job.submit(world.ctx, NAMESPACE, rival, by="rival")
-            create(job, claims)
+                submit_job.submit(world.ctx, NAMESPACE, rival, actor="rival")
+            create(job, acquisitions)
 
         world.ctx.jobs.create = meddle  # type: ignore[method-assign]
         with pytest.raises(JobCreationFailed, match="already running"):
@@ -166,7 +166,7 @@ class TestCreation:
 
 
 class TestDeletion:
-    def test_only_a_tombstone_is_left_and_the_id_stays_taken(self, world: World, table: DynamoTable) -> None:
+    def test_deleted_job_leaves_a_tombstone_that_reserves_its_id(self, world: World, table: DynamoTable) -> None:
         job_id = world.running(payload=1)
         world.report(job_id, progress=Decimal("0.5"))
         world.complete(job_id, result=2)
@@ -178,7 +178,7 @@ class TestDeletion:
         with pytest.raises(JobCreationFailed):
             world.job(job_id=job_id)
 
-    def test_cancel_is_enforced_by_the_sweeper(self, world: World) -> None:
+    def test_sweeper_enforces_a_cancel_after_its_grace(self, world: World) -> None:
         job_id = world.running()
         world.do(change_job.cancel, job_id)
         world.pass_time(59)
@@ -189,15 +189,15 @@ class TestDeletion:
         assert world.sweep() == 0
 
 
-def test_another_namespace_sees_nothing(world: World) -> None:
+def test_jobs_and_keys_of_another_namespace_are_separate(world: World) -> None:
     job_id = world.job(unique_key="u", mutex_key="m")
     with pytest.raises(JobNotFound):
         change_job.find_job(world.ctx, "other", job_id)
     other = NewJob(job_id=str(uuid6.uuid7()), job_type="t", unique_key="u", mutex_key="m")
-    assert not submit_job.submit(world.ctx, "other", other, by="k").existing
+    assert not submit_job.submit(world.ctx, "other", other, actor="k").existing
 
 
-def test_rows_are_inverse_to_jobs(world: World, table: DynamoTable) -> None:
+def test_job_and_row_mappers_are_inverse(world: World, table: DynamoTable) -> None:
     job_id = world.running(fields={"a": [Decimal("1.0")]})
     row = table.get(keys.job(NAMESPACE, job_id))
     assert row is not None
@@ -208,7 +208,7 @@ def test_rows_are_inverse_to_jobs(world: World, table: DynamoTable) -> None:
 class TestWhoeverIsWaitedFor:
     """From its first wait on a job is shown to the matcher, whatever else happens to it at that moment."""
 
-    def test_a_job_that_nobody_waits_for_is_kept_from_the_matcher(self, world: World, table: DynamoTable) -> None:
+    def test_only_a_job_with_waits_is_sent_to_the_matcher(self, world: World, table: DynamoTable) -> None:
         job_id = world.running()
         state = table.get(keys.job(NAMESPACE, job_id))
         assert state is not None
@@ -218,27 +218,27 @@ class TestWhoeverIsWaitedFor:
         assert state is not None
         assert state["for_matcher"] is True
 
-    def test_a_change_that_read_it_without_the_mark_is_decided_anew(self, world: World) -> None:
+    def test_change_based_on_an_unmarked_job_is_retried(self, world: World) -> None:
         before = find(world, world.running())
-        late = job_rules.report(before, Report(stage="boot"), now=world.time, by="k")
-        marked = world.ctx.jobs.mark_awaited(before)
+        late = job_rules.report(before, Report(stage="boot"), now=world.time, actor="k")
+        marked = world.ctx.jobs.mark_has_waits(before)
         assert marked is not None
-        assert (marked.version, marked.awaited) == (before.version, True)
+        assert (marked.version, marked.has_waits) == (before.version, True)
         with pytest.raises(ConditionFailed):
             world.ctx.jobs.save(before, late)
-        assert world.report(before.job_id, stage="boot").awaited
+        assert world.report(before.job_id, stage="boot").has_waits
 
-    def test_who_follows_a_job_marks_it_the_same_way(self, world: World) -> None:
+    def test_subscription_marks_the_job_like_a_wait(self, world: World) -> None:
         before = find(world, world.running())
-        late = job_rules.report(before, Report(stage="boot"), now=world.time, by="k")
-        marked = world.ctx.jobs.mark_followed(before)
+        late = job_rules.report(before, Report(stage="boot"), now=world.time, actor="k")
+        marked = world.ctx.jobs.mark_has_subscribers(before)
         assert marked is not None
-        assert (marked.version, marked.followed, marked.awaited) == (before.version, True, False)
+        assert (marked.version, marked.has_subscribers, marked.has_waits) == (before.version, True, False)
         with pytest.raises(ConditionFailed):
             world.ctx.jobs.save(before, late)
-        assert world.report(before.job_id, stage="boot").followed
+        assert world.report(before.job_id, stage="boot").has_subscribers
 
-    def test_the_version_that_marking_met_counts(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_version_found_while_marking_is_evaluated(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         job_id = world.running()
         read = JobStore.find_many
 
@@ -251,14 +251,14 @@ class TestWhoeverIsWaitedFor:
         monkeypatch.setattr(JobStore, "find_many", read_and_be_overtaken)
         assert world.wait({job_id: {"job_stage": "boot"}})["status"] == "met"
 
-    def test_a_wait_that_is_met_at_once_leaves_no_mark(self, world: World) -> None:
+    def test_wait_met_at_registration_leaves_no_mark(self, world: World) -> None:
         job_id = world.running()
         world.wait({job_id: {"job_stage": "submit"}})
-        assert not find(world, job_id).awaited
+        assert not find(world, job_id).has_waits
 
-    def test_of_a_job_that_is_gone_nothing_is_marked(self, world: World) -> None:
+    def test_missing_job_is_not_marked(self, world: World) -> None:
         job = find(world, world.running())
         nobody = replace(job, job_id=str(uuid6.uuid7()))
-        assert world.ctx.jobs.mark_awaited(nobody) is None
+        assert world.ctx.jobs.mark_has_waits(nobody) is None
         with pytest.raises(JobNotFound):
             find(world, nobody.job_id)

@@ -14,7 +14,7 @@ import pytest
 from tests.support.api import Client, Reply, pages
 from tests.support.table import TABLE_NAME
 from vigil_core import wiring
-from vigil_core.api.jobs.job_type_models import job_type_of
+from vigil_core.api.jobs.job_type_models import parse_job_type
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.services.jobs.job_types import put_job_type
@@ -41,7 +41,7 @@ def without_times(shown: Any) -> Any:
 
 
 class TestDefining:
-    def test_a_type_is_new_once_and_then_the_same(self, client: Client) -> None:
+    def test_put_creates_a_type_once_and_then_returns_it_unchanged(self, client: Client) -> None:
         made = put(client, "flash", FLASH).ok(201)
         assert without_times(made) == SHOWN
         assert made["created_at"] == made["updated_at"]
@@ -49,7 +49,7 @@ class TestDefining:
         assert client.get("/v1/job-types/flash").ok() == made
         assert client.get("/v1/job-types").ok() == {"job_types": [made], "next_page_token": None}
 
-    def test_defined_anew_it_is_replaced_whole(self, client: Client) -> None:
+    def test_second_put_replaces_the_whole_type(self, client: Client) -> None:
         made = put(client, "flash", FLASH).ok(201)
         changed = put(client, "flash", {"queue": "q"}).ok(200)
         assert changed["created_at"] == made["created_at"]
@@ -60,13 +60,13 @@ class TestDefining:
         }  # fmt: skip
         assert client.get("/v1/job-types/flash").ok() == changed
 
-    def test_null_is_as_if_it_had_not_been_said(self, client: Client) -> None:
+    def test_null_members_count_as_absent(self, client: Client) -> None:
         made = put(client, "plain").ok(201)
         nothing = dict.fromkeys(FLASH)
         assert put(client, "plain", nothing).ok(200) == made
         assert put(client, "plain", {"defaults": {"queue": None}}).ok(200) == made
 
-    def test_deleted_it_is_gone(self, client: Client) -> None:
+    def test_deleted_type_is_not_found(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         assert client.delete("/v1/job-types/flash").status == 204
         for method in ("GET", "DELETE"):
@@ -78,23 +78,25 @@ class TestDefining:
         "name",
         ["flash test", "größe", "100%", "a+b&c=d", "a#b", '"\\`', "a%b", "..", "x" * 128, "漢" * 128, "{job_type}"],
     )
-    def test_a_name_is_what_the_path_says_decoded(self, client: Client, name: str) -> None:
+    def test_name_is_the_decoded_path_segment(self, client: Client, name: str) -> None:
         assert put(client, name).ok(201)["name"] == name
         assert client.get(f"/v1/job-types/{quote(name, safe='')}").ok()["name"] == name
         job = client.create(job_type=name)
         assert job["job_type"] == name
 
     @pytest.mark.parametrize("name", ["x" * 129, "a\nb", "a\x00", "\x7f"])
-    def test_a_name_that_cannot_be(self, client: Client, name: str) -> None:
+    def test_invalid_type_name_is_refused(self, client: Client, name: str) -> None:
         assert put(client, name).pointers() == ["{job_type}"]
         for method in ("GET", "DELETE"):
             client.call(method, f"/v1/job-types/{quote(name)}").problem(404, "JOB_TYPE_NOT_FOUND")
 
-    def test_a_path_that_is_no_text(self, client: Client) -> None:
+    def test_path_that_is_not_utf8_returns_404(self, client: Client) -> None:
         for path in ("/v1/job-types/%ff", "/v1/job-types/\ud800", "/v1/job-types/%"):
             assert client.get(path).status == 404
 
-    def test_two_at_once(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_concurrent_puts_create_then_replace_the_type(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Both find nothing; one creates, and the other then changes what it created."""
         find = JobTypeStore.find
         first: list[bool] = []
@@ -103,7 +105,7 @@ class TestDefining:
             found = find(store, namespace, name)
             if not first:
                 first.append(found is None)
-                wanted = job_type_of(namespace, name, {"queue": "one"}, wiring.now())
+                wanted = parse_job_type(namespace, name, {"queue": "one"}, wiring.now())
                 first.append(put_job_type(wiring.context(), wanted)[1])
             return found
 
@@ -144,7 +146,7 @@ class TestWhatIsNone:
         ],
         ids=lambda value: str(value)[:50],
     )
-    def test_each_wrong_part_is_named(self, client: Client, wrong: dict[str, Any], pointers: list[str]) -> None:
+    def test_each_invalid_member_is_named(self, client: Client, wrong: dict[str, Any], pointers: list[str]) -> None:
         reply = put(client, "t", wrong)
         assert reply.pointers() == pointers
         assert len(reply.text) < 2_000
@@ -177,12 +179,12 @@ class TestWhatIsNone:
             ("http", {"url": "https://a/", "body": "x" * 16_384}, ["/target"]),
         ],
     )  # fmt: skip
-    def test_each_wrong_part_of_a_target_is_named(
+    def test_each_invalid_member_of_a_target_is_named(
         self, client: Client, executor: str | None, target: Any, pointers: list[str]
     ) -> None:
         assert put(client, "t", {"executor": executor, "target": target}).pointers() == pointers
 
-    def test_a_job_keeps_the_target_that_it_was_created_with(self, client: Client) -> None:
+    def test_job_retains_the_target_of_its_creation(self, client: Client) -> None:
         first = {
             "url": "https://a.example/{{payload.x}}",
             "method": "GET",
@@ -199,14 +201,14 @@ class TestWhatIsNone:
         client.call("POST", f"/v1/jobs/{job['job_id']}/start").problem(409, "INVALID_TRANSITION")
 
     @pytest.mark.parametrize("body", ["null", "[]", "5", '"text"'])
-    def test_json_that_is_no_object(self, client: Client, body: str) -> None:
+    def test_json_that_is_not_an_object_is_refused(self, client: Client, body: str) -> None:
         assert client.call("PUT", "/v1/job-types/t", body=body).pointers() == [""]
 
     @pytest.mark.parametrize("body", ["", "{", "[" * 100_000, '{"payload_schema":' * 5_000, "\ud800"])
-    def test_malformed_json(self, client: Client, body: str) -> None:
+    def test_malformed_json_returns_400(self, client: Client, body: str) -> None:
         client.call("PUT", "/v1/job-types/t", body=body).problem(400, "MALFORMED_REQUEST")
 
-    def test_the_largest_that_is_one(self, client: Client) -> None:
+    def test_type_of_maximum_size_is_accepted(self, client: Client) -> None:
         schema = {"description": "x" * (64 * 1024 - len(dumps({"description": ""})))}
         defaults = {"payload": "x" * (64 * 1024 - len(dumps({"payload": ""})))}
         stages = [f"{n}".ljust(128, "x") for n in range(62)]
@@ -216,7 +218,7 @@ class TestWhatIsNone:
 
 
 class TestLists:
-    def test_by_name_page_by_page(self, client: Client) -> None:
+    def test_types_are_listed_by_name_page_by_page(self, client: Client) -> None:
         names = sorted(f"t{n:02}" for n in range(7))
         for name in reversed(names):
             put(client, name).ok(201)
@@ -224,7 +226,7 @@ class TestLists:
         assert [job_type["name"] for page in found for job_type in page["job_types"]] == names
         assert [len(page["job_types"]) for page in found[:2]] == [3, 3]
 
-    def test_large_ones_make_short_pages(self, client: Client) -> None:
+    def test_large_types_shorten_the_pages(self, client: Client) -> None:
         large = {"payload_schema": {"description": '"' * 32_000}, "defaults": {"payload": '"' * 32_000}}
         for n in range(40):
             put(client, f"t{n:02}", large).ok(201)
@@ -232,7 +234,7 @@ class TestLists:
         assert sum(len(page["job_types"]) for page in found) == 40
         assert len(found) > 1
 
-    def test_a_token_is_of_this_list_alone(self, client: Client) -> None:
+    def test_page_token_is_refused_for_another_list(self, client: Client) -> None:
         for n in range(3):
             put(client, f"t{n}").ok(201)
             client.create()
@@ -243,7 +245,7 @@ class TestLists:
         assert client.get("/v1/jobs", page_token=token).pointers() == ["?page_token"]
         assert Client(namespace="other").get("/v1/job-types", page_token=token).pointers() == ["?page_token"]
 
-    def test_another_namespace_sees_none_of_it(self, client: Client) -> None:
+    def test_types_of_another_namespace_are_neither_listed_nor_applied(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         other = Client(namespace="other")
         assert other.get("/v1/job-types").ok()["job_types"] == []
@@ -251,13 +253,13 @@ class TestLists:
 
 
 class TestCreating:
-    def test_what_the_type_says_goes(self, client: Client) -> None:
+    def test_created_job_takes_the_defaults_of_its_type(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         job = client.create(job_type="flash", payload={"board": "aspen"})
         assert (job["queue"], job["priority"], job["tags"]) == ("boards", "high", ["nightly"])
         assert job["fields"] == {"arch": "arm64", "lab": "west"}
 
-    def test_what_the_request_says_goes_first(self, client: Client) -> None:
+    def test_request_overrides_and_merges_the_defaults_of_the_type(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         job = client.create(
             job_type="flash", payload={"board": "aspen"}, queue="mine", priority="low",
@@ -266,7 +268,7 @@ class TestCreating:
         assert (job["queue"], job["priority"], job["tags"]) == ("mine", "low", ["nightly", "mine"])
         assert job["fields"] == {"lab": "east", "rev": 2}
 
-    def test_anything_that_creation_takes_may_be_a_default(self, client: Client) -> None:
+    def test_every_creation_member_may_be_a_default(self, client: Client) -> None:
         defaults = {
             "name": "n", "queue": "q", "priority": "critical", "payload": {"n": Decimal("0.10")},
             "fields": {"a": 1}, "tags": ["t"],
@@ -281,18 +283,18 @@ class TestCreating:
         assert refused.problem(409, "JOB_CREATION_FAILED")["message"] == "Another operation is already running"
         assert client.create(job_type="all", unique_key="another", mutex={"key": "another"})
 
-    def test_a_default_payload_gives_way_whole(self, client: Client) -> None:
+    def test_payload_of_the_request_replaces_the_default_payload(self, client: Client) -> None:
         put(client, "t", {"defaults": {"payload": {"a": 1, "b": 2}}}).ok(201)
         assert client.create(job_type="t", payload={"a": 3})["payload"] == {"a": 3}
         assert client.create(job_type="t", payload=None)["payload"] == {"a": 1, "b": 2}
 
-    def test_too_much_taken_together(self, client: Client) -> None:
+    def test_merged_tags_and_fields_over_the_limit_are_refused(self, client: Client) -> None:
         put(client, "t", {"defaults": {"tags": [f"t{n}" for n in range(20)], "fields": {"a": "x" * 20_000}}}).ok(201)
         client.create(job_type="t", tags=["t0"])
         assert client.post("/v1/jobs", {"job_type": "t", "tags": ["one more"]}).pointers() == ["/tags"]
         assert client.post("/v1/jobs", {"job_type": "t", "fields": {"b": "x" * 20_000}}).pointers() == ["/fields"]
 
-    def test_a_payload_is_held_to_the_schema(self, client: Client) -> None:
+    def test_payload_that_violates_the_schema_is_refused(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         rows = stored()
         assert client.post("/v1/jobs", {"job_type": "flash", "payload": {"board": 5}}).pointers() == ["/payload/board"]
@@ -300,7 +302,7 @@ class TestCreating:
         assert client.post("/v1/jobs", {"job_type": "flash"}).pointers() == ["/payload"]
         assert stored() == rows
 
-    def test_in_bulk_each_by_its_own_type(self, client: Client) -> None:
+    def test_each_bulk_job_follows_its_own_type(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         put(client, "plain", {"queue": "p"}).ok(201)
         wanted = [
@@ -314,7 +316,7 @@ class TestCreating:
         ]
         assert problems == ["/jobs/1/payload/board", "/jobs/4/job_type", "/jobs/5", "/jobs/6/job_type"]
 
-    def test_a_type_is_read_once(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_creation_reads_its_types_with_one_request(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         """One consistent read a creation; in bulk one request for all types."""
         put(client, "flash", FLASH).ok(201)
         reads: list[list[str]] = []
@@ -338,14 +340,14 @@ class TestCreating:
         client.post("/v1/jobs/bulk", {"jobs": [board] * 50 + [{"job_type": "other"}] * 50}).ok()
         assert reads == [["demo#types"] * 2]
 
-    def test_a_type_unregistered_again(self, client: Client) -> None:
+    def test_jobs_of_a_deleted_type_continue_and_new_ones_take_no_defaults(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         old = client.create(job_type="flash", payload={"board": "aspen"})
         client.delete("/v1/job-types/flash")
         assert client.create(job_type="flash")["queue"] == "default"
         assert client.post(f"/v1/jobs/{old['job_id']}/complete").ok()["status"] == "completed"
 
-    def test_the_same_request_again_stands_whatever_became_of_the_type(
+    def test_repeated_request_returns_its_job_despite_a_stricter_type(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The first try created the job and died before it answered; meanwhile the type has become stricter."""
@@ -357,7 +359,7 @@ class TestCreating:
         key = {"idempotency-key": "k"}
         asked = {"job_type": "flash"}
         with monkeypatch.context() as dying:
-            dying.setattr("vigil_core.store.idempotency.IdempotencyStore.answer", died)
+            dying.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", died)
             assert client.post("/v1/jobs", asked, headers=key).status == 500
         put(client, "flash", {"payload_schema": {"type": "string"}}).ok(200)
         later(monkeypatch, minutes=10)
@@ -368,7 +370,7 @@ class TestCreating:
 
 
 class TestStages:
-    def test_reports_go_by_the_type_s_order(self, client: Client) -> None:
+    def test_reports_follow_the_stage_order_of_the_type(self, client: Client) -> None:
         put(client, "flash", {"stages": ["flash", "boot", "test"]}).ok(201)
         path = f"/v1/jobs/{client.running(job_type='flash')['job_id']}"
         assert client.patch(path, {"job_stage": "boot"}).ok()["job_stage"] == "boot"
@@ -377,7 +379,7 @@ class TestStages:
             assert client.patch(path, {"job_stage": unknown}).pointers() == ["/job_stage"]
         assert client.post(f"{path}/complete").ok()["job_stage"] == "complete"
 
-    def test_a_job_keeps_the_order_it_was_created_with(self, client: Client) -> None:
+    def test_job_retains_the_stage_order_of_its_creation(self, client: Client) -> None:
         put(client, "flash", {"stages": ["flash", "boot"]}).ok(201)
         old = f"/v1/jobs/{client.running(job_type='flash')['job_id']}"
         put(client, "flash", {"stages": ["boot", "burn"]}).ok(200)
@@ -387,7 +389,7 @@ class TestStages:
         assert client.patch(new, {"job_stage": "burn"}).ok()
         assert client.patch(new, {"job_stage": "flash"}).pointers() == ["/job_stage"]
 
-    def test_waits_go_by_the_job_s_own_order(self, client: Client) -> None:
+    def test_waits_follow_the_stage_order_of_the_job(self, client: Client) -> None:
         put(client, "flash", {"stages": ["flash", "boot"]}).ok(201)
         job_id = client.running(job_type="flash")["job_id"]
         client.patch(f"/v1/jobs/{job_id}", {"job_stage": "boot"}).ok()
@@ -398,7 +400,7 @@ class TestStages:
         assert refused.pointers() == [f"/wait_on/{job_id}/job_stage"]
         assert "submit, flash, boot, complete" in refused.text
 
-    def test_nobody_runs_a_job_that_is_only_followed(self, client: Client) -> None:
+    def test_pending_job_without_executor_can_be_completed_or_failed(self, client: Client) -> None:
         put(client, "followed", {"executor": "none"}).ok(201)
         done = client.create(job_type="followed")
         assert client.post(f"/v1/jobs/{done['job_id']}/complete", {"result": 1}).ok()["status"] == "completed"

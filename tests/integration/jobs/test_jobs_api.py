@@ -18,7 +18,7 @@ JOB_KEYS = {
 BIG_NUMBERS = '{"a": 1.10, "b": 12345678901234567890123, "c": 0.1234567890123456789012345678901234567890, "d": 1e400}'
 
 
-def test_a_new_job_has_every_key_and_says_that_it_was_created(client: Client) -> None:
+def test_created_job_has_every_documented_key(client: Client) -> None:
     reply = client.post("/v1/jobs", {"job_type": "boot_test", "name": "boot it", "tags": ["nightly"]})
     job = reply.ok(202)
     assert job.keys() == JOB_KEYS | {"timestamp"}
@@ -35,11 +35,11 @@ def test_a_new_job_has_every_key_and_says_that_it_was_created(client: Client) ->
     assert (job["attempt"], job["max_attempts"], job["cancel_requested"]) == (1, 1, False)
 
 
-def test_the_message_of_a_nameless_job_has_its_type(client: Client) -> None:
+def test_message_of_a_job_without_name_contains_its_type(client: Client) -> None:
     assert client.create()["message"] == "boot_test job created"
 
 
-def test_what_goes_in_comes_out_number_for_number(client: Client) -> None:
+def test_payload_numbers_are_returned_exactly(client: Client) -> None:
     fields = '{"n": 1.50, "unicode": "größe 🚀", "nul": "\\u0000"}'
     text = f'{{"job_type": "t", "payload": {BIG_NUMBERS}, "fields": {fields}}}'
     made = client.post("/v1/jobs", body=text)
@@ -53,7 +53,7 @@ def test_what_goes_in_comes_out_number_for_number(client: Client) -> None:
     assert '"n":1.50' in shown.text
 
 
-def test_a_whole_life(client: Client) -> None:
+def test_job_is_created_started_reported_and_completed(client: Client) -> None:
     job = client.create(payload={"image": "x"}, trace_id="t-1", correlation_id="c-1")
     path = f"/v1/jobs/{job['job_id']}"
     assert client.post(f"{path}/start").ok()["status"] == "running"
@@ -75,7 +75,7 @@ def test_a_whole_life(client: Client) -> None:
     assert result == {"job_id": job["job_id"], "status": "completed", "result": {"rows": 3}, "error": None}
 
 
-def test_the_history_says_who_what_when_from_where_to_where(client: Client) -> None:
+def test_history_lists_actor_reason_time_and_transition(client: Client) -> None:
     job = client.running()
     path = f"/v1/jobs/{job['job_id']}"
     client.patch(path, {"job_stage": "boot"}).ok()
@@ -90,7 +90,7 @@ def test_the_history_says_who_what_when_from_where_to_where(client: Client) -> N
     assert sorted(event["at"] for event in events) == [event["at"] for event in events]
 
 
-def test_a_history_longer_than_the_state_row_keeps_its_order(client: Client) -> None:
+def test_history_longer_than_the_state_row_is_in_order(client: Client) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     for number in range(30):
         client.patch(path, {"milestones": [f"m{number}"]}).ok()
@@ -98,7 +98,7 @@ def test_a_history_longer_than_the_state_row_keeps_its_order(client: Client) -> 
     assert versions == list(range(1, 33))
 
 
-def test_a_failed_job_tells_its_error_and_can_be_tried_again(client: Client) -> None:
+def test_failed_job_shows_its_error_and_can_be_retried(client: Client) -> None:
     job = client.running()
     path = f"/v1/jobs/{job['job_id']}"
     failed = client.post(f"{path}/fail", {"error": {"code": "E", "message": "m"}, "retryable": False}).ok()
@@ -109,7 +109,7 @@ def test_a_failed_job_tells_its_error_and_can_be_tried_again(client: Client) -> 
     client.post(f"{path}/retry").problem(409, "INVALID_TRANSITION")
 
 
-def test_cancel_ends_what_does_not_run_and_asks_what_does(client: Client) -> None:
+def test_cancel_ends_a_pending_job_and_requests_the_end_of_a_running_one(client: Client) -> None:
     assert client.post(f"/v1/jobs/{client.create()['job_id']}/cancel").ok(200)["status"] == "cancelled"
     path = f"/v1/jobs/{client.running()['job_id']}"
     asked = client.post(f"{path}/cancel").ok(202)
@@ -119,13 +119,13 @@ def test_cancel_ends_what_does_not_run_and_asks_what_does(client: Client) -> Non
     client.post(f"{path}/cancel").problem(409, "INVALID_TRANSITION")
 
 
-def test_the_result_of_a_job_that_has_not_ended(client: Client) -> None:
+def test_result_of_an_open_job_returns_409(client: Client) -> None:
     job = client.running()
     problem = client.get(f"/v1/jobs/{job['job_id']}/result").problem(409, "JOB_NOT_COMPLETED")
     assert problem["message"] == f"Job {job['job_id']} is not yet completed"
 
 
-def test_delete_takes_only_what_has_ended_and_takes_it_for_good(client: Client) -> None:
+def test_only_an_ended_job_can_be_deleted_and_its_id_stays_taken(client: Client) -> None:
     job = client.running()
     path = f"/v1/jobs/{job['job_id']}"
     client.delete(path).problem(409, "INVALID_TRANSITION")
@@ -137,20 +137,20 @@ def test_delete_takes_only_what_has_ended_and_takes_it_for_good(client: Client) 
     client.post("/v1/jobs", {"job_type": "t", "job_id": job["job_id"]}).problem(409, "JOB_CREATION_FAILED")
 
 
-def test_the_client_may_choose_the_id_once(client: Client) -> None:
+def test_client_chosen_id_is_accepted_once(client: Client) -> None:
     assert client.create(job_id=SOME_ID)["job_id"] == SOME_ID
     client.post("/v1/jobs", {"job_type": "t", "job_id": SOME_ID}).problem(409, "JOB_CREATION_FAILED")
 
 
 @pytest.mark.parametrize("name", ["", "/status", "/result", "/events"])
 @pytest.mark.parametrize("job_id", [SOME_ID, SOME_ID.upper(), "7", "nobody", "a%00b", "x" * 2000, "ü", "null"])
-def test_an_id_that_is_unknown_or_malformed(client: Client, job_id: str, name: str) -> None:
+def test_unknown_or_malformed_job_id_returns_404(client: Client, job_id: str, name: str) -> None:
     reply = client.get(f"/v1/jobs/{job_id}{name}")
     assert reply.status == 404
     assert reply.headers["content-type"] == "application/problem+json"
 
 
-def test_the_message_for_an_unknown_id(client: Client) -> None:
+def test_error_message_contains_the_unknown_job_id(client: Client) -> None:
     problem = client.get(f"/v1/jobs/{SOME_ID}").problem(404, "JOB_NOT_FOUND")
     assert problem["message"] == problem["detail"] == f"Job with ID {SOME_ID} not found"
 
@@ -164,13 +164,13 @@ def test_the_message_for_an_unknown_id(client: Client) -> None:
         ("POST", "/retry", None),
     ],
 )  # fmt: skip
-def test_another_namespace_sees_nothing(client: Client, method: str, name: str, body: Any) -> None:
+def test_job_of_another_namespace_returns_404(client: Client, method: str, name: str, body: Any) -> None:
     job = client.create()
     Client(namespace="other").call(method, f"/v1/jobs/{job['job_id']}{name}", body).problem(404, "JOB_NOT_FOUND")
     assert client.get(f"/v1/jobs/{job['job_id']}").ok()["status"] == "pending"
 
 
-def test_a_report_with_a_lease_that_nobody_has(client: Client) -> None:
+def test_report_with_an_unknown_lease_token_is_refused(client: Client) -> None:
     job = client.create()
     path = f"/v1/jobs/{job['job_id']}"
     client.post(f"{path}/start", {"lease_token": "x"}).problem(409, "LEASE_LOST")
@@ -184,7 +184,7 @@ def test_a_report_with_a_lease_that_nobody_has(client: Client) -> None:
     assert (job["status"], job["message"]) == ("running", None)
 
 
-def test_reports_that_the_state_does_not_allow(client: Client) -> None:
+def test_report_against_the_job_status_returns_409(client: Client) -> None:
     path = f"/v1/jobs/{client.create()['job_id']}"
     client.patch(path, {"job_stage": "boot"}).problem(409, "INVALID_TRANSITION")
     client.patch(path, {"progress": 0.5}).problem(409, "INVALID_TRANSITION")
@@ -199,12 +199,12 @@ def test_reports_that_the_state_does_not_allow(client: Client) -> None:
 
 
 @pytest.mark.parametrize("stage", ["complete", "incomplete", "bakery"])
-def test_stages_that_cannot_be_reported(client: Client, stage: str) -> None:
+def test_terminal_and_unknown_stages_are_refused(client: Client, stage: str) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     assert client.patch(path, {"job_stage": stage}).pointers() == ["/job_stage"]
 
 
-def test_a_unique_key_leads_to_the_job_that_has_it(client: Client) -> None:
+def test_taken_unique_key_returns_the_existing_job(client: Client) -> None:
     first = client.create(unique_key="nightly", payload=[1])
     reply = client.post("/v1/jobs", {"job_type": "other", "unique_key": "nightly", "payload": [2]})
     again = reply.ok(200)
@@ -216,7 +216,7 @@ def test_a_unique_key_leads_to_the_job_that_has_it(client: Client) -> None:
     assert client.create(unique_key="nightly")["job_id"] != first["job_id"]
 
 
-def test_a_mutex_bars_the_second(client: Client) -> None:
+def test_mutex_refuses_the_second_job_until_the_first_ends(client: Client) -> None:
     first = client.create(mutex={"key": "deploy"})
     wanted = {"job_type": "t", "mutex": {"key": "deploy", "on_conflict": "reject"}}
     problem = client.post("/v1/jobs", wanted).problem(409, "JOB_CREATION_FAILED")
@@ -226,7 +226,7 @@ def test_a_mutex_bars_the_second(client: Client) -> None:
     client.post(f"/v1/jobs/{first['job_id']}/retry").problem(409, "JOB_CREATION_FAILED")
 
 
-def test_an_etag_spares_the_second_reading(client: Client) -> None:
+def test_matching_etag_returns_304(client: Client) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
     etag = client.get(path).headers["etag"]
     same = client.get(path, headers={"If-None-Match": f'"x", W/{etag}'})
@@ -239,7 +239,7 @@ def test_an_etag_spares_the_second_reading(client: Client) -> None:
     assert client.get(path).headers["etag"] not in (etag, told.headers["etag"])
 
 
-def test_bulk_answers_each_in_its_place(client: Client) -> None:
+def test_bulk_results_are_in_the_order_of_the_request(client: Client) -> None:
     client.create(mutex={"key": "m"}, unique_key="u")
     wanted = [
         {"job_type": "a", "payload": 1},
@@ -266,12 +266,12 @@ def test_bulk_answers_each_in_its_place(client: Client) -> None:
 
 
 @pytest.mark.parametrize("jobs", [[], [{"job_type": "t"}] * 101, None, {}])
-def test_bulk_takes_1_to_100(client: Client, jobs: Any) -> None:
+def test_bulk_request_outside_1_to_100_jobs_is_refused(client: Client, jobs: Any) -> None:
     assert client.post("/v1/jobs/bulk", {"jobs": jobs}).pointers() == ["/jobs"]
     assert client.get("/v1/jobs").ok()["jobs"] == []
 
 
-def test_a_payload_or_result_over_2_mb(client: Client) -> None:
+def test_payload_or_result_over_2_mb_is_refused(client: Client) -> None:
     client.post("/v1/jobs", {"job_type": "t", "payload": "x" * 2_200_000}).problem(413, "PAYLOAD_TOO_LARGE")
     path = f"/v1/jobs/{client.running(payload='y' * 300_000)['job_id']}"
     client.post(f"{path}/complete", {"result": "x" * 2_200_000}).problem(413, "PAYLOAD_TOO_LARGE")
@@ -279,7 +279,7 @@ def test_a_payload_or_result_over_2_mb(client: Client) -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "é", '"', "\x00"])
-def test_the_largest_answers_fit(client: Client, letter: str) -> None:
+def test_largest_responses_fit_the_lambda_limit(client: Client, letter: str) -> None:
     size = len(dumps(letter).encode()) - 2
     payload, field = letter * (2_090_000 // size), letter * (31_000 // size)
     path = f"/v1/jobs/{client.running(payload=payload, fields={'f': field})['job_id']}"
@@ -290,17 +290,17 @@ def test_the_largest_answers_fit(client: Client, letter: str) -> None:
     assert len(client.get("/v1/jobs", page_size=200).ok()["jobs"]) > 40
 
 
-def test_a_request_over_3_mb(client: Client) -> None:
+def test_request_over_3_mb_is_refused(client: Client) -> None:
     client.post("/v1/jobs", body='"' + "x" * 3 * 1024 * 1024 + '"').problem(413, "PAYLOAD_TOO_LARGE")
 
 
-def test_prefer_wait_on_creation_gives_202_when_time_is_over(client: Client) -> None:
+def test_creation_with_prefer_wait_returns_202_after_the_timeout(client: Client) -> None:
     reply = client.post("/v1/jobs", {"job_type": "t"}, headers={"Prefer": "respond-async, wait=0"})
     assert reply.ok(202)["status"] == "pending"
     assert reply.headers["preference-applied"] == "wait=0"
 
 
-def test_prefer_wait_holds_until_the_job_has_ended(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefer_wait_returns_when_the_job_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens meanwhile happens in the pauses between two looks."""
     slept: list[float] = []
     meanwhile = iter(["start", "complete"])
@@ -323,7 +323,7 @@ def test_prefer_wait_holds_until_the_job_has_ended(client: Client, monkeypatch: 
     assert (held.ok()["status"], held.headers["preference-applied"]) == ("completed", "wait=10")
 
 
-def test_dependencies(client: Client) -> None:
+def test_created_job_shows_its_dependencies_and_rule(client: Client) -> None:
     first = client.create()["job_id"]
     wanted = {"depends_on": [first, first], "trigger_rule": "all_done", "condition": "rows > `1`"}
     job = client.post("/v1/jobs", {"job_type": "t", **wanted}).ok(202)
@@ -336,7 +336,7 @@ def test_dependencies(client: Client) -> None:
     assert [(each["job_id"], each["status"]) for each in shown["depends_on"]] == [(first, "pending")]
 
 
-def test_a_dependency_that_does_not_exist(client: Client) -> None:
+def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:
     nobody = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
     reply = client.post("/v1/jobs", {"job_type": "t", "depends_on": [nobody, "7"]})
     problem = reply.problem(422, "MISSING_DEPENDENCY")

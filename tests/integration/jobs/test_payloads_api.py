@@ -10,7 +10,7 @@ import pytest
 from tests.support.api import BODIES, SOME_ID, Client
 from tests.support.table import aws
 from vigil_core import wiring
-from vigil_core.gateways.payload_bucket import BodiesBucket, Kept
+from vigil_core.gateways.payload_bucket import PayloadBucket, RetentionClass
 
 MB = 1024 * 1024
 
@@ -32,7 +32,7 @@ def uploaded(client: Client, content: bytes, namespace: str = "demo") -> str:
     return str(offered["reference"])
 
 
-def test_a_large_payload_and_result_come_back_in_every_answer(client: Client) -> None:
+def test_large_payload_and_result_are_in_every_response(client: Client) -> None:
     payload, result = {"text": "ä" * (MB // 2)}, ["y" * MB]
     job = client.create(payload=payload)
     assert job["payload"] == payload
@@ -46,7 +46,7 @@ def test_a_large_payload_and_result_come_back_in_every_answer(client: Client) ->
     assert [tags(name) for name in names()] == [{"kept": "ended"}] * 2
 
 
-def test_a_claim_has_urls_for_what_has_no_room(client: Client) -> None:
+def test_claim_response_has_urls_for_payloads_over_its_limit(client: Client) -> None:
     for _ in range(3):
         client.create(payload="x" * (2 * MB - 2))
     jobs = client.post("/v1/queues/default/claim", {"max": 10}).ok()["jobs"]
@@ -64,7 +64,7 @@ def test_more_than_2_mb_is_refused_inline(client: Client, part: str) -> None:
     assert names() == []
 
 
-def test_an_upload_is_signed_for_its_size_and_its_namespace(client: Client) -> None:
+def test_upload_url_is_signed_for_size_and_namespace(client: Client) -> None:
     offered = client.post("/v1/uploads", {"size": 3 * MB}).ok(201)
     url = urlsplit(offered["url"])
     assert url.path.endswith(f"/uploads/demo/{offered['reference']}")
@@ -73,11 +73,11 @@ def test_an_upload_is_signed_for_its_size_and_its_namespace(client: Client) -> N
     assert query["X-Amz-Expires"] == ["3600"]
 
 
-def test_urls_lead_to_the_buckets_own_region(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signed_urls_use_the_regional_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     wiring.s3.cache_clear()
     try:
-        bucket = BodiesBucket(wiring.s3, "bucket")
+        bucket = PayloadBucket(wiring.s3, "bucket")
         for url in (bucket.url("key"), bucket.upload_url("key", 1)):
             assert url.startswith("https://s3.eu-central-1.amazonaws.com/bucket/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
     finally:
@@ -85,22 +85,22 @@ def test_urls_lead_to_the_buckets_own_region(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("kept", ["open", "ended", "long"])
-def test_an_object_is_tagged_for_how_long_it_is_kept(client: Client, kept: Kept) -> None:
-    bucket = BodiesBucket(wiring.s3, BODIES)
+def test_object_is_tagged_with_its_retention_class(client: Client, kept: RetentionClass) -> None:
+    bucket = PayloadBucket(wiring.s3, BODIES)
     expected = {} if kept == "long" else {"kept": kept}
-    bucket.put("one", "text", kept=kept)
+    bucket.put("one", "text", retention_class=kept)
     assert tags("one") == expected
-    bucket.put("two", "text", kept="open")
-    bucket.keep("two", kept=kept)
+    bucket.put("two", "text", retention_class="open")
+    bucket.renew("two", retention_class=kept)
     assert (tags("two"), bucket.get("two")) == (expected, "text")
-    bucket.keep("three", kept=kept, source="two")
+    bucket.renew("three", retention_class=kept, source="two")
     assert (tags("three"), bucket.size("three")) == (expected, 4)
-    bucket.keep("nobody", kept=kept)
+    bucket.renew("nobody", retention_class=kept)
     bucket.remove(["one", "two", "nobody"])
     assert (bucket.get("one"), bucket.size("two"), names()) == (None, None, ["three"])
 
 
-def test_an_upload_as_payload_and_as_result(client: Client) -> None:
+def test_upload_is_accepted_as_payload_and_as_result(client: Client) -> None:
     job = client.create(payload_ref=uploaded(client, b"not {json"))
     path = f"/v1/jobs/{job['job_id']}"
     assert job["payload"] is None
@@ -113,13 +113,13 @@ def test_an_upload_as_payload_and_as_result(client: Client) -> None:
     assert (answer["result"], "result_url" in answer, "payload_url" in answer) == (None, True, False)
 
 
-def test_created_once_with_an_upload(client: Client) -> None:
+def test_repeated_creation_with_an_upload_creates_one_job(client: Client) -> None:
     body = {"job_type": "t", "payload_ref": uploaded(client, b"[1]")}
     first, again = (client.post("/v1/jobs", body, headers={"idempotency-key": "k"}).ok(202) for _ in range(2))
     assert first == again
 
 
-def test_an_upload_that_is_asked_for_twice_has_one_reference(client: Client) -> None:
+def test_repeated_upload_request_with_one_key_returns_one_reference(client: Client) -> None:
     def ask(size: int = 5, *, key: str | None = None) -> Any:
         return client.post("/v1/uploads", {"size": size}, headers={"idempotency-key": key} if key else {})
 
@@ -138,7 +138,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("part", "pointer"), WRONG)
-def test_what_is_no_upload_is_refused(client: Client, part: dict[str, Any], pointer: str) -> None:
+def test_invalid_upload_reference_is_refused(client: Client, part: dict[str, Any], pointer: str) -> None:
     assert client.post("/v1/jobs", {"job_type": "t", **part}).pointers() == [pointer]
     job = client.running()
     ref = {name.replace("payload", "result"): value for name, value in part.items()}
@@ -146,22 +146,22 @@ def test_what_is_no_upload_is_refused(client: Client, part: dict[str, Any], poin
     assert reply.pointers() == [pointer.replace("payload", "result")]
 
 
-def test_an_upload_of_another_namespace_is_not_there(client: Client) -> None:
+def test_upload_of_another_namespace_is_not_found(client: Client) -> None:
     theirs = uploaded(Client(namespace="other"), b"[1]", namespace="other")
     assert client.post("/v1/jobs", {"job_type": "t", "payload_ref": theirs}).pointers() == ["/payload_ref"]
 
 
-def test_a_type_that_checks_payloads_takes_no_upload(client: Client) -> None:
+def test_type_with_payload_schema_refuses_an_upload(client: Client) -> None:
     client.call("PUT", "/v1/job-types/checked", {"payload_schema": {"type": "object"}}).ok(201)
     reply = client.post("/v1/jobs", {"job_type": "checked", "payload_ref": uploaded(client, b"{}")})
     assert reply.pointers() == ["/payload_ref"]
 
 
 @pytest.mark.parametrize("size", [0, -1, 100 * MB + 1, 10**30, "1", 1.5, None])
-def test_a_size_that_cannot_be(client: Client, size: object) -> None:
+def test_invalid_upload_size_is_refused(client: Client, size: object) -> None:
     assert client.post("/v1/uploads", {"size": size}).pointers() == ["/size"]
 
 
 @pytest.mark.parametrize(("scopes", "status"), [("read", 403), ("submit", 201), ("work", 201)])
-def test_who_may_upload(client: Client, scopes: str, status: int) -> None:
+def test_upload_requires_submit_or_work_scope(client: Client, scopes: str, status: int) -> None:
     assert Client(scopes=scopes).post("/v1/uploads", {"size": 1}).status == status

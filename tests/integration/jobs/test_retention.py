@@ -11,11 +11,11 @@ from tests.support.live import stored
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import JobNotFound
 from vigil_core.domain.jobs.job import Job
-from vigil_core.domain.jobs.retention import LIFE
+from vigil_core.domain.jobs.retention import OPEN_JOB_TTL
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.jobs.listing import JobFilter, list_jobs
-from vigil_core.services.pagination import DAY_BUDGET
-from vigil_core.services.queues.renew_ttl import MINUTES_A_DAY, keep_waiting
+from vigil_core.services.pagination import MAX_DAYS_READ
+from vigil_core.services.queues.renew_ttl import MINUTES_PER_DAY, renew_queue_ttl
 from vigil_core.services.waits import requests as waits_api
 from vigil_core.store import keys
 from vigil_core.store.jobs.jobs import JobStore
@@ -43,13 +43,13 @@ def find(world: World, job_id: str) -> Job:
 
 
 def listed(world: World) -> list[str]:
-    found, place = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_place=None, page_size=50)
+    found, place = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=None, page_size=50)
     assert place is None
     return [job.job_id for job in found]
 
 
 def payload_of(world: World, job_id: str) -> str | None:
-    return world.ctx.jobs.bodies(find(world, job_id)).payload
+    return world.ctx.jobs.payloads(find(world, job_id)).payload
 
 
 def many_reports(world: World, job_id: str) -> None:
@@ -58,7 +58,7 @@ def many_reports(world: World, job_id: str) -> None:
         world.report(job_id, fields={"n": number})
 
 
-def test_all_rows_of_a_job_that_has_ended_expire_together(world: World, table: DynamoTable) -> None:
+def test_all_rows_of_an_ended_job_expire_together(world: World, table: DynamoTable) -> None:
     job_id = world.running(payload={"a": 1}, fallback={"b": 2})
     many_reports(world, job_id)
     world.pass_time(40 * DAY)
@@ -73,7 +73,7 @@ def test_all_rows_of_a_job_that_has_ended_expire_together(world: World, table: D
     assert not [row for row in stored(table) if job_id in row["pk"]["S"]]
 
 
-def test_what_has_expired_is_hidden_before_it_is_removed(world: World) -> None:
+def test_expired_job_is_hidden_before_its_rows_are_removed(world: World) -> None:
     job_id = world.running(unique_key="one")
     world.complete(job_id)
     world.pass_time(30 * DAY)
@@ -84,7 +84,7 @@ def test_what_has_expired_is_hidden_before_it_is_removed(world: World) -> None:
     assert world.job(unique_key="one") != job_id
 
 
-def test_a_job_that_is_retried_does_not_vanish(world: World, table: DynamoTable) -> None:
+def test_retried_job_does_not_expire(world: World, table: DynamoTable) -> None:
     job_id = world.running(payload={"a": 1})
     many_reports(world, job_id)
     world.fail(job_id)
@@ -99,9 +99,7 @@ def test_a_job_that_is_retried_does_not_vanish(world: World, table: DynamoTable)
     assert set(ttls(table, job_id).values()) == {world.time + RETENTION}
 
 
-def test_an_end_that_is_late_to_let_go_does_not_shorten_the_life_of_a_job_that_was_retried(
-    world: World, table: DynamoTable
-) -> None:
+def test_late_expiry_write_of_an_earlier_end_does_not_affect_a_retried_job(world: World, table: DynamoTable) -> None:
     """All within one second. Between the end's write and what follows it, somebody retries the job."""
     job_id = world.running(payload={"a": 1})
     before = find(world, job_id)
@@ -109,25 +107,25 @@ def test_an_end_that_is_late_to_let_go_does_not_shorten_the_life_of_a_job_that_w
     ended = find(world, job_id)
     world.do(change_job.retry, job_id)
     kept = ttls(table, job_id)
-    world.ctx.jobs._let_go(before, ended)
+    world.ctx.jobs._expire_side_rows(before, ended)
     assert ttls(table, job_id) == kept
 
 
-def test_a_process_that_dies_after_the_end_leaves_only_what_expires_later(
+def test_crash_after_the_end_leaves_only_rows_that_expire_later(
     world: World, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = world.running(payload={"a": 1})
-    monkeypatch.setattr(JobStore, "_let_go", lambda *_: None)
+    monkeypatch.setattr(JobStore, "_expire_side_rows", lambda *_: None)
     world.complete(job_id)
     its = ttls(table, job_id)
-    assert its["job"] < its["payload"] <= world.time + LIFE + RETENTION + timedelta(minutes=1)
+    assert its["job"] < its["payload"] <= world.time + OPEN_JOB_TTL + RETENTION + timedelta(minutes=1)
     world.pass_time(30 * DAY)
     with pytest.raises(JobNotFound):
         find(world, job_id)
 
 
 @pytest.mark.parametrize("sign", ["report", "progress"])
-def test_a_job_that_goes_on_for_years_keeps_all_its_rows(world: World, table: DynamoTable, sign: str) -> None:
+def test_job_open_for_years_retains_all_its_rows(world: World, table: DynamoTable, sign: str) -> None:
     job_id = world.running(payload={"a": 1}, fallback=2)
     many_reports(world, job_id)
     told: list[Any] = [{"fields": {"n": n}} if sign == "report" else {"message": str(n)} for n in range(8)]
@@ -139,10 +137,10 @@ def test_a_job_that_goes_on_for_years_keeps_all_its_rows(world: World, table: Dy
     assert listed(world) == [job_id]
     assert {"job", "payload", "result", "log"} <= ttls(table, job_id).keys()
     world.fail(job_id)
-    assert world.ctx.jobs.bodies(find(world, job_id)).result == "2"
+    assert world.ctx.jobs.payloads(find(world, job_id)).result == "2"
 
 
-def test_a_life_begins_anew_twice_a_year_and_not_with_each_report(world: World, table: DynamoTable) -> None:
+def test_ttl_is_renewed_twice_a_year_and_not_with_each_report(world: World, table: DynamoTable) -> None:
     job_id = world.running(payload={"a": 1})
     first = ttls(table, job_id)
     world.pass_time(180 * DAY)
@@ -158,7 +156,7 @@ def test_a_life_begins_anew_twice_a_year_and_not_with_each_report(world: World, 
     assert ttls(table, job_id)["payload"] == renewed["payload"]
 
 
-def test_a_job_for_a_day_years_ahead_is_there_on_that_day(world: World, table: DynamoTable) -> None:
+def test_job_scheduled_years_ahead_exists_on_that_day(world: World, table: DynamoTable) -> None:
     job_id = world.job(payload={"a": 1}, scheduled_at=world.time + timedelta(days=1_000))
     world.pass_time(1_000 * DAY)
     expire(world, table)
@@ -168,27 +166,27 @@ def test_a_job_for_a_day_years_ahead_is_there_on_that_day(world: World, table: D
     assert listed(world) == [job_id]
 
 
-def test_a_job_that_waits_in_its_queue_is_not_given_up(world: World, table: DynamoTable) -> None:
+def test_queued_job_is_renewed_and_does_not_expire(world: World, table: DynamoTable) -> None:
     job_id = world.job(payload={"a": 1}, queue="slow")
     for _ in range(5):
         world.pass_time(150 * DAY)
         expire(world, table)
-        for _ in range(MINUTES_A_DAY):
+        for _ in range(MINUTES_PER_DAY):
             world.pass_time(60)
-            keep_waiting(world.ctx, NAMESPACE, "slow", world.time)
+            renew_queue_ttl(world.ctx, NAMESPACE, "slow", world.time)
     assert payload_of(world, job_id) == '{"a":1}'
 
 
-def test_a_job_of_which_nothing_was_heard_for_a_year_is_given_up(world: World, table: DynamoTable) -> None:
+def test_job_without_reports_for_a_year_expires(world: World, table: DynamoTable) -> None:
     job_id = world.running()
     world.pass_time(366 * DAY)
     with pytest.raises(JobNotFound):
         find(world, job_id)
 
 
-def test_a_list_walks_on_over_days_of_which_nothing_is_left(world: World, table: DynamoTable) -> None:
+def test_list_continues_past_days_without_jobs(world: World, table: DynamoTable) -> None:
     old = world.running()
-    for _ in range(DAY_BUDGET + 10):
+    for _ in range(MAX_DAYS_READ + 10):
         world.pass_time(DAY)
         world.complete(world.running())
     world.pass_time(30 * DAY)
@@ -196,21 +194,21 @@ def test_a_list_walks_on_over_days_of_which_nothing_is_left(world: World, table:
     pages, place = 0, None
     found: list[str] = []
     while pages == 0 or place is not None:
-        jobs, place = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_place=place, page_size=50)
+        jobs, place = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=place, page_size=50)
         found += [job.job_id for job in jobs]
         pages += 1
     assert (found, pages) == ([old], 2)
 
 
-def test_the_days_of_a_list_expire_too(world: World, table: DynamoTable) -> None:
+def test_day_rows_of_a_list_expire(world: World, table: DynamoTable) -> None:
     world.complete(world.running())
     world.pass_time(3 * 366 * DAY)
     expire(world, table)
-    assert table.get(keys.listed_day(NAMESPACE, "jobs", date(2026, 1, 31))) is None
+    assert table.get(keys.day_mark(NAMESPACE, "jobs", date(2026, 1, 31))) is None
 
 
 @pytest.mark.parametrize("jobs", [1, 6])
-def test_a_wait_is_kept_for_a_while_after_its_end(table: DynamoTable, jobs: int) -> None:
+def test_ended_wait_is_retained_and_then_expires(table: DynamoTable, jobs: int) -> None:
     world = World(table, spec_page_entries=4)
     waited = [world.running() for _ in range(jobs)]
     answer = world.wait(dict.fromkeys(waited), wait_options={"expires_in": DAY})
@@ -225,7 +223,7 @@ def test_a_wait_is_kept_for_a_while_after_its_end(table: DynamoTable, jobs: int)
     assert row["ttl"] == (world.time + RETENTION).timestamp()
     world.pass_time(30 * DAY)
     assert world.ctx.waits.find(NAMESPACE, wait_id) is None
-    assert waits_api.list_waits(world.ctx, NAMESPACE, status=None, before_place=None, page_size=50) == ([], None)
+    assert waits_api.list_waits(world.ctx, NAMESPACE, status=None, before_cursor=None, page_size=50) == ([], None)
     world.pass_time(2 * DAY)
     expire(world, table)
     assert not [row for row in stored(table) if wait_id in row["pk"]["S"] + row["sk"]["S"]]

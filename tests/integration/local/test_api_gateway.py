@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vigil.local.api_gateway import Authorizer, Route, Wiring, read_body
+from vigil.local.api_gateway import ApiDefinition, Authorizer, Route, parse_openapi
 from vigil.local.errors import LocalError
 
 URI = "arn:${AWS::Partition}:apigateway:${AWS::Region}:lambda:path/2015-03-31/functions/%s/invocations"
@@ -31,7 +31,7 @@ def authorizer(**more: Any) -> dict[str, Any]:
     return {"type": "apiKey", "x-amazon-apigateway-authorizer": said}
 
 
-def test_routes_their_functions_and_who_may_call_them() -> None:
+def test_routes_functions_and_authorizers_are_read_from_the_body() -> None:
     body = {
         "x-amazon-apigateway-cors": {"allowOrigins": ["*"]},
         "components": {"securitySchemes": {"ApiKey": authorizer()}},
@@ -45,7 +45,7 @@ def test_routes_their_functions_and_who_may_call_them() -> None:
             "$default": {"x-amazon-apigateway-any-method": route("Api", security=[{"NONE": []}], isDefaultRoute=True)},
         },
     }
-    assert read_body(body) == Wiring(
+    assert parse_openapi(body) == ApiDefinition(
         cors={"allowOrigins": ["*"]},
         authorizers=(
             Authorizer(
@@ -67,16 +67,16 @@ def test_routes_their_functions_and_who_may_call_them() -> None:
     )
 
 
-def test_an_api_without_anything() -> None:
-    assert read_body({"paths": {}}) == Wiring(cors=None, authorizers=(), routes=())
+def test_empty_api_body_has_no_routes() -> None:
+    assert parse_openapi({"paths": {}}) == ApiDefinition(cors=None, authorizers=(), routes=())
 
 
-def test_an_authorizer_that_would_let_everybody_in_is_refused() -> None:
+def test_unsupported_authorizer_type_is_refused() -> None:
     with pytest.raises(LocalError, match="Tokens is a jwt authorizer"):
-        read_body({"components": {"securitySchemes": {"Tokens": authorizer(type="jwt")}}})
+        parse_openapi({"components": {"securitySchemes": {"Tokens": authorizer(type="jwt")}}})
 
 
-def test_what_is_no_function_is_refused() -> None:
+def test_integration_that_is_not_a_function_is_refused() -> None:
     elsewhere = {"x-amazon-apigateway-integration": {"uri": "http://elsewhere"}}
     with pytest.raises(LocalError, match="http://elsewhere"):
-        read_body({"paths": {"/": {"get": elsewhere}}})
+        parse_openapi({"paths": {"/": {"get": elsewhere}}})

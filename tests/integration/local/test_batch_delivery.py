@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.local.streams import NOON, mapping, records
 from vigil.local.batch_delivery import (
-    LONGEST_PAUSE_S,
+    MAX_BACKOFF_S,
     RETRIES_EXHAUSTED,
     TOO_OLD,
     Answered,
@@ -70,94 +70,94 @@ def raising_on(*bad: str) -> Function:
     return lambda sequences: Failed("Unhandled") if set(bad) & set(sequences) else Answered(None)
 
 
-def test_a_batch_that_is_handled_is_sent_once() -> None:
-    story = Story(failing_on())
-    deliver(mapping(), records(3), story)
-    assert story.sent == [["1", "2", "3"]]
-    assert story.handled == ["1", "2", "3"]
+def test_successful_batch_is_sent_once() -> None:
+    courier = Story(failing_on())
+    deliver(mapping(), records(3), courier)
+    assert courier.sent == [["1", "2", "3"]]
+    assert courier.handled == ["1", "2", "3"]
 
 
-def test_a_partial_failure_resumes_at_the_lowest_failed_record() -> None:
+def test_partial_failure_resumes_at_the_lowest_failed_record() -> None:
     answers = iter(
         [Answered({"batchItemFailures": [{"itemIdentifier": "4"}, {"itemIdentifier": "2"}]}), Answered(None)]
     )
-    story = Story(lambda _: next(answers))
-    deliver(mapping(MaximumRetryAttempts=0), records(5), story)
-    assert story.sent == [["1", "2", "3", "4", "5"], ["2", "3", "4", "5"]]
-    assert story.handled == ["1", "2", "3", "4", "5"]
-    assert story.given_up == []
+    courier = Story(lambda _: next(answers))
+    deliver(mapping(MaximumRetryAttempts=0), records(5), courier)
+    assert courier.sent == [["1", "2", "3", "4", "5"], ["2", "3", "4", "5"]]
+    assert courier.handled == ["1", "2", "3", "4", "5"]
+    assert courier.given_up == []
 
 
-def test_without_reporting_a_partial_answer_is_a_success() -> None:
-    story = Story(failing_on("2"))
-    deliver(mapping(FunctionResponseTypes=[]), records(3), story)
-    assert story.handled == ["1", "2", "3"]
-    assert len(story.sent) == 1
+def test_partial_response_without_report_setting_counts_as_success() -> None:
+    courier = Story(failing_on("2"))
+    deliver(mapping(FunctionResponseTypes=[]), records(3), courier)
+    assert courier.handled == ["1", "2", "3"]
+    assert len(courier.sent) == 1
 
 
-def test_a_poisoned_record_is_isolated_by_splitting_and_costs_nobody_else() -> None:
-    story = Story(raising_on("6"))
-    deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=2), records(8), story)
-    assert story.given_up == [(["6"], RETRIES_EXHAUSTED, 3, "Unhandled")]
-    assert story.handled == [str(sequence) for sequence in range(1, 9)]
+def test_bisecting_isolates_a_poisoned_record_without_loss_of_others() -> None:
+    courier = Story(raising_on("6"))
+    deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=2), records(8), courier)
+    assert courier.given_up == [(["6"], RETRIES_EXHAUSTED, 3, "Unhandled")]
+    assert courier.handled == [str(sequence) for sequence in range(1, 9)]
     # Splitting uses up no try: the record alone has all of its three.
-    assert story.sent.count(["6"]) == 3
+    assert courier.sent.count(["6"]) == 3
 
 
-def test_a_poisoned_record_that_is_reported_is_isolated_too() -> None:
-    story = Story(failing_on("3"))
-    deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=1), records(6), story)
-    assert story.given_up == [(["3"], RETRIES_EXHAUSTED, 2, None)]
-    assert story.handled == [str(sequence) for sequence in range(1, 7)]
+def test_reported_poisoned_record_is_isolated() -> None:
+    courier = Story(failing_on("3"))
+    deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=1), records(6), courier)
+    assert courier.given_up == [(["3"], RETRIES_EXHAUSTED, 2, None)]
+    assert courier.handled == [str(sequence) for sequence in range(1, 7)]
 
 
-def test_without_splitting_all_that_is_left_is_given_up() -> None:
-    story = Story(failing_on("2"))
-    deliver(mapping(MaximumRetryAttempts=1), records(3), story)
-    assert story.sent == [["1", "2", "3"], ["2", "3"], ["2", "3"]]
-    assert story.given_up == [(["2", "3"], RETRIES_EXHAUSTED, 2, None)]
-    assert story.handled == ["1", "2", "3"]
+def test_batch_without_bisecting_is_discarded_after_its_retries() -> None:
+    courier = Story(failing_on("2"))
+    deliver(mapping(MaximumRetryAttempts=1), records(3), courier)
+    assert courier.sent == [["1", "2", "3"], ["2", "3"], ["2", "3"]]
+    assert courier.given_up == [(["2", "3"], RETRIES_EXHAUSTED, 2, None)]
+    assert courier.handled == ["1", "2", "3"]
 
 
-def test_without_a_limit_it_goes_on_until_it_works() -> None:
+def test_unlimited_retries_continue_until_success() -> None:
     answers = iter([Failed("Unhandled")] * 40)
-    story = Story(lambda _: next(answers, Answered(None)))
-    deliver(mapping(), records(1), story)
-    assert len(story.sent) == 41
-    assert max(story.pauses) == LONGEST_PAUSE_S
-    assert story.pauses == sorted(story.pauses)
+    courier = Story(lambda _: next(answers, Answered(None)))
+    deliver(mapping(), records(1), courier)
+    assert len(courier.sent) == 41
+    assert max(courier.pauses) == MAX_BACKOFF_S
+    assert courier.pauses == sorted(courier.pauses)
 
 
-def test_throttling_uses_up_no_try_and_splits_nothing() -> None:
+def test_throttling_neither_uses_a_retry_nor_splits_the_batch() -> None:
     answers = iter([NotInvoked("TooManyRequestsException")] * 5)
-    story = Story(lambda _: next(answers, Answered(None)))
-    deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=0), records(2), story)
-    assert story.sent == [["1", "2"]] * 6
-    assert story.handled == ["1", "2"]
-    assert story.given_up == []
+    courier = Story(lambda _: next(answers, Answered(None)))
+    deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=0), records(2), courier)
+    assert courier.sent == [["1", "2"]] * 6
+    assert courier.handled == ["1", "2"]
+    assert courier.given_up == []
 
 
-def test_a_record_that_grows_too_old_is_given_up() -> None:
-    story = Story(raising_on("1"))
-    deliver(mapping(MaximumRecordAgeInSeconds=60), records(1), story)
-    ((sequences, condition, invocations, _),) = story.given_up
+def test_record_that_exceeds_its_maximum_age_is_discarded() -> None:
+    courier = Story(raising_on("1"))
+    deliver(mapping(MaximumRecordAgeInSeconds=60), records(1), courier)
+    ((sequences, condition, invocations, _),) = courier.given_up
     assert (sequences, condition) == (["1"], TOO_OLD)
-    assert invocations == len(story.sent) > 10
-    assert story.handled == ["1"]
+    assert invocations == len(courier.sent) > 10
+    assert courier.handled == ["1"]
 
 
-def test_a_record_that_is_too_old_from_the_start_is_never_sent() -> None:
-    story = Story(failing_on(), time=NOON.timestamp() + 61)
-    deliver(mapping(MaximumRecordAgeInSeconds=60), records(1), story)
-    assert story.sent == []
-    assert story.given_up == [(["1"], TOO_OLD, 0, None)]
+def test_record_too_old_at_first_is_never_sent() -> None:
+    courier = Story(failing_on(), time=NOON.timestamp() + 61)
+    deliver(mapping(MaximumRecordAgeInSeconds=60), records(1), courier)
+    assert courier.sent == []
+    assert courier.given_up == [(["1"], TOO_OLD, 0, None)]
 
 
-def test_when_the_pump_stops_what_is_open_stays_open() -> None:
-    story = Story(raising_on("2"), stops_after=1)
-    deliver(mapping(BisectBatchOnFunctionError=True), records(2), story)
-    assert story.handled == []
-    assert story.given_up == []
+def test_open_records_stay_open_when_the_poller_stops() -> None:
+    courier = Story(raising_on("2"), stops_after=1)
+    deliver(mapping(BisectBatchOnFunctionError=True), records(2), courier)
+    assert courier.handled == []
+    assert courier.given_up == []
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,6 @@ def test_when_the_pump_stops_what_is_open_stays_open() -> None:
         ("text", 0),
     ],
 )
-def test_what_an_answer_means(body: object, resume: int | None) -> None:
+def test_batch_response_determines_the_record_to_resume_at(body: object, resume: int | None) -> None:
     """https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.html"""
     assert first_failure(records(3), body) == resume

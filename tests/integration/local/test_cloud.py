@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from vigil.cli.main import app
 from vigil.local import LocalError, Stack, cloud, running_stack
 from vigil.local.stack import client_config, session
-from vigil.local.state_dir import Home, wait_until
+from vigil.local.state_dir import StateDir, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("local-stack"), pytest.mark.timeout(300)]
 
@@ -44,7 +44,7 @@ def client_of(service: str, endpoint_url: str) -> Any:
 class Miniature:
     """The running miniature and what a test asks of it."""
 
-    home: Home
+    home: StateDir
     port: int
     stack: Stack
 
@@ -90,11 +90,11 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Miniature]:
     shutil.copytree(MINIATURE, root)
     port = free_port()
     with running_stack(root, port, home=root / ".local") as stack:
-        yield Miniature(Home.of(root), port, stack)
+        yield Miniature(StateDir.of(root), port, stack)
 
 
 class TestHttpApi:
-    def test_a_route_is_served_to_whom_the_authorizer_lets_in(self, miniature: Miniature) -> None:
+    def test_authorized_request_reaches_its_route(self, miniature: Miniature) -> None:
         answer = miniature.get("/v1/jobs/7", miniature.stack.api_key)
         assert answer.status_code == 200
         assert answer.json() == {
@@ -104,18 +104,18 @@ class TestHttpApi:
             "version": 1,
         }
 
-    def test_and_to_nobody_else(self, miniature: Miniature) -> None:
+    def test_missing_or_wrong_key_is_refused(self, miniature: Miniature) -> None:
         assert miniature.get("/v1/jobs").status_code == 401
         assert miniature.get("/v1/jobs", "wrong").status_code == 403
 
-    def test_an_open_route_needs_no_key(self, miniature: Miniature) -> None:
+    def test_open_route_is_served_without_key(self, miniature: Miniature) -> None:
         assert miniature.get("/openapi.json").json()["caller"] is None
 
-    def test_what_no_route_takes_goes_to_the_default_route(self, miniature: Miniature) -> None:
+    def test_unknown_path_reaches_the_default_route(self, miniature: Miniature) -> None:
         answer = miniature.get("/nothing/here")
         assert (answer.status_code, answer.json()["route"]) == (404, "$default")
 
-    def test_a_browser_may_ask_first(self, miniature: Miniature) -> None:
+    def test_cors_preflight_is_allowed(self, miniature: Miniature) -> None:
         headers = {"Origin": "https://example.com", "Access-Control-Request-Method": "GET"}
         answer = httpx.options(f"{miniature.stack.api_url}/v1/jobs", headers=headers)
         assert answer.headers["access-control-allow-origin"] == "*"
@@ -123,17 +123,17 @@ class TestHttpApi:
 
 
 class TestStreams:
-    def test_records_reach_their_function_and_others_do_not(self, miniature: Miniature) -> None:
+    def test_only_matching_records_reach_the_function(self, miniature: Miniature) -> None:
         miniature.put("unwanted", entity="wait")
         miniature.put("wanted-1", "wanted-2")
         assert miniature.delivered("wanted-1", "wanted-2")
         assert miniature.times("unwanted") == 0
 
-    def test_what_fails_once_is_tried_again(self, miniature: Miniature) -> None:
+    def test_record_that_fails_once_is_retried(self, miniature: Miniature) -> None:
         miniature.put("fragile", fragile="yes")
         assert wait_until(lambda: miniature.times("fragile") == 2, 30)
 
-    def test_what_fails_always_ends_in_the_bucket_and_costs_nobody_else(self, miniature: Miniature) -> None:
+    def test_record_that_always_fails_goes_to_the_bucket_and_others_are_delivered(self, miniature: Miniature) -> None:
         miniature.put("poison", poison="yes")
         names = [f"after-poison-{index}" for index in range(20)]
         miniature.put(*names)
@@ -145,10 +145,10 @@ class TestStreams:
         assert record["dynamodb"]["NewImage"]["pk"] == {"S": "poison"}
         assert record["dynamodb"]["SequenceNumber"] == letter["DDBStreamBatchInfo"]["startSequenceNumber"]
         health = cloud.health(miniature.home)
-        assert health.well
+        assert health.is_healthy
         assert health.dead_letters == 1
 
-    def test_a_mapping_that_is_switched_off_is_not_served_until_it_is_on_again(self, miniature: Miniature) -> None:
+    def test_disabled_mapping_delivers_its_records_after_it_is_enabled(self, miniature: Miniature) -> None:
         with switched_off(miniature):
             miniature.put("while-off")
             assert miniature.times("while-off") == 0
@@ -175,13 +175,13 @@ class switched_off:
 
 
 class TestAgain:
-    def test_a_second_up_changes_nothing(self, miniature: Miniature) -> None:
+    def test_second_up_changes_nothing(self, miniature: Miniature) -> None:
         before, built = miniature.stack, (miniature.home.directory / "build.log").stat().st_size
         miniature.up()
         assert miniature.stack == before
         assert (miniature.home.directory / "build.log").stat().st_size == built
 
-    def test_after_a_change_it_deploys_and_leaves_the_emulator_alone(self, miniature: Miniature) -> None:
+    def test_up_after_a_change_deploys_without_restarting_the_emulator(self, miniature: Miniature) -> None:
         before, emulator = miniature.stack, miniature.pid("emulator")
         handler = miniature.home.root / "functions/api/handler.py"
         handler.write_text(handler.read_text().replace("VERSION = 1", "VERSION = 2"))
@@ -190,13 +190,13 @@ class TestAgain:
         assert miniature.stack == before
         assert miniature.pid("emulator") == emulator
 
-    def test_another_port_is_refused_while_it_runs(self, miniature: Miniature) -> None:
+    def test_up_with_another_port_is_refused_while_running(self, miniature: Miniature) -> None:
         with pytest.raises(LocalError, match=str(miniature.port)):
             cloud.up(miniature.home, port=free_port())
 
 
 class TestRestart:
-    def test_everything_is_kept_and_records_not_yet_consumed_are_delivered_then(self, miniature: Miniature) -> None:
+    def test_restart_preserves_data_and_delivers_unconsumed_records(self, miniature: Miniature) -> None:
         miniature.put("before")
         assert miniature.delivered("before")
         off = switched_off(miniature)
@@ -212,7 +212,7 @@ class TestRestart:
         # What was handled before the stop is not handled again.
         assert miniature.times("before") == seen
 
-    def test_a_killed_supervisor_loses_nothing(self, miniature: Miniature) -> None:
+    def test_killed_supervisor_loses_no_records(self, miniature: Miniature) -> None:
         os.kill(miniature.pid("supervisor"), signal.SIGKILL)
         assert wait_until(lambda: not miniature.home.supervisor.alive, 10)
         assert not cloud.health(miniature.home).running
@@ -221,7 +221,7 @@ class TestRestart:
         miniature.up()
         assert miniature.delivered("orphaned-1", "orphaned-2")
 
-    def test_a_killed_emulator_ends_the_supervisor_and_goes_back_to_the_last_stop(self, miniature: Miniature) -> None:
+    def test_killed_emulator_ends_the_supervisor_and_restores_the_last_saved_state(self, miniature: Miniature) -> None:
         cloud.down(miniature.home)
         miniature.up()
         miniature.put("lost")
@@ -240,13 +240,13 @@ class TestCommands:
     def _place(self, miniature: Miniature, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(miniature.home.root)
 
-    def test_status_says_where_it_is_and_how_it_is(self, miniature: Miniature) -> None:
+    def test_status_command_shows_urls_key_and_health(self, miniature: Miniature) -> None:
         result = CliRunner().invoke(app, ["local", "status"])
         assert result.exit_code == 0
         for said in (miniature.stack.api_url, miniature.stack.api_key, "RecorderFunction", "Dead letters: 1"):
             assert said in result.output
 
-    def test_logs_of_one_function_and_of_an_unknown_one(self, miniature: Miniature) -> None:
+    def test_logs_command_filters_by_function_and_refuses_unknown_ones(self, miniature: Miniature) -> None:
         miniature.get("/openapi.json")
         result = CliRunner().invoke(app, ["local", "logs"])
         assert result.exit_code == 0
@@ -258,26 +258,26 @@ class TestCommands:
         unknown = CliRunner().invoke(app, ["local", "logs", "nobody"])
         assert unknown.exit_code == 1
 
-    def test_logs_wait_for_more(self, miniature: Miniature) -> None:
+    def test_logs_follow_new_lines(self, miniature: Miniature) -> None:
         from vigil.local import logs
 
         began = int(time.time() * 1000)
-        lines = logs.lines(miniature.stack, None, since_ms=began, more=lambda: True)
+        lines = logs.lines(miniature.stack, None, since_ms=began, is_following=lambda: True)
         miniature.get("/openapi.json?first")
         assert "asked for" in next(lines).text
         miniature.get("/openapi.json?second")
         assert next(lines).at >= began
 
 
-def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
+def test_taken_port_is_reported(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(LocalError, match="taken by another program"):
-            cloud.up(Home.of(MINIATURE, tmp_path), port=other.getsockname()[1])
+            cloud.up(StateDir.of(MINIATURE, tmp_path), port=other.getsockname()[1])
 
 
-def test_where_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_without_a_running_stack_report_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status = CliRunner().invoke(app, ["local", "status"])
     assert (status.exit_code, "vigil local up" in status.output) == (3, True)

@@ -53,7 +53,7 @@ def image(**rule: object) -> dict[str, Any]:
     ],
     ids=json.dumps,
 )
-def test_lets_through(pattern: dict[str, Any]) -> None:
+def test_matching_pattern_accepts_the_record(pattern: dict[str, Any]) -> None:
     assert matches(pattern, RECORD)
 
 
@@ -79,28 +79,28 @@ def test_lets_through(pattern: dict[str, Any]) -> None:
     ],
     ids=json.dumps,
 )
-def test_holds_back(pattern: dict[str, Any]) -> None:
+def test_other_pattern_rejects_the_record(pattern: dict[str, Any]) -> None:
     assert not matches(pattern, RECORD)
 
 
-def test_a_mapping_without_patterns_lets_all_through() -> None:
+def test_mapping_without_patterns_accepts_every_record() -> None:
     assert passes(RECORD, parse_patterns(None))
     assert passes(RECORD, parse_patterns({"Filters": []}))
 
 
-def test_one_pattern_of_several_will_do() -> None:
+def test_one_matching_pattern_of_several_is_enough() -> None:
     filters = {"Filters": [{"Pattern": '{"eventName":["REMOVE"]}'}, {"Pattern": '{"eventName":["MODIFY"]}'}]}
     assert passes(RECORD, parse_patterns(filters))
     assert not passes({**RECORD, "eventName": "INSERT"}, parse_patterns(filters))
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "{"])
-def test_what_is_no_pattern_is_refused(text: str) -> None:
+def test_invalid_pattern_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's error is one, with a message of its own
         parse_patterns({"Filters": [{"Pattern": text}]})
 
 
 @pytest.mark.parametrize("pattern", [{"eventName": [{"wildcard": "M*"}]}, {"eventName": "MODIFY"}, {"$or": {}}])
-def test_an_unknown_rule_is_an_error_and_not_a_mismatch(pattern: dict[str, Any]) -> None:
+def test_unknown_rule_raises_instead_of_rejecting(pattern: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"rule|list"):
         matches(pattern, RECORD)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.integration.local.streams import BUCKET, FUNCTION, NOON, STREAM, described, mapping, read, records
 from vigil.local.event_source_mapping import (
-    FOREVER,
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
+    NO_LIMIT,
     Record,
     StreamMapping,
     failure_key,
@@ -20,10 +20,10 @@ from vigil.local.event_source_mapping import (
 )
 
 
-def test_what_a_mapping_leaves_out_is_as_on_aws() -> None:
+def test_absent_mapping_settings_have_the_aws_defaults() -> None:
     parsed = StreamMapping.parse(described())
-    assert parsed.maximum_retries == FOREVER
-    assert parsed.maximum_age_s == FOREVER
+    assert parsed.maximum_retries == NO_LIMIT
+    assert parsed.maximum_age_s == NO_LIMIT
     assert parsed.parallelization == 1
     assert parsed.batching_window_s == 0
     assert not parsed.bisects
@@ -32,16 +32,16 @@ def test_what_a_mapping_leaves_out_is_as_on_aws() -> None:
     assert parsed.patterns == ()
 
 
-def test_no_retries_at_all_are_not_taken_for_endless_ones() -> None:
+def test_zero_retries_are_not_read_as_unlimited() -> None:
     assert mapping(MaximumRetryAttempts=0).maximum_retries == 0
 
 
 @pytest.mark.parametrize(("state", "enabled"), [("Enabled", True), ("Updating", True), ("Disabled", False)])
-def test_a_disabled_mapping_is_not_served(state: str, enabled: bool) -> None:
+def test_mapping_is_enabled_by_its_state(state: str, enabled: bool) -> None:
     assert mapping(State=state).enabled is enabled
 
 
-def test_a_function_gets_a_record_as_lambda_would_send_it() -> None:
+def test_record_is_encoded_as_lambda_sends_it() -> None:
     found = read(7, NewImage={"pk": {"S": "a"}, "raw": {"B": b"\x00\xff"}, "set": {"BS": [b"\x01"]}})
     found["userIdentity"] = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
     (event,) = json.loads(payload([Record.parse(found, mapping())]))["Records"]
@@ -64,32 +64,32 @@ def test_a_function_gets_a_record_as_lambda_would_send_it() -> None:
     }
 
 
-def test_records_of_one_partition_key_belong_together() -> None:
+def test_records_with_the_same_partition_key_share_a_partition() -> None:
     first = Record.parse(read(1, Keys={"pk": {"S": "a"}, "sk": {"S": "A"}}), mapping())
     second = Record.parse(read(2, Keys={"pk": {"S": "a"}, "sk": {"S": "B"}}), mapping())
     assert first.partition == second.partition != records(3)[2].partition
 
 
-def test_a_batch_is_closed_by_its_size() -> None:
+def test_batch_ends_at_its_maximum_size() -> None:
     assert [record.sequence for record in take_batch(records(5), 3)] == ["1", "2", "3"]
     assert len(take_batch(records(2), 3)) == 2
 
 
-def test_a_batch_is_closed_before_an_invocation_would_be_too_large() -> None:
+def test_batch_ends_before_the_invocation_payload_limit() -> None:
     def large(sequence: int) -> dict[str, Any]:
         return read(sequence, NewImage={"text": {"S": "ä" * (400_000 // 2)}})
 
     many = [Record.parse(large(sequence), mapping()) for sequence in range(40)]
     batch = take_batch(many, 40)
-    assert len(payload(batch).encode()) <= PAYLOAD_BYTES < len(payload(many[: len(batch) + 1]).encode())
+    assert len(payload(batch).encode()) <= MAX_PAYLOAD_BYTES < len(payload(many[: len(batch) + 1]).encode())
 
 
-def test_a_record_that_is_too_large_alone_is_sent_all_the_same() -> None:
-    large = Record.parse(read(1, NewImage={"text": {"S": "a" * (PAYLOAD_BYTES + 1)}}), mapping())
+def test_single_record_over_the_payload_limit_is_still_sent() -> None:
+    large = Record.parse(read(1, NewImage={"text": {"S": "a" * (MAX_PAYLOAD_BYTES + 1)}}), mapping())
     assert take_batch([large, *records(1)], 10) == [large]
 
 
-def test_the_failure_destination_is_told_as_aws_tells_it() -> None:
+def test_failure_record_has_the_format_of_aws() -> None:
     told = failure_record(
         mapping(),
         "shardId-1",
@@ -122,7 +122,7 @@ def test_the_failure_destination_is_told_as_aws_tells_it() -> None:
     }
 
 
-def test_its_object_is_named_as_aws_names_it() -> None:
+def test_failure_object_key_has_the_format_of_aws() -> None:
     assert mapping().failure_destination == BUCKET
     prefix = "aws/lambda/99297037-1073-46e2-8ff8-edf56ea5aa5c/shardId-1/2026/01/01/2026-01-01T12.00.00-"
     assert failure_key(mapping(), "shardId-1", NOON).startswith(prefix)

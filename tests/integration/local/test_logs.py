@@ -9,7 +9,7 @@ import pytest
 from vigil.local.logs import Line, parse
 
 
-def test_a_structured_line_is_its_message_and_its_facts() -> None:
+def test_structured_line_shows_message_and_fields() -> None:
     said = {
         "level": "INFO",
         "location": "handler:12",
@@ -27,7 +27,7 @@ def test_a_structured_line_is_its_message_and_its_facts() -> None:
     )
 
 
-def test_an_exception_is_shown_whole() -> None:
+def test_exception_is_shown_with_its_traceback() -> None:
     said = {
         "level": "ERROR",
         "message": "failed",
@@ -38,9 +38,9 @@ def test_an_exception_is_shown_whole() -> None:
 
 
 @pytest.mark.parametrize("message", ["plain text", '["a"]', '{"no": "message"}', "7"])
-def test_what_is_not_structured_stays_as_it_is(message: str) -> None:
+def test_unstructured_line_is_unchanged(message: str) -> None:
     assert parse("f", 1, message) == Line(1, "f", "", message)
 
 
-def test_a_message_that_is_no_text() -> None:
+def test_message_that_is_not_text_is_shown_as_json() -> None:
     assert parse("f", 1, json.dumps({"level": "INFO", "message": {"a": 1}})).text == '{"a": 1}'

@@ -70,12 +70,12 @@ def sequences() -> list[str]:
 
 
 class TestStreamRecords:
-    def test_are_lost_with_a_restart(self) -> None:
+    def test_stream_records_are_lost_on_restart_without_the_patch(self) -> None:
         table_with_one_item()
         restart()
         assert sequences() == []
 
-    def test_are_kept_with_the_table(self) -> None:
+    def test_stream_records_survive_a_restart_with_the_patch(self) -> None:
         corrections.keep_stream_records()
         table_with_one_item()
         before = sequences()
@@ -86,7 +86,7 @@ class TestStreamRecords:
         assert sequences()[:1] == before
         assert len(sequences()) == 2
 
-    def test_a_state_saved_without_them_still_loads(self) -> None:
+    def test_state_saved_without_stream_records_loads(self) -> None:
         table_with_one_item()
         saved = dynamodb.get_state()
         corrections.keep_stream_records()
@@ -102,14 +102,14 @@ def while_there_is_room(pipe: int) -> None:
 
 
 class TestBell:
-    def test_rings_for_each_record(self) -> None:
+    def test_each_record_writes_one_byte_to_the_pipe(self) -> None:
         ear, bell = os.pipe()
         os.set_blocking(ear, False)
         try:
             table_with_one_item()
             with pytest.raises(BlockingIOError):
                 os.read(ear, 100)
-            corrections.ring_on_stream_records(bell)
+            corrections.signal_stream_records(bell)
             call("PutItem", TableName="jobs", Item={"pk": {"S": "two"}})
             call("PutItem", TableName="jobs", Item={"pk": {"S": "three"}})
             assert len(os.read(ear, 100)) == 2
@@ -117,10 +117,10 @@ class TestBell:
             os.close(ear)
             os.close(bell)
 
-    def test_neither_a_full_pipe_nor_a_deaf_one_fails_a_write(self) -> None:
+    def test_full_or_closed_pipe_does_not_fail_a_table_write(self) -> None:
         ear, bell = os.pipe()
         table_with_one_item()
-        corrections.ring_on_stream_records(bell)
+        corrections.signal_stream_records(bell)
         try:
             while_there_is_room(bell)
             call("PutItem", TableName="jobs", Item={"pk": {"S": "full"}})
@@ -132,7 +132,7 @@ class TestBell:
 
 
 class TestMappings:
-    def test_are_left_to_the_pump(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_patched_emulator_leaves_stream_mappings_to_the_poller(self, monkeypatch: pytest.MonkeyPatch) -> None:
         looked: list[str] = []
 
         def mappings() -> list[Any]:
@@ -142,7 +142,7 @@ class TestMappings:
         monkeypatch.setattr(lambda_svc, "_iter_all_esms", mappings)
         assert lambda_svc._poll_dynamodb_streams() is False
         assert looked == ["mappings"]
-        corrections.serve_no_streams()
+        corrections.disable_stream_poller()
         assert lambda_svc._poll_dynamodb_streams() is False
         assert looked == ["mappings"]
 
@@ -183,17 +183,17 @@ class TestLayers:
     def answers(self, workers: list[Any]) -> list[Any]:
         return [worker.invoke({}, "request")["result"] for worker in workers]
 
-    def test_are_unpacked_for_each_process(self, workers: list[Any], tmp_path: Path) -> None:
+    def test_layer_is_unpacked_per_process_without_the_patch(self, workers: list[Any], tmp_path: Path) -> None:
         assert self.answers(workers) == ["from the layer"] * 2
         assert len(list(tmp_path.rglob("shared.py"))) == 2
 
-    def test_are_unpacked_once(self, workers: list[Any], tmp_path: Path) -> None:
+    def test_layer_is_unpacked_once_with_the_patch(self, workers: list[Any], tmp_path: Path) -> None:
         corrections.share_layers()
         assert self.answers(workers) == ["from the layer"] * 2
         assert len(list(tmp_path.rglob("shared.py"))) == 1
         assert [worker.config for worker in workers] == [self.CONFIG] * 2
 
-    def test_are_unpacked_once_by_many_at_once(self, workers: list[Any], tmp_path: Path) -> None:
+    def test_concurrent_workers_unpack_the_layer_once(self, workers: list[Any], tmp_path: Path) -> None:
         corrections.share_layers()
         threads = [threading.Thread(target=worker.invoke, args=({}, "request")) for worker in workers]
         for thread in threads:
@@ -203,7 +203,7 @@ class TestLayers:
         assert len(list(tmp_path.rglob("shared.py"))) == 1
 
 
-def test_another_version_of_the_emulator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_emulator_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     corrections.check_version()
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "9.9.9")
     with pytest.raises(RuntimeError, match=r"9\.9\.9"):
@@ -217,10 +217,10 @@ class TestActions:
         headers = {"content-type": "application/x-www-form-urlencoded"}
         return iam_actions.extract_iam_action(service, "POST", "/", headers, form, {})
 
-    def test_a_batch_needs_an_action_that_no_policy_can_name(self) -> None:
+    def test_batch_call_requires_a_nonexistent_action_without_the_patch(self) -> None:
         assert self.needed("sns", "PublishBatch") == "sns:PublishBatch"
 
-    def test_a_batch_needs_what_one_message_needs(self) -> None:
+    def test_batch_call_requires_the_single_message_action_with_the_patch(self) -> None:
         corrections.authorize_batches_as_messages()
         assert self.needed("sns", "PublishBatch") == "sns:Publish"
         assert self.needed("sqs", "SendMessageBatch") == "sqs:SendMessage"
@@ -237,11 +237,11 @@ class TestGroupsOfSchedules:
         return iam_actions.extract_resource_arn("scheduler", method, "/schedules/s", {}, body, query, *rest)
 
     @pytest.mark.parametrize("request_", [CREATE, DELETE])
-    def test_are_all_taken_for_the_default_one(self, request_: Any) -> None:
+    def test_schedule_group_is_always_default_without_the_patch(self, request_: Any) -> None:
         assert self.resource(*request_) == "arn:aws:scheduler:us-east-1:1:schedule/default/s"
 
     @pytest.mark.parametrize("request_", [CREATE, DELETE])
-    def test_are_named(self, request_: Any) -> None:
-        corrections.name_the_group_of_a_schedule()
+    def test_schedule_group_is_named_in_the_arn_with_the_patch(self, request_: Any) -> None:
+        corrections.authorize_schedules_by_group()
         assert self.resource(*request_) == "arn:aws:scheduler:us-east-1:1:schedule/mine/s"
         assert self.resource("POST", b"{}", {}) == "arn:aws:scheduler:us-east-1:1:schedule/default/s"

@@ -44,13 +44,13 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
 
 
 @pytest.mark.parametrize("name", ["template.yaml", "functions/api/handler.py", "layers/common/python/vigil_core/a.py"])
-def test_any_change_of_a_source_changes_the_fingerprint(checkout: Path, name: str) -> None:
+def test_changed_source_changes_the_fingerprint(checkout: Path, name: str) -> None:
     before = sam.source_fingerprint(checkout)
     (checkout / name).write_text("changed")
     assert sam.source_fingerprint(checkout) != before
 
 
-def test_a_file_moved_changes_it_and_what_python_leaves_behind_does_not(checkout: Path) -> None:
+def test_moved_file_changes_the_fingerprint_and_bytecode_does_not(checkout: Path) -> None:
     before = sam.source_fingerprint(checkout)
     cached = checkout / "functions/api/__pycache__/handler.pyc"
     cached.parent.mkdir()
@@ -61,27 +61,27 @@ def test_a_file_moved_changes_it_and_what_python_leaves_behind_does_not(checkout
     assert sam.source_fingerprint(checkout) != before
 
 
-def test_without_a_template_it_says_where_to_go(tmp_path: Path) -> None:
+def test_directory_without_template_raises_a_helpful_error(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="checkout of Vigil"):
         sam.source_fingerprint(tmp_path)
 
 
-def test_the_same_sources_are_built_once(checkout: Path, builds: Builds, tmp_path: Path) -> None:
+def test_unchanged_sources_are_built_once(checkout: Path, builds: Builds, tmp_path: Path) -> None:
     first = sam.build(checkout, tmp_path / "log")
     assert sam.build(checkout, tmp_path / "log") == first
     assert builds.count == 1
     assert first.is_file()
 
 
-def test_earlier_builds_are_kept_for_a_while_and_then_forgotten(checkout: Path, builds: Builds, tmp_path: Path) -> None:
+def test_oldest_builds_over_the_limit_are_removed(checkout: Path, builds: Builds, tmp_path: Path) -> None:
     made = []
-    for version in range(sam.BUILDS_KEPT + 2):
+    for version in range(sam.MAX_BUILDS + 2):
         (checkout / "template.yaml").write_text(str(version))
         made.append(sam.build(checkout, tmp_path / "log"))
-    assert [template.exists() for template in made] == [False] * 2 + [True] * sam.BUILDS_KEPT
+    assert [template.exists() for template in made] == [False] * 2 + [True] * sam.MAX_BUILDS
 
 
-def test_sources_that_change_under_a_build_are_built_again(checkout: Path, builds: Builds, tmp_path: Path) -> None:
+def test_sources_changed_during_a_build_are_built_again(checkout: Path, builds: Builds, tmp_path: Path) -> None:
     handler = checkout / "functions/api/handler.py"
     builds.meanwhile = lambda: handler.write_text("changed meanwhile")
     sam.build(checkout, tmp_path / "log")
@@ -91,7 +91,7 @@ def test_sources_that_change_under_a_build_are_built_again(checkout: Path, build
     assert builds.count == 2
 
 
-def test_a_command_that_fails_shows_the_end_of_its_log(checkout: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_failed_build_shows_the_end_of_its_log(checkout: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(sam, "find_sam", lambda _: Path("/bin/false"))
     log = tmp_path / "build.log"
     log.write_text("the reason\n")

@@ -11,7 +11,7 @@ import pytest
 
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack
-from vigil.local.state_dir import Home, ProcessFile, read_json, tail, wait_until, write_json
+from vigil.local.state_dir import ProcessFile, StateDir, read_json, tail, wait_until, write_json
 
 CLAIM = """
 import pathlib, sys
@@ -36,7 +36,7 @@ def claimant(path: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_role_is_held_for_as_long_as_its_process_lives(tmp_path: Path) -> None:
+def test_process_lock_is_released_when_its_process_ends(tmp_path: Path) -> None:
     role = ProcessFile(tmp_path / "role.pid")
     assert role.holder() is None
     with claimant(tmp_path / "role.pid") as process:
@@ -53,7 +53,7 @@ def test_a_role_is_held_for_as_long_as_its_process_lives(tmp_path: Path) -> None
         assert role.holder() is None
 
 
-def test_looking_does_not_keep_another_from_claiming(tmp_path: Path) -> None:
+def test_reading_a_process_lock_does_not_block_its_acquisition(tmp_path: Path) -> None:
     path = tmp_path / "role.pid"
     path.touch()
     looking = [ProcessFile(path) for _ in range(50)]
@@ -63,7 +63,7 @@ def test_looking_does_not_keep_another_from_claiming(tmp_path: Path) -> None:
         process.kill()
 
 
-def test_a_file_is_replaced_in_one_step_and_kept_private(tmp_path: Path) -> None:
+def test_json_file_is_replaced_atomically_with_private_mode(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "stack.json"
     assert read_json(file) is None
     write_json(file, {"a": 1}, mode=0o600)
@@ -73,8 +73,8 @@ def test_a_file_is_replaced_in_one_step_and_kept_private(tmp_path: Path) -> None
     assert [entry.name for entry in file.parent.iterdir()] == ["stack.json"]
 
 
-def test_a_running_cloud_is_not_wiped(tmp_path: Path) -> None:
-    home = Home.of(tmp_path)
+def test_state_of_a_running_stack_is_not_wiped(tmp_path: Path) -> None:
+    home = StateDir.of(tmp_path)
     assert home.directory == tmp_path / ".local"
     role = home.supervisor
     assert role.claim(port=1)
@@ -84,22 +84,22 @@ def test_a_running_cloud_is_not_wiped(tmp_path: Path) -> None:
     role.release()
 
 
-def test_a_stopped_one_is(tmp_path: Path) -> None:
-    home = Home.of(tmp_path, tmp_path / "elsewhere")
+def test_state_of_a_stopped_stack_is_wiped(tmp_path: Path) -> None:
+    home = StateDir.of(tmp_path, tmp_path / "elsewhere")
     write_json(home.stack_file, {})
     home.wipe()
     assert not home.directory.exists()
     home.wipe()
 
 
-def test_the_tail_of_a_log(tmp_path: Path) -> None:
+def test_tail_returns_the_last_lines_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert tail(log) == ""
     log.write_text("one\ntwo\nthree\n")
     assert tail(log, 2) == "two\nthree"
 
 
-def test_waiting_ends_with_the_condition_or_with_the_time() -> None:
+def test_wait_until_ends_with_the_condition_or_the_timeout() -> None:
     seen = iter([False, False, True])
     assert wait_until(lambda: next(seen), 10, interval_s=0)
     began = time.monotonic()
@@ -107,7 +107,7 @@ def test_waiting_ends_with_the_condition_or_with_the_time() -> None:
     assert time.monotonic() - began >= 0.05
 
 
-def test_a_stack_file_of_another_version_says_what_to_do(tmp_path: Path) -> None:
+def test_stack_file_of_another_version_raises_a_helpful_error(tmp_path: Path) -> None:
     assert Stack.read(tmp_path / "none.json") is None
     write_json(tmp_path / "stack.json", {"api_url": "http://localhost"})
     with pytest.raises(LocalError, match="vigil local up"):

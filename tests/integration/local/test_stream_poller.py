@@ -12,13 +12,13 @@ import pytest
 from tests.integration.local.streams import mapping, read
 from vigil.local import stream_poller as pump
 from vigil.local.state_dir import wait_until
-from vigil.local.stream_poller import Ledger, Reader
+from vigil.local.stream_poller import SequenceTracker, ShardReader
 
 
-def test_the_position_is_just_before_the_first_open_record() -> None:
-    ledger = Ledger("0")
+def test_position_is_just_before_the_first_open_record() -> None:
+    ledger = SequenceTracker("0")
     for sequence in ("1", "2", "3", "4"):
-        ledger.add(sequence, wanted=True)
+        ledger.add(sequence, is_matching=True)
     assert (ledger.position, ledger.pending) == ("0", 4)
     ledger.close(["2", "3"])
     assert (ledger.position, ledger.pending) == ("0", 2)
@@ -28,20 +28,20 @@ def test_the_position_is_just_before_the_first_open_record() -> None:
     assert (ledger.position, ledger.pending) == ("4", 0)
 
 
-def test_records_that_no_filter_lets_through_are_passed_over() -> None:
-    ledger = Ledger(None)
-    ledger.add("1", wanted=False)
+def test_filtered_records_advance_the_position() -> None:
+    ledger = SequenceTracker(None)
+    ledger.add("1", is_matching=False)
     assert ledger.position == "1"
-    ledger.add("2", wanted=True)
-    ledger.add("3", wanted=False)
+    ledger.add("2", is_matching=True)
+    ledger.add("3", is_matching=False)
     assert ledger.position == "1"
     ledger.close(["2"])
     assert ledger.position == "3"
 
 
-def test_a_reader_waits_until_its_function_has_caught_up() -> None:
-    ledger = Ledger(None)
-    ledger.add("1", wanted=True)
+def test_reader_waits_until_pending_records_are_processed() -> None:
+    ledger = SequenceTracker(None)
+    ledger.add("1", is_matching=True)
     ledger.wait_below(1, timeout_s=0.01)
     assert ledger.pending == 1
     closing = threading.Timer(0.05, ledger.close, [["1"]])
@@ -68,14 +68,14 @@ class OneStream:
 
 
 @pytest.mark.parametrize(("whole_page", "asked"), [(3, 1), (2, 2)])
-def test_a_page_is_followed_by_another_only_when_it_may_have_been_cut(
+def test_only_a_full_page_is_followed_by_another_read(
     monkeypatch: pytest.MonkeyPatch, whole_page: int, asked: int
 ) -> None:
-    monkeypatch.setattr(pump, "WHOLE_PAGE_RECORDS", whole_page)
-    monkeypatch.setattr(pump, "LOOK_EVERY_S", 60)
+    monkeypatch.setattr(pump, "FULL_PAGE_RECORDS", whole_page)
+    monkeypatch.setattr(pump, "POLL_INTERVAL_S", 60)
     stream = OneStream()
     stream.records = [read(1), read(2)]
-    reader = Reader(stream, mapping(), "shard", None)  # type: ignore[arg-type]
+    reader = ShardReader(stream, mapping(), "shard", None)  # type: ignore[arg-type]
     reader.start()
     assert wait_until(lambda: reader.progress.position == "2" and stream.asked >= asked, 10)
     reader.stop()

@@ -19,9 +19,9 @@ from vigil_core.api.admin import ACTIONS, Admin
 from vigil_core.domain.access import TokenKind, parse_token
 from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
 from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
-from vigil_core.gateways.lambda_functions import Functions
-from vigil_core.services.auth.api_keys import ManageKeys
-from vigil_core.services.operations.dead_letters import SHOWN, DeadLetters
+from vigil_core.gateways.lambda_functions import LambdaFunctions
+from vigil_core.services.auth.api_keys import ApiKeyManager
+from vigil_core.services.operations.dead_letters import MAX_LISTED, DeadLetters
 from vigil_core.services.operations.doctor import Doctor
 from vigil_core.store.auth.api_keys import ApiKeyStore
 
@@ -71,7 +71,7 @@ class World:
         }
         numbers = count(1)
         table = create_table()
-        keys = ManageKeys(
+        keys = ApiKeyManager(
             api_keys=ApiKeyStore(table),
             disconnect=lambda _namespace, _key_id: 3,
             now=lambda: self.now,
@@ -81,11 +81,11 @@ class World:
             bucket=DeadLetterBucket(self.s3, BUCKET),
             queues={
                 name: DeadLetterQueue(
-                    self.sqs, dead_url=self.urls[f"{name}-dead"], home_url=self.urls[name], patience_s=0
+                    self.sqs, dead_letter_url=self.urls[f"{name}-dead"], source_url=self.urls[name], wait_time_s=0
                 )
                 for name in ("fan_out", "sweeper")
             },
-            functions=Functions(client),
+            functions=LambdaFunctions(client),
             consumers=[MATCHER, NOTIFIER],
             now=lambda: self.now,
         )
@@ -94,7 +94,7 @@ class World:
         self.admin = Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(self.jobs.ctx, dead_letters))
 
     def ask(self, request: object) -> dict[str, Any]:
-        answer = self.admin.answer(request, SOON)
+        answer = self.admin.handle(request, SOON)
         json.dumps(answer)  # whatever Lambda is to hand on
         return answer
 
@@ -133,7 +133,7 @@ def world() -> Iterator[World]:
         yield World()
 
 
-def test_a_key_is_created_listed_and_revoked(world: World) -> None:
+def test_key_is_created_listed_and_revoked(world: World) -> None:
     created = world.ask(sample("admin_create_key"))
     token = parse_token(created["token"], TokenKind.API_KEY)
     assert token is not None
@@ -176,7 +176,7 @@ def test_a_key_is_created_listed_and_revoked(world: World) -> None:
         ({"action": "doctor", "mend": []}, ["/mend"]),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(world: World, request_: object, pointers: list[str]) -> None:
+def test_invalid_admin_request_names_its_problems(world: World, request_: object, pointers: list[str]) -> None:
     answer = world.ask(request_)
     assert answer["error"] == "VALIDATION_FAILED"
     assert [problem["pointer"] for problem in answer["errors"]] == pointers
@@ -184,12 +184,12 @@ def test_a_wrong_request_is_told_what_is_wrong(world: World, request_: object, p
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_every_action_is_known(world: World, action: str) -> None:
+def test_every_documented_action_is_accepted(world: World, action: str) -> None:
     problems = world.ask({"action": action}).get("errors", [])
     assert "/action" not in [problem["pointer"] for problem in problems]
 
 
-def test_dead_letters_are_shown_with_what_they_were_for(world: World) -> None:
+def test_dead_letters_are_listed_with_their_function_and_records(world: World) -> None:
     world.bury("a", payload={"Records": [{}, {}]})
     world.bury("b", NOTIFIER)
     world.s3.put_object(Bucket=BUCKET, Key="c", Body=b"somebody's notes")
@@ -205,14 +205,14 @@ def test_dead_letters_are_shown_with_what_they_were_for(world: World) -> None:
     assert world.functions.calls == []
 
 
-def test_a_long_list_says_how_long_it_is(world: World) -> None:
-    for number in range(SHOWN + 5):
+def test_long_dead_letter_list_is_truncated_with_its_total(world: World) -> None:
+    for number in range(MAX_LISTED + 5):
         world.bury(f"{number:04}")
     shown = world.ask(sample("admin_list_dead_letters"))
-    assert (len(shown["batches"]), shown["total"]) == (SHOWN, SHOWN + 5)
+    assert (len(shown["batches"]), shown["total"]) == (MAX_LISTED, MAX_LISTED + 5)
 
 
-def test_redriving_runs_each_batch_on_its_function_and_removes_it(world: World) -> None:
+def test_redrive_invokes_each_batch_on_its_function_and_removes_it(world: World) -> None:
     first, second = world.bury("a"), world.bury("b", f"{NOTIFIER}:$LATEST")
     done = world.ask(sample("admin_redrive_dead_letters"))
     assert done == {"batches": 2, "failed": [], "left": 0, "messages": {"fan_out": 0, "sweeper": 0}}
@@ -230,7 +230,7 @@ def test_redriving_runs_each_batch_on_its_function_and_removes_it(world: World) 
         (b"<html>", "the function's answer is no JSON"),
     ],
 )
-def test_a_batch_that_fails_again_stays(world: World, answer: object, problem: str) -> None:
+def test_batch_that_fails_again_is_not_removed(world: World, answer: object, problem: str) -> None:
     world.bury("bad")
     world.bury("good", NOTIFIER)
     world.functions.answer = lambda function: answer if function == MATCHER else NOTHING_FAILED
@@ -240,16 +240,16 @@ def test_a_batch_that_fails_again_stays(world: World, answer: object, problem: s
     assert world.buried() == ["bad"]
 
 
-def test_a_letter_cannot_have_another_function_invoked(world: World) -> None:
-    stranger = "arn:aws:lambda:us-east-1:123456789012:function:pay-everybody"
-    world.bury("a", stranger)
+def test_dead_letter_of_a_foreign_function_is_not_redriven(world: World) -> None:
+    foreign_function = "arn:aws:lambda:us-east-1:123456789012:function:pay-everybody"
+    world.bury("a", foreign_function)
     done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done["failed"][0]["problem"] == f"{stranger} is no consumer of this stack"
+    assert done["failed"][0]["problem"] == f"{foreign_function} is no consumer of this stack"
     assert world.functions.calls == []
     assert world.buried() == ["a"]
 
 
-def test_redriving_stops_in_time_and_says_what_is_left(world: World) -> None:
+def test_redrive_stops_before_its_deadline_and_reports_the_rest(world: World) -> None:
     for key in ("a", "b", "c", "d", "e", "f"):
         world.bury(key)
 
@@ -264,7 +264,7 @@ def test_redriving_stops_in_time_and_says_what_is_left(world: World) -> None:
     assert world.buried() == ["e", "f"]
 
 
-def test_dead_messages_go_home_whole(world: World) -> None:
+def test_redriven_messages_return_to_their_queue_with_attributes(world: World) -> None:
     attributes: Any = {"kind": {"DataType": "String", "StringValue": "wide"}}
     for number in range(23):
         world.sqs.send_message(
@@ -278,7 +278,7 @@ def test_dead_messages_go_home_whole(world: World) -> None:
     assert world.take("fan_out") == []
 
 
-def test_dead_messages_keep_their_group_and_their_order(world: World) -> None:
+def test_redriven_fifo_messages_retain_group_and_order(world: World) -> None:
     for number in range(12):
         for group in ("a", "b"):
             world.sqs.send_message(
@@ -295,7 +295,7 @@ def test_dead_messages_keep_their_group_and_their_order(world: World) -> None:
         assert [body for body, of, _ in home if of == group] == [f"{group} {number}" for number in range(12)]
 
 
-def test_a_message_that_died_at_once_goes_home_all_the_same(world: World) -> None:
+def test_redrive_within_the_deduplication_window_still_delivers(world: World) -> None:
     """Its queue still remembers the deduplication id that it came with the first time."""
     letter: Any = {"MessageBody": "page", "MessageGroupId": "a", "MessageDeduplicationId": "1"}
     world.sqs.send_message(QueueUrl=world.urls["fan_out"], **letter)
@@ -305,7 +305,7 @@ def test_a_message_that_died_at_once_goes_home_all_the_same(world: World) -> Non
     assert len(world.take("fan_out")) == 1
 
 
-def test_the_doctor_says_what_it_found_and_what_came_of_mending_it(world: World) -> None:
+def test_doctor_action_returns_findings_and_repair_outcomes(world: World) -> None:
     healthy = {"findings": [], "more": False, "looked_at": {"due": 0, "queues": 0, "jobs": 0}}
     assert world.ask(sample("admin_doctor")) == healthy
 
@@ -313,7 +313,7 @@ def test_the_doctor_says_what_it_found_and_what_came_of_mending_it(world: World)
     world.jobs.pass_time(600)
     world.bury("a")
     until = world.jobs.time + timedelta(minutes=5)
-    overdue, dead = world.admin.answer(sample("admin_doctor"), until)["findings"]
+    overdue, dead = world.admin.handle(sample("admin_doctor"), until)["findings"]
     assert overdue == {
         "kind": "job_overdue",
         "namespace": "team",
@@ -326,10 +326,10 @@ def test_the_doctor_says_what_it_found_and_what_came_of_mending_it(world: World)
     }
     assert (dead["kind"], dead["namespace"], dead["id"]) == ("dead_letters", None, "dead-letters")
 
-    done = world.admin.answer({"action": "doctor", "mend": True}, until)
+    done = world.admin.handle({"action": "doctor", "mend": True}, until)
     assert [(each["mended"], each["outcome"]) for each in done["findings"]] == [
         (True, "done"),
         (True, "1 batches handled, 0 messages sent back"),
     ]
     assert world.buried() == []
-    assert world.admin.answer({"action": "doctor"}, until)["findings"] == []
+    assert world.admin.handle({"action": "doctor"}, until)["findings"] == []

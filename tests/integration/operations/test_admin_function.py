@@ -18,7 +18,7 @@ from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import Access, Scope
 from vigil_core.runtime.settings import MissingSetting
-from vigil_core.services.auth.disconnect import DisconnectKey
+from vigil_core.services.auth.disconnect import KeyDisconnector
 from vigil_core.store.connections import Connection, ConnectionStore
 from vigil_core.store.table import DynamoTable
 
@@ -90,7 +90,7 @@ def ask(request: object) -> dict[str, Any]:
     return answer
 
 
-def test_the_samples_are_answered(table: DynamoTable) -> None:
+def test_every_admin_sample_gets_a_response(table: DynamoTable) -> None:
     key = ask(sample("admin_create_key"))["key"]
     assert ask(sample("admin_list_keys"))["keys"] == [key]
     assert ask({**sample("admin_revoke_key"), "key_id": key["key_id"]})["disconnected"] == 0
@@ -99,11 +99,11 @@ def test_the_samples_are_answered(table: DynamoTable) -> None:
     assert ask(sample("admin_doctor"))["findings"] == []
 
 
-def test_two_keys_are_never_the_same(table: DynamoTable) -> None:
+def test_created_keys_are_unique(table: DynamoTable) -> None:
     assert len({ask(sample("admin_create_key"))["token"] for _ in range(5)}) == 5
 
 
-def test_the_log_knows_no_token(table: DynamoTable) -> None:
+def test_admin_log_contains_no_token(table: DynamoTable) -> None:
     handler = function.logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)
     written = io.StringIO()
@@ -118,7 +118,7 @@ def test_the_log_knows_no_token(table: DynamoTable) -> None:
     assert token.rpartition("_")[2] not in written.getvalue()
 
 
-def test_revoking_closes_the_sockets_of_that_key_alone(table: DynamoTable) -> None:
+def test_revoked_key_loses_only_its_own_sockets(table: DynamoTable) -> None:
     connections = ConnectionStore(table)
     for namespace, key_id, connection_id in (
         ("demo", "k1", "c1"),
@@ -130,16 +130,18 @@ def test_revoking_closes_the_sockets_of_that_key_alone(table: DynamoTable) -> No
         access = Access(namespace=namespace, scopes=frozenset({Scope.READ}), key_id=key_id)
         connections.connect(Connection(connection_id=connection_id, access=access, connected_at=datetime.now(UTC)))
     sockets = Sockets("c1", "c2", "c3", "c4")
-    disconnect = DisconnectKey(connections=connections, sockets=sockets)
+    disconnect = KeyDisconnector(connections=connections, sockets=sockets)
     assert disconnect("demo", "k1") == 2
     assert sockets.open == {"c3", "c4"}
-    assert list(connections.of_key("demo", "k1")) == []
+    assert list(connections.connection_ids_of_key("demo", "k1")) == []
     assert disconnect("demo", "k1") == 0
-    assert list(connections.of_key("demo", "k2")) == ["c3"]
+    assert list(connections.connection_ids_of_key("demo", "k2")) == ["c3"]
 
 
 @pytest.mark.parametrize("variable", ["TABLE_NAME", "WEBSOCKET_ENDPOINT", "SWEEPER_DEAD_LETTER_QUEUE_URL"])
-def test_a_missing_variable_is_named(table: DynamoTable, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_missing_environment_variable_is_named(
+    table: DynamoTable, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     monkeypatch.setenv(variable, "")
     with pytest.raises(MissingSetting, match=variable):
         ask(sample("admin_list_keys"))

@@ -23,7 +23,7 @@ from vigil.cli.admin import ADMIN_FUNCTION
 from vigil.local import stack as local_stack
 from vigil_core.api.admin import Admin
 from vigil_core.domain.access import Scope, TokenKind, parse_token
-from vigil_core.services.auth.api_keys import ManageKeys
+from vigil_core.services.auth.api_keys import ApiKeyManager
 from vigil_core.store.auth.api_keys import ApiKeyStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -52,7 +52,7 @@ class FakeAws:
         if self.failing:
             body = {"errorType": "ClientError", "errorMessage": "throttled"}
             return {"FunctionError": "Unhandled", "Payload": io.BytesIO(json.dumps(body).encode())}
-        answer = self.scripted.pop(0) if self.scripted else self.admin.answer(request, NOON + timedelta(minutes=5))
+        answer = self.scripted.pop(0) if self.scripted else self.admin.handle(request, NOON + timedelta(minutes=5))
         return {"Payload": io.BytesIO(json.dumps(answer).encode())}
 
     def describe_stacks(self, *, StackName: str) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeAws]:
     numbers = count(1)
     with mock_aws():
         store = ApiKeyStore(create_table())
-        manage = ManageKeys(
+        manage = ApiKeyManager(
             api_keys=store,
             disconnect=lambda _namespace, _key_id: 2,
             now=lambda: NOON,
@@ -88,7 +88,7 @@ def run(app: Typer, *words: str) -> Result:
     return CliRunner().invoke(app, words)
 
 
-def test_create_prints_the_key_alone_on_stdout(aws: FakeAws) -> None:
+def test_create_prints_only_the_key_on_stdout(aws: FakeAws) -> None:
     done = run(keys.app, "create", "--namespace", "demo", "--scopes", "submit, work", "--name", "build farm")
     assert done.exit_code == 0, done.output
     token = parse_token(done.stdout.strip(), TokenKind.API_KEY)
@@ -98,7 +98,7 @@ def test_create_prints_the_key_alone_on_stdout(aws: FakeAws) -> None:
     assert aws.asked == [("vigil-admin", asked)]
 
 
-def test_list_shows_every_key_and_no_secret(aws: FakeAws) -> None:
+def test_list_shows_every_key_without_secrets(aws: FakeAws) -> None:
     token = run(keys.app, "create", "--namespace", "demo", "--scopes", "admin", "--name", "mine").stdout.strip()
     parsed = parse_token(token, TokenKind.API_KEY)
     assert parsed is not None
@@ -110,7 +110,7 @@ def test_list_shows_every_key_and_no_secret(aws: FakeAws) -> None:
     assert "nobody has no keys" in run(keys.app, "list", "--namespace", "nobody").stdout
 
 
-def test_revoke_says_what_it_closed(aws: FakeAws) -> None:
+def test_revoke_reports_the_closed_websockets(aws: FakeAws) -> None:
     token = parse_token(
         run(keys.app, "create", "--namespace", "demo", "--scopes", "read").stdout.strip(), TokenKind.API_KEY
     )
@@ -130,25 +130,25 @@ def test_revoke_says_what_it_closed(aws: FakeAws) -> None:
         (["list"], "--namespace"),
     ],
 )
-def test_a_mistake_is_told_and_fails(aws: FakeAws, words: list[str], said: str) -> None:
+def test_invalid_argument_is_reported_with_a_failing_exit_code(aws: FakeAws, words: list[str], said: str) -> None:
     done = run(keys.app, *words)
     assert done.exit_code != 0
     assert said in done.stderr
     assert done.stdout == ""
 
 
-def test_a_named_stack_is_asked_for_its_function(aws: FakeAws) -> None:
+def test_named_stack_resolves_its_admin_function(aws: FakeAws) -> None:
     assert run(keys.app, "list", "--namespace", "demo", "--stack", "prod").exit_code == 0
     assert [function for function, _ in aws.asked] == ["prod-admin"]
 
 
 @pytest.mark.parametrize(("stack", "said"), [("nothing", "does not exist"), ("website", "no output AdminFunctionName")])
-def test_a_stack_that_is_none_of_vigils_is_refused(aws: FakeAws, stack: str, said: str) -> None:
+def test_stack_without_admin_function_is_refused(aws: FakeAws, stack: str, said: str) -> None:
     done = run(keys.app, "list", "--namespace", "demo", "--stack", stack)
     assert (done.exit_code, said in done.stderr) == (1, True)
 
 
-def test_the_local_cloud_of_the_directory_is_the_default(
+def test_local_stack_of_the_directory_is_the_default(
     aws: FakeAws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv(ADMIN_FUNCTION)
@@ -162,13 +162,13 @@ def test_the_local_cloud_of_the_directory_is_the_default(
     assert [function for function, _ in aws.asked] == ["local-admin"]
 
 
-def test_nowhere_to_go_is_said(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_any_stack_reports_the_option(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ADMIN_FUNCTION)
     done = run(keys.app, "list", "--namespace", "demo")
     assert (done.exit_code, "--stack NAME" in done.stderr) == (1, True)
 
 
-def test_a_function_that_is_not_there_or_fails_is_said(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_failing_admin_function_is_reported(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
     aws.failing = True
     done = run(keys.app, "list", "--namespace", "demo")
     assert (done.exit_code, "throttled" in done.stderr) == (1, True)
@@ -187,14 +187,14 @@ BATCH = {
 }
 
 
-def test_dead_letters_are_listed(aws: FakeAws) -> None:
+def test_dead_letters_list_shows_batches_and_messages(aws: FakeAws) -> None:
     aws.scripted = [{"batches": [BATCH], "total": 1, "messages": {"fan_out": 2, "sweeper": 0}}]
     shown = run(dead_letters.app, "list").stdout
     for expected in ("vigil-matcher", "RetryAttemptsExhausted", "1 batches", "fan_out 2, sweeper 0"):
         assert expected in shown
 
 
-def test_redrive_goes_on_until_nothing_is_left(aws: FakeAws) -> None:
+def test_redrive_repeats_until_nothing_is_left(aws: FakeAws) -> None:
     aws.scripted = [
         {"batches": 4, "failed": [], "left": 3, "messages": {"fan_out": 1, "sweeper": 0}},
         {"batches": 3, "failed": [], "left": 0, "messages": {"fan_out": 0, "sweeper": 2}},
@@ -205,7 +205,7 @@ def test_redrive_goes_on_until_nothing_is_left(aws: FakeAws) -> None:
     assert len(aws.asked) == 2
 
 
-def test_redrive_gives_up_when_nothing_moves(aws: FakeAws) -> None:
+def test_redrive_stops_when_no_batch_succeeds(aws: FakeAws) -> None:
     failed = {**BATCH, "problem": "the function failed: KeyError: 'pk'"}
     aws.scripted = [{"batches": 0, "failed": [failed], "left": 3, "messages": {"fan_out": 0, "sweeper": 0}}]
     done = run(dead_letters.app, "redrive")
@@ -233,14 +233,14 @@ def checkup(*findings: dict[str, Any], more: bool = False) -> dict[str, Any]:
     return {"findings": list(findings), "more": more, "looked_at": {"due": 7, "queues": 2, "jobs": 40}}
 
 
-def test_a_healthy_stack_is_exit_code_0(aws: FakeAws) -> None:
+def test_doctor_exits_with_0_for_a_healthy_stack(aws: FakeAws) -> None:
     aws.scripted = [checkup()]
     done = run(main.app, "doctor")
     assert (done.exit_code, "Nothing is stuck in 2 queues, 40 jobs and 7 due rows" in done.stdout) == (0, True)
     assert aws.asked == [("vigil-admin", {"action": "doctor"})]
 
 
-def test_what_is_found_is_shown_with_what_would_mend_it(aws: FakeAws) -> None:
+def test_doctor_shows_findings_with_their_repair_hint(aws: FakeAws) -> None:
     dead = finding(kind="dead_letters", namespace=None, id="dead-letters", since=None)
     aws.scripted = [checkup(finding(), dead, more=True)]
     done = run(main.app, "doctor")
@@ -250,7 +250,7 @@ def test_what_is_found_is_shown_with_what_would_mend_it(aws: FakeAws) -> None:
         assert said in done.stdout
 
 
-def test_mending_says_what_came_of_it(aws: FakeAws) -> None:
+def test_doctor_fix_shows_the_outcome_of_each_repair(aws: FakeAws) -> None:
     aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="asked"))]
     done = run(main.app, "doctor", "--mend")
     assert (done.exit_code, "2 findings" in done.stdout, "2 of them mended" in done.stdout) == (0, True, True)
@@ -265,7 +265,7 @@ def test_mending_says_what_came_of_it(aws: FakeAws) -> None:
     assert (done.exit_code, "no time was left" in done.stdout) == (1, True)
 
 
-def test_mending_goes_on_as_long_as_there_is_more_and_it_is_new(aws: FakeAws) -> None:
+def test_doctor_fix_repeats_while_new_findings_appear(aws: FakeAws) -> None:
     first = checkup(finding(1), more=True)
     second = checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="done"), more=True)
     aws.scripted = [first, second, second]
@@ -275,7 +275,7 @@ def test_mending_goes_on_as_long_as_there_is_more_and_it_is_new(aws: FakeAws) ->
     assert len(aws.asked) == 3
 
 
-def test_findings_as_json(aws: FakeAws) -> None:
+def test_doctor_json_prints_the_findings(aws: FakeAws) -> None:
     aws.scripted = [checkup(finding())]
     done = run(main.app, "doctor", "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (1, checkup(finding()))

@@ -15,19 +15,19 @@ from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.retry import RetryPolicy
-from vigil_core.domain.schedules import Schedule, Timing
+from vigil_core.domain.schedules import Schedule, ScheduleTiming
 from vigil_core.domain.webhooks import Delivery
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.locks import hand_over
+from vigil_core.services.locks import promote_next_waiter
 from vigil_core.services.operations import doctor
-from vigil_core.services.operations.dead_letters import Batch, DeadLetterList, Redriven
-from vigil_core.services.operations.doctor import Checkup, Doctor, Outcome
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.operations.dead_letters import DeadLetterBatch, DeadLetterList, RedriveReport
+from vigil_core.services.operations.doctor import Checkup, Doctor, RepairOutcome
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.schedules import manage as schedules
 from vigil_core.services.webhooks import deliver as tell_webhooks
 from vigil_core.store import keys
-from vigil_core.store.locks import place_put
+from vigil_core.store.locks import queue_entry_put
 from vigil_core.store.table import DynamoTable, Update
 
 LATER = 240
@@ -38,15 +38,15 @@ LATER = 240
 class Letters:
     """Dead letters as a test wants them; a redrive handles all but those that fail again."""
 
-    batches: list[Batch] = field(default_factory=list)
+    batches: list[DeadLetterBatch] = field(default_factory=list)
     messages: dict[str, int] = field(default_factory=lambda: {"fan_out": 0, "sweeper": 0})
-    failing: list[Batch] = field(default_factory=list)
+    failing: list[DeadLetterBatch] = field(default_factory=list)
 
     def list(self) -> DeadLetterList:
         return DeadLetterList(batches=self.batches, total=len(self.batches), messages=self.messages)
 
-    def redrive(self, until: datetime) -> Redriven:
-        done = Redriven(batches=len(self.batches) - len(self.failing), failed=self.failing, messages=self.messages)
+    def redrive(self, until: datetime) -> RedriveReport:
+        done = RedriveReport(batches=len(self.batches) - len(self.failing), failed=self.failing, messages=self.messages)
         self.batches, self.messages = self.failing, {"fan_out": 0, "sweeper": 0}
         return done
 
@@ -65,13 +65,13 @@ class Practice:
         return Doctor(self.world.ctx, letters)
 
     def look(self) -> Checkup:
-        return self.doctor.look(self.world.time + timedelta(minutes=3))
+        return self.doctor.examine(self.world.time + timedelta(minutes=3))
 
     def found(self) -> list[tuple[str, str]]:
         return [(finding.kind, finding.entity_id) for finding in self.look().findings]
 
-    def mend(self) -> list[Outcome | None]:
-        return self.doctor.mend(self.look().findings, self.world.time + timedelta(minutes=3))
+    def mend(self) -> list[RepairOutcome | None]:
+        return self.doctor.repair(self.look().findings, self.world.time + timedelta(minutes=3))
 
     def sweep(self) -> None:
         """What the sweeper was asked for."""
@@ -87,50 +87,51 @@ class Practice:
 
 
 @pytest.fixture
-def practice(table: DynamoTable) -> Practice:
+def doctor_world(table: DynamoTable) -> Practice:
     return Practice(World(table, spec_page_entries=2), table)
 
 
-def late_wait(practice: Practice) -> str:
+def late_wait(doctor_world: Practice) -> str:
     """A wait whose time is over."""
-    job_id = practice.world.job()
-    answer = practice.world.wait({job_id: None}, wait_options={"expires_in": 60})
-    practice.world.pass_time(60)
+    job_id = doctor_world.world.job()
+    answer = doctor_world.world.wait({job_id: None}, wait_options={"expires_in": 60})
+    doctor_world.world.pass_time(60)
     return str(answer["wait_id"])
 
 
-def unfinished_registration(practice: Practice) -> str:
+def unfinished_registration(doctor_world: Practice) -> str:
     """A large wait whose message to the fan-out function is lost."""
-    jobs = [practice.world.job() for _ in range(6)]
-    answer = practice.world.wait(dict.fromkeys(jobs))
-    assert practice.world.queues.wide
-    practice.world.queues.wide.clear()
-    practice.world.pass_time(600)
+    jobs = [doctor_world.world.job() for _ in range(6)]
+    answer = doctor_world.world.wait(dict.fromkeys(jobs))
+    assert doctor_world.world.queues.wide
+    doctor_world.world.queues.wide.clear()
+    doctor_world.world.pass_time(600)
     return str(answer["wait_id"])
 
 
-def lost_delivery(practice: Practice) -> str:
+def lost_delivery(doctor_world: Practice) -> str:
     """A delivery whose message is lost."""
-    world = practice.world
+    world = doctor_world.world
     delivery = Delivery(
         namespace=NAMESPACE, webhook="ci", delivery_id="d1", event_id="e1", event_type="x", body="{}", url=None,
-        status="pending", created_at=world.time, next_at=world.time,
+        status="pending", created_at=world.time, next_attempt_at=world.time,
     )  # fmt: skip
-    tell_webhooks.hand_over(world.ctx, [delivery])
+    tell_webhooks.enqueue_deliveries(world.ctx, [delivery])
     world.queues.to_tell.clear()
     return keys.delivery_due_id("ci", "d1")
 
 
-def late_schedule(practice: Practice) -> str:
+def late_schedule(doctor_world: Practice) -> str:
     """A schedule whose alarm is lost."""
-    world = practice.world
-    timing = Timing(cron="*/30 * * * *", rate=None, timezone="UTC", anchor=world.time)
+    world = doctor_world.world
+    timing = ScheduleTiming(cron="*/30 * * * *", rate=None, timezone="UTC", anchor=world.time)
     schedules.put_schedule(
         world.ctx,
         Schedule(
-            namespace=NAMESPACE, name="nightly", schedule_id="s", timing=timing, creates="job",
-            body={"job_type": "report"}, enabled=True, missed="run_once", overlap="allow", generation="g",
-            next_at=None, created_at=world.time,
+            namespace=NAMESPACE, name="nightly", schedule_id="s", timing=timing, action="job",
+            body={"job_type": "report"}, enabled=True, misfire_policy="run_once", overlap_policy="allow",
+            generation="g",
+            next_fire_at=None, created_at=world.time,
             updated_at=world.time,
         ),
     )  # fmt: skip
@@ -139,74 +140,74 @@ def late_schedule(practice: Practice) -> str:
 
 
 def queued(world: World) -> str:
-    return world.job(mutex_key="disk", mutex_queues=True)
+    return world.job(mutex_key="disk", queue_on_conflict=True)
 
 
-def standstill(practice: Practice) -> str:
+def standstill(doctor_world: Practice) -> str:
     """A mutex whose holder has ended, and the matcher never heard of it."""
-    first, _ = queued(practice.world), queued(practice.world)
-    practice.world.do(change_job.start, first)
-    practice.world.complete(first)
+    first, _ = queued(doctor_world.world), queued(doctor_world.world)
+    doctor_world.world.do(change_job.start, first)
+    doctor_world.world.complete(first)
     return "disk"
 
 
-def abandoned_place(practice: Practice) -> str:
+def abandoned_place(doctor_world: Practice) -> str:
     """A place in line of a job that has ended, before that of one that wants it; the holder is at work."""
-    world = practice.world
+    world = doctor_world.world
     gone = world.running()
     world.complete(gone)
     first, _ = queued(world), queued(world)
     world.do(change_job.start, first)
-    place = place_put(practice.stored(gone), 1)
-    practice.table.put(type(place)(row={**place.row, "pk": keys.line(NAMESPACE, "disk")}))
-    hand_over(world.ctx, NAMESPACE, "disk", by="sweeper")
+    place = queue_entry_put(doctor_world.stored(gone), 1)
+    doctor_world.table.put(type(place)(row={**place.row, "pk": keys.mutex_queue(NAMESPACE, "disk")}))
+    promote_next_waiter(world.ctx, NAMESPACE, "disk", actor="sweeper")
     return "disk"
 
 
-def overdue(practice: Practice) -> str:
+def overdue(doctor_world: Practice) -> str:
     """A job that was to begin."""
-    return practice.world.job(scheduled_at=practice.world.time + timedelta(seconds=30))
+    return doctor_world.world.job(scheduled_at=doctor_world.world.time + timedelta(seconds=30))
 
 
-def lapsed(practice: Practice) -> str:
+def lapsed(doctor_world: Practice) -> str:
     """A job whose worker has died."""
-    job_id = practice.world.job(priority="critical")
-    wanted = Claim(queue="default", worker="w", most=1, lease_s=30, claim_id=None)
-    claimed = claim_jobs(practice.world.ctx, NAMESPACE, wanted, by=KEY, until=practice.world.time)
+    job_id = doctor_world.world.job(priority="critical")
+    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=30, claim_id=None)
+    claimed = claim_jobs(doctor_world.world.ctx, NAMESPACE, wanted, actor=KEY, until=doctor_world.world.time)
     assert [job.job_id for job in claimed] == [job_id]
     return job_id
 
 
-def undispatched(practice: Practice) -> str:
+def undispatched(doctor_world: Practice) -> str:
     """A job of Vigil's own that the matcher has not seen."""
-    now = practice.world.ctx.now()
+    now = doctor_world.world.ctx.now()
     job_type = JobType(
         namespace=NAMESPACE, name="kind", executor="http", queue="default", stages=("submit", "complete"), defaults={},
         payload_schema=None, description=None, created_at=now, updated_at=now, target={"url": "https://a.example/"},
     )  # fmt: skip
-    practice.world.ctx.job_types.keep_target(job_type)
-    return practice.world.job(executor="http", target_ref=job_type.target_ref)
+    doctor_world.world.ctx.job_types.store_target(job_type)
+    return doctor_world.world.job(executor="http", target_ref=job_type.target_ref)
 
 
-def hidden(practice: Practice) -> str:
+def hidden(doctor_world: Practice) -> str:
     """A job that its queue does not show."""
-    job_id = practice.world.job()
-    practice.rewrite(job_id, "REMOVE g1pk, g1sk")
+    job_id = doctor_world.world.job()
+    doctor_world.rewrite(job_id, "REMOVE g1pk, g1sk")
     return job_id
 
 
-def haunting(practice: Practice) -> str:
+def haunting(doctor_world: Practice) -> str:
     """A job that has ended, and that its queue shows to workers."""
-    job_id = practice.world.running()
-    practice.world.complete(job_id)
-    place = keys.ready_job(2, practice.world.time, job_id)
-    practice.rewrite(job_id, "SET g1pk = :pk, g1sk = :sk", pk=keys.ready_jobs(NAMESPACE, "default"), sk=place)
+    job_id = doctor_world.world.running()
+    doctor_world.world.complete(job_id)
+    place = keys.ready_job(2, doctor_world.world.time, job_id)
+    doctor_world.rewrite(job_id, "SET g1pk = :pk, g1sk = :sk", pk=keys.ready_jobs(NAMESPACE, "default"), sk=place)
     return job_id
 
 
-def unjudged(practice: Practice) -> str:
+def unjudged(doctor_world: Practice) -> str:
     """A job that waits for one that has ended, and the matcher never heard of it."""
-    world = practice.world
+    world = doctor_world.world
     before = world.running()
     after = world.job(depends_on=(before,))
     world.run_matcher()
@@ -231,54 +232,63 @@ PLANTED: list[tuple[str, Callable[[Practice], str]]] = [
 
 
 @pytest.mark.parametrize(("kind", "plant"), PLANTED, ids=lambda of: getattr(of, "__name__", of))
-def test_what_is_stuck_is_found_and_mended(practice: Practice, kind: str, plant: Callable[[Practice], str]) -> None:
-    entity_id = plant(practice)
-    practice.world.pass_time(LATER)
-    (finding,) = practice.look().findings
+def test_each_stuck_entity_is_found_and_repaired(
+    doctor_world: Practice, kind: str, plant: Callable[[Practice], str]
+) -> None:
+    entity_id = plant(doctor_world)
+    doctor_world.world.pass_time(LATER)
+    (finding,) = doctor_world.look().findings
     assert (finding.kind, finding.namespace, finding.entity_id) == (kind, NAMESPACE, entity_id)
     assert finding.since is not None
-    assert finding.since <= practice.world.time - doctor.PATIENCE
-    assert practice.found() == [(kind, entity_id)], "a look changes nothing"
+    assert finding.since <= doctor_world.world.time - doctor.GRACE
+    assert doctor_world.found() == [(kind, entity_id)], "a look changes nothing"
 
-    (outcome,) = practice.mend()
+    (outcome,) = doctor_world.mend()
     assert outcome is not None
-    assert outcome.mended, outcome.said
-    practice.sweep()
-    practice.world.run_fan_out()
-    assert practice.found() == []
+    assert outcome.repaired, outcome.message
+    doctor_world.sweep()
+    doctor_world.world.run_fan_out()
+    assert doctor_world.found() == []
 
 
 @pytest.mark.parametrize(
     "plant", [standstill, overdue, lapsed, undispatched, hidden, haunting, unjudged], ids=lambda of: of.__name__
 )
-def test_what_may_yet_heal_by_itself_is_left_alone(practice: Practice, plant: Callable[[Practice], str]) -> None:
-    plant(practice)
-    practice.world.pass_time(120)
-    assert practice.found() == []
+def test_recent_problem_within_the_grace_period_is_ignored(
+    doctor_world: Practice, plant: Callable[[Practice], str]
+) -> None:
+    plant(doctor_world)
+    doctor_world.world.pass_time(120)
+    assert doctor_world.found() == []
 
 
-def test_mending_has_the_effect_that_was_missing(practice: Practice) -> None:
-    wait_id, released, begun, shown = late_wait(practice), unjudged(practice), overdue(practice), hidden(practice)
-    practice.world.pass_time(LATER)
-    assert len(practice.mend()) == 4
-    assert practice.world.show({"wait_id": wait_id})["status"] == "expired"
-    assert [practice.stored(job_id).status for job_id in (released, begun, shown)] == ["pending"] * 3
-    ready = [job.job_id for job in practice.world.ctx.job_queues.ready(NAMESPACE, "default", 10)]
+def test_repair_produces_the_missing_effect(doctor_world: Practice) -> None:
+    wait_id, released, begun, shown = (
+        late_wait(doctor_world),
+        unjudged(doctor_world),
+        overdue(doctor_world),
+        hidden(doctor_world),
+    )
+    doctor_world.world.pass_time(LATER)
+    assert len(doctor_world.mend()) == 4
+    assert doctor_world.world.show({"wait_id": wait_id})["status"] == "expired"
+    assert [doctor_world.stored(job_id).status for job_id in (released, begun, shown)] == ["pending"] * 3
+    ready = [job.job_id for job in doctor_world.world.ctx.job_queues.ready(NAMESPACE, "default", 10)]
     assert {released, begun, shown} <= set(ready)
 
 
-def test_the_next_in_line_is_let_in(practice: Practice) -> None:
-    first, second = queued(practice.world), queued(practice.world)
-    practice.world.do(change_job.start, first)
-    practice.world.complete(first)
-    practice.world.pass_time(LATER)
-    practice.mend()
-    assert practice.stored(second).status == "pending"
+def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: Practice) -> None:
+    first, second = queued(doctor_world.world), queued(doctor_world.world)
+    doctor_world.world.do(change_job.start, first)
+    doctor_world.world.complete(first)
+    doctor_world.world.pass_time(LATER)
+    doctor_world.mend()
+    assert doctor_world.stored(second).status == "pending"
 
 
-def test_a_healthy_world_has_nothing_to_mend(practice: Practice) -> None:
-    world = practice.world
-    undispatched(practice)
+def test_healthy_stack_has_no_findings(doctor_world: Practice) -> None:
+    world = doctor_world.world
+    undispatched(doctor_world)
     done = world.running()
     world.wait({done: None})
     open_ = world.job()
@@ -292,91 +302,91 @@ def test_a_healthy_world_has_nothing_to_mend(practice: Practice) -> None:
     world.do(change_job.start, first)
     world.do(change_job.cancel, second)
     world.complete(done)
-    lapsed(practice)
-    late_schedule(practice)
+    lapsed(doctor_world)
+    late_schedule(doctor_world)
     for _ in range(6):
         world.run_matcher()
         world.pass_time(60)
         world.sweep()
-    checkup = practice.look()
+    checkup = doctor_world.look()
     assert checkup.findings == []
     assert not checkup.more
     assert checkup.queues == 1
     assert checkup.jobs > 5
 
 
-def test_a_running_job_whose_heartbeats_were_not_shown_is_overdue_until_the_sweeper_shows_them(
-    practice: Practice,
+def test_running_job_with_unindexed_heartbeats_is_overdue_until_repaired(
+    doctor_world: Practice,
 ) -> None:
-    job_id = lapsed(practice)
-    lease = practice.stored(job_id).lease
+    job_id = lapsed(doctor_world)
+    lease = doctor_world.stored(job_id).lease
     assert lease is not None
     for _ in range(20):
-        practice.world.pass_time(20)
-        change_job.heartbeat(practice.world.ctx, NAMESPACE, job_id, lease_token=lease.token, length_s=30)
-    assert practice.found() == [("job_overdue", job_id)]
-    practice.mend()
-    assert practice.found() == []
-    assert practice.stored(job_id).status == "running", "its worker is alive"
+        doctor_world.world.pass_time(20)
+        change_job.heartbeat(doctor_world.world.ctx, NAMESPACE, job_id, lease_token=lease.token, lease_s=30)
+    assert doctor_world.found() == [("job_overdue", job_id)]
+    doctor_world.mend()
+    assert doctor_world.found() == []
+    assert doctor_world.stored(job_id).status == "running", "its worker is alive"
 
 
-def test_a_paused_queue_keeps_what_it_is_to_keep(practice: Practice) -> None:
-    undispatched(practice)
-    practice.world.ctx.job_queues.set_paused(NAMESPACE, "default", True)
-    practice.world.pass_time(LATER)
-    assert practice.found() == []
+def test_undispatched_job_of_a_paused_queue_is_not_a_finding(doctor_world: Practice) -> None:
+    undispatched(doctor_world)
+    doctor_world.world.ctx.job_queues.set_paused(NAMESPACE, "default", True)
+    doctor_world.world.pass_time(LATER)
+    assert doctor_world.found() == []
 
 
-def test_dead_letters_are_redriven(practice: Practice) -> None:
+def test_repair_redrives_dead_letters(doctor_world: Practice) -> None:
     letter = DeadLetter(function_arn="f", condition="c", records=1, event="{}")
-    batch = Batch(key="a", stored_at=practice.world.time, letter=letter)
-    practice.letters = Letters([batch], {"fan_out": 0, "sweeper": 2})
-    (finding,) = practice.look().findings
-    assert (finding.kind, finding.namespace, finding.since) == ("dead_letters", None, practice.world.time)
-    assert finding.what == "1 batches of stream records, dead messages: 2 of sweeper"
-    practice.letters.failing = [batch]
-    assert practice.mend() == [
-        Outcome(mended=False, said="0 batches handled, 2 messages sent back, 1 failed again, 0 not tried")
+    batch = DeadLetterBatch(key="a", stored_at=doctor_world.world.time, dead_letter=letter)
+    doctor_world.letters = Letters([batch], {"fan_out": 0, "sweeper": 2})
+    (finding,) = doctor_world.look().findings
+    assert (finding.kind, finding.namespace, finding.since) == ("dead_letters", None, doctor_world.world.time)
+    assert finding.problem == "1 batches of stream records, dead messages: 2 of sweeper"
+    doctor_world.letters.failing = [batch]
+    assert doctor_world.mend() == [
+        RepairOutcome(repaired=False, message="0 batches handled, 2 messages sent back, 1 failed again, 0 not tried")
     ]
-    practice.letters.failing = []
-    assert [outcome and outcome.mended for outcome in practice.mend()] == [True]
-    assert practice.found() == []
+    doctor_world.letters.failing = []
+    assert [outcome and outcome.repaired for outcome in doctor_world.mend()] == [True]
+    assert doctor_world.found() == []
 
 
-def test_bounds_are_told(practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examination_over_its_limits_reports_more(doctor_world: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
-        overdue(practice)
-    practice.world.pass_time(LATER)
-    assert not practice.look().more
-    monkeypatch.setattr(doctor, "MOST_FOUND", 3)
-    checkup = practice.look()
+        overdue(doctor_world)
+    doctor_world.world.pass_time(LATER)
+    assert not doctor_world.look().more
+    monkeypatch.setattr(doctor, "MAX_FINDINGS", 3)
+    checkup = doctor_world.look()
     assert (len(checkup.findings), checkup.more) == (3, True)
     monkeypatch.undo()
-    monkeypatch.setattr(doctor, "MOST_NEW", 0)
-    monkeypatch.setattr(doctor, "MOST_OF_A_QUEUE", 2)
-    checkup = practice.look()
+    monkeypatch.setattr(doctor, "MAX_NEW_JOBS", 0)
+    monkeypatch.setattr(doctor, "MAX_JOBS_PER_QUEUE", 2)
+    checkup = doctor_world.look()
     assert (len(checkup.findings), checkup.more) == (2, True)
 
 
-def test_without_time_nothing_is_begun(practice: Practice) -> None:
-    overdue(practice)
-    practice.world.pass_time(LATER)
-    findings = practice.look().findings
-    assert practice.doctor.mend(findings, practice.world.time) == [None]
-    checkup = practice.doctor.look(practice.world.time)
+def test_doctor_without_time_left_starts_nothing(doctor_world: Practice) -> None:
+    overdue(doctor_world)
+    doctor_world.world.pass_time(LATER)
+    findings = doctor_world.look().findings
+    assert doctor_world.doctor.repair(findings, doctor_world.world.time) == [None]
+    checkup = doctor_world.doctor.examine(doctor_world.world.time)
     assert (checkup.findings, checkup.more) == ([], True)
 
 
-def test_what_cannot_be_mended_keeps_nothing_else_from_it(practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken, good = overdue(practice), overdue(practice)
-    practice.world.pass_time(LATER)
+def test_failed_repair_does_not_block_the_others(doctor_world: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, good = overdue(doctor_world), overdue(doctor_world)
+    doctor_world.world.pass_time(LATER)
 
-    def on_time(ctx: Any, namespace: str, job_id: str, *, by: str) -> None:
+    def on_time(ctx: Any, namespace: str, job_id: str, *, actor: str) -> None:
         if job_id == broken:
             raise RuntimeError("no")
-        change_job.on_time(ctx, namespace, job_id, by=by)
+        change_job.apply_timers(ctx, namespace, job_id, actor=actor)
 
-    monkeypatch.setattr(doctor, "on_time", on_time)
-    assert {outcome.said for outcome in practice.mend() if outcome} == {"done", "failed: RuntimeError('no')"}
-    assert practice.found() == [("job_overdue", broken)]
-    assert practice.stored(good).status == "pending"
+    monkeypatch.setattr(doctor, "apply_timers", on_time)
+    assert {outcome.message for outcome in doctor_world.mend() if outcome} == {"done", "failed: RuntimeError('no')"}
+    assert doctor_world.found() == [("job_overdue", broken)]
+    assert doctor_world.stored(good).status == "pending"

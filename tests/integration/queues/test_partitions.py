@@ -10,9 +10,9 @@ from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.queues.claim import Claim, claim_jobs
-from vigil_core.services.queues.stats import show_queue
-from vigil_core.services.queues.sweep import mind_queue
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
+from vigil_core.services.queues.stats import queue_state
+from vigil_core.services.queues.sweep import sweep_queue
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 
@@ -25,8 +25,8 @@ def spread(table: DynamoTable) -> World:
 
 
 def claim(world: World, most: int = 10) -> list[Job]:
-    wanted = Claim(queue="default", worker="w", most=most, lease_s=60, claim_id=None)
-    return claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    wanted = ClaimRequest(queue="default", worker="w", limit=most, lease_s=60, claim_id=None)
+    return claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
 
 
 def status(world: World, job_id: str) -> JobStatus:
@@ -35,39 +35,39 @@ def status(world: World, job_id: str) -> JobStatus:
     return job.status
 
 
-def test_priority_and_age_count_across_shards(spread: World) -> None:
+def test_priority_and_age_order_claims_across_partitions(spread: World) -> None:
     created: list[tuple[str, str]] = []
     for number in range(20):
         spread.pass_time(1)
         priority = ("low", "normal", "high")[number % 3]
         created.append((spread.job(priority=priority), priority))
-    used = {keys.shard_of(job_id, SHARDS) for job_id, _ in created}
+    used = {keys.partition_of(job_id, SHARDS) for job_id, _ in created}
     assert len(used) > 1, "or this proves nothing"
     expected = [job_id for wanted in ("high", "normal", "low") for job_id, priority in created if priority == wanted]
     assert [job.job_id for _ in range(2) for job in claim(spread)] == expected
 
 
-def test_what_is_in_the_queue_is_counted_across_shards(spread: World) -> None:
+def test_queue_counts_cover_all_partitions(spread: World) -> None:
     for _ in range(12):
         spread.job()
     spread.job(scheduled_at=spread.time + timedelta(hours=1))
     claim(spread, 5)
-    shown = show_queue(spread.ctx, NAMESPACE, "default")
+    shown = queue_state(spread.ctx, NAMESPACE, "default")
     assert shown.ready["normal"] == 7
-    assert dict(shown.watched) == {"scheduled": 1, "waiting": 0, "running": 5}
+    assert dict(shown.timed) == {"scheduled": 1, "waiting": 0, "running": 5}
     assert dict(shown.running) == {"w": 5}
 
 
-def test_time_finds_jobs_of_every_shard(spread: World) -> None:
+def test_sweep_processes_due_jobs_of_every_partition(spread: World) -> None:
     running = [job.job_id for _ in range(12) if spread.job() for job in claim(spread)]
     later = [spread.job(scheduled_at=spread.time + timedelta(seconds=30)) for _ in range(12)]
     spread.pass_time(61)
-    assert mind_queue(spread.ctx, NAMESPACE, "default") == 24
+    assert sweep_queue(spread.ctx, NAMESPACE, "default") == 24
     assert {status(spread, job_id) for job_id in running} == {"failed"}, "their leases have run out"
     assert {status(spread, job_id) for job_id in later} == {"pending"}
 
 
-def test_shards_can_be_added_while_jobs_are_open(table: DynamoTable) -> None:
+def test_partitions_can_be_added_while_jobs_are_open(table: DynamoTable) -> None:
     before = World(table)
     old = [before.job() for _ in range(6)]
     (leased,) = claim(before, 1)
@@ -76,6 +76,6 @@ def test_shards_can_be_added_while_jobs_are_open(table: DynamoTable) -> None:
     found = [job.job_id for _ in range(2) for job in claim(spread)]
     assert sorted([leased.job_id, *found]) == sorted([*old, *new])
     assert leased.lease is not None
-    change_job.complete(spread.ctx, NAMESPACE, leased.job_id, by=KEY, lease_token=leased.lease.token)
+    change_job.complete(spread.ctx, NAMESPACE, leased.job_id, actor=KEY, lease_token=leased.lease.token)
     spread.pass_time(61)
-    assert mind_queue(spread.ctx, NAMESPACE, "default") == len(found)
+    assert sweep_queue(spread.ctx, NAMESPACE, "default") == len(found)

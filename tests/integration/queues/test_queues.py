@@ -17,8 +17,8 @@ from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.queues.claim import Claim, claim_jobs
-from vigil_core.services.queues.stats import show_queue
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
+from vigil_core.services.queues.stats import queue_state
 from vigil_core.store.table import DynamoTable
 
 QUEUE = "default"
@@ -30,8 +30,8 @@ AT_ONCE = RetryPolicy(max_attempts=3, initial_delay=Decimal(0))
 def claim(
     world: World, most: int = 1, *, worker: str = "w", lease_s: int = 60, claim_id: str | None = None
 ) -> list[Job]:
-    wanted = Claim(queue=QUEUE, worker=worker, most=most, lease_s=lease_s, claim_id=claim_id)
-    return claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    wanted = ClaimRequest(queue=QUEUE, worker=worker, limit=most, lease_s=lease_s, claim_id=claim_id)
+    return claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
 
 
 def claimed(world: World, **wanted: object) -> tuple[str, str]:
@@ -50,7 +50,7 @@ def stored(world: World, job_id: str) -> Job:
 
 
 def beat(world: World, job_id: str, token: str | None, **told: object) -> Job:
-    said = {"length_s": None, "progress": None, "message": None, **told}
+    said = {"lease_s": None, "progress": None, "message": None, **told}
     return change_job.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **said)  # type: ignore[arg-type]
 
 
@@ -70,7 +70,7 @@ class OneByOne:
 
 
 class TestClaims:
-    def test_the_highest_priority_comes_first_then_the_oldest(self, world: World) -> None:
+    def test_claims_follow_priority_then_age(self, world: World) -> None:
         order = ["low", "critical", "normal", "background", "critical", "high", "normal"]
         ids: list[tuple[int, int, str]] = []
         ranks = ["critical", "high", "normal", "low", "background"]
@@ -80,15 +80,15 @@ class TestClaims:
         handed_out = [job.job_id for _ in range(3) for job in claim(world, 3)]
         assert handed_out == [job_id for _, _, job_id in sorted(ids)]
 
-    def test_a_job_is_running_under_its_lease(self, world: World) -> None:
+    def test_claimed_job_runs_under_its_lease(self, world: World) -> None:
         world.job(name="n")
         (job,) = claim(world, worker="box-1", lease_s=30)
         assert (job.status, job.attempt, job.started_at) == ("running", 1, world.time)
         assert job.lease
-        assert (job.lease.worker, job.lease.until) == ("box-1", world.time + timedelta(seconds=30))
+        assert (job.lease.worker, job.lease.expires_at) == ("box-1", world.time + timedelta(seconds=30))
         assert claim(world) == []
 
-    def test_other_queues_and_jobs_that_are_not_ready_are_left_alone(self, world: World) -> None:
+    def test_claim_skips_other_queues_and_jobs_that_are_not_ready(self, world: World) -> None:
         world.job(queue="other")
         world.job(executor="none")
         world.job(scheduled_at=world.time + timedelta(hours=1))
@@ -113,7 +113,7 @@ class TestClaims:
         assert len(got) == len(set(got))
         assert set(got) == ids
 
-    def test_a_repeated_claim_grants_the_same_jobs(self, world: World) -> None:
+    def test_repeated_claim_grants_the_same_jobs(self, world: World) -> None:
         for _ in range(5):
             world.job()
         first = claim(world, 2, claim_id="c1")
@@ -122,19 +122,19 @@ class TestClaims:
         assert {job.job_id for job in claim(world, 2, claim_id="c2")}.isdisjoint(job.job_id for job in first)
         assert [stored(world, job.job_id).attempt for job in first] == [1, 1]
 
-    def test_a_claim_that_died_before_it_granted_anything_is_taken_up(self, world: World) -> None:
+    def test_claim_resumes_its_candidates_after_a_crash(self, world: World) -> None:
         ids = [world.job() for _ in range(3)]
-        world.ctx.job_queues.keep_candidates(NAMESPACE, QUEUE, "c1#0", ids[:1], now=world.time)
+        world.ctx.job_queues.save_candidates(NAMESPACE, QUEUE, "c1#0", ids[:1], now=world.time)
         assert [job.job_id for job in claim(world, 1, claim_id="c1")] == ids[:1]
 
-    def test_what_others_took_meanwhile_is_replaced(self, world: World) -> None:
+    def test_candidates_taken_by_other_claims_are_replaced(self, world: World) -> None:
         ids = [world.job() for _ in range(2)]
-        world.ctx.job_queues.keep_candidates(NAMESPACE, QUEUE, "c1#0", ids[:1], now=world.time)
+        world.ctx.job_queues.save_candidates(NAMESPACE, QUEUE, "c1#0", ids[:1], now=world.time)
         claim(world)
         assert [job.job_id for job in claim(world, claim_id="c1")] == ids[1:]
         assert [job.job_id for job in claim(world, claim_id="c1")] == ids[1:]
 
-    def test_claims_at_the_same_moment_try_different_jobs_besides_the_first(self, world: World) -> None:
+    def test_concurrent_claims_spread_over_different_candidates(self, world: World) -> None:
         ids = [world.job() for _ in range(20)]
         hints = world.ctx.job_queues.ready(NAMESPACE, QUEUE, 20)
         others: set[str] = set()
@@ -147,22 +147,22 @@ class TestClaims:
                 others.add(other)
         assert len(others) > 3
 
-    def test_a_long_poll_gets_a_job_that_becomes_ready_meanwhile(self, world: World) -> None:
+    def test_long_poll_claims_a_job_that_becomes_ready(self, world: World) -> None:
         job_id = world.job(scheduled_at=world.time + timedelta(seconds=5))
         sleep = world.ctx.sleep
 
         def minded(seconds: float) -> None:
             sleep(seconds)
-            change_job.on_time(world.ctx, NAMESPACE, job_id)
+            change_job.apply_timers(world.ctx, NAMESPACE, job_id)
 
         ctx = replace(world.ctx, sleep=minded)
-        wanted = Claim(queue=QUEUE, worker="w", most=1, lease_s=60, claim_id=None)
+        wanted = ClaimRequest(queue=QUEUE, worker="w", limit=1, lease_s=60, claim_id=None)
         began = world.time
-        granted = claim_jobs(ctx, NAMESPACE, wanted, by=KEY, until=world.time + timedelta(seconds=20))
+        granted = claim_jobs(ctx, NAMESPACE, wanted, actor=KEY, until=world.time + timedelta(seconds=20))
         assert [job.job_id for job in granted] == [job_id]
         assert timedelta(seconds=5) <= world.time - began < timedelta(seconds=7)
 
-    def test_stale_hints_of_the_index_do_no_harm(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_stale_index_entries_are_skipped(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         ids = [world.job() for _ in range(3)]
         hints = world.ctx.job_queues.ready(NAMESPACE, QUEUE, 25)
         claim(world, 1)
@@ -172,7 +172,7 @@ class TestClaims:
         monkeypatch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
         assert [job.job_id for job in claim(world, 10)] == ids[2:]
 
-    def test_what_the_index_shows_too_long_does_not_change_the_order(
+    def test_stale_index_entries_do_not_change_the_claim_order(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ids = [world.job() for _ in range(8)]
@@ -182,14 +182,14 @@ class TestClaims:
 
 
 class TestPause:
-    def test_a_paused_queue_hands_out_nothing(self, world: World) -> None:
+    def test_paused_queue_grants_no_claims(self, world: World) -> None:
         job_id = world.job()
         world.ctx.job_queues.set_paused(NAMESPACE, QUEUE, True)
         assert claim(world) == claim(world, claim_id="c") == []
         world.ctx.job_queues.set_paused(NAMESPACE, QUEUE, False)
         assert [job.job_id for job in claim(world, claim_id="c")] == [job_id]
 
-    def test_a_repeated_claim_gets_what_it_was_granted_before_the_pause(self, world: World) -> None:
+    def test_repeated_claim_returns_jobs_granted_before_the_pause(self, world: World) -> None:
         ids = {world.job(), world.job(), world.job()}
         first = claim(world, 2, claim_id="c")
         world.ctx.job_queues.set_paused(NAMESPACE, QUEUE, True)
@@ -198,7 +198,7 @@ class TestPause:
 
 
 class TestLeases:
-    def test_reports_carry_the_token_of_the_lease_that_stands(self, world: World) -> None:
+    def test_reports_without_the_current_lease_token_are_refused(self, world: World) -> None:
         job_id, token = claimed(world)
         before = stored(world, job_id)
         for wrong in (None, "stale"):
@@ -210,40 +210,40 @@ class TestLeases:
                 (change_job.release, ()),
             ):
                 with pytest.raises(LeaseLost):
-                    change(world.ctx, NAMESPACE, job_id, *args, by=KEY, lease_token=wrong)
+                    change(world.ctx, NAMESPACE, job_id, *args, actor=KEY, lease_token=wrong)
             with pytest.raises(LeaseLost):
                 beat(world, job_id, wrong)
         assert stored(world, job_id) == before
-        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, by=KEY, lease_token=token)
-        done = change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, result={"a": 1}, lease_token=token)
+        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
+        done = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result={"a": 1}, lease_token=token)
         assert (done.status, done.lease) == ("completed", None)
 
-    def test_the_same_end_reported_again_is_no_error(self, world: World) -> None:
+    def test_repeated_completion_returns_the_completed_job(self, world: World) -> None:
         job_id, token = claimed(world)
-        done = change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, result=1, lease_token=token)
-        assert change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, result=2, lease_token=token) == done
-        assert world.ctx.jobs.bodies(done).result == "1"
+        done = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=1, lease_token=token)
+        assert change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == done
+        assert world.ctx.jobs.payloads(done).result == "1"
         with pytest.raises(LeaseLost):
-            change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=token)
+            change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=token)
 
-    def test_a_failure_reported_again_burns_no_second_attempt(self, world: World) -> None:
+    def test_repeated_failure_report_uses_one_attempt(self, world: World) -> None:
         job_id, token = claimed(world, retry=AT_ONCE)
         for _ in range(2):
-            again = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=token)
+            again = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=token)
             assert (again.status, again.attempt) == ("pending", 2)
 
-    def test_heartbeats_extend_it_and_move_no_index(self, world: World) -> None:
+    def test_heartbeat_extends_the_lease_without_an_index_write(self, world: World) -> None:
         job_id, token = claimed(world)
-        shown = stored(world, job_id).shown_due_at
+        shown = stored(world, job_id).indexed_due_at
         for _ in range(5):
             world.pass_time(50)
             alive = beat(world, job_id, token, progress=Decimal("0.5"), message="half")
             assert alive.lease
-            assert alive.lease.until == world.time + timedelta(seconds=60)
+            assert alive.lease.expires_at == world.time + timedelta(seconds=60)
         now = stored(world, job_id)
-        assert (now.status, now.progress, now.message, now.shown_due_at) == ("running", Decimal("0.5"), "half", shown)
+        assert (now.status, now.progress, now.message, now.indexed_due_at) == ("running", Decimal("0.5"), "half", shown)
 
-    def test_the_sweep_leaves_a_living_lease_alone_and_looks_again_when_it_ends(self, world: World) -> None:
+    def test_sweep_reindexes_an_extended_lease_at_its_new_end(self, world: World) -> None:
         job_id, token = claimed(world)
         world.pass_time(50)
         beat(world, job_id, token)
@@ -253,16 +253,16 @@ class TestLeases:
         now = stored(world, job_id)
         assert (now.status, now.version) == ("running", version)
         assert now.lease
-        assert now.shown_due_at == now.lease.until
+        assert now.indexed_due_at == now.lease.expires_at
 
-    def test_a_lapsed_lease_gives_the_job_back_with_the_attempt_counted(self, world: World) -> None:
+    def test_expired_lease_returns_job_to_queue_and_counts_the_attempt(self, world: World) -> None:
         job_id, token = claimed(world, retry=RetryPolicy(max_attempts=2))
         world.pass_time(61)
         world.sweep()
         back = stored(world, job_id)
         assert (back.status, back.attempt, back.lease, back.stage) == ("pending", 2, None, "submit")
         with pytest.raises(LeaseLost):
-            change_job.complete(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+            change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         assert claim(world)[0].job_id == job_id
         world.pass_time(61)
         world.sweep()
@@ -270,39 +270,39 @@ class TestLeases:
         assert lost.error
         assert (lost.status, lost.error.code) == ("failed", "LEASE_EXPIRED")
 
-    def test_a_claim_that_meets_a_lapsed_lease_takes_it_back_at_once(self, world: World) -> None:
+    def test_claim_reclaims_an_expired_lease_at_once(self, world: World) -> None:
         job_id, _ = claimed(world, retry=AT_ONCE)
         world.pass_time(61)
         (job,) = claim(world, worker="other")
         assert (job.job_id, job.attempt) == (job_id, 2)
 
-    def test_a_lapsed_lease_cannot_be_extended(self, world: World) -> None:
+    def test_expired_lease_cannot_be_extended(self, world: World) -> None:
         job_id, token = claimed(world)
         world.pass_time(60)
         with pytest.raises(LeaseLost):
             beat(world, job_id, token)
 
-    def test_a_worker_gives_a_job_back(self, world: World) -> None:
+    def test_released_job_returns_to_its_queue(self, world: World) -> None:
         job_id, token = claimed(world)
-        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, by=KEY, lease_token=token)
+        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
         beat(world, job_id, token, progress=Decimal("0.7"))
-        back = change_job.release(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+        back = change_job.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         assert (back.status, back.attempt, back.stage) == ("pending", 1, "submit")
         assert stored(world, job_id).progress == 0
         assert claim(world)[0].job_id == job_id
 
-    def test_a_late_heartbeat_does_not_touch_the_lease_of_the_next_worker(self, world: World) -> None:
+    def test_late_heartbeat_does_not_change_the_lease_of_the_next_worker(self, world: World) -> None:
         job_id, token = claimed(world)
         late = stored(world, job_id)
-        change_job.release(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+        change_job.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         (job,) = claim(world, worker="next", lease_s=600)
         assert job.lease
         world.ctx.jobs.save(late, jobs.heartbeat(late, now=world.time, lease_token=token))
         now = stored(world, job_id)
         assert now.lease
-        assert now.lease.until == job.lease.until
+        assert now.lease.expires_at == job.lease.expires_at
 
-    def test_no_heartbeat_extends_beyond_the_enforced_cancel(self, world: World) -> None:
+    def test_heartbeat_does_not_extend_the_lease_beyond_the_enforced_cancel(self, world: World) -> None:
         job_id, token = claimed(world)
         world.do(change_job.cancel, job_id)
         for _ in range(5):
@@ -314,7 +314,7 @@ class TestLeases:
         world.sweep()
         assert stored(world, job_id).status == "cancelled"
 
-    def test_only_running_jobs_have_heartbeats(self, world: World) -> None:
+    def test_heartbeat_of_a_job_that_is_not_running_is_refused(self, world: World) -> None:
         with pytest.raises(InvalidTransition):
             beat(world, world.job(), None)
         with pytest.raises(JobNotFound):
@@ -322,7 +322,7 @@ class TestLeases:
 
 
 class TestTime:
-    def test_a_job_starts_when_it_was_scheduled_for(self, world: World) -> None:
+    def test_scheduled_job_becomes_ready_at_its_time(self, world: World) -> None:
         job_id = world.job(scheduled_at=world.time + timedelta(seconds=90))
         world.pass_time(89)
         world.sweep()
@@ -331,34 +331,34 @@ class TestTime:
         world.sweep()
         assert [job.job_id for job in claim(world)] == [job_id]
 
-    def test_a_failed_attempt_comes_again_after_its_delay(self, world: World) -> None:
+    def test_failed_attempt_is_retried_after_its_delay(self, world: World) -> None:
         retry = RetryPolicy(max_attempts=4, initial_delay=Decimal(10), max_delay=Decimal(25), jitter=False)
         job_id = world.job(retry=retry, fields={"a": 1})
         for delay in (10, 20, 25):
             (job,) = claim(world)
             assert job.lease
-            failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=job.lease.token)
+            failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=job.lease.token)
             assert (failed.status, failed.scheduled_at) == ("scheduled", world.time + timedelta(seconds=delay))
             assert (failed.error, failed.fields, failed.stage) == (ONE, {"a": 1}, "submit")
             world.pass_time(delay)
             world.sweep()
         (job,) = claim(world)
         assert job.lease
-        last = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=job.lease.token)
+        last = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=job.lease.token)
         assert (last.status, last.attempt, last.health) == ("failed", 4, "failed")
 
-    def test_what_is_not_retryable_fails_at_once(self, world: World) -> None:
+    def test_failure_that_is_not_retryable_ends_the_job(self, world: World) -> None:
         job_id, token = claimed(world, retry=AT_ONCE)
-        failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, retryable=False, lease_token=token)
+        failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, retryable=False, lease_token=token)
         assert failed.status == "failed"
 
-    def test_a_fallback_is_the_result_of_a_job_that_fails_for_good(self, world: World) -> None:
+    def test_finally_failed_job_completes_with_its_fallback(self, world: World) -> None:
         job_id, token = claimed(world, fallback={"rows": 0})
-        done = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, by=KEY, lease_token=token)
+        done = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=token)
         assert (done.status, done.stage, done.health, done.error) == ("completed", "complete", "fallback", ONE)
-        assert world.ctx.jobs.bodies(done).result == '{"rows":0}'
+        assert world.ctx.jobs.payloads(done).result == '{"rows":0}'
 
-    def test_an_attempt_that_takes_too_long_fails(self, world: World) -> None:
+    def test_attempt_over_its_timeout_fails(self, world: World) -> None:
         job_id = world.job(timeout_s=30, retry=RetryPolicy(max_attempts=2, initial_delay=Decimal(0)))
         for attempt in (1, 2):
             (job,) = claim(world, lease_s=600)
@@ -369,7 +369,7 @@ class TestTime:
         assert over.error
         assert (over.status, over.health, over.error.code) == ("failed", "timed_out", "TIMED_OUT")
 
-    def test_silence_fails_a_job_that_runs_without_a_lease(self, world: World) -> None:
+    def test_missing_heartbeat_fails_a_job_without_lease(self, world: World) -> None:
         job_id = world.running(heartbeat_timeout_s=30)
         for _ in range(3):
             world.pass_time(25)
@@ -382,16 +382,16 @@ class TestTime:
         assert over.error
         assert (over.status, over.error.code) == ("failed", "TIMED_OUT")
 
-    def test_time_changes_nothing_twice(self, world: World) -> None:
+    def test_repeated_timer_changes_the_job_once(self, world: World) -> None:
         job_id, _ = claimed(world, retry=AT_ONCE)
         world.pass_time(61)
         for _ in range(3):
-            change_job.on_time(world.ctx, NAMESPACE, job_id)
+            change_job.apply_timers(world.ctx, NAMESPACE, job_id)
         assert stored(world, job_id).attempt == 2
 
 
 class TestCounts:
-    def test_a_queue_says_what_is_in_it(self, world: World) -> None:
+    def test_queue_shows_counts_workers_and_oldest_job(self, world: World) -> None:
         world.pass_time(5)
         oldest = world.time
         world.job(priority="low")
@@ -400,22 +400,22 @@ class TestCounts:
         world.job(priority="high")
         world.job(scheduled_at=world.time + timedelta(hours=1))
         claim(world, worker="box")
-        state = show_queue(world.ctx, NAMESPACE, QUEUE)
+        state = queue_state(world.ctx, NAMESPACE, QUEUE)
         assert {name: count for name, count in state.ready.items() if count} == {"low": 1, "high": 1}
-        assert dict(state.watched) == {"scheduled": 1, "waiting": 0, "running": 1}
+        assert dict(state.timed) == {"scheduled": 1, "waiting": 0, "running": 1}
         assert (state.oldest_ready, state.running, state.paused) == (oldest, {"box": 1}, False)
         assert [(seen.worker, seen.last_claim_at) for seen in state.workers] == [("box", world.time)]
 
-    def test_endings_leave_nothing_behind(self, world: World) -> None:
+    def test_ended_jobs_leave_no_queue_entries(self, world: World) -> None:
         for end in (change_job.complete, change_job.release):
             job_id, token = claimed(world)
-            end(world.ctx, NAMESPACE, job_id, by=KEY, lease_token=token)
+            end(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
             if end is change_job.release:
                 world.do(change_job.cancel, job_id)
-        state = show_queue(world.ctx, NAMESPACE, QUEUE)
-        assert sum(state.ready.values()) + sum(state.watched.values()) == 0
+        state = queue_state(world.ctx, NAMESPACE, QUEUE)
+        assert sum(state.ready.values()) + sum(state.timed.values()) == 0
 
-    def test_a_claim_costs_the_same_however_long_the_queue_is(self, world: World, table: DynamoTable) -> None:
+    def test_claim_makes_the_same_requests_for_any_queue_length(self, world: World, table: DynamoTable) -> None:
         def calls() -> list[str]:
             seen: list[str] = []
             client = table._client

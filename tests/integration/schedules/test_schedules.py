@@ -13,7 +13,7 @@ from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
-from vigil_core.domain.schedules import Run, Schedule, Timing
+from vigil_core.domain.schedules import Schedule, ScheduleFire, ScheduleTiming
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.schedules import manage as schedules
@@ -24,11 +24,12 @@ NAME = "nightly"
 
 def put(world: World, **wanted: Any) -> Schedule:
     """Define the schedule: every hour, a job of type `report`."""
-    timing = Timing(cron=wanted.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
+    timing = ScheduleTiming(cron=wanted.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
     parts: dict[str, Any] = {
         "namespace": NAMESPACE, "name": NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
-        "creates": "job", "body": {"job_type": "report"}, "enabled": True, "missed": "skip", "overlap": "allow",
-        "generation": world.ctx.new_id(), "next_at": None, "created_at": world.time, "updated_at": world.time,
+        "action": "job", "body": {"job_type": "report"}, "enabled": True, "misfire_policy": "skip",
+        "overlap_policy": "allow",
+        "generation": world.ctx.new_id(), "next_fire_at": None, "created_at": world.time, "updated_at": world.time,
     }  # fmt: skip
     return schedules.put_schedule(world.ctx, Schedule(**parts | wanted))[0]
 
@@ -37,8 +38,8 @@ def found(world: World, name: str = NAME) -> Schedule:
     return schedules.find_schedule(world.ctx, NAMESPACE, name)
 
 
-def last_run(world: World) -> Run:
-    run = found(world).last_run
+def last_run(world: World) -> ScheduleFire:
+    run = found(world).last_fire
     assert run is not None
     return run
 
@@ -60,10 +61,10 @@ def alarm(world: World) -> dict[str, JsonValue]:
 
 
 def ring(world: World) -> None:
-    sweep.on_alarm(world.ctx, alarm(world))
+    sweep.on_timer(world.ctx, alarm(world))
 
 
-def test_a_schedule_creates_a_job_each_time(world: World) -> None:
+def test_schedule_creates_a_job_at_each_fire_time(world: World) -> None:
     put(world)
     ring(world)
     ring(world)
@@ -72,15 +73,15 @@ def test_a_schedule_creates_a_job_each_time(world: World) -> None:
         "2026-01-31T10:00:00+00:00",
         "2026-01-31T11:00:00+00:00",
     ]
-    assert (second.job_type, second.status, second.log[0].by) == ("report", "pending", "schedule")
-    assert last_run(world) == Run(
-        planned_at=second.created_at, at=second.created_at, outcome="created", created_id=second.job_id
+    assert (second.job_type, second.status, second.log[0].actor) == ("report", "pending", "schedule")
+    assert last_run(world) == ScheduleFire(
+        planned_at=second.created_at, fired_at=second.created_at, outcome="created", created_id=second.job_id
     )
-    assert found(world).next_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert found(world).next_fire_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
     assert [at.hour for at, _ in world.alarms.armed.values()] == [12]
 
 
-def test_a_job_is_as_its_type_says_when_it_is_created(world: World) -> None:
+def test_scheduled_job_follows_its_type_at_creation(world: World) -> None:
     put(world)
     schema: dict[str, JsonValue] = {"type": "object"}
     wanted = JobType(
@@ -97,19 +98,19 @@ def test_a_job_is_as_its_type_says_when_it_is_created(world: World) -> None:
     assert (refused.outcome, refused.created_id) == ("refused", None)
     assert refused.error is not None
     assert (refused.error.code, "/payload" in refused.error.message) == ("VALIDATION_FAILED", True)
-    assert found(world).next_at == world.time + timedelta(hours=1)
+    assert found(world).next_fire_at == world.time + timedelta(hours=1)
 
 
-def test_an_alarm_that_rings_twice_creates_one_job(world: World) -> None:
+def test_timer_that_fires_twice_creates_one_job(world: World) -> None:
     put(world)
     event = alarm(world)
     for _ in range(3):
-        sweep.on_alarm(world.ctx, event)
+        sweep.on_timer(world.ctx, event)
     assert len(jobs(world)) == 1
     assert found(world).version == 2
 
 
-def test_the_sweep_runs_what_no_alarm_rang_for(world: World) -> None:
+def test_sweep_fires_a_schedule_whose_timer_was_lost(world: World) -> None:
     put(world)
     world.alarms.armed.clear()
     world.time = datetime(2026, 1, 31, 10, 0, 19, tzinfo=UTC)
@@ -123,30 +124,30 @@ def test_the_sweep_runs_what_no_alarm_rang_for(world: World) -> None:
     assert len(world.alarms.armed) == 1, "armed for the next time"
 
 
-def test_an_alarm_that_is_too_early_does_nothing(world: World) -> None:
+def test_early_timer_does_nothing(world: World) -> None:
     put(world)
     event = alarm(world)
     world.time -= timedelta(seconds=10)
-    sweep.on_alarm(world.ctx, event)
+    sweep.on_timer(world.ctx, event)
     assert jobs(world) == []
 
 
-def test_a_missed_run_is_left_out_or_made_up_for_once(world: World) -> None:
+def test_misfire_is_skipped_or_run_once(world: World) -> None:
     put(world)
     world.time = datetime(2026, 1, 31, 13, 30, tzinfo=UTC)
     world.sweep()
     assert jobs(world) == []
     assert (last_run(world).outcome, last_run(world).planned_at.hour) == ("missed", 13)
-    put(world, missed="run_once")
+    put(world, misfire_policy="run_once")
     world.time = datetime(2026, 1, 31, 18, 30, tzinfo=UTC)
     world.sweep()
     assert (last_run(world).outcome, last_run(world).planned_at.hour) == ("created", 18)
     assert len(jobs(world)) == 1
-    assert found(world).next_at == datetime(2026, 1, 31, 19, tzinfo=UTC)
+    assert found(world).next_fire_at == datetime(2026, 1, 31, 19, tzinfo=UTC)
 
 
-def test_a_run_is_left_out_while_the_last_one_goes_on(world: World) -> None:
-    put(world, overlap="skip")
+def test_fire_is_skipped_while_the_previous_job_is_open(world: World) -> None:
+    put(world, overlap_policy="skip")
     ring(world)
     ring(world)
     ring(world)
@@ -158,8 +159,8 @@ def test_a_run_is_left_out_while_the_last_one_goes_on(world: World) -> None:
     assert len(jobs(world)) == 2
 
 
-def test_what_was_created_by_a_process_that_died_goes_on_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(world, overlap="skip")
+def test_job_of_a_crashed_fire_counts_as_overlap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(world, overlap_policy="skip")
     ring(world)
     (first,) = jobs(world)
     world.do(change_job.cancel, first.job_id)
@@ -190,15 +191,15 @@ def crash_after_creation(world: World, monkeypatch: pytest.MonkeyPatch) -> Job:
 def test_job_of_a_crashed_fire_blocks_overlap_after_the_schedule_changes(
     world: World, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    put(world, overlap="allow" if change == "replace" else "skip")
+    put(world, overlap_policy="allow" if change == "replace" else "skip")
     job = crash_after_creation(world, monkeypatch)
     world.pass_time(60)
     if change == "replace":
-        put(world, cron="30 * * * *", overlap="skip")
+        put(world, cron="30 * * * *", overlap_policy="skip")
     else:
-        schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=False)
+        schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=False)
         world.pass_time(60)
-        schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=True)
+        schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
     for _ in range(2):
         ring(world)
         assert (last_run(world).outcome, jobs(world)) == ("overlap", [job])
@@ -212,7 +213,7 @@ def test_job_of_a_crashed_fire_blocks_overlap_after_the_schedule_changes(
 def test_job_of_a_crashed_fire_blocks_every_later_overlap(
     world: World, monkeypatch: pytest.MonkeyPatch, late: int
 ) -> None:
-    put(world, overlap="skip")
+    put(world, overlap_policy="skip")
     job = crash_after_creation(world, monkeypatch)
     world.pass_time(3_600 + late)
     world.sweep()
@@ -227,7 +228,7 @@ def _dies(*_: object) -> None:
     raise RuntimeError("died")
 
 
-def test_a_job_that_may_not_be_created_is_told_of(world: World) -> None:
+def test_refused_job_creation_is_recorded_as_the_fire_error(world: World) -> None:
     put(world, body={"job_type": "report", "mutex": {"key": "m"}})
     ring(world)
     ring(world)
@@ -237,7 +238,7 @@ def test_a_job_that_may_not_be_created_is_told_of(world: World) -> None:
     assert error.code == "JOB_CREATION_FAILED"
 
 
-def test_a_job_that_stands_for_the_unique_key_stands_for_the_run(world: World) -> None:
+def test_existing_job_of_the_unique_key_is_recorded_as_the_fire(world: World) -> None:
     put(world, body={"job_type": "report", "unique_key": "one"})
     ring(world)
     ring(world)
@@ -245,56 +246,56 @@ def test_a_job_that_stands_for_the_unique_key_stands_for_the_run(world: World) -
     assert (last_run(world).outcome, last_run(world).created_id) == ("existing", job.job_id)
 
 
-def test_what_was_armed_before_an_alteration_does_nothing(world: World) -> None:
+def test_timer_of_a_replaced_schedule_does_nothing(world: World) -> None:
     put(world)
     (_, event), *_ = world.alarms.armed.values()
     put(world, cron="30 * * * *")
     assert [at.minute for at, _ in world.alarms.armed.values()] == [30]
     world.time = datetime(2026, 1, 31, 10, tzinfo=UTC)
-    sweep.on_alarm(world.ctx, event["alarm"])
+    sweep.on_timer(world.ctx, event["alarm"])
     world.sweep()
     assert [last_run(world).planned_at.minute] == [30]
 
 
-def test_another_body_is_used_at_once_and_no_run_is_lost(world: World) -> None:
+def test_changed_body_applies_to_the_next_fire(world: World) -> None:
     put(world)
     event = alarm(world)
     world.pass_time(1)
     put(world, body={"job_type": "other"})
-    sweep.on_alarm(world.ctx, event)
+    sweep.on_timer(world.ctx, event)
     assert [job.job_type for job in jobs(world)] == ["other"]
 
 
-def test_a_paused_schedule_does_nothing_and_makes_up_for_nothing(world: World) -> None:
-    put(world, missed="run_once")
+def test_paused_schedule_neither_fires_nor_catches_up(world: World) -> None:
+    put(world, misfire_policy="run_once")
     event = alarm(world)
-    schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=False)
-    sweep.on_alarm(world.ctx, event)
+    schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=False)
+    sweep.on_timer(world.ctx, event)
     world.pass_time(86_400)
     world.sweep()
     assert (jobs(world), world.alarms.armed) == ([], {})
-    resumed = schedules.switch_schedule(world.ctx, NAMESPACE, NAME, enabled=True)
-    assert resumed.next_at == world.time + timedelta(hours=1)
-    sweep.on_alarm(world.ctx, event)
+    resumed = schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
+    assert resumed.next_fire_at == world.time + timedelta(hours=1)
+    sweep.on_timer(world.ctx, event)
     assert jobs(world) == []
     ring(world)
     assert len(jobs(world)) == 1
 
 
-def test_a_deleted_schedule_does_nothing_nor_does_its_alarm_for_the_next_of_that_name(world: World) -> None:
+def test_timer_of_a_deleted_schedule_does_not_fire_a_new_one_of_that_name(world: World) -> None:
     put(world)
     event = alarm(world)
     schedules.delete_schedule(world.ctx, NAMESPACE, NAME)
-    sweep.on_alarm(world.ctx, event)
+    sweep.on_timer(world.ctx, event)
     world.pass_time(3_600)
     world.sweep()
     put(world)
     world.time = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    sweep.on_alarm(world.ctx, event)
+    sweep.on_timer(world.ctx, event)
     assert jobs(world) == []
 
 
-def test_schedules_of_one_name_in_two_namespaces_have_two_alarms(world: World) -> None:
+def test_equal_names_in_two_namespaces_have_separate_timers(world: World) -> None:
     put(world)
     put(world, namespace="other")
     assert len(world.alarms.armed) == 2
@@ -329,7 +330,7 @@ class Mortal:
 
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("at", range(1, 7))
-def test_a_run_whose_process_dies_is_finished_by_the_next_sweep(table: DynamoTable, at: int, done: bool) -> None:
+def test_sweep_finishes_a_fire_that_crashed(table: DynamoTable, at: int, done: bool) -> None:
     world = World(table)
     put(world, body={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
     event = alarm(world)
@@ -337,7 +338,7 @@ def test_a_run_whose_process_dies_is_finished_by_the_next_sweep(table: DynamoTab
     doomed = World(mortal)
     doomed.time, doomed.alarms = world.time, world.alarms
     try:
-        sweep.on_alarm(doomed.ctx, event)
+        sweep.on_timer(doomed.ctx, event)
     except Dies:
         pass
     else:
@@ -346,4 +347,4 @@ def test_a_run_whose_process_dies_is_finished_by_the_next_sweep(table: DynamoTab
     world.sweep()
     (job,) = jobs(world)
     assert (last_run(world).outcome, last_run(world).created_id) == ("created", job.job_id)
-    assert found(world).next_at == datetime(2026, 1, 31, 11, tzinfo=UTC)
+    assert found(world).next_fire_at == datetime(2026, 1, 31, 11, tzinfo=UTC)

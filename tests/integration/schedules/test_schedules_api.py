@@ -28,7 +28,7 @@ def alarms() -> list[Any]:
     return [scheduler.get_schedule(Name=name, GroupName=ALARM_GROUP) for name in names]
 
 
-def test_a_schedule_is_shown_with_its_next_five_times(client: Client) -> None:
+def test_schedule_shows_its_next_five_fire_times(client: Client) -> None:
     made = put(client, job={"job_type": "report", "payload": {"n": 1.50}, "queue": None})
     assert made == client.get("/v1/schedules/nightly").ok()
     times = [datetime.fromisoformat(text) for text in made.pop("next_times")]
@@ -45,7 +45,7 @@ def test_a_schedule_is_shown_with_its_next_five_times(client: Client) -> None:
     }  # fmt: skip
 
 
-def test_its_alarm_is_armed_once_in_utc(client: Client) -> None:
+def test_schedule_creates_one_timer_in_utc(client: Client) -> None:
     next_time = put(client)["next_times"][0]
     put(client, status=200)
     (alarm,) = alarms()
@@ -61,7 +61,7 @@ def test_its_alarm_is_armed_once_in_utc(client: Client) -> None:
     assert client.get("/v1/jobs").ok()["jobs"] == []
 
 
-def test_pause_resume_and_delete(client: Client) -> None:
+def test_schedule_is_paused_resumed_and_deleted(client: Client) -> None:
     put(client)
     for _ in range(2):
         paused = client.post("/v1/schedules/nightly/pause").ok()
@@ -83,7 +83,7 @@ def test_pause_resume_and_delete(client: Client) -> None:
         reply.problem(404, "SCHEDULE_NOT_FOUND")
 
 
-def test_created_paused(client: Client) -> None:
+def test_schedule_created_as_disabled_has_no_timer(client: Client) -> None:
     assert put(client, enabled=False)["next_times"] == []
     assert alarms() == []
 
@@ -96,7 +96,7 @@ def test_schedules_are_listed_by_name(client: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["every night", "größe", "100%", "a#b", "a/b"])
-def test_a_schedule_is_found_under_whatever_name_it_was_given(client: Client, name: str) -> None:
+def test_schedule_with_special_characters_in_its_name_is_found(client: Client, name: str) -> None:
     put(client, quote(name, safe=""))
     assert client.get(f"/v1/schedules/{quote(name, safe='')}").ok()["name"] == name
 
@@ -126,14 +126,14 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("body", "pointers"), WRONG)
-def test_what_is_wrong_is_named(client: Client, body: dict[str, Any], pointers: list[str]) -> None:
+def test_invalid_schedule_members_are_named(client: Client, body: dict[str, Any], pointers: list[str]) -> None:
     reply = client.call("PUT", "/v1/schedules/s", {"job": {"job_type": "t"}, **body})
     assert reply.pointers() == pointers
     assert client.get("/v1/schedules").ok()["schedules"] == []
     assert alarms() == []
 
 
-def test_a_workflow_is_scheduled_instead_of_a_job(client: Client) -> None:
+def test_schedule_may_contain_a_workflow(client: Client) -> None:
     workflow = {"name": "w", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"], "start_delay": 60}]}
     assert client.call("PUT", "/v1/schedules/s", {**NIGHTLY, "workflow": workflow}).pointers() == [""]
     timing = {name: NIGHTLY[name] for name in ("cron", "timezone")}
@@ -146,11 +146,11 @@ def test_a_workflow_is_scheduled_instead_of_a_job(client: Client) -> None:
     ]
 
 
-def test_a_job_is_held_to_its_type(client: Client) -> None:
+def test_job_of_a_schedule_is_validated_by_its_type(client: Client) -> None:
     client.call("PUT", "/v1/job-types/report", {"payload_schema": {"required": ["n"]}}).ok(201)
     reply = client.call("PUT", "/v1/schedules/nightly", {**NIGHTLY, "job": {"job_type": "report", "payload": {}}})
     assert reply.pointers() == ["/job/payload"]
 
 
-def test_a_name_has_no_control_character(client: Client) -> None:
+def test_schedule_name_with_control_character_is_refused(client: Client) -> None:
     assert client.call("PUT", "/v1/schedules/a%0Ab", NIGHTLY).pointers() == ["{schedule}"]

@@ -19,7 +19,7 @@ from vigil_core.store.table import DynamoTable, query_all
 
 
 class TestTheSeedsExamples:
-    def test_basic_usage(self, world: World) -> None:
+    def test_wait_on_two_jobs_is_met_when_both_complete(self, world: World) -> None:
         one, two = world.running(), world.running()
         answer = world.wait({one: {"job_stage": "complete"}, two: None})
         assert answer["status"] == "waiting"
@@ -31,7 +31,7 @@ class TestTheSeedsExamples:
         assert "wait_on" not in answer
         assert answer["status"] == "met"
 
-    def test_advanced_usage(self, world: World) -> None:
+    def test_wait_for_a_milestone_returns_the_requested_fields(self, world: World) -> None:
         job = world.running(fields={"result_root": "/result/...", "boot_seconds": 45})
         world.report(job, milestones=["final"])
         world.complete(job)
@@ -44,7 +44,7 @@ class TestTheSeedsExamples:
         }
         assert "wait_on" not in answer
 
-    def test_a_request_with_waited_jobs_of_an_earlier_round(self, world: World) -> None:
+    def test_waited_jobs_of_an_earlier_response_are_preserved(self, world: World) -> None:
         one, two = world.running(), world.running()
         earlier = {str(uuid6.uuid7()): {"job_stage": "complete", "job_health": "success"}}
         answer = world.wait(
@@ -62,14 +62,14 @@ class TestTheSeedsExamples:
 
 class TestConditions:
     @pytest.mark.parametrize(("stage", "met"), [("download", True), ("boot", True), ("setup", False)])
-    def test_a_stage_or_a_later_one(self, world: World, stage: str, met: bool) -> None:
+    def test_stage_condition_is_met_by_the_stage_or_a_later_one(self, world: World, stage: str, met: bool) -> None:
         job = world.running()
         answer = world.wait({job: {"job_stage": stage}})
         world.report(job, stage="boot")
         world.run_matcher()
         assert world.show(answer)["status"] == ("met" if met else "waiting")
 
-    def test_incomplete_is_reached_only_by_itself(self, world: World) -> None:
+    def test_incomplete_condition_is_met_only_by_incomplete_jobs(self, world: World) -> None:
         good, bad = world.running(), world.running()
         answers = [world.wait({job: {"job_stage": "incomplete"}}) for job in (good, bad)]
         world.complete(good)
@@ -77,7 +77,7 @@ class TestConditions:
         world.run_matcher()
         assert [world.show(answer)["status"] for answer in answers] == ["unmet", "met"]
 
-    def test_every_part_on_one_version(self, world: World) -> None:
+    def test_all_parts_of_a_condition_must_match_one_version(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: {"milestones": ["a", "b"], "mode": "fast"}})
         world.report(job, milestones=["a"], fields={"mode": "fast"})
@@ -91,15 +91,15 @@ class TestConditions:
     @pytest.mark.parametrize(
         ("value", "expected"), [(7, "7"), ("7", 7), (True, "true"), ([1, "x"], "1 x"), ({"a": 1}, '{"a":1}')]
     )
-    def test_values_are_compared_as_text(self, world: World, value: Any, expected: Any) -> None:
+    def test_field_values_are_compared_as_text(self, world: World, value: Any, expected: Any) -> None:
         job = world.running(fields={"value": value})
         assert world.wait({job: {"value": expected}})["status"] == "met"
 
-    def test_an_absent_field_matches_nothing(self, world: World) -> None:
+    def test_absent_field_matches_no_value(self, world: World) -> None:
         job = world.running()
         assert world.wait({job: {"nothing": ""}})["status"] == "waiting"
 
-    def test_what_was_true_for_one_update_counts_with_the_values_it_had(self, world: World) -> None:
+    def test_condition_met_by_one_update_captures_the_values_of_that_update(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: {"light": "green"}}, wait_options={"get_fields": {"light": None, "n": None}})
         world.report(job, fields={"light": "green", "n": 1})
@@ -107,7 +107,7 @@ class TestConditions:
         world.run_matcher()
         assert world.show(answer)["waited_jobs"] == {job: {"job_stage": "submit", "light": "green", "n": "1"}}
 
-    def test_what_was_true_before_the_registration_does_not_count(self, world: World) -> None:
+    def test_update_before_the_registration_does_not_count(self, world: World) -> None:
         job = world.running()
         world.report(job, fields={"light": "green"})
         world.report(job, fields={"light": "red"})
@@ -115,7 +115,7 @@ class TestConditions:
         world.run_matcher()
         assert world.show(answer)["status"] == "waiting"
 
-    def test_null_waits_for_the_end_good_or_bad(self, world: World) -> None:
+    def test_null_condition_is_met_by_any_end(self, world: World) -> None:
         good, bad, gone = world.running(), world.running(), world.job()
         answer = world.wait({good: None, bad: {}, gone: None})
         world.complete(good)
@@ -127,7 +127,7 @@ class TestConditions:
 
 
 class TestGetFields:
-    def test_text_list_object_absent_and_built_ins(self, world: World) -> None:
+    def test_fields_of_every_type_are_captured_as_text(self, world: World) -> None:
         job = world.running(
             name="box", fields={"text": "t", "list": ["a", 1, 2.50], "object": {"k": [1]}, "flag": True}
         )
@@ -141,7 +141,7 @@ class TestGetFields:
             "message": "half way", "status": "completed",
         }  # fmt: skip
 
-    def test_a_long_result_is_captured_whole(self, world: World) -> None:
+    def test_long_result_is_captured_completely(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: None}, wait_options={"get_fields": {"result": None}})
         world.complete(job, result="x" * 300_000)
@@ -150,7 +150,7 @@ class TestGetFields:
 
 
 class TestEndings:
-    def test_fail_fast_ends_at_once_with_what_failed(self, world: World) -> None:
+    def test_fail_fast_wait_ends_at_once_with_the_failed_job(self, world: World) -> None:
         slow, bad = world.running(), world.running()
         answer = world.wait({slow: None, bad: {"job_stage": "boot"}}, wait_options={"fail_fast": None})
         world.fail(bad)
@@ -160,13 +160,13 @@ class TestEndings:
         assert answer["waited_jobs"] == {bad: {"job_stage": "incomplete"}}
         assert "wait_on" not in answer
 
-    def test_fail_fast_on_a_job_that_is_incomplete_already(self, world: World) -> None:
+    def test_fail_fast_wait_on_an_already_incomplete_job_ends_at_once(self, world: World) -> None:
         slow, bad = world.running(), world.running()
         world.fail(bad)
         answer = world.wait({slow: None, bad: None}, wait_options={"fail_fast": True, "mode": "any"})
         assert answer["status"] == "failed_fast"
 
-    def test_unmet_jobs_do_not_end_a_wait_for_all(self, world: World) -> None:
+    def test_unmet_job_does_not_end_a_wait_for_all(self, world: World) -> None:
         bad, good = world.running(), world.running()
         answer = world.wait({bad: {"job_stage": "boot"}, good: {"job_stage": "boot"}})
         world.fail(bad)
@@ -179,7 +179,7 @@ class TestEndings:
         world.run_matcher()
         assert world.post(answer)["status"] == "unmet"
 
-    def test_any_and_at_least(self, world: World) -> None:
+    def test_any_and_at_least_modes_are_met_by_enough_jobs(self, world: World) -> None:
         jobs = [world.running() for _ in range(3)]
         first = world.wait(dict.fromkeys(jobs), wait_options={"mode": "any"})
         two = world.wait(dict.fromkeys(jobs), wait_options={"mode": {"at_least": 2}})
@@ -191,7 +191,7 @@ class TestEndings:
         world.run_matcher()
         assert [world.show(a)["status"] for a in (first, two, hopeless)] == ["met", "met", "unmet"]
 
-    def test_expiry(self, world: World) -> None:
+    def test_wait_expires_at_its_deadline(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: {"job_stage": "boot"}}, wait_options={"expires_in": 120})
         assert world.queues.wake_ups[0][1] == 121
@@ -204,20 +204,20 @@ class TestEndings:
         assert answer["unmet_jobs"] == {job: {"job_stage": "submit", "reason": "expired"}}
         assert world.sweep() == 0
 
-    def test_cancelling(self, world: World) -> None:
+    def test_cancelled_wait_stays_cancelled_and_a_met_one_cannot_be_cancelled(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: None})
         for _ in range(2):
-            cancelled = waits_api.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], by="key1")
+            cancelled = waits_api.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], actor="key1")
             assert cancelled["status"] == "cancelled"
         world.complete(job)
         world.run_matcher()
         assert world.show(answer)["waited_jobs"] == {}
         met = world.wait({job: None})
         with pytest.raises(InvalidTransition):
-            waits_api.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], by="key1")
+            waits_api.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], actor="key1")
 
-    def test_a_deleted_job(self, world: World) -> None:
+    def test_deleted_job_is_unmet_with_reason_deleted(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: {"job_stage": "incomplete"}})
         world.complete(job, result=1)
@@ -230,7 +230,7 @@ class TestEndings:
         with pytest.raises(JobNotFound):
             world.wait({job: None})
 
-    def test_a_job_that_does_not_exist_yet(self, world: World) -> None:
+    def test_wait_with_allow_missing_is_met_by_a_job_created_later(self, world: World) -> None:
         job = str(uuid6.uuid7())
         options = {"allow_missing": None}
         answer = world.wait({job: {"job_stage": "boot"}}, wait_options=options)
@@ -243,7 +243,7 @@ class TestEndings:
 
 
 class TestHolding:
-    def test_it_answers_when_done(self, world: World) -> None:
+    def test_long_poll_returns_when_the_wait_ends(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: None}, hold_s=0)
         finished = False
@@ -261,12 +261,12 @@ class TestHolding:
         assert world.post(answer, hold_s=20)["status"] == "met"
         assert (world.time - began).total_seconds() < 1
 
-    def test_it_gives_up_when_the_time_is_over(self, world: World) -> None:
+    def test_long_poll_returns_waiting_after_its_timeout(self, world: World) -> None:
         began = world.time
         assert world.wait({world.running(): None}, hold_s=20)["status"] == "waiting"
         assert 20 <= (world.time - began).total_seconds() < 20.6
 
-    def test_progress(self, world: World) -> None:
+    def test_long_poll_with_return_on_progress_returns_after_each_outcome(self, world: World) -> None:
         one, two, three = world.running(), world.running(), world.running()
         answer = world.wait(
             {one: None, two: None, three: {"job_stage": "boot"}}, wait_options={"return_on": "progress"}
@@ -284,21 +284,21 @@ class TestHolding:
         assert list(world.post(answer, hold_s=20)["unmet_jobs"]) == [three]
         assert world.time == began
 
-    def test_an_ended_answer_posted_back_gives_the_same_again(self, world: World) -> None:
+    def test_ended_response_posted_back_is_returned_unchanged(self, world: World) -> None:
         job = world.running()
         world.complete(job)
         answer = world.wait({job: None})
         assert world.post(answer) == answer
 
-    def test_an_unknown_wait_registers_anew_under_a_new_id(self, world: World) -> None:
+    def test_unknown_wait_id_registers_a_new_wait(self, world: World) -> None:
         job = world.running()
-        stranger = str(uuid6.uuid7())
-        answer = world.post({"wait_id": stranger, "wait_on": {job: None}})
-        assert answer["wait_id"] != stranger
+        unknown_id = str(uuid6.uuid7())
+        answer = world.post({"wait_id": unknown_id, "wait_on": {job: None}})
+        assert answer["wait_id"] != unknown_id
         with pytest.raises(ValidationFailed, match="/wait_on"):
-            world.post({"wait_id": stranger, "waited_jobs": {}})
+            world.post({"wait_id": unknown_id, "waited_jobs": {}})
         with pytest.raises(WaitNotFound):
-            world.show({"wait_id": stranger})
+            world.show({"wait_id": unknown_id})
 
 
 class TestBadRequests:
@@ -333,19 +333,19 @@ class TestBadRequests:
             ({"wait_on": {str(n): None for n in range(10_001)}}, "/wait_on"),
         ],
     )
-    def test_the_field_is_named_and_nothing_stored(self, world: World, body: Any, pointer: str) -> None:
+    def test_invalid_field_is_named(self, world: World, body: Any, pointer: str) -> None:
         with pytest.raises(ValidationFailed) as refused:
             world.post(body)
         assert pointer in [problem.pointer for problem in refused.value.problems]
 
-    def test_every_problem_at_once(self, world: World) -> None:
+    def test_all_problems_are_returned_together(self, world: World) -> None:
         with pytest.raises(ValidationFailed) as refused:
             world.post(
                 {"wait_on": {"x": 1, "y": {"z": None}}, "wait_options": {"mode": 1, "expires_in": "1"}, "more": 1}
             )
         assert len(refused.value.problems) == 5
 
-    def test_unknown_jobs_are_all_named(self, world: World) -> None:
+    def test_all_unknown_jobs_are_named(self, world: World) -> None:
         known, unknown = world.running(), str(uuid6.uuid7())
         with pytest.raises(JobNotFound) as refused:
             world.wait({known: None, unknown: None, "job123": None})
@@ -353,7 +353,7 @@ class TestBadRequests:
         with pytest.raises(JobNotFound):
             world.wait({"job123": None}, wait_options={"allow_missing": None})
 
-    def test_a_stage_that_the_order_does_not_hold(self, world: World) -> None:
+    def test_stage_outside_the_order_of_the_job_is_refused(self, world: World) -> None:
         job = world.running()
         with pytest.raises(ValidationFailed, match=f"/wait_on/{job}/job_stage"):
             world.wait({job: {"job_stage": "lunch"}})
@@ -362,10 +362,10 @@ class TestBadRequests:
 class TestLargeWaits:
     @pytest.fixture
     def world(self, table: DynamoTable, monkeypatch: pytest.MonkeyPatch) -> World:
-        monkeypatch.setattr(keys, "CHUNK_ENTRIES", 3)
+        monkeypatch.setattr(keys, "BLOCK_ENTRIES", 3)
         return World(table, spec_page_entries=4)
 
-    def test_all(self, world: World) -> None:
+    def test_large_wait_for_all_is_met_by_the_last_job(self, world: World) -> None:
         jobs = [world.running() for _ in range(10)]
         world.complete(jobs[4])
         answer = world.wait(dict.fromkeys(jobs), waited_jobs={"before": {"job_stage": "complete"}})
@@ -383,7 +383,7 @@ class TestLargeWaits:
         assert list(answer["waited_jobs"]) == ["before", *jobs]
         assert answer["counts"] == {"total": 10, "met": 10, "unmet": 0}
 
-    def test_updates_before_the_fan_out_came(self, world: World) -> None:
+    def test_updates_before_the_fan_out_registration_are_counted(self, world: World) -> None:
         jobs = [world.running() for _ in range(9)]
         answer = world.wait(dict.fromkeys(jobs))
         for job in jobs:
@@ -393,7 +393,7 @@ class TestLargeWaits:
         world.run_fan_out()
         assert world.show(answer)["status"] == "met"
 
-    def test_a_registration_whose_messages_were_lost_is_finished_by_the_sweeper(self, world: World) -> None:
+    def test_sweeper_finishes_a_registration_whose_messages_were_lost(self, world: World) -> None:
         jobs = [world.running() for _ in range(9)]
         answer = world.wait(dict.fromkeys(jobs))
         world.queues.wide.clear()
@@ -406,7 +406,7 @@ class TestLargeWaits:
         assert world.show(answer)["status"] == "met"
 
     @pytest.mark.parametrize(("mode", "enough"), [("any", 1), ({"at_least": 5}, 5)])
-    def test_some(self, world: World, mode: Any, enough: int) -> None:
+    def test_large_wait_for_some_is_met_by_enough_jobs(self, world: World, mode: Any, enough: int) -> None:
         jobs = [world.running() for _ in range(8)]
         answer = world.wait(dict.fromkeys(jobs), wait_options={"mode": mode})
         world.run_fan_out()
@@ -416,7 +416,7 @@ class TestLargeWaits:
             assert world.show(answer)["status"] == ("met" if count >= enough else "waiting")
         assert list(world.show(answer)["waited_jobs"]) == jobs[:enough]
 
-    def test_fail_fast(self, world: World) -> None:
+    def test_large_fail_fast_wait_ends_with_the_failed_job(self, world: World) -> None:
         jobs = [world.running() for _ in range(8)]
         answer = world.wait(dict.fromkeys(jobs), wait_options={"fail_fast": None})
         world.run_fan_out()
@@ -428,7 +428,7 @@ class TestLargeWaits:
         assert answer["status"] == "failed_fast"
         assert jobs[6] in answer["waited_jobs"]
 
-    def test_expiry_lists_what_was_left_over(self, world: World) -> None:
+    def test_expired_large_wait_lists_the_remaining_jobs_as_unmet(self, world: World) -> None:
         jobs = [world.running() for _ in range(6)]
         answer = world.wait(dict.fromkeys(jobs), wait_options={"expires_in": 100})
         world.run_fan_out()
@@ -441,7 +441,7 @@ class TestLargeWaits:
         assert list(answer["waited_jobs"]) == [jobs[2]]
         assert answer["unmet_jobs"] == {job: {"job_stage": None, "reason": "expired"} for job in jobs if job != jobs[2]}
 
-    def test_pages_of_outcomes(self, world: World) -> None:
+    def test_outcomes_of_a_large_wait_are_paged(self, world: World) -> None:
         jobs = [world.running() for _ in range(7)]
         answer = world.wait({key: {"job_stage": "complete"} for key in jobs})
         world.run_fan_out()
@@ -452,7 +452,9 @@ class TestLargeWaits:
         listed: list[Any] = []
         after: int | None = -1
         while after is not None:
-            page, after = waits_api.wait_jobs(world.ctx, NAMESPACE, answer["wait_id"], after_index=after, page_size=2)
+            page, after = waits_api.list_wait_jobs(
+                world.ctx, NAMESPACE, answer["wait_id"], after_index=after, page_size=2
+            )
             listed += page
         assert [(line["job_id"], line["met"]) for line in listed] == [
             *((job, True) for job in jobs[:5]),
@@ -461,10 +463,10 @@ class TestLargeWaits:
 
 
 class TestManyWaitsOnOneJob:
-    def test_the_fan_out_takes_over_and_keeps_the_order(
+    def test_fan_out_matches_waits_over_the_inline_limit_with_the_first_version(
         self, world: World, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(match, "NARROW", 3)
+        monkeypatch.setattr(match, "MAX_INLINE_WAITS", 3)
         job = world.running()
         world.run_matcher()
         answers = [world.wait({job: {"light": "green"}}, wait_options={"get_fields": {"n": None}}) for _ in range(8)]
@@ -478,17 +480,17 @@ class TestManyWaitsOnOneJob:
         assert list(query_all(table, keys.entries_of_job(NAMESPACE, job))) == []
 
 
-def test_a_list_of_waits_newest_first(world: World) -> None:
+def test_waits_are_listed_newest_first(world: World) -> None:
     job = world.running()
     answers = []
     for _ in range(5):
         answers.append(world.wait({job: None}))
         world.pass_time(3600 * 13)
-    waits_api.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], by="key1")
+    waits_api.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], actor="key1")
     listed: list[Any] = []
     place: str | None = None
     while True:
-        page, place = waits_api.list_waits(world.ctx, NAMESPACE, status="waiting", before_place=place, page_size=2)
+        page, place = waits_api.list_waits(world.ctx, NAMESPACE, status="waiting", before_cursor=place, page_size=2)
         listed += page
         if place is None:
             break
@@ -496,7 +498,7 @@ def test_a_list_of_waits_newest_first(world: World) -> None:
     assert [line["wait_id"] for line in listed] == expected
 
 
-def test_a_wait_that_was_matched_before_its_row_was_there(world: World) -> None:
+def test_wait_matched_before_its_row_exists_is_met(world: World) -> None:
     """The registrar writes the entry, the job changes and is matched, only then comes the wait's own row."""
     job = world.running()
     world.run_matcher()
@@ -511,13 +513,13 @@ def test_a_wait_that_was_matched_before_its_row_was_there(world: World) -> None:
     assert world.wait({job: {"job_stage": "complete"}})["status"] == "met"
 
 
-def test_resolving_again_changes_nothing(world: World) -> None:
+def test_second_resolution_changes_nothing(world: World) -> None:
     job = world.running()
     answer = world.wait({job: None})
     world.complete(job)
     batch = list(world.unmatched)
     world.run_matcher()
     first = world.show(answer)
-    match.match(world.ctx, batch)
+    match.match_versions(world.ctx, batch)
     resolve_wait.expire(world.ctx, NAMESPACE, answer["wait_id"])
     assert world.show(answer) == first

@@ -18,7 +18,7 @@ def waiting(client: Client, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("target", ["/v1/waits", "/scheduler/wait-jobs"])
-def test_a_wait_on_what_has_ended_answers_at_once(client: Client, target: str) -> None:
+def test_wait_on_an_ended_job_returns_at_once(client: Client, target: str) -> None:
     job = client.ended(fields={"a": [1, 2]})
     body = {"wait_on": {job["job_id"]: None}, "wait_options": {"get_fields": {"a": None}}}
     answer = client.post(target, body).ok()
@@ -27,7 +27,7 @@ def test_a_wait_on_what_has_ended_answers_at_once(client: Client, target: str) -
     assert client.post(target, body=client.post(target, answer).text).ok() == answer
 
 
-def test_a_wait_is_held_until_it_is_done(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_poll_on_a_wait_returns_when_it_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody cancels it between two looks; nothing else here would end it."""
 
     def cancel(_: float) -> None:
@@ -43,7 +43,7 @@ def test_a_wait_is_held_until_it_is_done(client: Client, monkeypatch: pytest.Mon
     assert client.get(f"/v1/waits/{wait['wait_id']}", headers={"prefer": "wait=9"}).ok()["status"] == "cancelled"
 
 
-def test_a_wait_that_is_not_to_be_held_is_not(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_without_prefer_header_returns_at_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: float) -> None:
         raise AssertionError
 
@@ -52,7 +52,7 @@ def test_a_wait_that_is_not_to_be_held_is_not(client: Client, monkeypatch: pytes
     assert wait["status"] == client.get(f"/v1/waits/{wait['wait_id']}").ok()["status"] == "waiting"
 
 
-def test_unknown_and_foreign_jobs_are_404_naming_them_all(client: Client) -> None:
+def test_unknown_and_foreign_jobs_return_404_with_every_id(client: Client) -> None:
     foreign = Client(namespace="other").create()["job_id"]
     known = client.create()["job_id"]
     body = {"wait_on": {known: None, foreign: None, SOME_ID: None}}
@@ -78,12 +78,12 @@ def test_unknown_and_foreign_jobs_are_404_naming_them_all(client: Client) -> Non
         ({"wait_on": {str(number): None for number in range(10_001)}}, "/wait_on"),
     ],
 )  # fmt: skip
-def test_a_wait_that_is_none(client: Client, body: Any, pointer: str) -> None:
+def test_invalid_wait_is_refused_and_not_stored(client: Client, body: Any, pointer: str) -> None:
     assert client.post("/v1/waits", body, headers=NO_HOLD).pointers() == [pointer]
     assert client.get("/v1/waits").ok()["waits"] == []
 
 
-def test_show_cancel_and_show_again(client: Client) -> None:
+def test_wait_is_shown_cancelled_and_shown_again(client: Client) -> None:
     wait = waiting(client)
     path = f"/v1/waits/{wait['wait_id']}"
     assert client.get(path).ok() == wait
@@ -93,21 +93,21 @@ def test_show_cancel_and_show_again(client: Client) -> None:
     assert client.delete(path).ok() == client.get(path).ok() == cancelled
 
 
-def test_a_wait_that_ended_otherwise_cannot_be_cancelled(client: Client) -> None:
+def test_met_wait_cannot_be_cancelled(client: Client) -> None:
     wait = client.post("/v1/waits", {"wait_on": {client.ended()["job_id"]: None}}).ok()
     client.delete(f"/v1/waits/{wait['wait_id']}").problem(409, "INVALID_TRANSITION")
 
 
 @pytest.mark.parametrize(("method", "name"), [("GET", ""), ("DELETE", ""), ("GET", "/jobs")])
 @pytest.mark.parametrize("wait_id", [SOME_ID, "7", "x" * 1000])
-def test_unknown_malformed_and_foreign_waits(client: Client, method: str, name: str, wait_id: str) -> None:
+def test_unknown_malformed_and_foreign_waits_return_404(client: Client, method: str, name: str, wait_id: str) -> None:
     client.call(method, f"/v1/waits/{wait_id}{name}").problem(404, "WAIT_NOT_FOUND")
     wait = waiting(client)
     foreign = Client(namespace="other").call(method, f"/v1/waits/{wait['wait_id']}{name}")
     foreign.problem(404, "WAIT_NOT_FOUND")
 
 
-def test_lists_newest_first_by_status_and_page(client: Client) -> None:
+def test_waits_are_listed_newest_first_by_status_and_page(client: Client) -> None:
     made = [waiting(client)["wait_id"] for _ in range(5)]
     client.delete(f"/v1/waits/{made[2]}").ok()
     found = [wait["wait_id"] for page in pages(client, "/v1/waits", page_size=2) for wait in page["waits"]]
@@ -118,7 +118,7 @@ def test_lists_newest_first_by_status_and_page(client: Client) -> None:
     assert client.get("/v1/waits?page_size=0").pointers() == ["?page_size"]
 
 
-def test_the_jobs_of_a_wait_page_by_page(client: Client) -> None:
+def test_jobs_of_a_wait_are_listed_page_by_page(client: Client) -> None:
     jobs = [client.ended()["job_id"] for _ in range(6)]
     wait = client.post("/v1/waits", {"wait_on": dict.fromkeys(jobs)}).ok()
     path = f"/v1/waits/{wait['wait_id']}/jobs"

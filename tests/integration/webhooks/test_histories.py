@@ -14,7 +14,7 @@ from tests.integration.webhooks.test_webhooks import Dead, Receiver, Reply, aliv
 from tests.support.live import Live
 from tests.support.table import create_table
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.webhooks import MAX_TRIES
+from vigil_core.domain.webhooks import MAX_ATTEMPTS
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.webhooks import manage as manage_webhooks
 from vigil_core.store.table import DynamoTable
@@ -49,7 +49,7 @@ class History:
                 self.world.complete(self.world.running())
                 records = self.live.records()
                 self.live.run_notifier(records)
-            case "the notifier dies":
+            case "the notifier crashes":
                 self.jobs += 1
                 self.world.complete(self.world.running())
                 records = self.live.records()
@@ -57,28 +57,28 @@ class History:
                 assert not self.live.run_notifier(records).failed
             case "messages are lost":
                 queued.clear()
-            case "messages are doubled":
+            case "messages are duplicated":
                 queued.extend(list(queued))
-            case "the receiver takes":
+            case "the receiver accepts":
                 self.receiver.answer = self.take
                 work(self.world, self.receiver)
-            case "the receiver refuses":
+            case "the receiver rejects":
                 self.receiver.answer = self.refuse
                 work(self.world, self.receiver)
-            case "the teller dies":
+            case "a delivery crashes":
                 self.receiver.answer = self.take
                 messages = list(queued)
                 self.with_death(lambda: work(self.world, self.receiver))
                 self.world.queues.to_tell = messages
-            case "the sweeper dies":
+            case "the sweeper crashes":
                 self.with_death(self.world.sweep)
             case "the sweeper sweeps":
                 self.world.sweep()
             case "an hour passes":
                 self.world.pass_time(3_600)
-            case "the last one is replayed":
+            case "the last delivery is replayed":
                 for each in deliveries(self.world)[:1]:
-                    manage_webhooks.replay(self.world.ctx, NAMESPACE, "ci", each.delivery_id)
+                    manage_webhooks.replay_delivery(self.world.ctx, NAMESPACE, "ci", each.delivery_id)
 
     def with_death(self, work: Callable[[], Any]) -> None:
         dying(self.live, self.table, 1, after=len(self.receiver.posts) % 2 == 0)
@@ -102,15 +102,15 @@ class History:
 
 
 ACTIONS = [
-    "a job completes", "the notifier dies", "messages are lost", "messages are doubled", "the receiver takes",
-    "the receiver refuses", "the teller dies", "the sweeper dies", "the sweeper sweeps", "an hour passes",
-    "the last one is replayed",
+    "a job completes", "the notifier crashes", "messages are lost", "messages are duplicated", "the receiver accepts",
+    "the receiver rejects", "a delivery crashes", "the sweeper crashes", "the sweeper sweeps", "an hour passes",
+    "the last delivery is replayed",
 ]  # fmt: skip
 
 
 @given(st.lists(st.sampled_from(ACTIONS), max_size=40))
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_event_is_told_or_was_refused_ten_times(actions: list[str]) -> None:
+def test_every_event_is_delivered_or_abandoned_after_ten_attempts(actions: list[str]) -> None:
     with mock_aws():
         history = History(create_table())
         for action in ["a job completes", *actions]:
@@ -122,7 +122,7 @@ def test_every_event_is_told_or_was_refused_ten_times(actions: list[str]) -> Non
             if each.status == "delivered":
                 assert history.taken[each.delivery_id] > 0
             else:
-                assert history.refused[each.delivery_id] >= MAX_TRIES
+                assert history.refused[each.delivery_id] >= MAX_ATTEMPTS
             told = {
                 body["id"] for _, headers, body in history.receiver.posts if headers["webhook-id"] == each.delivery_id
             }

@@ -13,13 +13,13 @@ from tests.support.live import Live
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable, ValidationFailed, WebhookNotFound
 from vigil_core.domain.exact_json import loads
-from vigil_core.domain.webhooks import MAX_TRIES, MAX_WEBHOOKS, WAITS, Delivery, Webhook, signed_headers
+from vigil_core.domain.webhooks import MAX_ATTEMPTS, MAX_WEBHOOKS, WAITS_WEBHOOK, Delivery, Webhook, signature_headers
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.services.webhooks import deliver as tell_webhooks
 from vigil_core.services.webhooks import manage as manage_webhooks
 from vigil_core.store import keys
-from vigil_core.store.due_index import Due, DueStore
+from vigil_core.store.due_index import DueItem, DueStore
 from vigil_core.store.table import DynamoTable, Put
 from vigil_core.store.webhooks import WebhookStore
 
@@ -49,9 +49,9 @@ class Receiver:
         headers: Mapping[str, str],
         body: bytes | None,
         timeout_s: float,
-        max_answer_bytes: int,
+        max_response_bytes: int,
     ) -> Reply:
-        assert (method, timeout_s) == ("POST", tell_webhooks.TRY_S)
+        assert (method, timeout_s) == ("POST", tell_webhooks.ATTEMPT_TIMEOUT_S)
         self.posts.append((url, dict(headers), loads(body or b"")))
         return self.answer()
 
@@ -74,10 +74,10 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
         **{
             "namespace": NAMESPACE,
             "name": name,
-            "url": None if name == WAITS else URL,
-            "events": () if name == WAITS else ("vigil.job.completed", "vigil.wait.*"),
+            "url": None if name == WAITS_WEBHOOK else URL,
+            "events": () if name == WAITS_WEBHOOK else ("vigil.job.completed", "vigil.wait.*"),
             "enabled": True,
-            "disabled_because": None,
+            "disabled_reason": None,
             "description": None,
             "secret": "",
             "created_at": world.ctx.now(),
@@ -91,14 +91,14 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
 def work(world: World, receiver: Receiver) -> list[str]:
     """What the function does with every message that is there."""
     messages, world.queues.to_tell = world.queues.to_tell, []
-    return [tell_webhooks.tell(world.ctx, receiver, loads(message)) for message in messages]
+    return [tell_webhooks.attempt_delivery(world.ctx, receiver, loads(message)) for message in messages]
 
 
 def deliveries(world: World, name: str = "ci") -> list[Delivery]:
     return world.ctx.webhooks.deliveries(NAMESPACE, name, before_id=None, limit=1000)
 
 
-def test_what_it_wants_is_told_once_signed(live: Live, receiver: Receiver) -> None:
+def test_subscribed_event_is_delivered_once_and_signed(live: Live, receiver: Receiver) -> None:
     hook = put(live.world)
     job = live.world.running()
     live.world.complete(job)
@@ -107,27 +107,27 @@ def test_what_it_wants_is_told_once_signed(live: Live, receiver: Receiver) -> No
     ((url, headers, body),) = receiver.posts
     assert (url, body["type"], body["subject"]) == (URL, "vigil.job.completed", job)
     (kept,) = deliveries(live.world)
-    assert (kept.status, kept.event_id, [t.status for t in kept.tries]) == ("delivered", body["id"], [204])
-    expected = signed_headers([hook.secret], kept.delivery_id, live.world.time, kept.body.encode())
+    assert (kept.status, kept.event_id, [t.status for t in kept.attempts]) == ("delivered", body["id"], [204])
+    expected = signature_headers([hook.secret], kept.delivery_id, live.world.time, kept.body.encode())
     assert expected.items() <= headers.items()
     assert headers["Content-Type"] == "application/json"
     assert live.world.sweep() == 0, "nothing is due any more"
 
 
-def test_without_webhooks_nothing_is_handed_over(live: Live) -> None:
+def test_no_delivery_is_enqueued_without_webhooks(live: Live) -> None:
     live.world.complete(live.world.running())
-    assert live.run_notifier().handed_over == 0
+    assert live.run_notifier().enqueued == 0
     assert live.world.queues.to_tell == []
 
 
-def test_another_namespaces_webhook_hears_nothing(live: Live, receiver: Receiver) -> None:
+def test_webhook_of_another_namespace_receives_nothing(live: Live, receiver: Receiver) -> None:
     put(live.world, namespace="other")
     live.world.complete(live.world.running())
     live.run_notifier()
     assert work(live.world, receiver) == []
 
 
-def test_a_record_that_comes_twice_is_one_delivery(live: Live, receiver: Receiver) -> None:
+def test_repeated_record_creates_one_delivery(live: Live, receiver: Receiver) -> None:
     put(live.world)
     live.world.complete(live.world.running())
     records = live.records()
@@ -140,8 +140,8 @@ def test_a_record_that_comes_twice_is_one_delivery(live: Live, receiver: Receive
     assert len(receiver.posts) == 1
 
 
-def test_a_wait_tells_the_address_that_it_names(live: Live, receiver: Receiver) -> None:
-    put(live.world, WAITS)
+def test_wait_notifies_the_webhook_address_in_its_options(live: Live, receiver: Receiver) -> None:
+    put(live.world, WAITS_WEBHOOK)
     put(live.world, "all", events=("*",))
     job = live.world.running()
     live.world.wait({job: None}, wait_options={"notify": {"webhook": "https://one.example/x", "sns": False}})
@@ -153,27 +153,27 @@ def test_a_wait_tells_the_address_that_it_names(live: Live, receiver: Receiver) 
         ("https://one.example/x", "vigil.wait.met")
     ]
     assert "wait.met" in [body["type"].removeprefix("vigil.") for url, _, body in receiver.posts if url == URL]
-    assert [each.url for each in deliveries(live.world, WAITS)] == ["https://one.example/x"]
+    assert [each.url for each in deliveries(live.world, WAITS_WEBHOOK)] == ["https://one.example/x"]
     assert [event.type for event in live.announced.events if event.subject != job] == []
 
 
 @pytest.mark.parametrize("url", ["http://one.example/", "https://10.0.0.1/", "https://169.254.169.254/", "x", ""])
-def test_a_wait_may_not_name_an_address_inside(world: World, url: str) -> None:
-    put(world, WAITS)
+def test_wait_with_a_private_webhook_address_is_refused(world: World, url: str) -> None:
+    put(world, WAITS_WEBHOOK)
     with pytest.raises(ValidationFailed) as refused:
         world.wait({world.job(): None}, wait_options={"notify": {"webhook": url}})
     (problem,) = refused.value.problems
     assert (problem.pointer, problem.code) == ("/wait_options/notify/webhook", "TARGET_REFUSED")
 
 
-def test_a_wait_needs_something_to_sign_with(world: World) -> None:
+def test_wait_with_webhook_requires_the_enabled_signing_webhook(world: World) -> None:
     asked: Any = {"notify": {"webhook": URL}}
     with pytest.raises(ValidationFailed, match="PUT /v1/webhooks/waits"):
         world.wait({world.job(): None}, wait_options=asked)
-    put(world, WAITS, enabled=False)
+    put(world, WAITS_WEBHOOK, enabled=False)
     with pytest.raises(ValidationFailed, match="and enables"):
         world.wait({world.job(): None}, wait_options=asked)
-    put(world, WAITS)
+    put(world, WAITS_WEBHOOK)
     assert world.wait({world.job(): None}, wait_options=asked)["status"] == "waiting"
 
 
@@ -197,9 +197,7 @@ def completed(live: Live) -> str:
 
 
 @pytest.mark.parametrize("answer", [lambda: Reply(500), lambda: Reply(302), go_silent, refuse])
-def test_what_was_not_taken_is_tried_again_by_the_sweeper(
-    live: Live, receiver: Receiver, answer: Callable[[], Reply]
-) -> None:
+def test_failed_delivery_is_retried_by_the_sweeper(live: Live, receiver: Receiver, answer: Callable[[], Reply]) -> None:
     put(live.world)
     completed(live)
     receiver.answer = answer
@@ -210,14 +208,14 @@ def test_what_was_not_taken_is_tried_again_by_the_sweeper(
     receiver.answer = lambda: Reply(200)
     assert work(live.world, receiver) == ["delivered"]
     (kept,) = deliveries(live.world)
-    assert len(kept.tries) == 2
-    assert (kept.tries[0].status is None) == (kept.tries[0].error is not None)
+    assert len(kept.attempts) == 2
+    assert (kept.attempts[0].status is None) == (kept.attempts[0].error is not None)
     ids = {headers["webhook-id"] for _, headers, _ in receiver.posts}
     times = {headers["webhook-timestamp"] for _, headers, _ in receiver.posts}
     assert (len(ids), len(times)) == (1, 2)
 
 
-def test_it_is_given_up_after_its_last_try_and_replayed_on_demand(live: Live, receiver: Receiver) -> None:
+def test_delivery_is_abandoned_after_its_last_attempt_and_can_be_replayed(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     receiver.answer = lambda: Reply(500)
@@ -226,11 +224,11 @@ def test_it_is_given_up_after_its_last_try_and_replayed_on_demand(live: Live, re
         came += work(live.world, receiver)
         live.world.pass_time(100_000)
         live.world.sweep()
-    assert came == ["pending"] * (MAX_TRIES - 1) + ["failed"]
+    assert came == ["pending"] * (MAX_ATTEMPTS - 1) + ["failed"]
     (kept,) = deliveries(live.world)
-    assert (kept.status, kept.error) == ("failed", f"No try of {MAX_TRIES} succeeded")
+    assert (kept.status, kept.error) == ("failed", f"No try of {MAX_ATTEMPTS} succeeded")
 
-    manage_webhooks.replay(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
+    manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
     ((message, delay_s),) = live.world.queues.wake_ups[-1:]
     assert delay_s == 0
     sweep.on_message(live.world.ctx, loads(message))
@@ -239,7 +237,7 @@ def test_it_is_given_up_after_its_last_try_and_replayed_on_demand(live: Live, re
     assert deliveries(live.world)[0].status == "delivered"
 
 
-def test_retry_after_is_honoured(live: Live, receiver: Receiver) -> None:
+def test_retry_after_delays_the_next_attempt(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     receiver.answer = lambda: Reply(429, {"retry-after": "3600"})
@@ -250,7 +248,7 @@ def test_retry_after_is_honoured(live: Live, receiver: Receiver) -> None:
     assert live.world.sweep() == 1
 
 
-def test_410_disables_the_webhook_until_it_is_put_again(live: Live, receiver: Receiver) -> None:
+def test_410_disables_the_webhook_until_the_next_put(live: Live, receiver: Receiver) -> None:
     hook = put(live.world)
     completed(live)
     completed(live)
@@ -258,7 +256,7 @@ def test_410_disables_the_webhook_until_it_is_put_again(live: Live, receiver: Re
     assert work(live.world, receiver) == ["failed", "failed"]
     assert len(receiver.posts) == 1, "the second is not sent any more"
     disabled = manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci")
-    assert (disabled.enabled, disabled.disabled_because) == (False, "The receiver wants no more (410)")
+    assert (disabled.enabled, disabled.disabled_reason) == (False, "The receiver wants no more (410)")
     completed(live)
     assert live.world.queues.to_tell == []
     assert put(live.world).enabled
@@ -268,8 +266,8 @@ def test_410_disables_the_webhook_until_it_is_put_again(live: Live, receiver: Re
     assert work(live.world, receiver) == ["delivered"]
 
 
-def test_410_of_a_waits_address_disables_nothing(live: Live, receiver: Receiver) -> None:
-    put(live.world, WAITS)
+def test_410_from_the_address_of_a_wait_disables_no_webhook(live: Live, receiver: Receiver) -> None:
+    put(live.world, WAITS_WEBHOOK)
     job = live.world.running()
     live.world.wait({job: None}, wait_options={"notify": {"webhook": "https://one.example/x"}})
     live.world.complete(job)
@@ -277,10 +275,10 @@ def test_410_of_a_waits_address_disables_nothing(live: Live, receiver: Receiver)
     live.run_notifier()
     receiver.answer = lambda: Reply(410)
     assert work(live.world, receiver) == ["failed"]
-    assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, WAITS).enabled
+    assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, WAITS_WEBHOOK).enabled
 
 
-def test_a_webhook_that_is_put_anew_meanwhile_is_not_disabled(live: Live, receiver: Receiver) -> None:
+def test_webhook_replaced_during_a_410_is_not_disabled(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
 
@@ -293,7 +291,7 @@ def test_a_webhook_that_is_put_anew_meanwhile_is_not_disabled(live: Live, receiv
     assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").enabled
 
 
-def test_a_deleted_webhook_is_told_no_more(live: Live, receiver: Receiver) -> None:
+def test_deleted_webhook_receives_no_pending_deliveries(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     manage_webhooks.delete_webhook(live.world.ctx, NAMESPACE, "ci")
@@ -304,7 +302,7 @@ def test_a_deleted_webhook_is_told_no_more(live: Live, receiver: Receiver) -> No
         manage_webhooks.delete_webhook(live.world.ctx, NAMESPACE, "ci")
 
 
-def test_a_retry_goes_to_the_address_that_is_put_by_then(live: Live, receiver: Receiver) -> None:
+def test_retry_goes_to_the_current_address_of_the_webhook(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     receiver.answer = lambda: Reply(404)
@@ -355,7 +353,7 @@ def alive(live: Live, table: DynamoTable) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_notifier_that_dies_while_handing_over(
+def test_notifier_crash_while_enqueueing_leads_to_one_delivery_per_webhook(
     live: Live, table: DynamoTable, receiver: Receiver, at: int, after: bool
 ) -> None:
     """Its record comes again: every webhook hears of it, and each under one id."""
@@ -371,7 +369,9 @@ def test_a_notifier_that_dies_while_handing_over(
     assert len({headers["webhook-id"] for _, headers, _ in receiver.posts}) == 1
 
 
-def test_a_notifier_whose_queue_refuses(live: Live, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_queue_message_is_recovered_by_record_retry_or_sweep(
+    live: Live, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sockets and SNS have heard by then; the record comes again, and were it lost, the row is due."""
     put(live.world)
     live.connect()
@@ -384,7 +384,7 @@ def test_a_notifier_whose_queue_refuses(live: Live, receiver: Receiver, monkeypa
         raise Dead
 
     with monkeypatch.context() as broken:
-        broken.setattr(live.world.queues, "deliveries", refuse_all)
+        broken.setattr(live.world.queues, "send_deliveries", refuse_all)
         assert live.run_notifier(records).failed
     assert "vigil.job.completed" in [frame["data"]["type"] for frame in live.heard() if frame["type"] == "event"]
     assert [event.type for event in live.announced.events] == ["vigil.job.completed"]
@@ -393,7 +393,7 @@ def test_a_notifier_whose_queue_refuses(live: Live, receiver: Receiver, monkeypa
     assert work(live.world, receiver) == ["delivered"]
 
 
-def test_a_lost_message_is_sent_again(live: Live, receiver: Receiver) -> None:
+def test_sweep_enqueues_a_delivery_whose_message_was_lost(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     live.world.queues.to_tell.clear()
@@ -407,7 +407,9 @@ def test_a_lost_message_is_sent_again(live: Live, receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_teller_that_dies_around_its_write(live: Live, table: DynamoTable, receiver: Receiver, after: bool) -> None:
+def test_delivery_crash_around_its_write_reuses_the_same_id(
+    live: Live, table: DynamoTable, receiver: Receiver, after: bool
+) -> None:
     """Its message comes again by itself. Before the write that is a second post, under the same id."""
     put(live.world)
     completed(live)
@@ -423,7 +425,9 @@ def test_a_teller_that_dies_around_its_write(live: Live, table: DynamoTable, rec
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_teller_that_dies_while_it_disables(live: Live, table: DynamoTable, receiver: Receiver, after: bool) -> None:
+def test_crash_while_disabling_a_webhook_is_recovered(
+    live: Live, table: DynamoTable, receiver: Receiver, after: bool
+) -> None:
     put(live.world)
     completed(live)
     messages = list(live.world.queues.to_tell)
@@ -438,7 +442,9 @@ def test_a_teller_that_dies_while_it_disables(live: Live, table: DynamoTable, re
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_clock_that_dies_while_handing_over(live: Live, table: DynamoTable, receiver: Receiver, after: bool) -> None:
+def test_sweeper_crash_while_enqueueing_a_delivery_is_recovered(
+    live: Live, table: DynamoTable, receiver: Receiver, after: bool
+) -> None:
     put(live.world)
     completed(live)
     live.world.queues.to_tell.clear()
@@ -451,7 +457,7 @@ def test_a_clock_that_dies_while_handing_over(live: Live, table: DynamoTable, re
     assert work(live.world, receiver) in (["delivered"], ["delivered", "stale"])
 
 
-def test_a_replay_that_dies_after_its_write_is_found_by_the_sweep(
+def test_sweep_finishes_a_replay_that_crashed_after_its_write(
     live: Live, table: DynamoTable, receiver: Receiver
 ) -> None:
     put(live.world)
@@ -460,14 +466,14 @@ def test_a_replay_that_dies_after_its_write_is_found_by_the_sweep(
     (kept,) = deliveries(live.world)
     dying(live, table, 1, after=True)
     with pytest.raises(Dead):
-        manage_webhooks.replay(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
+        manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
     alive(live, table)
     assert live.world.sweep() == 1
     assert work(live.world, receiver) == ["delivered"]
     assert len(receiver.posts) == 2
 
 
-def test_a_clock_that_hands_over_while_a_try_is_made_changes_nothing_of_it(live: Live, receiver: Receiver) -> None:
+def test_sweep_during_an_attempt_does_not_affect_its_outcome(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     live.world.pass_time(901)
@@ -481,7 +487,7 @@ def test_a_clock_that_hands_over_while_a_try_is_made_changes_nothing_of_it(live:
     assert work(live.world, receiver) == ["stale"]
 
 
-def test_a_sweep_hands_deliveries_over_after_everything_else(live: Live, receiver: Receiver) -> None:
+def test_sweep_enqueues_deliveries_after_all_other_work(live: Live, receiver: Receiver) -> None:
     put(live.world)
     completed(live)
     job = live.world.running()
@@ -489,12 +495,12 @@ def test_a_sweep_hands_deliveries_over_after_everything_else(live: Live, receive
     live.world.queues.to_tell.clear()
     live.world.pass_time(1001)
     order: list[str] = []
-    expire, hand_over = resolve_wait.expire, live.world.queues.deliveries
+    expire, hand_over = resolve_wait.expire, live.world.queues.send_deliveries
 
     overdue = DueStore.overdue
 
-    def deliveries_first(store: DueStore, _: int, now: datetime) -> Iterator[Due]:
-        found = (due for shard in range(keys.DUE_SHARDS) for due in overdue(store, shard, now))
+    def deliveries_first(store: DueStore, _: int, now: datetime) -> Iterator[DueItem]:
+        found = (due for shard in range(keys.DUE_PARTITIONS) for due in overdue(store, shard, now))
         yield from sorted(found, key=lambda due: due.kind != "delivery")
 
     def noting(messages: Sequence[str]) -> None:
@@ -507,14 +513,14 @@ def test_a_sweep_hands_deliveries_over_after_everything_else(live: Live, receive
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(resolve_wait, "expire", expiring)
-        patched.setattr(live.world.queues, "deliveries", noting)
+        patched.setattr(live.world.queues, "send_deliveries", noting)
         patched.setattr(DueStore, "overdue", deliveries_first)
         sweep.sweep(live.world.ctx, 0)
     assert live.world.show(wait)["status"] == "expired"
     assert order == ["wait", "delivery"]
 
 
-def test_a_delivery_that_fails_in_a_sweep_keeps_no_other_from_its_own(live: Live, receiver: Receiver) -> None:
+def test_failed_delivery_in_a_sweep_does_not_block_the_others(live: Live, receiver: Receiver) -> None:
     put(live.world)
     for _ in range(8):
         completed(live)
@@ -528,9 +534,9 @@ def test_a_delivery_that_fails_in_a_sweep_keeps_no_other_from_its_own(live: Live
             raise Dead
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(live.world.queues, "deliveries", refuse_the_first)
+        patched.setattr(live.world.queues, "send_deliveries", refuse_the_first)
         failures = 0
-        for shard in range(keys.DUE_SHARDS):
+        for shard in range(keys.DUE_PARTITIONS):
             try:
                 sweep.sweep(live.world.ctx, shard)
             except sweep.SweepFailed as failed:
@@ -542,7 +548,7 @@ def test_a_delivery_that_fails_in_a_sweep_keeps_no_other_from_its_own(live: Live
 # Lists
 
 
-def test_deliveries_are_listed_newest_first_page_by_page(live: Live) -> None:
+def test_deliveries_are_listed_newest_first_in_pages(live: Live) -> None:
     put(live.world)
     for _ in range(11):
         live.world.pass_time(1)
@@ -559,7 +565,7 @@ def test_deliveries_are_listed_newest_first_page_by_page(live: Live) -> None:
     assert paged == all_of_them
 
 
-def test_a_namespace_has_so_many_webhooks_and_no_more(world: World) -> None:
+def test_webhooks_over_the_limit_of_a_namespace_are_refused(world: World) -> None:
     for number in range(MAX_WEBHOOKS):
         put(world, f"h{number}")
     with pytest.raises(ValidationFailed, match="at most"):

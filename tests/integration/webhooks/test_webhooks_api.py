@@ -11,7 +11,7 @@ import pytest
 from tests.support.api import SOME_ID, Client, Reply, pages
 from vigil_core import wiring
 from vigil_core.domain.events.event import Event
-from vigil_core.domain.webhooks import Try, delivery_of, is_secret, new_secret
+from vigil_core.domain.webhooks import DeliveryAttempt, create_delivery, is_secret, new_secret
 
 HOOK: dict[str, Any] = {"url": "https://hooks.example.com/vigil", "events": ["vigil.job.failed", "vigil.wait.*"]}
 OWN = new_secret(b"chosen by its owner, 32 bytes!..")
@@ -33,16 +33,16 @@ def sent(count: int = 1, *, webhook: str = "ci") -> list[str]:
             time=datetime(2026, 1, 31, 9, 30, number, tzinfo=UTC),
             data={"of": "somebody"},
             topics=(),
-            reach="ending",
+            audience="ending",
         )
-        tried = Try(at=event.time, duration_ms=12, status=500, error=None)
-        delivery = delivery_of(event, webhook, None, event.time).after(tried, retry_after_s=None, chance=0)
+        tried = DeliveryAttempt(at=event.time, duration_ms=12, status=500, error=None)
+        delivery = create_delivery(event, webhook, None, event.time).after_attempt(tried, retry_after_s=None, jitter=0)
         wiring.context().webhooks.add_delivery(delivery)
         ids.append(delivery.delivery_id)
     return ids[::-1]
 
 
-def test_a_secret_is_shown_once(client: Client) -> None:
+def test_generated_secret_is_shown_only_at_creation(client: Client) -> None:
     made = put(client, **HOOK, description="tells CI").ok(201)
     assert is_secret(made["secret"])
     assert {**made, "created_at": 0, "updated_at": 0, "secret": 0} == {
@@ -59,7 +59,7 @@ def test_a_secret_is_shown_once(client: Client) -> None:
     assert other["secret"] != made["secret"]
 
 
-def test_a_secret_of_ones_own(client: Client) -> None:
+def test_own_secret_is_stored_and_survives_a_put(client: Client) -> None:
     assert put(client, **HOOK, secret=OWN).ok(201)["secret"] == OWN
     stored = wiring.context().webhooks.find("demo", "ci")
     assert stored is not None
@@ -67,10 +67,10 @@ def test_a_secret_of_ones_own(client: Client) -> None:
     put(client, url="https://moved.example/", events=["*"]).ok(200)
     stored = wiring.context().webhooks.find("demo", "ci")
     assert stored is not None
-    assert (stored.secret, stored.url, stored.former_secret) == (OWN, "https://moved.example/", None)
+    assert (stored.secret, stored.url, stored.previous_secret) == (OWN, "https://moved.example/", None)
 
 
-def test_rotating_shows_the_new_secret_and_keeps_the_old_one_for_a_day(client: Client) -> None:
+def test_rotation_shows_the_new_secret_and_retains_the_old_one_for_a_day(client: Client) -> None:
     first = put(client, **HOOK).ok(201)["secret"]
     second = client.post("/v1/webhooks/ci/rotate-secret", {}).ok()["secret"]
     third = client.post("/v1/webhooks/ci/rotate-secret", {"secret": OWN}).ok()["secret"]
@@ -78,8 +78,8 @@ def test_rotating_shows_the_new_secret_and_keeps_the_old_one_for_a_day(client: C
     stored = wiring.context().webhooks.find("demo", "ci")
     assert stored is not None
     now = datetime.now(UTC)
-    assert stored.secrets(now) == (third, second)
-    assert stored.secrets(now + timedelta(hours=25)) == (third,)
+    assert stored.signing_secrets(now) == (third, second)
+    assert stored.signing_secrets(now + timedelta(hours=25)) == (third,)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_rotating_shows_the_new_secret_and_keeps_the_old_one_for_a_day(client: C
         ([], [""]),
     ],
 )
-def test_what_is_no_webhook(client: Client, body: Any, pointers: list[str]) -> None:
+def test_invalid_webhook_members_are_named(client: Client, body: Any, pointers: list[str]) -> None:
     reply = client.call("PUT", "/v1/webhooks/ci", body)
     if not pointers:
         reply.ok(201)  # A name is judged by what it resolves to, each time that it is called.
@@ -115,12 +115,12 @@ def test_what_is_no_webhook(client: Client, body: Any, pointers: list[str]) -> N
 
 
 @pytest.mark.parametrize("name", ["x" * 129, "a\nb", "\x7f"])
-def test_what_is_no_name(client: Client, name: str) -> None:
+def test_invalid_webhook_name_is_refused(client: Client, name: str) -> None:
     assert put(client, name, **HOOK).pointers() == ["{webhook}"]
     client.get(f"/v1/webhooks/{quote(name, safe='')}").problem(404, "WEBHOOK_NOT_FOUND")
 
 
-def test_the_webhook_of_waits_has_no_address(client: Client) -> None:
+def test_webhook_of_waits_refuses_url_and_events(client: Client) -> None:
     assert put(client, "waits", **HOOK).pointers() == ["/url", "/events"]
     made = put(client, "waits").ok(201)
     assert (made["url"], made["events"], is_secret(made["secret"])) == (None, [], True)
@@ -132,13 +132,13 @@ def test_the_webhook_of_waits_has_no_address(client: Client) -> None:
     assert not client.get("/v1/webhooks/waits").ok()["enabled"]
 
 
-def test_a_wait_with_a_webhook_needs_the_one_that_signs(client: Client) -> None:
+def test_wait_with_webhook_is_refused_without_the_signing_webhook(client: Client) -> None:
     body = {"wait_on": {SOME_ID: None}, "wait_options": {"notify": {"webhook": "https://hooks.example.com/w"}}}
     reply = client.post("/v1/waits", body, headers={"prefer": "wait=0"})
     assert reply.pointers() == ["/wait_options/notify/webhook"]
 
 
-def test_deleting(client: Client) -> None:
+def test_deleted_webhook_is_not_found(client: Client) -> None:
     put(client, **HOOK).ok(201)
     client.delete("/v1/webhooks/ci").ok(204)
     client.delete("/v1/webhooks/ci").problem(404, "WEBHOOK_NOT_FOUND")
@@ -149,7 +149,7 @@ def test_deleting(client: Client) -> None:
     client.post("/v1/webhooks/ci/deliveries/1_x_1/replay").problem(404, "WEBHOOK_NOT_FOUND")
 
 
-def test_what_was_sent_is_listed_page_by_page(client: Client) -> None:
+def test_deliveries_are_listed_page_by_page(client: Client) -> None:
     put(client, **HOOK).ok(201)
     ids = sent(7)
     found = pages(client, "/v1/webhooks/ci/deliveries", page_size=3)
@@ -173,7 +173,7 @@ def test_what_was_sent_is_listed_page_by_page(client: Client) -> None:
     client.get(f"/v1/webhooks/other/deliveries?page_token={quote(token)}").problem(422, "VALIDATION_FAILED")
 
 
-def test_a_replay_is_due_at_once(client: Client) -> None:
+def test_replayed_delivery_is_due_at_once(client: Client) -> None:
     put(client, **HOOK).ok(201)
     (delivery_id,) = sent()
     path = f"/v1/webhooks/ci/deliveries/{delivery_id}/replay"

@@ -31,7 +31,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     made = Receiver()
     now = datetime.now(UTC)
     with deployed():
-        wiring.outgoing.cache_clear()
+        wiring.outbound_http.cache_clear()
         store = wiring.context().webhooks
         hook = Webhook(
             namespace=MESSAGE["namespace"],
@@ -39,7 +39,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
             url=made.url,
             events=("*",),
             enabled=True,
-            disabled_because=None,
+            disabled_reason=None,
             description=None,
             secret=SECRET,
             created_at=now,
@@ -55,12 +55,12 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
             url=None,
             body='{"type":"vigil.job.completed"}',
             status="pending",
-            next_at=now,
+            next_attempt_at=now,
             created_at=now,
         )
         store.add_delivery(delivery)
         yield made
-        wiring.outgoing.cache_clear()
+        wiring.outbound_http.cache_clear()
     made.close()
 
 
@@ -85,7 +85,7 @@ def run(event: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     return answer, [json.loads(line) for line in written.getvalue().splitlines()]
 
 
-def test_the_sample_is_told(receiver: Receiver) -> None:
+def test_sample_message_delivers_a_signed_event(receiver: Receiver) -> None:
     answer, (line,) = run(sample("webhooks_deliver"))
     assert answer == {"batchItemFailures": []}
     assert (line["action"], line["came"]) == ("webhook", "delivered")
@@ -96,14 +96,14 @@ def test_the_sample_is_told(receiver: Receiver) -> None:
     assert stored().status == "delivered"
 
 
-def test_a_receiver_that_takes_nothing_is_no_failure_of_the_message(receiver: Receiver) -> None:
+def test_failed_attempt_is_not_a_failed_message(receiver: Receiver) -> None:
     receiver.statuses.append(503)
     answer, (line,) = run(sample("webhooks_deliver"))
     assert (answer, line["came"]) == ({"batchItemFailures": []}, "pending")
-    assert [tried.status for tried in stored().tries] == [503]
+    assert [tried.status for tried in stored().attempts] == [503]
 
 
-def test_one_that_fails_keeps_no_other_from_being_told(receiver: Receiver) -> None:
+def test_failed_message_does_not_block_other_deliveries(receiver: Receiver) -> None:
     event = sample("webhooks_deliver")
     broken = deepcopy(event["Records"][0])
     broken["messageId"], broken["body"] = "broken", "{}"
@@ -113,15 +113,15 @@ def test_one_that_fails_keeps_no_other_from_being_told(receiver: Receiver) -> No
     assert stored().status == "delivered"
 
 
-def test_a_host_that_the_deployment_does_not_allow_is_not_called(
+def test_host_outside_the_allowed_private_hosts_is_not_called(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALLOWED_PRIVATE_HOSTS", "")
-    wiring.outgoing.cache_clear()
+    wiring.outbound_http.cache_clear()
     store = wiring.context().webhooks
     hook = store.find("demo", "ci")
     assert hook is not None
     store.save(hook, replace(hook, url=receiver.url.replace("http:", "https:"), version=2))
     run(sample("webhooks_deliver"))
     assert receiver.posts == []
-    assert stored().tries[0].error == "The host has an address that is not public"
+    assert stored().attempts[0].error == "The host has an address that is not public"

@@ -11,8 +11,8 @@ from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.workflows import graph as graphs
-from vigil_core.domain.workflows.run import Run
-from vigil_core.gateways.outbound_http import Answer
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services.executors.call_http import call_target
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
@@ -20,14 +20,14 @@ from vigil_core.services.workflows import supervisor as supervise
 from vigil_core.store.workflows.runs import RunStore
 
 
-def test_a_chain_runs_one_after_another(world: RunWorld) -> None:
+def test_chain_runs_jobs_one_after_another(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]})
     assert world.work({"c": {"rows": 3}}) == ["a", "b", "c"]
     assert world.found(run).status == "completed"
     assert world.statuses(run) == {"a": "completed", "b": "completed", "c": "completed"}
 
 
-def test_fail_fast_cancels_what_is_left(world: RunWorld) -> None:
+def test_fail_fast_cancels_the_remaining_jobs(world: RunWorld) -> None:
     run = world.run(
         {"name": "a", "priority": "high"},
         {"name": "b", "depends_on": ["a"]},
@@ -39,7 +39,7 @@ def test_fail_fast_cancels_what_is_left(world: RunWorld) -> None:
     assert world.statuses(run) == {"a": "failed", "b": "cancelled", "c": "cancelled", "d": "cancelled"}
 
 
-def test_continue_on_failure(world: RunWorld) -> None:
+def test_continue_on_failure_skips_only_dependent_jobs(world: RunWorld) -> None:
     run = world.run(
         {"name": "a", "priority": "high"},
         {"name": "b", "depends_on": ["a"]},
@@ -53,7 +53,7 @@ def test_continue_on_failure(world: RunWorld) -> None:
 
 
 @pytest.mark.parametrize("heard_before_it_begins", [True, False])
-def test_what_comes_after_a_job_that_is_kept_runs_again(world: RunWorld, heard_before_it_begins: bool) -> None:
+def test_retry_reruns_jobs_after_a_retained_success(world: RunWorld, heard_before_it_begins: bool) -> None:
     run = world.run(
         {"name": "a"},
         {"name": "b", "depends_on": ["a"]},
@@ -61,14 +61,14 @@ def test_what_comes_after_a_job_that_is_kept_runs_again(world: RunWorld, heard_b
         failure_policy="continue_on_failure",
     )
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
-    create_run.prepare(world.ctx, runs.retry(world.ctx, NAMESPACE, run, start=None, by=KEY))
+    create_run.prepare_jobs(world.ctx, runs.retry(world.ctx, NAMESPACE, run, from_job=None, actor=KEY))
     while heard_before_it_begins and world.table.records:
         world.carry_stream()
     assert world.work() == ["b", "c"]
     assert world.found(run).status == "completed"
 
 
-def test_whatever_runs_a_job_is_told_what_those_before_it_came_to(world: RunWorld) -> None:
+def test_executors_receive_the_results_of_dependencies(world: RunWorld) -> None:
     _define(world, "lambda", {"function": "f"})
     _define(world, "http", {"url": "https://a.example/{{dependencies.0.result.id}}"})
     run = world.run({"name": "first"}, *({"name": name, "depends_on": ["first"]} for name in ("lambda", "http")))
@@ -88,9 +88,9 @@ class _Target:
     def __init__(self) -> None:
         self.urls: list[str] = []
 
-    def request(self, method: str, url: str, **_: Any) -> Answer:
+    def request(self, method: str, url: str, **_: Any) -> HttpResponse:
         self.urls.append(url)
-        return Answer(status=200, headers={}, body=b"")
+        return HttpResponse(status=200, headers={}, body=b"")
 
 
 def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -> None:
@@ -100,14 +100,12 @@ def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -
         namespace=NAMESPACE, name=executor, executor=executor, queue="default", stages=("submit", "complete"),
         defaults={}, payload_schema=None, description=None, created_at=now, updated_at=now, target=target,
     )  # fmt: skip
-    world.ctx.job_types.keep_target(job_type)
+    world.ctx.job_types.store_target(job_type)
     world.ctx.job_types.save(None, job_type)
 
 
-def test_who_has_a_time_of_its_own_is_told_what_was_heard_before_it(
-    world: RunWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "CHUNK_JOBS", 2)
+def test_delayed_job_uses_results_recorded_before_its_start(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BLOCK_SIZE", 2)
     run = world.run(
         {"name": "a"},
         {"name": "b"},
@@ -121,10 +119,8 @@ def test_who_has_a_time_of_its_own_is_told_what_was_heard_before_it(
     assert world.statuses(run)["later"] == "pending", "a is in another chunk, and its end was heard of before"
 
 
-def test_who_waits_for_a_pardoned_job_of_another_chunk_is_released_at_once(
-    world: RunWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "CHUNK_JOBS", 2)
+def test_ignored_failure_releases_dependents_of_another_block(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BLOCK_SIZE", 2)
     run = world.run(
         {"name": "slow", "queue": "slow"},
         {"name": "after", "depends_on": ["slow", "a"], "trigger_rule": "one_success"},
@@ -132,15 +128,15 @@ def test_who_waits_for_a_pardoned_job_of_another_chunk_is_released_at_once(
         failure_policy="manual",
     )
     world.work({"a": Exception("NO")})
-    runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", by=KEY, note=None)
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", actor=KEY, comment=None)
     world.settle()
     assert world.statuses(run)["after"] == "pending"
 
 
-def test_an_abort_is_not_lost_with_whoever_carries_it_out(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abort_decision_survives_a_supervisor_crash(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     run = world.run({"name": "a"}, {"name": "b", "queue": "other"}, failure_policy="manual")
     world.work({"a": Exception("NO")})
-    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", by=KEY, note=None)
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", actor=KEY, comment=None)
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
@@ -156,11 +152,9 @@ def test_an_abort_is_not_lost_with_whoever_carries_it_out(world: RunWorld, monke
     assert world.statuses(run) == {"a": "failed", "b": "cancelled"}
 
 
-def test_an_end_whose_followers_were_skipped_before_does_not_read_the_whole_run(
-    world: RunWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_end_with_already_skipped_successors_reads_no_blocks(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many side by side the first fails: what comes after them all is skipped, and fills a chunk that is over."""
-    parts = [f"part-{number:02}" for number in range(graphs.CHUNK_JOBS)]
+    parts = [f"part-{number:02}" for number in range(graphs.BLOCK_SIZE)]
     world.run(
         *({"name": name} for name in parts),
         {"name": "join", "depends_on": parts},
@@ -170,13 +164,13 @@ def test_an_end_whose_followers_were_skipped_before_does_not_read_the_whole_run(
     world.settle()
     jobs = [world.claim() for _ in range(5)]
     reads: list[str] = []
-    read = RunStore.chunks
+    read = RunStore.state_blocks
 
-    def counted(store: RunStore, run: Run) -> Any:
+    def counted(store: RunStore, run: WorkflowRun) -> Any:
         reads.append(run.workflow_id)
         return read(store, run)
 
-    monkeypatch.setattr(RunStore, "chunks", counted)
+    monkeypatch.setattr(RunStore, "state_blocks", counted)
     read_for: list[int] = []
     for job in jobs:
         assert job is not None
@@ -187,7 +181,7 @@ def test_an_end_whose_followers_were_skipped_before_does_not_read_the_whole_run(
     assert read_for[1:] == [0, 0, 0, 0], read_for
 
 
-def test_what_is_wide_is_carried_out_by_the_fan_out_chunk_by_chunk(world: RunWorld) -> None:
+def test_transitions_over_the_inline_limit_are_applied_by_fan_out(world: RunWorld) -> None:
     """A chain whose first job fails, with a job at its end that runs whatever comes."""
     total = 1_300
     chain: list[dict[str, Any]] = [

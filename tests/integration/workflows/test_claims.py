@@ -6,41 +6,41 @@ import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services.queues.claim import Claim, claim_jobs
+from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.workflows import commands as runs
 
 
 @pytest.mark.timeout(30)
-def test_a_claim_with_an_id_leaves_the_jobs_of_a_run_that_is_being_cancelled(world: RunWorld) -> None:
+def test_claim_skips_jobs_of_a_run_that_is_being_cancelled(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b"})
     world.settle()
-    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
     other = world.job(queue="default")
-    wanted = Claim(queue="default", worker="w", most=1, lease_s=60, claim_id="c1")
-    granted = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id="c1")
+    granted = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
     assert [job.job_id for job in granted] == [other]
-    again = claim_jobs(world.ctx, NAMESPACE, wanted, by=KEY, until=world.time)
+    again = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
     assert [job.job_id for job in again] == [other]
 
 
-def test_who_was_paused_in_its_place_is_let_go_before_who_has_none(world: RunWorld) -> None:
+def test_job_parked_with_its_slot_is_released_before_jobs_without_slot(world: RunWorld) -> None:
     run = world.run(
         {"name": "low", "priority": "low"},
         {"name": "a", "start_delay": 5, "priority": "high"},
         max_concurrency=1,
     )
     world.settle()
-    runs.pause(world.ctx, NAMESPACE, run, by=KEY)
+    runs.pause(world.ctx, NAMESPACE, run, actor=KEY)
     assert world.claim() is None, "who is asked for while the run is paused is held back"
     world.pass_time(61)
     world.sweep()
     world.settle()
-    runs.resume(world.ctx, NAMESPACE, run, by=KEY)
+    runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
     assert sorted(world.work()) == ["a", "low"]
     assert world.found(run).status == "completed"
 
 
-def test_who_has_just_become_ready_starts_after_those_of_higher_priority(world: RunWorld) -> None:
+def test_newly_ready_job_starts_in_priority_order(world: RunWorld) -> None:
     run = world.run(
         {"name": "first", "priority": "critical"},
         {"name": "high", "priority": "high"},

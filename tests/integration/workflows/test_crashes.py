@@ -12,47 +12,45 @@ from tests.model.engine_simulator import Died, MortalTable
 from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.api.workflows.models import run_of_body
-from vigil_core.domain.workflows.run_state import Note
+from vigil_core.api.workflows.models import parse_workflow
+from vigil_core.domain.workflows.run_state import StateRecord
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
 from vigil_core.services.workflows import supervisor as supervise
 
 
-def test_a_delayed_job_that_was_created_after_its_time_starts(world: RunWorld) -> None:
+def test_delayed_job_created_after_its_start_time_starts(world: RunWorld) -> None:
     body: Any = {"name": "test", "jobs": [{"name": "a", "start_delay": 5}, {"name": "b", "depends_on": ["a"]}]}
     run_id = str(uuid6.uuid7())
-    new = run_of_body(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
+    new = parse_workflow(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
     world.pass_time(60)
-    create_run.create_run(world.ctx, NAMESPACE, new, by=KEY)
+    create_run.create_run(world.ctx, NAMESPACE, new, actor=KEY)
     world.settle()
     world.sweep()
     assert world.work() == ["a", "b"]
     assert world.found(run_id).status == "completed"
 
 
-def test_of_two_notes_on_one_moment_the_first_stands(world: RunWorld) -> None:
+def test_first_state_record_of_a_version_wins(world: RunWorld) -> None:
     run = world.found(world.run({"name": "a"}))
-    note = world.ctx.runs.note
+    note = world.ctx.runs.record_states
     for standing in ("failed", "undecided"):
-        note(run.namespace, run.workflow_id, 0, {0: Note(standing=standing, moment=4)})
-    assert world.standings(run.workflow_id).of(0) == "failed"
-    note(run.namespace, run.workflow_id, 0, {0: Note(standing="pardoned", moment=5)})
-    note(run.namespace, run.workflow_id, 0, {0: Note(standing="running", moment=3)})
-    assert world.standings(run.workflow_id).of(0) == "pardoned"
+        note(run.namespace, run.workflow_id, 0, {0: StateRecord(state=standing, state_version=4)})
+    assert world.standings(run.workflow_id).state_of(0) == "failed"
+    note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="pardoned", state_version=5)})
+    note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="running", state_version=3)})
+    assert world.standings(run.workflow_id).state_of(0) == "pardoned"
 
 
-def test_whoever_asks_again_finishes_what_an_earlier_try_left_undone(
-    world: RunWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_creation_finishes_a_crashed_one(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     body: Any = {"name": "test", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"]}]}
     run_id = str(uuid6.uuid7())
-    new = run_of_body(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
+    new = parse_workflow(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
     with monkeypatch.context() as patched:
-        patched.setattr(create_run, "prepare", lambda _, run: run)
-        assert not create_run.create_run(world.ctx, NAMESPACE, new, by=KEY).sealed
-    assert create_run.create_run(world.ctx, NAMESPACE, new, by=KEY, resumed=True).sealed
+        patched.setattr(create_run, "prepare_jobs", lambda _, run: run)
+        assert not create_run.create_run(world.ctx, NAMESPACE, new, actor=KEY).registration_complete
+    assert create_run.create_run(world.ctx, NAMESPACE, new, actor=KEY, resumed=True).registration_complete
     assert world.work() == ["a", "b"]
     assert world.found(run_id).status == "completed"
 
@@ -85,23 +83,23 @@ Whenever: TypeAlias = Callable[[Callable[[MortalWorld], None]], None]
 
 
 @pytest.fixture(params=["before", "after"])
-def whenever(aws: None, request: pytest.FixtureRequest) -> Whenever:
-    """Tells a story with a death before, or after, the first write, the second, and so on, until nobody dies in it."""
+def at_every_write(aws: None, request: pytest.FixtureRequest) -> Whenever:
+    """Run a scenario with a crash before or after the first write, the second, and so on, until none occurs."""
 
-    def tell(story: Callable[[MortalWorld], None]) -> None:
+    def run_scenario(scenario: Callable[[MortalWorld], None]) -> None:
         for writes in range(30):
             world = MortalWorld(writes, dies_after=request.param == "after")
-            story(world)
+            scenario(world)
             if not world.died:
                 assert writes > 0, "nobody has died"
                 return
         raise AssertionError("it never ends")
 
-    return tell
+    return run_scenario
 
 
-def test_who_comes_after_a_skip_is_released_though_whoever_skipped_dies(whenever: Whenever) -> None:
-    def story(world: MortalWorld) -> None:
+def test_dependent_of_a_skipped_job_is_released_after_a_crash(at_every_write: Whenever) -> None:
+    def scenario(world: MortalWorld) -> None:
         run = world.run(
             {"name": "a"},
             {"name": "b", "depends_on": ["a"]},
@@ -117,11 +115,11 @@ def test_who_comes_after_a_skip_is_released_though_whoever_skipped_dies(whenever
         assert world.work() == ["d"]
         assert world.found(run).status == "failed"
 
-    whenever(story)
+    at_every_write(scenario)
 
 
-def test_a_run_whose_jobs_are_all_skipped_ends_though_whoever_skipped_dies(whenever: Whenever) -> None:
-    def story(world: MortalWorld) -> None:
+def test_run_with_all_jobs_skipped_ends_after_a_crash(at_every_write: Whenever) -> None:
+    def scenario(world: MortalWorld) -> None:
         run = world.run(
             {"name": "a"},
             {"name": "b", "depends_on": ["a"], "start_delay": 5},
@@ -135,11 +133,11 @@ def test_a_run_whose_jobs_are_all_skipped_ends_though_whoever_skipped_dies(whene
         world.settle()
         assert world.found(run).status == "failed"
 
-    whenever(story)
+    at_every_write(scenario)
 
 
-def test_who_comes_after_a_false_condition_is_released_though_whoever_skipped_dies(whenever: Whenever) -> None:
-    def story(world: MortalWorld) -> None:
+def test_dependent_of_a_false_condition_is_released_after_a_crash(at_every_write: Whenever) -> None:
+    def scenario(world: MortalWorld) -> None:
         run = world.run(
             {"name": "a", "condition": "`false`"},
             {"name": "b", "depends_on": ["a"], "trigger_rule": "none_failed"},
@@ -151,22 +149,22 @@ def test_who_comes_after_a_false_condition_is_released_though_whoever_skipped_di
         assert world.statuses(run) == {"a": "skipped", "b": "completed", "c": "skipped"}
         assert world.found(run).status == "completed"
 
-    whenever(story)
+    at_every_write(scenario)
 
 
-def test_a_run_is_cancelled_though_the_supervisor_dies_that_has_begun_to(whenever: Whenever) -> None:
-    def story(world: MortalWorld) -> None:
+def test_run_is_cancelled_after_a_crash_during_its_cancellation(at_every_write: Whenever) -> None:
+    def scenario(world: MortalWorld) -> None:
         run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]})
         world.settle()
-        runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+        runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
         world.carry_stream()
         (execution,) = world.machine.ready()
         world.mortally(world.machine.run)
         if execution.status == "RUNNING" and execution.token is None:
             world.machine.stop(execution.name, "FAILED")
-            supervise.mourn(world.ctx, execution.data, "FAILED")
+            supervise.on_execution_ended(world.ctx, execution.data, "FAILED")
         world.settle()
         assert world.statuses(run) == {"a": "cancelled", "b": "cancelled"}
         assert world.found(run).status == "cancelled"
 
-    whenever(story)
+    at_every_write(scenario)

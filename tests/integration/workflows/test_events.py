@@ -29,35 +29,35 @@ def live() -> Iterator[Live]:
 def create(live: Live) -> str:
     ctx = live.ctx
     body: Any = {"name": "w", "correlation_id": "c", "jobs": [{"name": "a"}]}
-    new = ctx.run_of(NAMESPACE, body, ctx.new_id(), ctx.now(), None)
-    return create_run(ctx, NAMESPACE, new, by=KEY).workflow_id
+    new = ctx.parse_run(NAMESPACE, body, ctx.new_id(), ctx.now(), None)
+    return create_run(ctx, NAMESPACE, new, actor=KEY).workflow_id
 
 
 def told(live: Live, *frames: Any) -> list[tuple[str, str]]:
     return [(frame["data"]["type"], frame["data"]["subject"]) for frame in frames]
 
 
-def test_its_topic_has_the_run_and_its_jobs(live: Live) -> None:
+def test_workflow_topic_receives_events_of_the_run_and_its_jobs(live: Live) -> None:
     live.connect()
     run = create(live)
     live.subscribe(f"workflow:{run}")
     before = len(live.heard())
-    runs.request_cancel(live.ctx, NAMESPACE, run, by=KEY)
+    runs.request_cancel(live.ctx, NAMESPACE, run, actor=KEY)
     live.run_notifier()
     assert ("vigil.workflow.cancel_requested", run) in told(live, *live.heard()[before:])
     kinds = [event.type for event in live.announced.events]
     assert "vigil.workflow.cancel_requested" not in kinds, "SNS hears of endings"
 
 
-def test_it_can_be_asked_for_its_past(live: Live) -> None:
+def test_subscription_with_since_replays_run_events(live: Live) -> None:
     live.connect()
     run = create(live)
-    runs.request_cancel(live.ctx, NAMESPACE, run, by=KEY)
+    runs.request_cancel(live.ctx, NAMESPACE, run, actor=KEY)
     (event,) = live.subscribe(f"workflow:{run}", since=f"{run}.1")
     assert (event["data"]["type"], event["data"]["data"]["correlation_id"]) == ("vigil.workflow.cancel_requested", "c")
 
 
-def test_an_unknown_one_is_refused(live: Live) -> None:
+def test_subscription_to_an_unknown_run_is_refused(live: Live) -> None:
     live.connect()
     frame = {"action": "subscribe", "id": "s", "topics": [f"workflow:{live.ctx.new_id()}"]}
     (error,) = live.say(frame)

@@ -10,18 +10,18 @@ RACE = [{"name": "a", "priority": "high"}, {"name": "b"}]
 JOIN = {"name": "join", "depends_on": ["a", "b"], "trigger_rule": "one_success", "cancel_losers": True}
 
 
-def test_the_last_racer_that_fails_is_to_be_decided_about(world: RunWorld) -> None:
+def test_failure_of_the_last_racer_requires_a_decision(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN, failure_policy="manual")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
     assert world.found(run).status == "paused"
-    runs.put_decision(world.ctx, NAMESPACE, run, "b", "skip", by=KEY, note=None)
+    runs.put_decision(world.ctx, NAMESPACE, run, "b", "skip", actor=KEY, comment=None)
     assert world.work() == ["join"]
     assert world.found(run).status == "completed"
 
 
-def test_a_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
+def test_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN)
-    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
     world.settle()
     assert set(world.statuses(run).values()) == {"cancelled"}
     world.retry(run)
@@ -30,17 +30,17 @@ def test_a_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
     assert world.found(run).status == "completed"
 
 
-def test_who_has_lost_a_race_may_fail_the_next(world: RunWorld) -> None:
+def test_former_race_loser_counts_as_failed_in_the_next_generation(world: RunWorld) -> None:
     run = world.run({"name": "first"}, *({**job, "depends_on": ["first"]} for job in RACE), JOIN)
     assert world.work() == ["first", "a", "join"]
     world.retry(run, "first")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
     assert world.statuses(run) == {"first": "completed", "a": "failed", "b": "failed", "join": "cancelled"}
     standings = world.standings(run)
-    assert [standings.ending(standings.graph.place_of[name]) for name in "ab"] == ["failed", "failed"]
+    assert [standings.end_state(standings.graph.index_of[name]) for name in "ab"] == ["failed", "failed"]
 
 
-def test_a_late_record_of_the_life_before_a_retry_ends_no_race(world: RunWorld) -> None:
+def test_late_record_of_the_previous_generation_ends_no_race(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN)
     assert world.work() == ["a", "join"]
     before = list(world.carried)
@@ -51,7 +51,7 @@ def test_a_late_record_of_the_life_before_a_retry_ends_no_race(world: RunWorld) 
     assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
 
 
-def test_a_race_that_is_lost_by_skips_that_the_fan_out_carries_out_fails_the_run(world: RunWorld) -> None:
+def test_race_lost_through_fan_out_skips_fails_the_run(world: RunWorld) -> None:
     """The only racer left is skipped among very many: the failure of the other counts from then on."""
     run = world.run(
         {"name": "a", "priority": "critical"},

@@ -11,7 +11,7 @@ from vigil_core.services.workflows import advance as follow_run
 from vigil_core.services.workflows import commands as runs
 
 
-def test_a_late_record_of_a_failure_frees_no_place_of_the_next_life(world: RunWorld) -> None:
+def test_late_failure_record_frees_no_slot_of_the_next_generation(world: RunWorld) -> None:
     run = world.run({"name": "a", "priority": "high"}, {"name": "b"}, max_concurrency=1)
     world.work({"a": Exception("NO")})
     before = list(world.carried)
@@ -23,18 +23,20 @@ def test_a_late_record_of_a_failure_frees_no_place_of_the_next_life(world: RunWo
     assert world.statuses(run) == {"a": "pending", "b": "waiting"}
 
 
-def test_no_place_is_kept_for_who_waits_again(world: RunWorld) -> None:
+def test_retry_frees_the_slot_of_a_waiting_job(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, max_concurrency=1)
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
     found = world.found(run)
-    assert world.ctx.runs.take_slot(found, 1), "as the matcher may that hears late of its release"
+    assert world.ctx.runs.acquire_slot(found, 1), "as the matcher may that hears late of its release"
     world.retry(run, "a")
     assert world.work() == ["a", "b"]
     assert world.found(run).status == "completed"
 
 
-def test_who_was_held_back_in_the_last_life_holds_up_nobody(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_run, "HELD_AT_ONCE", 1)
+def test_parked_entry_of_the_previous_generation_blocks_no_job(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_run, "PARKED_BATCH", 1)
     run = world.run(
         {"name": "a", "priority": "high"},
         {"name": "b", "priority": "low"},
@@ -42,20 +44,20 @@ def test_who_was_held_back_in_the_last_life_holds_up_nobody(world: RunWorld, mon
         max_concurrency=1,
     )
     world.settle()
-    world.ctx.runs.hold(NAMESPACE, run, "normal", 2)
-    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    world.ctx.runs.park(NAMESPACE, run, "normal", 2)
+    runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
     world.settle()
     world.retry(run)
     assert world.work() == ["a", "b", "c"]
 
 
-def test_a_cancelled_job_that_nobody_decided_about_is_counted_as_cancelled(world: RunWorld) -> None:
+def test_cancelled_job_without_decision_is_counted_as_cancelled(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, failure_policy="manual")
     world.settle()
     world.do(change_job.cancel, world.id_of(run, "a"))
     world.settle()
     assert world.found(run).status == "paused"
-    runs.request_cancel(world.ctx, NAMESPACE, run, by=KEY)
+    runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
     world.settle()
     statistics = world.found(run).statistics
     assert statistics is not None

@@ -48,7 +48,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return Log(said)
 
 
-def test_a_release_and_a_skip_have_a_line_each_with_ids_and_reason(world: RunWorld, log: Log) -> None:
+def test_release_and_skip_log_one_line_each_with_ids_and_reason(world: RunWorld, log: Log) -> None:
     run = world.run(
         {"name": "a", "payload": "classified", "fields": {"f": "classified"}},
         {"name": "b", "depends_on": ["a"], "trace_id": "own"},
@@ -79,7 +79,7 @@ def test_a_release_and_a_skip_have_a_line_each_with_ids_and_reason(world: RunWor
     assert [each["message"] for each in lines].count("skipped") == 2
 
 
-def test_what_comes_again_says_nothing_again(world: RunWorld, log: Log) -> None:
+def test_repeated_records_log_nothing(world: RunWorld, log: Log) -> None:
     world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["a"]})
     assert world.work({"a": Exception("NO")}) == ["a"]
     assert log.lines()
@@ -88,7 +88,7 @@ def test_what_comes_again_says_nothing_again(world: RunWorld, log: Log) -> None:
     assert log.lines() == []
 
 
-def test_why_a_condition_could_not_be_evaluated_is_not_for_the_log(world: RunWorld, log: Log) -> None:
+def test_condition_error_details_are_not_logged(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"], "condition": "abs(a.result.key) > `0`"})
     world.work({"a": {"key": "classified"}})
     assert "classified" in str(world.at(run, "b").verdict)
@@ -98,7 +98,7 @@ def test_why_a_condition_could_not_be_evaluated_is_not_for_the_log(world: RunWor
     assert (failed["job"], failed["reason"]) == ("b", "CONDITION_FAILED")
 
 
-def test_many_of_one_fate_share_a_line(world: RunWorld, log: Log) -> None:
+def test_many_equal_verdicts_share_one_line(world: RunWorld, log: Log) -> None:
     total = 150
     chain = [{"name": f"n{n}", "depends_on": [f"n{n - 1}"] if n else []} for n in range(total)]
     run = world.run(*chain, failure_policy="continue_on_failure", **OURS)
@@ -114,32 +114,32 @@ def test_many_of_one_fate_share_a_line(world: RunWorld, log: Log) -> None:
     }  # fmt: skip
 
 
-def test_who_is_held_back_and_let_go(world: RunWorld, log: Log) -> None:
+def test_parked_and_unparked_jobs_are_logged(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"}, {"name": "b"}, max_concurrency=1)
     world.settle()
-    first, second = ("a", "b") if world.at(run, "b").held else ("b", "a")
+    first, second = ("a", "b") if world.at(run, "b").parked else ("b", "a")
     assert {(line["said"], line["job"]) for line in log.lines()} == {("released", first), ("held", second)}
     assert world.work() == [first, second]
     (line,) = log.lines()
     assert (line["said"], line["job"], line["reason"]) == ("let_go", second, "workflow")
 
 
-def test_a_job_that_a_paused_run_holds_back(world: RunWorld, log: Log) -> None:
+def test_job_parked_by_a_paused_run_is_logged_once(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"})
     world.settle()
-    runs.pause(world.ctx, NAMESPACE, run, by=KEY)
+    runs.pause(world.ctx, NAMESPACE, run, actor=KEY)
     log.text()
     for _ in range(2):
         assert world.claim() is None
     (line,) = log.lines()
     assert (line["said"], line["job"], line["job_id"]) == ("held", "a", world.id_of(run, "a"))
     world.settle()
-    runs.resume(world.ctx, NAMESPACE, run, by=KEY)
+    runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
     assert world.work() == ["a"]
     assert [line["said"] for line in log.lines()] == ["let_go"]
 
 
-def test_a_mutex_that_is_handed_over(world: RunWorld, log: Log) -> None:
+def test_mutex_queueing_and_acquisition_are_logged(world: RunWorld, log: Log) -> None:
     mutex = {"key": "box", "on_conflict": "queue"}
     world.run({"name": "a", "mutex": mutex}, {"name": "b", "mutex": mutex})
     first, second = world.work()
@@ -148,7 +148,7 @@ def test_a_mutex_that_is_handed_over(world: RunWorld, log: Log) -> None:
     assert told == [("released", first, alone), ("lined_up", second, alone), ("let_in", second, "mutex")]
 
 
-def test_a_job_that_waits_for_others_without_a_run(world: RunWorld, log: Log) -> None:
+def test_verdict_of_a_job_without_run_is_logged(world: RunWorld, log: Log) -> None:
     other = world.job()
     job_id = world.job(depends_on=(other,), name="report", correlation_id="daily-report-001")
     world.settle()

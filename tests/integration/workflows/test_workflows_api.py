@@ -9,8 +9,8 @@ import pytest
 from tests.support.api import SOME_ID, Client, pages
 from vigil_core import wiring
 from vigil_core.api.workflows import routes as workflow_routes
-from vigil_core.services.workflows.advance import settle
-from vigil_core.services.workflows.commands import find_run, standings_of
+from vigil_core.services.workflows.advance import apply_transitions
+from vigil_core.services.workflows.commands import find_run, load_run_state
 from vigil_core.services.workflows.supervisor import supervise
 
 CHAIN: dict[str, Any] = {
@@ -32,10 +32,10 @@ def begin(workflow_id: str) -> None:
     ctx = wiring.context()
     supervise(ctx, {"action": "begin", "namespace": "demo", "workflow_id": workflow_id, "supervised": "1-1"})
     run = find_run(ctx, "demo", workflow_id)
-    settle(ctx, run, standings_of(ctx, run), [0])
+    apply_transitions(ctx, run, load_run_state(ctx, run), [0])
 
 
-def test_a_run_and_its_jobs(client: Client) -> None:
+def test_created_run_shows_its_settings_and_jobs(client: Client) -> None:
     run = create(client, description="d", correlation_id="c", priority="high", timeout=60)
     assert (run["status"], run["total"], run["failure_policy"], run["timeout"]) == ("pending", 3, "fail_fast", 60)
     found = client.get(f"/v1/workflows/{run['workflow_id']}").ok()
@@ -52,15 +52,15 @@ def test_a_run_and_its_jobs(client: Client) -> None:
     assert [event["event"] for event in found["events"]] == ["created"]
 
 
-def test_its_jobs_come_page_by_page(client: Client) -> None:
+def test_jobs_of_a_run_are_listed_page_by_page(client: Client) -> None:
     workflow_id = create(client, jobs=[{"name": f"j{n}"} for n in range(130)])["workflow_id"]
     found = pages(client, f"/v1/workflows/{workflow_id}", page_size=50)
     assert [len(page["jobs"]) for page in found] == [50, 50, 30]
     assert [job["name"] for page in found for job in page["jobs"]] == [f"j{n}" for n in range(130)]
 
 
-def test_many_jobs_are_left_to_the_fan_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow_routes, "PREPARED_WITHIN_S", 0)
+def test_many_jobs_of_a_run_are_created_by_fan_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow_routes, "PREPARE_TIMEOUT_S", 0)
     workflow_id = create(client, jobs=[{"name": f"j{n}"} for n in range(300)])["workflow_id"]
     found = client.get(f"/v1/workflows/{workflow_id}").ok()
     assert (found["status"], found["jobs"], found["next_page_token"] is not None) == ("pending", [], True)
@@ -91,12 +91,12 @@ def test_many_jobs_are_left_to_the_fan_out(client: Client, monkeypatch: pytest.M
         ({"soon": 1}, ["/soon"]),
     ],
 )
-def test_what_is_wrong_is_named(client: Client, changed: dict[str, Any], pointers: list[str]) -> None:
+def test_invalid_members_of_a_workflow_are_named(client: Client, changed: dict[str, Any], pointers: list[str]) -> None:
     for path in ("/v1/workflows", "/v1/workflows/validate"):
         assert client.post(path, {**CHAIN, **changed}).pointers() == pointers
 
 
-def test_everything_is_told_at_once(client: Client) -> None:
+def test_all_problems_of_a_workflow_are_returned_together(client: Client) -> None:
     jobs = [
         {"name": "a", "depends_on": ["c"]},
         {"name": "b", "depends_on": ["a"]},
@@ -118,14 +118,14 @@ def test_validation_stores_nothing(client: Client) -> None:
     assert client.get("/v1/workflows").ok()["workflows"] == []
 
 
-def test_conditions_are_read_within_reason(client: Client) -> None:
+def test_conditions_over_the_total_limit_are_refused(client: Client) -> None:
     condition = "a." * 500 + "a"
     jobs = [{"name": f"j{n}", "condition": f"{condition}{n}"} for n in range(2_000)]
     reply = client.post("/v1/workflows/validate", {"name": "w", "jobs": jobs})
     assert reply.pointers()[-1] == "/jobs"
 
 
-def test_the_same_key_is_one_run(client: Client) -> None:
+def test_repeated_idempotency_key_creates_one_run(client: Client) -> None:
     headers = {"idempotency-key": "k"}
     first, again = (client.post("/v1/workflows", CHAIN, headers=headers).ok(202) for _ in range(2))
     assert first["workflow_id"] == again["workflow_id"]
@@ -133,7 +133,7 @@ def test_the_same_key_is_one_run(client: Client) -> None:
     assert len(client.get("/v1/workflows").ok()["workflows"]) == 1
 
 
-def test_lists_are_filtered(client: Client) -> None:
+def test_run_list_is_filtered(client: Client) -> None:
     first = create(client, name="first", correlation_id="x")["workflow_id"]
     second = create(client, name="second", trace_id="t")["workflow_id"]
 
@@ -149,7 +149,7 @@ def test_lists_are_filtered(client: Client) -> None:
     assert client.get("/v1/jobs", workflow_id=first).ok()["jobs"][0]["workflow_id"] == first
 
 
-def test_its_jobs_belong_to_it(client: Client) -> None:
+def test_jobs_of_a_run_cannot_be_changed_against_the_run(client: Client) -> None:
     run = create(client)
     begin(run["workflow_id"])
     (job, *_) = client.get(f"/v1/workflows/{run['workflow_id']}").ok()["jobs"]
@@ -165,7 +165,7 @@ def test_its_jobs_belong_to_it(client: Client) -> None:
     assert [each["name"] for each in near["dependents"]] == ["transform"]
 
 
-def test_a_paused_run_hands_out_nothing(client: Client) -> None:
+def test_paused_run_grants_no_jobs(client: Client) -> None:
     run = create(client)["workflow_id"]
     client.post(f"/v1/workflows/{run}/pause").problem(409, "INVALID_TRANSITION")
     begin(run)
@@ -179,7 +179,7 @@ def test_a_paused_run_hands_out_nothing(client: Client) -> None:
     client.post(f"/v1/workflows/{run}/resume").problem(409, "INVALID_TRANSITION")
 
 
-def test_decisions_are_for_jobs_that_wait_for_one(client: Client) -> None:
+def test_decision_for_a_job_without_failure_is_refused(client: Client) -> None:
     run = create(client, failure_policy="manual")["workflow_id"]
     begin(run)
     decide = f"/v1/workflows/{run}/decisions"
@@ -188,7 +188,7 @@ def test_decisions_are_for_jobs_that_wait_for_one(client: Client) -> None:
     assert client.post(decide, {"job": "extract", "action": "hope"}).pointers() == ["/action"]
 
 
-def test_cancel_many(client: Client) -> None:
+def test_bulk_cancel_affects_only_matching_runs(client: Client) -> None:
     mine = [create(client, correlation_id="mine")["workflow_id"] for _ in range(2)]
     other = create(client)["workflow_id"]
     assert client.post("/v1/workflows/cancel", {}).pointers() == [""]
@@ -206,7 +206,7 @@ def test_cancel_many(client: Client) -> None:
         ("svg", "image/svg+xml", "<svg"),
     ],
 )
-def test_pictures(client: Client, wanted: str, kind: str, begins: str) -> None:
+def test_graph_is_drawn_in_the_requested_format(client: Client, wanted: str, kind: str, begins: str) -> None:
     run = create(client)["workflow_id"]
     picture = client.get(f"/v1/workflows/{run}/graph", format=wanted)
     assert (picture.status, picture.headers["content-type"]) == (200, kind)
@@ -215,7 +215,7 @@ def test_pictures(client: Client, wanted: str, kind: str, begins: str) -> None:
     assert client.get(f"/v1/workflows/{run}/graph", format="png").pointers() == ["?format"]
 
 
-def test_the_graph_as_json(client: Client) -> None:
+def test_graph_as_json_lists_jobs_dependencies_and_conditions(client: Client) -> None:
     run = create(client)["workflow_id"]
     shown = client.get(f"/v1/workflows/{run}/graph").ok()
     assert [(job["name"], job["depends_on"], job["condition"]) for job in shown["jobs"]] == [
@@ -225,23 +225,23 @@ def test_the_graph_as_json(client: Client) -> None:
 
 @pytest.mark.parametrize("workflow_id", [SOME_ID, "x", "%00", "a" * 300])
 @pytest.mark.parametrize("path", ["", "/stats", "/graph"])
-def test_unknown_ones(client: Client, workflow_id: str, path: str) -> None:
+def test_unknown_workflow_id_returns_404(client: Client, workflow_id: str, path: str) -> None:
     client.get(f"/v1/workflows/{workflow_id}{path}").problem(404, "WORKFLOW_NOT_FOUND")
 
 
-def test_a_retry_is_for_an_ended_run(client: Client) -> None:
+def test_retry_of_an_open_run_is_refused(client: Client) -> None:
     run = create(client)["workflow_id"]
     client.post(f"/v1/workflows/{run}/retry").problem(409, "INVALID_TRANSITION")
     assert client.post(f"/v1/workflows/{run}/retry", {"from": "nobody"}).pointers() == ["/from"]
 
 
-def test_a_payload_too_large_is_named(client: Client) -> None:
+def test_too_large_payload_is_named(client: Client) -> None:
     jobs = [{"name": "a"}, {"name": "b", "payload": "x" * 2_200_000}]
     said = client.post("/v1/workflows", {"name": "w", "jobs": jobs}).problem(413, "PAYLOAD_TOO_LARGE")
     assert "/jobs/1/payload" in said["message"]
 
 
-def test_types_say_what_their_jobs_are(client: Client) -> None:
+def test_jobs_of_a_run_follow_their_types(client: Client) -> None:
     client.call("PUT", "/v1/job-types/extract", {"queue": "etl", "payload_schema": {"required": ["source"]}}).ok(201)
     wrong = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "extract", "payload": {}}]})
     assert wrong.pointers() == ["/jobs/0/payload"]

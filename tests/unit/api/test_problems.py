@@ -6,7 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vigil_core.api.problems import STATUS, Fault, TooManyRequests, problem, retry_after, understood
+from vigil_core.api.problems import (
+    HTTP_STATUS,
+    InternalError,
+    TooManyRequests,
+    problem_document,
+    retry_after_headers,
+    to_client_error,
+)
 from vigil_core.domain import errors
 from vigil_core.domain.errors import IdempotencyInProgress, InvalidTransition, StoreConflict, VigilError
 from vigil_core.store.table import ConditionFailed
@@ -20,33 +27,33 @@ OF_THE_DOMAIN = [
 
 
 @pytest.mark.parametrize("error", OF_THE_DOMAIN, ids=lambda error: error.__name__)
-def test_every_error_of_the_domain_has_its_status(error: type[VigilError]) -> None:
-    assert 400 <= STATUS[error] < 500
+def test_every_domain_error_has_a_4xx_status(error: type[VigilError]) -> None:
+    assert 400 <= HTTP_STATUS[error] < 500
 
 
-def test_codes_are_used_once() -> None:
-    assert len({error.code for error in STATUS}) == len(STATUS)
+def test_error_codes_are_unique() -> None:
+    assert len({error.code for error in HTTP_STATUS}) == len(HTTP_STATUS)
 
 
-def test_a_lost_race_is_too_many_requests() -> None:
-    assert type(understood(ConditionFailed(None))) is TooManyRequests
-    assert type(understood(StoreConflict("lost"))) is TooManyRequests
+def test_optimistic_lock_conflict_becomes_429() -> None:
+    assert type(to_client_error(ConditionFailed(None))) is TooManyRequests
+    assert type(to_client_error(StoreConflict("lost"))) is TooManyRequests
 
 
-def test_what_nobody_meant_to_raise_is_a_fault() -> None:
-    assert type(understood(KeyError("x"))) is Fault
-    assert type(understood(VigilError("x"))) is Fault
+def test_unexpected_exception_becomes_an_internal_error() -> None:
+    assert type(to_client_error(KeyError("x"))) is InternalError
+    assert type(to_client_error(VigilError("x"))) is InternalError
     known = InvalidTransition("no")
-    assert understood(known) is known
+    assert to_client_error(known) is known
 
 
-def test_a_path_becomes_a_uri_reference() -> None:
-    shown = problem(InvalidTransition("no"), path="/v1/jobs/ä b%20", request_id="r", now=NOW)
+def test_problem_instance_is_a_percent_encoded_path() -> None:
+    shown = problem_document(InvalidTransition("no"), path="/v1/jobs/ä b%20", request_id="r", now=NOW)
     assert shown.instance == "/v1/jobs/%C3%A4%20b%20"
 
 
-def test_when_to_try_again() -> None:
-    assert retry_after(IdempotencyInProgress(NOW + timedelta(seconds=1.2)), NOW) == {"retry-after": "2"}
-    assert retry_after(IdempotencyInProgress(NOW - timedelta(seconds=9)), NOW) == {"retry-after": "1"}
-    assert retry_after(TooManyRequests("x"), NOW) == {"retry-after": "1"}
-    assert retry_after(InvalidTransition("x"), NOW) == {}
+def test_retry_after_header_is_set_for_temporary_errors() -> None:
+    assert retry_after_headers(IdempotencyInProgress(NOW + timedelta(seconds=1.2)), NOW) == {"retry-after": "2"}
+    assert retry_after_headers(IdempotencyInProgress(NOW - timedelta(seconds=9)), NOW) == {"retry-after": "1"}
+    assert retry_after_headers(TooManyRequests("x"), NOW) == {"retry-after": "1"}
+    assert retry_after_headers(InvalidTransition("x"), NOW) == {}

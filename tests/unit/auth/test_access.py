@@ -13,9 +13,9 @@ from vigil_core.domain.access import (
     Scope,
     Token,
     TokenKind,
-    in_order,
-    parse_grant,
+    parse_key_request,
     parse_token,
+    sort_scopes,
 )
 from vigil_core.domain.errors import Forbidden, ValidationFailed
 
@@ -31,19 +31,19 @@ tokens = st.builds(
 
 
 @given(tokens)
-def test_a_token_is_read_as_it_was_written(token: Token) -> None:
-    assert parse_token(token.text(), token.kind) == token
+def test_token_text_parses_to_the_same_token(token: Token) -> None:
+    assert parse_token(token.to_text(), token.kind) == token
 
 
 @given(tokens)
-def test_a_token_of_one_kind_is_none_of_the_other(token: Token) -> None:
+def test_token_of_one_kind_does_not_parse_as_another(token: Token) -> None:
     (other,) = set(TokenKind) - {token.kind}
-    assert parse_token(token.text(), other) is None
+    assert parse_token(token.to_text(), other) is None
 
 
 @given(tokens, st.text(string.printable + "é\u0660\n\x00", min_size=1, max_size=3), st.data())
-def test_a_token_with_anything_added_is_no_token(token: Token, extra: str, data: st.DataObject) -> None:
-    text = token.text()
+def test_token_with_added_text_does_not_parse(token: Token, extra: str, data: st.DataObject) -> None:
+    text = token.to_text()
     at = data.draw(st.integers(0, len(text)))
     parsed = parse_token(text[:at] + extra + text[at:], token.kind)
     # Only the namespace has room for more.
@@ -51,27 +51,27 @@ def test_a_token_with_anything_added_is_no_token(token: Token, extra: str, data:
 
 
 @given(st.none() | st.integers() | st.binary() | st.lists(st.text()) | st.text())
-def test_anything_else_is_no_token(value: object) -> None:
+def test_arbitrary_text_does_not_parse_as_token(value: object) -> None:
     assert parse_token(value, TokenKind.API_KEY) is None
 
 
 @pytest.mark.parametrize("namespace", ["", "A", "1a", "a_b", "a#b", "a" * 64, "é", "a\n", " a", "demo-", "-a"])
-def test_a_namespace_cannot_break_out_of_its_key(namespace: str) -> None:
+def test_token_with_an_invalid_namespace_does_not_parse(namespace: str) -> None:
     token = Token(kind=TokenKind.API_KEY, namespace=namespace, id="0" * 16, secret="0" * 64)
     allowed = namespace == "demo-"
-    assert (parse_token(token.text(), TokenKind.API_KEY) is not None) is allowed
+    assert (parse_token(token.to_text(), TokenKind.API_KEY) is not None) is allowed
 
 
-def test_the_secret_shows_in_no_repr() -> None:
+def test_repr_hides_the_secret() -> None:
     token = Token(kind=TokenKind.API_KEY, namespace="demo", id="0" * 16, secret="5ec2e7" * 10 + "0000")
     assert "5ec2e7" not in repr(token)
 
 
-def test_only_the_right_secret_proves() -> None:
+def test_only_the_right_secret_matches_its_hash() -> None:
     token = Token(kind=TokenKind.API_KEY, namespace="demo", id="0" * 16, secret="ab" * 32)
     other = Token(kind=TokenKind.API_KEY, namespace="demo", id="0" * 16, secret="ab" * 31 + "ac")
-    assert token.proves(token.secret_hash())
-    assert not other.proves(token.secret_hash())
+    assert token.matches_hash(token.secret_hash())
+    assert not other.matches_hash(token.secret_hash())
     assert token.secret not in token.secret_hash()
 
 
@@ -85,7 +85,7 @@ def test_only_the_right_secret_proves() -> None:
         ({Scope.ADMIN}, set(Scope)),
     ],
 )
-def test_what_a_scope_contains(held: set[Scope], allowed: set[Scope]) -> None:
+def test_scope_allows_the_scopes_it_contains(held: set[Scope], allowed: set[Scope]) -> None:
     access = Access(namespace="demo", scopes=frozenset(held), key_id="k")
     assert {scope for scope in Scope if access.allows(scope)} == allowed
     for scope in Scope:
@@ -97,18 +97,20 @@ def test_what_a_scope_contains(held: set[Scope], allowed: set[Scope]) -> None:
 
 
 @given(namespaces, st.frozensets(st.sampled_from(Scope), min_size=1), st.text(HEX, min_size=16, max_size=16))
-def test_access_survives_its_way_through_api_gateway(namespace: str, scopes: frozenset[Scope], key_id: str) -> None:
+def test_access_round_trips_through_the_authorizer_context(
+    namespace: str, scopes: frozenset[Scope], key_id: str
+) -> None:
     access = Access(namespace=namespace, scopes=scopes, key_id=key_id)
-    context = access.context()
+    context = access.to_authorizer_context()
     assert all(isinstance(value, str) for value in context.values())
-    assert Access.of_context(context) == access
+    assert Access.from_authorizer_context(context) == access
 
 
-def test_scopes_are_shown_least_first() -> None:
-    assert in_order({Scope.ADMIN, Scope.WORK, Scope.READ}) == ["read", "work", "admin"]
+def test_scopes_are_ordered_from_least_to_most() -> None:
+    assert sort_scopes({Scope.ADMIN, Scope.WORK, Scope.READ}) == ["read", "work", "admin"]
 
 
-def test_a_revoked_key_says_so() -> None:
+def test_key_with_revocation_time_is_revoked() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     fresh = ApiKey(namespace="n", key_id="k", secret_hash="h", scopes=frozenset(), name=None, created_at=at)
     gone = ApiKey(
@@ -134,16 +136,16 @@ def test_a_revoked_key_says_so() -> None:
         (None, None, 5, ["/namespace", "/scopes", "/name"]),
     ],
 )
-def test_a_grant_says_everything_that_is_wrong_with_it(
+def test_invalid_grant_names_every_problem(
     namespace: object, scopes: object, name: object, pointers: list[str]
 ) -> None:
     with pytest.raises(ValidationFailed) as refused:
-        parse_grant(namespace, scopes, name)
+        parse_key_request(namespace, scopes, name)
     assert [problem.pointer for problem in refused.value.problems] == pointers
 
 
-def test_a_good_grant() -> None:
-    assert parse_grant("demo-1", ["work", "read", "read"], "build farm") == (
+def test_valid_grant_is_parsed() -> None:
+    assert parse_key_request("demo-1", ["work", "read", "read"], "build farm") == (
         "demo-1",
         frozenset({Scope.READ, Scope.WORK}),
         "build farm",

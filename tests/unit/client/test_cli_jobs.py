@@ -14,7 +14,7 @@ from tests.unit.client.conftest import Run
 from vigil.client import Vigil
 
 
-def test_create_takes_all_that_a_job_has(run: Run, fake: FakeVigil) -> None:
+def test_create_command_sends_every_option(run: Run, fake: FakeVigil) -> None:
     made = run(
         "job", "create", "boot_test", "--payload", '{"kernel": "6.12"}', "--name", "aspen", "--queue", "boxes",
         "--priority", "high", "--at", "2030-01-31T09:30:00Z", "--attempts", "3", "--timeout", "60", "--unique-key", "u",
@@ -29,7 +29,7 @@ def test_create_takes_all_that_a_job_has(run: Run, fake: FakeVigil) -> None:
     }  # fmt: skip
 
 
-def test_a_job_after_others_and_in_line(run: Run, fake: FakeVigil) -> None:
+def test_create_command_sends_dependencies_and_queued_mutex(run: Run, fake: FakeVigil) -> None:
     run(
         "job", "create", "report", "--after", "a", "--after", "b", "--rule", "all_done", "--if", "rows > `0`",
         "--mutex", "m", "--in-line",
@@ -41,7 +41,9 @@ def test_a_job_after_others_and_in_line(run: Run, fake: FakeVigil) -> None:
 
 
 @pytest.mark.parametrize("how", ["@file", "-"])
-def test_a_payload_from_elsewhere(run: Run, fake: FakeVigil, tmp_path: Path, how: str) -> None:
+def test_create_command_reads_the_payload_from_file_or_stdin(
+    run: Run, fake: FakeVigil, tmp_path: Path, how: str
+) -> None:
     (tmp_path / "file").write_text("[1, 2]")
     shown = json.loads(run("job", "create", "test", "--payload", how, "--json", stdin="[1, 2]").stdout)
     assert shown["payload"] == [1, 2]
@@ -56,14 +58,14 @@ def test_a_payload_from_elsewhere(run: Run, fake: FakeVigil, tmp_path: Path, how
         (["--at", "tomorrow"], "--at takes a time"),
     ],
 )
-def test_what_is_typed_wrong_is_said(run: Run, fake: FakeVigil, options: list[str], says: str) -> None:
+def test_invalid_option_prints_one_error_line(run: Run, fake: FakeVigil, options: list[str], says: str) -> None:
     said = run("job", "create", "test", *options, code=2)
     assert says in said.stderr
     assert len(said.stderr.splitlines()) == 1
     assert fake.jobs == {}
 
 
-def test_looking_at_jobs(run: Run, client: Vigil) -> None:
+def test_show_and_list_commands_print_jobs(run: Run, client: Vigil) -> None:
     first = client.submit("test", {"n": 1}, name="[bold]", fields={"box": "aspen"}).job_id
     second = client.submit("test").job_id
     client.start(second)
@@ -81,7 +83,7 @@ def test_looking_at_jobs(run: Run, client: Vigil) -> None:
     assert run("job", "list", "--queue", "empty").stdout == "No jobs.\n"
 
 
-def test_from_cancel_to_retry_to_result(run: Run, client: Vigil) -> None:
+def test_cancel_retry_and_result_commands_print_the_outcome(run: Run, client: Vigil) -> None:
     job_id = client.submit("test").job_id
     assert run("job", "result", job_id, code=1).stderr.startswith("JOB_NOT_COMPLETED")
     assert run("job", "cancel", job_id).stdout == f"{job_id} is cancelled.\n"
@@ -94,7 +96,7 @@ def test_from_cancel_to_retry_to_result(run: Run, client: Vigil) -> None:
     assert run("job", "retry", job_id, code=1).stderr == "INVALID_TRANSITION: the job is completed\n"
 
 
-def test_waiting_for_jobs(run: Run, client: Vigil) -> None:
+def test_wait_command_exits_by_the_outcome_of_the_jobs(run: Run, client: Vigil) -> None:
     good, bad, late = (client.submit("test").job_id for _ in range(3))
     for job_id in (good, bad, late):
         client.start(job_id)
@@ -110,7 +112,7 @@ def test_waiting_for_jobs(run: Run, client: Vigil) -> None:
     assert answer["status"] == "met"
 
 
-def test_a_refusal_is_one_readable_line(run: Run, fake: FakeVigil) -> None:
+def test_api_error_prints_one_readable_line(run: Run, fake: FakeVigil) -> None:
     assert run("job", "show", "nobody", code=1).stderr == "JOB_NOT_FOUND: Job with ID nobody not found\n"
     fake.refuse("POST", "/v1/jobs", 422)
     fake.faults[0].body = json.dumps(
@@ -119,6 +121,6 @@ def test_a_refusal_is_one_readable_line(run: Run, fake: FakeVigil) -> None:
     assert run("job", "create", "test", code=1).stderr == "VALIDATION_FAILED: /queue: is too long\n"
 
 
-def test_without_a_vigil(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_configuration_names_the_missing_variable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VIGIL_API_URL")
     assert "VIGIL_API_URL" in run("job", "list", code=1).stderr

@@ -64,7 +64,7 @@ def start(tmp_path: Path, fake: FakeVigil) -> Iterator[Start]:
         process.communicate()
 
 
-def test_the_command_works_until_sigterm(start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path) -> None:
+def test_worker_command_runs_jobs_until_sigterm(start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path) -> None:
     job_id, staying, left = submit(client, payload=7), submit(client, payload="stay"), submit(client)
     worker = start("--concurrency", "1", "--hold", "1", "--name", "w1", "tasks:work")
     assert fake.ended(job_id)["result"] == {"payload": 7}
@@ -80,7 +80,7 @@ def test_the_command_works_until_sigterm(start: Start, client: Vigil, fake: Fake
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
-def test_the_command_gives_back_what_does_not_end(
+def test_worker_command_releases_unfinished_jobs(
     start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path, signals: list[signal.Signals]
 ) -> None:
     staying = submit(client, payload="stay")
@@ -96,7 +96,7 @@ def test_the_command_gives_back_what_does_not_end(
     assert fake.job(staying)["status"] == "pending"
 
 
-def test_what_a_killed_worker_had_lapses(start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path) -> None:
+def test_lease_of_a_killed_worker_expires(start: Start, client: Vigil, fake: FakeVigil, tmp_path: Path) -> None:
     job_id = submit(client, payload="stay", retry={"max_attempts": 2})
     worker = start("--lease", "1", "tasks:work")
     fake.until((tmp_path / "begun").exists)
@@ -109,7 +109,7 @@ def test_what_a_killed_worker_had_lapses(start: Start, client: Vigil, fake: Fake
     assert fake.ended(job_id)["result"] == {"payload": "stay"}
 
 
-def test_the_command_says_why_it_cannot_work(start: Start, fake: FakeVigil) -> None:
+def test_worker_command_prints_why_claims_are_refused(start: Start, fake: FakeVigil) -> None:
     fake.refuse("POST", "claim", 403, times=100)
     worker = start("tasks:work")
     _, said = worker.communicate(timeout=DEADLINE_S)
@@ -128,7 +128,7 @@ def test_the_command_says_why_it_cannot_work(start: Start, fake: FakeVigil) -> N
         ("broken:work", "broken cannot be imported: SyntaxError"),
     ],
 )
-def test_a_function_that_there_is_not(run: Run, tmp_path: Path, task: str, says: str) -> None:
+def test_unknown_task_function_prints_one_error_line(run: Run, tmp_path: Path, task: str, says: str) -> None:
     (tmp_path / "errands.py").write_text("LIST = []")
     (tmp_path / "broken.py").write_text("def (")
     said = run("worker", "run", "--queue", "q", task, code=2)

@@ -34,7 +34,7 @@ def yaml_file(tmp_path: Path) -> str:
     return "pipeline.yaml"
 
 
-def test_a_run_begins_once_with_what_was_defined(client: Vigil, fake: FakeVigil) -> None:
+def test_run_is_created_once_despite_a_lost_response(client: Vigil, fake: FakeVigil) -> None:
     fake.drop("POST", "/v1/workflows")
     run = client.create_workflow(pipeline())
     assert list(fake.runs) == [run["workflow_id"]]
@@ -45,7 +45,7 @@ def test_a_run_begins_once_with_what_was_defined(client: Vigil, fake: FakeVigil)
     )
 
 
-def test_all_jobs_of_a_run_come_page_by_page(client: Vigil) -> None:
+def test_client_reads_all_jobs_of_a_run_page_by_page(client: Vigil) -> None:
     wide = Workflow("wide")
     wide.parallel([f"chunk_{n}" for n in range(450)])
     workflow_id = client.create_workflow(wide)["workflow_id"]
@@ -53,7 +53,7 @@ def test_all_jobs_of_a_run_come_page_by_page(client: Vigil) -> None:
     assert len(client.get_workflow(workflow_id, page_size=7)["jobs"]) == 7
 
 
-def test_what_changed_a_run_and_was_not_answered_is_seen(client: Vigil, fake: FakeVigil, workflow_id: str) -> None:
+def test_client_detects_a_run_change_whose_response_was_lost(client: Vigil, fake: FakeVigil, workflow_id: str) -> None:
     fake.drop("POST", "/cancel")
     assert client.cancel_workflow(workflow_id)["status"] == "cancelled"
     fake.drop("POST", "/retry")
@@ -66,7 +66,7 @@ def test_what_changed_a_run_and_was_not_answered_is_seen(client: Vigil, fake: Fa
     assert client.pause_workflow(workflow_id)["status"] == "paused"
 
 
-def test_awaiting_a_run(client: Vigil, fake: FakeVigil, workflow_id: str) -> None:
+def test_await_workflow_returns_the_ended_run_or_none(client: Vigil, fake: FakeVigil, workflow_id: str) -> None:
     running = client.await_workflow(workflow_id, timeout=0)
     assert running is not None
     assert running["status"] == "running"
@@ -81,7 +81,7 @@ def test_awaiting_a_run(client: Vigil, fake: FakeVigil, workflow_id: str) -> Non
     assert client.await_workflow("nobody", timeout=10) is None
 
 
-def test_many_runs_are_cancelled_page_by_page(client: Vigil, fake: FakeVigil) -> None:
+def test_matching_runs_are_cancelled_page_by_page(client: Vigil, fake: FakeVigil) -> None:
     ids = [client.create_workflow(pipeline(name))["workflow_id"] for name in ("a", "b", "a")]
     assert list(client.cancel_workflows(name="a")) == [ids[0], ids[2]]
     assert [run["status"] for run in fake.runs.values()] == ["cancelled", "running", "cancelled"]
@@ -89,7 +89,7 @@ def test_many_runs_are_cancelled_page_by_page(client: Vigil, fake: FakeVigil) ->
     assert fake.asked("POST", "/v1/workflows/cancel")[-1].body == {"created_before": "2026-01-31T00:00:00.000Z"}
 
 
-def test_create_from_a_file_or_from_stdin(run: Run, fake: FakeVigil, yaml_file: str) -> None:
+def test_create_command_reads_the_definition_from_file_or_stdin(run: Run, fake: FakeVigil, yaml_file: str) -> None:
     made = run("workflow", "create", "--file", yaml_file)
     assert made.stdout == f"{next(iter(fake.runs))}\n"
     shown = json.loads(
@@ -100,7 +100,7 @@ def test_create_from_a_file_or_from_stdin(run: Run, fake: FakeVigil, yaml_file: 
 
 
 @pytest.mark.parametrize(("ends", "code"), [("completed", 0), ("failed", 3), ("running", 4)])
-def test_create_and_wait(
+def test_create_command_with_wait_exits_by_the_outcome(
     run: Run, fake: FakeVigil, yaml_file: str, monkeypatch: pytest.MonkeyPatch, ends: str, code: int
 ) -> None:
     begin = fake._begin
@@ -114,7 +114,9 @@ def test_create_and_wait(
     ("text", "says"),
     [(None, "No such file"), ("a: [", "not YAML"), ("name: x\nname: y", "a second time"), ("[]", "no def")],
 )
-def test_a_file_that_is_no_definition(run: Run, fake: FakeVigil, tmp_path: Path, text: str | None, says: str) -> None:
+def test_invalid_definition_file_prints_one_error_line(
+    run: Run, fake: FakeVigil, tmp_path: Path, text: str | None, says: str
+) -> None:
     if text is not None:
         (tmp_path / "file").write_text(text)
     said = run("workflow", "create", "--file", "file", code=2)
@@ -123,7 +125,9 @@ def test_a_file_that_is_no_definition(run: Run, fake: FakeVigil, tmp_path: Path,
     assert fake.runs == {}
 
 
-def test_validate_by_the_api_and_without_it(run: Run, fake: FakeVigil, tmp_path: Path, yaml_file: str) -> None:
+def test_validate_command_works_with_the_api_and_offline(
+    run: Run, fake: FakeVigil, tmp_path: Path, yaml_file: str
+) -> None:
     assert run("workflow", "validate", "--file", yaml_file).stdout == (
         "data_pipeline is valid: 3 jobs, 7 dependencies.\n"
     )
@@ -141,7 +145,7 @@ def test_validate_by_the_api_and_without_it(run: Run, fake: FakeVigil, tmp_path:
     assert run("workflow", "validate", "--file", "empty.yaml", code=1).stderr.startswith("VALIDATION_FAILED: /jobs")
 
 
-def test_looking_at_runs(run: Run, client: Vigil, fake: FakeVigil, workflow_id: str) -> None:
+def test_list_and_show_commands_print_runs(run: Run, client: Vigil, fake: FakeVigil, workflow_id: str) -> None:
     other = client.create_workflow(pipeline("[bold]"))["workflow_id"]
     fake.runs[other]["status"] = "failed"
     fake.runs[other]["jobs"][0] |= {"status": "failed", "error": {"code": "BROKEN", "message": "it [broke]"}}
@@ -165,7 +169,7 @@ def test_looking_at_runs(run: Run, client: Vigil, fake: FakeVigil, workflow_id: 
     assert run("workflow", "show", "nobody", code=1).stderr == "WORKFLOW_NOT_FOUND: Workflow with ID nobody not found\n"
 
 
-def test_how_far_a_run_is(run: Run, fake: FakeVigil, workflow_id: str) -> None:
+def test_status_and_stats_commands_print_the_progress(run: Run, fake: FakeVigil, workflow_id: str) -> None:
     jobs: list[dict[str, Any]] = fake.runs[workflow_id]["jobs"]
     jobs[0]["status"] = "failed"
     jobs[0]["error"] = {"code": "BROKEN", "message": "it [broke]"}
@@ -188,7 +192,7 @@ def test_how_far_a_run_is(run: Run, fake: FakeVigil, workflow_id: str) -> None:
 
 
 @pytest.mark.parametrize(("ends", "code"), [("completed", 0), ("cancelled", 3)])
-def test_watching_a_run_until_it_has_ended(run: Run, fake: FakeVigil, workflow_id: str, ends: str, code: int) -> None:
+def test_status_watch_ends_with_the_run(run: Run, fake: FakeVigil, workflow_id: str, ends: str, code: int) -> None:
     looks = f"/v1/workflows/{workflow_id}/stats"
 
     def end() -> None:
@@ -202,7 +206,7 @@ def test_watching_a_run_until_it_has_ended(run: Run, fake: FakeVigil, workflow_i
     assert f"data_pipeline is {ends}" in seen
 
 
-def test_drawing_a_run(run: Run, tmp_path: Path, workflow_id: str) -> None:
+def test_graph_command_prints_or_writes_the_drawing(run: Run, tmp_path: Path, workflow_id: str) -> None:
     assert run("workflow", "graph", workflow_id).stdout == "mermaid of data_pipeline\n"
     assert run("workflow", "graph", workflow_id, "--format", "dot").stdout == "dot of data_pipeline\n"
     assert run("workflow", "graph", workflow_id, "--format", "svg", "--output", "run.svg").stdout == ""
@@ -211,7 +215,9 @@ def test_drawing_a_run(run: Run, tmp_path: Path, workflow_id: str) -> None:
     run("workflow", "graph", workflow_id, "--format", "png", code=2)
 
 
-def test_changing_a_run(run: Run, fake: FakeVigil, workflow_id: str) -> None:
+def test_pause_resume_retry_and_decide_commands_send_their_requests(
+    run: Run, fake: FakeVigil, workflow_id: str
+) -> None:
     def last() -> tuple[str, Any]:
         ask = fake.requests[-1]
         return ask.path.removeprefix(f"/v1/workflows/{workflow_id}/"), ask.body
@@ -230,7 +236,7 @@ def test_changing_a_run(run: Run, fake: FakeVigil, workflow_id: str) -> None:
     run("workflow", "decide", workflow_id, "extract", "forget", code=2)
 
 
-def test_cancelling_many_runs_needs_to_be_said(run: Run, client: Vigil, fake: FakeVigil) -> None:
+def test_cancel_of_many_runs_requires_the_all_option(run: Run, client: Vigil, fake: FakeVigil) -> None:
     ids = [client.create_workflow(pipeline(name))["workflow_id"] for name in ("a", "b", "a")]
     for wrong in ([], ["--all"], [ids[0], "--all"], ["--name", "a"], [ids[0], "--name", "a"]):
         assert "--all" in run("workflow", "cancel", *wrong, code=2).stderr
@@ -239,7 +245,9 @@ def test_cancelling_many_runs_needs_to_be_said(run: Run, client: Vigil, fake: Fa
     run("workflow", "cancel", "--all", "--status", "failed", code=2)
 
 
-def test_dependencies_of_a_job(run: Run, fake: FakeVigil, client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dependencies_command_prints_both_directions(
+    run: Run, fake: FakeVigil, client: Vigil, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = client.submit("test").job_id
     neighbour = {"status": "completed", "job_id": "before", "job_type": "boot", "name": "[x]"}
     found = {
@@ -258,7 +266,7 @@ def test_dependencies_of_a_job(run: Run, fake: FakeVigil, client: Vigil, monkeyp
     assert "dependencies" not in json.loads(run("job", "show", job_id, "--json").stdout)
 
 
-def test_stuck_jobs_can_be_listed(run: Run, fake: FakeVigil) -> None:
+def test_list_command_sends_every_filter(run: Run, fake: FakeVigil) -> None:
     run(
         "job",
         "list",

@@ -35,7 +35,7 @@ def running(client: Vigil, **wanted: Any) -> str:
     return job_id
 
 
-def test_a_job_from_its_creation_to_its_result(client: Vigil, fake: FakeVigil) -> None:
+def test_client_creates_starts_reports_and_completes_a_job(client: Vigil, fake: FakeVigil) -> None:
     reference = client.submit(
         "boot_test",
         {"kernel": "6.12"},
@@ -67,7 +67,7 @@ def test_a_job_from_its_creation_to_its_result(client: Vigil, fake: FakeVigil) -
     assert ended.finished_at
 
 
-def test_many_jobs_under_one_name(client: Vigil, fake: FakeVigil) -> None:
+def test_client_submits_a_batch(client: Vigil, fake: FakeVigil) -> None:
     client.submit("resize", batch=[{"file": "1.png"}, None], on_item_failure="collect", name="holiday")
     (asked,) = fake.asked("POST", "/v1/jobs")
     assert asked.body == {
@@ -75,7 +75,7 @@ def test_many_jobs_under_one_name(client: Vigil, fake: FakeVigil) -> None:
     }  # fmt: skip
 
 
-def test_a_job_that_starts_later(client: Vigil) -> None:
+def test_client_submits_a_scheduled_job(client: Vigil) -> None:
     at = datetime(2030, 1, 31, 9, 30, tzinfo=UTC)
     reference = client.submit("test", scheduled_at=at)
     assert reference.scheduled_at == at
@@ -84,7 +84,7 @@ def test_a_job_that_starts_later(client: Vigil) -> None:
         client.submit("test", scheduled_at=datetime(2030, 1, 31))  # noqa: DTZ001
 
 
-def test_a_job_that_nobody_knows(client: Vigil) -> None:
+def test_unknown_job_has_no_status_and_cannot_be_changed(client: Vigil) -> None:
     for job_id in (NOBODY, "nobody", "../waits", "", "a?b"):
         assert client.status(job_id) is None
         assert client.status_only(job_id) == "not_found"
@@ -101,7 +101,7 @@ def test_a_job_that_nobody_knows(client: Vigil) -> None:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_what_a_status_means(client: Vigil, status: JobStatus) -> None:
+def test_status_predicates_match_the_status(client: Vigil, status: JobStatus) -> None:
     job_id = client.submit("test").job_id
     info = JobStatusInfo.of(client.job(job_id) | {"status": status})
     ended = status in ("completed", "failed", "cancelled", "skipped")
@@ -111,7 +111,7 @@ def test_what_a_status_means(client: Vigil, status: JobStatus) -> None:
     assert info.is_scheduled() == (status == "scheduled")
 
 
-def test_the_six_statuses_of_older_trackers() -> None:
+def test_every_status_maps_to_a_legacy_status() -> None:
     known: list[JobStatus | Literal["not_found"]] = [*STATUSES, "not_found"]
     assert {status: legacy_status(status) for status in known} == {
         "scheduled": "SCHEDULED", "waiting": "PENDING", "pending": "PENDING", "running": "IN_PROGRESS",
@@ -120,7 +120,7 @@ def test_the_six_statuses_of_older_trackers() -> None:
     }  # fmt: skip
 
 
-def test_waiting_for_the_end_costs_one_held_request(client: Vigil, fake: FakeVigil) -> None:
+def test_await_completion_makes_one_long_poll_request(client: Vigil, fake: FakeVigil) -> None:
     job_id = running(client)
     end = threading.Timer(0.3, client.complete, [job_id, 7])
     end.start()
@@ -132,7 +132,7 @@ def test_waiting_for_the_end_costs_one_held_request(client: Vigil, fake: FakeVig
     assert 8 <= int(look.headers["prefer"].removeprefix("wait=")) <= 10
 
 
-def test_waiting_too_short_gives_the_last_status(client: Vigil, fake: FakeVigil) -> None:
+def test_await_completion_returns_the_last_status_after_its_timeout(client: Vigil, fake: FakeVigil) -> None:
     job_id = running(client)
     began = time.monotonic()
     info = client.await_completion(job_id, timeout=0.4, poll_interval=0.1)
@@ -142,7 +142,7 @@ def test_waiting_too_short_gives_the_last_status(client: Vigil, fake: FakeVigil)
     assert 2 <= len(fake.asked("GET", f"/v1/jobs/{job_id}")) <= 6
 
 
-def test_why_a_job_failed(client: Vigil) -> None:
+def test_result_of_a_failed_job_raises_its_error(client: Vigil) -> None:
     job_id = running(client)
     with pytest.raises(VigilError) as early:
         client.result(job_id)
@@ -159,7 +159,7 @@ def test_why_a_job_failed(client: Vigil) -> None:
     assert client.is_complete(job_id)
 
 
-def test_waiting_for_many_goes_on_until_nothing_is_left(client: Vigil, fake: FakeVigil) -> None:
+def test_client_wait_repeats_until_all_jobs_ended(client: Vigil, fake: FakeVigil) -> None:
     first, second = running(client), running(client)
     client.complete(first)
     waiting = client.wait({"wait_on": {first: None, second: None}}, timeout=0)
@@ -175,7 +175,7 @@ def test_waiting_for_many_goes_on_until_nothing_is_left(client: Vigil, fake: Fak
     assert "idempotency-key" not in again.headers
 
 
-def test_lists_go_on_to_the_last_page(client: Vigil) -> None:
+def test_client_lists_jobs_of_all_pages(client: Vigil) -> None:
     made = [client.submit("test").job_id for _ in range(5)]
     assert [job["job_id"] for job in client.jobs(status=["pending", "running"])] == made[::-1]
     assert [job["job_id"] for job in client.jobs(limit=2)] == made[:2:-1]
@@ -183,7 +183,7 @@ def test_lists_go_on_to_the_last_page(client: Vigil) -> None:
 
 
 @pytest.mark.parametrize("fault", ["drop", 429, 502, 503, 504])
-def test_a_lost_answer_creates_nothing_twice(client: Vigil, fake: FakeVigil, fault: Any) -> None:
+def test_lost_response_creates_one_job(client: Vigil, fake: FakeVigil, fault: Any) -> None:
     if fault == "drop":
         fake.drop("POST", "/v1/jobs", times=2)
     else:
@@ -195,7 +195,7 @@ def test_a_lost_answer_creates_nothing_twice(client: Vigil, fake: FakeVigil, fau
     assert client.submit("test").job_id != reference.job_id
 
 
-def test_a_lost_claim_gives_the_same_jobs_again(client: Vigil, fake: FakeVigil) -> None:
+def test_repeated_claim_after_a_lost_response_returns_the_same_jobs(client: Vigil, fake: FakeVigil) -> None:
     first, second = client.submit("test").job_id, client.submit("test").job_id
     fake.drop("POST", "/v1/queues/default/claim")
     assert [job["job_id"] for job in client.claim("default")] == [first]
@@ -204,7 +204,7 @@ def test_a_lost_claim_gives_the_same_jobs_again(client: Vigil, fake: FakeVigil) 
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail", "cancel", "release"])
-def test_an_ending_whose_answer_was_lost_is_no_error(client: Vigil, fake: FakeVigil, verb: str) -> None:
+def test_end_whose_response_was_lost_succeeds(client: Vigil, fake: FakeVigil, verb: str) -> None:
     job_id = client.submit("test").job_id
     if verb == "cancel":
         fake.drop("POST", "cancel")
@@ -224,7 +224,7 @@ def test_an_ending_whose_answer_was_lost_is_no_error(client: Vigil, fake: FakeVi
     assert len(fake.asked("POST", f"/v1/jobs/{job_id}/{verb}")) == 2
 
 
-def test_an_ending_by_somebody_else_is_one(client: Vigil, fake: FakeVigil) -> None:
+def test_end_by_another_worker_raises_lease_lost(client: Vigil, fake: FakeVigil) -> None:
     job_id = client.submit("test").job_id
     (claimed,) = client.claim("default")
     fake.refuse("POST", "complete", 503)
@@ -237,7 +237,9 @@ def test_an_ending_by_somebody_else_is_one(client: Vigil, fake: FakeVigil) -> No
 
 
 @pytest.mark.parametrize("verb", ["start", "retry"])
-def test_what_may_not_be_repeated_is_not(client: Vigil, fake: FakeVigil, verb: str) -> None:
+def test_request_that_may_not_be_repeated_raises_after_a_lost_response(
+    client: Vigil, fake: FakeVigil, verb: str
+) -> None:
     job_id = client.submit("test").job_id
     if verb == "retry":
         client.cancel(job_id)
@@ -249,14 +251,14 @@ def test_what_may_not_be_repeated_is_not(client: Vigil, fake: FakeVigil, verb: s
     assert len(fake.asked("POST", f"/v1/jobs/{job_id}/{verb}")) == 1
 
 
-def test_what_was_surely_not_done_is_repeated_all_the_same(client: Vigil, fake: FakeVigil) -> None:
+def test_throttled_request_is_repeated(client: Vigil, fake: FakeVigil) -> None:
     job_id = client.submit("test").job_id
     fake.refuse("POST", "start", 429)
     assert client.start(job_id)["status"] == "running"
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_it_comes_back_no_sooner_than_it_was_told_to(client: Vigil, fake: FakeVigil, form: str) -> None:
+def test_client_waits_for_retry_after(client: Vigil, fake: FakeVigil, form: str) -> None:
     # Dates have whole seconds: two ahead is more than one from now.
     later = "1" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     fake.refuse("GET", "/v1/jobs", 429, retry_after=later)
@@ -265,7 +267,7 @@ def test_it_comes_back_no_sooner_than_it_was_told_to(client: Vigil, fake: FakeVi
     assert second.at - first.at >= 0.95
 
 
-def test_it_does_not_wait_for_ever(client: Vigil, fake: FakeVigil) -> None:
+def test_client_refuses_a_too_long_retry_after(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("GET", "/v1/jobs", 503, times=100, retry_after="3600")
     with pytest.raises(VigilError) as refusal:
         list(client.jobs())
@@ -273,15 +275,15 @@ def test_it_does_not_wait_for_ever(client: Vigil, fake: FakeVigil) -> None:
     assert len(fake.requests) == 1
 
 
-def test_it_gives_up_after_its_retries(client: Vigil, fake: FakeVigil) -> None:
+def test_client_raises_after_its_retries(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("GET", "/v1/jobs", 503, times=100)
     with pytest.raises(VigilError, match="SERVICE_UNAVAILABLE: Service Unavailable") as refusal:
         list(client.jobs())
-    assert (refusal.value.status, refusal.value.is_passing) == (503, True)
+    assert (refusal.value.status, refusal.value.is_transient) == (503, True)
     assert len(fake.requests) == 5
 
 
-def test_a_bounded_client_gives_up_in_time(fake: FakeVigil) -> None:
+def test_bounded_client_raises_within_its_time(fake: FakeVigil) -> None:
     fake.refuse("GET", "/v1/jobs", 503, times=100)
     with Vigil(fake.url, API_KEY, retries=1000, backoff_s=0.05) as patient:
         began = time.monotonic()
@@ -291,7 +293,7 @@ def test_a_bounded_client_gives_up_in_time(fake: FakeVigil) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 500])
-def test_a_refusal_is_not_asked_again(client: Vigil, fake: FakeVigil, status: int) -> None:
+def test_permanent_error_is_not_retried(client: Vigil, fake: FakeVigil, status: int) -> None:
     fake.refuse("GET", "/v1/jobs", status, times=100)
     with pytest.raises(VigilError) as refusal:
         list(client.jobs())
@@ -299,19 +301,19 @@ def test_a_refusal_is_not_asked_again(client: Vigil, fake: FakeVigil, status: in
     assert len(fake.requests) == 1
 
 
-def test_a_key_that_is_not_let_in(fake: FakeVigil) -> None:
+def test_wrong_key_raises_unauthorized(fake: FakeVigil) -> None:
     with Vigil(fake.url, "wrong") as client, pytest.raises(VigilError, match="UNAUTHORIZED"):
         client.exists(NOBODY)
 
 
-def test_what_answers_may_be_something_else(client: Vigil, fake: FakeVigil) -> None:
+def test_response_of_another_server_raises(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("GET", "/v1/jobs", 200)
     fake.faults[0].body = "<html>"
     with pytest.raises(VigilError, match="not as Vigil does"):
         client.job(NOBODY)
 
 
-def test_nobody_answers() -> None:
+def test_unreachable_server_raises_with_its_url() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -337,14 +339,14 @@ def authorization(client: Vigil) -> str:
         return client._http.headers["authorization"]
 
 
-def test_it_finds_the_local_cloud(below: Path) -> None:
+def test_client_finds_the_local_stack(below: Path) -> None:
     client = Vigil()
     assert (client.api_url, authorization(client)) == (LOCAL.api_url, "Bearer local-key")
     assert authorization(Vigil(api_key="mine")) == "Bearer mine"
     assert authorization(Vigil(LOCAL.api_url)) == "Bearer local-key"
 
 
-def test_the_environment_comes_before_the_local_cloud(below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_takes_precedence_over_the_local_stack(below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIGIL_API_URL", "https://vigil.example/")
     with pytest.raises(VigilError, match="Set VIGIL_API_KEY") as lacking:
         Vigil()
@@ -356,19 +358,19 @@ def test_the_environment_comes_before_the_local_cloud(below: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("wrong", ["vigil.example", "ftp://vigil.example", "http://", "http://x:y"])
-def test_a_url_that_is_none(wrong: str) -> None:
+def test_invalid_url_raises_not_configured(wrong: str) -> None:
     with pytest.raises(VigilError, match="URL") as error:
         Vigil(wrong, "key")
     assert error.value.code == "NOT_CONFIGURED"
 
 
-def test_no_vigil_anywhere(below: Path) -> None:
+def test_missing_configuration_raises_a_helpful_error(below: Path) -> None:
     (below.parents[1] / ".local/stack.json").unlink()
     with pytest.raises(VigilError, match="vigil local up"):
         Vigil()
 
 
-def test_a_stack_file_of_another_version(below: Path) -> None:
+def test_stack_file_of_another_version_raises_a_helpful_error(below: Path) -> None:
     replace(LOCAL, api_key="x").write(below / ".local/stack.json")
     (below / ".local/stack.json").write_text("{}")
     with pytest.raises(VigilError, match="vigil local up"):

@@ -62,7 +62,7 @@ def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vigil]:
         yield made
 
 
-def test_a_large_payload_is_uploaded(client: Vigil, store: Store) -> None:
+def test_large_payload_is_uploaded(client: Vigil, store: Store) -> None:
     client.submit("t", LARGE)
     (upload, created) = store.told
     assert upload == {"size": len(LARGE) + 2}
@@ -70,13 +70,13 @@ def test_a_large_payload_is_uploaded(client: Vigil, store: Store) -> None:
     assert json.loads(store.content) == LARGE
 
 
-def test_what_is_not_large_is_sent(client: Vigil, store: Store) -> None:
+def test_small_payload_is_sent_inline(client: Vigil, store: Store) -> None:
     client.submit("t", LARGE[:-2])
     assert [told["payload"] == LARGE[:-2] for told in store.told] == [True]
     assert store.requests == []
 
 
-def test_a_payload_behind_a_url_is_fetched(client: Vigil, store: Store) -> None:
+def test_payload_url_is_downloaded(client: Vigil, store: Store) -> None:
     store.content, store.failures = b'{"a": 1}', 2
     job = client.job(JOB)
     assert job["payload"] == {"a": 1}
@@ -84,14 +84,14 @@ def test_a_payload_behind_a_url_is_fetched(client: Vigil, store: Store) -> None:
     assert len(store.requests) == 3
 
 
-def test_a_store_that_keeps_failing_is_told_of(client: Vigil, store: Store) -> None:
+def test_download_that_fails_repeatedly_raises(client: Vigil, store: Store) -> None:
     store.failures = 10
     with pytest.raises(VigilError, match="HTTP 503"):
         client.job(JOB)
     assert len(store.requests) == 3
 
 
-def test_what_is_no_json_is_told_of(client: Vigil, store: Store) -> None:
+def test_downloaded_payload_that_is_not_json_raises(client: Vigil, store: Store) -> None:
     store.content = b"not {json"
     with pytest.raises(VigilError, match="no JSON"):
         client.job(JOB)

@@ -46,7 +46,7 @@ def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:
     assert task(work)(event, Context(left_s)) is None
 
 
-def test_what_the_function_returns_is_the_result(client: Vigil, fake: FakeVigil) -> None:
+def test_return_value_becomes_the_result(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client, payload={"n": 21}, fields={"box": "aspen"}, name="nightly")
 
     def work(job: Task) -> object:
@@ -62,7 +62,7 @@ def test_what_the_function_returns_is_the_result(client: Vigil, fake: FakeVigil)
     assert begun.body == {"first": True, "lease_token": event["lease_token"]}
 
 
-def test_the_function_of_the_page_does_what_the_page_says(client: Vigil, fake: FakeVigil) -> None:
+def test_example_function_of_the_docs_page_works(client: Vigil, fake: FakeVigil) -> None:
     (block,) = python_session((Path(__file__).parents[3] / "docs/executors.md").read_text())
     said: dict[str, Any] = {}
     exec(block.commands, said)
@@ -73,13 +73,13 @@ def test_the_function_of_the_page_does_what_the_page_says(client: Vigil, fake: F
     assert (job["milestones"], job["fields"]["count"]) == (["uploaded"], 2)
 
 
-def test_a_payload_that_was_left_out_is_fetched(client: Vigil, fake: FakeVigil) -> None:
+def test_payload_left_out_of_the_event_is_fetched(client: Vigil, fake: FakeVigil) -> None:
     event = {**handed_over(client, payload=[1, 2]), "payload": None, "payload_left_out": True}
     run(lambda job: job.payload, event)
     assert fake.job(event["job_id"])["result"] == [1, 2]
 
 
-def test_a_payload_of_any_size_is_fetched_from_where_it_is(client: Vigil, fake: FakeVigil) -> None:
+def test_large_payload_is_downloaded_from_its_url(client: Vigil, fake: FakeVigil) -> None:
     event = {**handed_over(client), "payload": None, "payload_left_out": True}
     with HttpTarget().serving() as store:
         store.replies("/large", Reply(200, {"rows": [1]}))
@@ -89,7 +89,7 @@ def test_a_payload_of_any_size_is_fetched_from_where_it_is(client: Vigil, fake: 
     assert fake.job(event["job_id"])["result"] == {"rows": [1]}
 
 
-def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigil) -> None:
+def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client, payload={})
     run(lambda job: job.payload["nothing"], event)
     error = fake.job(event["job_id"])["error"]
@@ -100,7 +100,7 @@ def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigi
 
 
 @pytest.mark.parametrize("error", [Permanent("no"), SystemExit(3), ValueError("\x00\ud800" * 3000)])
-def test_whatever_is_raised_is_told(client: Vigil, fake: FakeVigil, error: BaseException) -> None:
+def test_any_exception_is_reported_as_failure(client: Vigil, fake: FakeVigil, error: BaseException) -> None:
     event = handed_over(client)
 
     def work(_: Task) -> object:
@@ -113,13 +113,13 @@ def test_whatever_is_raised_is_told(client: Vigil, fake: FakeVigil, error: BaseE
     assert len(told["error"]["message"]) <= 1024
 
 
-def test_a_result_that_is_not_json_is_the_functions_failure(client: Vigil, fake: FakeVigil) -> None:
+def test_result_that_is_not_json_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client)
     run(lambda _: {1, 2}, event)
     assert fake.job(event["job_id"])["error"]["code"] == "TypeError"
 
 
-def test_the_same_event_again_runs_nothing(client: Vigil, fake: FakeVigil) -> None:
+def test_repeated_event_does_not_run_the_function_again(client: Vigil, fake: FakeVigil) -> None:
     """Lambda delivers at least once, and repeats what crashed."""
     event = handed_over(client)
     ran: list[int] = []
@@ -135,7 +135,7 @@ def test_the_same_event_again_runs_nothing(client: Vigil, fake: FakeVigil) -> No
     assert fake.job(event["job_id"])["status"] == "completed"
 
 
-def test_a_stale_lease_runs_nothing(client: Vigil, fake: FakeVigil) -> None:
+def test_event_with_a_lost_lease_does_not_run_the_function(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client)
     fake.take_away(event["job_id"])
     ran: list[int] = []
@@ -145,7 +145,7 @@ def test_a_stale_lease_runs_nothing(client: Vigil, fake: FakeVigil) -> None:
     assert ran == []
 
 
-def test_what_was_lost_meanwhile_is_dropped(client: Vigil, fake: FakeVigil) -> None:
+def test_result_after_a_lost_lease_is_dropped(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client, lease=1)
 
     def work(job: Task) -> object:
@@ -160,7 +160,7 @@ def test_what_was_lost_meanwhile_is_dropped(client: Vigil, fake: FakeVigil) -> N
     assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail") == []
 
 
-def test_heartbeats_go_on_and_carry_progress(client: Vigil, fake: FakeVigil) -> None:
+def test_heartbeats_continue_and_send_progress(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client, lease=1.5)
 
     def work(job: Task) -> object:
@@ -175,7 +175,7 @@ def test_heartbeats_go_on_and_carry_progress(client: Vigil, fake: FakeVigil) -> 
     assert fake.job(event["job_id"])["message"] == "half"
 
 
-def test_a_cancel_is_noticed_and_ends_the_job(client: Vigil, fake: FakeVigil) -> None:
+def test_cancel_request_reaches_the_function_and_ends_the_job(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client, lease=1)
 
     def work(job: Task) -> object:
@@ -189,7 +189,7 @@ def test_a_cancel_is_noticed_and_ends_the_job(client: Vigil, fake: FakeVigil) ->
     assert (job["status"], job["error"]["code"]) == ("cancelled", "CANCELLED")
 
 
-def test_just_before_lambda_ends_it_the_attempt_is_failed(client: Vigil, fake: FakeVigil) -> None:
+def test_attempt_fails_just_before_the_lambda_timeout(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client)
     stuck = threading.Event()
 
@@ -199,12 +199,12 @@ def test_just_before_lambda_ends_it_the_attempt_is_failed(client: Vigil, fake: F
         stuck.set()
         return "too late"
 
-    run(work, event, left_s=tasks._LAST_WORDS_S + 0.5)
+    run(work, event, left_s=tasks._REPORT_MARGIN_S + 0.5)
     assert stuck.is_set()
     assert fake.job(event["job_id"])["error"]["code"] == "FUNCTION_TIMED_OUT"
 
 
-def test_what_passes_is_asked_again(client: Vigil, fake: FakeVigil) -> None:
+def test_temporary_errors_are_retried(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client)
     fake.refuse("POST", f"/v1/jobs/{event['job_id']}/heartbeat", 503)
     fake.refuse("POST", f"/v1/jobs/{event['job_id']}/complete", 429, times=2)
@@ -213,7 +213,7 @@ def test_what_passes_is_asked_again(client: Vigil, fake: FakeVigil) -> None:
     assert fake.job(event["job_id"])["status"] == "completed"
 
 
-def test_a_result_that_is_refused_is_how_the_job_ends(client: Vigil, fake: FakeVigil) -> None:
+def test_refused_result_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
     event = handed_over(client)
     fake.refuse("POST", f"/v1/jobs/{event['job_id']}/complete", 413)
     run(lambda _: 1, event)
@@ -221,16 +221,14 @@ def test_a_result_that_is_refused_is_how_the_job_ends(client: Vigil, fake: FakeV
     assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is False
 
 
-def test_without_a_key_it_says_what_is_missing(client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_key_raises_an_error_that_names_the_variable(client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
     event = handed_over(client)
     monkeypatch.delenv("VIGIL_API_KEY")
     with pytest.raises(TaskError, match="VIGIL_API_KEY_PARAMETER"):
         run(lambda _: 1, event)
 
 
-def test_a_key_that_is_refused_is_an_error_of_the_function(
-    client: Vigil, fake: FakeVigil, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_key_raises_task_error(client: Vigil, fake: FakeVigil, monkeypatch: pytest.MonkeyPatch) -> None:
     event = handed_over(client)
     monkeypatch.setenv("VIGIL_API_KEY", "vgl_nobody")
     with pytest.raises(TaskError):

@@ -41,7 +41,7 @@ def set_(event: threading.Event) -> None:
     assert event.wait(DEADLINE_S)
 
 
-def test_what_the_handler_returns_is_the_result(client: Vigil, fake: FakeVigil) -> None:
+def test_return_value_becomes_the_result(client: Vigil, fake: FakeVigil) -> None:
     seen: list[ClaimedJob] = []
 
     def handle(job: ClaimedJob) -> object:
@@ -60,7 +60,7 @@ def test_what_the_handler_returns_is_the_result(client: Vigil, fake: FakeVigil) 
     assert {**claim.body, "claim_id": ""} == {"max": 1, "lease": 10, "worker": "w1", "claim_id": ""}
 
 
-def test_it_claims_for_twenty_seconds_at_a_time(client: Vigil, fake: FakeVigil) -> None:
+def test_worker_long_polls_claims_for_twenty_seconds(client: Vigil, fake: FakeVigil) -> None:
     job_id = submit(client)
     worker = Worker(client, "q", lambda _: worker.stop())
     worker.run()
@@ -70,7 +70,7 @@ def test_it_claims_for_twenty_seconds_at_a_time(client: Vigil, fake: FakeVigil) 
     assert fake.asked("POST", "/v1/queues/q/claim")[0].body["worker"].endswith(f":{os.getpid()}")
 
 
-def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigil) -> None:
+def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         return job.payload["nothing"]
 
@@ -87,9 +87,9 @@ def test_an_exception_is_a_failure_that_says_where(client: Vigil, fake: FakeVigi
 
 
 @pytest.mark.parametrize(
-    "text", ["x" * 5000, "\x00half \ud800", "line\n" * 500, ""], ids=["long", "half a pair", "lines", "empty"]
+    "text", ["x" * 5000, "\x00half \ud800", "line\n" * 500, ""], ids=["long", "lone surrogate", "lines", "empty"]
 )
-def test_whatever_an_exception_says_can_be_told(client: Vigil, fake: FakeVigil, text: str) -> None:
+def test_any_exception_message_is_reported_within_limits(client: Vigil, fake: FakeVigil, text: str) -> None:
     def handle(job: ClaimedJob) -> object:
         raise RuntimeError(text)
 
@@ -101,7 +101,7 @@ def test_whatever_an_exception_says_can_be_told(client: Vigil, fake: FakeVigil, 
     message.encode()
 
 
-def test_an_exception_that_cannot_say_what_it_is(client: Vigil, fake: FakeVigil) -> None:
+def test_exception_without_usable_text_is_reported_by_its_type(client: Vigil, fake: FakeVigil) -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -115,9 +115,9 @@ def test_an_exception_that_cannot_say_what_it_is(client: Vigil, fake: FakeVigil)
 
 
 @pytest.mark.parametrize(
-    "result", [object(), {1, 2}, float("nan"), "\ud800"], ids=["object", "set", "nan", "half a pair"]
+    "result", [object(), {1, 2}, float("nan"), "\ud800"], ids=["object", "set", "nan", "lone surrogate"]
 )
-def test_a_result_that_is_not_json_is_the_handlers_failure(client: Vigil, fake: FakeVigil, result: object) -> None:
+def test_result_that_is_not_json_fails_the_job(client: Vigil, fake: FakeVigil, result: object) -> None:
     job_id = submit(client)
     with working(client, lambda _: result):
         job = fake.ended(job_id)
@@ -125,7 +125,7 @@ def test_a_result_that_is_not_json_is_the_handlers_failure(client: Vigil, fake: 
     assert job["error"]["code"] in ("TypeError", "ValueError", "UnicodeEncodeError")
 
 
-def test_a_handler_that_exits_ends_only_its_job(client: Vigil, fake: FakeVigil) -> None:
+def test_handler_that_exits_fails_only_its_job(client: Vigil, fake: FakeVigil) -> None:
     job_ids = [submit(client, payload=kind) for kind in ("exit", "fine")]
 
     def handle(job: ClaimedJob) -> object:
@@ -139,7 +139,7 @@ def test_a_handler_that_exits_ends_only_its_job(client: Vigil, fake: FakeVigil) 
     assert jobs[0]["error"]["code"] == "SystemExit"
 
 
-def test_a_failed_attempt_is_tried_again_unless_it_is_permanent(client: Vigil, fake: FakeVigil) -> None:
+def test_failed_attempt_is_retried_unless_permanent(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         if job.payload == "permanent":
             raise Permanent("no such thing")
@@ -155,7 +155,7 @@ def test_a_failed_attempt_is_tried_again_unless_it_is_permanent(client: Vigil, f
     assert jobs[1]["error"]["code"] == "Permanent"
 
 
-def test_never_more_at_once_than_there_is_room_for(client: Vigil, fake: FakeVigil) -> None:
+def test_worker_runs_at_most_its_concurrency(client: Vigil, fake: FakeVigil) -> None:
     job_ids = [submit(client, payload=n) for n in range(12)]
     running: list[int] = []
     most = 0
@@ -182,7 +182,7 @@ def test_never_more_at_once_than_there_is_room_for(client: Vigil, fake: FakeVigi
     assert [fake.reported(job_id) for job_id in job_ids] == [["complete"]] * 12
 
 
-def test_it_claims_for_free_slots_only(client: Vigil, fake: FakeVigil) -> None:
+def test_worker_claims_only_for_free_slots(client: Vigil, fake: FakeVigil) -> None:
     begun, let_go = threading.Event(), threading.Event()
 
     def handle(job: ClaimedJob) -> object:
@@ -204,7 +204,7 @@ def test_it_claims_for_free_slots_only(client: Vigil, fake: FakeVigil) -> None:
     assert (first, set(later[: len(others)])) == (2, {1})
 
 
-def test_it_claims_no_more_than_ten_at_once(client: Vigil, fake: FakeVigil) -> None:
+def test_worker_claims_at_most_ten_jobs_at_once(client: Vigil, fake: FakeVigil) -> None:
     job_ids = [submit(client) for _ in range(12)]
     full = threading.Barrier(12)
     with working(client, lambda _: full.wait(DEADLINE_S) and None, concurrency=12):
@@ -213,7 +213,7 @@ def test_it_claims_no_more_than_ten_at_once(client: Vigil, fake: FakeVigil) -> N
     assert max(ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")) == 10
 
 
-def test_heartbeats_keep_a_job_that_takes_longer_than_its_lease(client: Vigil, fake: FakeVigil) -> None:
+def test_heartbeats_renew_the_lease_of_a_long_job(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         began = time.monotonic()
         fake.until(lambda: time.monotonic() - began > 2.5)
@@ -226,7 +226,7 @@ def test_heartbeats_keep_a_job_that_takes_longer_than_its_lease(client: Vigil, f
     assert 4 <= len(fake.asked("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 12
 
 
-def test_heartbeats_are_few(client: Vigil, fake: FakeVigil) -> None:
+def test_heartbeats_are_limited_despite_frequent_progress(client: Vigil, fake: FakeVigil) -> None:
     """Every third of the lease, however much progress is told: that goes at most once a second."""
 
     def handle(job: ClaimedJob) -> object:
@@ -245,7 +245,7 @@ def test_heartbeats_are_few(client: Vigil, fake: FakeVigil) -> None:
     assert 1 <= len(fake.asked("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 4
 
 
-def test_progress_outlives_a_heartbeat_that_failed(client: Vigil, fake: FakeVigil) -> None:
+def test_progress_is_sent_after_failed_heartbeats(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         fake.refuse("POST", "heartbeat", 503, times=7)
         job.progress(0.25, "a quarter")
@@ -258,13 +258,13 @@ def test_progress_outlives_a_heartbeat_that_failed(client: Vigil, fake: FakeVigi
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_progress_is_a_part_of_one(client: Vigil, fake: FakeVigil, value: float) -> None:
+def test_progress_outside_0_to_1_is_refused(client: Vigil, fake: FakeVigil, value: float) -> None:
     job_id = submit(client)
     with working(client, lambda job: job.progress(value)):
         assert fake.ended(job_id)["error"]["code"] == "ValueError"
 
 
-def test_reports_are_there_at_once(client: Vigil, fake: FakeVigil) -> None:
+def test_report_is_visible_at_once(client: Vigil, fake: FakeVigil) -> None:
     seen: list[Any] = []
 
     def handle(job: ClaimedJob) -> object:
@@ -280,7 +280,7 @@ def test_reports_are_there_at_once(client: Vigil, fake: FakeVigil) -> None:
     assert job["fields"] == {"box": "aspen", "kernel": "6.12"}
 
 
-def test_a_refused_report_is_the_handlers_to_deal_with(client: Vigil, fake: FakeVigil) -> None:
+def test_refused_report_raises_in_the_handler(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         fake.refuse("PATCH", job.job_id, 409)
         fake.faults[0].body = '{"error": "INVALID_TRANSITION", "message": "a stage does not go back"}'
@@ -296,7 +296,7 @@ def test_a_refused_report_is_the_handlers_to_deal_with(client: Vigil, fake: Fake
 
 
 @pytest.mark.parametrize("how", ["heartbeat", "report"])
-def test_a_cancel_reaches_the_handler(client: Vigil, fake: FakeVigil, how: str) -> None:
+def test_cancel_request_reaches_the_handler(client: Vigil, fake: FakeVigil, how: str) -> None:
     def handle(job: ClaimedJob) -> object:
         job.raise_if_cancelled()
         assert client.cancel(job.job_id)["cancel_requested"]
@@ -316,7 +316,7 @@ def test_a_cancel_reaches_the_handler(client: Vigil, fake: FakeVigil, how: str) 
 
 
 @pytest.mark.parametrize("how", ["heartbeat", "report"])
-def test_a_lost_lease_ends_it_for_the_handler(client: Vigil, fake: FakeVigil, how: str) -> None:
+def test_lost_lease_cancels_the_handler(client: Vigil, fake: FakeVigil, how: str) -> None:
     noticed: list[BaseException] = []
     over = threading.Event()
 
@@ -344,7 +344,7 @@ def test_a_lost_lease_ends_it_for_the_handler(client: Vigil, fake: FakeVigil, ho
     assert fake.job(job_id)["status"] == "running"
 
 
-def test_a_result_that_comes_too_late_is_dropped(client: Vigil, fake: FakeVigil) -> None:
+def test_result_after_a_lost_lease_is_dropped(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         if job.payload == "stale":
             fake.take_away(job.job_id)
@@ -357,7 +357,7 @@ def test_a_result_that_comes_too_late_is_dropped(client: Vigil, fake: FakeVigil)
     assert (fake.job(stale)["status"], fake.job(stale)["result"]) == ("running", None)
 
 
-def test_a_lease_that_nobody_could_extend_is_lost(client: Vigil, fake: FakeVigil) -> None:
+def test_lease_without_successful_heartbeat_is_lost(client: Vigil, fake: FakeVigil) -> None:
     """Nobody says so: the worker's own clock does, which is monotonic."""
     lost = threading.Event()
 
@@ -375,7 +375,7 @@ def test_a_lease_that_nobody_could_extend_is_lost(client: Vigil, fake: FakeVigil
     assert fake.job(job_id)["error"]["code"] == "LEASE_EXPIRED"
 
 
-def test_a_result_outlives_an_outage_shorter_than_the_lease(client: Vigil, fake: FakeVigil) -> None:
+def test_result_is_reported_after_an_outage_shorter_than_the_lease(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         fake.refuse("POST", "complete", 503, times=8)
         fake.drop("POST", "heartbeat", times=2)
@@ -386,7 +386,7 @@ def test_a_result_outlives_an_outage_shorter_than_the_lease(client: Vigil, fake:
         assert fake.ended(job_id)["result"] == "an hour's work"
 
 
-def test_a_result_that_is_refused_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
+def test_refused_result_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         fake.refuse("POST", "complete", 413)
         fake.faults[0].body = '{"error": "PAYLOAD_TOO_LARGE", "message": "over 2 MB"}'
@@ -399,7 +399,7 @@ def test_a_result_that_is_refused_fails_the_job(client: Vigil, fake: FakeVigil) 
     assert fake.asked("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is False
 
 
-def test_an_outage_is_waited_out(client: Vigil, fake: FakeVigil) -> None:
+def test_claims_continue_after_an_outage(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("POST", "claim", 503, times=6)
     fake.drop("POST", "claim", times=1)
     job_ids = [submit(client) for _ in range(3)]
@@ -411,20 +411,20 @@ def test_an_outage_is_waited_out(client: Vigil, fake: FakeVigil) -> None:
     assert len({ask.body["claim_id"] for ask in claims[:8]}) == 1
 
 
-def test_claims_that_are_refused_end_the_worker(client: Vigil, fake: FakeVigil) -> None:
+def test_refused_claim_ends_the_worker(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("POST", "claim", 403, times=100)
     with working(client, lambda _: None) as (_, ran), pytest.raises(VigilError, match="FORBIDDEN"):
         ran.result(DEADLINE_S)
 
 
-def test_an_answer_that_makes_no_sense_ends_the_worker(client: Vigil, fake: FakeVigil) -> None:
+def test_invalid_claim_response_ends_the_worker(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("POST", "claim", 200)
     fake.faults[0].body = '{"jobs": [{}]}'
     with working(client, lambda _: None) as (_, ran), pytest.raises(VigilError, match="NOT_UNDERSTOOD"):
         ran.result(DEADLINE_S)
 
 
-def test_an_empty_queue_is_not_hammered(client: Vigil, fake: FakeVigil) -> None:
+def test_claims_of_an_empty_queue_are_spaced(client: Vigil, fake: FakeVigil) -> None:
     began = time.monotonic()
     with working(client, lambda _: None, hold=0) as (worker, ran):
         fake.until(lambda: len(fake.asked("POST", "/v1/queues/q/claim")) >= 3)
@@ -433,7 +433,7 @@ def test_an_empty_queue_is_not_hammered(client: Vigil, fake: FakeVigil) -> None:
     assert time.monotonic() - began >= 1.9
 
 
-def test_a_graceful_stop_lets_handlers_end_and_claims_no_more(client: Vigil, fake: FakeVigil) -> None:
+def test_graceful_stop_finishes_handlers_and_claims_no_more(client: Vigil, fake: FakeVigil) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def handle(job: ClaimedJob) -> object:
@@ -452,7 +452,7 @@ def test_a_graceful_stop_lets_handlers_end_and_claims_no_more(client: Vigil, fak
     assert fake.job(second)["attempt"] == 1
 
 
-def test_what_does_not_end_in_its_grace_is_given_back(client: Vigil, fake: FakeVigil) -> None:
+def test_job_unfinished_after_the_grace_period_is_released(client: Vigil, fake: FakeVigil) -> None:
     begun, noticed = threading.Event(), threading.Event()
 
     def handle(job: ClaimedJob) -> object:
@@ -471,7 +471,7 @@ def test_what_does_not_end_in_its_grace_is_given_back(client: Vigil, fake: FakeV
     assert (fake.job(job_id)["status"], fake.job(job_id)["attempt"]) == ("pending", 1)
 
 
-def test_a_second_signal_gives_back_at_once(client: Vigil, fake: FakeVigil) -> None:
+def test_second_stop_releases_jobs_at_once(client: Vigil, fake: FakeVigil) -> None:
     begun = threading.Semaphore(0)
     let_go = threading.Event()
 
@@ -491,7 +491,7 @@ def test_a_second_signal_gives_back_at_once(client: Vigil, fake: FakeVigil) -> N
     assert [fake.reported(job_id) for job_id in job_ids] == [["release"]] * 2
 
 
-def test_what_a_claim_brings_after_the_stop_is_given_back(client: Vigil, fake: FakeVigil) -> None:
+def test_jobs_claimed_after_the_stop_are_released(client: Vigil, fake: FakeVigil) -> None:
     ran_jobs: list[str] = []
     with working(client, lambda job: ran_jobs.append(job.job_id), hold=20) as (worker, ran):
         fake.until(lambda: fake.asked("POST", "/v1/queues/q/claim"))
@@ -502,6 +502,6 @@ def test_what_a_claim_brings_after_the_stop_is_given_back(client: Vigil, fake: F
     assert fake.job(job_id)["status"] == "pending"
 
 
-def test_a_worker_has_room_for_a_job(client: Vigil) -> None:
+def test_concurrency_of_zero_is_refused(client: Vigil) -> None:
     with pytest.raises(ValueError, match="concurrency"):
         Worker(client, "q", lambda _: None, concurrency=0)

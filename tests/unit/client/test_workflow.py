@@ -36,7 +36,7 @@ def edges(workflow: Workflow) -> dict[str, list[str]]:
     return {job["name"]: job["depends_on"] for job in workflow.to_dict()["jobs"]}
 
 
-def test_jobs_one_after_the_other() -> None:
+def test_builder_chains_jobs() -> None:
     workflow = Workflow("etl_pipeline", failure_policy="fail_fast", timeout=7200, correlation_id="daily-001")
     extract = workflow.job("extract", payload={"source": "database_table"}, queue="etl")
     extract.then("transform", "spark", {"operations": []}, retry={"max_attempts": 3}).then("load")
@@ -61,7 +61,7 @@ def test_jobs_one_after_the_other() -> None:
     workflow.validate()
 
 
-def test_jobs_side_by_side_and_what_comes_after_all_of_them() -> None:
+def test_builder_fans_out_and_joins_parallel_jobs() -> None:
     workflow = Workflow("fan")
     split = workflow.job("split")
     chunks = split.parallel([{"name": f"chunk_{n}", "job_type": "chunk", "payload": {"id": n}} for n in range(3)])
@@ -83,7 +83,7 @@ def test_jobs_side_by_side_and_what_comes_after_all_of_them() -> None:
     workflow.validate()
 
 
-def test_a_race_and_all_of_them_with_timeouts_and_fallbacks() -> None:
+def test_builder_adds_race_and_all_of_joins_with_timeouts_and_fallbacks() -> None:
     workflow = Workflow("compose")
     mirrors = workflow.parallel(["near", "far"]).with_timeout(30)
     won = race(mirrors, name="fastest")
@@ -108,14 +108,14 @@ def test_a_race_and_all_of_them_with_timeouts_and_fallbacks() -> None:
         race(["near", "far"], name="nobody's")
 
 
-def test_what_is_handed_out_is_a_copy() -> None:
+def test_builder_returns_a_copy_of_the_definition() -> None:
     workflow = Workflow("one")
     workflow.job("a", payload={"n": 1})
     workflow.to_dict()["jobs"][0]["payload"]["n"] = 2
     assert workflow.to_dict()["jobs"][0]["payload"] == {"n": 1}
 
 
-def test_problems_are_those_of_the_api_all_at_once() -> None:
+def test_builder_reports_all_api_problems_together() -> None:
     workflow = Workflow("test")
     workflow.job("a", depends_on="c")
     workflow.job("b", depends_on="a")
@@ -134,7 +134,7 @@ def test_problems_are_those_of_the_api_all_at_once() -> None:
 
 
 @pytest.mark.parametrize("write", [lambda it: json.dumps(it.to_dict()), Workflow.to_yaml], ids=["json", "yaml"])
-def test_a_file_comes_back_as_it_was(tmp_path: Path, write: Callable[[Workflow], str]) -> None:
+def test_written_definition_file_is_read_back_unchanged(tmp_path: Path, write: Callable[[Workflow], str]) -> None:
     workflow = Workflow.from_text(PIPELINE)
     workflow.validate()
     assert workflow.name == "data_pipeline"
@@ -161,7 +161,7 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path, write: Callable[[Workflow],
         ("a: " + "{a: " * 5000, "not YAML"),
     ],
 )
-def test_what_is_no_definition_says_so(text: str, says: str) -> None:
+def test_invalid_definition_text_raises(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Workflow.from_text(text)
 
@@ -177,13 +177,13 @@ def test_what_is_no_definition_says_so(text: str, says: str) -> None:
         ({}, ["/jobs"]),
     ],
 )  # fmt: skip
-def test_what_has_not_the_shape_of_a_graph_is_told_by_place(definition: dict[str, Any], pointers: list[str]) -> None:
+def test_malformed_definition_reports_pointers(definition: dict[str, Any], pointers: list[str]) -> None:
     with pytest.raises(VigilError) as caught:
         Workflow.from_dict({"name": "x", **definition}).validate()
     assert [each["pointer"] for each in caught.value.errors] == pointers
 
 
-def test_yaml_says_what_json_says_and_the_rest_is_text() -> None:
+def test_yaml_scalars_follow_json_and_others_are_text() -> None:
     text = (
         "{date: 2026-01-31, country: no, on: on, octal: 010, time: 1:30, hex: 0x1F, v: 1.10, big: 1e3, n: ~, inf: .inf}"
     )
@@ -208,5 +208,5 @@ scalars = (
 @given(
     st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text("ab<=-#: \n'", min_size=1), inner))
 )
-def test_what_is_written_as_yaml_is_read_as_it_was(value: Any) -> None:
+def test_yaml_text_parses_to_the_same_value(value: Any) -> None:
     assert yamltext.loads(yamltext.dumps(value)) == value

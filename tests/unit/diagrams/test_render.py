@@ -12,25 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vigil_core.domain.diagrams.clustering import Box, boxes, columns
-from vigil_core.domain.diagrams.layout import layout
-from vigil_core.domain.diagrams.render import DrawnJob, dot, mermaid, svg
+from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes, longest_path_layers
+from vigil_core.domain.diagrams.layout import compute_layout
+from vigil_core.domain.diagrams.render import DiagramJob, dot, mermaid, svg
 from vigil_core.domain.jobs.status import STATUSES, JobStatus
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '"];--</text><script>&lt; \\" \\n %%{init}%% `_x_` #35; 日本 🎉'
 
 
-def drawn(name: str, *depends_on: int, status: JobStatus = "completed", **more: str) -> DrawnJob:
-    return DrawnJob(name=name, status=status, depends_on=depends_on, **{"job_type": name, **more})  # type: ignore[arg-type]
+def drawn(name: str, *depends_on: int, status: JobStatus = "completed", **more: str) -> DiagramJob:
+    return DiagramJob(name=name, status=status, depends_on=depends_on, **{"job_type": name, **more})  # type: ignore[arg-type]
 
 
-def fan(width: int, status: JobStatus = "completed") -> list[DrawnJob]:
+def fan(width: int, status: JobStatus = "completed") -> list[DiagramJob]:
     chunks = [drawn(f"chunk_{n}", 0, status=status) for n in range(width)]
     return [drawn("split"), *chunks, drawn("join", *range(1, width + 1), status="waiting")]
 
 
-def chain(length: int, failed: int) -> list[DrawnJob]:
+def chain(length: int, failed: int) -> list[DiagramJob]:
     def status(n: int) -> JobStatus:
         return "completed" if n < failed else "failed" if n == failed else "skipped"
 
@@ -61,7 +61,7 @@ BRANCHES = [
 ]
 
 
-def test_a_picture_says_names_statuses_terms_and_reasons() -> None:
+def test_svg_shows_names_statuses_rules_and_reasons() -> None:
     shown = texts(svg("branches", BRANCHES))
     assert shown[:5] == ["branches", "1 completed", "1 running", "1 waiting", "1 skipped"]
     assert shown[5:] == [
@@ -76,7 +76,7 @@ def test_a_picture_says_names_statuses_terms_and_reasons() -> None:
     )
 
 
-def test_a_picture_has_its_size_and_is_always_the_same() -> None:
+def test_svg_has_a_size_and_is_deterministic() -> None:
     root = ElementTree.fromstring(svg("branches", BRANCHES))
     assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
     assert svg("branches", BRANCHES) == svg("branches", BRANCHES)
@@ -84,13 +84,13 @@ def test_a_picture_has_its_size_and_is_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_every_status_can_be_drawn(status: JobStatus) -> None:
+def test_every_job_status_is_drawn(status: JobStatus) -> None:
     for picture in (svg("one", [drawn("a", status=status)]), dot("one", [drawn("a", status=status)])):
         assert status in picture
     assert f":::{status}" in mermaid("one", [drawn("a", status=status)])
 
 
-def test_mermaid_says_every_job_and_every_dependency() -> None:
+def test_mermaid_contains_every_job_and_dependency() -> None:
     lines = mermaid("branches", BRANCHES).splitlines()
     assert lines[:4] == ["---", 'title: "branches"', "---", "flowchart LR"]
     assert lines[4] == '    n0["validate<br/>completed"]:::completed'
@@ -98,7 +98,7 @@ def test_mermaid_says_every_job_and_every_dependency() -> None:
     assert [line.strip() for line in lines[8:12]] == ["n0 --> n1", "n0 --> n2", "n1 --> n3", "n2 --> n3"]
 
 
-def test_mermaid_understands_nothing_that_a_name_says() -> None:
+def test_mermaid_escapes_hostile_names() -> None:
     picture = mermaid(HOSTILE, [drawn(HOSTILE, reason="two\nlines")])
     (node,) = re.findall(r'^    n0\["(.*)"\]:::completed$', picture, re.MULTILINE)
     name, status, reason = node.split("<br/>")
@@ -108,7 +108,7 @@ def test_mermaid_understands_nothing_that_a_name_says() -> None:
     assert "%%{" not in picture
 
 
-def test_graphviz_understands_nothing_that_a_name_says() -> None:
+def test_graphviz_escapes_hostile_names() -> None:
     picture = dot(HOSTILE, [drawn(HOSTILE, reason="two\nlines"), drawn("b\\", 0)])
     strings = re.findall(r'"((?:[^"\\]|\\.)*)"', picture)
     assert '"' not in re.sub(r'"((?:[^"\\]|\\.)*)"', "", picture)
@@ -126,7 +126,7 @@ anything = st.text(st.characters(exclude_categories=()), min_size=1, max_size=60
     st.lists(st.tuples(anything, anything, st.sampled_from(STATUSES), st.sets(st.integers(0, 20))), max_size=12),
     anything,
 )
-def test_whatever_names_and_reasons_are_the_svg_is_well_formed(
+def test_svg_is_well_formed_for_any_names_and_reasons(
     sketches: list[tuple[str, str, JobStatus, set[int]]], title: str
 ) -> None:
     jobs = [
@@ -139,14 +139,14 @@ def test_whatever_names_and_reasons_are_the_svg_is_well_formed(
     }
     assert len(root.findall(f"{SVG}g/{SVG}g/{SVG}title")) == len(jobs)
     assert svg(title, jobs).encode()
-    assert counted(svg(title, jobs, collapse_over=3)) == (len(jobs), len(jobs))
+    assert counted(svg(title, jobs, collapse_threshold=3)) == (len(jobs), len(jobs))
     edges = sum(len(job.depends_on) for job in jobs)
     statuses = {job.status for job in jobs}
     assert len(mermaid(title, jobs).splitlines()) == 4 + len(jobs) + edges + len(statuses)
     assert len(dot(title, jobs).splitlines()) == 5 + len(jobs) + edges
 
 
-def test_jobs_alike_share_a_box_that_counts_them() -> None:
+def test_similar_jobs_share_a_box_with_their_count() -> None:
     jobs = fan(1_000)
     jobs[40] = drawn("chunk_39", 0, status="failed", reason="the disk is full")
     shown = texts(svg("fan", jobs))
@@ -155,10 +155,10 @@ def test_jobs_alike_share_a_box_that_counts_them() -> None:
     assert "chunk_39 failed: the disk is full" in shown
     assert len(shown) < 15
     assert "chunk_* × 8" not in texts(svg("fan", fan(8)))
-    assert "chunk_* × 8" in texts(svg("fan", fan(8), collapse_over=9))
+    assert "chunk_* × 8" in texts(svg("fan", fan(8), collapse_threshold=9))
 
 
-def test_of_a_long_chain_the_ends_stay_and_where_it_changes() -> None:
+def test_long_chain_shows_its_ends_and_status_changes() -> None:
     shown = texts(svg("chain", chain(10_000, failed=5_000)))[4:]
     assert [text for text in shown if re.match("step_|.*sequence", text)] == [
         *("step_0", "4,999 jobs in sequence", "step_*", "step_5000"),
@@ -166,13 +166,13 @@ def test_of_a_long_chain_the_ends_stay_and_where_it_changes() -> None:
     ]
 
 
-def test_a_sequence_too_long_for_the_eye_is_shortened_however_few_jobs_there_are() -> None:
+def test_long_sequence_is_shortened_in_a_small_graph() -> None:
     assert len([text for text in texts(svg("chain", chain(24, failed=30))) if text.startswith("step_")]) == 24
     shown = texts(svg("chain", chain(25, failed=10)))
     assert {"9 jobs in sequence", "step_10", "13 jobs in sequence"} <= set(shown)
 
 
-def test_many_alike_lanes_are_one_lane() -> None:
+def test_similar_lanes_are_drawn_as_one_lane() -> None:
     lanes = [drawn("begin")]
     for n in range(300):
         at = len(lanes)
@@ -191,11 +191,11 @@ def before_only(graph: Sequence[set[int]]) -> list[tuple[int, ...]]:
 
 @settings(deadline=None)
 @given(graphs, st.integers(1, 12), st.lists(st.sampled_from("ab"), min_size=40, max_size=40))
-def test_boxes_hold_every_job_once_and_keep_what_comes_before_what(
+def test_clusters_contain_every_job_once_and_preserve_dependencies(
     graph: list[set[int]], at_most: int, keys: list[str]
 ) -> None:
     depends_on = before_only(graph)
-    found = boxes(depends_on, keys[: len(graph)], at_most=at_most)
+    found = cluster_nodes(depends_on, keys[: len(graph)], limit=at_most)
     assert len(found) <= max(at_most, 1)
     assert sorted(member for box in found for member in box.members) == list(range(len(graph)))
     place = {member: n for n, box in enumerate(found) for member in box.members}
@@ -203,42 +203,42 @@ def test_boxes_hold_every_job_once_and_keep_what_comes_before_what(
     assert {(other, n) for n, box in enumerate(found) for other in box.depends_on} == {
         (one, other) for one, other in wanted if one != other
     }
-    column = columns([box.depends_on for box in found])
+    column = longest_path_layers([box.depends_on for box in found])
     assert all(column[other] < column[n] for n, box in enumerate(found) for other in box.depends_on)
     if len(graph) <= at_most:
         assert [box.members for box in found] == [(n,) for n in range(len(graph))]
 
 
-def test_boxes_of_a_sequence_are_in_its_order() -> None:
+def test_cluster_of_a_sequence_preserves_its_order() -> None:
     backwards = [*((n + 1,) for n in range(9)), ()]
-    found = boxes(backwards, [None] * 10, at_most=5)
-    assert Box(members=tuple(range(8, 0, -1)), kind="sequence", depends_on=(2,)) in found
+    found = cluster_nodes(backwards, [None] * 10, limit=5)
+    assert Cluster(members=tuple(range(8, 0, -1)), kind="sequence", depends_on=(2,)) in found
 
 
 @settings(deadline=None)
 @given(graphs)
-def test_no_two_boxes_and_no_line_passing_by_meet(graph: list[set[int]]) -> None:
+def test_boxes_and_passing_lines_do_not_overlap(graph: list[set[int]]) -> None:
     depends_on = before_only(graph)
-    found = layout(depends_on, [100.0] * len(graph), [40.0 + n % 3 * 15 for n in range(len(graph))])
+    found = compute_layout(depends_on, [100.0] * len(graph), [40.0 + n % 3 * 15 for n in range(len(graph))])
     by_column: dict[float, list[tuple[float, float]]] = {}
-    for stop in found.stops:
+    for stop in found.nodes:
         by_column.setdefault(stop.x, []).append((stop.y - stop.height / 2, stop.y + stop.height / 2))
         assert -0.01 <= stop.y - stop.height / 2 <= stop.y + stop.height / 2 <= found.height + 0.01
         assert stop.x + stop.width <= found.width
     for column in by_column.values():
         column.sort()
         assert all(lower[1] + 10 < upper[0] for lower, upper in pairwise(column))
-    for box, hops in enumerate(found.lines):
+    for box, hops in enumerate(found.edges):
         reached = {box}
         for one, other in hops:
             assert one in reached
-            assert found.stops[one].x + found.stops[one].width < found.stops[other].x
+            assert found.nodes[one].x + found.nodes[one].width < found.nodes[other].x
             reached.add(other)
-        ends = {other for other in reached if found.stops[other].is_box} - {box}
+        ends = {other for other in reached if found.nodes[other].is_box} - {box}
         assert ends == {n for n, others in enumerate(depends_on) if box in others}
 
 
-def test_ten_thousand_jobs_are_drawn_within_moments() -> None:
+def test_ten_thousand_jobs_are_drawn_within_4_seconds() -> None:
     web = [
         drawn(f"job_{n}", *sorted({(n * 7 + k * k * 31) % n for k in range(10)} if n else ()), status=STATUSES[n % 8])
         for n in range(10_000)

@@ -10,11 +10,11 @@ from typing import get_args
 
 import pytest
 
-from vigil_core.domain.events.event import job_event, parse_event_id, progress_with_version, wait_event
+from vigil_core.domain.events.event import job_event, parse_event_id, progress_of_report, wait_event
 from vigil_core.domain.jobs import job as jobs
-from vigil_core.domain.jobs.job import Job, JobError, LogKind, NewJob, Report
+from vigil_core.domain.jobs.job import Job, JobError, JobLogKind, NewJob, Report
 from vigil_core.domain.waits.wait import Wait, WaitOptions, WaitStatus
-from vigil_core.domain.workflows.run import RunKind
+from vigil_core.domain.workflows.run import RunLogKind
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 JOB = "019bf000-0000-7000-8000-000000000001"
@@ -22,27 +22,27 @@ JOB = "019bf000-0000-7000-8000-000000000001"
 
 def lived() -> Job:
     """A job that has been through a lot, its whole history in it."""
-    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, by="key", payload_ref=None)
-    job = jobs.start(job, now=NOON, by="key")
-    job = jobs.report(job, Report(stage="boot", progress=Decimal("0.5")), now=NOON, by="key")
-    job = jobs.fail(job, JobError(code="BROKEN", message="secret"), now=NOON, by="key", chance=0)
-    job = jobs.retry(job, now=NOON, by="key")
-    job = jobs.start(job, now=NOON, by="key")
-    job = jobs.complete(job, now=NOON + timedelta(seconds=1), by="key", health="degraded")
-    return jobs.delete(job, now=NOON, by="key")
+    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
+    job = jobs.start(job, now=NOON, actor="key")
+    job = jobs.report(job, Report(stage="boot", progress=Decimal("0.5")), now=NOON, actor="key")
+    job = jobs.fail(job, JobError(code="BROKEN", message="secret"), now=NOON, actor="key", jitter=0)
+    job = jobs.retry(job, now=NOON, actor="key")
+    job = jobs.start(job, now=NOON, actor="key")
+    job = jobs.complete(job, now=NOON + timedelta(seconds=1), actor="key", health="degraded")
+    return jobs.delete(job, now=NOON, actor="key")
 
 
-def test_any_version_of_the_job_tells_the_same() -> None:
+def test_event_of_a_version_is_the_same_from_any_later_version() -> None:
     last = lived()
     versions = [replace(last, log=last.log[:end], status=last.log[end - 1].status) for end in range(1, 9)]
     for version, before, line in zip(versions, (None, *last.log), last.log, strict=False):
         assert job_event(version, line, before) == job_event(last, line, before)
 
 
-def test_kinds_ways_and_ends() -> None:
+def test_job_events_have_the_expected_types_reasons_and_health() -> None:
     last = lived()
     told = [job_event(last, line, before) for before, line in zip((None, *last.log), last.log, strict=False)]
-    assert [(event.type.removeprefix("vigil.job."), event.reach, event.data["job_health"]) for event in told] == [
+    assert [(event.type.removeprefix("vigil.job."), event.audience, event.data["job_health"]) for event in told] == [
         ("created", "change", None),
         ("started", "change", None),
         ("updated", "change", None),
@@ -58,10 +58,10 @@ def test_kinds_ways_and_ends() -> None:
     assert "secret" not in str([event.data for event in told])
 
 
-def test_a_plain_completion_is_a_success() -> None:
-    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, by="key", payload_ref=None)
-    done = jobs.complete(jobs.start(job, now=NOON, by="key"), now=NOON, by="key")
-    assert done.log[-1].why is None
+def test_completion_without_health_is_a_success() -> None:
+    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
+    done = jobs.complete(jobs.start(job, now=NOON, actor="key"), now=NOON, actor="key")
+    assert done.log[-1].reason is None
     assert job_event(done, done.log[-1], done.log[-2]).data["job_health"] == "success"
 
 
@@ -74,16 +74,16 @@ def test_a_plain_completion_is_a_success() -> None:
         (Report(stage="boot", message="hello"), True),
     ],
 )
-def test_progress_is_told_when_a_report_changes_it(said: Report, told: bool) -> None:
-    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, by="key", payload_ref=None)
-    job = jobs.report(jobs.start(job, now=NOON, by="key"), said, now=NOON, by="key")
-    assert (progress_with_version(job) is not None) is told
+def test_progress_event_exists_when_a_report_changes_progress(said: Report, told: bool) -> None:
+    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
+    job = jobs.report(jobs.start(job, now=NOON, actor="key"), said, now=NOON, actor="key")
+    assert (progress_of_report(job) is not None) is told
 
 
-def test_an_open_wait_has_no_event() -> None:
+def test_open_wait_has_no_event() -> None:
     wait = Wait(
-        namespace="demo", wait_id=JOB, status="waiting", options=WaitOptions(needed=1), options_echo="{}", total=1,
-        by="key", created_at=NOON, expires_at=NOON,
+        namespace="demo", wait_id=JOB, status="waiting", options=WaitOptions(needed=1), raw_options="{}", total=1,
+        created_by="key", created_at=NOON, expires_at=NOON,
     )  # fmt: skip
     with pytest.raises(ValueError, match="has not ended"):
         wait_event(wait, None)
@@ -104,29 +104,29 @@ def test_an_open_wait_has_no_event() -> None:
         ("", None),
     ],
 )
-def test_event_ids(text: str, expected: tuple[str, int] | None) -> None:
+def test_event_id_is_parsed_or_refused(text: str, expected: tuple[str, int] | None) -> None:
     assert parse_event_id(text) == expected
 
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
 
 
-@pytest.mark.parametrize("kind", get_args(LogKind))
-def test_every_event_of_a_job_is_documented(kind: str) -> None:
+@pytest.mark.parametrize("kind", get_args(JobLogKind))
+def test_every_job_event_is_documented(kind: str) -> None:
     assert f"`vigil.job.{kind}`" in DOCUMENT
 
 
 @pytest.mark.parametrize("status", sorted(set(get_args(WaitStatus)) - {"waiting"}))
-def test_every_event_of_a_wait_is_documented(status: str) -> None:
+def test_every_wait_event_is_documented(status: str) -> None:
     assert f"`vigil.wait.{status}`" in DOCUMENT
 
 
-@pytest.mark.parametrize("kind", get_args(RunKind))
-def test_every_event_of_a_workflow_is_documented(kind: str) -> None:
+@pytest.mark.parametrize("kind", get_args(RunLogKind))
+def test_every_workflow_event_is_documented(kind: str) -> None:
     assert f"`vigil.workflow.{kind}`" in DOCUMENT
 
 
-def test_every_field_is_documented() -> None:
+def test_every_event_field_is_documented() -> None:
     job = lived()
     names = job_event(job, job.log[-1], job.log[-2]).data
     assert [name for name in names if f"`{name}`" not in DOCUMENT] == []

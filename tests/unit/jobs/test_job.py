@@ -24,21 +24,21 @@ BROKEN = JobError(code="BROKEN", message="it broke")
 
 def pending(**wanted: Any) -> Job:
     new = NewJob(**{"job_id": "j", "job_type": "test", **wanted})
-    return jobs.create("team", new, now=NOW, by="key1", payload_ref=None)
+    return jobs.create("team", new, now=NOW, actor="key1", payload_ref=None)
 
 
 def running(**wanted: Any) -> Job:
-    return jobs.start(pending(**wanted), now=NOW, by="key1")
+    return jobs.start(pending(**wanted), now=NOW, actor="key1")
 
 
 CHANGES: dict[str, Callable[[Job], Job]] = {
-    "start": lambda job: jobs.start(job, now=LATER, by="k"),
-    "complete": lambda job: jobs.complete(job, now=LATER, by="k"),
-    "fail": lambda job: jobs.fail(job, BROKEN, now=LATER, by="k", chance=0),
-    "cancel": lambda job: jobs.cancel(job, now=LATER, by="k"),
-    "retry": lambda job: jobs.retry(job, now=LATER, by="k"),
-    "delete": lambda job: jobs.delete(job, now=LATER, by="k"),
-    "report": lambda job: jobs.report(job, Report(stage="boot"), now=LATER, by="k"),
+    "start": lambda job: jobs.start(job, now=LATER, actor="k"),
+    "complete": lambda job: jobs.complete(job, now=LATER, actor="k"),
+    "fail": lambda job: jobs.fail(job, BROKEN, now=LATER, actor="k", jitter=0),
+    "cancel": lambda job: jobs.cancel(job, now=LATER, actor="k"),
+    "retry": lambda job: jobs.retry(job, now=LATER, actor="k"),
+    "delete": lambda job: jobs.delete(job, now=LATER, actor="k"),
+    "report": lambda job: jobs.report(job, Report(stage="boot"), now=LATER, actor="k"),
 }
 
 
@@ -62,7 +62,7 @@ def in_every_status() -> dict[str, Job]:
         ("cancelled", {"retry", "delete"}),
     ],
 )
-def test_what_each_status_allows(status: str, allowed: set[str]) -> None:
+def test_each_status_allows_only_its_changes(status: str, allowed: set[str]) -> None:
     job = in_every_status()[status]
     assert job.status == status
     for name, change in CHANGES.items():
@@ -73,18 +73,18 @@ def test_what_each_status_allows(status: str, allowed: set[str]) -> None:
                 change(job)
 
 
-def test_executor_none_may_end_without_having_started() -> None:
+def test_job_without_executor_may_end_without_start() -> None:
     untracked = replace(pending(), executor="none")
     assert CHANGES["complete"](untracked).status == "completed"
     assert CHANGES["fail"](untracked).status == "failed"
 
 
-def test_every_status_is_in_the_table() -> None:
-    assert set(lifecycle.ALLOWED) == set(lifecycle.STATUSES)
-    assert {status for targets in lifecycle.ALLOWED.values() for status in targets} <= set(lifecycle.STATUSES)
+def test_transition_table_covers_every_status() -> None:
+    assert set(lifecycle.TRANSITIONS) == set(lifecycle.STATUSES)
+    assert {status for targets in lifecycle.TRANSITIONS.values() for status in targets} <= set(lifecycle.STATUSES)
 
 
-def test_endings_set_stage_health_and_time() -> None:
+def test_end_sets_stage_health_and_finish_time() -> None:
     done, failed, gone = (
         CHANGES["complete"](running()),
         CHANGES["fail"](running()),
@@ -99,76 +99,78 @@ def test_endings_set_stage_health_and_time() -> None:
 
 
 class TestReports:
-    def test_a_stage_never_goes_back(self) -> None:
-        job = jobs.report(running(), Report(stage="setup"), now=LATER, by="k")
+    def test_report_of_an_earlier_stage_is_refused(self) -> None:
+        job = jobs.report(running(), Report(stage="setup"), now=LATER, actor="k")
         with pytest.raises(InvalidTransition, match="comes after boot"):
-            jobs.report(job, Report(stage="boot"), now=LATER, by="k")
-        assert jobs.report(job, Report(stage="setup"), now=LATER, by="k") is job
+            jobs.report(job, Report(stage="boot"), now=LATER, actor="k")
+        assert jobs.report(job, Report(stage="setup"), now=LATER, actor="k") is job
 
     @pytest.mark.parametrize("stage", ["complete", "incomplete", "lunch"])
-    def test_stages_that_cannot_be_reported(self, stage: str) -> None:
+    def test_terminal_and_unknown_stages_are_refused(self, stage: str) -> None:
         with pytest.raises(ValidationFailed, match="/job_stage"):
-            jobs.report(running(), Report(stage=stage), now=LATER, by="k")
+            jobs.report(running(), Report(stage=stage), now=LATER, actor="k")
 
-    def test_a_lower_progress_is_ignored(self) -> None:
-        job = jobs.report(running(), Report(progress=Decimal("0.5")), now=LATER, by="k")
-        assert jobs.report(job, Report(progress=Decimal("0.4")), now=LATER, by="k") is job
-        assert jobs.report(job, Report(progress=Decimal("0.4"), message="m"), now=LATER, by="k").progress == Decimal(
+    def test_lower_progress_is_ignored(self) -> None:
+        job = jobs.report(running(), Report(progress=Decimal("0.5")), now=LATER, actor="k")
+        assert jobs.report(job, Report(progress=Decimal("0.4")), now=LATER, actor="k") is job
+        assert jobs.report(job, Report(progress=Decimal("0.4"), message="m"), now=LATER, actor="k").progress == Decimal(
             "0.5"
         )
 
-    def test_progress_and_message_alone_make_no_version(self) -> None:
+    def test_progress_and_message_alone_create_no_version(self) -> None:
         before = running()
-        after = jobs.report(before, Report(progress=Decimal("0.5"), message="half"), now=LATER, by="k")
+        after = jobs.report(before, Report(progress=Decimal("0.5"), message="half"), now=LATER, actor="k")
         assert (after.version, after.live_version) == (before.version, before.live_version + 1)
 
-    def test_before_it_runs_a_job_takes_fields_milestones_and_message(self) -> None:
-        job = jobs.report(pending(), Report(fields={"a": 1}, milestones=["m"], message="soon"), now=LATER, by="k")
+    def test_pending_job_accepts_only_fields_milestones_and_message(self) -> None:
+        job = jobs.report(pending(), Report(fields={"a": 1}, milestones=["m"], message="soon"), now=LATER, actor="k")
         assert (job.fields, job.milestones, job.message) == ({"a": 1}, ("m",), "soon")
         for said in (Report(stage="boot"), Report(progress=Decimal("0.1"))):
             with pytest.raises(InvalidTransition):
-                jobs.report(pending(), said, now=LATER, by="k")
+                jobs.report(pending(), said, now=LATER, actor="k")
 
-    def test_null_removes_a_field_and_milestones_are_a_set(self) -> None:
+    def test_null_removes_a_field_and_repeated_milestones_are_ignored(self) -> None:
         job = jobs.report(
-            running(fields={"a": 1, "b": 2}), Report(fields={"a": None}, milestones=["m"]), now=LATER, by="k"
+            running(fields={"a": 1, "b": 2}), Report(fields={"a": None}, milestones=["m"]), now=LATER, actor="k"
         )
         assert job.fields == {"b": 2}
-        assert jobs.report(job, Report(milestones=["m"]), now=LATER, by="k") is job
+        assert jobs.report(job, Report(milestones=["m"]), now=LATER, actor="k") is job
 
-    def test_fields_have_a_limit(self) -> None:
+    def test_fields_over_the_limit_are_refused(self) -> None:
         with pytest.raises(ValidationFailed, match="/fields"):
-            jobs.report(running(), Report(fields={"a": "x" * 40_000}), now=LATER, by="k")
+            jobs.report(running(), Report(fields={"a": "x" * 40_000}), now=LATER, actor="k")
 
 
 class TestCancel:
-    def test_a_running_job_is_asked_then_forced(self) -> None:
-        asked = jobs.cancel(running(), now=NOW, by="k")
+    def test_running_job_is_cancelled_by_request_and_enforced_after_the_grace(self) -> None:
+        asked = jobs.cancel(running(), now=NOW, actor="k")
         assert (asked.status, asked.cancel_requested_at) == ("running", NOW)
-        assert jobs.cancel(asked, now=LATER, by="k") is asked
-        assert jobs.on_time(asked, now=NOW + timedelta(seconds=59), by="sweeper", chance=0) is asked
-        assert jobs.on_time(asked, now=NOW + timedelta(seconds=60), by="sweeper", chance=0).status == "cancelled"
+        assert jobs.cancel(asked, now=LATER, actor="k") is asked
+        assert jobs.apply_timers(asked, now=NOW + timedelta(seconds=59), actor="sweeper", jitter=0) is asked
+        assert (
+            jobs.apply_timers(asked, now=NOW + timedelta(seconds=60), actor="sweeper", jitter=0).status == "cancelled"
+        )
 
-    def test_one_that_fails_after_it_was_asked_is_cancelled(self) -> None:
-        asked = jobs.cancel(running(), now=NOW, by="k")
-        ended = jobs.fail(asked, BROKEN, now=LATER, by="k", chance=0)
+    def test_failure_after_a_cancel_request_is_cancelled(self) -> None:
+        asked = jobs.cancel(running(), now=NOW, actor="k")
+        ended = jobs.fail(asked, BROKEN, now=LATER, actor="k", jitter=0)
         assert (ended.status, ended.health, ended.error) == ("cancelled", "cancelled", BROKEN)
 
-    def test_one_that_completes_all_the_same_is_completed(self) -> None:
-        asked = jobs.cancel(running(), now=NOW, by="k")
-        assert jobs.complete(asked, now=LATER, by="k").status == "completed"
+    def test_completion_after_a_cancel_request_is_completed(self) -> None:
+        asked = jobs.cancel(running(), now=NOW, actor="k")
+        assert jobs.complete(asked, now=LATER, actor="k").status == "completed"
 
 
-def test_retry_begins_anew_and_keeps_what_was_learnt() -> None:
-    failed = jobs.fail(running(fields={"a": 1}), BROKEN, now=LATER, by="k", chance=0)
-    again = jobs.retry(failed, now=LATER, by="k")
+def test_retry_resets_the_job_and_retains_its_fields() -> None:
+    failed = jobs.fail(running(fields={"a": 1}), BROKEN, now=LATER, actor="k", jitter=0)
+    again = jobs.retry(failed, now=LATER, actor="k")
     assert (again.status, again.stage, again.progress, again.attempt) == ("pending", "submit", Decimal(0), 2)
     assert (again.error, again.finished_at, again.health) == (None, None, None)
     assert again.fields == {"a": 1}
 
 
 @given(st.lists(st.sampled_from(sorted(CHANGES)), max_size=30))
-def test_versions_count_changes_and_the_log_tells_each(names: list[str]) -> None:
+def test_each_change_adds_one_version_and_one_log_line(names: list[str]) -> None:
     job = pending()
     for name in names:
         if job.deleted:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.exact_json import loads
-from vigil_core.domain.jobs.pattern_cost import weight
+from vigil_core.domain.jobs.pattern_cost import regex_cost
 from vigil_core.services.jobs.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instances, check_schema
 
 LONG_S = 20
@@ -67,7 +67,7 @@ class TestSchemas:
             nested(31),
         ],
     )
-    def test_what_is_one(self, schema: Any) -> None:
+    def test_valid_schema_is_accepted(self, schema: Any) -> None:
         assert refused(schema) == {}
 
     @pytest.mark.parametrize(
@@ -101,16 +101,16 @@ class TestSchemas:
             (nested(33), "/not" * 32),
         ],
     )
-    def test_what_is_none_and_where(self, schema: Any, pointer: str) -> None:
+    def test_invalid_schema_is_refused_with_its_pointer(self, schema: Any, pointer: str) -> None:
         assert list(refused(schema)) == [f"/payload_schema{pointer}"]
 
-    def test_the_largest_is_looked_at_in_time(self) -> None:
+    def test_largest_schema_is_checked_in_time(self) -> None:
         assert refused({"properties": {str(n): {"type": "string"} for n in range(MAX_SUBSCHEMAS - 1)}}) == {}
         assert len(refused({"allOf": [{"pattern": "["}] * 400})) == MAX_PROBLEMS
 
 
 class TestPayloads:
-    def test_each_problem_is_named_where_it_is(self) -> None:
+    def test_each_payload_problem_has_its_pointer(self) -> None:
         found = refused(BOARD, {"tries": Decimal("6.5"), "never": 1, "a/b": 2})
         assert found == {
             "/payload": "'board' is a required property",
@@ -121,12 +121,12 @@ class TestPayloads:
         assert refused(BOARD, {"board": "ASPEN"}) == {"/payload/board": 'does not satisfy "pattern": "^[a-z]+$"'}
         assert refused(BOARD, {"board": "aspen", "tries": 5}) == {}
 
-    def test_at_most_20_and_none_of_them_tells_what_was_in_it(self) -> None:
+    def test_payload_problems_are_limited_and_hide_values(self) -> None:
         found = refused({"items": {"type": "integer"}}, ["secret"] * 100)
         assert list(found) == [f"/payload/{n}" for n in range(MAX_PROBLEMS)]
         assert "secret" not in str(found)
 
-    def test_no_payload_is_checked_as_null(self) -> None:
+    def test_missing_payload_is_validated_as_null(self) -> None:
         assert refused({"type": "object"}, None) == {"/payload": 'does not satisfy "type": "object"'}
         assert refused({"type": ["object", "null"]}, None) == {}
 
@@ -159,11 +159,11 @@ class TestPayloads:
             ({"format": "date"}, '"no date"', True),
         ],
     )
-    def test_as_the_draft_has_it(self, schema: Any, text: str, valid: bool) -> None:
+    def test_validation_follows_the_json_schema_draft(self, schema: Any, text: str, valid: bool) -> None:
         assert refused(schema) == {}
         assert (refused(schema, loads(text)) == {}) == valid
 
-    def test_a_schema_that_contains_itself(self) -> None:
+    def test_recursive_schema_validates_nested_payloads(self) -> None:
         tree = {"type": "object", "properties": {"child": {"$ref": "#"}}}
         assert refused(tree, loads('{"child":' * 40 + "{}" + "}" * 40)) == {}
         assert list(refused(tree, loads('{"child":' * 40 + "1" + "}" * 40))) == ["/payload" + "/child" * 40]
@@ -189,13 +189,13 @@ class TestPayloads:
             ({"allOf": [{"required": [str(n) for n in range(100)]}] * 100}, [{}] * 100_000),
         ],
     )
-    def test_what_would_take_for_ever_is_given_up(self, schema: Any, payload: Any) -> None:
+    def test_endless_validation_is_stopped(self, schema: Any, payload: Any) -> None:
         assert refused(schema) == {}
         found = refused(schema, payload)
         assert found in ({}, {"/payload": "takes too long to check against its type's payload_schema"})
 
     @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "(.*)*b$", "^(([a-z])+.)+[A-Z]([a-z])+$"])
-    def test_no_pattern_backtracks(self, pattern: str) -> None:
+    def test_patterns_are_matched_without_backtracking(self, pattern: str) -> None:
         text = "a" * 30_000 + "!"
         for schema in (
             {"pattern": pattern},
@@ -207,7 +207,7 @@ class TestPayloads:
         looped = {"$schema": DIALECT, "pattern": pattern, "properties": {"a": {"$ref": "#"}}}
         assert list(refused(looped, {"a": text})) == ["/payload/a"]
 
-    def test_no_reference_is_ever_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_remote_reference_is_never_fetched(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_network(*_: object) -> None:
             raise AssertionError("somebody opened a socket")
 
@@ -228,9 +228,9 @@ class TestWeight:
             ("[^]{9}]{2}", 2), ("a{,9}", 5), ("((a{10}){10}){10}", 1000), ("(((", 0), (")))", 3), ("{9}", 0),
         ],
     )  # fmt: skip
-    def test_of_patterns(self, pattern: str, expected: int) -> None:
-        assert weight(pattern) == expected
+    def test_regex_cost_of_known_patterns(self, pattern: str, expected: int) -> None:
+        assert regex_cost(pattern) == expected
 
     @given(st.text(alphabet="ab()[]{}^\\,0129*+?|.", max_size=60))
-    def test_of_anything(self, pattern: str) -> None:
-        assert weight(pattern) >= 0
+    def test_regex_cost_of_any_pattern_is_not_negative(self, pattern: str) -> None:
+        assert regex_cost(pattern) >= 0

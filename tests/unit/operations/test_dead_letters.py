@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.domain.dead_letters import NoDeadLetter, parse_dead_letter
+from vigil_core.domain.dead_letters import InvalidDeadLetter, parse_dead_letter
 
 MATCHER = "arn:aws:lambda:us-east-1:123456789012:function:vigil-matcher"
 
@@ -34,13 +34,13 @@ EVENT = {"Records": [{"eventID": "1", "dynamodb": {"ApproximateCreationDateTime"
 
 
 @pytest.mark.parametrize("payload", [EVENT, json.dumps(EVENT)], ids=["object", "text"])
-def test_the_event_comes_out_as_it_went_in(payload: object) -> None:
+def test_dead_letter_contains_the_original_event(payload: object) -> None:
     letter = parse_dead_letter(written(payload))
     assert json.loads(letter.event) == EVENT
     assert (letter.records, letter.condition) == (1, "RetryAttemptsExhausted")
 
 
-def test_a_letter_is_for_one_function_in_any_version() -> None:
+def test_dead_letter_matches_one_function_in_any_version() -> None:
     letter = parse_dead_letter(written(EVENT))
     assert letter.is_for(MATCHER)
     assert not letter.is_for(f"{MATCHER}2")
@@ -65,12 +65,12 @@ def test_a_letter_is_for_one_function_in_any_version() -> None:
         written(EVENT, requestContext={"functionArn": 5}),
     ],
 )
-def test_anything_else_in_the_bucket_is_named_as_such(body: bytes) -> None:
-    with pytest.raises(NoDeadLetter):
+def test_object_that_is_not_a_dead_letter_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidDeadLetter):
         parse_dead_letter(body)
 
 
 @given(st.binary())
-def test_no_bytes_break_it(body: bytes) -> None:
-    with pytest.raises(NoDeadLetter):
+def test_arbitrary_bytes_are_refused_as_dead_letter(body: bytes) -> None:
+    with pytest.raises(InvalidDeadLetter):
         parse_dead_letter(body)

@@ -45,48 +45,48 @@ def queues(sqs: Sqs, sweeper_url: str | None = "sweeper") -> SqsQueues:
     return SqsQueues(lambda: sqs, fan_out_url="fan-out", sweeper_url=sweeper_url)  # type: ignore[arg-type, return-value]
 
 
-def test_ten_at_once_each_with_its_group_and_a_name_of_its_own() -> None:
+def test_messages_are_sent_in_tens_with_group_and_unique_id() -> None:
     sqs = Sqs()
-    queues(sqs).wide_work([Message(f"g{number % 2}", f"b{number}") for number in range(23)])
+    queues(sqs).send_fan_out([Message(f"g{number % 2}", f"b{number}") for number in range(23)])
     assert [len(batch) for batch in sqs.batches] == [10, 10, 3]
     entries = [entry for batch in sqs.batches for entry in batch]
     assert [entry["MessageGroupId"] for entry in entries] == [f"g{number % 2}" for number in range(23)]
     assert len({entry["MessageDeduplicationId"] for entry in entries}) == 23
 
 
-def test_what_is_refused_is_sent_again_and_what_is_taken_is_not() -> None:
+def test_only_refused_messages_are_sent_again() -> None:
     sqs = Sqs(refused={"b1": 2})
-    queues(sqs).wide_work([Message("g", f"b{number}") for number in range(3)])
+    queues(sqs).send_fan_out([Message("g", f"b{number}") for number in range(3)])
     assert sqs.taken == ["b0", "b2", "b1"]
 
 
-def test_what_is_refused_again_and_again_is_an_error() -> None:
+def test_message_refused_repeatedly_raises() -> None:
     with pytest.raises(NotSent, match="1 messages: InternalError"):
-        queues(Sqs(refused={"b0": 99})).wide_work([Message("g", "b0"), Message("g", "b1")])
+        queues(Sqs(refused={"b0": 99})).send_fan_out([Message("g", "b0"), Message("g", "b1")])
 
 
-def test_the_sweeper_is_woken_after_a_while() -> None:
+def test_sweeper_message_is_sent_with_its_delay() -> None:
     sqs = Sqs()
-    queues(sqs).wake_up("m", 900)
+    queues(sqs).send_to_sweeper("m", 900)
     assert sqs.delayed == [{"QueueUrl": "sweeper", "MessageBody": "m", "DelaySeconds": 900}]
     with pytest.raises(NotSent):
-        queues(sqs, sweeper_url=None).wake_up("m", 1)
+        queues(sqs, sweeper_url=None).send_to_sweeper("m", 1)
 
 
-def test_nothing_to_send_needs_no_client() -> None:
+def test_empty_send_creates_no_client() -> None:
     def no_client() -> Any:
         raise AssertionError
 
-    SqsQueues(no_client, fan_out_url="fan-out", sweeper_url=None).wide_work([])
+    SqsQueues(no_client, fan_out_url="fan-out", sweeper_url=None).send_fan_out([])
 
 
-def test_deliveries_have_no_order() -> None:
+def test_webhook_deliveries_are_sent_without_group() -> None:
     sqs = Sqs(refused={"b3": 1})
-    SqsQueues(lambda: sqs, fan_out_url=None, sweeper_url=None, webhooks_url="fan-out").deliveries(  # type: ignore[arg-type, return-value]
+    SqsQueues(lambda: sqs, fan_out_url=None, sweeper_url=None, webhooks_url="fan-out").send_deliveries(  # type: ignore[arg-type, return-value]
         [f"b{number}" for number in range(12)]
     )
     assert [len(batch) for batch in sqs.batches] == [10, 1, 2]
     assert sorted(sqs.taken) == sorted(f"b{number}" for number in range(12))
     assert not any("MessageGroupId" in entry for batch in sqs.batches for entry in batch)
     with pytest.raises(NotSent):
-        queues(Sqs()).deliveries(["b"])
+        queues(Sqs()).send_deliveries(["b"])

@@ -11,20 +11,20 @@ from vigil_core.domain.waits.request import parse_wait_request
 WAIT_ID = "019bf000-0000-7000-8000-000000000013"
 
 
-def test_an_answer_with_nothing_left_goes_on_with_its_wait() -> None:
+def test_response_with_empty_wait_on_continues_its_wait() -> None:
     """For a moment every job of a large wait is decided, and the wait is not over."""
     request = parse_wait_request({"wait_id": WAIT_ID, "status": "waiting", "wait_on": {}, "waited_jobs": {}})
     assert (request.wait_id, request.wait_on) == (WAIT_ID, {})
 
 
 @pytest.mark.parametrize("body", [{}, {"wait_on": {}}, {"wait_on": None}, {"wait_id": None, "wait_on": {}}])
-def test_a_new_wait_is_for_at_least_one_job(body: JsonValue) -> None:
+def test_new_wait_without_jobs_is_refused(body: JsonValue) -> None:
     with pytest.raises(ValidationFailed) as refusal:
         parse_wait_request(body)
     assert [problem.pointer for problem in refusal.value.problems] == ["/wait_on"]
 
 
-def test_a_number_without_a_fraction_is_whole_however_it_is_written() -> None:
+def test_whole_number_is_accepted_in_every_notation() -> None:
     request = parse_wait_request(loads(f'{{"wait_on": {{"{WAIT_ID}": null}}, "wait_options": {{"expires_in": 6e1}}}}'))
     assert request.expires_in_s == 60
     with pytest.raises(ValidationFailed, match="/wait_options/expires_in"):

@@ -11,25 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigil_core.domain.jobs.dependencies import TriggerRule
-from vigil_core.domain.workflows.graph import Graph, Node, chunk_of, chunks, places_of
+from vigil_core.domain.workflows.graph import Graph, Node, block_numbers, block_of, indexes_in_block
 from vigil_core.domain.workflows.run_state import (
-    Chunk,
-    Note,
-    Standing,
-    Standings,
-    decided,
-    failures,
-    first_standing,
-    follow_up,
+    NodeState,
+    RunState,
+    StateBlock,
+    StateRecord,
+    failed_nodes,
+    forecast_rule,
+    initial_state,
     is_failure,
     losers,
-    outlook,
+    nodes_to_rerun,
+    plan_transitions,
     status_of,
-    to_run_again,
+    with_decision,
 )
 
 RULES: tuple[TriggerRule, ...] = get_args(TriggerRule)
-STANDINGS: tuple[Standing, ...] = get_args(Standing)
+STANDINGS: tuple[NodeState, ...] = get_args(NodeState)
 
 
 def graph(*after: tuple[int, ...], **rest: Any) -> Graph:
@@ -38,22 +38,22 @@ def graph(*after: tuple[int, ...], **rest: Any) -> Graph:
     return Graph(nodes=[replace(node, **rest.get(node.name, {})) for node in nodes])
 
 
-def stand(jobs: Graph, /, lost: Any = (), **standing: Any) -> Standings:
+def stand(jobs: Graph, /, lost: Any = (), **standing: Any) -> RunState:
     """How jobs stand, by their names; who is not told of has no note."""
-    by_place = {jobs.place_of[name]: its for name, its in standing.items()}
-    return Standings(graph=jobs, read=lambda chunk: _chunk(jobs, by_place, frozenset(lost), chunk))
+    by_place = {jobs.index_of[name]: its for name, its in standing.items()}
+    return RunState(graph=jobs, load_block=lambda chunk: _chunk(jobs, by_place, frozenset(lost), chunk))
 
 
-def _chunk(jobs: Graph, by_place: Mapping[int, Standing], lost: frozenset[int], chunk: int) -> Chunk:
-    mine = places_of(chunk, len(jobs.nodes))
-    notes = {place: Note(standing=by_place[place], moment=2) for place in mine if place in by_place}
-    return Chunk(notes=notes, lost=lost & set(mine))
+def _chunk(jobs: Graph, by_place: Mapping[int, NodeState], lost: frozenset[int], chunk: int) -> StateBlock:
+    mine = indexes_in_block(chunk, len(jobs.nodes))
+    notes = {place: StateRecord(state=by_place[place], state_version=2) for place in mine if place in by_place}
+    return StateBlock(records=notes, race_losers=lost & set(mine))
 
 
 @st.composite
 def situations(
-    draw: st.DrawFn, rules: Sequence[TriggerRule] = RULES, standings: Sequence[Standing] = STANDINGS
-) -> tuple[Graph, dict[str, Standing]]:
+    draw: st.DrawFn, rules: Sequence[TriggerRule] = RULES, standings: Sequence[NodeState] = STANDINGS
+) -> tuple[Graph, dict[str, NodeState]]:
     """A graph of up to 12 jobs, and how they stand."""
     total = draw(st.integers(1, 12))
     nodes = [
@@ -70,52 +70,52 @@ def situations(
 
 
 @st.composite
-def spread(draw: st.DrawFn) -> tuple[Graph, dict[str, Standing], int, list[int]]:
+def spread(draw: st.DrawFn) -> tuple[Graph, dict[str, NodeState], int, list[int]]:
     """A join of jobs in several chunks, how these stand, the join, and the chunks that somebody has read."""
     places = draw(st.lists(st.integers(0, 255), min_size=1, max_size=8, unique=True))
     rule = draw(st.sampled_from(RULES))
     nodes = [Node(name=f"j{at}", job_type="test") for at in range(256)]
     nodes.append(Node(name="join", job_type="test", depends_on=tuple(places), trigger_rule=rule))
-    standing: dict[str, Standing] = {f"j{at}": draw(st.sampled_from(STANDINGS)) for at in places}
+    standing: dict[str, NodeState] = {f"j{at}": draw(st.sampled_from(STANDINGS)) for at in places}
     return Graph(nodes=nodes), standing, 256, draw(st.lists(st.integers(0, 3), unique=True))
 
 
 @given(spread())
-def test_what_is_certain_does_not_depend_on_which_chunks_were_read(
-    told: tuple[Graph, dict[str, Standing], int, list[int]],
+def test_rule_evaluation_is_independent_of_the_blocks_read(
+    told: tuple[Graph, dict[str, NodeState], int, list[int]],
 ) -> None:
     jobs, standing, join, read = told
     whole, lazy = stand(jobs, **standing), stand(jobs, **standing)
-    for chunk in chunks(len(jobs.nodes)):
-        whole.chunk(chunk)
+    for chunk in block_numbers(len(jobs.nodes)):
+        whole.block(chunk)
     for chunk in read:
-        lazy.chunk(chunk)
-    certain, some = outlook(whole, join)[0], outlook(lazy, join)[0]
-    by_chunk = {chunk_of(place) for place in jobs.nodes[join].depends_on}
+        lazy.block(chunk)
+    certain, some = forecast_rule(whole, join)[0], forecast_rule(lazy, join)[0]
+    by_chunk = {block_of(place) for place in jobs.nodes[join].depends_on}
     if some is None and certain is not None:
         # Left open only where a chunk was not read, and one that was shows a job that has not ended.
-        assert not all(map(lazy.has_read, by_chunk))
+        assert not all(map(lazy.is_loaded, by_chunk))
         assert any(
-            whole.ending(place) is None for place in jobs.nodes[join].depends_on if lazy.has_read(chunk_of(place))
+            whole.end_state(place) is None for place in jobs.nodes[join].depends_on if lazy.is_loaded(block_of(place))
         )
     else:
         assert some == certain
 
 
 @given(spread())
-def test_a_fan_in_reads_only_what_it_must(told: tuple[Graph, dict[str, Standing], int, list[int]]) -> None:
+def test_fan_in_reads_only_the_required_blocks(told: tuple[Graph, dict[str, NodeState], int, list[int]]) -> None:
     jobs, _, join, _ = told
     jobs = Graph(nodes=[*jobs.nodes[:-1], replace(jobs.nodes[-1], trigger_rule="all_success")])
     read: list[int] = []
 
-    def look(chunk: int) -> Chunk:
+    def look(chunk: int) -> StateBlock:
         read.append(chunk)
-        return Chunk()
+        return StateBlock()
 
-    standings = Standings(graph=jobs, read=look)
-    first = chunk_of(jobs.nodes[join].depends_on[0])
-    standings.chunk(first)
-    assert outlook(standings, join)[0] is None
+    standings = RunState(graph=jobs, load_block=look)
+    first = block_of(jobs.nodes[join].depends_on[0])
+    standings.block(first)
+    assert forecast_rule(standings, join)[0] is None
     assert read == [first]
 
 
@@ -128,71 +128,73 @@ the one that is heard of first counts."""
     situations(ONE_REASON, [standing for standing in STANDINGS if standing != "skipped"]),
     st.randoms(use_true_random=False),
 )
-def test_what_is_released_and_skipped_depends_on_no_order(told: tuple[Graph, dict[str, Standing]], chance: Any) -> None:
+def test_planned_transitions_are_independent_of_the_order(
+    told: tuple[Graph, dict[str, NodeState]], chance: Any
+) -> None:
     jobs, standing = told
     places = list(range(len(jobs.nodes)))
-    first = follow_up(stand(jobs, **standing), places)
+    first = plan_transitions(stand(jobs, **standing), places)
     chance.shuffle(places)
-    second = follow_up(stand(jobs, **standing), [*places, *places])
+    second = plan_transitions(stand(jobs, **standing), [*places, *places])
     assert first == second
     assert not first.releases.keys() & first.skips.keys()
 
 
 @given(situations())
-def test_only_who_waits_is_released_or_skipped_and_all_of_these_are(told: tuple[Graph, dict[str, Standing]]) -> None:
+def test_every_decidable_waiting_node_is_released_or_skipped(told: tuple[Graph, dict[str, NodeState]]) -> None:
     jobs, standing = told
     before, after = stand(jobs, **standing), stand(jobs, **standing)
-    found = follow_up(after, range(len(jobs.nodes)))
+    found = plan_transitions(after, range(len(jobs.nodes)))
     for place in range(len(jobs.nodes)):
-        held = outlook(after, place)[0]
-        waited = before.of(place) == "waiting"
+        held = forecast_rule(after, place)[0]
+        waited = before.state_of(place) == "waiting"
         assert (place in found.releases) == (waited and held is True)
         assert (place in found.skips) == (waited and held is False)
 
 
-def test_skips_follow_from_skips_with_their_reasons() -> None:
+def test_skips_propagate_with_their_reasons() -> None:
     jobs = graph((), (0,), (1,), (2,), (0, 2), e={"trigger_rule": "one_failed"})
-    found = follow_up(stand(jobs, a="failed"), [1, 4])
+    found = plan_transitions(stand(jobs, a="failed"), [1, 4])
     assert set(found.skips) == {1, 2, 3}
     assert all(verdict.through_failure for verdict in found.skips.values())
     assert set(found.releases) == {4}
     assert found.releases[4].reason == "one_failed holds: of 2 dependencies 2 failed"
 
 
-def test_who_comes_after_what_was_skipped_before_is_looked_at() -> None:
+def test_successors_of_already_skipped_nodes_are_evaluated() -> None:
     # Whoever skipped b and c may have died before looking at d.
     jobs = graph((), (0,), (1,), (2,), (0, 3), d={"trigger_rule": "all_done"})
-    found = follow_up(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure"), [1])
-    assert [sorted(each) for each in (found.skipped_before, found.releases, found.skips)] == [[1, 2], [3], []]
-    done = follow_up(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure", d="running"), [1])
-    assert [sorted(each) for each in (done.skipped_before, done.certain)] == [[1, 2], []]
+    found = plan_transitions(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure"), [1])
+    assert [sorted(each) for each in (found.already_skipped, found.releases, found.skips)] == [[1, 2], [3], []]
+    done = plan_transitions(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure", d="running"), [1])
+    assert [sorted(each) for each in (done.already_skipped, done.decided_indexes)] == [[1, 2], []]
 
 
-def test_who_was_skipped_without_a_failure_is_none_downstream() -> None:
+def test_skip_without_failure_does_not_count_as_failure_downstream() -> None:
     jobs = graph((), (0,), (1,), c={"trigger_rule": "none_failed"})
-    assert set(follow_up(stand(jobs, a="skipped"), [1]).releases) == {2}
-    assert set(follow_up(stand(jobs, a="skipped_by_failure"), [1]).skips) == {1, 2}
+    assert set(plan_transitions(stand(jobs, a="skipped"), [1]).releases) == {2}
+    assert set(plan_transitions(stand(jobs, a="skipped_by_failure"), [1]).skips) == {1, 2}
 
 
-def test_who_is_skipped_for_two_reasons_at_once_is_so_through_a_failure() -> None:
+def test_skip_for_several_reasons_counts_as_caused_by_failure() -> None:
     # Whoever looked at e after c, and before d, would see only that c was skipped.
     jobs = graph((), (), (1,), (0, 2), (2, 3), d={"trigger_rule": "one_success"})
-    found = follow_up(stand(jobs, a="failed", b="skipped"), [4, 3, 2])
+    found = plan_transitions(stand(jobs, a="failed", b="skipped"), [4, 3, 2])
     assert {place: verdict.through_failure for place, verdict in found.skips.items()} == {2: False, 3: True, 4: True}
 
 
 @pytest.mark.parametrize("rule", ["all_failed", "none_skipped"])
-def test_who_is_skipped_by_a_rule_that_no_failure_hinders_is_not_so_through_a_failure(rule: str) -> None:
+def test_skip_by_a_rule_unaffected_by_failures_is_not_caused_by_failure(rule: str) -> None:
     jobs = graph((), (), (0, 1), c={"trigger_rule": rule})
-    found = follow_up(stand(jobs, a="failed", b="skipped"), [2])
+    found = plan_transitions(stand(jobs, a="failed", b="skipped"), [2])
     assert not found.skips[2].through_failure
 
 
-def test_who_has_a_time_of_its_own_is_not_judged_before() -> None:
-    jobs = graph((), (0,), b={"delayed": True})
-    assert first_standing(jobs.nodes[1]) == "scheduled"
-    assert follow_up(stand(jobs, a="completed"), [1]).releases == {}
-    assert set(follow_up(stand(jobs, a="completed", b="waiting"), [1]).releases) == {1}
+def test_delayed_node_is_not_evaluated_before_its_start_time() -> None:
+    jobs = graph((), (0,), b={"has_start_delay": True})
+    assert initial_state(jobs.nodes[1]) == "scheduled"
+    assert plan_transitions(stand(jobs, a="completed"), [1]).releases == {}
+    assert set(plan_transitions(stand(jobs, a="completed", b="waiting"), [1]).releases) == {1}
 
 
 @pytest.mark.parametrize(
@@ -212,84 +214,84 @@ def test_who_has_a_time_of_its_own_is_not_judged_before() -> None:
         ({"a": "completed", "b": "failed"}, (), False),
     ],
 )
-def test_a_racers_failure_counts_once_nobody_can_win(
-    standing: dict[str, Standing], lost: tuple[int, ...], *, failed: bool
+def test_failed_racer_counts_once_the_race_cannot_be_won(
+    standing: dict[str, NodeState], lost: tuple[int, ...], *, failed: bool
 ) -> None:
     jobs = graph((), (), (0, 1), c={"trigger_rule": "one_success", "cancel_losers": True})
     assert is_failure(stand(jobs, lost=lost, **standing), 0) is failed
 
 
-def test_failures_and_losers() -> None:
+def test_failures_and_race_losers_are_identified() -> None:
     jobs = graph((), (), (0, 1), (2,), c={"trigger_rule": "one_success", "cancel_losers": True})
     standings = stand(jobs, a="completed", b="running", c="completed", d="failed")
-    assert list(failures(standings)) == [3]
+    assert list(failed_nodes(standings)) == [3]
     assert losers(standings, 2) == [1]
     assert losers(stand(jobs, lost=(1,), a="completed", b="cancelled"), 2) == []
 
 
-def test_who_has_lost_counts_as_skipped_however_it_ended() -> None:
+def test_race_loser_counts_as_skipped_for_any_end() -> None:
     jobs = graph((), ())
     for standing in ("failed", "cancelled", "undecided"):
         standings = stand(jobs, lost=(0,), a=standing)
-        assert standings.ending(0) == "skipped"
+        assert standings.end_state(0) == "skipped"
         assert not standings.is_open(0)
-    assert stand(jobs, lost=(0,), a="completed").ending(0) == "success"
+    assert stand(jobs, lost=(0,), a="completed").end_state(0) == "success"
     assert stand(jobs, lost=(0,), a="running").is_open(0)
 
 
-def test_what_a_retry_runs_again() -> None:
+def test_retry_reruns_unsuccessful_nodes_and_their_successors() -> None:
     jobs = graph((), (0,), (1,), (0,), (3,), (2, 4), f={"trigger_rule": "all_done"})
     ended = stand(jobs, a="completed", b="failed", c="skipped_by_failure", d="completed", e="completed", f="completed")
-    assert to_run_again(ended, None) == {1, 2}, "what has succeeded is kept"
-    assert to_run_again(ended, 3) == {1, 2, 3, 4, 5}
-    assert to_run_again(stand(jobs, **dict.fromkeys("abcdef", "completed")), None) == set()
-    assert to_run_again(stand(jobs, **dict.fromkeys("abcdef", "cancelled")), None) == set(range(6))
+    assert nodes_to_rerun(ended, None) == {1, 2}, "what has succeeded is kept"
+    assert nodes_to_rerun(ended, 3) == {1, 2, 3, 4, 5}
+    assert nodes_to_rerun(stand(jobs, **dict.fromkeys("abcdef", "completed")), None) == set()
+    assert nodes_to_rerun(stand(jobs, **dict.fromkeys("abcdef", "cancelled")), None) == set(range(6))
 
 
-def test_an_operators_decision_is_later_than_the_failure_and_earlier_than_the_next_version() -> None:
-    failed = Note(standing="undecided", moment=2 * 7)
-    assert 2 * 7 < decided(failed, "pardoned").moment < 2 * 8
+def test_decision_version_is_between_the_failure_and_the_next_version() -> None:
+    failed = StateRecord(state="undecided", state_version=2 * 7)
+    assert 2 * 7 < with_decision(failed, "pardoned").state_version < 2 * 8
 
 
-def test_what_is_assumed_is_forgotten_once_it_is_known() -> None:
+def test_assumed_state_is_replaced_by_the_loaded_one() -> None:
     jobs = graph((), (0,))
     standings = stand(jobs)
     standings.assume(0, "failed")
-    assert standings.of(0) == "failed"
-    standings.put(0, Chunk(notes={0: Note(standing="completed", moment=4)}))
-    assert standings.of(0) == "completed"
+    assert standings.state_of(0) == "failed"
+    standings.put_block(0, StateBlock(records={0: StateRecord(state="completed", state_version=4)}))
+    assert standings.state_of(0) == "completed"
 
 
 @given(situations())
-def test_statistics_add_up(told: tuple[Graph, dict[str, Standing]]) -> None:
+def test_statistics_sum_to_the_number_of_nodes(told: tuple[Graph, dict[str, NodeState]]) -> None:
     jobs, standing = told
     standings = stand(jobs, **standing)
     counted = standings.statistics()
     assert sum(counted.values()) == len(jobs.nodes)
     assert all(counted[standings.status(place)] for place in range(len(jobs.nodes)))
-    assert standings.all_over() == (not any(standings.is_open(place) for place in range(len(jobs.nodes))))
+    assert standings.is_drained() == (not any(standings.is_open(place) for place in range(len(jobs.nodes))))
 
 
-def test_every_standing_is_a_status() -> None:
+def test_every_node_state_maps_to_a_status() -> None:
     assert {status_of(standing) for standing in STANDINGS} == {
         "waiting", "scheduled", "pending", "running", "completed", "failed", "cancelled", "skipped",
     }  # fmt: skip
 
 
-def test_a_graph_knows_who_comes_after_whom() -> None:
+def test_graph_returns_successors_roots_and_races() -> None:
     jobs = graph((), (0,), (0,), (1, 2), d={"cancel_losers": True}, c={"trigger_rule": "always"})
     assert jobs.dependents == [[1, 2], [3], [3], []]
-    assert jobs.beginnings == [0, 2]
-    assert jobs.edges == 4
-    assert jobs.names_before(3) == ["b", "c"]
-    assert jobs.races(1) == [3]
-    assert jobs.races(0) == []
+    assert jobs.roots == [0, 2]
+    assert jobs.edge_count == 4
+    assert jobs.dependency_names(3) == ["b", "c"]
+    assert jobs.race_joins(1) == [3]
+    assert jobs.race_joins(0) == []
     assert jobs.downstream([1]) == {1, 3}
-    assert jobs.downstream([0], passes=lambda place: place != 1) == {0, 2, 3}
+    assert jobs.downstream([0], traverses=lambda place: place != 1) == {0, 2, 3}
 
 
 @pytest.mark.parametrize(("total", "rows"), [(1, 1), (64, 1), (65, 2), (10_000, 157)])
-def test_every_job_is_in_one_chunk(total: int, rows: int) -> None:
-    assert len(chunks(total)) == rows
-    assert [place for chunk in chunks(total) for place in places_of(chunk, total)] == list(range(total))
-    assert all(place in places_of(chunk_of(place), total) for place in (0, total // 2, total - 1))
+def test_every_node_is_in_exactly_one_block(total: int, rows: int) -> None:
+    assert len(block_numbers(total)) == rows
+    assert [place for chunk in block_numbers(total) for place in indexes_in_block(chunk, total)] == list(range(total))
+    assert all(place in indexes_in_block(block_of(place), total) for place in (0, total // 2, total - 1))

@@ -86,7 +86,7 @@ class Stage:
         ({"status": text("paused")}, "Watch"),
     ],
 )
-def test_what_is_decided_from_the_facts(facts: dict[str, Any], state: str) -> None:
+def test_next_state_follows_from_the_signals(facts: dict[str, Any], state: str) -> None:
     stage = Stage(facts)
     stage.begin()
     while stage.execution.state != "Decide":
@@ -107,7 +107,7 @@ def test_what_is_decided_from_the_facts(facts: dict[str, Any], state: str) -> No
 
 
 @pytest.mark.parametrize("state", TOKEN_STATES)
-def test_who_waits_says_which_facts_it_has_seen(state: str) -> None:
+def test_waiting_state_stores_its_token_and_seen_signals(state: str) -> None:
     manual = {"failure_policy": text("manual"), "status": text("paused")}
     stage = Stage(manual if state == "AwaitDecision" else {})
     execution = stage.run()
@@ -126,7 +126,7 @@ def test_who_waits_says_which_facts_it_has_seen(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", TOKEN_STATES)
-def test_who_is_woken_or_waits_too_long_looks_again(state: str) -> None:
+def test_woken_or_timed_out_execution_reads_the_run_again(state: str) -> None:
     stage = Stage({"failure_policy": text("manual"), "status": text("paused")} if state == "AwaitDecision" else {})
     execution = stage.run()
     stage.machine.wake(str(execution.token))
@@ -141,7 +141,7 @@ def test_who_is_woken_or_waits_too_long_looks_again(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", TOKEN_STATES)
-def test_a_twin_whose_place_another_has_taken_ends_quietly(state: str) -> None:
+def test_superseded_execution_ends_without_action(state: str) -> None:
     stage = Stage({"failure_policy": text("manual"), "status": text("paused")} if state == "AwaitDecision" else {})
     stage.begin()
     stage.trouble = "DynamoDb.ConditionalCheckFailedException"
@@ -151,7 +151,7 @@ def test_a_twin_whose_place_another_has_taken_ends_quietly(state: str) -> None:
     assert [event["action"] for event in stage.asked] == ["begin"]
 
 
-def test_each_execution_has_what_is_left_cancelled_once() -> None:
+def test_each_execution_cancels_the_remaining_jobs_once() -> None:
     """One that took over cannot know whether the one before it got as far as that."""
     for stage in (Stage({"cancel_requested_by": text("key")}) for _ in range(2)):
         for _ in range(3):
@@ -161,7 +161,7 @@ def test_each_execution_has_what_is_left_cancelled_once() -> None:
         assert [event["action"] for event in stage.asked] == ["begin", "cancel_the_rest"]
 
 
-def test_after_two_hundred_loops_another_takes_over() -> None:
+def test_successor_starts_after_two_hundred_loops() -> None:
     stage = Stage()
     for _ in range(200):
         execution = stage.run()
@@ -173,14 +173,14 @@ def test_after_two_hundred_loops_another_takes_over() -> None:
     assert len(stage.execution.visited) * 5 < 25_000, "what an execution's history may hold"
 
 
-def test_a_run_that_is_over_is_finalised_even_after_two_hundred_loops() -> None:
+def test_drained_run_is_finalised_even_after_two_hundred_loops() -> None:
     stage = Stage({"drained": YES})
     stage.execution.data["watched"]["loops"] = 500
     stage.run()
     assert [event["action"] for event in stage.asked] == ["begin", "finalise"]
 
 
-def test_what_a_function_raises_is_tried_again() -> None:
+def test_exception_of_the_function_is_retried() -> None:
     stage = Stage()
     failures = [RuntimeError("throttled"), None]
 
@@ -197,7 +197,7 @@ def test_what_a_function_raises_is_tried_again() -> None:
     assert [event["action"] for event in stage.asked] == ["begin"]
 
 
-def test_every_task_is_retried_and_none_waits_for_ever() -> None:
+def test_every_task_state_has_retries_and_a_timeout() -> None:
     states = Machine(table=lambda *_: {}, act=lambda _: {}).definition["States"]
     for name, state in states.items():
         if state["Type"] != "Task":
@@ -220,7 +220,7 @@ def test_every_task_is_retried_and_none_waits_for_ever() -> None:
             assert set(never[0]["ErrorEquals"]) == caught.keys()
 
 
-def test_all_states_are_reached_and_lead_somewhere() -> None:
+def test_every_state_is_reachable_and_leads_to_another() -> None:
     definition = Machine(table=lambda *_: {}, act=lambda _: {}).definition
     states = definition["States"]
     reached = {definition["StartAt"]}
@@ -230,7 +230,7 @@ def test_all_states_are_reached_and_lead_somewhere() -> None:
     assert reached == states.keys()
 
 
-def test_the_states_ask_for_exactly_what_the_function_does() -> None:
+def test_state_machine_actions_match_the_function() -> None:
     states = Machine(table=lambda *_: {}, act=lambda _: {}).definition["States"]
     asked = {state["Parameters"]["action"] for state in states.values() if state.get("Resource") == FUNCTION}
     tree = ast.parse(inspect.getsource(supervise.supervise))

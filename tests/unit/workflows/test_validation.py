@@ -17,33 +17,33 @@ from vigil_core.domain.errors import (
     ValidationFailed,
     raise_if_any,
 )
-from vigil_core.domain.workflows.validation import MAX_JOBS, MAX_PROBLEMS, Sketch, problems
+from vigil_core.domain.workflows.validation import MAX_JOBS, MAX_PROBLEMS, NodeSpec, graph_problems
 
 
-def sketches(**depends_on: Iterable[str]) -> list[Sketch]:
-    return [Sketch(name=name, depends_on=tuple(names)) for name, names in depends_on.items()]
+def sketches(**depends_on: Iterable[str]) -> list[NodeSpec]:
+    return [NodeSpec(name=name, depends_on=tuple(names)) for name, names in depends_on.items()]
 
 
-def told(jobs: Sequence[Sketch]) -> list[tuple[str, str, str]]:
-    return [(problem.pointer, problem.code, problem.detail) for problem in problems(jobs)]
+def told(jobs: Sequence[NodeSpec]) -> list[tuple[str, str, str]]:
+    return [(problem.pointer, problem.code, problem.detail) for problem in graph_problems(jobs)]
 
 
-def test_a_graph_that_can_run_has_no_problems() -> None:
+def test_valid_graph_has_no_problems() -> None:
     jobs = [
         *sketches(extract=[], transform=["extract"], load=["extract", "transform"]),
-        Sketch(name="won", depends_on=("extract", "load"), trigger_rule="one_success", cancel_losers=True),
-        Sketch(name="valid", depends_on=("extract",), condition="validation_status == 'valid'"),
+        NodeSpec(name="won", depends_on=("extract", "load"), trigger_rule="one_success", cancel_losers=True),
+        NodeSpec(name="valid", depends_on=("extract",), condition="validation_status == 'valid'"),
     ]
-    assert problems(jobs) == []
+    assert graph_problems(jobs) == []
 
 
-def test_everything_is_told_at_once_in_the_order_of_the_jobs() -> None:
+def test_all_problems_are_reported_in_job_order() -> None:
     jobs = [
-        Sketch(name="a", depends_on=("c", "c")),
-        Sketch(name="b", depends_on=("a",), condition="status == "),
-        Sketch(name="c", depends_on=("b", "nothing")),
-        Sketch(name="a"),
-        Sketch(name="d", depends_on=("d",), cancel_losers=True),
+        NodeSpec(name="a", depends_on=("c", "c")),
+        NodeSpec(name="b", depends_on=("a",), condition="status == "),
+        NodeSpec(name="c", depends_on=("b", "nothing")),
+        NodeSpec(name="a"),
+        NodeSpec(name="d", depends_on=("d",), cancel_losers=True),
     ]
     assert [(pointer, code) for pointer, code, _ in told(jobs)] == [
         ("/jobs/0/depends_on/1", "VALIDATION_FAILED"),
@@ -60,13 +60,13 @@ def test_everything_is_told_at_once_in_the_order_of_the_jobs() -> None:
     assert told(jobs)[5][2] == "depends on itself: d -> d"
 
 
-def test_a_cycle_is_spelled_out_in_the_order_of_running() -> None:
+def test_cycle_is_reported_in_execution_order() -> None:
     assert told(sketches(a=["c"], b=["a"], c=["b"])) == [
         ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> c -> a")
     ]
 
 
-def test_each_knot_has_one_cycle_the_shortest_through_its_first_job() -> None:
+def test_each_strongly_connected_component_reports_its_shortest_cycle() -> None:
     found = told(sketches(free=[], a=["free", "d", "b"], b=["a"], c=["b"], d=["c"], x=["y", "a"], y=["x"], z=["y"]))
     assert found == [
         ("/jobs/1/depends_on/2", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> a"),
@@ -74,7 +74,7 @@ def test_each_knot_has_one_cycle_the_shortest_through_its_first_job() -> None:
     ]
 
 
-def test_a_misspelled_dependency_comes_with_a_suggestion() -> None:
+def test_misspelled_dependency_gets_a_suggestion() -> None:
     (_, code, detail), (_, _, unlike) = told(sketches(extract=[], load=["extrat", "zzz"]))
     assert code == "MISSING_DEPENDENCY"
     assert detail == "no job has the name 'extrat': did you mean 'extract'?"
@@ -91,67 +91,69 @@ def test_a_misspelled_dependency_comes_with_a_suggestion() -> None:
         ("one_done", ("a", "b"), False),
     ],
 )
-def test_losers_are_cancelled_only_where_there_is_a_race(rule: str, depends_on: tuple[str, ...], allowed: bool) -> None:
-    racing = Sketch(name="won", depends_on=depends_on, trigger_rule=rule, cancel_losers=True)  # type: ignore[arg-type]
+def test_cancel_losers_is_allowed_only_for_a_race(rule: str, depends_on: tuple[str, ...], allowed: bool) -> None:
+    racing = NodeSpec(name="won", depends_on=depends_on, trigger_rule=rule, cancel_losers=True)  # type: ignore[arg-type]
     assert (told([*sketches(a=[], b=[]), racing]) == []) is allowed
 
 
-def test_there_is_an_end_to_jobs_and_dependencies() -> None:
+def test_jobs_and_dependencies_over_the_limit_are_refused() -> None:
     assert told([]) == [("/jobs", "VALIDATION_FAILED", "must hold at least one job")]
-    jobs = [Sketch(name=f"job {n}") for n in range(MAX_JOBS)]
-    assert problems(jobs) == []
-    assert told([*jobs, Sketch(name="last")]) == [
+    jobs = [NodeSpec(name=f"job {n}") for n in range(MAX_JOBS)]
+    assert graph_problems(jobs) == []
+    assert told([*jobs, NodeSpec(name="last")]) == [
         ("/jobs", "VALIDATION_FAILED", "holds 10,001 jobs: at most 10,000 are allowed")
     ]
     first = tuple(job.name for job in jobs[:1_000])
-    crowd = [*jobs[:1_000], *(Sketch(name=f"late {n}", depends_on=first) for n in range(101))]
-    assert problems(crowd[:-1]) == []
+    crowd = [*jobs[:1_000], *(NodeSpec(name=f"late {n}", depends_on=first) for n in range(101))]
+    assert graph_problems(crowd[:-1]) == []
     assert told(crowd) == [
         ("/jobs", "VALIDATION_FAILED", "names 101,000 dependencies in all: at most 100,000 are allowed")
     ]
 
 
-def test_there_is_an_end_to_conditions() -> None:
-    assert told([Sketch(name="a", condition="a" * 1_025)]) == [
+def test_conditions_over_the_limits_are_refused() -> None:
+    assert told([NodeSpec(name="a", condition="a" * 1_025)]) == [
         ("/jobs/0/condition", "VALIDATION_FAILED", "has 1,025 characters: at most 1,024 are allowed")
     ]
-    crowd = [Sketch(name=str(n), condition=f"{n:0>5} &&" + "!" * 1_000) for n in range(600)]
+    crowd = [NodeSpec(name=str(n), condition=f"{n:0>5} &&" + "!" * 1_000) for n in range(600)]
     began = time.process_time()
     assert told(crowd) == [
         ("/jobs", "VALIDATION_FAILED", "has conditions of 604,800 characters in all: at most 500,000 are allowed")
     ]
     assert time.process_time() - began < 1
-    assert problems([Sketch(name=str(n), condition="validation_status == 'valid'") for n in range(MAX_JOBS)]) == []
+    assert (
+        graph_problems([NodeSpec(name=str(n), condition="validation_status == 'valid'") for n in range(MAX_JOBS)]) == []
+    )
 
 
-def test_of_many_problems_the_rest_is_counted() -> None:
+def test_problems_over_the_limit_are_counted() -> None:
     jobs = sketches(**{f"job_{n}": ["nobody"] for n in range(250)})
-    *shown, last = problems(jobs)
+    *shown, last = graph_problems(jobs)
     assert len(shown) == MAX_PROBLEMS
     assert last == FieldProblem(pointer="/jobs", detail="and 150 more problems like these", code="MISSING_DEPENDENCY")
 
 
-def test_problems_of_one_kind_have_its_code_and_of_several_the_general_one() -> None:
-    raise_if_any(problems(sketches(a=[])))
+def test_problems_of_one_kind_raise_its_error_and_mixed_ones_the_general_error() -> None:
+    raise_if_any(graph_problems(sketches(a=[])))
     with pytest.raises(MissingDependency):
-        raise_if_any(problems(sketches(**{f"job_{n}": ["nobody"] for n in range(250)})))
+        raise_if_any(graph_problems(sketches(**{f"job_{n}": ["nobody"] for n in range(250)})))
     with pytest.raises(CircularDependency, match="a -> b -> a"):
-        raise_if_any(problems(sketches(a=["b"], b=["a"])))
+        raise_if_any(graph_problems(sketches(a=["b"], b=["a"])))
     with pytest.raises(ValidationFailed) as caught:
-        raise_if_any(problems(sketches(a=["b"], b=["a", "c"])))
+        raise_if_any(graph_problems(sketches(a=["b"], b=["a", "c"])))
     assert type(caught.value) is ValidationFailed
     assert {problem.code for problem in caught.value.problems} == {"MISSING_DEPENDENCY", "CIRCULAR_DEPENDENCY"}
 
 
-def test_the_largest_graphs_are_judged_within_moments() -> None:
+def test_largest_graphs_are_validated_within_5_seconds() -> None:
     names = [f"job_number_{n:05}" for n in range(MAX_JOBS)]
-    circle = [Sketch(name=name, depends_on=(names[n - 1],)) for n, name in enumerate(names)]
-    web = [Sketch(name=name, depends_on=tuple(names[max(0, n - 10) : n])) for n, name in enumerate(names)]
-    lost = [Sketch(name=name, depends_on=tuple(f"{name} {n}" for n in range(10))) for name in names]
+    circle = [NodeSpec(name=name, depends_on=(names[n - 1],)) for n, name in enumerate(names)]
+    web = [NodeSpec(name=name, depends_on=tuple(names[max(0, n - 10) : n])) for n, name in enumerate(names)]
+    lost = [NodeSpec(name=name, depends_on=tuple(f"{name} {n}" for n in range(10))) for name in names]
     began = time.process_time()
-    (cycle,) = problems(circle)
-    assert problems(web) == []
-    assert len(problems(lost)) == MAX_PROBLEMS + 1
+    (cycle,) = graph_problems(circle)
+    assert graph_problems(web) == []
+    assert len(graph_problems(lost)) == MAX_PROBLEMS + 1
     assert time.process_time() - began < 5
     assert cycle.detail.startswith("closes a circle: job_number_00000 -> job_number_00001 -> ")
     assert cycle.detail.endswith(" -> job_number_09999 -> job_number_00000")
@@ -171,9 +173,9 @@ def reached(edges: dict[int, set[int]], start: int) -> set[int]:
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 13), max_size=4), min_size=1, max_size=12))
-def test_what_is_told_is_what_is_wrong(graph: list[list[int]]) -> None:
-    jobs = [Sketch(name=str(n), depends_on=tuple(map(str, depends_on))) for n, depends_on in enumerate(graph)]
-    found = problems(jobs)
+def test_reported_problems_are_exactly_the_real_ones(graph: list[list[int]]) -> None:
+    jobs = [NodeSpec(name=str(n), depends_on=tuple(map(str, depends_on))) for n, depends_on in enumerate(graph)]
+    found = graph_problems(jobs)
 
     missing = {(n, each) for n, depends_on in enumerate(graph) for each in depends_on if each >= len(graph)}
     assert len([problem for problem in found if problem.code == "MISSING_DEPENDENCY"]) == len(missing)

@@ -13,25 +13,25 @@ import boto3
 from botocore.config import Config
 from uuid6 import uuid7
 
-from vigil_core.domain.jobs.retention import DEFAULT
-from vigil_core.gateways.eventbridge_scheduler import SchedulerAlarms
+from vigil_core.domain.jobs.retention import DEFAULT_RETENTION
+from vigil_core.gateways.eventbridge_scheduler import SchedulerTimers
 from vigil_core.gateways.lambda_functions import LambdaExecutors
-from vigil_core.gateways.payload_bucket import BodiesBucket
-from vigil_core.gateways.sns import Topic
+from vigil_core.gateways.payload_bucket import PayloadBucket
+from vigil_core.gateways.sns import SnsTopic
 from vigil_core.gateways.sqs import SqsQueues
 from vigil_core.gateways.step_functions import StepFunctionsSupervisors
 from vigil_core.gateways.websocket import WebSockets
-from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutgoingSettings, SocketSettings
-from vigil_core.services.auth.tickets import IssueTicket
+from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutboundSettings, WebSocketSettings
+from vigil_core.services.auth.tickets import TicketIssuer
 from vigil_core.services.context import (
-    THREADS,
-    Alarms,
+    POOL_THREADS,
     Context,
     Executors,
+    MessageQueues,
     NoExecutors,
     NoSupervisors,
-    Queues,
     Supervisors,
+    Timers,
 )
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.store.auth.api_keys import ApiKeyStore
@@ -42,12 +42,12 @@ from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.jobs.batches import BatchStore
 from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_types import JobTypeStore
-from vigil_core.store.jobs.jobs import JobStore, Objects
+from vigil_core.store.jobs.jobs import JobStore, PayloadStore
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.locks import HoldStore
-from vigil_core.store.queues import JobQueueStore
+from vigil_core.store.locks import LockStore
+from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
-from vigil_core.store.signing_keys import SecretStore
+from vigil_core.store.signing_keys import SigningKeyStore
 from vigil_core.store.table import DynamoTable, Table
 from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from vigil_core.api.app import HttpApi
     from vigil_core.domain.exact_json import JsonValue
     from vigil_core.domain.jobs.job import NewJob
-    from vigil_core.domain.workflows.run import NewRun
-    from vigil_core.gateways.outbound_http import Outgoing
+    from vigil_core.domain.workflows.run import NewWorkflowRun
+    from vigil_core.gateways.outbound_http import OutboundHttpClient
     from vigil_core.gateways.secrets_manager import SecretValues
 
 CLIENT_CONFIG = Config(
@@ -75,7 +75,7 @@ CLIENT_CONFIG = Config(
     connect_timeout=1,
     read_timeout=5,
     tcp_keepalive=True,
-    max_pool_connections=2 * THREADS,
+    max_pool_connections=2 * POOL_THREADS,
     # Each would be worked out anew for every request: a tenth of what a request costs in processor time.
     parameter_validation=False,
     user_agent="vigil",
@@ -132,11 +132,15 @@ def scheduler() -> EventBridgeSchedulerClient:
 
 
 @cache
-def alarms() -> SchedulerAlarms:
+def timers() -> SchedulerTimers:
     """What wakes the sweeper at a time."""
-    its = CoreSettings.from_environment()
-    return SchedulerAlarms(
-        scheduler, group=its.alarm_group, function_arn=its.sweeper_function, role_arn=its.alarm_role, now=now
+    settings = CoreSettings.from_environment()
+    return SchedulerTimers(
+        scheduler,
+        group=settings.timer_group,
+        function_arn=settings.sweeper_function,
+        role_arn=settings.timer_role,
+        now=now,
     )
 
 
@@ -144,41 +148,41 @@ def alarms() -> SchedulerAlarms:
 def s3() -> S3Client:
     """The client of the bucket. Its URLs are signed as every region takes them, and lead to the bucket's own region:
     the usual ones lead to a host for all regions, which for some hours does not know where a new bucket is."""
-    addressed = Config(signature_version="s3v4", s3={"addressing_style": "path"})
-    return boto3.client("s3", config=CLIENT_CONFIG.merge(addressed))
+    s3_config = Config(signature_version="s3v4", s3={"addressing_style": "path"})
+    return boto3.client("s3", config=CLIENT_CONFIG.merge(s3_config))
 
 
 @cache
-def bodies_bucket() -> BodiesBucket:
+def payload_bucket() -> PayloadBucket:
     """What keeps payloads and results too large for a row."""
-    return BodiesBucket(s3, CoreSettings.from_environment().bodies_bucket)
+    return PayloadBucket(s3, CoreSettings.from_environment().payload_bucket)
 
 
 @cache
 def context() -> Context:
     """What the use cases need."""
-    its = CoreSettings.from_environment()
+    settings = CoreSettings.from_environment()
     return context_of(
-        DynamoTable(dynamodb(), its.table_name),
+        DynamoTable(dynamodb(), settings.table_name),
         queues(),
-        alarms(),
-        bodies_bucket(),
-        executors=LambdaExecutors(lambda_client, its.http_executor_function),
-        supervisors=StepFunctionsSupervisors(step_functions, its.supervisor_machine),
-        retention=its.retention,
-        queue_partitions=its.queue_partitions,
+        timers(),
+        payload_bucket(),
+        executors=LambdaExecutors(lambda_client, settings.http_executor_function),
+        supervisors=StepFunctionsSupervisors(step_functions, settings.supervisor_machine),
+        retention=settings.retention,
+        queue_partitions=settings.queue_partitions,
     )
 
 
 def context_of(
     table: Table,
-    queues: Queues,
-    alarms: Alarms,
-    objects: Objects,
+    queues: MessageQueues,
+    timers: Timers,
+    payload_store: PayloadStore,
     *,
     executors: Executors | None = None,
     supervisors: Supervisors | None = None,
-    retention: timedelta = DEFAULT,
+    retention: timedelta = DEFAULT_RETENTION,
     queue_partitions: int = 1,
 ) -> Context:
     """A context over any table."""
@@ -186,41 +190,41 @@ def context_of(
 
     def job_of(namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
         # Imported here, for most functions read no body.
-        from vigil_core.api.schedules.models import job_of_body
+        from vigil_core.api.schedules.models import parse_scheduled_job
 
-        return job_of_body(namespace, body, job_id, find_type=job_types.find)
+        return parse_scheduled_job(namespace, body, job_id, find_type=job_types.find)
 
     def run_of(
         namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
-    ) -> NewRun:
-        from vigil_core.api.workflows.models import run_of_body
+    ) -> NewWorkflowRun:
+        from vigil_core.api.workflows.models import parse_workflow
 
-        return run_of_body(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
+        return parse_workflow(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
 
     return Context(
-        jobs=JobStore(table, objects, now=now, retention=retention, queue_partitions=queue_partitions),
+        jobs=JobStore(table, payload_store, now=now, retention=retention, queue_partitions=queue_partitions),
         job_types=job_types,
         dependencies=DependencyStore(table),
         batches=BatchStore(table),
-        holds=HoldStore(table),
+        locks=LockStore(table),
         waits=WaitStore(table, now=now, retention=retention),
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
-        due=DueStore(table),
-        job_queues=JobQueueStore(table, shards=queue_partitions),
+        due_index=DueStore(table),
+        job_queues=QueueStore(table, partitions=queue_partitions),
         connections=ConnectionStore(table),
         webhooks=WebhookStore(table),
         schedules=ScheduleStore(table),
-        runs=RunStore(table, objects, now=now, retention=retention),
-        queues=queues,
+        runs=RunStore(table, payload_store, now=now, retention=retention),
+        message_queues=queues,
         executors=executors or NoExecutors(),
         supervisors=supervisors or NoSupervisors(),
-        alarms=alarms,
-        job_of=job_of,
-        run_of=run_of,
+        timers=timers,
+        parse_job=job_of,
+        parse_run=run_of,
         clock=now,
         new_id=lambda: str(uuid7()),
-        allowed_private_hosts=OutgoingSettings.from_environment().allowed_private_hosts,
+        allowed_private_hosts=OutboundSettings.from_environment().allowed_private_hosts,
     )
 
 
@@ -233,22 +237,22 @@ def api_keys() -> ApiKeyStore:
 @cache
 def web_sockets() -> WebSockets:
     """The open WebSockets."""
-    endpoint = SocketSettings.from_environment().websocket_endpoint
+    endpoint = WebSocketSettings.from_environment().websocket_endpoint
     return WebSockets(boto3.client("apigatewaymanagementapi", endpoint_url=endpoint, config=SOCKET_CONFIG))
 
 
 @cache
-def topic() -> Topic:
+def sns_topic() -> SnsTopic:
     """The topic for everybody outside."""
-    return Topic(boto3.client("sns", config=CLIENT_CONFIG), NotifierSettings.from_environment().topic_arn)
+    return SnsTopic(boto3.client("sns", config=CLIENT_CONFIG), NotifierSettings.from_environment().topic_arn)
 
 
 @cache
-def outgoing() -> Outgoing:
+def outbound_http() -> OutboundHttpClient:
     """The guarded way to addresses that users name."""
-    from vigil_core.gateways.outbound_http import Outgoing
+    from vigil_core.gateways.outbound_http import OutboundHttpClient
 
-    return Outgoing(OutgoingSettings.from_environment().allowed_private_hosts)
+    return OutboundHttpClient(OutboundSettings.from_environment().allowed_private_hosts)
 
 
 @cache
@@ -276,8 +280,8 @@ def http_api() -> HttpApi:
     table = DynamoTable(dynamodb(), CoreSettings.from_environment().table_name)
     services = Services(
         context=context(),
-        page_tokens=PageTokens(secrets=SecretStore(table), random_bytes=secrets.token_bytes),
-        issue_ticket=IssueTicket(tickets=TicketStore(table), now=now, random_hex=secrets.token_hex),
+        page_tokens=PageTokens(signing_keys=SigningKeyStore(table), random_bytes=secrets.token_bytes),
+        issue_ticket=TicketIssuer(tickets=TicketStore(table), now=now, random_hex=secrets.token_hex),
     )
     return HttpApi(services, OPERATIONS)
 
@@ -288,31 +292,31 @@ def admin() -> Admin:
     from vigil_core.api.admin import Admin
     from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
     from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
-    from vigil_core.gateways.lambda_functions import PATIENTLY, Functions
+    from vigil_core.gateways.lambda_functions import LONG_CALL_CONFIG, LambdaFunctions
     from vigil_core.runtime.settings import AdminSettings
-    from vigil_core.services.auth.api_keys import ManageKeys
-    from vigil_core.services.auth.disconnect import DisconnectKey
+    from vigil_core.services.auth.api_keys import ApiKeyManager
+    from vigil_core.services.auth.disconnect import KeyDisconnector
     from vigil_core.services.operations.dead_letters import DeadLetters
     from vigil_core.services.operations.doctor import Doctor
 
-    its = AdminSettings.from_environment()
+    settings = AdminSettings.from_environment()
     dead_letters = DeadLetters(
-        bucket=DeadLetterBucket(boto3.client("s3", config=CLIENT_CONFIG), its.dead_letter_bucket),
+        bucket=DeadLetterBucket(boto3.client("s3", config=CLIENT_CONFIG), settings.dead_letter_bucket),
         queues={
             "fan_out": DeadLetterQueue(
-                sqs(), dead_url=its.fan_out_dead_letter_queue_url, home_url=its.fan_out_queue_url
+                sqs(), dead_letter_url=settings.fan_out_dead_letter_queue_url, source_url=settings.fan_out_queue_url
             ),
             "sweeper": DeadLetterQueue(
-                sqs(), dead_url=its.sweeper_dead_letter_queue_url, home_url=its.sweeper_queue_url
+                sqs(), dead_letter_url=settings.sweeper_dead_letter_queue_url, source_url=settings.sweeper_queue_url
             ),
             "webhooks": DeadLetterQueue(
-                sqs(), dead_url=its.webhooks_dead_letter_queue_url, home_url=its.webhooks_queue_url
+                sqs(), dead_letter_url=settings.webhooks_dead_letter_queue_url, source_url=settings.webhooks_queue_url
             ),
         },
-        functions=Functions(boto3.client("lambda", config=PATIENTLY)),
-        consumers=[its.matcher_function, its.notifier_function],
+        functions=LambdaFunctions(boto3.client("lambda", config=LONG_CALL_CONFIG)),
+        consumers=[settings.matcher_function, settings.notifier_function],
         now=now,
     )
-    disconnect = DisconnectKey(connections=context().connections, sockets=web_sockets())
-    keys = ManageKeys(api_keys=api_keys(), disconnect=disconnect, now=now, random_hex=secrets.token_hex)
+    disconnect = KeyDisconnector(connections=context().connections, sockets=web_sockets())
+    keys = ApiKeyManager(api_keys=api_keys(), disconnect=disconnect, now=now, random_hex=secrets.token_hex)
     return Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(context(), dead_letters))

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from vigil_core.domain.access import ApiKey, in_order
+from vigil_core.domain.access import ApiKey, sort_scopes
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
 from vigil_core.domain.timestamps import to_text
-from vigil_core.services.auth.api_keys import ManageKeys
-from vigil_core.services.operations.dead_letters import Batch, DeadLetters
-from vigil_core.services.operations.doctor import Doctor, Finding, Outcome
+from vigil_core.services.auth.api_keys import ApiKeyManager
+from vigil_core.services.operations.dead_letters import DeadLetterBatch, DeadLetters
+from vigil_core.services.operations.doctor import Doctor, Finding, RepairOutcome
 
 ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters", "doctor")
 
-TO_ANSWER = timedelta(seconds=15)
-TO_MEND = timedelta(minutes=2)
+RESPONSE_RESERVE = timedelta(seconds=15)
+REPAIR_RESERVE = timedelta(minutes=2)
 """Of the 5 minutes that a request may take: kept to mend what is found, and to answer."""
 
 
@@ -24,15 +24,15 @@ class Admin:
     """Answers requests `{"action": …, …}` with JSON values. An answer with `error` says what was wrong with the
     request; faults of AWS are raised."""
 
-    def __init__(self, *, keys: ManageKeys, dead_letters: DeadLetters, doctor: Doctor) -> None:
+    def __init__(self, *, keys: ApiKeyManager, dead_letters: DeadLetters, doctor: Doctor) -> None:
         self._keys = keys
         self._doctor = doctor
         self._dead_letters = dead_letters
 
-    def answer(self, request: object, until: datetime) -> dict[str, Any]:
+    def handle(self, request: object, until: datetime) -> dict[str, Any]:
         """Do what is asked, long work only as far as it gets until then."""
         try:
-            return self._do(request, until)
+            return self._dispatch(request, until)
         except VigilError as error:
             problems = error.problems if isinstance(error, ValidationFailed) else ()
             return {
@@ -41,46 +41,48 @@ class Admin:
                 "errors": [{"pointer": problem.pointer, "detail": problem.detail} for problem in problems],
             }
 
-    def _do(self, request: object, until: datetime) -> dict[str, Any]:
+    def _dispatch(self, request: object, until: datetime) -> dict[str, Any]:
         if not isinstance(request, Mapping):
             raise ValidationFailed.at("", "must be an object")
         match request.get("action"):
             case "create_key":
-                key, token = self._keys.create(*_fields(request, "namespace", "scopes", "name"))
-                return {"key": _shown(key), "token": token.text()}
+                key, token = self._keys.create(*_require_fields(request, "namespace", "scopes", "name"))
+                return {"key": _key_json(key), "token": token.to_text()}
             case "list_keys":
-                return {"keys": [_shown(key) for key in self._keys.list(*_fields(request, "namespace"))]}
+                return {"keys": [_key_json(key) for key in self._keys.list(*_require_fields(request, "namespace"))]}
             case "revoke_key":
-                key, disconnected = self._keys.revoke(*_fields(request, "namespace", "key_id"))
-                return {"key": _shown(key), "disconnected": disconnected}
+                key, disconnected = self._keys.revoke(*_require_fields(request, "namespace", "key_id"))
+                return {"key": _key_json(key), "disconnected": disconnected}
             case "list_dead_letters":
-                _fields(request)
+                _require_fields(request)
                 found = self._dead_letters.list()
-                shown = [_shown_batch(batch) for batch in found.batches]
+                shown = [_batch_json(batch) for batch in found.batches]
                 return {"batches": shown, "total": found.total, "messages": dict(found.messages)}
             case "redrive_dead_letters":
-                _fields(request)
+                _require_fields(request)
                 done = self._dead_letters.redrive(until)
-                failed = [_shown_batch(batch) for batch in done.failed]
-                return {"batches": done.batches, "failed": failed, "left": done.left, "messages": done.messages}
+                failed = [_batch_json(batch) for batch in done.failed]
+                return {"batches": done.batches, "failed": failed, "left": done.not_tried, "messages": done.messages}
             case "doctor":
-                return self._checkup(*_fields(request, "mend"), until=until)
+                return self._run_doctor(*_require_fields(request, "mend"), until=until)
             case _:
                 raise ValidationFailed.at("/action", f"must be one of {', '.join(ACTIONS)}")
 
-    def _checkup(self, mend: object, *, until: datetime) -> dict[str, Any]:
-        if mend not in (None, True, False):
+    def _run_doctor(self, fix: object, *, until: datetime) -> dict[str, Any]:
+        if fix not in (None, True, False):
             raise ValidationFailed.at("/mend", "must be true or false")
-        found = self._doctor.look(until - TO_MEND)
-        outcomes = self._doctor.mend(found.findings, until - TO_ANSWER) if mend else [None] * len(found.findings)
+        checkup = self._doctor.examine(until - REPAIR_RESERVE)
+        outcomes = (
+            self._doctor.repair(checkup.findings, until - RESPONSE_RESERVE) if fix else [None] * len(checkup.findings)
+        )
         return {
-            "findings": [_shown_finding(*each) for each in zip(found.findings, outcomes, strict=True)],
-            "more": found.more,
-            "looked_at": {"due": found.due, "queues": found.queues, "jobs": found.jobs},
+            "findings": [_finding_json(*pair) for pair in zip(checkup.findings, outcomes, strict=True)],
+            "more": checkup.more,
+            "looked_at": {"due": checkup.due_rows, "queues": checkup.queues, "jobs": checkup.jobs},
         }
 
 
-def _fields(request: Mapping[str, Any], *names: str) -> list[Any]:
+def _require_fields(request: Mapping[str, Any], *names: str) -> list[Any]:
     """The values of the fields that an action takes, None for those that are absent. What is wrong in them is said by
     the services. Raises ValidationFailed for any other field."""
     unknown = [name for name in request if name not in ("action", *names)]
@@ -91,32 +93,32 @@ def _fields(request: Mapping[str, Any], *names: str) -> list[Any]:
     return [request.get(name) for name in names]
 
 
-def _shown(key: ApiKey) -> dict[str, Any]:
+def _key_json(key: ApiKey) -> dict[str, Any]:
     return {
         "namespace": key.namespace,
         "key_id": key.key_id,
         "name": key.name,
-        "scopes": [str(scope) for scope in in_order(key.scopes)],
+        "scopes": [str(scope) for scope in sort_scopes(key.scopes)],
         "created_at": to_text(key.created_at),
         "revoked_at": to_text(key.revoked_at) if key.revoked_at else None,
     }
 
 
-def _shown_finding(finding: Finding, outcome: Outcome | None) -> dict[str, Any]:
+def _finding_json(finding: Finding, outcome: RepairOutcome | None) -> dict[str, Any]:
     return {
         "kind": finding.kind,
         "namespace": finding.namespace,
         "id": finding.entity_id,
-        "what": finding.what,
+        "what": finding.problem,
         "since": to_text(finding.since) if finding.since else None,
-        "mend": finding.mend,
-        "mended": outcome.mended if outcome else False,
-        "outcome": outcome.said if outcome else None,
+        "mend": finding.repair_hint,
+        "mended": outcome.repaired if outcome else False,
+        "outcome": outcome.message if outcome else None,
     }
 
 
-def _shown_batch(batch: Batch) -> dict[str, Any]:
-    letter = batch.letter
+def _batch_json(batch: DeadLetterBatch) -> dict[str, Any]:
+    letter = batch.dead_letter
     return {
         "key": batch.key,
         "stored_at": to_text(batch.stored_at),

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from vigil_core.domain.access import Access
-from vigil_core.services.auth.authenticate import Authenticate
+from vigil_core.services.auth.authenticate import Authenticator
 
 
-def access_of(event: Mapping[str, Any], authenticate: Authenticate) -> Access | None:
+def authenticate_event(event: Mapping[str, Any], authenticate: Authenticator) -> Access | None:
     """Who is asking; None for whoever proves nothing. A ticket opens a WebSocket and nothing else."""
-    if is_websocket(event) and (ticket := _named(event.get("queryStringParameters"), "ticket")) is not None:
+    if is_websocket(event) and (ticket := _get_ignoring_case(event.get("queryStringParameters"), "ticket")) is not None:
         return authenticate.by_ticket(ticket)
-    return authenticate.by_header(_named(event.get("headers"), "authorization"))
+    return authenticate.by_header(_get_ignoring_case(event.get("headers"), "authorization"))
 
 
-def answer(event: Mapping[str, Any], access: Access | None) -> dict[str, Any]:
+def authorizer_response(event: Mapping[str, Any], access: Access | None) -> dict[str, Any]:
     """A policy for a WebSocket, a yes or no for HTTP; either with what is known of the caller."""
-    context = access.context() if access else {}
+    context = access.to_authorizer_context() if access else {}
     if not is_websocket(event):
         return {"isAuthorized": access is not None, "context": context}
     statement = {
@@ -42,7 +42,7 @@ def is_websocket(event: Mapping[str, Any]) -> bool:
     return "methodArn" in event
 
 
-def _named(values: object, name: str) -> object:
+def _get_ignoring_case(values: object, name: str) -> object:
     """The value under a name in whatever case: the WebSocket API and `sam local` keep the client's."""
     if not isinstance(values, Mapping):
         return None

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from vigil_core.api.jobs.models import EXAMPLE_ID, NoQuery, Problem
-from vigil_core.api.problems import CONTENT_TYPE, STATUS, Fault, TooManyRequests, Unauthorized
-from vigil_core.api.request import MAX_HOLD_S
-from vigil_core.api.routing import AnswerHeader, Operation, RequestHeader, Shows
+from vigil_core.api.problems import CONTENT_TYPE, HTTP_STATUS, InternalError, TooManyRequests, Unauthorized
+from vigil_core.api.request import MAX_LONG_POLL_S
+from vigil_core.api.routing import Operation, RequestHeader, ResponseHeader, ResponseSpec
 from vigil_core.domain.errors import Forbidden, MalformedRequest, PayloadTooLarge, ValidationFailed, VigilError
 
 _REF = "#/components/schemas/{model}"
@@ -29,11 +29,11 @@ _REQUEST_HEADERS: Mapping[RequestHeader, Mapping[str, Any]] = {
     },
     "Prefer": {
         "schema": {"type": "string"},
-        "description": f"`wait=N` holds the answer for up to N seconds; over {MAX_HOLD_S} is {MAX_HOLD_S}",
+        "description": f"`wait=N` holds the answer for up to N seconds; over {MAX_LONG_POLL_S} is {MAX_LONG_POLL_S}",
         "example": "wait=10",
     },
 }
-_ANSWER_HEADERS: Mapping[AnswerHeader, str] = {
+_RESPONSE_HEADERS: Mapping[ResponseHeader, str] = {
     "ETag": "Changes with the job",
     "Location": "Where the job is",
     "Preference-Applied": "The wait that was granted, when one was preferred",
@@ -52,13 +52,13 @@ _INFO = {
 }
 
 
-def document(operations: Iterable[Operation]) -> dict[str, Any]:
+def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
     """The document that describes these operations."""
-    listed = list(operations)
-    schemas = _Schemas(listed)
+    operation_list = list(operations)
+    schemas = _Schemas(operation_list)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in listed:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+    for operation in operation_list:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe_operation(operation, schemas)
     return {
         "openapi": "3.1.0",
         "info": _INFO,
@@ -77,38 +77,41 @@ class _Schemas:
     """The schemas of every model, as sent and as shown, under one name each."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
-        sent: set[type[BaseModel]] = set()
-        shown: set[type[BaseModel]] = {Problem}
+        request_models: set[type[BaseModel]] = set()
+        response_models: set[type[BaseModel]] = {Problem}
         for operation in operations:
-            sent |= {model for model in (operation.body, operation.documented_body, operation.query) if model}
-            sent |= getattr(operation.documented_body, "parts", frozenset())
-            shown |= {model for answer in operation.answers.values() for model in answer.models}
-        inputs = [(model, "validation") for model in sorted(sent, key=lambda model: model.__name__)]
-        outputs = [(model, "serialization") for model in sorted(shown, key=lambda model: model.__name__)]
-        references, made = models_json_schema([*inputs, *outputs], ref_template=_REF)  # type: ignore[list-item]
+            request_models |= {model for model in (operation.body, operation.documented_body, operation.query) if model}
+            request_models |= getattr(operation.documented_body, "nested_models", frozenset())
+            response_models |= {model for response in operation.responses.values() for model in response.models}
+        inputs = [(model, "validation") for model in sorted(request_models, key=lambda model: model.__name__)]
+        outputs = [(model, "serialization") for model in sorted(response_models, key=lambda model: model.__name__)]
+        references, generated = models_json_schema([*inputs, *outputs], ref_template=_REF)  # type: ignore[list-item]
+        references, generated = _without_view_suffix(references, generated)
         self._references: Mapping[Any, dict[str, Any]] = references
-        asked = {operation.query for operation in operations} | {NoQuery}
-        queries = {reference["$ref"].rsplit("/", 1)[1] for key, reference in references.items() if key[0] in asked}
-        self._definitions: dict[str, Any] = made["$defs"]
+        query_models = {operation.query for operation in operations} | {NoQuery}
+        queries = {
+            reference["$ref"].rsplit("/", 1)[1] for key, reference in references.items() if key[0] in query_models
+        }
+        self._definitions: dict[str, Any] = generated["$defs"]
         self.definitions = {
-            name: tidied(schema) for name, schema in sorted(self._definitions.items()) if name not in queries
+            name: without_titles(schema) for name, schema in sorted(self._definitions.items()) if name not in queries
         }
 
-    def sent(self, model: type[BaseModel]) -> dict[str, Any]:
+    def request_schema(self, model: type[BaseModel]) -> dict[str, Any]:
         return self._references[model, "validation"]
 
-    def shown(self, model: type[BaseModel]) -> dict[str, Any]:
+    def response_schema(self, model: type[BaseModel]) -> dict[str, Any]:
         return self._references[model, "serialization"]
 
-    def properties(self, model: type[BaseModel]) -> dict[str, Any]:
+    def query_properties(self, model: type[BaseModel]) -> dict[str, Any]:
         """The properties of a query model, each of which is a parameter."""
-        name = self.sent(model)["$ref"].rsplit("/", 1)[1]
-        found: dict[str, Any] = tidied(self._definitions[name]).get("properties", {})
-        return found
+        name = self.request_schema(model)["$ref"].rsplit("/", 1)[1]
+        properties: dict[str, Any] = without_titles(self._definitions[name]).get("properties", {})
+        return properties
 
 
-def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
-    summary, _, rest = (operation.act.__doc__ or "").partition(". ")
+def _describe_operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+    summary, _, details = (operation.handler.__doc__ or "").partition(". ")
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": " ".join(summary.split()).rstrip("."),
@@ -117,12 +120,12 @@ def _operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         "security": [{"apiKey": []}] if operation.scope else [],
     }
     scope = f"Needs the scope `{operation.scope}`." if operation.scope else "Needs no key."
-    described["description"] = " ".join([*rest.split(), scope])
+    described["description"] = " ".join([*details.split(), scope])
     body = operation.body or operation.documented_body
     if body is not None:
         described["requestBody"] = {
             "required": not operation.body_optional,
-            "content": {"application/json": {"schema": schemas.sent(body)}},
+            "content": {"application/json": {"schema": schemas.request_schema(body)}},
         }
     return described
 
@@ -142,7 +145,7 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
 
 def _query_parameters(operation: Operation, schemas: _Schemas) -> list[dict[str, Any]]:
     parameters = []
-    for name, schema in schemas.properties(operation.query).items():
+    for name, schema in schemas.query_properties(operation.query).items():
         # In a query there is no null: what is absent is left out.
         choices = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
         described = choices[0] if choices else {key: schema[key] for key in schema if key != "description"}
@@ -158,52 +161,66 @@ def _headers(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
-    responses = {str(status): _shown(answer, schemas) for status, answer in operation.answers.items()}
+    responses = {str(status): _describe_response(response, schemas) for status, response in operation.responses.items()}
     codes: dict[int, list[str]] = {}
-    for error in _problems(operation):
-        codes.setdefault(STATUS[error], []).append(error.code)
+    for error in _possible_errors(operation):
+        codes.setdefault(HTTP_STATUS[error], []).append(error.code)
     for status in sorted(codes):
         responses[str(status)] = {
             "description": ", ".join(f"`{code}`" for code in sorted(codes[status])),
-            "content": {CONTENT_TYPE: {"schema": schemas.shown(Problem)}},
+            "content": {CONTENT_TYPE: {"schema": schemas.response_schema(Problem)}},
         }
-        if status == STATUS[TooManyRequests]:
+        if status == HTTP_STATUS[TooManyRequests]:
             responses[str(status)]["headers"] = {
                 "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
             }
     return responses
 
 
-def _problems(operation: Operation) -> set[type[VigilError]]:
+def _possible_errors(operation: Operation) -> set[type[VigilError]]:
     """What a route itself may raise, and what every route may answer before or around it."""
-    around: set[type[VigilError]] = {ValidationFailed, TooManyRequests, Fault}
+    common_errors: set[type[VigilError]] = {ValidationFailed, TooManyRequests, InternalError}
     if operation.scope is not None:
-        around |= {Unauthorized, Forbidden}
+        common_errors |= {Unauthorized, Forbidden}
     if operation.takes_body:
-        around |= {MalformedRequest, PayloadTooLarge}
-    return around | set(operation.problems)
+        common_errors |= {MalformedRequest, PayloadTooLarge}
+    return common_errors | set(operation.problems)
 
 
-def _shown(answer: Shows, schemas: _Schemas) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": answer.what}
-    if answer.headers:
+def _describe_response(response: ResponseSpec, schemas: _Schemas) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": response.description}
+    if response.headers:
         described["headers"] = {
-            name: {"description": _ANSWER_HEADERS[name], "schema": {"type": "string"}} for name in answer.headers
+            name: {"description": _RESPONSE_HEADERS[name], "schema": {"type": "string"}} for name in response.headers
         }
-    choices = [schemas.shown(model) for model in answer.models]
+    choices = [schemas.response_schema(model) for model in response.models]
     if choices:
         schema = choices[0] if len(choices) == 1 else {"anyOf": choices}
         described["content"] = {"application/json": {"schema": schema}}
-        described["content"] |= {media: {"schema": {"type": "string"}} for media in answer.media}
+        described["content"] |= {media: {"schema": {"type": "string"}} for media in response.media_types}
     return described
 
 
-def tidied(schema: Any) -> Any:
+def _without_view_suffix(references: Any, generated: Any) -> tuple[Any, Any]:
+    """Name each response schema after the thing itself: `JobView` becomes `Job`."""
+    renamed = {name: name.removesuffix("View") for name in generated["$defs"]}
+    text = re.compile(r"#/components/schemas/(\w+)")
+
+    def rename(value: Any) -> Any:
+        return json.loads(text.sub(lambda match: _REF.format(model=renamed.get(match[1], match[1])), json.dumps(value)))
+
+    definitions = {renamed[name]: rename(schema) for name, schema in generated["$defs"].items()}
+    return {key: rename(reference) for key, reference in references.items()}, {"$defs": definitions}
+
+
+def without_titles(schema: Any) -> Any:
     """A schema without the titles that pydantic gives everything, which say nothing that the names do not."""
     if isinstance(schema, dict):
-        return {key: tidied(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+        return {
+            key: without_titles(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)
+        }
     if isinstance(schema, list):
-        return [tidied(item) for item in schema]
+        return [without_titles(item) for item in schema]
     return schema
 
 

@@ -51,7 +51,7 @@ class Unauthorized(VigilError):
     code = "UNAUTHORIZED"
 
 
-class NothingHere(VigilError):
+class RouteNotFound(VigilError):
     """No route has this method and path."""
 
     code = "NOT_FOUND"
@@ -63,17 +63,17 @@ class TooManyRequests(VigilError):
     code = "TOO_MANY_REQUESTS"
 
 
-class Fault(VigilError):
+class InternalError(VigilError):
     """Vigil's own fault. What it was stands in the log, under the request's id."""
 
     code = "INTERNAL_ERROR"
 
 
-STATUS: Mapping[type[VigilError], int] = {
+HTTP_STATUS: Mapping[type[VigilError], int] = {
     MalformedRequest: 400,
     Unauthorized: 401,
     Forbidden: 403,
-    NothingHere: 404,
+    RouteNotFound: 404,
     JobNotFound: 404,
     WaitNotFound: 404,
     WorkflowNotFound: 404,
@@ -94,7 +94,7 @@ STATUS: Mapping[type[VigilError], int] = {
     TargetRefused: 422,
     TargetUnreachable: 424,
     TooManyRequests: 429,
-    Fault: 500,
+    InternalError: 500,
 }
 
 _THROTTLED = {
@@ -106,23 +106,23 @@ _THROTTLED = {
 }
 
 
-def understood(error: Exception) -> VigilError:
+def to_client_error(error: Exception) -> VigilError:
     """The error as a client is to see it: one of `STATUS`. One that nobody meant to raise is logged."""
     if isinstance(error, StoreConflict) or (isinstance(error, ClientError) and _is_throttled(error)):
         return TooManyRequests("Too much is happening at once: try again in a moment")
-    if isinstance(error, VigilError) and type(error) in STATUS:
+    if isinstance(error, VigilError) and type(error) in HTTP_STATUS:
         return error
     logger.exception("fault", extra={"action": "fault"}, exc_info=error)
-    return Fault("Something went wrong inside Vigil; the request_id finds it in the logs")
+    return InternalError("Something went wrong inside Vigil; the request_id finds it in the logs")
 
 
-def problem(error: VigilError, *, path: str, request_id: str, now: datetime) -> Problem:
+def problem_document(error: VigilError, *, path: str, request_id: str, now: datetime) -> Problem:
     """The document for an error of `STATUS`."""
     message = error.message[:MAX_MESSAGE_CHARS]
     document = Problem(
         type=f"urn:vigil:problem:{error.code}",
         title=error.code.replace("_", " ").capitalize(),
-        status=STATUS[type(error)],
+        status=HTTP_STATUS[type(error)],
         detail=message,
         instance=quote(path, safe="/%", errors="replace"),
         error=error.code,
@@ -132,13 +132,13 @@ def problem(error: VigilError, *, path: str, request_id: str, now: datetime) -> 
     )
     if not isinstance(error, ValidationFailed):
         return document
-    found = [
+    field_problems = [
         FieldProblemView(pointer=p.pointer[:MAX_POINTER_CHARS], detail=p.detail, code=p.code) for p in error.problems
     ]
-    return document.model_copy(update={"errors": found})
+    return document.model_copy(update={"errors": field_problems})
 
 
-def retry_after(error: VigilError, now: datetime) -> dict[str, str]:
+def retry_after_headers(error: VigilError, now: datetime) -> dict[str, str]:
     """When it makes sense to try again, as a header, where time alone may help."""
     if isinstance(error, IdempotencyInProgress):
         return {"retry-after": str(max(1, math.ceil((error.until - now).total_seconds())))}

@@ -19,8 +19,8 @@ from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.runtime.lambda_context import LambdaContext
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
-MAX_HOLD_S = 25
-SPARE = timedelta(seconds=3)
+MAX_LONG_POLL_S = 25
+RESPONSE_RESERVE = timedelta(seconds=3)
 """What is left of the function's time when a hold ends at the latest, to answer in."""
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:;.*)?', re.IGNORECASE | re.ASCII | re.DOTALL)
@@ -33,13 +33,13 @@ class Request:
 
     event: Mapping[str, Any]
     arrived_at: datetime
-    answer_by: datetime
+    respond_by: datetime
 
     @classmethod
-    def of(cls, event: Mapping[str, Any], context: LambdaContext, now: datetime) -> Request:
+    def from_event(cls, event: Mapping[str, Any], context: LambdaContext, now: datetime) -> Request:
         """The request that arrived now."""
-        left = timedelta(milliseconds=context.get_remaining_time_in_millis())
-        return cls(event, now, now + left - SPARE)
+        remaining = timedelta(milliseconds=context.get_remaining_time_in_millis())
+        return cls(event, now, now + remaining - RESPONSE_RESERVE)
 
     @property
     def method(self) -> str:
@@ -72,7 +72,7 @@ class Request:
         context = (self.event["requestContext"].get("authorizer") or {}).get("lambda")
         if not context:
             raise Unauthorized("This needs an API key: Authorization: Bearer vgl_…")
-        return Access.of_context(context)
+        return Access.from_authorizer_context(context)
 
     def body(self, *, optional: bool) -> JsonValue:
         """The body as JSON, whatever its Content-Type; {} for an absent one that is `optional`.
@@ -94,35 +94,35 @@ class Request:
         return {} if optional and not raw.strip() else loads(raw)
 
     @property
-    def wait_s(self) -> int | None:
+    def preferred_wait_s(self) -> int | None:
         """What `Prefer: wait=N` (RFC 7240) asks for, in seconds, as far as it is granted; None without it."""
         matches = map(_WAIT.fullmatch, self.headers.get("prefer", "").split(","))
-        return next((min(int(match[1]), MAX_HOLD_S) for match in matches if match), None)
+        return next((min(int(match[1]), MAX_LONG_POLL_S) for match in matches if match), None)
 
     @property
     def preference_applied(self) -> dict[str, str]:
         """The header that says what was granted."""
-        return {} if self.wait_s is None else {"preference-applied": f"wait={self.wait_s}"}
+        return {} if self.preferred_wait_s is None else {"preference-applied": f"wait={self.preferred_wait_s}"}
 
-    def hold_until(self, default_s: int) -> datetime:
+    def long_poll_deadline(self, default_s: int) -> datetime:
         """When to stop holding the answer: counted from the request's arrival."""
-        wait_s = default_s if self.wait_s is None else self.wait_s
-        return min(self.arrived_at + timedelta(seconds=wait_s), self.answer_by)
+        wait_s = default_s if self.preferred_wait_s is None else self.preferred_wait_s
+        return min(self.arrived_at + timedelta(seconds=wait_s), self.respond_by)
 
     @property
     def idempotency_key(self) -> str | None:
         """The Idempotency-Key; quoted and bare are the same. Raises ValidationFailed for one that cannot be."""
-        given = self.headers.get("idempotency-key")
-        if given is None:
+        header = self.headers.get("idempotency-key")
+        if header is None:
             return None
-        key = given.strip()
+        key = header.strip()
         if len(key) > 1 and key[0] == key[-1] == '"':
             key = key[1:-1]
         if not _KEY.fullmatch(key):
             raise ValidationFailed.at("Idempotency-Key", "must be 1 to 128 characters, none a control character")
         return key
 
-    def has_seen(self, etag: str) -> bool:
+    def matches_etag(self, etag: str) -> bool:
         """Whether If-None-Match names this ETag."""
-        seen = [tag.strip().removeprefix("W/") for tag in self.headers.get("if-none-match", "").split(",")]
-        return etag in seen or "*" in seen
+        etags = [tag.strip().removeprefix("W/") for tag in self.headers.get("if-none-match", "").split(",")]
+        return etag in etags or "*" in etags

@@ -8,18 +8,18 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 
 from pydantic import BaseModel
 
-from vigil_core.api.jobs.models import NoQuery, Problem, Wire
-from vigil_core.api.problems import problem, understood
+from vigil_core.api.jobs.models import NoQuery, Problem, RequestModel
+from vigil_core.api.problems import problem_document, to_client_error
 from vigil_core.api.request import Request
 from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import VigilError
-from vigil_core.services.auth.tickets import IssueTicket
+from vigil_core.services.auth.tickets import TicketIssuer
 from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
 
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 RequestHeader: TypeAlias = Literal["Idempotency-Key", "If-None-Match", "Prefer"]
-AnswerHeader: TypeAlias = Literal["ETag", "Location", "Preference-Applied"]
+ResponseHeader: TypeAlias = Literal["ETag", "Location", "Preference-Applied"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Services:
 
     context: Context
     page_tokens: PageTokens
-    issue_ticket: IssueTicket
+    issue_ticket: TicketIssuer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +55,36 @@ class Call:
         return self.access.namespace
 
     @property
-    def by(self) -> str:
+    def actor(self) -> str:
         """Who did it, for the history."""
         return self.access.key_id
 
     def problem(self, error: Exception) -> Problem:
         """What went wrong with this request, or a part of it."""
         request, now = self.request, self.context.now()
-        return problem(understood(error), path=request.path, request_id=request.request_id, now=now)
+        return problem_document(to_client_error(error), path=request.path, request_id=request.request_id, now=now)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RouteResponse:
     """A status, a body (a model or JSON; None for none), headers in lower case."""
 
     status: int
     body: object = None
-    media: str = "application/json"
+    media_type: str = "application/json"
     """Of another kind the body is text, and sent as it is."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shows:
+class ResponseSpec:
     """An answer as the OpenAPI document tells of it; `models` are alternatives, none means no body."""
 
-    what: str
+    description: str
     models: tuple[type[BaseModel], ...] = ()
-    media: tuple[str, ...] = ()
+    media_types: tuple[str, ...] = ()
     """Kinds of text that it may be instead."""
-    headers: tuple[AnswerHeader, ...] = ()
+    headers: tuple[ResponseHeader, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +98,18 @@ class Operation:
     method: Method
     path: str
     scope: Scope | None
-    act: Callable[..., Answer]
-    answers: Mapping[int, Shows]
+    handler: Callable[..., RouteResponse]
+    responses: Mapping[int, ResponseSpec]
     problems: tuple[type[VigilError], ...] = ()
     headers: tuple[RequestHeader, ...] = ()
     documented_body: type[BaseModel] | None = None
-    body: type[Wire] | None = None
-    query: type[Wire] = NoQuery
+    body: type[RequestModel] | None = None
+    query: type[RequestModel] = NoQuery
 
     @property
     def name(self) -> str:
         """The operation's name: in the OpenAPI document, in the log."""
-        return self.act.__name__
+        return self.handler.__name__
 
     @property
     def takes_body(self) -> bool:
@@ -134,23 +134,23 @@ class Routes:
         path: str,
         *,
         scope: Scope | None,
-        answers: Mapping[int, Shows],
+        responses: Mapping[int, ResponseSpec],
         problems: tuple[type[VigilError], ...] = (),
         headers: tuple[RequestHeader, ...] = (),
-        body: type[Wire] | None = None,
+        body: type[RequestModel] | None = None,
         documented_body: type[BaseModel] | None = None,
-    ) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+    ) -> Callable[[Callable[..., RouteResponse]], Callable[..., RouteResponse]]:
         """Declare an operation. Its docstring becomes its description. `body` is one that `act` need not see."""
 
-        def declare(act: Callable[..., Answer]) -> Callable[..., Answer]:
-            hints: dict[str, Any] = get_type_hints(act)
+        def declare(handler: Callable[..., RouteResponse]) -> Callable[..., RouteResponse]:
+            hints: dict[str, Any] = get_type_hints(handler)
             self.operations.append(
                 Operation(
                     method=method,
                     path=path,
                     scope=scope,
-                    act=act,
-                    answers=answers,
+                    handler=handler,
+                    responses=responses,
                     problems=problems,
                     headers=headers,
                     documented_body=documented_body,
@@ -158,6 +158,6 @@ class Routes:
                     query=hints.get("query", NoQuery),
                 )
             )
-            return act
+            return handler
 
         return declare

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from vigil_core.domain.errors import FieldProblem, Forbidden, ValidationFailed
 
-TICKET_LIFE = timedelta(seconds=60)
+TICKET_TTL = timedelta(seconds=60)
 ID_BYTES = 8
 SECRET_BYTES = 32
 """256 random bits: nothing that could be guessed, so one round of SHA-256 is enough to store it by."""
@@ -22,7 +22,7 @@ _TOKEN = re.compile(
     rf"(?P<kind>vgl|vgt)_(?P<namespace>{_NAMESPACE.pattern})"
     rf"_(?P<id>[0-9a-f]{{{2 * ID_BYTES}}})_(?P<secret>[0-9a-f]{{{2 * SECRET_BYTES}}})"
 )
-_LONGEST_NAME = 128
+MAX_NAME_CHARS = 128
 
 
 class Scope(StrEnum):
@@ -34,7 +34,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-_CONTAINED = {
+_INCLUDED_SCOPES = {
     Scope.READ: frozenset({Scope.READ}),
     Scope.SUBMIT: frozenset({Scope.SUBMIT, Scope.READ}),
     Scope.WORK: frozenset({Scope.WORK, Scope.READ}),
@@ -58,7 +58,7 @@ class Token:
     id: str
     secret: str = field(repr=False)
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """`vgl_<namespace>_<id>_<secret>`: the only form that holds the secret, shown once."""
         return f"{self.kind}_{self.namespace}_{self.id}_{self.secret}"
 
@@ -66,7 +66,7 @@ class Token:
         """What is stored of the secret."""
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
-    def proves(self, secret_hash: str) -> bool:
+    def matches_hash(self, secret_hash: str) -> bool:
         """Whether this token's secret is the one stored, in a time that does not tell how much of it was right."""
         return hmac.compare_digest(self.secret_hash(), secret_hash)
 
@@ -119,30 +119,30 @@ class Access:
 
     def allows(self, scope: Scope) -> bool:
         """Whether one of the scopes is, or contains, this one."""
-        return any(scope in _CONTAINED[held] for held in self.scopes)
+        return any(scope in _INCLUDED_SCOPES[granted] for granted in self.scopes)
 
     def require(self, scope: Scope) -> None:
         """Raises Forbidden, naming the scope that is missing."""
         if not self.allows(scope):
             raise Forbidden(f"This needs a key with the scope {scope}", scope=str(scope))
 
-    def context(self) -> dict[str, str]:
+    def to_authorizer_context(self) -> dict[str, str]:
         """What the authorizer hands on: API Gateway carries flat text only."""
-        return {"namespace": self.namespace, "scopes": ",".join(in_order(self.scopes)), "key_id": self.key_id}
+        return {"namespace": self.namespace, "scopes": ",".join(sort_scopes(self.scopes)), "key_id": self.key_id}
 
     @classmethod
-    def of_context(cls, context: Mapping[str, str]) -> Access:
+    def from_authorizer_context(cls, context: Mapping[str, str]) -> Access:
         """The inverse of `context`."""
         scopes = frozenset(Scope(name) for name in context["scopes"].split(","))
         return cls(namespace=context["namespace"], scopes=scopes, key_id=context["key_id"])
 
 
-def in_order(scopes: Iterable[Scope]) -> list[Scope]:
+def sort_scopes(scopes: Iterable[Scope]) -> list[Scope]:
     """The scopes, least first."""
     return sorted(scopes, key=list(Scope).index)
 
 
-def check_namespace(namespace: object) -> list[FieldProblem]:
+def namespace_problems(namespace: object) -> list[FieldProblem]:
     """What is wrong with a namespace for a key."""
     if isinstance(namespace, str) and _NAMESPACE.fullmatch(namespace):
         return []
@@ -150,9 +150,9 @@ def check_namespace(namespace: object) -> list[FieldProblem]:
     return [FieldProblem(pointer="/namespace", detail=detail)]
 
 
-def parse_grant(namespace: object, scopes: object, name: object) -> tuple[str, frozenset[Scope], str | None]:
+def parse_key_request(namespace: object, scopes: object, name: object) -> tuple[str, frozenset[Scope], str | None]:
     """What a new key is to be. Raises ValidationFailed with everything that is wrong with it."""
-    problems = check_namespace(namespace)
+    problems = namespace_problems(namespace)
     known = ", ".join(Scope)
     if not isinstance(scopes, list) or not scopes:
         problems.append(FieldProblem(pointer="/scopes", detail=f"must list at least one of {known}"))
@@ -160,8 +160,8 @@ def parse_grant(namespace: object, scopes: object, name: object) -> tuple[str, f
     for index, scope in enumerate(scopes):
         if scope not in list(Scope):
             problems.append(FieldProblem(pointer=f"/scopes/{index}", detail=f"must be one of {known}"))
-    if name is not None and not (isinstance(name, str) and 1 <= len(name) <= _LONGEST_NAME and name.isprintable()):
-        problems.append(FieldProblem(pointer="/name", detail=f"must be 1 to {_LONGEST_NAME} printable characters"))
+    if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME_CHARS and name.isprintable()):
+        problems.append(FieldProblem(pointer="/name", detail=f"must be 1 to {MAX_NAME_CHARS} printable characters"))
     if problems:
         raise ValidationFailed(problems)
     return str(namespace), frozenset(Scope(scope) for scope in scopes), name if isinstance(name, str) else None

@@ -12,7 +12,7 @@ from vigil_core.domain.errors import MalformedRequest, VigilError
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 
 
-class NoDeadLetter(VigilError):
+class InvalidDeadLetter(VigilError):
     """An object in the bucket is not what Lambda writes there."""
 
     code = "NO_DEAD_LETTER"
@@ -35,20 +35,20 @@ class DeadLetter:
 def parse_dead_letter(body: bytes) -> DeadLetter:
     """Read an object of the bucket. Its `payload` is the event, as an object or as text. Raises NoDeadLetter."""
     try:
-        document = _mapping(loads(body), "the object")
-        context = _mapping(document.get("requestContext"), "requestContext")
+        document = _require_object(loads(body), "the object")
+        context = _require_object(document.get("requestContext"), "requestContext")
         payload = document.get("payload")
-        event = _mapping(loads(payload) if isinstance(payload, str) else payload, "payload")
+        event = _require_object(loads(payload) if isinstance(payload, str) else payload, "payload")
     except MalformedRequest as error:
-        raise NoDeadLetter("it is not valid JSON") from error
+        raise InvalidDeadLetter("it is not valid JSON") from error
     function_arn, records = context.get("functionArn"), event.get("Records")
     if not isinstance(function_arn, str) or not isinstance(records, list):
-        raise NoDeadLetter("it names no function or holds no records")
+        raise InvalidDeadLetter("it names no function or holds no records")
     condition = str(context.get("condition", "unknown"))
     return DeadLetter(function_arn=function_arn, condition=condition, records=len(records), event=dumps(event))
 
 
-def _mapping(value: JsonValue, what: str) -> Mapping[str, JsonValue]:
+def _require_object(value: JsonValue, label: str) -> Mapping[str, JsonValue]:
     if not isinstance(value, Mapping):
-        raise NoDeadLetter(f"{what} is not a JSON object")
+        raise InvalidDeadLetter(f"{label} is not a JSON object")
     return value

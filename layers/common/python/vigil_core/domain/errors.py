@@ -16,7 +16,7 @@ class FieldProblem:
     code: str = "VALIDATION_FAILED"
 
 
-def pointer_token(name: str) -> str:
+def escape_pointer_token(name: str) -> str:
     """A key as it stands in a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")
 
@@ -67,11 +67,11 @@ class CircularDependency(ValidationFailed):
 
 def raise_if_any(problems: Iterable[FieldProblem]) -> None:
     """Raise ValidationFailed with these problems, if any; where all are of one kind, the error of that kind."""
-    found = tuple(problems)
-    codes = {problem.code for problem in found}
-    kinds = (kind for kind in (MissingDependency, CircularDependency) if codes == {kind.code})
-    if found:
-        raise next(kinds, ValidationFailed)(found)
+    all_problems = tuple(problems)
+    codes = {problem.code for problem in all_problems}
+    error_types = (kind for kind in (MissingDependency, CircularDependency) if codes == {kind.code})
+    if all_problems:
+        raise next(error_types, ValidationFailed)(all_problems)
 
 
 class PayloadTooLarge(VigilError):
@@ -86,8 +86,10 @@ class JobNotFound(VigilError):
     code = "JOB_NOT_FOUND"
 
     def __init__(self, *job_ids: str) -> None:
-        named = f"Job with ID {job_ids[0]} not found" if len(job_ids) == 1 else f"Jobs not found: {', '.join(job_ids)}"
-        super().__init__(named, job_ids=list(job_ids))
+        message = (
+            f"Job with ID {job_ids[0]} not found" if len(job_ids) == 1 else f"Jobs not found: {', '.join(job_ids)}"
+        )
+        super().__init__(message, job_ids=list(job_ids))
         self.job_ids = job_ids
 
 

@@ -24,12 +24,12 @@ def loads(text: str | bytes) -> JsonValue:
     """
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = cast(JsonValue, simplejson.loads(decoded, use_decimal=True, parse_constant=_refuse_constant))
+        value = cast(JsonValue, simplejson.loads(decoded, use_decimal=True, parse_constant=_reject_constant))
     except (ValueError, RecursionError) as error:
         # The parser's message quotes neither keys nor values, only a position.
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise MalformedRequest(f"The body is not valid JSON: {reason}") from error
-    _refuse_unstorable(value, depth=0)
+    _reject_unstorable(value, depth=0)
     return value
 
 
@@ -56,11 +56,11 @@ def as_text(value: JsonValue) -> str:
     return dumps(value)
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _refuse_unstorable(value: JsonValue, depth: int) -> None:
+def _reject_unstorable(value: JsonValue, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise MalformedRequest("The body is not valid JSON: nested too deeply")
     if isinstance(value, str):
@@ -70,14 +70,14 @@ def _refuse_unstorable(value: JsonValue, depth: int) -> None:
             raise MalformedRequest("The body is not valid JSON: half of a surrogate pair") from error
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            _refuse_unstorable(key, depth + 1)
-            _refuse_unstorable(item, depth + 1)
+            _reject_unstorable(key, depth + 1)
+            _reject_unstorable(item, depth + 1)
     elif isinstance(value, Sequence):
         for item in value:
-            _refuse_unstorable(item, depth + 1)
+            _reject_unstorable(item, depth + 1)
 
 
-def whole(value: object) -> object:
+def integral_to_int(value: object) -> object:
     """A number without a fraction as an int, for JSON has one kind of number: 3.0 is 3. Anything else as it is."""
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() and abs(value) < 2**63:
         return int(value)

@@ -14,7 +14,7 @@ def is_uuid7(text: str) -> bool:
     return _UUID7.fullmatch(text) is not None
 
 
-def derived(parent_id: str, name: str) -> str:
+def derive_id(parent_id: str, name: str) -> str:
     """An id that (parent id, name) always gives: what a repeated request would otherwise create twice.
 
     It keeps the parent's 48-bit timestamp, so it sorts with its parent, and is a valid UUIDv7.
@@ -24,14 +24,14 @@ def derived(parent_id: str, name: str) -> str:
     return f"{parent_id[:13]}-7{digest[:3]}-{variant}{digest[4:7]}-{digest[7:19]}"
 
 
-def job_id_of(workflow_id: str, name: str) -> str:
+def workflow_job_id(workflow_id: str, name: str) -> str:
     """The id of the job with this name in a run: always the same, so that no repeat makes two."""
-    return derived(workflow_id, f"job/{name}")
+    return derive_id(workflow_id, f"job/{name}")
 
 
-def at_time(moment: datetime, name: str) -> str:
+def derive_id_at(timestamp: datetime, name: str) -> str:
     """An id that (moment, name) always gives, a UUIDv7 of that moment."""
     digest = hashlib.sha256(name.encode()).hexdigest()
-    ms = f"{int(moment.timestamp() * 1000):012x}"
+    ms = f"{int(timestamp.timestamp() * 1000):012x}"
     variant = "89ab"[int(digest[3], 16) % 4]
     return f"{ms[:8]}-{ms[8:]}-7{digest[:3]}-{variant}{digest[4:7]}-{digest[7:19]}"

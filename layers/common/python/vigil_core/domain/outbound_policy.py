@@ -27,10 +27,12 @@ _AUTHORITY = re.compile(
     r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?\.?)(:(?P<port>[0-9]{1,5}))?",
     re.IGNORECASE | re.ASCII,
 )
-_SPELLED = re.compile(r"[!-~]*")
+_PRINTABLE_ASCII = re.compile(r"[!-~]*")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[ -~\t]*")
-_OURS = frozenset({"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"})
+_RESERVED_HEADERS = frozenset(
+    {"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 """Headers that say how a message travels: whoever sends it says that."""
 
 # What is no address of a public host, by IANA's registries:
@@ -58,7 +60,7 @@ _NOT_PUBLIC_4 = tuple(
 _PUBLIC_6 = IPv6Network("2000::/3")
 """All that has been given out. The unique local fc00::/7, with the metadata of an instance at fd00:ec2::254, is not."""
 _NOT_PUBLIC_6 = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "3ffe::/16", "3fff::/20"))
-_MAPPED = IPv6Network("::ffff:0:0/96")
+_IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 
@@ -66,7 +68,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class OutboundTarget:
     """A URL, taken apart: nothing parses it a second time. `path` has the query with it; `host` is lower case, a
     literal IPv6 address without its brackets. `exempt`: the deployment allows this host although it may be private."""
 
@@ -74,14 +76,14 @@ class Target:
     host: str
     port: int
     path: str
-    exempt: bool
+    is_allowlisted: bool
 
 
-def parse_target(url: str, allowed: Collection[str]) -> Target:
+def parse_outbound_url(url: str, allowed_hosts: Collection[str]) -> OutboundTarget:
     """What a URL points to, if that may be asked at all. Raises TargetRefused."""
     if len(url) > MAX_URL_CHARS:
         raise TargetRefused(f"A URL has at most {MAX_URL_CHARS} characters")
-    if not _SPELLED.fullmatch(url):
+    if not _PRINTABLE_ASCII.fullmatch(url):
         raise TargetRefused("A URL is spelled in ASCII without spaces; anything else is percent-encoded, or punycode")
     match = _URL.fullmatch(url)
     if match is None or (scheme := match["scheme"].lower()) not in _PORTS:
@@ -92,24 +94,24 @@ def parse_target(url: str, allowed: Collection[str]) -> Target:
     port = int(authority["port"] or _PORTS[scheme]) if authority else 0
     if authority is None or not 0 < port < 65_536:
         raise TargetRefused("The URL names no host, or no port from 1 to 65535")
-    host = _canonical(authority["host"])
-    exempt = is_allowed(host, port, allowed)
-    if scheme != "https" and not exempt:
+    host = _normalize_host(authority["host"])
+    is_allowlisted = is_allowed(host, port, allowed_hosts)
+    if scheme != "https" and not is_allowlisted:
         raise TargetRefused("A URL begins with https://")
-    if (literal := _literal(host)) is not None:
-        check_addresses([literal], exempt=exempt)
-    return Target(
+    if (ip_literal := _parse_ip_literal(host)) is not None:
+        check_addresses([ip_literal], is_allowlisted=is_allowlisted)
+    return OutboundTarget(
         scheme="https" if scheme == "https" else "http",
         host=host,
         port=port,
         path=(match["path"] or "/") + (match["query"] or ""),
-        exempt=exempt,
+        is_allowlisted=is_allowlisted,
     )
 
 
-def check_addresses(addresses: Iterable[Address], *, exempt: bool) -> None:
+def check_addresses(addresses: Iterable[Address], *, is_allowlisted: bool) -> None:
     """Raises TargetRefused unless every address that a name stands for may be asked."""
-    if not exempt and not all(map(is_public, addresses)):
+    if not is_allowlisted and not all(map(is_public, addresses)):
         raise TargetRefused("The host has an address that is not public")
 
 
@@ -119,23 +121,23 @@ def is_public(address: Address) -> bool:
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address.scope_id is not None:
         return False
-    if address in _MAPPED or address in _NAT64:
+    if address in _IPV4_MAPPED or address in _NAT64:
         return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
     if address in _SIX_TO_FOUR:
         return is_public(IPv4Address(int(address) >> 80 & 0xFFFF_FFFF))
     return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
 
 
-def is_allowed(host: str, port: int, allowed: Collection[str]) -> bool:
+def is_allowed(host: str, port: int, allowed_hosts: Collection[str]) -> bool:
     """Whether a host is among those that a deployment names, by itself or with this port."""
-    named = f"[{host}]" if ":" in host else host
-    return not {named, f"{named}:{port}"}.isdisjoint(allowed)
+    url_host = f"[{host}]" if ":" in host else host
+    return not {url_host, f"{url_host}:{port}"}.isdisjoint(allowed_hosts)
 
 
-def parse_allowed(text: str) -> frozenset[str]:
+def parse_allowed_hosts(text: str) -> frozenset[str]:
     """The hosts of a list `host, host:port, …`, as `is_allowed` compares them. Raises ValueError for what is none."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    return frozenset(map(_allowed_name, names))
+    return frozenset(map(_normalize_allowed_host, names))
 
 
 def check_headers(method: str, headers: Mapping[str, str]) -> None:
@@ -143,32 +145,32 @@ def check_headers(method: str, headers: Mapping[str, str]) -> None:
     if not _TOKEN.fullmatch(method) or method.upper() == "CONNECT":
         raise TargetRefused("This is no method of a request")
     for name, value in headers.items():
-        if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
+        if not _TOKEN.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
             raise TargetRefused("This is no name of a header that may be set", header=name)
         if not _HEADER_VALUE.fullmatch(value):
             raise TargetRefused(f"The value of the header {name} is not printable ASCII", header=name)
 
 
-def _canonical(host: str) -> str:
+def _normalize_host(host: str) -> str:
     """One spelling for each host."""
     bare = host.strip("[]").lower().removesuffix(".")
-    literal = _literal(bare)
-    if literal is None and host.startswith("["):
+    ip_literal = _parse_ip_literal(bare)
+    if ip_literal is None and host.startswith("["):
         raise TargetRefused("The URL names no host, or no port from 1 to 65535")
-    return bare if literal is None else str(literal)
+    return bare if ip_literal is None else str(ip_literal)
 
 
-def _literal(host: str) -> Address | None:
+def _parse_ip_literal(host: str) -> Address | None:
     try:
         return ip_address(host)
     except ValueError:
         return None
 
 
-def _allowed_name(name: str) -> str:
+def _normalize_allowed_host(name: str) -> str:
     match = _AUTHORITY.fullmatch(name)
     if match is None:
         raise ValueError(f"{name} is neither a host nor host:port")
-    host = _canonical(match["host"])
-    named = f"[{host}]" if ":" in host else host
-    return f"{named}:{int(match['port'])}" if match["port"] else named
+    host = _normalize_host(match["host"])
+    url_host = f"[{host}]" if ":" in host else host
+    return f"{url_host}:{int(match['port'])}" if match["port"] else url_host

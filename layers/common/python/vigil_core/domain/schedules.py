@@ -13,32 +13,32 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from vigil_core.domain.exact_json import JsonValue
-from vigil_core.domain.ids import at_time
+from vigil_core.domain.ids import derive_id_at
 from vigil_core.domain.jobs.job import JobError
 from vigil_core.domain.timestamps import to_text
 
-Missed: TypeAlias = Literal["skip", "run_once"]
-Overlap: TypeAlias = Literal["allow", "skip"]
-Creates: TypeAlias = Literal["job", "workflow"]
-RunOutcome: TypeAlias = Literal["created", "existing", "overlap", "missed", "refused"]
+MisfirePolicy: TypeAlias = Literal["skip", "run_once"]
+OverlapPolicy: TypeAlias = Literal["allow", "skip"]
+ScheduleAction: TypeAlias = Literal["job", "workflow"]
+FireOutcome: TypeAlias = Literal["created", "existing", "overlap", "missed", "refused"]
 
-LATE = timedelta(minutes=5)
+MISFIRE_GRACE = timedelta(minutes=5)
 """A run that would begin later than so is missed."""
-EARLY = timedelta(seconds=2)
+CLOCK_SKEW_TOLERANCE = timedelta(seconds=2)
 """By how much the sweeper of whoever says that the time has come may be ahead."""
-REMEMBERED = timedelta(days=1)
+FIRE_LOOKBACK = timedelta(days=1)
 """For so long a run is looked for that was begun and never told of: the sweep sees to it within minutes."""
 MAX_UNRECORDED = 100
 """The number of unrecorded planned times that a schedule keeps: what one batch read finds."""
-LONGEST_PERIOD = timedelta(days=366)
-SHOWN_TIMES = 5
+MAX_PERIOD = timedelta(days=366)
+NEXT_TIMES_COUNT = 5
 
 _RATE = re.compile(r"([1-9][0-9]{0,5}) (minute|hour|day)s?", re.ASCII)
 _ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9_+-]{1,31}){0,2}", re.ASCII)
-_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366))
+_SEARCH_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366))
 
 
-def zone(name: str) -> tzinfo:
+def parse_timezone(name: str) -> tzinfo:
     """A time zone by its IANA name. Raises ValueError when there is none."""
     if name == "UTC":
         return UTC
@@ -50,18 +50,18 @@ def zone(name: str) -> tzinfo:
     raise ValueError("is no time zone of the IANA database, such as Europe/Berlin")
 
 
-def period(rate: str) -> timedelta:
+def parse_rate(rate: str) -> timedelta:
     """What "5 minutes", "1 hour" or "2 days" means; a day is 24 hours. Raises ValueError."""
-    if (said := _RATE.fullmatch(rate)) is None:
+    if (match := _RATE.fullmatch(rate)) is None:
         raise ValueError('must be like "5 minutes", "1 hour" or "2 days"')
-    length = timedelta(**{f"{said[2]}s": int(said[1])})
-    if length > LONGEST_PERIOD:
-        raise ValueError(f"must be at most {LONGEST_PERIOD.days} days")
-    return length
+    interval = timedelta(**{f"{match[2]}s": int(match[1])})
+    if interval > MAX_PERIOD:
+        raise ValueError(f"must be at most {MAX_PERIOD.days} days")
+    return interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing:
+class ScheduleTiming:
     """When the runs of a schedule are: `cron`, five fields in a time zone, or `rate`, a period counted from `anchor`.
 
     What a cron expression names by the hour and falls into the gap of a spring night happens when the gap is over, and
@@ -74,55 +74,55 @@ class Timing:
     timezone: str
     anchor: datetime
 
-    def after(self, moment: datetime) -> Iterator[datetime]:
+    def fire_times_after(self, after: datetime) -> Iterator[datetime]:
         """Every run after this moment, in UTC, whole seconds. It ends when 50 years bring none.
 
         Raises:
             ValueError: there is no such cron expression, period or time zone.
         """
-        local = zone(self.timezone)
+        timezone = parse_timezone(self.timezone)
         if self.cron is None:
-            yield from self._by_rate(moment)
+            yield from self._rate_times_after(after)
             return
         if len(self.cron.split()) != 5:
             raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
         try:
-            runs = CronSim(self.cron, moment.astimezone(local))
+            cron_times = CronSim(self.cron, after.astimezone(timezone))
         except CronSimError as error:
             raise ValueError(f"is no cron expression: {str(error).lower()}") from error
-        for run in runs:
+        for cron_time in cron_times:
             # In the second of two like hours the first is given, which is over.
-            if (at := run.astimezone(UTC)) > moment:
-                moment = at
-                yield at
+            if (fire_time := cron_time.astimezone(UTC)) > after:
+                after = fire_time
+                yield fire_time
 
-    def latest(self, since: datetime, until: datetime) -> datetime:
+    def latest_between(self, since: datetime, until: datetime) -> datetime:
         """The last run from `since`, which is one, through `until`."""
-        for window in (*_WINDOWS, until - since):
-            found = None
-            for found_at in self.after(max(since, until - window) - timedelta(seconds=1)):
-                if found_at > until:
+        for window in (*_SEARCH_WINDOWS, until - since):
+            latest = None
+            for fire_time in self.fire_times_after(max(since, until - window) - timedelta(seconds=1)):
+                if fire_time > until:
                     break
-                found = found_at
-            if found is not None:
-                return found
+                latest = fire_time
+            if latest is not None:
+                return latest
         return since
 
-    def _by_rate(self, moment: datetime) -> Iterator[datetime]:
-        step = period(self.rate or "")
-        number = max(1, (moment - self.anchor) // step + 1)
+    def _rate_times_after(self, after: datetime) -> Iterator[datetime]:
+        step = parse_rate(self.rate or "")
+        number = max(1, (after - self.anchor) // step + 1)
         while True:
             yield self.anchor + number * step
             number += 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ScheduleFire:
     """What became of a planned time: a job or run, or why there is none."""
 
     planned_at: datetime
-    at: datetime
-    outcome: RunOutcome
+    fired_at: datetime
+    outcome: FireOutcome
     created_id: str | None = None
     error: JobError | None = None
 
@@ -141,126 +141,126 @@ class Schedule:
     namespace: str
     name: str
     schedule_id: str
-    timing: Timing
-    creates: Creates
+    timing: ScheduleTiming
+    action: ScheduleAction
     body: Mapping[str, JsonValue]
     enabled: bool
-    missed: Missed
-    overlap: Overlap
+    misfire_policy: MisfirePolicy
+    overlap_policy: OverlapPolicy
     generation: str
-    next_at: datetime | None
+    next_fire_at: datetime | None
     created_at: datetime
     updated_at: datetime
-    last_run: Run | None = None
-    last_id: str | None = None
+    last_fire: ScheduleFire | None = None
+    last_created_id: str | None = None
     unrecorded: tuple[datetime, ...] = ()
     version: int = 1
 
-    def next_times(self, now: datetime) -> list[datetime]:
+    def next_fire_times(self, now: datetime) -> list[datetime]:
         """The next runs, at most five; none while it is paused."""
         if not self.enabled:
             return []
-        runs = self.timing.after(now)
-        return [run for _, run in zip(range(SHOWN_TIMES), runs, strict=False)]
+        fire_times = self.timing.fire_times_after(now)
+        return [fire_time for _, fire_time in zip(range(NEXT_TIMES_COUNT), fire_times, strict=False)]
 
     def is_due(self, now: datetime) -> bool:
         """Whether its time has come."""
-        return self.next_at is not None and self.next_at <= now + EARLY
+        return self.next_fire_at is not None and self.next_fire_at <= now + CLOCK_SKEW_TOLERANCE
 
-    def id_at(self, planned_at: datetime) -> str:
+    def created_id_at(self, planned_at: datetime) -> str:
         """The id of the job or run for a planned time, the same whoever asks and how often."""
-        return at_time(planned_at, f"{self.schedule_id}/{to_text(planned_at)}")
+        return derive_id_at(planned_at, f"{self.schedule_id}/{to_text(planned_at)}")
 
 
-def planned(schedule: Schedule, *, now: datetime, generation: str) -> Schedule:
+def with_next_fire(schedule: Schedule, *, now: datetime, generation: str) -> Schedule:
     """The schedule with its next run decided anew, from now on."""
-    next_at = next(schedule.timing.after(now), None) if schedule.enabled else None
-    return replace(schedule, next_at=next_at, generation=generation)
+    next_fire_at = next(schedule.timing.fire_times_after(now), None) if schedule.enabled else None
+    return replace(schedule, next_fire_at=next_fire_at, generation=generation)
 
 
-def redefined(before: Schedule, wanted: Schedule) -> Schedule:
+def replace_definition(before: Schedule, definition: Schedule) -> Schedule:
     """The version that follows when a schedule is defined again; the one before itself when nothing differs.
 
     A period goes on being counted from where it was, unless it is another; and only other times are planned anew, for a
     run may be due at this very moment.
     """
-    timing = wanted.timing
+    timing = definition.timing
     if timing.rate == before.timing.rate:
         timing = replace(timing, anchor=before.timing.anchor)
     after = replace(
         before,
         timing=timing,
-        creates=wanted.creates,
-        body=wanted.body,
-        enabled=wanted.enabled,
-        missed=wanted.missed,
-        overlap=wanted.overlap,
+        action=definition.action,
+        body=definition.body,
+        enabled=definition.enabled,
+        misfire_policy=definition.misfire_policy,
+        overlap_policy=definition.overlap_policy,
     )
     if after == before:
         return before
-    after = _next(after, wanted.updated_at)
+    after = _next(after, definition.updated_at)
     if (after.timing, after.enabled) == (before.timing, before.enabled):
         return after
-    after = replace(after, unrecorded=_unrecorded_at(before, wanted.updated_at))
-    return planned(after, now=wanted.updated_at, generation=wanted.generation)
+    after = replace(after, unrecorded=_unrecorded_at(before, definition.updated_at))
+    return with_next_fire(after, now=definition.updated_at, generation=definition.generation)
 
 
-def switched(before: Schedule, enabled: bool, *, now: datetime, generation: str) -> Schedule:
+def set_enabled(before: Schedule, enabled: bool, *, now: datetime, generation: str) -> Schedule:
     """Paused or resumed; itself when it is so already. What passed in a pause is not made up for."""
     if before.enabled == enabled:
         return before
     after = replace(_next(before, now), enabled=enabled, unrecorded=_unrecorded_at(before, now))
-    return planned(after, now=now, generation=generation)
+    return with_next_fire(after, now=now, generation=generation)
 
 
-def turn(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
+def next_fire(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
     """Of a schedule that is due: the planned time to see to, and whether its run is to be left out as missed.
 
     Of several times that have passed only the last is seen to.
     """
-    assert schedule.next_at is not None
-    last = schedule.timing.latest(schedule.next_at, max(now, schedule.next_at))
-    return last, now - last > LATE and schedule.missed == "skip"
+    assert schedule.next_fire_at is not None
+    planned_at = schedule.timing.latest_between(schedule.next_fire_at, max(now, schedule.next_fire_at))
+    return planned_at, now - planned_at > MISFIRE_GRACE and schedule.misfire_policy == "skip"
 
 
-def passed_over(schedule: Schedule, planned_at: datetime) -> list[datetime]:
+def skipped_fires(schedule: Schedule, planned_at: datetime) -> list[datetime]:
     """Return the planned times without a record whose job may exist, other than this one, in order."""
     return [at for at in _unrecorded(schedule, lambda at: at < planned_at, planned_at) if at != planned_at]
 
 
-def ran(schedule: Schedule, run: Run, *, active_id: str | None = None) -> Schedule:
-    """Return the version after a run, with the next planned time.
+def after_fire(schedule: Schedule, fire: ScheduleFire, *, active_id: str | None = None) -> Schedule:
+    """Return the version after a fire, with the next planned time.
 
     A new job or run replaces what the schedule knows of earlier ones. Otherwise earlier ones stay known, because one of
     them may still be active when the next planned time arrives.
 
     Args:
-        schedule: The version before the run.
-        run: The run and its outcome.
+        schedule: The version before the fire.
+        fire: The fire and its outcome.
         active_id: The earlier job or run that this one would overlap; None when that was not checked.
     """
-    after = max(run.at, run.planned_at)
-    last_id = run.created_id or active_id
+    after = max(fire.fired_at, fire.planned_at)
+    last_id = fire.created_id or active_id
     return replace(
         _next(schedule, schedule.updated_at),
-        next_at=next(schedule.timing.after(after), None),
-        last_run=run,
-        last_id=last_id or schedule.last_id,
-        unrecorded=() if last_id else tuple(passed_over(schedule, run.planned_at)[-MAX_UNRECORDED:]),
+        next_fire_at=next(schedule.timing.fire_times_after(after), None),
+        last_fire=fire,
+        last_created_id=last_id or schedule.last_created_id,
+        unrecorded=() if last_id else tuple(skipped_fires(schedule, fire.planned_at)[-MAX_UNRECORDED:]),
     )
 
 
 def _unrecorded_at(schedule: Schedule, now: datetime) -> tuple[datetime, ...]:
     """Return the planned times without a record as of now, for a version that plans other times."""
-    return tuple(_unrecorded(schedule, lambda at: at <= now + EARLY, now)[-MAX_UNRECORDED:])
+    return tuple(_unrecorded(schedule, lambda at: at <= now + CLOCK_SKEW_TOLERANCE, now)[-MAX_UNRECORDED:])
 
 
 def _unrecorded(schedule: Schedule, is_over: Callable[[datetime], bool], until: datetime) -> list[datetime]:
     """Return the times that earlier versions left, then those of this version within a day before `until`."""
-    if schedule.next_at is None:
+    if schedule.next_fire_at is None:
         return list(schedule.unrecorded)
-    since = max(schedule.next_at, until - REMEMBERED) - timedelta(seconds=1)
-    return list(dict.fromkeys([*schedule.unrecorded, *takewhile(is_over, schedule.timing.after(since))]))
+    since = max(schedule.next_fire_at, until - FIRE_LOOKBACK) - timedelta(seconds=1)
+    return list(dict.fromkeys([*schedule.unrecorded, *takewhile(is_over, schedule.timing.fire_times_after(since))]))
 
 
 def _next(schedule: Schedule, now: datetime) -> Schedule:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-MAX_MESSAGE = 1_024
+MAX_MESSAGE_CHARS = 1_024
 """The API takes no longer text, in characters."""
 
 
-def clean(text: str) -> str:
+def sanitize(text: str) -> str:
     """Text that the API and a log take: without NUL and halves of surrogate pairs."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def sendable(text: str) -> str:
+def truncate_message(text: str) -> str:
     """Text that the API takes, and not too long."""
-    sent = clean(text)
-    return sent if len(sent) <= MAX_MESSAGE else sent[: MAX_MESSAGE - 1] + "…"
+    sanitized = sanitize(text)
+    return sanitized if len(sanitized) <= MAX_MESSAGE_CHARS else sanitized[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
-def explained(error: BaseException, trace: str) -> str:
+def format_exception(error: BaseException, trace: str) -> str:
     """What the exception says, and the last lines of the traceback that fit."""
     try:
-        said = sendable(str(error) or type(error).__name__)
+        summary = truncate_message(str(error) or type(error).__name__)
     except Exception:  # Not every exception can say what it is.
-        said = type(error).__name__
-    message = said
+        summary = type(error).__name__
+    message = summary
     tail = ""
     for line in reversed(trace.rstrip().splitlines()):
         tail = f"{line}\n{tail}" if tail else line
-        if len(said) + 1 + len(tail) > MAX_MESSAGE:
+        if len(summary) + 1 + len(tail) > MAX_MESSAGE_CHARS:
             break
-        message = f"{said}\n{tail}"
+        message = f"{summary}\n{tail}"
     return message

@@ -5,24 +5,24 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
-def to_text(moment: datetime) -> str:
+def to_text(timestamp: datetime) -> str:
     """`2026-01-31T09:30:00.123Z`. Raises ValueError for a time without a zone."""
-    if moment.tzinfo is None:
+    if timestamp.tzinfo is None:
         raise ValueError("a time needs a zone")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return timestamp.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_text(text: str) -> datetime:
     """The inverse of `to_text`; takes any ISO 8601 time with a zone. Raises ValueError otherwise."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
+    timestamp = datetime.fromisoformat(text)
+    if timestamp.tzinfo is None:
         raise ValueError("a time needs a zone, such as Z")
-    return moment.astimezone(UTC)
+    return timestamp.astimezone(UTC)
 
 
-def to_epoch_s(moment: datetime) -> int:
+def to_epoch_s(timestamp: datetime) -> int:
     """Whole seconds since 1970, rounded down: what DynamoDB's TTL takes."""
-    return int(moment.timestamp())
+    return int(timestamp.timestamp())
 
 
 def from_epoch_s(seconds: int) -> datetime:
@@ -30,6 +30,6 @@ def from_epoch_s(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def whole_ms(moment: datetime) -> datetime:
+def truncate_to_ms(timestamp: datetime) -> datetime:
     """The moment without what the wire cannot carry."""
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    return timestamp.replace(microsecond=timestamp.microsecond // 1000 * 1000)

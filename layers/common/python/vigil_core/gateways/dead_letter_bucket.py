@@ -28,12 +28,12 @@ class DeadLetterBucket:
     def list(self) -> list[StoredObject]:
         """Every object, oldest first."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
-        found = [
+        objects = [
             StoredObject(key=item["Key"], stored_at=item["LastModified"])
             for page in pages
             for item in page.get("Contents", [])
         ]
-        return sorted(found, key=lambda item: (item.stored_at, item.key))
+        return sorted(objects, key=lambda item: (item.stored_at, item.key))
 
     def read(self, key: str) -> bytes:
         """An object's bytes."""

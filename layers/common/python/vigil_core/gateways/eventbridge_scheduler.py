@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
 
-SOONEST = timedelta(seconds=5)
+MIN_DELAY = timedelta(seconds=5)
 """A time that has passed when the schedule is made might never come."""
 
 
-class SchedulerAlarms:
+class SchedulerTimers:
     """One-time schedules of the stack's own group, which vanish once they have fired. Without the settings, a function
     has no way to them. The client is made when the first alarm is armed: most requests arm none."""
 
@@ -32,15 +32,15 @@ class SchedulerAlarms:
         self._role_arn = role_arn or ""
         self._now = now
 
-    def arm(self, name: str, at: datetime, event: str) -> None:
+    def start(self, name: str, at: datetime, event: str) -> None:
         """Have the function invoked with an event, which is JSON text, within a minute after that time."""
         client = self._client()
-        moment = max(at, self._now() + SOONEST).astimezone(UTC)
+        fire_at = max(at, self._now() + MIN_DELAY).astimezone(UTC)
         try:
             client.create_schedule(
                 Name=name,
                 GroupName=self._group,
-                ScheduleExpression=f"at({moment:%Y-%m-%dT%H:%M:%S})",
+                ScheduleExpression=f"at({fire_at:%Y-%m-%dT%H:%M:%S})",
                 ScheduleExpressionTimezone="UTC",
                 FlexibleTimeWindow={"Mode": "OFF"},
                 ActionAfterCompletion="DELETE",
@@ -55,7 +55,7 @@ class SchedulerAlarms:
         except client.exceptions.ConflictException:
             return  # armed already
 
-    def disarm(self, name: str) -> None:
+    def cancel(self, name: str) -> None:
         """Forget an alarm, if there is one."""
         client = self._client()
         try:

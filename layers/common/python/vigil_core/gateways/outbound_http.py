@@ -24,7 +24,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
-from vigil_core.domain.outbound_policy import Target, check_addresses, check_headers, parse_target
+from vigil_core.domain.outbound_policy import OutboundTarget, check_addresses, check_headers, parse_outbound_url
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
 """The addresses of a host, best first. Raises OSError."""
@@ -32,12 +32,12 @@ Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
 # It warns of odd headers, and names the URL, whose path or query may hold a secret.
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
-_CHUNK = 64 * 1024
-_UNKNOWN_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+_READ_BYTES = 64 * 1024
+_UNKNOWN_HOST_ERRORS = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class HttpResponse:
     """What came back. Header names are lower case. `truncated`: the body went on beyond the limit."""
 
     status: int
@@ -46,20 +46,20 @@ class Answer:
     truncated: bool = False
 
 
-def system_addresses(host: str, port: int) -> list[str]:
+def resolve_host(host: str, port: int) -> list[str]:
     """What the system's resolver says."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
 
-class Outgoing:
+class OutboundHttpClient:
     """`allowed` are the hosts, as `domain.targets.parse_allowed` makes them, that may be private and without TLS."""
 
     def __init__(
         self,
         allowed: Collection[str] = (),
         *,
-        resolve: Resolve = system_addresses,
+        resolve: Resolve = resolve_host,
         tls: Callable[[], ssl.SSLContext] = ssl.create_default_context,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -77,15 +77,19 @@ class Outgoing:
         headers: Mapping[str, str],
         body: bytes | None,
         timeout_s: float,
-        max_answer_bytes: int,
-    ) -> Answer:
+        max_response_bytes: int,
+    ) -> HttpResponse:
         """Send one request; all of it takes at most `timeout_s`. Raises TargetRefused, TargetUnreachable."""
         check_headers(method, headers)
-        target = parse_target(url, self._allowed)
-        ends = self._monotonic() + timeout_s
+        target = parse_outbound_url(url, self._allowed)
+        deadline = self._monotonic() + timeout_s
         addresses = self._addresses(target, timeout_s)
-        with _told_apart(target), self._connect(target, addresses, ends) as plain, _cut(plain, self._left(ends)):
-            connection = self._connection(target, plain, timeout_s)
+        with (
+            _map_errors(target),
+            self._connect(target, addresses, deadline) as sock,
+            _enforce_deadline(sock, self._time_left(deadline)),
+        ):
+            connection = self._connection(target, sock, timeout_s)
             try:
                 connection.request(
                     method,
@@ -96,74 +100,74 @@ class Outgoing:
                     preload_content=False,
                     decode_content=False,
                 )
-                return _read(connection.getresponse(), max_answer_bytes)
+                return _read(connection.getresponse(), max_response_bytes)
             finally:
                 connection.close()
 
-    def _addresses(self, target: Target, timeout_s: float) -> Sequence[str]:
+    def _addresses(self, target: OutboundTarget, timeout_s: float) -> Sequence[str]:
         """What the host stands for, all of it permitted. A resolver that does not answer is left behind."""
-        answer: SimpleQueue[Sequence[str] | OSError | UnicodeError] = SimpleQueue()
+        results: SimpleQueue[Sequence[str] | OSError | UnicodeError] = SimpleQueue()
 
-        def look() -> None:
+        def resolve() -> None:
             try:
-                answer.put(self._resolve(target.host, target.port))
+                results.put(self._resolve(target.host, target.port))
             except (OSError, UnicodeError) as error:
-                answer.put(error)
+                results.put(error)
 
-        threading.Thread(target=look, name="resolve", daemon=True).start()
+        threading.Thread(target=resolve, name="resolve", daemon=True).start()
         try:
-            found = answer.get(timeout=timeout_s)
+            result = results.get(timeout=timeout_s)
         except Empty:
             raise TargetUnreachable("The name of the host was not resolved in time") from None
-        if isinstance(found, UnicodeError) or (isinstance(found, OSError) and found.errno in _UNKNOWN_NAME):
-            raise TargetRefused("There is no host of this name") from found
-        if isinstance(found, OSError) or not found:
+        if isinstance(result, UnicodeError) or (isinstance(result, OSError) and result.errno in _UNKNOWN_HOST_ERRORS):
+            raise TargetRefused("There is no host of this name") from result
+        if isinstance(result, OSError) or not result:
             raise TargetUnreachable("The name of the host could not be resolved")
-        check_addresses(map(ip_address, found), exempt=target.exempt)
-        return found
+        check_addresses(map(ip_address, result), is_allowlisted=target.is_allowlisted)
+        return result
 
-    def _connect(self, target: Target, addresses: Sequence[str], ends: float) -> socket.socket:
+    def _connect(self, target: OutboundTarget, addresses: Sequence[str], deadline: float) -> socket.socket:
         """A connection to the first address that takes one; each has its share of the time."""
-        for left in range(len(addresses), 1, -1):
-            address = addresses[-left]
+        for remaining in range(len(addresses), 1, -1):
+            address = addresses[-remaining]
             with suppress(OSError):
-                return socket.create_connection((address, target.port), timeout=self._left(ends) / left)
-        return socket.create_connection((addresses[-1], target.port), timeout=self._left(ends))
+                return socket.create_connection((address, target.port), timeout=self._time_left(deadline) / remaining)
+        return socket.create_connection((addresses[-1], target.port), timeout=self._time_left(deadline))
 
-    def _connection(self, target: Target, plain: socket.socket, timeout_s: float) -> HTTPConnection:
+    def _connection(self, target: OutboundTarget, sock: socket.socket, timeout_s: float) -> HTTPConnection:
         """HTTP over a socket that is connected already."""
         if target.scheme == "http":
             connection = HTTPConnection(target.host, target.port, timeout=timeout_s)
-            connection.sock = plain
+            connection.sock = sock
             return connection
         if self._tls is None:
             self._tls = self._make_tls()
         secure = HTTPSConnection(target.host, target.port, timeout=timeout_s)
         # The name of the URL is what the certificate has to be for, whatever the address.
-        secure.sock = self._tls.wrap_socket(plain, server_hostname=target.host)
+        secure.sock = self._tls.wrap_socket(sock, server_hostname=target.host)
         return secure
 
-    def _left(self, ends: float) -> float:
-        left = ends - self._monotonic()
-        if left <= 0:
+    def _time_left(self, deadline: float) -> float:
+        time_left = deadline - self._monotonic()
+        if time_left <= 0:
             raise TimeoutError
-        return left
+        return time_left
 
 
 @contextmanager
-def _cut(plain: socket.socket, after_s: float) -> Iterator[None]:
+def _enforce_deadline(sock: socket.socket, after_s: float) -> Iterator[None]:
     """Cuts a connection when its time is up, whatever it is in the middle of: a socket's own timeout begins anew with
     every byte. Raises TimeoutError then, though it look like the end of an answer."""
-    cut = threading.Event()
+    expired = threading.Event()
     # A duplicate: TLS takes the socket over, and this one still is the same connection.
-    with plain.dup() as watched:
+    with sock.dup() as duplicate:
 
-        def cut_off() -> None:
-            cut.set()
+        def shut_down() -> None:
+            expired.set()
             with suppress(OSError):
-                watched.shutdown(socket.SHUT_RDWR)
+                duplicate.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(after_s, cut_off)
+        timer = threading.Timer(after_s, shut_down)
         timer.daemon = True
         timer.start()
         try:
@@ -171,24 +175,26 @@ def _cut(plain: socket.socket, after_s: float) -> Iterator[None]:
         finally:
             timer.cancel()
             timer.join()
-            if cut.is_set():
+            if expired.is_set():
                 raise TimeoutError
 
 
-def _read(response: BaseHTTPResponse, most: int) -> Answer:
+def _read(response: BaseHTTPResponse, max_bytes: int) -> HttpResponse:
     body = bytearray()
-    while len(body) <= most and (chunk := response.read(min(_CHUNK, most + 1 - len(body)), decode_content=False)):
+    while len(body) <= max_bytes and (
+        chunk := response.read(min(_READ_BYTES, max_bytes + 1 - len(body)), decode_content=False)
+    ):
         body += chunk
-    return Answer(
+    return HttpResponse(
         status=response.status,
         headers={name.lower(): response.headers[name] for name in response.headers},
-        body=bytes(body[:most]),
-        truncated=len(body) > most,
+        body=bytes(body[:max_bytes]),
+        truncated=len(body) > max_bytes,
     )
 
 
 @contextmanager
-def _told_apart(target: Target) -> Iterator[None]:
+def _map_errors(target: OutboundTarget) -> Iterator[None]:
     """Faults of the way and of the other side, by what a user can do about them."""
     try:
         yield

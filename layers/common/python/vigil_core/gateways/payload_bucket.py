@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-Kept: TypeAlias = Literal["open", "ended", "long"]
+RetentionClass: TypeAlias = Literal["open", "ended", "long"]
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-URL_LIFE_S = 3_600
-_TAGS: Mapping[Kept, Mapping[str, str]] = {
+URL_TTL_S = 3_600
+_TAGS: Mapping[RetentionClass, Mapping[str, str]] = {
     "open": {"Tagging": "kept=open"},
     "ended": {"Tagging": "kept=ended"},
     "long": {},
 }
 """By which the bucket's lifecycle rules tell objects apart."""
 _TYPE = "application/json"
-_AT_ONCE = 1_000
+_MAX_DELETE_KEYS = 1_000
 """DeleteObjects takes at most a thousand keys."""
 
 
-class BodiesBucket:
+class PayloadBucket:
     """Objects are written once. How long they are kept from then on is the bucket's lifecycle rules' affair. The client
     is made when the first object is asked for: most requests need none."""
 
@@ -30,10 +30,16 @@ class BodiesBucket:
         self._client = client
         self._bucket = bucket or ""
 
-    def put(self, key: str, text: str, *, kept: Kept) -> None:
+    def put(self, key: str, text: str, *, retention_class: RetentionClass) -> None:
         """Store an object."""
-        given: Any = {"Bucket": self._bucket, "Key": key, "Body": text.encode(), "ContentType": _TYPE, **_TAGS[kept]}
-        self._client().put_object(**given)
+        request: Any = {
+            "Bucket": self._bucket,
+            "Key": key,
+            "Body": text.encode(),
+            "ContentType": _TYPE,
+            **_TAGS[retention_class],
+        }
+        self._client().put_object(**request)
 
     def get(self, key: str) -> str | None:
         """An object's text; None when it is not there any more."""
@@ -43,41 +49,41 @@ class BodiesBucket:
         except client.exceptions.NoSuchKey:
             return None
 
-    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+    def renew(self, key: str, *, retention_class: RetentionClass, source: str | None = None) -> None:
         """Have an object kept as long as a new one, by copying it over itself, or from another. One that somebody has
         removed by hand is not missed."""
         client = self._client()
-        given: Any = {
+        request: Any = {
             "Bucket": self._bucket,
             "Key": key,
             "CopySource": {"Bucket": self._bucket, "Key": source or key},
             "ContentType": _TYPE,
             "MetadataDirective": "REPLACE",
             "TaggingDirective": "REPLACE",
-            **_TAGS[kept],
+            **_TAGS[retention_class],
         }
         try:
-            client.copy_object(**given)
+            client.copy_object(**request)
         except client.exceptions.ClientError as error:
             if source is not None or error.response["Error"]["Code"] != "NoSuchKey":
                 raise
 
     def remove(self, keys: Sequence[str]) -> None:
         """Forget objects."""
-        for start in range(0, len(keys), _AT_ONCE):
-            objects = [{"Key": key} for key in keys[start : start + _AT_ONCE]]
+        for start in range(0, len(keys), _MAX_DELETE_KEYS):
+            objects = [{"Key": key} for key in keys[start : start + _MAX_DELETE_KEYS]]
             self._client().delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})  # type: ignore[typeddict-item]
 
     def url(self, key: str) -> str:
         """Where an object can be read for an hour, without a key."""
         return self._client().generate_presigned_url(
-            "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=URL_LIFE_S
+            "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=URL_TTL_S
         )
 
     def upload_url(self, key: str, size: int) -> str:
         """Where an object of exactly this size in bytes can be put within an hour, without a key."""
         return self._client().generate_presigned_url(
-            "put_object", Params={"Bucket": self._bucket, "Key": key, "ContentLength": size}, ExpiresIn=URL_LIFE_S
+            "put_object", Params={"Bucket": self._bucket, "Key": key, "ContentLength": size}, ExpiresIn=URL_TTL_S
         )
 
     def size(self, key: str) -> int | None:

@@ -10,14 +10,14 @@ from botocore.exceptions import ClientError
 from vigil_core.domain.errors import MalformedRequest
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.executors.targets import SecretUnavailable
-from vigil_core.domain.executors.templates import Secret
+from vigil_core.domain.executors.templates import SecretPlaceholder
 
 if TYPE_CHECKING:
     from mypy_boto3_secretsmanager.client import SecretsManagerClient
     from mypy_boto3_ssm.client import SSMClient
 
-REMEMBERED_S = 60.0
-_ABSENT = frozenset(
+CACHE_TTL_S = 60.0
+_UNAVAILABLE_CODES = frozenset(
     {
         "AccessDeniedException", "DecryptionFailure", "InvalidRequestException", "ParameterNotFound",
         "ResourceNotFoundException", "ValidationException",
@@ -41,9 +41,9 @@ class SecretValues:
         self._secrets_manager = secrets_manager
         self._prefix = prefix
         self._monotonic = monotonic
-        self._known: dict[tuple[str, str], tuple[float, str]] = {}
+        self._cache: dict[tuple[str, str], tuple[float, str]] = {}
 
-    def value(self, namespace: str, secret: Secret) -> str:
+    def value(self, namespace: str, secret: SecretPlaceholder) -> str:
         """The secret's text. Raises SecretUnavailable, which says its name and nothing of its value."""
         text = self._text(namespace, secret)
         if secret.key is None:
@@ -57,23 +57,23 @@ class SecretValues:
             raise SecretUnavailable(f"{secret} is no string")
         return value
 
-    def _text(self, namespace: str, secret: Secret) -> str:
+    def _text(self, namespace: str, secret: SecretPlaceholder) -> str:
         name = f"{self._prefix}/{namespace}{secret.name}"
-        known = self._known.get((secret.store, name))
-        if known is not None and known[0] > self._monotonic():
-            return known[1]
+        cached = self._cache.get((secret.source, name))
+        if cached is not None and cached[0] > self._monotonic():
+            return cached[1]
         try:
-            if secret.store == "ssm":
-                answer = self._ssm().get_parameter(Name=f"/{name}", WithDecryption=True)
-                text = answer["Parameter"]["Value"]
+            if secret.source == "ssm":
+                response = self._ssm().get_parameter(Name=f"/{name}", WithDecryption=True)
+                text = response["Parameter"]["Value"]
             else:
                 text = self._secrets_manager().get_secret_value(SecretId=name)["SecretString"]
         except KeyError as error:
             raise SecretUnavailable(f"{secret} is not text") from error
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            if code in _ABSENT:
+            if code in _UNAVAILABLE_CODES:
                 raise SecretUnavailable(f"{secret} cannot be read: {code}") from error
             raise
-        self._known[(secret.store, name)] = (self._monotonic() + REMEMBERED_S, text)
+        self._cache[(secret.source, name)] = (self._monotonic() + CACHE_TTL_S, text)
         return text

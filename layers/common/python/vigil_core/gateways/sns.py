@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from mypy_boto3_sns.client import SNSClient
     from mypy_boto3_sns.type_defs import PublishBatchRequestEntryTypeDef
 
-_AT_ONCE = 10
-_BATCH_BYTES = 256 * 1024
+_MAX_BATCH_ENTRIES = 10
+_MAX_BATCH_BYTES = 256 * 1024
 """SNS takes ten messages of together 256 KB in a request: https://docs.aws.amazon.com/sns/latest/api/API_PublishBatch.html"""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """SNS takes what XML 1.0 can hold, in attributes too."""
 
 
-class Topic:
+class SnsTopic:
     """The topic with this ARN."""
 
     def __init__(self, client: SNSClient, arn: str) -> None:
@@ -35,8 +35,8 @@ class Topic:
             entries: list[PublishBatchRequestEntryTypeDef] = [
                 {**entry, "Id": str(number)} for number, (_, entry) in enumerate(batch)
             ]
-            answer = self._client.publish_batch(TopicArn=self._arn, PublishBatchRequestEntries=entries)
-            failed += [batch[int(failure["Id"])][0] for failure in answer.get("Failed", [])]
+            response = self._client.publish_batch(TopicArn=self._arn, PublishBatchRequestEntries=entries)
+            failed += [batch[int(failure["Id"])][0] for failure in response.get("Failed", [])]
         return failed
 
 
@@ -57,21 +57,22 @@ def _batches(
     entries: Sequence[tuple[Event, PublishBatchRequestEntryTypeDef]],
 ) -> Iterator[list[tuple[Event, PublishBatchRequestEntryTypeDef]]]:
     batch: list[tuple[Event, PublishBatchRequestEntryTypeDef]] = []
-    room = _BATCH_BYTES
+    remaining_bytes = _MAX_BATCH_BYTES
     for event, entry in entries:
         size = _size(entry)
-        if batch and (len(batch) == _AT_ONCE or size > room):
+        if batch and (len(batch) == _MAX_BATCH_ENTRIES or size > remaining_bytes):
             yield batch
-            batch, room = [], _BATCH_BYTES
+            batch, remaining_bytes = [], _MAX_BATCH_BYTES
         batch.append((event, entry))
-        room -= size
+        remaining_bytes -= size
     if batch:
         yield batch
 
 
 def _size(entry: PublishBatchRequestEntryTypeDef) -> int:
     """Attributes count too: name, type and value."""
-    told = entry.get("MessageAttributes", {})
+    attributes = entry.get("MessageAttributes", {})
     return len(entry["Message"]) + sum(
-        len(name) + len(value["DataType"]) + len(value.get("StringValue", "").encode()) for name, value in told.items()
+        len(name) + len(value["DataType"]) + len(value.get("StringValue", "").encode())
+        for name, value in attributes.items()
     )

@@ -12,14 +12,14 @@ from vigil_core.domain.errors import VigilError
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
-_AT_ONCE = 10
+_MAX_BATCH_ENTRIES = 10
 """SendMessageBatch takes at most ten entries."""
-_ATTEMPTS = 3
-_AGAIN_AFTER_S = 15
+_MAX_SEND_ATTEMPTS = 3
+_RETRY_DELAY_S = 15
 """How soon work that failed or was not finished comes again: the queue's own visibility timeout is far longer."""
 
 
-class Grouped(Protocol):
+class GroupedMessage(Protocol):
     """A message whose order matters within its group."""
 
     @property
@@ -54,7 +54,7 @@ class SqsQueues:
         self._sweeper_url = sweeper_url
         self._webhooks_url = webhooks_url
 
-    def wide_work(self, messages: Sequence[Grouped]) -> None:
+    def send_fan_out(self, messages: Sequence[GroupedMessage]) -> None:
         """Hand work to `fan_out`, in order within each group. Raises NotSent when SQS keeps refusing a message."""
         url = self._url(self._fan_out_url)
         entries: list[Any] = [
@@ -66,28 +66,28 @@ class SqsQueues:
             }
             for number, message in enumerate(messages)
         ]
-        for start in range(0, len(entries), _AT_ONCE):
-            self._send(url, entries[start : start + _AT_ONCE])
+        for start in range(0, len(entries), _MAX_BATCH_ENTRIES):
+            self._send(url, entries[start : start + _MAX_BATCH_ENTRIES])
 
-    def wake_up(self, message: str, delay_s: int) -> None:
+    def send_to_sweeper(self, message: str, delay_s: int) -> None:
         """Wake the sweeper after so many seconds, at most 900."""
         self._client().send_message(QueueUrl=self._url(self._sweeper_url), MessageBody=message, DelaySeconds=delay_s)
 
-    def deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str]) -> None:
         """Have webhooks told. Raises NotSent when SQS keeps refusing a message."""
         url = self._url(self._webhooks_url)
         entries: list[Any] = [{"Id": str(number), "MessageBody": body} for number, body in enumerate(messages)]
-        for start in range(0, len(entries), _AT_ONCE):
-            self._send(url, entries[start : start + _AT_ONCE])
+        for start in range(0, len(entries), _MAX_BATCH_ENTRIES):
+            self._send(url, entries[start : start + _MAX_BATCH_ENTRIES])
 
     @contextmanager
-    def working_on(self, receipt_handle: str) -> Iterator[None]:
+    def retry_soon_on_error(self, receipt_handle: str) -> Iterator[None]:
         """Work on a message of the fan-out function's queue. If that raises, the message comes again soon."""
         try:
             yield
         except Exception:
             self._client().change_message_visibility(
-                QueueUrl=self._url(self._fan_out_url), ReceiptHandle=receipt_handle, VisibilityTimeout=_AGAIN_AFTER_S
+                QueueUrl=self._url(self._fan_out_url), ReceiptHandle=receipt_handle, VisibilityTimeout=_RETRY_DELAY_S
             )
             raise
 
@@ -97,11 +97,11 @@ class SqsQueues:
         return url
 
     def _send(self, url: str, entries: list[Any]) -> None:
-        left, refused = entries, dict[str, str]()
-        for _ in range(_ATTEMPTS):
-            answer = self._client().send_message_batch(QueueUrl=url, Entries=left)
-            refused = {failure["Id"]: failure["Code"] for failure in answer.get("Failed", [])}
-            left = [entry for entry in left if entry["Id"] in refused]
-            if not left:
+        remaining, error_codes = entries, dict[str, str]()
+        for _ in range(_MAX_SEND_ATTEMPTS):
+            response = self._client().send_message_batch(QueueUrl=url, Entries=remaining)
+            error_codes = {failure["Id"]: failure["Code"] for failure in response.get("Failed", [])}
+            remaining = [entry for entry in remaining if entry["Id"] in error_codes]
+            if not remaining:
                 return
-        raise NotSent(f"SQS refused {len(left)} messages: {', '.join(sorted(set(refused.values())))}")
+        raise NotSent(f"SQS refused {len(remaining)} messages: {', '.join(sorted(set(error_codes.values())))}")

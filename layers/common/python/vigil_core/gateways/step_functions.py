@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions.client import SFNClient
 
-_OVER = {"TaskDoesNotExist", "TaskTimedOut", "InvalidToken"}
+_TOKEN_EXPIRED_CODES = {"TaskDoesNotExist", "TaskTimedOut", "InvalidToken"}
 """A token of a task that is not waiting any more: it was woken before, or its execution is gone."""
 
 
@@ -34,10 +34,10 @@ class StepFunctionsSupervisors:
         try:
             client.send_task_success(taskToken=token, output="{}")
         except client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] not in _OVER:
+            if error.response["Error"]["Code"] not in _TOKEN_EXPIRED_CODES:
                 raise
 
-    def is_at_work(self, name: str) -> bool:
+    def is_running(self, name: str) -> bool:
         """Whether there is an execution of that name that has not ended."""
         client = self._client()
         arn = f"{self._state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from aws_lambda_powertools import Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
-MEASURED = {
+METRIC_BY_EVENT_TYPE = {
     "vigil.job.completed": "JobsCompleted",
     "vigil.job.failed": "JobsFailed",
     "vigil.job.cancelled": "JobsCancelled",
@@ -29,7 +29,7 @@ MEASURED = {
 
 def count_events(metrics: Metrics, by_type: Mapping[str, int]) -> None:
     """Count what has happened. A record that is delivered again is counted again."""
-    for event_type, name in MEASURED.items():
+    for event_type, name in METRIC_BY_EVENT_TYPE.items():
         if count := by_type.get(event_type):
             metrics.add_metric(name=name, unit=MetricUnit.Count, value=count)
     if metrics.metric_set:

@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Self
 
 from vigil_core.domain.errors import VigilError
-from vigil_core.domain.jobs.retention import DEFAULT
-from vigil_core.domain.outbound_policy import parse_allowed
+from vigil_core.domain.jobs.retention import DEFAULT_RETENTION
+from vigil_core.domain.outbound_policy import parse_allowed_hosts
 
 
 class MissingSetting(VigilError):
@@ -37,10 +37,10 @@ class CoreSettings:
     sweeper_queue_url: str | None
     http_executor_function: str | None
     webhooks_queue_url: str | None
-    alarm_group: str | None
-    alarm_role: str | None
+    timer_group: str | None
+    timer_role: str | None
     sweeper_function: str | None
-    bodies_bucket: str | None
+    payload_bucket: str | None
     supervisor_machine: str | None
     retention: timedelta
     queue_partitions: int
@@ -55,12 +55,12 @@ class CoreSettings:
             sweeper_queue_url=os.environ.get("SWEEPER_QUEUE_URL"),
             http_executor_function=os.environ.get("HTTP_EXECUTOR_FUNCTION"),
             webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
-            alarm_group=os.environ.get("ALARM_GROUP"),
-            alarm_role=os.environ.get("ALARM_ROLE"),
+            timer_group=os.environ.get("ALARM_GROUP"),
+            timer_role=os.environ.get("ALARM_ROLE"),
             sweeper_function=os.environ.get("SWEEPER_FUNCTION"),
-            bodies_bucket=os.environ.get("BODIES_BUCKET"),
+            payload_bucket=os.environ.get("BODIES_BUCKET"),
             supervisor_machine=os.environ.get("SUPERVISOR_MACHINE"),
-            retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT.days))),
+            retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT_RETENTION.days))),
         )
 
 
@@ -119,7 +119,7 @@ class AdminSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SocketSettings:
+class WebSocketSettings:
     """For every function that talks to WebSockets."""
 
     websocket_endpoint: str
@@ -147,7 +147,7 @@ class NotifierSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutgoingSettings:
+class OutboundSettings:
     """For every function that sends requests to addresses that users name: the private hosts that it may send to."""
 
     allowed_private_hosts: frozenset[str]
@@ -155,4 +155,4 @@ class OutgoingSettings:
     @classmethod
     def from_environment(cls) -> Self:
         """`ALLOWED_PRIVATE_HOSTS` is a list with commas, or empty."""
-        return cls(allowed_private_hosts=parse_allowed(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")))
+        return cls(allowed_private_hosts=parse_allowed_hosts(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")))

@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job import NewJob
-from vigil_core.domain.timestamps import whole_ms
-from vigil_core.domain.workflows.run import NewRun
+from vigil_core.domain.timestamps import truncate_to_ms
+from vigil_core.domain.workflows.run import NewWorkflowRun
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.due_index import DueStore
 from vigil_core.store.idempotency import IdempotencyStore
@@ -24,8 +24,8 @@ from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.listing import ListingStore
-from vigil_core.store.locks import HoldStore
-from vigil_core.store.queues import JobQueueStore
+from vigil_core.store.locks import LockStore
+from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
@@ -34,29 +34,29 @@ from vigil_core.store.workflows.runs import RunStore
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = 8
+POOL_THREADS = 8
 
 
-class Queues(Protocol):
+class MessageQueues(Protocol):
     """Messages to Vigil's own workers. A lost message delays work, until the sweep finds it; it loses none."""
 
-    def wide_work(self, messages: Sequence[WideWork]) -> None:
+    def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
         """Hand work to the fan-out function; one group's messages are worked off in order."""
 
-    def wake_up(self, message: str, delay_s: int) -> None:
+    def send_to_sweeper(self, message: str, delay_s: int) -> None:
         """Wake the sweeper for one due row after at most 15 minutes."""
 
-    def deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str]) -> None:
         """Have webhooks told, in any order."""
 
 
-class Alarms(Protocol):
+class Timers(Protocol):
     """What wakes the sweeper at a time, however far ahead. A lost one delays a run, until the sweep finds it."""
 
-    def arm(self, name: str, at: datetime, event: str) -> None:
+    def start(self, name: str, at: datetime, event: str) -> None:
         """Have the sweeper handed this event at that time, once. Armed already is as good."""
 
-    def disarm(self, name: str) -> None:
+    def cancel(self, name: str) -> None:
         """Forget an alarm, if there is one."""
 
 
@@ -69,7 +69,7 @@ class Supervisors(Protocol):
     def wake(self, token: str) -> None:
         """Have one that waits go on. One that waits no longer is as good."""
 
-    def is_at_work(self, name: str) -> bool:
+    def is_running(self, name: str) -> bool:
         """Whether there is one of that name that has not ended."""
 
 
@@ -82,28 +82,28 @@ class NoSupervisors:
     def wake(self, _: str) -> None:
         raise RuntimeError("this function wakes no supervisors")
 
-    def is_at_work(self, _: str) -> bool:
+    def is_running(self, _: str) -> bool:
         raise RuntimeError("this function looks after no supervisors")
 
 
-class ReadsJob(Protocol):
+class JobParser(Protocol):
     """Reads the body of a job's creation."""
 
     def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
         """The job to create under this id, with what its type adds. Raises ValidationFailed."""
 
 
-class ReadsRun(Protocol):
+class RunParser(Protocol):
     """Reads the body of a workflow's creation."""
 
     def __call__(
         self, namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
-    ) -> NewRun:
+    ) -> NewWorkflowRun:
         """The run to create under this id, with what the types of its jobs add. Raises ValidationFailed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WideWork:
+class FanOutMessage:
     """A message for the fan-out function: JSON text, and the group in which order matters."""
 
     group: str
@@ -113,20 +113,20 @@ class WideWork:
 class Executors(Protocol):
     """Those who run what Vigil dispatches. Both raise ExecutorRefused, or ExecutorBusy when it may not have worked."""
 
-    def call(self, event: str, /) -> None:
+    def call_http(self, event: str, /) -> None:
         """Have the target of executor `http` called; the event says for which job."""
 
-    def invoke(self, function: str, event: str, /) -> None:
+    def invoke_lambda(self, function: str, event: str, /) -> None:
         """Have a function of executor `lambda` run a job."""
 
 
 class NoExecutors:
     """For functions that dispatch nothing, and have no right to."""
 
-    def call(self, _: str) -> None:
+    def call_http(self, _: str) -> None:
         raise RuntimeError("this function dispatches no jobs")
 
-    def invoke(self, _: str, __: str) -> None:
+    def invoke_lambda(self, _: str, __: str) -> None:
         raise RuntimeError("this function dispatches no jobs")
 
 
@@ -138,20 +138,20 @@ class Context:
     job_types: JobTypeStore
     dependencies: DependencyStore
     batches: BatchStore
-    holds: HoldStore
+    locks: LockStore
     waits: WaitStore
     idempotency: IdempotencyStore
     listing: ListingStore
-    due: DueStore
-    job_queues: JobQueueStore
+    due_index: DueStore
+    job_queues: QueueStore
     connections: ConnectionStore
     webhooks: WebhookStore
     schedules: ScheduleStore
     runs: RunStore
-    queues: Queues
-    alarms: Alarms
-    job_of: ReadsJob
-    run_of: ReadsRun
+    message_queues: MessageQueues
+    timers: Timers
+    parse_job: JobParser
+    parse_run: RunParser
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)
@@ -159,26 +159,28 @@ class Context:
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     allowed_private_hosts: frozenset[str] = frozenset()
     sleep: Callable[[float], None] = time.sleep
-    chance: Callable[[], float] = random.random
-    in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(default_factory=lambda: threaded(THREADS))
+    jitter: Callable[[], float] = random.random
+    in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(
+        default_factory=lambda: thread_pool_map(POOL_THREADS)
+    )
 
     def now(self) -> datetime:
         """The time, as exact as the wire can carry it."""
-        return whole_ms(self.clock())
+        return truncate_to_ms(self.clock())
 
 
-def threaded(threads: int) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]:
+def thread_pool_map(threads: int) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]:
     """A map that keeps order and runs on a pool of threads: what waits for AWS may as well wait together.
 
     Work on the pool that maps in its turn does so by itself: waiting for the pool, all threads might wait for ever.
     """
-    here = threading.local()
-    pool = ThreadPoolExecutor(max_workers=threads, initializer=lambda: setattr(here, "on_the_pool", True))
+    thread_state = threading.local()
+    pool = ThreadPoolExecutor(max_workers=threads, initializer=lambda: setattr(thread_state, "on_the_pool", True))
 
-    def run(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        listed = list(items)
-        if len(listed) < 2 or hasattr(here, "on_the_pool"):
-            return [work(item) for item in listed]
-        return list(pool.map(work, listed))
+    def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        item_list = list(items)
+        if len(item_list) < 2 or hasattr(thread_state, "on_the_pool"):
+            return [function(item) for item in item_list]
+        return list(pool.map(function, item_list))
 
-    return run
+    return map_in_order

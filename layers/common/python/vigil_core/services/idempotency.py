@@ -10,19 +10,19 @@ from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
 from vigil_core.domain.exact_json import JsonValue, canonical, dumps, loads
 from vigil_core.services.context import Context
 
-Outcome: TypeAlias = tuple[int, JsonValue]
+HttpResponse: TypeAlias = tuple[int, JsonValue]
 """An HTTP status and the body that goes with it."""
 
 
-def once(
+def run_idempotent(
     ctx: Context,
     namespace: str,
     *,
     route: str,
     key: str | None,
     request: JsonValue,
-    act: Callable[[str, bool], Outcome],
-) -> Outcome:
+    action: Callable[[str, bool], HttpResponse],
+) -> HttpResponse:
     """Act, or give the answer that the same request got first.
 
     `act(reserved_id, resumed)` creates under the reserved id; `resumed` says that an earlier try with this id may have
@@ -35,22 +35,22 @@ def once(
     """
     new_id = ctx.new_id()
     if key is None:
-        return act(new_id, False)
+        return action(new_id, False)
     body_hash = hashlib.sha256(canonical(request).encode()).hexdigest()
-    reservation, mine = ctx.idempotency.reserve(
+    reservation, is_ours = ctx.idempotency.reserve(
         namespace, route, key, body_hash=body_hash, new_id=new_id, now=ctx.now()
     )
     if reservation.body_hash != body_hash:
         raise IdempotencyKeyReused("This Idempotency-Key came first with another body")
-    if reservation.answer is not None:
-        status, text = reservation.answer
+    if reservation.response is not None:
+        status, text = reservation.response
         return status, loads(text)
-    if not mine and not reservation.answered:
+    if not is_ours and not reservation.completed:
         raise IdempotencyInProgress(reservation.locked_until)
     try:
-        status, body = act(reservation.reserved_id, reservation.reserved_id != new_id)
+        status, body = action(reservation.reserved_id, reservation.reserved_id != new_id)
     except VigilError:
         ctx.idempotency.release(namespace, route, key)
         raise
-    ctx.idempotency.answer(namespace, route, key, reservation, status, dumps(body), ctx.now())
+    ctx.idempotency.save_response(namespace, route, key, reservation, status, dumps(body), ctx.now())
     return status, body

@@ -10,23 +10,23 @@ from vigil_core.services.context import Context
 
 T = TypeVar("T")
 
-FIRST_LOOK_S = 0.05
-LONGEST_LOOK_S = 0.5
+FIRST_PAUSE_S = 0.05
+MAX_PAUSE_S = 0.5
 
 
-def hold(
+def long_poll(
     ctx: Context,
-    look: Callable[[], T],
+    poll: Callable[[], T],
     *,
-    enough: Callable[[T], bool],
+    is_done: Callable[[T], bool],
     until: datetime,
-    seen: T,
-    longest_pause_s: float = LONGEST_LOOK_S,
+    latest: T,
+    max_pause_s: float = MAX_PAUSE_S,
 ) -> T:
     """What was seen last: the first that is enough, or whatever it is when time is over. `seen` is the first look."""
-    pause_s = FIRST_LOOK_S
-    while not enough(seen) and (left_s := (until - ctx.now()).total_seconds()) > 0:
-        ctx.sleep(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.5, longest_pause_s)
-        seen = look()
-    return seen
+    pause_s = FIRST_PAUSE_S
+    while not is_done(latest) and (remaining_s := (until - ctx.now()).total_seconds()) > 0:
+        ctx.sleep(min(pause_s, remaining_s))
+        pause_s = min(pause_s * 1.5, max_pause_s)
+        latest = poll()
+    return latest

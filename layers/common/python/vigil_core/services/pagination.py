@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from vigil_core.store.listing import Listed
+from vigil_core.store.listing import ListingEntry
 
-READ_BUDGET = 1_000
+MAX_ROWS_READ = 1_000
 """What one page may read."""
-DAY_BUDGET = 50
+MAX_DAYS_READ = 50
 """Days that one page may look through: each takes a query for each of its shards, even where all has expired."""
-BYTE_BUDGET = 1_500_000
+MAX_PAGE_BYTES = 1_500_000
 """Bytes of the variable parts that one page may show: Lambda's answer takes 6 MB, in which JSON is escaped again."""
 
 T = TypeVar("T")
 
 
-def page_of(
-    listed: Iterator[Listed],
-    find: Callable[[Sequence[str]], Mapping[str, T]],
-    takes: Callable[[T], bool],
+def fill_page(
+    index_rows: Iterator[ListingEntry],
+    load: Callable[[Sequence[str]], Mapping[str, T]],
+    matches: Callable[[T], bool],
     *,
-    before_place: str | None,
+    before_cursor: str | None,
     page_size: int,
     batch_size: int,
     size_of: Callable[[T], int] = lambda _: 0,
@@ -33,23 +33,23 @@ def page_of(
 
     A page ends when it is full or has used its budget of reads or bytes; it may be short while there is more.
     """
-    found: list[T] = []
-    read = size = days = 0
-    place = before_place
-    while read < READ_BUDGET and days < DAY_BUDGET:
-        batch = list(islice(listed, batch_size))
+    page: list[T] = []
+    rows_read = page_bytes = days_read = 0
+    cursor = before_cursor
+    while rows_read < MAX_ROWS_READ and days_read < MAX_DAYS_READ:
+        batch = list(islice(index_rows, batch_size))
         if not batch:
-            return found, None
+            return page, None
         ids = [line.entity_id for line in batch if line.entity_id is not None]
-        read += len(ids)
-        days += len(batch) - len(ids)
-        there = find(ids)
+        rows_read += len(ids)
+        days_read += len(batch) - len(ids)
+        entities_by_id = load(ids)
         for line in batch:
-            each = there.get(line.entity_id or "")
-            if each is not None and takes(each):
-                size += size_of(each)
-                if len(found) == page_size or (found and size > BYTE_BUDGET):
-                    return found, place
-                found.append(each)
-            place = line.place
-    return found, place
+            entity = entities_by_id.get(line.entity_id or "")
+            if entity is not None and matches(entity):
+                page_bytes += size_of(entity)
+                if len(page) == page_size or (page and page_bytes > MAX_PAGE_BYTES):
+                    return page, cursor
+                page.append(entity)
+            cursor = line.cursor
+    return page, cursor

@@ -30,6 +30,6 @@ class HttpClient(Protocol):
         headers: Mapping[str, str],
         body: bytes | None,
         timeout_s: float,
-        max_answer_bytes: int,
+        max_response_bytes: int,
     ) -> Response:
         """Send one request. Raises TargetRefused, TargetUnreachable."""

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from vigil_core.domain.access import Access, Scope, in_order
+from vigil_core.domain.access import Access, Scope, sort_scopes
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import Row, Table, Update, query_all
 
-KEPT = timedelta(hours=3)
+CONNECTION_TTL = timedelta(hours=3)
 """API Gateway closes a WebSocket after 2 hours."""
 
 
@@ -50,17 +50,17 @@ class ConnectionStore:
     def connect(self, connection: Connection) -> None:
         """Store a new connection, findable by its key."""
         namespace, key_id = connection.access.namespace, connection.access.key_id
-        ttl = to_epoch_s(connection.connected_at + KEPT)
+        ttl = to_epoch_s(connection.connected_at + CONNECTION_TTL)
         row = {
             **_head(keys.connection(namespace, connection.connection_id), "connection", ttl),
             "namespace": namespace,
             "connection_id": connection.connection_id,
             "key_id": key_id,
-            "scopes": list(map(str, in_order(connection.access.scopes))),
+            "scopes": list(map(str, sort_scopes(connection.access.scopes))),
             "connected_at": to_text(connection.connected_at),
         }
-        of_key = keys.connection_of_key(namespace, key_id, connection.connection_id)
-        self._table.batch_write(puts=[row, _head(of_key, "key_connection", ttl)])
+        key_row = keys.connection_of_key(namespace, key_id, connection.connection_id)
+        self._table.batch_write(puts=[row, _head(key_row, "key_connection", ttl)])
 
     def get(self, namespace: str, connection_id: str) -> Connection | None:
         """A connection that has not been removed; its socket may be gone all the same."""
@@ -69,23 +69,23 @@ class ConnectionStore:
 
     def disconnect(self, namespace: str, connection_id: str) -> None:
         """Remove everything of a connection, its own row last, so that a repeat finds what is left."""
-        own = keys.connection(namespace, connection_id)
-        gone: list[keys.Key] = []
-        last: list[keys.Key] = []
-        for row in query_all(self._table, own.pk):
-            if row["sk"] == own.sk:
-                last = [own, keys.connection_of_key(namespace, row["key_id"], connection_id)]
+        connection_key = keys.connection(namespace, connection_id)
+        subscription_keys: list[keys.Key] = []
+        connection_keys: list[keys.Key] = []
+        for row in query_all(self._table, connection_key.pk):
+            if row["sk"] == connection_key.sk:
+                connection_keys = [connection_key, keys.connection_of_key(namespace, row["key_id"], connection_id)]
             else:
-                gone += _of_subscription(namespace, connection_id, _subscription_id(row), row["topics"])
-        self._table.batch_write(deletes=gone)
-        self._table.batch_write(deletes=last)
+                subscription_keys += _subscription_keys(namespace, connection_id, _subscription_id(row), row["topics"])
+        self._table.batch_write(deletes=subscription_keys)
+        self._table.batch_write(deletes=connection_keys)
 
     def subscriptions(self, namespace: str, connection_id: str) -> Mapping[str, frozenset[str]]:
         """The topics of each subscription of a connection, by the subscription's id."""
         rows = query_all(self._table, keys.connection(namespace, connection_id).pk, begins="S#")
         return {_subscription_id(row): frozenset(row["topics"]) for row in rows}
 
-    def note_subscription(
+    def register_topics(
         self, namespace: str, connection_id: str, subscription_id: str, topics: Iterable[str], *, now: datetime
     ) -> None:
         """List topics under a connection's subscription, before anybody finds it by them: what was listed stays."""
@@ -98,7 +98,7 @@ class ConnectionStore:
                     ":topics": set(topics),
                     ":entity": "connection",
                     ":one": 1,
-                    ":ttl": to_epoch_s(now + KEPT),
+                    ":ttl": to_epoch_s(now + CONNECTION_TTL),
                 },
             )
         )
@@ -114,7 +114,7 @@ class ConnectionStore:
         quiet_until: datetime | None = None,
     ) -> None:
         """Let a noted subscription be found by its topics, loud or still quiet."""
-        ttl = to_epoch_s(now + KEPT)
+        ttl = to_epoch_s(now + CONNECTION_TTL)
         quiet = quiet_until and to_text(quiet_until)
         rows: list[Row] = []
         for topic in topics:
@@ -127,7 +127,7 @@ class ConnectionStore:
         row = self._table.get(keys.subscription_of_connection(namespace, connection_id, subscription_id))
         if row is None:
             return frozenset()
-        self._table.batch_write(deletes=_of_subscription(namespace, connection_id, subscription_id, row["topics"]))
+        self._table.batch_write(deletes=_subscription_keys(namespace, connection_id, subscription_id, row["topics"]))
         return frozenset(row["topics"])
 
     def subscribers(self, namespace: str, topic: str) -> Iterator[Subscriber]:
@@ -140,16 +140,20 @@ class ConnectionStore:
                 quiet_until=from_text(row["quiet_until"]) if "quiet_until" in row else None,
             )
 
-    def of_key(self, namespace: str, key_id: str) -> Iterator[str]:
+    def connection_ids_of_key(self, namespace: str, key_id: str) -> Iterator[str]:
         """The ids of the connections opened with a key."""
         for row in query_all(self._table, keys.connection_of_key(namespace, key_id, "").pk):
             yield row["sk"]
 
 
-def _of_subscription(namespace: str, connection_id: str, subscription_id: str, topics: Iterable[str]) -> list[keys.Key]:
+def _subscription_keys(
+    namespace: str, connection_id: str, subscription_id: str, topics: Iterable[str]
+) -> list[keys.Key]:
     """Every row of a subscription; the one that lists the topics comes last."""
-    found = [keys.subscription_to_topic(namespace, topic, connection_id, subscription_id) for topic in sorted(topics)]
-    return [*found, keys.subscription_of_connection(namespace, connection_id, subscription_id)]
+    topic_keys = [
+        keys.subscription_to_topic(namespace, topic, connection_id, subscription_id) for topic in sorted(topics)
+    ]
+    return [*topic_keys, keys.subscription_of_connection(namespace, connection_id, subscription_id)]
 
 
 def _subscription_id(row: Row) -> str:

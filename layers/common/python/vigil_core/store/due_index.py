@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Delete, Put, Table, query_all
+from vigil_core.store.table import ABSENT, ConditionFailed, Delete, Put, Table, WriteCondition, query_all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Due:
+class DueItem:
     """One thing to come. The row it belongs to is the truth; this is a hint."""
 
     kind: keys.DueKind
@@ -28,34 +28,34 @@ class DueStore:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def overdue(self, shard: int, now: datetime) -> Iterator[Due]:
+    def overdue(self, partition: int, now: datetime) -> Iterator[DueItem]:
         """What was to happen by now in one shard, oldest first, page after page."""
-        partition = keys.due_partition(shard)
-        for row in query_all(self._table, partition, index="due", between=("0", f"{to_text(now)}~"), limit=100):
+        pk = keys.due_partition(partition)
+        for row in query_all(self._table, pk, index="due", between=("0", f"{to_text(now)}~"), limit=100):
             at, kind, namespace, entity_id = keys.parse_due(row["g1sk"])
-            moment = None if kind == "queue" else from_text(at)
-            yield Due(kind=kind, namespace=namespace, entity_id=entity_id, at=moment)
+            due_at = None if kind == "queue" else from_text(at)
+            yield DueItem(kind=kind, namespace=namespace, entity_id=entity_id, at=due_at)
 
-    def lock(self, shard: int, *, now: datetime, life: timedelta) -> bool:
+    def acquire_sweep_lease(self, partition: int, *, now: datetime, ttl: timedelta) -> bool:
         """Take a shard for a sweep; False while another sweep has it."""
-        key = keys.sweep_lock(shard)
+        key = keys.sweep_lease(partition)
         row = {
             "pk": key.pk,
             "sk": key.sk,
             "entity": "lock",
             "schema_version": 1,
-            "until": to_text(now + life),
-            "ttl": to_epoch_s(now + life),
+            "until": to_text(now + ttl),
+            "ttl": to_epoch_s(now + ttl),
         }
-        free = Condition(
+        condition = WriteCondition(
             expression=f"{ABSENT.expression} OR #until < :now", names={"#until": "until"}, values={":now": to_text(now)}
         )
         try:
-            self._table.put(Put(row=row, condition=free))
+            self._table.put(Put(row=row, condition=condition))
         except ConditionFailed:
             return False
         return True
 
-    def unlock(self, shard: int) -> None:
+    def release_sweep_lease(self, partition: int) -> None:
         """Give the shard back."""
-        self._table.delete(Delete(key=keys.sweep_lock(shard)))
+        self._table.delete(Delete(key=keys.sweep_lease(partition)))

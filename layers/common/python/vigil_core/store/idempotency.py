@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Delete, Put, Row, Table
+from vigil_core.store.table import ABSENT, ConditionFailed, Delete, Put, Row, Table, WriteCondition
 
-LIFE = timedelta(hours=24)
-LOCK = timedelta(seconds=60)
+RECORD_TTL = timedelta(hours=24)
+LOCK_TTL = timedelta(seconds=60)
 """How long a request may take before another try may resume it: longer than API Gateway lets any request take."""
-MAX_ANSWER_BYTES = 300 * 1024
+MAX_STORED_RESPONSE_BYTES = 300 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Reservation:
     body_hash: str
     reserved_id: str
     locked_until: datetime
-    answered: bool
-    answer: tuple[int, str] | None
+    completed: bool
+    response: tuple[int, str] | None
 
 
 class IdempotencyStore:
@@ -44,42 +44,44 @@ class IdempotencyStore:
         A reservation whose request never answered becomes the next caller's once its lock has lapsed, under the id
         that was reserved first.
         """
-        mine = Reservation(
-            body_hash=body_hash, reserved_id=new_id, locked_until=now + LOCK, answered=False, answer=None
+        reservation = Reservation(
+            body_hash=body_hash, reserved_id=new_id, locked_until=now + LOCK_TTL, completed=False, response=None
         )
         row_key = keys.idempotency(namespace, route, key)
         try:
-            self._table.put(Put(row=_row(row_key, mine, now), condition=_free(now)))
+            self._table.put(Put(row=_row(row_key, reservation, now), condition=_is_available(now)))
         except ConditionFailed:
             row = self._table.get(row_key)
             if row is None:
-                return mine, False
-            found = _reservation(row)
-            if found.answered or found.body_hash != body_hash or found.locked_until > now:
-                return found, False
+                return reservation, False
+            existing = _reservation(row)
+            if existing.completed or existing.body_hash != body_hash or existing.locked_until > now:
+                return existing, False
             resumed = Reservation(
                 body_hash=body_hash,
-                reserved_id=found.reserved_id,
-                locked_until=now + LOCK,
-                answered=False,
-                answer=None,
+                reserved_id=existing.reserved_id,
+                locked_until=now + LOCK_TTL,
+                completed=False,
+                response=None,
             )
-            same_lock = Condition(expression="locked_until = :seen", values={":seen": to_text(found.locked_until)})
+            same_lock = WriteCondition(
+                expression="locked_until = :seen", values={":seen": to_text(existing.locked_until)}
+            )
             try:
                 self._table.put(Put(row=_row(row_key, resumed, now), condition=same_lock))
             except ConditionFailed:
-                return found, False
+                return existing, False
             return resumed, True
-        return mine, True
+        return reservation, True
 
-    def answer(
+    def save_response(
         self, namespace: str, route: str, key: str, reservation: Reservation, status: int, body: str, now: datetime
     ) -> None:
         """Keep the answer for whoever asks again."""
         packed = zlib.compress(body.encode())
         row = _row(keys.idempotency(namespace, route, key), reservation, now)
         row |= {"answered": True, "status": status}
-        if len(packed) <= MAX_ANSWER_BYTES:
+        if len(packed) <= MAX_STORED_RESPONSE_BYTES:
             row["body"] = packed
         self._table.put(Put(row=row))
 
@@ -88,9 +90,9 @@ class IdempotencyStore:
         self._table.delete(Delete(key=keys.idempotency(namespace, route, key)))
 
 
-def _free(now: datetime) -> Condition:
+def _is_available(now: datetime) -> WriteCondition:
     # DynamoDB removes an expired row up to days late: a reader takes it as gone.
-    return Condition(
+    return WriteCondition(
         expression=f"{ABSENT.expression} OR #ttl < :now", names={"#ttl": "ttl"}, values={":now": to_epoch_s(now)}
     )
 
@@ -105,16 +107,16 @@ def _row(key: keys.Key, reservation: Reservation, now: datetime) -> Row:
         "reserved_id": reservation.reserved_id,
         "locked_until": to_text(reservation.locked_until),
         "answered": False,
-        "ttl": to_epoch_s(now + LIFE),
+        "ttl": to_epoch_s(now + RECORD_TTL),
     }
 
 
 def _reservation(row: Row) -> Reservation:
-    answer = (row["status"], zlib.decompress(row["body"]).decode()) if "body" in row else None
+    response = (row["status"], zlib.decompress(row["body"]).decode()) if "body" in row else None
     return Reservation(
         body_hash=row["body_hash"],
         reserved_id=row["reserved_id"],
         locked_until=from_text(row["locked_until"]),
-        answered=row["answered"],
-        answer=answer,
+        completed=row["answered"],
+        response=response,
     )

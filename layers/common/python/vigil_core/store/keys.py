@@ -14,15 +14,15 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 
 from vigil_core.domain.timestamps import from_text, to_text
 
-LISTING_SHARDS = 4
-DUE_SHARDS = 4
-DELIVERY_SHARDS = 4
-CHUNK_ENTRIES = 64
+LISTING_PARTITIONS = 4
+DUE_PARTITIONS = 4
+DELIVERY_PARTITIONS = 4
+BLOCK_ENTRIES = 64
 """How many entries of a large wait share one row that counts them."""
 
-Listed: TypeAlias = Literal["jobs", "waits", "workflows"]
+ListName: TypeAlias = Literal["jobs", "waits", "workflows"]
 DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run"]
-HoldKind: TypeAlias = Literal["unique", "mutex"]
+LockKind: TypeAlias = Literal["unique", "mutex"]
 
 
 class Key(NamedTuple):
@@ -93,16 +93,16 @@ def upload_name(namespace: str, upload_id: str) -> str:
     return f"uploads/{namespace}/{upload_id}"
 
 
-def hold(namespace: str, kind: HoldKind, name: str) -> Key:
+def lock(namespace: str, kind: LockKind, name: str) -> Key:
     return Key(f"{namespace}#hold#{kind}#{name}", "A")
 
 
-def line(namespace: str, mutex: str) -> str:
+def mutex_queue(namespace: str, mutex: str) -> str:
     return f"{namespace}#line#{mutex}"
 
 
-def place_in_line(namespace: str, mutex: str, place: int) -> Key:
-    return Key(line(namespace, mutex), f"{place:015}")
+def mutex_queue_entry(namespace: str, mutex: str, position: int) -> Key:
+    return Key(mutex_queue(namespace, mutex), f"{position:015}")
 
 
 def idempotency(namespace: str, route: str, key: str) -> Key:
@@ -134,25 +134,25 @@ def claim(namespace: str, queue_name: str, claim_id: str) -> Key:
 
 # Jobs of a queue that have not ended, in index `due`: those that workers may have, those that Vigil itself has yet to
 # dispatch, and those that time will change
-def ready_jobs(namespace: str, queue_name: str, shard: int = 0) -> str:
-    return _of_queue(namespace, "ready", queue_name, shard)
+def ready_jobs(namespace: str, queue_name: str, partition: int = 0) -> str:
+    return _queue_partition(namespace, "ready", queue_name, partition)
 
 
-def jobs_to_dispatch(namespace: str, queue_name: str, shard: int = 0) -> str:
-    return _of_queue(namespace, "dispatch", queue_name, shard)
+def jobs_to_dispatch(namespace: str, queue_name: str, partition: int = 0) -> str:
+    return _queue_partition(namespace, "dispatch", queue_name, partition)
 
 
 def ready_job(rank: int, since: datetime, job_id: str) -> str:
     return f"{rank}#{to_text(since)}#{job_id}"
 
 
-def timed_jobs(namespace: str, queue_name: str, shard: int = 0) -> str:
-    return _of_queue(namespace, "timed", queue_name, shard)
+def timed_jobs(namespace: str, queue_name: str, partition: int = 0) -> str:
+    return _queue_partition(namespace, "timed", queue_name, partition)
 
 
-def _of_queue(namespace: str, what: str, queue_name: str, shard: int) -> str:
+def _queue_partition(namespace: str, kind: str, queue_name: str, partition: int) -> str:
     # The first shard has the name of the queue that has only one: more of them can be had at any time.
-    return f"{namespace}#{what}{f'.{shard}' if shard else ''}#{queue_name}"
+    return f"{namespace}#{kind}{f'.{partition}' if partition else ''}#{queue_name}"
 
 
 def timed_job(status: str, at: datetime, job_id: str) -> str:
@@ -171,7 +171,7 @@ def timed_at(g1sk: str) -> datetime:
 
 def queue_due(namespace: str, name: str) -> tuple[str, str]:
     """The keys of index `due` by which every sweep finds a queue: (g1pk, g1sk)."""
-    return due_partition(shard_of(f"{namespace}#{name}", DUE_SHARDS)), f"0#queue#{namespace}#{name}"
+    return due_partition(partition_of(f"{namespace}#{name}", DUE_PARTITIONS)), f"0#queue#{namespace}#{name}"
 
 
 # Job types
@@ -196,12 +196,12 @@ def webhook(namespace: str, name: str) -> Key:
     return Key(webhooks(namespace), name)
 
 
-def deliveries(namespace: str, webhook_name: str, shard: int) -> str:
-    return f"{namespace}#deliveries#{shard}#{webhook_name}"
+def deliveries(namespace: str, webhook_name: str, partition: int) -> str:
+    return f"{namespace}#deliveries#{partition}#{webhook_name}"
 
 
 def delivery(namespace: str, webhook_name: str, delivery_id: str) -> Key:
-    return Key(deliveries(namespace, webhook_name, shard_of(delivery_id, DELIVERY_SHARDS)), delivery_id)
+    return Key(deliveries(namespace, webhook_name, partition_of(delivery_id, DELIVERY_PARTITIONS)), delivery_id)
 
 
 def delivery_due_id(webhook_name: str, delivery_id: str) -> str:
@@ -235,44 +235,44 @@ def parse_run(pk: str) -> tuple[str, str]:
     return namespace, workflow_id
 
 
-GRAPH_PIECES = "G#"
-RUN_CHUNKS = "C#"
-HELD_JOBS = "H#"
+GRAPH_PARTS = "G#"
+RUN_STATE_BLOCKS = "C#"
+PARKED_JOBS = "H#"
 DECISIONS = "V#"
 
 
-def graph_piece(namespace: str, workflow_id: str, piece: int) -> Key:
-    return Key(run(namespace, workflow_id).pk, f"{GRAPH_PIECES}{piece:03}")
+def graph_part(namespace: str, workflow_id: str, part: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{GRAPH_PARTS}{part:03}")
 
 
-def run_bodies(namespace: str, workflow_id: str, chunk: int) -> Key:
-    return Key(run(namespace, workflow_id).pk, f"S#{chunk:03}")
+def run_job_definitions(namespace: str, workflow_id: str, block: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"S#{block:03}")
 
 
-def run_chunk(namespace: str, workflow_id: str, chunk: int) -> Key:
-    return Key(run(namespace, workflow_id).pk, f"{RUN_CHUNKS}{chunk:03}")
+def run_state_block(namespace: str, workflow_id: str, block: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{RUN_STATE_BLOCKS}{block:03}")
 
 
 def run_slots(namespace: str, workflow_id: str) -> Key:
     return Key(run(namespace, workflow_id).pk, "T")
 
 
-def held_job(namespace: str, workflow_id: str, rank: int, place: int) -> Key:
-    return Key(run(namespace, workflow_id).pk, f"{HELD_JOBS}{rank}#{place:05}")
+def parked_job(namespace: str, workflow_id: str, rank: int, index: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{PARKED_JOBS}{rank}#{index:05}")
 
 
-def held_rank(sk: str) -> int:
+def parked_rank(sk: str) -> int:
     """The rank of the job's priority, 0 the highest: of `held_job`."""
-    return int(sk.removeprefix(HELD_JOBS).split("#", 1)[0])
+    return int(sk.removeprefix(PARKED_JOBS).split("#", 1)[0])
 
 
-def held_place(sk: str) -> int:
+def parked_index(sk: str) -> int:
     """The job's place in its run: of `held_job`."""
     return int(sk.rsplit("#", 1)[1])
 
 
-def decision(namespace: str, workflow_id: str, place: int) -> Key:
-    return Key(run(namespace, workflow_id).pk, f"{DECISIONS}{place:05}")
+def decision(namespace: str, workflow_id: str, index: int) -> Key:
+    return Key(run(namespace, workflow_id).pk, f"{DECISIONS}{index:05}")
 
 
 def run_result(namespace: str, workflow_id: str, generation: int, nonce: str) -> Key:
@@ -296,8 +296,8 @@ def wait_spec(namespace: str, wait_id: str, page: int) -> Key:
     return Key(f"{namespace}#wait#{wait_id}", f"S#{page:03}")
 
 
-def wait_chunk(namespace: str, wait_id: str, chunk: int) -> Key:
-    return Key(f"{namespace}#wait#{wait_id}", f"C#{chunk:03}")
+def wait_block(namespace: str, wait_id: str, block: int) -> Key:
+    return Key(f"{namespace}#wait#{wait_id}", f"C#{block:03}")
 
 
 def wait_outcome(namespace: str, wait_id: str, index: int) -> Key:
@@ -330,7 +330,7 @@ def ticket(namespace: str, ticket_id: str) -> Key:
     return Key(f"{namespace}#ticket#{ticket_id}", "A")
 
 
-def signing_secret(namespace: str) -> Key:
+def signing_key(namespace: str) -> Key:
     return Key(f"{namespace}#secret", "page-token")
 
 
@@ -356,33 +356,33 @@ def connection_of_key(namespace: str, key_id: str, connection_id: str) -> Key:
 
 
 # Lists: index `listing`
-def listed_day(namespace: str, listed: Listed, day: date) -> Key:
+def day_mark(namespace: str, list_name: ListName, day: date) -> Key:
     """The row that says that something was created on this day."""
-    return Key(f"{namespace}#days", f"{listed}#{day.isoformat()}")
+    return Key(f"{namespace}#days", f"{list_name}#{day.isoformat()}")
 
 
-def listing(namespace: str, listed: Listed, created_at: datetime, entity_id: str) -> tuple[str, str]:
+def listing(namespace: str, list_name: ListName, created_at: datetime, entity_id: str) -> tuple[str, str]:
     """The keys of index `listing` for an entity: (g2pk, g2sk)."""
-    partition = listing_partition(namespace, listed, created_at.date(), shard_of(entity_id, LISTING_SHARDS))
-    return partition, f"{to_text(created_at)}#{entity_id}"
+    g2pk = listing_partition(namespace, list_name, created_at.date(), partition_of(entity_id, LISTING_PARTITIONS))
+    return g2pk, f"{to_text(created_at)}#{entity_id}"
 
 
-def listing_partition(namespace: str, listed: Listed, day: date, shard: int) -> str:
-    return f"{namespace}#{listed}#{day.isoformat()}#{shard}"
+def listing_partition(namespace: str, list_name: ListName, day: date, partition: int) -> str:
+    return f"{namespace}#{list_name}#{day.isoformat()}#{partition}"
 
 
-def listed_id(g2sk: str) -> str:
+def listing_entity_id(g2sk: str) -> str:
     return g2sk.rsplit("#", 1)[1]
 
 
 # The sweeper: index `due`, across namespaces
 def due(at: datetime, kind: DueKind, namespace: str, entity_id: str) -> tuple[str, str]:
     """The keys of index `due`: (g1pk, g1sk)."""
-    return due_partition(shard_of(entity_id, DUE_SHARDS)), f"{to_text(at)}#{kind}#{namespace}#{entity_id}"
+    return due_partition(partition_of(entity_id, DUE_PARTITIONS)), f"{to_text(at)}#{kind}#{namespace}#{entity_id}"
 
 
-def due_partition(shard: int) -> str:
-    return f"due#{shard}"
+def due_partition(number: int) -> str:
+    return f"due#{number}"
 
 
 def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
@@ -391,23 +391,23 @@ def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
     return at, cast(DueKind, kind), namespace, entity_id
 
 
-def sweep_lock(shard: int) -> Key:
-    return Key("sweep#lease", str(shard))
+def sweep_lease(partition: int) -> Key:
+    return Key("sweep#lease", str(partition))
 
 
 # Large waits: entries in chunks
-def chunk_of(index: int) -> int:
-    return index // CHUNK_ENTRIES
+def block_of(index: int) -> int:
+    return index // BLOCK_ENTRIES
 
 
-def chunk_size(chunk: int, total: int) -> int:
-    return min(CHUNK_ENTRIES, total - chunk * CHUNK_ENTRIES)
+def block_size(block: int, total: int) -> int:
+    return min(BLOCK_ENTRIES, total - block * BLOCK_ENTRIES)
 
 
-def chunks(total: int) -> Iterator[int]:
-    return iter(range((total + CHUNK_ENTRIES - 1) // CHUNK_ENTRIES))
+def blocks(total: int) -> Iterator[int]:
+    return iter(range((total + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES))
 
 
-def shard_of(entity_id: str, shards: int) -> int:
+def partition_of(entity_id: str, partitions: int) -> int:
     """The same shard for the same id, in every process."""
-    return zlib.crc32(entity_id.encode()) % shards
+    return zlib.crc32(entity_id.encode()) % partitions

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from heapq import merge
 
-from vigil_core.domain.jobs.retention import LIFE
+from vigil_core.domain.jobs.retention import OPEN_JOB_TTL
 from vigil_core.domain.timestamps import to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.table import ABSENT, Condition, ConditionFailed, Put, Table, Update, query_all
+from vigil_core.store.table import ABSENT, ConditionFailed, Put, Table, Update, WriteCondition, query_all
 
-DAY_KEPT = 2 * LIFE
+DAY_MARK_TTL = 2 * OPEN_JOB_TTL
 """Longer than what was created on a day is kept, unless something begins its life anew: then that says how long."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class ListingEntry:
     """An id with its place in the list: the text sorts like the list itself, oldest first. At the end of each day comes
     one without an id, for a walk that has found nothing is to know how far it has come."""
 
     entity_id: str | None
-    place: str
+    cursor: str
 
 
 class ListingStore:
@@ -31,64 +31,64 @@ class ListingStore:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._noted: set[tuple[str, keys.Listed, date]] = set()
+        self._marked: set[tuple[str, keys.ListName, date]] = set()
 
-    def note_day(self, namespace: str, listed: keys.Listed, day: date) -> None:
+    def mark_day(self, namespace: str, list_name: keys.ListName, day: date) -> None:
         """Say that something is created on this day. Costs a write once a process, namespace and day."""
-        if (namespace, listed, day) in self._noted:
+        if (namespace, list_name, day) in self._marked:
             return
-        key = keys.listed_day(namespace, listed, day)
+        key = keys.day_mark(namespace, list_name, day)
         with suppress(ConditionFailed):
-            ttl = to_epoch_s(_usually_kept(day))
+            ttl = to_epoch_s(_default_day_expiry(day))
             row = {"pk": key.pk, "sk": key.sk, "entity": "day", "schema_version": 1, "ttl": ttl}
             self._table.put(Put(row=row, condition=ABSENT))
-        self._noted.add((namespace, listed, day))
+        self._marked.add((namespace, list_name, day))
 
     def newest_first(
         self,
         namespace: str,
-        listed: keys.Listed,
+        list_name: keys.ListName,
         *,
-        before_place: str | None = None,
+        before_cursor: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
-    ) -> Iterator[Listed]:
+    ) -> Iterator[ListingEntry]:
         """Ids created in [created_after, created_before), below `before_place`, lazily: a page is read when needed."""
-        bounds = [before_place] if before_place else []
-        below = min(bounds + ([to_text(created_before)] if created_before else []), default=None)
-        for day in self._days(namespace, listed):
+        upper_bounds = [before_cursor] if before_cursor else []
+        before = min(upper_bounds + ([to_text(created_before)] if created_before else []), default=None)
+        for day in self._days(namespace, list_name):
             first, last = _bounds(day)
-            if below is not None and below <= first:
+            if before is not None and before <= first:
                 continue
             if created_after is not None and last < to_text(created_after):
                 return
             low = first if created_after is None else max(first, to_text(created_after))
-            shards = (
-                self._shard(keys.listing_partition(namespace, listed, day, shard), low, below or last)
-                for shard in range(keys.LISTING_SHARDS)
+            partitions = (
+                self._partition_entries(keys.listing_partition(namespace, list_name, day, shard), low, before or last)
+                for shard in range(keys.LISTING_PARTITIONS)
             )
-            yield from merge(*shards, key=lambda listed: listed.place, reverse=True)
-            yield Listed(entity_id=None, place=low)
+            yield from merge(*partitions, key=lambda listed: listed.cursor, reverse=True)
+            yield ListingEntry(entity_id=None, cursor=low)
 
-    def _days(self, namespace: str, listed: keys.Listed) -> Iterator[date]:
-        pk = keys.listed_day(namespace, listed, date.min).pk
-        for row in query_all(self._table, pk, begins=f"{listed}#", newest_first=True, limit=100):
+    def _days(self, namespace: str, list_name: keys.ListName) -> Iterator[date]:
+        pk = keys.day_mark(namespace, list_name, date.min).pk
+        for row in query_all(self._table, pk, begins=f"{list_name}#", newest_first=True, limit=100):
             yield date.fromisoformat(row["sk"].split("#")[1])
 
-    def _shard(self, partition: str, low: str, high: str) -> Iterator[Listed]:
+    def _partition_entries(self, partition: str, low: str, high: str) -> Iterator[ListingEntry]:
         rows = query_all(self._table, partition, index="listing", between=(low, high), newest_first=True, limit=100)
         for row in rows:
             if row["g2sk"] < high:
-                yield Listed(entity_id=keys.listed_id(row["g2sk"]), place=row["g2sk"])
+                yield ListingEntry(entity_id=keys.listing_entity_id(row["g2sk"]), cursor=row["g2sk"])
 
 
-def keep_day(table: Table, namespace: str, listed: keys.Listed, day: date, *, until: datetime) -> None:
+def extend_day_ttl(table: Table, namespace: str, list_name: keys.ListName, day: date, *, expires_at: datetime) -> None:
     """Have a day found as long as something that was created on it. Costs nothing where that is not long."""
-    if until <= _usually_kept(day):
+    if expires_at <= _default_day_expiry(day):
         return
-    key = keys.listed_day(namespace, listed, day)
-    longer = Condition(
-        expression=f"{ABSENT.expression} OR #ttl < :ttl", names={"#ttl": "ttl"}, values={":ttl": to_epoch_s(until)}
+    key = keys.day_mark(namespace, list_name, day)
+    expires_earlier = WriteCondition(
+        expression=f"{ABSENT.expression} OR #ttl < :ttl", names={"#ttl": "ttl"}, values={":ttl": to_epoch_s(expires_at)}
     )
     with suppress(ConditionFailed):
         table.update(
@@ -96,14 +96,14 @@ def keep_day(table: Table, namespace: str, listed: keys.Listed, day: date, *, un
                 key=key,
                 expression="SET #ttl = :ttl, entity = :day, schema_version = :one",
                 names={"#ttl": "ttl"},
-                values={":ttl": to_epoch_s(until), ":day": "day", ":one": 1},
-                condition=longer,
+                values={":ttl": to_epoch_s(expires_at), ":day": "day", ":one": 1},
+                condition=expires_earlier,
             )
         )
 
 
-def _usually_kept(day: date) -> datetime:
-    return datetime.combine(day, time.max, tzinfo=UTC) + DAY_KEPT
+def _default_day_expiry(day: date) -> datetime:
+    return datetime.combine(day, time.max, tzinfo=UTC) + DAY_MARK_TTL
 
 
 def _bounds(day: date) -> tuple[str, str]:

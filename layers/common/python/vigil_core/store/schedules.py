@@ -7,12 +7,12 @@ from typing import Any
 
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job import JobError
-from vigil_core.domain.schedules import Creates, Run, Schedule, Timing
+from vigil_core.domain.schedules import Schedule, ScheduleAction, ScheduleFire, ScheduleTiming
 from vigil_core.domain.timestamps import from_text, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Delete, Put, Row, Table, version_is
 
-GRACE = timedelta(seconds=20)
+SWEEP_GRACE = timedelta(seconds=20)
 """How long the sweep leaves a run to the alarm that was armed for it."""
 
 
@@ -25,7 +25,7 @@ class ScheduleStore:
     def find(self, namespace: str, name: str) -> Schedule | None:
         """The schedule as it is now. One consistent read of its row: a unit for each 4 KB."""
         row = self._table.get(keys.schedule(namespace, name))
-        return _of_row(namespace, row) if row else None
+        return _from_row(namespace, row) if row else None
 
     def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[Schedule], str | None]:
         """Schedules by name, from after this one; and the name to go on after, None at the end.
@@ -34,7 +34,7 @@ class ScheduleStore:
         """
         cursor = None if after is None else keys.schedule(namespace, after)._asdict()
         page = self._table.query_page(keys.schedules(namespace), limit=limit, cursor=cursor)
-        return [_of_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
+        return [_from_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
 
     def save(self, before: Schedule | None, after: Schedule) -> None:
         """Store the version that follows `before`. Raises ConditionFailed when the schedule has moved on since."""
@@ -60,63 +60,65 @@ def _to_row(schedule: Schedule) -> Row:
         "timezone": schedule.timing.timezone,
         "anchor": to_text(schedule.timing.anchor),
         # As text, so that what goes in comes out, number for number.
-        schedule.creates: dumps(schedule.body),
+        schedule.action: dumps(schedule.body),
         "enabled": schedule.enabled,
-        "missed": schedule.missed,
-        "overlap": schedule.overlap,
+        "missed": schedule.misfire_policy,
+        "overlap": schedule.overlap_policy,
         "generation": schedule.generation,
-        "next_at": schedule.next_at and to_text(schedule.next_at),
+        "next_at": schedule.next_fire_at and to_text(schedule.next_fire_at),
         "created_at": to_text(schedule.created_at),
         "updated_at": to_text(schedule.updated_at),
-        "last_run": schedule.last_run and _run_to_row(schedule.last_run),
-        "last_id": schedule.last_id,
+        "last_run": schedule.last_fire and _fire_to_row(schedule.last_fire),
+        "last_id": schedule.last_created_id,
         "unrecorded": [to_text(at) for at in schedule.unrecorded] or None,
         "version": schedule.version,
     }
-    if schedule.next_at is not None:
-        row["g1pk"], row["g1sk"] = keys.due(schedule.next_at + GRACE, "schedule", schedule.namespace, schedule.name)
+    if schedule.next_fire_at is not None:
+        row["g1pk"], row["g1sk"] = keys.due(
+            schedule.next_fire_at + SWEEP_GRACE, "schedule", schedule.namespace, schedule.name
+        )
     return row
 
 
-def _of_row(namespace: str, row: Row) -> Schedule:
-    creates: Creates = "workflow" if "workflow" in row else "job"
+def _from_row(namespace: str, row: Row) -> Schedule:
+    creates: ScheduleAction = "workflow" if "workflow" in row else "job"
     body: Any = loads(row[creates])
     return Schedule(
         namespace=namespace,
         name=row["sk"],
         schedule_id=row["schedule_id"],
-        timing=Timing(
+        timing=ScheduleTiming(
             cron=row.get("cron"), rate=row.get("rate"), timezone=row["timezone"], anchor=from_text(row["anchor"])
         ),
-        creates=creates,
+        action=creates,
         body=body,
         enabled=row["enabled"],
-        missed=row["missed"],
-        overlap=row["overlap"],
+        misfire_policy=row["missed"],
+        overlap_policy=row["overlap"],
         generation=row["generation"],
-        next_at=from_text(row["next_at"]) if "next_at" in row else None,
+        next_fire_at=from_text(row["next_at"]) if "next_at" in row else None,
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),
-        last_run=_run_from_row(row["last_run"]) if "last_run" in row else None,
-        last_id=row.get("last_id"),
+        last_fire=_fire_from_row(row["last_run"]) if "last_run" in row else None,
+        last_created_id=row.get("last_id"),
         unrecorded=tuple(from_text(at) for at in row.get("unrecorded", ())),
         version=row["version"],
     )
 
 
-def _run_to_row(run: Run) -> Row:
-    row: Row = {"planned_at": to_text(run.planned_at), "at": to_text(run.at), "outcome": run.outcome}
-    if run.created_id is not None:
-        row["created_id"] = run.created_id
-    if run.error is not None:
-        row["error"] = {"code": run.error.code, "message": run.error.message}
+def _fire_to_row(fire: ScheduleFire) -> Row:
+    row: Row = {"planned_at": to_text(fire.planned_at), "at": to_text(fire.fired_at), "outcome": fire.outcome}
+    if fire.created_id is not None:
+        row["created_id"] = fire.created_id
+    if fire.error is not None:
+        row["error"] = {"code": fire.error.code, "message": fire.error.message}
     return row
 
 
-def _run_from_row(row: Row) -> Run:
-    return Run(
+def _fire_from_row(row: Row) -> ScheduleFire:
+    return ScheduleFire(
         planned_at=from_text(row["planned_at"]),
-        at=from_text(row["at"]),
+        fired_at=from_text(row["at"]),
         outcome=row["outcome"],
         created_id=row.get("created_id"),
         error=JobError(**row["error"]) if "error" in row else None,

@@ -9,13 +9,13 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-from vigil_core.domain.events.event import Progress
+from vigil_core.domain.events.event import ProgressUpdate
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.timestamps import from_text
-from vigil_core.domain.workflows.run import Run, RunLine
+from vigil_core.domain.workflows.run import RunLogEntry, WorkflowRun
 from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
-from vigil_core.store.table import Row, plain
+from vigil_core.store.table import Row, row_from_image
 from vigil_core.store.workflows.runs import run_from_row
 
 
@@ -29,8 +29,8 @@ class StreamRecord:
     @property
     def key(self) -> Key:
         """Which row it was, for the log; empty where the record does not say."""
-        told = self.change.get("Keys", {})
-        return Key(*(str(told.get(name, {}).get("S", "")) for name in Key._fields))
+        attributes = self.change.get("Keys", {})
+        return Key(*(str(attributes.get(name, {}).get("S", "")) for name in Key._fields))
 
     def old(self) -> Row | None:
         """The row before; None when it is new."""
@@ -51,7 +51,7 @@ class StreamRecord:
     def _image(self, name: str) -> Row | None:
         if name not in self.change:
             return None
-        return plain({name: _with_bytes(value) for name, value in self.change[name].items()})
+        return row_from_image({name: _with_bytes(value) for name, value in self.change[name].items()})
 
 
 def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
@@ -67,9 +67,9 @@ def _with_bytes(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"B": b64decode(value["B"])} if isinstance(value.get("B"), str) else value
 
 
-def progress_from_row(row: Row) -> Progress:
+def progress_from_row(row: Row) -> ProgressUpdate:
     """What was reported alone, from its row."""
-    return Progress(
+    return ProgressUpdate(
         namespace=row["namespace"],
         job_id=row["job_id"],
         job_type=row["job_type"],
@@ -80,11 +80,11 @@ def progress_from_row(row: Row) -> Progress:
         progress=Decimal(row["progress"]),
         message=row.get("message"),
         workflow_id=row.get("workflow_id"),
-        at=from_text(row["updated_at"]),
+        reported_at=from_text(row["updated_at"]),
     )
 
 
-def new_run_version(record: StreamRecord) -> tuple[Run, RunLine | None] | None:
+def run_version_of(record: StreamRecord) -> tuple[WorkflowRun, RunLogEntry | None] | None:
     """The version of a run that a record of its row tells of, and the line of its history before; None when nothing has
     happened that its history tells."""
     row, old = record.new(), record.old()
@@ -96,7 +96,7 @@ def new_run_version(record: StreamRecord) -> tuple[Run, RunLine | None] | None:
     return run, run.log[-2] if len(run.log) > 1 else None
 
 
-def new_version(record: StreamRecord) -> tuple[Job, Job | None] | None:
+def job_version_of(record: StreamRecord) -> tuple[Job, Job | None] | None:
     """The version of a job that a record of its row tells of, and the one before it; None when it tells of none: the
     row was removed, or only what the index shows of it was changed."""
     row, old = record.new(), record.old()

@@ -25,7 +25,7 @@ Row: TypeAlias = dict[str, Any]
 BATCH_GET_LIMIT = 100
 BATCH_WRITE_LIMIT = 25
 TRANSACTION_LIMIT = 100
-_CONFLICT_RETRIES = 6
+_MAX_RETRIES = 6
 
 _to_dynamo = TypeSerializer()
 _from_dynamo = TypeDeserializer()
@@ -42,7 +42,7 @@ class ConditionFailed(StoreConflict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class WriteCondition:
     """A condition expression with its names and values, written in DynamoDB's own language."""
 
     expression: str
@@ -50,13 +50,13 @@ class Condition:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-ABSENT = Condition(expression="attribute_not_exists(pk)")
-PRESENT = Condition(expression="attribute_exists(pk)")
+ABSENT = WriteCondition(expression="attribute_not_exists(pk)")
+PRESENT = WriteCondition(expression="attribute_exists(pk)")
 
 
-def version_is(version: int) -> Condition:
+def version_is(version: int) -> WriteCondition:
     """The row is still the version that was read."""
-    return Condition(expression="version = :seen_version", values={":seen_version": version})
+    return WriteCondition(expression="version = :seen_version", values={":seen_version": version})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Put:
     """Write a whole row."""
 
     row: Row
-    condition: Condition | None = None
+    condition: WriteCondition | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Update:
     expression: str
     names: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    condition: Condition | None = None
+    condition: WriteCondition | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Delete:
     """Remove a row."""
 
     key: Key
-    condition: Condition | None = None
+    condition: WriteCondition | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +91,14 @@ class Check:
     """Only a condition, in a transaction."""
 
     key: Key
-    condition: Condition
+    condition: WriteCondition
 
 
 Action: TypeAlias = Put | Update | Delete | Check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class QueryPage:
     """One page of a query; `cursor` is None when there is nothing after it."""
 
     rows: list[Row]
@@ -124,7 +124,7 @@ class Table(Protocol):
         newest_first: bool = False,
         limit: int | None = None,
         cursor: Row | None = None,
-    ) -> Page:
+    ) -> QueryPage:
         """Read one page of a partition in the order of its sort key: consistently from the table, eventually from an
         index. `begins` and `between` (inclusive) bound the sort key."""
 
@@ -167,29 +167,29 @@ class DynamoTable:
         self._sleep = sleep
 
     def get(self, key: Key) -> Row | None:
-        answer = self._client.get_item(TableName=self._name, Key=_key(key), ConsistentRead=True)
-        return _row(answer["Item"]) if "Item" in answer else None
+        response = self._client.get_item(TableName=self._name, Key=_key(key), ConsistentRead=True)
+        return _row(response["Item"]) if "Item" in response else None
 
     def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
-        found: dict[Key, Row] = {}
-        wanted = list(dict.fromkeys(keys))
-        for start in range(0, len(wanted), BATCH_GET_LIMIT):
+        rows: dict[Key, Row] = {}
+        unique_keys = list(dict.fromkeys(keys))
+        for start in range(0, len(unique_keys), BATCH_GET_LIMIT):
             request: Any = {
                 self._name: {
-                    "Keys": [_key(key) for key in wanted[start : start + BATCH_GET_LIMIT]],
+                    "Keys": [_key(key) for key in unique_keys[start : start + BATCH_GET_LIMIT]],
                     "ConsistentRead": consistent,
                 }
             }
-            for attempt in range(_CONFLICT_RETRIES + 1):
-                answer = self._client.batch_get_item(RequestItems=request)
-                for item in answer["Responses"].get(self._name, []):
+            for attempt in range(_MAX_RETRIES + 1):
+                response = self._client.batch_get_item(RequestItems=request)
+                for item in response["Responses"].get(self._name, []):
                     row = _row(item)
-                    found[Key(row["pk"], row["sk"])] = row
-                request = answer.get("UnprocessedKeys")
+                    rows[Key(row["pk"], row["sk"])] = row
+                request = response.get("UnprocessedKeys")
                 if not request:
                     break
                 self._back_off(attempt, "BatchGetItem left keys unprocessed")
-        return found
+        return rows
 
     def query_page(
         self,
@@ -201,26 +201,26 @@ class DynamoTable:
         newest_first: bool = False,
         limit: int | None = None,
         cursor: Row | None = None,
-    ) -> Page:
+    ) -> QueryPage:
         request = self._query(pk, begins, between, index)
         request["ScanIndexForward"] = not newest_first
         if limit is not None:
             request["Limit"] = limit
         if cursor is not None:
             request["ExclusiveStartKey"] = {name: _to_dynamo.serialize(value) for name, value in cursor.items()}
-        answer = self._client.query(**request)
-        after = answer.get("LastEvaluatedKey")
-        return Page(rows=[_row(item) for item in answer["Items"]], cursor=_row(after) if after else None)
+        response = self._client.query(**request)
+        last_key = response.get("LastEvaluatedKey")
+        return QueryPage(rows=[_row(item) for item in response["Items"]], cursor=_row(last_key) if last_key else None)
 
     def count(self, pk: str, *, begins: str | None = None, index: str | None = None) -> int:
         request = {**self._query(pk, begins, None, index), "Select": "COUNT"}
-        counted = 0
+        total = 0
         while True:
-            answer = self._client.query(**request)
-            counted += answer["Count"]
-            if "LastEvaluatedKey" not in answer:
-                return counted
-            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
+            response = self._client.query(**request)
+            total += response["Count"]
+            if "LastEvaluatedKey" not in response:
+                return total
+            request["ExclusiveStartKey"] = response["LastEvaluatedKey"]
 
     def put(self, put: Put) -> None:
         request = {"TableName": self._name, "Item": _item(put.row), **_condition(put.condition)}
@@ -228,19 +228,19 @@ class DynamoTable:
 
     def update(self, update: Update) -> Row:
         request = {"TableName": self._name, "ReturnValues": "ALL_NEW", **_update(update)}
-        answer = self._write(lambda: self._client.update_item(**request))
-        return _row(answer["Attributes"])
+        response = self._write(lambda: self._client.update_item(**request))
+        return _row(response["Attributes"])
 
     def delete(self, delete: Delete) -> None:
         request = {"TableName": self._name, "Key": _key(delete.key), **_condition(delete.condition)}
         self._write(lambda: self._client.delete_item(**request))
 
     def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
-        wanted: list[Any] = [{"PutRequest": {"Item": _item(row)}} for row in puts]
-        wanted += [{"DeleteRequest": {"Key": _key(key)}} for key in deletes]
-        for start in range(0, len(wanted), BATCH_WRITE_LIMIT):
-            request: Any = {self._name: wanted[start : start + BATCH_WRITE_LIMIT]}
-            for attempt in range(_CONFLICT_RETRIES + 1):
+        requests: list[Any] = [{"PutRequest": {"Item": _item(row)}} for row in puts]
+        requests += [{"DeleteRequest": {"Key": _key(key)}} for key in deletes]
+        for start in range(0, len(requests), BATCH_WRITE_LIMIT):
+            request: Any = {self._name: requests[start : start + BATCH_WRITE_LIMIT]}
+            for attempt in range(_MAX_RETRIES + 1):
                 request = self._client.batch_write_item(RequestItems=request).get("UnprocessedItems")
                 if not request:
                     break
@@ -266,35 +266,35 @@ class DynamoTable:
         }
 
     def _transact_item(self, action: Action) -> dict[str, Any]:
-        named = {"TableName": self._name, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+        common = {"TableName": self._name, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
         match action:
             case Put():
-                return {"Put": {**named, "Item": _item(action.row), **_condition(action.condition)}}
+                return {"Put": {**common, "Item": _item(action.row), **_condition(action.condition)}}
             case Update():
-                return {"Update": {**named, **_update(action)}}
+                return {"Update": {**common, **_update(action)}}
             case Delete():
-                return {"Delete": {**named, "Key": _key(action.key), **_condition(action.condition)}}
+                return {"Delete": {**common, "Key": _key(action.key), **_condition(action.condition)}}
             case Check():
-                return {"ConditionCheck": {**named, "Key": _key(action.key), **_condition(action.condition)}}
+                return {"ConditionCheck": {**common, "Key": _key(action.key), **_condition(action.condition)}}
 
     def _write(self, call: Callable[[], Any]) -> Any:
         """Run a write. A conflict with a transaction is tried again: the SDK does not do that on plain writes."""
-        for attempt in range(_CONFLICT_RETRIES + 1):
+        for attempt in range(_MAX_RETRIES + 1):
             try:
                 return call()
             except ClientError as error:
                 if not _is_conflict(error):
-                    _raise_named(error)
+                    _raise_typed(error)
                 self._back_off(attempt, str(error))
         raise AssertionError("_back_off raises at the last attempt")
 
-    def _back_off(self, attempt: int, why: str) -> None:
-        if attempt == _CONFLICT_RETRIES:
-            raise StoreConflict(why)
+    def _back_off(self, attempt: int, reason: str) -> None:
+        if attempt == _MAX_RETRIES:
+            raise StoreConflict(reason)
         self._sleep(0.02 * 2**attempt)
 
 
-def plain(image: Mapping[str, Any]) -> Row:
+def row_from_image(image: Mapping[str, Any]) -> Row:
     """A row from DynamoDB's JSON, as in a stream record's image."""
     return _row(image)
 
@@ -309,7 +309,7 @@ def _is_conflict(error: ClientError) -> bool:
     return "TransactionConflict" in reasons and "ConditionalCheckFailed" not in reasons
 
 
-def _raise_named(error: ClientError) -> None:
+def _raise_typed(error: ClientError) -> None:
     code = error.response["Error"]["Code"]
     if code == "ConditionalCheckFailedException":
         response: Any = error.response
@@ -328,7 +328,7 @@ def _reasons(error: ClientError) -> list[dict[str, Any]]:
     return list(response.get("CancellationReasons", []))
 
 
-def _condition(condition: Condition | None) -> dict[str, Any]:
+def _condition(condition: WriteCondition | None) -> dict[str, Any]:
     if condition is None:
         return {}
     request: dict[str, Any] = {

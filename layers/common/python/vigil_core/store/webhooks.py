@@ -9,17 +9,17 @@ from typing import Any
 
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
-from vigil_core.domain.webhooks import DELIVERY_LIFE, Delivery, Try, Webhook
+from vigil_core.domain.webhooks import DELIVERY_TTL, Delivery, DeliveryAttempt, Webhook
 from vigil_core.store import keys
 from vigil_core.store.table import (
     ABSENT,
     PRESENT,
-    Condition,
     ConditionFailed,
     Delete,
     Put,
     Row,
     Table,
+    WriteCondition,
     query_all,
     version_is,
 )
@@ -36,7 +36,7 @@ class WebhookStore:
         row = self._table.get(keys.webhook(namespace, name))
         return _webhook(row) if row else None
 
-    def all(self, namespace: str) -> list[Webhook]:
+    def find_all(self, namespace: str) -> list[Webhook]:
         """All of a namespace, by name: there are few. One request."""
         return [_webhook(row) for row in query_all(self._table, keys.webhooks(namespace))]
 
@@ -68,15 +68,16 @@ class WebhookStore:
         row = self._table.get(keys.delivery(namespace, webhook, delivery_id))
         return _delivery(row) if row else None
 
-    def save_delivery(self, before: Delivery, after: Delivery, *, by_time: bool) -> bool:
+    def save_delivery(self, before: Delivery, after: Delivery, *, check_next_at: bool) -> bool:
         """Store what follows `before`; False when that was tried, finished or, with `by_time`, put off since."""
-        condition = Condition(
-            expression="#status = :status AND failed_tries = :tries" + (" AND next_at = :next_at" if by_time else ""),
+        condition = WriteCondition(
+            expression="#status = :status AND failed_tries = :tries"
+            + (" AND next_at = :next_at" if check_next_at else ""),
             names={"#status": "status"},
             values={
                 ":status": before.status,
-                ":tries": before.failed_tries,
-                **({":next_at": to_text(before.next_at)} if by_time and before.next_at else {}),
+                ":tries": before.failed_attempts,
+                **({":next_at": to_text(before.next_attempt_at)} if check_next_at and before.next_attempt_at else {}),
             },
         )
         try:
@@ -87,18 +88,18 @@ class WebhookStore:
 
     def deliveries(self, namespace: str, webhook: str, *, before_id: str | None, limit: int) -> list[Delivery]:
         """Those before this one, newest event first. A request or two for each of the partitions."""
-        share = limit // keys.DELIVERY_SHARDS + 5
-        shards = [
-            self._of_shard(keys.deliveries(namespace, webhook, shard), before_id, share)
-            for shard in range(keys.DELIVERY_SHARDS)
+        partition_limit = limit // keys.DELIVERY_PARTITIONS + 5
+        partitions = [
+            self._partition_deliveries(keys.deliveries(namespace, webhook, shard), before_id, partition_limit)
+            for shard in range(keys.DELIVERY_PARTITIONS)
         ]
-        merged = heapq.merge(*shards, key=lambda delivery: delivery.delivery_id, reverse=True)
+        merged = heapq.merge(*partitions, key=lambda delivery: delivery.delivery_id, reverse=True)
         return list(islice(merged, limit))
 
-    def _of_shard(self, pk: str, before_id: str | None, at_once: int) -> Iterator[Delivery]:
+    def _partition_deliveries(self, pk: str, before_id: str | None, limit: int) -> Iterator[Delivery]:
         bounds: dict[str, Any] = {} if before_id is None else {"between": ("0", before_id)}
-        found = query_all(self._table, pk, newest_first=True, limit=at_once, **bounds)
-        return (_delivery(row) for row in found if row["sk"] != before_id)
+        rows = query_all(self._table, pk, newest_first=True, limit=limit, **bounds)
+        return (_delivery(row) for row in rows if row["sk"] != before_id)
 
 
 def _webhook_row(webhook: Webhook) -> Row:
@@ -112,11 +113,11 @@ def _webhook_row(webhook: Webhook) -> Row:
         "url": webhook.url,
         "events": list(webhook.events),
         "enabled": webhook.enabled,
-        "disabled_because": webhook.disabled_because,
+        "disabled_because": webhook.disabled_reason,
         "description": webhook.description,
         "secret": webhook.secret,
-        "former_secret": webhook.former_secret,
-        "former_until": webhook.former_until and to_text(webhook.former_until),
+        "former_secret": webhook.previous_secret,
+        "former_until": webhook.previous_secret_until and to_text(webhook.previous_secret_until),
         "created_at": to_text(webhook.created_at),
         "updated_at": to_text(webhook.updated_at),
         "version": webhook.version,
@@ -130,11 +131,11 @@ def _webhook(row: Row) -> Webhook:
         url=row.get("url"),
         events=tuple(row["events"]),
         enabled=row["enabled"],
-        disabled_because=row.get("disabled_because"),
+        disabled_reason=row.get("disabled_because"),
         description=row.get("description"),
         secret=row["secret"],
-        former_secret=row.get("former_secret"),
-        former_until=from_text(row["former_until"]) if "former_until" in row else None,
+        previous_secret=row.get("former_secret"),
+        previous_secret_until=from_text(row["former_until"]) if "former_until" in row else None,
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),
         version=row["version"],
@@ -156,16 +157,16 @@ def _delivery_row(delivery: Delivery) -> Row:
         "body": delivery.body,
         "status": delivery.status,
         "error": delivery.error,
-        "failed_tries": delivery.failed_tries,
-        "tries": dumps([[to_text(t.at), t.duration_ms, t.status, t.error] for t in delivery.tries]),
-        "next_at": delivery.next_at and to_text(delivery.next_at),
+        "failed_tries": delivery.failed_attempts,
+        "tries": dumps([[to_text(t.at), t.duration_ms, t.status, t.error] for t in delivery.attempts]),
+        "next_at": delivery.next_attempt_at and to_text(delivery.next_attempt_at),
         "created_at": to_text(delivery.created_at),
         "finished_at": delivery.finished_at and to_text(delivery.finished_at),
-        "ttl": to_epoch_s((delivery.finished_at or delivery.next_at or delivery.created_at) + DELIVERY_LIFE),
+        "ttl": to_epoch_s((delivery.finished_at or delivery.next_attempt_at or delivery.created_at) + DELIVERY_TTL),
     }
-    if delivery.next_at is not None:
+    if delivery.next_attempt_at is not None:
         entity_id = keys.delivery_due_id(delivery.webhook, delivery.delivery_id)
-        row["g1pk"], row["g1sk"] = keys.due(delivery.next_at, "delivery", delivery.namespace, entity_id)
+        row["g1pk"], row["g1sk"] = keys.due(delivery.next_attempt_at, "delivery", delivery.namespace, entity_id)
     return row
 
 
@@ -181,9 +182,11 @@ def _delivery(row: Row) -> Delivery:
         body=row["body"],
         status=row["status"],
         error=row.get("error"),
-        failed_tries=row["failed_tries"],
-        tries=tuple(Try(at=from_text(at), duration_ms=ms, status=status, error=why) for at, ms, status, why in tries),
-        next_at=from_text(row["next_at"]) if "next_at" in row else None,
+        failed_attempts=row["failed_tries"],
+        attempts=tuple(
+            DeliveryAttempt(at=from_text(at), duration_ms=ms, status=status, error=why) for at, ms, status, why in tries
+        ),
+        next_attempt_at=from_text(row["next_at"]) if "next_at" in row else None,
         created_at=from_text(row["created_at"]),
         finished_at=from_text(row["finished_at"]) if "finished_at" in row else None,
     )

@@ -9,14 +9,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, create_model
 
-from vigil_core.api.jobs.models import MAX_TAGS, Name, NewJob, QueueName, Shown, Text, TimeText, Wire
-from vigil_core.api.validation import below, parse_body
+from vigil_core.api.jobs.models import (
+    MAX_TAGS,
+    Name,
+    NewJobBody,
+    QueueName,
+    RequestModel,
+    ResponseModel,
+    Text,
+    TimestampText,
+)
+from vigil_core.api.validation import parse_body, prefix_pointers
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.domain.exact_json import JsonValue, dumps, whole
+from vigil_core.domain.exact_json import JsonValue, dumps, integral_to_int
 from vigil_core.domain.executors import targets as executors
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job_type import JobType
-from vigil_core.domain.jobs.stages import COMPLETE, DEFAULT_STAGES, INCOMPLETE, MAX_STAGES, SUBMIT, order_of
+from vigil_core.domain.jobs.stages import COMPLETE, DEFAULT_STAGES, INCOMPLETE, MAX_STAGES, SUBMIT, normalize_stages
 from vigil_core.domain.timestamps import to_text
 from vigil_core.services.jobs.job_types import check_payloads
 
@@ -27,64 +36,68 @@ FUNCTION_PATTERN = (
     r"^(arn:aws[a-z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:)?[A-Za-z0-9_-]{1,64}(:[A-Za-z0-9_$-]{1,128})?$"
 )
 """A function's name or ARN, with its version or alias or without."""
-NEVER_A_DEFAULT = {"job_id", "job_type", "payload_ref", "batch"}
+EXCLUDED_DEFAULTS = {"job_id", "job_type", "payload_ref", "batch"}
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-def _at_most(most: int) -> Callable[[Any], Any]:
+def _max_json_bytes(limit: int) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        if value is not None and len(dumps(value).encode()) > most:
-            raise ValueError(f"must take at most {most} bytes as JSON")
+        if value is not None and len(dumps(value).encode()) > limit:
+            raise ValueError(f"must take at most {limit} bytes as JSON")
         return value
 
     return check
 
 
-small, _small_target = _at_most(MAX_PART_BYTES), _at_most(MAX_TARGET_BYTES)
+check_part_size, _check_target_size = _max_json_bytes(MAX_PART_BYTES), _max_json_bytes(MAX_TARGET_BYTES)
 
-JobDefaults: type[Wire] = create_model(
+JobDefaults: type[RequestModel] = create_model(
     "JobDefaults",
-    __base__=Wire,
+    __base__=RequestModel,
     __doc__="What a creation of this type says unless it says otherwise. `fields` and `tags` are merged with its own",
-    **{name: (field.annotation, field) for name, field in NewJob.model_fields.items() if name not in NEVER_A_DEFAULT},  # type: ignore[call-overload]
+    **{
+        name: (field.annotation, field)
+        for name, field in NewJobBody.model_fields.items()
+        if name not in EXCLUDED_DEFAULTS
+    },  # type: ignore[call-overload]
 )
 
 
-class LambdaTarget(Wire):
+class LambdaTargetBody(RequestModel):
     """What executor `lambda` has run."""
 
     function: Annotated[str, Field(pattern=FUNCTION_PATTERN)] = Field(description="Its name or ARN")
-    lease: Annotated[int, Field(ge=10, le=executors.MAX_LEASE_S), BeforeValidator(whole)] | None = Field(
+    lease: Annotated[int, Field(ge=10, le=executors.MAX_LEASE_S), BeforeValidator(integral_to_int)] | None = Field(
         default=None,
-        description=f"Seconds that it may be silent, also before it begins; {executors.LEASE_S} when absent",
+        description=f"Seconds that it may be silent, also before it begins; {executors.DEFAULT_LEASE_S} when absent",
     )
 
 
-class HttpTarget(Wire):
+class HttpTargetBody(RequestModel):
     """What executor `http` calls. Strings of `url`, `headers` and `body` have places such as `{{payload.name}}`."""
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] | None = Field(
         default=None, description="`POST` when absent"
     )
-    url: Annotated[str, Field(min_length=1, max_length=executors.MAX_URL)] = Field(
+    url: Annotated[str, Field(min_length=1, max_length=executors.MAX_URL_CHARS)] = Field(
         examples=["https://chroma.example.com/api/v2/collections/{{payload.collection}}/add"],
         description="Scheme and host have no places; what is put into the rest is percent-encoded",
     )
     headers: (
-        Annotated[dict[str, Annotated[str, Field(max_length=executors.MAX_HEADER)]], Field(max_length=50)] | None
+        Annotated[dict[str, Annotated[str, Field(max_length=executors.MAX_HEADER_CHARS)]], Field(max_length=50)] | None
     ) = Field(default=None, examples=[{"authorization": "Bearer {{secret:ssm:/chroma-token}}"}])
     body: Any = Field(
         default=None,
         examples=[{"ids": "{{payload.ids}}", "note": "of job {{job.id}}"}],
         description="Sent as JSON. A string that is one place becomes what is put there, whatever its type",
     )
-    timeout: Annotated[int, Field(ge=1, le=executors.LONGEST_CALL_S), BeforeValidator(whole)] | None = Field(
-        default=None, description=f"Seconds for the whole call; {executors.CALL_S} when absent"
+    timeout: Annotated[int, Field(ge=1, le=executors.MAX_CALL_TIMEOUT_S), BeforeValidator(integral_to_int)] | None = (
+        Field(default=None, description=f"Seconds for the whole call; {executors.DEFAULT_CALL_TIMEOUT_S} when absent")
     )
 
 
-class JobTypeBody(Wire):
+class JobTypeBody(RequestModel):
     """A job type, whole: what is absent is as if it had never been given."""
 
     executor: jobs.Executor | None = Field(
@@ -94,8 +107,10 @@ class JobTypeBody(Wire):
     )
     target: Annotated[
         dict[str, Any] | None,
-        AfterValidator(_small_target),
-        WithJsonSchema({"anyOf": [LambdaTarget.model_json_schema(), HttpTarget.model_json_schema(), {"type": "null"}]}),
+        AfterValidator(_check_target_size),
+        WithJsonSchema(
+            {"anyOf": [LambdaTargetBody.model_json_schema(), HttpTargetBody.model_json_schema(), {"type": "null"}]}
+        ),
     ] = Field(default=None, description="Of the executors `lambda` and `http`, and of no other")
     queue: QueueName | None = Field(default=None, description="`default` when absent")
     stages: Annotated[list[Name], Field(min_length=1, max_length=MAX_STAGES)] | None = Field(
@@ -104,8 +119,8 @@ class JobTypeBody(Wire):
         description=f"In their order. `{SUBMIT}` is always the first and `{COMPLETE}` the last, named or not; "
         f"`{INCOMPLETE}` is in no order. When absent: {', '.join(DEFAULT_STAGES)}",
     )
-    defaults: Annotated[JobDefaults | None, BeforeValidator(small)] = None
-    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(small)] = Field(
+    defaults: Annotated[JobDefaults | None, BeforeValidator(check_part_size)] = None
+    payload_schema: Annotated[dict[str, Any] | None, AfterValidator(check_part_size)] = Field(
         default=None,
         examples=[{"type": "object", "required": ["kernel"]}],
         description="JSON Schema, draft 2020-12, that every payload has to satisfy",
@@ -113,7 +128,7 @@ class JobTypeBody(Wire):
     description: Text | None = None
 
 
-class JobTypeView(Shown):
+class JobTypeView(ResponseModel):
     """A job type."""
 
     name: str
@@ -124,11 +139,11 @@ class JobTypeView(Shown):
     defaults: dict[str, Any]
     payload_schema: dict[str, Any] | None
     description: str | None
-    created_at: TimeText
-    updated_at: TimeText
+    created_at: TimestampText
+    updated_at: TimestampText
 
     @classmethod
-    def of(cls, job_type: JobType) -> JobTypeView:
+    def from_domain(cls, job_type: JobType) -> JobTypeView:
         """The type."""
         return cls(
             name=job_type.name,
@@ -144,14 +159,14 @@ class JobTypeView(Shown):
         )
 
 
-class JobTypeList(Shown):
+class JobTypeList(ResponseModel):
     """One page of job types, by name. It may be short; only an absent token is the end."""
 
     job_types: list[JobTypeView]
     next_page_token: str | None
 
 
-def is_name(text: object) -> bool:
+def is_valid_name(text: object) -> bool:
     """Whether this can be the name of a job type."""
     try:
         _NAME.validate_python(text, strict=True)
@@ -160,86 +175,86 @@ def is_name(text: object) -> bool:
     return True
 
 
-def job_type_of(namespace: str, name: str, body: JsonValue, now: datetime) -> JobType:
+def parse_job_type(namespace: str, name: str, body: JsonValue, now: datetime) -> JobType:
     """The type that a request describes. Raises ValidationFailed with every problem."""
-    if not is_name(name):
+    if not is_valid_name(name):
         raise ValidationFailed.at("{job_type}", "must be 1 to 128 characters, none a control character")
-    said = parse_body(JobTypeBody, body)
-    given = body.get("defaults") if isinstance(body, Mapping) else None
-    defaults = given if isinstance(given, Mapping) else {}
+    parsed = parse_body(JobTypeBody, body)
+    raw_defaults = body.get("defaults") if isinstance(body, Mapping) else None
+    defaults = raw_defaults if isinstance(raw_defaults, Mapping) else {}
     return JobType(
         namespace=namespace,
         name=name,
-        executor=said.executor or "worker",
-        target=_target_of(said),
-        queue=said.queue or "default",
-        stages=DEFAULT_STAGES if said.stages is None else order_of(said.stages),
-        defaults={part: value for part, value in defaults.items() if value is not None},
-        payload_schema=said.payload_schema,
-        description=said.description,
+        executor=parsed.executor or "worker",
+        target=_parse_target(parsed),
+        queue=parsed.queue or "default",
+        stages=DEFAULT_STAGES if parsed.stages is None else normalize_stages(parsed.stages),
+        defaults={name_of_default: value for name_of_default, value in defaults.items() if value is not None},
+        payload_schema=parsed.payload_schema,
+        description=parsed.description,
         created_at=now,
         updated_at=now,
     )
 
 
-def _target_of(said: JobTypeBody) -> dict[str, Any] | None:
+def _parse_target(parsed: JobTypeBody) -> dict[str, Any] | None:
     """The target, checked. Raises ValidationFailed."""
-    if said.executor not in jobs.TARGETED:
-        if said.target is not None:
+    if parsed.executor not in jobs.TARGETED_EXECUTORS:
+        if parsed.target is not None:
             raise ValidationFailed.at("/target", "is only for the executors `lambda` and `http`")
         return None
-    if said.target is None:
-        raise ValidationFailed.at("/target", f"is required: what is the executor {said.executor} to run?")
+    if parsed.target is None:
+        raise ValidationFailed.at("/target", f"is required: what is the executor {parsed.executor} to run?")
     try:
-        if said.executor == "lambda":
-            parse_body(LambdaTarget, said.target)
+        if parsed.executor == "lambda":
+            parse_body(LambdaTargetBody, parsed.target)
         else:
-            parse_body(HttpTarget, said.target)
-            executors.HttpTarget.of(said.target).check()
+            parse_body(HttpTargetBody, parsed.target)
+            executors.HttpTarget.from_document(parsed.target).validate()
     except ValidationFailed as error:
-        raise below("/target", error) from error
-    return {name: value for name, value in said.target.items() if value is not None}
+        raise prefix_pointers("/target", error) from error
+    return {name: value for name, value in parsed.target.items() if value is not None}
 
 
-def job_of_type(asked: NewJob, job_type: JobType | None, job_id: str) -> jobs.NewJob:
+def build_new_job(body: NewJobBody, job_type: JobType | None, job_id: str) -> jobs.NewJob:
     """The job to create, under its own id or this one: what was asked for, and what its type adds.
 
     Raises:
         ValidationFailed: the payload is not as the type says, or there are too many tags.
     """
-    if asked.payload_ref is not None and asked.payload is not None:
+    if body.payload_ref is not None and body.payload is not None:
         raise ValidationFailed.at("/payload_ref", "stands in place of payload, not beside it")
-    if asked.batch is not None:
+    if body.batch is not None:
         for name in ("payload", "payload_ref"):
-            if getattr(asked, name) is not None:
+            if getattr(body, name) is not None:
                 raise ValidationFailed.at(f"/{name}", "stands in place of batch, whose items each have a payload")
-    elif asked.on_item_failure is not None:
+    elif body.on_item_failure is not None:
         raise ValidationFailed.at("/on_item_failure", "is only for a batch")
     if job_type is None:
-        return asked.to_domain(job_id)
-    if asked.payload_ref is not None and job_type.payload_schema is not None:
+        return body.to_domain(job_id)
+    if body.payload_ref is not None and job_type.payload_schema is not None:
         raise ValidationFailed.at("/payload_ref", "its type checks payloads, and what is uploaded is not read")
-    wanted = _with_defaults(asked, job_type)
+    merged = _with_defaults(body, job_type)
     check_payloads(
         job_type,
-        {"/payload": wanted.payload}
-        if wanted.batch is None
-        else {f"/batch/{index}": payload for index, payload in enumerate(wanted.batch)},
+        {"/payload": merged.payload}
+        if merged.batch is None
+        else {f"/batch/{index}": payload for index, payload in enumerate(merged.batch)},
     )
     return replace(
-        wanted.to_domain(job_id), executor=job_type.executor, stages=job_type.stages, target_ref=job_type.target_ref
+        merged.to_domain(job_id), executor=job_type.executor, stages=job_type.stages, target_ref=job_type.target_ref
     )
 
 
-def _with_defaults(asked: NewJob, job_type: JobType) -> NewJob:
+def _with_defaults(body: NewJobBody, job_type: JobType) -> NewJobBody:
     defaults: Any = parse_body(JobDefaults, job_type.defaults)
-    said = {name: getattr(defaults, name) for name in defaults.model_fields_set}
-    added: dict[str, Any] = {name: value for name, value in said.items() if getattr(asked, name) is None}
-    if asked.payload_ref is not None or asked.batch is not None:
+    default_members = {name: getattr(defaults, name) for name in defaults.model_fields_set}
+    added: dict[str, Any] = {name: value for name, value in default_members.items() if getattr(body, name) is None}
+    if body.payload_ref is not None or body.batch is not None:
         added.pop("payload", None)
-    added["fields"] = {**said.get("fields", {}), **(asked.fields or {})}
-    added["tags"] = list(dict.fromkeys([*said.get("tags", ()), *(asked.tags or ())]))
+    added["fields"] = {**default_members.get("fields", {}), **(body.fields or {})}
+    added["tags"] = list(dict.fromkeys([*default_members.get("tags", ()), *(body.tags or ())]))
     if len(added["tags"]) > MAX_TAGS:
         raise ValidationFailed.at("/tags", f"at most {MAX_TAGS}, those of the job type among them")
-    added["queue"] = asked.queue or said.get("queue") or job_type.queue
-    return asked.model_copy(update=added)
+    added["queue"] = body.queue or default_members.get("queue") or job_type.queue
+    return body.model_copy(update=added)

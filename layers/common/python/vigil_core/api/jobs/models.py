@@ -19,30 +19,30 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from vigil_core.domain.exact_json import JsonValue, dumps, loads, whole
+from vigil_core.domain.exact_json import JsonValue, dumps, integral_to_int, loads
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.batch import MAX_ITEMS, OnItemFailure
-from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, Input, check
+from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, DependencyResult, check_expression
 from vigil_core.domain.jobs.dependencies import MAX_DEPENDENCIES, DependencyStatus, TriggerRule, Verdict
 from vigil_core.domain.jobs.job import (
     MAX_FIELDS_BYTES,
     MAX_MILESTONES,
     RESERVED_FIELD_NAMES,
     Job,
-    LogEntry,
-    LogKind,
+    JobLogEntry,
+    JobLogKind,
     Priority,
 )
-from vigil_core.domain.jobs.retry import LONGEST_DELAY_S, MAX_ATTEMPTS, Lease, RetryPolicy
+from vigil_core.domain.jobs.retry import MAX_ATTEMPTS, MAX_DELAY_S, Lease, RetryPolicy
 from vigil_core.domain.jobs.status import JobStatus
-from vigil_core.domain.timestamps import from_text, to_text, whole_ms
+from vigil_core.domain.timestamps import from_text, to_text, truncate_to_ms
 from vigil_core.domain.waits.wait import WaitStatus
 from vigil_core.services.jobs.uploads import MAX_UPLOAD_BYTES
-from vigil_core.store.jobs.jobs import Bodies
+from vigil_core.store.jobs.jobs import JobPayloads
 
 MAX_BULK_JOBS = 100
-MAX_CLAIMED = 10
+MAX_CLAIM_SIZE = 10
 MAX_LEASE_S = 43_200
 MAX_TAGS = 20
 DEFAULT_PAGE_SIZE = 50
@@ -67,8 +67,8 @@ def _field_name(value: str) -> str:
 
 
 def _fields(value: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: item for name, item in value.items() if item is not None}
-    if len(dumps(kept).encode()) > MAX_FIELDS_BYTES:
+    non_null_fields = {name: item for name, item in value.items() if item is not None}
+    if len(dumps(non_null_fields).encode()) > MAX_FIELDS_BYTES:
         raise ValueError(f"must take at most {MAX_FIELDS_BYTES} bytes as JSON")
     return value
 
@@ -80,21 +80,21 @@ def _progress(value: Any) -> Decimal:
     return abs(round(Decimal(value), 18)).normalize()
 
 
-def _at_least_0(most: int) -> Callable[[Any], Decimal]:
+def _number_up_to(limit: int) -> Callable[[Any], Decimal]:
     """A number of seconds, whole or not."""
 
     def check(value: Any) -> Decimal:
-        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value <= most:
-            raise ValueError(f"must be a number from 0 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 <= value <= limit:
+            raise ValueError(f"must be a number from 0 to {limit}")
         return round(Decimal(value), 3).normalize()
 
     return check
 
 
-def expression(text: str) -> str:
+def require_valid_expression(text: str) -> str:
     """A JMESPath expression. Raises ValueError."""
     try:
-        check(text)
+        check_expression(text)
     except ConditionError as error:
         raise ValueError(f"is no JMESPath expression: {error}") from error
     return text
@@ -106,7 +106,7 @@ def _page_size(value: Any) -> int:
     raise ValueError(f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
 
 
-def _moment(value: Any) -> datetime:
+def _timestamp(value: Any) -> datetime:
     try:
         return from_text(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -145,14 +145,14 @@ Progress: TypeAlias = Annotated[
 ]
 Delay: TypeAlias = Annotated[
     Decimal,
-    PlainValidator(_at_least_0(LONGEST_DELAY_S)),
-    WithJsonSchema({"type": "number", "minimum": 0, "maximum": LONGEST_DELAY_S}),
+    PlainValidator(_number_up_to(MAX_DELAY_S)),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": MAX_DELAY_S}),
 ]
 Multiplier: TypeAlias = Annotated[
-    Decimal, PlainValidator(_at_least_0(100)), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})
+    Decimal, PlainValidator(_number_up_to(100)), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})
 ]
-Moment: TypeAlias = Annotated[
-    datetime, PlainValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+Timestamp: TypeAlias = Annotated[
+    datetime, PlainValidator(_timestamp), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
 PageSize: TypeAlias = Annotated[
     int,
@@ -164,24 +164,24 @@ LeaseToken: TypeAlias = Annotated[
     Text | None,
     Field(description="Of the claim. A report without the token of the lease that stands is 409 `LEASE_LOST`"),
 ]
-Seconds: TypeAlias = Annotated[int, Field(ge=1, le=LONGEST_DELAY_S), BeforeValidator(whole)]
-LeaseSeconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_LEASE_S), BeforeValidator(whole)]
-TimeText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
+Seconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_DELAY_S), BeforeValidator(integral_to_int)]
+LeaseSeconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_LEASE_S), BeforeValidator(integral_to_int)]
+TimestampText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Fraction: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 
 
-class Wire(BaseModel):
+class RequestModel(BaseModel):
     """What a client sends: no field that is not known, no type that is not meant. Null means absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
-class Shown(BaseModel):
+class ResponseModel(BaseModel):
     """What a client is shown."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    def plain(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
@@ -189,7 +189,7 @@ class Shown(BaseModel):
 # What clients send: jobs
 
 
-class Mutex(Wire):
+class MutexOptions(RequestModel):
     """At most one job that has not ended has each key."""
 
     key: Name
@@ -199,11 +199,11 @@ class Mutex(Wire):
     )
 
 
-class Retry(Wire):
+class RetryOptions(RequestModel):
     """What follows a failed attempt: the next one after min(`max_delay`, `initial_delay` × `multiplier` ^ (n - 1))
     seconds, n counting failures; with `jitter` after any time up to that."""
 
-    max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS), BeforeValidator(whole)] | None = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS), BeforeValidator(integral_to_int)] | None = Field(
         default=None, description="The first try included; 3 when absent"
     )
     initial_delay: Delay | None = Field(default=None, description="Seconds; 1 when absent")
@@ -216,10 +216,10 @@ class Retry(Wire):
         return RetryPolicy(**self.model_dump(exclude_none=True))
 
 
-class NewJob(Wire):
+class NewJobBody(RequestModel):
     """A job to create."""
 
-    later: ClassVar[frozenset[str]] = frozenset()
+    reserved_names: ClassVar[frozenset[str]] = frozenset()
     """What jobs will take one day: refused by name."""
 
     job_type: Name = Field(examples=["boot_test"])
@@ -236,22 +236,24 @@ class NewJob(Wire):
     unique_key: Name | None = Field(
         default=None, description="While a job with this key has not ended, creating another answers with that one"
     )
-    mutex: Mutex | None = None
+    mutex: MutexOptions | None = None
     depends_on: Annotated[list[Text], Field(max_length=MAX_DEPENDENCIES)] | None = Field(
         default=None, description="Ids of jobs that exist: it waits until they have ended as `trigger_rule` wants it"
     )
     trigger_rule: TriggerRule | None = Field(default=None, description="`all_success` when absent")
-    condition: Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(expression)] | None = Field(
+    condition: (
+        Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(require_valid_expression)] | None
+    ) = Field(
         default=None,
         description="JMESPath over the results of those jobs; where it is false, the job is skipped",
         examples=["validation_status == 'valid'"],
     )
     trace_id: Text | None = None
     correlation_id: Text | None = None
-    scheduled_at: Annotated[Moment, PlainSerializer(to_text)] | None = Field(
+    scheduled_at: Annotated[Timestamp, PlainSerializer(to_text)] | None = Field(
         default=None, description="Not before this time"
     )
-    retry: Retry | None = Field(default=None, description="One attempt when absent")
+    retry: RetryOptions | None = Field(default=None, description="One attempt when absent")
     timeout: Seconds | None = Field(default=None, description="Seconds that an attempt may take")
     heartbeat_timeout: Seconds | None = Field(
         default=None, description="Seconds that a job which runs without a lease may be silent"
@@ -289,33 +291,33 @@ class NewJob(Wire):
             depends_on=self.depends_on or (),
             trigger_rule=self.trigger_rule or "all_success",
             condition=self.condition,
-            mutex_queues=self.mutex is not None and self.mutex.on_conflict == "queue",
-            scheduled_at=self.scheduled_at and whole_ms(self.scheduled_at),
+            queue_on_conflict=self.mutex is not None and self.mutex.on_conflict == "queue",
+            scheduled_at=self.scheduled_at and truncate_to_ms(self.scheduled_at),
             retry=None if self.retry is None else self.retry.to_domain(),
             timeout_s=self.timeout,
             heartbeat_timeout_s=self.heartbeat_timeout,
             fallback=self.fallback,
-            awaited=self.job_id is not None,
+            has_waits=self.job_id is not None,
             batch_size=None if self.batch is None else len(self.batch),
             on_item_failure="continue" if self.batch is None else self.on_item_failure or "continue",
         )
 
 
-class NewJobs(Wire):
+class NewJobsBody(RequestModel):
     """Jobs to create. Each is checked on its own: one bad job does not spoil the others."""
 
     jobs: Annotated[list[Any], Field(min_length=1, max_length=MAX_BULK_JOBS)] = Field(
-        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/NewJob"}, {}]}}
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/NewJobBody"}, {}]}}
     )
 
 
-class Start(Wire):
+class StartBody(RequestModel):
     """Somebody outside begins to run a job."""
 
     lease_token: LeaseToken = None
 
 
-class Report(Wire):
+class ReportBody(RequestModel):
     """How a job goes. What is absent is not said."""
 
     job_stage: Name | None = Field(
@@ -340,7 +342,7 @@ class Report(Wire):
         )
 
 
-class Completion(Wire):
+class CompletionBody(RequestModel):
     """The job did what it was for."""
 
     result: Any = Field(default=None, description="Any JSON; it comes back as it was, number for number")
@@ -352,14 +354,14 @@ class Completion(Wire):
     lease_token: LeaseToken = None
 
 
-class JobErrorBody(Wire):
+class JobErrorBody(RequestModel):
     """Why a job failed."""
 
     code: Name = Field(examples=["OUT_OF_DISK"])
     message: Text
 
 
-class Failure(Wire):
+class FailureBody(RequestModel):
     """The attempt failed."""
 
     error: JobErrorBody
@@ -367,7 +369,7 @@ class Failure(Wire):
     lease_token: LeaseToken = None
 
 
-class Heartbeat(Wire):
+class HeartbeatBody(RequestModel):
     """A sign of life of whoever runs a job."""
 
     lease_token: LeaseToken = None
@@ -381,16 +383,16 @@ class Heartbeat(Wire):
     )
 
 
-class Release(Wire):
+class ReleaseBody(RequestModel):
     """A worker gives a job back."""
 
     lease_token: LeaseToken = None
 
 
-class ClaimBody(Wire):
+class ClaimBody(RequestModel):
     """A worker asks for jobs."""
 
-    max: Annotated[int, Field(ge=1, le=MAX_CLAIMED), BeforeValidator(whole)] | None = Field(
+    max: Annotated[int, Field(ge=1, le=MAX_CLAIM_SIZE), BeforeValidator(integral_to_int)] | None = Field(
         default=None, description="1 when absent"
     )
     lease: LeaseSeconds | None = Field(default=None, description="Seconds; 60 when absent")
@@ -400,24 +402,26 @@ class ClaimBody(Wire):
     )
 
 
-class NewUpload(Wire):
+class NewUploadBody(RequestModel):
     """Something to upload, of exactly this size."""
 
-    size: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES), BeforeValidator(whole)] = Field(description="Bytes")
+    size: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES), BeforeValidator(integral_to_int)] = Field(
+        description="Bytes"
+    )
 
 
-class Nothing(Wire):
+class NoContent(RequestModel):
     """An empty body or an empty object."""
 
 
 # What clients ask lists for
 
 
-class NoQuery(Wire):
+class NoQuery(RequestModel):
     """No query parameter at all: one that is not known is refused, here as everywhere."""
 
 
-class JobQuery(Wire):
+class JobQuery(RequestModel):
     """Filters are ANDed."""
 
     status: list[JobStatus] | None = Field(default=None, description="May be repeated: any of them")
@@ -429,13 +433,13 @@ class JobQuery(Wire):
     dependency_status: DependencyStatus | None = None
     correlation_id: Text | None = None
     trace_id: Text | None = None
-    created_after: Moment | None = Field(default=None, description="At or after this time")
-    created_before: Moment | None = Field(default=None, description="Before this time")
+    created_after: Timestamp | None = Field(default=None, description="At or after this time")
+    created_before: Timestamp | None = Field(default=None, description="Before this time")
     page_size: PageSize = DEFAULT_PAGE_SIZE
     page_token: PageToken | None = None
 
 
-class WaitQuery(Wire):
+class WaitQuery(RequestModel):
     """Which waits to list."""
 
     status: WaitStatus | None = None
@@ -443,7 +447,7 @@ class WaitQuery(Wire):
     page_token: PageToken | None = None
 
 
-class PageQuery(Wire):
+class PageQuery(RequestModel):
     """Which page."""
 
     page_size: PageSize = DEFAULT_PAGE_SIZE
@@ -457,7 +461,7 @@ _URL = (
 )
 
 
-class WaitingFor(Shown):
+class WaitingFor(ResponseModel):
     """What holds back a job that is `waiting`."""
 
     mutex: str | None = Field(description="The key of the mutex for which it stands in line")
@@ -469,20 +473,20 @@ class WaitingFor(Shown):
     )
 
     @classmethod
-    def of(cls, job: Job) -> WaitingFor | None:
+    def from_job(cls, job: Job) -> WaitingFor | None:
         """None when nothing holds it back."""
-        if job.place_in_line is not None:
+        if job.mutex_position is not None:
             return cls(mutex=job.mutex_key, jobs=None, workflow=None)
-        if job.waits_for_others:
+        if job.awaits_dependencies:
             return cls(mutex=None, jobs=[each.job_id for each in job.depends_on], workflow=None)
-        if job.waits_for_run:
-            return cls(mutex=None, jobs=list(job.comes_after), workflow=None)
-        if job.held:
+        if job.awaits_run:
+            return cls(mutex=None, jobs=list(job.upstream_names), workflow=None)
+        if job.parked:
             return cls(mutex=None, jobs=None, workflow=job.workflow_id)
         return None
 
 
-class ShownVerdict(Shown):
+class VerdictView(ResponseModel):
     """Why a job was released or skipped: how many of its dependencies had ended in which way then."""
 
     rule: TriggerRule
@@ -490,19 +494,19 @@ class ShownVerdict(Shown):
     reason: str
 
     @classmethod
-    def of(cls, verdict: Verdict) -> ShownVerdict:
+    def from_domain(cls, verdict: Verdict) -> VerdictView:
         """As it is stored."""
         return cls(rule=verdict.rule, inputs=dict(verdict.inputs), reason=verdict.reason)
 
 
-class ShownError(Shown):
+class JobErrorView(ResponseModel):
     """Why a job failed."""
 
     code: str
     message: str
 
 
-class JobSummary(Shown):
+class JobSummary(ResponseModel):
     """A job without its payload and result."""
 
     job_id: str
@@ -514,35 +518,35 @@ class JobSummary(Shown):
     dependency_status: DependencyStatus
     job_stage: str
     job_health: str | None
-    progress: Number
+    progress: Fraction
     message: str | None
     milestones: list[str]
     fields: dict[str, Any]
     tags: list[str]
-    error: ShownError | None
+    error: JobErrorView | None
     attempt: int
     max_attempts: int
     depends_on: list[str]
     waiting_for: WaitingFor | None
-    verdict: ShownVerdict | None
+    verdict: VerdictView | None
     workflow_id: str | None
     batch_id: str | None
     trace_id: str | None
     correlation_id: str | None
     cancel_requested: bool
-    created_at: TimeText
-    updated_at: TimeText
-    scheduled_at: TimeText | None
-    started_at: TimeText | None
-    finished_at: TimeText | None
+    created_at: TimestampText
+    updated_at: TimestampText
+    scheduled_at: TimestampText | None
+    started_at: TimestampText | None
+    finished_at: TimestampText | None
 
     @classmethod
-    def of(cls, job: Job) -> JobSummary:
+    def from_job(cls, job: Job) -> JobSummary:
         """The job, short."""
-        return cls(**_summary(job))
+        return cls(**_summary_members(job))
 
 
-class WholeJob(JobSummary):
+class JobView(JobSummary):
     """A job."""
 
     payload: Any
@@ -551,37 +555,37 @@ class WholeJob(JobSummary):
     result_url: str | None = Field(default=None, description=_URL.format("result"))
 
     @classmethod
-    def whole(cls, job: Job, bodies: Bodies) -> WholeJob:
+    def with_payloads(cls, job: Job, bodies: JobPayloads) -> JobView:
         """The job with its payload and result."""
-        return cls(**_summary(job), **_shown(bodies))
+        return cls(**_summary_members(job), **_payload_members(bodies))
 
 
-class CreatedJob(WholeJob):
+class JobCreated(JobView):
     """A job that was just created. `message` says so."""
 
-    timestamp: TimeText
+    timestamp: TimestampText
 
     @classmethod
-    def created(cls, job: Job, payload: JsonValue, payload_url: str | None) -> CreatedJob:
+    def from_new_job(cls, job: Job, payload: JsonValue, payload_url: str | None) -> JobCreated:
         """The answer to its creation."""
-        said = {"message": f"{job.name or job.job_type} job created", "timestamp": to_text(job.created_at)}
+        creation_members = {"message": f"{job.name or job.job_type} job created", "timestamp": to_text(job.created_at)}
         url = {} if payload_url is None else {"payload_url": payload_url}
-        return cls(**_summary(job) | said, payload=payload, result=None, **url)
+        return cls(**_summary_members(job) | creation_members, payload=payload, result=None, **url)
 
 
-class ExistingJob(WholeJob):
+class JobExisting(JobView):
     """The job that already has the `unique_key`."""
 
     existing: Literal[True]
-    timestamp: TimeText
+    timestamp: TimestampText
 
     @classmethod
-    def found(cls, job: Job, bodies: Bodies, now: datetime) -> ExistingJob:
+    def from_existing_job(cls, job: Job, bodies: JobPayloads, now: datetime) -> JobExisting:
         """The answer in place of a creation."""
-        return cls(**_summary(job), **_shown(bodies), existing=True, timestamp=to_text(now))
+        return cls(**_summary_members(job), **_payload_members(bodies), existing=True, timestamp=to_text(now))
 
 
-class DependencyResult(Shown):
+class DependencyResultView(ResponseModel):
     """What came of a job on which a claimed one depends. `truncated`: its result is too large to come along, and is
     read from the job."""
 
@@ -591,43 +595,50 @@ class DependencyResult(Shown):
     truncated: bool
 
     @classmethod
-    def of(cls, each: Input) -> DependencyResult:
+    def from_domain(cls, dependency: DependencyResult) -> DependencyResultView:
         """As a worker is told of it."""
-        status = cast(JobStatus, each.status)
-        return cls(status=status, job_health=each.health, result=_value(each.result), truncated=each.left_out)
+        status = cast(JobStatus, dependency.status)
+        return cls(
+            status=status,
+            job_health=dependency.health,
+            result=_parse_json(dependency.result),
+            truncated=dependency.truncated,
+        )
 
 
-class ClaimedJob(WholeJob):
+class ClaimedJob(JobView):
     """A job that the claim has got, under a lease. `dependencies` are the results of the jobs that it depends on."""
 
     lease_token: str
-    lease_expires_at: TimeText
-    dependencies: dict[str, DependencyResult]
+    lease_expires_at: TimestampText
+    dependencies: dict[str, DependencyResultView]
 
     @classmethod
-    def claimed(cls, job: Job, lease: Lease, bodies: Bodies, inputs: Sequence[Input]) -> ClaimedJob:
+    def from_claim(
+        cls, job: Job, lease: Lease, bodies: JobPayloads, dependency_results: Sequence[DependencyResult]
+    ) -> ClaimedJob:
         """The job for its worker."""
-        held = {"lease_token": lease.token, "lease_expires_at": to_text(lease.until)}
-        results = {each.name: DependencyResult.of(each) for each in inputs}
-        return cls(**_summary(job), **_shown(bodies), **held, dependencies=results)
+        lease_members = {"lease_token": lease.token, "lease_expires_at": to_text(lease.expires_at)}
+        results = {each.name: DependencyResultView.from_domain(each) for each in dependency_results}
+        return cls(**_summary_members(job), **_payload_members(bodies), **lease_members, dependencies=results)
 
 
-class ClaimedJobs(Shown):
+class ClaimedJobs(ResponseModel):
     """The jobs that a claim has got; none when there was none."""
 
     jobs: list[ClaimedJob]
 
 
-class HeartbeatAnswer(Shown):
+class HeartbeatResponse(ResponseModel):
     """What whoever runs a job has to know: whether it is to stop, and how long its lease is. Null without a lease."""
 
     job_id: str
     status: JobStatus
     cancel_requested: bool
-    lease_expires_at: TimeText | None
+    lease_expires_at: TimestampText | None
 
 
-class Depth(Shown):
+class QueueDepth(ResponseModel):
     """How many jobs of a queue have not ended. `running` counts those with a lease or a timeout."""
 
     pending: int
@@ -636,15 +647,15 @@ class Depth(Shown):
     running: int
 
 
-class WorkerView(Shown):
+class WorkerView(ResponseModel):
     """Who has claimed jobs within a day, and how many of them it runs now."""
 
     worker: str
     running: int
-    last_seen: TimeText
+    last_seen: TimestampText
 
 
-class QueueSummary(Shown):
+class QueueSummary(ResponseModel):
     """A queue. Any name is one: jobs make it."""
 
     queue: str
@@ -654,21 +665,21 @@ class QueueSummary(Shown):
 class QueueView(QueueSummary):
     """A queue, and what is in it."""
 
-    depth: Depth
+    depth: QueueDepth
     pending_by_priority: dict[Priority, int]
     oldest_age_s: Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0})] | None
-    last_claim_at: TimeText | None
+    last_claim_at: TimestampText | None
     workers: list[WorkerView]
 
 
-class QueueList(Shown):
+class QueueList(ResponseModel):
     """One page of queues, by name. Only an absent token is the end."""
 
     queues: list[QueueSummary]
     next_page_token: str | None
 
 
-class Neighbour(Shown):
+class DependencyJob(ResponseModel):
     """A job at the other end of a dependency, and how it is."""
 
     job_id: str
@@ -680,7 +691,7 @@ class Neighbour(Shown):
     job_health: str | None
 
     @classmethod
-    def of(cls, job: Job) -> Neighbour:
+    def from_job(cls, job: Job) -> DependencyJob:
         """The job, as far as its neighbours care."""
         return cls(
             job_id=job.job_id,
@@ -693,100 +704,100 @@ class Neighbour(Shown):
         )
 
 
-class Dependencies(Shown):
+class Dependencies(ResponseModel):
     """What a job waits for, and who waits for it."""
 
     job_id: str
     dependency_status: DependencyStatus
     trigger_rule: TriggerRule
     condition: str | None
-    verdict: ShownVerdict | None
-    depends_on: list[Neighbour]
-    dependents: list[Neighbour] = Field(description="The jobs that wait for this one to end, up to 1,000")
+    verdict: VerdictView | None
+    depends_on: list[DependencyJob]
+    dependents: list[DependencyJob] = Field(description="The jobs that wait for this one to end, up to 1,000")
 
 
-class JobStatusView(Shown):
+class JobStatusView(ResponseModel):
     """The light form of a job."""
 
     job_id: str
     status: JobStatus
     job_stage: str
     job_health: str | None
-    progress: Number
+    progress: Fraction
     message: str | None
 
 
-class JobResult(Shown):
+class JobResult(ResponseModel):
     """What came of a job."""
 
     job_id: str
     status: JobStatus
     result: Any
-    error: ShownError | None
+    error: JobErrorView | None
     result_url: str | None = Field(default=None, description=_URL.format("result"))
 
     @classmethod
-    def of(cls, job: Job, bodies: Bodies) -> JobResult:
+    def from_job(cls, job: Job, bodies: JobPayloads) -> JobResult:
         """The result or the error of a job that has ended."""
-        error = job.error and ShownError(code=job.error.code, message=job.error.message)
-        shown = {name: value for name, value in _shown(bodies).items() if name.startswith("result")}
-        return cls(job_id=job.job_id, status=job.status, error=error, **shown)
+        error = job.error and JobErrorView(code=job.error.code, message=job.error.message)
+        result_members = {name: value for name, value in _payload_members(bodies).items() if name.startswith("result")}
+        return cls(job_id=job.job_id, status=job.status, error=error, **result_members)
 
 
-class Standing(Shown):
+class JobPosition(ResponseModel):
     """Where a job was."""
 
     status: JobStatus
     stage: str
 
 
-class JobEvent(Shown):
+class JobEvent(ResponseModel):
     """One line of a job's history. `by` is the id of the key that did it, or `sweeper`."""
 
     version: int
-    at: TimeText
-    event: LogKind
+    at: TimestampText
+    event: JobLogKind
     by: str
-    from_: Standing | None = Field(serialization_alias="from")
-    to: Standing
+    from_: JobPosition | None = Field(serialization_alias="from")
+    to: JobPosition
     why: str | None
 
 
-class JobEvents(Shown):
+class JobEvents(ResponseModel):
     """The history of a job, oldest first."""
 
     job_id: str
     events: list[JobEvent]
 
     @classmethod
-    def of(cls, job_id: str, lines: Sequence[LogEntry]) -> JobEvents:
+    def from_log(cls, job_id: str, entries: Sequence[JobLogEntry]) -> JobEvents:
         """The history; each line begins where the one before ended."""
-        standings = [Standing(status=line.status, stage=line.stage) for line in lines]
+        positions = [JobPosition(status=line.status, stage=line.stage) for line in entries]
         return cls(
             job_id=job_id,
             events=[
                 JobEvent(
                     version=line.version,
-                    at=to_text(line.at),
+                    at=to_text(line.occurred_at),
                     event=line.kind,
-                    by=line.by,
+                    by=line.actor,
                     from_=before,
                     to=after,
-                    why=line.why,
+                    why=line.reason,
                 )
-                for line, before, after in zip(lines, [None, *standings], standings, strict=False)
+                for line, before, after in zip(entries, [None, *positions], positions, strict=False)
             ],
         )
 
 
-class JobList(Shown):
+class JobList(ResponseModel):
     """One page of jobs, newest first. It may be short, even empty; only an absent token is the end."""
 
     jobs: list[JobSummary]
     next_page_token: str | None
 
 
-def _summary(job: Job) -> dict[str, Any]:
+def _summary_members(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "name": job.name,
@@ -802,12 +813,12 @@ def _summary(job: Job) -> dict[str, Any]:
         "milestones": list(job.milestones),
         "fields": dict(job.fields),
         "tags": list(job.tags),
-        "error": None if job.error is None else ShownError(code=job.error.code, message=job.error.message),
+        "error": None if job.error is None else JobErrorView(code=job.error.code, message=job.error.message),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "depends_on": list(job.comes_after) if job.in_run else [each.job_id for each in job.depends_on],
-        "waiting_for": WaitingFor.of(job),
-        "verdict": None if job.verdict is None else ShownVerdict.of(job.verdict),
+        "depends_on": list(job.upstream_names) if job.in_run else [each.job_id for each in job.depends_on],
+        "waiting_for": WaitingFor.from_job(job),
+        "verdict": None if job.verdict is None else VerdictView.from_domain(job.verdict),
         "workflow_id": job.workflow_id,
         "batch_id": job.batch_id,
         "trace_id": job.trace_id,
@@ -821,21 +832,21 @@ def _summary(job: Job) -> dict[str, Any]:
     }
 
 
-def _shown(bodies: Bodies) -> dict[str, Any]:
+def _payload_members(bodies: JobPayloads) -> dict[str, Any]:
     """Payload and result, or the URLs that stand in for them: those are left out where they do not."""
-    shown = {"payload": _value(bodies.payload), "result": _value(bodies.result)}
+    members = {"payload": _parse_json(bodies.payload), "result": _parse_json(bodies.result)}
     urls = {"payload_url": bodies.payload_url, "result_url": bodies.result_url}
-    return shown | {name: url for name, url in urls.items() if url is not None}
+    return members | {name: url for name, url in urls.items() if url is not None}
 
 
-def _value(text: str | None) -> JsonValue:
+def _parse_json(text: str | None) -> JsonValue:
     return None if text is None else loads(text)
 
 
 # What clients are shown: the rest
 
 
-class FieldProblemView(Shown):
+class FieldProblemView(ResponseModel):
     """One thing that is wrong: `pointer` is a JSON pointer into the body, `?` and the name of a query parameter, or the
     name of a header."""
 
@@ -844,7 +855,7 @@ class FieldProblemView(Shown):
     code: str
 
 
-class Problem(Shown):
+class Problem(ResponseModel):
     """What went wrong (RFC 9457)."""
 
     type: str
@@ -854,12 +865,12 @@ class Problem(Shown):
     instance: str
     error: str
     message: str
-    timestamp: TimeText
+    timestamp: TimestampText
     request_id: str
     errors: list[FieldProblemView] = Field(default=[], description="There when the request was invalid")
 
 
-class BulkSuccess(Shown):
+class BulkSuccess(ResponseModel):
     """One job of many; `existing` when it already had the `unique_key`."""
 
     job_id: str
@@ -867,7 +878,7 @@ class BulkSuccess(Shown):
     existing: Literal[True] = True
 
 
-class BulkFailure(Shown):
+class BulkFailure(ResponseModel):
     """Why one job of many was not created."""
 
     problem: Problem
@@ -876,30 +887,30 @@ class BulkFailure(Shown):
 BulkItem: TypeAlias = BulkSuccess | BulkFailure
 
 
-class BulkAnswer(Shown):
+class BulkResponse(ResponseModel):
     """What became of each job, in the order of the request."""
 
     results: list[BulkItem]
 
 
-class ShownUpload(Shown):
+class UploadView(ResponseModel):
     """Where to put an upload, by PUT and without a key, until `expires_at`; and the reference that stands for it in
     `payload_ref` or `result_ref`, for a day."""
 
     reference: str
     url: str
     size: int
-    expires_at: TimeText
+    expires_at: TimestampText
 
 
-class ShownTicket(Shown):
+class TicketView(ResponseModel):
     """A ticket for one WebSocket, to be used once and soon."""
 
     ticket: str
-    expires_at: TimeText
+    expires_at: TimestampText
 
 
-class OpenApi(Shown):
+class OpenApiDocument(ResponseModel):
     """An OpenAPI document."""
 
     openapi: str

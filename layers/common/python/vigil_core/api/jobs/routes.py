@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from vigil_core.api.jobs.job_type_models import is_name, job_of_type
+from vigil_core.api.jobs.job_type_models import build_new_job, is_valid_name
 from vigil_core.api.jobs.models import (
-    BulkAnswer,
     BulkFailure,
     BulkItem,
+    BulkResponse,
     BulkSuccess,
-    Completion,
-    CreatedJob,
+    CompletionBody,
     Dependencies,
-    ExistingJob,
-    Failure,
-    Heartbeat,
-    HeartbeatAnswer,
+    DependencyJob,
+    FailureBody,
+    HeartbeatBody,
+    HeartbeatResponse,
+    JobCreated,
     JobEvents,
+    JobExisting,
     JobList,
     JobQuery,
     JobResult,
     JobStatusView,
     JobSummary,
-    Neighbour,
-    NewJob,
-    NewJobs,
-    Nothing,
-    Release,
-    Report,
-    ShownVerdict,
-    Start,
-    WholeJob,
-    Wire,
+    JobView,
+    NewJobBody,
+    NewJobsBody,
+    NoContent,
+    ReleaseBody,
+    ReportBody,
+    RequestModel,
+    StartBody,
+    VerdictView,
 )
-from vigil_core.api.routing import Answer, Call, Routes, Shows
-from vigil_core.api.validation import below, parse_body
+from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
+from vigil_core.api.validation import parse_body, prefix_pointers
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import (
     IdempotencyInProgress,
@@ -51,23 +51,23 @@ from vigil_core.domain.errors import (
     ValidationFailed,
 )
 from vigil_core.domain.exact_json import JsonValue
-from vigil_core.domain.ids import derived
+from vigil_core.domain.ids import derive_id
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.timestamps import to_text
-from vigil_core.services.idempotency import Outcome, once
+from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.jobs.dependencies import neighbours
+from vigil_core.services.jobs.dependencies import upstream_and_downstream
 from vigil_core.services.jobs.listing import JobFilter
 from vigil_core.services.jobs.listing import list_jobs as list_stored_jobs
-from vigil_core.services.jobs.long_poll import hold_job
-from vigil_core.services.jobs.submit import Submitted, submit, submitted_before
+from vigil_core.services.jobs.long_poll import long_poll_job
+from vigil_core.services.jobs.submit import Submission, find_earlier_submission, submit
 from vigil_core.services.jobs.transitions import find_job
-from vigil_core.services.workflows.commands import require_may_begin
+from vigil_core.services.workflows.commands import require_may_start
 
 ROUTES = Routes()
-_CHANGED = {200: Shows(what="The job as it is now", models=(WholeJob,))}
-_IDEMPOTENCY = (IdempotencyKeyReused, IdempotencyInProgress)
+_JOB_RESPONSES = {200: ResponseSpec(description="The job as it is now", models=(JobView,))}
+_IDEMPOTENCY_ERRORS = (IdempotencyKeyReused, IdempotencyInProgress)
 
 
 @ROUTES.route(
@@ -75,33 +75,35 @@ _IDEMPOTENCY = (IdempotencyKeyReused, IdempotencyInProgress)
     "/v1/jobs",
     scope=Scope.SUBMIT,
     headers=("Idempotency-Key", "Prefer"),
-    answers={
-        200: Shows(
-            what="The whole job: ended within the preferred wait, or existing under the same unique_key",
-            models=(ExistingJob, WholeJob),
+    responses={
+        200: ResponseSpec(
+            description="The whole job: ended within the preferred wait, or existing under the same unique_key",
+            models=(JobExisting, JobView),
             headers=("Location", "Preference-Applied"),
         ),
-        202: Shows(what="The new job", models=(CreatedJob,), headers=("Location", "Preference-Applied")),
+        202: ResponseSpec(description="The new job", models=(JobCreated,), headers=("Location", "Preference-Applied")),
     },
-    problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, *_IDEMPOTENCY),
+    problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, *_IDEMPOTENCY_ERRORS),
 )
-def create_job(call: Call, body: NewJob) -> Answer:
+def create_job(call: Call, body: NewJobBody) -> RouteResponse:
     """Create a job. With `Prefer: wait=N` the answer is held until the job has ended, at most N seconds."""
 
-    def act(reserved_id: str, resumed: bool) -> Outcome:
-        submitted = _submitted(call, body, reserved_id, resumed, call.context.job_types.find)
+    def execute(reserved_id: str, resumed: bool) -> HttpResponse:
+        submitted = _submit_or_resume(call, body, reserved_id, resumed, call.context.job_types.find)
         job = submitted.job
-        if call.request.wait_s:
-            job = hold_job(call.context, call.namespace, job.job_id, until=call.request.hold_until(0))
+        if call.request.preferred_wait_s:
+            job = long_poll_job(call.context, call.namespace, job.job_id, until=call.request.long_poll_deadline(0))
         if submitted.existing:
-            return 200, ExistingJob.found(job, call.context.jobs.bodies(job), call.context.now()).plain()
-        if job.ended and call.request.wait_s:
-            return 200, _whole(call, job).plain()
-        return 202, CreatedJob.created(job, submitted.payload, submitted.payload_url).plain()
+            return 200, JobExisting.from_existing_job(
+                job, call.context.jobs.payloads(job), call.context.now()
+            ).to_json()
+        if job.ended and call.request.preferred_wait_s:
+            return 200, _job_view(call, job).to_json()
+        return 202, JobCreated.from_new_job(job, submitted.payload, submitted.payload_url).to_json()
 
-    status, shown = _once(call, body, act)
-    headers = {"location": f"/v1/jobs/{shown['job_id']}", **call.request.preference_applied}
-    return Answer(status=status, body=shown, headers=headers)
+    status, document = _run_idempotent(call, body, execute)
+    headers = {"location": f"/v1/jobs/{document['job_id']}", **call.request.preference_applied}
+    return RouteResponse(status=status, body=document, headers=headers)
 
 
 @ROUTES.route(
@@ -109,54 +111,58 @@ def create_job(call: Call, body: NewJob) -> Answer:
     "/v1/jobs/bulk",
     scope=Scope.SUBMIT,
     headers=("Idempotency-Key",),
-    answers={200: Shows(what="What became of each, in the order of the request", models=(BulkAnswer,))},
-    problems=_IDEMPOTENCY,
+    responses={
+        200: ResponseSpec(description="What became of each, in the order of the request", models=(BulkResponse,))
+    },
+    problems=_IDEMPOTENCY_ERRORS,
 )
-def create_jobs(call: Call, body: NewJobs) -> Answer:
+def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
     """Create up to 100 jobs. One that cannot be created gives a problem in its place and spoils no other."""
 
-    def act(reserved_id: str, resumed: bool) -> Outcome:
-        types = call.context.job_types.find_many(call.namespace, set(_types_named(body.jobs)))
+    def execute(reserved_id: str, resumed: bool) -> HttpResponse:
+        types = call.context.job_types.find_many(call.namespace, set(_job_type_names(body.jobs)))
 
-        def create(numbered: tuple[int, JsonValue]) -> BulkItem:
-            number, wanted = numbered
+        def create(numbered_body: tuple[int, JsonValue]) -> BulkItem:
+            number, raw_body = numbered_body
             try:
-                new, new_id = parse_body(NewJob, wanted), derived(reserved_id, str(number))
-                submitted = _submitted(call, new, new_id, resumed, lambda _, name: types.get(name))
+                body, new_id = parse_body(NewJobBody, raw_body), derive_id(reserved_id, str(number))
+                submitted = _submit_or_resume(call, body, new_id, resumed, lambda _, name: types.get(name))
             except Exception as error:
-                return BulkFailure(problem=call.problem(below(f"/jobs/{number}", error)))
-            job = JobSummary.of(submitted.job)
+                return BulkFailure(problem=call.problem(prefix_pointers(f"/jobs/{number}", error)))
+            job = JobSummary.from_job(submitted.job)
             if submitted.existing:
                 return BulkSuccess(job_id=job.job_id, job=job, existing=True)
             return BulkSuccess(job_id=job.job_id, job=job)
 
-        return 200, BulkAnswer(results=call.context.in_parallel(create, enumerate(body.jobs))).plain()
+        return 200, BulkResponse(results=call.context.in_parallel(create, enumerate(body.jobs))).to_json()
 
-    status, shown = _once(call, body, act)
-    return Answer(status=status, body=shown)
+    status, document = _run_idempotent(call, body, execute)
+    return RouteResponse(status=status, body=document)
 
 
 @ROUTES.route(
     "GET",
     "/v1/jobs",
     scope=Scope.READ,
-    answers={200: Shows(what="One page, newest first", models=(JobList,))},
+    responses={200: ResponseSpec(description="One page, newest first", models=(JobList,))},
 )
-def list_jobs(call: Call, query: JobQuery) -> Answer:
+def list_jobs(call: Call, query: JobQuery) -> RouteResponse:
     """List jobs, newest first, without payload and result. A page may be short; only an absent token is the end."""
     filters = query.model_dump(exclude={"page_size", "page_token"}, exclude_none=True)
-    of: JsonValue = ["list_jobs", {name: str(value) for name, value in filters.items()}]
+    scope: JsonValue = ["list_jobs", {name: str(value) for name, value in filters.items()}]
     tokens = call.services.page_tokens
     statuses = filters.pop("status", None)
-    found, place = list_stored_jobs(
+    page, cursor = list_stored_jobs(
         call.context,
         call.namespace,
         JobFilter(**filters, statuses=statuses and tuple(statuses)),
-        before_place=tokens.place(call.namespace, query.page_token, of=of),
+        before_cursor=tokens.verify(call.namespace, query.page_token, list_identity=scope),
         page_size=query.page_size,
     )
-    next_token = tokens.sign(call.namespace, place, of=of)
-    return Answer(status=200, body=JobList(jobs=[JobSummary.of(job) for job in found], next_page_token=next_token))
+    next_token = tokens.sign(call.namespace, cursor, list_identity=scope)
+    return RouteResponse(
+        status=200, body=JobList(jobs=[JobSummary.from_job(job) for job in page], next_page_token=next_token)
+    )
 
 
 @ROUTES.route(
@@ -164,30 +170,30 @@ def list_jobs(call: Call, query: JobQuery) -> Answer:
     "/v1/jobs/{job_id}",
     scope=Scope.READ,
     headers=("Prefer", "If-None-Match"),
-    answers={
-        200: Shows(what="The whole job", models=(WholeJob,), headers=("ETag", "Preference-Applied")),
-        304: Shows(what="The job is as the ETag says", headers=("ETag", "Preference-Applied")),
+    responses={
+        200: ResponseSpec(description="The whole job", models=(JobView,), headers=("ETag", "Preference-Applied")),
+        304: ResponseSpec(description="The job is as the ETag says", headers=("ETag", "Preference-Applied")),
     },
     problems=(JobNotFound,),
 )
-def get_job(call: Call, job_id: str) -> Answer:
+def get_job(call: Call, job_id: str) -> RouteResponse:
     """Get a job, payload and result included. With `Prefer: wait=N` the answer is held until the job has ended."""
-    job = hold_job(call.context, call.namespace, job_id, until=call.request.hold_until(0))
+    job = long_poll_job(call.context, call.namespace, job_id, until=call.request.long_poll_deadline(0))
     etag = f'"{job.version}.{job.live_version}"'
     headers = {"etag": etag, **call.request.preference_applied}
-    if call.request.has_seen(etag):
-        return Answer(status=304, headers=headers)
-    return Answer(status=200, body=_whole(call, job), headers=headers)
+    if call.request.matches_etag(etag):
+        return RouteResponse(status=304, headers=headers)
+    return RouteResponse(status=200, body=_job_view(call, job), headers=headers)
 
 
 @ROUTES.route(
     "GET",
     "/v1/jobs/{job_id}/status",
     scope=Scope.READ,
-    answers={200: Shows(what="The light form", models=(JobStatusView,))},
+    responses={200: ResponseSpec(description="The light form", models=(JobStatusView,))},
     problems=(JobNotFound,),
 )
-def get_job_status(call: Call, job_id: str) -> Answer:
+def get_job_status(call: Call, job_id: str) -> RouteResponse:
     """Get what changes of a job, in one small read."""
     job = find_job(call.context, call.namespace, job_id)
     light = JobStatusView(
@@ -198,73 +204,73 @@ def get_job_status(call: Call, job_id: str) -> Answer:
         progress=job.progress,
         message=job.message,
     )
-    return Answer(status=200, body=light)
+    return RouteResponse(status=200, body=light)
 
 
 @ROUTES.route(
     "GET",
     "/v1/jobs/{job_id}/result",
     scope=Scope.READ,
-    answers={200: Shows(what="What came of the job", models=(JobResult,))},
+    responses={200: ResponseSpec(description="What came of the job", models=(JobResult,))},
     problems=(JobNotFound, JobNotCompleted),
 )
-def get_job_result(call: Call, job_id: str) -> Answer:
+def get_job_result(call: Call, job_id: str) -> RouteResponse:
     """Get the result or the error of a job that has ended."""
     job = find_job(call.context, call.namespace, job_id)
     if not job.ended:
         raise JobNotCompleted(job_id)
-    return Answer(status=200, body=JobResult.of(job, call.context.jobs.bodies(job, payload=False)))
+    return RouteResponse(status=200, body=JobResult.from_job(job, call.context.jobs.payloads(job, payload=False)))
 
 
 @ROUTES.route(
     "GET",
     "/v1/jobs/{job_id}/events",
     scope=Scope.READ,
-    answers={200: Shows(what="The history, oldest first", models=(JobEvents,))},
+    responses={200: ResponseSpec(description="The history, oldest first", models=(JobEvents,))},
     problems=(JobNotFound,),
 )
-def get_job_events(call: Call, job_id: str) -> Answer:
+def get_job_events(call: Call, job_id: str) -> RouteResponse:
     """Get the history of a job: who did what when, and what it changed."""
     job = find_job(call.context, call.namespace, job_id)
-    return Answer(status=200, body=JobEvents.of(job_id, call.context.jobs.history(job)))
+    return RouteResponse(status=200, body=JobEvents.from_log(job_id, call.context.jobs.history(job)))
 
 
 @ROUTES.route(
     "GET",
     "/v1/jobs/{job_id}/dependencies",
     scope=Scope.READ,
-    answers={200: Shows(what="The jobs at both ends, as they are now", models=(Dependencies,))},
+    responses={200: ResponseSpec(description="The jobs at both ends, as they are now", models=(Dependencies,))},
     problems=(JobNotFound,),
 )
-def get_job_dependencies(call: Call, job_id: str) -> Answer:
+def get_job_dependencies(call: Call, job_id: str) -> RouteResponse:
     """Get what a job depends on and which jobs wait for it to end."""
     job = find_job(call.context, call.namespace, job_id)
-    before, after = neighbours(call.context, job)
-    shown = Dependencies(
+    upstream, downstream = upstream_and_downstream(call.context, job)
+    view = Dependencies(
         job_id=job_id,
         dependency_status=job.dependency_status,
         trigger_rule=job.trigger_rule,
         condition=job.condition,
-        verdict=None if job.verdict is None else ShownVerdict.of(job.verdict),
-        depends_on=list(map(Neighbour.of, before)),
-        dependents=list(map(Neighbour.of, after)),
+        verdict=None if job.verdict is None else VerdictView.from_domain(job.verdict),
+        depends_on=list(map(DependencyJob.from_job, upstream)),
+        dependents=list(map(DependencyJob.from_job, downstream)),
     )
-    return Answer(status=200, body=shown)
+    return RouteResponse(status=200, body=view)
 
 
 @ROUTES.route(
     "PATCH",
     "/v1/jobs/{job_id}",
     scope=Scope.WORK,
-    answers=_CHANGED,
+    responses=_JOB_RESPONSES,
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
-def report_job(call: Call, job_id: str, body: Report) -> Answer:
+def report_job(call: Call, job_id: str, body: ReportBody) -> RouteResponse:
     """Report how a job goes: applied whole, or refused and nothing changed. A lower progress is ignored."""
-    said = body.to_domain()
-    return _changed(
+    report = body.to_domain()
+    return _job_response(
         call,
-        change_job.report(call.context, call.namespace, job_id, said, by=call.by, lease_token=body.lease_token),
+        change_job.report(call.context, call.namespace, job_id, report, actor=call.actor, lease_token=body.lease_token),
     )
 
 
@@ -272,37 +278,37 @@ def report_job(call: Call, job_id: str, body: Report) -> Answer:
     "DELETE",
     "/v1/jobs/{job_id}",
     scope=Scope.SUBMIT,
-    answers={204: Shows(what="The job is gone")},
+    responses={204: ResponseSpec(description="The job is gone")},
     problems=(JobNotFound, InvalidTransition),
 )
-def delete_job(call: Call, job_id: str) -> Answer:
+def delete_job(call: Call, job_id: str) -> RouteResponse:
     """Delete a job that has ended. Its id stays taken."""
-    change_job.delete(call.context, call.namespace, job_id, by=call.by)
-    return Answer(status=204)
+    change_job.delete(call.context, call.namespace, job_id, actor=call.actor)
+    return RouteResponse(status=204)
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/start",
     scope=Scope.WORK,
-    answers=_CHANGED,
+    responses=_JOB_RESPONSES,
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
-def start_job(call: Call, job_id: str, body: Start) -> Answer:
+def start_job(call: Call, job_id: str, body: StartBody) -> RouteResponse:
     """Begin to run a job that is pending, without a lease: whoever does so is not given it by a queue."""
-    require_may_begin(call.context, find_job(call.context, call.namespace, job_id))
-    job = change_job.start(call.context, call.namespace, job_id, by=call.by, lease_token=body.lease_token)
-    return _changed(call, job)
+    require_may_start(call.context, find_job(call.context, call.namespace, job_id))
+    job = change_job.start(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
+    return _job_response(call, job)
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/complete",
     scope=Scope.WORK,
-    answers=_CHANGED,
+    responses=_JOB_RESPONSES,
     problems=(JobNotFound, InvalidTransition, LeaseLost, PayloadTooLarge),
 )
-def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
+def complete_job(call: Call, job_id: str, body: CompletionBody) -> RouteResponse:
     """End a running job well, with its result."""
     if body.result is not None and body.result_ref is not None:
         raise ValidationFailed.at("/result_ref", "stands in place of result, not beside it")
@@ -310,24 +316,24 @@ def complete_job(call: Call, job_id: str, body: Completion) -> Answer:
         call.context,
         call.namespace,
         job_id,
-        by=call.by,
+        actor=call.actor,
         result=body.result,
         result_upload=body.result_ref,
         health=body.job_health or "success",
         fields=body.fields,
         lease_token=body.lease_token,
     )
-    return _changed(call, job)
+    return _job_response(call, job)
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/fail",
     scope=Scope.WORK,
-    answers=_CHANGED,
+    responses=_JOB_RESPONSES,
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
-def fail_job(call: Call, job_id: str, body: Failure) -> Answer:
+def fail_job(call: Call, job_id: str, body: FailureBody) -> RouteResponse:
     """End an attempt badly: another follows where `retry` allows it, else the job has failed, or completes with its
     `fallback`. One that was asked to cancel ends `cancelled`."""
     job = change_job.fail(
@@ -335,115 +341,121 @@ def fail_job(call: Call, job_id: str, body: Failure) -> Answer:
         call.namespace,
         job_id,
         JobError(code=body.error.code, message=body.error.message),
-        by=call.by,
+        actor=call.actor,
         retryable=body.retryable is not False,
         lease_token=body.lease_token,
     )
-    return _changed(call, job)
+    return _job_response(call, job)
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/heartbeat",
     scope=Scope.WORK,
-    answers={200: Shows(what="Whether to go on, and until when", models=(HeartbeatAnswer,))},
+    responses={200: ResponseSpec(description="Whether to go on, and until when", models=(HeartbeatResponse,))},
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
-def heartbeat_job(call: Call, job_id: str, body: Heartbeat) -> Answer:
+def heartbeat_job(call: Call, job_id: str, body: HeartbeatBody) -> RouteResponse:
     """Give a sign of life: it extends the lease, carries progress, and tells whether the job is to be cancelled."""
     job = change_job.heartbeat(
         call.context,
         call.namespace,
         job_id,
         lease_token=body.lease_token,
-        length_s=body.lease,
+        lease_s=body.lease,
         progress=body.progress,
         message=body.message,
         first=body.first is True,
     )
-    answer = HeartbeatAnswer(
+    response = HeartbeatResponse(
         job_id=job.job_id,
         status=job.status,
         cancel_requested=job.cancel_requested_at is not None,
-        lease_expires_at=to_text(job.lease.until) if job.lease else None,
+        lease_expires_at=to_text(job.lease.expires_at) if job.lease else None,
     )
-    return Answer(status=200, body=answer)
+    return RouteResponse(status=200, body=response)
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/release",
     scope=Scope.WORK,
-    answers=_CHANGED,
+    responses=_JOB_RESPONSES,
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
-def release_job(call: Call, job_id: str, body: Release) -> Answer:
+def release_job(call: Call, job_id: str, body: ReleaseBody) -> RouteResponse:
     """Give a claimed job back unfinished: it is pending again, and the attempt does not count."""
-    job = change_job.release(call.context, call.namespace, job_id, by=call.by, lease_token=body.lease_token)
-    return _changed(call, job)
+    job = change_job.release(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
+    return _job_response(call, job)
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/cancel",
     scope=Scope.SUBMIT,
-    body=Nothing,
-    answers={
-        200: Shows(what="The cancelled job", models=(WholeJob,)),
-        202: Shows(what="The running job, asked to end; it is ended a minute later otherwise", models=(WholeJob,)),
+    body=NoContent,
+    responses={
+        200: ResponseSpec(description="The cancelled job", models=(JobView,)),
+        202: ResponseSpec(
+            description="The running job, asked to end; it is ended a minute later otherwise", models=(JobView,)
+        ),
     },
     problems=(JobNotFound, InvalidTransition),
 )
-def cancel_job(call: Call, job_id: str) -> Answer:
+def cancel_job(call: Call, job_id: str) -> RouteResponse:
     """Cancel a job: at once when it does not run, otherwise by asking."""
-    job = change_job.cancel(call.context, call.namespace, job_id, by=call.by)
-    return Answer(status=200 if job.ended else 202, body=_whole(call, job))
+    job = change_job.cancel(call.context, call.namespace, job_id, actor=call.actor)
+    return RouteResponse(status=200 if job.ended else 202, body=_job_view(call, job))
 
 
 @ROUTES.route(
     "POST",
     "/v1/jobs/{job_id}/retry",
     scope=Scope.SUBMIT,
-    body=Nothing,
-    answers=_CHANGED,
+    body=NoContent,
+    responses=_JOB_RESPONSES,
     problems=(JobNotFound, InvalidTransition, JobCreationFailed),
 )
-def retry_job(call: Call, job_id: str) -> Answer:
+def retry_job(call: Call, job_id: str) -> RouteResponse:
     """Try a failed, cancelled or skipped job again, under the same id."""
-    return _changed(call, change_job.retry(call.context, call.namespace, job_id, by=call.by))
+    return _job_response(call, change_job.retry(call.context, call.namespace, job_id, actor=call.actor))
 
 
-def _submitted(
+def _submit_or_resume(
     call: Call,
-    asked: NewJob,
+    body: NewJobBody,
     reserved_id: str,
     resumed: bool,
     find_type: Callable[[str, str], JobType | None],
-) -> Submitted:
-    before = submitted_before(call.context, call.namespace, asked.job_id or reserved_id) if resumed else None
-    if before is not None:
-        return before
-    new = job_of_type(asked, find_type(call.namespace, asked.job_type), reserved_id)
-    return submit(call.context, call.namespace, new, by=call.by, resumed=resumed)
+) -> Submission:
+    previous = find_earlier_submission(call.context, call.namespace, body.job_id or reserved_id) if resumed else None
+    if previous is not None:
+        return previous
+    new = build_new_job(body, find_type(call.namespace, body.job_type), reserved_id)
+    return submit(call.context, call.namespace, new, actor=call.actor, resumed=resumed)
 
 
-def _types_named(wanted: Iterable[JsonValue]) -> Iterator[str]:
-    for asked in wanted:
-        name = asked.get("job_type") if isinstance(asked, Mapping) else None
-        if isinstance(name, str) and is_name(name):
+def _job_type_names(bodies: Iterable[JsonValue]) -> Iterator[str]:
+    for raw_body in bodies:
+        name = raw_body.get("job_type") if isinstance(raw_body, Mapping) else None
+        if isinstance(name, str) and is_valid_name(name):
             yield name
 
 
-def _once(call: Call, body: Wire, act: Callable[[str, bool], Outcome]) -> tuple[int, dict[str, Any]]:
+def _run_idempotent(
+    call: Call, body: RequestModel, execute: Callable[[str, bool], HttpResponse]
+) -> tuple[int, dict[str, Any]]:
     route = f"{call.operation.method} {call.operation.path}"
     key = call.request.idempotency_key
-    status, shown = once(call.context, call.namespace, route=route, key=key, request=body.model_dump(), act=act)
-    return status, cast(dict[str, Any], shown)
+    status, document = run_idempotent(
+        call.context, call.namespace, route=route, key=key, request=body.model_dump(), action=execute
+    )
+    return status, cast(dict[str, Any], document)
 
 
-def _changed(call: Call, job: Job) -> Answer:
-    return Answer(status=200, body=_whole(call, job))
+def _job_response(call: Call, job: Job) -> RouteResponse:
+    return RouteResponse(status=200, body=_job_view(call, job))
 
 
-def _whole(call: Call, job: Job) -> WholeJob:
-    return WholeJob.whole(job, call.context.jobs.bodies(job))
+def _job_view(call: Call, job: Job) -> JobView:
+    return JobView.with_payloads(job, call.context.jobs.payloads(job))

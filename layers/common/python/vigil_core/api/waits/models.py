@@ -9,8 +9,8 @@ from pydantic import RootModel, WithJsonSchema
 
 from vigil_core.api.jobs.models import EXAMPLE_ID
 from vigil_core.domain.outbound_policy import MAX_URL_CHARS
-from vigil_core.domain.waits.request import ANSWER_KEYS, MAX_EXPIRES_S, MAX_GET_FIELDS
-from vigil_core.domain.waits.wait import MAX_ENTRIES
+from vigil_core.domain.waits.request import MAX_EXPIRES_S, MAX_GET_FIELDS, RESPONSE_KEYS
+from vigil_core.domain.waits.wait import MAX_WAIT_JOBS
 
 _TEXT = {"type": "string", "minLength": 1}
 _NAMES = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
@@ -57,7 +57,7 @@ _OPTIONS = {
                 {"type": "string", "enum": ["all", "any"]},
                 {
                     "type": "object",
-                    "properties": {"at_least": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES}},
+                    "properties": {"at_least": {"type": "integer", "minimum": 1, "maximum": MAX_WAIT_JOBS}},
                     "required": ["at_least"],
                     "additionalProperties": False,
                 },
@@ -113,7 +113,7 @@ _WAIT = {
     "truncated": {"type": "boolean", "description": "Not all jobs are shown: see jobs_url"},
     "jobs_url": {"type": "string"},
 }
-_ANSWERED: dict[str, Any] = {name: {} for name in sorted(ANSWER_KEYS)}
+_RESPONSE_MEMBERS: dict[str, Any] = {name: {} for name in sorted(RESPONSE_KEYS)}
 _REQUEST = {
     "type": "object",
     "properties": {
@@ -121,12 +121,12 @@ _REQUEST = {
             "type": "object",
             "additionalProperties": _CONDITION,
             "minProperties": 1,
-            "maxProperties": MAX_ENTRIES,
+            "maxProperties": MAX_WAIT_JOBS,
             "examples": [{EXAMPLE_ID: {"job_stage": "boot"}}],
         },
         "wait_options": {**_OPTIONS, "type": ["object", "null"]},
         "waited_jobs": {**_JOBS, "type": ["object", "null"], "description": "From an earlier round; shown unchanged"},
-        **_ANSWERED,
+        **_RESPONSE_MEMBERS,
         "unmet_jobs": {**_JOBS, "type": ["object", "null"]},
         "wait_id": {"type": ["string", "null"], "description": "Of an answer posted back: the same wait goes on"},
     },
@@ -167,11 +167,11 @@ _JOBS_PAGE = {
 }
 
 
-class WaitRequest(RootModel[Annotated[Any, WithJsonSchema(_REQUEST)]]):
+class WaitBody(RootModel[Annotated[Any, WithJsonSchema(_REQUEST)]]):
     """What to wait for; or the answer of an earlier round, as it stands, to go on with that wait."""
 
 
-class WaitAnswer(
+class WaitView(
     RootModel[
         Annotated[
             Any,

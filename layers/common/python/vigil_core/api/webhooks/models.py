@@ -8,20 +8,28 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from vigil_core.api.jobs.job_type_models import is_name
-from vigil_core.api.jobs.models import Shown, Text, TimeText, Wire
+from vigil_core.api.jobs.job_type_models import is_valid_name
+from vigil_core.api.jobs.models import RequestModel, ResponseModel, Text, TimestampText
 from vigil_core.api.validation import parse_body
 from vigil_core.domain.errors import FieldProblem, ValidationFailed
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.outbound_policy import MAX_URL_CHARS
 from vigil_core.domain.timestamps import to_text
-from vigil_core.domain.webhooks import WAITS, Delivery, DeliveryStatus, Try, Webhook, is_pattern, is_secret
+from vigil_core.domain.webhooks import (
+    WAITS_WEBHOOK,
+    Delivery,
+    DeliveryAttempt,
+    DeliveryStatus,
+    Webhook,
+    is_event_pattern,
+    is_secret,
+)
 
 MAX_PATTERNS = 50
 
 
 def _pattern(value: str) -> str:
-    if not is_pattern(value):
+    if not is_event_pattern(value):
         raise ValueError("must be a type of event, as in vigil.job.completed, or vigil.job.*, or *")
     return value
 
@@ -32,7 +40,7 @@ def _secret(value: str) -> str:
     return value
 
 
-Secret = Annotated[
+WebhookSecret = Annotated[
     str,
     Field(
         max_length=128,
@@ -54,13 +62,13 @@ EventPattern = Annotated[
 ]
 
 
-class WebhookBody(Wire):
+class WebhookBody(RequestModel):
     """A webhook, whole, but for its secret: without one it keeps the one it has, or is given one."""
 
     url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS)] | None = Field(
         default=None,
         examples=["https://hooks.example.com/vigil"],
-        description=f"https, and nowhere inside a private network. Every webhook has one but `{WAITS}`, which has none",
+        description=f"https, outside private networks. Every webhook has one except `{WAITS_WEBHOOK}`, which has none",
     )
     events: (
         Annotated[
@@ -75,16 +83,18 @@ class WebhookBody(Wire):
     )
     enabled: bool | None = Field(default=None, description="true when absent: so a disabled webhook is enabled again")
     description: Text | None = None
-    secret: Secret | None = Field(default=None, description="The former one goes on signing for a day, beside this one")
+    secret: WebhookSecret | None = Field(
+        default=None, description="The former one goes on signing for a day, beside this one"
+    )
 
 
-class RotateBody(Wire):
+class RotateSecretBody(RequestModel):
     """The next secret."""
 
-    secret: Secret | None = Field(default=None, description="One is made when this is absent")
+    secret: WebhookSecret | None = Field(default=None, description="One is made when this is absent")
 
 
-class WebhookView(Shown):
+class WebhookView(ResponseModel):
     """A webhook."""
 
     name: str
@@ -94,18 +104,18 @@ class WebhookView(Shown):
     disabled_because: str | None
     description: str | None
     secret: str | None = Field(description="Shown once: in the answer to what made it. null in every other answer")
-    created_at: TimeText
-    updated_at: TimeText
+    created_at: TimestampText
+    updated_at: TimestampText
 
     @classmethod
-    def of(cls, webhook: Webhook, *, with_secret: bool = False) -> WebhookView:
+    def from_domain(cls, webhook: Webhook, *, with_secret: bool = False) -> WebhookView:
         """The webhook."""
         return cls(
             name=webhook.name,
             url=webhook.url,
             events=list(webhook.events),
             enabled=webhook.enabled,
-            disabled_because=webhook.disabled_because,
+            disabled_because=webhook.disabled_reason,
             description=webhook.description,
             secret=webhook.secret if with_secret else None,
             created_at=to_text(webhook.created_at),
@@ -113,27 +123,27 @@ class WebhookView(Shown):
         )
 
 
-class WebhookList(Shown):
+class WebhookList(ResponseModel):
     """Every webhook of the namespace, by name."""
 
     webhooks: list[WebhookView]
 
 
-class TryView(Shown):
+class DeliveryAttemptView(ResponseModel):
     """One try: the status that was answered, or why there is none."""
 
-    at: TimeText
+    at: TimestampText
     duration_ms: int
     status: int | None
     error: str | None
 
     @classmethod
-    def of(cls, tried: Try) -> TryView:
+    def from_domain(cls, attempt: DeliveryAttempt) -> DeliveryAttemptView:
         """The try."""
-        return cls(at=to_text(tried.at), duration_ms=tried.duration_ms, status=tried.status, error=tried.error)
+        return cls(at=to_text(attempt.at), duration_ms=attempt.duration_ms, status=attempt.status, error=attempt.error)
 
 
-class DeliveryView(Shown):
+class DeliveryView(ResponseModel):
     """One event for one webhook."""
 
     delivery_id: str = Field(description="Sent as `webhook-id`: the same in every try")
@@ -142,13 +152,13 @@ class DeliveryView(Shown):
     event_type: str
     status: DeliveryStatus
     error: str | None
-    tries: list[TryView]
-    next_try_at: TimeText | None
-    created_at: TimeText
-    finished_at: TimeText | None
+    tries: list[DeliveryAttemptView]
+    next_try_at: TimestampText | None
+    created_at: TimestampText
+    finished_at: TimestampText | None
 
     @classmethod
-    def of(cls, delivery: Delivery) -> DeliveryView:
+    def from_domain(cls, delivery: Delivery) -> DeliveryView:
         """The delivery."""
         return cls(
             delivery_id=delivery.delivery_id,
@@ -157,47 +167,51 @@ class DeliveryView(Shown):
             event_type=delivery.event_type,
             status=delivery.status,
             error=delivery.error,
-            tries=list(map(TryView.of, delivery.tries)),
-            next_try_at=to_text(delivery.next_at) if delivery.next_at else None,
+            tries=list(map(DeliveryAttemptView.from_domain, delivery.attempts)),
+            next_try_at=to_text(delivery.next_attempt_at) if delivery.next_attempt_at else None,
             created_at=to_text(delivery.created_at),
             finished_at=to_text(delivery.finished_at) if delivery.finished_at else None,
         )
 
 
-class DeliveryList(Shown):
+class DeliveryList(ResponseModel):
     """One page of deliveries, newest event first; only an absent token is the end."""
 
     deliveries: list[DeliveryView]
     next_page_token: str | None
 
     @classmethod
-    def of(cls, deliveries: Iterable[Delivery], next_page_token: str | None) -> DeliveryList:
+    def from_domain(cls, deliveries: Iterable[Delivery], next_page_token: str | None) -> DeliveryList:
         """The page."""
-        return cls(deliveries=list(map(DeliveryView.of, deliveries)), next_page_token=next_page_token)
+        return cls(deliveries=list(map(DeliveryView.from_domain, deliveries)), next_page_token=next_page_token)
 
 
-def webhook_of(namespace: str, name: str, body: JsonValue, now: datetime) -> Webhook:
+def parse_webhook(namespace: str, name: str, body: JsonValue, now: datetime) -> Webhook:
     """The webhook that a request describes, its secret empty when it names none. Raises ValidationFailed with every
     problem."""
-    if not is_name(name):
+    if not is_valid_name(name):
         raise ValidationFailed.at("{webhook}", "must be 1 to 128 characters, none a control character")
-    said: Any = parse_body(WebhookBody, body)
+    parsed: Any = parse_body(WebhookBody, body)
     problems = []
     for part in ("url", "events"):
-        if (getattr(said, part) is None) != (name == WAITS):
-            detail = f"the webhook '{WAITS}' takes none: each wait names its own" if name == WAITS else "is required"
+        if (getattr(parsed, part) is None) != (name == WAITS_WEBHOOK):
+            detail = (
+                f"the webhook '{WAITS_WEBHOOK}' takes none: each wait names its own"
+                if name == WAITS_WEBHOOK
+                else "is required"
+            )
             problems.append(FieldProblem(pointer=f"/{part}", detail=detail))
     if problems:
         raise ValidationFailed(problems)
     return Webhook(
         namespace=namespace,
         name=name,
-        url=said.url,
-        events=tuple(dict.fromkeys(said.events or ())),
-        enabled=said.enabled is not False,
-        disabled_because="It was put so" if said.enabled is False else None,
-        description=said.description,
-        secret=said.secret or "",
+        url=parsed.url,
+        events=tuple(dict.fromkeys(parsed.events or ())),
+        enabled=parsed.enabled is not False,
+        disabled_reason="It was put so" if parsed.enabled is False else None,
+        description=parsed.description,
+        secret=parsed.secret or "",
         created_at=now,
         updated_at=now,
     )

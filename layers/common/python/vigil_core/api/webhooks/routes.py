@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigil_core.api.jobs.job_type_models import is_name
-from vigil_core.api.jobs.models import Nothing, PageQuery
-from vigil_core.api.routing import Answer, Call, Routes, Shows
+from vigil_core.api.jobs.job_type_models import is_valid_name
+from vigil_core.api.jobs.models import NoContent, PageQuery
+from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.api.webhooks.models import (
     DeliveryList,
     DeliveryView,
-    RotateBody,
+    RotateSecretBody,
     WebhookBody,
     WebhookList,
     WebhookView,
-    webhook_of,
+    parse_webhook,
 )
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import DeliveryNotFound, WebhookNotFound
@@ -28,104 +28,108 @@ ROUTES = Routes()
     "/v1/webhooks/{webhook}",
     scope=Scope.ADMIN,
     documented_body=WebhookBody,
-    answers={
-        200: Shows(what="The webhook, which there was before", models=(WebhookView,)),
-        201: Shows(what="The new webhook, with its secret, shown this once", models=(WebhookView,)),
+    responses={
+        200: ResponseSpec(description="The webhook, which there was before", models=(WebhookView,)),
+        201: ResponseSpec(description="The new webhook, with its secret, shown this once", models=(WebhookView,)),
     },
 )
-def put_webhook(call: Call, webhook: str, body: Any) -> Answer:
+def put_webhook(call: Call, webhook: str, body: Any) -> RouteResponse:
     """Put a webhook: all of it but its secret, which it keeps. What happens from now on is told to it."""
-    wanted = webhook_of(call.namespace, webhook, body, call.context.now())
-    stored, new = manage_webhooks.put_webhook(call.context, wanted)
-    return Answer(status=201 if new else 200, body=WebhookView.of(stored, with_secret=new))
+    definition = parse_webhook(call.namespace, webhook, body, call.context.now())
+    stored, is_new = manage_webhooks.put_webhook(call.context, definition)
+    return RouteResponse(status=201 if is_new else 200, body=WebhookView.from_domain(stored, with_secret=is_new))
 
 
 @ROUTES.route(
     "GET",
     "/v1/webhooks",
     scope=Scope.ADMIN,
-    answers={200: Shows(what="All of them, by name", models=(WebhookList,))},
+    responses={200: ResponseSpec(description="All of them, by name", models=(WebhookList,))},
 )
-def list_webhooks(call: Call) -> Answer:
+def list_webhooks(call: Call) -> RouteResponse:
     """List the webhooks."""
-    found = call.context.webhooks.all(call.namespace)
-    return Answer(status=200, body=WebhookList(webhooks=list(map(WebhookView.of, found))))
+    webhooks = call.context.webhooks.find_all(call.namespace)
+    return RouteResponse(status=200, body=WebhookList(webhooks=list(map(WebhookView.from_domain, webhooks))))
 
 
 @ROUTES.route(
     "GET",
     "/v1/webhooks/{webhook}",
     scope=Scope.ADMIN,
-    answers={200: Shows(what="The webhook", models=(WebhookView,))},
+    responses={200: ResponseSpec(description="The webhook", models=(WebhookView,))},
     problems=(WebhookNotFound,),
 )
-def get_webhook(call: Call, webhook: str) -> Answer:
+def get_webhook(call: Call, webhook: str) -> RouteResponse:
     """Get a webhook, without its secret."""
-    found = manage_webhooks.find_webhook(call.context, call.namespace, _known(webhook))
-    return Answer(status=200, body=WebhookView.of(found))
+    found_webhook = manage_webhooks.find_webhook(call.context, call.namespace, _require_valid_name(webhook))
+    return RouteResponse(status=200, body=WebhookView.from_domain(found_webhook))
 
 
 @ROUTES.route(
     "DELETE",
     "/v1/webhooks/{webhook}",
     scope=Scope.ADMIN,
-    answers={204: Shows(what="The webhook is gone")},
+    responses={204: ResponseSpec(description="The webhook is gone")},
     problems=(WebhookNotFound,),
 )
-def delete_webhook(call: Call, webhook: str) -> Answer:
+def delete_webhook(call: Call, webhook: str) -> RouteResponse:
     """Delete a webhook. What it has not been told by now it will not be."""
-    manage_webhooks.delete_webhook(call.context, call.namespace, _known(webhook))
-    return Answer(status=204)
+    manage_webhooks.delete_webhook(call.context, call.namespace, _require_valid_name(webhook))
+    return RouteResponse(status=204)
 
 
 @ROUTES.route(
     "POST",
     "/v1/webhooks/{webhook}/rotate-secret",
     scope=Scope.ADMIN,
-    answers={200: Shows(what="The webhook, with its new secret, shown this once", models=(WebhookView,))},
+    responses={
+        200: ResponseSpec(description="The webhook, with its new secret, shown this once", models=(WebhookView,))
+    },
     problems=(WebhookNotFound,),
 )
-def rotate_webhook_secret(call: Call, webhook: str, body: RotateBody) -> Answer:
+def rotate_webhook_secret(call: Call, webhook: str, body: RotateSecretBody) -> RouteResponse:
     """Change a webhook's secret. For a day messages are signed with the former one as well."""
-    stored = manage_webhooks.rotate_secret(call.context, call.namespace, _known(webhook), body.secret)
-    return Answer(status=200, body=WebhookView.of(stored, with_secret=True))
+    stored = manage_webhooks.rotate_secret(call.context, call.namespace, _require_valid_name(webhook), body.secret)
+    return RouteResponse(status=200, body=WebhookView.from_domain(stored, with_secret=True))
 
 
 @ROUTES.route(
     "GET",
     "/v1/webhooks/{webhook}/deliveries",
     scope=Scope.ADMIN,
-    answers={200: Shows(what="One page, newest event first", models=(DeliveryList,))},
+    responses={200: ResponseSpec(description="One page, newest event first", models=(DeliveryList,))},
     problems=(WebhookNotFound,),
 )
-def list_deliveries(call: Call, webhook: str, query: PageQuery) -> Answer:
+def list_deliveries(call: Call, webhook: str, query: PageQuery) -> RouteResponse:
     """List what a webhook was sent or is to be sent, with every try. Kept for 30 days after the last."""
-    name = manage_webhooks.find_webhook(call.context, call.namespace, _known(webhook)).name
-    tokens, of = call.services.page_tokens, ["list_deliveries", name]
-    before = tokens.place(call.namespace, query.page_token, of=of)
-    found = call.context.webhooks.deliveries(call.namespace, name, before_id=before, limit=query.page_size)
-    place = found[-1].delivery_id if len(found) == query.page_size else None
-    return Answer(status=200, body=DeliveryList.of(found, tokens.sign(call.namespace, place, of=of)))
+    name = manage_webhooks.find_webhook(call.context, call.namespace, _require_valid_name(webhook)).name
+    tokens, scope = call.services.page_tokens, ["list_deliveries", name]
+    before = tokens.verify(call.namespace, query.page_token, list_identity=scope)
+    page = call.context.webhooks.deliveries(call.namespace, name, before_id=before, limit=query.page_size)
+    cursor = page[-1].delivery_id if len(page) == query.page_size else None
+    return RouteResponse(
+        status=200, body=DeliveryList.from_domain(page, tokens.sign(call.namespace, cursor, list_identity=scope))
+    )
 
 
 @ROUTES.route(
     "POST",
     "/v1/webhooks/{webhook}/deliveries/{delivery_id}/replay",
     scope=Scope.ADMIN,
-    body=Nothing,
-    answers={202: Shows(what="The delivery, which is sent once more", models=(DeliveryView,))},
+    body=NoContent,
+    responses={202: ResponseSpec(description="The delivery, which is sent once more", models=(DeliveryView,))},
     problems=(WebhookNotFound, DeliveryNotFound),
 )
-def replay_delivery(call: Call, webhook: str, delivery_id: str) -> Answer:
+def replay_delivery(call: Call, webhook: str, delivery_id: str) -> RouteResponse:
     """Send a delivery once more, under its old id, however it stands, and begin its tries anew."""
-    if not is_name(delivery_id):
+    if not is_valid_name(delivery_id):
         raise DeliveryNotFound(delivery_id)
-    delivery = manage_webhooks.replay(call.context, call.namespace, _known(webhook), delivery_id)
-    return Answer(status=202, body=DeliveryView.of(delivery))
+    delivery = manage_webhooks.replay_delivery(call.context, call.namespace, _require_valid_name(webhook), delivery_id)
+    return RouteResponse(status=202, body=DeliveryView.from_domain(delivery))
 
 
-def _known(name: str) -> str:
+def _require_valid_name(name: str) -> str:
     """The name, if it can be one. Raises WebhookNotFound."""
-    if not is_name(name):
+    if not is_valid_name(name):
         raise WebhookNotFound(name)
     return name

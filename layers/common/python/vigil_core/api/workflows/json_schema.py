@@ -7,19 +7,19 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from vigil_core.api.openapi import tidied
+from vigil_core.api.openapi import without_titles
 from vigil_core.api.workflows.models import WorkflowBody, WorkflowJob
 
 _REF = "#/$defs/{model}"
 
 
-def schema() -> dict[str, Any]:
+def workflow_schema() -> dict[str, Any]:
     """The schema of what `POST /v1/workflows` takes. It says nothing of names that do not exist, of circles and of
     conditions: `POST /v1/workflows/validate` does."""
-    references, made = models_json_schema(
+    references, generated = models_json_schema(
         [(WorkflowBody, "validation"), (WorkflowJob, "validation")], ref_template=_REF
     )
-    definitions = {name: tidied(each) for name, each in sorted(made["$defs"].items())}
+    definitions = {name: without_titles(definition) for name, definition in sorted(generated["$defs"].items())}
     body = definitions.pop(references[WorkflowBody, "validation"]["$ref"].rsplit("/", 1)[1])
     # The API reads each job for itself, so that it can say everything that is wrong with all of them.
     body["properties"]["jobs"]["items"] = references[WorkflowJob, "validation"]
@@ -32,4 +32,4 @@ def schema() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(schema(), indent=2, ensure_ascii=False))  # noqa: T201
+    print(json.dumps(workflow_schema(), indent=2, ensure_ascii=False))  # noqa: T201

@@ -10,46 +10,57 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
 
-from vigil_core.api.jobs.job_type_models import job_of_type
+from vigil_core.api.jobs.job_type_models import build_new_job
 from vigil_core.api.jobs.models import (
     DEFAULT_PAGE_SIZE,
+    JobErrorView,
     JobSummary,
-    Moment,
     Name,
-    NewJob,
+    NewJobBody,
     PageSize,
     PageToken,
-    Retry,
+    RequestModel,
+    ResponseModel,
+    RetryOptions,
     Seconds,
-    Shown,
-    ShownError,
     Text,
-    TimeText,
-    Wire,
-    expression,
+    Timestamp,
+    TimestampText,
+    require_valid_expression,
 )
-from vigil_core.api.validation import MAX_PROBLEMS, below, parse_body
+from vigil_core.api.validation import MAX_PROBLEMS, parse_body, prefix_pointers
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
-from vigil_core.domain.exact_json import JsonValue, whole
+from vigil_core.domain.exact_json import JsonValue, integral_to_int
 from vigil_core.domain.jobs import job as job_rules
 from vigil_core.domain.jobs.conditions import MAX_CHARS
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.status import JobStatus
-from vigil_core.domain.timestamps import to_text, whole_ms
+from vigil_core.domain.timestamps import to_text, truncate_to_ms
 from vigil_core.domain.workflows.graph import Graph, Node
-from vigil_core.domain.workflows.run import DecisionAction, NewRun, Run, RunKind, RunLine, RunStatus
+from vigil_core.domain.workflows.run import (
+    DecisionAction,
+    NewWorkflowRun,
+    RunLogEntry,
+    RunLogKind,
+    RunStatus,
+    WorkflowRun,
+)
 from vigil_core.domain.workflows.run_state import FailurePolicy
-from vigil_core.domain.workflows.validation import MAX_JOBS, Sketch, problems, too_much_to_read
+from vigil_core.domain.workflows.validation import MAX_JOBS, NodeSpec, condition_size_problems, graph_problems
 
-NOT_OF_A_WORKFLOW = {"job_id", "payload_ref", "unique_key", "depends_on", "job_type", "name"}
+EXCLUDED_JOB_MEMBERS = {"job_id", "payload_ref", "unique_key", "depends_on", "job_type", "name"}
 """Parts of a lone job that a job of a workflow has not, or has in another form."""
-LONGEST_DELAY_S = 30 * 86_400
+MAX_START_DELAY_S = 30 * 86_400
 
 _JobParts: Any = create_model(
     "_JobParts",
-    __base__=Wire,
-    **{name: (field.annotation, field) for name, field in NewJob.model_fields.items() if name not in NOT_OF_A_WORKFLOW},  # type: ignore[call-overload]
+    __base__=RequestModel,
+    **{
+        name: (field.annotation, field)
+        for name, field in NewJobBody.model_fields.items()
+        if name not in EXCLUDED_JOB_MEMBERS
+    },  # type: ignore[call-overload]
 )
 
 
@@ -70,15 +81,15 @@ class WorkflowJob(_JobParts):
     cancel_losers: bool | None = Field(
         default=None, description="With `one_success`: once one has succeeded, the others before it are cancelled"
     )
-    start_delay: Annotated[int, Field(ge=0, le=LONGEST_DELAY_S), BeforeValidator(whole)] | None = Field(
+    start_delay: Annotated[int, Field(ge=0, le=MAX_START_DELAY_S), BeforeValidator(integral_to_int)] | None = Field(
         default=None, description="Seconds after the run's creation, or planned time, before which it does not start"
     )
 
 
-class WorkflowBody(Wire):
+class WorkflowBody(RequestModel):
     """A workflow to run."""
 
-    parts: ClassVar[frozenset[type[Wire]]] = frozenset({WorkflowJob})
+    nested_models: ClassVar[frozenset[type[RequestModel]]] = frozenset({WorkflowJob})
 
     version: Literal["1"] | None = Field(default=None, description="Of this format; `1`, also when absent")
     name: Name = Field(examples=["data_pipeline"])
@@ -90,15 +101,17 @@ class WorkflowBody(Wire):
         "operator decides",
     )
     priority: Priority | None = Field(default=None, description="Of jobs that say nothing else; `normal` when absent")
-    retry: Retry | None = Field(default=None, description="Of jobs that say nothing else")
+    retry: RetryOptions | None = Field(default=None, description="Of jobs that say nothing else")
     timeout: Seconds | None = Field(default=None, description="Seconds for the whole run, pauses included")
-    max_concurrency: Annotated[int, Field(ge=1, le=MAX_JOBS), BeforeValidator(whole)] | None = Field(
+    max_concurrency: Annotated[int, Field(ge=1, le=MAX_JOBS), BeforeValidator(integral_to_int)] | None = Field(
         default=None, description="Jobs that may be pending or running at once"
     )
     health_check_interval: Seconds | None = Field(
         default=None, description="Seconds without a change of any job after which the run is announced as stalled"
     )
-    output: Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(expression)] | None = Field(
+    output: (
+        Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(require_valid_expression)] | None
+    ) = Field(
         default=None,
         description="JMESPath over the results of its jobs, which is its result; when absent, the result of its only "
         "job on which no other depends",
@@ -111,7 +124,7 @@ class WorkflowBody(Wire):
     )
 
 
-class RetryBody(Wire):
+class RetryWorkflowBody(RequestModel):
     """What of an ended run is to run again."""
 
     from_: Name | None = Field(
@@ -121,7 +134,7 @@ class RetryBody(Wire):
     )
 
 
-class DecisionBody(Wire):
+class DecisionBody(RequestModel):
     """What is to become of a failed job of a paused run."""
 
     job: Name
@@ -132,36 +145,36 @@ class DecisionBody(Wire):
     note: Text | None = None
 
 
-class CancelQuery(Wire):
+class CancelWorkflowsBody(RequestModel):
     """Which runs to cancel; at least one filter. Filters are ANDed."""
 
     status: Literal["pending", "running", "paused"] | None = None
     name: Name | None = None
     correlation_id: Text | None = None
-    created_before: Annotated[Moment, WithJsonSchema({"type": "string", "format": "date-time"})] | None = None
+    created_before: Annotated[Timestamp, WithJsonSchema({"type": "string", "format": "date-time"})] | None = None
     page_token: PageToken | None = None
 
 
-class WorkflowQuery(Wire):
+class WorkflowQuery(RequestModel):
     """Filters are ANDed."""
 
     status: list[RunStatus] | None = Field(default=None, description="May be repeated: any of them")
     name: Name | None = None
     correlation_id: Text | None = None
     trace_id: Text | None = None
-    created_after: Moment | None = Field(default=None, description="At or after this time")
-    created_before: Moment | None = Field(default=None, description="Before this time")
+    created_after: Timestamp | None = Field(default=None, description="At or after this time")
+    created_before: Timestamp | None = Field(default=None, description="Before this time")
     page_size: PageSize = DEFAULT_PAGE_SIZE
     page_token: PageToken | None = None
 
 
-class GraphQuery(Wire):
+class GraphQuery(RequestModel):
     """How the graph is to be drawn."""
 
     format: Literal["mermaid", "dot", "json", "svg"] | None = Field(default=None, description="`json` when absent")
 
 
-class Statistics(Shown):
+class WorkflowStatistics(ResponseModel):
     """How many jobs of a run stand how. They add up to `total`."""
 
     total: int
@@ -176,35 +189,42 @@ class Statistics(Shown):
     completion_percentage: Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})]
 
     @classmethod
-    def of(cls, counted: Mapping[JobStatus, int]) -> Statistics:
+    def from_counts(cls, counts: Mapping[JobStatus, int]) -> WorkflowStatistics:
         """With the share of those that have ended, to one decimal."""
-        total = sum(counted.values())
-        ended = sum(counted[status] for status in ("completed", "failed", "skipped", "cancelled"))
-        share = (Decimal(ended) * 100 / total).quantize(Decimal("0.1"))
+        total = sum(counts.values())
+        ended = sum(counts[status] for status in ("completed", "failed", "skipped", "cancelled"))
+        ended_percentage = (Decimal(ended) * 100 / total).quantize(Decimal("0.1"))
         return cls(
-            total=total, completion_percentage=share, **{str(status): count for status, count in counted.items()}
+            total=total,
+            completion_percentage=ended_percentage,
+            **{str(status): count for status, count in counts.items()},
         )
 
 
-class RunEvent(Shown):
+class WorkflowRunEvent(ResponseModel):
     """A line of a run's history."""
 
     version: int
-    at: TimeText
-    event: RunKind
+    at: TimestampText
+    event: RunLogKind
     by: str
     status: RunStatus
     why: str | None
 
     @classmethod
-    def of(cls, line: RunLine) -> RunEvent:
+    def from_log(cls, entry: RunLogEntry) -> WorkflowRunEvent:
         """The line."""
         return cls(
-            version=line.version, at=to_text(line.at), event=line.kind, by=line.by, status=line.status, why=line.why
+            version=entry.version,
+            at=to_text(entry.occurred_at),
+            event=entry.kind,
+            by=entry.actor,
+            status=entry.status,
+            why=entry.reason,
         )
 
 
-class RunSummary(Shown):
+class WorkflowRunSummary(ResponseModel):
     """A run of a workflow, without its jobs."""
 
     workflow_id: str
@@ -218,63 +238,63 @@ class RunSummary(Shown):
     health_check_interval: int | None
     total: int = Field(description="How many jobs it has")
     generation: int = Field(description="How often it was begun: retries begin it anew")
-    error: ShownError | None
+    error: JobErrorView | None
     cancel_requested: bool
     trace_id: str | None
     correlation_id: str | None
-    created_at: TimeText
-    updated_at: TimeText
-    started_at: TimeText | None
-    finished_at: TimeText | None
-    deadline_at: TimeText
+    created_at: TimestampText
+    updated_at: TimestampText
+    started_at: TimestampText | None
+    finished_at: TimestampText | None
+    deadline_at: TimestampText
 
     @classmethod
-    def of(cls, run: Run) -> RunSummary:
+    def from_run(cls, run: WorkflowRun) -> WorkflowRunSummary:
         """The run, short."""
-        return cls(**_summary(run))
+        return cls(**_summary_members(run))
 
 
-class WholeRun(RunSummary):
+class WorkflowRunView(WorkflowRunSummary):
     """A run of a workflow, with a page of its jobs in the order of its definition."""
 
     result: Any
     result_url: str | None = Field(description="Where the result can be read for an hour, when it is too large")
     undecided: list[str] = Field(description="Failed jobs that wait for a decision, up to 100")
-    events: list[RunEvent] = Field(description="Its history, oldest first: the last 50 lines")
+    events: list[WorkflowRunEvent] = Field(description="Its history, oldest first: the last 50 lines")
     jobs: list[JobSummary]
     next_page_token: str | None
 
     @classmethod
-    def whole(
+    def with_jobs(
         cls,
-        run: Run,
+        run: WorkflowRun,
         *,
         result: JsonValue,
         result_url: str | None,
         undecided: Sequence[str],
         jobs: Sequence[JobSummary],
         next_page_token: str | None,
-    ) -> WholeRun:
+    ) -> WorkflowRunView:
         """The run."""
         return cls(
-            **_summary(run),
+            **_summary_members(run),
             result=result,
             result_url=result_url,
             undecided=list(undecided),
-            events=[RunEvent.of(line) for line in run.log],
+            events=[WorkflowRunEvent.from_log(line) for line in run.log],
             jobs=list(jobs),
             next_page_token=next_page_token,
         )
 
 
-class RunList(Shown):
+class WorkflowRunList(ResponseModel):
     """One page of runs, newest first. It may be short; only an absent token is the end."""
 
-    workflows: list[RunSummary]
+    workflows: list[WorkflowRunSummary]
     next_page_token: str | None
 
 
-class Validated(Shown):
+class WorkflowValidation(ResponseModel):
     """A workflow that could be run as it is."""
 
     valid: Literal[True]
@@ -282,14 +302,14 @@ class Validated(Shown):
     edges: int
 
 
-class CancelledRuns(Shown):
+class CancelledWorkflowRuns(ResponseModel):
     """The runs that were asked to cancel. Only an absent token is the end."""
 
     cancelled: list[str]
     next_page_token: str | None
 
 
-class GraphJob(Shown):
+class GraphJob(ResponseModel):
     """A job in the graph, and how it stands."""
 
     name: str
@@ -302,7 +322,7 @@ class GraphJob(Shown):
     reason: str | None
 
 
-class GraphView(Shown):
+class GraphView(ResponseModel):
     """The graph of a run."""
 
     workflow_id: str
@@ -314,7 +334,7 @@ class GraphView(Shown):
 FindTypes = Callable[[str, Iterable[str]], Mapping[str, JobType]]
 
 
-def run_of_body(
+def parse_workflow(
     namespace: str,
     body: JsonValue,
     workflow_id: str,
@@ -322,99 +342,101 @@ def run_of_body(
     now: datetime,
     find_types: FindTypes,
     schedule: str | None = None,
-) -> NewRun:
+) -> NewWorkflowRun:
     """The run that a body describes, with what the types of its jobs add. Raises ValidationFailed: every problem."""
-    said = parse_body(WorkflowBody, body)
-    raise_if_any(too_much_to_read([raw.get("condition") for raw in said.jobs if isinstance(raw, Mapping)]))
-    asked, wrong = _jobs_of(said.jobs)
-    sketches = [_sketch(each, raw) for each, raw in zip(asked, said.jobs, strict=True)]
+    parsed = parse_body(WorkflowBody, body)
+    raise_if_any(condition_size_problems([raw.get("condition") for raw in parsed.jobs if isinstance(raw, Mapping)]))
+    job_bodies, found_problems = _parse_jobs(parsed.jobs)
+    node_specs = [_node_spec(job_body, raw) for job_body, raw in zip(job_bodies, parsed.jobs, strict=True)]
     # What a job's own model finds wrong with its condition is not said twice.
-    told = {found.pointer for found in wrong}
-    wrong += [found for found in problems(sketches) if found.pointer not in told]
-    raise_if_any(wrong[:MAX_PROBLEMS])
-    good = [each for each in asked if each is not None]
-    types = find_types(namespace, {each.job_type or each.name for each in good})
-    new: list[job_rules.NewJob] = []
-    for place, each in enumerate(good):
+    reported_pointers = {found.pointer for found in found_problems}
+    found_problems += [found for found in graph_problems(node_specs) if found.pointer not in reported_pointers]
+    raise_if_any(found_problems[:MAX_PROBLEMS])
+    valid_bodies = [each for each in job_bodies if each is not None]
+    types = find_types(namespace, {each.job_type or each.name for each in valid_bodies})
+    new_jobs: list[job_rules.NewJob] = []
+    for index, each in enumerate(valid_bodies):
         try:
-            new.append(_new_job(each, said, types.get(each.job_type or each.name), now=now))
+            new_jobs.append(_new_job(each, parsed, types.get(each.job_type or each.name), now=now))
         except ValidationFailed as error:
-            located = below(f"/jobs/{place}", error)
+            located = prefix_pointers(f"/jobs/{index}", error)
             assert isinstance(located, ValidationFailed)
-            wrong += located.problems
-    raise_if_any(wrong[:MAX_PROBLEMS])
-    return NewRun(
+            found_problems += located.problems
+    raise_if_any(found_problems[:MAX_PROBLEMS])
+    return NewWorkflowRun(
         workflow_id=workflow_id,
-        name=said.name,
-        jobs=tuple(new),
-        graph=_graph(good, new),
-        description=said.description,
-        failure_policy=said.failure_policy or "fail_fast",
-        priority=said.priority or "normal",
-        timeout_s=said.timeout,
-        max_concurrency=said.max_concurrency,
-        health_check_interval_s=said.health_check_interval,
-        output=said.output,
-        trace_id=said.trace_id,
-        correlation_id=said.correlation_id,
+        name=parsed.name,
+        jobs=tuple(new_jobs),
+        graph=_build_graph(valid_bodies, new_jobs),
+        description=parsed.description,
+        failure_policy=parsed.failure_policy or "fail_fast",
+        priority=parsed.priority or "normal",
+        timeout_s=parsed.timeout,
+        max_concurrency=parsed.max_concurrency,
+        health_check_interval_s=parsed.health_check_interval,
+        output=parsed.output,
+        trace_id=parsed.trace_id,
+        correlation_id=parsed.correlation_id,
         schedule=schedule,
     )
 
 
-def _jobs_of(raw: Sequence[Any]) -> tuple[list[WorkflowJob | None], list[FieldProblem]]:
-    asked: list[WorkflowJob | None] = []
-    wrong: list[FieldProblem] = []
-    for place, each in enumerate(raw):
+def _parse_jobs(raw_jobs: Sequence[Any]) -> tuple[list[WorkflowJob | None], list[FieldProblem]]:
+    job_bodies: list[WorkflowJob | None] = []
+    found_problems: list[FieldProblem] = []
+    for index, raw_job in enumerate(raw_jobs):
         try:
-            asked.append(parse_body(WorkflowJob, each))
+            job_bodies.append(parse_body(WorkflowJob, raw_job))
         except ValidationFailed as error:
-            located = below(f"/jobs/{place}", error)
+            located = prefix_pointers(f"/jobs/{index}", error)
             assert isinstance(located, ValidationFailed)
-            wrong += located.problems
-            asked.append(None)
-    return asked, wrong
+            found_problems += located.problems
+            job_bodies.append(None)
+    return job_bodies, found_problems
 
 
-def _sketch(job: WorkflowJob | None, raw: Any) -> Sketch:
+def _node_spec(job: WorkflowJob | None, raw: Any) -> NodeSpec:
     """What is looked at of a job for the graph's sake, as far as it can be understood."""
     if job is not None:
-        return Sketch(
+        return NodeSpec(
             name=job.name,
             depends_on=tuple(job.depends_on or ()),
             cancel_losers=job.cancel_losers or False,
-            trigger_rule=_part(job, "trigger_rule") or "all_success",
+            trigger_rule=_inherited_member(job, "trigger_rule") or "all_success",
         )
-    said = raw if isinstance(raw, Mapping) else {}
-    name, after = said.get("name"), said.get("depends_on")
-    names = [each for each in after if isinstance(each, str)] if isinstance(after, Sequence) else []
+    members = raw if isinstance(raw, Mapping) else {}
+    name, depends_on = members.get("name"), members.get("depends_on")
+    names = [each for each in depends_on if isinstance(each, str)] if isinstance(depends_on, Sequence) else []
     # Of a job whose name cannot be understood no other can be said to have the same.
-    return Sketch(name=name if isinstance(name, str) else f"\0{id(raw)}", depends_on=tuple(names))
+    return NodeSpec(name=name if isinstance(name, str) else f"\0{id(raw)}", depends_on=tuple(names))
 
 
-def _new_job(asked: WorkflowJob, run: WorkflowBody, job_type: JobType | None, *, now: datetime) -> job_rules.NewJob:
-    if asked.executor is not None and any(_part(asked, name) is not None for name in ("payload", "batch")):
+def _new_job(body: WorkflowJob, run: WorkflowBody, job_type: JobType | None, *, now: datetime) -> job_rules.NewJob:
+    if body.executor is not None and any(_inherited_member(body, name) is not None for name in ("payload", "batch")):
         raise ValidationFailed.at("/executor", "a join runs nothing: it has neither payload nor batch")
-    parts = {name: getattr(asked, name) for name in NewJob.model_fields if name in type(asked).model_fields}
-    lone = NewJob.model_construct(**{**parts, "job_type": asked.job_type or asked.name, "depends_on": None})
-    new = job_of_type(lone, job_type, "")
-    delay = None if asked.start_delay is None else whole_ms(now + timedelta(seconds=asked.start_delay))
-    moments = [moment for moment in (new.scheduled_at, delay) if moment is not None and moment > now]
+    members = {name: getattr(body, name) for name in NewJobBody.model_fields if name in type(body).model_fields}
+    standalone_body = NewJobBody.model_construct(
+        **{**members, "job_type": body.job_type or body.name, "depends_on": None}
+    )
+    new = build_new_job(standalone_body, job_type, "")
+    delayed_until = None if body.start_delay is None else truncate_to_ms(now + timedelta(seconds=body.start_delay))
+    start_times = [moment for moment in (new.scheduled_at, delayed_until) if moment is not None and moment > now]
     return replace(
         new,
-        awaited=False,
+        has_waits=False,
         unique_key=None,
-        executor=asked.executor or new.executor,
+        executor=body.executor or new.executor,
         priority=new.priority
-        if _part(asked, "priority") or _has_default(job_type, "priority")
+        if _inherited_member(body, "priority") or _has_default(job_type, "priority")
         else run.priority or new.priority,
         retry=new.retry or (None if run.retry is None else run.retry.to_domain()),
         trace_id=new.trace_id or run.trace_id,
         correlation_id=new.correlation_id or run.correlation_id,
-        scheduled_at=max(moments, default=None),
+        scheduled_at=max(start_times, default=None),
     )
 
 
-def _part(job: WorkflowJob, name: str) -> Any:
+def _inherited_member(job: WorkflowJob, name: str) -> Any:
     """What it has in common with a lone job."""
     return getattr(job, name)
 
@@ -423,25 +445,25 @@ def _has_default(job_type: JobType | None, name: str) -> bool:
     return job_type is not None and name in job_type.defaults
 
 
-def _graph(asked: Sequence[WorkflowJob], new: Sequence[job_rules.NewJob]) -> Graph:
-    places = {each.name: place for place, each in enumerate(asked)}
+def _build_graph(bodies: Sequence[WorkflowJob], new_jobs: Sequence[job_rules.NewJob]) -> Graph:
+    index_by_name = {each.name: place for place, each in enumerate(bodies)}
     return Graph(
         nodes=[
             Node(
                 name=each.name,
                 job_type=job.job_type,
-                depends_on=tuple(places[name] for name in each.depends_on or ()),
+                depends_on=tuple(index_by_name[name] for name in each.depends_on or ()),
                 trigger_rule=job.trigger_rule,
                 cancel_losers=each.cancel_losers or False,
                 condition=job.condition,
-                delayed=job.scheduled_at is not None,
+                has_start_delay=job.scheduled_at is not None,
             )
-            for each, job in zip(asked, new, strict=True)
+            for each, job in zip(bodies, new_jobs, strict=True)
         ]
     )
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary_members(run: WorkflowRun) -> dict[str, Any]:
     return {
         "workflow_id": run.workflow_id,
         "name": run.name,
@@ -454,7 +476,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "health_check_interval": run.health_check_interval_s,
         "total": run.total,
         "generation": run.generation,
-        "error": run.error and ShownError(code=run.error.code, message=run.error.message),
+        "error": run.error and JobErrorView(code=run.error.code, message=run.error.message),
         "cancel_requested": run.cancel_requested_by is not None,
         "trace_id": run.trace_id,
         "correlation_id": run.correlation_id,

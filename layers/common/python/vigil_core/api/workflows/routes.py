@@ -6,24 +6,24 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
 
-from vigil_core.api.jobs.models import JobSummary, Nothing, PageQuery
-from vigil_core.api.routing import Answer, Call, Routes, Shows
+from vigil_core.api.jobs.models import JobSummary, NoContent, PageQuery
+from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.api.workflows.models import (
-    CancelledRuns,
-    CancelQuery,
+    CancelledWorkflowRuns,
+    CancelWorkflowsBody,
     DecisionBody,
     GraphJob,
     GraphQuery,
     GraphView,
-    RetryBody,
-    RunList,
-    RunSummary,
-    Statistics,
-    Validated,
-    WholeRun,
+    RetryWorkflowBody,
     WorkflowBody,
     WorkflowQuery,
-    run_of_body,
+    WorkflowRunList,
+    WorkflowRunSummary,
+    WorkflowRunView,
+    WorkflowStatistics,
+    WorkflowValidation,
+    parse_workflow,
 )
 from vigil_core.domain.access import Scope
 from vigil_core.domain.diagrams import render as drawings
@@ -38,31 +38,31 @@ from vigil_core.domain.errors import (
     WorkflowNotFound,
 )
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.workflows.run import Run
-from vigil_core.services.idempotency import Outcome, once
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.workflows import commands as runs
-from vigil_core.services.workflows.commands import find_run, hold_run, id_at
-from vigil_core.services.workflows.create import create_run, prepare
+from vigil_core.services.workflows.commands import find_run, job_id_at, long_poll_run
+from vigil_core.services.workflows.create import create_run, prepare_jobs
 from vigil_core.services.workflows.queries import (
     RunFilter,
-    drawn,
-    jobs_of,
+    diagram_jobs,
+    list_run_jobs,
     list_runs,
-    statistics_of,
-    undecided_names,
+    names_awaiting_decision,
+    run_statistics,
 )
 
 ROUTES = Routes()
-PREPARED_WITHIN_S = 20
+PREPARE_TIMEOUT_S = 20
 """A run is answered for once all its jobs are there, or after so long."""
-DECIDED_WITHIN_S = 10
-CANCELLED_WITHIN_S = 3
-PICTURES = {
+DECISION_TIMEOUT_S = 10
+CANCEL_TIMEOUT_S = 3
+GRAPH_RENDERERS = {
     "mermaid": (drawings.mermaid, "text/plain; charset=utf-8"),
     "dot": (drawings.dot, "text/plain; charset=utf-8"),
     "svg": (drawings.svg, "image/svg+xml"),
 }
-_CHANGED = {200: Shows(what="The run as it is now", models=(RunSummary,))}
+_RUN_RESPONSES = {200: ResponseSpec(description="The run as it is now", models=(WorkflowRunSummary,))}
 
 
 @ROUTES.route(
@@ -71,42 +71,44 @@ _CHANGED = {200: Shows(what="The run as it is now", models=(RunSummary,))}
     scope=Scope.SUBMIT,
     documented_body=WorkflowBody,
     headers=("Idempotency-Key", "Prefer"),
-    answers={
-        200: Shows(
-            what="The run, which has ended within the preferred wait",
-            models=(WholeRun,),
+    responses={
+        200: ResponseSpec(
+            description="The run, which has ended within the preferred wait",
+            models=(WorkflowRunView,),
             headers=("Location", "Preference-Applied"),
         ),
-        202: Shows(what="The new run", models=(RunSummary,), headers=("Location", "Preference-Applied")),
+        202: ResponseSpec(
+            description="The new run", models=(WorkflowRunSummary,), headers=("Location", "Preference-Applied")
+        ),
     },
     problems=(MissingDependency, CircularDependency, PayloadTooLarge, IdempotencyKeyReused, IdempotencyInProgress),
 )
-def create_workflow(call: Call, body: Any) -> Answer:
+def create_workflow(call: Call, body: Any) -> RouteResponse:
     """Run a workflow. All its jobs exist when this is answered, but for very many, which may take some seconds longer.
     With `Prefer: wait=N` the answer is held until the run has ended, at most N seconds."""
     ctx = call.context
 
-    def act(reserved_id: str, resumed: bool) -> Outcome:
-        new = run_of_body(call.namespace, body, reserved_id, now=ctx.now(), find_types=ctx.job_types.find_many)
-        run = create_run(ctx, call.namespace, new, by=call.by, resumed=resumed)
-        run = _hold(call, run, PREPARED_WITHIN_S, lambda now: now.sealed)
-        if call.request.wait_s:
-            run = _until_ended(call, run)
+    def execute(reserved_id: str, resumed: bool) -> HttpResponse:
+        new = parse_workflow(call.namespace, body, reserved_id, now=ctx.now(), find_types=ctx.job_types.find_many)
+        run = create_run(ctx, call.namespace, new, actor=call.actor, resumed=resumed)
+        run = _long_poll(call, run, PREPARE_TIMEOUT_S, lambda now: now.registration_complete)
+        if call.request.preferred_wait_s:
+            run = _long_poll_until_ended(call, run)
             if run.ended:
-                return 200, _whole(call, run, PageQuery()).plain()
-        return 202, RunSummary.of(run).plain()
+                return 200, _run_view(call, run, PageQuery()).to_json()
+        return 202, WorkflowRunSummary.from_run(run).to_json()
 
-    status, shown = once(
+    status, stored_response = run_idempotent(
         ctx,
         call.namespace,
         route="POST /v1/workflows",
         key=call.request.idempotency_key,
         request=body,
-        act=act,
+        action=execute,
     )
-    told = cast(dict[str, Any], shown)
-    headers = {"location": f"/v1/workflows/{told['workflow_id']}", **call.request.preference_applied}
-    return Answer(status=status, body=told, headers=headers)
+    document = cast(dict[str, Any], stored_response)
+    headers = {"location": f"/v1/workflows/{document['workflow_id']}", **call.request.preference_applied}
+    return RouteResponse(status=status, body=document, headers=headers)
 
 
 @ROUTES.route(
@@ -114,70 +116,81 @@ def create_workflow(call: Call, body: Any) -> Answer:
     "/v1/workflows/validate",
     scope=Scope.READ,
     documented_body=WorkflowBody,
-    answers={200: Shows(what="It could be run as it is", models=(Validated,))},
+    responses={200: ResponseSpec(description="It could be run as it is", models=(WorkflowValidation,))},
     problems=(MissingDependency, CircularDependency),
 )
-def validate_workflow(call: Call, body: Any) -> Answer:
+def validate_workflow(call: Call, body: Any) -> RouteResponse:
     """Check a workflow, and store nothing. Whatever is wrong with it is told at once."""
     ctx = call.context
-    new = run_of_body(call.namespace, body, ctx.new_id(), now=ctx.now(), find_types=ctx.job_types.find_many)
-    return Answer(status=200, body=Validated(valid=True, jobs=len(new.jobs), edges=new.graph.edges))
+    new = parse_workflow(call.namespace, body, ctx.new_id(), now=ctx.now(), find_types=ctx.job_types.find_many)
+    return RouteResponse(
+        status=200, body=WorkflowValidation(valid=True, jobs=len(new.jobs), edges=new.graph.edge_count)
+    )
 
 
 @ROUTES.route(
     "GET",
     "/v1/workflows",
     scope=Scope.READ,
-    answers={200: Shows(what="One page, newest first", models=(RunList,))},
+    responses={200: ResponseSpec(description="One page, newest first", models=(WorkflowRunList,))},
 )
-def list_workflows(call: Call, query: WorkflowQuery) -> Answer:
+def list_workflows(call: Call, query: WorkflowQuery) -> RouteResponse:
     """List runs, newest first. A page may be short; only an absent token is the end."""
     filters = query.model_dump(exclude={"page_size", "page_token"}, exclude_none=True)
-    of: JsonValue = ["list_workflows", {name: str(value) for name, value in filters.items()}]
+    scope: JsonValue = ["list_workflows", {name: str(value) for name, value in filters.items()}]
     tokens = call.services.page_tokens
     statuses = filters.pop("status", None)
-    found, place = list_runs(
+    runs_page, cursor = list_runs(
         call.context,
         call.namespace,
         RunFilter(**filters, statuses=statuses and tuple(statuses)),
-        before_place=tokens.place(call.namespace, query.page_token, of=of),
+        before_cursor=tokens.verify(call.namespace, query.page_token, list_identity=scope),
         page_size=query.page_size,
     )
-    next_token = tokens.sign(call.namespace, place, of=of)
-    return Answer(status=200, body=RunList(workflows=[RunSummary.of(run) for run in found], next_page_token=next_token))
+    next_token = tokens.sign(call.namespace, cursor, list_identity=scope)
+    return RouteResponse(
+        status=200,
+        body=WorkflowRunList(
+            workflows=[WorkflowRunSummary.from_run(run) for run in runs_page], next_page_token=next_token
+        ),
+    )
 
 
 @ROUTES.route(
     "POST",
     "/v1/workflows/cancel",
     scope=Scope.SUBMIT,
-    answers={200: Shows(what="The runs that were asked to cancel, a page of them", models=(CancelledRuns,))},
+    responses={
+        200: ResponseSpec(
+            description="The runs that were asked to cancel, a page of them", models=(CancelledWorkflowRuns,)
+        )
+    },
 )
-def cancel_workflows(call: Call, body: CancelQuery) -> Answer:
+def cancel_workflows(call: Call, body: CancelWorkflowsBody) -> RouteResponse:
     """Cancel all runs that pass the filters, page by page: ask again with the token until there is none."""
     filters = body.model_dump(exclude={"page_token"}, exclude_none=True)
     if not filters:
         raise ValidationFailed.at("", "must have at least one of status, name, correlation_id and created_before")
-    of: JsonValue = ["cancel_workflows", {name: str(value) for name, value in filters.items()}]
+    scope: JsonValue = ["cancel_workflows", {name: str(value) for name, value in filters.items()}]
     tokens = call.services.page_tokens
     status = filters.pop("status", None)
-    found, place = list_runs(
+    runs_page, cursor = list_runs(
         call.context,
         call.namespace,
         RunFilter(**filters, statuses=(status,) if status else ("pending", "running", "paused")),
-        before_place=tokens.place(call.namespace, body.page_token, of=of),
+        before_cursor=tokens.verify(call.namespace, body.page_token, list_identity=scope),
         page_size=50,
     )
 
-    def cancel(run: Run) -> str | None:
+    def cancel(run: WorkflowRun) -> str | None:
         try:
-            return runs.request_cancel(call.context, call.namespace, run.workflow_id, by=call.by).workflow_id
+            return runs.request_cancel(call.context, call.namespace, run.workflow_id, actor=call.actor).workflow_id
         except InvalidTransition:
             return None  # It has just ended.
 
-    cancelled = [workflow_id for workflow_id in call.context.in_parallel(cancel, found) if workflow_id is not None]
-    next_token = tokens.sign(call.namespace, place, of=of)
-    return Answer(status=200, body=CancelledRuns(cancelled=cancelled, next_page_token=next_token))
+    cancelled = [workflow_id for workflow_id in call.context.in_parallel(cancel, runs_page) if workflow_id is not None]
+    next_token = tokens.sign(call.namespace, cursor, list_identity=scope)
+    return RouteResponse(status=200, body=CancelledWorkflowRuns(cancelled=cancelled, next_page_token=next_token))
 
 
 @ROUTES.route(
@@ -185,45 +198,53 @@ def cancel_workflows(call: Call, body: CancelQuery) -> Answer:
     "/v1/workflows/{workflow_id}",
     scope=Scope.READ,
     headers=("Prefer",),
-    answers={200: Shows(what="The run, and a page of its jobs", models=(WholeRun,), headers=("Preference-Applied",))},
+    responses={
+        200: ResponseSpec(
+            description="The run, and a page of its jobs", models=(WorkflowRunView,), headers=("Preference-Applied",)
+        )
+    },
     problems=(WorkflowNotFound,),
 )
-def get_workflow(call: Call, workflow_id: str, query: PageQuery) -> Answer:
+def get_workflow(call: Call, workflow_id: str, query: PageQuery) -> RouteResponse:
     """Get a run, with a page of its jobs in the order of its definition. With `Prefer: wait=N` the answer is held until
     the run has ended."""
-    run = _until_ended(call, find_run(call.context, call.namespace, workflow_id))
-    return Answer(status=200, body=_whole(call, run, query), headers=call.request.preference_applied)
+    run = _long_poll_until_ended(call, find_run(call.context, call.namespace, workflow_id))
+    return RouteResponse(status=200, body=_run_view(call, run, query), headers=call.request.preference_applied)
 
 
 @ROUTES.route(
     "GET",
     "/v1/workflows/{workflow_id}/stats",
     scope=Scope.READ,
-    answers={200: Shows(what="How many jobs stand how", models=(Statistics,))},
+    responses={200: ResponseSpec(description="How many jobs stand how", models=(WorkflowStatistics,))},
     problems=(WorkflowNotFound,),
 )
-def get_workflow_stats(call: Call, workflow_id: str) -> Answer:
+def get_workflow_stats(call: Call, workflow_id: str) -> RouteResponse:
     """Count the jobs of a run by how they stand."""
     run = find_run(call.context, call.namespace, workflow_id)
-    return Answer(status=200, body=Statistics.of(statistics_of(call.context, run)))
+    return RouteResponse(status=200, body=WorkflowStatistics.from_counts(run_statistics(call.context, run)))
 
 
 @ROUTES.route(
     "GET",
     "/v1/workflows/{workflow_id}/graph",
     scope=Scope.READ,
-    answers={
-        200: Shows(what="The graph, as it was asked for", models=(GraphView,), media=("text/plain", "image/svg+xml"))
+    responses={
+        200: ResponseSpec(
+            description="The graph, as it was asked for",
+            models=(GraphView,),
+            media_types=("text/plain", "image/svg+xml"),
+        )
     },
     problems=(WorkflowNotFound,),
 )
-def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Answer:
+def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> RouteResponse:
     """Draw the graph of a run, with how each job stands and why it was skipped or failed."""
     run = find_run(call.context, call.namespace, workflow_id)
-    jobs = drawn(call.context, run)
-    if query.format in PICTURES:
-        draw, media = PICTURES[query.format]
-        return Answer(status=200, body=draw(run.name, jobs), media=media)
+    jobs = diagram_jobs(call.context, run)
+    if query.format in GRAPH_RENDERERS:
+        draw, media = GRAPH_RENDERERS[query.format]
+        return RouteResponse(status=200, body=draw(run.name, jobs), media_type=media)
     view = GraphView(
         workflow_id=run.workflow_id,
         name=run.name,
@@ -231,7 +252,7 @@ def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Answe
         jobs=[
             GraphJob(
                 name=job.name,
-                job_id=id_at(call.context, run, place),
+                job_id=job_id_at(call.context, run, index),
                 job_type=job.job_type,
                 status=job.status,
                 depends_on=[jobs[before].name for before in job.depends_on],
@@ -239,108 +260,112 @@ def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Answe
                 condition=job.condition,
                 reason=job.reason,
             )
-            for place, job in enumerate(jobs)
+            for index, job in enumerate(jobs)
         ],
     )
-    return Answer(status=200, body=view)
+    return RouteResponse(status=200, body=view)
 
 
 @ROUTES.route(
     "POST",
     "/v1/workflows/{workflow_id}/cancel",
     scope=Scope.SUBMIT,
-    body=Nothing,
-    answers={
-        200: Shows(what="The run, which has ended", models=(RunSummary,)),
-        202: Shows(what="The run, whose jobs are being cancelled", models=(RunSummary,)),
+    body=NoContent,
+    responses={
+        200: ResponseSpec(description="The run, which has ended", models=(WorkflowRunSummary,)),
+        202: ResponseSpec(description="The run, whose jobs are being cancelled", models=(WorkflowRunSummary,)),
     },
     problems=(WorkflowNotFound, InvalidTransition),
 )
-def cancel_workflow(call: Call, workflow_id: str) -> Answer:
+def cancel_workflow(call: Call, workflow_id: str) -> RouteResponse:
     """Cancel a run: every job that has not ended. Jobs that run are asked to stop, and are given time to."""
-    run = runs.request_cancel(call.context, call.namespace, workflow_id, by=call.by)
-    run = _hold(call, run, CANCELLED_WITHIN_S, lambda now: now.ended)
-    return Answer(status=200 if run.ended else 202, body=RunSummary.of(run))
+    run = runs.request_cancel(call.context, call.namespace, workflow_id, actor=call.actor)
+    run = _long_poll(call, run, CANCEL_TIMEOUT_S, lambda now: now.ended)
+    return RouteResponse(status=200 if run.ended else 202, body=WorkflowRunSummary.from_run(run))
 
 
 @ROUTES.route(
     "POST",
     "/v1/workflows/{workflow_id}/pause",
     scope=Scope.SUBMIT,
-    body=Nothing,
-    answers=_CHANGED,
+    body=NoContent,
+    responses=_RUN_RESPONSES,
     problems=(WorkflowNotFound, InvalidTransition),
 )
-def pause_workflow(call: Call, workflow_id: str) -> Answer:
+def pause_workflow(call: Call, workflow_id: str) -> RouteResponse:
     """Pause a run: nothing new starts. Jobs that run go on, and so does the run's timeout."""
-    return _changed(runs.pause(call.context, call.namespace, workflow_id, by=call.by))
+    return _run_response(runs.pause(call.context, call.namespace, workflow_id, actor=call.actor))
 
 
 @ROUTES.route(
     "POST",
     "/v1/workflows/{workflow_id}/resume",
     scope=Scope.SUBMIT,
-    body=Nothing,
-    answers=_CHANGED,
+    body=NoContent,
+    responses=_RUN_RESPONSES,
     problems=(WorkflowNotFound, InvalidTransition),
 )
-def resume_workflow(call: Call, workflow_id: str) -> Answer:
+def resume_workflow(call: Call, workflow_id: str) -> RouteResponse:
     """Resume a paused run. While a failed job waits for a decision, that is refused."""
-    return _changed(runs.resume(call.context, call.namespace, workflow_id, by=call.by))
+    return _run_response(runs.resume(call.context, call.namespace, workflow_id, actor=call.actor))
 
 
 @ROUTES.route(
     "POST",
     "/v1/workflows/{workflow_id}/retry",
     scope=Scope.SUBMIT,
-    answers=_CHANGED,
+    responses=_RUN_RESPONSES,
     problems=(WorkflowNotFound, InvalidTransition),
 )
-def retry_workflow(call: Call, workflow_id: str, body: RetryBody) -> Answer:
+def retry_workflow(call: Call, workflow_id: str, body: RetryWorkflowBody) -> RouteResponse:
     """Begin an ended run anew: what failed, and what came after it. What has succeeded is kept, but for what comes
     after the job that is named in `from`."""
-    run = runs.retry(call.context, call.namespace, workflow_id, start=body.from_, by=call.by)
-    return _changed(_hold(call, prepare(call.context, run), PREPARED_WITHIN_S, lambda now: now.sealed))
+    run = runs.retry(call.context, call.namespace, workflow_id, from_job=body.from_, actor=call.actor)
+    return _run_response(
+        _long_poll(call, prepare_jobs(call.context, run), PREPARE_TIMEOUT_S, lambda now: now.registration_complete)
+    )
 
 
 @ROUTES.route(
     "POST",
     "/v1/workflows/{workflow_id}/decisions",
     scope=Scope.SUBMIT,
-    answers=_CHANGED,
+    responses=_RUN_RESPONSES,
     problems=(WorkflowNotFound, InvalidTransition),
 )
-def decide_workflow(call: Call, workflow_id: str, body: DecisionBody) -> Answer:
+def decide_workflow(call: Call, workflow_id: str, body: DecisionBody) -> RouteResponse:
     """Decide what becomes of a failed job of a run under the policy `manual`. Each of them needs a decision."""
     run = runs.put_decision(
-        call.context, call.namespace, workflow_id, body.job, body.action, by=call.by, note=body.note
+        call.context, call.namespace, workflow_id, body.job, body.action, actor=call.actor, comment=body.note
     )
-    return _changed(_hold(call, run, DECIDED_WITHIN_S, lambda now: not now.decisions_open or now.ended))
+    return _run_response(
+        _long_poll(call, run, DECISION_TIMEOUT_S, lambda now: not now.has_pending_decisions or now.ended)
+    )
 
 
-def _changed(run: Run) -> Answer:
-    return Answer(status=200, body=RunSummary.of(run))
+def _run_response(run: WorkflowRun) -> RouteResponse:
+    return RouteResponse(status=200, body=WorkflowRunSummary.from_run(run))
 
 
-def _until_ended(call: Call, run: Run) -> Run:
-    return hold_run(call.context, run, enough=lambda now: now.ended, until=call.request.hold_until(0))
+def _long_poll_until_ended(call: Call, run: WorkflowRun) -> WorkflowRun:
+    return long_poll_run(call.context, run, is_done=lambda now: now.ended, until=call.request.long_poll_deadline(0))
 
 
-def _hold(call: Call, run: Run, longest_s: int, enough: Callable[[Run], bool]) -> Run:
-    until = min(call.context.now() + timedelta(seconds=longest_s), call.request.answer_by)
-    return hold_run(call.context, run, enough=enough, until=until)
+def _long_poll(call: Call, run: WorkflowRun, max_wait_s: int, is_done: Callable[[WorkflowRun], bool]) -> WorkflowRun:
+    until = min(call.context.now() + timedelta(seconds=max_wait_s), call.request.respond_by)
+    return long_poll_run(call.context, run, is_done=is_done, until=until)
 
 
-def _whole(call: Call, run: Run, query: PageQuery) -> WholeRun:
-    tokens, of = call.services.page_tokens, ["get_workflow", run.workflow_id]
-    start = int(tokens.place(call.namespace, query.page_token, of=of) or 0)
-    jobs, after = jobs_of(call.context, run, start=start, page_size=query.page_size)
+def _run_view(call: Call, run: WorkflowRun, query: PageQuery) -> WorkflowRunView:
+    tokens, scope = call.services.page_tokens, ["get_workflow", run.workflow_id]
+    start = int(tokens.verify(call.namespace, query.page_token, list_identity=scope) or 0)
+    jobs, after = list_run_jobs(call.context, run, start_index=start, page_size=query.page_size)
     text, url = call.context.runs.result(run)
-    return WholeRun.whole(
+    return WorkflowRunView.with_jobs(
         run,
         result=None if text is None else loads(text),
         result_url=url,
-        undecided=undecided_names(call.context, run),
-        jobs=[JobSummary.of(job) for job in jobs],
-        next_page_token=tokens.sign(call.namespace, None if after is None else str(after), of=of),
+        undecided=names_awaiting_decision(call.context, run),
+        jobs=[JobSummary.from_job(job) for job in jobs],
+        next_page_token=tokens.sign(call.namespace, None if after is None else str(after), list_identity=scope),
     )

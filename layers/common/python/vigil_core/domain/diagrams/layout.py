@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vigil_core.domain.diagrams.clustering import columns, neighbours_after
+from vigil_core.domain.diagrams.clustering import invert_edges, longest_path_layers
 
-BETWEEN_BOXES = 18.0
-AROUND_LINES = 11.0
-BETWEEN_COLUMNS = 56.0
-MOST_BETWEEN_COLUMNS = 150.0
-SWEEPS = 6
-HEAVY = 6.0
+BOX_GAP = 18.0
+LINE_GAP = 11.0
+MIN_LAYER_GAP = 56.0
+MAX_LAYER_GAP = 150.0
+MAX_SWEEPS = 6
+PASS_THROUGH_WEIGHT = 6.0
 """How much straighter a line is kept that only passes by, than one that ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
+class LayoutNode:
     """Something that a line passes through: a box, or the gap in a column on its way. `y` is its middle."""
 
     x: float
@@ -37,154 +37,160 @@ class Stop:
 class Layout:
     """Stops, the boxes first, in their order; and for each box the pairs of stops that the lines from it connect."""
 
-    stops: Sequence[Stop]
-    lines: Sequence[Sequence[tuple[int, int]]]
+    nodes: Sequence[LayoutNode]
+    edges: Sequence[Sequence[tuple[int, int]]]
     width: float
     height: float
 
 
-def layout(depends_on: Sequence[Sequence[int]], widths: Sequence[float], heights: Sequence[float]) -> Layout:
+def compute_layout(depends_on: Sequence[Sequence[int]], widths: Sequence[float], heights: Sequence[float]) -> Layout:
     """Places for boxes of these sizes. All lines that leave a box share one way for as long as they go side by side."""
-    column_of = columns(depends_on)
-    after = neighbours_after(depends_on)
-    lines: list[list[tuple[int, int]]] = []
-    for box, others in enumerate(after):
-        way = {column_of[box]: box}
-        for column in range(column_of[box] + 1, max((column_of[other] for other in others), default=0)):
-            way[column] = len(column_of)
-            column_of.append(column)
-        hops = [(way[column], way[column + 1]) for column in way if column + 1 in way]
-        lines.append(hops + [(way[column_of[other] - 1], other) for other in others])
-    before_stop: list[list[int]] = [[] for _ in column_of]
-    after_stop: list[list[int]] = [[] for _ in column_of]
-    for hops in lines:
+    layer_of = longest_path_layers(depends_on)
+    successors = invert_edges(depends_on)
+    edges: list[list[tuple[int, int]]] = []
+    for box, others in enumerate(successors):
+        path = {layer_of[box]: box}
+        for column in range(layer_of[box] + 1, max((layer_of[other] for other in others), default=0)):
+            path[column] = len(layer_of)
+            layer_of.append(column)
+        hops = [(path[column], path[column + 1]) for column in path if column + 1 in path]
+        edges.append(hops + [(path[layer_of[other] - 1], other) for other in others])
+    predecessors: list[list[int]] = [[] for _ in layer_of]
+    node_successors: list[list[int]] = [[] for _ in layer_of]
+    for hops in edges:
         for one, other in hops:
-            after_stop[one].append(other)
-            before_stop[other].append(one)
-    ordered: list[list[int]] = [[] for _ in range(max(column_of, default=-1) + 1)]
-    for stop, column in enumerate(column_of):
-        ordered[column].append(stop)
-    ordered = _with_few_crossings(ordered, before_stop, after_stop)
+            node_successors[one].append(other)
+            predecessors[other].append(one)
+    layers: list[list[int]] = [[] for _ in range(max(layer_of, default=-1) + 1)]
+    for stop, column in enumerate(layer_of):
+        layers[column].append(stop)
+    layers = _reduce_crossings(layers, predecessors, node_successors)
 
-    heights_of = [*heights, *[0.0] * (len(column_of) - len(heights))]
-    ys = _balanced(ordered, before_stop, after_stop, heights_of, len(heights))
-    stops: dict[int, Stop] = {}
+    heights_of = [*heights, *[0.0] * (len(layer_of) - len(heights))]
+    ys = _assign_y_coordinates(layers, predecessors, node_successors, heights_of, len(heights))
+    nodes: dict[int, LayoutNode] = {}
     x = 0.0
-    for order in ordered:
-        wide = max((widths[stop] for stop in order if stop < len(widths)), default=0.0)
-        for stop in order:
+    for layer in layers:
+        layer_width = max((widths[stop] for stop in layer if stop < len(widths)), default=0.0)
+        for stop in layer:
             box = stop < len(widths)
-            stops[stop] = Stop(x=x, y=ys[stop], width=wide, height=heights_of[stop], is_box=box)
-        crossing = sum(len(after_stop[stop]) for stop in order)
-        steep = max((abs(ys[stop] - ys[other]) for stop in order for other in after_stop[stop]), default=0.0)
-        gap = min(BETWEEN_COLUMNS + crossing * 1.5 + steep / 12, MOST_BETWEEN_COLUMNS)
-        x += wide + (0.0 if order is ordered[-1] else gap)
-    height = max((stop.y + stop.height / 2 for stop in stops.values()), default=0.0)
-    return Layout(stops=[stops[n] for n in range(len(column_of))], lines=lines, width=x, height=height)
+            nodes[stop] = LayoutNode(x=x, y=ys[stop], width=layer_width, height=heights_of[stop], is_box=box)
+        crossing = sum(len(node_successors[stop]) for stop in layer)
+        max_rise = max((abs(ys[stop] - ys[other]) for stop in layer for other in node_successors[stop]), default=0.0)
+        gap = min(MIN_LAYER_GAP + crossing * 1.5 + max_rise / 12, MAX_LAYER_GAP)
+        x += layer_width + (0.0 if layer is layers[-1] else gap)
+    height = max((stop.y + stop.height / 2 for stop in nodes.values()), default=0.0)
+    return Layout(nodes=[nodes[n] for n in range(len(layer_of))], edges=edges, width=x, height=height)
 
 
-def _with_few_crossings(
-    ordered: list[list[int]], before: Sequence[Sequence[int]], after: Sequence[Sequence[int]]
+def _reduce_crossings(
+    layers: list[list[int]], predecessors: Sequence[Sequence[int]], successors: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """The best of some sweeps, there and back, that put each stop at the mean place of its neighbours."""
-    at = [0] * len(before)
+    position = [0] * len(predecessors)
 
-    def note(order: Sequence[int]) -> None:
-        for place, stop in enumerate(order):
-            at[stop] = place
+    def record_positions(order: Sequence[int]) -> None:
+        for index, stop in enumerate(order):
+            position[stop] = index
 
     def sweep(orders: Sequence[list[int]], neighbours: Sequence[Sequence[int]]) -> None:
         for order in orders:
             means = {
-                stop: sum(at[other] for other in neighbours[stop]) / len(neighbours[stop])
+                stop: sum(position[other] for other in neighbours[stop]) / len(neighbours[stop])
                 if neighbours[stop]
-                else float(at[stop])
+                else float(position[stop])
                 for stop in order
             }
             order.sort(key=means.__getitem__)
-            note(order)
+            record_positions(order)
 
-    for order in ordered:
-        note(order)
-    best, fewest = [list(order) for order in ordered], _crossings(ordered, after, at)
-    for turn in range(2 * SWEEPS):
+    for order in layers:
+        record_positions(order)
+    best, fewest = [list(order) for order in layers], _count_crossings(layers, successors, position)
+    for sweep_number in range(2 * MAX_SWEEPS):
         if not fewest:
             break
-        if turn % 2:
-            sweep(ordered[-2::-1], after)
+        if sweep_number % 2:
+            sweep(layers[-2::-1], successors)
         else:
-            sweep(ordered[1:], before)
-        count = _crossings(ordered, after, at)
+            sweep(layers[1:], predecessors)
+        count = _count_crossings(layers, successors, position)
         if count < fewest:
-            best, fewest = [list(order) for order in ordered], count
+            best, fewest = [list(order) for order in layers], count
     return best
 
 
-def _crossings(ordered: Sequence[Sequence[int]], after: Sequence[Sequence[int]], at: Sequence[int]) -> int:
+def _count_crossings(
+    layers: Sequence[Sequence[int]], successors: Sequence[Sequence[int]], position: Sequence[int]
+) -> int:
     count = 0
-    for order in ordered:
+    for order in layers:
         ends: list[int] = []
         for stop in order:
-            reached = sorted(at[other] for other in after[stop])
+            reached = sorted(position[other] for other in successors[stop])
             count += sum(len(ends) - bisect_right(ends, end) for end in reached)
             for end in reached:
                 insort(ends, end)
     return count
 
 
-def _balanced(
-    ordered: Sequence[Sequence[int]],
-    before: Sequence[Sequence[int]],
-    after: Sequence[Sequence[int]],
+def _assign_y_coordinates(
+    layers: Sequence[Sequence[int]],
+    predecessors: Sequence[Sequence[int]],
+    successors: Sequence[Sequence[int]],
     heights: Sequence[float],
-    boxes: int,
+    box_count: int,
 ) -> list[float]:
     """The middle of each stop, so that lines are as straight as the order within the columns allows."""
     ys = [0.0] * len(heights)
 
-    def apart(one: int, other: int) -> float:
-        room = BETWEEN_BOXES if one < boxes and other < boxes else AROUND_LINES
+    def min_distance(one: int, other: int) -> float:
+        room = BOX_GAP if one < box_count and other < box_count else LINE_GAP
         return (heights[one] + heights[other]) / 2 + room
 
-    def settle(order: Sequence[int], wanted: Callable[[int], tuple[float, float]]) -> None:
+    def place_layer(order: Sequence[int], target_of: Callable[[int], tuple[float, float]]) -> None:
         offsets = [0.0]
         for one, other in pairwise(order):
-            offsets.append(offsets[-1] + apart(one, other))
-        wishes = [wanted(stop) for stop in order]
-        places = _rising([(y - offset, weight) for (y, weight), offset in zip(wishes, offsets, strict=True)])
-        for stop, place, offset in zip(order, places, offsets, strict=True):
+            offsets.append(offsets[-1] + min_distance(one, other))
+        targets = [target_of(stop) for stop in order]
+        coordinates = _isotonic_regression(
+            [(y - offset, weight) for (y, weight), offset in zip(targets, offsets, strict=True)]
+        )
+        for stop, place, offset in zip(order, coordinates, offsets, strict=True):
             ys[stop] = place + offset
 
-    def near(*sides: Sequence[Sequence[int]]) -> Callable[[int], tuple[float, float]]:
-        def wanted(stop: int) -> tuple[float, float]:
-            others = [other for side in sides for other in side[stop]]
-            if not others:
+    def barycentre_of(*sides: Sequence[Sequence[int]]) -> Callable[[int], tuple[float, float]]:
+        def target(stop: int) -> tuple[float, float]:
+            neighbours = [other for side in sides for other in side[stop]]
+            if not neighbours:
                 return ys[stop], 0.1
-            pulls = [HEAVY if stop >= boxes and other >= boxes else 1.0 for other in others]
-            return sum(ys[other] * pull for other, pull in zip(others, pulls, strict=True)) / sum(pulls), sum(pulls)
+            weights = [PASS_THROUGH_WEIGHT if stop >= box_count and other >= box_count else 1.0 for other in neighbours]
+            return sum(ys[other] * pull for other, pull in zip(neighbours, weights, strict=True)) / sum(weights), sum(
+                weights
+            )
 
-        return wanted
+        return target
 
-    for order in ordered:
-        settle(order, lambda _: (0.0, 1.0))
-    for _ in range(SWEEPS):
-        for order in ordered[1:]:
-            settle(order, near(before))
-        for order in ordered[-2::-1]:
-            settle(order, near(after))
-    for order in ordered:
-        settle(order, near(before, after))
+    for order in layers:
+        place_layer(order, lambda _: (0.0, 1.0))
+    for _ in range(MAX_SWEEPS):
+        for order in layers[1:]:
+            place_layer(order, barycentre_of(predecessors))
+        for order in layers[-2::-1]:
+            place_layer(order, barycentre_of(successors))
+    for order in layers:
+        place_layer(order, barycentre_of(predecessors, successors))
     top = min((y - height / 2 for y, height in zip(ys, heights, strict=True)), default=0.0)
     return [y - top for y in ys]
 
 
-def _rising(wishes: Sequence[tuple[float, float]]) -> list[float]:
+def _isotonic_regression(targets: Sequence[tuple[float, float]]) -> list[float]:
     """The numbers closest to those wished for, by weight, of which none is below the one before.
 
     Pool adjacent violators: https://en.wikipedia.org/wiki/Isotonic_regression
     """
     pools: list[tuple[float, float, int]] = []
-    for value, weight in wishes:
+    for value, weight in targets:
         pool = (value, weight, 1)
         while pools and pools[-1][0] > pool[0]:
             (one, heavy, many), (other, light, few) = pools.pop(), pool

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from html import escape
 from unicodedata import east_asian_width
 
-from vigil_core.domain.diagrams.clustering import Box, boxes
-from vigil_core.domain.diagrams.layout import Layout, layout
+from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes
+from vigil_core.domain.diagrams.layout import Layout, compute_layout
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.status import JobStatus
 
-COLLAPSE_OVER = 120
-MOST_SAID = 160
+COLLAPSE_THRESHOLD = 120
+MAX_LABEL_CHARS = 160
 """Characters of a reason or a condition in Mermaid and Graphviz; the SVG shows as much as it has room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnJob:
+class DiagramJob:
     """What a picture shows of a job."""
 
     name: str
@@ -38,7 +38,7 @@ class DrawnJob:
     """Why it was skipped, or failed, or what it waits for."""
 
     @property
-    def terms(self) -> str | None:
+    def start_rule(self) -> str | None:
         """On what terms it runs, where that is not the success of all before it."""
         rule = None if self.trigger_rule == "all_success" else self.trigger_rule
         condition = None if self.condition is None else f"if {self.condition}"
@@ -46,7 +46,7 @@ class DrawnJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Colours:
+class _StatusColours:
     """Of a status: its strong colour, the text and the ground of its boxes by day, and the same by night."""
 
     strong: str
@@ -54,19 +54,19 @@ class _Colours:
     night: tuple[str, str]
 
 
-_COLOURS: dict[JobStatus, _Colours] = {
-    "scheduled": _Colours(strong="#8b5cf6", day=("#6d28d9", "#f7f5ff"), night=("#c4b5fd", "#1c1733")),
-    "waiting": _Colours(strong="#64748b", day=("#475569", "#f8fafc"), night=("#a9b6c9", "#161c27")),
-    "pending": _Colours(strong="#d98a06", day=("#92580a", "#fffaf0"), night=("#fbbf4a", "#281e0a")),
-    "running": _Colours(strong="#2f6feb", day=("#1d4fd8", "#f1f6ff"), night=("#82b1ff", "#0f1d38")),
-    "completed": _Colours(strong="#1f9d55", day=("#147a3f", "#f2fbf5"), night=("#5fd68f", "#0e2217")),
-    "failed": _Colours(strong="#dc3545", day=("#b4212f", "#fff4f4"), night=("#ff8d94", "#2e1215")),
-    "cancelled": _Colours(strong="#8a6d5b", day=("#6b5244", "#faf7f5"), night=("#cdb3a3", "#211b17")),
-    "skipped": _Colours(strong="#94a3b8", day=("#55637a", "#fbfcfd"), night=("#9aa8bb", "#12161e")),
+_STATUS_COLOURS: dict[JobStatus, _StatusColours] = {
+    "scheduled": _StatusColours(strong="#8b5cf6", day=("#6d28d9", "#f7f5ff"), night=("#c4b5fd", "#1c1733")),
+    "waiting": _StatusColours(strong="#64748b", day=("#475569", "#f8fafc"), night=("#a9b6c9", "#161c27")),
+    "pending": _StatusColours(strong="#d98a06", day=("#92580a", "#fffaf0"), night=("#fbbf4a", "#281e0a")),
+    "running": _StatusColours(strong="#2f6feb", day=("#1d4fd8", "#f1f6ff"), night=("#82b1ff", "#0f1d38")),
+    "completed": _StatusColours(strong="#1f9d55", day=("#147a3f", "#f2fbf5"), night=("#5fd68f", "#0e2217")),
+    "failed": _StatusColours(strong="#dc3545", day=("#b4212f", "#fff4f4"), night=("#ff8d94", "#2e1215")),
+    "cancelled": _StatusColours(strong="#8a6d5b", day=("#6b5244", "#faf7f5"), night=("#cdb3a3", "#211b17")),
+    "skipped": _StatusColours(strong="#94a3b8", day=("#55637a", "#fbfcfd"), night=("#9aa8bb", "#12161e")),
 }
 
 
-def mermaid(title: str, jobs: Sequence[DrawnJob]) -> str:
+def mermaid(title: str, jobs: Sequence[DiagramJob]) -> str:
     """A Mermaid flowchart: https://mermaid.js.org/syntax/flowchart.html"""
     lines = ["---", f"title: {_yaml_text(title)}", "---", "flowchart LR"]
     for n, job in enumerate(jobs):
@@ -74,15 +74,15 @@ def mermaid(title: str, jobs: Sequence[DrawnJob]) -> str:
         lines.append(f'    n{n}["{label}"]:::{job.status}')
     for n, job in enumerate(jobs):
         lines += [f"    n{other} --> n{n}" for other in job.depends_on]
-    for status in _in_order(job.status for job in jobs):
-        colours = _COLOURS[status]
-        dashed = ",stroke-dasharray:4 3" if status in _GIVEN_UP else ""
+    for status in _sort_statuses(job.status for job in jobs):
+        colours = _STATUS_COLOURS[status]
+        dashed = ",stroke-dasharray:4 3" if status in _DASHED_STATUSES else ""
         ink, ground = colours.day
         lines.append(f"    classDef {status} fill:{ground},stroke:{colours.strong},color:{ink}{dashed}")
     return "\n".join(lines) + "\n"
 
 
-def dot(title: str, jobs: Sequence[DrawnJob]) -> str:
+def dot(title: str, jobs: Sequence[DiagramJob]) -> str:
     """A Graphviz digraph: https://graphviz.org/doc/info/lang.html"""
     lines = [
         "digraph workflow {",
@@ -91,9 +91,9 @@ def dot(title: str, jobs: Sequence[DrawnJob]) -> str:
         '    edge [color="#94a3b8", arrowsize=0.7];',
     ]
     for n, job in enumerate(jobs):
-        colours = _COLOURS[job.status]
+        colours = _STATUS_COLOURS[job.status]
         ink, ground = colours.day
-        style = "rounded,filled,dashed" if job.status in _GIVEN_UP else "rounded,filled"
+        style = "rounded,filled,dashed" if job.status in _DASHED_STATUSES else "rounded,filled"
         label = r"\n".join(map(_dot_text, _label(job)))
         lines.append(
             f'    n{n} [label="{label}", tooltip="{_dot_text(job.name)}", style="{style}", '
@@ -104,17 +104,17 @@ def dot(title: str, jobs: Sequence[DrawnJob]) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _label(job: DrawnJob) -> list[str]:
-    lines = [job.name, job.status, job.terms, job.reason]
-    return [lines[0] or "", *(_cut(line, MOST_SAID) for line in lines[1:] if line)]
+def _label(job: DiagramJob) -> list[str]:
+    lines = [job.name, job.status, job.start_rule, job.reason]
+    return [lines[0] or "", *(_truncate(line, MAX_LABEL_CHARS) for line in lines[1:] if line)]
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _truncate(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-_PLAIN = re.compile(r"(?<=[^\W_])[-_.](?=[^\W_])|[^\W_]| ")
-_READ_TWICE = re.compile(r"\\n|\$\$|:fa-")
+_PLAIN_CHARACTER = re.compile(r"(?<=[^\W_])[-_.](?=[^\W_])|[^\W_]| ")
+_MERMAID_ESCAPES = re.compile(r"\\n|\$\$|:fa-")
 """Mermaid turns numbers back into characters, and these into a new line, a formula or an icon: they are kept apart."""
 
 
@@ -123,8 +123,8 @@ def _mermaid_text(text: str) -> str:
 
     Dots, dashes and underscores within words stay: there they mean nothing.
     """
-    line = _READ_TWICE.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], _one_line(text))
-    return "".join(part if _PLAIN.match(line, at) else f"#{ord(part)};" for at, part in enumerate(line))
+    line = _MERMAID_ESCAPES.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], _one_line(text))
+    return "".join(part if _PLAIN_CHARACTER.match(line, at) else f"#{ord(part)};" for at, part in enumerate(line))
 
 
 def _yaml_text(text: str) -> str:
@@ -137,23 +137,23 @@ def _dot_text(text: str) -> str:
     return _one_line(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 """Controls, ends of lines, halves of characters: XML cannot say them, and no name holds them, but a reason may."""
 
 
 def _one_line(text: str) -> str:
-    return _UNFIT.sub(" ", text)
+    return _CONTROL_CHARACTERS.sub(" ", text)
 
 
 # What follows is the SVG.
 
-_GIVEN_UP = frozenset({"cancelled", "skipped"})
-_BY_URGENCY: tuple[JobStatus, ...] = (
+_DASHED_STATUSES = frozenset({"cancelled", "skipped"})
+_STATUS_PRIORITY: tuple[JobStatus, ...] = (
     "failed", "running", "pending", "scheduled", "waiting", "cancelled", "skipped", "completed",
 )  # fmt: skip
 """Of a box of many jobs: the first that any of them has gives the box its colour."""
 
-_TOLD: tuple[JobStatus, ...] = (
+_LEGEND_ORDER: tuple[JobStatus, ...] = (
     "completed", "running", "pending", "scheduled", "waiting", "failed", "cancelled", "skipped",
 )  # fmt: skip
 """The order in a legend and in a bar."""
@@ -171,20 +171,32 @@ _ICONS: dict[JobStatus, str] = {
 
 _MARGIN = 28.0
 _HEADER = 84.0
-_LEAST_WIDTH = 440.0
+_MIN_WIDTH = 440.0
 _PADDING = 12.0
-_TEXT_AT = 34.0
+_TEXT_OFFSET = 34.0
 """From the left side of a box, behind its icon."""
-_LINE = 15.0
-_WIDEST, _NARROWEST = 280.0, 132.0
-_ROOM = _WIDEST - _TEXT_AT - _PADDING
+_LINE_HEIGHT = 15.0
+_MAX_CARD_WIDTH, _MIN_CARD_WIDTH = 280.0, 132.0
+_MAX_TEXT_WIDTH = _MAX_CARD_WIDTH - _TEXT_OFFSET - _PADDING
 """For a line of text in the widest box."""
-_BAR = 12.0
+_BAR_HEIGHT = 12.0
 """The room that a bar of counts takes in a box."""
-_PORTS = 9.0
+_PORT_GAP = 9.0
 """Between the ends of lines at a box; where there is no room for all of them so, they end in one point."""
-_NARROW, _SLIM, _BROAD = frozenset("iljI.,:;'|! "), frozenset("tfr()[]-/*"), frozenset("mMW@%—…")
-_SIZES = {"title": 20.0, "name": 15.2, "status": 11.5, "counts": 11.5, "legend": 12.0, "terms": 10.0, "reason": 11.0}
+_NARROW_CHARACTERS, _SLIM_CHARACTERS, _BROAD_CHARACTERS = (
+    frozenset("iljI.,:;'|! "),
+    frozenset("tfr()[]-/*"),
+    frozenset("mMW@%—…"),
+)
+_FONT_SIZES = {
+    "title": 20.0,
+    "name": 15.2,
+    "status": 11.5,
+    "counts": 11.5,
+    "legend": 12.0,
+    "terms": 10.0,
+    "reason": 11.0,
+}
 """Of the text of each look, for reckoning how wide it is; bold counts as larger."""
 
 
@@ -208,98 +220,98 @@ class _Card:
 
     @property
     def height(self) -> float:
-        return 2 * _PADDING - 3 + _LINE * len(self.lines) + (_BAR if self.counts else 0)
+        return 2 * _PADDING - 3 + _LINE_HEIGHT * len(self.lines) + (_BAR_HEIGHT if self.counts else 0)
 
     @property
     def width(self) -> float:
-        needed = max(_width(line.text, line.look) for line in self.lines) + _TEXT_AT + _PADDING
-        return min(max(needed, _NARROWEST), _WIDEST)
+        needed = max(_text_width(line.text, line.look) for line in self.lines) + _TEXT_OFFSET + _PADDING
+        return min(max(needed, _MIN_CARD_WIDTH), _MAX_CARD_WIDTH)
 
 
-def svg(title: str, jobs: Sequence[DrawnJob], *, collapse_over: int = COLLAPSE_OVER) -> str:
+def svg(title: str, jobs: Sequence[DiagramJob], *, collapse_threshold: int = COLLAPSE_THRESHOLD) -> str:
     """A picture to look at, by day and by night. Of more jobs than `collapse_over`, those alike are drawn as one."""
-    grouped = boxes([job.depends_on for job in jobs], [job.status for job in jobs], at_most=collapse_over)
-    cards = [_card(box, jobs) for box in grouped]
-    places = layout(
-        [box.depends_on for box in grouped], [card.width for card in cards], [card.height for card in cards]
+    clusters = cluster_nodes([job.depends_on for job in jobs], [job.status for job in jobs], limit=collapse_threshold)
+    cards = [_cluster_card(box, jobs) for box in clusters]
+    layout_result = compute_layout(
+        [box.depends_on for box in clusters], [card.width for card in cards], [card.height for card in cards]
     )
-    counts = _counts(job.status for job in jobs)
+    counts = _status_counts(job.status for job in jobs)
     legend = _legend(counts)
-    width = max(places.width, legend[1], _LEAST_WIDTH) + 2 * _MARGIN
-    height = places.height + _HEADER + _MARGIN + _MARGIN / 2
-    left = _MARGIN + max(0.0, (width - 2 * _MARGIN - places.width) / 2)
+    width = max(layout_result.width, legend[1], _MIN_WIDTH) + 2 * _MARGIN
+    height = layout_result.height + _HEADER + _MARGIN + _MARGIN / 2
+    left = _MARGIN + max(0.0, (width - 2 * _MARGIN - layout_result.width) / 2)
     summary = f"{len(jobs):,} jobs: " + ", ".join(f"{count:,} {status}" for status, count in counts)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" class="vigil">',
-        f"<title>{_xml(title)}</title>",
-        f"<desc>{_xml(summary)}</desc>",
+        f"<title>{_escape_xml(title)}</title>",
+        f"<desc>{_escape_xml(summary)}</desc>",
         f"<style>{_style([status for status, _ in counts])}</style>",
         '<rect class="ground" width="100%" height="100%" rx="12"/>',
-        _text(_fitted(title, width - 2 * _MARGIN, "title"), _MARGIN, 36, "title"),
+        _text(_truncate_to_width(title, width - 2 * _MARGIN, "title"), _MARGIN, 36, "title"),
         f'<g transform="translate({_MARGIN:.0f} 52)">{legend[0]}</g>',
         f'<g transform="translate({left:.1f} {_HEADER + _MARGIN / 2:.1f})">',
-        *_edges(places, cards),
-        *(_box(card, places, n) for n, card in enumerate(cards)),
+        *_edges(layout_result, cards),
+        *(_card_svg(card, layout_result, n) for n, card in enumerate(cards)),
         "</g>",
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _card(box: Box, jobs: Sequence[DrawnJob]) -> _Card:
-    return _card_of_one(jobs[box.members[0]]) if len(box.members) == 1 else _card_of_many(box, jobs)
+def _cluster_card(cluster: Cluster, jobs: Sequence[DiagramJob]) -> _Card:
+    return _job_card(jobs[cluster.members[0]]) if len(cluster.members) == 1 else _group_card(cluster, jobs)
 
 
-def _card_of_one(job: DrawnJob) -> _Card:
+def _job_card(job: DiagramJob) -> _Card:
     kind = "" if job.job_type == job.name else f" · {job.job_type}"
-    lines = [*_wrapped(job.name, "name", most=1), *_wrapped(job.status + kind, "status", most=1)]
-    lines += _wrapped(job.terms or "", "terms", most=1)
-    lines += _wrapped(job.reason or "", "reason")
-    said = [f"{job.name}: {job.status}", f"type {job.job_type}", job.terms, job.reason]
-    return _Card(status=job.status, lines=lines, tooltip="\n".join(_one_line(line) for line in said if line))
+    lines = [*_wrap(job.name, "name", max_lines=1), *_wrap(job.status + kind, "status", max_lines=1)]
+    lines += _wrap(job.start_rule or "", "terms", max_lines=1)
+    lines += _wrap(job.reason or "", "reason")
+    tooltip_lines = [f"{job.name}: {job.status}", f"type {job.job_type}", job.start_rule, job.reason]
+    return _Card(status=job.status, lines=lines, tooltip="\n".join(_one_line(line) for line in tooltip_lines if line))
 
 
-def _card_of_many(box: Box, jobs: Sequence[DrawnJob]) -> _Card:
-    members = [jobs[member] for member in box.members]
-    counts = _counts(job.status for job in members)
-    how_many = f"{len(members):,} jobs" + (" in sequence" if box.kind == "sequence" else "")
-    name = _name_of_many([job.name for job in members])
-    if name.endswith("*") and box.kind != "sequence":
-        lines = _wrapped(f"{name} × {len(members):,}", "name", most=1)
+def _group_card(cluster: Cluster, jobs: Sequence[DiagramJob]) -> _Card:
+    members = [jobs[member] for member in cluster.members]
+    counts = _status_counts(job.status for job in members)
+    count_text = f"{len(members):,} jobs" + (" in sequence" if cluster.kind == "sequence" else "")
+    name = _common_name([job.name for job in members])
+    if name.endswith("*") and cluster.kind != "sequence":
+        lines = _wrap(f"{name} × {len(members):,}", "name", max_lines=1)
     else:
-        lines = [*_wrapped(how_many, "name", most=1), *_wrapped(name, "terms", most=1)]
-    lines += _wrapped(", ".join(f"{count:,}\u00a0{status}" for status, count in counts), "counts", most=4)
+        lines = [*_wrap(count_text, "name", max_lines=1), *_wrap(name, "terms", max_lines=1)]
+    lines += _wrap(", ".join(f"{count:,}\u00a0{status}" for status, count in counts), "counts", max_lines=4)
     failed = [job for job in members if job.status == "failed"]
     if failed:
         more = f" and {len(failed) - 1:,} more" if len(failed) > 1 else ""
         reason = f": {failed[0].reason}" if failed[0].reason else ""
-        lines += _wrapped(f"{failed[0].name}{more} failed{reason}", "reason")
-    said = [
-        f"{name}: {how_many}",
+        lines += _wrap(f"{failed[0].name}{more} failed{reason}", "reason")
+    tooltip_lines = [
+        f"{name}: {count_text}",
         ", ".join(f"{count:,} {status}" for status, count in counts),
         *(f"{job.name}: {job.reason or job.status}" for job in failed[:10]),
     ]
-    status = next(status for status in _BY_URGENCY if any(job.status == status for job in members))
-    return _Card(status=status, lines=lines, tooltip="\n".join(map(_one_line, said)), counts=counts)
+    status = next(status for status in _STATUS_PRIORITY if any(job.status == status for job in members))
+    return _Card(status=status, lines=lines, tooltip="\n".join(map(_one_line, tooltip_lines)), counts=counts)
 
 
-def _name_of_many(names: Sequence[str]) -> str:
+def _common_name(names: Sequence[str]) -> str:
     """What the names have in common, `chunk_*`, or one and another of them."""
     low, high = min(names), max(names)
     differs = next((n for n, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
     common = low[:differs].rstrip("0123456789")
-    return f"{common}*" if len(common) > 1 else f"{_cut(names[0], 12)} … {_cut(names[-1], 12)}"
+    return f"{common}*" if len(common) > 1 else f"{_truncate(names[0], 12)} … {_truncate(names[-1], 12)}"
 
 
-def _counts(statuses: Iterable[JobStatus]) -> list[tuple[JobStatus, int]]:
+def _status_counts(statuses: Iterable[JobStatus]) -> list[tuple[JobStatus, int]]:
     counted = Counter(statuses)
-    return [(status, counted[status]) for status in _in_order(counted)]
+    return [(status, counted[status]) for status in _sort_statuses(counted)]
 
 
-def _in_order(statuses: Iterable[JobStatus]) -> list[JobStatus]:
-    there = set(statuses)
-    return [status for status in _TOLD if status in there]
+def _sort_statuses(statuses: Iterable[JobStatus]) -> list[JobStatus]:
+    present = set(statuses)
+    return [status for status in _LEGEND_ORDER if status in present]
 
 
 def _legend(counts: Sequence[tuple[JobStatus, int]]) -> tuple[str, float]:
@@ -308,29 +320,29 @@ def _legend(counts: Sequence[tuple[JobStatus, int]]) -> tuple[str, float]:
     for status, count in counts:
         text = f"{count:,} {status}"
         parts += [_icon(status, x, 0), _text(text, x + 20, 11.5, f"legend {status}")]
-        x += 20 + _width(text, "legend") + 16
+        x += 20 + _text_width(text, "legend") + 16
     return "".join(parts), x
 
 
-def _edges(places: Layout, cards: Sequence[_Card]) -> Iterator[str]:
+def _edges(layout_result: Layout, cards: Sequence[_Card]) -> Iterator[str]:
     """For each box one path of all lines that leave it, and one of their arrowheads."""
     ends: dict[int, list[int]] = {}
-    for hops in places.lines:
+    for hops in layout_result.edges:
         for one, other in hops:
             ends.setdefault(other, []).append(one)
     ports: dict[tuple[int, int], float] = {}
     for other, ones in ends.items():
-        stop = places.stops[other]
-        ones.sort(key=lambda one: places.stops[one].y)
-        together = not stop.is_box or len(ones) * _PORTS > stop.height - 16
+        stop = layout_result.nodes[other]
+        ones.sort(key=lambda one: layout_result.nodes[one].y)
+        together = not stop.is_box or len(ones) * _PORT_GAP > stop.height - 16
         for n, one in enumerate(ones):
-            ports[one, other] = stop.y + (0.0 if together else (n - (len(ones) - 1) / 2) * _PORTS)
-    for n, hops in enumerate(places.lines):
+            ports[one, other] = stop.y + (0.0 if together else (n - (len(ones) - 1) / 2) * _PORT_GAP)
+    for n, hops in enumerate(layout_result.edges):
         if not hops:
             continue
         curves, heads = [], []
         for one, other in hops:
-            start, end = places.stops[one], places.stops[other]
+            start, end = layout_result.nodes[one], layout_result.nodes[other]
             x, y = start.x + start.width, start.y
             tip, port = end.x - 1.0, ports[one, other]
             to_x = tip - 5 if end.is_box else end.x
@@ -342,38 +354,38 @@ def _edges(places: Layout, cards: Sequence[_Card]) -> Iterator[str]:
             if end.is_box:
                 heads.append(f"M{tip:.1f} {port:.1f}l-7-3.6v7.2z")
         status = cards[n].status
-        look = status if status in ("completed", "failed") else "skipped" if status in _GIVEN_UP else "open"
+        look = status if status in ("completed", "failed") else "skipped" if status in _DASHED_STATUSES else "open"
         yield f'<path class="line after-{look}" d="{"".join(curves)}"/>'
         yield f'<path class="head after-{look}" d="{"".join(heads)}"/>'
 
 
-def _box(card: _Card, places: Layout, n: int) -> str:
-    stop = places.stops[n]
-    top = stop.y - stop.height / 2
-    outline = f'width="{stop.width:.1f}" height="{stop.height:.1f}" rx="9"'
+def _card_svg(card: _Card, layout_result: Layout, n: int) -> str:
+    node = layout_result.nodes[n]
+    top = node.y - node.height / 2
+    outline = f'width="{node.width:.1f}" height="{node.height:.1f}" rx="9"'
     behind = [f'<rect class="box {card.status}" x="{shift}" y="{shift}" {outline}/>' for shift in (6, 3)]
     parts = [
-        f'<g transform="translate({stop.x:.1f} {top:.1f})">',
-        f"<title>{_xml(card.tooltip)}</title>",
+        f'<g transform="translate({node.x:.1f} {top:.1f})">',
+        f"<title>{_escape_xml(card.tooltip)}</title>",
         *(behind if card.counts else ()),
         f'<rect class="box {card.status}" {outline}/>',
         _icon(card.status, _PADDING - 1, _PADDING - 2),
     ]
     for line_no, line in enumerate(card.lines):
         look = f"{line.look} {card.status}" if line.look == "status" else line.look
-        parts.append(_text(line.text, _TEXT_AT, _PADDING + 9.5 + _LINE * line_no, look))
+        parts.append(_text(line.text, _TEXT_OFFSET, _PADDING + 9.5 + _LINE_HEIGHT * line_no, look))
     if card.counts:
-        parts.append(_bar(card, stop.width - _TEXT_AT - _PADDING, stop.height - _PADDING - 6))
+        parts.append(_status_bar(card, node.width - _TEXT_OFFSET - _PADDING, node.height - _PADDING - 6))
     return "".join([*parts, "</g>"])
 
 
-def _bar(card: _Card, width: float, top: float) -> str:
+def _status_bar(card: _Card, width: float, top: float) -> str:
     """The share of each status, side by side; the smallest can still be seen."""
-    least = 3.0
+    min_share = 3.0
     total = sum(count for _, count in card.counts)
-    parts, x = [], _TEXT_AT
+    parts, x = [], _TEXT_OFFSET
     for status, count in card.counts:
-        share = least + (width - least * len(card.counts)) * count / total
+        share = min_share + (width - min_share * len(card.counts)) * count / total
         parts.append(f'<rect class="share {status}" x="{x:.1f}" y="{top:.1f}" width="{share:.1f}" height="6"/>')
         x += share
     return "".join(parts)
@@ -387,15 +399,15 @@ def _icon(status: JobStatus, x: float, y: float) -> str:
 
 
 def _text(text: str, x: float, y: float, look: str) -> str:
-    return f'<text class="{look}" x="{x:.1f}" y="{y:.1f}">{_xml(text)}</text>'
+    return f'<text class="{look}" x="{x:.1f}" y="{y:.1f}">{_escape_xml(text)}</text>'
 
 
 def _style(statuses: Sequence[JobStatus]) -> str:
     """The looks of what is drawn, by day and by night; the ground is drawn too, so what is around does not matter."""
     day, night = [], []
     for status in statuses:
-        colours = _COLOURS[status]
-        dashes = ";stroke-dasharray:5 4" if status in _GIVEN_UP else ""
+        colours = _STATUS_COLOURS[status]
+        dashes = ";stroke-dasharray:5 4" if status in _DASHED_STATUSES else ""
         day.append(
             f".disc.{status},.share.{status}{{fill:{colours.strong}}}"
             f".box.{status}{{fill:{colours.day[1]};stroke:{colours.strong}{dashes}}}"
@@ -426,53 +438,53 @@ def _style(statuses: Sequence[JobStatus]) -> str:
     )
 
 
-def _xml(text: str) -> str:
+def _escape_xml(text: str) -> str:
     """Text for XML: line ends stay, what XML cannot say goes."""
     return escape("\n".join(map(_one_line, text.split("\n"))))
 
 
-def _width(text: str, look: str) -> float:
+def _text_width(text: str, look: str) -> float:
     """How wide the text is, about, in a wide font: there is none to measure it with."""
-    return sum(_share(character, look) for character in text) * _SIZES[look]
+    return sum(_character_width(character, look) for character in text) * _FONT_SIZES[look]
 
 
-def _share(character: str, look: str) -> float:
+def _character_width(character: str, look: str) -> float:
     """Of the size of the font."""
-    if character in _BROAD or east_asian_width(character) in "WF":
+    if character in _BROAD_CHARACTERS or east_asian_width(character) in "WF":
         return 1.02
     if look == "terms":
         return 0.62
-    if character in _NARROW:
+    if character in _NARROW_CHARACTERS:
         return 0.34
-    if character in _SLIM:
+    if character in _SLIM_CHARACTERS:
         return 0.42
     return 0.72 if character.isupper() else 0.62
 
 
-def _fitted(text: str, room: float, look: str) -> str:
+def _truncate_to_width(text: str, max_width: float, look: str) -> str:
     """As much of one line as there is room for."""
     line = _one_line(text)
-    if _width(line, look) <= room:
+    if _text_width(line, look) <= max_width:
         return line
-    room -= _width("…", look)
+    max_width -= _text_width("…", look)
     for n, character in enumerate(line):
-        room -= _share(character, look) * _SIZES[look]
-        if room < 0:
+        max_width -= _character_width(character, look) * _FONT_SIZES[look]
+        if max_width < 0:
             return line[:n] + "…"
     return line
 
 
-def _wrapped(text: str, look: str, *, most: int = 2) -> list[_Line]:
+def _wrap(text: str, look: str, *, max_lines: int = 2) -> list[_Line]:
     """The text in a few lines, as wide as a box has room for, broken between words where it can be."""
     words = [word for word in _one_line(text).split(" ") if word]
     lines = [""]
     for n, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _width(longer, look) > _ROOM:
-            if len(lines) == most:
+        if lines[-1] and _text_width(longer, look) > _MAX_TEXT_WIDTH:
+            if len(lines) == max_lines:
                 lines[-1] = " ".join([lines[-1], *words[n:]])
                 break
             longer = word
             lines.append("")
         lines[-1] = longer
-    return [_Line(text=_fitted(line, _ROOM, look), look=look) for line in lines if line]
+    return [_Line(text=_truncate_to_width(line, _MAX_TEXT_WIDTH, look), look=look) for line in lines if line]

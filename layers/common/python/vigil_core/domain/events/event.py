@@ -14,18 +14,18 @@ from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from vigil_core.domain.exact_json import JsonValue, dumps
-from vigil_core.domain.jobs.job import TIMED_OUT, Job, LogEntry
+from vigil_core.domain.jobs.job import TIMED_OUT, Job, JobLogEntry
 from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.waits.wait import Wait
-from vigil_core.domain.workflows.run import Run, RunLine
+from vigil_core.domain.workflows.run import RunLogEntry, WorkflowRun
 
-Reach: TypeAlias = Literal["sockets", "change", "ending"]
+EventAudience: TypeAlias = Literal["sockets", "change", "ending"]
 """How far an event goes: `sockets` to WebSockets alone, an `ending` always to SNS, a `change` where that is wished."""
 
 NAMESPACE_TOPIC = "namespace"
-MAX_ANSWER_BYTES = 16 * 1024
+MAX_WAIT_BYTES = 16 * 1024
 """A longer answer of a wait is left out of its event: there are counts, and where to read it."""
-LEAST_BYTES_A_JOB = len('"0190a5e4-0000-7000-8000-000000000000":{"job_stage":""},')
+MIN_BYTES_PER_JOB = len('"0190a5e4-0000-7000-8000-000000000000":{"job_stage":""},')
 
 _EVENT_ID = re.compile(r"(?P<entity_id>[0-9a-f-]{36})\.(?P<version>[0-9]{1,10})(\.[0-9]{1,10})?")
 
@@ -42,7 +42,7 @@ class Event:
     time: datetime
     data: Mapping[str, JsonValue]
     topics: tuple[str, ...]
-    reach: Reach
+    audience: EventAudience
     attributes: Mapping[str, str] = field(default_factory=dict)
     webhook: str | None = None
     """An address that is to hear of this event besides whoever subscribes to it."""
@@ -62,7 +62,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class ProgressUpdate:
     """Progress and message of a job after a report: the `live_version`th that did not change the state, or came with
     the change to `version`."""
 
@@ -75,7 +75,7 @@ class Progress:
     live_version: int
     progress: Decimal
     message: str | None
-    at: datetime
+    reported_at: datetime
     workflow_id: str | None = None
 
 
@@ -101,16 +101,16 @@ def parse_event_id(text: str) -> tuple[str, int] | None:
     return (match["entity_id"], int(match["version"])) if match else None
 
 
-def job_event(job: Job, line: LogEntry, before: LogEntry | None) -> Event:
+def job_event(job: Job, entry: JobLogEntry, previous: JobLogEntry | None) -> Event:
     """What a line of a job's history tells. `before` is the line before it, None for the first. Of the job, only what
     it was created with is looked at: any version of it will do."""
-    health = _health(line)
+    health = _final_health(entry)
     return Event(
-        event_id=f"{job.job_id}.{line.version}",
-        type=f"vigil.job.{line.kind}",
+        event_id=f"{job.job_id}.{entry.version}",
+        type=f"vigil.job.{entry.kind}",
         namespace=job.namespace,
         subject=job.job_id,
-        time=line.at,
+        time=entry.occurred_at,
         data={
             "job_id": job.job_id,
             "job_type": job.job_type,
@@ -121,48 +121,48 @@ def job_event(job: Job, line: LogEntry, before: LogEntry | None) -> Event:
             "trace_id": job.trace_id,
             "correlation_id": job.correlation_id,
             "created_at": to_text(job.created_at),
-            "version": line.version,
-            "from": None if before is None else {"status": before.status, "job_stage": before.stage},
-            "status": line.status,
-            "job_stage": line.stage,
+            "version": entry.version,
+            "from": None if previous is None else {"status": previous.status, "job_stage": previous.stage},
+            "status": entry.status,
+            "job_stage": entry.stage,
             "job_health": health,
-            "by": line.by,
-            "why": line.why,
+            "by": entry.actor,
+            "why": entry.reason,
         },
-        topics=_topics_of_job(job.job_id, job.queue, job.workflow_id),
-        reach="change" if health is None else "ending",
+        topics=_job_topics(job.job_id, job.queue, job.workflow_id),
+        audience="change" if health is None else "ending",
         attributes={"job_type": job.job_type, "job_id": job.job_id},
     )
 
 
-def progress_event(said: Progress) -> Event:
+def progress_event(update: ProgressUpdate) -> Event:
     """Where a job stands, for whoever watches it now; never told again."""
     return Event(
-        event_id=f"{said.job_id}.{said.version}.{said.live_version}",
+        event_id=f"{update.job_id}.{update.version}.{update.live_version}",
         type="vigil.job.progress",
-        namespace=said.namespace,
-        subject=said.job_id,
-        time=said.at,
+        namespace=update.namespace,
+        subject=update.job_id,
+        time=update.reported_at,
         data={
-            "job_id": said.job_id,
-            "job_type": said.job_type,
-            "queue": said.queue,
-            "attempt": said.attempt,
-            "version": said.version,
-            "progress": said.progress,
-            "message": said.message,
+            "job_id": update.job_id,
+            "job_type": update.job_type,
+            "queue": update.queue,
+            "attempt": update.attempt,
+            "version": update.version,
+            "progress": update.progress,
+            "message": update.message,
         },
-        topics=_topics_of_job(said.job_id, said.queue, said.workflow_id),
-        reach="sockets",
+        topics=_job_topics(update.job_id, update.queue, update.workflow_id),
+        audience="sockets",
     )
 
 
-def progress_with_version(job: Job) -> Progress | None:
+def progress_of_report(job: Job) -> ProgressUpdate | None:
     """The progress that the report behind this version of the job told besides; None when it told none."""
-    line = job.log[-1]
-    if line.kind != "updated" or not {"progress", "message"} & set((line.why or "").split(", ")):
+    entry = job.log[-1]
+    if entry.kind != "updated" or not {"progress", "message"} & set((entry.reason or "").split(", ")):
         return None
-    return Progress(
+    return ProgressUpdate(
         namespace=job.namespace,
         job_id=job.job_id,
         job_type=job.job_type,
@@ -172,12 +172,12 @@ def progress_with_version(job: Job) -> Progress | None:
         live_version=job.live_version,
         progress=job.progress,
         message=job.message,
-        at=line.at,
+        reported_at=entry.occurred_at,
         workflow_id=job.workflow_id,
     )
 
 
-def wait_event(wait: Wait, answer: Mapping[str, JsonValue] | None) -> Event:
+def wait_event(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -> Event:
     """How a wait ended, with its answer if that is given and not too long. Raises ValueError while it waits."""
     if wait.ended_at is None:
         raise ValueError(f"wait {wait.wait_id} has not ended")
@@ -187,24 +187,24 @@ def wait_event(wait: Wait, answer: Mapping[str, JsonValue] | None) -> Event:
         namespace=wait.namespace,
         subject=wait.wait_id,
         time=wait.ended_at,
-        data=short_answer(wait, answer),
+        data=wait_event_data(wait, wait_document),
         topics=(wait_topic(wait.wait_id), NAMESPACE_TOPIC),
-        reach="ending" if wait.options.sns else "sockets",
+        audience="ending" if wait.options.sns else "sockets",
         attributes={"wait_id": wait.wait_id},
         webhook=wait.options.webhook,
     )
 
 
-def run_event(run: Run, line: RunLine, before: RunLine | None) -> Event:
+def workflow_run_event(run: WorkflowRun, entry: RunLogEntry, previous: RunLogEntry | None) -> Event:
     """What a line of a run's history tells. Of the run, only what it was created with is looked at, and on the line of
     its end how it ended."""
-    ended = line.kind in ("completed", "failed", "cancelled")
+    ended = entry.kind in ("completed", "failed", "cancelled")
     return Event(
-        event_id=f"{run.workflow_id}.{line.version}",
-        type=f"vigil.workflow.{line.kind}",
+        event_id=f"{run.workflow_id}.{entry.version}",
+        type=f"vigil.workflow.{entry.kind}",
         namespace=run.namespace,
         subject=run.workflow_id,
-        time=line.at,
+        time=entry.occurred_at,
         data={
             "workflow_id": run.workflow_id,
             "name": run.name,
@@ -213,33 +213,33 @@ def run_event(run: Run, line: RunLine, before: RunLine | None) -> Event:
             "trace_id": run.trace_id,
             "correlation_id": run.correlation_id,
             "created_at": to_text(run.created_at),
-            "version": line.version,
-            "from": None if before is None else before.status,
-            "status": line.status,
-            "by": line.by,
-            "why": line.why,
+            "version": entry.version,
+            "from": None if previous is None else previous.status,
+            "status": entry.status,
+            "by": entry.actor,
+            "why": entry.reason,
         },
         topics=(workflow_topic(run.workflow_id), NAMESPACE_TOPIC),
-        reach="ending" if ended or line.kind in ("paused", "stalled") else "change",
+        audience="ending" if ended or entry.kind in ("paused", "stalled") else "change",
         attributes={"workflow_id": run.workflow_id},
     )
 
 
-def may_be_short(wait: Wait) -> bool:
+def may_fit_in_event(wait: Wait) -> bool:
     """Whether the answer of an ended wait is worth making: from so many jobs on it is too long for its event anyway."""
-    counts = _counts(wait)
-    shown = counts["total"] if wait.status == "expired" else counts["met"] + counts["unmet"]
-    return shown * LEAST_BYTES_A_JOB <= MAX_ANSWER_BYTES
+    counts = _wait_counts(wait)
+    decided = counts["total"] if wait.status == "expired" else counts["met"] + counts["unmet"]
+    return decided * MIN_BYTES_PER_JOB <= MAX_WAIT_BYTES
 
 
-def short_answer(wait: Wait, answer: Mapping[str, JsonValue] | None) -> Mapping[str, JsonValue]:
+def wait_event_data(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -> Mapping[str, JsonValue]:
     """The answer of a wait, or counts and where to read it."""
-    if answer is not None and len(dumps(answer).encode()) <= MAX_ANSWER_BYTES:
-        return answer
+    if wait_document is not None and len(dumps(wait_document).encode()) <= MAX_WAIT_BYTES:
+        return wait_document
     return {
         "wait_id": wait.wait_id,
         "status": wait.status,
-        "counts": _counts(wait),
+        "counts": _wait_counts(wait),
         "created_at": to_text(wait.created_at),
         "expires_at": to_text(wait.expires_at),
         "ended_at": to_text(wait.ended_at) if wait.ended_at else None,
@@ -248,25 +248,25 @@ def short_answer(wait: Wait, answer: Mapping[str, JsonValue] | None) -> Mapping[
     }
 
 
-def _counts(wait: Wait) -> dict[str, int]:
+def _wait_counts(wait: Wait) -> dict[str, int]:
     """How many jobs count; of a large wait that has ended, those it was closed with."""
-    if wait.inline or not wait.ended:
-        return {"total": wait.total, "met": wait.tally.met, "unmet": wait.tally.unmet}
-    return {"total": wait.total, "met": len(wait.counted_met), "unmet": len(wait.counted_unmet)}
+    if wait.is_inline or not wait.ended:
+        return {"total": wait.total, "met": wait.counts.met, "unmet": wait.counts.unmet}
+    return {"total": wait.total, "met": len(wait.final_met), "unmet": len(wait.final_unmet)}
 
 
-def _topics_of_job(job_id: str, queue: str, workflow_id: str | None) -> tuple[str, ...]:
-    its_run = () if workflow_id is None else (workflow_topic(workflow_id),)
-    return job_topic(job_id), *its_run, queue_topic(queue), NAMESPACE_TOPIC
+def _job_topics(job_id: str, queue: str, workflow_id: str | None) -> tuple[str, ...]:
+    run_topics = () if workflow_id is None else (workflow_topic(workflow_id),)
+    return job_topic(job_id), *run_topics, queue_topic(queue), NAMESPACE_TOPIC
 
 
-def _health(line: LogEntry) -> str | None:
+def _final_health(entry: JobLogEntry) -> str | None:
     """How the job ended, on the line of its ending: a completion says there why it was no plain success."""
-    match line.kind:
+    match entry.kind:
         case "completed":
-            return line.why or "success"
+            return entry.reason or "success"
         case "failed":
-            return "timed_out" if line.why == TIMED_OUT else "failed"
+            return "timed_out" if entry.reason == TIMED_OUT else "failed"
         case "cancelled":
             return "cancelled"
         case _:

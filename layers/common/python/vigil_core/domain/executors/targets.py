@@ -7,30 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError, pointer_token
+from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError, escape_pointer_token
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.executors.templates import (
     Absent,
-    Place,
-    Scope,
-    Secret,
+    Placeholder,
+    RenderContext,
+    SecretPlaceholder,
     Template,
     TemplateFailed,
     render,
     render_json,
+    templates_in_json,
 )
-from vigil_core.domain.executors.templates import templates_in as templates_in_json
 from vigil_core.domain.jobs.job import Job
 
 BODILESS = frozenset({"GET", "HEAD"})
-MAX_URL = 2_048
-MAX_HEADER = 8_192
-LONGEST_CALL_S = 840
+MAX_URL_CHARS = 2_048
+MAX_HEADER_CHARS = 8_192
+MAX_CALL_TIMEOUT_S = 840
 """A minute less than the longest that a function may run."""
-CALL_S = 30
-LEASE_S = 120
+DEFAULT_CALL_TIMEOUT_S = 30
+DEFAULT_LEASE_S = 120
 MAX_LEASE_S = 43_200
-KEPT_HEADERS = ("content-type", "location", "etag", "last-modified", "link", "retry-after", "x-request-id")
+STORED_HEADERS = ("content-type", "location", "etag", "last-modified", "link", "retry-after", "x-request-id")
 """Of an answer's headers, those that its job keeps."""
 
 _AUTHORITY = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?=[/?]|$)", re.ASCII)
@@ -38,7 +38,7 @@ _URL_TEXT = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]*", re.ASCII)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_OURS = frozenset(
+_RESERVED_HEADERS = frozenset(
     {
         "accept-encoding", "connection", "content-length", "expect", "host", "idempotency-key", "keep-alive", "te",
         "trailer", "transfer-encoding", "upgrade",
@@ -70,12 +70,12 @@ class LambdaTarget:
     """A Lambda function by name or ARN; `lease_s` is how long it may be silent."""
 
     function: str
-    lease_s: int = LEASE_S
+    lease_s: int = DEFAULT_LEASE_S
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> LambdaTarget:
+    def from_document(cls, document: Mapping[str, Any]) -> LambdaTarget:
         """From what a job type has stored."""
-        return cls(function=document["function"], lease_s=document.get("lease") or LEASE_S)
+        return cls(function=document["function"], lease_s=document.get("lease") or DEFAULT_LEASE_S)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +96,20 @@ class HttpTarget:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: JsonValue = None
-    timeout_s: int = CALL_S
+    timeout_s: int = DEFAULT_CALL_TIMEOUT_S
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> HttpTarget:
+    def from_document(cls, document: Mapping[str, Any]) -> HttpTarget:
         """From what a job type has stored."""
         return cls(
             method=document.get("method") or "POST",
             url=document["url"],
             headers=document.get("headers") or {},
             body=document.get("body"),
-            timeout_s=document.get("timeout") or CALL_S,
+            timeout_s=document.get("timeout") or DEFAULT_CALL_TIMEOUT_S,
         )
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raises ValidationFailed naming every part that no job could be called with."""
         problems = list(_url_problems(self.url))
         for name, value in self.headers.items():
@@ -123,27 +123,29 @@ class HttpTarget:
         if problems:
             raise ValidationFailed(problems)
 
-    def secrets(self) -> frozenset[Secret]:
+    def secrets(self) -> frozenset[SecretPlaceholder]:
         """Every secret that it names."""
         templates = [Template.parse(text) for text in (self.url, *self.headers.values())]
-        places = (place for template in (*templates, *templates_in_json(self.body)) for place in template.places)
-        return frozenset(place for place in places if isinstance(place, Secret))
+        placeholders = (
+            place for template in (*templates, *templates_in_json(self.body)) for place in template.placeholders
+        )
+        return frozenset(place for place in placeholders if isinstance(place, SecretPlaceholder))
 
-    def request(self, scope: Scope) -> HttpRequest:
+    def render_request(self, context: RenderContext) -> HttpRequest:
         """The call for one job. Raises TemplateFailed, never quoting what the job brings."""
-        body = None if self.body is None else render_json(self.body, scope)
-        headers = {name.title(): _header(name, value, scope) for name, value in self.headers.items()}
+        body = None if self.body is None else render_json(self.body, context)
+        headers = {name.title(): _render_header(name, value, context) for name, value in self.headers.items()}
         if body is not None:
             headers.setdefault("Content-Type", "application/json")
         return HttpRequest(
             method=self.method,
-            url=_url(Template.parse(self.url), scope),
+            url=_render_url(Template.parse(self.url), context),
             headers=headers,
             body=None if body is None else dumps(None if isinstance(body, Absent) else body).encode(),
         )
 
 
-def brings(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
+def template_context(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
     """What a job brings to the templates of its target: dependencies in the order in which it names them."""
     return {
         "payload": payload,
@@ -174,53 +176,53 @@ def _url_problems(url: str) -> Iterator[FieldProblem]:
     except TemplateFailed as error:
         yield problem(str(error))
         return
-    if not all(_URL_TEXT.fullmatch(part) for part in template.parts if isinstance(part, str)):
+    if not all(_URL_TEXT.fullmatch(part) for part in template.fragments if isinstance(part, str)):
         yield problem("has a character that no URL has; others than ASCII are percent-encoded, and # is not sent")
 
 
 def _header_problems(name: str, value: str) -> Iterator[FieldProblem]:
-    pointer = f"/headers/{pointer_token(name)}"
+    pointer = f"/headers/{escape_pointer_token(name)}"
     if not _HEADER_NAME.fullmatch(name):
         yield FieldProblem(pointer=pointer, detail="is no name of a header")
-    elif name.lower() in _OURS or name.lower().startswith("proxy-"):
+    elif name.lower() in _RESERVED_HEADERS or name.lower().startswith("proxy-"):
         yield FieldProblem(pointer=pointer, detail="is not for a target to set")
     try:
         template = Template.parse(value)
     except TemplateFailed as error:
         yield FieldProblem(pointer=pointer, detail=str(error))
         return
-    if not all(_HEADER_VALUE.fullmatch(part) for part in template.parts if isinstance(part, str)):
+    if not all(_HEADER_VALUE.fullmatch(part) for part in template.fragments if isinstance(part, str)):
         yield FieldProblem(pointer=pointer, detail="must be ASCII without control characters")
 
 
-def _header(name: str, value: str, scope: Scope) -> str:
-    text = render(Template.parse(value), scope.scalar).strip()
+def _render_header(name: str, value: str, context: RenderContext) -> str:
+    text = render(Template.parse(value), context.scalar).strip()
     if not _HEADER_VALUE.fullmatch(text):
         raise TemplateFailed(f"the header {name} would not be ASCII without control characters")
-    if len(text) > MAX_HEADER:
-        raise TemplateFailed(f"the header {name} would be longer than {MAX_HEADER} characters")
+    if len(text) > MAX_HEADER_CHARS:
+        raise TemplateFailed(f"the header {name} would be longer than {MAX_HEADER_CHARS} characters")
     return text
 
 
-def _url(template: Template, scope: Scope) -> str:
+def _render_url(template: Template, context: RenderContext) -> str:
     """What is put in is percent-encoded, all of it: it can be neither a path nor a parameter of its own."""
     in_path = True
     url = ""
-    for part in template.parts:
-        if isinstance(part, str):
-            url += part
-            in_path = in_path and "?" not in part
+    for fragment in template.fragments:
+        if isinstance(fragment, str):
+            url += fragment
+            in_path = in_path and "?" not in fragment
             continue
-        url += _encoded(scope.scalar(part), part, in_path=in_path)
-    if len(url) > MAX_URL:
-        raise TemplateFailed(f"the URL would be longer than {MAX_URL} characters")
+        url += _percent_encode(context.scalar(fragment), fragment, in_path=in_path)
+    if len(url) > MAX_URL_CHARS:
+        raise TemplateFailed(f"the URL would be longer than {MAX_URL_CHARS} characters")
     path = url.partition("?")[0].partition("://")[2]
     if any(step.lower().replace("%2e", ".") in (".", "..") for step in path.split("/")[1:]):
         raise TemplateFailed("a step of the URL's path would be . or ..")
     return url
 
 
-def _encoded(text: str, place: Place, *, in_path: bool) -> str:
+def _percent_encode(text: str, placeholder: Placeholder, *, in_path: bool) -> str:
     if in_path and not text:
-        raise TemplateFailed(f"{place} is empty, in the path of a URL")
+        raise TemplateFailed(f"{placeholder} is empty, in the path of a URL")
     return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in text.encode())

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from vigil_core.domain.ids import derived
+from vigil_core.domain.ids import derive_id
 
 OnItemFailure: TypeAlias = Literal["continue", "fail_fast", "collect"]
 
 MAX_ITEMS = 1_000
 ITEMS_FAILED = "ITEMS_FAILED"
-PAGE_ITEMS = 100
+PAGE_SIZE = 100
 """How many items are created or cancelled in one go, and share one row that says which of them have ended."""
 
 
 def item_id(batch_id: str, attempt: int, index: int) -> str:
     """The id of the item at this place, in the batch's nth attempt: always the same, so that no repeat makes two."""
-    return derived(batch_id, f"item/{attempt}/{index}")
+    return derive_id(batch_id, f"item/{attempt}/{index}")
 
 
 def page_of(index: int) -> int:
     """The page on which an item is."""
-    return index // PAGE_ITEMS
+    return index // PAGE_SIZE
 
 
-def pages(size: int) -> range:
+def page_numbers(size: int) -> range:
     """The pages of a batch of so many items."""
     return range(page_of(size - 1) + 1)
 
 
-def items_of(page: int, size: int) -> range:
+def items_on_page(page: int, size: int) -> range:
     """The places of the items on a page."""
-    return range(page * PAGE_ITEMS, min((page + 1) * PAGE_ITEMS, size))
+    return range(page * PAGE_SIZE, min((page + 1) * PAGE_SIZE, size))

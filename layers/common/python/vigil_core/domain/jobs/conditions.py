@@ -15,9 +15,9 @@ import jmespath
 from jmespath.visitor import TreeInterpreter
 
 MAX_CHARS = 1_024
-BUDGET = 200_000
+STEP_BUDGET = 200_000
 """Steps of an evaluation, and elements and characters that they make, all together."""
-WEIGHT_BUDGET = 5_000_000
+SIZE_BUDGET = 5_000_000
 """Elements and characters of all values that an evaluation has in hand, written out: a list that holds another list
 twice is small, and comparing it or making text of it is not."""
 
@@ -27,7 +27,7 @@ class ConditionError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
+class DependencyResult:
     """What a condition sees of a job: `result` is JSON text, None when there is none."""
 
     name: str
@@ -35,26 +35,26 @@ class Input:
     status: str
     health: str | None
     result: str | None
-    left_out: bool = False
+    truncated: bool = False
     """Whether there is a result that is too large to be shown here."""
 
 
-def check(condition: str) -> None:
+def check_expression(condition: str) -> None:
     """Raise ConditionError when the text is no JMESPath expression."""
-    _parsed(condition)
+    _parse(condition)
 
 
-def evaluate(condition: str, inputs: Sequence[Input]) -> bool:
+def evaluate(condition: str, dependencies: Sequence[DependencyResult]) -> bool:
     """Whether the condition holds: false is what JMESPath calls false.
 
     Raises:
         ConditionError: with the reason.
     """
-    found = search(condition, inputs)
-    return found is True or not (found is False or found is None or found in ("", [], {}))
+    value = evaluate_expression(condition, dependencies)
+    return value is True or not (value is False or value is None or value in ("", [], {}))
 
 
-def search(expression: str, inputs: Sequence[Input]) -> Any:
+def evaluate_expression(expression: str, dependencies: Sequence[DependencyResult]) -> Any:
     """What an expression finds in jobs and their results.
 
     Each job is an object under its name (`extract.result.rows`, `"<id>".status`), and what their results say, as far as
@@ -63,15 +63,15 @@ def search(expression: str, inputs: Sequence[Input]) -> Any:
     Raises:
         ConditionError: with the reason.
     """
-    seen: dict[str, Any] = {}
-    shown: dict[str, Any] = {}
+    merged_results: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     try:
-        for each in inputs:
+        for each in dependencies:
             # Conditions compare numbers as JMESPath's own literals are read: as floats and integers.
             result = None if each.result is None else json.loads(each.result)
-            shown[each.name] = {"status": each.status, "job_health": each.health, "result": result}
-            seen |= result if isinstance(result, Mapping) else {}
-        return _Counting().visit(_parsed(expression), seen | shown)
+            by_name[each.name] = {"status": each.status, "job_health": each.health, "result": result}
+            merged_results |= result if isinstance(result, Mapping) else {}
+        return _BudgetedInterpreter().visit(_parse(expression), merged_results | by_name)
     except ConditionError:
         raise
     except RecursionError as error:
@@ -80,19 +80,19 @@ def search(expression: str, inputs: Sequence[Input]) -> Any:
         raise ConditionError(f"{type(error).__name__}: {error}"[:500]) from error
 
 
-def names_in(expression: str) -> list[str]:
+def field_names(expression: str) -> list[str]:
     """The names of fields that an expression mentions anywhere."""
-    found: list[str] = []
-    left = [_parsed(expression)]
-    while left:
-        node = left.pop()
+    names: list[str] = []
+    pending = [_parse(expression)]
+    while pending:
+        node = pending.pop()
         if node["type"] == "field":
-            found.append(node["value"])
-        left += [child for child in node["children"] if isinstance(child, dict) and "type" in child]
-    return list(dict.fromkeys(found))
+            names.append(node["value"])
+        pending += [child for child in node["children"] if isinstance(child, dict) and "type" in child]
+    return list(dict.fromkeys(names))
 
 
-def _parsed(condition: str) -> Any:
+def _parse(condition: str) -> Any:
     try:
         return jmespath.compile(condition).parsed
     except RecursionError as error:
@@ -101,38 +101,38 @@ def _parsed(condition: str) -> Any:
         raise ConditionError(" ".join(str(error).split())[:500]) from error
 
 
-class _Counting(TreeInterpreter):
+class _BudgetedInterpreter(TreeInterpreter):
     """An interpreter that gives up when its budget is spent."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._left = BUDGET
-        self._weight_left = WEIGHT_BUDGET
-        self._weighed: dict[int, tuple[Any, int]] = {}
+        self._steps_left = STEP_BUDGET
+        self._size_left = SIZE_BUDGET
+        self._sizes: dict[int, tuple[Any, int]] = {}
         """By identity; the value stands beside its weight so that no other gets its identity."""
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         self._spend(1)
-        made = super().visit(node, *args, **kwargs)
-        self._spend(len(made) if isinstance(made, str | list | dict) and node["type"] != "current" else 0)
-        self._weight_left -= self._weight(made)
-        if self._weight_left < 0:
+        value = super().visit(node, *args, **kwargs)
+        self._spend(len(value) if isinstance(value, str | list | dict) and node["type"] != "current" else 0)
+        self._size_left -= self._size_of(value)
+        if self._size_left < 0:
             raise ConditionError("it takes too many steps")
-        return made
+        return value
 
-    def _weight(self, value: Any) -> int:
+    def _size_of(self, value: Any) -> int:
         """How large a value is, written out; each is weighed once, and what it holds before it."""
         if isinstance(value, str):
             return 1 + len(value)
         if not isinstance(value, list | dict):
             return 1
-        known = self._weighed.get(id(value))
+        known = self._sizes.get(id(value))
         if known is None:
             parts = value.values() if isinstance(value, dict) else value
-            known = self._weighed[id(value)] = value, 1 + len(value) + sum(map(self._weight, parts))
+            known = self._sizes[id(value)] = value, 1 + len(value) + sum(map(self._size_of, parts))
         return known[1]
 
     def _spend(self, cost: int) -> None:
-        self._left -= cost
-        if self._left < 0:
+        self._steps_left -= cost
+        if self._steps_left < 0:
             raise ConditionError("it takes too many steps")

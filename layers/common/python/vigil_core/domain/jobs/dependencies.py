@@ -15,10 +15,10 @@ TriggerRule: TypeAlias = Literal[
     "all_success", "all_done", "all_failed", "one_success", "one_failed", "one_done", "none_failed",
     "none_failed_min_one_success", "none_skipped", "always",
 ]  # fmt: skip
-Ending: TypeAlias = Literal["success", "failed", "skipped", "cancelled"]
+EndState: TypeAlias = Literal["success", "failed", "skipped", "cancelled"]
 DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
-ENDINGS: tuple[Ending, ...] = get_args(Ending)
-UNHINDERED_BY_FAILURES: frozenset[TriggerRule] = frozenset({"all_failed", "none_skipped"})
+END_STATES: tuple[EndState, ...] = get_args(EndState)
+RULES_UNAFFECTED_BY_FAILURE: frozenset[TriggerRule] = frozenset({"all_failed", "none_skipped"})
 """Rules that no failure keeps from holding: who is skipped by one of them is not so because others failed."""
 MAX_DEPENDENCIES = 100
 """Of one job: its row names them all."""
@@ -43,7 +43,7 @@ class Dependent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class DependencyCounts:
     """How many dependencies there are, and how many of them have ended in which way."""
 
     total: int
@@ -53,18 +53,18 @@ class Tally:
     cancelled: int = 0
 
     @property
-    def bad(self) -> int:
+    def failed_or_cancelled(self) -> int:
         """What counts as failed: a cancel does."""
         return self.failed + self.cancelled
 
     @property
     def done(self) -> int:
         """How many have ended."""
-        return self.success + self.bad + self.skipped
+        return self.success + self.failed_or_cancelled + self.skipped
 
     def inputs(self) -> dict[str, int]:
         """By name, as a verdict shows them."""
-        return {"total": self.total, **{ending: getattr(self, ending) for ending in ENDINGS}}
+        return {"total": self.total, **{ending: getattr(self, ending) for ending in END_STATES}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,62 +77,64 @@ class Verdict:
     reason: str
     through_failure: bool = False
 
-    def because(self, reason: str) -> Verdict:
+    def with_reason(self, reason: str) -> Verdict:
         """The same, but for the reason."""
         return replace(self, reason=reason)
 
 
-def ending_of(status: JobStatus, verdict: Verdict | None) -> Ending | None:
+def end_state_of(status: JobStatus, verdict: Verdict | None) -> EndState | None:
     """What the end of a job means for those that depend on it; None while it has not ended."""
     if status not in TERMINAL:
         return None
     if status == "skipped" and verdict is not None and verdict.through_failure:
         return "failed"
-    by_status: dict[JobStatus, Ending] = {"completed": "success", "failed": "failed", "cancelled": "cancelled"}
+    by_status: dict[JobStatus, EndState] = {"completed": "success", "failed": "failed", "cancelled": "cancelled"}
     return by_status.get(status, "skipped")
 
 
-def holds(rule: TriggerRule, tally: Tally) -> bool | None:
+def evaluate_rule(rule: TriggerRule, counts: DependencyCounts) -> bool | None:
     """Whether the rule is satisfied (True), can no longer be (False), or may still go either way (None)."""
-    all_done = tally.done >= tally.total
+    all_done = counts.done >= counts.total
 
-    def every(bad: int) -> bool | None:
-        return False if bad else (True if all_done else None)
+    def all_match(mismatches: int) -> bool | None:
+        return False if mismatches else (True if all_done else None)
 
-    def some(good: int) -> bool | None:
-        return True if good else (False if all_done else None)
+    def any_matches(matches: int) -> bool | None:
+        return True if matches else (False if all_done else None)
 
     match rule:
         case "all_success":
-            return every(tally.bad + tally.skipped)
+            return all_match(counts.failed_or_cancelled + counts.skipped)
         case "all_done":
-            return every(0)
+            return all_match(0)
         case "all_failed":
-            return every(tally.success + tally.skipped)
+            return all_match(counts.success + counts.skipped)
         case "one_success":
-            return some(tally.success)
+            return any_matches(counts.success)
         case "one_failed":
-            return some(tally.bad)
+            return any_matches(counts.failed_or_cancelled)
         case "one_done":
-            return some(tally.success + tally.bad)
+            return any_matches(counts.success + counts.failed_or_cancelled)
         case "none_failed":
-            return every(tally.bad)
+            return all_match(counts.failed_or_cancelled)
         case "none_failed_min_one_success":
-            held = every(tally.bad)
-            return some(tally.success) if held else held
+            held = all_match(counts.failed_or_cancelled)
+            return any_matches(counts.success) if held else held
         case "none_skipped":
-            return every(tally.skipped)
+            return all_match(counts.skipped)
         case "always":
             return True
 
 
-def verdict_of(rule: TriggerRule, tally: Tally, held: bool) -> Verdict:
+def rule_verdict(rule: TriggerRule, counts: DependencyCounts, is_satisfied: bool) -> Verdict:
     """The verdict by the rule alone, in words."""
-    ended = ", ".join(f"{getattr(tally, ending)} {ending}" for ending in ENDINGS if getattr(tally, ending)) or "none"
-    what = "holds" if held else "can no longer hold"
+    ended_counts = (
+        ", ".join(f"{getattr(counts, ending)} {ending}" for ending in END_STATES if getattr(counts, ending)) or "none"
+    )
+    state = "holds" if is_satisfied else "can no longer hold"
     return Verdict(
         rule=rule,
-        inputs=tally.inputs(),
-        reason=f"{rule} {what}: of {tally.total} dependencies {ended}",
-        through_failure=not held and tally.bad > 0 and rule not in UNHINDERED_BY_FAILURES,
+        inputs=counts.inputs(),
+        reason=f"{rule} {state}: of {counts.total} dependencies {ended_counts}",
+        through_failure=not is_satisfied and counts.failed_or_cancelled > 0 and rule not in RULES_UNAFFECTED_BY_FAILURE,
     )

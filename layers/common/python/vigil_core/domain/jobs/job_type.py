@@ -37,8 +37,8 @@ class JobType:
         """The name of this very target: the same for the same, so that a job keeps the one that it was created with."""
         return None if self.target is None else hashlib.sha256(canonical(self.target).encode()).hexdigest()[:32]
 
-    def succeeding(self, before: JobType) -> JobType:
+    def as_next_version(self, previous: JobType) -> JobType:
         """This as the next version of what stands under the same name; that itself when nothing differs."""
-        after = replace(self, created_at=before.created_at, version=before.version + 1)
-        unchanged = replace(after, updated_at=before.updated_at, version=before.version) == before
-        return before if unchanged else after
+        after = replace(self, created_at=previous.created_at, version=previous.version + 1)
+        unchanged = replace(after, updated_at=previous.updated_at, version=previous.version) == previous
+        return previous if unchanged else after

@@ -10,7 +10,7 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 
 MAX_ATTEMPTS = 100
-LONGEST_DELAY_S = 30 * 86_400
+MAX_DELAY_S = 30 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +23,28 @@ class RetryPolicy:
     multiplier: Decimal = Decimal(2)
     jitter: bool = True
 
-    def delay(self, failed: int, chance: float) -> timedelta:
+    def delay(self, failed_attempts: int, jitter: float) -> timedelta:
         """How long to wait after the `failed`th attempt: exponential up to the cap; with jitter any time up to that, by
         `chance` in [0, 1). https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/"""
         cap = float(self.max_delay)
         try:
-            seconds = min(cap, float(self.initial_delay) * float(self.multiplier) ** (failed - 1))
+            seconds = min(cap, float(self.initial_delay) * float(self.multiplier) ** (failed_attempts - 1))
         except OverflowError:
             seconds = cap
-        return timedelta(milliseconds=int(1000 * seconds * (chance if self.jitter else 1)))
+        return timedelta(milliseconds=int(1000 * seconds * (jitter if self.jitter else 1)))
 
 
-def retry_after_s(header: str | None, now: datetime) -> int | None:
+def parse_retry_after(header: str | None, now: datetime) -> int | None:
     """What an answer's `Retry-After` asks for, in seconds from now; None when it asks for nothing that can be read.
     https://www.rfc-editor.org/rfc/rfc9110#name-retry-after"""
     text = (header or "").strip()
     if re.fullmatch("[0-9]{1,9}", text, re.ASCII):
         return int(text)
     try:
-        at = parsedate_to_datetime(text)
-        return max(0, math.ceil(((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()))
+        retry_at = parsedate_to_datetime(text)
+        return max(
+            0, math.ceil(((retry_at if retry_at.tzinfo else retry_at.replace(tzinfo=UTC)) - now).total_seconds())
+        )
     except (ValueError, TypeError, OverflowError):
         return None
 
@@ -57,7 +59,7 @@ class Lease:
 
     token: str
     worker: str
-    length_s: int
-    until: datetime
+    duration_s: int
+    expires_at: datetime
     claim_id: str | None = None
     used: bool = False

@@ -19,18 +19,18 @@ MAX_STAGES = 64
 """How many stages an order has at most, `submit` and `complete` among them."""
 
 
-def order_of(named: Sequence[str]) -> tuple[str, ...]:
+def normalize_stages(names: Sequence[str]) -> tuple[str, ...]:
     """The order that somebody means who names these stages: `submit` goes first and `complete` last, named or not.
 
     Raises:
         ValidationFailed: a stage is named twice or where it cannot be, or there are too many.
     """
-    ends = {(0, SUBMIT), (len(named) - 1, COMPLETE)}
-    order = (SUBMIT, *(stage for place, stage in enumerate(named) if (place, stage) not in ends), COMPLETE)
-    for place, stage in enumerate(named):
+    ends = {(0, SUBMIT), (len(names) - 1, COMPLETE)}
+    order = (SUBMIT, *(stage for index, stage in enumerate(names) if (index, stage) not in ends), COMPLETE)
+    for place, stage in enumerate(names):
         if stage == INCOMPLETE:
             raise ValidationFailed.at(f"/stages/{place}", "'incomplete' stands outside every order")
-        if named.index(stage) != place:
+        if names.index(stage) != place:
             raise ValidationFailed.at(f"/stages/{place}", "is named twice")
         if stage in (SUBMIT, COMPLETE) and (place, stage) not in ends:
             raise ValidationFailed.at(f"/stages/{place}", "'submit' is the first stage and 'complete' the last")
@@ -44,8 +44,8 @@ def is_known(stages: Sequence[str], stage: str) -> bool:
     return stage == INCOMPLETE or stage in stages
 
 
-def has_reached(stages: Sequence[str], current: str, wanted: str) -> bool:
+def has_reached(stages: Sequence[str], current: str, target: str) -> bool:
     """Whether `current` is `wanted` or a later stage in the order."""
-    if INCOMPLETE in (current, wanted):
-        return current == wanted
-    return stages.index(current) >= stages.index(wanted)
+    if INCOMPLETE in (current, target):
+        return current == target
+    return stages.index(current) >= stages.index(target)

@@ -13,7 +13,7 @@ STATUSES: tuple[JobStatus, ...] = (
 )  # fmt: skip
 TERMINAL: frozenset[JobStatus] = frozenset({"completed", "failed", "cancelled", "skipped"})
 
-ALLOWED: dict[JobStatus, frozenset[JobStatus]] = {
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     "scheduled": frozenset({"waiting", "pending", "cancelled", "skipped"}),
     "waiting": frozenset({"pending", "failed", "cancelled", "skipped"}),
     "pending": frozenset({"running", "waiting", "failed", "cancelled", "skipped"}),

@@ -11,26 +11,26 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
-from vigil_core.domain.errors import FieldProblem, ValidationFailed, pointer_token
+from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_pointer_token
 from vigil_core.domain.exact_json import JsonValue, as_text
 from vigil_core.domain.jobs import stages
 from vigil_core.domain.jobs.job import BUILT_IN_NAMES, Job
 
 WaitStatus: TypeAlias = Literal["waiting", "met", "unmet", "failed_fast", "expired", "cancelled"]
-Verdict: TypeAlias = Literal["met", "unmet", "failed"]
+EntryStatus: TypeAlias = Literal["met", "unmet", "failed"]
 """`failed`: the job stands at `incomplete` and the wait fails fast."""
 UnmetReason: TypeAlias = Literal["ended", "deleted", "unknown_stage", "expired"]
 
-INLINE_ENTRIES = 4
+MAX_INLINE_WAIT_JOBS = 4
 """Up to so many jobs a wait keeps everything in its own row, and a match closes it in one write."""
-MAX_ENTRIES = 10_000
+MAX_WAIT_JOBS = 10_000
 REGISTRATION_GRACE = timedelta(seconds=60)
-NOT_WAITABLE = frozenset({"progress", "message", "result"})
+UNSUPPORTED_CONDITION_NAMES = frozenset({"progress", "message", "result"})
 """What `get_fields` may name and a condition may not: no version of a job carries them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class WaitCondition:
     """What one job has to satisfy, all of it on one version. With no part at all: the job has ended."""
 
     stage: str | None = None
@@ -39,7 +39,7 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaitEntry:
+class WaitOnJob:
     """One job of a wait, with the condition as the client wrote it.
 
     `known_version` is the job's version when the registration began, 0 when it did not exist: what the job was up to
@@ -48,21 +48,21 @@ class WaitEntry:
 
     index: int
     job_id: str
-    asked: JsonValue
+    raw_condition: JsonValue
     known_version: int = 0
 
     @property
-    def condition(self) -> Condition:
+    def condition(self) -> WaitCondition:
         """The condition, understood."""
-        return parse_condition(self.asked)
+        return parse_condition(self.raw_condition)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interest:
+class WaitEntry:
     """What the matcher knows of an entry from its row alone: enough to judge a job by it."""
 
     wait_id: str
-    entry: WaitEntry
+    wait_on_job: WaitOnJob
     get_fields: tuple[str, ...]
     fail_fast: bool
 
@@ -82,12 +82,12 @@ class WaitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class EntryOutcome:
     """What became of one entry. `values` are text, captured from the version of the job that decided it."""
 
     index: int
     job_id: str
-    verdict: Verdict
+    status: EntryStatus
     version: int
     stage: str | None
     values: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class WaitCounts:
     """How many entries a wait has, and how many of them are decided."""
 
     total: int
@@ -103,73 +103,80 @@ class Tally:
     unmet: int
 
     @property
-    def open(self) -> int:
+    def undecided(self) -> int:
         """Entries that may still go either way."""
         return self.total - self.met - self.unmet
 
 
-def parse_condition(asked: JsonValue, pointer: str = "") -> Condition:
+def parse_condition(raw_condition: JsonValue, pointer: str = "") -> WaitCondition:
     """Understand the condition on one job as a client writes it: null, or an object of expected values.
 
     Raises:
         ValidationFailed: with a JSON pointer to each part that is wrong, below `pointer`.
     """
-    if asked is None:
-        return Condition()
-    if not isinstance(asked, Mapping):
+    if raw_condition is None:
+        return WaitCondition()
+    if not isinstance(raw_condition, Mapping):
         raise ValidationFailed.at(pointer, "a condition is null or an object")
     problems: list[FieldProblem] = []
     stage: str | None = None
     milestones: list[str] = []
     equals: list[tuple[str, str]] = []
-    for name, expected in asked.items():
-        at = f"{pointer}/{pointer_token(name)}"
+    for name, expected in raw_condition.items():
+        member_pointer = f"{pointer}/{escape_pointer_token(name)}"
         if name == "job_stage":
             if isinstance(expected, str) and expected:
                 stage = expected
             else:
-                problems.append(FieldProblem(pointer=at, detail="a stage's name is text"))
+                problems.append(FieldProblem(pointer=member_pointer, detail="a stage's name is text"))
         elif name in ("milestone", "milestones"):
             names = [expected] if isinstance(expected, str) else expected
             if isinstance(names, Sequence) and names and all(isinstance(n, str) and n for n in names):
                 milestones += [str(n) for n in names]
             else:
-                problems.append(FieldProblem(pointer=at, detail="a milestone's name, or a list of at least one"))
-        elif name in NOT_WAITABLE:
-            problems.append(FieldProblem(pointer=at, detail=f"{name} cannot be waited on"))
+                problems.append(
+                    FieldProblem(pointer=member_pointer, detail="a milestone's name, or a list of at least one")
+                )
+        elif name in UNSUPPORTED_CONDITION_NAMES:
+            problems.append(FieldProblem(pointer=member_pointer, detail=f"{name} cannot be waited on"))
         elif expected is None or isinstance(expected, Mapping | list | tuple):
-            problems.append(FieldProblem(pointer=at, detail="the expected value is text, a number, true or false"))
+            problems.append(
+                FieldProblem(pointer=member_pointer, detail="the expected value is text, a number, true or false")
+            )
         else:
             equals.append((name, as_text(expected)))
     if problems:
         raise ValidationFailed(problems)
-    return Condition(stage=stage, milestones=tuple(milestones), equals=tuple(equals))
+    return WaitCondition(stage=stage, milestones=tuple(milestones), equals=tuple(equals))
 
 
-def counts_for(interest: Interest, job: Job) -> bool:
+def is_newer_than(entry: WaitEntry, job: Job) -> bool:
     """Whether a version of the job that the stream tells of came after the wait's registration began."""
-    return job.version > interest.entry.known_version
+    return job.version > entry.wait_on_job.known_version
 
 
-def interest_of(wait: Wait, entry: WaitEntry) -> Interest:
+def wait_entry_of(wait: Wait, wait_on_job: WaitOnJob) -> WaitEntry:
     """What a wait's registrar wants of a job: the same that the entry's row says to the matcher."""
-    return Interest(
-        wait_id=wait.wait_id, entry=entry, get_fields=wait.options.get_fields, fail_fast=wait.options.fail_fast
+    return WaitEntry(
+        wait_id=wait.wait_id,
+        wait_on_job=wait_on_job,
+        get_fields=wait.options.get_fields,
+        fail_fast=wait.options.fail_fast,
     )
 
 
-def holds(condition: Condition, job: Job) -> bool:
+def matches(condition: WaitCondition, job: Job) -> bool:
     """Whether this version of the job satisfies every part of the condition."""
-    if condition == Condition():
+    if condition == WaitCondition():
         return job.ended
     if condition.stage is not None and not stages.has_reached(job.stages, job.stage, condition.stage):
         return False
     if not set(condition.milestones) <= set(job.milestones):
         return False
-    return all(text_of(job, name) == expected for name, expected in condition.equals)
+    return all(field_text(job, name) == expected for name, expected in condition.equals)
 
 
-def judge(condition: Condition, job: Job | None, *, fail_fast: bool) -> Verdict | None:
+def evaluate(condition: WaitCondition, job: Job | None, *, fail_fast: bool) -> EntryStatus | None:
     """What this version of the job means for an entry; None while it may still go either way.
 
     None is also the answer for a job that does not exist (yet).
@@ -180,48 +187,56 @@ def judge(condition: Condition, job: Job | None, *, fail_fast: bool) -> Verdict 
         return "unmet"
     if fail_fast and job.stage == stages.INCOMPLETE:
         return "failed"
-    if _unknown_stage(condition, job):
+    if _has_unknown_stage(condition, job):
         return "unmet"
-    if holds(condition, job):
+    if matches(condition, job):
         return "met"
     return "unmet" if job.ended else None
 
 
-def outcome(interest: Interest, job: Job | None, *, result: JsonValue = None) -> Outcome | None:
+def evaluate_entry(wait_entry: WaitEntry, job: Job | None, *, result: JsonValue = None) -> EntryOutcome | None:
     """The outcome of an entry by this version of its job, with the fields that the wait collects; None while open.
 
     `result` is the job's result, which is only needed when `get_fields` names it.
     """
-    entry = interest.entry
-    verdict = judge(entry.condition, job, fail_fast=interest.fail_fast)
-    if verdict is None or job is None:
+    wait_on_job = wait_entry.wait_on_job
+    status = evaluate(wait_on_job.condition, job, fail_fast=wait_entry.fail_fast)
+    if status is None or job is None:
         return None
-    if verdict == "unmet":
-        return Outcome(
-            index=entry.index, job_id=entry.job_id, verdict=verdict, version=job.version, stage=job.stage,
-            reason="deleted" if job.deleted else "unknown_stage" if _unknown_stage(entry.condition, job) else "ended",
+    if status == "unmet":
+        return EntryOutcome(
+            index=wait_on_job.index, job_id=wait_on_job.job_id, status=status, version=job.version, stage=job.stage,
+            reason=(
+                "deleted" if job.deleted
+                else "unknown_stage" if _has_unknown_stage(wait_on_job.condition, job)
+                else "ended"
+            ),
         )  # fmt: skip
-    return Outcome(
-        index=entry.index, job_id=entry.job_id, verdict=verdict, version=job.version, stage=job.stage,
-        values=collect(job, interest.get_fields, result),
+    return EntryOutcome(
+        index=wait_on_job.index, job_id=wait_on_job.job_id, status=status, version=job.version, stage=job.stage,
+        values=capture_fields(job, wait_entry.get_fields, result),
     )  # fmt: skip
 
 
-def collect(job: Job, names: Iterable[str], result: JsonValue = None) -> dict[str, str]:
+def capture_fields(job: Job, names: Iterable[str], result: JsonValue = None) -> dict[str, str]:
     """`job_stage`, then each requested field as text; "" for what the job does not have."""
     values = {"job_stage": job.stage}
     for name in names:
-        values[name] = as_text(result) if name == "result" else text_of(job, name) or ""
+        values[name] = as_text(result) if name == "result" else field_text(job, name) or ""
     return values
 
 
-def text_of(job: Job, name: str) -> str | None:
+def field_text(job: Job, name: str) -> str | None:
     """A built-in or a field of a job as text; None when the job does not have it."""
-    value = _built_in(job, name) if name in BUILT_IN_NAMES or name in {"progress", "message"} else job.fields.get(name)
+    value = (
+        _built_in_value(job, name)
+        if name in BUILT_IN_NAMES or name in {"progress", "message"}
+        else job.fields.get(name)
+    )
     return None if value is None else as_text(value)
 
 
-def close(tally: Tally, options: WaitOptions, *, failed: bool) -> WaitStatus:
+def wait_status(counts: WaitCounts, options: WaitOptions, *, failed: bool) -> WaitStatus:
     """Whether the wait is over, by what is decided so far: a pure function, the only place that says so.
 
     Fail-fast beats everything. With mode `all` an unmet job does not end the wait: the others are still collected, and
@@ -229,20 +244,20 @@ def close(tally: Tally, options: WaitOptions, *, failed: bool) -> WaitStatus:
     """
     if failed:
         return "failed_fast"
-    if tally.met >= options.needed:
+    if counts.met >= options.needed:
         return "met"
-    if tally.open <= 0:
+    if counts.undecided <= 0:
         return "unmet"
-    if options.mode == "some" and tally.met + tally.open < options.needed:
+    if options.mode == "some" and counts.met + counts.undecided < options.needed:
         return "unmet"
     return "waiting"
 
 
-def _unknown_stage(condition: Condition, job: Job) -> bool:
+def _has_unknown_stage(condition: WaitCondition, job: Job) -> bool:
     return condition.stage is not None and not stages.is_known(job.stages, condition.stage)
 
 
-def _built_in(job: Job, name: str) -> JsonValue:
+def _built_in_value(job: Job, name: str) -> JsonValue:
     values: dict[str, JsonValue] = {
         "status": job.status,
         "job_stage": job.stage,
@@ -273,22 +288,22 @@ class Wait:
     wait_id: str
     status: WaitStatus
     options: WaitOptions
-    options_echo: str
+    raw_options: str
     total: int
-    by: str
+    created_by: str
     created_at: datetime
     expires_at: datetime
     ended_at: datetime | None = None
     version: int = 1
-    has_echo: bool = False
-    entries: tuple[WaitEntry, ...] | None = None
-    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    has_waited_jobs: bool = False
+    wait_on_jobs: tuple[WaitOnJob, ...] | None = None
+    outcomes: Mapping[int, EntryOutcome] = field(default_factory=dict)
     pages: int = 0
-    pages_done: frozenset[int] = frozenset()
+    registered_pages: frozenset[int] = frozenset()
     met_counts: Mapping[int, int] = field(default_factory=dict)
     unmet_counts: Mapping[int, int] = field(default_factory=dict)
-    counted_met: frozenset[int] = frozenset()
-    counted_unmet: frozenset[int] = frozenset()
+    final_met: frozenset[int] = frozenset()
+    final_unmet: frozenset[int] = frozenset()
 
     @property
     def ended(self) -> bool:
@@ -296,12 +311,12 @@ class Wait:
         return self.status != "waiting"
 
     @property
-    def sealed(self) -> bool:
+    def registration_complete(self) -> bool:
         """Whether every entry is written and every job read after that. Before, "nothing is open" proves nothing.
 
         A small wait's row is written when all that is done: it is its own seal.
         """
-        return len(self.pages_done) == self.pages
+        return len(self.registered_pages) == self.pages
 
     @property
     def registration_due_at(self) -> datetime:
@@ -309,29 +324,29 @@ class Wait:
         return self.created_at + REGISTRATION_GRACE
 
     @property
-    def inline(self) -> bool:
+    def is_inline(self) -> bool:
         """Whether this row alone holds everything."""
-        return self.entries is not None
+        return self.wait_on_jobs is not None
 
     @property
-    def counts_each(self) -> bool:
+    def counts_every_outcome(self) -> bool:
         """Whether a large wait hears of each outcome, not only of full chunks: it may end, or answer, early."""
         return self.options.mode == "some" or self.options.return_on_progress
 
     @property
-    def tally(self) -> Tally:
+    def counts(self) -> WaitCounts:
         """What is decided so far, as far as this row knows."""
-        if self.inline:
-            met = sum(o.verdict != "unmet" for o in self.outcomes.values())
-            return Tally(total=self.total, met=met, unmet=len(self.outcomes) - met)
-        return Tally(total=self.total, met=sum(self.met_counts.values()), unmet=sum(self.unmet_counts.values()))
+        if self.is_inline:
+            met = sum(o.status != "unmet" for o in self.outcomes.values())
+            return WaitCounts(total=self.total, met=met, unmet=len(self.outcomes) - met)
+        return WaitCounts(total=self.total, met=sum(self.met_counts.values()), unmet=sum(self.unmet_counts.values()))
 
 
-Decision: TypeAlias = Callable[[Wait], Wait]
+WaitTransition: TypeAlias = Callable[[Wait], Wait]
 """What is to become of a wait; the wait itself when nothing is."""
 
 
-def with_outcomes(wait: Wait, outcomes: Iterable[Outcome], *, now: datetime) -> Wait:
+def with_outcomes(wait: Wait, outcomes: Iterable[EntryOutcome], *, now: datetime) -> Wait:
     """An inline wait after these outcomes, closed if that is what they mean.
 
     Returns the wait itself when nothing changes: it is over, or every entry already has its outcome. The first
@@ -339,37 +354,37 @@ def with_outcomes(wait: Wait, outcomes: Iterable[Outcome], *, now: datetime) -> 
     """
     if wait.ended:
         return wait
-    decided = dict(wait.outcomes)
+    outcomes_by_index = dict(wait.outcomes)
     failed = False
-    for new in outcomes:
-        if new.index in decided:
+    for outcome in outcomes:
+        if outcome.index in outcomes_by_index:
             continue
-        decided[new.index] = new
-        if new.verdict == "failed":
+        outcomes_by_index[outcome.index] = outcome
+        if outcome.status == "failed":
             failed = True
             break
-    if len(decided) == len(wait.outcomes):
+    if len(outcomes_by_index) == len(wait.outcomes):
         return wait
-    changed = replace(wait, outcomes=decided, version=wait.version + 1)
-    status = close(changed.tally, wait.options, failed=failed)
+    changed = replace(wait, outcomes=outcomes_by_index, version=wait.version + 1)
+    status = wait_status(changed.counts, wait.options, failed=failed)
     return changed if status == "waiting" else replace(changed, status=status, ended_at=now)
 
 
-def cancelled(wait: Wait, *, now: datetime) -> Wait:
+def cancel_inline(wait: Wait, *, now: datetime) -> Wait:
     """An inline wait that nobody wants any more."""
     return replace(wait, status="cancelled", ended_at=now, version=wait.version + 1)
 
 
-def expired(wait: Wait, stages_now: Mapping[str, str], *, now: datetime) -> Wait:
+def expire_inline(wait: Wait, current_stages: Mapping[str, str], *, now: datetime) -> Wait:
     """An inline wait whose time is over: what is still open is unmet. `stages_now` is by job id."""
-    leftovers = {
-        entry.index: Outcome(
-            index=entry.index, job_id=entry.job_id, verdict="unmet", version=entry.known_version,
-            stage=stages_now.get(entry.job_id), reason="expired",
+    expired_outcomes = {
+        wait_on_job.index: EntryOutcome(
+            index=wait_on_job.index, job_id=wait_on_job.job_id, status="unmet", version=wait_on_job.known_version,
+            stage=current_stages.get(wait_on_job.job_id), reason="expired",
         )
-        for entry in wait.entries or ()
-        if entry.index not in wait.outcomes
+        for wait_on_job in wait.wait_on_jobs or ()
+        if wait_on_job.index not in wait.outcomes
     }  # fmt: skip
     return replace(
-        wait, status="expired", ended_at=now, version=wait.version + 1, outcomes={**wait.outcomes, **leftovers}
+        wait, status="expired", ended_at=now, version=wait.version + 1, outcomes={**wait.outcomes, **expired_outcomes}
     )

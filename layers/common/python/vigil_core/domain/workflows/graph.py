@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vigil_core.domain.diagrams.clustering import columns
+from vigil_core.domain.diagrams.clustering import longest_path_layers
 from vigil_core.domain.jobs.dependencies import TriggerRule
 
-CHUNK_JOBS = 64
+BLOCK_SIZE = 64
 """How many jobs share one row that says how they stand."""
 
 
@@ -28,10 +28,10 @@ class Node:
     trigger_rule: TriggerRule = "all_success"
     cancel_losers: bool = False
     condition: str | None = None
-    delayed: bool = False
+    has_start_delay: bool = False
 
     @property
-    def begins(self) -> bool:
+    def is_root(self) -> bool:
         """Whether it waits for no other job."""
         return not self.depends_on or self.trigger_rule == "always"
 
@@ -45,79 +45,79 @@ class Graph:
     @cached_property
     def dependents(self) -> Sequence[Sequence[int]]:
         """For each job those that depend on it."""
-        found: list[list[int]] = [[] for _ in self.nodes]
-        for place, node in enumerate(self.nodes):
+        dependents: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
             for dependency in node.depends_on:
-                found[dependency].append(place)
-        return found
+                dependents[dependency].append(index)
+        return dependents
 
     @cached_property
     def depth(self) -> Sequence[int]:
         """For each job how many come before it on the longest way to it."""
-        return columns([node.depends_on for node in self.nodes])
+        return longest_path_layers([node.depends_on for node in self.nodes])
 
     @cached_property
-    def place_of(self) -> Mapping[str, int]:
+    def index_of(self) -> Mapping[str, int]:
         """The place of each name."""
-        return {node.name: place for place, node in enumerate(self.nodes)}
+        return {node.name: index for index, node in enumerate(self.nodes)}
 
     @cached_property
-    def dependencies_by_chunk(self) -> Sequence[Mapping[int, Sequence[int]]]:
+    def dependencies_by_block(self) -> Sequence[Mapping[int, Sequence[int]]]:
         """For each job its dependencies, by the chunk in which they are."""
-        return [by_chunk(node.depends_on) for node in self.nodes]
+        return [group_by_block(node.depends_on) for node in self.nodes]
 
     @property
-    def beginnings(self) -> list[int]:
+    def roots(self) -> list[int]:
         """Those that wait for no other job."""
-        return [place for place, node in enumerate(self.nodes) if node.begins]
+        return [index for index, node in enumerate(self.nodes) if node.is_root]
 
     @property
-    def edges(self) -> int:
+    def edge_count(self) -> int:
         """How many dependencies there are."""
         return sum(len(node.depends_on) for node in self.nodes)
 
-    def names_before(self, place: int) -> list[str]:
+    def dependency_names(self, index: int) -> list[str]:
         """The names of a job's dependencies, in their order."""
-        return [self.nodes[dependency].name for dependency in self.nodes[place].depends_on]
+        return [self.nodes[dependency].name for dependency in self.nodes[index].depends_on]
 
-    def after(self, places: Iterable[int]) -> list[int]:
+    def successors(self, indexes: Iterable[int]) -> list[int]:
         """Those that depend on these places."""
-        return [after for place in places for after in self.dependents[place]]
+        return [after for index in indexes for after in self.dependents[index]]
 
-    def races(self, place: int) -> list[int]:
+    def race_joins(self, index: int) -> list[int]:
         """The joins for which a job races others."""
-        return [after for after in self.dependents[place] if self.nodes[after].cancel_losers]
+        return [after for after in self.dependents[index] if self.nodes[after].cancel_losers]
 
-    def downstream(self, places: Iterable[int], *, passes: Callable[[int], bool] = lambda _: True) -> set[int]:
+    def downstream(self, indexes: Iterable[int], *, traverses: Callable[[int], bool] = lambda _: True) -> set[int]:
         """These places and all that come after them, by ways through places that pass."""
-        found = set(places)
-        left = deque(found)
-        while left:
-            for after in self.dependents[left.popleft()]:
-                if after not in found and passes(after):
-                    found.add(after)
-                    left.append(after)
-        return found
+        reached = set(indexes)
+        pending = deque(reached)
+        while pending:
+            for successor in self.dependents[pending.popleft()]:
+                if successor not in reached and traverses(successor):
+                    reached.add(successor)
+                    pending.append(successor)
+        return reached
 
 
-def chunk_of(place: int) -> int:
+def block_of(index: int) -> int:
     """The chunk in which a place is."""
-    return place // CHUNK_JOBS
+    return index // BLOCK_SIZE
 
 
-def chunks(total: int) -> range:
+def block_numbers(total: int) -> range:
     """The chunks of so many jobs."""
-    return range((total + CHUNK_JOBS - 1) // CHUNK_JOBS)
+    return range((total + BLOCK_SIZE - 1) // BLOCK_SIZE)
 
 
-def places_of(chunk: int, total: int) -> range:
+def indexes_in_block(block: int, total: int) -> range:
     """The places in a chunk."""
-    return range(chunk * CHUNK_JOBS, min((chunk + 1) * CHUNK_JOBS, total))
+    return range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, total))
 
 
-def by_chunk(places: Iterable[int]) -> Mapping[int, Sequence[int]]:
+def group_by_block(indexes: Iterable[int]) -> Mapping[int, Sequence[int]]:
     """Places by the chunk in which they are."""
-    found: dict[int, list[int]] = {}
-    for place in places:
-        found.setdefault(chunk_of(place), []).append(place)
-    return found
+    indexes_by_block: dict[int, list[int]] = {}
+    for index in indexes:
+        indexes_by_block.setdefault(block_of(index), []).append(index)
+    return indexes_by_block

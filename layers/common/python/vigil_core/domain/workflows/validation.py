@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from vigil_core.domain.errors import CircularDependency, FieldProblem, MissingDependency
-from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, check
+from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, check_expression
 from vigil_core.domain.jobs.dependencies import TriggerRule
 
 MAX_JOBS = 10_000
@@ -17,14 +17,14 @@ MAX_CONDITION_CHARS = 500_000
 """Of all different conditions together: reading them takes time."""
 MAX_PROBLEMS = 100
 """How many are told one by one; how many more there are is told in one."""
-MAX_SPELLED = 100
+MAX_CYCLE_NAMES = 100
 """Jobs of a cycle that is spelled out whole; of a longer one, the two ends are."""
-HINT_BUDGET = 4_000_000
+SUGGESTION_BUDGET = 4_000_000
 """Pairs of characters that may be compared, in all, to find out what a misspelled name was meant to be."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sketch:
+class NodeSpec:
     """What is looked at of a job in a definition."""
 
     name: str
@@ -34,46 +34,46 @@ class Sketch:
     trigger_rule: TriggerRule = "all_success"
 
 
-def problems(jobs: Sequence[Sketch]) -> list[FieldProblem]:
+def graph_problems(jobs: Sequence[NodeSpec]) -> list[FieldProblem]:
     """What is wrong with the graph, in the order of its jobs; empty when it can run.
 
     Pointers are into the definition: `/jobs/3/depends_on/0`.
     """
-    places = _places(jobs)
-    found = [*_sizes(jobs), *_by_job(jobs, places), *_cycles(jobs, places)]
-    found.sort(key=_job_of)  # stable: what is wrong with one job stays in order
-    told, rest = found[:MAX_PROBLEMS], found[MAX_PROBLEMS:]
-    if not rest:
-        return told
-    codes = {problem.code for problem in rest}
+    index_by_name = _index_by_name(jobs)
+    all_problems = [*_size_problems(jobs), *_job_problems(jobs, index_by_name), *_cycle_problems(jobs, index_by_name)]
+    all_problems.sort(key=_job_index_of)  # stable: what is wrong with one job stays in order
+    listed, omitted = all_problems[:MAX_PROBLEMS], all_problems[MAX_PROBLEMS:]
+    if not omitted:
+        return listed
+    codes = {problem.code for problem in omitted}
     code = codes.pop() if len(codes) == 1 else "VALIDATION_FAILED"
-    return [*told, FieldProblem(pointer="/jobs", detail=f"and {len(rest):,} more problems like these", code=code)]
+    return [*listed, FieldProblem(pointer="/jobs", detail=f"and {len(omitted):,} more problems like these", code=code)]
 
 
-def too_much_to_read(conditions: Iterable[object]) -> list[FieldProblem]:
+def condition_size_problems(conditions: Iterable[object]) -> list[FieldProblem]:
     """That the conditions of all jobs take too long to be understood, if so. Whatever is no text is none."""
-    characters = sum(map(len, {each for each in conditions if isinstance(each, str)}))
+    characters = sum(map(len, {condition for condition in conditions if isinstance(condition, str)}))
     if characters <= MAX_CONDITION_CHARS:
         return []
     detail = f"has conditions of {characters:,} characters in all: at most {MAX_CONDITION_CHARS:,} are allowed"
     return [FieldProblem(pointer="/jobs", detail=detail)]
 
 
-def _job_of(problem: FieldProblem) -> int:
+def _job_index_of(problem: FieldProblem) -> int:
     """The job that is meant, as its place; before the first where it is all of them."""
-    _, _, *inside = problem.pointer.split("/")
-    return int(inside[0]) if inside else -1
+    _, _, *path = problem.pointer.split("/")
+    return int(path[0]) if path else -1
 
 
-def _places(jobs: Sequence[Sketch]) -> dict[str, int]:
+def _index_by_name(jobs: Sequence[NodeSpec]) -> dict[str, int]:
     """Where each name stands; the first, where several jobs have it."""
-    places: dict[str, int] = {}
-    for place, job in enumerate(jobs):
-        places.setdefault(job.name, place)
-    return places
+    index_by_name: dict[str, int] = {}
+    for index, job in enumerate(jobs):
+        index_by_name.setdefault(job.name, index)
+    return index_by_name
 
 
-def _sizes(jobs: Sequence[Sketch]) -> Iterator[FieldProblem]:
+def _size_problems(jobs: Sequence[NodeSpec]) -> Iterator[FieldProblem]:
     edges = sum(len(job.depends_on) for job in jobs)
     if not jobs:
         yield FieldProblem(pointer="/jobs", detail="must hold at least one job")
@@ -83,147 +83,153 @@ def _sizes(jobs: Sequence[Sketch]) -> Iterator[FieldProblem]:
         yield FieldProblem(
             pointer="/jobs", detail=f"names {edges:,} dependencies in all: at most {MAX_EDGES:,} are allowed"
         )
-    yield from too_much_to_read([job.condition for job in jobs])
+    yield from condition_size_problems([job.condition for job in jobs])
 
 
-def _by_job(jobs: Sequence[Sketch], places: Mapping[str, int]) -> Iterator[FieldProblem]:
+def _job_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) -> Iterator[FieldProblem]:
     """What can be said of each job by itself, and of the names that it names."""
-    hints = _Hints(places)
-    conditions: dict[str, str | None] = {}
-    too_long_to_read = bool(too_much_to_read([job.condition for job in jobs]))
-    for place, job in enumerate(jobs):
-        at = f"/jobs/{place}"
-        if (first := places[job.name]) != place:
-            yield FieldProblem(pointer=f"{at}/name", detail=f"is already the name of /jobs/{first}: {job.name!r}")
-        named: set[str] = set()
+    suggestions = _Suggestions(index_by_name)
+    condition_problems: dict[str, str | None] = {}
+    conditions_too_large = bool(condition_size_problems([job.condition for job in jobs]))
+    for job_index, job in enumerate(jobs):
+        job_pointer = f"/jobs/{job_index}"
+        if (first := index_by_name[job.name]) != job_index:
+            yield FieldProblem(
+                pointer=f"{job_pointer}/name", detail=f"is already the name of /jobs/{first}: {job.name!r}"
+            )
+        dependency_names: set[str] = set()
         for index, name in enumerate(job.depends_on):
-            pointer = f"{at}/depends_on/{index}"
-            if name in named:
+            pointer = f"{job_pointer}/depends_on/{index}"
+            if name in dependency_names:
                 yield FieldProblem(pointer=pointer, detail=f"names {name!r} a second time")
-            elif name not in places:
-                detail = f"no job has the name {name!r}{hints.for_name(name)}"
+            elif name not in index_by_name:
+                detail = f"no job has the name {name!r}{suggestions.for_name(name)}"
                 yield FieldProblem(pointer=pointer, detail=detail, code=MissingDependency.code)
             elif name == job.name:
                 yield FieldProblem(
                     pointer=pointer, detail=f"depends on itself: {name} -> {name}", code=CircularDependency.code
                 )
-            named.add(name)
-        if job.condition is not None and not too_long_to_read:
-            if job.condition not in conditions:
-                conditions[job.condition] = _wrong_with(job.condition)
-            if wrong := conditions[job.condition]:
-                yield FieldProblem(pointer=f"{at}/condition", detail=wrong)
-        if job.cancel_losers and (job.trigger_rule != "one_success" or len(named) < 2):
+            dependency_names.add(name)
+        if job.condition is not None and not conditions_too_large:
+            if job.condition not in condition_problems:
+                condition_problems[job.condition] = _condition_problem(job.condition)
+            if problem := condition_problems[job.condition]:
+                yield FieldProblem(pointer=f"{job_pointer}/condition", detail=problem)
+        if job.cancel_losers and (job.trigger_rule != "one_success" or len(dependency_names) < 2):
             yield FieldProblem(
-                pointer=f"{at}/cancel_losers",
+                pointer=f"{job_pointer}/cancel_losers",
                 detail="is for a job with `trigger_rule` `one_success` and at least two dependencies",
             )
 
 
-def _wrong_with(condition: str) -> str | None:
+def _condition_problem(condition: str) -> str | None:
     if len(condition) > MAX_CHARS:
         return f"has {len(condition):,} characters: at most {MAX_CHARS:,} are allowed"
     try:
-        check(condition)
+        check_expression(condition)
     except ConditionError as error:
         return f"is no JMESPath expression: {error}"
     return None
 
 
-class _Hints:
+class _Suggestions:
     """What a name that no job has was probably meant to be. Comparing names is slow, so there is an end to it."""
 
     def __init__(self, names: Mapping[str, int]) -> None:
         self._names = names
-        self._cost_of_a_character = sum(map(len, names))
-        self._left = HINT_BUDGET
+        self._cost_per_character = sum(map(len, names))
+        self._remaining_budget = SUGGESTION_BUDGET
 
     def for_name(self, name: str) -> str:
         """A question to put behind the complaint, or nothing."""
-        self._left -= len(name) * self._cost_of_a_character
-        close = get_close_matches(name, self._names, n=1, cutoff=0.75) if self._left >= 0 else []
-        return f": did you mean {close[0]!r}?" if close else ""
+        self._remaining_budget -= len(name) * self._cost_per_character
+        close_names = get_close_matches(name, self._names, n=1, cutoff=0.75) if self._remaining_budget >= 0 else []
+        return f": did you mean {close_names[0]!r}?" if close_names else ""
 
 
-def _cycles(jobs: Sequence[Sketch], places: Mapping[str, int]) -> Iterator[FieldProblem]:
+def _cycle_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) -> Iterator[FieldProblem]:
     """One for each set of jobs that all wait for each other: the shortest through its first job."""
-    before = [
-        [there for name in dict.fromkeys(job.depends_on) if (there := places.get(name)) is not None and there != place]
-        for place, job in enumerate(jobs)
+    dependencies = [
+        [
+            dependency
+            for name in dict.fromkeys(job.depends_on)
+            if (dependency := index_by_name.get(name)) is not None and dependency != index
+        ]
+        for index, job in enumerate(jobs)
     ]
-    for knot in _knots(before):
-        cycle = _shortest_cycle(before, knot)
+    for component in _strongly_connected_components(dependencies):
+        cycle = _shortest_cycle(dependencies, component)
         first, last = cycle[0], cycle[-1]
         yield FieldProblem(
             pointer=f"/jobs/{first}/depends_on/{jobs[first].depends_on.index(jobs[last].name)}",
-            detail=f"closes a circle: {_spelled([jobs[place].name for place in cycle])}",
+            detail=f"closes a circle: {_format_cycle([jobs[place].name for place in cycle])}",
             code=CircularDependency.code,
         )
 
 
-def _spelled(names: Sequence[str]) -> str:
+def _format_cycle(names: Sequence[str]) -> str:
     """A cycle in the order in which its jobs would run."""
-    round_trip = [*names, names[0]]
-    if len(names) > MAX_SPELLED:
-        end = MAX_SPELLED // 4
-        round_trip[end:-end] = [f"({len(round_trip) - 2 * end:,} more)"]
-    return " -> ".join(round_trip)
+    closed_cycle = [*names, names[0]]
+    if len(names) > MAX_CYCLE_NAMES:
+        shown_ends = MAX_CYCLE_NAMES // 4
+        closed_cycle[shown_ends:-shown_ends] = [f"({len(closed_cycle) - 2 * shown_ends:,} more)"]
+    return " -> ".join(closed_cycle)
 
 
-def _knots(before: Sequence[Sequence[int]]) -> list[set[int]]:
+def _strongly_connected_components(dependencies: Sequence[Sequence[int]]) -> list[set[int]]:
     """The strongly connected components of more than one job, by Tarjan's algorithm with a stack of its own.
 
     https://en.wikipedia.org/wiki/Tarjan%27s_strongly_connected_components_algorithm
     """
-    found: list[set[int]] = []
-    seen_as = [0] * len(before)
-    lowest = [0] * len(before)
-    open_places: list[int] = []
-    is_open = [False] * len(before)
+    components: list[set[int]] = []
+    visit_number = [0] * len(dependencies)
+    low_link = [0] * len(dependencies)
+    stack: list[int] = []
+    on_stack = [False] * len(dependencies)
     count = 0
-    for root in range(len(before)):
-        path = [] if seen_as[root] else [(root, iter(before[root]))]
+    for root in range(len(dependencies)):
+        path = [] if visit_number[root] else [(root, iter(dependencies[root]))]
         while path:
-            place, rest = path[-1]
-            if not seen_as[place]:
+            node, remaining = path[-1]
+            if not visit_number[node]:
                 count += 1
-                seen_as[place] = lowest[place] = count
-                open_places.append(place)
-                is_open[place] = True
-            for other in rest:
-                if not seen_as[other]:
-                    path.append((other, iter(before[other])))
+                visit_number[node] = low_link[node] = count
+                stack.append(node)
+                on_stack[node] = True
+            for dependency in remaining:
+                if not visit_number[dependency]:
+                    path.append((dependency, iter(dependencies[dependency])))
                     break
-                if is_open[other]:
-                    lowest[place] = min(lowest[place], seen_as[other])
+                if on_stack[dependency]:
+                    low_link[node] = min(low_link[node], visit_number[dependency])
             else:
                 path.pop()
                 if path:
                     parent = path[-1][0]
-                    lowest[parent] = min(lowest[parent], lowest[place])
-                if lowest[place] == seen_as[place]:
-                    knot = set[int]()
-                    while place not in knot:
-                        done = open_places.pop()
-                        is_open[done] = False
-                        knot.add(done)
-                    if len(knot) > 1:
-                        found.append(knot)
-    return found
+                    low_link[parent] = min(low_link[parent], low_link[node])
+                if low_link[node] == visit_number[node]:
+                    component = set[int]()
+                    while node not in component:
+                        member = stack.pop()
+                        on_stack[member] = False
+                        component.add(member)
+                    if len(component) > 1:
+                        components.append(component)
+    return components
 
 
-def _shortest_cycle(before: Sequence[Sequence[int]], knot: set[int]) -> list[int]:
+def _shortest_cycle(dependencies: Sequence[Sequence[int]], component: set[int]) -> list[int]:
     """The places of a cycle through the first job of a knot, in the order in which they would run."""
-    first = min(knot)
-    after_on_the_way: dict[int, int] = {}
+    first = min(component)
+    successor_on_path: dict[int, int] = {}
     to_visit = deque([first])
-    while first not in after_on_the_way:
-        place = to_visit.popleft()
-        for other in before[place]:
-            if other in knot and other not in after_on_the_way:
-                after_on_the_way[other] = place
-                to_visit.append(other)
+    while first not in successor_on_path:
+        node = to_visit.popleft()
+        for dependency in dependencies[node]:
+            if dependency in component and dependency not in successor_on_path:
+                successor_on_path[dependency] = node
+                to_visit.append(dependency)
     cycle = [first]
-    while (following := after_on_the_way[cycle[-1]]) != first:
+    while (following := successor_on_path[cycle[-1]]) != first:
         cycle.append(following)
     return cycle

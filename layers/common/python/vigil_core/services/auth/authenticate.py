@@ -12,7 +12,7 @@ from vigil_core.store.auth.tickets import TicketStore
 _SCHEME = "bearer "
 
 
-class Authenticate:
+class Authenticator:
     """Takes whatever a stranger sends, and answers None to all of it that proves nothing. Faults of AWS are raised: an
     outage is no wrong key."""
 
@@ -27,7 +27,7 @@ class Authenticate:
             return None
         token = parse_token(authorization[len(_SCHEME) :].strip(), TokenKind.API_KEY)
         key = token and self._api_keys.find(token.namespace, token.id)
-        if not token or not key or not token.proves(key.secret_hash) or key.revoked:
+        if not token or not key or not token.matches_hash(key.secret_hash) or key.revoked:
             return None
         return Access(namespace=key.namespace, scopes=key.scopes, key_id=key.key_id)
 
@@ -35,9 +35,9 @@ class Authenticate:
         """The rights behind a ticket, which is used up by this."""
         token = parse_token(text, TokenKind.TICKET)
         ticket = token and self._tickets.find(token.namespace, token.id)
-        if not token or not ticket or not token.proves(ticket.secret_hash) or ticket.expires_at <= self._now():
+        if not token or not ticket or not token.matches_hash(ticket.secret_hash) or ticket.expires_at <= self._now():
             return None
         key = self._api_keys.find(ticket.namespace, ticket.key_id)
-        if key is None or key.revoked or not self._tickets.spend(ticket):
+        if key is None or key.revoked or not self._tickets.consume(ticket):
             return None
         return Access(namespace=ticket.namespace, scopes=ticket.scopes, key_id=ticket.key_id)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from vigil_core.domain.access import ID_BYTES, SECRET_BYTES, TICKET_LIFE, Access, Scope, Ticket, Token, TokenKind
+from vigil_core.domain.access import ID_BYTES, SECRET_BYTES, TICKET_TTL, Access, Scope, Ticket, Token, TokenKind
 from vigil_core.store.auth.tickets import TicketStore
 
 
-class IssueTicket:
+class TicketIssuer:
     """`random_hex(n)` gives n random bytes as 2n hexadecimal digits."""
 
     def __init__(self, *, tickets: TicketStore, now: Callable[[], datetime], random_hex: Callable[[int], str]) -> None:
@@ -26,7 +26,7 @@ class IssueTicket:
             id=self._random_hex(ID_BYTES),
             secret=self._random_hex(SECRET_BYTES),
         )
-        expires_at = self._now() + TICKET_LIFE
+        expires_at = self._now() + TICKET_TTL
         self._tickets.add(
             Ticket(
                 namespace=access.namespace,

@@ -9,18 +9,18 @@ from typing import cast
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.services.context import Context
 from vigil_core.services.executors.dispatch import dispatch
-from vigil_core.services.jobs.transitions import on_time
-from vigil_core.services.locks import hand_over
-from vigil_core.services.queues.sweep import mind_queue
-from vigil_core.services.schedules.fire import run_schedule
+from vigil_core.services.jobs.transitions import apply_timers
+from vigil_core.services.locks import promote_next_waiter
+from vigil_core.services.queues.sweep import sweep_queue
+from vigil_core.services.schedules.fire import fire_schedule
 from vigil_core.services.waits import register as register_wait
 from vigil_core.services.waits import resolve as resolve_wait
-from vigil_core.services.webhooks import deliver as tell_webhooks
-from vigil_core.services.workflows.reconcile import look_after_run
-from vigil_core.store.due_index import Due
-from vigil_core.store.keys import DUE_SHARDS, DueKind
+from vigil_core.services.webhooks import deliver as webhook_delivery
+from vigil_core.services.workflows.reconcile import reconcile_run
+from vigil_core.store.due_index import DueItem
+from vigil_core.store.keys import DUE_PARTITIONS, DueKind
 
-SWEEP_LOCK = timedelta(seconds=55)
+SWEEP_LEASE = timedelta(seconds=55)
 """As long as a sweep may take: the sweeper function's timeout. The next minute's sweep finds the shard free again."""
 
 
@@ -34,8 +34,8 @@ class SweepFailed(Exception):
 
 def start_sweep(ctx: Context) -> None:
     """A minute has passed: have each shard swept on its own, so that the work is spread over as many invocations."""
-    for shard in range(DUE_SHARDS):
-        ctx.queues.wake_up(dumps({"kind": "sweep", "shard": shard}), 0)
+    for shard in range(DUE_PARTITIONS):
+        ctx.message_queues.send_to_sweeper(dumps({"kind": "sweep", "shard": shard}), 0)
 
 
 def on_message(ctx: Context, message: JsonValue) -> int:
@@ -49,20 +49,20 @@ def on_message(ctx: Context, message: JsonValue) -> int:
         case "sweep":
             return sweep(ctx, int(str(message["shard"])))
         case "job":
-            on_time(ctx, namespace, entity_id)
+            apply_timers(ctx, namespace, entity_id)
             return 1
         case "dispatch":
-            return int(dispatch(ctx, namespace, entity_id, by="sweeper"))
+            return int(dispatch(ctx, namespace, entity_id, actor="sweeper"))
         case "wait_expiry" | "queue" | "delivery" | "schedule" | "run":
-            return look_after(ctx, Due(kind=cast(DueKind, kind), namespace=namespace, entity_id=entity_id))
+            return process_due(ctx, DueItem(kind=cast(DueKind, kind), namespace=namespace, entity_id=entity_id))
         case _:
             raise ValueError(f"a message of unknown kind {kind!r}")
 
 
-def on_alarm(ctx: Context, alarm: Mapping[str, JsonValue]) -> None:
+def on_timer(ctx: Context, timer: Mapping[str, JsonValue]) -> None:
     """The time for which a schedule was armed has come."""
-    namespace, name, generation = (str(alarm[part]) for part in ("namespace", "schedule", "generation"))
-    run_schedule(ctx, namespace, name, generation=generation)
+    namespace, name, generation = (str(timer[part]) for part in ("namespace", "schedule", "generation"))
+    fire_schedule(ctx, namespace, name, generation=generation)
 
 
 def sweep(ctx: Context, shard: int) -> int:
@@ -71,47 +71,47 @@ def sweep(ctx: Context, shard: int) -> int:
     Raises:
         SweepFailed: after everything else was done.
     """
-    if not ctx.due.lock(shard, now=ctx.now(), life=SWEEP_LOCK):
+    if not ctx.due_index.acquire_sweep_lease(shard, now=ctx.now(), ttl=SWEEP_LEASE):
         return 0
     errors: list[tuple[str, Exception]] = []
-    deliveries: list[Due] = []
-    done = 0
+    deliveries: list[DueItem] = []
+    processed = 0
 
-    def try_to_look_after(due: Due) -> int:
+    def process_or_collect(due: DueItem) -> int:
         try:
-            return look_after(ctx, due)
+            return process_due(ctx, due)
         except Exception as error:
             errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
             return 0
 
-    for due in ctx.due.overdue(shard, ctx.now()):
+    for due in ctx.due_index.overdue(shard, ctx.now()):
         if due.kind == "delivery":
             deliveries.append(due)
         else:
-            done += try_to_look_after(due)
+            processed += process_or_collect(due)
     # Last: there are very many when a receiver is down, and nothing else is to wait for them.
-    done += sum(ctx.in_parallel(try_to_look_after, deliveries))
-    ctx.due.unlock(shard)
+    processed += sum(ctx.in_parallel(process_or_collect, deliveries))
+    ctx.due_index.release_sweep_lease(shard)
     if errors:
         raise SweepFailed(errors)
-    return done
+    return processed
 
 
-def look_after(ctx: Context, due: Due) -> int:
+def process_due(ctx: Context, due: DueItem) -> int:
     """Do what is due, if it still is. Returns how much there was to do: of a queue, how many of its jobs were due."""
     match due.kind:
         case "queue":
-            return mind_queue(ctx, due.namespace, due.entity_id)
+            return sweep_queue(ctx, due.namespace, due.entity_id)
         case "mutex":
-            hand_over(ctx, due.namespace, due.entity_id, by="sweeper")
+            promote_next_waiter(ctx, due.namespace, due.entity_id, actor="sweeper")
         case "wait_expiry":
             resolve_wait.expire(ctx, due.namespace, due.entity_id)
         case "wait_registration":
             register_wait.resume_registration(ctx, due.namespace, due.entity_id)
         case "delivery":
-            tell_webhooks.hand_over_again(ctx, due.namespace, due.entity_id)
+            webhook_delivery.requeue_due(ctx, due.namespace, due.entity_id)
         case "run":
-            look_after_run(ctx, due.namespace, due.entity_id)
+            reconcile_run(ctx, due.namespace, due.entity_id)
         case "schedule":
-            run_schedule(ctx, due.namespace, due.entity_id)
+            fire_schedule(ctx, due.namespace, due.entity_id)
     return 1

@@ -18,7 +18,7 @@ class Sockets(Protocol):
         """Close a socket; False when it is closed already."""
 
 
-def deliver(ctx: Context, sockets: Sockets, namespace: str, connection_id: str, texts: Iterable[str]) -> bool:
+def send_messages(ctx: Context, sockets: Sockets, namespace: str, connection_id: str, texts: Iterable[str]) -> bool:
     """Send messages in order. False when the socket is gone: then everything that was stored of it is removed."""
     for text in texts:
         if not sockets.post(connection_id, text):

@@ -15,121 +15,127 @@ from vigil_core.domain.errors import (
     TargetUnreachable,
 )
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.executors.targets import KEPT_HEADERS, HttpTarget, SecretUnavailable, brings
-from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, Scope, Secret, TemplateFailed
+from vigil_core.domain.executors.targets import STORED_HEADERS, HttpTarget, SecretUnavailable, template_context
+from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, RenderContext, SecretPlaceholder, TemplateFailed
 from vigil_core.domain.jobs.job import Job, JobError
-from vigil_core.domain.jobs.retry import LONGEST_DELAY_S, retry_after_s
+from vigil_core.domain.jobs.retry import MAX_DELAY_S, parse_retry_after
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.dependencies import inputs_of, told_of
-from vigil_core.services.jobs.transitions import NO_LONGER_OURS, complete, fail, heartbeat
+from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
+from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, heartbeat
 from vigil_core.services.ports import HttpClient, Response
 
-BY = "http_executor"
-MAX_ANSWER_BYTES = 256 * 1024
+ACTOR = "http_executor"
+MAX_RESPONSE_BYTES = 256 * 1024
 """Of an answer's body; the rest is not read. Less than a result may take, for text grows when it becomes JSON."""
-TOLD_CHARS = 500
+MAX_EXCERPT_CHARS = 500
 """How much of a refusal's body becomes part of the job's error."""
-REPORTING_S = 30
+REPORTING_MARGIN_S = 30
 """What the lease leaves beyond the call itself, for reading before it and reporting after."""
-TOO_MANY = 429
+TOO_MANY_REQUESTS = 429
 
 
 class SecretReader(Protocol):
     """The secrets of a namespace."""
 
-    def value(self, namespace: str, secret: Secret) -> str:
+    def value(self, namespace: str, secret: SecretPlaceholder) -> str:
         """Raises SecretUnavailable."""
 
 
-def call_target(ctx: Context, client: HttpClient, secrets: SecretReader, told: Mapping[str, JsonValue]) -> str:
+def call_target(ctx: Context, client: HttpClient, secrets: SecretReader, message: Mapping[str, JsonValue]) -> str:
     """Do what `dispatch` asked for, once per lease; what became of it, in a word for the log.
 
     Whoever comes too late, or second, changes nothing: the lease is another's, or was used before.
     """
-    namespace, job_id = str(told["namespace"]), str(told["job_id"])
-    token = str(told["lease_token"])
-    with suppress(*NO_LONGER_OURS):
-        job = heartbeat(ctx, namespace, job_id, lease_token=token, length_s=None, first=True)
+    namespace, job_id = str(message["namespace"]), str(message["job_id"])
+    token = str(message["lease_token"])
+    with suppress(*LOST_JOB_ERRORS):
+        job = heartbeat(ctx, namespace, job_id, lease_token=token, lease_s=None, first=True)
         assert job.lease is not None
         assert job.target_ref is not None
-        target = HttpTarget.of(ctx.job_types.target(namespace, job.target_ref))
-        length_s = target.timeout_s + REPORTING_S
-        if length_s > job.lease.length_s:
-            job = heartbeat(ctx, namespace, job_id, lease_token=token, length_s=length_s)
-        return _called(ctx, client, secrets, job, target, token)
+        target = HttpTarget.from_document(ctx.job_types.target(namespace, job.target_ref))
+        lease_s = target.timeout_s + REPORTING_MARGIN_S
+        if lease_s > job.lease.duration_s:
+            job = heartbeat(ctx, namespace, job_id, lease_token=token, lease_s=lease_s)
+        return _call(ctx, client, secrets, job, target, token)
     return "not ours"
 
 
-def _called(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, target: HttpTarget, token: str) -> str:
-    def failed(code: str, message: str, *, retryable: bool = False, after_s: float = 0) -> str:
+def _call(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, target: HttpTarget, token: str) -> str:
+    def report_failure(code: str, message: str, *, retryable: bool = False, after_s: float = 0) -> str:
         fail(
             ctx,
             job.namespace,
             job.job_id,
             JobError(code=code, message=message[:1024]),
-            by=BY,
+            actor=ACTOR,
             retryable=retryable,
             lease_token=token,
-            at_least=timedelta(seconds=min(after_s, LONGEST_DELAY_S)),
+            min_delay=timedelta(seconds=min(after_s, MAX_DELAY_S)),
         )
         return code
 
     if job.cancel_requested_at is not None:
-        return failed("CANCELLED", "It was to be cancelled before it was called")
+        return report_failure("CANCELLED", "It was to be cancelled before it was called")
     try:
-        known = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
-        bodies = ctx.jobs.bodies(job, room=MAX_RENDERED_BYTES)
+        secret_values = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
+        bodies = ctx.jobs.payloads(job, max_bytes=MAX_RENDERED_BYTES)
         if bodies.payload_url is not None:
-            return failed("PAYLOAD_TOO_LARGE", f"A call takes a payload of at most {MAX_RENDERED_BYTES} bytes")
+            return report_failure("PAYLOAD_TOO_LARGE", f"A call takes a payload of at most {MAX_RENDERED_BYTES} bytes")
         payload = bodies.payload
-        others = list(told_of(inputs_of(ctx, job)).values())
-        request = target.request(Scope(brings(job, None if payload is None else loads(payload), others), known))
-        answer = client.request(
+        dependencies = list(dependency_results_json(load_dependency_results(ctx, job)).values())
+        request = target.render_request(
+            RenderContext(
+                template_context(job, None if payload is None else loads(payload), dependencies), secret_values
+            )
+        )
+        response = client.request(
             request.method,
             request.url,
             headers={**request.headers, "Idempotency-Key": f"{job.job_id}.{job.attempt}"},
             body=request.body,
             timeout_s=target.timeout_s,
-            max_answer_bytes=MAX_ANSWER_BYTES,
+            max_response_bytes=MAX_RESPONSE_BYTES,
         )
     except (TemplateFailed, SecretUnavailable, TargetRefused) as error:
-        return failed(error.code, error.message)
+        return report_failure(error.code, error.message)
     except TargetUnreachable as error:
-        return failed(error.code, error.message, retryable=True)
-    if not 200 <= answer.status < 300:
-        again = answer.status == TOO_MANY or answer.status >= 500
-        after_s = (retry_after_s(answer.headers.get("retry-after"), ctx.now()) or 0) if again else 0
-        return failed(f"HTTP_{answer.status}", _refusal(answer), retryable=again, after_s=after_s)
+        return report_failure(error.code, error.message, retryable=True)
+    if not 200 <= response.status < 300:
+        is_retryable = response.status == TOO_MANY_REQUESTS or response.status >= 500
+        after_s = (parse_retry_after(response.headers.get("retry-after"), ctx.now()) or 0) if is_retryable else 0
+        return report_failure(
+            f"HTTP_{response.status}", _error_message(response), retryable=is_retryable, after_s=after_s
+        )
     try:
-        complete(ctx, job.namespace, job.job_id, by=BY, result=_result(answer), lease_token=token)
+        complete(ctx, job.namespace, job.job_id, actor=ACTOR, result=_result(response), lease_token=token)
     except PayloadTooLarge as error:
-        return failed(error.code, error.message)
+        return report_failure(error.code, error.message)
     return "completed"
 
 
-def _result(answer: Response) -> JsonValue:
+def _result(response: Response) -> JsonValue:
     """The answer as the job keeps it: a body of JSON as that, other text as a string, anything else as Base64."""
-    kept: dict[str, JsonValue] = {
-        "status": answer.status,
-        "headers": {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers},
+    result: dict[str, JsonValue] = {
+        "status": response.status,
+        "headers": {name: response.headers[name] for name in STORED_HEADERS if name in response.headers},
         "body": None,
     }
-    if answer.truncated:
-        kept["truncated"] = True
-    if not answer.body:
-        return kept
+    if response.truncated:
+        result["truncated"] = True
+    if not response.body:
+        return result
     try:
-        text = answer.body.decode()
+        text = response.body.decode()
     except UnicodeDecodeError:
-        return {**kept, "encoding": "base64", "body": base64.b64encode(answer.body).decode()}
-    kept["body"] = text
-    if not answer.truncated and "json" in answer.headers.get("content-type", "").lower():
+        return {**result, "encoding": "base64", "body": base64.b64encode(response.body).decode()}
+    result["body"] = text
+    if not response.truncated and "json" in response.headers.get("content-type", "").lower():
         with suppress(MalformedRequest):
-            kept["body"] = loads(text)
-    return kept
+            result["body"] = loads(text)
+    return result
 
 
-def _refusal(answer: Response) -> str:
-    text = answer.body.decode("utf-8", "replace").replace("\x00", "\ufffd").strip()
-    told = text if len(text) <= TOLD_CHARS else f"{text[: TOLD_CHARS - 1]}…"
-    return f"The target answered {answer.status}" + (f": {told}" if told else "")
+def _error_message(response: Response) -> str:
+    text = response.body.decode("utf-8", "replace").replace("\x00", "\ufffd").strip()
+    excerpt = text if len(text) <= MAX_EXCERPT_CHARS else f"{text[: MAX_EXCERPT_CHARS - 1]}…"
+    return f"The target answered {response.status}" + (f": {excerpt}" if excerpt else "")

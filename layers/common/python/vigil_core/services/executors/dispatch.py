@@ -18,95 +18,99 @@ from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.dependencies import inputs_of, told_of
-from vigil_core.services.jobs.transitions import ATTEMPTS, NO_LONGER_OURS, complete, fail, put_off
-from vigil_core.services.workflows.commands import may_begin
+from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
+from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, MAX_ATTEMPTS, complete, fail, snooze
+from vigil_core.services.workflows.commands import may_start
 
 HANDOVER_LEASE_S = 90
 """How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
 MAX_EVENT_BYTES = 240 * 1024
 """What an asynchronous invocation takes, with room to spare: a job's payload beyond that is fetched by its function.
 https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
-BUSY_PAUSE = timedelta(seconds=60)
+BUSY_DELAY = timedelta(seconds=60)
 
 
-def dispatch(ctx: Context, namespace: str, job_id: str, *, by: str) -> bool:
+def dispatch(ctx: Context, namespace: str, job_id: str, *, actor: str) -> bool:
     """Set a job going, if it is still to be; whether that was done. A job of a paused queue is left to the sweep."""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         with suppress(StoreConflict):
-            return _dispatch(ctx, namespace, job_id, by)
+            return _dispatch_once(ctx, namespace, job_id, actor)
         ctx.sleep(0.01 * attempt)
     return False
 
 
-def _dispatch(ctx: Context, namespace: str, job_id: str, by: str) -> bool:
+def _dispatch_once(ctx: Context, namespace: str, job_id: str, actor: str) -> bool:
     """Raises StoreConflict when somebody was changing the job at this moment."""
     job = ctx.jobs.find(namespace, job_id)
-    if job is None or job.deleted or not job.to_dispatch:
+    if job is None or job.deleted or not job.dispatchable:
         return False
-    if ctx.job_queues.is_paused(namespace, job.queue) or not may_begin(ctx, job):
+    if ctx.job_queues.is_paused(namespace, job.queue) or not may_start(ctx, job):
         return False
-    with traced({"action": "dispatch", **ids_of(job), "job": job.name, "executor": job.executor}) as said:
-        came = _set_going(ctx, job, by)
-        logger.info(came, extra=said)
+    with traced({"action": "dispatch", **ids_of(job), "job": job.name, "executor": job.executor}) as log_fields:
+        outcome = _start_job(ctx, job, actor)
+        logger.info(outcome, extra=log_fields)
     return True
 
 
-def _set_going(ctx: Context, job: Job, by: str) -> str:
+def _start_job(ctx: Context, job: Job, actor: str) -> str:
     """What came of it, in a word for the log."""
     if job.executor == "join" or job.target_ref is None:
-        _join(ctx, job, by)
+        _join(ctx, job, actor)
         return "joined"
     namespace, job_id = job.namespace, job.job_id
-    target = LambdaTarget.of(ctx.job_types.target(namespace, job.target_ref)) if job.executor == "lambda" else None
-    now, length_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
+    target = (
+        LambdaTarget.from_document(ctx.job_types.target(namespace, job.target_ref))
+        if job.executor == "lambda"
+        else None
+    )
+    now, lease_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
     lease = Lease(
         token=ctx.new_id(),
         worker=f"executor {job.executor}",
-        length_s=length_s,
-        until=now + timedelta(seconds=length_s),
+        duration_s=lease_s,
+        expires_at=now + timedelta(seconds=lease_s),
     )
-    running = jobs.claim(job, lease, now=now, by=by)
+    running = jobs.claim(job, lease, now=now, actor=actor)
     ctx.jobs.save(job, running)
     try:
         if target is None:
-            ctx.executors.call(dumps({**ids_of(job), "lease_token": lease.token}))
+            ctx.executors.call_http(dumps({**ids_of(job), "lease_token": lease.token}))
         else:
-            ctx.executors.invoke(target.function, _event(ctx, running, lease))
+            ctx.executors.invoke_lambda(target.function, _lambda_event(ctx, running, lease))
     except ExecutorRefused as refusal:
         error = JobError(code=refusal.code, message=refusal.message)
-        with suppress(*NO_LONGER_OURS):
-            fail(ctx, namespace, job_id, error, by=by, retryable=False, lease_token=lease.token)
+        with suppress(*LOST_JOB_ERRORS):
+            fail(ctx, namespace, job_id, error, actor=actor, retryable=False, lease_token=lease.token)
         return "refused"
     except ExecutorBusy:
         # It may have been handed over all the same: whoever got it then finds that the lease is gone.
-        with suppress(*NO_LONGER_OURS):
-            put_off(ctx, namespace, job_id, ctx.now() + BUSY_PAUSE, by=by, lease_token=lease.token)
+        with suppress(*LOST_JOB_ERRORS):
+            snooze(ctx, namespace, job_id, ctx.now() + BUSY_DELAY, actor=actor, lease_token=lease.token)
         return "put_off"
     return "dispatched"
 
 
-def _join(ctx: Context, job: Job, by: str) -> None:
+def _join(ctx: Context, job: Job, actor: str) -> None:
     """Complete a job that runs nothing, with what the jobs before it came to: of a race, what the winner did."""
-    inputs = inputs_of(ctx, job)
-    results = {each.name: None if each.result is None else loads(each.result) for each in inputs}
+    dependency_results = load_dependency_results(ctx, job)
+    results = {result.name: None if result.result is None else loads(result.result) for result in dependency_results}
     result: JsonValue = results
     if job.trigger_rule == "one_success":
         # Of those that have completed by now the first in the job's order: a loser may have made it all the same.
-        result = next((results[each.name] for each in inputs if each.status == "completed"), None)
-    with suppress(*NO_LONGER_OURS):
-        complete(ctx, job.namespace, job.job_id, by=by, result=result)
+        result = next((results[result.name] for result in dependency_results if result.status == "completed"), None)
+    with suppress(*LOST_JOB_ERRORS):
+        complete(ctx, job.namespace, job.job_id, actor=actor, result=result)
 
 
-def _event(ctx: Context, job: Job, lease: Lease) -> str:
+def _lambda_event(ctx: Context, job: Job, lease: Lease) -> str:
     """What a function is told of a job. Where there is no room for its payload, that is null, `payload_left_out` true;
     the same with the results of its dependencies, and `truncated`."""
 
     def fits(event: object) -> bool:
         return len(dumps(event).encode()) <= MAX_EVENT_BYTES
 
-    bodies = ctx.jobs.bodies(job, room=MAX_EVENT_BYTES)
-    dependencies = told_of(inputs_of(ctx, job))
+    bodies = ctx.jobs.payloads(job, max_bytes=MAX_EVENT_BYTES)
+    dependencies = dependency_results_json(load_dependency_results(ctx, job))
     event: dict[str, JsonValue] = {
         "job_id": job.job_id,
         "namespace": job.namespace,
@@ -116,8 +120,8 @@ def _event(ctx: Context, job: Job, lease: Lease) -> str:
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "lease_token": lease.token,
-        "lease": lease.length_s,
-        "lease_expires_at": to_text(lease.until),
+        "lease": lease.duration_s,
+        "lease_expires_at": to_text(lease.expires_at),
         "fields": job.fields,
         "tags": list(job.tags),
         "trace_id": job.trace_id,
@@ -130,6 +134,6 @@ def _event(ctx: Context, job: Job, lease: Lease) -> str:
         return dumps(event)
     event |= {"payload_left_out": True, "payload": None}
     if not fits(event):
-        without = {job_id: {**each, "result": None, "truncated": True} for job_id, each in dependencies.items()}
-        event["dependencies"] = without
+        trimmed = {job_id: {**result, "result": None, "truncated": True} for job_id, result in dependencies.items()}
+        event["dependencies"] = trimmed
     return dumps(event)

@@ -10,126 +10,136 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.jobs import job as jobs
-from vigil_core.domain.jobs.batch import item_id, items_of, pages
+from vigil_core.domain.jobs.batch import item_id, items_on_page, page_numbers
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.runtime.tracing import ids_of
-from vigil_core.services.context import Context, WideWork
-from vigil_core.services.jobs.transitions import NO_LONGER_OURS, cancel, change
+from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change
 
 MAX_RESULT_BYTES = 1024 * 1024
 """Of all results of items that the result of their batch holds, together."""
 
 
-def follow(ctx: Context, batch: Job) -> None:
+def on_batch_changed(ctx: Context, batch: Job) -> None:
     """What follows from a batch as it is now: it begins, gets its items, or has them cancelled. Can be repeated."""
     if batch.status == "pending":
         with suppress(JobNotFound):
-            change(ctx, batch.namespace, batch.job_id, lambda now: jobs.begin_batch(now, now=ctx.now(), by="matcher"))
+            change(
+                ctx,
+                batch.namespace,
+                batch.job_id,
+                lambda current: jobs.start_batch(current, now=ctx.now(), actor="matcher"),
+            )
     elif batch.status == "running":
-        _hand_to_fan_out(ctx, batch, stop=batch.cancel_requested_at is not None)
+        _enqueue_pages(ctx, batch, stop=batch.cancel_requested_at is not None)
 
 
-def item_ended(ctx: Context, item: Job) -> None:
+def on_item_ended(ctx: Context, item: Job) -> None:
     """An item has ended: that may end its batch, or stop it. Can be repeated."""
     batch = ctx.jobs.find(item.namespace, str(item.batch_id))
     index = item.batch_index or 0
     if batch is None or batch.status != "running" or item.job_id != item_id(batch.job_id, batch.attempt, index):
         return
-    page_is_over = ctx.batches.record(batch, index, item.status)
-    if page_is_over and len(ctx.batches.endings(batch)) == batch.batch_size:
-        _queue(ctx, batch, [("end", {"kind": "batch_end"})])
+    page_complete = ctx.batches.record_end_state(batch, index, item.status)
+    if page_complete and len(ctx.batches.end_states(batch)) == batch.batch_size:
+        _enqueue(ctx, batch, [("end", {"kind": "batch_end"})])
     elif item.status == "failed" and batch.on_item_failure == "fail_fast":
-        _hand_to_fan_out(ctx, batch, stop=True)
+        _enqueue_pages(ctx, batch, stop=True)
 
 
-def see_to_page(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def process_page(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     """Create those items of a page that are not there; with `stop`, cancel all that have not ended."""
-    namespace, batch_id, attempt = _named(message)
+    namespace, batch_id, attempt = _parse_message(message)
     batch = ctx.jobs.find(namespace, batch_id)
     if batch is None or batch.batch_size is None:
         return
-    ids = {index: item_id(batch_id, attempt, index) for index in items_of(int(str(message["page"])), batch.batch_size)}
-    there = ctx.jobs.find_many(namespace, ids.values())
+    ids = {
+        index: item_id(batch_id, attempt, index) for index in items_on_page(int(str(message["page"])), batch.batch_size)
+    }
+    jobs_by_id = ctx.jobs.find_many(namespace, ids.values())
     if batch.status == "running" and batch.attempt == attempt:
-        _create_items(ctx, batch, [index for index, job_id in ids.items() if job_id not in there])
+        _create_items(ctx, batch, [index for index, job_id in ids.items() if job_id not in jobs_by_id])
     if message["stop"]:
-        still_open = [job_id for job_id in ids.values() if job_id not in there or not there[job_id].ended]
-        ctx.in_parallel(lambda job_id: _cancel(ctx, namespace, job_id), still_open)
+        open_ids = [job_id for job_id in ids.values() if job_id not in jobs_by_id or not jobs_by_id[job_id].ended]
+        ctx.in_parallel(lambda job_id: _cancel(ctx, namespace, job_id), open_ids)
 
 
-def end(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def end_batch(ctx: Context, message: Mapping[str, JsonValue]) -> None:
     """All items have ended: so does the batch. Its result is stored first."""
-    namespace, batch_id, attempt = _named(message)
+    namespace, batch_id, attempt = _parse_message(message)
     batch = ctx.jobs.find(namespace, batch_id)
-    if batch is None or not _is_under_way(batch, attempt):
+    if batch is None or not _is_running(batch, attempt):
         return
-    endings = ctx.batches.endings(batch)
-    result = dumps(_results(ctx, batch, endings))
-    bad = sum(ending != "completed" for ending in endings.values())
+    end_statuses = ctx.batches.end_states(batch)
+    result = dumps(_results(ctx, batch, end_statuses))
+    failed_count = sum(status != "completed" for status in end_statuses.values())
 
-    def decide(now: Job) -> Job:
-        if not _is_under_way(now, attempt):
-            return now
-        ended = jobs.end_batch(now, bad, now=ctx.now(), by="fan_out")
+    def decide(current: Job) -> Job:
+        if not _is_running(current, attempt):
+            return current
+        ended = jobs.end_batch(current, failed_count, now=ctx.now(), actor="fan_out")
         return jobs.with_result(ended, ctx.jobs.put_result(ended, ctx.new_id()[-12:], result))
 
     with suppress(JobNotFound):
         change(ctx, namespace, batch_id, decide)
 
 
-def _create_items(ctx: Context, batch: Job, indices: Iterable[int]) -> None:
-    missing = list(indices)
-    if not missing:
+def _create_items(ctx: Context, batch: Job, indexes: Iterable[int]) -> None:
+    missing_indexes = list(indexes)
+    if not missing_indexes:
         return
-    bodies = ctx.jobs.bodies(replace(batch, result_ref=batch.fallback_ref))
+    bodies = ctx.jobs.payloads(replace(batch, result_ref=batch.fallback_ref))
     payloads, fallback = loads(bodies.payload or "[]"), bodies.result
     assert isinstance(payloads, list)
-    ctx.listing.note_day(batch.namespace, "jobs", ctx.now().date())
-    ctx.job_queues.note(batch.namespace, batch.queue)
+    ctx.listing.mark_day(batch.namespace, "jobs", ctx.now().date())
+    ctx.job_queues.register(batch.namespace, batch.queue)
 
     def create(index: int) -> None:
-        item = jobs.create(batch.namespace, jobs.item_of(batch, index), now=ctx.now(), by="fan_out", payload_ref=None)
+        item = jobs.create(
+            batch.namespace, jobs.new_batch_item(batch, index), now=ctx.now(), actor="fan_out", payload_ref=None
+        )
         payload, nonce = payloads[index], ctx.new_id()[-12:]
         text = None if payload is None else dumps(payload)
-        item = ctx.jobs.put_bodies(item, nonce, payload=text, fallback=fallback)
+        item = ctx.jobs.put_payloads(item, nonce, payload=text, fallback=fallback)
         with suppress(JobCreationFailed):  # Somebody else has just created it.
             ctx.jobs.create(item)
 
-    ctx.in_parallel(create, missing)
+    ctx.in_parallel(create, missing_indexes)
 
 
 def _cancel(ctx: Context, namespace: str, job_id: str) -> None:
-    with suppress(*NO_LONGER_OURS):
-        cancel(ctx, namespace, job_id, by="fan_out")
+    with suppress(*LOST_JOB_ERRORS):
+        cancel(ctx, namespace, job_id, actor="fan_out")
 
 
-def _results(ctx: Context, batch: Job, endings: Mapping[int, JobStatus]) -> list[JsonValue]:
+def _results(ctx: Context, batch: Job, end_statuses: Mapping[int, JobStatus]) -> list[JsonValue]:
     """What became of each item, in order. A result for which there is no room is left out, and its item says so."""
-    ids = {index: item_id(batch.job_id, batch.attempt, index) for index in sorted(endings)}
-    found = ctx.jobs.find_many(batch.namespace, ids.values())
-    left = MAX_RESULT_BYTES
+    ids = {index: item_id(batch.job_id, batch.attempt, index) for index in sorted(end_statuses)}
+    items_by_id = ctx.jobs.find_many(batch.namespace, ids.values())
+    bytes_left = MAX_RESULT_BYTES
     results: list[JsonValue] = []
-    for page in pages(len(ids)):
-        items = [found[ids[index]] for index in items_of(page, len(ids)) if ids[index] in found]
-        room = left
-        bodies = ctx.in_parallel(lambda item, room=room: ctx.jobs.bodies(item, payload=False, room=room), items)  # type: ignore[misc]
-        by_id = {item.job_id: body for item, body in zip(items, bodies, strict=True)}
-        for index in items_of(page, len(ids)):
-            item, body = found.get(ids[index]), by_id.get(ids[index])
+    for page in page_numbers(len(ids)):
+        items = [items_by_id[ids[index]] for index in items_on_page(page, len(ids)) if ids[index] in items_by_id]
+        read_result = partial(ctx.jobs.payloads, payload=False, max_bytes=bytes_left)
+        bodies = ctx.in_parallel(read_result, items)
+        bodies_by_id = {item.job_id: body for item, body in zip(items, bodies, strict=True)}
+        for index in items_on_page(page, len(ids)):
+            item, body = items_by_id.get(ids[index]), bodies_by_id.get(ids[index])
             text = None if body is None else body.result
             size = len((text or "").encode())
-            truncated = size > left or (body is not None and body.result_url is not None)
-            left -= 0 if truncated else size
+            truncated = size > bytes_left or (body is not None and body.result_url is not None)
+            bytes_left -= 0 if truncated else size
             results.append(
                 {
                     "index": index,
                     "job_id": ids[index],
-                    "status": endings[index],
+                    "status": end_statuses[index],
                     "result": None if text is None or truncated else loads(text),
                     "error": _error_of(item),
                     **({"truncated": True} if truncated else {}),
@@ -142,26 +152,32 @@ def _error_of(item: Job | None) -> JsonValue:
     return None if item is None or item.error is None else {"code": item.error.code, "message": item.error.message}
 
 
-def _is_under_way(batch: Job, attempt: int) -> bool:
+def _is_running(batch: Job, attempt: int) -> bool:
     return batch.status == "running" and batch.attempt == attempt
 
 
-def _named(message: Mapping[str, JsonValue]) -> tuple[str, str, int]:
+def _parse_message(message: Mapping[str, JsonValue]) -> tuple[str, str, int]:
     """The attempt of a batch that a message is about: (namespace, job id, attempt)."""
     return str(message["namespace"]), str(message["job_id"]), int(str(message["attempt"]))
 
 
-def _hand_to_fan_out(ctx: Context, batch: Job, *, stop: bool) -> None:
+def _enqueue_pages(ctx: Context, batch: Job, *, stop: bool) -> None:
     # Two messages of one text within minutes are one for SQS; seeing to a page once for both is as good.
-    _queue(
+    _enqueue(
         ctx,
         batch,
-        ((str(page), {"kind": "batch_page", "page": page, "stop": stop}) for page in pages(batch.batch_size or 0)),
+        (
+            (str(page), {"kind": "batch_page", "page": page, "stop": stop})
+            for page in page_numbers(batch.batch_size or 0)
+        ),
     )
 
 
-def _queue(ctx: Context, batch: Job, messages: Iterable[tuple[str, Mapping[str, JsonValue]]]) -> None:
-    its = {**ids_of(batch), "attempt": batch.attempt}
-    ctx.queues.wide_work(
-        [WideWork(group=f"{batch.job_id}#{part}", body=dumps({**message, **its})) for part, message in messages]
+def _enqueue(ctx: Context, batch: Job, messages: Iterable[tuple[str, Mapping[str, JsonValue]]]) -> None:
+    batch_fields = {**ids_of(batch), "attempt": batch.attempt}
+    ctx.message_queues.send_fan_out(
+        [
+            FanOutMessage(group=f"{batch.job_id}#{group_suffix}", body=dumps({**message, **batch_fields}))
+            for group_suffix, message in messages
+        ]
     )

@@ -14,211 +14,228 @@ from datetime import datetime
 
 from vigil_core.domain.errors import FieldProblem, JobNotFound, MissingDependency
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.ids import is_uuid7, job_id_of
+from vigil_core.domain.ids import is_uuid7, workflow_job_id
 from vigil_core.domain.jobs import job as jobs
-from vigil_core.domain.jobs.conditions import ConditionError, Input, evaluate
+from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
 from vigil_core.domain.jobs.dependencies import (
-    ENDINGS,
+    END_STATES,
     MAX_DEPENDENCIES,
     Dependency,
+    DependencyCounts,
     Dependent,
-    Ending,
-    Tally,
+    EndState,
     Verdict,
-    ending_of,
-    holds,
-    verdict_of,
+    end_state_of,
+    evaluate_rule,
+    rule_verdict,
 )
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.context import Context
 from vigil_core.services.jobs.transitions import change
-from vigil_core.services.verdict_log import log_judged
-from vigil_core.store.jobs.jobs import Bodies
+from vigil_core.services.verdict_log import log_verdicts
+from vigil_core.store.jobs.jobs import JobPayloads
 
 MAX_RESULT_BYTES = 256 * 1024
 """Of all results that a condition or a worker is shown of a job's dependencies, together."""
 
-MAX_NEIGHBOURS = 1_000
+MAX_RELATED_JOBS = 1_000
 """Shown of the jobs that wait for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ResolvedDependencies:
     """The jobs that a new job is to depend on, as of now, and how those have ended that have."""
 
     dependencies: tuple[Dependency, ...] = ()
-    endings: tuple[Ending, ...] = ()
+    end_states: tuple[EndState, ...] = ()
 
-    def settle(self, job: Job) -> Job:
+    def ready_now(self, job: Job) -> Job:
         """A job about to be created: ready at once, where its rule holds already and it has no condition."""
-        if not job.waits_for_others or job.condition is not None:
+        if not job.awaits_dependencies or job.condition is not None:
             return job
-        tally = Tally(total=len(self.dependencies), **{ending: self.endings.count(ending) for ending in ENDINGS})
-        if not holds(job.trigger_rule, tally):
+        counts = DependencyCounts(
+            total=len(self.dependencies), **{end_state: self.end_states.count(end_state) for end_state in END_STATES}
+        )
+        if not evaluate_rule(job.trigger_rule, counts):
             return job
-        return jobs.born_ready(job, verdict_of(job.trigger_rule, tally, held=True))
+        return jobs.create_ready(job, rule_verdict(job.trigger_rule, counts, is_satisfied=True))
 
 
-def find_dependencies(ctx: Context, namespace: str, job_ids: Sequence[str]) -> Found:
+def resolve_dependencies(ctx: Context, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
     """Look at the jobs that a new one is to depend on. Raises MissingDependency, naming each that does not exist."""
     if not job_ids:
-        return Found()
-    wanted = list(dict.fromkeys(job_ids))
-    found = ctx.jobs.find_many(namespace, filter(is_uuid7, wanted))
-    missing = [job_id for job_id in wanted if (job := found.get(job_id)) is None or job.deleted]
-    if missing:
+        return ResolvedDependencies()
+    unique_ids = list(dict.fromkeys(job_ids))
+    jobs_by_id = ctx.jobs.find_many(namespace, filter(is_uuid7, unique_ids))
+    missing_ids = [job_id for job_id in unique_ids if (job := jobs_by_id.get(job_id)) is None or job.deleted]
+    if missing_ids:
         raise MissingDependency(
             FieldProblem(
                 pointer=f"/depends_on/{job_ids.index(job_id)}",
                 detail=f"Job with ID {job_id} not found",
                 code=MissingDependency.code,
             )
-            for job_id in missing
+            for job_id in missing_ids
         )
-    endings = (ending_of(found[job_id].status, found[job_id].verdict) for job_id in wanted)
-    return Found(
-        dependencies=tuple(Dependency(job_id=job_id, known_version=found[job_id].version) for job_id in wanted),
-        endings=tuple(ending for ending in endings if ending is not None),
+    end_states = (end_state_of(jobs_by_id[job_id].status, jobs_by_id[job_id].verdict) for job_id in unique_ids)
+    return ResolvedDependencies(
+        dependencies=tuple(
+            Dependency(job_id=job_id, known_version=jobs_by_id[job_id].version) for job_id in unique_ids
+        ),
+        end_states=tuple(end_state for end_state in end_states if end_state is not None),
     )
 
 
-def watch(ctx: Context, job: Job) -> None:
+def register_with_dependencies(ctx: Context, job: Job) -> None:
     """See to it that the end of each dependency is heard of, and judge by those that have ended. Can be repeated."""
     ctx.dependencies.put_dependents(job)
-    now = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
-    open_ones = [each for each in now.values() if not each.ended and not each.awaited]
-    now |= {each.job_id: each for each in ctx.in_parallel(ctx.jobs.mark_awaited, open_ones) if each is not None}
-    _judge(ctx, job, ctx.dependencies.record(job, _endings(job, now)))
+    jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
+    unmarked = [other for other in jobs_by_id.values() if not other.ended and not other.has_waits]
+    jobs_by_id |= {
+        other.job_id: other for other in ctx.in_parallel(ctx.jobs.mark_has_waits, unmarked) if other is not None
+    }
+    _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, _end_states(job, jobs_by_id)))
 
 
-def decided_since(ctx: Context, job: Job) -> datetime | None:
+def verdict_at(ctx: Context, job: Job) -> datetime | None:
     """Since when it is certain what is to become of a job that waits for others; None while that is open."""
-    now = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
-    noted = list((_endings(job, now) | ctx.dependencies.endings(job)).values())
-    tally = Tally(total=len(job.depends_on), **{ending: noted.count(ending) for ending in ENDINGS})
-    if holds(job.trigger_rule, tally) is None:
+    jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
+    end_states = list((_end_states(job, jobs_by_id) | ctx.dependencies.end_states(job)).values())
+    counts = DependencyCounts(
+        total=len(job.depends_on), **{end_state: end_states.count(end_state) for end_state in END_STATES}
+    )
+    if evaluate_rule(job.trigger_rule, counts) is None:
         return None
-    return max([job.updated_at, *(each.updated_at for each in now.values() if each.ended)])
+    return max([job.updated_at, *(other.updated_at for other in jobs_by_id.values() if other.ended)])
 
 
-def heard(ctx: Context, dependent: Dependent, dependency: Job) -> None:
+def on_dependency_finished(ctx: Context, dependent: Dependent, dependency: Job) -> None:
     """A job has ended on which another depends."""
-    ending = ending_of(dependency.status, dependency.verdict)
-    assert ending is not None
+    end_state = end_state_of(dependency.status, dependency.verdict)
+    assert end_state is not None
     job = ctx.jobs.find(dependency.namespace, dependent.job_id)
-    if job is not None and job.waits_for_others and job.attempt == dependent.attempt:
-        _judge(ctx, job, ctx.dependencies.record(job, {dependent.index: ending}))
+    if job is not None and job.awaits_dependencies and job.attempt == dependent.attempt:
+        _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, {dependent.index: end_state}))
 
 
-def inputs_of(ctx: Context, job: Job) -> list[Input]:
+def load_dependency_results(ctx: Context, job: Job) -> list[DependencyResult]:
     """The dependencies of a job with their results, at most a hundred; nothing is read for one that has none."""
-    if not (job.depends_on or job.comes_after):
+    if not (job.depends_on or job.upstream_names):
         return []
-    return inputs_from(ctx, job.namespace, _dependency_names(ctx, job))
+    return load_results(ctx, job.namespace, _dependency_names(ctx, job))
 
 
-def inputs_from(ctx: Context, namespace: str, names: Mapping[str, str]) -> list[Input]:
+def load_results(ctx: Context, namespace: str, names_by_id: Mapping[str, str]) -> list[DependencyResult]:
     """Jobs with their results, given by their ids what they are called; a result that would make them too many bytes is
     left out."""
-    found = ctx.jobs.find_many(namespace, names)
-    there = [found[job_id] for job_id in names if job_id in found]
-    left = MAX_RESULT_BYTES
-    inputs: list[Input] = []
+    jobs_by_id = ctx.jobs.find_many(namespace, names_by_id)
+    existing_jobs = [jobs_by_id[job_id] for job_id in names_by_id if job_id in jobs_by_id]
+    bytes_left = MAX_RESULT_BYTES
+    results: list[DependencyResult] = []
 
-    def read(each: Job) -> Bodies:
-        return ctx.jobs.bodies(each, payload=False, room=MAX_RESULT_BYTES)
+    def read(job: Job) -> JobPayloads:
+        return ctx.jobs.payloads(job, payload=False, max_bytes=MAX_RESULT_BYTES)
 
-    for each, bodies in zip(there, ctx.in_parallel(read, there), strict=True):
+    for job, bodies in zip(existing_jobs, ctx.in_parallel(read, existing_jobs), strict=True):
         size = len((bodies.result or "").encode())
-        fits = size <= left and bodies.result_url is None
-        left -= size if fits else 0
-        inputs.append(
-            Input(
-                name=names[each.job_id],
-                status=each.status,
-                health=each.health,
+        fits = size <= bytes_left and bodies.result_url is None
+        bytes_left -= size if fits else 0
+        results.append(
+            DependencyResult(
+                name=names_by_id[job.job_id],
+                status=job.status,
+                health=job.health,
                 result=bodies.result if fits else None,
-                left_out=not fits,
+                truncated=not fits,
             )
         )
-    return inputs
+    return results
 
 
-def told_of(inputs: Sequence[Input]) -> dict[str, dict[str, JsonValue]]:
+def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, dict[str, JsonValue]]:
     """Dependencies as whoever runs the job is told of them, by the names by which the job calls them, in its order."""
     return {
-        each.name: {
-            "status": each.status,
-            "job_health": each.health,
-            "result": None if each.result is None else loads(each.result),
-            "truncated": each.left_out,
+        result.name: {
+            "status": result.status,
+            "job_health": result.health,
+            "result": None if result.result is None else loads(result.result),
+            "truncated": result.truncated,
         }
-        for each in inputs
+        for result in results
     }
 
 
-def neighbours(ctx: Context, job: Job) -> tuple[list[Job], list[Job]]:
+def upstream_and_downstream(ctx: Context, job: Job) -> tuple[list[Job], list[Job]]:
     """The jobs on which it depends, and those that wait for it."""
-    before = [dependency.job_id for dependency in job.depends_on]
-    after = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_NEIGHBOURS)
-    if job.workflow_id is not None and job.workflow_place is not None:
+    upstream_ids = [dependency.job_id for dependency in job.depends_on]
+    downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS)
+    if job.workflow_id is not None and job.workflow_index is not None:
         graph = ctx.runs.graph(job.namespace, job.workflow_id)
-        before = [job_id_of(job.workflow_id, name) for name in graph.names_before(job.workflow_place)[:MAX_NEIGHBOURS]]
-        later = [graph.nodes[place].name for place in graph.dependents[job.workflow_place][:MAX_NEIGHBOURS]]
-        after = [*(job_id_of(job.workflow_id, name) for name in later), *after][:MAX_NEIGHBOURS]
-    found = {
-        job_id: each
-        for job_id, each in ctx.jobs.find_many(job.namespace, [*before, *after]).items()
-        if not each.deleted
+        upstream_ids = [
+            workflow_job_id(job.workflow_id, name)
+            for name in graph.dependency_names(job.workflow_index)[:MAX_RELATED_JOBS]
+        ]
+        successor_names = [graph.nodes[index].name for index in graph.dependents[job.workflow_index][:MAX_RELATED_JOBS]]
+        downstream_ids = [*(workflow_job_id(job.workflow_id, name) for name in successor_names), *downstream_ids][
+            :MAX_RELATED_JOBS
+        ]
+    jobs_by_id = {
+        job_id: other
+        for job_id, other in ctx.jobs.find_many(job.namespace, [*upstream_ids, *downstream_ids]).items()
+        if not other.deleted
     }
-    waiting = [
-        found[job_id]
-        for job_id in after
-        if job_id in found and (found[job_id].waits_for_others or found[job_id].in_run)
+    downstream_jobs = [
+        jobs_by_id[job_id]
+        for job_id in downstream_ids
+        if job_id in jobs_by_id and (jobs_by_id[job_id].awaits_dependencies or jobs_by_id[job_id].in_run)
     ]
-    return [found[job_id] for job_id in before if job_id in found], waiting
+    return [jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id], downstream_jobs
 
 
 def _dependency_names(ctx: Context, job: Job) -> dict[str, str]:
     """By their ids, what a job calls its dependencies: by id, or in a run by name."""
-    if job.workflow_id is None or job.workflow_place is None:
+    if job.workflow_id is None or job.workflow_index is None:
         return {dependency.job_id: dependency.job_id for dependency in job.depends_on}
-    names = ctx.runs.graph(job.namespace, job.workflow_id).names_before(job.workflow_place)
-    return {job_id_of(job.workflow_id, name): name for name in names[:MAX_DEPENDENCIES]}
+    names = ctx.runs.graph(job.namespace, job.workflow_id).dependency_names(job.workflow_index)
+    return {workflow_job_id(job.workflow_id, name): name for name in names[:MAX_DEPENDENCIES]}
 
 
-def _endings(job: Job, now: Mapping[str, Job]) -> dict[int, Ending]:
+def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
     """How the dependencies have ended that have, by their numbers. One that is gone counts as cancelled."""
-    endings: dict[int, Ending] = {}
+    end_states: dict[int, EndState] = {}
     for index, dependency in enumerate(job.depends_on):
-        seen = now.get(dependency.job_id)
-        ending = "cancelled" if seen is None else ending_of(seen.status, seen.verdict)
-        if ending is not None:
-            endings[index] = ending
-    return endings
+        dependency_job = jobs_by_id.get(dependency.job_id)
+        end_state = (
+            "cancelled" if dependency_job is None else end_state_of(dependency_job.status, dependency_job.verdict)
+        )
+        if end_state is not None:
+            end_states[index] = end_state
+    return end_states
 
 
-def _judge(ctx: Context, job: Job, tally: Tally) -> None:
-    held = holds(job.trigger_rule, tally)
-    if held is None:
+def _apply_trigger_rule(ctx: Context, job: Job, counts: DependencyCounts) -> None:
+    is_satisfied = evaluate_rule(job.trigger_rule, counts)
+    if is_satisfied is None:
         return
-    verdict = verdict_of(job.trigger_rule, tally, held)
-    passed, verdict = with_condition(ctx, job, verdict) if held and job.condition else (held, verdict)
+    verdict = rule_verdict(job.trigger_rule, counts, is_satisfied)
+    passed, verdict = apply_condition(ctx, job, verdict) if is_satisfied and job.condition else (is_satisfied, verdict)
 
-    def decide(now: Job) -> Job:
-        if not now.waits_for_others or now.attempt != job.attempt:
-            return now
-        return jobs.judged(now, verdict, met=held, passed=passed, now=ctx.now(), by="matcher")
+    def decide(current: Job) -> Job:
+        if not current.awaits_dependencies or current.attempt != job.attempt:
+            return current
+        return jobs.apply_verdict(
+            current, verdict, is_satisfied=is_satisfied, condition_result=passed, now=ctx.now(), actor="matcher"
+        )
 
     with suppress(JobNotFound):
-        judged = change(ctx, job.namespace, job.job_id, decide)
-        log_judged([] if judged.waits_for_others else [judged])
+        updated = change(ctx, job.namespace, job.job_id, decide)
+        log_verdicts([] if updated.awaits_dependencies else [updated])
 
 
-def with_condition(ctx: Context, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
+def apply_condition(ctx: Context, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
     """Whether the condition holds, too; None when it cannot be evaluated."""
     try:
-        passed = evaluate(str(job.condition), inputs_of(ctx, job))
+        passed = evaluate(str(job.condition), load_dependency_results(ctx, job))
     except ConditionError as error:
-        return None, verdict.because(f"the condition cannot be evaluated: {error}")
-    return passed, verdict if passed else verdict.because("the condition is false")
+        return None, verdict.with_reason(f"the condition cannot be evaluated: {error}")
+    return passed, verdict if passed else verdict.with_reason("the condition is false")

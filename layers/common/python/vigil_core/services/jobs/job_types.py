@@ -8,42 +8,42 @@ from vigil_core.domain.errors import JobTypeNotFound, StoreConflict
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.transitions import ATTEMPTS
+from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.store.table import ConditionFailed
 
 
-def put_job_type(ctx: Context, wanted: JobType) -> tuple[JobType, bool]:
+def put_job_type(ctx: Context, job_type: JobType) -> tuple[JobType, bool]:
     """Store a type under its name, over what stands there; the type as it is now, and whether it is new.
 
     Raises:
         ValidationFailed: its payload_schema is none, or one that would take too long to apply.
     """
-    if wanted.payload_schema is not None:
+    if job_type.payload_schema is not None:
         # Imported here: it takes a tenth of a second, and most requests need no JSON Schema.
         from vigil_core.services.jobs.payload_schema import check_schema
 
-        check_schema(wanted.payload_schema)
-    for attempt in range(ATTEMPTS):
-        before = ctx.job_types.find(wanted.namespace, wanted.name)
-        after = wanted if before is None else wanted.succeeding(before)
+        check_schema(job_type.payload_schema)
+    for attempt in range(MAX_ATTEMPTS):
+        before = ctx.job_types.find(job_type.namespace, job_type.name)
+        after = job_type if before is None else job_type.as_next_version(before)
         if after == before:
             return before, False
-        ctx.job_types.keep_target(after)
+        ctx.job_types.store_target(after)
         try:
             ctx.job_types.save(before, after)
         except ConditionFailed:
             ctx.sleep(0.01 * attempt)
             continue
         return after, before is None
-    raise StoreConflict(f"Job type {wanted.name} is being changed by too many at once: try again")
+    raise StoreConflict(f"Job type {job_type.name} is being changed by too many at once: try again")
 
 
 def find_job_type(ctx: Context, namespace: str, name: str) -> JobType:
     """The type as it is now. Raises JobTypeNotFound."""
-    found = ctx.job_types.find(namespace, name)
-    if found is None:
+    job_type = ctx.job_types.find(namespace, name)
+    if job_type is None:
         raise JobTypeNotFound(name)
-    return found
+    return job_type
 
 
 def delete_job_type(ctx: Context, namespace: str, name: str) -> None:

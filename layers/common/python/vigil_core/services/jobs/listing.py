@@ -8,9 +8,9 @@ from datetime import datetime
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.context import Context
-from vigil_core.services.pagination import page_of
+from vigil_core.services.pagination import fill_page
 
-BATCH = 50
+READ_BATCH = 50
 """State and live row of each: the hundred keys of one BatchGetItem."""
 
 
@@ -30,9 +30,9 @@ class JobFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
 
-    def takes(self, job: Job) -> bool:
+    def matches(self, job: Job) -> bool:
         """Whether a job passes; the times are left to the index."""
-        wanted = (
+        criteria = (
             (self.job_type, job.job_type),
             (self.queue, job.queue),
             (self.correlation_id, job.correlation_id),
@@ -44,34 +44,34 @@ class JobFilter:
         return (
             (self.statuses is None or job.status in self.statuses)
             and (self.tag is None or self.tag in job.tags)
-            and all(asked is None or asked == actual for asked, actual in wanted)
+            and all(expected is None or expected == actual for expected, actual in criteria)
         )
 
 
 def list_jobs(
-    ctx: Context, namespace: str, wanted: JobFilter, *, before_place: str | None, page_size: int
+    ctx: Context, namespace: str, job_filter: JobFilter, *, before_cursor: str | None, page_size: int
 ) -> tuple[list[Job], str | None]:
     """One page, and the place to go on before, None at the end.
 
     A page ends when it is full or has used its budget of reads or bytes; it may be short while there is more.
     """
-    listed = ctx.listing.newest_first(
+    index_rows = ctx.listing.newest_first(
         namespace,
         "jobs",
-        before_place=before_place,
-        created_after=wanted.created_after,
-        created_before=wanted.created_before,
+        before_cursor=before_cursor,
+        created_after=job_filter.created_after,
+        created_before=job_filter.created_before,
     )
-    return page_of(
-        listed,
+    return fill_page(
+        index_rows,
         lambda ids: ctx.jobs.find_many(namespace, ids, live=True),
-        lambda job: not job.deleted and wanted.takes(job),
-        before_place=before_place,
+        lambda job: not job.deleted and job_filter.matches(job),
+        before_cursor=before_cursor,
         page_size=page_size,
-        batch_size=min(BATCH, max(page_size, 1)),
-        size_of=_bytes,
+        batch_size=min(READ_BATCH, max(page_size, 1)),
+        size_of=_variable_bytes,
     )
 
 
-def _bytes(job: Job) -> int:
+def _variable_bytes(job: Job) -> int:
     return len(dumps([job.fields, job.milestones, job.tags, job.message]).encode())

@@ -9,15 +9,15 @@ from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.dependencies import find_dependencies
-from vigil_core.services.jobs.transitions import ATTEMPTS, body_text
-from vigil_core.services.jobs.uploads import arrived
-from vigil_core.services.locks import admit, claims_for_new
+from vigil_core.services.jobs.dependencies import resolve_dependencies
+from vigil_core.services.jobs.transitions import MAX_ATTEMPTS, encode_body
+from vigil_core.services.jobs.uploads import require_uploaded
+from vigil_core.services.locks import acquire_or_enqueue, locks_for_new_job
 from vigil_core.store.table import ConditionFailed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submitted:
+class Submission:
     """The job that now stands for the request; `existing` when its unique key already had a live one."""
 
     job: Job
@@ -28,7 +28,7 @@ class Submitted:
     """Where the payload is when it is not told."""
 
 
-def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool = False) -> Submitted:
+def submit(ctx: Context, namespace: str, new: NewJob, *, actor: str, resumed: bool = False) -> Submission:
     """Store a new job, payload first.
 
     With `resumed` the id was reserved by an earlier try of the same request: a job that already has it is the one that
@@ -41,40 +41,40 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, by: str, resumed: bool 
         ValidationFailed: the fields are over their limit, or there is no such upload.
     """
     name = "payload" if new.batch_size is None else "batch"
-    payload = None if new.payload is None else body_text(new.payload, name)
-    upload = None if new.payload_upload is None else arrived(ctx, namespace, new.payload_upload, "payload_ref")
-    fallback = None if new.fallback is None else body_text(new.fallback, "fallback")
-    for attempt in range(ATTEMPTS):
-        if resumed and (mine := submitted_before(ctx, namespace, new.job_id)) is not None:
-            return mine
-        depends_on = find_dependencies(ctx, namespace, new.depends_on)
-        taken = claims_for_new(ctx, namespace, new)
-        if taken.existing is not None:
-            return Submitted(job=taken.existing, existing=True)
+    payload = None if new.payload is None else encode_body(new.payload, name)
+    upload = None if new.payload_upload is None else require_uploaded(ctx, namespace, new.payload_upload, "payload_ref")
+    fallback = None if new.fallback is None else encode_body(new.fallback, "fallback")
+    for attempt in range(MAX_ATTEMPTS):
+        if resumed and (earlier := find_earlier_submission(ctx, namespace, new.job_id)) is not None:
+            return earlier
+        dependencies = resolve_dependencies(ctx, namespace, new.depends_on)
+        locks = locks_for_new_job(ctx, namespace, new)
+        if locks.existing_job is not None:
+            return Submission(job=locks.existing_job, existing=True)
         now = ctx.now()
-        ctx.listing.note_day(namespace, "jobs", now.date())
-        ctx.job_queues.note(namespace, new.queue)
+        ctx.listing.mark_day(namespace, "jobs", now.date())
+        ctx.job_queues.register(namespace, new.queue)
         nonce = ctx.new_id()[-12:]
-        job = jobs.create(namespace, new, now=now, by=by, payload_ref=None, depends_on=depends_on.dependencies)
-        job = ctx.jobs.put_bodies(job, nonce, payload=payload, fallback=fallback)
+        job = jobs.create(namespace, new, now=now, actor=actor, payload_ref=None, depends_on=dependencies.dependencies)
+        job = ctx.jobs.put_payloads(job, nonce, payload=payload, fallback=fallback)
         if upload is not None:
             job = replace(job, payload_ref=ctx.jobs.adopt_payload(job, nonce, upload))
         try:
-            job, mutex = admit(ctx, None, depends_on.settle(job))
-            ctx.jobs.create(job, (*taken.claims, *mutex))
+            job, mutex_acquisitions = acquire_or_enqueue(ctx, None, dependencies.ready_now(job))
+            ctx.jobs.create(job, (*locks.acquisitions, *mutex_acquisitions))
         except ConditionFailed:
             ctx.sleep(0.01 * attempt)
             continue
-        url = None if upload is None else ctx.jobs.bodies(job).payload_url
-        return Submitted(job=job, existing=False, payload=new.payload, payload_url=url)
+        url = None if upload is None else ctx.jobs.payloads(job).payload_url
+        return Submission(job=job, existing=False, payload=new.payload, payload_url=url)
     raise StoreConflict("Too many jobs want the same key at once: try again")
 
 
-def submitted_before(ctx: Context, namespace: str, job_id: str) -> Submitted | None:
+def find_earlier_submission(ctx: Context, namespace: str, job_id: str) -> Submission | None:
     """What an earlier try of the same request created: it stands, whatever became of its type since."""
     job = ctx.jobs.find(namespace, job_id)
     if job is None:
         return None
-    bodies = ctx.jobs.bodies(job)
+    bodies = ctx.jobs.payloads(job)
     payload = None if bodies.payload is None else loads(bodies.payload)
-    return Submitted(job=job, existing=False, payload=payload, payload_url=bodies.payload_url)
+    return Submission(job=job, existing=False, payload=payload, payload_url=bodies.payload_url)

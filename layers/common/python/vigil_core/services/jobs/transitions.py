@@ -14,13 +14,13 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.uploads import arrived
-from vigil_core.services.locks import admit, claims_for_retry
-from vigil_core.store.jobs.jobs import MAX_BODY_BYTES
-from vigil_core.store.locks import HoldClaim
+from vigil_core.services.jobs.uploads import require_uploaded
+from vigil_core.services.locks import acquire_or_enqueue, locks_for_retry
+from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES
+from vigil_core.store.locks import LockAcquisition
 
-ATTEMPTS = 12
-NO_LONGER_OURS = (JobNotFound, InvalidTransition, LeaseLost)
+MAX_ATTEMPTS = 12
+LOST_JOB_ERRORS = (JobNotFound, InvalidTransition, LeaseLost)
 """What a report is refused with by whoever no longer runs the job: it has ended, is somebody else's, or is gone."""
 
 
@@ -32,15 +32,22 @@ def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
     return job
 
 
-def start(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None = None) -> Job:
+def start(ctx: Context, namespace: str, job_id: str, *, actor: str, lease_token: str | None = None) -> Job:
     """Somebody outside began to run the job."""
-    return change(ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), by=by, lease_token=lease_token))
+    return change(
+        ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), actor=actor, lease_token=lease_token)
+    )
 
 
-def report(ctx: Context, namespace: str, job_id: str, said: Report, *, by: str, lease_token: str | None = None) -> Job:
+def report(
+    ctx: Context, namespace: str, job_id: str, update: Report, *, actor: str, lease_token: str | None = None
+) -> Job:
     """Somebody outside tells how the job goes: applied whole or refused."""
     return change(
-        ctx, namespace, job_id, lambda job: jobs.report(job, said, now=ctx.now(), by=by, lease_token=lease_token)
+        ctx,
+        namespace,
+        job_id,
+        lambda job: jobs.report(job, update, now=ctx.now(), actor=actor, lease_token=lease_token),
     )
 
 
@@ -50,7 +57,7 @@ def heartbeat(
     job_id: str,
     *,
     lease_token: str | None,
-    length_s: int | None,
+    lease_s: int | None,
     progress: Decimal | None = None,
     message: str | None = None,
     first: bool = False,
@@ -64,7 +71,7 @@ def heartbeat(
             job,
             now=ctx.now(),
             lease_token=lease_token,
-            length_s=length_s,
+            length_s=lease_s,
             progress=progress,
             message=message,
             first=first,
@@ -72,29 +79,33 @@ def heartbeat(
     )
 
 
-def release(ctx: Context, namespace: str, job_id: str, *, by: str, lease_token: str | None) -> Job:
+def release(ctx: Context, namespace: str, job_id: str, *, actor: str, lease_token: str | None) -> Job:
     """A worker gives a job back."""
-    return change(ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), by=by, lease_token=lease_token))
+    return change(
+        ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), actor=actor, lease_token=lease_token)
+    )
 
 
-def put_off(ctx: Context, namespace: str, job_id: str, until: datetime, *, by: str, lease_token: str) -> Job:
+def snooze(ctx: Context, namespace: str, job_id: str, until: datetime, *, actor: str, lease_token: str) -> Job:
     """A job could not be handed over: it comes again at that time."""
     return change(
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.put_off(job, until, now=ctx.now(), by=by, lease_token=lease_token),
+        lambda job: jobs.snooze(job, until, now=ctx.now(), actor=actor, lease_token=lease_token),
     )
 
 
-def on_time(ctx: Context, namespace: str, job_id: str, *, by: str = "sweeper") -> None:
+def apply_timers(ctx: Context, namespace: str, job_id: str, *, actor: str = "sweeper") -> None:
     """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
     is due, the sweeper is shown the new time."""
     with suppress(JobNotFound):
-        job = change(ctx, namespace, job_id, lambda job: jobs.on_time(job, now=ctx.now(), by=by, chance=ctx.chance()))
-        if job.status == "running" and job.due_at and job.shown_due_at and job.shown_due_at < job.due_at:
+        job = change(
+            ctx, namespace, job_id, lambda job: jobs.apply_timers(job, now=ctx.now(), actor=actor, jitter=ctx.jitter())
+        )
+        if job.status == "running" and job.due_at and job.indexed_due_at and job.indexed_due_at < job.due_at:
             with suppress(StoreConflict):
-                ctx.jobs.show_in_place(replace(job, shown_due_at=None))
+                ctx.jobs.repair_index_entry(replace(job, indexed_due_at=None))
 
 
 def complete(
@@ -102,7 +113,7 @@ def complete(
     namespace: str,
     job_id: str,
     *,
-    by: str,
+    actor: str,
     result: JsonValue = None,
     result_upload: str | None = None,
     health: str = "success",
@@ -112,14 +123,16 @@ def complete(
     """The job did what it was for. The result is stored first; only the change of state makes it the job's."""
 
     def decide(job: Job) -> Job:
-        done = jobs.complete(job, now=ctx.now(), by=by, health=health, fields=fields, lease_token=lease_token)
-        if done is job or (result is None and result_upload is None):
-            return done
+        completed = jobs.complete(
+            job, now=ctx.now(), actor=actor, health=health, fields=fields, lease_token=lease_token
+        )
+        if completed is job or (result is None and result_upload is None):
+            return completed
         nonce = ctx.new_id()[-12:]
         if result_upload is not None:
-            upload = arrived(ctx, namespace, result_upload, "result_ref")
-            return jobs.with_result(done, ctx.jobs.adopt_result(done, nonce, upload))
-        return jobs.with_result(done, ctx.jobs.put_result(done, nonce, body_text(result, "result")))
+            upload = require_uploaded(ctx, namespace, result_upload, "result_ref")
+            return jobs.with_result(completed, ctx.jobs.adopt_result(completed, nonce, upload))
+        return jobs.with_result(completed, ctx.jobs.put_result(completed, nonce, encode_body(result, "result")))
 
     return change(ctx, namespace, job_id, decide)
 
@@ -130,10 +143,10 @@ def fail(
     job_id: str,
     error: JobError,
     *,
-    by: str,
+    actor: str,
     retryable: bool = True,
     lease_token: str | None = None,
-    at_least: timedelta = timedelta(0),
+    min_delay: timedelta = timedelta(0),
 ) -> Job:
     """The attempt failed; the next one is not sooner than `at_least` from now."""
     return change(
@@ -144,42 +157,42 @@ def fail(
             job,
             error,
             now=ctx.now(),
-            by=by,
-            chance=ctx.chance(),
+            actor=actor,
+            jitter=ctx.jitter(),
             retryable=retryable,
             lease_token=lease_token,
-            at_least=at_least,
+            min_delay=min_delay,
         ),
     )
 
 
-def cancel(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
+def cancel(ctx: Context, namespace: str, job_id: str, *, actor: str) -> Job:
     """Cancel at once what does not run, ask what runs; the sweeper enforces what was asked for."""
-    return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), by=by))
+    return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), actor=actor))
 
 
-def retry(ctx: Context, namespace: str, job_id: str, *, by: str) -> Job:
+def retry(ctx: Context, namespace: str, job_id: str, *, actor: str) -> Job:
     """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them, or,
     where it waits for its mutex, a place at the end of the line."""
     return change(
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.retry(job, now=ctx.now(), by=by),
-        claims=lambda job: claims_for_retry(ctx, job),
+        lambda job: jobs.retry(job, now=ctx.now(), actor=actor),
+        lock_acquisitions=lambda job: locks_for_retry(ctx, job),
     )
 
 
-def delete(ctx: Context, namespace: str, job_id: str, *, by: str) -> None:
+def delete(ctx: Context, namespace: str, job_id: str, *, actor: str) -> None:
     """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
-    change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), by=by))
+    change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), actor=actor))
 
 
-def body_text(body: JsonValue, name: str) -> str:
+def encode_body(body: JsonValue, name: str) -> str:
     """A payload or result as the text that is stored. Raises PayloadTooLarge, naming it."""
     text = dumps(body)
-    if len(text.encode()) > MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"/{name} takes at most {MAX_BODY_BYTES} bytes as JSON: upload what is larger")
+    if len(text.encode()) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(f"/{name} takes at most {MAX_PAYLOAD_BYTES} bytes as JSON: upload what is larger")
     return text
 
 
@@ -189,17 +202,19 @@ def change(
     job_id: str,
     decide: Callable[[Job], Job],
     *,
-    claims: Callable[[Job], list[HoldClaim]] | None = None,
-    known: Job | None = None,
+    lock_acquisitions: Callable[[Job], list[LockAcquisition]] | None = None,
+    cached: Job | None = None,
 ) -> Job:
     """Store what is decided of the job as it is now; decided anew, whenever somebody else was first. `known` is the job
     as it was read a moment ago, which spares reading it again."""
-    for attempt in range(ATTEMPTS):
-        before = known if known is not None and attempt == 0 else find_job(ctx, namespace, job_id)
+    for attempt in range(MAX_ATTEMPTS):
+        before = cached if cached is not None and attempt == 0 else find_job(ctx, namespace, job_id)
         after = decide(before)
         try:
-            after, mutex = admit(ctx, before, after)
-            ctx.jobs.save(before, after, (*(claims(before) if claims else ()), *mutex))
+            after, mutex_acquisitions = acquire_or_enqueue(ctx, before, after)
+            ctx.jobs.save(
+                before, after, (*(lock_acquisitions(before) if lock_acquisitions else ()), *mutex_acquisitions)
+            )
         except StoreConflict:
             ctx.sleep(0.01 * attempt)
             continue

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.services.context import Context
-from vigil_core.store.queues import WorkerSeen
+from vigil_core.store.queues import WorkerActivity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,24 +18,24 @@ class QueueState:
 
     paused: bool
     ready: Mapping[Priority, int]
-    watched: Mapping[str, int]
+    timed: Mapping[str, int]
     oldest_ready: datetime | None
-    workers: Sequence[WorkerSeen]
+    workers: Sequence[WorkerActivity]
     running: Mapping[str, int]
 
 
-def show_queue(ctx: Context, namespace: str, queue: str) -> QueueState:
+def queue_state(ctx: Context, namespace: str, queue: str) -> QueueState:
     """Costs a request per megabyte of index entries that are counted (some ten thousand jobs), and one per hundred
     running jobs."""
     ready = ctx.job_queues.ready_by_priority(namespace, queue)
-    held, oldest_held = ctx.job_queues.held_by_priority(namespace, queue)
-    oldest = [at for at in (ctx.job_queues.oldest_ready(namespace, queue), oldest_held) if at is not None]
-    leased = ctx.jobs.find_many(namespace, ctx.job_queues.running(namespace, queue), consistent=False)
+    undispatched, oldest_undispatched = ctx.job_queues.undispatched_by_priority(namespace, queue)
+    oldest_times = [at for at in (ctx.job_queues.oldest_ready(namespace, queue), oldest_undispatched) if at is not None]
+    leased_jobs = ctx.jobs.find_many(namespace, ctx.job_queues.running(namespace, queue), consistent=False)
     return QueueState(
         paused=ctx.job_queues.is_paused(namespace, queue),
-        ready={name: count + held[name] for name, count in ready.items()},
-        watched=ctx.job_queues.watched_by_status(namespace, queue),
-        oldest_ready=min(oldest, default=None),
+        ready={name: count + undispatched[name] for name, count in ready.items()},
+        timed=ctx.job_queues.timed_by_status(namespace, queue),
+        oldest_ready=min(oldest_times, default=None),
         workers=list(ctx.job_queues.workers(namespace, queue, now=ctx.now())),
-        running=Counter(job.lease.worker for job in leased.values() if job.status == "running" and job.lease),
+        running=Counter(job.lease.worker for job in leased_jobs.values() if job.status == "running" and job.lease),
     )

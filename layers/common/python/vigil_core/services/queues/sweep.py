@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from vigil_core.services.context import Context
 from vigil_core.services.executors.dispatch import dispatch
-from vigil_core.services.jobs.transitions import on_time
-from vigil_core.services.queues.renew_ttl import keep_waiting
+from vigil_core.services.jobs.transitions import apply_timers
+from vigil_core.services.queues.renew_ttl import renew_queue_ttl
 
-MOST = 2_000
+MAX_JOBS = 2_000
 """Jobs of a queue that one sweep looks after; what is left over is the next one's."""
 
 
-class QueueNotMinded(Exception):
+class QueueSweepFailed(Exception):
     """Some jobs of a queue could not be looked after; the others were, and the next sweep finds these again."""
 
 
-def mind_queue(ctx: Context, namespace: str, queue: str) -> int:
+def sweep_queue(ctx: Context, namespace: str, queue: str) -> int:
     """Start what is scheduled for now, take back leases that have run out, end what takes too long or was cancelled;
     dispatch what nobody has, because the queue was paused or because who was to do it died.
     Returns how many jobs were due.
@@ -24,33 +24,33 @@ def mind_queue(ctx: Context, namespace: str, queue: str) -> int:
         QueueNotMinded: after everything else was done.
     """
     now = ctx.now()
-    keep_waiting(ctx, namespace, queue, now)
-    overdue = [
+    renew_queue_ttl(ctx, namespace, queue, now)
+    overdue_ids = [
         job_id
         for status in ("scheduled", "running")
-        for job_id in ctx.job_queues.overdue(namespace, queue, status, now, MOST)
+        for job_id in ctx.job_queues.overdue(namespace, queue, status, now, MAX_JOBS)
     ]
     errors: list[tuple[str, Exception]] = []
 
-    to_dispatch = ctx.job_queues.to_dispatch(namespace, queue, MOST)
-    if to_dispatch and ctx.job_queues.is_paused(namespace, queue):
-        to_dispatch = []
+    undispatched_ids = ctx.job_queues.to_dispatch(namespace, queue, MAX_JOBS)
+    if undispatched_ids and ctx.job_queues.is_paused(namespace, queue):
+        undispatched_ids = []
 
-    def look(job_id: str) -> None:
+    def apply_due_timers(job_id: str) -> None:
         try:
-            on_time(ctx, namespace, job_id)
+            apply_timers(ctx, namespace, job_id)
         except Exception as error:
             errors.append((job_id, error))
 
-    def set_going(job_id: str) -> None:
+    def dispatch_job(job_id: str) -> None:
         try:
-            dispatch(ctx, namespace, job_id, by="sweeper")
+            dispatch(ctx, namespace, job_id, actor="sweeper")
         except Exception as error:
             errors.append((job_id, error))
 
-    ctx.in_parallel(look, overdue)
-    ctx.in_parallel(set_going, to_dispatch)
+    ctx.in_parallel(apply_due_timers, overdue_ids)
+    ctx.in_parallel(dispatch_job, undispatched_ids)
     if errors:
-        first, reason = errors[0]
-        raise QueueNotMinded(f"{len(errors)} jobs of queue {queue!r}, the first, {first}, because: {reason!r}")
-    return len(overdue) + len(to_dispatch)
+        first_id, reason = errors[0]
+        raise QueueSweepFailed(f"{len(errors)} jobs of queue {queue!r}, the first, {first_id}, because: {reason!r}")
+    return len(overdue_ids) + len(undispatched_ids)

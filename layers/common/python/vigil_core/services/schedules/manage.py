@@ -8,66 +8,66 @@ from datetime import datetime
 
 from vigil_core.domain.errors import ScheduleNotFound, StoreConflict
 from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.schedules import Schedule, planned, redefined, switched
+from vigil_core.domain.schedules import Schedule, replace_definition, set_enabled, with_next_fire
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.transitions import ATTEMPTS
+from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.store.table import ConditionFailed
 
 
-def put_schedule(ctx: Context, wanted: Schedule) -> tuple[Schedule, bool]:
+def put_schedule(ctx: Context, schedule: Schedule) -> tuple[Schedule, bool]:
     """Store a schedule under its name, over what stands there; the schedule as it is now, and whether it is new."""
 
     def decide(before: Schedule | None) -> Schedule:
         if before is None:
-            return planned(wanted, now=wanted.created_at, generation=wanted.generation)
-        return redefined(before, wanted)
+            return with_next_fire(schedule, now=schedule.created_at, generation=schedule.generation)
+        return replace_definition(before, schedule)
 
-    before, after = _change(ctx, wanted.namespace, wanted.name, decide)
+    before, after = _change(ctx, schedule.namespace, schedule.name, decide)
     return after, before is None
 
 
-def switch_schedule(ctx: Context, namespace: str, name: str, *, enabled: bool) -> Schedule:
+def set_schedule_enabled(ctx: Context, namespace: str, name: str, *, enabled: bool) -> Schedule:
     """Pause or resume. Raises ScheduleNotFound."""
 
     def decide(before: Schedule | None) -> Schedule:
         if before is None:
             raise ScheduleNotFound(name)
-        return switched(before, enabled, now=ctx.now(), generation=ctx.new_id())
+        return set_enabled(before, enabled, now=ctx.now(), generation=ctx.new_id())
 
     return _change(ctx, namespace, name, decide)[1]
 
 
 def find_schedule(ctx: Context, namespace: str, name: str) -> Schedule:
     """The schedule as it is now. Raises ScheduleNotFound."""
-    found = ctx.schedules.find(namespace, name)
-    if found is None:
+    schedule = ctx.schedules.find(namespace, name)
+    if schedule is None:
         raise ScheduleNotFound(name)
-    return found
+    return schedule
 
 
 def delete_schedule(ctx: Context, namespace: str, name: str) -> None:
     """Forget a schedule; the jobs that it created stay. Raises ScheduleNotFound."""
-    for attempt in range(ATTEMPTS):
-        found = find_schedule(ctx, namespace, name)
+    for attempt in range(MAX_ATTEMPTS):
+        schedule = find_schedule(ctx, namespace, name)
         with suppress(ConditionFailed):
-            ctx.schedules.remove(found)
-            _disarm(ctx, found)
+            ctx.schedules.remove(schedule)
+            _cancel_timer(ctx, schedule)
             return
         ctx.sleep(0.01 * attempt)
     raise StoreConflict(f"Schedule {name} is being changed by too many at once: try again")
 
 
-def arm(ctx: Context, schedule: Schedule) -> None:
+def start_timer(ctx: Context, schedule: Schedule) -> None:
     """Have the sweeper woken for the next run. An alarm says for which generation: another one has no use for it."""
-    if (name := _alarm(schedule)) is not None and schedule.next_at is not None:
-        parts = {"namespace": schedule.namespace, "schedule": schedule.name, "generation": schedule.generation}
-        ctx.alarms.arm(name, schedule.next_at, dumps({"alarm": parts}))
+    if (name := _timer_name(schedule)) is not None and schedule.next_fire_at is not None:
+        timer_fields = {"namespace": schedule.namespace, "schedule": schedule.name, "generation": schedule.generation}
+        ctx.timers.start(name, schedule.next_fire_at, dumps({"alarm": timer_fields}))
 
 
 def _change(
     ctx: Context, namespace: str, name: str, decide: Callable[[Schedule | None], Schedule]
 ) -> tuple[Schedule | None, Schedule]:
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         before = ctx.schedules.find(namespace, name)
         after = decide(before)
         if after is not before:
@@ -76,25 +76,25 @@ def _change(
             except ConditionFailed:
                 ctx.sleep(0.01 * attempt)
                 continue
-        if before is not None and _alarm(before) != _alarm(after):
-            _disarm(ctx, before)
+        if before is not None and _timer_name(before) != _timer_name(after):
+            _cancel_timer(ctx, before)
         # Armed again though nothing may have changed: whoever repeats a request did so because something went wrong.
-        arm(ctx, after)
+        start_timer(ctx, after)
         return before, after
     raise StoreConflict(f"Schedule {name} is being changed by too many at once: try again")
 
 
-def _disarm(ctx: Context, schedule: Schedule) -> None:
-    if (name := _alarm(schedule)) is not None:
-        ctx.alarms.disarm(name)
+def _cancel_timer(ctx: Context, schedule: Schedule) -> None:
+    if (name := _timer_name(schedule)) is not None:
+        ctx.timers.cancel(name)
 
 
-def _alarm(schedule: Schedule) -> str | None:
+def _timer_name(schedule: Schedule) -> str | None:
     """The name of its alarm: no other schedule, generation or time has it."""
-    if schedule.next_at is None:
+    if schedule.next_fire_at is None:
         return None
-    return f"{schedule.generation}-{_compact(schedule.next_at)}"
+    return f"{schedule.generation}-{_format_compact(schedule.next_fire_at)}"
 
 
-def _compact(moment: datetime) -> str:
-    return f"{moment:%Y%m%dT%H%M%SZ}"
+def _format_compact(time: datetime) -> str:
+    return f"{time:%Y%m%dT%H%M%SZ}"

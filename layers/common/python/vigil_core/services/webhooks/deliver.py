@@ -13,85 +13,109 @@ from typing import Literal, TypeAlias
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
 from vigil_core.domain.events.event import Event
 from vigil_core.domain.exact_json import JsonValue, dumps
-from vigil_core.domain.jobs.retry import retry_after_s
-from vigil_core.domain.webhooks import WAITS, Delivery, Try, Webhook, delivery_of, signed_headers, tells
+from vigil_core.domain.jobs.retry import parse_retry_after
+from vigil_core.domain.webhooks import (
+    WAITS_WEBHOOK,
+    Delivery,
+    DeliveryAttempt,
+    Webhook,
+    create_delivery,
+    is_deliverable,
+    signature_headers,
+)
 from vigil_core.services.context import Context
 from vigil_core.services.ports import HttpClient
 from vigil_core.store.keys import parse_delivery_due_id
 from vigil_core.store.table import ConditionFailed
 
-TRY_S = 10.0
+ATTEMPT_TIMEOUT_S = 10.0
 """How long a receiver may take to answer."""
-_ANSWER_BYTES = 1024
+_MAX_RESPONSE_BYTES = 1024
 """Of the answer only the head matters."""
 
-Came: TypeAlias = Literal["delivered", "failed", "pending", "stale"]
+DeliveryOutcome: TypeAlias = Literal["delivered", "failed", "pending", "stale"]
 
 
-def wanted_deliveries(ctx: Context, namespace: str, events: Iterable[Event]) -> list[Delivery]:
+def deliveries_for(ctx: Context, namespace: str, events: Iterable[Event]) -> list[Delivery]:
     """What has to be told to the webhooks of one namespace. Its webhooks are looked up once."""
-    told = [event for event in events if tells(event)]
-    if not told:
+    relevant_events = [event for event in events if is_deliverable(event)]
+    if not relevant_events:
         return []
     now = ctx.now()
-    webhooks = ctx.webhooks.all(namespace)
-    wanted = [delivery_of(event, hook.name, None, now) for event in told for hook in webhooks if hook.wants(event)]
-    return wanted + [delivery_of(event, WAITS, event.webhook, now) for event in told if event.webhook is not None]
+    webhooks = ctx.webhooks.find_all(namespace)
+    deliveries = [
+        create_delivery(event, hook.name, None, now)
+        for event in relevant_events
+        for hook in webhooks
+        if hook.accepts(event)
+    ]
+    return deliveries + [
+        create_delivery(event, WAITS_WEBHOOK, event.webhook, now)
+        for event in relevant_events
+        if event.webhook is not None
+    ]
 
 
-def hand_over(ctx: Context, deliveries: Sequence[Delivery]) -> None:
+def enqueue_deliveries(ctx: Context, deliveries: Sequence[Delivery]) -> None:
     """Store deliveries and give them to the queue. Can be repeated: what was done by then is not done again."""
     stored = ctx.in_parallel(ctx.webhooks.add_delivery, deliveries)
     if messages := [_message(delivery) for delivery in stored if delivery.status == "pending"]:
-        ctx.queues.deliveries(messages)
+        ctx.message_queues.send_deliveries(messages)
 
 
-def hand_over_again(ctx: Context, namespace: str, due_id: str) -> None:
+def requeue_due(ctx: Context, namespace: str, due_id: str) -> None:
     """Give a delivery that is due to the queue: its next try has come, or its message was lost."""
     delivery = ctx.webhooks.find_delivery(namespace, *parse_delivery_due_id(due_id))
-    if delivery is None or delivery.status != "pending" or delivery.next_at is None or ctx.now() < delivery.next_at:
+    if (
+        delivery is None
+        or delivery.status != "pending"
+        or delivery.next_attempt_at is None
+        or ctx.now() < delivery.next_attempt_at
+    ):
         return
-    ctx.queues.deliveries([_message(delivery)])
-    ctx.webhooks.save_delivery(delivery, delivery.handed_over(ctx.now()), by_time=True)
+    ctx.message_queues.send_deliveries([_message(delivery)])
+    ctx.webhooks.save_delivery(delivery, delivery.enqueued(ctx.now()), check_next_at=True)
 
 
-def tell(ctx: Context, post: HttpClient, message: JsonValue) -> Came:
+def attempt_delivery(ctx: Context, http_client: HttpClient, message: JsonValue) -> DeliveryOutcome:
     """Try one delivery and say what came of it; `stale` when another message did that."""
     assert isinstance(message, Mapping)
     namespace, name = str(message["namespace"]), str(message["webhook"])
     delivery = ctx.webhooks.find_delivery(namespace, name, str(message["delivery"]))
-    if delivery is None or delivery.status != "pending" or delivery.failed_tries + 1 != message["try"]:
+    if delivery is None or delivery.status != "pending" or delivery.failed_attempts + 1 != message["try"]:
         return "stale"
     webhook = ctx.webhooks.find(namespace, name)
-    after = _tried(ctx, post, delivery, webhook)
-    return after.status if ctx.webhooks.save_delivery(delivery, after, by_time=False) else "stale"
+    updated = _attempt(ctx, http_client, delivery, webhook)
+    return updated.status if ctx.webhooks.save_delivery(delivery, updated, check_next_at=False) else "stale"
 
 
-def _tried(ctx: Context, post: HttpClient, delivery: Delivery, webhook: Webhook | None) -> Delivery:
+def _attempt(ctx: Context, http_client: HttpClient, delivery: Delivery, webhook: Webhook | None) -> Delivery:
     url = delivery.url or (webhook and webhook.url)
     if webhook is None or not webhook.enabled or not url:
-        why = "The webhook is disabled" if webhook else "The webhook was deleted"
-        return delivery.given_up(why, ctx.now())
-    at = ctx.now()
+        reason = "The webhook is disabled" if webhook else "The webhook was deleted"
+        return delivery.abandoned(reason, ctx.now())
+    attempted_at = ctx.now()
     body = delivery.body.encode()
-    headers = signed_headers(webhook.secrets(at), delivery.delivery_id, at, body)
-    status, error, wished = None, None, None
+    headers = signature_headers(webhook.signing_secrets(attempted_at), delivery.delivery_id, attempted_at, body)
+    status, error, requested_delay_s = None, None, None
     try:
-        reply = post.request(
+        response = http_client.request(
             "POST",
             url,
             headers={"Content-Type": "application/json", **headers},
             body=body,
-            timeout_s=TRY_S,
-            max_answer_bytes=_ANSWER_BYTES,
+            timeout_s=ATTEMPT_TIMEOUT_S,
+            max_response_bytes=_MAX_RESPONSE_BYTES,
         )
-        status, wished = reply.status, retry_after_s(reply.headers.get("retry-after"), ctx.now())
+        status, requested_delay_s = response.status, parse_retry_after(response.headers.get("retry-after"), ctx.now())
     except (TargetRefused, TargetUnreachable) as problem:
         error = problem.message
-    tried = Try(at=at, duration_ms=int((ctx.now() - at).total_seconds() * 1000), status=status, error=error)
+    delivery_attempt = DeliveryAttempt(
+        at=attempted_at, duration_ms=int((ctx.now() - attempted_at).total_seconds() * 1000), status=status, error=error
+    )
     if status == 410 and delivery.url is None:
         _disable(ctx, webhook)
-    return delivery.after(tried, retry_after_s=wished, chance=ctx.chance())
+    return delivery.after_attempt(delivery_attempt, retry_after_s=requested_delay_s, jitter=ctx.jitter())
 
 
 def _disable(ctx: Context, webhook: Webhook) -> None:
@@ -108,6 +132,6 @@ def _message(delivery: Delivery) -> str:
             "namespace": delivery.namespace,
             "webhook": delivery.webhook,
             "delivery": delivery.delivery_id,
-            "try": delivery.failed_tries + 1,
+            "try": delivery.failed_attempts + 1,
         }
     )

@@ -14,32 +14,32 @@ from vigil_core.domain.errors import (
     WebhookNotFound,
 )
 from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.outbound_policy import parse_target
-from vigil_core.domain.webhooks import MAX_WEBHOOKS, SECRET_BYTES, WAITS, Delivery, Webhook, new_secret
+from vigil_core.domain.outbound_policy import parse_outbound_url
+from vigil_core.domain.webhooks import MAX_WEBHOOKS, SECRET_BYTES, WAITS_WEBHOOK, Delivery, Webhook, new_secret
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.transitions import ATTEMPTS
+from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.store.keys import delivery_due_id
 from vigil_core.store.table import ConditionFailed
 
 
-def put_webhook(ctx: Context, wanted: Webhook) -> tuple[Webhook, bool]:
+def put_webhook(ctx: Context, webhook: Webhook) -> tuple[Webhook, bool]:
     """Store a webhook under its name, over what stands there; the webhook as it is now, and whether it is new. An empty
     secret stands for the one that it has, or for a new one.
 
     Raises:
         ValidationFailed: Vigil does not call this address, or there are too many webhooks.
     """
-    if wanted.url is not None:
-        _check_address(ctx, wanted.url, "/url")
+    if webhook.url is not None:
+        _check_address(ctx, webhook.url, "/url")
 
     def change(before: Webhook | None) -> Webhook:
         if before is None:
-            if len(ctx.webhooks.all(wanted.namespace)) >= MAX_WEBHOOKS:
+            if len(ctx.webhooks.find_all(webhook.namespace)) >= MAX_WEBHOOKS:
                 raise ValidationFailed.at("{webhook}", f"a namespace has at most {MAX_WEBHOOKS} webhooks")
-            return replace(wanted, secret=wanted.secret or _new_secret(ctx))
-        return replace(wanted, secret=wanted.secret or before.secret).succeeding(before, ctx.now())
+            return replace(webhook, secret=webhook.secret or _new_secret(ctx))
+        return replace(webhook, secret=webhook.secret or before.secret).as_next_version(before, ctx.now())
 
-    return _changed(ctx, wanted.namespace, wanted.name, change)
+    return _change(ctx, webhook.namespace, webhook.name, change)
 
 
 def rotate_secret(ctx: Context, namespace: str, name: str, secret: str | None) -> Webhook:
@@ -52,17 +52,17 @@ def rotate_secret(ctx: Context, namespace: str, name: str, secret: str | None) -
     def change(before: Webhook | None) -> Webhook:
         if before is None:
             raise WebhookNotFound(name)
-        return replace(before, secret=secret or _new_secret(ctx)).succeeding(before, ctx.now())
+        return replace(before, secret=secret or _new_secret(ctx)).as_next_version(before, ctx.now())
 
-    return _changed(ctx, namespace, name, change)[0]
+    return _change(ctx, namespace, name, change)[0]
 
 
 def find_webhook(ctx: Context, namespace: str, name: str) -> Webhook:
     """The webhook as it is now. Raises WebhookNotFound."""
-    found = ctx.webhooks.find(namespace, name)
-    if found is None:
+    webhook = ctx.webhooks.find(namespace, name)
+    if webhook is None:
         raise WebhookNotFound(name)
-    return found
+    return webhook
 
 
 def delete_webhook(ctx: Context, namespace: str, name: str) -> None:
@@ -71,7 +71,7 @@ def delete_webhook(ctx: Context, namespace: str, name: str) -> None:
         raise WebhookNotFound(name)
 
 
-def replay(ctx: Context, namespace: str, name: str, delivery_id: str) -> Delivery:
+def replay_delivery(ctx: Context, namespace: str, name: str, delivery_id: str) -> Delivery:
     """Send a delivery once more, in whatever state it is, and begin its tries anew.
 
     Raises:
@@ -79,15 +79,15 @@ def replay(ctx: Context, namespace: str, name: str, delivery_id: str) -> Deliver
         DeliveryNotFound: it has no such delivery.
     """
     find_webhook(ctx, namespace, name)
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         before = ctx.webhooks.find_delivery(namespace, name, delivery_id)
         if before is None:
             raise DeliveryNotFound(delivery_id)
         after = before.replayed(ctx.now())
-        if ctx.webhooks.save_delivery(before, after, by_time=False):
+        if ctx.webhooks.save_delivery(before, after, check_next_at=False):
             # The due row alone would have the sweeper do it within a minute, and still does if the message is lost.
             message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
-            ctx.queues.wake_up(dumps(message), 0)
+            ctx.message_queues.send_to_sweeper(dumps(message), 0)
             return after
         ctx.sleep(0.01 * attempt)
     raise StoreConflict(f"Delivery {delivery_id} is being changed by too many at once: try again")
@@ -96,16 +96,16 @@ def replay(ctx: Context, namespace: str, name: str, delivery_id: str) -> Deliver
 def check_wait_webhook(ctx: Context, namespace: str, url: str, pointer: str) -> None:
     """Raises ValidationFailed unless Vigil may call the address that a wait names, and can sign what it sends there."""
     _check_address(ctx, url, pointer)
-    signs = ctx.webhooks.find(namespace, WAITS)
-    if signs is None or not signs.enabled:
-        detail = f"nothing is there to sign with: an admin first puts, and enables, PUT /v1/webhooks/{WAITS}"
+    signing_webhook = ctx.webhooks.find(namespace, WAITS_WEBHOOK)
+    if signing_webhook is None or not signing_webhook.enabled:
+        detail = f"nothing is there to sign with: an admin first puts, and enables, PUT /v1/webhooks/{WAITS_WEBHOOK}"
         raise ValidationFailed.at(pointer, detail)
 
 
-def _changed(
+def _change(
     ctx: Context, namespace: str, name: str, change: Callable[[Webhook | None], Webhook]
 ) -> tuple[Webhook, bool]:
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         before = ctx.webhooks.find(namespace, name)
         after = change(before)
         try:
@@ -119,7 +119,7 @@ def _changed(
 
 def _check_address(ctx: Context, url: str, pointer: str) -> None:
     try:
-        parse_target(url, ctx.allowed_private_hosts)
+        parse_outbound_url(url, ctx.allowed_private_hosts)
     except TargetRefused as error:
         raise ValidationFailed([FieldProblem(pointer=pointer, detail=error.message, code=error.code)]) from error
 

@@ -14,22 +14,22 @@ from vigil_core.domain.errors import (
     WorkflowNotFound,
 )
 from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.ids import is_uuid7, job_id_of
+from vigil_core.domain.ids import is_uuid7, workflow_job_id
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.workflows import run as workflows
-from vigil_core.domain.workflows.graph import chunk_of
-from vigil_core.domain.workflows.run import DecisionAction, Run
-from vigil_core.domain.workflows.run_state import Standings, to_run_again
+from vigil_core.domain.workflows.graph import block_of
+from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
+from vigil_core.domain.workflows.run_state import RunState, nodes_to_rerun
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.transitions import ATTEMPTS, change
-from vigil_core.services.long_poll import hold
-from vigil_core.services.verdict_log import log_fate
+from vigil_core.services.jobs.transitions import MAX_ATTEMPTS, change
+from vigil_core.services.long_poll import long_poll
+from vigil_core.services.verdict_log import log_transition
 from vigil_core.store import keys
-from vigil_core.store.workflows.runs import Decision
+from vigil_core.store.workflows.runs import OperatorDecision
 
 
-def find_run(ctx: Context, namespace: str, workflow_id: str) -> Run:
+def find_run(ctx: Context, namespace: str, workflow_id: str) -> WorkflowRun:
     """The run as of now. Raises WorkflowNotFound, also for what cannot be an id."""
     run = ctx.runs.find(namespace, workflow_id) if is_uuid7(workflow_id) else None
     if run is None:
@@ -37,9 +37,11 @@ def find_run(ctx: Context, namespace: str, workflow_id: str) -> Run:
     return run
 
 
-def change_run(ctx: Context, namespace: str, workflow_id: str, decide: Callable[[Run], Run]) -> Run:
+def change_run(
+    ctx: Context, namespace: str, workflow_id: str, decide: Callable[[WorkflowRun], WorkflowRun]
+) -> WorkflowRun:
     """Store what is decided of the run as it is now; decided anew, whenever somebody else was first."""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         before = find_run(ctx, namespace, workflow_id)
         after = decide(before)
         try:
@@ -49,28 +51,34 @@ def change_run(ctx: Context, namespace: str, workflow_id: str, decide: Callable[
     raise StoreConflict(f"Workflow {workflow_id} is being changed by too many at once: try again")
 
 
-def hold_run(ctx: Context, run: Run, *, enough: Callable[[Run], bool], until: datetime) -> Run:
+def long_poll_run(
+    ctx: Context, run: WorkflowRun, *, is_done: Callable[[WorkflowRun], bool], until: datetime
+) -> WorkflowRun:
     """The run once it is as it was waited for, or as it is when time is over."""
-    return hold(ctx, lambda: find_run(ctx, run.namespace, run.workflow_id), enough=enough, until=until, seen=run)
+    return long_poll(
+        ctx, lambda: find_run(ctx, run.namespace, run.workflow_id), is_done=is_done, until=until, latest=run
+    )
 
 
-def id_at(ctx: Context, run: Run, place: int) -> str:
+def job_id_at(ctx: Context, run: WorkflowRun, index: int) -> str:
     """The id of the job at this place."""
-    return job_id_of(run.workflow_id, ctx.runs.graph(run.namespace, run.workflow_id).nodes[place].name)
+    return workflow_job_id(run.workflow_id, ctx.runs.graph(run.namespace, run.workflow_id).nodes[index].name)
 
 
-def standings_of(ctx: Context, run: Run, *, whole: bool = False) -> Standings:
+def load_run_state(ctx: Context, run: WorkflowRun, *, complete: bool = False) -> RunState:
     """How its jobs stand, read chunk by chunk when asked for, or all at once."""
     graph = ctx.runs.graph(run.namespace, run.workflow_id)
-    standings = Standings(graph=graph, read=lambda chunk: ctx.runs.chunk(run.namespace, run.workflow_id, chunk))
-    if whole:
-        found, _ = ctx.runs.chunks(run)
-        for chunk, notes in found.items():
-            standings.put(chunk, notes)
-    return standings
+    run_state = RunState(
+        graph=graph, load_block=lambda block: ctx.runs.state_block(run.namespace, run.workflow_id, block)
+    )
+    if complete:
+        records_by_block, _ = ctx.runs.state_blocks(run)
+        for block, records in records_by_block.items():
+            run_state.put_block(block, records)
+    return run_state
 
 
-def start_supervisor(ctx: Context, run: Run) -> None:
+def start_supervisor(ctx: Context, run: WorkflowRun) -> None:
     """Have an execution supervise a run whose jobs are all there. One of that name is as good."""
     event = {
         "pk": keys.run(run.namespace, run.workflow_id).pk,
@@ -78,65 +86,70 @@ def start_supervisor(ctx: Context, run: Run) -> None:
         "workflow_id": run.workflow_id,
         "generation": str(run.generation),
         "supervisor": str(run.supervisor),
-        "supervised": run.supervised,
+        "supervised": run.supervisor_id,
         "watched": {"loops": 0},
     }
-    ctx.supervisors.start(run.execution, dumps(event))
+    ctx.supervisors.start(run.execution_name, dumps(event))
 
 
-def may_begin(ctx: Context, job: Job) -> bool:
+def may_start(ctx: Context, job: Job) -> bool:
     """Whether the run of a job that is ready lets it begin now. Where it is paused, the job is held back."""
-    if job.workflow_id is None or job.workflow_place is None:
+    if job.workflow_id is None or job.workflow_index is None:
         return True
     run = ctx.runs.find(job.namespace, job.workflow_id)
-    if run is None or run.hands_out:
+    if run is None or run.accepts_starts:
         return True
-    if run.status == "paused" and not run.stopping:
-        hold_back(ctx, run, job)
+    if run.status == "paused" and not run.terminating:
+        park(ctx, run, job)
     return False
 
 
-def hold_back(ctx: Context, run: Run, job: Job) -> None:
+def park(ctx: Context, run: WorkflowRun, job: Job) -> None:
     """Hold back a job that nobody has begun. It is kept in mind first: whoever lets go sees it there, or its own change
     has the run looked at again."""
-    ctx.runs.hold(run.namespace, run.workflow_id, job.priority, job.place_in_run)
+    ctx.runs.park(run.namespace, run.workflow_id, job.priority, job.graph_index)
 
-    def decide(now: Job) -> Job:
-        return jobs.hold_back(now, now=ctx.now(), by="supervisor") if now.status == "pending" else now
+    def decide(current: Job) -> Job:
+        return jobs.park(current, now=ctx.now(), actor="supervisor") if current.status == "pending" else current
 
     with suppress(JobNotFound, InvalidTransition):
-        held = change(ctx, job.namespace, job.job_id, decide)
-        log_fate("held", [held] if held.held else [])
+        parked = change(ctx, job.namespace, job.job_id, decide)
+        log_transition("held", [parked] if parked.parked else [])
 
 
-def require_may_begin(ctx: Context, job: Job) -> None:
+def require_may_start(ctx: Context, job: Job) -> None:
     """Raise InvalidTransition where the run of a job does not let it begin."""
-    if job.status == "pending" and not may_begin(ctx, job):
+    if job.status == "pending" and not may_start(ctx, job):
         raise InvalidTransition(f"Cannot start job {job.job_id}: its workflow {job.workflow_id} holds it back")
 
 
-def request_cancel(ctx: Context, namespace: str, workflow_id: str, *, by: str, why: str | None = None) -> Run:
+def request_cancel(
+    ctx: Context, namespace: str, workflow_id: str, *, actor: str, reason: str | None = None
+) -> WorkflowRun:
     """Have what has not ended cancelled."""
     return change_run(
-        ctx, namespace, workflow_id, lambda run: workflows.request_cancel(run, now=ctx.now(), by=by, why=why)
+        ctx,
+        namespace,
+        workflow_id,
+        lambda run: workflows.request_cancel(run, now=ctx.now(), actor=actor, reason=reason),
     )
 
 
-def pause(ctx: Context, namespace: str, workflow_id: str, *, by: str) -> Run:
+def pause(ctx: Context, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
     """Nothing new starts, from now on."""
-    return change_run(ctx, namespace, workflow_id, lambda run: workflows.pause(run, now=ctx.now(), by=by))
+    return change_run(ctx, namespace, workflow_id, lambda run: workflows.pause(run, now=ctx.now(), actor=actor))
 
 
-def resume(ctx: Context, namespace: str, workflow_id: str, *, by: str) -> Run:
+def resume(ctx: Context, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
     """Go on."""
 
-    def decide(run: Run) -> Run:
-        return workflows.resume(run, undecided=undecided(ctx, run), now=ctx.now(), by=by)
+    def decide(run: WorkflowRun) -> WorkflowRun:
+        return workflows.resume(run, undecided=count_awaiting_decision(ctx, run), now=ctx.now(), actor=actor)
 
     return change_run(ctx, namespace, workflow_id, decide)
 
 
-def retry(ctx: Context, namespace: str, workflow_id: str, *, start: str | None, by: str) -> Run:
+def retry(ctx: Context, namespace: str, workflow_id: str, *, from_job: str | None, actor: str) -> WorkflowRun:
     """Begin an ended run anew: what failed, what came after it, and with `start` that job and all after it.
 
     Raises:
@@ -144,20 +157,20 @@ def retry(ctx: Context, namespace: str, workflow_id: str, *, start: str | None, 
         InvalidTransition: it goes on, or nothing of it has failed.
     """
     run = find_run(ctx, namespace, workflow_id)
-    standings = standings_of(ctx, run, whole=True)
-    again = to_run_again(standings, None if start is None else _place(standings, start, "/from"))
+    run_state = load_run_state(ctx, run, complete=True)
+    rerun_indexes = nodes_to_rerun(run_state, None if from_job is None else _index_of(run_state, from_job, "/from"))
 
-    def decide(now: Run) -> Run:
-        return workflows.retry(now, frozenset(again), now=ctx.now(), by=by, start=start)
+    def decide(current: WorkflowRun) -> WorkflowRun:
+        return workflows.retry(current, frozenset(rerun_indexes), now=ctx.now(), actor=actor, start=from_job)
 
     retried = change_run(ctx, namespace, workflow_id, decide)
-    ctx.runs.keep_beside(retried)
+    ctx.runs.set_side_row_ttl(retried)
     return retried
 
 
 def put_decision(
-    ctx: Context, namespace: str, workflow_id: str, job: str, action: DecisionAction, *, by: str, note: str | None
-) -> Run:
+    ctx: Context, namespace: str, workflow_id: str, job: str, action: DecisionAction, *, actor: str, comment: str | None
+) -> WorkflowRun:
     """Say what is to become of a failed job. The decision is stored first, then the run says that there is one.
 
     Raises:
@@ -165,25 +178,29 @@ def put_decision(
         InvalidTransition: the job, or the run, waits for no decision.
     """
     run = find_run(ctx, namespace, workflow_id)
-    standings = standings_of(ctx, run)
-    place = _place(standings, job, "/job")
-    its = standings.chunk(chunk_of(place)).notes.get(place)
-    if its is None or its.standing != "undecided" or standings.has_lost(place):
-        raise InvalidTransition(f"Job {job} is {standings.status(place)}: it waits for no decision")
-    decision = Decision(place=place, moment=its.moment, action=action, by=by, at=ctx.now(), note=note)
+    run_state = load_run_state(ctx, run)
+    index = _index_of(run_state, job, "/job")
+    state_record = run_state.block(block_of(index)).records.get(index)
+    if state_record is None or state_record.state != "undecided" or run_state.lost_race(index):
+        raise InvalidTransition(f"Job {job} is {run_state.status(index)}: it waits for no decision")
+    decision = OperatorDecision(
+        index=index, state_version=state_record.state_version, action=action, actor=actor, at=ctx.now(), comment=comment
+    )
     ctx.runs.put_decision(run, decision)
-    return change_run(ctx, namespace, workflow_id, lambda now: workflows.decide(now, job, action, now=ctx.now(), by=by))
+    return change_run(
+        ctx, namespace, workflow_id, lambda current: workflows.decide(current, job, action, now=ctx.now(), actor=actor)
+    )
 
 
-def _place(standings: Standings, job: str, pointer: str) -> int:
-    if job not in standings.graph.place_of:
+def _index_of(run_state: RunState, job: str, pointer: str) -> int:
+    if job not in run_state.graph.index_of:
         raise ValidationFailed.at(pointer, "is the name of no job of this workflow")
-    return standings.graph.place_of[job]
+    return run_state.graph.index_of[job]
 
 
-def undecided(ctx: Context, run: Run) -> int:
+def count_awaiting_decision(ctx: Context, run: WorkflowRun) -> int:
     """How many failed jobs wait for a decision."""
     if run.failure_policy != "manual":
         return 0
-    standings = standings_of(ctx, run, whole=True)
-    return sum(standings.of(place) == "undecided" for place in range(run.total))
+    run_state = load_run_state(ctx, run, complete=True)
+    return sum(run_state.state_of(index) == "undecided" for index in range(run.total))

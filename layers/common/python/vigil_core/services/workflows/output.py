@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.jobs.conditions import ConditionError, Input, names_in, search
-from vigil_core.domain.workflows.run import Run
-from vigil_core.domain.workflows.run_state import Standings
+from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate_expression, field_names
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.context import Context
-from vigil_core.services.jobs.dependencies import inputs_from
-from vigil_core.services.workflows.commands import id_at
+from vigil_core.services.jobs.dependencies import load_results
+from vigil_core.services.workflows.commands import job_id_at
 
-MOST_READ = 100
+MAX_RESULTS = 100
 """Jobs whose results an expression sees: those that it names, or else the first."""
 
 
-def output_of(ctx: Context, run: Run, standings: Standings) -> JsonValue:
+def evaluate_output(ctx: Context, run: WorkflowRun, run_state: RunState) -> JsonValue:
     """What the run came to; None where that cannot be told. An expression that cannot be evaluated gives its reason."""
-    graph = standings.graph
+    graph = run_state.graph
     if run.output is None:
-        sinks = [place for place in range(run.total) if not graph.dependents[place]]
-        inputs = _read(ctx, run, standings, sinks) if len(sinks) == 1 else []
-        return None if not inputs or inputs[0].result is None else loads(inputs[0].result)
-    named = [graph.place_of[name] for name in names_in(run.output) if name in graph.place_of]
-    inputs = _read(ctx, run, standings, (named or list(range(run.total)))[:MOST_READ])
+        sink_indexes = [index for index in range(run.total) if not graph.dependents[index]]
+        results = _load_results(ctx, run, run_state, sink_indexes) if len(sink_indexes) == 1 else []
+        return None if not results or results[0].result is None else loads(results[0].result)
+    named_indexes = [graph.index_of[name] for name in field_names(run.output) if name in graph.index_of]
+    results = _load_results(ctx, run, run_state, (named_indexes or list(range(run.total)))[:MAX_RESULTS])
     try:
-        found: JsonValue = search(run.output, inputs)
-        return found
+        value: JsonValue = evaluate_expression(run.output, results)
+        return value
     except ConditionError as error:
         return {"output_failed": str(error)}
 
 
-def _read(ctx: Context, run: Run, standings: Standings, places: list[int]) -> list[Input]:
-    return inputs_from(
-        ctx, run.namespace, {id_at(ctx, run, place): standings.graph.nodes[place].name for place in places}
+def _load_results(ctx: Context, run: WorkflowRun, run_state: RunState, indexes: list[int]) -> list[DependencyResult]:
+    return load_results(
+        ctx, run.namespace, {job_id_at(ctx, run, index): run_state.graph.nodes[index].name for index in indexes}
     )

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
-from vigil_core.domain.diagrams.render import DrawnJob
+from vigil_core.domain.diagrams.render import DiagramJob
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
-from vigil_core.domain.workflows.run import Run, RunStatus
-from vigil_core.domain.workflows.run_state import Standings
+from vigil_core.domain.workflows.run import RunStatus, WorkflowRun
+from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.context import Context
-from vigil_core.services.pagination import page_of
-from vigil_core.services.workflows.commands import id_at, standings_of
+from vigil_core.services.pagination import fill_page
+from vigil_core.services.workflows.commands import job_id_at, load_run_state
 
-BATCH = 50
-MOST_NAMED = 100
-REASONS_SHOWN = 300
+READ_BATCH = 50
+MAX_NAMES = 100
+MAX_REASONS = 300
 """Jobs that have failed or were skipped whose reasons are read for a graph; beyond that, how they stand is enough."""
 
 
@@ -33,88 +33,88 @@ class RunFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
 
-    def takes(self, run: Run) -> bool:
+    def matches(self, run: WorkflowRun) -> bool:
         """Whether a run passes; the times are left to the index."""
-        wanted = (
+        criteria = (
             (self.name, run.name),
             (self.correlation_id, run.correlation_id),
             (self.trace_id, run.trace_id),
         )
         return (self.statuses is None or run.status in self.statuses) and all(
-            asked is None or asked == actual for asked, actual in wanted
+            expected is None or expected == actual for expected, actual in criteria
         )
 
 
 def list_runs(
-    ctx: Context, namespace: str, wanted: RunFilter, *, before_place: str | None, page_size: int
-) -> tuple[list[Run], str | None]:
+    ctx: Context, namespace: str, run_filter: RunFilter, *, before_cursor: str | None, page_size: int
+) -> tuple[list[WorkflowRun], str | None]:
     """One page, newest first, and the place to go on before, None at the end. It may be short while there is more."""
-    listed = ctx.listing.newest_first(
+    index_rows = ctx.listing.newest_first(
         namespace,
         "workflows",
-        before_place=before_place,
-        created_after=wanted.created_after,
-        created_before=wanted.created_before,
+        before_cursor=before_cursor,
+        created_after=run_filter.created_after,
+        created_before=run_filter.created_before,
     )
-    return page_of(
-        listed,
+    return fill_page(
+        index_rows,
         lambda ids: ctx.runs.find_many(namespace, ids),
-        wanted.takes,
-        before_place=before_place,
+        run_filter.matches,
+        before_cursor=before_cursor,
         page_size=page_size,
-        batch_size=BATCH,
+        batch_size=READ_BATCH,
     )
 
 
-def jobs_of(ctx: Context, run: Run, *, start: int, page_size: int) -> tuple[list[Job], int | None]:
+def list_run_jobs(ctx: Context, run: WorkflowRun, *, start_index: int, page_size: int) -> tuple[list[Job], int | None]:
     """Its jobs in the order of the definition, from a place on; and the place to go on from, None at the end."""
-    places = range(start, min(start + page_size, run.total))
-    ids = [id_at(ctx, run, place) for place in places]
-    found = ctx.jobs.find_many(run.namespace, ids, live=True)
-    after = places.stop if places.stop < run.total else None
-    return [found[job_id] for job_id in ids if job_id in found], after
+    indexes = range(start_index, min(start_index + page_size, run.total))
+    ids = [job_id_at(ctx, run, index) for index in indexes]
+    jobs_by_id = ctx.jobs.find_many(run.namespace, ids, live=True)
+    next_index = indexes.stop if indexes.stop < run.total else None
+    return [jobs_by_id[job_id] for job_id in ids if job_id in jobs_by_id], next_index
 
 
-def statistics_of(ctx: Context, run: Run) -> Mapping[JobStatus, int]:
+def run_statistics(ctx: Context, run: WorkflowRun) -> Mapping[JobStatus, int]:
     """How many jobs stand how: of an ended run as they were at its end, else worked out from the notes."""
-    return run.statistics or standings_of(ctx, run, whole=True).statistics()
+    return run.statistics or load_run_state(ctx, run, complete=True).statistics()
 
 
-def undecided_names(ctx: Context, run: Run) -> list[str]:
+def names_awaiting_decision(ctx: Context, run: WorkflowRun) -> list[str]:
     """The first of the failed jobs that wait for a decision."""
     if run.failure_policy != "manual" or run.ended:
         return []
-    standings = standings_of(ctx, run, whole=True)
-    waiting = (place for place in range(run.total) if standings.of(place) == "undecided")
-    return [standings.graph.nodes[place].name for place in islice(waiting, MOST_NAMED)]
+    run_state = load_run_state(ctx, run, complete=True)
+    undecided_indexes = (index for index in range(run.total) if run_state.state_of(index) == "undecided")
+    return [run_state.graph.nodes[index].name for index in islice(undecided_indexes, MAX_NAMES)]
 
 
-def drawn(ctx: Context, run: Run) -> Sequence[DrawnJob]:
+def diagram_jobs(ctx: Context, run: WorkflowRun) -> Sequence[DiagramJob]:
     """The jobs of a run for a picture of it."""
-    standings = standings_of(ctx, run, whole=True)
-    reasons = _reasons(ctx, run, standings)
+    run_state = load_run_state(ctx, run, complete=True)
+    reasons = _reasons(ctx, run, run_state)
     return [
-        DrawnJob(
+        DiagramJob(
             name=node.name,
-            status=standings.status(place),
+            status=run_state.status(index),
             depends_on=node.depends_on,
             job_type=node.job_type,
             trigger_rule=node.trigger_rule,
             condition=node.condition,
-            reason=reasons.get(place),
+            reason=reasons.get(index),
         )
-        for place, node in enumerate(standings.graph.nodes)
+        for index, node in enumerate(run_state.graph.nodes)
     ]
 
 
-def _reasons(ctx: Context, run: Run, standings: Standings) -> dict[int, str]:
+def _reasons(ctx: Context, run: WorkflowRun, run_state: RunState) -> dict[int, str]:
     """Why jobs failed or were skipped."""
-    telling = [place for place in range(run.total) if standings.status(place) in ("failed", "skipped")]
-    ids = {id_at(ctx, run, place): place for place in telling[:REASONS_SHOWN]}
+    explained_indexes = [index for index in range(run.total) if run_state.status(index) in ("failed", "skipped")]
+    indexes_by_id = {job_id_at(ctx, run, index): index for index in explained_indexes[:MAX_REASONS]}
     reasons: dict[int, str] = {}
-    for job_id, job in ctx.jobs.find_many(run.namespace, ids).items():
+    for job_id, job in ctx.jobs.find_many(run.namespace, indexes_by_id).items():
         if job.error is not None:
-            reasons[ids[job_id]] = f"{job.error.code}: {job.error.message}"
+            reasons[indexes_by_id[job_id]] = f"{job.error.code}: {job.error.message}"
         elif job.verdict is not None:
-            reasons[ids[job_id]] = job.verdict.reason
+            reasons[indexes_by_id[job_id]] = job.verdict.reason
     return reasons

@@ -7,70 +7,83 @@ from collections import Counter
 from datetime import timedelta
 
 from vigil_core.domain.workflows import run as workflows
-from vigil_core.domain.workflows.graph import chunks
-from vigil_core.domain.workflows.run import FIRST_LOOK, Run
-from vigil_core.domain.workflows.run_state import Standings
+from vigil_core.domain.workflows.graph import block_numbers
+from vigil_core.domain.workflows.run import FIRST_CHECK, WorkflowRun
+from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.context import Context
-from vigil_core.services.workflows import advance as follow_run
-from vigil_core.services.workflows.commands import change_run, standings_of, start_supervisor
-from vigil_core.services.workflows.create import prepare
-from vigil_core.services.workflows.supervisor import replace_supervisor
+from vigil_core.services.workflows import advance
+from vigil_core.services.workflows.commands import change_run, load_run_state, start_supervisor
+from vigil_core.services.workflows.create import prepare_jobs
+from vigil_core.services.workflows.supervisor import start_successor
 
-NAMED = 5
+MAX_NAMED_JOBS = 5
 """Jobs that are named as the reason why nothing goes on."""
 
 
-def look_after_run(ctx: Context, namespace: str, workflow_id: str) -> None:
+def reconcile_run(ctx: Context, namespace: str, workflow_id: str) -> None:
     """Mend what is stuck, say what is late. Can be repeated."""
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.ended:
         return
-    run = change_run(ctx, namespace, workflow_id, lambda now: workflows.pass_deadline(now, now=ctx.now()))
-    if not run.sealed:
-        if ctx.now() - run.updated_at >= FIRST_LOOK:
-            prepare(ctx, run)
-    elif ctx.supervisors.is_at_work(run.execution):
-        _mend(ctx, run)
+    run = change_run(ctx, namespace, workflow_id, lambda current: workflows.apply_deadline(current, now=ctx.now()))
+    if not run.registration_complete:
+        if ctx.now() - run.updated_at >= FIRST_CHECK:
+            prepare_jobs(ctx, run)
+    elif ctx.supervisors.is_running(run.execution_name):
+        _repair(ctx, run)
     else:
         if run.status == "pending":
             start_supervisor(ctx, run)
-        if run.status != "pending" or not ctx.supervisors.is_at_work(run.execution):
-            replace_supervisor(ctx, run)
-    change_run(ctx, namespace, workflow_id, lambda now: now if now.ended else workflows.look_again(now, now=ctx.now()))
+        if run.status != "pending" or not ctx.supervisors.is_running(run.execution_name):
+            start_successor(ctx, run)
+    change_run(
+        ctx,
+        namespace,
+        workflow_id,
+        lambda current: current if current.ended else workflows.schedule_next_check(current, now=ctx.now()),
+    )
 
 
-def _mend(ctx: Context, run: Run) -> None:
+def _repair(ctx: Context, run: WorkflowRun) -> None:
     """A run whose supervisor is at work: what a lost message may have left behind, and whether anything goes on."""
-    listening = ctx.runs.listening(run)
-    if listening is not None and run.facts > listening.seen:
-        ctx.supervisors.wake(listening.token)
+    supervisor_token = ctx.runs.supervisor_token(run)
+    if supervisor_token is not None and run.signal_count > supervisor_token.seen_signals:
+        ctx.supervisors.wake(supervisor_token.token)
     if run.status != "running":
         return
-    found, last_noted = ctx.runs.chunks(run)
-    standings = standings_of(ctx, run)
-    for chunk, notes in found.items():
-        standings.put(chunk, notes)
-    if not run.stopping:
-        follow_run.settle(ctx, run, standings, range(run.total))
-        follow_run.let_go(ctx, run)
-    follow_run.look_whether_over(ctx, run, standings_of(ctx, run), chunks(run.total)[-1:])
+    records_by_block, last_recorded_at = ctx.runs.state_blocks(run)
+    run_state = load_run_state(ctx, run)
+    for block, records in records_by_block.items():
+        run_state.put_block(block, records)
+    if not run.terminating:
+        advance.apply_transitions(ctx, run, run_state, range(run.total))
+        advance.release_parked(ctx, run)
+    advance.finish_if_drained(ctx, run, load_run_state(ctx, run), block_numbers(run.total)[-1:])
     if run.health_check_interval_s is None:
         return
     interval, now = timedelta(seconds=run.health_check_interval_s), ctx.now()
-    if now - max(last_noted, run.stalled_at or last_noted) >= interval:
-        why = _why_nothing_goes_on(standings, run)
-        change_run(ctx, run.namespace, run.workflow_id, lambda now_: workflows.stall(now_, why, now=now))
+    if now - max(last_recorded_at, run.stalled_at or last_recorded_at) >= interval:
+        reason = _stall_reason(run_state, run)
+        change_run(
+            ctx, run.namespace, run.workflow_id, lambda current: workflows.mark_stalled(current, reason, now=now)
+        )
 
 
-def _why_nothing_goes_on(standings: Standings, run: Run) -> str:
+def _stall_reason(run_state: RunState, run: WorkflowRun) -> str:
     """In words: how many jobs stand how, and the first of those that others wait for."""
-    by_status: dict[str, list[str]] = {}
-    for place in range(run.total):
-        if standings.is_open(place):
-            by_status.setdefault(standings.status(place), []).append(standings.graph.nodes[place].name)
-    counted = Counter({status: len(names) for status, names in by_status.items()})
-    told = ", ".join(f"{count} {status}" for status, count in counted.most_common())
-    first = next(
-        (by_status[status] for status in ("running", "pending", "scheduled", "waiting") if status in by_status), []
+    names_by_status: dict[str, list[str]] = {}
+    for index in range(run.total):
+        if run_state.is_open(index):
+            names_by_status.setdefault(run_state.status(index), []).append(run_state.graph.nodes[index].name)
+    counts = Counter({status: len(names) for status, names in names_by_status.items()})
+    counts_text = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    first_names = next(
+        (
+            names_by_status[status]
+            for status in ("running", "pending", "scheduled", "waiting")
+            if status in names_by_status
+        ),
+        [],
     )
-    return f"no job has changed for {run.health_check_interval_s} s: {told}; first {', '.join(first[:NAMED])}"
+    named = ", ".join(first_names[:MAX_NAMED_JOBS])
+    return f"no job has changed for {run.health_check_interval_s} s: {counts_text}; first {named}"

@@ -14,142 +14,162 @@ from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows import run as workflows
-from vigil_core.domain.workflows.graph import chunk_of
-from vigil_core.domain.workflows.run import Run
-from vigil_core.domain.workflows.run_state import Standings, decided, failures, is_failure, note_of
+from vigil_core.domain.workflows.graph import block_of
+from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.domain.workflows.run_state import RunState, failed_nodes, is_failure, record_of, with_decision
 from vigil_core.services.context import Context
 from vigil_core.services.jobs.transitions import change
-from vigil_core.services.workflows import advance as follow_run
-from vigil_core.services.workflows.commands import change_run, id_at, standings_of, start_supervisor, undecided
-from vigil_core.services.workflows.output import output_of
-from vigil_core.store.workflows.runs import Decision
+from vigil_core.services.workflows import advance
+from vigil_core.services.workflows.commands import (
+    change_run,
+    count_awaiting_decision,
+    job_id_at,
+    load_run_state,
+    start_supervisor,
+)
+from vigil_core.services.workflows.output import evaluate_output
+from vigil_core.store.workflows.runs import OperatorDecision
 
-BY = "supervisor"
+ACTOR = "supervisor"
 
 
-def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> Run | None:
+def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> WorkflowRun | None:
     """Do what one state of the supervisor asks for; the run as it was before, if there is one."""
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.supervised != event["supervised"]:
+    if run is None or run.supervisor_id != event["supervised"]:
         return run
     match event["action"]:
         case "begin":
-            change_run(ctx, namespace, workflow_id, lambda now: workflows.begin(now, now=ctx.now()))
+            change_run(ctx, namespace, workflow_id, lambda current: workflows.start(current, now=ctx.now()))
         case "cancel_the_rest":
-            cancel_the_rest(ctx, run)
+            cancel_remaining(ctx, run)
         case "apply_decisions":
             apply_decisions(ctx, run)
         case "finalise":
             finalise(ctx, run)
         case "hand_over":
-            replace_supervisor(ctx, run)
+            start_successor(ctx, run)
         case action:
             raise ValueError(f"a state of the supervisor asks for an unknown action {action!r}")
     return run
 
 
-def cancel_the_rest(ctx: Context, run: Run) -> None:
+def cancel_remaining(ctx: Context, run: WorkflowRun) -> None:
     """Have every job cancelled that has not ended. Nothing follows from their ends but the end of the run."""
-    run = change_run(ctx, run.namespace, run.workflow_id, lambda now: workflows.close(now, now=ctx.now()))
+    run = change_run(
+        ctx, run.namespace, run.workflow_id, lambda current: workflows.begin_cancelling(current, now=ctx.now())
+    )
     if not run.ended:
-        follow_run.hand_out_chunks(ctx, run, "run_cancel", follow_run.all_chunks(run))
+        advance.enqueue_blocks(ctx, run, "run_cancel", advance.all_blocks(run))
 
 
-def apply_decisions(ctx: Context, run: Run) -> None:
+def apply_decisions(ctx: Context, run: WorkflowRun) -> None:
     """Do what operators have decided so far, all of it; then the run goes on, unless more is to be decided."""
-    standings = standings_of(ctx, run, whole=True)
+    run_state = load_run_state(ctx, run, complete=True)
     aborted = False
     for decision in ctx.runs.decisions(run):
-        note = standings.chunk(chunk_of(decision.place)).notes.get(decision.place)
-        if note is None or standings.of(decision.place) != "undecided" or note.moment != decision.moment:
+        state_record = run_state.block(block_of(decision.index)).records.get(decision.index)
+        if (
+            state_record is None
+            or run_state.state_of(decision.index) != "undecided"
+            or state_record.state_version != decision.state_version
+        ):
             continue  # Carried out before, or about an attempt that is over.
         match decision.action:
             case "retry":
-                _run_again(ctx, run, standings, decision)
+                _rerun_job(ctx, run, run_state, decision)
             case "skip":
-                note = decided(note, "pardoned")
-                follow_run.note(ctx, run, standings, {decision.place: note})
+                state_record = with_decision(state_record, "pardoned")
+                advance.record_states(ctx, run, run_state, {decision.index: state_record})
             case "abort":
                 aborted = True  # What is undecided is noted as it is when the rest is cancelled.
-    pardoned = [place for place in range(run.total) if standings.of(place) == "pardoned"]
+    ignored_indexes = [index for index in range(run.total) if run_state.state_of(index) == "pardoned"]
     if not aborted:
-        fresh = standings_of(ctx, run, whole=True)
-        follow_run.settle(ctx, run, fresh, fresh.graph.after(pardoned))
-        follow_run.look_whether_over(ctx, run, fresh, {chunk_of(place) for place in pardoned})
+        updated_state = load_run_state(ctx, run, complete=True)
+        advance.apply_transitions(ctx, run, updated_state, updated_state.graph.successors(ignored_indexes))
+        advance.finish_if_drained(ctx, run, updated_state, {block_of(index) for index in ignored_indexes})
 
-    def done(now: Run) -> Run:
-        left = standings_of(ctx, now, whole=True)
-        name = next((left.graph.nodes[place].name for place in failures(left)), None)
-        return workflows.decisions_done(
-            now, aborted=aborted, undecided=undecided(ctx, now), failed_job=name, now=ctx.now()
+    def finish_decisions(current: WorkflowRun) -> WorkflowRun:
+        current_state = load_run_state(ctx, current, complete=True)
+        name = next((current_state.graph.nodes[index].name for index in failed_nodes(current_state)), None)
+        return workflows.complete_decisions(
+            current, aborted=aborted, undecided=count_awaiting_decision(ctx, current), failed_job=name, now=ctx.now()
         )
 
-    change_run(ctx, run.namespace, run.workflow_id, done)
+    change_run(ctx, run.namespace, run.workflow_id, finish_decisions)
 
 
-def finalise(ctx: Context, run: Run) -> None:
+def finalise(ctx: Context, run: WorkflowRun) -> None:
     """No job is open: say how the run has ended, with what its jobs came to."""
-    standings = standings_of(ctx, run, whole=True)
-    failed = _failed_job(ctx, run, standings)
-    said = output_of(ctx, run, standings)
-    result_ref = None if said is None else ctx.runs.put_result(run, ctx.new_id()[-12:], dumps(said))
+    run_state = load_run_state(ctx, run, complete=True)
+    first_failure = _failed_job(ctx, run, run_state)
+    output = evaluate_output(ctx, run, run_state)
+    result_ref = None if output is None else ctx.runs.put_result(run, ctx.new_id()[-12:], dumps(output))
 
-    def decide(now: Run) -> Run:
-        if now.ended or not now.drained:
-            return now
-        ended = workflows.end(now, first_failure=failed, statistics=standings.statistics(), now=ctx.now())
+    def decide(current: WorkflowRun) -> WorkflowRun:
+        if current.ended or not current.drained:
+            return current
+        ended = workflows.end(current, first_failure=first_failure, statistics=run_state.statistics(), now=ctx.now())
         return workflows.with_result(ended, result_ref)
 
     ended = change_run(ctx, run.namespace, run.workflow_id, decide)
-    ctx.runs.keep_beside(ended)
+    ctx.runs.set_side_row_ttl(ended)
 
 
-def replace_supervisor(ctx: Context, run: Run) -> None:
+def start_successor(ctx: Context, run: WorkflowRun) -> None:
     """The next execution takes over from the one that supervises a run."""
 
-    def decide(now: Run) -> Run:
-        same = (now.generation, now.supervisor) == (run.generation, run.supervisor)
-        return workflows.succeed_supervisor(now, now=ctx.now()) if same and not now.ended else now
+    def decide(current: WorkflowRun) -> WorkflowRun:
+        is_current = (current.generation, current.supervisor) == (run.generation, run.supervisor)
+        return (
+            workflows.next_supervisor_generation(current, now=ctx.now())
+            if is_current and not current.ended
+            else current
+        )
 
     start_supervisor(ctx, change_run(ctx, run.namespace, run.workflow_id, decide))
 
 
-def mourn(ctx: Context, event: JsonValue, status: str) -> Run | None:
+def on_execution_ended(ctx: Context, event: JsonValue, status: str) -> WorkflowRun | None:
     """The execution that was started with this event has ended without having ended its run. One that somebody stopped
     by hand was meant to stop the run. Returns the run as it was before, if there is one."""
     assert isinstance(event, Mapping)
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.ended or run.supervised != event["supervised"]:
+    if run is None or run.ended or run.supervisor_id != event["supervised"]:
         return run
     if status == "ABORTED":
-        why = "its execution was stopped"
+        reason = "its execution was stopped"
         change_run(
             ctx,
             namespace,
             workflow_id,
-            lambda now: now if now.ended else workflows.request_cancel(now, now=ctx.now(), by=BY, why=why),
+            lambda current: (
+                current
+                if current.ended
+                else workflows.request_cancel(current, now=ctx.now(), actor=ACTOR, reason=reason)
+            ),
         )
-    replace_supervisor(ctx, run)
+    start_successor(ctx, run)
     return run
 
 
-def _failed_job(ctx: Context, run: Run, standings: Standings) -> tuple[str, JobError | None] | None:
+def _failed_job(ctx: Context, run: WorkflowRun, run_state: RunState) -> tuple[str, JobError | None] | None:
     """The job that failed the run first, and why it failed."""
-    place = None if run.failed_job is None else standings.graph.place_of.get(run.failed_job)
-    if place is None or not is_failure(standings, place):
-        place = next(failures(standings), None)
-    if place is None:
+    index = None if run.failed_job is None else run_state.graph.index_of.get(run.failed_job)
+    if index is None or not is_failure(run_state, index):
+        index = next(failed_nodes(run_state), None)
+    if index is None:
         return None
-    job = ctx.jobs.find(run.namespace, id_at(ctx, run, place))
-    return standings.graph.nodes[place].name, job.error if job else None
+    job = ctx.jobs.find(run.namespace, job_id_at(ctx, run, index))
+    return run_state.graph.nodes[index].name, job.error if job else None
 
 
-def _run_again(ctx: Context, run: Run, standings: Standings, decision: Decision) -> None:
-    def decide(now: Job) -> Job:
-        return jobs.run_again(now, now=ctx.now(), by=decision.by) if now.ended else now
+def _rerun_job(ctx: Context, run: WorkflowRun, run_state: RunState, decision: OperatorDecision) -> None:
+    def decide(current: Job) -> Job:
+        return jobs.rerun(current, now=ctx.now(), actor=decision.actor) if current.ended else current
 
     with suppress(JobNotFound):
-        job = change(ctx, run.namespace, id_at(ctx, run, decision.place), decide)
-        follow_run.note(ctx, run, standings, {decision.place: note_of(job)})
+        job = change(ctx, run.namespace, job_id_at(ctx, run, decision.index), decide)
+        advance.record_states(ctx, run, run_state, {decision.index: record_of(job)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from vigil_core.domain.access import ApiKey, Scope, in_order
+from vigil_core.domain.access import ApiKey, Scope, sort_scopes
 from vigil_core.domain.timestamps import from_text, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Put, Row, Table, Update, query_all
@@ -23,23 +23,23 @@ class ApiKeyStore:
     def find(self, namespace: str, key_id: str) -> ApiKey | None:
         """The key as it is now, revoked or not."""
         row = self._table.get(keys.api_key(namespace, key_id))
-        return _of_row(row) if row else None
+        return _from_row(row) if row else None
 
     def find_all(self, namespace: str) -> list[ApiKey]:
         """Every key of a namespace, oldest first."""
         rows = query_all(self._table, keys.api_keys(namespace))
-        return sorted(map(_of_row, rows), key=lambda key: (key.created_at, key.key_id))
+        return sorted(map(_from_row, rows), key=lambda key: (key.created_at, key.key_id))
 
     def revoke(self, namespace: str, key_id: str, now: datetime) -> ApiKey | None:
         """Mark a key as revoked, and return it; None when there is no such key. The first time stays."""
-        change = Update(
+        update = Update(
             key=keys.api_key(namespace, key_id),
             expression="SET revoked_at = if_not_exists(revoked_at, :now)",
             values={":now": to_text(now)},
             condition=PRESENT,
         )
         try:
-            return _of_row(self._table.update(change))
+            return _from_row(self._table.update(update))
         except ConditionFailed:
             return None
 
@@ -53,14 +53,14 @@ def _to_row(key: ApiKey) -> Row:
         "schema_version": 1,
         "namespace": key.namespace,
         "secret_hash": key.secret_hash,
-        "scopes": list(map(str, in_order(key.scopes))),
+        "scopes": list(map(str, sort_scopes(key.scopes))),
         "name": key.name,
         "created_at": to_text(key.created_at),
         "revoked_at": to_text(key.revoked_at) if key.revoked_at else None,
     }
 
 
-def _of_row(row: Row) -> ApiKey:
+def _from_row(row: Row) -> ApiKey:
     return ApiKey(
         namespace=row["namespace"],
         key_id=row["sk"],

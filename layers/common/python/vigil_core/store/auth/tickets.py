@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vigil_core.domain.access import Scope, Ticket, in_order
+from vigil_core.domain.access import Scope, Ticket, sort_scopes
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Delete, Put, Table
@@ -26,7 +26,7 @@ class TicketStore:
             "ticket_id": ticket.ticket_id,
             "key_id": ticket.key_id,
             "secret_hash": ticket.secret_hash,
-            "scopes": list(map(str, in_order(ticket.scopes))),
+            "scopes": list(map(str, sort_scopes(ticket.scopes))),
             "expires_at": to_text(ticket.expires_at),
             "ttl": to_epoch_s(ticket.expires_at),
         }
@@ -46,7 +46,7 @@ class TicketStore:
             expires_at=from_text(row["expires_at"]),
         )
 
-    def spend(self, ticket: Ticket) -> bool:
+    def consume(self, ticket: Ticket) -> bool:
         """Use a ticket up. False when somebody else was first: of two at once, one gets in."""
         try:
             self._table.delete(Delete(key=keys.ticket(ticket.namespace, ticket.ticket_id), condition=PRESENT))

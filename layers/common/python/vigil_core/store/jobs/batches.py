@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from vigil_core.domain.jobs.batch import items_of, page_of
+from vigil_core.domain.jobs.batch import items_on_page, page_of
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import TERMINAL, JobStatus
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
 from vigil_core.store.table import Row, Table, Update, query_all
 
-KEPT_BEYOND = timedelta(days=365)
+TTL_MARGIN = timedelta(days=365)
 """After a batch would itself be gone, were it not renewed meanwhile."""
 
 
@@ -21,30 +21,30 @@ class BatchStore:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def record(self, batch: Job, index: int, ending: JobStatus) -> bool:
+    def record_end_state(self, batch: Job, index: int, end_state: JobStatus) -> bool:
         """Note how an item of the attempt under way has ended; whether all on its page now have."""
         page = page_of(index)
         row = self._table.update(
             Update(
                 key=keys.batch_page(batch.namespace, batch.job_id, batch.attempt, page),
                 expression="ADD #ending :index SET entity = :entity, schema_version = :one, #ttl = :ttl",
-                names={"#ending": ending, "#ttl": "ttl"},
+                names={"#ending": end_state, "#ttl": "ttl"},
                 values={
                     ":index": {index},
                     ":entity": "batch_page",
                     ":one": 1,
-                    ":ttl": to_epoch_s((batch.expires_at or batch.updated_at) + KEPT_BEYOND),
+                    ":ttl": to_epoch_s((batch.expires_at or batch.updated_at) + TTL_MARGIN),
                 },
             )
         )
-        return len(_endings(row)) == len(items_of(page, batch.batch_size or 0))
+        return len(_end_states(row)) == len(items_on_page(page, batch.batch_size or 0))
 
-    def endings(self, batch: Job) -> dict[int, JobStatus]:
+    def end_states(self, batch: Job) -> dict[int, JobStatus]:
         """How the items of the attempt under way have ended, by their places; those that have not are absent."""
         first = keys.batch_page(batch.namespace, batch.job_id, batch.attempt, 0)
         rows = query_all(self._table, first.pk, begins=keys.batch_pages(batch.attempt))
-        return {index: ending for row in rows for index, ending in _endings(row).items()}
+        return {index: end_state for row in rows for index, end_state in _end_states(row).items()}
 
 
-def _endings(row: Row) -> dict[int, JobStatus]:
-    return {index: ending for ending in TERMINAL for index in row.get(ending, ())}
+def _end_states(row: Row) -> dict[int, JobStatus]:
+    return {index: end_state for end_state in TERMINAL for index in row.get(end_state, ())}

@@ -10,13 +10,13 @@ from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
-from vigil_core.domain.jobs.dependencies import ENDINGS, Dependent, Ending, Tally
+from vigil_core.domain.jobs.dependencies import END_STATES, DependencyCounts, Dependent, EndState
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
-from vigil_core.store.table import Condition, ConditionFailed, Delete, Row, Table, Update, query_all
+from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition, query_all
 
-KEPT_BEYOND = timedelta(days=365)
+TTL_MARGIN = timedelta(days=365)
 """After a waiting job would itself be gone, were it not renewed meanwhile."""
 
 
@@ -40,35 +40,35 @@ class DependencyStore:
             ]
         )
 
-    def remove_dependent(self, namespace: str, job_id: str, gone: Dependent) -> None:
+    def remove_dependent(self, namespace: str, job_id: str, dependent: Dependent) -> None:
         """Forget that a job waited for this one, unless it does so again in another attempt."""
-        key = keys.entry(namespace, job_id, gone.job_id, gone.index)
-        same = Condition(expression="attempt = :attempt", values={":attempt": gone.attempt})
+        key = keys.entry(namespace, job_id, dependent.job_id, dependent.index)
+        same_attempt = WriteCondition(expression="attempt = :attempt", values={":attempt": dependent.attempt})
         with suppress(ConditionFailed):
-            self._table.delete(Delete(key=key, condition=same))
+            self._table.delete(Delete(key=key, condition=same_attempt))
 
     def dependents(self, namespace: str, job_id: str, limit: int) -> list[str]:
         """The ids of the jobs that wait for this one to end, at most so many."""
         rows = query_all(self._table, keys.entries_of_job(namespace, job_id), limit=limit)
-        found = (dependent_from_row(row).job_id for row in rows if row["entity"] == "dependent")
-        return list(islice(found, limit))
+        dependent_ids = (dependent_from_row(row).job_id for row in rows if row["entity"] == "dependent")
+        return list(islice(dependent_ids, limit))
 
-    def endings(self, job: Job) -> dict[int, Ending]:
+    def end_states(self, job: Job) -> dict[int, EndState]:
         """How dependencies have ended, as far as that was noted: by their numbers."""
         row = self._table.get(keys.dependencies(job.namespace, job.job_id, job.attempt)) or {}
-        return {int(index): ending for ending in ENDINGS for index in row.get(ending, ())}
+        return {int(index): end_state for end_state in END_STATES for index in row.get(end_state, ())}
 
-    def record(self, job: Job, endings: Mapping[int, Ending]) -> Tally:
+    def record_end_states(self, job: Job, end_states: Mapping[int, EndState]) -> DependencyCounts:
         """Note how dependencies have ended, each the first time it does; returns the tally of all that have."""
         key = keys.dependencies(job.namespace, job.job_id, job.attempt)
         while True:
             row = self._table.get(key) or {}
-            known = set().union(*(row.get(ending, set()) for ending in ENDINGS))
-            new = {index: ending for index, ending in endings.items() if index not in known}
+            recorded = set().union(*(row.get(end_state, set()) for end_state in END_STATES))
+            new = {index: ending for index, ending in end_states.items() if index not in recorded}
             if not new:
-                return _tally(job, row)
+                return _counts(job, row)
             try:
-                return _tally(job, self._table.update(_addition(key, new, _ttl(job))))
+                return _counts(job, self._table.update(_record_update(key, new, _ttl(job))))
             except ConditionFailed:
                 continue  # Somebody else has just noted one of these.
 
@@ -81,35 +81,37 @@ def dependent_from_row(row: Row) -> Dependent:
     )
 
 
-def _addition(key: keys.Key, new: Mapping[int, Ending], ttl: int) -> Update:
+def _record_update(key: keys.Key, new: Mapping[int, EndState], ttl: int) -> Update:
     """One write that adds each index to the set of its ending, if it is in none."""
-    sets: dict[Ending, set[int]] = {}
-    for index, ending in new.items():
-        sets.setdefault(ending, set()).add(index)
-    absent = [f"NOT contains({ending}, :i{index})" for index in new for ending in ENDINGS]
+    index_sets: dict[EndState, set[int]] = {}
+    for index, end_state in new.items():
+        index_sets.setdefault(end_state, set()).add(index)
+    conditions = [f"NOT contains({ending}, :i{index})" for index in new for ending in END_STATES]
     return Update(
         key=key,
         expression=(
-            f"ADD {', '.join(f'{e} :{e}' for e in sets)} SET entity = :entity, schema_version = :one, #ttl = :ttl"
+            f"ADD {', '.join(f'{e} :{e}' for e in index_sets)} SET entity = :entity, schema_version = :one, #ttl = :ttl"
         ),
         names={"#ttl": "ttl"},
         values={
             ":entity": "dependencies",
             ":one": 1,
             ":ttl": ttl,
-            **{f":{ending}": found for ending, found in sets.items()},
+            **{f":{ending}": found for ending, found in index_sets.items()},
         },
-        condition=Condition(expression=" AND ".join(absent), values={f":i{index}": index for index in new}),
+        condition=WriteCondition(expression=" AND ".join(conditions), values={f":i{index}": index for index in new}),
     )
 
 
 def _ttl(job: Job) -> int:
     """Beyond what an open job is kept for."""
-    return to_epoch_s((job.expires_at or job.updated_at) + KEPT_BEYOND)
+    return to_epoch_s((job.expires_at or job.updated_at) + TTL_MARGIN)
 
 
-def _tally(job: Job, row: Row) -> Tally:
-    return Tally(total=len(job.depends_on), **{ending: len(row.get(ending, ())) for ending in ENDINGS})
+def _counts(job: Job, row: Row) -> DependencyCounts:
+    return DependencyCounts(
+        total=len(job.depends_on), **{end_state: len(row.get(end_state, ())) for end_state in END_STATES}
+    )
 
 
 def _head(key: keys.Key, entity: str) -> Row:

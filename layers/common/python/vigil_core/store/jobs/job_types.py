@@ -21,12 +21,12 @@ class JobTypeStore:
     def find(self, namespace: str, name: str) -> JobType | None:
         """The type as it is now. One consistent read of its row: a unit for each 4 KB."""
         row = self._table.get(keys.job_type(namespace, name))
-        return _of_row(namespace, row) if row else None
+        return _from_row(namespace, row) if row else None
 
     def find_many(self, namespace: str, names: Iterable[str]) -> dict[str, JobType]:
         """Those that exist, by name. A request per hundred."""
         rows = self._table.batch_get([keys.job_type(namespace, name) for name in names])
-        return {key.sk: _of_row(namespace, row) for key, row in rows.items()}
+        return {key.sk: _from_row(namespace, row) for key, row in rows.items()}
 
     def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[JobType], str | None]:
         """Types by name, from after this one; and the name to go on after, None at the end.
@@ -36,14 +36,14 @@ class JobTypeStore:
         pk = keys.job_types(namespace)
         cursor = None if after is None else keys.job_type(namespace, after)._asdict()
         page = self._table.query_page(pk, limit=limit, cursor=cursor)
-        return [_of_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
+        return [_from_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
 
     def save(self, before: JobType | None, after: JobType) -> None:
         """Store the version that follows `before`. Raises ConditionFailed when the type has moved on since."""
         condition = ABSENT if before is None else version_is(before.version)
         self._table.put(Put(row=_to_row(after), condition=condition))
 
-    def keep_target(self, job_type: JobType) -> None:
+    def store_target(self, job_type: JobType) -> None:
         """Store the type's target under its own name, before the type and its jobs: it stays, whatever becomes of
         them."""
         if job_type.target is None or job_type.target_ref is None:
@@ -90,7 +90,7 @@ def _to_row(job_type: JobType) -> Row:
     }
 
 
-def _of_row(namespace: str, row: Row) -> JobType:
+def _from_row(namespace: str, row: Row) -> JobType:
     defaults: Any = loads(row.get("defaults", "{}"))
     schema: Any = loads(row["payload_schema"]) if "payload_schema" in row else None
     target: Any = loads(row["target"]) if "target" in row else None

@@ -12,63 +12,63 @@ from typing import Any, Literal, Protocol, TypeAlias
 from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.jobs.dependencies import Dependency, Verdict
-from vigil_core.domain.jobs.job import Job, JobError, LogEntry, LogKind, Priority
-from vigil_core.domain.jobs.retention import DEFAULT, LIFE, expiry
+from vigil_core.domain.jobs.job import Job, JobError, JobLogEntry, JobLogKind, Priority
+from vigil_core.domain.jobs.retention import DEFAULT_RETENTION, OPEN_JOB_TTL, expires_at_of
 from vigil_core.domain.jobs.retry import Lease, RetryPolicy
 from vigil_core.domain.jobs.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.timestamps import from_epoch_s, from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.listing import keep_day
-from vigil_core.store.locks import HoldClaim, hold_put, place_put
+from vigil_core.store.listing import extend_day_ttl
+from vigil_core.store.locks import LockAcquisition, lock_put, queue_entry_put
 from vigil_core.store.table import (
     ABSENT,
     PRESENT,
-    Condition,
     ConditionFailed,
     Delete,
     Put,
     Row,
     Table,
     Update,
+    WriteCondition,
     query_all,
     version_is,
 )
 
-LOG_LINES_IN_STATE = 8
+MAX_STATE_LOG_LINES = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
-TOMBSTONE_LIFE = timedelta(days=60)
+TOMBSTONE_TTL = timedelta(days=60)
 """Longer than any wait lives, so that an id cannot come back while somebody waits for its first owner."""
-LIVE_KEPT = timedelta(days=30)
+LIVE_ROW_TTL = timedelta(days=30)
 """How long what a job in silence has reported last is kept: each report begins it anew."""
-TTL = {"#ttl": "ttl"}
+TTL_NAMES = {"#ttl": "ttl"}
 SCHEMA_VERSION = 1
-RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
+PRIORITY_RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
 """Priorities in the order in which workers are given jobs."""
 
 
-ROW_BYTES = 350 * 1024
+MAX_ROW_BYTES = 350 * 1024
 """What one row holds with room to spare (DynamoDB: 400 KB). A payload or result beyond that is an object."""
-MAX_BODY_BYTES = 2 * 1024 * 1024
+MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 """Of a payload or result that travels in requests and answers, as JSON text."""
-ANSWER_BYTES = 2 * MAX_BODY_BYTES
+MAX_RESPONSE_PAYLOAD_BYTES = 2 * MAX_PAYLOAD_BYTES
 """Of payloads and results in one answer: Lambda's 6 MB hold that in Base64, with all that is told besides."""
 
 
-Kept: TypeAlias = Literal["open", "ended", "long"]
+RetentionClass: TypeAlias = Literal["open", "ended", "long"]
 """How long an object is kept, from when it was stored or kept anew: two years, as long as an ended job, for ever."""
 
 
-class Objects(Protocol):
+class PayloadStore(Protocol):
     """What keeps payloads and results that no row can hold."""
 
-    def put(self, key: str, text: str, *, kept: Kept) -> None:
+    def put(self, key: str, text: str, *, retention_class: RetentionClass) -> None:
         """Store an object."""
 
     def get(self, key: str) -> str | None:
         """An object's text; None when it is not there any more."""
 
-    def keep(self, key: str, *, kept: Kept, source: str | None = None) -> None:
+    def renew(self, key: str, *, retention_class: RetentionClass, source: str | None = None) -> None:
         """Have an object kept as long as a new one; or make it of another."""
 
     def remove(self, keys: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ class Objects(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bodies:
+class JobPayloads:
     """Payload and result of a job as JSON text; None where there is none, or where its URL stands in for it."""
 
     payload: str | None
@@ -95,11 +95,11 @@ class Bodies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class IndexedJob:
     """A job, and where index `due` shows it; None for nowhere."""
 
     job: Job
-    place: tuple[str, str] | None
+    index_entry: tuple[str, str] | None
 
 
 class JobStore:
@@ -113,53 +113,53 @@ class JobStore:
     def __init__(
         self,
         table: Table,
-        objects: Objects,
+        objects: PayloadStore,
         *,
         now: Callable[[], datetime],
-        retention: timedelta = DEFAULT,
+        retention: timedelta = DEFAULT_RETENTION,
         queue_partitions: int = 1,
     ) -> None:
         self._table = table
         self._objects = objects
         self._now = now
         self._retention = retention
-        self._queue_shards = queue_partitions
+        self._queue_partitions = queue_partitions
 
     def find(self, namespace: str, job_id: str) -> Job | None:
         """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
         key = keys.job(namespace, job_id)
         rows = self._table.query_page(key.pk, between=("A", "B")).rows
         by_sk = {row["sk"]: row for row in rows}
-        found = job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
-        return None if found is None or self._has_expired(found) else found
+        job = job_from_row(by_sk["A"], by_sk.get("B")) if "A" in by_sk else None
+        return None if job is None or self._has_expired(job) else job
 
     def find_many(
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
     ) -> dict[str, Job]:
         """The jobs that exist, by id; tombstones included. With `live`, progress and message as reported last."""
-        found = self.find_shown(namespace, job_ids, live=live, consistent=consistent)
-        return {job_id: shown.job for job_id, shown in found.items()}
+        indexed_jobs = self.find_indexed(namespace, job_ids, live=live, consistent=consistent)
+        return {job_id: shown.job for job_id, shown in indexed_jobs.items()}
 
-    def find_shown(
+    def find_indexed(
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
-    ) -> dict[str, Shown]:
+    ) -> dict[str, IndexedJob]:
         """The same, each with the place at which index `due` shows it."""
-        wanted = list(dict.fromkeys(job_ids))
-        lookup = [keys.job(namespace, job_id) for job_id in wanted]
+        unique_ids = list(dict.fromkeys(job_ids))
+        row_keys = [keys.job(namespace, job_id) for job_id in unique_ids]
         if live:
-            lookup += [keys.live(namespace, job_id) for job_id in wanted]
-        rows = self._table.batch_get(lookup, consistent=consistent)
-        found = {
-            job_id: Shown(
+            row_keys += [keys.live(namespace, job_id) for job_id in unique_ids]
+        rows = self._table.batch_get(row_keys, consistent=consistent)
+        indexed_jobs = {
+            job_id: IndexedJob(
                 job=job_from_row(row, rows.get(keys.live(namespace, job_id))),
-                place=(row["g1pk"], row["g1sk"]) if "g1pk" in row else None,
+                index_entry=(row["g1pk"], row["g1sk"]) if "g1pk" in row else None,
             )
-            for job_id in wanted
+            for job_id in unique_ids
             if (row := rows.get(keys.job(namespace, job_id))) is not None
         }
-        return {job_id: shown for job_id, shown in found.items() if not self._has_expired(shown.job)}
+        return {job_id: shown for job_id, shown in indexed_jobs.items() if not self._has_expired(shown.job)}
 
-    def create(self, job: Job, claims: Sequence[HoldClaim] = ()) -> None:
+    def create(self, job: Job, acquisitions: Sequence[LockAcquisition] = ()) -> None:
         """Store the first version, together with the holds that it takes.
 
         Raises:
@@ -168,12 +168,12 @@ class JobStore:
         """
         job = replace(job, expires_at=self.expiry_of(job))
         if job.scheduled_at is not None and job.scheduled_at > job.created_at:
-            self._keep_day(job)
+            self._extend_day_ttl(job)
         try:
             self._write(
                 [
-                    Put(row=job_to_row(job, queue_partitions=self._queue_shards), condition=ABSENT),
-                    *_beside(None, job, claims),
+                    Put(row=job_to_row(job, queue_partitions=self._queue_partitions), condition=ABSENT),
+                    *_lock_writes(None, job, acquisitions),
                 ]
             )
         except ConditionFailed as error:
@@ -183,7 +183,7 @@ class JobStore:
                 raise JobCreationFailed(f"Job with ID {job.job_id} already exists") from error
             raise
 
-    def save(self, before: Job, after: Job, claims: Sequence[HoldClaim] = ()) -> None:
+    def save(self, before: Job, after: Job, acquisitions: Sequence[LockAcquisition] = ()) -> None:
         """Store the version that follows `before`; nothing when they are the same.
 
         Raises:
@@ -192,52 +192,52 @@ class JobStore:
         if after == before:
             return
         if after.version == before.version:
-            self.keep(before)
+            self.renew_ttl(before)
             self._table.put(_live_put(after, self._retention))
             return
-        after = replace(after, expires_at=expiry(before, after, self._retention))
+        after = replace(after, expires_at=expires_at_of(before, after, self._retention))
         if not after.ended and after.expires_at != before.expires_at:
-            self._prolong(after)
-        if len(after.log) > LOG_LINES_IN_STATE:
+            self._extend_ttl(after)
+        if len(after.log) > MAX_STATE_LOG_LINES:
             *older, newest = after.log
-            self._table.put(Put(row=_log_row(after, older) | {"ttl": self._ttl_beside(after)}))
+            self._table.put(Put(row=_log_row(after, older) | {"ttl": self._side_row_ttl(after)}))
             after = replace(after, log=(newest,))
         self._write(
             [
-                Put(row=job_to_row(after, queue_partitions=self._queue_shards), condition=_still(before)),
-                *_beside(before, after, claims),
+                Put(row=job_to_row(after, queue_partitions=self._queue_partitions), condition=_unchanged(before)),
+                *_lock_writes(before, after, acquisitions),
             ]
         )
         if after.ended and not before.ended:
-            self._let_go(before, after)
+            self._expire_side_rows(before, after)
 
-    def keep(self, job: Job) -> None:
+    def renew_ttl(self, job: Job) -> None:
         """Begin the life of an open job anew, if it is in its second half; nothing otherwise. Changes no version."""
-        until = expiry(job, replace(job, updated_at=self._now()), self._retention)
-        if job.ended or until == job.expires_at:
+        expires_at = expires_at_of(job, replace(job, updated_at=self._now()), self._retention)
+        if job.ended or expires_at == job.expires_at:
             return
-        kept = replace(job, expires_at=until)
-        self._prolong(kept)
+        renewed = replace(job, expires_at=expires_at)
+        self._extend_ttl(renewed)
         with suppress(ConditionFailed):
             self._table.update(
                 Update(
                     key=keys.job(job.namespace, job.job_id),
                     expression="SET #ttl = :ttl",
-                    names=TTL,
-                    values={":ttl": to_epoch_s(until)},
+                    names=TTL_NAMES,
+                    values={":ttl": to_epoch_s(expires_at)},
                     condition=version_is(job.version),
                 )
             )
 
     def put_payload(self, job: Job, nonce: str, text: str) -> str:
         """Store a payload, before the job that points to it. Returns the pointer."""
-        return self._put_body(job, keys.payload(job.namespace, job.job_id, nonce), "payload", text)
+        return self._put_payload_text(job, keys.payload(job.namespace, job.job_id, nonce), "payload", text)
 
     def put_fallback(self, job: Job, nonce: str, text: str) -> str:
         """Store what is the result of a job that fails for good. Returns the pointer."""
-        return self._put_body(job, keys.result(job.namespace, job.job_id, 0, nonce), "result", text)
+        return self._put_payload_text(job, keys.result(job.namespace, job.job_id, 0, nonce), "result", text)
 
-    def put_bodies(self, job: Job, nonce: str, *, payload: str | None, fallback: str | None) -> Job:
+    def put_payloads(self, job: Job, nonce: str, *, payload: str | None, fallback: str | None) -> Job:
         """Store what a job is to be created with, where there is any. Returns the job, pointing to it."""
         return replace(
             job,
@@ -263,37 +263,37 @@ class JobStore:
 
     def _adopt(self, job: Job, sk: str, reference: str) -> str:
         name, upload = keys.object_name(job.namespace, job.job_id, sk), keys.upload_name(job.namespace, reference)
-        self._objects.keep(name, kept=_kept(job), source=upload)
+        self._objects.renew(name, retention_class=_retention_class(job), source=upload)
         return keys.object_ref(None, sk)
 
-    def place_of(self, job: Job) -> tuple[str, str] | None:
+    def index_entry_of(self, job: Job) -> tuple[str, str] | None:
         """Where index `due` is to show a job; None for nowhere."""
-        row = {} if job.deleted else _place_in_queue(job, self._queue_shards)
+        row = {} if job.deleted else _index_attributes(job, self._queue_partitions)
         return (row["g1pk"], row["g1sk"]) if row else None
 
-    def show_in_place(self, job: Job) -> None:
+    def repair_index_entry(self, job: Job) -> None:
         """Show a job in index `due` where its state says. Changes no version.
 
         Raises:
             ConditionFailed: the job has moved on since it was read.
         """
-        place = self.place_of(job)
-        expression = "REMOVE g1pk, g1sk" if place is None else "SET g1pk = :g1pk, g1sk = :g1sk"
+        entry = self.index_entry_of(job)
+        expression = "REMOVE g1pk, g1sk" if entry is None else "SET g1pk = :g1pk, g1sk = :g1sk"
         self._table.update(
             Update(
                 key=keys.job(job.namespace, job.job_id),
                 expression=expression,
-                values={} if place is None else {":g1pk": place[0], ":g1sk": place[1]},
+                values={} if entry is None else {":g1pk": entry[0], ":g1sk": entry[1]},
                 condition=version_is(job.version),
             )
         )
 
-    def mark_awaited(self, job: Job) -> Job | None:
+    def mark_has_waits(self, job: Job) -> Job | None:
         """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
         gone."""
         return self._mark(job, "SET awaited = :true, for_matcher = :true")
 
-    def mark_followed(self, job: Job) -> Job | None:
+    def mark_has_subscribers(self, job: Job) -> Job | None:
         """From now on the notifier is to look who subscribed to the job; returns the job as it is now, None when it is
         gone."""
         return self._mark(job, "SET followed = :true")
@@ -308,36 +308,36 @@ class JobStore:
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
         """Store the result of a job that ends, before the version that points to it. Returns the pointer."""
-        return self._put_body(job, keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
+        return self._put_payload_text(job, keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
 
     def expiry_of(self, job: Job) -> datetime:
         """When this version expires, as far as it says so itself."""
-        return expiry(job, job, self._retention)
+        return expires_at_of(job, job, self._retention)
 
-    def bodies(self, job: Job, *, payload: bool = True, room: int = ANSWER_BYTES) -> Bodies:
+    def payloads(self, job: Job, *, payload: bool = True, max_bytes: int = MAX_RESPONSE_PAYLOAD_BYTES) -> JobPayloads:
         """Payload and result: rows in one request, and a request for each object that fits into the room in bytes; a
         URL in place of one that does not. The payload only if it is wanted."""
-        wanted = {"payload": job.payload_ref if payload else None, "result": job.result_ref}
-        refs = {name: ref for name, ref in wanted.items() if ref is not None}
+        ref_by_name = {"payload": job.payload_ref if payload else None, "result": job.result_ref}
+        refs = {name: ref for name, ref in ref_by_name.items() if ref is not None}
         pk = keys.job(job.namespace, job.job_id).pk
         in_rows = [keys.Key(pk, ref) for ref in refs.values() if keys.parse_object_ref(ref) is None]
         rows = self._table.batch_get(in_rows) if in_rows else {}
-        found: dict[str, str | None] = {"payload": None, "result": None}
+        values: dict[str, str | None] = {"payload": None, "result": None}
         for name, ref in refs.items():
             if (parsed := keys.parse_object_ref(ref)) is None:
                 row = rows.get(keys.Key(pk, ref))
-                found[name] = None if row is None else str(row["body"])
+                values[name] = None if row is None else str(row["body"])
                 continue
             size, sk = parsed
             key = keys.object_name(job.namespace, job.job_id, sk)
-            if size is None or size > room:
-                found[f"{name}_url"] = self._objects.url(key)
+            if size is None or size > max_bytes:
+                values[f"{name}_url"] = self._objects.url(key)
             else:
-                room -= size
-                found[name] = self._objects.get(key)
-        return Bodies(**found)
+                max_bytes -= size
+                values[name] = self._objects.get(key)
+        return JobPayloads(**values)
 
-    def history(self, job: Job) -> list[LogEntry]:
+    def history(self, job: Job) -> list[JobLogEntry]:
         """Every line of the job's history, oldest first."""
         pk = keys.job(job.namespace, job.job_id).pk
         lines = {
@@ -350,7 +350,7 @@ class JobStore:
 
     def purge(self, job: Job) -> None:
         """Remove every row of a job but its tombstone, and its objects."""
-        if objects := self._objects_of(job, job.result_ref):
+        if objects := self._object_keys(job, job.result_ref):
             self._objects.remove(objects)
         pk = keys.job(job.namespace, job.job_id).pk
         self._table.batch_write(
@@ -358,50 +358,54 @@ class JobStore:
         )
 
     def _write(self, actions: Sequence[Put | Delete]) -> None:
-        first, *beside = actions
-        if beside or not isinstance(first, Put):
+        first, *side_writes = actions
+        if side_writes or not isinstance(first, Put):
             self._table.transact(actions)
         else:
             self._table.put(first)
 
-    def _put_body(self, job: Job, key: keys.Key, entity: str, text: str) -> str:
+    def _put_payload_text(self, job: Job, key: keys.Key, entity: str, text: str) -> str:
         size = len(text.encode())
-        if size > ROW_BYTES:
-            self._objects.put(keys.object_name(job.namespace, job.job_id, key.sk), text, kept=_kept(job))
+        if size > MAX_ROW_BYTES:
+            self._objects.put(
+                keys.object_name(job.namespace, job.job_id, key.sk), text, retention_class=_retention_class(job)
+            )
             return keys.object_ref(size, key.sk)
-        ttl = to_epoch_s(self.expiry_of(job)) if job.ended else self._ttl_beside(job)
+        ttl = to_epoch_s(self.expiry_of(job)) if job.ended else self._side_row_ttl(job)
         self._table.put(Put(row={**_head(key, entity), "body": text, "ttl": ttl}))
         return key.sk
 
     def _has_expired(self, job: Job) -> bool:
         return job.expires_at is not None and job.expires_at <= self._now()
 
-    def _ttl_beside(self, job: Job) -> int:
+    def _side_row_ttl(self, job: Job) -> int:
         """Of a row beside the state of a job that may yet end, as late as that."""
-        until = job.expires_at or self.expiry_of(job)
-        return to_epoch_s(until if job.ended else until + self._retention)
+        expires_at = job.expires_at or self.expiry_of(job)
+        return to_epoch_s(expires_at if job.ended else expires_at + self._retention)
 
-    def _prolong(self, job: Job) -> None:
+    def _extend_ttl(self, job: Job) -> None:
         """What lies beside the state is to be kept as long as it, before the state itself is: a job must not lose its
         payload."""
-        for key in self._objects_of(job):
-            self._objects.keep(key, kept=_kept(job))
+        for key in self._object_keys(job):
+            self._objects.renew(key, retention_class=_retention_class(job))
         self._set_ttl(job, job, PRESENT)
-        self._keep_day(job)
+        self._extend_day_ttl(job)
 
-    def _let_go(self, before: Job, after: Job) -> None:
+    def _expire_side_rows(self, before: Job, after: Job) -> None:
         """What lies beside the state of a job that has ended is to expire with it; not what somebody who revives the
         job has prolonged meanwhile."""
-        as_it_was = Condition(expression="#ttl = :was", names=TTL, values={":was": self._ttl_beside(before)})
-        self._set_ttl(before, after, as_it_was)
-        objects = self._objects_of(before)
+        unchanged_ttl = WriteCondition(
+            expression="#ttl = :was", names=TTL_NAMES, values={":was": self._side_row_ttl(before)}
+        )
+        self._set_ttl(before, after, unchanged_ttl)
+        objects = self._object_keys(before)
         for key in objects:
-            self._objects.keep(key, kept=_kept(after))
-        if objects and (now := self.find(after.namespace, after.job_id)) is not None and not now.ended:
+            self._objects.renew(key, retention_class=_retention_class(after))
+        if objects and (current := self.find(after.namespace, after.job_id)) is not None and not current.ended:
             # Somebody has revived the job meanwhile, and objects know no conditions.
-            self._prolong(now)
+            self._extend_ttl(current)
 
-    def _set_ttl(self, before: Job, job: Job, condition: Condition) -> None:
+    def _set_ttl(self, before: Job, job: Job, condition: WriteCondition) -> None:
         pk = keys.job(job.namespace, job.job_id).pk
         refs = [ref for ref in (job.payload_ref, job.fallback_ref) if ref and not keys.parse_object_ref(ref)]
         if before.log[0].version > 1:
@@ -412,28 +416,28 @@ class JobStore:
                     Update(
                         key=keys.Key(pk, ref),
                         expression="SET #ttl = :ttl",
-                        names=TTL,
-                        values={":ttl": self._ttl_beside(job)},
+                        names=TTL_NAMES,
+                        values={":ttl": self._side_row_ttl(job)},
                         condition=condition,
                     )
                 )
 
-    def _objects_of(self, job: Job, *more: str | None) -> list[str]:
+    def _object_keys(self, job: Job, *extra_refs: str | None) -> list[str]:
         """The objects beside the state of a job that may yet end, and of these pointers besides."""
-        refs = dict.fromkeys(ref for ref in (job.payload_ref, job.fallback_ref, *more) if ref is not None)
+        refs = dict.fromkeys(ref for ref in (job.payload_ref, job.fallback_ref, *extra_refs) if ref is not None)
         parsed = filter(None, map(keys.parse_object_ref, refs))
         return [keys.object_name(job.namespace, job.job_id, sk) for _, sk in parsed]
 
-    def _keep_day(self, job: Job) -> None:
+    def _extend_day_ttl(self, job: Job) -> None:
         """The day of a job that lives longer than usual is to be found in lists as long as it."""
         until = (job.expires_at or job.created_at) + self._retention
-        keep_day(self._table, job.namespace, "jobs", job.created_at.date(), until=until)
+        extend_day_ttl(self._table, job.namespace, "jobs", job.created_at.date(), expires_at=until)
 
 
-def _kept(job: Job) -> Kept:
+def _retention_class(job: Job) -> RetentionClass:
     if job.ended:
         return "ended"
-    return "long" if job.scheduled_at is not None and job.scheduled_at > job.updated_at + LIFE else "open"
+    return "long" if job.scheduled_at is not None and job.scheduled_at > job.updated_at + OPEN_JOB_TTL else "open"
 
 
 def job_from_row(state: Row, live: Row | None = None) -> Job:
@@ -456,7 +460,7 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         progress=Decimal(state.get("progress", 0)),
         message=state.get("message"),
         milestones=tuple(state.get("milestones", ())),
-        fields=_object(state.get("fields")),
+        fields=_parse_object(state.get("fields")),
         tags=tuple(state.get("tags", ())),
         error=JobError(**state["error"]) if "error" in state else None,
         attempt=state.get("attempt", 1),
@@ -465,18 +469,18 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         correlation_id=state.get("correlation_id"),
         unique_key=state.get("unique_key"),
         mutex_key=state.get("mutex_key"),
-        cancel_requested_at=_moment(state.get("cancel_requested_at")),
+        cancel_requested_at=_parse_time(state.get("cancel_requested_at")),
         payload_ref=state.get("payload_ref"),
         result_ref=state.get("result_ref"),
         created_at=created_at,
-        updated_at=log[-1].at,
-        started_at=_moment(state.get("started_at")),
-        finished_at=_moment(state.get("finished_at")),
+        updated_at=log[-1].occurred_at,
+        started_at=_parse_time(state.get("started_at")),
+        finished_at=_parse_time(state.get("finished_at")),
         version=state["version"],
         live_version=state.get("live_version", 0),
         deleted=state.get("deleted", False),
         log=log,
-        scheduled_at=_moment(state.get("scheduled_at")),
+        scheduled_at=_parse_time(state.get("scheduled_at")),
         retry=retry_from_row(state["retry"]) if "retry" in state else None,
         timeout_s=state.get("timeout_s"),
         heartbeat_timeout_s=state.get("heartbeat_timeout_s"),
@@ -484,10 +488,10 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         target_ref=state.get("target_ref"),
         lease=_lease_from_row(state["lease"]) if "lease" in state else None,
         reported_token=state.get("reported_token"),
-        awaited=state.get("awaited", False),
-        followed=state.get("followed", False),
-        mutex_queues=state.get("mutex_queues", False),
-        place_in_line=state.get("place_in_line"),
+        has_waits=state.get("awaited", False),
+        has_subscribers=state.get("followed", False),
+        queue_on_conflict=state.get("mutex_queues", False),
+        mutex_position=state.get("place_in_line"),
         depends_on=tuple(map(_dependency_from_text, state.get("depends_on", ()))),
         trigger_rule=state.get("trigger_rule", "all_success"),
         condition=state.get("condition"),
@@ -498,19 +502,19 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         batch_id=state.get("batch_id"),
         batch_index=state.get("batch_index"),
         workflow_id=state.get("workflow_id"),
-        workflow_place=state.get("workflow_place"),
-        comes_after=tuple(state.get("comes_after", ())),
-        held=state.get("held", False),
+        workflow_index=state.get("workflow_place"),
+        upstream_names=tuple(state.get("comes_after", ())),
+        parked=state.get("held", False),
         expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
-        shown_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
+        indexed_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
     )
     if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
         return job
-    extended = job.lease is not None and job.lease.token == live.get("lease_token")
+    lease_extended = job.lease is not None and job.lease.token == live.get("lease_token")
     return replace(
         job,
-        lease=replace(job.lease, until=from_text(live["lease_until"]), used=True)
-        if job.lease and extended
+        lease=replace(job.lease, expires_at=from_text(live["lease_until"]), used=True)
+        if job.lease and lease_extended
         else job.lease,
         progress=max(job.progress, Decimal(live["progress"])),
         message=live.get("message"),
@@ -526,40 +530,40 @@ def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
         **_head(key, "job"),
         "job_type": job.job_type,
         "name": job.name,
-        "queue": _unless("default", job.queue),
-        "priority": _unless("normal", job.priority),
-        "executor": _unless("worker", job.executor),
+        "queue": _unless_default("default", job.queue),
+        "priority": _unless_default("normal", job.priority),
+        "executor": _unless_default("worker", job.executor),
         "stages": None if job.stages == DEFAULT_STAGES else list(job.stages[1:-1]),
         "status": job.status,
         "stage": job.stage,
         "health": job.health,
-        "progress": _unless(0, job.progress),
+        "progress": _unless_default(0, job.progress),
         "message": job.message,
         "milestones": list(job.milestones) or None,
         "fields": dumps(job.fields) if job.fields else None,
         "tags": list(job.tags) or None,
         "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
-        "attempt": _unless(1, job.attempt),
-        "max_attempts": _unless(1, job.max_attempts),
+        "attempt": _unless_default(1, job.attempt),
+        "max_attempts": _unless_default(1, job.max_attempts),
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
         "unique_key": job.unique_key,
         "mutex_key": job.mutex_key,
-        "mutex_queues": job.mutex_queues or None,
-        "place_in_line": job.place_in_line,
+        "mutex_queues": job.queue_on_conflict or None,
+        "place_in_line": job.mutex_position,
         "depends_on": [f"{each.job_id}#{each.known_version}" for each in job.depends_on] or None,
-        "trigger_rule": _unless("all_success", job.trigger_rule),
+        "trigger_rule": _unless_default("all_success", job.trigger_rule),
         "condition": job.condition,
-        "dependency_status": _unless("none", job.dependency_status),
+        "dependency_status": _unless_default("none", job.dependency_status),
         "verdict": job.verdict and _verdict_to_row(job.verdict),
         "batch_size": job.batch_size,
-        "on_item_failure": _unless("continue", job.on_item_failure),
+        "on_item_failure": _unless_default("continue", job.on_item_failure),
         "batch_id": job.batch_id,
         "batch_index": job.batch_index,
         "workflow_id": job.workflow_id,
-        "workflow_place": job.workflow_place,
-        "comes_after": list(job.comes_after) or None,
-        "held": job.held or None,
+        "workflow_place": job.workflow_index,
+        "comes_after": list(job.upstream_names) or None,
+        "held": job.parked or None,
         "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
         "payload_ref": job.payload_ref,
         "result_ref": job.result_ref,
@@ -567,7 +571,7 @@ def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
         "started_at": job.started_at and to_text(job.started_at),
         "finished_at": job.finished_at and to_text(job.finished_at),
         "version": job.version,
-        "live_version": _unless(0, job.live_version),
+        "live_version": _unless_default(0, job.live_version),
         "log": _log_to_text(job.log, job.created_at),
         "scheduled_at": job.scheduled_at and to_text(job.scheduled_at),
         "retry": job.retry and retry_to_row(job.retry),
@@ -577,44 +581,44 @@ def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
         "target_ref": job.target_ref,
         "lease": job.lease and _lease_to_row(job.lease),
         "reported_token": job.reported_token,
-        "awaited": job.awaited or None,
-        "followed": job.followed or None,
-        "for_matcher": job.for_matcher or None,
+        "awaited": job.has_waits or None,
+        "followed": job.has_subscribers or None,
+        "for_matcher": job.needs_matching or None,
         "ttl": job.expires_at and to_epoch_s(job.expires_at),
     }
     if job.deleted:
-        return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_LIFE)}
+        return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_TTL)}
     row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
-    row |= _place_in_queue(job, queue_partitions)
+    row |= _index_attributes(job, queue_partitions)
     return row
 
 
-def _place_in_queue(job: Job, shards: int) -> Row:
+def _index_attributes(job: Job, partitions: int) -> Row:
     """Where index `due` shows a job that has not ended: to workers, or to the sweeper and whoever counts."""
-    shard = keys.shard_of(job.job_id, shards)
+    partition = keys.partition_of(job.job_id, partitions)
     if job.status == "pending" and job.executor != "none" and not job.is_batch:
-        ready = keys.jobs_to_dispatch if job.to_dispatch else keys.ready_jobs
-        place = keys.ready_job(RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
-        return {"g1pk": ready(job.namespace, job.queue, shard), "g1sk": place}
+        partition_of = keys.jobs_to_dispatch if job.dispatchable else keys.ready_jobs
+        sort_key = keys.ready_job(PRIORITY_RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
+        return {"g1pk": partition_of(job.namespace, job.queue, partition), "g1sk": sort_key}
     if job.status == "waiting" and not job.in_run:
-        place = keys.timed_job(job.status, job.updated_at, job.job_id)
-        return {"g1pk": keys.timed_jobs(job.namespace, job.queue, shard), "g1sk": place}
+        sort_key = keys.timed_job(job.status, job.updated_at, job.job_id)
+        return {"g1pk": keys.timed_jobs(job.namespace, job.queue, partition), "g1sk": sort_key}
     if job.due_at is None:
         return {}
-    shown_at = min(job.due_at, job.shown_due_at or job.due_at)
+    indexed_at = min(job.due_at, job.indexed_due_at or job.due_at)
     return {
-        "g1pk": keys.timed_jobs(job.namespace, job.queue, shard),
-        "g1sk": keys.timed_job(job.status, shown_at, job.job_id),
+        "g1pk": keys.timed_jobs(job.namespace, job.queue, partition),
+        "g1sk": keys.timed_job(job.status, indexed_at, job.job_id),
     }
 
 
-def _still(job: Job) -> Condition:
+def _unchanged(job: Job) -> WriteCondition:
     """The row is the version that was read, and nobody has begun to wait for the job or to follow it since: a version
     without the mark would be kept from the matcher, or told nobody."""
-    seen = version_is(job.version)
-    unmarked = [name for name, marked in (("awaited", job.awaited), ("followed", job.followed)) if not marked]
-    expression = " AND ".join([seen.expression, *(f"attribute_not_exists({name})" for name in unmarked)])
-    return Condition(expression=expression, values=seen.values)
+    condition = version_is(job.version)
+    unmarked = [name for name, marked in (("awaited", job.has_waits), ("followed", job.has_subscribers)) if not marked]
+    expression = " AND ".join([condition.expression, *(f"attribute_not_exists({name})" for name in unmarked)])
+    return WriteCondition(expression=expression, values=condition.values)
 
 
 def _dependency_from_text(text: str) -> Dependency:
@@ -636,14 +640,16 @@ def _verdict_from_row(row: Row) -> Verdict:
     return Verdict(rule=row["rule"], inputs=inputs, reason=row["reason"], through_failure=row["through_failure"])
 
 
-def _beside(before: Job | None, after: Job, claims: Sequence[HoldClaim]) -> list[Put | Delete]:
+def _lock_writes(before: Job | None, after: Job, acquisitions: Sequence[LockAcquisition]) -> list[Put | Delete]:
     """What is written together with a version: the holds that it takes, the place in line that it takes or leaves."""
-    beside: list[Put | Delete] = [hold_put(after, claim) for claim in claims]
-    if after.place_in_line is not None and (before is None or before.place_in_line != after.place_in_line):
-        beside.append(place_put(after, after.place_in_line))
-    if before is not None and before.place_in_line is not None and after.place_in_line is None:
-        beside.append(Delete(key=keys.place_in_line(before.namespace, str(before.mutex_key), before.place_in_line)))
-    return beside
+    writes: list[Put | Delete] = [lock_put(after, claim) for claim in acquisitions]
+    if after.mutex_position is not None and (before is None or before.mutex_position != after.mutex_position):
+        writes.append(queue_entry_put(after, after.mutex_position))
+    if before is not None and before.mutex_position is not None and after.mutex_position is None:
+        writes.append(
+            Delete(key=keys.mutex_queue_entry(before.namespace, str(before.mutex_key), before.mutex_position))
+        )
+    return writes
 
 
 def _live_put(job: Job, retention: timedelta) -> Put:
@@ -661,74 +667,74 @@ def _live_put(job: Job, retention: timedelta) -> Put:
         "version": job.version,
         "updated_at": to_text(job.updated_at),
         "lease_token": job.lease and job.lease.token,
-        "lease_until": job.lease and to_text(job.lease.until),
-        "ttl": to_epoch_s(job.updated_at + LIVE_KEPT + retention),
+        "lease_until": job.lease and to_text(job.lease.expires_at),
+        "ttl": to_epoch_s(job.updated_at + LIVE_ROW_TTL + retention),
     }
     return Put(
         row=row,
-        condition=Condition(
+        condition=WriteCondition(
             expression="attribute_not_exists(pk) OR live_version < :next", values={":next": job.live_version}
         ),
     )
 
 
-def _log_row(job: Job, lines: Sequence[LogEntry]) -> Row:
+def _log_row(job: Job, lines: Sequence[JobLogEntry]) -> Row:
     key = keys.log(job.namespace, job.job_id, lines[0].version)
     return {**_head(key, "log"), "log": _log_to_text(lines, job.created_at)}
 
 
-_KINDS: dict[LogKind, str] = {
+_CODE_BY_KIND: dict[JobLogKind, str] = {
     "created": "c", "waiting": "w", "ready": "y", "claimed": "k", "started": "s", "updated": "u", "released": "g",
     "lapsed": "l", "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x",
     "retried": "r", "skipped": "n", "deleted": "z",
 }  # fmt: skip
-_STATUSES: dict[JobStatus, str] = {
+_CODE_BY_STATUS: dict[JobStatus, str] = {
     "scheduled": "s", "waiting": "w", "pending": "p", "running": "r", "completed": "c", "failed": "f",
     "cancelled": "x", "skipped": "k",
 }  # fmt: skip
-_KIND_OF = {letter: kind for kind, letter in _KINDS.items()}
-_STATUS_OF = {letter: status for status, letter in _STATUSES.items()}
+_KIND_BY_CODE = {letter: kind for kind, letter in _CODE_BY_KIND.items()}
+_STATUS_BY_CODE = {letter: status for status, letter in _CODE_BY_STATUS.items()}
 
 
-def _log_to_text(lines: Sequence[LogEntry], created_at: datetime) -> str:
+def _log_to_text(lines: Sequence[JobLogEntry], created_at: datetime) -> str:
     """The first version, then each line in some 30 bytes, for it is written with every change: milliseconds since the
     creation, kind, status, stage, by, why. A stage or name that is the same as in the line before is 0."""
     packed: list[JsonValue] = [lines[0].version]
-    stage = by = ""
+    stage = actor = ""
     for line in lines:
         packed.append(
             [
-                (line.at - created_at) // timedelta(milliseconds=1),
-                _KINDS[line.kind] + _STATUSES[line.status],
+                (line.occurred_at - created_at) // timedelta(milliseconds=1),
+                _CODE_BY_KIND[line.kind] + _CODE_BY_STATUS[line.status],
                 0 if line.stage == stage else line.stage,
-                0 if line.by == by else line.by,
-                *([line.why] if line.why else []),
+                0 if line.actor == actor else line.actor,
+                *([line.reason] if line.reason else []),
             ]
         )
-        stage, by = line.stage, line.by
+        stage, actor = line.stage, line.actor
     return dumps(packed)
 
 
-def _log_from_text(text: str, created_at: datetime) -> list[LogEntry]:
+def _log_from_text(text: str, created_at: datetime) -> list[JobLogEntry]:
     """The inverse of `_log_to_text`."""
     packed: Any = loads(text)
     first, *lines = packed
-    found: list[LogEntry] = []
-    stage = by = ""
-    for version, (ms, letters, its_stage, its_by, *why) in enumerate(lines, first):
-        stage, by = its_stage or stage, its_by or by
-        found.append(
-            LogEntry(
+    entries: list[JobLogEntry] = []
+    stage = actor = ""
+    for version, (ms, codes, line_stage, line_actor, *reason) in enumerate(lines, first):
+        stage, actor = line_stage or stage, line_actor or actor
+        entries.append(
+            JobLogEntry(
                 version=version,
-                at=created_at + timedelta(milliseconds=ms),
-                kind=_KIND_OF[letters[0]],
-                by=by,
-                status=_STATUS_OF[letters[1]],
+                occurred_at=created_at + timedelta(milliseconds=ms),
+                kind=_KIND_BY_CODE[codes[0]],
+                actor=actor,
+                status=_STATUS_BY_CODE[codes[1]],
                 stage=stage,
-                why=why[0] if why else None,
+                reason=reason[0] if reason else None,
             )
         )
-    return found
+    return entries
 
 
 def retry_to_row(retry: RetryPolicy) -> Row:
@@ -754,7 +760,7 @@ def retry_from_row(row: Row) -> RetryPolicy:
 
 
 def _lease_to_row(lease: Lease) -> Row:
-    row: Row = {"token": lease.token, "by": lease.worker, "s": lease.length_s, "until": to_text(lease.until)}
+    row: Row = {"token": lease.token, "by": lease.worker, "s": lease.duration_s, "until": to_text(lease.expires_at)}
     if lease.used:
         row["used"] = True
     return row if lease.claim_id is None else {**row, "claim": lease.claim_id}
@@ -764,26 +770,26 @@ def _lease_from_row(row: Row) -> Lease:
     return Lease(
         token=row["token"],
         worker=row["by"],
-        length_s=row["s"],
-        until=from_text(row["until"]),
+        duration_s=row["s"],
+        expires_at=from_text(row["until"]),
         claim_id=row.get("claim"),
         used=row.get("used", False),
     )
 
 
-def _unless(usual: object, value: object) -> object:
+def _unless_default(default: object, value: object) -> object:
     """None, which is not stored, for the value that a reader takes an absent one for."""
-    return None if value == usual else value
+    return None if value == default else value
 
 
 def _head(key: keys.Key, entity: str) -> Row:
     return {"pk": key.pk, "sk": key.sk, "entity": entity, "schema_version": SCHEMA_VERSION}
 
 
-def _object(text: str | None) -> Mapping[str, Any]:
+def _parse_object(text: str | None) -> Mapping[str, Any]:
     value: Any = loads(text) if text else {}
     return dict(value)
 
 
-def _moment(text: str | None) -> Any:
+def _parse_time(text: str | None) -> Any:
     return from_text(text) if text else None
