@@ -31,7 +31,8 @@ from vigil_core.domain.waits.wait import Wait
 from vigil_core.services.background import matcher as match
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.background.fan_out import fan_out
-from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.context import Context
+from vigil_core.services.ports import FanOutMessage
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.due_index import DueStore

@@ -17,9 +17,10 @@ from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 from vigil_core.services.background import matcher as match
 from vigil_core.services.background import sweeper as sweep
 from vigil_core.services.background.fan_out import fan_out
-from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.context import Context
 from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.waits import requests as waits_api
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore

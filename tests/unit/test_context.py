@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vigil_core.services.context import thread_pool_map
+from vigil_core.services.parallel import thread_pool_map
 
 
 def test_threaded_map_runs_in_parallel_and_preserves_order() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.support.daemon import Daemon
 from vigil_core.runtime import tracing
 from vigil_core.runtime.tracing import traced
-from vigil_core.services.context import thread_pool_map
+from vigil_core.services.parallel import thread_pool_map
 
 ABOUT = {"action": "follow_run", "namespace": "team", "correlation_id": "daily-report-001"}
 

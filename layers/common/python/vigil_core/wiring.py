@@ -23,17 +23,10 @@ from vigil_core.gateways.step_functions import StepFunctionsSupervisors
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutboundSettings, WebSocketSettings
 from vigil_core.services.auth.tickets import TicketIssuer
-from vigil_core.services.context import (
-    POOL_THREADS,
-    Context,
-    Executors,
-    MessageQueues,
-    NoExecutors,
-    NoSupervisors,
-    Supervisors,
-    Timers,
-)
+from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
+from vigil_core.services.parallel import POOL_THREADS
+from vigil_core.services.ports import Executors, MessageQueues, NoExecutors, NoSupervisors, Supervisors, Timers
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.connections import ConnectionStore

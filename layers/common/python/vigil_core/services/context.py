@@ -1,21 +1,32 @@
-"""What every use case is handed: the stores, the gateways, the time, ids. Built once per process, by `wiring`."""
+"""The outside world of the use cases, and narrow views of it.
+
+A use case names the views that its module uses in a Protocol, for example `LocksContext`. The type checker then
+proves that the module uses nothing else. `Context` satisfies every view: `wiring` builds it once per
+process, and no use case names it.
+"""
 
 from __future__ import annotations
 
 import random
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from vigil_core.domain.exact_json import JsonValue
-from vigil_core.domain.jobs.job import NewJob
 from vigil_core.domain.timestamps import truncate_to_ms
-from vigil_core.domain.workflows.run import NewWorkflowRun
+from vigil_core.services.parallel import POOL_THREADS, R, T, thread_pool_map
+from vigil_core.services.ports import (
+    Executors,
+    JobParser,
+    MessageQueues,
+    NoExecutors,
+    NoSupervisors,
+    RunParser,
+    Supervisors,
+    Timers,
+)
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.due_index import DueStore
 from vigil_core.store.idempotency import IdempotencyStore
@@ -31,108 +42,205 @@ from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
 from vigil_core.store.workflows.runs import RunStore
 
-T = TypeVar("T")
-R = TypeVar("R")
 
-POOL_THREADS = 8
+class UsesJobs(Protocol):
+    """Access to `jobs`."""
 
-
-class MessageQueues(Protocol):
-    """Messages to Vigil's own workers. A lost message delays work, until the sweep finds it; it loses none."""
-
-    def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
-        """Hand work to the fan-out function; one group's messages are worked off in order."""
-
-    def send_to_sweeper(self, message: str, delay_s: int) -> None:
-        """Wake the sweeper for one due row after at most 15 minutes."""
-
-    def send_deliveries(self, messages: Sequence[str]) -> None:
-        """Have webhooks told, in any order."""
+    @property
+    def jobs(self) -> JobStore: ...
 
 
-class Timers(Protocol):
-    """What wakes the sweeper at a time, however far ahead. A lost one delays a run, until the sweep finds it."""
+class UsesJobTypes(Protocol):
+    """Access to `job_types`."""
 
-    def start(self, name: str, at: datetime, event: str) -> None:
-        """Have the sweeper handed this event at that time, once. Armed already is as good."""
-
-    def cancel(self, name: str) -> None:
-        """Forget an alarm, if there is one."""
+    @property
+    def job_types(self) -> JobTypeStore: ...
 
 
-class Supervisors(Protocol):
-    """The executions that supervise runs."""
+class UsesDependencies(Protocol):
+    """Access to `dependencies`."""
 
-    def start(self, name: str, event: str) -> None:
-        """Start one. One of that name, whatever became of it, is as good."""
-
-    def wake(self, token: str) -> None:
-        """Have one that waits go on. One that waits no longer is as good."""
-
-    def is_running(self, name: str) -> bool:
-        """Whether there is one of that name that has not ended."""
+    @property
+    def dependencies(self) -> DependencyStore: ...
 
 
-class NoSupervisors:
-    """For functions that have nothing to do with runs, and no right to."""
+class UsesBatches(Protocol):
+    """Access to `batches`."""
 
-    def start(self, _: str, __: str) -> None:
-        raise RuntimeError("this function starts no supervisors")
-
-    def wake(self, _: str) -> None:
-        raise RuntimeError("this function wakes no supervisors")
-
-    def is_running(self, _: str) -> bool:
-        raise RuntimeError("this function looks after no supervisors")
+    @property
+    def batches(self) -> BatchStore: ...
 
 
-class JobParser(Protocol):
-    """Reads the body of a job's creation."""
+class UsesLocks(Protocol):
+    """Access to `locks`."""
 
-    def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
-        """The job to create under this id, with what its type adds. Raises ValidationFailed."""
+    @property
+    def locks(self) -> LockStore: ...
 
 
-class RunParser(Protocol):
-    """Reads the body of a workflow's creation."""
+class UsesWaits(Protocol):
+    """Access to `waits`."""
 
-    def __call__(
-        self, namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
-    ) -> NewWorkflowRun:
-        """The run to create under this id, with what the types of its jobs add. Raises ValidationFailed."""
+    @property
+    def waits(self) -> WaitStore: ...
+
+
+class UsesIdempotency(Protocol):
+    """Access to `idempotency`."""
+
+    @property
+    def idempotency(self) -> IdempotencyStore: ...
+
+
+class UsesListing(Protocol):
+    """Access to `listing`."""
+
+    @property
+    def listing(self) -> ListingStore: ...
+
+
+class UsesDueIndex(Protocol):
+    """Access to `due_index`."""
+
+    @property
+    def due_index(self) -> DueStore: ...
+
+
+class UsesJobQueues(Protocol):
+    """Access to `job_queues`."""
+
+    @property
+    def job_queues(self) -> QueueStore: ...
+
+
+class UsesConnections(Protocol):
+    """Access to `connections`."""
+
+    @property
+    def connections(self) -> ConnectionStore: ...
+
+
+class UsesWebhooks(Protocol):
+    """Access to `webhooks`."""
+
+    @property
+    def webhooks(self) -> WebhookStore: ...
+
+
+class UsesSchedules(Protocol):
+    """Access to `schedules`."""
+
+    @property
+    def schedules(self) -> ScheduleStore: ...
+
+
+class UsesRuns(Protocol):
+    """Access to `runs`."""
+
+    @property
+    def runs(self) -> RunStore: ...
+
+
+class UsesMessageQueues(Protocol):
+    """Access to `message_queues`."""
+
+    @property
+    def message_queues(self) -> MessageQueues: ...
+
+
+class UsesTimers(Protocol):
+    """Access to `timers`."""
+
+    @property
+    def timers(self) -> Timers: ...
+
+
+class UsesParseJob(Protocol):
+    """Access to `parse_job`."""
+
+    @property
+    def parse_job(self) -> JobParser: ...
+
+
+class UsesParseRun(Protocol):
+    """Access to `parse_run`."""
+
+    @property
+    def parse_run(self) -> RunParser: ...
+
+
+class UsesClock(Protocol):
+    """Access to `clock` and `sleep`."""
+
+    @property
+    def clock(self) -> Callable[[], datetime]: ...
+
+    @property
+    def sleep(self) -> Callable[[float], None]: ...
+
+    def now(self) -> datetime: ...
+
+
+class UsesIds(Protocol):
+    """Access to `new_id`."""
+
+    @property
+    def new_id(self) -> Callable[[], str]: ...
+
+
+class UsesExecutors(Protocol):
+    """Access to `executors`."""
+
+    @property
+    def executors(self) -> Executors: ...
+
+
+class UsesSupervisors(Protocol):
+    """Access to `supervisors`."""
+
+    @property
+    def supervisors(self) -> Supervisors: ...
+
+
+class UsesRandomness(Protocol):
+    """Access to `random_bytes` and `jitter`."""
+
+    @property
+    def random_bytes(self) -> Callable[[int], bytes]: ...
+
+    @property
+    def jitter(self) -> Callable[[], float]: ...
+
+
+class UsesAllowedPrivateHosts(Protocol):
+    """Access to `allowed_private_hosts`."""
+
+    @property
+    def allowed_private_hosts(self) -> frozenset[str]: ...
+
+
+class UsesThreads(Protocol):
+    """Access to `in_parallel`."""
+
+    @property
+    def in_parallel(self) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]: ...
+
+
+class ChangesJobs(UsesJobs, UsesLocks, UsesClock, UsesIds, UsesRandomness, Protocol):
+    """What every change of a job uses."""
+
+
+class ChangesRuns(ChangesJobs, UsesRuns, UsesSupervisors, Protocol):
+    """What every change of a workflow run uses."""
+
+
+class DispatchesJobs(ChangesRuns, UsesJobTypes, UsesDependencies, UsesJobQueues, UsesExecutors, UsesThreads, Protocol):
+    """What the dispatch of a job to its executor uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FanOutMessage:
-    """A message for the fan-out function: JSON text, and the group in which order matters."""
-
-    group: str
-    body: str
-
-
-class Executors(Protocol):
-    """Those who run what Vigil dispatches. Both raise ExecutorRefused, or ExecutorBusy when it may not have worked."""
-
-    def call_http(self, event: str, /) -> None:
-        """Have the target of executor `http` called; the event says for which job."""
-
-    def invoke_lambda(self, function: str, event: str, /) -> None:
-        """Have a function of executor `lambda` run a job."""
-
-
-class NoExecutors:
-    """For functions that dispatch nothing, and have no right to."""
-
-    def call_http(self, _: str) -> None:
-        raise RuntimeError("this function dispatches no jobs")
-
-    def invoke_lambda(self, _: str, __: str) -> None:
-        raise RuntimeError("this function dispatches no jobs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """The outside world of the use cases. `by` of a change that no key made is the name of the function that did."""
+class Stores:
+    """The rows of the table, one store per kind of entity."""
 
     jobs: JobStore
     job_types: JobTypeStore
@@ -148,14 +256,32 @@ class Context:
     webhooks: WebhookStore
     schedules: ScheduleStore
     runs: RunStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateways:
+    """The other AWS services."""
+
     message_queues: MessageQueues
     timers: Timers
-    parse_job: JobParser
-    parse_run: RunParser
-    clock: Callable[[], datetime]
-    new_id: Callable[[], str]
     executors: Executors = field(default_factory=NoExecutors)
     supervisors: Supervisors = field(default_factory=NoSupervisors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readers:
+    """Readers of request bodies, which the API layer provides."""
+
+    parse_job: JobParser
+    parse_run: RunParser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Time, ids, randomness, threads and settings."""
+
+    clock: Callable[[], datetime]
+    new_id: Callable[[], str]
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     allowed_private_hosts: frozenset[str] = frozenset()
     sleep: Callable[[float], None] = time.sleep
@@ -169,18 +295,6 @@ class Context:
         return truncate_to_ms(self.clock())
 
 
-def thread_pool_map(threads: int) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]:
-    """A map that keeps order and runs on a pool of threads: what waits for AWS may as well wait together.
-
-    Work on the pool that maps in its turn does so by itself: waiting for the pool, all threads might wait for ever.
-    """
-    thread_state = threading.local()
-    pool = ThreadPoolExecutor(max_workers=threads, initializer=lambda: setattr(thread_state, "on_the_pool", True))
-
-    def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        item_list = list(items)
-        if len(item_list) < 2 or hasattr(thread_state, "on_the_pool"):
-            return [function(item) for item in item_list]
-        return list(pool.map(function, item_list))
-
-    return map_in_order
+@dataclass(frozen=True, kw_only=True)
+class Context(Stores, Gateways, Readers, Environment):
+    """Everything that the use cases share. The actor of a change that no key made is the name of the function."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused, VigilError
 from vigil_core.domain.exact_json import JsonValue, canonical, dumps, loads
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesIdempotency, UsesIds
+
+
+class IdempotencyContext(UsesIdempotency, UsesClock, UsesIds, Protocol):
+    """What this module uses of the outside world."""
+
 
 HttpResponse: TypeAlias = tuple[int, JsonValue]
 """An HTTP status and the body that goes with it."""
 
 
 def run_idempotent(
-    ctx: Context,
+    ctx: IdempotencyContext,
     namespace: str,
     *,
     route: str,

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, StoreConflict
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, NewJob
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesJobs, UsesLocks
 from vigil_core.services.verdict_log import log_transition
 from vigil_core.store.keys import LockKind
 from vigil_core.store.locks import Lock, LockAcquisition, mutex_acquisition
+
+
+class LocksContext(UsesJobs, UsesLocks, UsesClock, Protocol):
+    """What this module uses of the outside world."""
+
 
 OPERATION_RUNNING = "Another operation is already running"
 MAX_ATTEMPTS = 12
@@ -26,7 +32,7 @@ class NewJobLocks:
     existing_job: Job | None = None
 
 
-def locks_for_new_job(ctx: Context, namespace: str, new: NewJob) -> NewJobLocks:
+def locks_for_new_job(ctx: LocksContext, namespace: str, new: NewJob) -> NewJobLocks:
     """See who has what the new job wants at its creation. The unique key comes first: an existing job answers in its
     place.
 
@@ -44,7 +50,7 @@ def locks_for_new_job(ctx: Context, namespace: str, new: NewJob) -> NewJobLocks:
     return NewJobLocks(acquisitions=tuple(acquisitions))
 
 
-def locks_for_retry(ctx: Context, job: Job) -> list[LockAcquisition]:
+def locks_for_retry(ctx: LocksContext, job: Job) -> list[LockAcquisition]:
     """What an ended job has to take anew to live again. Raises JobCreationFailed when another live job has it."""
     acquisitions: list[LockAcquisition] = []
     if job.unique_key is not None:
@@ -54,7 +60,7 @@ def locks_for_retry(ctx: Context, job: Job) -> list[LockAcquisition]:
     return acquisitions
 
 
-def locks_for_release(ctx: Context, job: Job) -> list[LockAcquisition]:
+def locks_for_release(ctx: LocksContext, job: Job) -> list[LockAcquisition]:
     """What a job of a run has to take to start, where it would not wait for it. Raises JobCreationFailed when another
     live job has it."""
     if job.mutex_key is None or job.queue_on_conflict:
@@ -65,7 +71,7 @@ def locks_for_release(ctx: Context, job: Job) -> list[LockAcquisition]:
     return [_acquire_or_raise(ctx, job.namespace, "mutex", job.mutex_key)]
 
 
-def acquire_or_enqueue(ctx: Context, before: Job | None, after: Job) -> tuple[Job, tuple[LockAcquisition, ...]]:
+def acquire_or_enqueue(ctx: LocksContext, before: Job | None, after: Job) -> tuple[Job, tuple[LockAcquisition, ...]]:
     """A version about to be stored, together with what it takes: a job that becomes ready takes the mutex that it would
     wait for, or a place in line."""
     if not (after.acquires_mutex_when_ready and jobs.becomes_ready(before, after)):
@@ -81,7 +87,7 @@ def acquire_or_enqueue(ctx: Context, before: Job | None, after: Job) -> tuple[Jo
     return jobs.enqueue_for_mutex(after, ctx.locks.next_position(after.namespace, name, now=ctx.now())), ()
 
 
-def promote_next_waiter(ctx: Context, namespace: str, name: str, *, actor: str) -> None:
+def promote_next_waiter(ctx: LocksContext, namespace: str, name: str, *, actor: str) -> None:
     """Let the first in line have a mutex whose holder has ended. Can be repeated, by any number at once.
 
     Whoever lines up and whoever ends is seen in the stream after it was written, and this is done for both: so either
@@ -124,7 +130,7 @@ class Stall:
     since: datetime | None
 
 
-def find_stall(ctx: Context, namespace: str, name: str) -> Stall | None:
+def find_stall(ctx: LocksContext, namespace: str, name: str) -> Stall | None:
     """Whether whoever is first in line for a mutex should have it, or should not be there."""
     lock, holder = _lock_and_holder(ctx, namespace, "mutex", name)
     first_entry = None if lock is None else ctx.locks.first_queued(namespace, name)
@@ -141,7 +147,7 @@ def find_stall(ctx: Context, namespace: str, name: str) -> Stall | None:
     return Stall(reason=f"{lock.job_id}, which had it, has ended, and {job.job_id} still waits", since=since)
 
 
-def repair_wait_queue(ctx: Context, namespace: str, name: str, *, actor: str) -> None:
+def repair_wait_queue(ctx: LocksContext, namespace: str, name: str, *, actor: str) -> None:
     """Forget the first in line who no longer want their place, then hand over. Can be repeated."""
     while (first_entry := ctx.locks.first_queued(namespace, name)) is not None:
         job = ctx.jobs.find(namespace, first_entry.job_id)
@@ -151,14 +157,14 @@ def repair_wait_queue(ctx: Context, namespace: str, name: str, *, actor: str) ->
     promote_next_waiter(ctx, namespace, name, actor=actor)
 
 
-def _acquire_or_raise(ctx: Context, namespace: str, kind: LockKind, name: str) -> LockAcquisition:
+def _acquire_or_raise(ctx: LocksContext, namespace: str, kind: LockKind, name: str) -> LockAcquisition:
     acquisition, holder = _check_lock(ctx, namespace, kind, name)
     if holder is not None:
         raise JobCreationFailed(OPERATION_RUNNING, job_id=holder.job_id)
     return acquisition
 
 
-def _check_lock(ctx: Context, namespace: str, kind: LockKind, name: str) -> tuple[LockAcquisition, Job | None]:
+def _check_lock(ctx: LocksContext, namespace: str, kind: LockKind, name: str) -> tuple[LockAcquisition, Job | None]:
     """The claim to make, and the live job that stands in its way: the holder, or else the first in line."""
     lock, holder = _lock_and_holder(ctx, namespace, kind, name)
     if (
@@ -172,7 +178,7 @@ def _check_lock(ctx: Context, namespace: str, kind: LockKind, name: str) -> tupl
     return LockAcquisition(kind=kind, name=name, seen_counter=0 if lock is None else lock.counter), holder
 
 
-def _lock_and_holder(ctx: Context, namespace: str, kind: LockKind, name: str) -> tuple[Lock | None, Job | None]:
+def _lock_and_holder(ctx: LocksContext, namespace: str, kind: LockKind, name: str) -> tuple[Lock | None, Job | None]:
     """A hold, and the job that has it: none when that has ended, even if it stands in line again."""
     lock = ctx.locks.find(namespace, kind, name)
     if lock is None:

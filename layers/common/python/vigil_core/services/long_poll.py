@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock
+
+
+class LongPollContext(UsesClock, Protocol):
+    """What this module uses of the outside world."""
+
 
 T = TypeVar("T")
 
@@ -15,7 +20,7 @@ MAX_PAUSE_S = 0.5
 
 
 def long_poll(
-    ctx: Context,
+    ctx: LongPollContext,
     poll: Callable[[], T],
     *,
     is_done: Callable[[T], bool],

@@ -4,49 +4,54 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.workflows.run import WorkflowRun
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesMessageQueues
+
+
+class TimersContext(UsesMessageQueues, UsesClock, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_DELAY_S = 900
 """What SQS allows. Later times are left to the sweep, which is exact to the minute."""
 
 
-def start_wait_timer(ctx: Context, wait: Wait) -> None:
+def start_wait_timer(ctx: TimersContext, wait: Wait) -> None:
     """Have the sweeper end an open wait when its time is over, if that is soon."""
     if not wait.ended:
         _start_timer(ctx, "wait_expiry", wait.namespace, wait.wait_id, wait.expires_at)
 
 
-def start_job_timer(ctx: Context, job: Job, previous: Job | None) -> None:
+def start_job_timer(ctx: TimersContext, job: Job, previous: Job | None) -> None:
     """Have the sweeper do what this version of a job is due for, if that has to be exact, is soon, and came with it."""
     timer_at = job.timer_at
     if timer_at is not None and (previous is None or previous.timer_at != timer_at):
         _start_timer(ctx, "job", job.namespace, job.job_id, timer_at)
 
 
-def start_run_timer(ctx: Context, run: WorkflowRun) -> None:
+def start_run_timer(ctx: TimersContext, run: WorkflowRun) -> None:
     """Have the sweeper say when the time of a run is over, if that is soon."""
     _start_timer(ctx, "run", run.namespace, run.workflow_id, run.deadline_at)
 
 
-def request_queue_sweep(ctx: Context, namespace: str, queue: str) -> None:
+def request_queue_sweep(ctx: TimersContext, namespace: str, queue: str) -> None:
     """Have the sweeper look after a queue now: it was resumed, and holds jobs that Vigil dispatches."""
     ctx.message_queues.send_to_sweeper(dumps({"kind": "queue", "namespace": namespace, "id": queue}), 0)
 
 
 def request_processing(
-    ctx: Context, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str
+    ctx: TimersContext, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str
 ) -> None:
     """Have the sweeper do now what it alone has the right to: set a job going, run a schedule, look after a run."""
     ctx.message_queues.send_to_sweeper(dumps({"kind": kind, "namespace": namespace, "id": entity_id}), 0)
 
 
-def _start_timer(ctx: Context, kind: str, namespace: str, entity_id: str, timer_at: datetime) -> None:
+def _start_timer(ctx: TimersContext, kind: str, namespace: str, entity_id: str, timer_at: datetime) -> None:
     delay_s = (timer_at - ctx.now()).total_seconds()
     if delay_s > MAX_DELAY_S:
         return

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.services.background.matcher import match_bulk
-from vigil_core.services.context import Context
+from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.jobs import batches
 from vigil_core.services.waits.register import register_page
 from vigil_core.services.workflows import advance, create
 
 
-def fan_out(ctx: Context, message: JsonValue, *, has_time_left: Callable[[], bool]) -> bool:
+class FanOutContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMessageQueues, Protocol):
+    """What this module uses of the outside world."""
+
+
+def fan_out(ctx: FanOutContext, message: JsonValue, *, has_time_left: Callable[[], bool]) -> bool:
     """Work off one message of the fan-out function's queue. False when it has to come again for the rest."""
     assert isinstance(message, Mapping)
     match message["kind"]:

@@ -6,23 +6,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.jobs.dependencies import Dependent
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import EntryOutcome, WaitEntry, is_newer_than
 from vigil_core.runtime.tracing import ids_of
-from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import on_dependency_finished, register_with_dependencies
 from vigil_core.services.locks import promote_next_waiter
+from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
 from vigil_core.services.workflows.advance import on_jobs_changed, on_run_changed
 from vigil_core.store.jobs.jobs import job_from_row, job_to_row
 from vigil_core.store.stream import StreamRecord, job_version_of
+
+
+class MatcherContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMessageQueues, Protocol):
+    """What this module uses of the outside world."""
+
 
 T = TypeVar("T")
 
@@ -60,7 +66,7 @@ class MatchFailed(Exception):
         self.errors = errors
 
 
-def match_versions(ctx: Context, versions: Iterable[Job]) -> None:
+def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
     """Resolve every wait that these versions decide, versions of one job in their order.
 
     Raises:
@@ -86,7 +92,7 @@ def match_versions(ctx: Context, versions: Iterable[Job]) -> None:
         raise MatchFailed(errors)
 
 
-def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Exception]:
+def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[str, Exception]:
     """Match a batch of the stream's records of jobs and runs; what failed, by sequence number, has to be delivered
     again."""
     failed: dict[str, Exception] = {}
@@ -112,7 +118,7 @@ def match_records(ctx: Context, records: Sequence[StreamRecord]) -> dict[str, Ex
     return failed
 
 
-def handle_job_change(ctx: Context, job: Job) -> None:
+def handle_job_change(ctx: MatcherContext, job: Job) -> None:
     """What follows from a job as it is now, besides that others waited for what it is."""
     if job.dispatchable:
         dispatch(ctx, job.namespace, job.job_id, actor="matcher")
@@ -136,7 +142,7 @@ def group_by_run(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
 
 
 def _advance_run(
-    ctx: Context,
+    ctx: MatcherContext,
     namespace: str,
     workflow_id: str,
     jobs: Sequence[Job],
@@ -150,12 +156,12 @@ def _advance_run(
             failed.setdefault(latest_numbers[job.namespace, job.job_id], error)
 
 
-def _handle_job_change(ctx: Context, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:
+def _handle_job_change(ctx: MatcherContext, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:
     with _attribute_failure(failed, sequence_number):
         handle_job_change(ctx, job)
 
 
-def match_bulk(ctx: Context, message: Mapping[str, JsonValue], *, has_time_left: Callable[[], bool]) -> bool:
+def match_bulk(ctx: MatcherContext, message: Mapping[str, JsonValue], *, has_time_left: Callable[[], bool]) -> bool:
     """Work off one message of `_queue_up`: all waits on one job, however many. False when time ran out before the end;
     then the message has to come again, and what is done is not done twice."""
     rows = message["rows"]
@@ -179,7 +185,7 @@ def match_bulk(ctx: Context, message: Mapping[str, JsonValue], *, has_time_left:
         cursor = page.cursor
 
 
-def _find_matches(ctx: Context, versions: Sequence[Job]) -> MatchResult | None:
+def _find_matches(ctx: MatcherContext, versions: Sequence[Job]) -> MatchResult | None:
     """What these versions of a job decide; None when that is left to `fan_out`. Whoever waits for a job marks it first,
     and then looks at it himself."""
     if not any(job.has_waits for job in versions):
@@ -194,13 +200,13 @@ def _find_matches(ctx: Context, versions: Sequence[Job]) -> MatchResult | None:
     )
 
 
-def _purge_deleted_job(ctx: Context, versions: Sequence[Job]) -> None:
+def _purge_deleted_job(ctx: MatcherContext, versions: Sequence[Job]) -> None:
     """Of a deleted job, whose last version was matched, only the tombstone is kept."""
     if versions[-1].deleted:
         ctx.jobs.purge(versions[-1])
 
 
-def _match_entries(ctx: Context, entries: Iterable[WaitEntry], versions: Sequence[Job]) -> list[WaitMatch]:
+def _match_entries(ctx: MatcherContext, entries: Iterable[WaitEntry], versions: Sequence[Job]) -> list[WaitMatch]:
     """For each entry the first of these versions that decides it, if any does."""
     wait_matches: list[WaitMatch] = []
     for entry in entries:
@@ -222,7 +228,7 @@ def _match_dependents(dependents: Iterable[Dependent], versions: Sequence[Job]) 
 
 
 def _notify_dependents(
-    ctx: Context, finished: Sequence[tuple[Dependent, Job]], errors: dict[JobKey, Exception]
+    ctx: MatcherContext, finished: Sequence[tuple[Dependent, Job]], errors: dict[JobKey, Exception]
 ) -> None:
     """Have jobs hear of the end of one that they depend on, then forget that they wait for it."""
 
@@ -238,7 +244,7 @@ def _notify_dependents(
     ctx.in_parallel(notify, finished)
 
 
-def _record_outcomes(ctx: Context, wait_matches: Sequence[WaitMatch], errors: dict[JobKey, Exception]) -> None:
+def _record_outcomes(ctx: MatcherContext, wait_matches: Sequence[WaitMatch], errors: dict[JobKey, Exception]) -> None:
     """Hand each wait its outcomes, all of a batch in one go, then forget the entries."""
     matches_by_wait: dict[tuple[str, str], list[WaitMatch]] = {}
     for wait_match in wait_matches:
@@ -252,7 +258,7 @@ def _record_outcomes(ctx: Context, wait_matches: Sequence[WaitMatch], errors: di
     ctx.in_parallel(record, matches_by_wait)
 
 
-def _record_wait_outcomes(ctx: Context, namespace: str, wait_id: str, group: Sequence[WaitMatch]) -> None:
+def _record_wait_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, group: Sequence[WaitMatch]) -> None:
     outcomes = [wait_match.outcome for wait_match in group]
     wait = resolve(ctx, namespace, wait_id, outcomes)
     if wait is None:
@@ -267,7 +273,7 @@ def _record_wait_outcomes(ctx: Context, namespace: str, wait_id: str, group: Seq
     ctx.waits.remove_entries(namespace, [(job_id, wait_id, index) for job_id, index in sorted(entries_to_remove)])
 
 
-def _enqueue_bulk_match(ctx: Context, versions: Sequence[Job]) -> None:
+def _enqueue_bulk_match(ctx: MatcherContext, versions: Sequence[Job]) -> None:
     """Leave these versions to `fan_out`. The mark goes first: whatever comes after has to queue up behind them."""
     first = versions[0]
     ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version, now=ctx.now())

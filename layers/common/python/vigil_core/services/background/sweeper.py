@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import cast
+from typing import Protocol, cast
 
 from vigil_core.domain.exact_json import JsonValue, dumps
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    DispatchesJobs,
+    UsesDueIndex,
+    UsesListing,
+    UsesMessageQueues,
+    UsesParseJob,
+    UsesParseRun,
+    UsesSchedules,
+    UsesTimers,
+    UsesWaits,
+    UsesWebhooks,
+)
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.locks import promote_next_waiter
@@ -19,6 +30,23 @@ from vigil_core.services.webhooks import deliver as webhook_delivery
 from vigil_core.services.workflows.reconcile import reconcile_run
 from vigil_core.store.due_index import DueItem
 from vigil_core.store.keys import DUE_PARTITIONS, DueKind
+
+
+class SweeperContext(
+    DispatchesJobs,
+    UsesWaits,
+    UsesListing,
+    UsesDueIndex,
+    UsesWebhooks,
+    UsesSchedules,
+    UsesMessageQueues,
+    UsesTimers,
+    UsesParseJob,
+    UsesParseRun,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
 
 SWEEP_LEASE = timedelta(seconds=55)
 """As long as a sweep may take: the sweeper function's timeout. The next minute's sweep finds the shard free again."""
@@ -32,13 +60,13 @@ class SweepFailed(Exception):
         self.errors = errors
 
 
-def start_sweep(ctx: Context) -> None:
+def start_sweep(ctx: SweeperContext) -> None:
     """A minute has passed: have each shard swept on its own, so that the work is spread over as many invocations."""
     for shard in range(DUE_PARTITIONS):
         ctx.message_queues.send_to_sweeper(dumps({"kind": "sweep", "shard": shard}), 0)
 
 
-def on_message(ctx: Context, message: JsonValue) -> int:
+def on_message(ctx: SweeperContext, message: JsonValue) -> int:
     """A sweep, or one due row whose time has come: too late, too early or for nothing, the row decides.
 
     Returns how many due rows were looked after.
@@ -59,13 +87,13 @@ def on_message(ctx: Context, message: JsonValue) -> int:
             raise ValueError(f"a message of unknown kind {kind!r}")
 
 
-def on_timer(ctx: Context, timer: Mapping[str, JsonValue]) -> None:
+def on_timer(ctx: SweeperContext, timer: Mapping[str, JsonValue]) -> None:
     """The time for which a schedule was armed has come."""
     namespace, name, generation = (str(timer[part]) for part in ("namespace", "schedule", "generation"))
     fire_schedule(ctx, namespace, name, generation=generation)
 
 
-def sweep(ctx: Context, shard: int) -> int:
+def sweep(ctx: SweeperContext, shard: int) -> int:
     """Do everything overdue in one shard; returns how much that was. Nothing while another sweep has the shard.
 
     Raises:
@@ -97,7 +125,7 @@ def sweep(ctx: Context, shard: int) -> int:
     return processed
 
 
-def process_due(ctx: Context, due: DueItem) -> int:
+def process_due(ctx: SweeperContext, due: DueItem) -> int:
     """Do what is due, if it still is. Returns how much there was to do: of a queue, how many of its jobs were due."""
     match due.kind:
         case "queue":

@@ -21,7 +21,15 @@ from vigil_core.domain.events.event import (
 from vigil_core.domain.events.websocket_protocol import event_text
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.webhooks import Delivery
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    UsesClock,
+    UsesConnections,
+    UsesMessageQueues,
+    UsesRandomness,
+    UsesThreads,
+    UsesWaits,
+    UsesWebhooks,
+)
 from vigil_core.services.events.sockets import Sockets, send_messages
 from vigil_core.services.waits.view import wait_answer
 from vigil_core.services.webhooks.deliver import deliveries_for, enqueue_deliveries
@@ -29,6 +37,20 @@ from vigil_core.store.connections import Subscriber
 from vigil_core.store.stream import StreamRecord, job_version_of, progress_from_row, run_version_of
 from vigil_core.store.table import Row
 from vigil_core.store.waits.waits import wait_from_row
+
+
+class PublishEventsContext(
+    UsesWaits,
+    UsesConnections,
+    UsesWebhooks,
+    UsesMessageQueues,
+    UsesClock,
+    UsesRandomness,
+    UsesThreads,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
 
 ACK_POLL_S = 0.02
 
@@ -86,7 +108,7 @@ _PendingDeliveries: TypeAlias = list[tuple[Sequence[str], Sequence[Delivery]]]
 
 
 def notify(
-    ctx: Context,
+    ctx: PublishEventsContext,
     sockets: Sockets,
     event_topic: EventTopic,
     records: Iterable[StreamRecord],
@@ -145,7 +167,7 @@ def notify(
     )
 
 
-def events_of(ctx: Context, record: StreamRecord) -> list[Event]:
+def events_of(ctx: PublishEventsContext, record: StreamRecord) -> list[Event]:
     """What a change of a row is announced as; nothing for most rows."""
     row = record.new() or {}
     match row.get("entity"):
@@ -187,13 +209,13 @@ def _is_heartbeat(row: Row, previous_row: Row | None) -> bool:
     return all(row.get(name) == previous_row.get(name) for name in compared_names)
 
 
-def wait_ended_event(ctx: Context, wait: Wait) -> Event:
+def wait_ended_event(ctx: PublishEventsContext, wait: Wait) -> Event:
     """How a wait ended, with its answer where that is short."""
     return wait_event(wait, wait_answer(ctx, wait) if may_fit_in_event(wait) else None)
 
 
 def _find_subscribers(
-    ctx: Context, pending_events: Iterable[tuple[_PendingEvent, Sequence[str]]], errors: _Errors
+    ctx: PublishEventsContext, pending_events: Iterable[tuple[_PendingEvent, Sequence[str]]], errors: _Errors
 ) -> _Subscribers:
     """Who hears of these topics, each looked up once a batch: whoever comes later reads the job or wait himself."""
     records_by_topic: dict[tuple[str, str], list[str]] = {}
@@ -211,7 +233,7 @@ def _find_subscribers(
     return subscribers
 
 
-def _acknowledged_subscribers(ctx: Context, namespace: str, topic: str) -> list[Subscriber]:
+def _acknowledged_subscribers(ctx: PublishEventsContext, namespace: str, topic: str) -> list[Subscriber]:
     """Who hears of a topic, once those who are being acknowledged have been, or were given up."""
     subscribers = list(ctx.connections.subscribers(namespace, topic))
     unacknowledged = {subscriber for subscriber in subscribers if subscriber.is_quiet(ctx.now())}
@@ -250,12 +272,18 @@ def _run_task(task: Callable[[], None]) -> None:
     task()
 
 
-def _send_tasks(ctx: Context, sockets: Sockets, outbox: _Outbox, errors: _Errors) -> list[Callable[[], None]]:
+def _send_tasks(
+    ctx: PublishEventsContext, sockets: Sockets, outbox: _Outbox, errors: _Errors
+) -> list[Callable[[], None]]:
     return [partial(_send, ctx, sockets, connection, messages, errors) for connection, messages in outbox.items()]
 
 
 def _send(
-    ctx: Context, sockets: Sockets, connection: tuple[str, str], messages: Sequence[tuple[str, str]], errors: _Errors
+    ctx: PublishEventsContext,
+    sockets: Sockets,
+    connection: tuple[str, str],
+    messages: Sequence[tuple[str, str]],
+    errors: _Errors,
 ) -> None:
     with _attribute_failure(errors, [record for record, _ in messages]):
         send_messages(ctx, sockets, *connection, (text for _, text in messages))
@@ -270,7 +298,10 @@ def _publish(event_topic: EventTopic, pending_events: Sequence[_PendingEvent], e
 
 
 def _webhook_tasks(
-    ctx: Context, pending_events: Sequence[_PendingEvent], pending_deliveries: _PendingDeliveries, errors: _Errors
+    ctx: PublishEventsContext,
+    pending_events: Sequence[_PendingEvent],
+    pending_deliveries: _PendingDeliveries,
+    errors: _Errors,
 ) -> list[Callable[[], None]]:
     """Adds what has to be handed over, of each namespace, to `wanted`."""
     by_namespace: dict[str, list[_PendingEvent]] = {}

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesConnections
+
+
+class SocketsContext(UsesConnections, Protocol):
+    """What this module uses of the outside world."""
 
 
 class Sockets(Protocol):
@@ -18,7 +22,9 @@ class Sockets(Protocol):
         """Close a socket; False when it is closed already."""
 
 
-def send_messages(ctx: Context, sockets: Sockets, namespace: str, connection_id: str, texts: Iterable[str]) -> bool:
+def send_messages(
+    ctx: SocketsContext, sockets: Sockets, namespace: str, connection_id: str, texts: Iterable[str]
+) -> bool:
     """Send messages in order. False when the socket is gone: then everything that was stored of it is removed."""
     for text in texts:
         if not sockets.post(connection_id, text):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import JobNotFound, ValidationFailed, VigilError, WaitNotFound, WorkflowNotFound
@@ -34,12 +34,44 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.workflows.run import WorkflowRun
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    UsesAllowedPrivateHosts,
+    UsesClock,
+    UsesConnections,
+    UsesIds,
+    UsesJobs,
+    UsesListing,
+    UsesMessageQueues,
+    UsesRandomness,
+    UsesRuns,
+    UsesThreads,
+    UsesWaits,
+    UsesWebhooks,
+)
 from vigil_core.services.events.publish import wait_ended_event
 from vigil_core.services.events.sockets import Sockets, send_messages
 from vigil_core.services.waits.requests import find_wait, post_wait
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.connections import Connection
+
+
+class SubscriptionsContext(
+    UsesJobs,
+    UsesWaits,
+    UsesListing,
+    UsesConnections,
+    UsesWebhooks,
+    UsesRuns,
+    UsesMessageQueues,
+    UsesClock,
+    UsesIds,
+    UsesRandomness,
+    UsesAllowedPrivateHosts,
+    UsesThreads,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
 
 MAX_SUBSCRIBED_TOPICS = 1_000
 REPLAY_WINDOW = timedelta(hours=24)
@@ -57,12 +89,12 @@ class Peer:
     connection_id: str
     sockets: Sockets
 
-    def send(self, ctx: Context, texts: Iterable[str]) -> bool:
+    def send(self, ctx: SubscriptionsContext, texts: Iterable[str]) -> bool:
         """Send messages in order. False when nobody is there any more; then everything of the socket is removed."""
         return send_messages(ctx, self.sockets, self.access.namespace, self.connection_id, texts)
 
 
-def connect(ctx: Context, api_keys: ApiKeyStore, access: Access, connection_id: str) -> bool:
+def connect(ctx: SubscriptionsContext, api_keys: ApiKeyStore, access: Access, connection_id: str) -> bool:
     """Let a socket in, or not when its key has no business here.
 
     The key is looked at once more after the socket is stored: whoever revokes it marks it first and closes its sockets
@@ -76,12 +108,12 @@ def connect(ctx: Context, api_keys: ApiKeyStore, access: Access, connection_id: 
     return False
 
 
-def disconnect(ctx: Context, access: Access, connection_id: str) -> None:
+def disconnect(ctx: SubscriptionsContext, access: Access, connection_id: str) -> None:
     """Forget a socket."""
     ctx.connections.disconnect(access.namespace, connection_id)
 
 
-def receive(ctx: Context, peer: Peer, text: str) -> str:
+def receive(ctx: SubscriptionsContext, peer: Peer, text: str) -> str:
     """Answer a message, whatever it is: with what it asks for, or with an error. Returns which, for the log."""
     frame_id: str | None = None
     try:
@@ -104,7 +136,7 @@ def receive(ctx: Context, peer: Peer, text: str) -> str:
     return str(message["action"])
 
 
-def _subscribe(ctx: Context, peer: Peer, frame: Subscribe) -> None:
+def _subscribe(ctx: SubscriptionsContext, peer: Peer, frame: Subscribe) -> None:
     entities = _require_entities(ctx, peer.access.namespace, frame.topics)
     _check_topic_limit(ctx, peer, frame.message_id, {topic.text for topic in frame.topics})
     versions = {topic: entity.version for topic, entity in entities.items()} | dict(frame.since)
@@ -113,7 +145,7 @@ def _subscribe(ctx: Context, peer: Peer, frame: Subscribe) -> None:
     )
 
 
-def _register_wait(ctx: Context, peer: Peer, frame: RegisterWait) -> None:
+def _register_wait(ctx: SubscriptionsContext, peer: Peer, frame: RegisterWait) -> None:
     _check_topic_limit(ctx, peer, frame.message_id, {"wait:"})
     namespace = peer.access.namespace
     wait_answer: Mapping[str, JsonValue] = post_wait(
@@ -127,7 +159,7 @@ def _register_wait(ctx: Context, peer: Peer, frame: RegisterWait) -> None:
 
 
 def _start_subscription(
-    ctx: Context,
+    ctx: SubscriptionsContext,
     peer: Peer,
     subscription_id: str,
     topics: Sequence[SubscriptionTopic],
@@ -154,7 +186,7 @@ def _start_subscription(
     peer.send(ctx, missed_events)
 
 
-def _events_since(ctx: Context, entity: Entity, version: int) -> Iterator[Event]:
+def _events_since(ctx: SubscriptionsContext, entity: Entity, version: int) -> Iterator[Event]:
     """What has happened to a job or wait after a version, and what ended it in any case."""
     if isinstance(entity, Wait):
         if entity.ended:
@@ -175,7 +207,7 @@ def _events_since(ctx: Context, entity: Entity, version: int) -> Iterator[Event]
             yield job_event(entity, line, previous)
 
 
-def _run_events_since(ctx: Context, run: WorkflowRun, version: int) -> Iterator[Event]:
+def _run_events_since(ctx: SubscriptionsContext, run: WorkflowRun, version: int) -> Iterator[Event]:
     """What has happened to a run after a version, and what ended it in any case. Its jobs are topics of their own."""
     oldest = ctx.now() - REPLAY_WINDOW
     for previous, line in zip((None, *run.log), run.log, strict=False):
@@ -184,7 +216,9 @@ def _run_events_since(ctx: Context, run: WorkflowRun, version: int) -> Iterator[
             yield workflow_run_event(run, line, previous)
 
 
-def _require_entities(ctx: Context, namespace: str, topics: Sequence[SubscriptionTopic]) -> Mapping[str, Entity]:
+def _require_entities(
+    ctx: SubscriptionsContext, namespace: str, topics: Sequence[SubscriptionTopic]
+) -> Mapping[str, Entity]:
     """The jobs, waits and runs of these topics. Raises JobNotFound, WaitNotFound or WorkflowNotFound, naming those that
     do not exist."""
     entities = _load_entities(ctx, namespace, topics)
@@ -202,7 +236,9 @@ def _require_entities(ctx: Context, namespace: str, topics: Sequence[Subscriptio
     return entities
 
 
-def _load_entities(ctx: Context, namespace: str, topics: Sequence[SubscriptionTopic]) -> Mapping[str, Entity]:
+def _load_entities(
+    ctx: SubscriptionsContext, namespace: str, topics: Sequence[SubscriptionTopic]
+) -> Mapping[str, Entity]:
     """The jobs, waits and runs of these topics that exist, by topic, consistently."""
     kinds = ("job", "wait", "workflow")
     ids = {kind: [t.name for t in topics if t.kind == kind and is_uuid7(t.name)] for kind in kinds}
@@ -218,7 +254,9 @@ def _load_entities(ctx: Context, namespace: str, topics: Sequence[SubscriptionTo
     }
 
 
-def _load_marked_entities(ctx: Context, namespace: str, topics: Sequence[SubscriptionTopic]) -> Mapping[str, Entity]:
+def _load_marked_entities(
+    ctx: SubscriptionsContext, namespace: str, topics: Sequence[SubscriptionTopic]
+) -> Mapping[str, Entity]:
     """The same, once the notifier looks for subscriptions to each of the jobs."""
     entities = _load_entities(ctx, namespace, topics)
     unmarked = [entity for entity in entities.values() if isinstance(entity, Job) and not entity.has_subscribers]
@@ -229,7 +267,7 @@ def _load_marked_entities(ctx: Context, namespace: str, topics: Sequence[Subscri
     }
 
 
-def _check_topic_limit(ctx: Context, peer: Peer, subscription_id: str, topics: set[str]) -> None:
+def _check_topic_limit(ctx: SubscriptionsContext, peer: Peer, subscription_id: str, topics: set[str]) -> None:
     """Raises ValidationFailed when a connection would hear of too much."""
     topics_by_subscription = dict(ctx.connections.subscriptions(peer.access.namespace, peer.connection_id))
     topics_by_subscription[subscription_id] = topics_by_subscription.get(subscription_id, frozenset()) | topics

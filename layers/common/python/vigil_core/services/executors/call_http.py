@@ -19,10 +19,15 @@ from vigil_core.domain.executors.targets import STORED_HEADERS, HttpTarget, Secr
 from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, RenderContext, SecretPlaceholder, TemplateFailed
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import MAX_DELAY_S, parse_retry_after
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobTypes, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, heartbeat
 from vigil_core.services.ports import HttpClient, Response
+
+
+class CallHttpContext(ChangesJobs, UsesJobTypes, UsesDependencies, UsesRuns, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 ACTOR = "http_executor"
 MAX_RESPONSE_BYTES = 256 * 1024
@@ -41,7 +46,9 @@ class SecretReader(Protocol):
         """Raises SecretUnavailable."""
 
 
-def call_target(ctx: Context, client: HttpClient, secrets: SecretReader, message: Mapping[str, JsonValue]) -> str:
+def call_target(
+    ctx: CallHttpContext, client: HttpClient, secrets: SecretReader, message: Mapping[str, JsonValue]
+) -> str:
     """Do what `dispatch` asked for, once per lease; what became of it, in a word for the log.
 
     Whoever comes too late, or second, changes nothing: the lease is another's, or was used before.
@@ -60,7 +67,9 @@ def call_target(ctx: Context, client: HttpClient, secrets: SecretReader, message
     return "not ours"
 
 
-def _call(ctx: Context, client: HttpClient, secrets: SecretReader, job: Job, target: HttpTarget, token: str) -> str:
+def _call(
+    ctx: CallHttpContext, client: HttpClient, secrets: SecretReader, job: Job, target: HttpTarget, token: str
+) -> str:
     def report_failure(code: str, message: str, *, retryable: bool = False, after_s: float = 0) -> str:
         fail(
             ctx,

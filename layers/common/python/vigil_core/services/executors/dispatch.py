@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
+from typing import Protocol
 
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
@@ -17,10 +18,15 @@ from vigil_core.domain.jobs.retry import Lease
 from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of, traced
-from vigil_core.services.context import Context
+from vigil_core.services.context import DispatchesJobs
 from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, MAX_ATTEMPTS, complete, fail, snooze
 from vigil_core.services.workflows.commands import may_start
+
+
+class DispatchContext(DispatchesJobs, Protocol):
+    """What this module uses of the outside world."""
+
 
 HANDOVER_LEASE_S = 90
 """How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
@@ -30,7 +36,7 @@ https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
 BUSY_DELAY = timedelta(seconds=60)
 
 
-def dispatch(ctx: Context, namespace: str, job_id: str, *, actor: str) -> bool:
+def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -> bool:
     """Set a job going, if it is still to be; whether that was done. A job of a paused queue is left to the sweep."""
     for attempt in range(MAX_ATTEMPTS):
         with suppress(StoreConflict):
@@ -39,7 +45,7 @@ def dispatch(ctx: Context, namespace: str, job_id: str, *, actor: str) -> bool:
     return False
 
 
-def _dispatch_once(ctx: Context, namespace: str, job_id: str, actor: str) -> bool:
+def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str) -> bool:
     """Raises StoreConflict when somebody was changing the job at this moment."""
     job = ctx.jobs.find(namespace, job_id)
     if job is None or job.deleted or not job.dispatchable:
@@ -52,7 +58,7 @@ def _dispatch_once(ctx: Context, namespace: str, job_id: str, actor: str) -> boo
     return True
 
 
-def _start_job(ctx: Context, job: Job, actor: str) -> str:
+def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
     """What came of it, in a word for the log."""
     if job.executor == "join" or job.target_ref is None:
         _join(ctx, job, actor)
@@ -90,7 +96,7 @@ def _start_job(ctx: Context, job: Job, actor: str) -> str:
     return "dispatched"
 
 
-def _join(ctx: Context, job: Job, actor: str) -> None:
+def _join(ctx: DispatchContext, job: Job, actor: str) -> None:
     """Complete a job that runs nothing, with what the jobs before it came to: of a race, what the winner did."""
     dependency_results = load_dependency_results(ctx, job)
     results = {result.name: None if result.result is None else loads(result.result) for result in dependency_results}
@@ -102,7 +108,7 @@ def _join(ctx: Context, job: Job, actor: str) -> None:
         complete(ctx, job.namespace, job.job_id, actor=actor, result=result)
 
 
-def _lambda_event(ctx: Context, job: Job, lease: Lease) -> str:
+def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
     """What a function is told of a job. Where there is no room for its payload, that is null, `payload_left_out` true;
     the same with the results of its dependencies, and `truncated`."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
@@ -19,14 +20,27 @@ from vigil_core.domain.jobs.batch import item_id, items_on_page, page_numbers
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.runtime.tracing import ids_of
-from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.context import (
+    ChangesJobs,
+    UsesBatches,
+    UsesJobQueues,
+    UsesListing,
+    UsesMessageQueues,
+    UsesThreads,
+)
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change
+from vigil_core.services.ports import FanOutMessage
+
+
+class BatchesContext(ChangesJobs, UsesBatches, UsesListing, UsesJobQueues, UsesMessageQueues, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_RESULT_BYTES = 1024 * 1024
 """Of all results of items that the result of their batch holds, together."""
 
 
-def on_batch_changed(ctx: Context, batch: Job) -> None:
+def on_batch_changed(ctx: BatchesContext, batch: Job) -> None:
     """What follows from a batch as it is now: it begins, gets its items, or has them cancelled. Can be repeated."""
     if batch.status == "pending":
         with suppress(JobNotFound):
@@ -40,7 +54,7 @@ def on_batch_changed(ctx: Context, batch: Job) -> None:
         _enqueue_pages(ctx, batch, stop=batch.cancel_requested_at is not None)
 
 
-def on_item_ended(ctx: Context, item: Job) -> None:
+def on_item_ended(ctx: BatchesContext, item: Job) -> None:
     """An item has ended: that may end its batch, or stop it. Can be repeated."""
     batch = ctx.jobs.find(item.namespace, str(item.batch_id))
     index = item.batch_index or 0
@@ -53,7 +67,7 @@ def on_item_ended(ctx: Context, item: Job) -> None:
         _enqueue_pages(ctx, batch, stop=True)
 
 
-def process_page(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def process_page(ctx: BatchesContext, message: Mapping[str, JsonValue]) -> None:
     """Create those items of a page that are not there; with `stop`, cancel all that have not ended."""
     namespace, batch_id, attempt = _parse_message(message)
     batch = ctx.jobs.find(namespace, batch_id)
@@ -70,7 +84,7 @@ def process_page(ctx: Context, message: Mapping[str, JsonValue]) -> None:
         ctx.in_parallel(lambda job_id: _cancel(ctx, namespace, job_id), open_ids)
 
 
-def end_batch(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def end_batch(ctx: BatchesContext, message: Mapping[str, JsonValue]) -> None:
     """All items have ended: so does the batch. Its result is stored first."""
     namespace, batch_id, attempt = _parse_message(message)
     batch = ctx.jobs.find(namespace, batch_id)
@@ -90,7 +104,7 @@ def end_batch(ctx: Context, message: Mapping[str, JsonValue]) -> None:
         change(ctx, namespace, batch_id, decide)
 
 
-def _create_items(ctx: Context, batch: Job, indexes: Iterable[int]) -> None:
+def _create_items(ctx: BatchesContext, batch: Job, indexes: Iterable[int]) -> None:
     missing_indexes = list(indexes)
     if not missing_indexes:
         return
@@ -113,12 +127,12 @@ def _create_items(ctx: Context, batch: Job, indexes: Iterable[int]) -> None:
     ctx.in_parallel(create, missing_indexes)
 
 
-def _cancel(ctx: Context, namespace: str, job_id: str) -> None:
+def _cancel(ctx: BatchesContext, namespace: str, job_id: str) -> None:
     with suppress(*LOST_JOB_ERRORS):
         cancel(ctx, namespace, job_id, actor="fan_out")
 
 
-def _results(ctx: Context, batch: Job, end_statuses: Mapping[int, JobStatus]) -> list[JsonValue]:
+def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStatus]) -> list[JsonValue]:
     """What became of each item, in order. A result for which there is no room is left out, and its item says so."""
     ids = {index: item_id(batch.job_id, batch.attempt, index) for index in sorted(end_statuses)}
     items_by_id = ctx.jobs.find_many(batch.namespace, ids.values())
@@ -161,7 +175,7 @@ def _parse_message(message: Mapping[str, JsonValue]) -> tuple[str, str, int]:
     return str(message["namespace"]), str(message["job_id"]), int(str(message["attempt"]))
 
 
-def _enqueue_pages(ctx: Context, batch: Job, *, stop: bool) -> None:
+def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool) -> None:
     # Two messages of one text within minutes are one for SQS; seeing to a page once for both is as good.
     _enqueue(
         ctx,
@@ -173,7 +187,7 @@ def _enqueue_pages(ctx: Context, batch: Job, *, stop: bool) -> None:
     )
 
 
-def _enqueue(ctx: Context, batch: Job, messages: Iterable[tuple[str, Mapping[str, JsonValue]]]) -> None:
+def _enqueue(ctx: BatchesContext, batch: Job, messages: Iterable[tuple[str, Mapping[str, JsonValue]]]) -> None:
     batch_fields = {**ids_of(batch), "attempt": batch.attempt}
     ctx.message_queues.send_fan_out(
         [

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.errors import FieldProblem, JobNotFound, MissingDependency
 from vigil_core.domain.exact_json import JsonValue, loads
@@ -30,10 +31,15 @@ from vigil_core.domain.jobs.dependencies import (
     rule_verdict,
 )
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesRuns, UsesThreads
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.verdict_log import log_verdicts
 from vigil_core.store.jobs.jobs import JobPayloads
+
+
+class DependenciesContext(ChangesJobs, UsesDependencies, UsesRuns, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_RESULT_BYTES = 256 * 1024
 """Of all results that a condition or a worker is shown of a job's dependencies, together."""
@@ -61,7 +67,7 @@ class ResolvedDependencies:
         return jobs.create_ready(job, rule_verdict(job.trigger_rule, counts, is_satisfied=True))
 
 
-def resolve_dependencies(ctx: Context, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
+def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
     """Look at the jobs that a new one is to depend on. Raises MissingDependency, naming each that does not exist."""
     if not job_ids:
         return ResolvedDependencies()
@@ -86,7 +92,7 @@ def resolve_dependencies(ctx: Context, namespace: str, job_ids: Sequence[str]) -
     )
 
 
-def register_with_dependencies(ctx: Context, job: Job) -> None:
+def register_with_dependencies(ctx: DependenciesContext, job: Job) -> None:
     """See to it that the end of each dependency is heard of, and judge by those that have ended. Can be repeated."""
     ctx.dependencies.put_dependents(job)
     jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
@@ -97,7 +103,7 @@ def register_with_dependencies(ctx: Context, job: Job) -> None:
     _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, _end_states(job, jobs_by_id)))
 
 
-def verdict_at(ctx: Context, job: Job) -> datetime | None:
+def verdict_at(ctx: DependenciesContext, job: Job) -> datetime | None:
     """Since when it is certain what is to become of a job that waits for others; None while that is open."""
     jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
     end_states = list((_end_states(job, jobs_by_id) | ctx.dependencies.end_states(job)).values())
@@ -109,7 +115,7 @@ def verdict_at(ctx: Context, job: Job) -> datetime | None:
     return max([job.updated_at, *(other.updated_at for other in jobs_by_id.values() if other.ended)])
 
 
-def on_dependency_finished(ctx: Context, dependent: Dependent, dependency: Job) -> None:
+def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, dependency: Job) -> None:
     """A job has ended on which another depends."""
     end_state = end_state_of(dependency.status, dependency.verdict)
     assert end_state is not None
@@ -118,14 +124,14 @@ def on_dependency_finished(ctx: Context, dependent: Dependent, dependency: Job) 
         _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, {dependent.index: end_state}))
 
 
-def load_dependency_results(ctx: Context, job: Job) -> list[DependencyResult]:
+def load_dependency_results(ctx: DependenciesContext, job: Job) -> list[DependencyResult]:
     """The dependencies of a job with their results, at most a hundred; nothing is read for one that has none."""
     if not (job.depends_on or job.upstream_names):
         return []
     return load_results(ctx, job.namespace, _dependency_names(ctx, job))
 
 
-def load_results(ctx: Context, namespace: str, names_by_id: Mapping[str, str]) -> list[DependencyResult]:
+def load_results(ctx: DependenciesContext, namespace: str, names_by_id: Mapping[str, str]) -> list[DependencyResult]:
     """Jobs with their results, given by their ids what they are called; a result that would make them too many bytes is
     left out."""
     jobs_by_id = ctx.jobs.find_many(namespace, names_by_id)
@@ -165,7 +171,7 @@ def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, di
     }
 
 
-def upstream_and_downstream(ctx: Context, job: Job) -> tuple[list[Job], list[Job]]:
+def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Job], list[Job]]:
     """The jobs on which it depends, and those that wait for it."""
     upstream_ids = [dependency.job_id for dependency in job.depends_on]
     downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS)
@@ -192,7 +198,7 @@ def upstream_and_downstream(ctx: Context, job: Job) -> tuple[list[Job], list[Job
     return [jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id], downstream_jobs
 
 
-def _dependency_names(ctx: Context, job: Job) -> dict[str, str]:
+def _dependency_names(ctx: DependenciesContext, job: Job) -> dict[str, str]:
     """By their ids, what a job calls its dependencies: by id, or in a run by name."""
     if job.workflow_id is None or job.workflow_index is None:
         return {dependency.job_id: dependency.job_id for dependency in job.depends_on}
@@ -213,7 +219,7 @@ def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
     return end_states
 
 
-def _apply_trigger_rule(ctx: Context, job: Job, counts: DependencyCounts) -> None:
+def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCounts) -> None:
     is_satisfied = evaluate_rule(job.trigger_rule, counts)
     if is_satisfied is None:
         return
@@ -232,7 +238,7 @@ def _apply_trigger_rule(ctx: Context, job: Job, counts: DependencyCounts) -> Non
         log_verdicts([] if updated.awaits_dependencies else [updated])
 
 
-def apply_condition(ctx: Context, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
+def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
     """Whether the condition holds, too; None when it cannot be evaluated."""
     try:
         passed = evaluate(str(job.condition), load_dependency_results(ctx, job))

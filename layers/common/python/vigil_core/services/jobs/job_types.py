@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from vigil_core.domain.errors import JobTypeNotFound, StoreConflict
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job_type import JobType
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesJobTypes
 from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.store.table import ConditionFailed
 
 
-def put_job_type(ctx: Context, job_type: JobType) -> tuple[JobType, bool]:
+class JobTypesContext(UsesJobTypes, UsesClock, Protocol):
+    """What this module uses of the outside world."""
+
+
+def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool]:
     """Store a type under its name, over what stands there; the type as it is now, and whether it is new.
 
     Raises:
@@ -38,7 +43,7 @@ def put_job_type(ctx: Context, job_type: JobType) -> tuple[JobType, bool]:
     raise StoreConflict(f"Job type {job_type.name} is being changed by too many at once: try again")
 
 
-def find_job_type(ctx: Context, namespace: str, name: str) -> JobType:
+def find_job_type(ctx: JobTypesContext, namespace: str, name: str) -> JobType:
     """The type as it is now. Raises JobTypeNotFound."""
     job_type = ctx.job_types.find(namespace, name)
     if job_type is None:
@@ -46,7 +51,7 @@ def find_job_type(ctx: Context, namespace: str, name: str) -> JobType:
     return job_type
 
 
-def delete_job_type(ctx: Context, namespace: str, name: str) -> None:
+def delete_job_type(ctx: JobTypesContext, namespace: str, name: str) -> None:
     """Forget a type; its jobs stay as they are. Raises JobTypeNotFound."""
     if not ctx.job_types.remove(namespace, name):
         raise JobTypeNotFound(name)

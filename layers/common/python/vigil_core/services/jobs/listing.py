@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesJobs, UsesListing
 from vigil_core.services.pagination import fill_page
+
+
+class JobListingContext(UsesJobs, UsesListing, Protocol):
+    """What this module uses of the outside world."""
+
 
 READ_BATCH = 50
 """State and live row of each: the hundred keys of one BatchGetItem."""
@@ -49,7 +55,7 @@ class JobFilter:
 
 
 def list_jobs(
-    ctx: Context, namespace: str, job_filter: JobFilter, *, before_cursor: str | None, page_size: int
+    ctx: JobListingContext, namespace: str, job_filter: JobFilter, *, before_cursor: str | None, page_size: int
 ) -> tuple[list[Job], str | None]:
     """One page, and the place to go on before, None at the end.
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, NewJob
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobQueues, UsesListing, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependencies import resolve_dependencies
 from vigil_core.services.jobs.transitions import MAX_ATTEMPTS, encode_body
 from vigil_core.services.jobs.uploads import require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_new_job
 from vigil_core.store.table import ConditionFailed
+
+
+class SubmitJobContext(ChangesJobs, UsesDependencies, UsesListing, UsesJobQueues, UsesRuns, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class Submission:
     """Where the payload is when it is not told."""
 
 
-def submit(ctx: Context, namespace: str, new: NewJob, *, actor: str, resumed: bool = False) -> Submission:
+def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, resumed: bool = False) -> Submission:
     """Store a new job, payload first.
 
     With `resumed` the id was reserved by an earlier try of the same request: a job that already has it is the one that
@@ -70,7 +75,7 @@ def submit(ctx: Context, namespace: str, new: NewJob, *, actor: str, resumed: bo
     raise StoreConflict("Too many jobs want the same key at once: try again")
 
 
-def find_earlier_submission(ctx: Context, namespace: str, job_id: str) -> Submission | None:
+def find_earlier_submission(ctx: SubmitJobContext, namespace: str, job_id: str) -> Submission | None:
     """What an earlier try of the same request created: it stands, whatever became of its type since."""
     job = ctx.jobs.find(namespace, job_id)
     if job is None:

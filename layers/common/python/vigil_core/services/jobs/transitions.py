@@ -7,24 +7,30 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Protocol
 
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost, PayloadTooLarge, StoreConflict
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job, JobError, Report
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesJobs
 from vigil_core.services.jobs.uploads import require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_retry
 from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES
 from vigil_core.store.locks import LockAcquisition
+
+
+class TransitionsContext(ChangesJobs, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_ATTEMPTS = 12
 LOST_JOB_ERRORS = (JobNotFound, InvalidTransition, LeaseLost)
 """What a report is refused with by whoever no longer runs the job: it has ended, is somebody else's, or is gone."""
 
 
-def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
+def find_job(ctx: TransitionsContext, namespace: str, job_id: str) -> Job:
     """The job as of now. Raises JobNotFound, also for what cannot be an id and for what was deleted."""
     job = ctx.jobs.find(namespace, job_id) if is_uuid7(job_id) else None
     if job is None or job.deleted:
@@ -32,7 +38,7 @@ def find_job(ctx: Context, namespace: str, job_id: str) -> Job:
     return job
 
 
-def start(ctx: Context, namespace: str, job_id: str, *, actor: str, lease_token: str | None = None) -> Job:
+def start(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, lease_token: str | None = None) -> Job:
     """Somebody outside began to run the job."""
     return change(
         ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), actor=actor, lease_token=lease_token)
@@ -40,7 +46,7 @@ def start(ctx: Context, namespace: str, job_id: str, *, actor: str, lease_token:
 
 
 def report(
-    ctx: Context, namespace: str, job_id: str, update: Report, *, actor: str, lease_token: str | None = None
+    ctx: TransitionsContext, namespace: str, job_id: str, update: Report, *, actor: str, lease_token: str | None = None
 ) -> Job:
     """Somebody outside tells how the job goes: applied whole or refused."""
     return change(
@@ -52,7 +58,7 @@ def report(
 
 
 def heartbeat(
-    ctx: Context,
+    ctx: TransitionsContext,
     namespace: str,
     job_id: str,
     *,
@@ -79,14 +85,16 @@ def heartbeat(
     )
 
 
-def release(ctx: Context, namespace: str, job_id: str, *, actor: str, lease_token: str | None) -> Job:
+def release(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, lease_token: str | None) -> Job:
     """A worker gives a job back."""
     return change(
         ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), actor=actor, lease_token=lease_token)
     )
 
 
-def snooze(ctx: Context, namespace: str, job_id: str, until: datetime, *, actor: str, lease_token: str) -> Job:
+def snooze(
+    ctx: TransitionsContext, namespace: str, job_id: str, until: datetime, *, actor: str, lease_token: str
+) -> Job:
     """A job could not be handed over: it comes again at that time."""
     return change(
         ctx,
@@ -96,7 +104,7 @@ def snooze(ctx: Context, namespace: str, job_id: str, until: datetime, *, actor:
     )
 
 
-def apply_timers(ctx: Context, namespace: str, job_id: str, *, actor: str = "sweeper") -> None:
+def apply_timers(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str = "sweeper") -> None:
     """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
     is due, the sweeper is shown the new time."""
     with suppress(JobNotFound):
@@ -109,7 +117,7 @@ def apply_timers(ctx: Context, namespace: str, job_id: str, *, actor: str = "swe
 
 
 def complete(
-    ctx: Context,
+    ctx: TransitionsContext,
     namespace: str,
     job_id: str,
     *,
@@ -138,7 +146,7 @@ def complete(
 
 
 def fail(
-    ctx: Context,
+    ctx: TransitionsContext,
     namespace: str,
     job_id: str,
     error: JobError,
@@ -166,12 +174,12 @@ def fail(
     )
 
 
-def cancel(ctx: Context, namespace: str, job_id: str, *, actor: str) -> Job:
+def cancel(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> Job:
     """Cancel at once what does not run, ask what runs; the sweeper enforces what was asked for."""
     return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), actor=actor))
 
 
-def retry(ctx: Context, namespace: str, job_id: str, *, actor: str) -> Job:
+def retry(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> Job:
     """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them, or,
     where it waits for its mutex, a place at the end of the line."""
     return change(
@@ -183,7 +191,7 @@ def retry(ctx: Context, namespace: str, job_id: str, *, actor: str) -> Job:
     )
 
 
-def delete(ctx: Context, namespace: str, job_id: str, *, actor: str) -> None:
+def delete(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> None:
     """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
     change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), actor=actor))
 
@@ -197,7 +205,7 @@ def encode_body(body: JsonValue, name: str) -> str:
 
 
 def change(
-    ctx: Context,
+    ctx: TransitionsContext,
     namespace: str,
     job_id: str,
     decide: Callable[[Job], Job],

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesJobs
+
+
+class UploadsContext(UsesJobs, UsesClock, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_UPLOAD_BYTES = 100 * 1024 * 1024
 URL_TTL = timedelta(hours=1)
@@ -22,13 +28,13 @@ class Upload:
     expires_at: datetime
 
 
-def create_upload_url(ctx: Context, namespace: str, reference: str, size: int) -> Upload:
+def create_upload_url(ctx: UploadsContext, namespace: str, reference: str, size: int) -> Upload:
     """A place for an upload of exactly this size, in this namespace and no other."""
     url = ctx.jobs.upload_url(namespace, reference, size)
     return Upload(reference=reference, url=url, size=size, expires_at=ctx.now() + URL_TTL)
 
 
-def require_uploaded(ctx: Context, namespace: str, reference: str, name: str) -> str:
+def require_uploaded(ctx: UploadsContext, namespace: str, reference: str, name: str) -> str:
     """The reference of an upload that is there. Raises ValidationFailed, naming the part that named it."""
     size = ctx.jobs.upload_size(namespace, reference)
     if size is None or size > MAX_UPLOAD_BYTES:

@@ -12,21 +12,50 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services import locks
 from vigil_core.services.background.sweeper import process_due
-from vigil_core.services.context import POOL_THREADS, Context
+from vigil_core.services.context import (
+    DispatchesJobs,
+    UsesDueIndex,
+    UsesListing,
+    UsesMessageQueues,
+    UsesParseJob,
+    UsesParseRun,
+    UsesSchedules,
+    UsesTimers,
+    UsesWaits,
+    UsesWebhooks,
+)
 from vigil_core.services.jobs import dependencies
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.operations.dead_letters import DeadLetters
+from vigil_core.services.parallel import POOL_THREADS
 from vigil_core.services.timers import request_processing
 from vigil_core.store.due_index import DueItem
 from vigil_core.store.jobs.jobs import IndexedJob
 from vigil_core.store.keys import DUE_PARTITIONS
 from vigil_core.store.locks import STALL_CHECK_INTERVAL
 from vigil_core.store.table import ConditionFailed
+
+
+class DoctorContext(
+    DispatchesJobs,
+    UsesWaits,
+    UsesListing,
+    UsesDueIndex,
+    UsesWebhooks,
+    UsesSchedules,
+    UsesMessageQueues,
+    UsesTimers,
+    UsesParseJob,
+    UsesParseRun,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
 
 T = TypeVar("T")
 
@@ -144,7 +173,7 @@ class _Examination:
 class Doctor:
     """Looks at everything that the index `due` shows, and at what a namespace created last."""
 
-    def __init__(self, ctx: Context, dead_letters: DeadLetters) -> None:
+    def __init__(self, ctx: DoctorContext, dead_letters: DeadLetters) -> None:
         self._ctx = ctx
         self._dead_letters = dead_letters
 

@@ -7,17 +7,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
+from typing import Protocol
 
 from vigil_core.domain.errors import JobNotFound, StoreConflict
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.retry import Lease
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesRuns, UsesJobQueues
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.long_poll import long_poll
 from vigil_core.services.workflows.commands import may_start
 from vigil_core.store.jobs.jobs import PRIORITY_RANKS
 from vigil_core.store.queues import ReadyJob
+
+
+class ClaimJobsContext(ChangesRuns, UsesJobQueues, Protocol):
+    """What this module uses of the outside world."""
+
 
 CANDIDATE_WINDOW = 20
 """Ready jobs that a claim looks at: enough for some workers at once to find each its own, and with usual names within
@@ -38,7 +44,9 @@ class ClaimRequest:
     claim_id: str | None
 
 
-def claim_jobs(ctx: Context, namespace: str, request: ClaimRequest, *, actor: str, until: datetime) -> list[Job]:
+def claim_jobs(
+    ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, *, actor: str, until: datetime
+) -> list[Job]:
     """Jobs that now run under leases of this worker; none when there was none until the hold was over."""
     granted = long_poll(
         ctx,
@@ -54,7 +62,7 @@ def claim_jobs(ctx: Context, namespace: str, request: ClaimRequest, *, actor: st
     return granted
 
 
-def _try_claim(ctx: Context, namespace: str, request: ClaimRequest, actor: str) -> list[Job]:
+def _try_claim(ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str) -> list[Job]:
     paused = ctx.job_queues.is_paused(namespace, request.queue)
     granted: list[Job] = []
     for candidates in _candidate_batches(ctx, namespace, request, actor, paused=paused):
@@ -74,7 +82,7 @@ def _try_claim(ctx: Context, namespace: str, request: ClaimRequest, actor: str) 
 
 
 def _candidate_batches(
-    ctx: Context, namespace: str, request: ClaimRequest, actor: str, *, paused: bool
+    ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str, *, paused: bool
 ) -> Iterator[Sequence[ReadyJob]]:
     """What may be granted. A claim with an id keeps its candidates before it grants any: whoever repeats it tries the
     same ones, and others only if nobody got any of those."""
@@ -98,14 +106,14 @@ def _candidate_batches(
         yield [ReadyJob(job_id=job_id, rank=0) for job_id in saved_ids]
 
 
-def _spread(ctx: Context, candidates: Sequence[ReadyJob], limit: int) -> list[ReadyJob]:
+def _spread(ctx: ClaimJobsContext, candidates: Sequence[ReadyJob], limit: int) -> list[ReadyJob]:
     """The first ones, and as many of the others by lot: of workers that ask at the same moment all but one would come
     too late for the first, and each soon for the next."""
     shuffled = sorted(candidates[limit:], key=lambda candidate: (candidate.rank, ctx.jitter()))
     return [*candidates[:limit], *shuffled[:limit]]
 
 
-def _find_candidates(ctx: Context, namespace: str, request: ClaimRequest, actor: str) -> list[ReadyJob]:
+def _find_candidates(ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str) -> list[ReadyJob]:
     """Those that are ready, in their order; where they do not suffice, also those whose leases have run out."""
     ready = ctx.job_queues.ready(namespace, request.queue, CANDIDATE_WINDOW)
     if len(ready) >= request.limit:
@@ -117,7 +125,9 @@ def _find_candidates(ctx: Context, namespace: str, request: ClaimRequest, actor:
     return [*ready, *(ReadyJob(job_id=job_id, rank=len(PRIORITY_RANKS)) for job_id in expired_ids)]
 
 
-def _grant(ctx: Context, namespace: str, job_id: str, request: ClaimRequest, actor: str, *, paused: bool) -> Job | None:
+def _grant(
+    ctx: ClaimJobsContext, namespace: str, job_id: str, request: ClaimRequest, actor: str, *, paused: bool
+) -> Job | None:
     """The job under a lease of this claim; None when it is not to be had, whatever the index says.
 
     Raises:

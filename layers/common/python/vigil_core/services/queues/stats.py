@@ -6,10 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.jobs.job import Priority
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesJobQueues, UsesJobs
 from vigil_core.store.queues import WorkerActivity
+
+
+class QueueStatsContext(UsesJobs, UsesJobQueues, UsesClock, Protocol):
+    """What this module uses of the outside world."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,7 @@ class QueueState:
     running: Mapping[str, int]
 
 
-def queue_state(ctx: Context, namespace: str, queue: str) -> QueueState:
+def queue_state(ctx: QueueStatsContext, namespace: str, queue: str) -> QueueState:
     """Costs a request per megabyte of index entries that are counted (some ten thousand jobs), and one per hundred
     running jobs."""
     ready = ctx.job_queues.ready_by_priority(namespace, queue)

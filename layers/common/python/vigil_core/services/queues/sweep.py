@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from vigil_core.services.context import Context
+from typing import Protocol
+
+from vigil_core.services.context import DispatchesJobs
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.queues.renew_ttl import renew_queue_ttl
+
+
+class QueueSweepContext(DispatchesJobs, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_JOBS = 2_000
 """Jobs of a queue that one sweep looks after; what is left over is the next one's."""
@@ -15,7 +22,7 @@ class QueueSweepFailed(Exception):
     """Some jobs of a queue could not be looked after; the others were, and the next sweep finds these again."""
 
 
-def sweep_queue(ctx: Context, namespace: str, queue: str) -> int:
+def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
     """Start what is scheduled for now, take back leases that have run out, end what takes too long or was cancelled;
     dispatch what nobody has, because the queue was paused or because who was to do it died.
     Returns how many jobs were due.

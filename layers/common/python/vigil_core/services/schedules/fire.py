@@ -5,24 +5,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain import schedules
 from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, StoreConflict, ValidationFailed, VigilError
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.schedules import FireOutcome, Schedule, ScheduleFire
 from vigil_core.domain.workflows.run import WorkflowRun
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    ChangesRuns,
+    UsesDependencies,
+    UsesJobQueues,
+    UsesListing,
+    UsesMessageQueues,
+    UsesParseJob,
+    UsesParseRun,
+    UsesSchedules,
+    UsesThreads,
+    UsesTimers,
+)
 from vigil_core.services.jobs.submit import find_earlier_submission, submit
 from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.services.schedules.manage import start_timer
 from vigil_core.services.workflows.create import create_run
 from vigil_core.store.table import ConditionFailed
 
+
+class FireScheduleContext(
+    ChangesRuns,
+    UsesDependencies,
+    UsesListing,
+    UsesJobQueues,
+    UsesSchedules,
+    UsesMessageQueues,
+    UsesTimers,
+    UsesParseJob,
+    UsesParseRun,
+    UsesThreads,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
+
 ACTOR = "schedule"
 MAX_ERROR_CHARS = 1_024
 
 
-def fire_schedule(ctx: Context, namespace: str, name: str, *, generation: str | None = None) -> None:
+def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, generation: str | None = None) -> None:
     """Do what is due; nothing when nothing is, or when this was armed for a generation that is no more.
 
     The job or run comes first. Should the process die before the schedule says so, the next to come finds it there.
@@ -43,7 +72,7 @@ def fire_schedule(ctx: Context, namespace: str, name: str, *, generation: str | 
     raise StoreConflict(f"Schedule {name} is being changed by too many at once")
 
 
-def _fire(ctx: Context, schedule: Schedule) -> tuple[ScheduleFire, str | None]:
+def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, str | None]:
     """Create the job or run; return the outcome, and the id of the earlier one that it would overlap."""
     now = ctx.now()
     planned_at, misfired = schedules.next_fire(schedule, now)
@@ -78,7 +107,7 @@ def _fire(ctx: Context, schedule: Schedule) -> tuple[ScheduleFire, str | None]:
     return fire_of("existing" if submission.existing else "created", submission.job.job_id)
 
 
-def _active_id(ctx: Context, schedule: Schedule, planned_at: datetime) -> str | None:
+def _active_id(ctx: FireScheduleContext, schedule: Schedule, planned_at: datetime) -> str | None:
     """Return the id of the newest earlier job or run that is active, None when all have ended.
 
     If the process crashes after it creates a job and before it saves the schedule, `last_created_id` does not name that
@@ -96,7 +125,7 @@ def _active_id(ctx: Context, schedule: Schedule, planned_at: datetime) -> str | 
     return next((entity_id for entity_id in active if not entities_by_id[entity_id].ended), None)
 
 
-def _exists(ctx: Context, schedule: Schedule, new_id: str) -> bool:
+def _exists(ctx: FireScheduleContext, schedule: Schedule, new_id: str) -> bool:
     if schedule.action == "workflow":
         return ctx.runs.find(schedule.namespace, new_id) is not None
     return find_earlier_submission(ctx, schedule.namespace, new_id) is not None

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.errors import ScheduleNotFound, StoreConflict
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.schedules import Schedule, replace_definition, set_enabled, with_next_fire
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesIds, UsesSchedules, UsesTimers
 from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.store.table import ConditionFailed
 
 
-def put_schedule(ctx: Context, schedule: Schedule) -> tuple[Schedule, bool]:
+class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, Protocol):
+    """What this module uses of the outside world."""
+
+
+def put_schedule(ctx: ManageSchedulesContext, schedule: Schedule) -> tuple[Schedule, bool]:
     """Store a schedule under its name, over what stands there; the schedule as it is now, and whether it is new."""
 
     def decide(before: Schedule | None) -> Schedule:
@@ -26,7 +31,7 @@ def put_schedule(ctx: Context, schedule: Schedule) -> tuple[Schedule, bool]:
     return after, before is None
 
 
-def set_schedule_enabled(ctx: Context, namespace: str, name: str, *, enabled: bool) -> Schedule:
+def set_schedule_enabled(ctx: ManageSchedulesContext, namespace: str, name: str, *, enabled: bool) -> Schedule:
     """Pause or resume. Raises ScheduleNotFound."""
 
     def decide(before: Schedule | None) -> Schedule:
@@ -37,7 +42,7 @@ def set_schedule_enabled(ctx: Context, namespace: str, name: str, *, enabled: bo
     return _change(ctx, namespace, name, decide)[1]
 
 
-def find_schedule(ctx: Context, namespace: str, name: str) -> Schedule:
+def find_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> Schedule:
     """The schedule as it is now. Raises ScheduleNotFound."""
     schedule = ctx.schedules.find(namespace, name)
     if schedule is None:
@@ -45,7 +50,7 @@ def find_schedule(ctx: Context, namespace: str, name: str) -> Schedule:
     return schedule
 
 
-def delete_schedule(ctx: Context, namespace: str, name: str) -> None:
+def delete_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> None:
     """Forget a schedule; the jobs that it created stay. Raises ScheduleNotFound."""
     for attempt in range(MAX_ATTEMPTS):
         schedule = find_schedule(ctx, namespace, name)
@@ -57,7 +62,7 @@ def delete_schedule(ctx: Context, namespace: str, name: str) -> None:
     raise StoreConflict(f"Schedule {name} is being changed by too many at once: try again")
 
 
-def start_timer(ctx: Context, schedule: Schedule) -> None:
+def start_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
     """Have the sweeper woken for the next run. An alarm says for which generation: another one has no use for it."""
     if (name := _timer_name(schedule)) is not None and schedule.next_fire_at is not None:
         timer_fields = {"namespace": schedule.namespace, "schedule": schedule.name, "generation": schedule.generation}
@@ -65,7 +70,7 @@ def start_timer(ctx: Context, schedule: Schedule) -> None:
 
 
 def _change(
-    ctx: Context, namespace: str, name: str, decide: Callable[[Schedule | None], Schedule]
+    ctx: ManageSchedulesContext, namespace: str, name: str, decide: Callable[[Schedule | None], Schedule]
 ) -> tuple[Schedule | None, Schedule]:
     for attempt in range(MAX_ATTEMPTS):
         before = ctx.schedules.find(namespace, name)
@@ -84,7 +89,7 @@ def _change(
     raise StoreConflict(f"Schedule {name} is being changed by too many at once: try again")
 
 
-def _cancel_timer(ctx: Context, schedule: Schedule) -> None:
+def _cancel_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
     if (name := _timer_name(schedule)) is not None:
         ctx.timers.cancel(name)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import Protocol
 
 from vigil_core.domain.errors import FieldProblem, JobNotFound, ValidationFailed, escape_pointer_token
 from vigil_core.domain.exact_json import dumps
@@ -20,15 +21,21 @@ from vigil_core.domain.jobs.stages import is_known
 from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.request import WaitRequest
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob, wait_entry_of
-from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.context import UsesClock, UsesJobs, UsesListing, UsesMessageQueues, UsesThreads, UsesWaits
+from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_wait_timer
 from vigil_core.services.waits import resolve as resolve_wait
+
+
+class RegisterWaitContext(UsesJobs, UsesWaits, UsesListing, UsesMessageQueues, UsesClock, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_SYNCHRONOUS_PAGES = 1
 """A wait of more pages than this is registered by the fan-out function: it would outlast the HTTP API's 30 s."""
 
 
-def register_wait(ctx: Context, namespace: str, request: WaitRequest, *, actor: str, wait_id: str) -> Wait:
+def register_wait(ctx: RegisterWaitContext, namespace: str, request: WaitRequest, *, actor: str, wait_id: str) -> Wait:
     """Store a wait under this id, or find the one that an earlier try of the same request stored.
 
     Raises:
@@ -42,7 +49,7 @@ def register_wait(ctx: Context, namespace: str, request: WaitRequest, *, actor: 
     return stored if stored.registration_complete else _register_pages(ctx, stored)
 
 
-def register_page(ctx: Context, namespace: str, wait_id: str, page: int) -> Wait | None:
+def register_page(ctx: RegisterWaitContext, namespace: str, wait_id: str, page: int) -> Wait | None:
     """Write the entries of one page of a large wait and read its jobs after. Can be repeated; None when all is over."""
     wait = ctx.waits.find(namespace, wait_id)
     if wait is None or wait.ended:
@@ -56,7 +63,7 @@ def register_page(ctx: Context, namespace: str, wait_id: str, page: int) -> Wait
     return wait and _finish_registration(ctx, wait)
 
 
-def resume_registration(ctx: Context, namespace: str, wait_id: str) -> None:
+def resume_registration(ctx: RegisterWaitContext, namespace: str, wait_id: str) -> None:
     """See to whatever a crash left of a registration, in whatever state; nothing when it is finished."""
     wait = ctx.waits.find(namespace, wait_id)
     if wait is not None and not wait.ended:
@@ -72,7 +79,7 @@ def resume_registration(ctx: Context, namespace: str, wait_id: str) -> None:
     ctx.waits.clear_early_outcomes(namespace, wait_id)
 
 
-def recheck_jobs(ctx: Context, wait: Wait, entries: Iterable[WaitOnJob]) -> list[EntryOutcome]:
+def recheck_jobs(ctx: RegisterWaitContext, wait: Wait, entries: Iterable[WaitOnJob]) -> list[EntryOutcome]:
     """What the jobs are now that the entries are written: an update before this may have had no entry to match, and
     one of a job for which nobody waited is kept from the matcher."""
     entry_list = list(entries)
@@ -91,7 +98,7 @@ def recheck_jobs(ctx: Context, wait: Wait, entries: Iterable[WaitOnJob]) -> list
     ]
 
 
-def _write_page(ctx: Context, wait: Wait, entries: Sequence[WaitOnJob]) -> None:
+def _write_page(ctx: RegisterWaitContext, wait: Wait, entries: Sequence[WaitOnJob]) -> None:
     """Entries first, jobs after. An earlier try may have got anywhere: what it recorded is counted, not judged anew."""
     met, unmet = ctx.waits.counted_entries(wait)
     first_index, last_index = entries[0].index, entries[-1].index
@@ -106,7 +113,7 @@ def _write_page(ctx: Context, wait: Wait, entries: Sequence[WaitOnJob]) -> None:
     ctx.waits.remove_entries(wait.namespace, [(o.job_id, wait.wait_id, o.index) for o in decided])
 
 
-def _finish_registration(ctx: Context, wait: Wait) -> Wait:
+def _finish_registration(ctx: RegisterWaitContext, wait: Wait) -> Wait:
     """After its last page a large wait may be closed by counting, and if it is not, only expiry is left to come.
 
     The due row of the registration stays until that is done: a crash in between leaves the sweeper to do it again.
@@ -117,7 +124,7 @@ def _finish_registration(ctx: Context, wait: Wait) -> Wait:
     return wait if wait.ended else ctx.waits.index_expiry(wait) or wait
 
 
-def _load_jobs(ctx: Context, namespace: str, request: WaitRequest) -> Mapping[str, Job]:
+def _load_jobs(ctx: RegisterWaitContext, namespace: str, request: WaitRequest) -> Mapping[str, Job]:
     jobs_by_id = ctx.jobs.find_many(namespace, filter(is_uuid7, request.wait_on))
     existing_ids = {job_id for job_id, job in jobs_by_id.items() if not job.deleted}
     unknown_ids = [
@@ -142,7 +149,13 @@ def _load_jobs(ctx: Context, namespace: str, request: WaitRequest) -> Mapping[st
 
 
 def _store(
-    ctx: Context, namespace: str, request: WaitRequest, jobs_by_id: Mapping[str, Job], *, actor: str, wait_id: str
+    ctx: RegisterWaitContext,
+    namespace: str,
+    request: WaitRequest,
+    jobs_by_id: Mapping[str, Job],
+    *,
+    actor: str,
+    wait_id: str,
 ) -> Wait:
     now = ctx.now()
     entries = tuple(
@@ -179,7 +192,9 @@ def _store(
     return _create_or_find(ctx, draft)
 
 
-def _store_inline(ctx: Context, draft: Wait, entries: tuple[WaitOnJob, ...], jobs_by_id: Mapping[str, Job]) -> Wait:
+def _store_inline(
+    ctx: RegisterWaitContext, draft: Wait, entries: tuple[WaitOnJob, ...], jobs_by_id: Mapping[str, Job]
+) -> Wait:
     resolved = waits.with_outcomes(draft, _outcomes(ctx, draft, entries, jobs_by_id), now=ctx.now())
     if resolved.ended:
         return _create_or_find(ctx, resolved)
@@ -197,14 +212,14 @@ def _store_inline(ctx: Context, draft: Wait, entries: tuple[WaitOnJob, ...], job
     return wait
 
 
-def _create_or_find(ctx: Context, wait: Wait) -> Wait:
+def _create_or_find(ctx: RegisterWaitContext, wait: Wait) -> Wait:
     if ctx.waits.create(wait):
         return wait
     stored = ctx.waits.find(wait.namespace, wait.wait_id)
     return stored or wait
 
 
-def _register_pages(ctx: Context, wait: Wait) -> Wait:
+def _register_pages(ctx: RegisterWaitContext, wait: Wait) -> Wait:
     start_wait_timer(ctx, wait)
     if wait.pages > MAX_SYNCHRONOUS_PAGES:
         _enqueue_pages(ctx, wait)
@@ -214,7 +229,7 @@ def _register_pages(ctx: Context, wait: Wait) -> Wait:
     return ctx.waits.find(wait.namespace, wait.wait_id) or wait
 
 
-def _enqueue_pages(ctx: Context, wait: Wait) -> None:
+def _enqueue_pages(ctx: RegisterWaitContext, wait: Wait) -> None:
     sent_at = ctx.clock().isoformat()
     ctx.message_queues.send_fan_out(
         [
@@ -234,7 +249,7 @@ def _enqueue_pages(ctx: Context, wait: Wait) -> None:
 
 
 def _outcomes(
-    ctx: Context, wait: Wait, entries: Iterable[WaitOnJob], jobs_by_id: Mapping[str, Job]
+    ctx: RegisterWaitContext, wait: Wait, entries: Iterable[WaitOnJob], jobs_by_id: Mapping[str, Job]
 ) -> list[EntryOutcome]:
     outcomes = (
         resolve_wait.outcome_of(ctx, wait_entry_of(wait, entry), jobs_by_id[entry.job_id])

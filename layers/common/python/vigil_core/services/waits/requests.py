@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from datetime import datetime
 from itertools import islice
+from typing import Protocol
 
 from vigil_core.domain.errors import ValidationFailed, WaitNotFound
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.waits.request import WaitRequest, parse_wait_request
 from vigil_core.domain.waits.wait import Wait
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    UsesAllowedPrivateHosts,
+    UsesClock,
+    UsesIds,
+    UsesJobs,
+    UsesListing,
+    UsesMessageQueues,
+    UsesRandomness,
+    UsesThreads,
+    UsesWaits,
+    UsesWebhooks,
+)
 from vigil_core.services.long_poll import long_poll
 from vigil_core.services.pagination import MAX_DAYS_READ, MAX_ROWS_READ
 from vigil_core.services.waits import resolve as resolve_wait
@@ -19,8 +31,24 @@ from vigil_core.services.waits.view import WaitAnswer, jobs_page, wait_answer, w
 from vigil_core.services.webhooks.manage import check_wait_webhook
 
 
+class WaitRequestsContext(
+    UsesJobs,
+    UsesWaits,
+    UsesListing,
+    UsesWebhooks,
+    UsesMessageQueues,
+    UsesClock,
+    UsesIds,
+    UsesRandomness,
+    UsesAllowedPrivateHosts,
+    UsesThreads,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
+
 def post_wait(
-    ctx: Context,
+    ctx: WaitRequestsContext,
     namespace: str,
     body: JsonValue,
     *,
@@ -47,19 +75,19 @@ def post_wait(
     return wait_answer(ctx, _long_poll(ctx, wait, poll_until, request))
 
 
-def show_wait(ctx: Context, namespace: str, wait_id: str, *, poll_until: datetime) -> WaitAnswer:
+def show_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, poll_until: datetime) -> WaitAnswer:
     """The wait as it stands once it is done or time is over. Raises WaitNotFound."""
     return wait_answer(ctx, _long_poll(ctx, find_wait(ctx, namespace, wait_id), poll_until, None))
 
 
-def cancel_wait(ctx: Context, namespace: str, wait_id: str, *, actor: str) -> WaitAnswer:
+def cancel_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, actor: str) -> WaitAnswer:
     """End a wait that nobody wants any more. Raises WaitNotFound, or InvalidTransition when it ended otherwise."""
     del actor  # A wait keeps no history of its own.
     return wait_answer(ctx, resolve_wait.cancel(ctx, namespace, wait_id))
 
 
 def list_waits(
-    ctx: Context, namespace: str, *, status: str | None, before_cursor: str | None, page_size: int
+    ctx: WaitRequestsContext, namespace: str, *, status: str | None, before_cursor: str | None, page_size: int
 ) -> tuple[list[WaitAnswer], str | None]:
     """Waits, newest first, in short form; and the place to go on before, None at the end.
 
@@ -88,13 +116,13 @@ def list_waits(
 
 
 def list_wait_jobs(
-    ctx: Context, namespace: str, wait_id: str, *, after_index: int, page_size: int
+    ctx: WaitRequestsContext, namespace: str, wait_id: str, *, after_index: int, page_size: int
 ) -> tuple[list[WaitAnswer], int | None]:
     """What became of a wait's jobs, page by page. Raises WaitNotFound."""
     return jobs_page(ctx, find_wait(ctx, namespace, wait_id), after_index=after_index, page_size=page_size)
 
 
-def find_wait(ctx: Context, namespace: str, wait_id: str) -> Wait:
+def find_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str) -> Wait:
     """The wait as of now. Raises WaitNotFound, also for what cannot be an id."""
     wait = ctx.waits.find(namespace, wait_id) if is_uuid7(wait_id) else None
     if wait is None:
@@ -102,13 +130,13 @@ def find_wait(ctx: Context, namespace: str, wait_id: str) -> Wait:
     return wait
 
 
-def _find_posted(ctx: Context, namespace: str, request: WaitRequest) -> Wait | None:
+def _find_posted(ctx: WaitRequestsContext, namespace: str, request: WaitRequest) -> Wait | None:
     if request.wait_id is None or not is_uuid7(request.wait_id):
         return None
     return ctx.waits.find(namespace, request.wait_id)
 
 
-def _long_poll(ctx: Context, wait: Wait, until: datetime, request: WaitRequest | None) -> Wait:
+def _long_poll(ctx: WaitRequestsContext, wait: Wait, until: datetime, request: WaitRequest | None) -> Wait:
     """Until the wait is done, or there is news for a client that wants it."""
     return long_poll(
         ctx,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol
 
 from vigil_core.domain.errors import InvalidTransition, StoreConflict, WaitNotFound
 from vigil_core.domain.exact_json import loads
@@ -11,13 +12,18 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitEntry, WaitStatus
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesJobs, UsesThreads, UsesWaits
 from vigil_core.store.keys import block_of, block_size
+
+
+class ResolveWaitContext(UsesJobs, UsesWaits, UsesClock, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_ATTEMPTS = 12
 
 
-def outcome_of(ctx: Context, entry: WaitEntry, job: Job) -> EntryOutcome | None:
+def outcome_of(ctx: ResolveWaitContext, entry: WaitEntry, job: Job) -> EntryOutcome | None:
     """What this version of a job means for an entry; reads the job's result when the wait collects it."""
     outcome = waits.evaluate_entry(entry, job)
     if outcome is None or outcome.status == "unmet" or "result" not in entry.get_fields:
@@ -26,7 +32,7 @@ def outcome_of(ctx: Context, entry: WaitEntry, job: Job) -> EntryOutcome | None:
     return outcome if text is None else waits.evaluate_entry(entry, job, result=loads(text))
 
 
-def resolve(ctx: Context, namespace: str, wait_id: str, outcomes: Sequence[EntryOutcome]) -> Wait | None:
+def resolve(ctx: ResolveWaitContext, namespace: str, wait_id: str, outcomes: Sequence[EntryOutcome]) -> Wait | None:
     """Record outcomes, each unless its entry has one, and close the wait if they decide it.
 
     Can be repeated, by several at once. Returns the wait as far as it is known; None when its row is not there.
@@ -37,7 +43,7 @@ def resolve(ctx: Context, namespace: str, wait_id: str, outcomes: Sequence[Entry
     return _resolve_inline(ctx, wait, outcomes) if wait.is_inline else _resolve_large(ctx, wait, outcomes)
 
 
-def close_if_decided(ctx: Context, wait: Wait) -> Wait:
+def close_if_decided(ctx: ResolveWaitContext, wait: Wait) -> Wait:
     """Close a large wait if what its chunks reported decides it. Before it is sealed, counting proves nothing."""
     if not wait.registration_complete:
         return wait
@@ -45,7 +51,7 @@ def close_if_decided(ctx: Context, wait: Wait) -> Wait:
     return wait if status == "waiting" else _close(ctx, wait, status)
 
 
-def expire(ctx: Context, namespace: str, wait_id: str) -> None:
+def expire(ctx: ResolveWaitContext, namespace: str, wait_id: str) -> None:
     """End a wait whose time is over; nothing when it is not, or the wait has ended."""
 
     def end(wait: Wait) -> Wait:
@@ -57,7 +63,7 @@ def expire(ctx: Context, namespace: str, wait_id: str) -> None:
         _end(ctx, wait, "expired", end)
 
 
-def cancel(ctx: Context, namespace: str, wait_id: str) -> Wait:
+def cancel(ctx: ResolveWaitContext, namespace: str, wait_id: str) -> Wait:
     """End a wait that nobody wants any more. Cancelling twice changes nothing.
 
     Raises:
@@ -74,14 +80,14 @@ def cancel(ctx: Context, namespace: str, wait_id: str) -> Wait:
     return wait
 
 
-def _resolve_inline(ctx: Context, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
+def _resolve_inline(ctx: ResolveWaitContext, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
     def decide(current: Wait) -> Wait:
         return waits.with_outcomes(current, outcomes, now=ctx.now())
 
     return _change_inline(ctx, wait, decide)
 
 
-def _resolve_large(ctx: Context, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
+def _resolve_large(ctx: ResolveWaitContext, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
     recorded = ctx.in_parallel(lambda outcome: ctx.waits.put_outcome(wait, outcome), outcomes)
     # What fails the wait is not counted: else another matcher could find the last chunk full, and the wait met.
     failed_indexes = [outcome.index for outcome in recorded if outcome.status == "failed"]
@@ -96,12 +102,12 @@ def _resolve_large(ctx: Context, wait: Wait, outcomes: Sequence[EntryOutcome]) -
     return close_if_decided(ctx, latest)
 
 
-def _close(ctx: Context, wait: Wait, status: WaitStatus, failed_indexes: Sequence[int] = ()) -> Wait:
+def _close(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, failed_indexes: Sequence[int] = ()) -> Wait:
     closed = ctx.waits.close_large(wait, status, now=ctx.now(), extra_met=failed_indexes)
     return closed or ctx.waits.find(wait.namespace, wait.wait_id) or wait
 
 
-def _end(ctx: Context, wait: Wait, status: WaitStatus, decide: waits.WaitTransition) -> Wait:
+def _end(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, decide: waits.WaitTransition) -> Wait:
     if not wait.is_inline:
         return _close(ctx, wait, status)
     ended = _change_inline(ctx, wait, lambda current: current if current.ended else decide(current))
@@ -111,7 +117,7 @@ def _end(ctx: Context, wait: Wait, status: WaitStatus, decide: waits.WaitTransit
     return ended
 
 
-def _change_inline(ctx: Context, wait: Wait, decide: waits.WaitTransition) -> Wait:
+def _change_inline(ctx: ResolveWaitContext, wait: Wait, decide: waits.WaitTransition) -> Wait:
     """One conditional write on the wait's row decides every race."""
     for attempt in range(MAX_ATTEMPTS):
         after = decide(wait)

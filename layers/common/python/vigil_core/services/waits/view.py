@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesWaits
+
+
+class WaitViewContext(UsesWaits, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_ENTRIES = 1_000
 """A larger wait's answer shows no more of it, says `truncated`, and tells where the rest is read page by page."""
@@ -18,7 +23,7 @@ MAX_BYTES = 1024 * 1024
 WaitAnswer: TypeAlias = dict[str, JsonValue]
 
 
-def wait_answer(ctx: Context, wait: Wait) -> WaitAnswer:
+def wait_answer(ctx: WaitViewContext, wait: Wait) -> WaitAnswer:
     """The whole answer. `wait_on` is there only while something is left to wait for."""
     counted, met, unmet = _counted_outcomes(ctx, wait)
     shown_outcomes, all_shown = _take_fitting(counted, ctx.waits.echo(wait))
@@ -57,7 +62,9 @@ def wait_summary(wait: Wait) -> WaitAnswer:
     }
 
 
-def jobs_page(ctx: Context, wait: Wait, *, after_index: int, page_size: int) -> tuple[list[WaitAnswer], int | None]:
+def jobs_page(
+    ctx: WaitViewContext, wait: Wait, *, after_index: int, page_size: int
+) -> tuple[list[WaitAnswer], int | None]:
     """Outcomes that count, in the order of `wait_on`; and the index to go on after, None at the end."""
     outcomes, met, unmet = _counted_outcomes(ctx, wait, after_index=after_index)
     page = list(islice((o for o in outcomes if o.index > after_index), page_size))
@@ -72,7 +79,7 @@ def _outcome_json(outcome: EntryOutcome) -> WaitAnswer:
 
 
 def _counted_outcomes(
-    ctx: Context, wait: Wait, *, after_index: int = -1
+    ctx: WaitViewContext, wait: Wait, *, after_index: int = -1
 ) -> tuple[Iterable[EntryOutcome], frozenset[int], frozenset[int]]:
     """The outcomes that count, lazily and in order, and which entries they are of."""
     if wait.is_inline:
@@ -83,7 +90,7 @@ def _counted_outcomes(
     return (outcome for outcome in rows if outcome.index in met | unmet), met, unmet
 
 
-def _with_values(ctx: Context, wait: Wait) -> list[EntryOutcome]:
+def _with_values(ctx: WaitViewContext, wait: Wait) -> list[EntryOutcome]:
     separate_indexes = [o.index for o in wait.outcomes.values() if o.status != "unmet" and not o.values]
     stored = ctx.waits.outcomes_at(wait.namespace, wait.wait_id, separate_indexes) if separate_indexes else {}
     return [stored.get(index, outcome) for index, outcome in sorted(wait.outcomes.items())]
@@ -100,7 +107,7 @@ def _take_fitting(outcomes: Iterable[EntryOutcome], echo: Mapping[str, JsonValue
     return fitting, True
 
 
-def _open_entries(ctx: Context, wait: Wait, decided_indexes: frozenset[int]) -> list[WaitOnJob]:
+def _open_entries(ctx: WaitViewContext, wait: Wait, decided_indexes: frozenset[int]) -> list[WaitOnJob]:
     """The first entries without an outcome, as many as an answer shows."""
     if wait.wait_on_jobs is not None:
         return [entry for entry in wait.wait_on_jobs if entry.index not in decided_indexes]

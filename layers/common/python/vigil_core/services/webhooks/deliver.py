@@ -8,7 +8,7 @@ for; one that comes twice or late is for nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
 from vigil_core.domain.events.event import Event
@@ -23,10 +23,15 @@ from vigil_core.domain.webhooks import (
     is_deliverable,
     signature_headers,
 )
-from vigil_core.services.context import Context
+from vigil_core.services.context import UsesClock, UsesMessageQueues, UsesRandomness, UsesThreads, UsesWebhooks
 from vigil_core.services.ports import HttpClient
 from vigil_core.store.keys import parse_delivery_due_id
 from vigil_core.store.table import ConditionFailed
+
+
+class DeliverWebhooksContext(UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 ATTEMPT_TIMEOUT_S = 10.0
 """How long a receiver may take to answer."""
@@ -36,7 +41,7 @@ _MAX_RESPONSE_BYTES = 1024
 DeliveryOutcome: TypeAlias = Literal["delivered", "failed", "pending", "stale"]
 
 
-def deliveries_for(ctx: Context, namespace: str, events: Iterable[Event]) -> list[Delivery]:
+def deliveries_for(ctx: DeliverWebhooksContext, namespace: str, events: Iterable[Event]) -> list[Delivery]:
     """What has to be told to the webhooks of one namespace. Its webhooks are looked up once."""
     relevant_events = [event for event in events if is_deliverable(event)]
     if not relevant_events:
@@ -56,14 +61,14 @@ def deliveries_for(ctx: Context, namespace: str, events: Iterable[Event]) -> lis
     ]
 
 
-def enqueue_deliveries(ctx: Context, deliveries: Sequence[Delivery]) -> None:
+def enqueue_deliveries(ctx: DeliverWebhooksContext, deliveries: Sequence[Delivery]) -> None:
     """Store deliveries and give them to the queue. Can be repeated: what was done by then is not done again."""
     stored = ctx.in_parallel(ctx.webhooks.add_delivery, deliveries)
     if messages := [_message(delivery) for delivery in stored if delivery.status == "pending"]:
         ctx.message_queues.send_deliveries(messages)
 
 
-def requeue_due(ctx: Context, namespace: str, due_id: str) -> None:
+def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> None:
     """Give a delivery that is due to the queue: its next try has come, or its message was lost."""
     delivery = ctx.webhooks.find_delivery(namespace, *parse_delivery_due_id(due_id))
     if (
@@ -77,7 +82,7 @@ def requeue_due(ctx: Context, namespace: str, due_id: str) -> None:
     ctx.webhooks.save_delivery(delivery, delivery.enqueued(ctx.now()), check_next_at=True)
 
 
-def attempt_delivery(ctx: Context, http_client: HttpClient, message: JsonValue) -> DeliveryOutcome:
+def attempt_delivery(ctx: DeliverWebhooksContext, http_client: HttpClient, message: JsonValue) -> DeliveryOutcome:
     """Try one delivery and say what came of it; `stale` when another message did that."""
     assert isinstance(message, Mapping)
     namespace, name = str(message["namespace"]), str(message["webhook"])
@@ -89,7 +94,9 @@ def attempt_delivery(ctx: Context, http_client: HttpClient, message: JsonValue) 
     return updated.status if ctx.webhooks.save_delivery(delivery, updated, check_next_at=False) else "stale"
 
 
-def _attempt(ctx: Context, http_client: HttpClient, delivery: Delivery, webhook: Webhook | None) -> Delivery:
+def _attempt(
+    ctx: DeliverWebhooksContext, http_client: HttpClient, delivery: Delivery, webhook: Webhook | None
+) -> Delivery:
     url = delivery.url or (webhook and webhook.url)
     if webhook is None or not webhook.enabled or not url:
         reason = "The webhook is disabled" if webhook else "The webhook was deleted"
@@ -118,7 +125,7 @@ def _attempt(ctx: Context, http_client: HttpClient, delivery: Delivery, webhook:
     return delivery.after_attempt(delivery_attempt, retry_after_s=requested_delay_s, jitter=ctx.jitter())
 
 
-def _disable(ctx: Context, webhook: Webhook) -> None:
+def _disable(ctx: DeliverWebhooksContext, webhook: Webhook) -> None:
     """Whoever changed the webhook meanwhile may have given it another address: then it stays as it is."""
     try:
         ctx.webhooks.save(webhook, webhook.disabled("The receiver wants no more (410)", ctx.now()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from vigil_core.domain.errors import (
     DeliveryNotFound,
@@ -16,13 +17,25 @@ from vigil_core.domain.errors import (
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.outbound_policy import parse_outbound_url
 from vigil_core.domain.webhooks import MAX_WEBHOOKS, SECRET_BYTES, WAITS_WEBHOOK, Delivery, Webhook, new_secret
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    UsesAllowedPrivateHosts,
+    UsesClock,
+    UsesMessageQueues,
+    UsesRandomness,
+    UsesWebhooks,
+)
 from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
 from vigil_core.store.keys import delivery_due_id
 from vigil_core.store.table import ConditionFailed
 
 
-def put_webhook(ctx: Context, webhook: Webhook) -> tuple[Webhook, bool]:
+class ManageWebhooksContext(
+    UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesAllowedPrivateHosts, Protocol
+):
+    """What this module uses of the outside world."""
+
+
+def put_webhook(ctx: ManageWebhooksContext, webhook: Webhook) -> tuple[Webhook, bool]:
     """Store a webhook under its name, over what stands there; the webhook as it is now, and whether it is new. An empty
     secret stands for the one that it has, or for a new one.
 
@@ -42,7 +55,7 @@ def put_webhook(ctx: Context, webhook: Webhook) -> tuple[Webhook, bool]:
     return _change(ctx, webhook.namespace, webhook.name, change)
 
 
-def rotate_secret(ctx: Context, namespace: str, name: str, secret: str | None) -> Webhook:
+def rotate_secret(ctx: ManageWebhooksContext, namespace: str, name: str, secret: str | None) -> Webhook:
     """Give a webhook this secret, or a new one; for a day messages are signed with the former as well.
 
     Raises:
@@ -57,7 +70,7 @@ def rotate_secret(ctx: Context, namespace: str, name: str, secret: str | None) -
     return _change(ctx, namespace, name, change)[0]
 
 
-def find_webhook(ctx: Context, namespace: str, name: str) -> Webhook:
+def find_webhook(ctx: ManageWebhooksContext, namespace: str, name: str) -> Webhook:
     """The webhook as it is now. Raises WebhookNotFound."""
     webhook = ctx.webhooks.find(namespace, name)
     if webhook is None:
@@ -65,13 +78,13 @@ def find_webhook(ctx: Context, namespace: str, name: str) -> Webhook:
     return webhook
 
 
-def delete_webhook(ctx: Context, namespace: str, name: str) -> None:
+def delete_webhook(ctx: ManageWebhooksContext, namespace: str, name: str) -> None:
     """Forget a webhook; what it has not been told by now it will not be. Raises WebhookNotFound."""
     if not ctx.webhooks.remove(namespace, name):
         raise WebhookNotFound(name)
 
 
-def replay_delivery(ctx: Context, namespace: str, name: str, delivery_id: str) -> Delivery:
+def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, delivery_id: str) -> Delivery:
     """Send a delivery once more, in whatever state it is, and begin its tries anew.
 
     Raises:
@@ -93,7 +106,7 @@ def replay_delivery(ctx: Context, namespace: str, name: str, delivery_id: str) -
     raise StoreConflict(f"Delivery {delivery_id} is being changed by too many at once: try again")
 
 
-def check_wait_webhook(ctx: Context, namespace: str, url: str, pointer: str) -> None:
+def check_wait_webhook(ctx: ManageWebhooksContext, namespace: str, url: str, pointer: str) -> None:
     """Raises ValidationFailed unless Vigil may call the address that a wait names, and can sign what it sends there."""
     _check_address(ctx, url, pointer)
     signing_webhook = ctx.webhooks.find(namespace, WAITS_WEBHOOK)
@@ -103,7 +116,7 @@ def check_wait_webhook(ctx: Context, namespace: str, url: str, pointer: str) -> 
 
 
 def _change(
-    ctx: Context, namespace: str, name: str, change: Callable[[Webhook | None], Webhook]
+    ctx: ManageWebhooksContext, namespace: str, name: str, change: Callable[[Webhook | None], Webhook]
 ) -> tuple[Webhook, bool]:
     for attempt in range(MAX_ATTEMPTS):
         before = ctx.webhooks.find(namespace, name)
@@ -117,12 +130,12 @@ def _change(
     raise StoreConflict(f"Webhook {name} is being changed by too many at once: try again")
 
 
-def _check_address(ctx: Context, url: str, pointer: str) -> None:
+def _check_address(ctx: ManageWebhooksContext, url: str, pointer: str) -> None:
     try:
         parse_outbound_url(url, ctx.allowed_private_hosts)
     except TargetRefused as error:
         raise ValidationFailed([FieldProblem(pointer=pointer, detail=error.message, code=error.code)]) from error
 
 
-def _new_secret(ctx: Context) -> str:
+def _new_secret(ctx: ManageWebhooksContext) -> str:
     return new_secret(ctx.random_bytes(SECRET_BYTES))

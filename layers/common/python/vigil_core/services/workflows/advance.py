@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps
@@ -29,16 +30,22 @@ from vigil_core.domain.workflows.run_state import (
     with_decision,
 )
 from vigil_core.runtime.tracing import ids_of, traced
-from vigil_core.services.context import Context, FanOutMessage
+from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
 from vigil_core.services.jobs.dependencies import apply_condition
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change
 from vigil_core.services.locks import locks_for_release
+from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.verdict_log import log_transition, log_verdicts
 from vigil_core.services.workflows.commands import change_run, job_id_at, load_run_state
 from vigil_core.store import keys
 from vigil_core.store.jobs.jobs import PRIORITY_RANKS
 from vigil_core.store.table import Row
 from vigil_core.store.workflows.runs import SupervisorToken, run_from_row, supervisor_token_from_row
+
+
+class AdvanceRunContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_INLINE_JOBS = 200
 """Up to so many jobs are released and skipped at once; `fan_out` handles more, so that the stream goes on."""
@@ -48,7 +55,7 @@ BLOCKS_PER_MESSAGE = 16
 ACTOR = "matcher"
 
 
-def on_jobs_changed(ctx: Context, namespace: str, workflow_id: str, versions: Sequence[Job]) -> None:
+def on_jobs_changed(ctx: AdvanceRunContext, namespace: str, workflow_id: str, versions: Sequence[Job]) -> None:
     """What follows from these versions of jobs of a run, the newest of each. Can be repeated."""
     run = ctx.runs.find(namespace, workflow_id)
     if run is not None:
@@ -57,7 +64,7 @@ def on_jobs_changed(ctx: Context, namespace: str, workflow_id: str, versions: Se
             _on_jobs_changed(ctx, run, versions)
 
 
-def _on_jobs_changed(ctx: Context, run: WorkflowRun, versions: Sequence[Job]) -> None:
+def _on_jobs_changed(ctx: AdvanceRunContext, run: WorkflowRun, versions: Sequence[Job]) -> None:
     run_state = load_run_state(ctx, run)
     jobs_by_index = {job.graph_index: job for job in versions}
     records = {index: record_of(job) for index, job in jobs_by_index.items()}
@@ -93,7 +100,7 @@ def _on_jobs_changed(ctx: Context, run: WorkflowRun, versions: Sequence[Job]) ->
     finish_if_drained(ctx, run, run_state, {block_of(index) for index in (*ended_indexes, *waiting_indexes)})
 
 
-def on_run_changed(ctx: Context, row: Row, previous_row: Row | None) -> None:
+def on_run_changed(ctx: AdvanceRunContext, row: Row, previous_row: Row | None) -> None:
     """What follows from a change of a run's own row: its supervisor is woken, its jobs start. Can be repeated."""
     run = run_from_row(row)
     with traced({"action": "follow_run", **ids_of(run)}):
@@ -101,7 +108,7 @@ def on_run_changed(ctx: Context, row: Row, previous_row: Row | None) -> None:
 
 
 def _on_run_changed(
-    ctx: Context, run: WorkflowRun, supervisor_token: SupervisorToken | None, previous_row: Row | None
+    ctx: AdvanceRunContext, run: WorkflowRun, supervisor_token: SupervisorToken | None, previous_row: Row | None
 ) -> None:
     if supervisor_token is not None and run.signal_count > supervisor_token.seen_signals and not run.ended:
         ctx.supervisors.wake(supervisor_token.token)
@@ -117,14 +124,16 @@ def _on_run_changed(
     release_parked(ctx, run)
 
 
-def record_states(ctx: Context, run: WorkflowRun, run_state: RunState, records: Mapping[int, StateRecord]) -> None:
+def record_states(
+    ctx: AdvanceRunContext, run: WorkflowRun, run_state: RunState, records: Mapping[int, StateRecord]
+) -> None:
     """Note how jobs stand. From then on `standings` has these chunks as they are."""
     for block, indexes in group_by_block(records).items():
         block_records = {index: records[index] for index in indexes}
         run_state.put_block(block, ctx.runs.record_states(run.namespace, run.workflow_id, block, block_records))
 
 
-def apply_transitions(ctx: Context, run: WorkflowRun, run_state: RunState, indexes: Iterable[int]) -> None:
+def apply_transitions(ctx: AdvanceRunContext, run: WorkflowRun, run_state: RunState, indexes: Iterable[int]) -> None:
     """Carry out what is certain about these jobs, as far as they wait. After skips are noted, those after them are
     looked at again, but for those that were certain before."""
     certain: set[int] = set()
@@ -138,7 +147,7 @@ def apply_transitions(ctx: Context, run: WorkflowRun, run_state: RunState, index
         run, run_state, remaining = _apply_plan(ctx, run, run_state, plan, certain)
 
 
-def apply_transitions_bulk(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def apply_transitions_bulk(ctx: AdvanceRunContext, message: Mapping[str, JsonValue]) -> None:
     """The fan-out function's share of what is wide: what is certain about the jobs of some chunks."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or run.ended or run.terminating or run.status == "pending":
@@ -153,7 +162,7 @@ def apply_transitions_bulk(ctx: Context, message: Mapping[str, JsonValue]) -> No
     finish_if_drained(ctx, run, load_run_state(ctx, run), block_numbers_in(message)[:1])
 
 
-def release_parked(ctx: Context, run: WorkflowRun) -> None:
+def release_parked(ctx: AdvanceRunContext, run: WorkflowRun) -> None:
     """Let jobs start that were held back, as many as may run at once. What is wide is the fan-out function's."""
     if release_some_parked(ctx, run, lambda count: count < MAX_INLINE_JOBS):
         return
@@ -163,13 +172,15 @@ def release_parked(ctx: Context, run: WorkflowRun) -> None:
     )
 
 
-def release_parked_bulk(ctx: Context, message: Mapping[str, JsonValue], *, has_time_left: Callable[[], bool]) -> bool:
+def release_parked_bulk(
+    ctx: AdvanceRunContext, message: Mapping[str, JsonValue], *, has_time_left: Callable[[], bool]
+) -> bool:
     """The fan-out function's share of `let_go`; False when time ran out before the end."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     return run is None or release_some_parked(ctx, run, lambda _: has_time_left())
 
 
-def release_some_parked(ctx: Context, run: WorkflowRun, should_continue: Callable[[int], bool]) -> bool:
+def release_some_parked(ctx: AdvanceRunContext, run: WorkflowRun, should_continue: Callable[[int], bool]) -> bool:
     """Let held jobs go in their order, one after another; whether that was all that can be done now."""
     released: list[Job] = []
     try:
@@ -178,7 +189,9 @@ def release_some_parked(ctx: Context, run: WorkflowRun, should_continue: Callabl
         log_transition("let_go", released)
 
 
-def _release_next(ctx: Context, run: WorkflowRun, should_continue: Callable[[int], bool], released: list[Job]) -> bool:
+def _release_next(
+    ctx: AdvanceRunContext, run: WorkflowRun, should_continue: Callable[[int], bool], released: list[Job]
+) -> bool:
     handled_count = 0
     while should_continue(handled_count):
         if not (ctx.runs.find(run.namespace, run.workflow_id) or run).accepts_starts:
@@ -197,14 +210,16 @@ def _release_next(ctx: Context, run: WorkflowRun, should_continue: Callable[[int
     return False
 
 
-def finish_if_drained(ctx: Context, run: WorkflowRun, run_state: RunState, changed_blocks: Iterable[int]) -> None:
+def finish_if_drained(
+    ctx: AdvanceRunContext, run: WorkflowRun, run_state: RunState, changed_blocks: Iterable[int]
+) -> None:
     """Tell the run when no job is open any more. Only whoever saw the last job of a chunk end looks at the others. Who
     repeats what somebody did who has died may look at any chunk: of a run that is over each is."""
     if any(map(run_state.block_is_drained, changed_blocks)) and _all_ended(ctx, run):
         change_run(ctx, run.namespace, run.workflow_id, lambda current: workflows.drain(current, now=ctx.now()))
 
 
-def cancel_block(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def cancel_block(ctx: AdvanceRunContext, message: Mapping[str, JsonValue]) -> None:
     """The fan-out function's share of cancelling what is left of a run: the jobs of one chunk."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or not run.cancelling or run.generation != message["generation"]:
@@ -239,7 +254,7 @@ def cancel_block(ctx: Context, message: Mapping[str, JsonValue]) -> None:
 
 
 def enqueue_blocks(
-    ctx: Context, run: WorkflowRun, kind: str, block_numbers: Iterable[int], *, per_message: int = 1
+    ctx: AdvanceRunContext, run: WorkflowRun, kind: str, block_numbers: Iterable[int], *, per_message: int = 1
 ) -> None:
     """Have the fan-out function do something with each of these chunks, so many a message, side by side."""
     sorted_numbers = sorted(block_numbers)
@@ -275,11 +290,13 @@ def all_blocks(run: WorkflowRun) -> range:
     return block_numbers(run.total)
 
 
-def _defer_to_fan_out(ctx: Context, run: WorkflowRun, block_numbers: Iterable[int]) -> None:
+def _defer_to_fan_out(ctx: AdvanceRunContext, run: WorkflowRun, block_numbers: Iterable[int]) -> None:
     enqueue_blocks(ctx, run, "run_settle", block_numbers, per_message=BLOCKS_PER_MESSAGE)
 
 
-def _record_failures(ctx: Context, run: WorkflowRun, run_state: RunState, ended_indexes: Iterable[int]) -> WorkflowRun:
+def _record_failures(
+    ctx: AdvanceRunContext, run: WorkflowRun, run_state: RunState, ended_indexes: Iterable[int]
+) -> WorkflowRun:
     """Tell the run of jobs that have failed it. In a run under `manual` this also keeps its jobs from starting."""
     if run.terminating:
         return run
@@ -316,7 +333,7 @@ def _as_awaiting_decision(run_state: RunState, index: int, state_record: StateRe
 
 
 def _apply_plan(
-    ctx: Context, run: WorkflowRun, run_state: RunState, plan: TransitionPlan, certain: Container[int]
+    ctx: AdvanceRunContext, run: WorkflowRun, run_state: RunState, plan: TransitionPlan, certain: Container[int]
 ) -> tuple[WorkflowRun, RunState, list[int]]:
     """Skip first, and note it, for whoever is released may look at what was skipped; then release. Who is turned away
     by its condition is heard of, as who fails is. Returns the run, how its jobs stand from now on, and who comes after
@@ -350,7 +367,7 @@ def _apply_plan(
     )
 
 
-def _propagate_skips(ctx: Context, run: WorkflowRun, plan: TransitionPlan) -> tuple[WorkflowRun, RunState]:
+def _propagate_skips(ctx: AdvanceRunContext, run: WorkflowRun, plan: TransitionPlan) -> tuple[WorkflowRun, RunState]:
     """Races that nobody can win any more have failed, also when whoever skipped died before he told; the run may be
     over. Returns the run, and how its jobs stand from now on."""
     run_state = load_run_state(ctx, run)
@@ -366,7 +383,7 @@ def _propagate_skips(ctx: Context, run: WorkflowRun, plan: TransitionPlan) -> tu
 
 
 def _apply_trigger_rule(
-    ctx: Context, run: WorkflowRun, job: Job | None, verdict: Verdict, *, is_satisfied: bool
+    ctx: AdvanceRunContext, run: WorkflowRun, job: Job | None, verdict: Verdict, *, is_satisfied: bool
 ) -> Job | None:
     """What a verdict makes of a job, if it still waits; the job as it is then."""
     if job is None or not job.awaits_run:
@@ -415,7 +432,7 @@ def _apply_trigger_rule(
     return None
 
 
-def _try_acquire_slot(ctx: Context, run: WorkflowRun, job: Job) -> bool:
+def _try_acquire_slot(ctx: AdvanceRunContext, run: WorkflowRun, job: Job) -> bool:
     """Whether a job that is ready may start at once: not past one of higher priority that is held back."""
     if run.max_concurrency is None or not run.accepts_starts:
         return run.accepts_starts
@@ -424,7 +441,7 @@ def _try_acquire_slot(ctx: Context, run: WorkflowRun, job: Job) -> bool:
     return not is_outranked and ctx.runs.acquire_slot(run, job.graph_index)
 
 
-def _release_one(ctx: Context, run: WorkflowRun, key: keys.Key, released: list[Job]) -> bool | None:
+def _release_one(ctx: AdvanceRunContext, run: WorkflowRun, key: keys.Key, released: list[Job]) -> bool | None:
     """Let a held job go, and add it to `freed`; False when there is nothing to do about it, None when no more may
     run."""
     index = keys.parked_index(key.sk)
@@ -459,7 +476,7 @@ def _release_one(ctx: Context, run: WorkflowRun, key: keys.Key, released: list[J
     return True
 
 
-def _release_slot_owners(ctx: Context, run: WorkflowRun, released: list[Job]) -> int:
+def _release_slot_owners(ctx: AdvanceRunContext, run: WorkflowRun, released: list[Job]) -> int:
     """Let jobs go that were held back after they had got their place: who is before them would wait for it for ever."""
     run_state = load_run_state(ctx, run)
     waiting_ids = [
@@ -472,7 +489,7 @@ def _release_slot_owners(ctx: Context, run: WorkflowRun, released: list[Job]) ->
     return len(parked_jobs)
 
 
-def _fail_parked(ctx: Context, job: Job, job_error: JobError) -> None:
+def _fail_parked(ctx: AdvanceRunContext, job: Job, job_error: JobError) -> None:
     def decide(current: Job) -> Job:
         if not current.parked or current.verdict is None:
             return current
@@ -481,7 +498,7 @@ def _fail_parked(ctx: Context, job: Job, job_error: JobError) -> None:
     log_transition("failed", [change(ctx, job.namespace, job.job_id, decide)])
 
 
-def _reclaim_leaked_slots(ctx: Context, run: WorkflowRun, index: int) -> bool:
+def _reclaim_leaked_slots(ctx: AdvanceRunContext, run: WorkflowRun, index: int) -> bool:
     """Free what ended jobs were given by whoever heard of them late, and try again."""
     run_state = load_run_state(ctx, run)
     leaked_slots = [owner for owner in ctx.runs.slot_owners(run) if not run_state.is_open(owner)]
@@ -491,7 +508,7 @@ def _reclaim_leaked_slots(ctx: Context, run: WorkflowRun, index: int) -> bool:
     return ctx.runs.acquire_slot(run, index)
 
 
-def _cancel_losers(ctx: Context, run: WorkflowRun, run_state: RunState, join_index: int) -> None:
+def _cancel_losers(ctx: AdvanceRunContext, run: WorkflowRun, run_state: RunState, join_index: int) -> None:
     """The race is over: whoever still runs in it is cancelled, and noted as a loser before."""
     loser_indexes = losers(run_state, join_index)
     for block, indexes in group_by_block(loser_indexes).items():
@@ -504,5 +521,5 @@ def _cancel_losers(ctx: Context, run: WorkflowRun, run_state: RunState, join_ind
     ctx.in_parallel(cancel_loser, loser_indexes)
 
 
-def _all_ended(ctx: Context, run: WorkflowRun) -> bool:
+def _all_ended(ctx: AdvanceRunContext, run: WorkflowRun) -> bool:
     return load_run_state(ctx, run, complete=True).is_drained()

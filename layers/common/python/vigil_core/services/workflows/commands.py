@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.errors import (
     InvalidTransition,
@@ -21,7 +22,7 @@ from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import block_of
 from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, nodes_to_rerun
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesRuns
 from vigil_core.services.jobs.transitions import MAX_ATTEMPTS, change
 from vigil_core.services.long_poll import long_poll
 from vigil_core.services.verdict_log import log_transition
@@ -29,7 +30,11 @@ from vigil_core.store import keys
 from vigil_core.store.workflows.runs import OperatorDecision
 
 
-def find_run(ctx: Context, namespace: str, workflow_id: str) -> WorkflowRun:
+class RunCommandsContext(ChangesRuns, Protocol):
+    """What this module uses of the outside world."""
+
+
+def find_run(ctx: RunCommandsContext, namespace: str, workflow_id: str) -> WorkflowRun:
     """The run as of now. Raises WorkflowNotFound, also for what cannot be an id."""
     run = ctx.runs.find(namespace, workflow_id) if is_uuid7(workflow_id) else None
     if run is None:
@@ -38,7 +43,7 @@ def find_run(ctx: Context, namespace: str, workflow_id: str) -> WorkflowRun:
 
 
 def change_run(
-    ctx: Context, namespace: str, workflow_id: str, decide: Callable[[WorkflowRun], WorkflowRun]
+    ctx: RunCommandsContext, namespace: str, workflow_id: str, decide: Callable[[WorkflowRun], WorkflowRun]
 ) -> WorkflowRun:
     """Store what is decided of the run as it is now; decided anew, whenever somebody else was first."""
     for attempt in range(MAX_ATTEMPTS):
@@ -52,7 +57,7 @@ def change_run(
 
 
 def long_poll_run(
-    ctx: Context, run: WorkflowRun, *, is_done: Callable[[WorkflowRun], bool], until: datetime
+    ctx: RunCommandsContext, run: WorkflowRun, *, is_done: Callable[[WorkflowRun], bool], until: datetime
 ) -> WorkflowRun:
     """The run once it is as it was waited for, or as it is when time is over."""
     return long_poll(
@@ -60,12 +65,12 @@ def long_poll_run(
     )
 
 
-def job_id_at(ctx: Context, run: WorkflowRun, index: int) -> str:
+def job_id_at(ctx: RunCommandsContext, run: WorkflowRun, index: int) -> str:
     """The id of the job at this place."""
     return workflow_job_id(run.workflow_id, ctx.runs.graph(run.namespace, run.workflow_id).nodes[index].name)
 
 
-def load_run_state(ctx: Context, run: WorkflowRun, *, complete: bool = False) -> RunState:
+def load_run_state(ctx: RunCommandsContext, run: WorkflowRun, *, complete: bool = False) -> RunState:
     """How its jobs stand, read chunk by chunk when asked for, or all at once."""
     graph = ctx.runs.graph(run.namespace, run.workflow_id)
     run_state = RunState(
@@ -78,7 +83,7 @@ def load_run_state(ctx: Context, run: WorkflowRun, *, complete: bool = False) ->
     return run_state
 
 
-def start_supervisor(ctx: Context, run: WorkflowRun) -> None:
+def start_supervisor(ctx: RunCommandsContext, run: WorkflowRun) -> None:
     """Have an execution supervise a run whose jobs are all there. One of that name is as good."""
     event = {
         "pk": keys.run(run.namespace, run.workflow_id).pk,
@@ -92,7 +97,7 @@ def start_supervisor(ctx: Context, run: WorkflowRun) -> None:
     ctx.supervisors.start(run.execution_name, dumps(event))
 
 
-def may_start(ctx: Context, job: Job) -> bool:
+def may_start(ctx: RunCommandsContext, job: Job) -> bool:
     """Whether the run of a job that is ready lets it begin now. Where it is paused, the job is held back."""
     if job.workflow_id is None or job.workflow_index is None:
         return True
@@ -104,7 +109,7 @@ def may_start(ctx: Context, job: Job) -> bool:
     return False
 
 
-def park(ctx: Context, run: WorkflowRun, job: Job) -> None:
+def park(ctx: RunCommandsContext, run: WorkflowRun, job: Job) -> None:
     """Hold back a job that nobody has begun. It is kept in mind first: whoever lets go sees it there, or its own change
     has the run looked at again."""
     ctx.runs.park(run.namespace, run.workflow_id, job.priority, job.graph_index)
@@ -117,14 +122,14 @@ def park(ctx: Context, run: WorkflowRun, job: Job) -> None:
         log_transition("held", [parked] if parked.parked else [])
 
 
-def require_may_start(ctx: Context, job: Job) -> None:
+def require_may_start(ctx: RunCommandsContext, job: Job) -> None:
     """Raise InvalidTransition where the run of a job does not let it begin."""
     if job.status == "pending" and not may_start(ctx, job):
         raise InvalidTransition(f"Cannot start job {job.job_id}: its workflow {job.workflow_id} holds it back")
 
 
 def request_cancel(
-    ctx: Context, namespace: str, workflow_id: str, *, actor: str, reason: str | None = None
+    ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str, reason: str | None = None
 ) -> WorkflowRun:
     """Have what has not ended cancelled."""
     return change_run(
@@ -135,12 +140,12 @@ def request_cancel(
     )
 
 
-def pause(ctx: Context, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
+def pause(ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
     """Nothing new starts, from now on."""
     return change_run(ctx, namespace, workflow_id, lambda run: workflows.pause(run, now=ctx.now(), actor=actor))
 
 
-def resume(ctx: Context, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
+def resume(ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
     """Go on."""
 
     def decide(run: WorkflowRun) -> WorkflowRun:
@@ -149,7 +154,9 @@ def resume(ctx: Context, namespace: str, workflow_id: str, *, actor: str) -> Wor
     return change_run(ctx, namespace, workflow_id, decide)
 
 
-def retry(ctx: Context, namespace: str, workflow_id: str, *, from_job: str | None, actor: str) -> WorkflowRun:
+def retry(
+    ctx: RunCommandsContext, namespace: str, workflow_id: str, *, from_job: str | None, actor: str
+) -> WorkflowRun:
     """Begin an ended run anew: what failed, what came after it, and with `start` that job and all after it.
 
     Raises:
@@ -169,7 +176,14 @@ def retry(ctx: Context, namespace: str, workflow_id: str, *, from_job: str | Non
 
 
 def put_decision(
-    ctx: Context, namespace: str, workflow_id: str, job: str, action: DecisionAction, *, actor: str, comment: str | None
+    ctx: RunCommandsContext,
+    namespace: str,
+    workflow_id: str,
+    job: str,
+    action: DecisionAction,
+    *,
+    actor: str,
+    comment: str | None,
 ) -> WorkflowRun:
     """Say what is to become of a failed job. The decision is stored first, then the run says that there is one.
 
@@ -198,7 +212,7 @@ def _index_of(run_state: RunState, job: str, pointer: str) -> int:
     return run_state.graph.index_of[job]
 
 
-def count_awaiting_decision(ctx: Context, run: WorkflowRun) -> int:
+def count_awaiting_decision(ctx: RunCommandsContext, run: WorkflowRun) -> int:
     """How many failed jobs wait for a decision."""
     if run.failure_policy != "manual":
         return 0

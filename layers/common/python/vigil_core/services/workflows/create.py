@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps
@@ -20,7 +21,14 @@ from vigil_core.domain.workflows.graph import BLOCK_SIZE, block_numbers, block_o
 from vigil_core.domain.workflows.run import NewWorkflowRun, WorkflowRun
 from vigil_core.domain.workflows.run_state import record_of
 from vigil_core.domain.workflows.validation import MAX_JOBS
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    ChangesRuns,
+    UsesDependencies,
+    UsesJobQueues,
+    UsesListing,
+    UsesMessageQueues,
+    UsesThreads,
+)
 from vigil_core.services.jobs.transitions import change, encode_body
 from vigil_core.services.timers import start_run_timer
 from vigil_core.services.workflows import advance
@@ -28,13 +36,28 @@ from vigil_core.services.workflows.commands import change_run, find_run, load_ru
 from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed
 
+
+class CreateRunContext(
+    ChangesRuns,
+    UsesDependencies,
+    UsesListing,
+    UsesJobQueues,
+    UsesMessageQueues,
+    UsesThreads,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
+
 MAX_SYNCHRONOUS_JOBS = 4 * BLOCK_SIZE
 """Jobs that whoever asks for a run creates himself; of more, the fan-out function does each chunk."""
 MAX_UPSTREAM_NAMES = 100
 MAX_UPSTREAM_BYTES = 1_024
 
 
-def create_run(ctx: Context, namespace: str, new: NewWorkflowRun, *, actor: str, resumed: bool = False) -> WorkflowRun:
+def create_run(
+    ctx: CreateRunContext, namespace: str, new: NewWorkflowRun, *, actor: str, resumed: bool = False
+) -> WorkflowRun:
     """Store a new run, with all of its jobs or with what the fan-out function needs to create them.
 
     Raises:
@@ -66,7 +89,7 @@ def create_run(ctx: Context, namespace: str, new: NewWorkflowRun, *, actor: str,
     return prepare_jobs(ctx, run)
 
 
-def prepare_jobs(ctx: Context, run: WorkflowRun) -> WorkflowRun:
+def prepare_jobs(ctx: CreateRunContext, run: WorkflowRun) -> WorkflowRun:
     """See to it that the jobs of a run are there, created or waiting again. Can be repeated."""
     if run.total > MAX_SYNCHRONOUS_JOBS:
         advance.enqueue_blocks(ctx, run, "run_prepare", advance.all_blocks(run))
@@ -76,7 +99,7 @@ def prepare_jobs(ctx: Context, run: WorkflowRun) -> WorkflowRun:
     return _mark_complete(ctx, run)
 
 
-def prepare_block(ctx: Context, message: Mapping[str, JsonValue]) -> None:
+def prepare_block(ctx: CreateRunContext, message: Mapping[str, JsonValue]) -> None:
     """The fan-out function's share of `prepare`. Whoever finishes the last chunk starts the supervisor."""
     run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
     if run is None or run.generation != message["generation"]:
@@ -88,12 +111,12 @@ def prepare_block(ctx: Context, message: Mapping[str, JsonValue]) -> None:
         _mark_complete(ctx, run)
 
 
-def _resume_creation(ctx: Context, run: WorkflowRun) -> WorkflowRun:
+def _resume_creation(ctx: CreateRunContext, run: WorkflowRun) -> WorkflowRun:
     """A run that an earlier try has created: what that one has left undone is not left to the sweeper."""
     return run if run.registration_complete else prepare_jobs(ctx, run)
 
 
-def _mark_complete(ctx: Context, run: WorkflowRun) -> WorkflowRun:
+def _mark_complete(ctx: CreateRunContext, run: WorkflowRun) -> WorkflowRun:
     completed = change_run(
         ctx,
         run.namespace,
@@ -105,7 +128,7 @@ def _mark_complete(ctx: Context, run: WorkflowRun) -> WorkflowRun:
     return completed
 
 
-def _create_or_rerun(ctx: Context, run: WorkflowRun, block: int) -> None:
+def _create_or_rerun(ctx: CreateRunContext, run: WorkflowRun, block: int) -> None:
     indexes = list(indexes_in_block(block, run.total))
     if run.rerun is None:
         _create_jobs(ctx, run, block, indexes)
@@ -113,7 +136,7 @@ def _create_or_rerun(ctx: Context, run: WorkflowRun, block: int) -> None:
         _rerun_jobs(ctx, run, [index for index in indexes if index in run.rerun])
 
 
-def _create_jobs(ctx: Context, run: WorkflowRun, block: int, indexes: list[int]) -> None:
+def _create_jobs(ctx: CreateRunContext, run: WorkflowRun, block: int, indexes: list[int]) -> None:
     graph = ctx.runs.graph(run.namespace, run.workflow_id)
     bodies = ctx.runs.job_definitions(run.namespace, run.workflow_id, block)
     ids = [workflow_job_id(run.workflow_id, graph.nodes[index].name) for index in indexes]
@@ -134,14 +157,14 @@ def _create_jobs(ctx: Context, run: WorkflowRun, block: int, indexes: list[int])
     ctx.in_parallel(create, [position for position, job_id in enumerate(ids) if job_id not in jobs_by_id])
 
 
-def _create_job(ctx: Context, run: WorkflowRun, new: NewJob) -> None:
+def _create_job(ctx: CreateRunContext, run: WorkflowRun, new: NewJob) -> None:
     job = jobs.create(run.namespace, new, now=ctx.now(), actor=run.log[0].actor, payload_ref=None)
     payload = None if new.payload is None else dumps(new.payload)
     fallback = None if new.fallback is None else dumps(new.fallback)
     ctx.jobs.create(ctx.jobs.put_payloads(job, ctx.new_id()[-12:], payload=payload, fallback=fallback))
 
 
-def _rerun_jobs(ctx: Context, run: WorkflowRun, indexes: list[int]) -> None:
+def _rerun_jobs(ctx: CreateRunContext, run: WorkflowRun, indexes: list[int]) -> None:
     """Have ended jobs wait again, and note that they do: what is noted of their last attempt is over. Before that, they
     give up what they had in that life: a place among those that may run at once, or in line for one; a race lost."""
     if run.max_concurrency is not None and indexes:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate_expression, field_names
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesThreads
 from vigil_core.services.jobs.dependencies import load_results
 from vigil_core.services.workflows.commands import job_id_at
+
+
+class RunOutputContext(ChangesRuns, UsesDependencies, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
 
 MAX_RESULTS = 100
 """Jobs whose results an expression sees: those that it names, or else the first."""
 
 
-def evaluate_output(ctx: Context, run: WorkflowRun, run_state: RunState) -> JsonValue:
+def evaluate_output(ctx: RunOutputContext, run: WorkflowRun, run_state: RunState) -> JsonValue:
     """What the run came to; None where that cannot be told. An expression that cannot be evaluated gives its reason."""
     graph = run_state.graph
     if run.output is None:
@@ -30,7 +37,9 @@ def evaluate_output(ctx: Context, run: WorkflowRun, run_state: RunState) -> Json
         return {"output_failed": str(error)}
 
 
-def _load_results(ctx: Context, run: WorkflowRun, run_state: RunState, indexes: list[int]) -> list[DependencyResult]:
+def _load_results(
+    ctx: RunOutputContext, run: WorkflowRun, run_state: RunState, indexes: list[int]
+) -> list[DependencyResult]:
     return load_results(
         ctx, run.namespace, {job_id_at(ctx, run, index): run_state.graph.nodes[index].name for index in indexes}
     )

@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import Protocol
 
 from vigil_core.domain.diagrams.render import DiagramJob
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.workflows.run import RunStatus, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesRuns, UsesListing
 from vigil_core.services.pagination import fill_page
 from vigil_core.services.workflows.commands import job_id_at, load_run_state
+
+
+class RunQueriesContext(ChangesRuns, UsesListing, Protocol):
+    """What this module uses of the outside world."""
+
 
 READ_BATCH = 50
 MAX_NAMES = 100
@@ -46,7 +52,7 @@ class RunFilter:
 
 
 def list_runs(
-    ctx: Context, namespace: str, run_filter: RunFilter, *, before_cursor: str | None, page_size: int
+    ctx: RunQueriesContext, namespace: str, run_filter: RunFilter, *, before_cursor: str | None, page_size: int
 ) -> tuple[list[WorkflowRun], str | None]:
     """One page, newest first, and the place to go on before, None at the end. It may be short while there is more."""
     index_rows = ctx.listing.newest_first(
@@ -66,7 +72,9 @@ def list_runs(
     )
 
 
-def list_run_jobs(ctx: Context, run: WorkflowRun, *, start_index: int, page_size: int) -> tuple[list[Job], int | None]:
+def list_run_jobs(
+    ctx: RunQueriesContext, run: WorkflowRun, *, start_index: int, page_size: int
+) -> tuple[list[Job], int | None]:
     """Its jobs in the order of the definition, from a place on; and the place to go on from, None at the end."""
     indexes = range(start_index, min(start_index + page_size, run.total))
     ids = [job_id_at(ctx, run, index) for index in indexes]
@@ -75,12 +83,12 @@ def list_run_jobs(ctx: Context, run: WorkflowRun, *, start_index: int, page_size
     return [jobs_by_id[job_id] for job_id in ids if job_id in jobs_by_id], next_index
 
 
-def run_statistics(ctx: Context, run: WorkflowRun) -> Mapping[JobStatus, int]:
+def run_statistics(ctx: RunQueriesContext, run: WorkflowRun) -> Mapping[JobStatus, int]:
     """How many jobs stand how: of an ended run as they were at its end, else worked out from the notes."""
     return run.statistics or load_run_state(ctx, run, complete=True).statistics()
 
 
-def names_awaiting_decision(ctx: Context, run: WorkflowRun) -> list[str]:
+def names_awaiting_decision(ctx: RunQueriesContext, run: WorkflowRun) -> list[str]:
     """The first of the failed jobs that wait for a decision."""
     if run.failure_policy != "manual" or run.ended:
         return []
@@ -89,7 +97,7 @@ def names_awaiting_decision(ctx: Context, run: WorkflowRun) -> list[str]:
     return [run_state.graph.nodes[index].name for index in islice(undecided_indexes, MAX_NAMES)]
 
 
-def diagram_jobs(ctx: Context, run: WorkflowRun) -> Sequence[DiagramJob]:
+def diagram_jobs(ctx: RunQueriesContext, run: WorkflowRun) -> Sequence[DiagramJob]:
     """The jobs of a run for a picture of it."""
     run_state = load_run_state(ctx, run, complete=True)
     reasons = _reasons(ctx, run, run_state)
@@ -107,7 +115,7 @@ def diagram_jobs(ctx: Context, run: WorkflowRun) -> Sequence[DiagramJob]:
     ]
 
 
-def _reasons(ctx: Context, run: WorkflowRun, run_state: RunState) -> dict[int, str]:
+def _reasons(ctx: RunQueriesContext, run: WorkflowRun, run_state: RunState) -> dict[int, str]:
     """Why jobs failed or were skipped."""
     explained_indexes = [index for index in range(run.total) if run_state.status(index) in ("failed", "skipped")]
     indexes_by_id = {job_id_at(ctx, run, index): index for index in explained_indexes[:MAX_REASONS]}

@@ -5,22 +5,43 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from typing import Protocol
 
 from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import block_numbers
 from vigil_core.domain.workflows.run import FIRST_CHECK, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
-from vigil_core.services.context import Context
+from vigil_core.services.context import (
+    ChangesRuns,
+    UsesDependencies,
+    UsesJobQueues,
+    UsesListing,
+    UsesMessageQueues,
+    UsesThreads,
+)
 from vigil_core.services.workflows import advance
 from vigil_core.services.workflows.commands import change_run, load_run_state, start_supervisor
 from vigil_core.services.workflows.create import prepare_jobs
 from vigil_core.services.workflows.supervisor import start_successor
 
+
+class ReconcileRunContext(
+    ChangesRuns,
+    UsesDependencies,
+    UsesListing,
+    UsesJobQueues,
+    UsesMessageQueues,
+    UsesThreads,
+    Protocol,
+):
+    """What this module uses of the outside world."""
+
+
 MAX_NAMED_JOBS = 5
 """Jobs that are named as the reason why nothing goes on."""
 
 
-def reconcile_run(ctx: Context, namespace: str, workflow_id: str) -> None:
+def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) -> None:
     """Mend what is stuck, say what is late. Can be repeated."""
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.ended:
@@ -44,7 +65,7 @@ def reconcile_run(ctx: Context, namespace: str, workflow_id: str) -> None:
     )
 
 
-def _repair(ctx: Context, run: WorkflowRun) -> None:
+def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
     """A run whose supervisor is at work: what a lost message may have left behind, and whether anything goes on."""
     supervisor_token = ctx.runs.supervisor_token(run)
     if supervisor_token is not None and run.signal_count > supervisor_token.seen_signals:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Protocol
 
 from vigil_core.domain.errors import JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps
@@ -17,7 +18,7 @@ from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import block_of
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, failed_nodes, is_failure, record_of, with_decision
-from vigil_core.services.context import Context
+from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.workflows import advance
 from vigil_core.services.workflows.commands import (
@@ -30,10 +31,15 @@ from vigil_core.services.workflows.commands import (
 from vigil_core.services.workflows.output import evaluate_output
 from vigil_core.store.workflows.runs import OperatorDecision
 
+
+class SupervisorContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
+    """What this module uses of the outside world."""
+
+
 ACTOR = "supervisor"
 
 
-def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> WorkflowRun | None:
+def supervise(ctx: SupervisorContext, event: Mapping[str, JsonValue]) -> WorkflowRun | None:
     """Do what one state of the supervisor asks for; the run as it was before, if there is one."""
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
@@ -55,7 +61,7 @@ def supervise(ctx: Context, event: Mapping[str, JsonValue]) -> WorkflowRun | Non
     return run
 
 
-def cancel_remaining(ctx: Context, run: WorkflowRun) -> None:
+def cancel_remaining(ctx: SupervisorContext, run: WorkflowRun) -> None:
     """Have every job cancelled that has not ended. Nothing follows from their ends but the end of the run."""
     run = change_run(
         ctx, run.namespace, run.workflow_id, lambda current: workflows.begin_cancelling(current, now=ctx.now())
@@ -64,7 +70,7 @@ def cancel_remaining(ctx: Context, run: WorkflowRun) -> None:
         advance.enqueue_blocks(ctx, run, "run_cancel", advance.all_blocks(run))
 
 
-def apply_decisions(ctx: Context, run: WorkflowRun) -> None:
+def apply_decisions(ctx: SupervisorContext, run: WorkflowRun) -> None:
     """Do what operators have decided so far, all of it; then the run goes on, unless more is to be decided."""
     run_state = load_run_state(ctx, run, complete=True)
     aborted = False
@@ -100,7 +106,7 @@ def apply_decisions(ctx: Context, run: WorkflowRun) -> None:
     change_run(ctx, run.namespace, run.workflow_id, finish_decisions)
 
 
-def finalise(ctx: Context, run: WorkflowRun) -> None:
+def finalise(ctx: SupervisorContext, run: WorkflowRun) -> None:
     """No job is open: say how the run has ended, with what its jobs came to."""
     run_state = load_run_state(ctx, run, complete=True)
     first_failure = _failed_job(ctx, run, run_state)
@@ -117,7 +123,7 @@ def finalise(ctx: Context, run: WorkflowRun) -> None:
     ctx.runs.set_side_row_ttl(ended)
 
 
-def start_successor(ctx: Context, run: WorkflowRun) -> None:
+def start_successor(ctx: SupervisorContext, run: WorkflowRun) -> None:
     """The next execution takes over from the one that supervises a run."""
 
     def decide(current: WorkflowRun) -> WorkflowRun:
@@ -131,7 +137,7 @@ def start_successor(ctx: Context, run: WorkflowRun) -> None:
     start_supervisor(ctx, change_run(ctx, run.namespace, run.workflow_id, decide))
 
 
-def on_execution_ended(ctx: Context, event: JsonValue, status: str) -> WorkflowRun | None:
+def on_execution_ended(ctx: SupervisorContext, event: JsonValue, status: str) -> WorkflowRun | None:
     """The execution that was started with this event has ended without having ended its run. One that somebody stopped
     by hand was meant to stop the run. Returns the run as it was before, if there is one."""
     assert isinstance(event, Mapping)
@@ -155,7 +161,7 @@ def on_execution_ended(ctx: Context, event: JsonValue, status: str) -> WorkflowR
     return run
 
 
-def _failed_job(ctx: Context, run: WorkflowRun, run_state: RunState) -> tuple[str, JobError | None] | None:
+def _failed_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -> tuple[str, JobError | None] | None:
     """The job that failed the run first, and why it failed."""
     index = None if run.failed_job is None else run_state.graph.index_of.get(run.failed_job)
     if index is None or not is_failure(run_state, index):
@@ -166,7 +172,7 @@ def _failed_job(ctx: Context, run: WorkflowRun, run_state: RunState) -> tuple[st
     return run_state.graph.nodes[index].name, job.error if job else None
 
 
-def _rerun_job(ctx: Context, run: WorkflowRun, run_state: RunState, decision: OperatorDecision) -> None:
+def _rerun_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState, decision: OperatorDecision) -> None:
     def decide(current: Job) -> Job:
         return jobs.rerun(current, now=ctx.now(), actor=decision.actor) if current.ended else current
 
