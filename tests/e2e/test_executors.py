@@ -88,6 +88,7 @@ def ended(client: Client, job_id: str, within_s: float = 60) -> Any:
 
 
 class TestHttp:
+    @pytest.mark.smoke
     def test_http_response_becomes_the_result_of_the_job(
         self, client: Client, key: Key, stack: Stack, target: HttpTarget, secrets: Callable[[str, str], None]
     ) -> None:
