@@ -1,4 +1,4 @@
-"""The functions in containers of `sam local`, against the tables of a stack on this machine. Needs a Docker engine."""
+"""Run the functions in containers of `sam local`, against the tables of a stack on this machine (needs Docker)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support.template import resources
 from vigil.local import Stack, running_stack
 from vigil.local.sam import build, find_sam
 
-# Without it every invocation looks for a newer image of the runtime. One that is missing is fetched all the same.
+# Without this option every invocation looks for a newer runtime image. A missing image is fetched anyway.
 COMMON = ("--skip-pull-image",)
 # The first invocation builds the image with the layer, and the whole test has 300 s.
 INVOCATION_S = 240
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here needs Docker, and time: images are built with the layer in them."""
+    """Mark every test of this folder: it needs Docker, and time to build images with the layer."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.docker)
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def bridge() -> str:
-    """This machine's address, as containers see it."""
+    """Return this machine's address as containers reach it."""
     inspected = subprocess.run(
         ["docker", "network", "inspect", "bridge"], capture_output=True, text=True, timeout=30, check=False
     )
@@ -64,20 +64,23 @@ def aws(stack: Stack) -> Aws:
 
 @dataclass(frozen=True)
 class SamLocal:
-    """`sam local` with the built template. Functions are called by their names in it."""
+    """Run `sam local` with the built template; functions are invoked by their names in it."""
 
     template: Path
     variables: Path
     endpoint_url: str
 
     def command(self, verb: str, *arguments: str) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         given = ["--template", str(self.template), "--env-vars", str(self.variables), *COMMON]
         return [str(find_sam(ROOT)), "local", verb, *arguments, *given]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the command, whose credentials the containers get. It asks STS whose they are: not the one of AWS."""
+        """Return the environment of the command; containers get its credentials.
+
+        It asks the emulator's STS, not AWS, for the identity.
+        """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}
         return {
             **kept,
@@ -90,7 +93,7 @@ class SamLocal:
         }
 
     def invoke(self, function: str, event: Any) -> Any:
-        """What a function returns for an event."""
+        """Return what a function returns for an event."""
         done = subprocess.run(
             self.command("invoke", function, "--event", "-"),
             cwd=self.template.parent,
@@ -107,7 +110,7 @@ class SamLocal:
 
 @pytest.fixture(scope="session")
 def sam_local(stack: Stack, aws: Aws, directory: Path, bridge: str) -> SamLocal:
-    """With the environment of the deployed functions, at an address that containers reach."""
+    """Return the environment of the deployed functions, with an address that containers reach."""
     variables: dict[str, Mapping[str, str]] = {}
     for logical_id, properties in resources("AWS::Serverless::Function").items():
         name = aws.function_names[Path(properties["CodeUri"]).name]
@@ -122,7 +125,7 @@ def sam_local(stack: Stack, aws: Aws, directory: Path, bridge: str) -> SamLocal:
 
 @pytest.fixture(scope="session")
 def local_api(sam_local: SamLocal, directory: Path) -> Iterator[str]:
-    """The URL of `sam local start-api`."""
+    """Return the URL of `sam local start-api`."""
     port = free_port()
     log = directory / "start-api.log"
     with log.open("wb") as output:

@@ -1,4 +1,4 @@
-"""Each function in a container, with its sample payload; and every HTTP route, through the authorizer."""
+"""Invoke each function in a container with its sample payload, and request every HTTP route through the authorizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
 
 @pytest.fixture(scope="module")
 def known_key(aws: Aws) -> str:
-    """The key of the samples is let in; its id."""
+    """Store the key of the samples; return its id."""
     bearer = sample("authorizer_http")["headers"]["authorization"]
     token = parse_token(bearer.removeprefix("Bearer "), TokenKind.API_KEY)
     assert token is not None
@@ -88,7 +88,7 @@ def test_function_handles_its_sample_event_in_a_container(
 
 
 class Recorder(httpx.BaseTransport):
-    """Notes which routes have been asked for."""
+    """Record which routes were requested."""
 
     def __init__(self) -> None:
         self.routes: set[str] = set()
@@ -112,7 +112,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def client(stack: Stack, aws: Aws, local_api: str, recorder: Recorder) -> Iterator[Client]:
-    """Of `sam local start-api`."""
+    """Return a client of `sam local start-api`."""
     with Client(replace(stack, api_url=local_api), aws.key().token, recorder) as made:
         yield made
 
@@ -138,7 +138,7 @@ def test_every_route_responds_from_containers(client: Client, local_api: str, st
     assert client.get(f"/v1/jobs/{first}/result")["result"] == {"rows": 3}
     assert len(client.get(f"/v1/jobs/{first}/events")["events"]) == 4
     assert client.get(f"/v1/jobs/{first}/dependencies")["depends_on"] == []
-    # The matcher is not in a container: it serves the emulator's stream, and the held answer sees what it did.
+    # The matcher does not run in a container: it serves the emulator's stream, and the long poll sees its result.
     assert client.ended(waiting)["waited_jobs"] == {first: {"job_stage": "complete"}}
     assert client.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "met"
     assert client.get(f"/v1/waits/{waiting['wait_id']}/jobs")["jobs"] == [

@@ -1,4 +1,4 @@
-"""One stack for all tests of this folder, deployed as it would be to AWS; each test is a tenant of its own."""
+"""Deploy one stack per worker for all tests of this folder, as to AWS; each test is a tenant of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vigil.client import Vigil
 from vigil.local import Stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
-# Below the ports that outgoing connections take, and off the port of `vigil local up`.
+# Below the range of ephemeral ports, and different from the port of `vigil local up`.
 PORTS = range(4760, 4960)
 
 
 def free_port() -> int:
-    """A port that nobody listens on; any of them, lest two that start at once take the same."""
+    """Return a random free port, so that two stacks that start at the same time choose different ones."""
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -36,13 +36,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that the stack was started in: where an operator would type commands."""
+    """Return the directory in which the stack starts, where an operator types commands."""
     return tmp_path_factory.mktemp("stack")
 
 
 @pytest.fixture(scope="session")
 def stack(directory: Path) -> Iterator[Stack]:
-    """Every function may do what its role says and no more."""
+    """Start a stack that enforces the role of every function."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VIGIL_LOCAL_ENFORCE_IAM", "true")
         parameters = {"AllowedPrivateHosts": "127.0.0.1"}
@@ -57,7 +57,7 @@ def aws(stack: Stack) -> Aws:
 
 @dataclass(frozen=True)
 class SlowBusiness:
-    """What the last tests look at. `revoked_at` is monotonic time, `asked_at` ISO 8601."""
+    """The entities that the last tests read. `revoked_at` is monotonic time, `asked_at` is ISO 8601."""
 
     revoked: Key
     revoked_at: float
@@ -69,8 +69,11 @@ class SlowBusiness:
 
 @pytest.fixture(scope="session")
 def slow_scenario(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
-    """Begun before the first test: a key that was used and then revoked, a running job that was asked to cancel, a
-    webhook whose receiver does not take the first message."""
+    """Create slow entities before the first test.
+
+    A key that is used and then revoked, a running job with a cancel request, and a webhook whose receiver refuses the
+    first message.
+    """
     revoked, owner = aws.key(), aws.key()
     with Client(stack, revoked.token) as client:
         client.get("/v1/jobs")
@@ -89,26 +92,26 @@ def slow_scenario(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
 
 @pytest.fixture
 def key(aws: Aws, slow_scenario: SlowBusiness) -> Key:
-    """For everything, in a namespace of the test's own."""
+    """Create a key with every scope, in a namespace of the test's own."""
     return aws.key()
 
 
 @pytest.fixture
 def client(stack: Stack, key: Key) -> Iterator[Client]:
-    """With that key."""
+    """Return an HTTP client with that key."""
     with Client(stack, key.token) as made:
         yield made
 
 
 @pytest.fixture
 def other_tenant(stack: Stack, aws: Aws) -> Iterator[Client]:
-    """Another tenant, with every scope."""
+    """Return an HTTP client of another tenant, with every scope."""
     with Client(stack, aws.key().token) as made:
         yield made
 
 
 @pytest.fixture
 def tracker(stack: Stack, key: Key) -> Iterator[Vigil]:
-    """The Python client with that key."""
+    """Return the Python client with that key."""
     with Vigil(stack.api_url, key.token) as made:
         yield made

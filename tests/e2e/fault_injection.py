@@ -1,5 +1,7 @@
-"""Makes a deployed function fail. `Aws.sabotaged` ships this file as a layer and points the function's `Handler` here:
-what is put to the test is the function as it was deployed. Nothing else imports it.
+"""Make a deployed function fail.
+
+`Aws.sabotaged` ships this file as a layer and points the function's `Handler` to it, so the function runs as it was
+deployed. Nothing else imports this module.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from botocore.exceptions import ClientError
 
 
 def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Each record brings trouble with a chance of one in twenty: the function dies before it, or its answer is lost."""
+    """Fail for one record in twenty: the function crashes before the record, or its response is lost."""
     records = event["Records"]
     unlucky = next((at for at in range(len(records)) if random.random() < 1 / 20), None)
     if unlucky is None:
@@ -31,25 +33,25 @@ def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
 
 
 def poisoned(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """A bug that one record sets off, whatever else is in its batch."""
+    """Fail for one record, whatever else is in its batch."""
     if "poison-pill" in json.dumps(event):
         raise RuntimeError("injected fault by a poisoned record")
     return _own(event, context)
 
 
 def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """A bug that everything sets off."""
+    """Fail for every event."""
     raise RuntimeError("injected fault")
 
 
 def deaf(_: dict[str, Any], __: object) -> dict[str, Any]:
-    """Everything is answered, and nothing done."""
+    """Return success without doing anything."""
     print(json.dumps({"injected_fault": "everything"}))  # noqa: T201
     return {"batchItemFailures": []}
 
 
 def trespass(event: dict[str, Any], _: object) -> dict[str, str]:
-    """Try AWS calls that the event names, `{"name": [service, operation, arguments]}`; what each was answered."""
+    """Try the AWS calls of the event, `{"name": [service, operation, arguments]}`; return the result of each."""
     answers: dict[str, str] = {}
     for name, (service, operation, arguments) in event.items():
         try:

@@ -1,4 +1,4 @@
-"""What the tests see of a stack from outside: HTTP clients, WebSockets, what SNS announces, and AWS behind it."""
+"""Drive a stack from outside: HTTP clients, WebSockets, SNS messages, and the AWS services behind it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 VIGIL = Path(sys.executable).parent / "vigil"
 SABOTEUR = Path(__file__).parent / "fault_injection.py"
-# The longest that a held answer takes, a cold start on a busy machine included.
+# The longest long poll, including a cold start on a busy machine.
 ANSWER_S = 60
 
 
 def eventually(condition: Callable[[], T], within_s: float = 20, *, every_s: float = 0.05, what: str = "") -> T:
-    """What the condition gives once that is true. Fails with what it gave last, or with its last complaint."""
+    """Return the condition's value once it is true; fail with its last value or its last error."""
     deadline = time.monotonic() + within_s
     while True:
         complaint: AssertionError | None = None
@@ -63,25 +63,25 @@ def eventually(condition: Callable[[], T], within_s: float = 20, *, every_s: flo
 
 @contextmanager
 def in_background(work: Callable[[], T]) -> Iterator[Future[T]]:
-    """Work that goes on while the block runs; the block ends when both have."""
+    """Run work in a thread while the block runs; the block ends when both have ended."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         yield pool.submit(work)
 
 
 def side_by_side(work: Callable[[Any], T], items: Sequence[Any], at_once: int) -> list[T]:
-    """Work on every item, so many at once, results in order."""
+    """Run work on every item with a limited number of threads; return the results in order."""
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         return list(pool.map(work, items))
 
 
 def vigil(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, run in the directory that a stack was started in."""
+    """Run the command line in the directory of a stack."""
     return subprocess.run([VIGIL, *arguments], cwd=directory, capture_output=True, text=True, timeout=120, check=False)
 
 
 @dataclass(frozen=True)
 class Key:
-    """An API key of its own, which is its own tenant unless told otherwise."""
+    """An API key; by default in a namespace of its own."""
 
     namespace: str
     key_id: str
@@ -89,7 +89,7 @@ class Key:
 
 
 class Client:
-    """An HTTP client with one key. What is not a plain `call` expects success, and fails with the answer."""
+    """An HTTP client with one key. Every method except `call` expects success, and fails with the response."""
 
     def __init__(self, stack: Stack, token: str | None, transport: httpx.BaseTransport | None = None) -> None:
         self.http = httpx.Client(
@@ -110,7 +110,7 @@ class Client:
     def call(
         self, method: str, path: str, body: Any = None, *, prefer: str | None = None, **headers: str
     ) -> httpx.Response:
-        """Any request. A header's underscores are hyphens; `prefer` is the header of that name."""
+        """Send a request. Underscores in a header's name become hyphens; `prefer` is the header of that name."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if prefer is not None:
             given["prefer"] = prefer
@@ -118,32 +118,32 @@ class Client:
         return self.http.request(method, path, content=content, headers=given)
 
     def get(self, path: str, **headers: str) -> Any:
-        """The body of a 200."""
+        """Return the body of a 200."""
         return said(self.call("GET", path, **headers))
 
     def post(self, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:
-        """The body of an answer with this status."""
+        """Return the body of a response with this status."""
         return said(self.call("POST", path, body, **headers), status)
 
     def put_webhook(self, name: str, receiver: Receiver | None, *events: str) -> str:
-        """A new webhook; its secret."""
+        """Create a webhook; return its secret."""
         body = {"url": receiver.url, "events": list(events)} if receiver else {}
         return str(said(self.call("PUT", f"/v1/webhooks/{name}", body), 201)["secret"])
 
     # Jobs
 
     def job(self, **wanted: Any) -> str:
-        """A new job; its id."""
+        """Create a job; return its id."""
         return str(self.post("/v1/jobs", {"job_type": "test", **wanted}, status=202)["job_id"])
 
     def running(self, **wanted: Any) -> str:
-        """A new job that runs; its id."""
+        """Create a running job; return its id."""
         job_id = self.job(**wanted)
         self.start(job_id)
         return job_id
 
     def jobs(self, count: int, **wanted: Any) -> list[str]:
-        """Many new jobs; their ids."""
+        """Create many jobs; return their ids."""
         made: list[str] = []
         for first in range(0, count, 100):
             several = [{"job_type": "test", **wanted} for _ in range(first, min(first + 100, count))]
@@ -165,15 +165,15 @@ class Client:
     # Waits
 
     def wait(self, wait_on: Mapping[str, Any], *, hold_s: int = 0, **options: Any) -> Any:
-        """Post a wait; its answer."""
+        """Post a wait; return the response."""
         return self.post_wait({"wait_on": wait_on, "wait_options": options}, hold_s=hold_s)
 
     def post_wait(self, body: Any, *, hold_s: int = 0, path: str = "/v1/waits") -> Any:
-        """Post a wait, or the answer to one; its answer."""
+        """Post a wait, or a response to continue its wait; return the response."""
         return self.post(path, body, prefer=f"wait={hold_s}")
 
     def follow(self, answer: Any, *, within_s: float = 30, hold_s: int = 2) -> Any:
-        """A client's whole loop: post back what comes, until there is no `wait_on`."""
+        """Run a client's whole loop: post each response back until it has no `wait_on`."""
         deadline = time.monotonic() + within_s
         while "wait_on" in answer:
             assert time.monotonic() < deadline, f"still waiting after {within_s} s: {answer}"
@@ -181,18 +181,18 @@ class Client:
         return answer
 
     def ended(self, answer: Any, *, within_s: float = 20) -> Any:
-        """The answer to a wait once it is over, which is held and not asked for again and again."""
+        """Return the final response of a wait, by long polls."""
         return self.follow(answer, within_s=within_s, hold_s=max(1, int(min(within_s, 20))))
 
 
 def said(response: httpx.Response, status: int = 200) -> Any:
-    """The body of an answer with this status, numbers exact."""
+    """Return the body of a response with this status, with exact numbers."""
     assert response.status_code == status, f"{response.request.method} {response.request.url}: {response.text}"
     return simplejson.loads(response.text, use_decimal=True) if response.text else None
 
 
 def problem(response: httpx.Response, status: int, error: str) -> Any:
-    """The body of an answer, which is a problem document that says this."""
+    """Return the problem document of a response with this error code."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     document = response.json()
     assert (response.status_code, document["status"], document["error"]) == (status, status, error), document
@@ -211,33 +211,33 @@ class Socket:
         self.connection.send(json.dumps(frame))
 
     def next(self, within_s: float = 20) -> Any:
-        """The next message. Raises TimeoutError, or ConnectionClosed."""
+        """Return the next message. Raises TimeoutError or ConnectionClosed."""
         return json.loads(self.connection.recv(timeout=within_s))
 
     def expect(self, kind: str, frame_id: str | None) -> Any:
-        """The `data` of the next message, which is of this kind and answers this frame."""
+        """Return the `data` of the next message, which has this type and answers this frame."""
         message = self.next()
         assert (message["type"], message["id"]) == (kind, frame_id), message
         return message["data"]
 
     def subscribe(self, frame_id: str, *topics: str, **told: Any) -> None:
-        """Subscribe, and be acknowledged."""
+        """Subscribe, and receive the acknowledgement."""
         self.send("subscribe", frame_id, topics=topics, **told)
         self.expect("ack", frame_id)
 
     def events(self, frame_id: str, count: int) -> list[Any]:
-        """The next so many messages, all events for this subscription."""
+        """Return the next messages, all of them events of this subscription."""
         return [self.expect("event", frame_id) for _ in range(count)]
 
     def silent(self) -> None:
-        """Nothing is on its way: the next message answers a ping sent now."""
+        """Require that no message is pending: the next message answers a ping."""
         self.send("ping", "anything else?")
         self.expect("pong", "anything else?")
 
 
 @contextmanager
 def websocket(stack: Stack, token: str | None = None, ticket: str | None = None) -> Iterator[Socket]:
-    """An open WebSocket. Raises InvalidStatus when it is not let in."""
+    """Open a WebSocket. Raises InvalidStatus when the connection is refused."""
     url = f"{stack.ws_url}?ticket={ticket}" if ticket else stack.ws_url
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with open_websocket(
@@ -248,7 +248,7 @@ def websocket(stack: Stack, token: str | None = None, ticket: str | None = None)
 
 @dataclass
 class Announcements:
-    """What SNS has announced to a queue that is subscribed to the topic."""
+    """The SNS messages that a subscribed queue received."""
 
     queues: SQSClient
     url: str
@@ -256,7 +256,7 @@ class Announcements:
     envelopes: list[Any] = field(default_factory=list)
 
     def collect(self) -> list[Any]:
-        """Everything until now, oldest first."""
+        """Return all messages so far, oldest first."""
         while messages := self.queues.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10).get("Messages"):
             self.envelopes += [json.loads(message["Body"]) for message in messages]
             self.queues.delete_message_batch(
@@ -269,13 +269,13 @@ class Announcements:
         return self.envelopes
 
     def about(self, subject: str) -> list[Any]:
-        """Everything until now about one job or wait."""
+        """Return all messages so far about one job or wait."""
         return [envelope for envelope in self.collect() if envelope["subject"] == subject]
 
 
 @dataclass(frozen=True)
 class Aws:
-    """The AWS behind a stack, as its owner sees it."""
+    """The AWS services behind a stack, with its owner's rights."""
 
     stack: Stack
 
@@ -305,20 +305,20 @@ class Aws:
         return session().client("s3", endpoint_url=self.stack.endpoint_url, config=client_config())
 
     def admin(self, action: str, **told: Any) -> dict[str, Any]:
-        """What the admin function answers."""
+        """Return the response of the admin function."""
         answer: dict[str, Any] = self.invoke("admin", {"action": action, **told})
         assert "error" not in answer, answer
         return answer
 
     def key(self, *scopes: str, namespace: str | None = None) -> Key:
-        """A new key; of a tenant of its own, and for everything, unless told otherwise."""
+        """Create a key; by default with every scope, in a namespace of its own."""
         where = namespace or f"t{uuid4().hex[:12]}"
         made = self.admin("create_key", namespace=where, scopes=list(scopes) or ["admin"])
         return Key(where, made["key"]["key_id"], made["token"])
 
     @cached_property
     def function_names(self) -> dict[str, str]:
-        """The deployed functions' names, by the names of their folders."""
+        """Return the names of the deployed functions by the names of their folders."""
         formation = session().client("cloudformation", endpoint_url=self.stack.endpoint_url, config=client_config())
         found = formation.describe_stack_resources(StackName=self.stack.stack_name)["StackResources"]
         names = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
@@ -329,12 +329,12 @@ class Aws:
 
     @cached_property
     def alarm_group(self) -> str:
-        """The group of the stack's alarms."""
+        """Return the name of the stack's timer group."""
         return self._resource("Alarms")
 
     @cached_property
     def bodies_bucket(self) -> str:
-        """The bucket of payloads and results that no row can hold."""
+        """Return the bucket of payloads and results that exceed a row."""
         return self._resource("BodiesBucket")
 
     def _resource(self, logical_id: str) -> str:
@@ -347,14 +347,14 @@ class Aws:
         return session().client("scheduler", endpoint_url=self.stack.endpoint_url, config=client_config())
 
     def invoke(self, function: str, event: Any) -> Any:
-        """What a function, by its folder's name, returns for an event."""
+        """Return what a function, named by its folder, returns for an event."""
         answer = self.functions.invoke(FunctionName=self.function_names[function], Payload=json.dumps(event).encode())
         body = json.loads(answer["Payload"].read())
         assert not answer.get("FunctionError"), body
         return body
 
     def rows(self, partition: str) -> list[dict[str, Any]]:
-        """Every row of a partition, as DynamoDB has it."""
+        """Return every row of a partition, as DynamoDB stores it."""
         pages = self.dynamodb.get_paginator("query").paginate(
             TableName=self.stack.table_name,
             KeyConditionExpression="pk = :pk",
@@ -386,14 +386,14 @@ class Aws:
         self.functions.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
 
     def sabotages(self, function: str) -> int:
-        """How often a sabotaged function has said so in its log."""
+        """Return how often the log of a sabotaged function contains its marker."""
         group = f"/aws/lambda/{self.stack.stack_name}-{function.replace('_', '-')}"
         pages = self.logs.get_paginator("filter_log_events").paginate(logGroupName=group)
         return sum('"injected_fault"' in event["message"] for page in pages for event in page["events"])
 
     @contextmanager
     def announcements(self, **filter_policy: Sequence[Any]) -> Iterator[Announcements]:
-        """A queue that hears of what the filter lets through, from now on."""
+        """Subscribe a queue to the events that pass the filter, from now on."""
         url = self.queues.create_queue(QueueName=f"heard-{uuid4().hex}")["QueueUrl"]
         arn = self.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
         policy = {

@@ -1,4 +1,4 @@
-"""A function of executor `lambda`, deployed by the tests: it does what the payload says."""
+"""A function of executor `lambda`, deployed by the tests: the payload decides what it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One named job of many, on the deployed stack: workers run its items, and somebody waits for it."""
+"""Batches on the deployed stack: workers run the items, and a client waits for the batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BAD = 7
 
 
 def work(client: Client, queue: str, batch_id: str) -> Iterator[int]:
-    """Claim and end items until their batch has ended; the numbers that were in them."""
+    """Claim and finish items until their batch has ended; return the numbers in their payloads."""
     deadline = time.monotonic() + 90
     while client.get(f"/v1/jobs/{batch_id}")["finished_at"] is None:
         assert time.monotonic() < deadline, "the batch does not end"
@@ -34,7 +34,7 @@ def work(client: Client, queue: str, batch_id: str) -> Iterator[int]:
 
 
 def ended(client: Client, batch_id: str) -> Any:
-    """The batch, when it has ended."""
+    """Return the batch once it has ended."""
     return eventually(lambda: (job := client.get(f"/v1/jobs/{batch_id}"))["finished_at"] and job, within_s=60)
 
 

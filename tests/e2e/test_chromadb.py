@@ -1,4 +1,4 @@
-"""A job that calls an external HTTP API and keeps its answer: ChromaDB, the real one, by the example's own script."""
+"""A job calls a real ChromaDB over HTTP and stores the response, by the example's own script."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture
 def chroma(tmp_path: Path) -> Iterator[str]:
-    """Where a new ChromaDB serves."""
+    """Start a new ChromaDB; return its URL."""
     with examples.chroma_server(ROOT, tmp_path) as url:
         yield url
 
@@ -38,7 +38,7 @@ def test_http_jobs_create_fill_and_query_a_collection(
         "VIGIL_URL": stack.api_url, "VIGIL_KEY": key.token,
     }  # fmt: skip
     script = [str(ROOT / "examples/chromadb/collection.sh"), chroma]
-    for _ in range(2):  # whatever a job did, it can be done again
+    for _ in range(2):  # Every job can be repeated.
         ran = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=100, check=False)
         assert (ran.returncode, ran.stdout) == (0, '"pear","apple"\n'), ran.stderr
     created, filled, found = (

@@ -1,4 +1,4 @@
-"""The Python client and `vigil job` on a deployed stack, beyond what `test_tracking` has."""
+"""The Python client and `vigil job` on a deployed stack, beyond `test_tracking`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo, played fast."""
+"""Run the demo at high speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_demo_meets_all_its_checks(stack: Stack, key: Key) -> None:
     told = {fact.client for fact in facts if isinstance(fact, ClientAnswered) and fact.is_over}
     assert told == {client.name for client in (*CLIENTS, *LATE_CLIENTS)}
     assert any(isinstance(fact, EventReceived) for fact in facts)
-    # The two worked examples that the wait API was first specified with.
+    # The two worked examples of the wait API's specification.
     aspen, birch = play.state.job_ids["aspen"], play.state.job_ids["birch"]
     basic = {aspen: {"job_stage": "complete"}, birch: {"job_stage": "complete"}}
     advanced = {aspen: {"job_stage": "complete", "result_root": "/result/boot/aspen/0", "boot_seconds": "45"}}

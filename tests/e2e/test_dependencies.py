@@ -1,4 +1,4 @@
-"""Jobs that wait for other jobs, on the deployed stack."""
+"""Standalone jobs with dependencies, on the deployed stack."""
 
 from __future__ import annotations
 

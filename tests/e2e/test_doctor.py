@@ -1,4 +1,4 @@
-"""`vigil doctor` against a stack: nothing is stuck after work, and what was made to be stuck is found and mended."""
+"""`vigil doctor` on a stack: it finds nothing after normal work, and it finds and repairs stuck entities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vigil_core.store import keys
 
 
 def found(directory: Path, key: Key, *options: str) -> list[Any]:
-    """What the doctor finds of one tenant. Its exit code is for everybody's."""
+    """Return the doctor's findings about one tenant. Its exit code covers all tenants."""
     ran = vigil(directory, "doctor", "--json", *options)
     answer: Any = loads(ran.stdout) if ran.stdout else ran.stderr
     assert ran.returncode == int(any(not finding["mended"] for finding in answer["findings"])), ran.stderr

@@ -1,4 +1,4 @@
-"""Jobs that Vigil itself runs: functions that it invokes, HTTP targets that it calls."""
+"""Jobs that Vigil runs: Lambda functions that it invokes, HTTP targets that it calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def target() -> Iterator[HttpTarget]:
 
 @pytest.fixture
 def secrets(stack: Stack) -> Callable[[str, str], None]:
-    """Puts a secret into Parameter Store and into Secrets Manager."""
+    """Store a secret in Parameter Store and in Secrets Manager."""
     ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
     manager = session().client("secretsmanager", endpoint_url=stack.endpoint_url, config=client_config())
 
@@ -42,7 +42,7 @@ def secrets(stack: Stack) -> Callable[[str, str], None]:
 
 
 def deploy_task(aws: Aws, name: str, **environment: str) -> str:
-    """A function from `task_function.py`, next to the stack and with its layer; its name."""
+    """Deploy a function from `task_function.py` with the stack's layer; return its name."""
     iam = session().client("iam", endpoint_url=aws.stack.endpoint_url, config=client_config())
     trust = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
@@ -70,7 +70,7 @@ def deploy_task(aws: Aws, name: str, **environment: str) -> str:
 
 @pytest.fixture
 def task_function(stack: Stack, aws: Aws, key: Key) -> Iterator[str]:
-    """A function of the test's own tenant, whose key it reads from Parameter Store."""
+    """Deploy a function in the test's own namespace; it reads its key from Parameter Store."""
     name = f"{stack.stack_name}-task-{key.namespace}"
     ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
     worker = aws.key("work", namespace=key.namespace)
@@ -194,7 +194,7 @@ class TestHttp:
         client.post("/v1/queues/calls/pause")
         job_id = client.job(job_type="later")
         eventually(lambda: client.get("/v1/queues/calls")["depth"]["pending"] == 1)
-        # Nothing else comes of it: the matcher has long heard of the job when it hears of one after it.
+        # The matcher processes records in order: once it has processed a later job, it has processed this one.
         define(client, "other", "http", {"url": f"{target.url}/later"})
         assert client.post("/v1/jobs", {"job_type": "other"}, prefer="wait=20")["status"] == "completed"
         assert client.get(f"/v1/jobs/{job_id}/status")["status"] == "pending"
@@ -255,7 +255,7 @@ class TestLambda:
     def test_repeated_lambda_event_leaves_the_completed_job_unchanged(
         self, aws: Aws, client: Client, task_function: str
     ) -> None:
-        """As when Lambda delivers it twice, or repeats an invocation."""
+        """Invoke the function twice with one event, as Lambda does when it repeats an invocation."""
         define(client, "count", "lambda", {"function": task_function})
         wanted = {"job_type": "count", "payload": {"do": "count", "what": ""}}
         job = client.post("/v1/jobs", wanted, prefer="wait=25")

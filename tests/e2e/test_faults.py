@@ -1,4 +1,4 @@
-"""When a function fails for good: nothing is lost, others go on, and the operator can have it done again."""
+"""A function fails permanently: no event is lost, other tenants continue, and the operator redrives the work."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_failed_fan_out_message_goes_to_its_dead_letter_queue_until_redrive(
 
 @contextmanager
 def impatient_pages(aws: Aws) -> Iterator[None]:
-    """`fan_out`'s queue hides what has failed for half an hour and gives up the fifth time: too long for a test."""
+    """Shorten the retry time of the fan-out queue, which is half an hour and five receives: too long for a test."""
     url = aws.stack.fan_out_queue_url
     before = aws.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout", "RedrivePolicy"])
     redrive = {**json.loads(before["Attributes"]["RedrivePolicy"]), "maxReceiveCount": 2}

@@ -1,4 +1,4 @@
-"""Job types, over HTTP and through the stream, each test named after what a user does."""
+"""Job types over HTTP and through the stream; each test is one task of a user."""
 
 from __future__ import annotations
 

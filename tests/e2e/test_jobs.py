@@ -1,4 +1,4 @@
-"""Jobs, over HTTP."""
+"""Jobs over HTTP."""
 
 from __future__ import annotations
 

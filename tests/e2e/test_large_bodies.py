@@ -1,4 +1,4 @@
-"""Payloads and results that no row can hold, from creation to the answer to a wait."""
+"""Payloads and results that exceed a row, from creation to the response of a wait."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MB = 1024 * 1024
 
 
 def objects(aws: Aws, key: Key) -> list[str]:
-    """The objects of a namespace."""
+    """Return the objects of a namespace."""
     listed = aws.buckets.list_objects_v2(Bucket=aws.bodies_bucket, Prefix=f"bodies/{key.namespace}/")
     return [each["Key"] for each in listed.get("Contents", [])]
 
 
 def kept(aws: Aws, key: Key) -> list[str]:
-    """How long each of them is kept."""
+    """Return the retention tag of each object."""
     found = [aws.buckets.get_object_tagging(Bucket=aws.bodies_bucket, Key=name)["TagSet"] for name in objects(aws, key)]
     return [tag["Value"] for tags in found for tag in tags]
 

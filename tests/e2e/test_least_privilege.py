@@ -1,4 +1,4 @@
-"""The stack of all these tests enforces roles: that the tests pass proves that the roles suffice. Here: no more."""
+"""No function has a superfluous right. The stack enforces roles, so every passing test proves that they suffice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vigil.local.stack import client_config, session
 
 
 def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, list[Any]]:
-    """What no function but those listed in `ALLOWED` may do."""
+    """The calls that only the functions listed in `ALLOWED` may make."""
     row = {"pk": {"S": f"{key.namespace}#trespass"}, "sk": {"S": "A"}}
     table = {"TableName": stack.table_name}
     event = {"InvocationType": "Event", "Payload": "{}"}

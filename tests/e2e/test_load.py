@@ -1,4 +1,4 @@
-"""Five hundred waits on five hundred jobs that eight clients update at once; and again with a matcher that fails."""
+"""Five hundred waits on five hundred jobs that eight clients update in parallel; again with a failing matcher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to happen to a job."""
+    """The planned updates of a job."""
 
     number: int
 
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def steps(self) -> list[tuple[str, str, Any]]:
-        """Every request about it, in order."""
+        """Return every request of the plan, in order."""
         field = {"fields": {"n": self.number}}
         ending = ("POST", "fail", {"error": {"code": "PLANNED", "message": "as planned"}})
         return [
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def versions(self) -> list[dict[str, Any]]:
-        """What a wait can see of it after each step."""
+        """Return the state that a wait can see after each step."""
         told = {"milestones": ["half"], "n": str(self.number)} if self.reports else {"milestones": [], "n": ""}
         return [
             {"stage": "submit", "milestones": [], "n": "", "ended": False},
@@ -59,7 +59,7 @@ class Plan:
         ]
 
 
-# What is waited for, and whether a version has it.
+# The condition of an entry, and whether a version satisfies it.
 CONDITIONS: dict[str, tuple[Any, Any]] = {
     "ended": (None, lambda seen: seen["ended"]),
     "boot": ({"job_stage": "boot"}, lambda seen: seen["stage"] in {"boot", "complete"}),
@@ -71,14 +71,14 @@ CONDITIONS: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Expected:
-    """How a wait ends, and what it says of each of its jobs that it counts."""
+    """The expected status of a wait, and the expected outcome of each job that it counts."""
 
     status: str
     values: dict[str, dict[str, str]]
 
 
 def expected(wait: dict[str, Any], ids: list[str]) -> Expected:
-    """By the rules alone, without a look at how Vigil does it."""
+    """Predict the end of a wait from the rules alone, without Vigil's code."""
     values: dict[str, dict[str, str]] = {}
     failed = False
     for plan, condition in wait["on"]:
@@ -94,9 +94,12 @@ def expected(wait: dict[str, Any], ids: list[str]) -> Expected:
 
 
 def random_wait(chance: random.Random, plans: list[Plan]) -> dict[str, Any]:
-    """A wait whose end does not hang on who comes first: up to four jobs are kept in one row, more in several."""
+    """Return a wait whose end does not depend on the order of updates.
+
+    Up to four jobs are stored in one row, more jobs in several rows.
+    """
     chosen = chance.sample(plans, chance.choice([1, 2, 3, 4, 6, 9]))
-    # What fails fast and needs not all of its jobs may be met first.
+    # A fail-fast wait that does not need all of its jobs may be met first.
     fail_fast = chance.random() < 0.3
     at_least = None if fail_fast or chance.random() < 0.6 else chance.randint(1, len(chosen))
     conditions = ["ended", "ended", "boot", "complete", "half"] + ([] if fail_fast else ["never"])
@@ -108,7 +111,7 @@ def random_wait(chance: random.Random, plans: list[Plan]) -> dict[str, Any]:
 
 
 def asked(wait: dict[str, Any], ids: list[str]) -> dict[str, Any]:
-    """The wait as a request."""
+    """Return the wait as a request."""
     return {
         "wait_on": {ids[plan.number]: CONDITIONS[condition][0] for plan, condition in wait["on"]},
         "wait_options": {
@@ -120,7 +123,7 @@ def asked(wait: dict[str, Any], ids: list[str]) -> dict[str, Any]:
 
 
 def shuffled(chance: random.Random, plans: list[Plan]) -> Iterator[tuple[Plan, tuple[str, str, Any]]]:
-    """The steps of all plans in any order, each plan's own steps in theirs."""
+    """Interleave the steps of all plans at random; each plan keeps its own order."""
     order = [plan for plan in plans for _ in plan.steps]
     chance.shuffle(order)
     left = {plan: iter(plan.steps) for plan in plans}
@@ -164,7 +167,7 @@ def test_every_wait_ends_once_with_the_expected_outcome(
         context = f"seed {seed}: {asked(wait, ids)} was answered {answer}"
         assert answer["status"] == right.status, context
         assert said.items() <= right.values.items(), context
-        # Which jobs were counted when a wait ended early hangs on who came first.
+        # The order of updates decides which jobs were counted when a wait ended early.
         if right.status == "failed_fast":
             assert any(values["job_stage"] == "incomplete" for values in said.values()), context
         elif not wait["at_least"]:

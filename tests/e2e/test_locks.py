@@ -1,4 +1,4 @@
-"""Operations of which only one may run at a time, by the example's own function, template and job types."""
+"""Operations that exclude each other, by the example's own function, template and job types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def colony(stack: Stack, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """The example, deployed as its page says; a client in its namespace."""
+    """Deploy the example as its page describes; return a client in its namespace."""
     key = aws.key()
     worker = aws.key("work", namespace=key.namespace)
     directory = tmp_path_factory.mktemp("colony")
@@ -36,7 +36,7 @@ def colony(stack: Stack, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def start(client: Client, operation: str, payload: Any = None, *, status: int = 202, hold_s: int = 0) -> Any:
-    """Start an operation once no other runs; the answer, which has this status."""
+    """Start an operation once no other operation runs; return the response, which has this status."""
 
     def ask() -> httpx.Response:
         wanted = {"job_type": operation, "payload": payload}

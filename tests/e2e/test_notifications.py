@@ -1,4 +1,4 @@
-"""What SNS announces, to a queue with a filter, as a subscriber of the topic sees it."""
+"""SNS messages, as a subscribed queue with a filter receives them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.e2e.harness import Announcements, Aws, Client, Key, eventually
 
 
 def heard(announcements: Announcements, count: int) -> list[Any]:
-    """So many announcements."""
+    """Return this many messages."""
     eventually(lambda: len(announcements.collect()) >= count, what=f"{count} announcements")
     return announcements.envelopes
 
@@ -50,7 +50,7 @@ def test_wait_with_sns_disabled_is_not_announced(client: Client, aws: Aws, key: 
         loud = client.wait({job_id: None}, notify={"sns": True})["wait_id"]
         client.complete(job_id)
         heard(announcements, 2)
-        # Both waits ended by one record and one batch; whatever the quiet one said would have come by now.
+        # One record of one batch ended both waits: a message of the silent wait would have arrived by now.
         assert client.get(f"/v1/waits/{quiet}")["status"] == "met"
         marker = client.job()
         client.post(f"/v1/jobs/{marker}/cancel")

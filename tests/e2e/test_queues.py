@@ -1,4 +1,4 @@
-"""Jobs that Vigil hands out: to many workers at once, to some that die, and when their time has come."""
+"""Claims from a queue: many workers at once, workers that crash, and jobs that are due."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_claims_follow_priority_then_age_and_worker_routes_succeed(client: Clien
     normal = client.job(payload={"n": 2})
     high = client.job(priority="high")
     handed_out: list[Any] = []
-    while len(handed_out) < 3:  # the index that claims read is eventually consistent
+    while len(handed_out) < 3:  # The index that claims read is eventually consistent.
         handed_out += claim(client, 1, worker="box", hold_s=5)
     assert [job["job_id"] for job in handed_out] == [high, normal, low]
     assert [job["payload"] for job in handed_out] == [None, {"n": 2}, {"n": 1}]
@@ -61,7 +61,7 @@ def test_claims_follow_priority_then_age_and_worker_routes_succeed(client: Clien
 def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, client: Client) -> None:
     ids = set(client.jobs(JOBS))
     done: list[str] = []
-    # A claim whose answer is lost comes again when its lease has lapsed.
+    # A claim whose response is lost returns its jobs after the lease has expired.
     deadline = time.monotonic() + 240
 
     def work(number: int) -> None:
@@ -80,7 +80,7 @@ def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, c
 
 
 def test_jobs_of_crashed_workers_are_completed_by_other_workers(stack: Stack, key: Key, client: Client) -> None:
-    """One job in ten is dropped by its worker without a word. Whoever claims next takes it back."""
+    """Drop one job in ten without a report; the next claim reclaims it."""
     ids = client.jobs(60, retry={"max_attempts": 20, "initial_delay": 0})
     over = threading.Event()
     done: list[str] = []

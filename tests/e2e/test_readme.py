@@ -1,4 +1,4 @@
-"""What the README, the pages and the examples tell people to paste, pasted."""
+"""Run the commands of the README, the pages and the examples as a reader pastes them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vigil.local import Stack
 loads = partial(simplejson.loads, use_decimal=True)
 
 CURLS = [*filter(None, [shutil.which("curl")]), None]
-"""The machine's own curl, if it has one; None is the stand-in, without which `make test` would need more than make."""
+"""The machine's own curl, or None: then a substitute runs, because `make test` must not need more than make."""
 
 
 @pytest.fixture(params=CURLS, ids=lambda curl: "curl" if curl else "stand-in")
 def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """That of a shell with this curl."""
+    """Return the environment of a shell with this curl."""
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "curl"
@@ -40,13 +40,13 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
 
 @pytest.fixture
 def here(tmp_path: Path, stack: Stack, key: Key) -> Path:
-    """A directory with a running stack in it, as the reader's is, in a namespace of the test's own."""
+    """Return a directory with a running stack, like the reader's, in a namespace of the test's own."""
     replace(stack, api_key=key.token, key_id=key.key_id).write(tmp_path / ".local/stack.json")
     return tmp_path
 
 
 def section(page: str, heading: str) -> str:
-    """What stands below a heading."""
+    """Return the text below a heading."""
     return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 

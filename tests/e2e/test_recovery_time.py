@@ -1,4 +1,4 @@
-"""What takes up to a minute: it begins when the stack starts and is looked at last, so that nobody waits for it."""
+"""Recovery that takes up to a minute: it starts with the stack and is checked last, so that no test waits for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_revoked_key_is_refused_within_the_authorizer_cache_time(stack: Stack, s
 
 
 def test_sweep_of_each_minute_ends_a_job_after_the_cancel_grace(stack: Stack, slow_scenario: SlowBusiness) -> None:
-    """Nobody invokes the sweeper here: its rule does."""
+    """Require that the EventBridge rule invokes the sweeper: no test does."""
     with Client(stack, slow_scenario.owner.token) as client:
         job = eventually(
             lambda: (job := client.get(f"/v1/jobs/{slow_scenario.asked_to_cancel}"))["finished_at"] and job,
@@ -44,7 +44,7 @@ def test_sweep_of_each_minute_ends_a_job_after_the_cancel_grace(stack: Stack, sl
 
 
 def test_failed_webhook_delivery_is_retried_with_the_same_id_and_body(slow_scenario: SlowBusiness) -> None:
-    """Nobody invokes the sweeper here either."""
+    """Require that the EventBridge rule invokes the sweeper: no test does."""
     receiver = slow_scenario.receiver
     eventually(lambda: len(receiver.posts) > 1, within_s=180, every_s=1, what="told again")
     first, second = receiver.posts[:2]
@@ -53,7 +53,7 @@ def test_failed_webhook_delivery_is_retried_with_the_same_id_and_body(slow_scena
 
 
 def test_sweep_expires_a_wait_whose_timer_message_was_lost(aws: Aws, client: Client) -> None:
-    """The message that would have ended this wait is lost. The event of the sweeper's rule, sent by hand, ends it."""
+    """Expire a wait whose delayed message is lost, by an event of the sweeper's rule that the test sends."""
     function = aws.function_names["sweeper"]
     (mapping,) = aws.functions.list_event_source_mappings(FunctionName=function)["EventSourceMappings"]
     aws.functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)

@@ -1,4 +1,4 @@
-"""`vigil local down` and `up`: what was open goes on."""
+"""`vigil local down` and `up`: open jobs, waits and runs continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[StateDir]:
-    """A cloud of the test's own, to be stopped and started."""
+    """Start an emulator of the test's own, to stop and restart it."""
     home = StateDir.of(ROOT, tmp_path / ".local")
     yield home
     down(home)
@@ -34,7 +34,7 @@ def test_open_waits_survive_a_restart_of_the_local_stack(home: StateDir) -> None
         waits = [client.wait({small: {"job_stage": "boot"}}), client.wait(dict.fromkeys(many), mode="any")]
         expiring = client.wait({small: None}, expires_in=10)
         socket.subscribe("s1", f"job:{small}")
-        # Whether the stream's record of this is read before everything stops is left to chance.
+        # The stream may or may not deliver this record before the stop.
         last_minute = client.wait({late: {"milestone": "just-in-time"}})
         client.report(late, milestones=["just-in-time"])
         assert down(home)
@@ -46,6 +46,6 @@ def test_open_waits_survive_a_restart_of_the_local_stack(home: StateDir) -> None
         client.post(f"/v1/jobs/{many[3]}/cancel")
         assert [client.ended(wait)["status"] for wait in waits] == ["met", "met"]
         assert client.ended(expiring, within_s=90)["status"] == "expired"
-    # Whoever listened before the stop is gone, and the first event after it has found that out.
+    # The sockets of before the stop are closed; the first event after it removes their rows.
     aws = Aws(after)
     eventually(lambda: not aws.rows(f"{NAMESPACE}#topic#job:{small}"), what="the lost socket forgotten")

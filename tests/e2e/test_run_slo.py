@@ -1,6 +1,7 @@
-"""The largest runs: 10,000 jobs that fan out and in, and a chain of 10,000 whose first job fails.
+"""The largest runs: 10,000 jobs that fan out and in, and a chain of 10,000 jobs whose first job fails.
 
-VIGIL_BAR_JOBS takes another number. How long each part takes is logged, to be read beside what else the machine did.
+VIGIL_BAR_JOBS sets another number. The test logs the duration of each part; read it together with the load of the
+machine.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ Job = Mapping[str, Any]
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Log how long it takes."""
+    """Log the duration of the block."""
     began = time.monotonic()
     yield
     logger.warning("%s: %.1f s", what, time.monotonic() - began)
 
 
 def fan(total: int) -> list[Job]:
-    """One job, all but two of the rest after it, one after those."""
+    """Return one root, all jobs but two as its successors, and one sink."""
     parts = [f"part-{number}" for number in range(total - 2)]
     return [
         {"name": "split", "job_type": "part"},
@@ -49,7 +50,7 @@ def fan(total: int) -> list[Job]:
 
 
 def chain(total: int) -> list[Job]:
-    """Each after the one before."""
+    """Return a chain of jobs."""
     names = [f"link-{number}" for number in range(total)]
     first, *others = names
     return [
@@ -62,7 +63,7 @@ def chain(total: int) -> list[Job]:
 
 
 def begun(client: Client, jobs: Sequence[Job], **rest: Any) -> str:
-    """A new run that is running; its id."""
+    """Create a run that is running; return its id."""
     answer = client.call("POST", "/v1/workflows", {"name": "large", "jobs": list(jobs), **rest})
     assert answer.status_code == 202, answer.text
     run = str(answer.json()["workflow_id"])
@@ -77,7 +78,7 @@ def summary(client: Client, run: str) -> Any:
 
 
 def counted(client: Client, run: str) -> dict[str, int]:
-    """How many jobs stand how, of those statuses that any has."""
+    """Return the number of jobs per status, without zeros."""
     found = client.get(f"/v1/workflows/{run}/stats")
     return {
         name: int(count) for name, count in found.items() if name not in ("total", "completion_percentage") if count
@@ -85,7 +86,7 @@ def counted(client: Client, run: str) -> dict[str, int]:
 
 
 def standing(client: Client, run: str, **wanted: int) -> None:
-    """Wait until jobs stand so."""
+    """Wait until the statistics are these."""
 
     def so() -> bool:
         found = counted(client, run)
@@ -96,7 +97,7 @@ def standing(client: Client, run: str, **wanted: int) -> None:
 
 
 def over(client: Client, run: str) -> Any:
-    """The run once it has ended."""
+    """Return the run once it has ended."""
 
     def ended() -> Any:
         found = summary(client, run)
@@ -106,7 +107,7 @@ def over(client: Client, run: str) -> Any:
 
 
 def fanned(client: Client, total: int) -> str:
-    """A run that fans out and in, with every job completed by somebody outside; its id."""
+    """Create a run that fans out and in, and complete every job from outside; return its id."""
     definition = fan(total)
     with timed(f"{total:,} jobs, created"):
         run = begun(client, definition)
@@ -129,13 +130,13 @@ def complete(client: Client, run: str, name: str) -> None:
 
 
 def history(aws: Aws, run: str) -> list[str]:
-    """What happened to the supervisor of a run that has ended, once that has ended, too."""
+    """Return the history of the supervisor of an ended run, once the execution has ended too."""
     eventually(lambda: told_so_far(aws, run)[-1] == "ExecutionSucceeded", 60)
     return told_so_far(aws, run)
 
 
 def told_so_far(aws: Aws, run: str) -> list[str]:
-    """What has happened to the supervisors of a run, in their order."""
+    """Return the events of a run's supervisors, in order."""
     states = session().client("stepfunctions", endpoint_url=aws.stack.endpoint_url, config=client_config())
     (machine,) = (
         each["stateMachineArn"]
@@ -154,7 +155,7 @@ def told_so_far(aws: Aws, run: str) -> list[str]:
 
 @pytest.fixture
 def outside(client: Client) -> Client:
-    """A client for whom jobs of type `part` are run by somebody outside."""
+    """Return a client in whose namespace jobs of type `part` have executor `none`."""
     assert client.call("PUT", "/v1/job-types/part", {"executor": "none"}).status_code == 201
     return client
 

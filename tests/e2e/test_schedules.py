@@ -1,4 +1,4 @@
-"""Schedules on EventBridge Scheduler, which fires within seconds of a planned time here, and within a minute on AWS."""
+"""Schedules on EventBridge Scheduler, which fires within seconds here, and within a minute on AWS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def put(client: Client, name: str, status: int = 201, **body: Any) -> Any:
 
 
 def rang(aws: Aws, key: Key) -> set[str]:
-    """The schedules of a key's namespace for which an alarm has rung, by the sweeper's log."""
+    """Return the schedules of a namespace whose timer fired, from the sweeper's log."""
     pages = aws.logs.get_paginator("filter_log_events").paginate(
         logGroupName=f"/aws/lambda/{aws.stack.stack_name}-sweeper"
     )
@@ -30,7 +30,10 @@ def rang(aws: Aws, key: Key) -> set[str]:
 
 
 def test_schedule_fires_by_timer_and_the_sweep_fires_after_a_lost_timer(aws: Aws, client: Client, key: Key) -> None:
-    """Two schedules, both every minute. The alarm of one rings; the other's is lost, and the sweep finds it."""
+    """Create two schedules, both every minute.
+
+    The timer of one fires; the timer of the other is lost, and the sweep fires the schedule.
+    """
     put(client, "rings", **EVERY_MINUTE, job={"job_type": "rung", "payload": {"n": 1}})
     put(client, "silent", **EVERY_MINUTE, job={"job_type": "swept"})
     put(client, "paused", **EVERY_MINUTE, job={"job_type": "never"}, enabled=False)

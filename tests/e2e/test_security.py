@@ -1,4 +1,4 @@
-"""Who may do what, through the deployed authorizer."""
+"""Scopes and namespaces, through the deployed authorizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_requests_without_a_valid_key_are_refused(stack: Stack, authorization: s
     headers = {} if authorization is None else {"authorization": authorization}
     with Client(stack, None) as nobody:
         for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("POST", "/scheduler/wait-jobs")):
-            # API Gateway: 401 for no identity, 403 for one that the authorizer does not know.
+            # API Gateway returns 401 without an identity, and 403 for an identity that the authorizer does not know.
             assert nobody.call(method, path, {"job_type": "test"}, **headers).status_code in {401, 403}
         assert nobody.get("/openapi.json")["openapi"].startswith("3.1")
 
@@ -31,7 +31,7 @@ def test_key_with_a_forged_secret_is_refused(stack: Stack, key: Key) -> None:
 
 
 def test_the_authorizer_refuses_a_revoked_key_at_once(aws: Aws, key: Key) -> None:
-    """HTTP keeps what the authorizer said for up to 60 seconds: test_within_a_minute.py."""
+    """Note: HTTP caches the authorizer's result for up to 60 seconds (see test_recovery_time.py)."""
     event = sample("authorizer_http")
     event["headers"]["authorization"] = f"Bearer {key.token}"
     asked = {"isAuthorized": True, "context": {"namespace": key.namespace, "scopes": "admin", "key_id": key.key_id}}
@@ -74,7 +74,7 @@ def test_ids_of_another_namespace_are_not_found(client: Client, other_tenant: Cl
 
 @pytest.mark.smoke
 def test_key_may_call_only_the_routes_of_its_scopes(stack: Stack, aws: Aws) -> None:
-    """A sample of the matrix of every route × scope, here through the deployed authorizer."""
+    """Check a sample of the matrix of route × scope, through the deployed authorizer."""
     namespace = f"scopes-{uuid6.uuid7().hex[-8:]}"
     keys = {scope: aws.key(scope, namespace=namespace).token for scope in ("read", "submit", "work", "admin")}
     with Client(stack, keys["submit"]) as submitter:
@@ -115,7 +115,7 @@ def test_key_commands_create_list_and_revoke_keys(stack: Stack, directory: Path)
 
 
 def test_secrets_and_payloads_are_not_logged(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
-    # The emulator tells of a group's first 10,000 events and of no page after them.
+    # The emulator returns the first 10,000 log events of a group, without further pages.
     began_ms = int(1000 * (time.time() - 5))
     said(client.call("POST", "/v1/jobs", {"job_type": "test", "payload": {"password": "correct horse"}}), 202)
     client.complete(client.running(), result="battery staple")

@@ -1,4 +1,4 @@
-"""Two thousand jobs and twenty workers, and again with workers that are killed. Too long for CI: `make test-slow`."""
+"""Two thousand jobs and twenty workers; again with workers that are killed. Too long for CI: `make test-slow`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORKERS = 20
 JOBS = 2_000
 MUTEXES = ("red", "green", "blue", "white")
 ONE_IN = 20
-"""So many jobs have one that wants a mutex among them."""
+"""One job in this many has a mutex."""
 KILL_EVERY_S = 3.0
 LEASE_S = 20
 LONGEST_S = 1_200
@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LONGEST_S)]
 
 
 def histories(client: Client, ids: list[str]) -> dict[str, list[Any]]:
-    """What happened to each, oldest first."""
+    """Return the history of each job, oldest first."""
     told = side_by_side(lambda job_id: client.get(f"/v1/jobs/{job_id}/events")["events"], ids, 4)
     return dict(zip(ids, told, strict=True))
 
@@ -76,7 +76,7 @@ def test_twenty_workers_complete_two_thousand_jobs_exactly_once(stack: Stack, ke
 
 
 class Crew:
-    """Twenty processes of `vigil worker run`, of which one is killed and replaced every so often."""
+    """Run twenty processes of `vigil worker run`; kill and replace one at intervals."""
 
     def __init__(self, stack: Stack, key: Key, directory: Path) -> None:
         (directory / "tasks.py").write_text(TASKS)
@@ -87,13 +87,13 @@ class Crew:
         self.killed: set[int] = set()
 
     def grow(self) -> None:
-        """One after the other, each once the last has begun a job: the machine is not to start all of them at once."""
+        """Start the processes one after the other, each once the previous one has begun a job, to spare the machine."""
         while len(self._workers) < WORKERS:
             self._workers.append(self._start())
             eventually(lambda: len(list(self._directory.glob("ran.*"))) == len(self._workers), 60)
 
     def kill_one(self) -> None:
-        """Without a word to anybody, whatever it is about."""
+        """Kill a process without notice, whatever it does."""
         at = self._chance.randrange(WORKERS)
         victim = self._workers[at]
         assert victim.poll() is None, "no worker ends by itself"
@@ -103,7 +103,7 @@ class Crew:
         self._workers[at] = self._start()
 
     def ran(self) -> list[tuple[int, str, int]]:
-        """Every attempt that began: (process, job, attempt)."""
+        """Return every attempt that began, as (process, job, attempt)."""
         begun: list[tuple[int, str, int]] = []
         for log in self._directory.glob("ran.*"):
             for line in log.read_text().splitlines():
@@ -163,7 +163,7 @@ def test_jobs_of_killed_workers_complete_and_are_announced_once(
             assert time.monotonic() - began < LONGEST_S, left
             workers.kill_one()
             time.sleep(KILL_EVERY_S)
-        # Some of these were begun and not completed, by workers that are no more.
+        # Killed workers began some of these attempts and did not complete them.
         eventually(all_over, 300, every_s=1)
         took_s = time.monotonic() - began
         ended = datetime.now(UTC)
@@ -187,6 +187,6 @@ def test_jobs_of_killed_workers_complete_and_are_announced_once(
         assert (result["by"], job["job_id"], job["attempt"]) in begun, "whose result it is has run it"
     for name in MUTEXES:
         assert aws.rows(keys.mutex_queue(key.namespace, name)) == [], "nobody is left in line"
-    # What is younger may yet heal by itself, so the doctor does not look at it.
+    # The doctor does not report younger problems, because they may still heal without it.
     eventually(lambda: datetime.now(UTC) - ended > GRACE + timedelta(seconds=5), 300, every_s=5)
     assert found(directory, key) == []

@@ -1,5 +1,4 @@
-"""Tracking jobs by their references: statuses, predicates, awaited completion, jobs that are scheduled, claimed, and
-taken back from a worker that is gone."""
+"""Track jobs by reference: statuses, predicates, awaited completion, scheduled jobs, claims and reclaimed jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits, over HTTP and through the stream."""
+"""Waits over HTTP and through the stream."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import uuid6
 
 from tests.e2e.harness import Aws, Client, Key, eventually, in_background, problem, said, side_by_side
 
-# The target is 10,000; the emulator takes four minutes for so many, so it is only asked for by hand.
+# The target is 10,000. The emulator takes four minutes for it, so it runs on request only.
 WAITS_ON_ONE_JOB = int(os.environ.get("VIGIL_E2E_WAITS_ON_ONE_JOB", "250"))
 LARGEST_ROW_BYTES = 4 * 1024
 
 
 def size(value: Any) -> int:
-    """Bytes of a row, or of a value in it, about as DynamoDB counts them."""
+    """Return the bytes of a row, or of a value in it, approximately as DynamoDB counts them."""
     if isinstance(value, dict):
         return sum(len(name) + size(inner) for name, inner in value.items())
     if isinstance(value, list):
@@ -192,7 +192,7 @@ def test_wait_with_allow_missing_is_met_by_a_job_created_later(client: Client) -
 def test_wait_expires_within_a_second_of_its_deadline(client: Client) -> None:
     open_, done = client.running(), client.running()
     client.complete(done)
-    client.ended(client.wait({open_: None}, expires_in=1))  # Now the sweeper's function is warm.
+    client.ended(client.wait({open_: None}, expires_in=1))  # The sweeper's function is warm now.
     answer = client.wait({open_: None, done: None}, expires_in=2)
     assert answer["status"] == "waiting"
     ended = client.ended(answer)
@@ -242,13 +242,16 @@ def test_invalid_wait_requests_are_refused_and_store_nothing(client: Client) -> 
 
 
 def test_wait_on_ten_thousand_jobs_is_met_without_growing_rows(client: Client, aws: Aws, key: Key) -> None:
-    """Registered by the fan-out function; met by the two of its jobs that come to be. No row grows with it."""
+    """Register a wait through the fan-out function; two of its jobs are created later and meet it.
+
+    No row grows with the wait.
+    """
     jobs = [str(uuid6.uuid7()) for _ in range(10_000)]
     answer = client.wait({job_id: {"job_stage": "boot"} for job_id in jobs}, allow_missing=True, mode={"at_least": 2})
     wait_id = answer["wait_id"]
     assert answer["counts"] == {"total": 10_000, "met": 0, "unmet": 0}
     assert answer["truncated"]
-    # One is there before the fan-out function has come to it, the other one long after.
+    # One job exists before the fan-out function reaches it, the other one is created much later.
     client.running(job_id=jobs[9_999])
     client.report(jobs[9_999], job_stage="boot")
     path = f"/v1/waits/{wait_id}"
@@ -261,12 +264,12 @@ def test_wait_on_ten_thousand_jobs_is_met_without_growing_rows(client: Client, a
     page = client.get(f"{path}/jobs")
     assert [line["job_id"] for line in page["jobs"]] == [jobs[4_321], jobs[9_999]], "in the order of wait_on"
     rows = aws.rows(f"{key.namespace}#wait#{wait_id}")
-    # What was asked for is packed, a thousand jobs a row, and never written again.
+    # The request is packed, a thousand jobs per row, and never written again.
     assert max(size(row) for row in rows if row["entity"]["S"] != "wait_spec") < LARGEST_ROW_BYTES
 
 
 def test_thousands_of_waits_on_one_job_are_met_without_growing_rows(client: Client, aws: Aws, key: Key) -> None:
-    """More than the matcher takes on itself: the fan-out function matches them, and no row grows with them."""
+    """Match more waits than the matcher does inline: the fan-out function matches them, and no row grows with them."""
     job_id = client.running()
     small = max(map(size, aws.rows(f"{key.namespace}#job#{job_id}")))
     at_boot = {job_id: {"job_stage": "boot"}}

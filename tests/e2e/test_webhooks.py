@@ -1,4 +1,4 @@
-"""Webhooks, received and verified by somebody who knows no more than the specification and the secret."""
+"""Webhooks, received and verified with nothing but the specification and the secret."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def deliveries(client: Client, name: str) -> list[Any]:
 
 
 def finished(client: Client, name: str, count: int = 1) -> list[Any]:
-    """The deliveries, once there are so many and none is being sent for the first time."""
+    """Return the deliveries once there are this many and no first attempt is pending."""
 
     def tried() -> list[Any] | None:
         found = deliveries(client, name)
@@ -111,13 +111,13 @@ def test_old_and_new_secret_both_sign_after_a_rotation(client: Client, receiver:
 
 
 def test_private_webhook_addresses_are_refused_or_never_called(client: Client, receiver: Receiver) -> None:
-    """127.0.0.1 is what this deployment allows; its name is not on that list."""
+    """Note: this deployment allows 127.0.0.1, but not its name."""
     port = receiver.url.rpartition(":")[2].removesuffix("/in")
     for url in (f"http://localhost:{port}/", f"https://[::1]:{port}/", "https://169.254.169.254/latest"):
         body = {"url": url, "events": ["*"]}
         refusal = problem(client.call("PUT", "/v1/webhooks/ci", body), 422, "VALIDATION_FAILED")
         assert refusal["errors"][0] == {**refusal["errors"][0], "pointer": "/url", "code": "TARGET_REFUSED"}
-    # As a number the address is a name, which is judged by what it stands for when it is called.
+    # The resolved address of the name is checked at the time of the call.
     said(client.call("PUT", "/v1/webhooks/ci", {"url": f"https://2130706433:{port}/", "events": ["*"]}), 201)
     client.job()
     (refused,) = finished(client, "ci")

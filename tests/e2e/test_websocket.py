@@ -1,4 +1,4 @@
-"""The WebSocket, from outside."""
+"""The WebSocket from outside."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_subscription_receives_job_events_after_its_acknowledgement(stack: Stack
         told = [socket.expect("event", "s1")]
         while told[-1]["type"] != "vigil.job.completed":
             told.append(socket.expect("event", "s1"))
-        # What happens while a subscription begins may be told twice, under one id; what was before, once or not at all.
+        # An event during the subscription may arrive twice, with one id; an earlier event arrives once or not at all.
         kinds = list({event["id"]: event["type"].removeprefix("vigil.job.") for event in told}.values())
         assert kinds == ["created", "started", "updated", "progress", "completed"][-len(kinds) :]
         done = told[-1]
@@ -150,7 +150,7 @@ def test_rows_of_a_lost_socket_are_removed(stack: Stack, client: Client, aws: Aw
     eventually(lambda: not aws.rows(subscribers), what="subscription removed")
     eventually(lambda: not aws.rows(f"{key.namespace}#connection#{connection_id}"), what="connection removed")
 
-    # A socket whose end nobody has told of: the next event finds nobody there.
+    # The disconnect of this socket was lost: the next event finds that the socket is gone.
     lost = f"lost{uuid4().hex[:12]}"
     for partition, sort, more in (
         (f"{key.namespace}#connection#{lost}", "A", {"key_id": {"S": key.key_id}, "entity": {"S": "connection"}}),
@@ -179,7 +179,7 @@ def test_revoked_key_loses_its_sockets(stack: Stack, aws: Aws, key: Key) -> None
 
 
 def test_any_key_may_subscribe_to_its_own_namespace(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
-    """Every scope contains `read`, so every key may listen; a key of a tenant hears of that tenant alone."""
+    """Every scope contains `read`, so every key may subscribe; a key receives events of its own namespace only."""
     worker = aws.key("work", namespace=key.namespace)
     with websocket(stack, worker.token) as socket:
         socket.subscribe("s1", "namespace")

@@ -1,4 +1,4 @@
-"""Workers on a deployed stack: in this process, and as the command that people run."""
+"""Workers on a deployed stack: in this process, and as the command line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def vigil(stack: Stack, key: Key) -> Iterator[Vigil]:
 
 @contextmanager
 def working(vigil: Vigil, handler: Handler, **wanted: Any) -> Iterator[Worker]:
-    """A worker in a thread, which has stopped when the block ends."""
+    """Run a worker in a thread; it has stopped when the block ends."""
     worker = Worker(vigil, "q", handler, **{"hold": 2, **wanted})
     with ThreadPoolExecutor(1) as pool:
         ran = pool.submit(worker.run)
@@ -60,7 +60,7 @@ def submit(vigil: Vigil, payload: object = None, **wanted: Any) -> str:
 
 
 def ended(vigil: Vigil, job_id: str) -> Mapping[str, Any]:
-    """The job, once it has."""
+    """Return the job once it has this status."""
     info = vigil.await_completion(job_id, timeout=DEADLINE_S)
     assert info
     assert info.is_terminal(), info
@@ -69,7 +69,7 @@ def ended(vigil: Vigil, job_id: str) -> Mapping[str, Any]:
 
 @pytest.fixture
 def start(stack: Stack, key: Key, tmp_path: Path) -> Iterator[Start]:
-    """Starts `vigil worker run` in a directory with a module of tasks."""
+    """Start `vigil worker run` in a directory with a module of tasks."""
     (tmp_path / "tasks.py").write_text(TASKS)
     environment = {"VIGIL_API_URL": stack.api_url, "VIGIL_API_KEY": key.token}
     started: list[subprocess.Popen[str]] = []
@@ -87,7 +87,7 @@ def start(stack: Stack, key: Key, tmp_path: Path) -> Iterator[Start]:
 
 
 def test_two_workers_run_every_submitted_job_once(vigil: Vigil, client: Client) -> None:
-    """Every job once, whichever worker gets it, and with what it was given."""
+    """Run every job once, on any worker, with its payload."""
     handled: Counter[str] = Counter()
     counting = threading.Lock()
 
@@ -138,7 +138,7 @@ def test_heartbeats_renew_the_lease_and_send_progress(vigil: Vigil) -> None:
     def handle(job: ClaimedJob) -> object:
         job.progress(0.25, "a quarter")
         eventually(lambda: vigil.job(job.job_id)["message"] == "a quarter")
-        # Longer than the lease: nobody else got it meanwhile.
+        # Longer than the lease: no other worker claimed the job meanwhile.
         assert not job.lost.wait(6)
         return vigil.job(job.job_id)["progress"]
 
@@ -161,11 +161,11 @@ def test_cancel_request_reaches_the_worker_of_the_job(vigil: Vigil) -> None:
 
 
 def test_completion_with_a_lost_lease_is_refused(vigil: Vigil) -> None:
-    """A worker that was cut off comes back when another has the job."""
+    """Resume a worker after a pause in which another worker claimed its job."""
     job_id = submit(vigil, retry={"max_attempts": 2})
     (stale,) = vigil.claim("q", lease=1, worker="cut off")
     with working(vigil, lambda job: job.attempt):
-        # Its lease has run out, which a claim meets at once.
+        # The lease has expired; a claim reclaims the job at once.
         assert ended(vigil, job_id)["result"] == 2
     with pytest.raises(VigilError) as refusal:
         vigil.complete(job_id, "stale", lease_token=stale["lease_token"])

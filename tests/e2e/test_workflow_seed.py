@@ -1,5 +1,7 @@
-"""What workflows are for, heading by heading of the document that they were asked for in, on a deployed stack. Where
-there is an example for it, the example's file is what runs."""
+"""Workflows on a deployed stack, one test per heading of the requirements.
+
+Where an example exists, the test runs the example's file.
+"""
 
 from __future__ import annotations
 
@@ -27,32 +29,32 @@ Shell: TypeAlias = Callable[..., str]
 
 
 class Broken(Exception):
-    """What a job comes to that fails, with this code."""
+    """Return the expected error of a job that fails with this code."""
 
 
 def example(name: str) -> dict[str, Any]:
-    """The definition in a file of the examples."""
+    """Return the definition in a file of the examples."""
     return Workflow.from_file(EXAMPLES / name).to_dict()
 
 
 def begin(client: Client, definition: Mapping[str, Any]) -> str:
-    """A new run; its id."""
+    """Create a run; return its id."""
     return str(client.post("/v1/workflows", definition, status=202)["workflow_id"])
 
 
 def run_of(client: Client, *jobs: Mapping[str, Any], **rest: Any) -> str:
-    """A new run of these jobs; its id."""
+    """Create a run of these jobs; return its id."""
     return begin(client, {"name": "test", "jobs": jobs, **rest})
 
 
 def claimed(client: Client, queue: str = "default", most: int = 1, hold_s: int = 10) -> list[Any]:
-    """Jobs for a worker; held for a moment when there are none yet."""
+    """Claim jobs as a worker, with a short long poll."""
     jobs = client.post(f"/v1/queues/{queue}/claim", {"max": most, "worker": "w"}, prefer=f"wait={hold_s}")["jobs"]
     return list(jobs)
 
 
 def end(client: Client, job: Any, outcome: Any = None) -> None:
-    """End a claimed job: with this result, or as broken."""
+    """End a claimed job: complete it with this result, or fail it."""
     token = {"lease_token": job["lease_token"]}
     if isinstance(outcome, Broken):
         client.post(f"/v1/jobs/{job['job_id']}/fail", {**token, "error": {"code": str(outcome), "message": "planned"}})
@@ -68,7 +70,7 @@ def work(
     queue: str = "default",
     until: tuple[str, ...] = ("completed", "failed", "cancelled"),
 ) -> list[Any]:
-    """Be the worker of a run until it is in one of these statuses; the claimed jobs, in their order."""
+    """Work for a run until it has one of these statuses; return the claimed jobs in order."""
     done: list[Any] = []
     while client.get(f"/v1/workflows/{workflow_id}")["status"] not in until:
         for job in claimed(client, queue, most=10, hold_s=1):
@@ -83,14 +85,14 @@ def names(jobs: list[Any]) -> list[str]:
 
 
 def ended(client: Client, workflow_id: str) -> Any:
-    """The run once it has ended."""
+    """Return the run once it has ended."""
     return eventually(
         lambda: (run := client.get(f"/v1/workflows/{workflow_id}", prefer="wait=5"))["finished_at"] and run, 60
     )
 
 
 def statuses(client: Client, workflow_id: str) -> dict[str, str]:
-    """Of the jobs of a run, by their names."""
+    """Return a member of the jobs of a run, by job name."""
     return {job["name"]: job["status"] for job in client.get(f"/v1/workflows/{workflow_id}?page_size=200")["jobs"]}
 
 
@@ -100,8 +102,10 @@ def history(client: Client, workflow_id: str) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nightly(stack: Stack, aws: Aws) -> Iterator[Client]:
-    """A tenant in whose name the schedule of the examples runs, but every minute: begun before the first test, as a
-    minute may pass until it runs."""
+    """Create a tenant that runs the schedule of the examples every minute.
+
+    It starts before the first test, because the first fire may take a minute.
+    """
     schedule = json.loads((EXAMPLES / "nightly_schedule.json").read_text())
     with Client(stack, aws.key().token) as client:
         made = said(client.call("PUT", "/v1/schedules/nightly", schedule), 201)
@@ -113,7 +117,7 @@ def nightly(stack: Stack, aws: Aws) -> Iterator[Client]:
 
 @pytest.fixture
 def shell(stack: Stack, key: Key, tmp_path: Path) -> Shell:
-    """Types a command, with the exit code that it should have; what it says."""
+    """Run a command with the expected exit code; return its output."""
     environment = {"VIGIL_API_URL": stack.api_url, "VIGIL_API_KEY": key.token, "HOME": str(tmp_path), "COLUMNS": "200"}
 
     def shell(*arguments: str, code: int = 0) -> str:
@@ -127,7 +131,7 @@ def shell(stack: Stack, key: Key, tmp_path: Path) -> Shell:
 
 
 def test_job_dependencies_set_the_order_of_single_jobs(client: Client) -> None:
-    """Core Concepts: Job Dependencies. Without a workflow, too: jobs created one by one run in this order."""
+    """Core Concepts: Job Dependencies. Standalone jobs run in this order too."""
     first = client.job(job_type="data_processing", payload={"input_file": "raw_data.csv"})
     second = client.job(job_type="data_transformation", payload={"format": "parquet"}, depends_on=[first])
     third = client.job(job_type="data_export", payload={"destination": "s3://bucket/processed/"}, depends_on=[second])
@@ -155,7 +159,7 @@ def test_dependency_status_is_none_waiting_satisfied_or_failed(client: Client) -
 
 
 def test_sequential_jobs_receive_the_result_of_the_job_before(client: Client) -> None:
-    """Sequential Workflows: each job depends on the one before it, and is handed its result."""
+    """Sequential Workflows: each job depends on the previous one and receives its result."""
     run = begin(client, example("etl_pipeline.yaml"))
     worked = work(client, run, {"extract": {"rows": 3}, "transform": {"rows": 2}, "load": {"loaded": 2}}, queue="etl")
     assert names(worked) == ["extract", "transform", "load"]
@@ -169,7 +173,7 @@ def test_sequential_jobs_receive_the_result_of_the_job_before(client: Client) ->
 
 
 def test_parallel_jobs_run_at_once_and_the_summary_last(client: Client) -> None:
-    """Parallel Workflows: the regions run at once, the summary when all of them have succeeded."""
+    """Parallel Workflows: the regions run in parallel, the summary after all of them have succeeded."""
     run = begin(client, example("parallel_processing.yaml"))
     eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 4)
     regions = claimed(client, "regions", most=10)
@@ -186,7 +190,7 @@ def test_parallel_jobs_run_at_once_and_the_summary_last(client: Client) -> None:
 
 
 def test_fan_in_job_receives_the_results_of_all_fan_out_jobs(client: Client) -> None:
-    """Fan-out and Fan-in Patterns: one splits, ten do a chunk each, one aggregates."""
+    """Fan-out and Fan-in Patterns: one job splits, ten process a part each, one aggregates."""
     run = begin(client, example("fan_out_fan_in.json"))
     chunks = {f"chunk_{number}": {"sum": number} for number in range(10)}
     worked = work(client, run, chunks, queue="chunks")
@@ -199,7 +203,7 @@ def test_fan_in_job_receives_the_results_of_all_fan_out_jobs(client: Client) -> 
 
 
 def test_job_with_multiple_dependencies_waits_for_all_of_them(client: Client) -> None:
-    """Multiple Dependencies: a job waits for all three, whichever comes last."""
+    """Multiple Dependencies: a job waits for all three, in any order."""
     before = ["fetch_data", "load_config", "authenticate"]
     run = run_of(client, *({"name": name} for name in before), {"name": "process_with_deps", "depends_on": before})
     eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 3)
@@ -219,7 +223,7 @@ def test_job_with_multiple_dependencies_waits_for_all_of_them(client: Client) ->
 def test_conditional_dependencies_run_one_branch_and_skip_the_other(
     client: Client, verdict: str, taken: str, left: str
 ) -> None:
-    """Conditional Dependencies: one path or the other, by the result of the validation."""
+    """Conditional Dependencies: one branch or the other, by the result of the validation."""
     run = begin(client, example("validate_then_branch.yaml"))
     worked = work(client, run, {"validate_input": {"validation_status": verdict}}, queue="branches")
     assert names(worked) == ["validate_input", taken, "report"]
@@ -229,7 +233,7 @@ def test_conditional_dependencies_run_one_branch_and_skip_the_other(
 
 
 def test_fail_fast_cancels_the_rest_of_the_run_after_the_first_failure(client: Client) -> None:
-    """Failure Policies: FailFast, which is the default: the first failure stops the whole workflow."""
+    """Failure Policies: FailFast, the default: the first failure stops the whole workflow."""
     run = run_of(client, {"name": "job1"}, {"name": "job2", "depends_on": ["job1"]}, {"name": "beside", "queue": "x"})
     assert names(work(client, run, {"job1": Broken("DISK_FULL")})) == ["job1"]
     found = client.get(f"/v1/workflows/{run}")
@@ -239,7 +243,7 @@ def test_fail_fast_cancels_the_rest_of_the_run_after_the_first_failure(client: C
 
 
 def test_continue_on_failure_skips_only_dependent_jobs(client: Client) -> None:
-    """Failure Policies: ContinueOnFailure: what depends on the failed job is skipped, all else goes on."""
+    """Failure Policies: ContinueOnFailure: jobs that depend on the failed job are skipped, all others continue."""
     run = begin(client, example("resilient_pipeline.yaml"))
     worked = work(client, run, {"job_a": Broken("X")}, queue="resilient")
     assert Counter(names(worked)) == {"job_a": 2, "job_b": 1, "job_c": 1, "clean_up": 1}
@@ -303,7 +307,7 @@ def test_run_is_created_read_listed_and_cancelled(client: Client) -> None:
 
 
 def test_workflow_statistics_count_jobs_by_status(client: Client) -> None:
-    """Workflow Statistics: how many jobs stand how, and how far that is."""
+    """Workflow Statistics: the number of jobs per status, and the completion percentage."""
     run = run_of(
         client,
         {"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d", "depends_on": ["a"]}, {"name": "e", "queue": "x"},
@@ -326,7 +330,7 @@ def test_workflow_statistics_count_jobs_by_status(client: Client) -> None:
 
 
 def test_waiting_jobs_are_listed_with_their_dependencies(client: Client) -> None:
-    """Dependency Storage: who waits for others is listed, with the jobs that it waits for."""
+    """Dependency Storage: the upstream and downstream jobs of a job are listed."""
     run = run_of(client, {"name": "first"}, {"name": "second", "depends_on": ["first"]})
     (waiting,) = client.get("/v1/jobs?dependency_status=waiting")["jobs"]
     assert (waiting["workflow_id"], waiting["name"], waiting["depends_on"]) == (run, "second", ["first"])
@@ -334,7 +338,7 @@ def test_waiting_jobs_are_listed_with_their_dependencies(client: Client) -> None
 
 
 def test_claim_returns_only_jobs_with_satisfied_dependencies(client: Client) -> None:
-    """Efficient Dependency Queries: of a queue only jobs whose dependencies are satisfied are handed out."""
+    """Efficient Dependency Queries: a queue hands out only jobs whose dependencies are satisfied."""
     run = run_of(client, {"name": "ready"}, *({"name": f"not_{n}", "depends_on": ["ready"]} for n in range(5)))
     eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 1)
     (job,) = claimed(client, most=10)
@@ -362,7 +366,7 @@ def test_workflow_commands_create_list_show_draw_cancel_and_retry(client: Client
 
 
 def test_every_example_workflow_file_is_valid(shell: Shell, client: Client) -> None:
-    """Workflow Configuration File: each file of the examples, in JSON or YAML, is a definition that can be run."""
+    """Workflow Configuration File: each file of the examples, in JSON or YAML, is a valid definition."""
     files = [
         path for path in sorted(EXAMPLES.iterdir()) if path.suffix in (".json", ".yaml") and "schedule" not in path.name
     ]
@@ -375,7 +379,7 @@ def test_every_example_workflow_file_is_valid(shell: Shell, client: Client) -> N
 
 
 def test_circular_dependency_is_refused_with_the_cycle_in_the_error(client: Client) -> None:
-    """Circular Dependency Detection: refused, and the circle spelled out."""
+    """Circular Dependency Detection: the definition is refused with the full cycle."""
     jobs = [{"name": "a", "depends_on": ["c"]}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]}]
     told = problem(client.call("POST", "/v1/workflows", {"name": "test", "jobs": jobs}), 422, "CIRCULAR_DEPENDENCY")
     assert "a -> b -> c -> a" in told["errors"][0]["detail"] or "a -> c -> b -> a" in told["errors"][0]["detail"]
@@ -383,7 +387,7 @@ def test_circular_dependency_is_refused_with_the_cycle_in_the_error(client: Clie
 
 
 def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:
-    """Dependency Validation: every dependency has to exist."""
+    """Dependency Validation: every dependency must exist."""
     jobs = [{"name": "extract"}, {"name": "load", "depends_on": ["extrakt"]}]
     told = problem(client.call("POST", "/v1/workflows", {"name": "test", "jobs": jobs}), 422, "MISSING_DEPENDENCY")
     (wrong,) = told["errors"]
@@ -392,8 +396,10 @@ def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:
 
 
 def test_dependencies_precede_priorities_and_ready_jobs_follow_priority(client: Client) -> None:
-    """Priorities and Dependencies: a job waits for the one of low priority, whatever its own is; among those that are
-    ready the priority decides."""
+    """Priorities and Dependencies: a job waits for its dependency of low priority, whatever its own priority is.
+
+    Among ready jobs the priority decides.
+    """
     run = run_of(
         client,
         {"name": "low", "priority": "low"},
@@ -408,7 +414,7 @@ def test_dependencies_precede_priorities_and_ready_jobs_follow_priority(client: 
 
 
 def test_job_after_a_batch_receives_the_results_of_its_items(client: Client) -> None:
-    """Batch Operations with Workflows: a job of many payloads, and one that sums up."""
+    """Batch Operations with Workflows: a job of many payloads, and a job that sums up."""
     run = run_of(
         client,
         {"name": "process_batch", "batch": [{"n": 1}, {"n": 2}, {"n": 3}]},
@@ -428,7 +434,7 @@ def test_job_after_a_batch_receives_the_results_of_its_items(client: Client) -> 
 
 
 def test_trace_and_correlation_ids_of_a_run_are_on_its_jobs_and_events(client: Client, aws: Aws, key: Key) -> None:
-    """Distributed Tracing in Workflows: the run's ids are those of its jobs, and in every event."""
+    """Distributed Tracing in Workflows: jobs and events have the trace id and the correlation id of the run."""
     ids = {"trace_id": "1-67890abc-0123456789abcdef01234567", "correlation_id": "daily-report-001"}
     with aws.announcements(namespace=[key.namespace]) as announcements:
         run = run_of(client, {"name": "a"}, {"name": "b", "depends_on": ["a"], "trace_id": "own"}, **ids)
@@ -446,7 +452,7 @@ def test_trace_and_correlation_ids_of_a_run_are_on_its_jobs_and_events(client: C
 
 
 def test_jobs_of_a_dependency_web_run_in_topological_order(client: Client) -> None:
-    """Best Practices: Keep Dependencies Simple. A web runs all the same, each job after those before it."""
+    """Best Practices: Keep Dependencies Simple. A dense graph runs too, each job after its dependencies."""
     run = run_of(
         client,
         {"name": "job1"}, {"name": "job2", "depends_on": ["job1"]}, {"name": "job3", "depends_on": ["job1"]},
@@ -460,7 +466,7 @@ def test_jobs_of_a_dependency_web_run_in_topological_order(client: Client) -> No
 
 
 def test_job_names_of_the_definition_appear_in_the_graph(client: Client) -> None:
-    """Best Practices: Use Meaningful Names: those of the definition are on jobs, in the graph and in reasons."""
+    """Best Practices: Use Meaningful Names: the names of the definition are on jobs, in the graph and in reasons."""
     steps = ["validate_customer_data", "create_customer_account", "send_welcome_email"]
     jobs = [{"name": name, "depends_on": steps[:at][-1:]} for at, name in enumerate(steps)]
     run = run_of(client, *jobs, name="customer_onboarding_pipeline")
@@ -470,7 +476,7 @@ def test_job_names_of_the_definition_appear_in_the_graph(client: Client) -> None
 
 
 def test_retry_policy_of_the_run_applies_to_jobs_without_their_own(client: Client) -> None:
-    """Best Practices: Handle Failures Gracefully: the retry policy of the run is that of each job without its own."""
+    """Best Practices: Handle Failures Gracefully: a job without a retry policy has that of the run."""
     run = run_of(
         client,
         {"name": "flaky"},
@@ -485,8 +491,11 @@ def test_retry_policy_of_the_run_applies_to_jobs_without_their_own(client: Clien
 
 
 def test_run_without_changes_is_announced_as_stalled(client: Client, stack: Stack, aws: Aws, key: Key) -> None:
-    """Best Practices: Monitor Workflow Health: a run in which nothing changes for `health_check_interval` is announced
-    as stalled, with the reason, and goes on."""
+    """Best Practices: Monitor Workflow Health.
+
+    If no job of a run changes for `health_check_interval`, Vigil announces the run as stalled, with the reason, and the
+    run continues.
+    """
     with aws.announcements(namespace=[key.namespace], type=["vigil.workflow.stalled"]) as announcements:
         run = run_of(
             client, {"name": "hangs"}, {"name": "after", "depends_on": ["hangs"]}, health_check_interval=1, timeout=900
@@ -495,7 +504,7 @@ def test_run_without_changes_is_announced_as_stalled(client: Client, stack: Stac
         look = json.dumps({"kind": "run", "namespace": key.namespace, "id": run})
 
         def told() -> list[Any]:
-            # The sweeper looks at it once a minute, or when it is asked to.
+            # The sweeper checks the run once a minute, or on request.
             aws.queues.send_message(QueueUrl=stack.sweeper_queue_url, MessageBody=look)
             return announcements.collect()
 
@@ -508,15 +517,17 @@ def test_run_without_changes_is_announced_as_stalled(client: Client, stack: Stac
 
 
 def test_run_of_a_single_job_completes_with_its_result(client: Client) -> None:
-    """Best Practices: Use Appropriate Granularity: a run may be a single job."""
+    """Best Practices: Use Appropriate Granularity: a run may consist of one job."""
     run = run_of(client, {"name": "extract_customer_data"})
     assert names(work(client, run, {"extract_customer_data": 7})) == ["extract_customer_data"]
     assert client.get(f"/v1/workflows/{run}")["result"] == 7
 
 
 def test_waiting_job_shows_its_reason_and_dependencies_cannot_be_deleted(client: Client) -> None:
-    """Troubleshooting: Common Issues. Why a job does not start is on the job; no job of a run can lose those that it
-    depends on, nor be orphaned."""
+    """Troubleshooting: Common Issues.
+
+    The job shows why it does not start. No job of a run can lose its dependencies or become an orphan.
+    """
     run = run_of(client, {"name": "parent"}, {"name": "child", "depends_on": ["parent"]})
     parent, child = client.get(f"/v1/workflows/{run}")["jobs"]
     assert client.get(f"/v1/jobs/{child['job_id']}")["waiting_for"] == {
@@ -526,7 +537,7 @@ def test_waiting_job_shows_its_reason_and_dependencies_cannot_be_deleted(client:
     client.call("POST", f"/v1/workflows/{run}/cancel")
     ended(client, run)
     problem(client.call("DELETE", f"/v1/jobs/{parent['job_id']}"), 409, "INVALID_TRANSITION")
-    # Outside of runs a job whose dependency ended otherwise, or is gone, is not left behind either.
+    # A standalone job whose dependency failed or was deleted is not left waiting either.
     lone = client.job()
     orphan = client.job(depends_on=[lone])
     client.post(f"/v1/jobs/{lone}/cancel")
@@ -534,7 +545,7 @@ def test_waiting_job_shows_its_reason_and_dependencies_cannot_be_deleted(client:
 
 
 def test_commands_show_dependencies_graph_progress_and_stuck_jobs(client: Client, shell: Shell) -> None:
-    """Debugging Workflows: dependencies of a job, the graph, progress as it goes, and stuck jobs."""
+    """Debugging Workflows: dependencies of a job, the graph, live progress, and stuck jobs."""
     run = begin(client, example("etl_pipeline.yaml"))
     transform = client.get(f"/v1/workflows/{run}")["jobs"][1]["job_id"]
     assert "extract" in shell("job", "show", transform, "--include-dependencies")
@@ -549,7 +560,7 @@ def test_commands_show_dependencies_graph_progress_and_stuck_jobs(client: Client
 
 
 def test_race_cancels_the_loser_and_the_run_completes(client: Client) -> None:
-    """The first of two to succeed is what comes next sees; the other is cancelled, and the run does not mind."""
+    """The successor sees the first of two jobs that succeeds; the other is cancelled without failing the run."""
     mirrors = ["near", "far"]
     run = run_of(
         client,
@@ -639,7 +650,7 @@ def test_max_concurrency_limits_the_jobs_that_run_at_once(client: Client) -> Non
 
 
 def test_second_step_receives_the_result_of_the_first(client: Client) -> None:
-    """Of the executor's document: the second step takes what the first has come to."""
+    """Executor requirements: the second step receives the result of the first."""
     workflow = Workflow("compose")
     workflow.job("say_hello", payload={"name": "John"}).then("add_more")
     run = begin(client, workflow.to_dict())
@@ -649,7 +660,7 @@ def test_second_step_receives_the_result_of_the_first(client: Client) -> None:
 
 
 def test_race_returns_the_result_of_the_first_job(client: Client) -> None:
-    """Of the executor's document: three at once, and the result is that of the first."""
+    """Executor requirements: three jobs at once; the result is that of the first to succeed."""
     workflow = Workflow("race")
     race(workflow.parallel([{"name": name, "queue": name} for name in ("slow", "fast", "medium")]), name="winner")
     run = begin(client, workflow.to_dict())
@@ -662,7 +673,7 @@ def test_race_returns_the_result_of_the_first_job(client: Client) -> None:
 
 
 def test_all_of_returns_every_result_by_name(client: Client) -> None:
-    """Of the executor's document: all of them, and the result is all results, by name."""
+    """Executor requirements: all jobs; the result has all results by name."""
     workflow = Workflow("all")
     all_of(workflow.parallel(["one", "two", "three"]), name="together")
     run = begin(client, workflow.to_dict())
@@ -672,7 +683,7 @@ def test_all_of_returns_every_result_by_name(client: Client) -> None:
 
 
 def test_timed_out_job_fails_or_completes_with_its_fallback(client: Client) -> None:
-    """Of the executor's document: fail if too slow, or go on with a default value."""
+    """Executor requirements: fail after a timeout, or continue with a default value."""
     workflow = Workflow("timeout", failure_policy="continue_on_failure")
     workflow.job("too_slow").with_timeout(1)
     workflow.job("late", queue="late").with_timeout(1).with_fallback("default").then("after")
@@ -691,8 +702,10 @@ def test_timed_out_job_fails_or_completes_with_its_fallback(client: Client) -> N
 
 @pytest.mark.timeout(600)
 def test_run_of_a_thousand_parallel_jobs_has_exact_counts(client: Client) -> None:
-    """Performance Considerations: a thousand jobs side by side between two, counted exactly. They are joins, which need
-    no worker; some ten writes and reads each, which takes the emulator a while."""
+    """Performance Considerations: a thousand parallel jobs between two others, counted exactly.
+
+    They are joins, which need no worker; each takes about ten reads and writes.
+    """
     middle = [f"chunk_{number:03}" for number in range(1000)]
     jobs = [{"name": name, "executor": "join", "depends_on": ["split"]} for name in middle]
     run = run_of(client, {"name": "split"}, *jobs, {"name": "aggregate", "depends_on": middle})
@@ -714,8 +727,10 @@ def test_run_of_a_thousand_parallel_jobs_has_exact_counts(client: Client) -> Non
 
 
 def test_cron_schedule_starts_a_run_with_delayed_jobs(nightly: Client) -> None:
-    """Cron Jobs with Dependencies: extract at 2 and report at 8, every day; the last test, for its run may take a
-    minute to come."""
+    """Cron Jobs with Dependencies: extract at 2 and report at 8, every day.
+
+    This is the last test, because its first fire may take a minute.
+    """
     assert eventually(lambda: nightly.get("/v1/schedules/nightly")["last_run"], 100, every_s=0.5)
     nightly.post("/v1/schedules/nightly/pause")
     (run,) = nightly.get("/v1/workflows?name=nightly")["workflows"]

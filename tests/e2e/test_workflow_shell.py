@@ -1,4 +1,4 @@
-"""`vigil workflow`, as an operator types it, and the client's builder, on a deployed stack."""
+"""`vigil workflow` as an operator types it, and the client's builder, on a deployed stack."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def vigil(stack: Stack, key: Key) -> Iterator[Vigil]:
 
 @pytest.fixture
 def shell(stack: Stack, key: Key, tmp_path: Path) -> Shell:
-    """Types a command; with the exit code it should have. What it says."""
+    """Run a command with the expected exit code; return its output."""
     environment = {"VIGIL_API_URL": stack.api_url, "VIGIL_API_KEY": key.token, "HOME": str(tmp_path), "COLUMNS": "200"}
 
     def shell(*arguments: str, code: int = 0) -> str:
@@ -56,7 +56,7 @@ def shell(stack: Stack, key: Key, tmp_path: Path) -> Shell:
 
 
 def work(vigil: Vigil, queue: str, name: str, *, fails: bool = False) -> None:
-    """Run the job of this name, which is the next."""
+    """Claim and complete the job of this name, which is the next one."""
     (job,) = vigil.claim(queue, worker="w", wait=20)
     assert job["name"] == name
     if fails:

@@ -1,4 +1,4 @@
-"""Workflows on the deployed stack: over HTTP, through stream and Step Functions."""
+"""Workflows on the deployed stack: over HTTP, through the stream and Step Functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def work(client: Client, until: Any, outcomes: Mapping[str, Any] | None = None, *, queue: str = "default") -> list[str]:
-    """Do what workers are given, until that holds; the names of the jobs in their order."""
+    """Work as a worker until the condition holds; return the names of the jobs in order."""
     done: list[str] = []
     while not until():
         for job in client.post(f"/v1/queues/{queue}/claim", {"max": 5, "worker": "w"}, prefer="wait=1")["jobs"]:
