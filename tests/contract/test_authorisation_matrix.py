@@ -1,4 +1,4 @@
-"""Who may do what: every route × every scope × the own and another namespace, made from the routes themselves."""
+"""Authorisation matrix: every route × every scope × the own and another namespace, generated from the routes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ALLOWED = {
         "replay_delivery",
     },
 }  # fmt: skip
-"""What each scope adds. The routes say so too; to say it twice is the point."""
+"""The routes that each scope adds. The routes declare it too; this table checks them independently."""
 ALLOWED[Scope.SUBMIT] |= ALLOWED[Scope.READ]
 ALLOWED[Scope.WORK] |= ALLOWED[Scope.READ]
 ALLOWED[Scope.ADMIN] |= ALLOWED[Scope.SUBMIT] | ALLOWED[Scope.WORK] | {"put_job_type", "delete_job_type"}
@@ -62,8 +62,9 @@ BODIES: dict[str, Any] = {
 
 
 class World(NamedTuple):
-    """A running job, a wait on it, the job's queue, a job type, a webhook, what it was sent, a schedule, a run: of
-    `demo`."""
+    """The entities of namespace `demo`: a running job, a wait on it, the job's queue, a job type, a webhook and its
+    delivery, a schedule, a run.
+    """
 
     job_id: str
     wait_id: str
@@ -86,7 +87,7 @@ def world() -> Iterator[World]:
 
 
 def a_delivery(webhook: str) -> str:
-    """Of a test's own to a webhook of demo; its id."""
+    """Store a delivery of a webhook of demo; return its id."""
     event = Event(
         event_id=f"{SOME_ID}.1", type="vigil.job.failed", namespace="demo", subject=SOME_ID, time=datetime.now(UTC),
         data={}, topics=(), audience="ending",

@@ -1,4 +1,4 @@
-"""The page of what was measured is made of the results that are kept."""
+"""The benchmarks page matches the stored results."""
 
 from __future__ import annotations
 

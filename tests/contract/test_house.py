@@ -1,4 +1,4 @@
-"""The promises that no other tool keeps: locked versions, thin handlers, a pure domain, an honest changelog."""
+"""Promises that no other tool checks: locked versions, thin handlers, a pure domain, an honest changelog."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SAM_LOCK = ROOT / "requirements/sam.txt"
 
 HANDLERS = sorted(FUNCTIONS.glob("*/handler.py"))
 LONGEST_HANDLER = 60
-"""Lines: parse, one service call, answer."""
+"""Lines: parse, one service call, respond."""
 
 OF_THE_LAMBDA_RUNTIME = {"boto3", "botocore"}
 CLOCKS = {"now", "today", "utcnow"}
-"""Methods of `datetime` and `date`; the module `time` is barred by the dependency rule."""
+"""Methods of `datetime` and `date`; the dependency rule excludes the module `time`."""
 
 
 def pins(lock: Path) -> dict[str, str]:
-    """Name → the one version that a lock file allows."""
+    """Return the single version that a lock file allows for each name."""
     found: dict[str, str] = {}
     for line in lock.read_text().splitlines():
         if line and not line.startswith("#"):
@@ -42,7 +42,7 @@ def pins(lock: Path) -> dict[str, str]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The top-level names that a module imports when it runs, wherever in it: not those for the type checker alone."""
+    """Return the top-level names that a module imports at run time, without those for the type checker."""
     for node in ast.iter_child_nodes(tree):
         match node:
             case ast.Import(names=names):
@@ -92,7 +92,7 @@ def test_handler_stays_below_the_line_limit(handler: Path) -> None:
 
 
 def test_import_linter_sees_every_function() -> None:
-    """One `__init__.py`, and functions/ is no namespace package: the contracts would hold for what they do not see."""
+    """Note: with one `__init__.py`, functions/ is no namespace package, and the contracts do not see it."""
     assert HANDLERS
     assert not list(FUNCTIONS.rglob("__init__.py"))
 
@@ -105,7 +105,7 @@ def test_domain_never_reads_the_system_time() -> None:
 
 
 def test_project_version_matches_the_changelog() -> None:
-    """A development version has unreleased entries; a release is the newest heading, and nothing waits above it."""
+    """Note: a development version has unreleased entries; a release is the newest heading, without entries above it."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     _, unreleased, *released = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert unreleased.startswith("[Unreleased]\n")

@@ -1,4 +1,4 @@
-"""The built layer satisfies every import: each handler is imported where there is nothing else, as in Lambda."""
+"""The built layer satisfies every import: each handler is imported without other packages, as in Lambda."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vigil.local.sam import build
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = sorted(path.parent.name for path in (ROOT / "functions").glob("*/handler.py"))
-# With all that a function's package and its layers hold, unzipped:
+# Unzipped size of a function's package and its layers:
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 LARGEST_BYTES = 250 * 1024 * 1024
 
@@ -35,12 +35,12 @@ print(json.dumps(sorted({str(m.__file__) for m in list(sys.modules.values()) if 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `sam build` made of the sources."""
+    """Return the folder that `sam build` wrote."""
     return build(ROOT, tmp_path_factory.mktemp("build") / "build.log").parent
 
 
 def distributions(name: str) -> Iterator[importlib.metadata.Distribution]:
-    """A distribution and all that it needs."""
+    """Return a distribution and all its dependencies."""
     distribution = importlib.metadata.distribution(name)
     yield distribution
     for requirement in map(Requirement, distribution.requires or ()):
@@ -50,7 +50,7 @@ def distributions(name: str) -> Iterator[importlib.metadata.Distribution]:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with boto3 and its own dependencies, which the Lambda runtime brings, and nothing else."""
+    """Return a directory with boto3 and its dependencies, which the Lambda runtime provides, and nothing else."""
     directory = tmp_path_factory.mktemp("runtime")
     for distribution in distributions("boto3"):
         for top in {file.parts[0] for file in distribution.files or () if ".." not in file.parts}:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: committed, complete, and of the routes that are deployed."""
+"""The OpenAPI document is committed, complete, and matches the deployed routes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMITTED = Path(__file__).resolve().parents[2] / "docs/openapi.json"
 
 
 def deployed() -> dict[tuple[str, str], bool]:
-    """(method, path) → whether the route needs a key, of the template; $default as ("", "")."""
+    """Return (method, path) → whether the route needs a key, from the template; $default is ("", "")."""
     events = resources("AWS::Serverless::Function")["ApiFunction"]["Events"].values()
     found: dict[tuple[str, str], bool] = {}
     for event in events:

@@ -1,4 +1,4 @@
-"""The pages say what the code does, where a machine can tell; and their links lead somewhere."""
+"""The pages match the code where a machine can check it, and their links work."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def page(name: str) -> str:
-    """A page of docs/."""
+    """Return a page of docs/."""
     return (ROOT / "docs" / name).read_text()
 
 
 def rows(text: str, header: str) -> list[list[str]]:
-    """The rows of the table whose header begins so, cell by cell; a cell's code is without its ticks."""
+    """Return the rows of the table with this header, cell by cell, without the backticks of code."""
     _, _, below = text.partition(f"\n| {header} |")
     lines = below.splitlines()[2:]
     table = lines[: next((n for n, line in enumerate(lines) if not line.startswith("|")), len(lines))]
@@ -42,12 +42,12 @@ def rows(text: str, header: str) -> list[list[str]]:
 
 
 def names(text: str, header: str) -> list[str]:
-    """Every code in the first column of that table."""
+    """Return every code in the first column of that table."""
     return [name for row in rows(text, header) for name in re.findall("`([^`]+)`", row[0])]
 
 
 def anchors(path: Path) -> set[str]:
-    """What a link may name behind `#`, as it is made of headings."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -124,7 +124,7 @@ def test_adr_index_lists_every_decision_record() -> None:
 
 
 def test_ellipsis_in_a_documented_response_matches_any_value() -> None:
-    """The check that the examples on the pages are held to."""
+    """Return the validator for the examples on the pages."""
     assert is_as_shown({"a": 1, "b": [{"c": "x"}]}, {"a": 1, "b": [{"c": "…"}]})
     assert is_as_shown({"a": 1, "b": 2}, {"a": 1, "…": "…"})
     assert not is_as_shown({"a": 1, "b": 2}, {"a": 1})

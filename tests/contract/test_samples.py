@@ -1,4 +1,4 @@
-"""events/ holds a sample payload for each function, and no sample that nothing uses."""
+"""events/ holds a sample payload for each function, and every sample is used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLES = sorted(path.stem for path in EVENTS.iterdir())
 
 @pytest.fixture(scope="module")
 def sources_of_tests() -> str:
-    """All that the tests say, but for what they say of Docker: that needs an engine, and proves nothing without."""
+    """Return the text of all tests except those in containers, which need Docker."""
     others = (path for path in Path(ROOT, "tests").rglob("*.py") if path.parent.name != "docker")
     return "\n".join(path.read_text() for path in others)
 

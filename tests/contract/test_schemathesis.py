@@ -1,4 +1,4 @@
-"""The OpenAPI document against the handler: whatever is sent, what comes back is what the document says, and no 5xx."""
+"""Schemathesis on the handler: every response matches the OpenAPI document, and no request causes a 5xx."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ RELATIONS = (
     "either cron or rate", "either job or workflow", "at least one of status", "no such upload", "/jobs/", "/workflow",
     "is the name of no job", "stands in place of", "is only for a batch",
 )  # fmt: skip
-"""What is refused for its relation to something else, which no schema can tell."""
+"""Parts of refusals that depend on stored data or on other members, which no schema can express."""
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The handler as a WSGI application, behind an authorizer that knows one key."""
+    """Serve the handler as a WSGI application, behind an authorizer that knows one key."""
     headers = {
         name.removeprefix("HTTP_").replace("_", "-").lower(): value
         for name, value in environ.items()
@@ -59,7 +59,10 @@ schema.config.phases.coverage.enabled = THOROUGH
 
 @pytest.fixture
 def ids() -> Iterator[dict[str, list[str]]]:
-    """Jobs and waits in all their states, to put into paths. Each route has its own, so no other route affects it."""
+    """Store jobs and waits in all their states, for use in paths.
+
+    Each route has its own, so no other route affects it.
+    """
     with deployed(), short_way(), no_constants_of_modules():
         client = Client()
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
@@ -92,9 +95,9 @@ def ids() -> Iterator[dict[str, list[str]]]:
 def test_generated_requests_get_only_documented_responses(
     case: schemathesis.Case[Any], ids: dict[str, list[str]], number: Iterator[int]
 ) -> None:
-    """Ids that exist, no hold, no key used twice, no made-up page token: all of that has tests of its own.
+    """Use ids that exist, no long poll, no repeated key and no invented page token: those have tests of their own.
 
-    An API of API Gateway has no 405: what no route takes goes to $default, which answers 404.
+    An HTTP API of API Gateway returns no 405: an unknown route reaches $default, which returns 404.
     """
     turn = next(number)
     for name in case.path_parameters:
@@ -107,7 +110,7 @@ def test_generated_requests_get_only_documented_responses(
     response = case.call(headers={"Authorization": KEY})
     excluded = [unsupported_method]
     if "Idempotency-Key" in case.headers:
-        # It was replaced, or reaches the handler without the blanks around it: it is no longer what was generated.
+        # The value was replaced, or reaches the handler without its surrounding blanks, so it is not the generated one.
         excluded.append(negative_data_rejection)
     if any(said in response.text for said in RELATIONS):
         excluded.append(positive_data_acceptance)
@@ -116,5 +119,5 @@ def test_generated_requests_get_only_documented_responses(
 
 @pytest.fixture
 def number() -> Iterator[int]:
-    """Numbers, each once."""
+    """Yield distinct numbers."""
     return count()

@@ -1,4 +1,4 @@
-"""What the template promises: who may call what, who may do what, and that nothing is lost in silence."""
+"""The template's promises: which identity may call and do what, and that no failure is silent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPEN_ROUTES = {"GET /openapi.json", "$default"}
 
 
 def routes() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every HTTP route with its event's properties."""
+    """Return every HTTP route with its event's properties."""
     for function in FUNCTIONS.values():
         for event in function.get("Events", {}).values():
             if event["Type"] == "HttpApi":
@@ -35,7 +35,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def consumer(mapping: dict[str, Any]) -> dict[str, Any]:
-    """The function of an event source mapping."""
+    """Return the function of an event source mapping."""
     return FUNCTIONS[mapping["FunctionName"]["Ref"]]
 
 
@@ -75,13 +75,13 @@ def test_role_statements_spell_out_actions_and_resources(function: str) -> None:
         for action in listed(statement["Action"]):
             assert re.fullmatch(r"[a-z0-9-]+:[A-Za-z]+", action), "an action is spelled out"
         for resource in listed(statement["Resource"]):
-            # These two take no resource: https://docs.aws.amazon.com/service-authorization/latest/reference/
+            # These two actions take no resource: https://docs.aws.amazon.com/service-authorization/latest/reference/
             assert resource != "*" or statement["Action"] in ("dynamodb:ListStreams", "states:SendTaskSuccess")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_function_environment_matches_the_rights_of_its_role(function: str) -> None:
-    """A queue, topic or bucket in the environment comes with a right on it, and the other way round."""
+    """Note: a queue, topic or bucket in the environment has a permission, and each permission has a variable."""
     told = json.dumps(FUNCTIONS[function].get("Environment", {}))
     allowed = json.dumps(statements(function))
     for name in ("FanOutQueue", "SweeperQueue", "Topic"):
@@ -143,7 +143,7 @@ def test_every_template_parameter_is_used() -> None:
 
 
 def test_environment_variables_match_the_settings() -> None:
-    """By name, over all functions: a variable that nobody reads, or that nobody sets, is a mistake."""
+    """Note: a variable that no code reads, or that no function sets, is a mistake."""
     settings = (ROOT / "layers/common/python/vigil_core/runtime/settings.py").read_text()
     read = set(re.findall(r'(?:setting|environ\.get)\("([A-Z_]+)"', settings))
     everywhere = template()["Globals"]["Function"]["Environment"]["Variables"]

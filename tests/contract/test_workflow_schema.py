@@ -1,4 +1,4 @@
-"""The JSON Schema of workflow definitions: committed, and of one mind with the API about shapes."""
+"""The JSON Schema of workflow definitions is committed, and accepts the same shapes as the API."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALIDATOR = Draft202012Validator(workflow_schema())
 
 
 def examples() -> dict[str, Any]:
-    """By their files, the definitions of the examples; that of the schedule too."""
+    """Return the definitions of the examples by file, including the schedule's."""
     found = {}
     for path in sorted([*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.json")]):
         said = Workflow.from_file(path).to_dict()

@@ -1,4 +1,4 @@
-"""The demo's story, what it makes of facts, and how it looks: all but the playing."""
+"""The demo's story, its facts and its screen, without the playback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOB_IDS = {machine.name: f"01980c4e-5a00-7c3b-9e21-00000000000{n}" for n, machin
 
 
 def job(machine: str, **told: Any) -> dict[str, Any]:
-    """A job as the API shows it, as far as the board looks at it."""
+    """Return a job as the API shows it, with the members that the board reads."""
     return {
         "job_id": JOB_IDS[machine], "status": "running", "job_stage": "boot", "job_health": None, "progress": 0.25,
         "message": "booting", "error": None, **told,
@@ -29,7 +29,7 @@ def job(machine: str, **told: Any) -> dict[str, Any]:
 
 
 def answer(client: Client, *, over: bool = True) -> dict[str, Any]:
-    """What a client is told: what the story expects, or that it has to wait."""
+    """Return the expected response of a client, or a wait that is still open."""
     told = {"wait_id": f"wait-{client.name}", "counts": {"total": 3, "met": 2, "unmet": 0}, "unmet_jobs": {}}
     if over:
         return {**told, **deepcopy(client.expected(JOB_IDS))}
@@ -37,7 +37,7 @@ def answer(client: Client, *, over: bool = True) -> dict[str, Any]:
 
 
 def told(client: Client) -> dict[str, Any]:
-    """The event of a wait's end."""
+    """Return the event of a wait's end."""
     return {
         "id": f"wait-{client.name}.2", "type": f"vigil.wait.{client.status}", "subject": f"wait-{client.name}",
         "time": "2026-01-31T09:30:00.123Z", "data": {},
@@ -46,7 +46,7 @@ def told(client: Client) -> dict[str, Any]:
 
 @pytest.fixture
 def known() -> DemoState:
-    """Everything went as it should."""
+    """Return the facts of a demo without failures."""
     known = DemoState(job_ids=dict(JOB_IDS))
     for machine in MACHINES:
         known.apply(MachineReported(1, machine.name, job(machine.name)))
@@ -59,7 +59,7 @@ def known() -> DemoState:
 
 
 def drawn(*shown: RenderableType, width: int = 100) -> str:
-    """What a terminal of this width shows."""
+    """Return the text that a terminal of this width shows."""
     console = Console(file=StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(*shown, sep="\n")
     assert isinstance(console.file, StringIO)

@@ -1,4 +1,4 @@
-"""Records of the stream, as Lambda hands them to a function: JSON, so that binary values are Base64 text."""
+"""Stream records as Lambda passes them to a function: JSON, with binary values as Base64 text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subsegments as they are sent to X-Ray's daemon; and that nothing fails where they cannot be."""
+"""Subsegments as they are sent to the X-Ray daemon; a missing daemon causes no failure."""
 
 from __future__ import annotations
 

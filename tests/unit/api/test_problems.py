@@ -1,4 +1,4 @@
-"""From errors to problem documents."""
+"""Mapping of errors to problem documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a request."""
+"""Parsing of a request."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_token_with_added_text_does_not_parse(token: Token, extra: str, data: st
     text = token.to_text()
     at = data.draw(st.integers(0, len(text)))
     parsed = parse_token(text[:at] + extra + text[at:], token.kind)
-    # Only the namespace has room for more.
+    # Only the namespace may be longer.
     assert parsed is None or (parsed.id, parsed.secret) == (token.id, token.secret)
 
 

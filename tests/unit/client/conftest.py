@@ -1,4 +1,4 @@
-"""A server that is like Vigil, a client of it that does not pause for long, and its commands as a person types them."""
+"""A fake Vigil server, a client of it with short pauses, and a runner for commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run: TypeAlias = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def no_thread_outlives_its_test() -> Iterator[None]:
-    """What a worker left running when it was told twice to stop would go on in the middle of other tests."""
+    """Note: after two stop requests a worker may leave a thread, which would run into other tests."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -42,7 +42,7 @@ def client(fake: FakeVigil) -> Iterator[Vigil]:
 
 @pytest.fixture
 def run(fake: FakeVigil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Types a command; with the exit code it should have."""
+    """Run a command with the expected exit code; return its output."""
     monkeypatch.setenv("VIGIL_API_URL", fake.url)
     monkeypatch.setenv("VIGIL_API_KEY", API_KEY)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`vigil job`, as a person types it, against a server that is like Vigil."""
+"""`vigil job` on a fake Vigil server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vigil worker run` as a process of its own, against a server that is like Vigil."""
+"""`vigil worker run` as a separate process, on a fake Vigil server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def until_it_says(worker: subprocess.Popen[str], text: str) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path, fake: FakeVigil) -> Iterator[Start]:
-    """Starts `vigil worker run` in a directory with a module of tasks."""
+    """Start `vigil worker run` in a directory with a module of tasks."""
     (tmp_path / "tasks.py").write_text(TASKS)
     started: list[subprocess.Popen[str]] = []
 

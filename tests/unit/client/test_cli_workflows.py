@@ -1,4 +1,4 @@
-"""`vigil workflow`, and the client's part of it, against a server that is like Vigil."""
+"""`vigil workflow`, and the client's part of it, on a fake Vigil server."""
 
 from __future__ import annotations
 

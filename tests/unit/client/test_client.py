@@ -1,4 +1,4 @@
-"""The client, against a server that is like Vigil and now and then fails."""
+"""The client, on a fake Vigil server that fails now and then."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOBODY = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 
 
 def running(client: Vigil, **wanted: Any) -> str:
-    """A job that was started without a lease."""
+    """Create a job that was started without a lease."""
     job_id = client.submit("test", **wanted).job_id
     client.start(job_id)
     return job_id
@@ -259,7 +259,7 @@ def test_throttled_request_is_repeated(client: Vigil, fake: FakeVigil) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_client_waits_for_retry_after(client: Vigil, fake: FakeVigil, form: str) -> None:
-    # Dates have whole seconds: two ahead is more than one from now.
+    # Dates have whole seconds: two seconds ahead is more than one second from now.
     later = "1" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     fake.refuse("GET", "/v1/jobs", 429, retry_after=later)
     assert list(client.jobs()) == []
@@ -324,7 +324,7 @@ def test_unreachable_server_raises_with_its_url() -> None:
 
 @pytest.fixture
 def below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory below one that a local cloud was started in."""
+    """Return a directory below one in which a local stack was started."""
     monkeypatch.delenv("VIGIL_API_URL", raising=False)
     monkeypatch.delenv("VIGIL_API_KEY", raising=False)
     deep = tmp_path / "a/b"

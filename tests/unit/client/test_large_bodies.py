@@ -1,4 +1,4 @@
-"""The client with payloads and results too large for a request or an answer."""
+"""The client with payloads and results that exceed a request or a response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ URL = "https://store.example/object?signed"
 
 
 class Store:
-    """A store that fails so many times; and the API, of which only uploads and one job are asked."""
+    """An object store that fails a number of times, and an API of uploads and one job."""
 
     def __init__(self, failures: int = 0, content: bytes = b"") -> None:
         self.failures = failures

@@ -1,4 +1,4 @@
-"""What reports for a Lambda function, against a server that is like Vigil and now and then fails."""
+"""The task SDK for Lambda functions, on a fake Vigil server that fails now and then."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def environment(fake: FakeVigil, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def handed_over(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, Any]:
-    """The event of a new job, as Vigil would have made it."""
+    """Return the event of a new job, as Vigil builds it."""
     client.submit("resize", queue="q", **wanted)
     (job,) = client.claim("q", lease=60)
     names = ("job_id", "job_type", "name", "queue", "attempt", "payload", "fields", "tags", "lease_token")
@@ -120,13 +120,13 @@ def test_result_that_is_not_json_fails_the_job(client: Vigil, fake: FakeVigil) -
 
 
 def test_repeated_event_does_not_run_the_function_again(client: Vigil, fake: FakeVigil) -> None:
-    """Lambda delivers at least once, and repeats what crashed."""
+    """Note: Lambda delivers at least once, and repeats a crashed invocation."""
     event = handed_over(client)
     ran: list[int] = []
 
     def work(job: Task) -> object:
         ran.append(1)
-        run(lambda _: ran.append(2), event)  # while it runs
+        run(lambda _: ran.append(2), event)  # While the task runs.
         return None
 
     run(work, event)

@@ -1,4 +1,4 @@
-"""The worker, against a server that is like Vigil and now and then fails."""
+"""The worker, on a fake Vigil server that fails now and then."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE_S = 30
 
 @contextmanager
 def working(client: Vigil, handler: Handler, **wanted: Any) -> Iterator[tuple[Worker, Future[None]]]:
-    """A worker in a thread; it has stopped when the block ends."""
+    """Run a worker in a thread; it has stopped when the block ends."""
     worker = Worker(client, "q", handler, **{"hold": 1, "lease": 10, "grace": DEADLINE_S, **wanted})
     with ThreadPoolExecutor(1) as pool:
         ran = pool.submit(worker.run)
@@ -227,7 +227,7 @@ def test_heartbeats_renew_the_lease_of_a_long_job(client: Vigil, fake: FakeVigil
 
 
 def test_heartbeats_are_limited_despite_frequent_progress(client: Vigil, fake: FakeVigil) -> None:
-    """Every third of the lease, however much progress is told: that goes at most once a second."""
+    """Note: a heartbeat follows every third of the lease; reports of progress are sent at most once a second."""
 
     def handle(job: ClaimedJob) -> object:
         began = time.monotonic()
@@ -308,7 +308,7 @@ def test_cancel_request_reaches_the_handler(client: Vigil, fake: FakeVigil, how:
         return "not reached"
 
     job_id = submit(client)
-    # By heartbeat within a third of the lease; by a report sooner.
+    # A heartbeat detects it within a third of the lease; a report sooner.
     with working(client, handle, lease=1 if how == "heartbeat" else 600):
         job = fake.ended(job_id)
     assert job["status"] == "cancelled"
@@ -358,7 +358,7 @@ def test_result_after_a_lost_lease_is_dropped(client: Vigil, fake: FakeVigil) ->
 
 
 def test_lease_without_successful_heartbeat_is_lost(client: Vigil, fake: FakeVigil) -> None:
-    """Nobody says so: the worker's own clock does, which is monotonic."""
+    """Note: no server reports it. The worker's own monotonic clock detects it."""
     lost = threading.Event()
 
     def handle(job: ClaimedJob) -> object:

@@ -1,4 +1,4 @@
-"""Pictures of a run's graph: in three languages, of any names, and of ten thousand jobs."""
+"""Diagrams of a run's graph: three formats, any names, and ten thousand jobs."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def chain(length: int, failed: int) -> list[DiagramJob]:
 
 
 def texts(picture: str) -> list[str]:
-    """Every text that can be read in an SVG, tooltips aside."""
+    """Return every visible text of an SVG, without tooltips."""
     return [element.text or "" for element in ElementTree.fromstring(picture).iter(f"{SVG}text")]
 
 
 def counted(picture: str) -> tuple[int, int]:
-    """How many jobs the legend counts, and how many the boxes do."""
+    """Return the number of jobs in the legend and in the boxes."""
     shown = texts(picture)
     legend = [re.fullmatch(rf"([\d,]+) ({'|'.join(STATUSES)})", text) for text in shown]
     in_groups = [int(found.replace(",", "")) for text in shown for found in re.findall("([\\d,]+)\u00a0", text)]

@@ -1,4 +1,4 @@
-"""An event is a function of the version it tells of, and its id names that version."""
+"""An event is a function of one version of an entity, and its id names that version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JOB = "019bf000-0000-7000-8000-000000000001"
 
 
 def lived() -> Job:
-    """A job that has been through a lot, its whole history in it."""
+    """Return a job with a long history, all of it in the version."""
     job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
     job = jobs.start(job, now=NOON, actor="key")
     job = jobs.report(job, Report(stage="boot", progress=Decimal("0.5")), now=NOON, actor="key")

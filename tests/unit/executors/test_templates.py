@@ -1,4 +1,4 @@
-"""Templates of targets: what a place is, and that nothing put into one can be more than what it is put in as."""
+"""Templates of targets: placeholders, and values that cannot break out of their context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The life of a job, without a table."""
+"""Transitions of a job, without a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON Schema for payloads, without a table: what is taken, what is refused, and that nothing takes long."""
+"""JSON Schema for payloads, without a table: accepted schemas, refused schemas, and bounded time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vigil_core.domain.jobs.pattern_cost import regex_cost
 from vigil_core.services.jobs.payload_schema import DIALECT, MAX_PROBLEMS, MAX_SUBSCHEMAS, check_instances, check_schema
 
 LONG_S = 20
-"""Far above what a bounded check takes on a busy machine, far below what an unbounded one would."""
+"""Far above the time of a bounded check on a busy machine, far below that of an unbounded one."""
 
 
 def refused(schema: Any, *payload: Any) -> dict[str, str]:
-    """What is wrong with a schema; or, given one, with a payload."""
+    """Return the problems of a schema, or of a payload under it."""
     began = time.monotonic()
     try:
         check_instances(schema, {"/payload": payload[0]}) if payload else check_schema(schema)

@@ -1,4 +1,4 @@
-"""Orders of stages of one's own, without a table."""
+"""Custom stage orders, without a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def flashing(**wanted: object) -> Job:
 
 
 def stored(job: Job) -> Job:
-    """The job as it comes back from the table, which holds no nulls."""
+    """Return the job as the table returns it, without nulls."""
     return job_from_row({name: value for name, value in job_to_row(job).items() if value is not None})
 
 

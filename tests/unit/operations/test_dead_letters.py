@@ -13,7 +13,7 @@ MATCHER = "arn:aws:lambda:us-east-1:123456789012:function:vigil-matcher"
 
 
 def written(payload: object, **changes: Any) -> bytes:
-    """An object as Lambda writes it."""
+    """Return an object as Lambda writes it."""
     document = {
         "requestContext": {
             "requestId": "c9b8fa9f-5a7f-4b30-af9c-0c604cde93a5",

@@ -1,4 +1,4 @@
-"""The SQS gateway against a queue that refuses."""
+"""The SQS gateway, on a queue that refuses messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Message:
 
 @dataclass
 class Sqs:
-    """Takes messages, but for the bodies in `refused`, each as often as it says."""
+    """Accepts messages, except the bodies in `refused`, each as often as its number says."""
 
     refused: dict[str, int] = field(default_factory=dict)
     batches: list[list[dict[str, Any]]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""When the runs of a schedule are, through summer time and back."""
+"""Fire times of a schedule, across daylight saving time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TestCron:
         assert runs(workdays, "2026-07-03T12:00", 1) == ["2026-07-06T07:30:00"]
 
     def test_fire_time_in_the_spring_gap_moves_to_its_end(self) -> None:
-        """On 29 March 2026, 02:00 in Berlin is followed by 03:00."""
+        """Note: on 29 March 2026, 03:00 follows 02:00 in Berlin."""
         assert runs(cron("30 2 * * *", BERLIN), "2026-03-28T00:00") == [
             "2026-03-28T01:30:00",
             "2026-03-29T01:00:00",
@@ -60,7 +60,7 @@ class TestCron:
         ]
 
     def test_fire_time_in_the_repeated_autumn_hour_occurs_once(self) -> None:
-        """On 25 October 2026, 02:59 in Berlin is followed by 02:00."""
+        """Note: on 25 October 2026, 02:00 follows 02:59 in Berlin."""
         assert runs(cron("30 2 * * *", BERLIN), "2026-10-24T00:00") == [
             "2026-10-24T00:30:00",
             "2026-10-25T00:30:00",

@@ -12,7 +12,7 @@ WAIT_ID = "019bf000-0000-7000-8000-000000000013"
 
 
 def test_response_with_empty_wait_on_continues_its_wait() -> None:
-    """For a moment every job of a large wait is decided, and the wait is not over."""
+    """Note: for a moment every job of a large wait is decided while the wait is open."""
     request = parse_wait_request({"wait_id": WAIT_ID, "status": "waiting", "wait_on": {}, "waited_jobs": {}})
     assert (request.wait_id, request.wait_on) == (WAIT_ID, {})
 

@@ -1,4 +1,4 @@
-"""Webhooks by themselves: which events, what signature, when again."""
+"""Webhooks without I/O: subscribed events, signatures, retries."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_repr_of_a_webhook_hides_its_secrets() -> None:
     assert "whsec_" not in repr(after)
 
 
-# Tries
+# Attempts
 
 
 def test_2xx_response_completes_the_delivery() -> None:
@@ -262,7 +262,7 @@ def test_docs_page_lists_the_retry_delays() -> None:
 
 
 def _pattern_of(name: str) -> str:
-    """As the OpenAPI document has it."""
+    """Return the pattern of a member, as the OpenAPI document states it."""
     body = WebhookBody.model_json_schema()["properties"]
     (array,) = (kind for kind in body["events"]["anyOf"] if kind["type"] == "array")
     (secret,) = (kind for kind in body["secret"]["anyOf"] if kind["type"] == "string")

@@ -1,4 +1,4 @@
-"""A run and everything that may happen to it."""
+"""A run and every transition of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from how the jobs of a run stand."""
+"""Planning of transitions from the state of a run's jobs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ STANDINGS: tuple[NodeState, ...] = get_args(NodeState)
 
 
 def graph(*after: tuple[int, ...], **rest: Any) -> Graph:
-    """A graph of jobs a, b, c ... by what each depends on; `rest`: more about one of them, by its name."""
+    """Return a graph of jobs a, b, c ... from their dependencies; `rest` has further options by job name."""
     nodes = [Node(name=chr(97 + at), job_type="test", depends_on=its) for at, its in enumerate(after)]
     return Graph(nodes=[replace(node, **rest.get(node.name, {})) for node in nodes])
 
 
 def stand(jobs: Graph, /, lost: Any = (), **standing: Any) -> RunState:
-    """How jobs stand, by their names; who is not told of has no note."""
+    """Return a run state from node states by name; a job without a state has no state record."""
     by_place = {jobs.index_of[name]: its for name, its in standing.items()}
     return RunState(graph=jobs, load_block=lambda chunk: _chunk(jobs, by_place, frozenset(lost), chunk))
 
@@ -54,7 +54,7 @@ def _chunk(jobs: Graph, by_place: Mapping[int, NodeState], lost: frozenset[int],
 def situations(
     draw: st.DrawFn, rules: Sequence[TriggerRule] = RULES, standings: Sequence[NodeState] = STANDINGS
 ) -> tuple[Graph, dict[str, NodeState]]:
-    """A graph of up to 12 jobs, and how they stand."""
+    """Return a random graph of up to 12 jobs, and its run state."""
     total = draw(st.integers(1, 12))
     nodes = [
         Node(
@@ -71,7 +71,7 @@ def situations(
 
 @st.composite
 def spread(draw: st.DrawFn) -> tuple[Graph, dict[str, NodeState], int, list[int]]:
-    """A join of jobs in several chunks, how these stand, the join, and the chunks that somebody has read."""
+    """Return a join of jobs in several blocks, their run state, the join, and the blocks that were loaded."""
     places = draw(st.lists(st.integers(0, 255), min_size=1, max_size=8, unique=True))
     rule = draw(st.sampled_from(RULES))
     nodes = [Node(name=f"j{at}", job_type="test") for at in range(256)]
@@ -93,7 +93,7 @@ def test_rule_evaluation_is_independent_of_the_blocks_read(
     certain, some = forecast_rule(whole, join)[0], forecast_rule(lazy, join)[0]
     by_chunk = {block_of(place) for place in jobs.nodes[join].depends_on}
     if some is None and certain is not None:
-        # Left open only where a chunk was not read, and one that was shows a job that has not ended.
+        # Unknown only where a block was not loaded and a loaded one shows an open job.
         assert not all(map(lazy.is_loaded, by_chunk))
         assert any(
             whole.end_state(place) is None for place in jobs.nodes[join].depends_on if lazy.is_loaded(block_of(place))
@@ -120,8 +120,10 @@ def test_fan_in_reads_only_the_required_blocks(told: tuple[Graph, dict[str, Node
 
 
 ONE_REASON: list[TriggerRule] = ["all_success", "one_success", "all_done", "one_done", "always"]
-"""Rules by which nobody is skipped but through a failure, unless somebody was before. Where there may be two reasons,
-the one that is heard of first counts."""
+"""Rules that skip a job only because of a failure, unless an earlier job was skipped.
+
+If there are two reasons, the first recorded one counts.
+"""
 
 
 @given(
@@ -162,7 +164,7 @@ def test_skips_propagate_with_their_reasons() -> None:
 
 
 def test_successors_of_already_skipped_nodes_are_evaluated() -> None:
-    # Whoever skipped b and c may have died before looking at d.
+    # The process that skipped b and c may have crashed before it evaluated d.
     jobs = graph((), (0,), (1,), (2,), (0, 3), d={"trigger_rule": "all_done"})
     found = plan_transitions(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure"), [1])
     assert [sorted(each) for each in (found.already_skipped, found.releases, found.skips)] == [[1, 2], [3], []]
@@ -177,7 +179,7 @@ def test_skip_without_failure_does_not_count_as_failure_downstream() -> None:
 
 
 def test_skip_for_several_reasons_counts_as_caused_by_failure() -> None:
-    # Whoever looked at e after c, and before d, would see only that c was skipped.
+    # An evaluation of e after c and before d would see only that c was skipped.
     jobs = graph((), (), (1,), (0, 2), (2, 3), d={"trigger_rule": "one_success"})
     found = plan_transitions(stand(jobs, a="failed", b="skipped"), [4, 3, 2])
     assert {place: verdict.through_failure for place, verdict in found.skips.items()} == {2: False, 3: True, 4: True}

@@ -1,4 +1,4 @@
-"""The state machine that supervises a run, state by state, its tasks played by the test."""
+"""The state machine that supervises a run, state by state; the test acts as its tasks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ YES = {"BOOL": True}
 
 @dataclass
 class Stage:
-    """A machine of which one execution runs, on a row of a run that the test fills in."""
+    """A machine with one execution, on a row of a run that the test fills in."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     asked: list[Mapping[str, Any]] = field(default_factory=list)
@@ -55,13 +55,13 @@ class Stage:
         return {}
 
     def begin(self) -> None:
-        """Begin, and be woken by the row's change, which shows facts that nobody has seen."""
+        """Start the execution, then wake it by a change of the row that shows unhandled signals."""
         while self.execution.token is None:
             self.machine.step(self.execution)
         self.machine.wake(self.execution.token)
 
     def run(self) -> Execution:
-        """Go on until there is nothing to be seen that has not been."""
+        """Run until no unhandled signal is left."""
         if not self.execution.visited:
             self.begin()
         self.machine.run()
@@ -152,7 +152,7 @@ def test_superseded_execution_ends_without_action(state: str) -> None:
 
 
 def test_each_execution_cancels_the_remaining_jobs_once() -> None:
-    """One that took over cannot know whether the one before it got as far as that."""
+    """Note: a successor cannot know whether its predecessor got this far."""
     for stage in (Stage({"cancel_requested_by": text("key")}) for _ in range(2)):
         for _ in range(3):
             execution = stage.run()
@@ -207,7 +207,7 @@ def test_every_task_state_has_retries_and_a_timeout() -> None:
         waits = state["Resource"].endswith(".waitForTaskToken")
         assert waits == (name in TOKEN_STATES)
         if waits:
-            # A time that is a literal: TimeoutSecondsPath would have to come with the input of each execution.
+            # A literal time: TimeoutSecondsPath would need it in the input of each execution.
             assert isinstance(state["TimeoutSeconds"], int)
             assert 3_600 <= state["TimeoutSeconds"] <= 30 * 86_400
             caught = {error: each["Next"] for each in state["Catch"] for error in each["ErrorEquals"]}

@@ -1,4 +1,4 @@
-"""What is wrong with the graph of a workflow, all at once."""
+"""Validation of a workflow's graph, with all problems at once."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_largest_graphs_are_validated_within_5_seconds() -> None:
 
 
 def reached(edges: dict[int, set[int]], start: int) -> set[int]:
-    """The jobs on which one depends, by way of others too."""
+    """Return all upstream jobs, direct and indirect."""
     seen: set[int] = set()
     to_visit = [start]
     while to_visit:
