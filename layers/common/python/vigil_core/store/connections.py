@@ -1,7 +1,8 @@
-"""Open sockets: who is connected, by which key, and who hears of which topic.
+"""WebSocket connections, their API keys and their subscriptions to topics.
 
-What belongs to a connection is listed in its own partition before it is written anywhere else, so that whoever finds
-the connection gone can remove all of it. Whatever nobody removed goes by TTL.
+A subscription is written to the partition of its connection before it is written to the partition of a topic. The
+process that finds a connection closed can therefore remove all of its rows. The TTL removes rows that no process
+removed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CONNECTION_TTL = timedelta(hours=3)
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """An open socket and the rights it was opened with."""
+    """An open WebSocket and the access rights of the key that opened it."""
 
     connection_id: str
     access: Access
@@ -30,25 +31,28 @@ class Connection:
 
 @dataclass(frozen=True, kw_only=True)
 class Subscriber:
-    """Who hears of a topic. Until `quiet_until` its acknowledgement may still be on its way, and events come after."""
+    """A subscription to a topic.
+
+    Until `quiet_until` the acknowledgement of a quiet subscription may not have been sent. Events follow it.
+    """
 
     connection_id: str
     subscription_id: str
     quiet_until: datetime | None = None
 
     def is_quiet(self, now: datetime) -> bool:
-        """Whether its acknowledgement has to be waited for."""
+        """Return whether events must wait for the acknowledgement of the subscription."""
         return self.quiet_until is not None and now < self.quiet_until
 
 
 class ConnectionStore:
-    """The open sockets of every namespace."""
+    """The open connections of every namespace."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def connect(self, connection: Connection) -> None:
-        """Store a new connection, findable by its key."""
+        """Store a new connection, and the row that finds it by its API key."""
         namespace, key_id = connection.access.namespace, connection.access.key_id
         ttl = to_epoch_s(connection.connected_at + CONNECTION_TTL)
         row = {
@@ -63,12 +67,15 @@ class ConnectionStore:
         self._table.batch_write(puts=[row, _head(key_row, "key_connection", ttl)])
 
     def get(self, namespace: str, connection_id: str) -> Connection | None:
-        """A connection that has not been removed; its socket may be gone all the same."""
+        """Read a connection that has not been removed; its socket may be closed already."""
         row = self._table.get(keys.connection(namespace, connection_id))
         return _connection(row) if row else None
 
     def disconnect(self, namespace: str, connection_id: str) -> None:
-        """Remove everything of a connection, its own row last, so that a repeat finds what is left."""
+        """Remove all rows of a connection.
+
+        Its own row is the last one. If the process crashes before that, a repetition finds the remaining rows.
+        """
         connection_key = keys.connection(namespace, connection_id)
         subscription_keys: list[keys.Key] = []
         connection_keys: list[keys.Key] = []
@@ -81,14 +88,14 @@ class ConnectionStore:
         self._table.batch_write(deletes=connection_keys)
 
     def subscriptions(self, namespace: str, connection_id: str) -> Mapping[str, frozenset[str]]:
-        """The topics of each subscription of a connection, by the subscription's id."""
+        """Read the topics of a connection by subscription id."""
         rows = query_all(self._table, keys.connection(namespace, connection_id).pk, begins="S#")
         return {_subscription_id(row): frozenset(row["topics"]) for row in rows}
 
     def register_topics(
         self, namespace: str, connection_id: str, subscription_id: str, topics: Iterable[str], *, now: datetime
     ) -> None:
-        """List topics under a connection's subscription, before anybody finds it by them: what was listed stays."""
+        """Add topics to the row of a subscription, before the notifier can find the subscription by them."""
         self._table.update(
             Update(
                 key=keys.subscription_of_connection(namespace, connection_id, subscription_id),
@@ -113,7 +120,16 @@ class ConnectionStore:
         now: datetime,
         quiet_until: datetime | None = None,
     ) -> None:
-        """Let a noted subscription be found by its topics, loud or still quiet."""
+        """Write the rows by which the notifier finds a registered subscription.
+
+        Args:
+            namespace: The namespace of the connection.
+            connection_id: The id that API Gateway gave to the connection.
+            subscription_id: The id that the client gave to the subscription.
+            topics: The registered topics.
+            now: The current time.
+            quiet_until: The end of the quiet period; None for an active subscription.
+        """
         ttl = to_epoch_s(now + CONNECTION_TTL)
         quiet = quiet_until and to_text(quiet_until)
         rows: list[Row] = []
@@ -123,7 +139,7 @@ class ConnectionStore:
         self._table.batch_write(puts=rows)
 
     def unsubscribe(self, namespace: str, connection_id: str, subscription_id: str) -> frozenset[str]:
-        """Remove a subscription and return its topics; none when there is no such subscription."""
+        """Remove a subscription and return its topics; an unknown subscription has none."""
         row = self._table.get(keys.subscription_of_connection(namespace, connection_id, subscription_id))
         if row is None:
             return frozenset()
@@ -131,7 +147,7 @@ class ConnectionStore:
         return frozenset(row["topics"])
 
     def subscribers(self, namespace: str, topic: str) -> Iterator[Subscriber]:
-        """Everybody who hears of a topic, consistently."""
+        """Yield the subscribers of a topic, with strongly consistent reads."""
         for row in query_all(self._table, keys.subscribers(namespace, topic)):
             connection_id, subscription_id = row["sk"].split("#", 1)
             yield Subscriber(
@@ -141,7 +157,7 @@ class ConnectionStore:
             )
 
     def connection_ids_of_key(self, namespace: str, key_id: str) -> Iterator[str]:
-        """The ids of the connections opened with a key."""
+        """Yield the ids of the connections opened with an API key."""
         for row in query_all(self._table, keys.connection_of_key(namespace, key_id, "").pk):
             yield row["sk"]
 
@@ -149,7 +165,7 @@ class ConnectionStore:
 def _subscription_keys(
     namespace: str, connection_id: str, subscription_id: str, topics: Iterable[str]
 ) -> list[keys.Key]:
-    """Every row of a subscription; the one that lists the topics comes last."""
+    """Return the keys of all rows of a subscription; the row that lists the topics is the last one."""
     topic_keys = [
         keys.subscription_to_topic(namespace, topic, connection_id, subscription_id) for topic in sorted(topics)
     ]

@@ -1,4 +1,4 @@
-"""What is due: rows that index `due` shows to the sweeper, and the locks under which a shard of it is swept."""
+"""Index `due`, from which the sweeper reads due work, and the sweep leases of its partitions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from vigil_core.store.table import ABSENT, ConditionFailed, Delete, Put, Table, 
 
 @dataclass(frozen=True, kw_only=True)
 class DueItem:
-    """One thing to come. The row it belongs to is the truth; this is a hint."""
+    """An entry of index `due`. It is a hint: the row to which it belongs decides."""
 
     kind: keys.DueKind
     namespace: str
     entity_id: str
     at: datetime | None = None
-    """When it is to happen, where the index said so; None for queues, which are always due."""
+    """The due time; None for queues, which are always due."""
 
 
 class DueStore:
-    """Reads index `due`. Its entries are written and removed with the rows that they belong to."""
+    """Reader of index `due`. An entry is written and removed together with the row to which it belongs."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def overdue(self, partition: int, now: datetime) -> Iterator[DueItem]:
-        """What was to happen by now in one shard, oldest first, page after page."""
+        """Yield the due items of one partition, oldest first, page by page."""
         pk = keys.due_partition(partition)
         for row in query_all(self._table, pk, index="due", between=("0", f"{to_text(now)}~"), limit=100):
             at, kind, namespace, entity_id = keys.parse_due(row["g1sk"])
@@ -37,7 +37,7 @@ class DueStore:
             yield DueItem(kind=kind, namespace=namespace, entity_id=entity_id, at=due_at)
 
     def acquire_sweep_lease(self, partition: int, *, now: datetime, ttl: timedelta) -> bool:
-        """Take a shard for a sweep; False while another sweep has it."""
+        """Acquire the sweep lease of a partition; return False while another sweep has it."""
         key = keys.sweep_lease(partition)
         row = {
             "pk": key.pk,
@@ -57,5 +57,5 @@ class DueStore:
         return True
 
     def release_sweep_lease(self, partition: int) -> None:
-        """Give the shard back."""
+        """Release the sweep lease of a partition."""
         self._table.delete(Delete(key=keys.sweep_lease(partition)))

@@ -1,4 +1,4 @@
-"""Requests that must not act twice: what `Idempotency-Key` stands for."""
+"""Reservations of idempotency keys: a repeated request returns the first answer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from vigil_core.store.table import ABSENT, ConditionFailed, Delete, Put, Row, Ta
 
 RECORD_TTL = timedelta(hours=24)
 LOCK_TTL = timedelta(seconds=60)
-"""How long a request may take before another try may resume it: longer than API Gateway lets any request take."""
+"""The time after which a retry may resume a request: longer than the timeout of API Gateway."""
 MAX_STORED_RESPONSE_BYTES = 300 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """A request under a key. `reserved_id` is the id of what it creates, the same for every try of it.
+    """A request with an idempotency key.
 
-    `answer` is (status, body) once there is one. `answered` without an answer: it did not fit a row.
+    Attributes:
+        body_hash: The hash of the request body.
+        reserved_id: The id of the entity that the request creates; each retry uses the same one.
+        locked_until: The time after which a retry may resume the request.
+        completed: The request has succeeded.
+        response: The (status, body) of a completed request; None if the body does not fit into a row.
     """
 
     body_hash: str
@@ -31,7 +36,7 @@ class Reservation:
 
 
 class IdempotencyStore:
-    """Reservations, for 24 hours."""
+    """The reservations of the last 24 hours."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -39,10 +44,13 @@ class IdempotencyStore:
     def reserve(
         self, namespace: str, route: str, key: str, *, body_hash: str, new_id: str, now: datetime
     ) -> tuple[Reservation, bool]:
-        """Reserve the key, or find who has it. Returns the reservation and whether it is this caller's to act on.
+        """Reserve a key, or read the existing reservation.
 
-        A reservation whose request never answered becomes the next caller's once its lock has lapsed, under the id
-        that was reserved first.
+        If the process crashes before it saves its response, a retry resumes the request after `locked_until`, with the
+        id that was reserved first.
+
+        Returns:
+            The reservation, and whether this request has it and must act.
         """
         reservation = Reservation(
             body_hash=body_hash, reserved_id=new_id, locked_until=now + LOCK_TTL, completed=False, response=None
@@ -77,7 +85,7 @@ class IdempotencyStore:
     def save_response(
         self, namespace: str, route: str, key: str, reservation: Reservation, status: int, body: str, now: datetime
     ) -> None:
-        """Keep the answer for whoever asks again."""
+        """Store the response of a completed request, compressed, for repetitions of the request."""
         packed = zlib.compress(body.encode())
         row = _row(keys.idempotency(namespace, route, key), reservation, now)
         row |= {"answered": True, "status": status}
@@ -86,12 +94,12 @@ class IdempotencyStore:
         self._table.put(Put(row=row))
 
     def release(self, namespace: str, route: str, key: str) -> None:
-        """Forget a request that was refused: only answers of success are kept."""
+        """Remove the reservation of a refused request: only successful responses are stored."""
         self._table.delete(Delete(key=keys.idempotency(namespace, route, key)))
 
 
 def _is_available(now: datetime) -> WriteCondition:
-    # DynamoDB removes an expired row up to days late: a reader takes it as gone.
+    # DynamoDB may remove an expired row some days late, so readers treat it as absent.
     return WriteCondition(
         expression=f"{ABSENT.expression} OR #ttl < :now", names={"#ttl": "ttl"}, values={":now": to_epoch_s(now)}
     )

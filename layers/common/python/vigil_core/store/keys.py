@@ -1,7 +1,8 @@
-"""Every key of the table is built here, and here alone is it taken apart.
+"""The keys of the table: this module alone builds and parses them.
 
-A partition key begins with its namespace, so that nothing can cross into another one; only the sweeper's index and its
-locks span namespaces. Namespaces, ids and shards contain no `#`; what may (a user's key) comes last or is hashed.
+A partition key begins with its namespace, so that nothing crosses from one namespace to another. Only the sweeper's
+index and its sweep leases span namespaces. Namespaces, ids and partition numbers contain no `#`. A part that may
+contain one (a key of the user) is the last part or is hashed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LISTING_PARTITIONS = 4
 DUE_PARTITIONS = 4
 DELIVERY_PARTITIONS = 4
 BLOCK_ENTRIES = 64
-"""How many entries of a large wait share one row that counts them."""
+"""The number of entries of a large wait that one block row counts."""
 
 ListName: TypeAlias = Literal["jobs", "waits", "workflows"]
 DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run"]
@@ -34,51 +35,64 @@ class Key(NamedTuple):
 
 # Jobs
 def job(namespace: str, job_id: str) -> Key:
+    """Return the key of a job's state row."""
     return Key(f"{namespace}#job#{job_id}", "A")
 
 
 def parse_job(pk: str) -> tuple[str, str]:
-    """(namespace, job id): the inverse of `job`."""
+    """Return (namespace, job id) of the partition key of a job."""
     namespace, _, job_id = pk.split("#")
     return namespace, job_id
 
 
 def live(namespace: str, job_id: str) -> Key:
+    """Return the key of the row with progress and heartbeats of a job."""
     return Key(f"{namespace}#job#{job_id}", "B")
 
 
 def payload(namespace: str, job_id: str, nonce: str) -> Key:
+    """Return the key of a payload row."""
     return Key(f"{namespace}#job#{job_id}", f"P#{nonce}")
 
 
 def result(namespace: str, job_id: str, attempt: int, nonce: str) -> Key:
+    """Return the key of a result row of one attempt."""
     return Key(f"{namespace}#job#{job_id}", f"R#{attempt:05}#{nonce}")
 
 
 def dependencies(namespace: str, job_id: str, attempt: int) -> Key:
+    """Return the key of the row that counts the end states of a job's dependencies."""
     return Key(f"{namespace}#job#{job_id}", f"D#{attempt:05}")
 
 
 def batch_pages(attempt: int) -> str:
+    """Return the prefix of the sort keys of a batch's pages in one attempt."""
     return f"I#{attempt:05}#"
 
 
 def batch_page(namespace: str, job_id: str, attempt: int, page: int) -> Key:
+    """Return the key of the row that counts the end states of one page of items."""
     return Key(f"{namespace}#job#{job_id}", f"{batch_pages(attempt)}{page:03}")
 
 
 def log(namespace: str, job_id: str, first_version: int) -> Key:
+    """Return the key of the row with older history lines, from this version on."""
     return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
 
 
-# Payloads and results too large for a row: objects, named after the rows that they stand for
+# Payloads and results too large for a row: objects, each named after the row that it replaces
 def object_ref(size: int | None, sk: str) -> str:
-    """The pointer to an object of so many bytes of JSON; without a size, of anything that somebody has uploaded."""
+    """Build the pointer to an object.
+
+    Args:
+        size: The number of bytes of its JSON text; None for an upload, whose content is not known.
+        sk: The sort key of the row that the object replaces.
+    """
     return f"@{'' if size is None else size}@{sk}"
 
 
 def parse_object_ref(ref: str) -> tuple[int | None, str] | None:
-    """(size, sort key): the inverse of `object_ref`; None for the pointer to a row."""
+    """Return (size, sort key) of a pointer to an object, or None for a pointer to a row."""
     if not ref.startswith("@"):
         return None
     size, sk = ref[1:].split("@")
@@ -86,151 +100,176 @@ def parse_object_ref(ref: str) -> tuple[int | None, str] | None:
 
 
 def object_name(namespace: str, job_id: str, sk: str) -> str:
+    """Return the name of the S3 object that replaces a row of a job."""
     return f"bodies/{namespace}/{job_id}/{sk.replace('#', '/')}"
 
 
 def upload_name(namespace: str, upload_id: str) -> str:
+    """Return the name of the S3 object of an upload."""
     return f"uploads/{namespace}/{upload_id}"
 
 
 def lock(namespace: str, kind: LockKind, name: str) -> Key:
+    """Return the key of a lock: a unique key or a mutex."""
     return Key(f"{namespace}#hold#{kind}#{name}", "A")
 
 
 def mutex_queue(namespace: str, mutex: str) -> str:
+    """Return the partition key of a mutex queue."""
     return f"{namespace}#line#{mutex}"
 
 
 def mutex_queue_entry(namespace: str, mutex: str, position: int) -> Key:
+    """Return the key of a job's entry in a mutex queue."""
     return Key(mutex_queue(namespace, mutex), f"{position:015}")
 
 
 def idempotency(namespace: str, route: str, key: str) -> Key:
+    """Return the key of a reservation of an idempotency key, which is hashed."""
     digest = hashlib.sha256(f"{route}\n{key}".encode()).hexdigest()
     return Key(f"{namespace}#idempotency#{digest}", "A")
 
 
 # Queues
 def queues(namespace: str) -> str:
+    """Return the partition key of the queues of a namespace."""
     return f"{namespace}#queues"
 
 
 def queue(namespace: str, name: str) -> Key:
+    """Return the key of a queue."""
     return Key(queues(namespace), name)
 
 
 def workers(namespace: str, queue_name: str) -> str:
+    """Return the partition key of the workers of a queue."""
     return f"{namespace}#workers#{queue_name}"
 
 
 def worker(namespace: str, queue_name: str, name: str) -> Key:
+    """Return the key of a worker of a queue."""
     return Key(workers(namespace, queue_name), name)
 
 
 def claim(namespace: str, queue_name: str, claim_id: str) -> Key:
+    """Return the key of the candidates of a claim with a `claim_id`, which is hashed."""
     digest = hashlib.sha256(f"{queue_name}\n{claim_id}".encode()).hexdigest()
     return Key(f"{namespace}#claim#{digest}", "A")
 
 
-# Jobs of a queue that have not ended, in index `due`: those that workers may have, those that Vigil itself has yet to
-# dispatch, and those that time will change
+# The open jobs of a queue in index `due`: ready jobs for workers, undispatched jobs, and jobs with a due time
 def ready_jobs(namespace: str, queue_name: str, partition: int = 0) -> str:
+    """Return the partition of index `due` with the jobs that workers may claim."""
     return _queue_partition(namespace, "ready", queue_name, partition)
 
 
 def jobs_to_dispatch(namespace: str, queue_name: str, partition: int = 0) -> str:
+    """Return the partition of index `due` with the undispatched jobs of a queue."""
     return _queue_partition(namespace, "dispatch", queue_name, partition)
 
 
 def ready_job(rank: int, since: datetime, job_id: str) -> str:
+    """Return the sort key of a ready or undispatched job: priority rank, then time."""
     return f"{rank}#{to_text(since)}#{job_id}"
 
 
 def timed_jobs(namespace: str, queue_name: str, partition: int = 0) -> str:
+    """Return the partition of index `due` with the jobs of a queue that have a due time."""
     return _queue_partition(namespace, "timed", queue_name, partition)
 
 
 def _queue_partition(namespace: str, kind: str, queue_name: str, partition: int) -> str:
-    # The first shard has the name of the queue that has only one: more of them can be had at any time.
+    # The first partition has the key of an unpartitioned queue, so the number of partitions may grow at any time.
     return f"{namespace}#{kind}{f'.{partition}' if partition else ''}#{queue_name}"
 
 
 def timed_job(status: str, at: datetime, job_id: str) -> str:
+    """Return the sort key of a job with a due time: status, then time."""
     return f"{status}#{to_text(at)}#{job_id}"
 
 
 def job_of_queue(g1sk: str) -> str:
-    """The job's id: of `ready_job` and `timed_job`."""
+    """Return the job id in the sort key of a `ready_job` or `timed_job`."""
     return g1sk.rsplit("#", 1)[1]
 
 
 def timed_at(g1sk: str) -> datetime:
-    """When a job is due, or since when it is ready: of `timed_job` and `ready_job`."""
+    """Return the due time in the key of a `timed_job`, or the ready time in the key of a `ready_job`."""
     return from_text(g1sk.split("#")[1])
 
 
 def queue_due(namespace: str, name: str) -> tuple[str, str]:
-    """The keys of index `due` by which every sweep finds a queue: (g1pk, g1sk)."""
+    """Return (g1pk, g1sk), the keys of index `due` by which every sweep finds a queue."""
     return due_partition(partition_of(f"{namespace}#{name}", DUE_PARTITIONS)), f"0#queue#{namespace}#{name}"
 
 
 # Job types
 def job_types(namespace: str) -> str:
+    """Return the partition key of the job types of a namespace."""
     return f"{namespace}#types"
 
 
 def job_type(namespace: str, name: str) -> Key:
+    """Return the key of a job type."""
     return Key(job_types(namespace), name)
 
 
 def target(namespace: str, target_ref: str) -> Key:
+    """Return the key of an executor target."""
     return Key(f"{namespace}#targets", target_ref)
 
 
 # Webhooks
 def webhooks(namespace: str) -> str:
+    """Return the partition key of the webhooks of a namespace."""
     return f"{namespace}#webhooks"
 
 
 def webhook(namespace: str, name: str) -> Key:
+    """Return the key of a webhook."""
     return Key(webhooks(namespace), name)
 
 
 def deliveries(namespace: str, webhook_name: str, partition: int) -> str:
+    """Return the partition key of one partition of a webhook's deliveries."""
     return f"{namespace}#deliveries#{partition}#{webhook_name}"
 
 
 def delivery(namespace: str, webhook_name: str, delivery_id: str) -> Key:
+    """Return the key of a delivery."""
     return Key(deliveries(namespace, webhook_name, partition_of(delivery_id, DELIVERY_PARTITIONS)), delivery_id)
 
 
 def delivery_due_id(webhook_name: str, delivery_id: str) -> str:
-    """What index `due` calls a delivery."""
+    """Return the entity id of a delivery in index `due`."""
     return f"{delivery_id}#{webhook_name}"
 
 
 def parse_delivery_due_id(entity_id: str) -> tuple[str, str]:
-    """(webhook, delivery id): the inverse of `delivery_due_id`."""
+    """Return (webhook, delivery id) of a delivery's entity id in index `due`."""
     delivery_id, _, webhook_name = entity_id.partition("#")
     return webhook_name, delivery_id
 
 
 # Schedules
 def schedules(namespace: str) -> str:
+    """Return the partition key of the schedules of a namespace."""
     return f"{namespace}#schedules"
 
 
 def schedule(namespace: str, name: str) -> Key:
+    """Return the key of a schedule."""
     return Key(schedules(namespace), name)
 
 
 # Workflows
 def run(namespace: str, workflow_id: str) -> Key:
+    """Return the key of a workflow run."""
     return Key(f"{namespace}#workflow#{workflow_id}", "A")
 
 
 def parse_run(pk: str) -> tuple[str, str]:
-    """(namespace, workflow id): the inverse of `run`."""
+    """Return (namespace, workflow id) of the partition key of a run."""
     namespace, _, workflow_id = pk.split("#")
     return namespace, workflow_id
 
@@ -242,172 +281,204 @@ DECISIONS = "V#"
 
 
 def graph_part(namespace: str, workflow_id: str, part: int) -> Key:
+    """Return the key of one part of a run's graph."""
     return Key(run(namespace, workflow_id).pk, f"{GRAPH_PARTS}{part:03}")
 
 
 def run_job_definitions(namespace: str, workflow_id: str, block: int) -> Key:
+    """Return the key of the job definitions of one block of a run."""
     return Key(run(namespace, workflow_id).pk, f"S#{block:03}")
 
 
 def run_state_block(namespace: str, workflow_id: str, block: int) -> Key:
+    """Return the key of one state block of a run."""
     return Key(run(namespace, workflow_id).pk, f"{RUN_STATE_BLOCKS}{block:03}")
 
 
 def run_slots(namespace: str, workflow_id: str) -> Key:
+    """Return the key of the row with the slot owners of a run."""
     return Key(run(namespace, workflow_id).pk, "T")
 
 
 def parked_job(namespace: str, workflow_id: str, rank: int, index: int) -> Key:
+    """Return the key of a parked job, in the order of release: rank, then index."""
     return Key(run(namespace, workflow_id).pk, f"{PARKED_JOBS}{rank}#{index:05}")
 
 
 def parked_rank(sk: str) -> int:
-    """The rank of the job's priority, 0 the highest: of `held_job`."""
+    """Return the rank of the job's priority in the sort key of a `parked_job`; 0 is the highest."""
     return int(sk.removeprefix(PARKED_JOBS).split("#", 1)[0])
 
 
 def parked_index(sk: str) -> int:
-    """The job's place in its run: of `held_job`."""
+    """Return the index of the job in its run, from the sort key of a `parked_job`."""
     return int(sk.rsplit("#", 1)[1])
 
 
 def decision(namespace: str, workflow_id: str, index: int) -> Key:
+    """Return the key of an operator's decision on a failed job of a run."""
     return Key(run(namespace, workflow_id).pk, f"{DECISIONS}{index:05}")
 
 
 def run_result(namespace: str, workflow_id: str, generation: int, nonce: str) -> Key:
+    """Return the key of the result of a run's generation."""
     return Key(run(namespace, workflow_id).pk, f"R#{generation:05}#{nonce}")
 
 
 def run_object_name(namespace: str, workflow_id: str, sk: str) -> str:
+    """Return the name of the S3 object that replaces a row of a run."""
     return f"bodies/{namespace}/{workflow_id}/{sk.replace('#', '/')}"
 
 
 # Waits
 def wait(namespace: str, wait_id: str) -> Key:
+    """Return the key of a wait."""
     return Key(f"{namespace}#wait#{wait_id}", "A")
 
 
 def wait_echo(namespace: str, wait_id: str) -> Key:
+    """Return the key of the earlier answer that a wait returns unchanged."""
     return Key(f"{namespace}#wait#{wait_id}", "E")
 
 
 def wait_spec(namespace: str, wait_id: str, page: int) -> Key:
+    """Return the key of one page of a wait request."""
     return Key(f"{namespace}#wait#{wait_id}", f"S#{page:03}")
 
 
 def wait_block(namespace: str, wait_id: str, block: int) -> Key:
+    """Return the key of one block of a large wait."""
     return Key(f"{namespace}#wait#{wait_id}", f"C#{block:03}")
 
 
 def wait_outcome(namespace: str, wait_id: str, index: int) -> Key:
+    """Return the key of the outcome of one entry."""
     return Key(f"{namespace}#wait#{wait_id}", f"M#{index:05}")
 
 
 def entries_of_job(namespace: str, job_id: str) -> str:
+    """Return the partition key of the wait entries and dependents of a job."""
     return f"{namespace}#waits-on#{job_id}"
 
 
 def entry(namespace: str, job_id: str, wait_id: str, index: int) -> Key:
+    """Return the key of a wait entry at its job."""
     return Key(entries_of_job(namespace, job_id), f"{wait_id}#{index:05}")
 
 
 def backlog(namespace: str, job_id: str) -> Key:
-    # "!" sorts before every id, so that the first page of a job's entries shows it.
+    """Return the key of the mark that matches of a job are delegated to `fan_out`."""
+    # "!" sorts before every id, so the first page of a job's entries contains this row.
     return Key(entries_of_job(namespace, job_id), "!")
 
 
 # Access
 def api_keys(namespace: str) -> str:
+    """Return the partition key of the API keys of a namespace."""
     return f"{namespace}#keys"
 
 
 def api_key(namespace: str, key_id: str) -> Key:
+    """Return the key of an API key."""
     return Key(api_keys(namespace), key_id)
 
 
 def ticket(namespace: str, ticket_id: str) -> Key:
+    """Return the key of a WebSocket ticket."""
     return Key(f"{namespace}#ticket#{ticket_id}", "A")
 
 
 def signing_key(namespace: str) -> Key:
+    """Return the key of the key that signs page tokens."""
     return Key(f"{namespace}#secret", "page-token")
 
 
 # Connections
 def connection(namespace: str, connection_id: str) -> Key:
+    """Return the key of a WebSocket connection."""
     return Key(f"{namespace}#connection#{connection_id}", "A")
 
 
 def subscription_of_connection(namespace: str, connection_id: str, subscription_id: str) -> Key:
+    """Return the key of a subscription in the partition of its connection."""
     return Key(f"{namespace}#connection#{connection_id}", f"S#{subscription_id}")
 
 
 def subscribers(namespace: str, topic: str) -> str:
+    """Return the partition key of the subscribers of a topic."""
     return f"{namespace}#topic#{topic}"
 
 
 def subscription_to_topic(namespace: str, topic: str, connection_id: str, subscription_id: str) -> Key:
+    """Return the key of a subscription in the partition of its topic."""
     return Key(subscribers(namespace, topic), f"{connection_id}#{subscription_id}")
 
 
 def connection_of_key(namespace: str, key_id: str, connection_id: str) -> Key:
+    """Return the key by which a connection is found from its API key."""
     return Key(f"{namespace}#key#{key_id}", connection_id)
 
 
 # Lists: index `listing`
 def day_mark(namespace: str, list_name: ListName, day: date) -> Key:
-    """The row that says that something was created on this day."""
+    """Return the key of the row which records that an entity of this list was created on a day."""
     return Key(f"{namespace}#days", f"{list_name}#{day.isoformat()}")
 
 
 def listing(namespace: str, list_name: ListName, created_at: datetime, entity_id: str) -> tuple[str, str]:
-    """The keys of index `listing` for an entity: (g2pk, g2sk)."""
+    """Return (g2pk, g2sk), the keys of an entity in index `listing`."""
     g2pk = listing_partition(namespace, list_name, created_at.date(), partition_of(entity_id, LISTING_PARTITIONS))
     return g2pk, f"{to_text(created_at)}#{entity_id}"
 
 
 def listing_partition(namespace: str, list_name: ListName, day: date, partition: int) -> str:
+    """Return the partition of index `listing` for one day and partition number."""
     return f"{namespace}#{list_name}#{day.isoformat()}#{partition}"
 
 
 def listing_entity_id(g2sk: str) -> str:
+    """Return the entity id in a sort key of index `listing`."""
     return g2sk.rsplit("#", 1)[1]
 
 
 # The sweeper: index `due`, across namespaces
 def due(at: datetime, kind: DueKind, namespace: str, entity_id: str) -> tuple[str, str]:
-    """The keys of index `due`: (g1pk, g1sk)."""
+    """Return (g1pk, g1sk), the keys of an entity in index `due`."""
     return due_partition(partition_of(entity_id, DUE_PARTITIONS)), f"{to_text(at)}#{kind}#{namespace}#{entity_id}"
 
 
 def due_partition(number: int) -> str:
+    """Return the partition key of a partition of index `due`."""
     return f"due#{number}"
 
 
 def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
-    """(time, kind, namespace, entity id): the inverse of `due`."""
+    """Return (time, kind, namespace, entity id) of a sort key of index `due`."""
     at, kind, namespace, entity_id = g1sk.split("#", 3)
     return at, cast(DueKind, kind), namespace, entity_id
 
 
 def sweep_lease(partition: int) -> Key:
+    """Return the key of the sweep lease of a partition of index `due`."""
     return Key("sweep#lease", str(partition))
 
 
-# Large waits: entries in chunks
+# Large waits: entries in blocks
 def block_of(index: int) -> int:
+    """Return the block of an entry."""
     return index // BLOCK_ENTRIES
 
 
 def block_size(block: int, total: int) -> int:
+    """Return the number of entries in a block."""
     return min(BLOCK_ENTRIES, total - block * BLOCK_ENTRIES)
 
 
 def blocks(total: int) -> Iterator[int]:
+    """Return the numbers of all blocks of a wait."""
     return iter(range((total + BLOCK_ENTRIES - 1) // BLOCK_ENTRIES))
 
 
 def partition_of(entity_id: str, partitions: int) -> int:
-    """The same shard for the same id, in every process."""
+    """Return the partition of an id, which is the same in every process."""
     return zlib.crc32(entity_id.encode()) % partitions

@@ -1,4 +1,4 @@
-"""Lists, newest first: which ids were created in a namespace, day by day, merged from the shards of each day."""
+"""Lists of a namespace, newest first: the ids created on each day, merged from the partitions of that day."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, ConditionFailed, Put, Table, Update, WriteCondition, query_all
 
 DAY_MARK_TTL = 2 * OPEN_JOB_TTL
-"""Longer than what was created on a day is kept, unless something begins its life anew: then that says how long."""
+"""Longer than the TTL of the entities of that day. `extend_day_ttl` extends it for entities that are retried later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListingEntry:
-    """An id with its place in the list: the text sorts like the list itself, oldest first. At the end of each day comes
-    one without an id, for a walk that has found nothing is to know how far it has come."""
+    """An entity id with its cursor. Cursors sort like the list, oldest first.
+
+    Each day ends with an entry without an id, so a reader that found nothing still has a cursor.
+    """
 
     entity_id: str | None
     cursor: str
 
 
 class ListingStore:
-    """Walks index `listing`. What it says is a hint: the caller reads the entities themselves."""
+    """Reader of index `listing`. Its entries are hints: the service reads the entities themselves."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._marked: set[tuple[str, keys.ListName, date]] = set()
 
     def mark_day(self, namespace: str, list_name: keys.ListName, day: date) -> None:
-        """Say that something is created on this day. Costs a write once a process, namespace and day."""
+        """Record that an entity is created on this day: one write per process, namespace and day."""
         if (namespace, list_name, day) in self._marked:
             return
         key = keys.day_mark(namespace, list_name, day)
@@ -53,7 +55,10 @@ class ListingStore:
         created_after: datetime | None = None,
         created_before: datetime | None = None,
     ) -> Iterator[ListingEntry]:
-        """Ids created in [created_after, created_before), below `before_place`, lazily: a page is read when needed."""
+        """Yield the entries created in [created_after, created_before) and below `before_cursor`, newest first.
+
+        The pages are read lazily.
+        """
         upper_bounds = [before_cursor] if before_cursor else []
         before = min(upper_bounds + ([to_text(created_before)] if created_before else []), default=None)
         for day in self._days(namespace, list_name):
@@ -83,7 +88,7 @@ class ListingStore:
 
 
 def extend_day_ttl(table: Table, namespace: str, list_name: keys.ListName, day: date, *, expires_at: datetime) -> None:
-    """Have a day found as long as something that was created on it. Costs nothing where that is not long."""
+    """Extend the TTL of a day to that of an entity created on it, if the default is too short."""
     if expires_at <= _default_day_expiry(day):
         return
     key = keys.day_mark(namespace, list_name, day)
@@ -107,6 +112,6 @@ def _default_day_expiry(day: date) -> datetime:
 
 
 def _bounds(day: date) -> tuple[str, str]:
-    """The lowest place of a day, and one above its highest."""
+    """Return the lowest cursor of a day, and a text above its highest cursor."""
     start = to_text(datetime.combine(day, time.min, tzinfo=UTC))
     return start, f"{day.isoformat()}T~"

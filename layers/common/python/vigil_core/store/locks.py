@@ -1,6 +1,6 @@
-"""Holds: which job has a `unique_key` or a mutex, and who stands in line for a mutex.
+"""Locks: the owners of unique keys and mutexes, and the mutex queues.
 
-Nothing releases a hold: it is taken over once its holder has ended.
+No process releases a lock: another job acquires it after its owner has ended.
 """
 
 from __future__ import annotations
@@ -15,14 +15,22 @@ from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Delete, Put, Row, Table, Update, WriteCondition
 
 STALL_CHECK_INTERVAL = timedelta(seconds=60)
-"""How often the sweeper sees whether a line has come to a standstill."""
+"""The interval at which the sweeper checks a contested mutex for a stalled queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lock:
-    """Who has a hold. Whatever happens to it raises `counter`, so that of two who saw the same only one can act.
+    """A unique key or a mutex with its owner.
 
-    `contested`: somebody stands in line for it, or has done so lately.
+    Every acquisition and every new queue entry increments `counter`. Writes are conditional on the counter that was
+    read, so of two processes that read the same lock only one can change it.
+
+    Attributes:
+        kind: Unique key or mutex.
+        name: The key.
+        job_id: The owner.
+        counter: The number of changes.
+        has_mutex_queue: The mutex queue has entries, or had entries a short time ago.
     """
 
     kind: keys.LockKind
@@ -34,8 +42,14 @@ class Lock:
 
 @dataclass(frozen=True, kw_only=True)
 class LockAcquisition:
-    """The wish to take a hold that was seen with this counter; 0 when nobody ever had it. `due` keeps a contested one
-    on the sweeper's list."""
+    """A lock that a job acquires, if its counter is unchanged.
+
+    Attributes:
+        kind: Unique key or mutex.
+        name: The key.
+        seen_counter: The counter that was read; 0 if the lock does not exist.
+        due: The keys of index `due` that keep a contested mutex visible to the sweeper.
+    """
 
     kind: keys.LockKind
     name: str
@@ -45,28 +59,34 @@ class LockAcquisition:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueEntry:
-    """A job's place in line."""
+    """A job in a mutex queue, with its mutex position."""
 
     position: int
     job_id: str
 
 
 class LockStore:
-    """Reads holds and keeps the order in line; holds are taken in the transaction that stores their job."""
+    """Reader of locks, and keeper of the order of mutex queues.
+
+    A job acquires its locks in the transaction that writes the job.
+    """
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def find(self, namespace: str, kind: keys.LockKind, name: str) -> Lock | None:
-        """Who has it, consistently; None when nobody ever had."""
+        """Read a lock with a strongly consistent read; return None if no job has ever acquired it."""
         row = self._table.get(keys.lock(namespace, kind, name))
         if row is None:
             return None
         return Lock(kind=kind, name=name, job_id=row["job_id"], counter=row["counter"], has_mutex_queue="g1pk" in row)
 
     def next_position(self, namespace: str, name: str, *, now: datetime) -> int:
-        """A place in line behind everybody's who has one: from now on the mutex is contested. Raises ConditionFailed
-        when nobody ever had it."""
+        """Allocate the last mutex position, which makes the mutex contested.
+
+        Raises:
+            ConditionFailed: No job has ever acquired the mutex.
+        """
         row = self._table.update(
             Update(
                 key=keys.lock(namespace, "mutex", name),
@@ -79,22 +99,22 @@ class LockStore:
         return int(row["counter"])
 
     def first_queued(self, namespace: str, name: str) -> QueueEntry | None:
-        """Who is next, consistently."""
+        """Read the first entry of a mutex queue with a strongly consistent read."""
         rows = self._table.query_page(keys.mutex_queue(namespace, name), limit=1).rows
         return QueueEntry(position=int(rows[0]["sk"]), job_id=rows[0]["job_id"]) if rows else None
 
     def remove_queue_entry(self, namespace: str, name: str, entry: QueueEntry) -> None:
-        """Forget a place whose job no longer wants it."""
+        """Remove a queue entry whose job no longer needs the mutex."""
         self._table.delete(Delete(key=keys.mutex_queue_entry(namespace, name, entry.position)))
 
     def extend_check(self, namespace: str, lock: Lock, *, now: datetime) -> None:
-        """Keep a contested mutex on the sweeper's list; nothing when somebody else has to do with it."""
+        """Postpone the next check of a contested mutex; do nothing if another process changed the lock."""
         self._update_if_unchanged(
             namespace, lock, "SET g1pk = :g1pk, g1sk = :g1sk", _due_values(namespace, lock.name, now)
         )
 
     def mark_queue_empty(self, namespace: str, lock: Lock) -> None:
-        """Nobody stands in line; nothing when somebody came since the hold was read."""
+        """Record that the mutex queue is empty; do nothing if a job entered it after the lock was read."""
         self._update_if_unchanged(namespace, lock, "REMOVE g1pk, g1sk", {})
 
     def _update_if_unchanged(self, namespace: str, lock: Lock, expression: str, values: Mapping[str, str]) -> None:
@@ -111,13 +131,13 @@ class LockStore:
 
 
 def mutex_acquisition(namespace: str, lock: Lock, *, now: datetime) -> LockAcquisition:
-    """The wish to take a mutex that others may stand in line for."""
+    """Build the acquisition of a mutex that may have a queue."""
     due = keys.due(now + STALL_CHECK_INTERVAL, "mutex", namespace, lock.name)
     return LockAcquisition(kind=lock.kind, name=lock.name, seen_counter=lock.counter, due=due)
 
 
 def lock_put(job: Job, acquisition: LockAcquisition) -> Put:
-    """The write by which a job takes a hold."""
+    """Build the write that makes a job the owner of a lock."""
     row: Row = {
         **_head(keys.lock(job.namespace, acquisition.kind, acquisition.name), "hold"),
         "job_id": job.job_id,
@@ -129,7 +149,7 @@ def lock_put(job: Job, acquisition: LockAcquisition) -> Put:
 
 
 def queue_entry_put(job: Job, position: int) -> Put:
-    """The write by which a job stands in line for its mutex."""
+    """Build the write that adds a job to the queue of its mutex."""
     key = keys.mutex_queue_entry(job.namespace, str(job.mutex_key), position)
     return Put(row={**_head(key, "place_in_line"), "job_id": job.job_id})
 

@@ -1,4 +1,4 @@
-"""Schedules: rows of one partition a namespace, listed together by name, that index `due` shows to the sweeper."""
+"""Schedules: one partition per namespace, listed by name, and visible to the sweeper in index `due`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vigil_core.store import keys
 from vigil_core.store.table import ABSENT, Delete, Put, Row, Table, version_is
 
 SWEEP_GRACE = timedelta(seconds=20)
-"""How long the sweep leaves a run to the alarm that was armed for it."""
+"""The time that the sweep leaves to the timer of a schedule before it fires the schedule itself."""
 
 
 class ScheduleStore:
@@ -23,26 +23,29 @@ class ScheduleStore:
         self._table = table
 
     def find(self, namespace: str, name: str) -> Schedule | None:
-        """The schedule as it is now. One consistent read of its row: a unit for each 4 KB."""
+        """Read a schedule with one strongly consistent read: one unit per 4 KB."""
         row = self._table.get(keys.schedule(namespace, name))
         return _from_row(namespace, row) if row else None
 
     def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[Schedule], str | None]:
-        """Schedules by name, from after this one; and the name to go on after, None at the end.
+        """Read a page of schedules, sorted by name.
 
-        A page ends early where DynamoDB ends it, after 1 MB.
+        DynamoDB may end a page early, after 1 MB.
+
+        Returns:
+            The schedules after the name `after`, and the name after which the next page begins; None on the last page.
         """
         cursor = None if after is None else keys.schedule(namespace, after)._asdict()
         page = self._table.query_page(keys.schedules(namespace), limit=limit, cursor=cursor)
         return [_from_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
 
     def save(self, before: Schedule | None, after: Schedule) -> None:
-        """Store the version that follows `before`. Raises ConditionFailed when the schedule has moved on since."""
+        """Store the version that follows `before`, or raise ConditionFailed if the schedule has changed."""
         condition = ABSENT if before is None else version_is(before.version)
         self._table.put(Put(row=_to_row(after), condition=condition))
 
     def remove(self, schedule: Schedule) -> None:
-        """Remove a schedule. Raises ConditionFailed when it has moved on since."""
+        """Remove a schedule, or raise ConditionFailed if it has changed since the read."""
         key = keys.schedule(schedule.namespace, schedule.name)
         self._table.delete(Delete(key=key, condition=version_is(schedule.version)))
 
@@ -59,7 +62,7 @@ def _to_row(schedule: Schedule) -> Row:
         "rate": schedule.timing.rate,
         "timezone": schedule.timing.timezone,
         "anchor": to_text(schedule.timing.anchor),
-        # As text, so that what goes in comes out, number for number.
+        # JSON text returns every number as it was sent.
         schedule.action: dumps(schedule.body),
         "enabled": schedule.enabled,
         "missed": schedule.misfire_policy,
@@ -81,8 +84,8 @@ def _to_row(schedule: Schedule) -> Row:
 
 
 def _from_row(namespace: str, row: Row) -> Schedule:
-    creates: ScheduleAction = "workflow" if "workflow" in row else "job"
-    body: Any = loads(row[creates])
+    action: ScheduleAction = "workflow" if "workflow" in row else "job"
+    body: Any = loads(row[action])
     return Schedule(
         namespace=namespace,
         name=row["sk"],
@@ -90,7 +93,7 @@ def _from_row(namespace: str, row: Row) -> Schedule:
         timing=ScheduleTiming(
             cron=row.get("cron"), rate=row.get("rate"), timezone=row["timezone"], anchor=from_text(row["anchor"])
         ),
-        action=creates,
+        action=action,
         body=body,
         enabled=row["enabled"],
         misfire_policy=row["missed"],

@@ -1,4 +1,4 @@
-"""The records of the table's stream: rows before and after a change."""
+"""The records of the table's stream: each has a row before and after a change."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ from vigil_core.store.workflows.runs import run_from_row
 
 @dataclass(frozen=True, kw_only=True)
 class StreamRecord:
-    """One change of one row. Images are decoded when first asked for: one that cannot be read fails by itself."""
+    """One change of one row.
+
+    An image is decoded at its first use, so an unreadable image fails alone and not with its batch.
+    """
 
     sequence_number: str
     change: Mapping[str, Any]
 
     @property
     def key(self) -> Key:
-        """Which row it was, for the log; empty where the record does not say."""
+        """The key of the row, for the log; its parts are empty if the record has no keys."""
         attributes = self.change.get("Keys", {})
         return Key(*(str(attributes.get(name, {}).get("S", "")) for name in Key._fields))
 
     def old(self) -> Row | None:
-        """The row before; None when it is new."""
+        """Return the row before the change; None for a new row."""
         return self._old
 
     def new(self) -> Row | None:
-        """The row after; None when it was removed."""
+        """Return the row after the change; None for a removed row."""
         return self._new
 
     @cached_property
@@ -55,7 +58,7 @@ class StreamRecord:
 
 
 def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
-    """The records of a batch, as Lambda hands it to a function, in the order of the stream."""
+    """Return the records of a Lambda event, in the order of the stream."""
     return [
         StreamRecord(sequence_number=record["dynamodb"]["SequenceNumber"], change=record["dynamodb"])
         for record in event["Records"]
@@ -63,12 +66,12 @@ def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
 
 
 def _with_bytes(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An attribute as the SDK reads it: Lambda's event is JSON and has binary values, which no row nests, as Base64."""
+    """Decode a binary attribute, which the JSON of a Lambda event contains as Base64; no row nests binary values."""
     return {"B": b64decode(value["B"])} if isinstance(value.get("B"), str) else value
 
 
 def progress_from_row(row: Row) -> ProgressUpdate:
-    """What was reported alone, from its row."""
+    """Convert a `live` row to the progress and message that it reports."""
     return ProgressUpdate(
         namespace=row["namespace"],
         job_id=row["job_id"],
@@ -85,8 +88,11 @@ def progress_from_row(row: Row) -> ProgressUpdate:
 
 
 def run_version_of(record: StreamRecord) -> tuple[WorkflowRun, RunLogEntry | None] | None:
-    """The version of a run that a record of its row tells of, and the line of its history before; None when nothing has
-    happened that its history tells."""
+    """Return the new version of a run in a record of its row, with the history line before it.
+
+    Returns:
+        None if the record adds no line to the history: the supervisor wrote its token, or the row was removed.
+    """
     row, old = record.new(), record.old()
     if row is None or (old is not None and old["log"] == row["log"]):
         return None
@@ -97,8 +103,11 @@ def run_version_of(record: StreamRecord) -> tuple[WorkflowRun, RunLogEntry | Non
 
 
 def job_version_of(record: StreamRecord) -> tuple[Job, Job | None] | None:
-    """The version of a job that a record of its row tells of, and the one before it; None when it tells of none: the
-    row was removed, or only what the index shows of it was changed."""
+    """Return the new version of a job in a record of its row, with the version before it.
+
+    Returns:
+        None if the record has no new version: the row was removed, or only its index entry changed.
+    """
     row, old = record.new(), record.old()
     if row is None or (old is not None and old["version"] == row["version"]):
         return None

@@ -1,6 +1,6 @@
-"""A thin, typed skin over the DynamoDB client: Python values in and out, every page read, conflicts named.
+"""A thin, typed layer over the DynamoDB client: Python values in and out, complete pages, one error per conflict.
 
-Everything that Vigil stores passes through these few calls, so that tests can put a fault between any two of them.
+All access to the table uses these few calls, so tests can inject a fault between any two of them.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ _from_dynamo = TypeDeserializer()
 
 
 class ConditionFailed(StoreConflict):
-    """A condition did not hold. `old` is the row that stood in the way, where DynamoDB tells it; None when there was
-    none. `index` is the number of the action in its transaction."""
+    """A write was refused because its condition is false.
+
+    Attributes:
+        old: The row that made the condition false, where DynamoDB returns it; None if there is no such row.
+        index: The number of the failed action in its transaction.
+    """
 
     def __init__(self, old: Row | None, index: int = 0) -> None:
-        super().__init__("another writer was first")
+        super().__init__("Another writer changed the row first")
         self.old = old
         self.index = index
 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteCondition:
-    """A condition expression with its names and values, written in DynamoDB's own language."""
+    """A condition expression of DynamoDB with its names and values."""
 
     expression: str
     names: Mapping[str, str] = field(default_factory=dict)
@@ -55,13 +59,13 @@ PRESENT = WriteCondition(expression="attribute_exists(pk)")
 
 
 def version_is(version: int) -> WriteCondition:
-    """The row is still the version that was read."""
+    """Build the condition that the row still has the version that was read."""
     return WriteCondition(expression="version = :seen_version", values={":seen_version": version})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Put:
-    """Write a whole row."""
+    """A write of a whole row."""
 
     row: Row
     condition: WriteCondition | None = None
@@ -69,7 +73,7 @@ class Put:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """Change attributes of a row by an update expression."""
+    """A change of attributes of a row by an update expression."""
 
     key: Key
     expression: str
@@ -80,7 +84,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Delete:
-    """Remove a row."""
+    """The removal of a row."""
 
     key: Key
     condition: WriteCondition | None = None
@@ -88,7 +92,7 @@ class Delete:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Only a condition, in a transaction."""
+    """A condition on a row that a transaction checks and does not write."""
 
     key: Key
     condition: WriteCondition
@@ -99,20 +103,20 @@ Action: TypeAlias = Put | Update | Delete | Check
 
 @dataclass(frozen=True, kw_only=True)
 class QueryPage:
-    """One page of a query; `cursor` is None when there is nothing after it."""
+    """One page of a query; `cursor` is None on the last page."""
 
     rows: list[Row]
     cursor: Row | None
 
 
 class Table(Protocol):
-    """What Vigil needs of DynamoDB. Each call is one request, but where it says otherwise."""
+    """The operations of DynamoDB that Vigil uses. Each call is one request, unless stated otherwise."""
 
     def get(self, key: Key) -> Row | None:
-        """Read one row, consistently."""
+        """Read one row with a strongly consistent read."""
 
     def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
-        """Read any number of rows; those that do not exist are left out. A request per hundred."""
+        """Read any number of rows, with one request per hundred; the result omits absent rows."""
 
     def query_page(
         self,
@@ -125,30 +129,45 @@ class Table(Protocol):
         limit: int | None = None,
         cursor: Row | None = None,
     ) -> QueryPage:
-        """Read one page of a partition in the order of its sort key: consistently from the table, eventually from an
-        index. `begins` and `between` (inclusive) bound the sort key."""
+        """Read one page of a partition in the order of its sort key.
+
+        A read of the table is strongly consistent, a read of an index is eventually consistent.
+
+        Args:
+            pk: The partition key, of the table or of the index.
+            begins: The prefix of the sort keys.
+            between: The lowest and the highest sort key, both inclusive.
+            index: `due` or `listing`; None for the table.
+            newest_first: Read in descending order.
+            limit: The highest number of rows of the page.
+            cursor: The cursor of the page before.
+        """
 
     def count(self, pk: str, *, begins: str | None = None, index: str | None = None) -> int:
-        """How many rows a query would find. A request per megabyte that is counted."""
+        """Count the rows of a partition, with one request per megabyte."""
 
     def put(self, put: Put) -> None:
-        """Write one row. Raises ConditionFailed."""
+        """Write one row, or raise ConditionFailed."""
 
     def update(self, update: Update) -> Row:
-        """Change one row and return it as it is now. Raises ConditionFailed."""
+        """Change one row and return the new row, or raise ConditionFailed."""
 
     def delete(self, delete: Delete) -> None:
-        """Remove one row. Raises ConditionFailed."""
+        """Remove one row, or raise ConditionFailed."""
 
     def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
-        """Write and remove any number of rows without conditions. A request per twenty-five."""
+        """Write and remove any number of rows without conditions, with one request per twenty-five."""
 
     def transact(self, actions: Sequence[Action]) -> None:
-        """All or nothing, at most a hundred. Raises ConditionFailed with the first action that failed."""
+        """Apply up to a hundred actions as one transaction.
+
+        Raises:
+            ConditionFailed: A condition is false; it names the first failed action. Nothing was written.
+        """
 
 
 def query_all(table: Table, pk: str, **bounds: Any) -> Iterator[Row]:
-    """Every row of a query, page after page."""
+    """Yield every row of a query, page by page."""
     cursor: Row | None = None
     while True:
         page = table.query_page(pk, cursor=cursor, **bounds)
@@ -159,7 +178,7 @@ def query_all(table: Table, pk: str, **bounds: Any) -> Iterator[Row]:
 
 
 class DynamoTable:
-    """The table on AWS, or wherever the client's endpoint points."""
+    """The table at the endpoint of the client: AWS or an emulator."""
 
     def __init__(self, client: DynamoDBClient, name: str, sleep: Callable[[float], None] = time.sleep) -> None:
         self._client = client
@@ -167,10 +186,12 @@ class DynamoTable:
         self._sleep = sleep
 
     def get(self, key: Key) -> Row | None:
+        """Call GetItem."""
         response = self._client.get_item(TableName=self._name, Key=_key(key), ConsistentRead=True)
         return _row(response["Item"]) if "Item" in response else None
 
     def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
+        """Call BatchGetItem until no key is left unprocessed."""
         rows: dict[Key, Row] = {}
         unique_keys = list(dict.fromkeys(keys))
         for start in range(0, len(unique_keys), BATCH_GET_LIMIT):
@@ -202,6 +223,7 @@ class DynamoTable:
         limit: int | None = None,
         cursor: Row | None = None,
     ) -> QueryPage:
+        """Call Query once."""
         request = self._query(pk, begins, between, index)
         request["ScanIndexForward"] = not newest_first
         if limit is not None:
@@ -213,6 +235,7 @@ class DynamoTable:
         return QueryPage(rows=[_row(item) for item in response["Items"]], cursor=_row(last_key) if last_key else None)
 
     def count(self, pk: str, *, begins: str | None = None, index: str | None = None) -> int:
+        """Call Query for a count, until the last page."""
         request = {**self._query(pk, begins, None, index), "Select": "COUNT"}
         total = 0
         while True:
@@ -223,19 +246,23 @@ class DynamoTable:
             request["ExclusiveStartKey"] = response["LastEvaluatedKey"]
 
     def put(self, put: Put) -> None:
+        """Call PutItem."""
         request = {"TableName": self._name, "Item": _item(put.row), **_condition(put.condition)}
         self._write(lambda: self._client.put_item(**request))
 
     def update(self, update: Update) -> Row:
+        """Call UpdateItem."""
         request = {"TableName": self._name, "ReturnValues": "ALL_NEW", **_update(update)}
         response = self._write(lambda: self._client.update_item(**request))
         return _row(response["Attributes"])
 
     def delete(self, delete: Delete) -> None:
+        """Call DeleteItem."""
         request = {"TableName": self._name, "Key": _key(delete.key), **_condition(delete.condition)}
         self._write(lambda: self._client.delete_item(**request))
 
     def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
+        """Call BatchWriteItem until no item is left unprocessed."""
         requests: list[Any] = [{"PutRequest": {"Item": _item(row)}} for row in puts]
         requests += [{"DeleteRequest": {"Key": _key(key)}} for key in deletes]
         for start in range(0, len(requests), BATCH_WRITE_LIMIT):
@@ -247,6 +274,7 @@ class DynamoTable:
                 self._back_off(attempt, "BatchWriteItem left items unprocessed")
 
     def transact(self, actions: Sequence[Action]) -> None:
+        """Call TransactWriteItems."""
         items: list[Any] = [self._transact_item(action) for action in actions]
         self._write(lambda: self._client.transact_write_items(TransactItems=items))
 
@@ -278,7 +306,7 @@ class DynamoTable:
                 return {"ConditionCheck": {**common, "Key": _key(action.key), **_condition(action.condition)}}
 
     def _write(self, call: Callable[[], Any]) -> Any:
-        """Run a write. A conflict with a transaction is tried again: the SDK does not do that on plain writes."""
+        """Run a write and retry it after a transaction conflict, which the SDK does not retry on plain writes."""
         for attempt in range(_MAX_RETRIES + 1):
             try:
                 return call()
@@ -295,7 +323,7 @@ class DynamoTable:
 
 
 def row_from_image(image: Mapping[str, Any]) -> Row:
-    """A row from DynamoDB's JSON, as in a stream record's image."""
+    """Convert an image of a stream record, in DynamoDB's JSON, to a row."""
     return _row(image)
 
 
@@ -362,7 +390,7 @@ def _values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _item(row: Row) -> dict[str, Any]:
-    """A row without its None attributes: what is absent is left out of the table, not stored as null."""
+    """Serialise a row without its None attributes: an absent value is not stored as null."""
     return {name: _to_dynamo.serialize(value) for name, value in row.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Webhooks, rows of one partition a namespace, and their deliveries, spread over partitions and listed by time."""
+"""Webhooks, one partition per namespace, and their deliveries, several partitions per webhook, listed by time."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class WebhookStore:
         self._table = table
 
     def find(self, namespace: str, name: str) -> Webhook | None:
-        """The webhook as it is now."""
+        """Read a webhook."""
         row = self._table.get(keys.webhook(namespace, name))
         return _webhook(row) if row else None
 
     def find_all(self, namespace: str) -> list[Webhook]:
-        """All of a namespace, by name: there are few. One request."""
+        """Read the webhooks of a namespace, sorted by name. A namespace has few, so one request suffices."""
         return [_webhook(row) for row in query_all(self._table, keys.webhooks(namespace))]
 
     def save(self, before: Webhook | None, after: Webhook) -> None:
-        """Store the version that follows `before`. Raises ConditionFailed when the webhook has moved on since."""
+        """Store the version that follows `before`, or raise ConditionFailed if the webhook has changed."""
         condition = ABSENT if before is None else version_is(before.version)
         self._table.put(Put(row=_webhook_row(after), condition=condition))
 
     def remove(self, namespace: str, name: str) -> bool:
-        """Remove a webhook; whether there was one. Its deliveries stay until their time is over."""
+        """Remove a webhook and return whether it existed. Its deliveries stay until their TTL ends."""
         try:
             self._table.delete(Delete(key=keys.webhook(namespace, name), condition=PRESENT))
         except ConditionFailed:
@@ -56,7 +56,7 @@ class WebhookStore:
     # Deliveries
 
     def add_delivery(self, delivery: Delivery) -> Delivery:
-        """Store a delivery, or find the one that an earlier try has stored."""
+        """Store a delivery, or return the one that an earlier try has stored."""
         try:
             self._table.put(Put(row=_delivery_row(delivery), condition=ABSENT))
         except ConditionFailed as error:
@@ -64,12 +64,21 @@ class WebhookStore:
         return delivery
 
     def find_delivery(self, namespace: str, webhook: str, delivery_id: str) -> Delivery | None:
-        """The delivery as it is now."""
+        """Read a delivery."""
         row = self._table.get(keys.delivery(namespace, webhook, delivery_id))
         return _delivery(row) if row else None
 
     def save_delivery(self, before: Delivery, after: Delivery, *, check_next_at: bool) -> bool:
-        """Store what follows `before`; False when that was tried, finished or, with `by_time`, put off since."""
+        """Store the state that follows `before`.
+
+        Args:
+            before: The delivery that was read.
+            after: The new state.
+            check_next_at: Also require that no process has postponed the next attempt.
+
+        Returns:
+            False if the delivery was attempted, finished or (with `check_next_at`) postponed since the read.
+        """
         condition = WriteCondition(
             expression="#status = :status AND failed_tries = :tries"
             + (" AND next_at = :next_at" if check_next_at else ""),
@@ -87,7 +96,7 @@ class WebhookStore:
         return True
 
     def deliveries(self, namespace: str, webhook: str, *, before_id: str | None, limit: int) -> list[Delivery]:
-        """Those before this one, newest event first. A request or two for each of the partitions."""
+        """Read the deliveries before `before_id`, newest event first: one or two requests per partition."""
         partition_limit = limit // keys.DELIVERY_PARTITIONS + 5
         partitions = [
             self._partition_deliveries(keys.deliveries(namespace, webhook, shard), before_id, partition_limit)
@@ -158,7 +167,9 @@ def _delivery_row(delivery: Delivery) -> Row:
         "status": delivery.status,
         "error": delivery.error,
         "failed_tries": delivery.failed_attempts,
-        "tries": dumps([[to_text(t.at), t.duration_ms, t.status, t.error] for t in delivery.attempts]),
+        "tries": dumps(
+            [[to_text(attempt.at), attempt.duration_ms, attempt.status, attempt.error] for attempt in delivery.attempts]
+        ),
         "next_at": delivery.next_attempt_at and to_text(delivery.next_attempt_at),
         "created_at": to_text(delivery.created_at),
         "finished_at": delivery.finished_at and to_text(delivery.finished_at),
@@ -171,7 +182,7 @@ def _delivery_row(delivery: Delivery) -> Row:
 
 
 def _delivery(row: Row) -> Delivery:
-    tries: Any = loads(row["tries"])
+    attempts: Any = loads(row["tries"])
     return Delivery(
         namespace=row["namespace"],
         webhook=row["webhook"],
@@ -184,7 +195,8 @@ def _delivery(row: Row) -> Delivery:
         error=row.get("error"),
         failed_attempts=row["failed_tries"],
         attempts=tuple(
-            DeliveryAttempt(at=from_text(at), duration_ms=ms, status=status, error=why) for at, ms, status, why in tries
+            DeliveryAttempt(at=from_text(at), duration_ms=ms, status=status, error=error)
+            for at, ms, status, error in attempts
         ),
         next_attempt_at=from_text(row["next_at"]) if "next_at" in row else None,
         created_at=from_text(row["created_at"]),

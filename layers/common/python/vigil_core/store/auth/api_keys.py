@@ -1,4 +1,4 @@
-"""API keys: rows of one partition a namespace, found by their id, listed together."""
+"""API keys: one partition per namespace, read by id or listed together."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Put, Row, T
 
 
 class ApiKeyStore:
-    """The stored keys of every namespace."""
+    """The API keys of every namespace."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def add(self, key: ApiKey) -> None:
-        """Store a new key. Raises ConditionFailed when its id is taken."""
+        """Store a new key, or raise ConditionFailed if its id exists."""
         self._table.put(Put(row=_to_row(key), condition=ABSENT))
 
     def find(self, namespace: str, key_id: str) -> ApiKey | None:
-        """The key as it is now, revoked or not."""
+        """Read a key, revoked or not."""
         row = self._table.get(keys.api_key(namespace, key_id))
         return _from_row(row) if row else None
 
     def find_all(self, namespace: str) -> list[ApiKey]:
-        """Every key of a namespace, oldest first."""
+        """Read all keys of a namespace, oldest first."""
         rows = query_all(self._table, keys.api_keys(namespace))
         return sorted(map(_from_row, rows), key=lambda key: (key.created_at, key.key_id))
 
     def revoke(self, namespace: str, key_id: str, now: datetime) -> ApiKey | None:
-        """Mark a key as revoked, and return it; None when there is no such key. The first time stays."""
+        """Mark a key as revoked and return it; None if there is no such key. The first revocation time stays."""
         update = Update(
             key=keys.api_key(namespace, key_id),
             expression="SET revoked_at = if_not_exists(revoked_at, :now)",

@@ -1,4 +1,4 @@
-"""WebSocket tickets: a row each, gone with its first use."""
+"""WebSocket tickets: one row each, removed by its first use."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Delete, Put
 
 
 class TicketStore:
-    """The tickets that have not been used yet."""
+    """The unused tickets of every namespace."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def add(self, ticket: Ticket) -> None:
-        """Store a new ticket. Raises ConditionFailed when its id is taken."""
+        """Store a new ticket, or raise ConditionFailed if its id exists."""
         pk, sk = keys.ticket(ticket.namespace, ticket.ticket_id)
         row = {
             "pk": pk,
@@ -33,7 +33,7 @@ class TicketStore:
         self._table.put(Put(row=row, condition=ABSENT))
 
     def find(self, namespace: str, ticket_id: str) -> Ticket | None:
-        """A ticket that nobody has used; it may have expired."""
+        """Read an unused ticket, which may have expired."""
         row = self._table.get(keys.ticket(namespace, ticket_id))
         if row is None:
             return None
@@ -47,7 +47,7 @@ class TicketStore:
         )
 
     def consume(self, ticket: Ticket) -> bool:
-        """Use a ticket up. False when somebody else was first: of two at once, one gets in."""
+        """Remove a ticket at its use. Of two uses at the same time, one gets True and the other False."""
         try:
             self._table.delete(Delete(key=keys.ticket(ticket.namespace, ticket.ticket_id), condition=PRESENT))
         except ConditionFailed:
