@@ -1,4 +1,4 @@
-"""The bucket that keeps the stream records that a consumer gave up on."""
+"""The S3 bucket with the stream records that a consumer could not process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """An object, unread."""
+    """An object of the bucket, without its content."""
 
     key: str
     stored_at: datetime
 
 
 class DeadLetterBucket:
-    """Each object is one batch."""
+    """The bucket of dead letters; each object is one batch of stream records."""
 
     def __init__(self, client: S3Client, bucket: str) -> None:
         self._client = client
         self._bucket = bucket
 
     def list(self) -> list[StoredObject]:
-        """Every object, oldest first."""
+        """List all objects, oldest first."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket)
         objects = [
             StoredObject(key=item["Key"], stored_at=item["LastModified"])
@@ -36,9 +36,9 @@ class DeadLetterBucket:
         return sorted(objects, key=lambda item: (item.stored_at, item.key))
 
     def read(self, key: str) -> bytes:
-        """An object's bytes."""
+        """Read the bytes of an object."""
         return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
 
     def remove(self, key: str) -> None:
-        """Forget an object."""
+        """Delete an object."""
         self._client.delete_object(Bucket=self._bucket, Key=key)

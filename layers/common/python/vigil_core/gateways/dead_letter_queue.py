@@ -1,5 +1,8 @@
-"""A queue's dead letters. They are moved by hand, in steps that can each be repeated: StartMessageMoveTask runs by
-itself, cannot say what it did, and is not offered everywhere."""
+"""The dead-letter queue of an SQS queue, and the redrive of its messages.
+
+The redrive moves messages in small steps that can be repeated. StartMessageMoveTask is not used: it runs in the
+background, does not report its result, and does not exist in every region.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,18 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
 _MAX_BATCH_MESSAGES = 10
-"""SQS hands out and takes in at most ten messages a request."""
+"""SQS receives and sends at most ten messages per request."""
 
 
 class DeadLetterQueue:
-    """The queue at `dead_url`, whose messages belong into the one at `home_url`. It looks for up to `patience_s` before
-    it finds itself empty: from one second on, SQS asks all of its servers, not a sample of them."""
+    """A dead-letter queue and the source queue of its messages.
+
+    Args:
+        client: The SQS client.
+        dead_letter_url: The URL of the dead-letter queue.
+        source_url: The URL of the queue to which a redrive sends the messages.
+        wait_time_s: The long poll of a receive. From one second on, SQS queries all of its servers, not a sample.
+    """
 
     def __init__(self, client: SQSClient, *, dead_letter_url: str, source_url: str, wait_time_s: int = 1) -> None:
         self._client = client
@@ -23,14 +32,17 @@ class DeadLetterQueue:
         self._wait_time_s = wait_time_s
 
     def count(self) -> int:
-        """How many messages lie here, approximately (SQS knows no better)."""
+        """Return the approximate number of messages, which is all that SQS offers."""
         response = self._client.get_queue_attributes(
             QueueUrl=self._dead_letter_url, AttributeNames=["ApproximateNumberOfMessages"]
         )
         return int(response["Attributes"]["ApproximateNumberOfMessages"])
 
     def redrive_batch(self) -> int:
-        """Send up to ten messages home, and how many it were. One is removed here only after it has arrived there."""
+        """Move up to ten messages to the source queue and return their number.
+
+        If the process crashes between the send and the delete of a message, the next redrive sends that message again.
+        """
         messages = self._client.receive_message(
             QueueUrl=self._dead_letter_url,
             MaxNumberOfMessages=_MAX_BATCH_MESSAGES,
@@ -41,7 +53,7 @@ class DeadLetterQueue:
         for message in messages:
             request: Any = {"MessageAttributes": message.get("MessageAttributes", {})}
             if group := message.get("Attributes", {}).get("MessageGroupId"):
-                # The message's first deduplication id might still be remembered; this one is new and can be repeated.
+                # SQS may still remember the first deduplication id of the message; this one is new and repeatable.
                 request |= {"MessageGroupId": group, "MessageDeduplicationId": message["MessageId"]}
             self._client.send_message(QueueUrl=self._source_url, MessageBody=message["Body"], **request)
             self._client.delete_message(QueueUrl=self._dead_letter_url, ReceiptHandle=message["ReceiptHandle"])

@@ -1,4 +1,4 @@
-"""Alarms for the sweeper, on EventBridge Scheduler: schedules that fire once."""
+"""Timers that invoke the sweeper: one-time schedules of EventBridge Scheduler."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ if TYPE_CHECKING:
     from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
 
 MIN_DELAY = timedelta(seconds=5)
-"""A time that has passed when the schedule is made might never come."""
+"""EventBridge Scheduler may ignore a schedule whose time has passed when it is created."""
 
 
 class SchedulerTimers:
-    """One-time schedules of the stack's own group, which vanish once they have fired. Without the settings, a function
-    has no way to them. The client is made when the first alarm is armed: most requests arm none."""
+    """One-time schedules in the schedule group of the stack, which delete themselves after they fire.
+
+    The client is created with the first timer, because most requests start none. A function without these settings
+    can start no timer.
+
+    Args:
+        client: Creates the client of EventBridge Scheduler.
+        group: The name of the schedule group.
+        function_arn: The function that a timer invokes.
+        role_arn: The role that may invoke it.
+        now: The clock.
+    """
 
     def __init__(
         self,
@@ -33,7 +43,7 @@ class SchedulerTimers:
         self._now = now
 
     def start(self, name: str, at: datetime, event: str) -> None:
-        """Have the function invoked with an event, which is JSON text, within a minute after that time."""
+        """Start a timer that invokes the function with an event (JSON text) at a time, at most a minute late."""
         client = self._client()
         fire_at = max(at, self._now() + MIN_DELAY).astimezone(UTC)
         try:
@@ -48,15 +58,15 @@ class SchedulerTimers:
                     "Arn": self._function_arn,
                     "RoleArn": self._role_arn,
                     "Input": event,
-                    # The sweep finds what was not delivered by then.
+                    # After that time, the sweep does the work of a lost timer.
                     "RetryPolicy": {"MaximumEventAgeInSeconds": 60, "MaximumRetryAttempts": 3},
                 },
             )
         except client.exceptions.ConflictException:
-            return  # armed already
+            return  # The timer exists.
 
     def cancel(self, name: str) -> None:
-        """Forget an alarm, if there is one."""
+        """Delete a timer, if it exists."""
         client = self._client()
         try:
             client.delete_schedule(Name=name, GroupName=self._group)

@@ -1,4 +1,4 @@
-"""Invoke Lambda functions: and wait for the answer, or leave that to whom the function tells."""
+"""Invocations of Lambda functions, synchronous and asynchronous."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from mypy_boto3_lambda.client import LambdaClient
 
 LONG_CALL_CONFIG = Config(read_timeout=70, retries={"total_max_attempts": 1})
-"""For a client that outwaits a function's 60 s and does not, in doubt, run it a second time beside the first."""
-
+"""For a client that waits longer than a function's timeout of 60 s and never invokes it a second time."""
 
 PERMANENT_ERRORS = frozenset(
     {
@@ -24,25 +23,25 @@ PERMANENT_ERRORS = frozenset(
         "RequestTooLargeException", "ResourceNotFoundException", "UnsupportedMediaTypeException", "ValidationException",
     }
 )  # fmt: skip
-"""What asking again does not help. https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html"""
+"""The errors that a retry cannot resolve. https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionResponse:
-    """What a function returned, or, when it `failed`, the error that Lambda tells in its place."""
+    """The response of a function, or the error that Lambda reports if the function `failed`."""
 
     failed: bool
     body: bytes
 
 
 class LambdaFunctions:
-    """Functions by their ARN."""
+    """Synchronous invocations of functions by ARN."""
 
     def __init__(self, client: LambdaClient) -> None:
         self._client = client
 
     def invoke(self, function_arn: str, event: str) -> FunctionResponse:
-        """Run a function with an event, which is JSON text."""
+        """Invoke a function with an event (JSON text) and wait for its response."""
         response = self._client.invoke(
             FunctionName=function_arn, InvocationType="RequestResponse", Payload=event.encode()
         )
@@ -50,20 +49,35 @@ class LambdaFunctions:
 
 
 class LambdaExecutors:
-    """Runs what is dispatched, by asynchronous invocations. `caller` is the function that calls HTTP targets."""
+    """Asynchronous invocations for dispatched jobs.
+
+    Args:
+        client: Creates the Lambda client.
+        http_executor: The name of the function that calls HTTP targets; None in functions that dispatch no jobs.
+    """
 
     def __init__(self, client: Callable[[], LambdaClient], http_executor: str | None) -> None:
         self._client = client
         self._http_executor = http_executor
 
     def call_http(self, event: str) -> None:
-        """Have an HTTP target called. Raises ExecutorRefused, ExecutorBusy."""
+        """Invoke the HTTP executor with an event.
+
+        Raises:
+            ExecutorRefused: The invocation cannot succeed.
+            ExecutorBusy: A retry may succeed.
+        """
         if self._http_executor is None:
-            raise ExecutorRefused("This function calls no targets")
+            raise ExecutorRefused("This function cannot call HTTP targets")
         self.invoke_lambda(self._http_executor, event)
 
     def invoke_lambda(self, function: str, event: str) -> None:
-        """Leave an event to Lambda, which runs the function with it soon. Raises ExecutorRefused, ExecutorBusy."""
+        """Queue an event with Lambda, which invokes the function soon.
+
+        Raises:
+            ExecutorRefused: The invocation cannot succeed.
+            ExecutorBusy: A retry may succeed.
+        """
         try:
             self._client().invoke(FunctionName=function, InvocationType="Event", Payload=event.encode())
         except ClientError as error:

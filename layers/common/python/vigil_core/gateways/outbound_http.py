@@ -1,7 +1,8 @@
-"""Requests to addresses that users name, guarded: `domain.targets` says which may be asked.
+"""HTTP requests to addresses that users name, guarded by `domain.outbound_policy`.
 
-A name is resolved once, and what was judged is what is connected to: a second resolution could give another address.
-No redirect is followed, no proxy of the environment used, and an answer has a limit in bytes and in time.
+The client resolves a host name once and connects to the address that the policy accepted: a second resolution could
+return another address. It follows no redirect, ignores the proxy variables of the environment, and limits a response in
+bytes and in time.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from vigil_core.domain.errors import TargetRefused, TargetUnreachable
 from vigil_core.domain.outbound_policy import OutboundTarget, check_addresses, check_headers, parse_outbound_url
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
-"""The addresses of a host, best first. Raises OSError."""
+"""Returns the addresses of a host, best first. Raises OSError."""
 
-# It warns of odd headers, and names the URL, whose path or query may hold a secret.
+# Its warnings about unusual headers contain the URL, whose path or query may contain a secret.
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 _READ_BYTES = 64 * 1024
@@ -38,7 +39,7 @@ _UNKNOWN_HOST_ERRORS = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.
 
 @dataclass(frozen=True, kw_only=True)
 class HttpResponse:
-    """What came back. Header names are lower case. `truncated`: the body went on beyond the limit."""
+    """A response with lower-case header names; `truncated` if the body exceeded the limit."""
 
     status: int
     headers: Mapping[str, str]
@@ -47,13 +48,20 @@ class HttpResponse:
 
 
 def resolve_host(host: str, port: int) -> list[str]:
-    """What the system's resolver says."""
+    """Resolve a host name with the resolver of the system."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
 
 class OutboundHttpClient:
-    """`allowed` are the hosts, as `domain.targets.parse_allowed` makes them, that may be private and without TLS."""
+    """An HTTP client for outbound requests.
+
+    Args:
+        allowed: The hosts of `parse_allowed_hosts` that may be private and may be called without TLS.
+        resolve: Resolves a host name.
+        tls: Creates the TLS context.
+        monotonic: The clock of the deadlines.
+    """
 
     def __init__(
         self,
@@ -79,7 +87,12 @@ class OutboundHttpClient:
         timeout_s: float,
         max_response_bytes: int,
     ) -> HttpResponse:
-        """Send one request; all of it takes at most `timeout_s`. Raises TargetRefused, TargetUnreachable."""
+        """Send one request, which takes at most `timeout_s` in total.
+
+        Raises:
+            TargetRefused: The outbound policy forbids the request.
+            TargetUnreachable: The host could not be reached, or its response is not HTTP.
+        """
         check_headers(method, headers)
         target = parse_outbound_url(url, self._allowed)
         deadline = self._monotonic() + timeout_s
@@ -95,7 +108,7 @@ class OutboundHttpClient:
                     method,
                     target.path,
                     body=body,
-                    # Nothing compressed: a small answer may unpack into a large one.
+                    # No compression: a small response could unpack into a large one.
                     headers={"User-Agent": "Vigil", "Accept-Encoding": "identity", **headers},
                     preload_content=False,
                     decode_content=False,
@@ -105,7 +118,10 @@ class OutboundHttpClient:
                 connection.close()
 
     def _addresses(self, target: OutboundTarget, timeout_s: float) -> Sequence[str]:
-        """What the host stands for, all of it permitted. A resolver that does not answer is left behind."""
+        """Resolve the host and check all of its addresses.
+
+        The resolver has no timeout of its own, so it runs in a daemon thread that this method abandons at the deadline.
+        """
         results: SimpleQueue[Sequence[str] | OSError | UnicodeError] = SimpleQueue()
 
         def resolve() -> None:
@@ -118,16 +134,16 @@ class OutboundHttpClient:
         try:
             result = results.get(timeout=timeout_s)
         except Empty:
-            raise TargetUnreachable("The name of the host was not resolved in time") from None
+            raise TargetUnreachable("The host name was not resolved in time") from None
         if isinstance(result, UnicodeError) or (isinstance(result, OSError) and result.errno in _UNKNOWN_HOST_ERRORS):
-            raise TargetRefused("There is no host of this name") from result
+            raise TargetRefused("The host does not exist") from result
         if isinstance(result, OSError) or not result:
-            raise TargetUnreachable("The name of the host could not be resolved")
+            raise TargetUnreachable("The host name could not be resolved")
         check_addresses(map(ip_address, result), is_allowlisted=target.is_allowlisted)
         return result
 
     def _connect(self, target: OutboundTarget, addresses: Sequence[str], deadline: float) -> socket.socket:
-        """A connection to the first address that takes one; each has its share of the time."""
+        """Connect to the first address that accepts a connection; each address gets a share of the time."""
         for remaining in range(len(addresses), 1, -1):
             address = addresses[-remaining]
             with suppress(OSError):
@@ -135,7 +151,7 @@ class OutboundHttpClient:
         return socket.create_connection((addresses[-1], target.port), timeout=self._time_left(deadline))
 
     def _connection(self, target: OutboundTarget, sock: socket.socket, timeout_s: float) -> HTTPConnection:
-        """HTTP over a socket that is connected already."""
+        """Build an HTTP connection over a connected socket."""
         if target.scheme == "http":
             connection = HTTPConnection(target.host, target.port, timeout=timeout_s)
             connection.sock = sock
@@ -143,7 +159,7 @@ class OutboundHttpClient:
         if self._tls is None:
             self._tls = self._make_tls()
         secure = HTTPSConnection(target.host, target.port, timeout=timeout_s)
-        # The name of the URL is what the certificate has to be for, whatever the address.
+        # The certificate must be valid for the host name of the URL, independent of the address.
         secure.sock = self._tls.wrap_socket(sock, server_hostname=target.host)
         return secure
 
@@ -156,10 +172,13 @@ class OutboundHttpClient:
 
 @contextmanager
 def _enforce_deadline(sock: socket.socket, after_s: float) -> Iterator[None]:
-    """Cuts a connection when its time is up, whatever it is in the middle of: a socket's own timeout begins anew with
-    every byte. Raises TimeoutError then, though it look like the end of an answer."""
+    """Shut a connection down at its deadline, because the timeout of a socket restarts with every byte.
+
+    Raises:
+        TimeoutError: The deadline has passed, even if the shutdown looks like the end of a response.
+    """
     expired = threading.Event()
-    # A duplicate: TLS takes the socket over, and this one still is the same connection.
+    # TLS takes over the socket; its duplicate still refers to the same connection.
     with sock.dup() as duplicate:
 
         def shut_down() -> None:
@@ -195,7 +214,7 @@ def _read(response: BaseHTTPResponse, max_bytes: int) -> HttpResponse:
 
 @contextmanager
 def _map_errors(target: OutboundTarget) -> Iterator[None]:
-    """Faults of the way and of the other side, by what a user can do about them."""
+    """Convert faults of the network and of the host to TargetUnreachable with a plain reason."""
     try:
         yield
     except TimeoutError as error:
@@ -203,10 +222,10 @@ def _map_errors(target: OutboundTarget) -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         raise TargetUnreachable(f"The certificate of {target.host} is not valid: {error.verify_message}") from error
     except ssl.SSLError as error:
-        raise TargetUnreachable("The host could not be agreed with on TLS") from error
+        raise TargetUnreachable("The TLS handshake with the host failed") from error
     except ConnectionRefusedError as error:
         raise TargetUnreachable("The host refused the connection") from error
     except OSError as error:
-        raise TargetUnreachable("The connection to the host broke, or there is no way to it") from error
+        raise TargetUnreachable("The connection to the host broke, or the host is unreachable") from error
     except (HTTPError, HTTPException, ValueError) as error:
-        raise TargetUnreachable("The host did not answer in HTTP, or broke off its answer") from error
+        raise TargetUnreachable("The host sent an invalid or incomplete HTTP response") from error

@@ -1,4 +1,4 @@
-"""The bucket that keeps payloads and results too large for a row."""
+"""The S3 bucket for payloads and results that are too large for a row."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ _TAGS: Mapping[RetentionClass, Mapping[str, str]] = {
     "ended": {"Tagging": "kept=ended"},
     "long": {},
 }
-"""By which the bucket's lifecycle rules tell objects apart."""
+"""The tag by which the lifecycle rules of the bucket select an object."""
 _TYPE = "application/json"
 _MAX_DELETE_KEYS = 1_000
-"""DeleteObjects takes at most a thousand keys."""
+"""DeleteObjects accepts at most a thousand keys."""
 
 
 class PayloadBucket:
-    """Objects are written once. How long they are kept from then on is the bucket's lifecycle rules' affair. The client
-    is made when the first object is asked for: most requests need none."""
+    """Immutable objects, which the lifecycle rules of the bucket expire by retention class.
+
+    The client is created with the first call, because most requests need no object.
+    """
 
     def __init__(self, client: Callable[[], S3Client], bucket: str | None) -> None:
         self._client = client
@@ -42,7 +44,7 @@ class PayloadBucket:
         self._client().put_object(**request)
 
     def get(self, key: str) -> str | None:
-        """An object's text; None when it is not there any more."""
+        """Read the text of an object; return None if it does not exist."""
         client = self._client()
         try:
             return client.get_object(Bucket=self._bucket, Key=key)["Body"].read().decode()
@@ -50,8 +52,10 @@ class PayloadBucket:
             return None
 
     def renew(self, key: str, *, retention_class: RetentionClass, source: str | None = None) -> None:
-        """Have an object kept as long as a new one, by copying it over itself, or from another. One that somebody has
-        removed by hand is not missed."""
+        """Reset the age of an object by copying it onto itself, or create it as a copy of `source`.
+
+        An operator may have removed the object: a renewal ignores that. A missing `source` is an error.
+        """
         client = self._client()
         request: Any = {
             "Bucket": self._bucket,
@@ -69,25 +73,25 @@ class PayloadBucket:
                 raise
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Forget objects."""
+        """Delete objects."""
         for start in range(0, len(keys), _MAX_DELETE_KEYS):
             objects = [{"Key": key} for key in keys[start : start + _MAX_DELETE_KEYS]]
             self._client().delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})  # type: ignore[typeddict-item]
 
     def url(self, key: str) -> str:
-        """Where an object can be read for an hour, without a key."""
+        """Return a signed URL from which the object can be read for an hour."""
         return self._client().generate_presigned_url(
             "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=URL_TTL_S
         )
 
     def upload_url(self, key: str, size: int) -> str:
-        """Where an object of exactly this size in bytes can be put within an hour, without a key."""
+        """Return a signed URL that accepts, for an hour, an object of exactly `size` bytes."""
         return self._client().generate_presigned_url(
             "put_object", Params={"Bucket": self._bucket, "Key": key, "ContentLength": size}, ExpiresIn=URL_TTL_S
         )
 
     def size(self, key: str) -> int | None:
-        """How large an object is; None when there is none."""
+        """Return the size of an object in bytes; None if it does not exist."""
         client = self._client()
         try:
             return client.head_object(Bucket=self._bucket, Key=key)["ContentLength"]

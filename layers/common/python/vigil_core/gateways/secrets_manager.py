@@ -1,4 +1,4 @@
-"""The secrets that targets name, read from the stores that keep them. Values are remembered for a minute."""
+"""The secrets that targets name, from Parameter Store or Secrets Manager, cached for a minute."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ _UNAVAILABLE_CODES = frozenset(
 
 
 class SecretValues:
-    """Secrets by their names in a namespace: `/name` of the namespace `team` is `/PREFIX/team/name` in Parameter Store
-    and `PREFIX/team/name` in Secrets Manager. So none can be named from another namespace."""
+    """Secrets by namespace and name.
+
+    The secret `/name` of the namespace `team` is `/PREFIX/team/name` in Parameter Store and `PREFIX/team/name` in
+    Secrets Manager. A target can therefore name no secret of another namespace.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,11 @@ class SecretValues:
         self._cache: dict[tuple[str, str], tuple[float, str]] = {}
 
     def value(self, namespace: str, secret: SecretPlaceholder) -> str:
-        """The secret's text. Raises SecretUnavailable, which says its name and nothing of its value."""
+        """Read the text of a secret.
+
+        Raises:
+            SecretUnavailable: The secret cannot be read; the error contains its name and never its value.
+        """
         text = self._text(namespace, secret)
         if secret.key is None:
             return text
@@ -52,9 +59,9 @@ class SecretValues:
             members: Any = loads(text)
             value = members[secret.key]
         except (MalformedRequest, KeyError, TypeError, IndexError):
-            raise SecretUnavailable(f"{secret} is no member of a JSON object") from None
+            raise SecretUnavailable(f"{secret} is not a member of a JSON object") from None
         if not isinstance(value, str):
-            raise SecretUnavailable(f"{secret} is no string")
+            raise SecretUnavailable(f"{secret} is not a string")
         return value
 
     def _text(self, namespace: str, secret: SecretPlaceholder) -> str:

@@ -1,4 +1,4 @@
-"""The topic that announces to everybody outside."""
+"""The SNS topic that publishes events to subscribers outside Vigil."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 _MAX_BATCH_ENTRIES = 10
 _MAX_BATCH_BYTES = 256 * 1024
-"""SNS takes ten messages of together 256 KB in a request: https://docs.aws.amazon.com/sns/latest/api/API_PublishBatch.html"""
+"""SNS accepts ten messages of together 256 KB a request: https://docs.aws.amazon.com/sns/latest/api/API_PublishBatch.html"""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""SNS takes what XML 1.0 can hold, in attributes too."""
+"""SNS accepts the characters of XML 1.0 only, in attributes too."""
 
 
 class SnsTopic:
-    """The topic with this ARN."""
+    """An SNS topic, identified by its ARN."""
 
     def __init__(self, client: SNSClient, arn: str) -> None:
         self._client = client
         self._arn = arn
 
     def publish(self, events: Sequence[Event]) -> list[Event]:
-        """Announce events, and return those that SNS would not take. A fault of the whole request is raised."""
+        """Publish events and return those that SNS refused; a fault of the whole request is raised."""
         failed: list[Event] = []
         for batch in _batches([(event, _entry(event)) for event in events]):
             entries: list[PublishBatchRequestEntryTypeDef] = [
@@ -44,7 +44,7 @@ def _entry(event: Event) -> PublishBatchRequestEntryTypeDef:
     attributes = {"type": event.type, "namespace": event.namespace, **event.attributes}
     return {
         "Id": "",
-        # ASCII: what JSON may hold and XML may not is escaped.
+        # ASCII output escapes the characters that JSON allows and XML does not.
         "Message": simplejson.dumps(event.envelope(), use_decimal=True, ensure_ascii=True, separators=(",", ":")),
         "MessageAttributes": {
             name: {"DataType": "String", "StringValue": _NOT_XML.sub("\ufffd", value)}
@@ -70,7 +70,7 @@ def _batches(
 
 
 def _size(entry: PublishBatchRequestEntryTypeDef) -> int:
-    """Attributes count too: name, type and value."""
+    """Return the size of a message in bytes, with the names, types and values of its attributes."""
     attributes = entry.get("MessageAttributes", {})
     return len(entry["Message"]) + sum(
         len(name) + len(value["DataType"]) + len(value.get("StringValue", "").encode())

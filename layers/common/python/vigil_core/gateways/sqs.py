@@ -1,4 +1,4 @@
-"""Messages to Vigil's own workers, over SQS."""
+"""Messages to Vigil's background functions, over SQS."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
 _MAX_BATCH_ENTRIES = 10
-"""SendMessageBatch takes at most ten entries."""
+"""SendMessageBatch accepts at most ten entries."""
 _MAX_SEND_ATTEMPTS = 3
 _RETRY_DELAY_S = 15
-"""How soon work that failed or was not finished comes again: the queue's own visibility timeout is far longer."""
+"""The delay before SQS redelivers failed work. The visibility timeout of the queue is much longer."""
 
 
 class GroupedMessage(Protocol):
-    """A message whose order matters within its group."""
+    """A message that is delivered in order within its group."""
 
     @property
-    def group(self) -> str: ...
+    def group(self) -> str:
+        """The message group."""
 
     @property
-    def body(self) -> str: ...
+    def body(self) -> str:
+        """The JSON text of the message."""
 
 
 class NotSent(VigilError):
-    """SQS would not take a message."""
+    """SQS refused a message."""
 
     code = "NOT_SENT"
 
 
 class SqsQueues:
-    """Send messages to the queues of fan_out (FIFO), of the sweeper and of the webhooks.
+    """The queues of the functions `fan_out` (FIFO), `sweeper` and `webhooks`.
 
-    The client is made when the first message is sent: most requests send none.
+    The client is created with the first message, because most requests send none. A URL is None in functions that send
+    nothing to that queue.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class SqsQueues:
         self._webhooks_url = webhooks_url
 
     def send_fan_out(self, messages: Sequence[GroupedMessage]) -> None:
-        """Hand work to `fan_out`, in order within each group. Raises NotSent when SQS keeps refusing a message."""
+        """Send work to `fan_out`, in order within each group, or raise NotSent if SQS keeps refusing a message."""
         url = self._url(self._fan_out_url)
         entries: list[Any] = [
             {
@@ -70,11 +73,11 @@ class SqsQueues:
             self._send(url, entries[start : start + _MAX_BATCH_ENTRIES])
 
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
-        """Wake the sweeper after so many seconds, at most 900."""
+        """Invoke the sweeper with a message after a delay of at most 900 seconds."""
         self._client().send_message(QueueUrl=self._url(self._sweeper_url), MessageBody=message, DelaySeconds=delay_s)
 
     def send_deliveries(self, messages: Sequence[str]) -> None:
-        """Have webhooks told. Raises NotSent when SQS keeps refusing a message."""
+        """Enqueue webhook deliveries, or raise NotSent if SQS keeps refusing a message."""
         url = self._url(self._webhooks_url)
         entries: list[Any] = [{"Id": str(number), "MessageBody": body} for number, body in enumerate(messages)]
         for start in range(0, len(entries), _MAX_BATCH_ENTRIES):
@@ -82,7 +85,7 @@ class SqsQueues:
 
     @contextmanager
     def retry_soon_on_error(self, receipt_handle: str) -> Iterator[None]:
-        """Work on a message of the fan-out function's queue. If that raises, the message comes again soon."""
+        """Shorten the visibility timeout of a `fan_out` message if its processing raises, so SQS redelivers it soon."""
         try:
             yield
         except Exception:
@@ -93,7 +96,7 @@ class SqsQueues:
 
     def _url(self, url: str | None) -> str:
         if url is None:
-            raise NotSent("This function has no way to that queue")
+            raise NotSent("This function has no URL of that queue")
         return url
 
     def _send(self, url: str, entries: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The state machine whose executions supervise runs."""
+"""The Step Functions state machine whose executions supervise workflow runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ if TYPE_CHECKING:
     from mypy_boto3_stepfunctions.client import SFNClient
 
 _TOKEN_EXPIRED_CODES = {"TaskDoesNotExist", "TaskTimedOut", "InvalidToken"}
-"""A token of a task that is not waiting any more: it was woken before, or its execution is gone."""
+"""Errors of a token whose task waits no longer: it was woken before, or its execution has ended."""
 
 
 class StepFunctionsSupervisors:
-    """Executions of one state machine, by their names, which AWS keeps for 90 days after they have ended. The client is
-    made when it is first needed."""
+    """Executions of one state machine, identified by name.
+
+    AWS keeps the name of an ended execution for 90 days. The client is created with the first call.
+    """
 
     def __init__(self, client: Callable[[], SFNClient], state_machine_arn: str | None) -> None:
         self._client = client
         self._state_machine_arn = state_machine_arn or ""
 
     def start(self, name: str, event: str) -> None:
-        """Start an execution. One of that name, whatever became of it, is as good."""
+        """Start an execution; do nothing if an execution of that name exists, running or ended."""
         client = self._client()
         try:
             client.start_execution(stateMachineArn=self._state_machine_arn, name=name, input=event)
@@ -29,7 +31,7 @@ class StepFunctionsSupervisors:
             return
 
     def wake(self, token: str) -> None:
-        """Have an execution that waits go on. One that waits no longer is as good."""
+        """Continue a waiting execution; do nothing if it waits no longer."""
         client = self._client()
         try:
             client.send_task_success(taskToken=token, output="{}")
@@ -38,7 +40,7 @@ class StepFunctionsSupervisors:
                 raise
 
     def is_running(self, name: str) -> bool:
-        """Whether there is an execution of that name that has not ended."""
+        """Return whether an execution of that name is running."""
         client = self._client()
         arn = f"{self._state_machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
         try:

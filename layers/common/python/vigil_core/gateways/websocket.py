@@ -1,4 +1,4 @@
-"""Open WebSockets, by API Gateway's management API."""
+"""Open WebSockets, through the management API of API Gateway."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 
 class WebSockets:
-    """The sockets of one WebSocket API. Faults of AWS are raised, after the client's own retries."""
+    """The sockets of one WebSocket API. Faults of AWS are raised after the retries of the SDK."""
 
     def __init__(self, client: ApiGatewayManagementApiClient) -> None:
         self._client = client
 
     def post(self, connection_id: str, text: str) -> bool:
-        """Send a message; False when nobody is there any more."""
+        """Send a message and return True; return False if the client has disconnected."""
         try:
             self._client.post_to_connection(ConnectionId=connection_id, Data=text.encode())
         except self._client.exceptions.GoneException:
@@ -23,7 +23,7 @@ class WebSockets:
         return True
 
     def close(self, connection_id: str) -> bool:
-        """Close a socket; False when it is closed already."""
+        """Close a socket and return True; return False if it is closed already."""
         try:
             self._client.delete_connection(ConnectionId=connection_id)
         except self._client.exceptions.GoneException:
