@@ -1,4 +1,4 @@
-"""Puts the parts together: settings, AWS clients, stores, services. Each is built once a process, on first use."""
+"""Construction of settings, AWS clients, stores and services: each is built once per process, on first use."""
 
 from __future__ import annotations
 
@@ -64,51 +64,51 @@ if TYPE_CHECKING:
 
 CLIENT_CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
-    # A lost packet costs a second, not the minute of the defaults: requests here take milliseconds.
+    # A lost packet costs a second instead of the default minute: these requests take milliseconds.
     connect_timeout=1,
     read_timeout=5,
     tcp_keepalive=True,
     max_pool_connections=2 * POOL_THREADS,
-    # Each would be worked out anew for every request: a tenth of what a request costs in processor time.
+    # The validation of parameters takes a tenth of the processor time of a request.
     parameter_validation=False,
     user_agent="vigil",
 )
-# A socket that does not take a message in this time keeps others waiting; the message comes again.
+# A slow socket delays the messages to others. If a send times out, the stream record is delivered again.
 SOCKET_CONFIG = CLIENT_CONFIG.merge(Config(read_timeout=2, retries={"mode": "standard", "total_max_attempts": 2}))
 
 
 def now() -> datetime:
-    """The time."""
+    """Return the current time."""
     return datetime.now(UTC)
 
 
 @cache
 def dynamodb() -> DynamoDBClient:
-    """The client of the table."""
+    """Build the client of DynamoDB."""
     return boto3.client("dynamodb", config=CLIENT_CONFIG)
 
 
 @cache
 def sqs() -> SQSClient:
-    """The client of the queues."""
+    """Build the client of SQS."""
     return boto3.client("sqs", config=CLIENT_CONFIG)
 
 
 @cache
 def lambda_client() -> LambdaClient:
-    """The client of Lambda, for those that dispatch jobs."""
+    """Build the client of Lambda, for functions that dispatch jobs."""
     return boto3.client("lambda", config=CLIENT_CONFIG)
 
 
 @cache
 def step_functions() -> SFNClient:
-    """The client of Step Functions, for those that start or wake supervisors."""
+    """Build the client of Step Functions, for functions that start or wake supervisors."""
     return boto3.client("stepfunctions", config=CLIENT_CONFIG)
 
 
 @cache
 def queues() -> SqsQueues:
-    """The queues of Vigil's own workers."""
+    """Build the queues of the background functions."""
     settings = CoreSettings.from_environment()
     return SqsQueues(
         sqs,
@@ -120,13 +120,13 @@ def queues() -> SqsQueues:
 
 @cache
 def scheduler() -> EventBridgeSchedulerClient:
-    """The client of EventBridge Scheduler."""
+    """Build the client of EventBridge Scheduler."""
     return boto3.client("scheduler", config=CLIENT_CONFIG)
 
 
 @cache
 def timers() -> SchedulerTimers:
-    """What wakes the sweeper at a time."""
+    """Build the timers that invoke the sweeper."""
     settings = CoreSettings.from_environment()
     return SchedulerTimers(
         scheduler,
@@ -139,21 +139,24 @@ def timers() -> SchedulerTimers:
 
 @cache
 def s3() -> S3Client:
-    """The client of the bucket. Its URLs are signed as every region takes them, and lead to the bucket's own region:
-    the usual ones lead to a host for all regions, which for some hours does not know where a new bucket is."""
+    """Build the client of S3.
+
+    Its signed URLs use signature version 4, which every region accepts, and the host of the bucket's region. The
+    default is the global host, which does not know the region of a new bucket for some hours.
+    """
     s3_config = Config(signature_version="s3v4", s3={"addressing_style": "path"})
     return boto3.client("s3", config=CLIENT_CONFIG.merge(s3_config))
 
 
 @cache
 def payload_bucket() -> PayloadBucket:
-    """What keeps payloads and results too large for a row."""
+    """Build the bucket for payloads and results that are too large for a row."""
     return PayloadBucket(s3, CoreSettings.from_environment().payload_bucket)
 
 
 @cache
 def context() -> Context:
-    """What the use cases need."""
+    """Build the context of the use cases."""
     settings = CoreSettings.from_environment()
     return context_of(
         DynamoTable(dynamodb(), settings.table_name),
@@ -178,11 +181,11 @@ def context_of(
     retention: timedelta = DEFAULT_RETENTION,
     queue_partitions: int = 1,
 ) -> Context:
-    """A context over any table."""
+    """Build a context over any table."""
     job_types = JobTypeStore(table)
 
     def job_of(namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
-        # Imported here, for most functions read no body.
+        # Imported here because most functions parse no body.
         from vigil_core.api.schedules.models import parse_scheduled_job
 
         return parse_scheduled_job(namespace, body, job_id, find_type=job_types.find)
@@ -223,26 +226,26 @@ def context_of(
 
 @cache
 def api_keys() -> ApiKeyStore:
-    """The API keys."""
+    """Build the store of API keys."""
     return ApiKeyStore(DynamoTable(dynamodb(), CoreSettings.from_environment().table_name))
 
 
 @cache
 def web_sockets() -> WebSockets:
-    """The open WebSockets."""
+    """Build the sender to open WebSockets."""
     endpoint = WebSocketSettings.from_environment().websocket_endpoint
     return WebSockets(boto3.client("apigatewaymanagementapi", endpoint_url=endpoint, config=SOCKET_CONFIG))
 
 
 @cache
 def sns_topic() -> SnsTopic:
-    """The topic for everybody outside."""
+    """Build the SNS topic for subscribers outside Vigil."""
     return SnsTopic(boto3.client("sns", config=CLIENT_CONFIG), NotifierSettings.from_environment().topic_arn)
 
 
 @cache
 def outbound_http() -> OutboundHttpClient:
-    """The guarded way to addresses that users name."""
+    """Build the guarded HTTP client for addresses that users name."""
     from vigil_core.gateways.outbound_http import OutboundHttpClient
 
     return OutboundHttpClient(OutboundSettings.from_environment().allowed_private_hosts)
@@ -250,7 +253,7 @@ def outbound_http() -> OutboundHttpClient:
 
 @cache
 def secret_values() -> SecretValues:
-    """The secrets that targets name."""
+    """Build the reader of the secrets that targets name."""
     from vigil_core.gateways.secrets_manager import SecretValues
     from vigil_core.runtime.settings import HttpExecutorSettings
 
@@ -264,8 +267,8 @@ def secret_values() -> SecretValues:
 
 @cache
 def http_api() -> HttpApi:
-    """The HTTP API."""
-    # Imported here, for no other function serves it.
+    """Build the HTTP API."""
+    # Imported here because only one function serves the API.
     from vigil_core.api.app import HttpApi
     from vigil_core.api.routes import OPERATIONS
     from vigil_core.api.routing import Services
@@ -281,7 +284,7 @@ def http_api() -> HttpApi:
 
 @cache
 def admin() -> Admin:
-    """What operators may ask for."""
+    """Build the commands of operators."""
     from vigil_core.api.admin import Admin
     from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
     from vigil_core.gateways.dead_letter_queue import DeadLetterQueue

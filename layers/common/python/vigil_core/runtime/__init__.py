@@ -1,0 +1,1 @@
+"""The Lambda runtime: settings, log, metrics, tracing and batch responses."""

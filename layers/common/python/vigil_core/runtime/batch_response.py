@@ -1,4 +1,4 @@
-"""What a function answers to a batch of stream records."""
+"""The response of a function to a batch of stream records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def batch_response(failed: Iterable[str]) -> dict[str, Any]:
-    """The records that failed, by their sequence numbers; what comes after the lowest of them is delivered again.
+    """Report the failed records by sequence number; Lambda redelivers the batch from the lowest one.
 
     https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.html
     """

@@ -1,4 +1,4 @@
-"""What Lambda passes beside the event, as far as Vigil reads it."""
+"""The context object of a Lambda invocation, limited to the members that Vigil reads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Protocol
 
 
 class LambdaContext(Protocol):
-    """https://docs.aws.amazon.com/lambda/latest/dg/python-context.html"""
+    """The context of an invocation: https://docs.aws.amazon.com/lambda/latest/dg/python-context.html."""
 
     @property
-    def aws_request_id(self) -> str: ...
+    def aws_request_id(self) -> str:
+        """The id of the invocation."""
 
-    def get_remaining_time_in_millis(self) -> int: ...
+    def get_remaining_time_in_millis(self) -> int:
+        """Return the time before Lambda ends the invocation."""

@@ -1,4 +1,4 @@
-"""The log: structured lines on standard output, which Lambda keeps."""
+"""The structured log on standard output, which Lambda sends to CloudWatch Logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Business events as CloudWatch metrics, written into the log in the embedded metric format.
+"""CloudWatch metrics of business events, written to the log in the embedded metric format.
 
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
@@ -24,11 +24,11 @@ METRIC_BY_EVENT_TYPE = {
     "vigil.workflow.paused": "WorkflowsPaused",
     "vigil.workflow.stalled": "WorkflowsStalled",
 }
-"""What is counted of the types of events, and under which name. Each name that ever occurs is billed by the month."""
+"""The metric name of each counted event type. CloudWatch bills each name per month."""
 
 
 def count_events(metrics: Metrics, by_type: Mapping[str, int]) -> None:
-    """Count what has happened. A record that is delivered again is counted again."""
+    """Add the numbers of events to the metrics. A redelivered record is counted again."""
     for event_type, name in METRIC_BY_EVENT_TYPE.items():
         if count := by_type.get(event_type):
             metrics.add_metric(name=name, unit=MetricUnit.Count, value=count)

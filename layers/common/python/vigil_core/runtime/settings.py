@@ -1,4 +1,4 @@
-"""What a function is told by its environment: one frozen class a function, built on first use."""
+"""Settings from environment variables: frozen dataclasses, built on first use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vigil_core.domain.outbound_policy import parse_allowed_hosts
 
 
 class MissingSetting(VigilError):
-    """A variable that the template sets is not in the environment."""
+    """The environment lacks a variable that the template sets."""
 
     code = "MISSING_SETTING"
 
 
 def setting(name: str) -> str:
-    """The value of an environment variable. Raises MissingSetting, naming it, when it is absent or empty."""
+    """Read an environment variable, or raise MissingSetting with its name if it is absent or empty."""
     value = os.environ.get(name)
     if not value:
         raise MissingSetting(f"The environment variable {name} is not set", variable=name)
@@ -28,9 +28,12 @@ def setting(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CoreSettings:
-    """For every function that works with jobs and waits. A queue's URL is None for those that send nothing there, the
-    caller's name for those that dispatch no jobs, what the sweeper's alarms need for those that arm none, the state
-    machine for those that have nothing to do with supervisors."""
+    """Settings of every function that works with jobs and waits.
+
+    Optional settings are None in functions that do not use them: the queue URLs, the HTTP executor's name (dispatching
+    functions only), the timer group, its role and the sweeper's ARN (scheduling functions only), the payload bucket,
+    and the supervisor state machine (workflow functions only).
+    """
 
     table_name: str
     fan_out_queue_url: str | None
@@ -47,7 +50,7 @@ class CoreSettings:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Raises MissingSetting."""
+        """Read the settings, or raise MissingSetting."""
         return cls(
             table_name=setting("TABLE_NAME"),
             queue_partitions=int(os.environ.get("QUEUE_PARTITIONS", "1")),
@@ -66,31 +69,31 @@ class CoreSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpExecutorSettings:
-    """For the function that calls HTTP targets. Secrets are those whose names begin with the prefix and a namespace."""
+    """Settings of the HTTP executor. A secret's name begins with the prefix and a namespace."""
 
     secrets_prefix: str
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Raises MissingSetting."""
+        """Read the settings, or raise MissingSetting."""
         return cls(secrets_prefix=setting("SECRETS_PREFIX"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuthorizerSettings:
-    """For the authorizer."""
+    """Settings of the authorizer."""
 
     table_name: str
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Raises MissingSetting."""
+        """Read the settings, or raise MissingSetting."""
         return cls(table_name=setting("TABLE_NAME"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdminSettings:
-    """For the admin function, beside the core's and the sockets'. `*_url` are queues, `*_function` ARNs."""
+    """Settings of the admin function, in addition to those of the core and the WebSockets."""
 
     dead_letter_bucket: str
     matcher_function: str
@@ -104,7 +107,7 @@ class AdminSettings:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Raises MissingSetting."""
+        """Read the settings, or raise MissingSetting."""
         return cls(
             dead_letter_bucket=setting("DEAD_LETTER_BUCKET"),
             matcher_function=setting("MATCHER_FUNCTION"),
@@ -120,26 +123,29 @@ class AdminSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WebSocketSettings:
-    """For every function that talks to WebSockets."""
+    """Settings of every function that sends to WebSockets."""
 
     websocket_endpoint: str
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Raises MissingSetting."""
+        """Read the settings, or raise MissingSetting."""
         return cls(websocket_endpoint=setting("WEBSOCKET_ENDPOINT"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class NotifierSettings:
-    """For the notifier. SNS hears of endings, and of every other change of a job too with `all_changes`."""
+    """Settings of the notifier.
+
+    SNS receives the ends of jobs, and with `all_changes` every other change of a job too.
+    """
 
     topic_arn: str
     all_changes: bool
 
     @classmethod
     def from_environment(cls) -> Self:
-        """`SNS_JOB_EVENTS` is `endings` or `all`. Raises MissingSetting."""
+        """Read the settings, or raise MissingSetting. `SNS_JOB_EVENTS` is `endings` or `all`."""
         return cls(
             topic_arn=setting("TOPIC_ARN"),
             all_changes=os.environ.get("SNS_JOB_EVENTS") == "all",
@@ -148,11 +154,11 @@ class NotifierSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OutboundSettings:
-    """For every function that sends requests to addresses that users name: the private hosts that it may send to."""
+    """Settings of every function that calls addresses of users: the private hosts that are allowed."""
 
     allowed_private_hosts: frozenset[str]
 
     @classmethod
     def from_environment(cls) -> Self:
-        """`ALLOWED_PRIVATE_HOSTS` is a list with commas, or empty."""
+        """Read `ALLOWED_PRIVATE_HOSTS`, which is empty or a list with commas."""
         return cls(allowed_private_hosts=parse_allowed_hosts(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")))

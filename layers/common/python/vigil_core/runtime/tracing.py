@@ -1,7 +1,7 @@
-"""What a piece of work is about, for the log and for X-Ray: the ids by which both are searched.
+"""Trace ids for the log and for X-Ray: both can be searched by the same ids.
 
-Lambda makes a segment of each invocation that X-Ray samples. Here each piece of work adds a subsegment to it, with the
-ids as annotations, written as the daemon takes it:
+Lambda creates a segment for each invocation that X-Ray samples. This module adds a subsegment for each piece of work,
+with the ids as annotations, in the format of the X-Ray daemon:
 https://docs.aws.amazon.com/xray/latest/devguide/xray-api-sendingdata.html#xray-api-daemon
 """
 
@@ -20,29 +20,32 @@ from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.workflows.run import WorkflowRun
 
 IDS = ("namespace", "workflow_id", "job_id", "wait_id", "trace_id", "correlation_id")
-"""`trace_id` and `correlation_id` are the user's own; X-Ray's trace has an id besides."""
+"""`trace_id` and `correlation_id` are ids of the user; a trace of X-Ray also has its own id."""
 DAEMON_HEADER = b'{"format": "json", "version": 1}\n'
 MAX_VALUE_CHARS = 1_000
-"""Of an annotation: https://docs.aws.amazon.com/xray/latest/devguide/xray-sdk-python-segment.html"""
+"""The limit of an annotation: https://docs.aws.amazon.com/xray/latest/devguide/xray-sdk-python-segment.html"""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, and halves of surrogate pairs, which no UTF-8 has."""
+"""Control characters, and lone surrogates, which UTF-8 cannot encode."""
 
 
 def ids_in(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The ids that something names."""
+    """Select the ids from log fields."""
     return {name: fields[name] for name in IDS if fields.get(name) is not None}
 
 
 def ids_of(entity: Job | WorkflowRun) -> dict[str, str]:
-    """The ids of a job or a run."""
+    """Select the ids of a job or run."""
     return ids_in(vars(entity))
 
 
 @contextmanager
 def traced(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A piece of work: `said` is its `action` and what it is about, as the log has it, complete when it is over.
+    """Trace a piece of work as a subsegment.
 
-    Fails nothing and waits for nothing; does nothing where Lambda has no trace of this invocation.
+    Tracing never raises and never blocks. It does nothing if X-Ray does not sample the invocation.
+
+    Args:
+        fields: The log fields, with the `action`; they must be complete when the work ends.
     """
     started_at = time.time()
     try:
@@ -53,7 +56,7 @@ def traced(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _send_subsegment(fields: Mapping[str, Any], started_at: float) -> None:
-    trace = dict(part.partition("=")[::2] for part in os.environ.get("_X_AMZN_TRACE_ID", "").split(";"))
+    trace = dict(pair.partition("=")[::2] for pair in os.environ.get("_X_AMZN_TRACE_ID", "").split(";"))
     host, _, port = os.environ.get("AWS_XRAY_DAEMON_ADDRESS", "").rpartition(":")
     if trace.get("Sampled") != "1" or not host:
         return
@@ -69,7 +72,7 @@ def _send_subsegment(fields: Mapping[str, Any], started_at: float) -> None:
             name: _UNPRINTABLE.sub("?", str(value))[:MAX_VALUE_CHARS] for name, value in ids_in(fields).items()
         },
     }
-    socket.inet_aton(host)  # Of a name somebody would have to be asked, and waited for.
+    socket.inet_aton(host)  # Reject a host name, whose resolution would block.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)  # What there is no room for is lost.
+        sender.setblocking(False)  # A full buffer drops the subsegment.
         sender.sendto(DAEMON_HEADER + dumps(subsegment).encode(), (host, int(port)))
