@@ -1,1 +1,1 @@
-"""Vigil's server side: jobs, waits and the engine that resolves them, shared by every Lambda function as one layer."""
+"""Vigil's server side, the Lambda layer: jobs, waits, workflows and the functions that process them."""

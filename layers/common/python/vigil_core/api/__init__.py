@@ -1,0 +1,1 @@
+"""The HTTP API: routing, authorisation, validation, problem documents and the OpenAPI document."""

@@ -1,1 +1,1 @@
-"""The pure core: no I/O, no clock, no randomness, no environment. Whatever it needs comes in as an argument."""
+"""The pure core: no I/O, clock, randomness or environment. Every input is an argument."""

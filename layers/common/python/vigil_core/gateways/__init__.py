@@ -1,0 +1,1 @@
+"""AWS services other than DynamoDB, and outbound HTTP: one thin module each."""

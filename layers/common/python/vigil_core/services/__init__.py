@@ -1,1 +1,1 @@
-"""Use cases, one verb a file. Each takes a `Context` with all it needs and returns domain values or raises."""
+"""Use cases by capability: functions that receive a context with their collaborators, and return domain values."""

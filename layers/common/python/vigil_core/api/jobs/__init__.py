@@ -1,1 +1,1 @@
-"""Everything about jobs in this layer."""
+"""Routes and models of jobs and job types."""

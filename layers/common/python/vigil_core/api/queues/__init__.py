@@ -1,1 +1,1 @@
-"""Everything about queues in this layer."""
+"""Routes and models of queues."""

@@ -1,1 +1,1 @@
-"""Everything about schedules in this layer."""
+"""Routes and models of schedules."""

@@ -1,1 +1,1 @@
-"""Everything about waits in this layer."""
+"""Routes and models of waits."""

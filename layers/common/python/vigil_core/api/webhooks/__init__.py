@@ -1,1 +1,1 @@
-"""Everything about webhooks in this layer."""
+"""Routes and models of webhooks."""

@@ -1,1 +1,1 @@
-"""Everything about workflows in this layer."""
+"""Routes and models of workflows, and the JSON schema of a definition."""

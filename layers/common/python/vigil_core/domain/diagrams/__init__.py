@@ -1,1 +1,1 @@
-"""Everything about diagrams in this layer."""
+"""Diagrams of workflow runs: clustering, layout and rendering."""

@@ -1,1 +1,1 @@
-"""Everything about events in this layer."""
+"""Events and the WebSocket protocol."""

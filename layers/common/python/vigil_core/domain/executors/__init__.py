@@ -1,1 +1,1 @@
-"""Everything about executors in this layer."""
+"""Rules of executors: targets and templates."""

@@ -1,1 +1,1 @@
-"""Everything about jobs in this layer."""
+"""Rules of jobs: status, transitions, retries, leases, dependencies, batches and retention."""

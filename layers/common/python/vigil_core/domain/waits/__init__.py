@@ -1,1 +1,1 @@
-"""Everything about waits in this layer."""
+"""Rules of waits: request, conditions, counts and closing."""

@@ -1,1 +1,1 @@
-"""Everything about workflows in this layer."""
+"""Rules of workflow runs: definition, graph, run state and transition plan."""

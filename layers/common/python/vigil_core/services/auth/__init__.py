@@ -1,1 +1,1 @@
-"""Everything about auth in this layer."""
+"""Use cases of access: API keys, authentication and WebSocket tickets."""

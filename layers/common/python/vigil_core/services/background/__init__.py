@@ -1,1 +1,1 @@
-"""Everything about background in this layer."""
+"""The work of the background functions: matcher, fan_out and sweeper."""

@@ -1,1 +1,1 @@
-"""Everything about events in this layer."""
+"""Use cases of events: publish, subscribe and send to WebSockets."""

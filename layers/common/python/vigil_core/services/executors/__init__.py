@@ -1,1 +1,1 @@
-"""Everything about executors in this layer."""
+"""Use cases of executors: dispatch jobs and call HTTP targets."""

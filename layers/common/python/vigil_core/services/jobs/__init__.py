@@ -1,1 +1,1 @@
-"""Everything about jobs in this layer."""
+"""Use cases of jobs: submit, report, complete, cancel, retry, list; dependencies, batches and payloads."""

@@ -1,1 +1,1 @@
-"""Everything about operations in this layer."""
+"""Use cases of operators: the doctor and the redrive of dead letters."""

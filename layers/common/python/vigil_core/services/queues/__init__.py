@@ -1,1 +1,1 @@
-"""Everything about queues in this layer."""
+"""Use cases of queues: claim, sweep, renew TTLs, statistics."""

@@ -1,1 +1,1 @@
-"""Everything about schedules in this layer."""
+"""Use cases of schedules: manage and fire."""

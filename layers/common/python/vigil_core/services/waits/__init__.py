@@ -1,1 +1,1 @@
-"""Everything about waits in this layer."""
+"""Use cases of waits: register, resolve, show."""

@@ -1,1 +1,1 @@
-"""Everything about webhooks in this layer."""
+"""Use cases of webhooks: manage and deliver."""

@@ -1,1 +1,1 @@
-"""Everything about workflows in this layer."""
+"""Use cases of workflow runs: create, advance, command, query, supervise, reconcile."""

@@ -1,1 +1,1 @@
-"""Everything about auth in this layer."""
+"""Rows of API keys and WebSocket tickets."""

@@ -1,1 +1,1 @@
-"""Everything about jobs in this layer."""
+"""Rows of jobs, batches, job types and dependencies."""

@@ -1,1 +1,1 @@
-"""Everything about waits in this layer."""
+"""Rows of waits, their entries, outcomes and blocks."""

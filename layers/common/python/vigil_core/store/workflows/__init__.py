@@ -1,1 +1,1 @@
-"""Everything about workflows in this layer."""
+"""Rows of workflow runs: graph, state blocks, slots, parked jobs and decisions."""
