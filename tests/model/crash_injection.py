@@ -1,4 +1,4 @@
-"""A world in which whoever is at work dies between any two writes. Streams and queues bring again what was not done."""
+"""A world in which the process crashes between any two writes; streams and queues then redeliver the work."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, DynamoTable, Put, Row, Update
 
 DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True), (2, False), (4, True)]
-"""After how many writes somebody dies, and whether the last of them was carried out."""
+"""The number of writes before a crash, and whether the last write was applied."""
 SAME_MESSAGE = timedelta(minutes=5)
-"""For so long a FIFO queue takes a message of the same text for the same message, and drops it."""
+"""A FIFO queue drops a message with the text of an earlier message for this long."""
 WRITES = frozenset({"put", "update", "delete", "batch_write", "transact"})
 
 _to_dynamo = TypeSerializer()
 
 
 class Died(Exception):
-    """Whoever was at work is no more."""
+    """The process has crashed."""
 
 
 class Mortality:
-    """When whoever is at work dies."""
+    """Decides when the process crashes."""
 
     def __init__(self) -> None:
         self.writes_left: int | None = None
         self.dies_after = False
 
     def carry_out(self, write: Callable[[], Any]) -> Any:
-        """A write, which may be the last."""
+        """Perform a write, which may be the last one."""
         last = self.writes_left == 0
         if last and not self.dies_after:
             raise Died
@@ -61,7 +61,7 @@ class Mortality:
 
 
 class Mortal:
-    """Anything that is written to, for a process that dies before or after one of its writes."""
+    """A proxy that crashes the process before or after one of its writes."""
 
     def __init__(self, written_to: object, writes: Collection[str], mortality: Mortality) -> None:
         self._written_to, self._writes, self._mortality = written_to, writes, mortality
@@ -74,14 +74,14 @@ class Mortal:
 
 
 class Streamed:
-    """The table, which keeps what its stream tells of jobs."""
+    """The table, which records the job versions that its stream delivers."""
 
     def __init__(self, table: DynamoTable) -> None:
         self._table = table
         self._told = 0
         self.versions: list[Job] = []
         self.records: list[StreamRecord] = []
-        """What the matcher's filter lets through."""
+        """Return the records that pass the matcher's filter."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
@@ -100,7 +100,7 @@ class Streamed:
 
     @contextmanager
     def _watched(self, actions: Sequence[Action]) -> Iterator[None]:
-        """The states of jobs before and after what happens inside."""
+        """Record the states of jobs before and after the block."""
         keys = [Key(each.row["pk"], each.row["sk"]) if isinstance(each, Put) else each.key for each in actions]
         before = {key: self._table.get(key) for key in keys if "#job#" in key.pk and key.sk == "A"}
         yield
@@ -119,7 +119,7 @@ class Streamed:
 
 
 class FifoQueues(KeptMessages):
-    """Queues of which the fan-out function's drops what it was sent within minutes before."""
+    """Queues whose fan-out queue drops a message that was sent within the last minutes."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class FifoQueues(KeptMessages):
 
 
 class MortalWorld:
-    """A world, its stream and its queues. The seed determines every id; each step has a seed of its own."""
+    """A world with its stream and its queues. The seed determines every id; each step has a seed of its own."""
 
     def __init__(self, seed: int) -> None:
         self.mortality = Mortality()
@@ -159,7 +159,7 @@ class MortalWorld:
         return job
 
     def mortally(self, chance: Random, work: Callable[[], Any]) -> Any:
-        """Work that may be the last of whoever does it; None when it was."""
+        """Perform work that a crash may end; return None after a crash."""
         death = chance.choice(DEATHS)
         if death is not None:
             self.mortality.writes_left, self.mortality.dies_after = death
@@ -178,11 +178,11 @@ class MortalWorld:
     def sweep(self, chance: Random) -> None:
         with suppress(SweepFailed):
             self.mortally(chance, self.world.sweep)
-        # The lock of a sweep that died is free a minute later.
+        # The sweep lease of a crashed sweep expires a minute later.
         self.world.pass_time(56)
 
     def stream(self, chance: Random) -> None:
-        """The matcher gets the stream's next records; and again, what it did not do or did not say that it did."""
+        """Deliver the next records to the matcher, and again the records that it failed or did not acknowledge."""
         batch = self.streamed.records[: chance.randint(1, 4)]
         failed = self.mortally(chance, lambda: match_records(self.world.ctx, batch))
         if failed is not None and chance.random() < 0.8:
@@ -192,7 +192,7 @@ class MortalWorld:
             del self.streamed.records[: min(undone, default=len(batch))]
 
     def fan_out(self, chance: Random) -> None:
-        """The fan-out function gets the first message of some group; again, if it did not say that it is done."""
+        """Deliver the first message of a group to the fan-out function, and again if it was not acknowledged."""
         groups = list(dict.fromkeys(message.group for message in self.queues.wide))
         if groups:
             group = chance.choice(groups)
@@ -203,10 +203,10 @@ class MortalWorld:
             if done and chance.random() < 0.8:
                 self.queues.wide.remove(message)
 
-    # The end
+    # End of the simulation
 
     def settle(self) -> None:
-        """Stream and queue are worked off, and nobody dies."""
+        """Process the stream and the queues to the end, without crashes."""
         for _ in range(1000):
             if records := self.streamed.records[:10]:
                 assert match_records(self.world.ctx, records) == {}
@@ -218,7 +218,7 @@ class MortalWorld:
         raise AssertionError("stream and queue never come to rest")
 
     def minutes_pass(self, minutes: int) -> None:
-        """Nobody works but the sweeper, the matcher and the fan-out function."""
+        """Run only the sweeper, the matcher and the fan-out function."""
         self.settle()
         for _ in range(minutes):
             self.world.pass_time(61)
@@ -226,22 +226,21 @@ class MortalWorld:
             self.settle()
 
     def what_is_stored_makes_sense(self) -> None:
-        """Looked at after every step."""
+        """Check the invariants that hold after every step."""
 
     def come_to_rest(self) -> None:
-        """Looked at in the end."""
+        """Check the invariants that hold at the end."""
 
 
 def live(
     made: Callable[[int], MortalWorld], steps: Sequence[str], seeds: range, *, length: int = 40, shorten: bool = True
 ) -> None:
-    """Simulate one world for each seed, through so many random steps.
+    """Simulate one world for each seed, with this number of random steps.
 
     A seed always gives the same world. A failure carries the shortest list of steps found that also fails, unless
     `shorten` is false.
 
-    Raises:
-        AssertionError: An invariant does not hold.
+    Raises: AssertionError if an invariant does not hold.
     """
     for seed in seeds:
         chance = Random(seed)
@@ -255,7 +254,7 @@ def live(
 
 
 Story: TypeAlias = Sequence[tuple[str, int]]
-"""Steps, each with the seed of its random choices."""
+"""Return the steps, each with the seed of its random choices."""
 
 
 def _simulate(world: MortalWorld, steps_with_seeds: Story) -> None:
@@ -284,7 +283,7 @@ def _image(row: Row) -> dict[str, Any]:
 
 
 def _must_have_died(error: BaseException | None) -> None:
-    """What fails, fails because somebody died."""
+    """Report an error only if no crash caused it."""
     while error is not None and not isinstance(error, Died):
         error = error.__cause__ or error.__context__
     assert error is not None

@@ -1,5 +1,8 @@
-"""All that Vigil does by itself for a run, done by those who may die between any two writes, hear of things twice, late
-and in another order."""
+"""Everything that Vigil does for a run without a request: processes crash between any two writes, and records arrive
+twice, late and in another order.
+
+Each plan always gives the same simulation.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,11 @@ CONDITIONS = {"true": "`true`", "false": "`false`", "broken": "abs('x')"}
 
 
 class Died(BaseException):
-    """Whoever was at work is no more: nobody catches that."""
+    """The process has crashed; no code catches this."""
 
 
 class MortalTable:
-    """The table, for a process that dies before or after one of its writes."""
+    """The table of a process that crashes before or after one of its writes."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -71,7 +74,7 @@ class MortalTable:
 
 
 class RestlessRun:
-    """A run of a plan, and whatever happens to it by itself. The same plan is the same life."""
+    """A run of a plan, with all its background work. The same plan always gives the same simulation."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.jobs = plan, {job.name: job for job in plan.jobs}
@@ -86,29 +89,32 @@ class RestlessRun:
         self.deaths = 0
         self.claims = 0
         self.tried = Counter[str]()
-        """How often each job was begun."""
+        """The number of starts of each job."""
         self._wake, self.world.machine.wake = self.world.machine.wake, self._wake_perhaps  # type: ignore[method-assign]
         self.run_id = self._new_id()
         self._create()
 
     @property
     def run(self) -> WorkflowRun:
-        """The run as its row has it."""
+        """Return the run from its row."""
         return self.world.table.runs[self.run_id]
 
     def job(self, name: str) -> Job:
-        """A job as its row has it."""
+        """Return a job from its row."""
         return self.world.table.jobs[workflow_job_id(self.run_id, name)]
 
     def all(self) -> dict[str, Job]:
-        """Every job that is there, by its name."""
+        """Return every existing job, by name."""
         there = self.world.table.jobs
         return {name: there[its] for name in self.jobs if (its := workflow_job_id(self.run_id, name)) in there}
 
-    # What is done to it
+    # Requests
 
     def claim(self, most: int) -> list[Job]:
-        """What a worker is given. Who means to report the end of it says so at once; of the others nothing is heard."""
+        """Grant jobs to a worker.
+
+        A worker that will report starts the job at once; a silent worker never reports.
+        """
         self.claims += 1
         wanted = ClaimRequest(
             queue="default", worker="w", limit=most, lease_s=SILENT_MS // 1_000, claim_id=f"c{self.claims}"
@@ -123,12 +129,12 @@ class RestlessRun:
         return granted
 
     def trying(self, job: Job) -> Try:
-        """What is planned of the attempt under way."""
+        """Return the plan of the current attempt."""
         its: Try = nth(self.jobs[str(job.name)].tries, self.tried[str(job.name)] - 1)
         return its
 
     def finish(self, job: Job) -> None:
-        """What a worker has in hand comes to its end."""
+        """End the attempts that the worker has claimed."""
         assert job.lease is not None
         token, result = job.lease.token, self.trying(job).result
         if result is not None:
@@ -139,7 +145,7 @@ class RestlessRun:
         self.surely(end)
 
     def undecided(self) -> dict[str, int]:
-        """The failures that operators are to decide about: of which jobs, and of which moments of their lives."""
+        """Return the failures that await a decision: job and state version."""
         if self.plan.policy != "manual" or not any(
             job.status in ("failed", "cancelled") for job in self.all().values()
         ):
@@ -154,7 +160,7 @@ class RestlessRun:
         }
 
     def retry(self, start: str | None) -> bool:
-        """Begin it anew; whether there was anything to run again."""
+        """Retry the run; return whether there was a job to rerun."""
         generation = self.run.generation
 
         def again() -> None:
@@ -168,7 +174,7 @@ class RestlessRun:
         return self.run.generation > generation
 
     def trouble_supervisor(self) -> None:
-        """It dies, or waits for too long."""
+        """Stop the supervisor, or let it time out."""
         at_work = [each for each in self.world.machine.executions.values() if each.status == "RUNNING"]
         if at_work and at_work[-1].token is not None and self.chance.random() < 0.5:
             self.world.machine.time_out(at_work[-1])
@@ -180,10 +186,10 @@ class RestlessRun:
             else:
                 self.neglected = True
 
-    # What happens by itself
+    # Background work
 
     def quiet(self) -> None:
-        """Until there is nothing to be done."""
+        """Work until nothing is left to do."""
         steps = 0
         while self.busy() or self.neglected:
             steps += 1
@@ -195,15 +201,15 @@ class RestlessRun:
                 self.surely(lambda: look_after_run.reconcile_run(self.world.ctx, NAMESPACE, self.run_id))
 
     def busy(self) -> bool:
-        """Whether there is something to be done."""
+        """Return whether work is left."""
         return bool(self.world.machine.ready() or self.records() or self.world.queues.wide or self.mourned)
 
     def records(self) -> list[StreamRecord]:
-        """What the stream has to tell now."""
+        """Return the records that the stream can deliver now."""
         return self.world.table.records
 
     def go_on(self) -> None:
-        """One thing that is to be done, whichever: a step of a supervisor, some records, a message."""
+        """Do one piece of work at random: a step of a supervisor, some records, or a message."""
         todo: list[Callable[[], Any]] = []
         if ready := self.world.machine.ready():
             todo.append(lambda: self.mortally(lambda: self.world.machine.step(self.chance.choice(ready))))
@@ -219,7 +225,7 @@ class RestlessRun:
             self.chance.choice(todo)()
 
     def mortally(self, work: Callable[[], Any]) -> Any:
-        """Work that may be the last of whoever does it; None then."""
+        """Perform work that a crash may end; return None after a crash."""
         if self.chance.random() < RESTLESS:
             self.table.writes_left, self.table.dies_after = self.chance.randint(0, 3), self.chance.random() < 0.5
         try:
@@ -231,13 +237,13 @@ class RestlessRun:
             self.table.writes_left = None
 
     def surely(self, work: Callable[[], Any]) -> Any:
-        """What is asked for again when whoever did it has died."""
+        """Request work again after its process crashed."""
         deaths = self.deaths
         done = self.mortally(work)
         return work() if self.deaths > deaths else done
 
     def _carry(self) -> None:
-        """Some of what the stream tells: records of one row in their order, others in any."""
+        """Return some records of the stream: records of one row in order, others in any order."""
         by_row: dict[Any, list[StreamRecord]] = {}
         for record in self.records():
             by_row.setdefault(record.key, []).append(record)
@@ -265,7 +271,7 @@ class RestlessRun:
         message = wide[self.chance.randrange(len(wide))]
         first = next(each for each in wide if each.group == message.group)
         done = self.mortally(lambda: fan_out(self.world.ctx, loads(first.body), has_time_left=lambda: True))
-        if done and self.chance.random() > RESTLESS:  # Else it comes again.
+        if done and self.chance.random() > RESTLESS:  # Otherwise it is delivered again.
             wide.remove(first)
 
     def _mourn(self) -> None:

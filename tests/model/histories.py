@@ -1,4 +1,4 @@
-"""The state machine that makes up histories, and what must be true of each of them in the end."""
+"""The state machine that generates histories, and the invariants that each of them must satisfy at the end."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ JobKey = tuple[str, str]
 NAMESPACES = ["red", "blue"]
 START = World.START
 JOB_IDS = [uuid7(START, n) for n in range(0xA0, 0xA3)]
-"""The same in both namespaces: an id means nothing across them."""
+"""The same ids in both namespaces: an id has no meaning across namespaces."""
 CHOSEN_IDS = JOB_IDS[:1]
-"""Chosen by clients, who may wait for them before they exist; the others are Vigil's choice."""
+"""Ids that clients choose, and may wait for before the job exists; Vigil chooses the others."""
 
 REPORTS: list[dict[str, Any]] = [
     {"fields": {"k": "a"}}, {"fields": {"k": "b"}}, {"fields": {"k": None}}, {"fields": {"k": 7}},
@@ -75,11 +75,11 @@ PACES = [
 ]
 PACE = st.sampled_from(PACES)
 HEARD = st.sampled_from([*[None] * 40, *PACES])
-"""How far the matcher gets that hears of a change at once; None when it is told later."""
+"""How far a matcher gets with a change that it receives at once; None when it receives the change later."""
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
 JOB = st.sampled_from([0, 0, 1, 1, 2])
 SOME = st.sampled_from(range(6))
-"""All draws are from lists: of numbers, hypothesis prefers those it finds in the code, and an edit would change all."""
+"""Draws use lists only: Hypothesis prefers numbers that occur in the code, so an edit would change every history."""
 WAIT = st.fixed_dictionaries(
     {
         "on": st.lists(st.tuples(JOB, st.sampled_from(CONDITIONS)), min_size=1, max_size=5).map(dict),
@@ -95,7 +95,7 @@ WAIT = st.fixed_dictionaries(
 
 @dataclass(eq=False)
 class JobCall:
-    """Something done to a job, and by whom: the name that the job's history will have."""
+    """A request that changes a job, and the actor that the job's history names."""
 
     key: JobKey
     verb: str
@@ -105,17 +105,17 @@ class JobCall:
 
 @dataclass(eq=False)
 class WaitCall:
-    """A wait that somebody posts, perhaps again and again until there is an answer."""
+    """A wait that a client posts, with retries until it has a response."""
 
     case: WaitCase
     actor: Actor | None = None
     last: Mapping[str, Any] | None = None
-    """The newest answer, to be posted back."""
+    """The newest response, to be posted back."""
     refused: bool = False
 
 
 class Histories(RuleBasedStateMachine):
-    """Jobs, reports, waits, cancels and expiries in two namespaces, with everything that can go wrong between them."""
+    """Jobs, reports, waits, cancels and expiries in two namespaces, with every fault between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Histories(RuleBasedStateMachine):
         self.wait_calls: list[WaitCall] = []
         self.broken = False
 
-    # How a history begins
+    # Start of a history
 
     @initialize(
         inline=st.sampled_from([4, 1, 2, 1]),
@@ -146,7 +146,7 @@ class Histories(RuleBasedStateMachine):
         past: dict[int, str],
         posted: list[tuple[dict[str, Any], Pace]],
     ) -> None:
-        """Jobs that have seen something already, of which the stream has yet to tell; and somebody who waits."""
+        """Create jobs with undelivered stream records, and a client that waits for them."""
         for owner, name, value in [
             (waits, "INLINE_ENTRIES", inline),
             (keys, "BLOCK_ENTRIES", chunk),
@@ -167,11 +167,11 @@ class Histories(RuleBasedStateMachine):
         for told, pace in posted:
             self._wait("red", pace, **told)
 
-    # What clients do
+    # Requests of clients
 
     @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE, heard=HEARD)
     def report(self, ns: str, job: int, say: dict[str, Any], pace: Pace, heard: Pace | None) -> None:
-        """Create, start or report, whichever the job is ready for."""
+        """Create, start or report a job, whichever its status allows."""
         newest = self._newest(ns, job)
         if newest is None or newest.deleted:
             self._do(ns, job, "create", {"fields": say.get("fields", {})}, pace)
@@ -190,7 +190,7 @@ class Histories(RuleBasedStateMachine):
         heard=HEARD,
     )
     def end(self, ns: str, job: int, verb: str, pace: Pace, heard: Pace | None) -> None:
-        """End a job, or end its ending."""
+        """End a job, or a job that is ending."""
         newest = self._newest(ns, job)
         if newest is None or newest.deleted:
             return
@@ -206,19 +206,19 @@ class Histories(RuleBasedStateMachine):
         job=JOB, unique=st.sampled_from([None, "u"]), mutex=st.sampled_from([None, "m"]), pace=PACE,
     )  # fmt: skip
     def create_with_hold(self, job: int, unique: str | None, mutex: str | None, pace: Pace) -> None:
-        """Create a job that only one may be."""
+        """Create a job with a unique key or a mutex."""
         if self._newest("red", job) is None:
             self._do("red", job, "create", {"unique_key": unique, "mutex_key": mutex}, pace)
 
     @rule(ns=NAMESPACE, told=WAIT, pace=PACE)
     def wait(self, ns: str, told: dict[str, Any], pace: Pace) -> None:
-        """Somebody else waits."""
+        """Register another wait."""
         self._wait(ns, pace, **told)
 
     @precondition(lambda self: self.wait_calls)
     @rule(which=SOME, pace=PACE)
     def post_again(self, which: int, pace: Pace) -> None:
-        """Post an answer back as it stands; or the request under its old id, when there was no answer."""
+        """Post a response back unchanged, or repeat the request under its id when there was no response."""
         call = self.wait_calls[-1 - which % len(self.wait_calls)]
         if not call.refused and (call.actor is None or call.actor.ended is not None):
             self._post(call, pace)
@@ -226,7 +226,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.wait_calls)
     @rule(which=SOME, pace=PACE)
     def cancel_wait(self, which: int, pace: Pace) -> None:
-        """Somebody does not want a wait any more."""
+        """Cancel a wait."""
         case = self.wait_calls[-1 - which % len(self.wait_calls)].case
 
         def over(actor: Actor) -> None:
@@ -240,18 +240,18 @@ class Histories(RuleBasedStateMachine):
         )  # fmt: skip
         self.world.go(actor, pace)
 
-    # How the work goes on, and what happens to it
+    # Progress of the work, and faults
 
     @precondition(lambda self: self.world.actors)
     @rule(which=SOME, pace=PACE)
     def go_on(self, which: int, pace: Pace) -> None:
-        """Somebody who was interrupted goes on, or comes to grief."""
+        """Let an interrupted actor continue, or fail."""
         self.world.go(self.world.actors[which % len(self.world.actors)], pace)
 
     @precondition(lambda self: any(len(shard.records) > shard.done for shard in self.world.shards))
     @rule(shard=st.sampled_from([0, 1]), count=st.sampled_from([1, 1, 2, 3, 10]), pace=PACE)
     def deliver(self, shard: int, count: int, pace: Pace) -> None:
-        """The next records of a shard come to a matcher, even while another still has them."""
+        """Deliver the next records of a shard to a matcher, even while another matcher still has them."""
         stream = self.world.shards[shard]
         if stream.done == len(stream.records):
             stream = self.world.shards[1 - shard]
@@ -262,7 +262,7 @@ class Histories(RuleBasedStateMachine):
         shard=st.sampled_from([0, 1]), back=st.sampled_from([1, 2, 3, 4]), count=st.sampled_from([1, 1, 2]), pace=PACE
     )
     def deliver_again(self, shard: int, back: int, count: int, pace: Pace) -> None:
-        """Records that were handled long ago come once more."""
+        """Deliver records again that were processed long ago."""
         stream = self.world.shards[shard]
         if not stream.done:
             stream = self.world.shards[1 - shard]
@@ -272,31 +272,31 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: any(group.messages for group in self.world.groups.values()))
     @rule(which=SOME, patient=st.booleans(), pace=PACE)
     def page(self, which: int, patient: bool, pace: Pace) -> None:
-        """The fan-out function gets a message, even while it is still at work on the same one."""
+        """Deliver a message to the fan-out function, even while it still processes the same message."""
         groups = [group for group in self.world.groups.values() if group.messages]
         self.world.go(self.world.page(groups[which % len(groups)], patient=patient), pace)
 
     @precondition(lambda self: self.world.wake_ups)
     @rule(which=SOME, stays=st.booleans(), pace=PACE)
     def wake(self, which: int, stays: bool, pace: Pace) -> None:
-        """The sweeper gets a message, whether or not its time has come, and perhaps not for the last time."""
+        """Deliver a message to the sweeper, on time or not, and possibly again later."""
         wake_ups = self.world.wake_ups
         at = which % len(wake_ups)
         self.world.go(self.world.wake(wake_ups[at] if stays else wake_ups.pop(at)), pace)
 
     @rule(seconds=st.sampled_from([6, 61, 101]), pace=PACE)
     def sweep(self, seconds: int, pace: Pace) -> None:
-        """Time passes, and the sweeper sweeps."""
+        """Advance the time, and sweep."""
         self.world.now += timedelta(seconds=seconds)
         self.world.tell("world", f"{seconds} s pass")
         self.world.go(self.world.sweep(), pace)
 
     @rule()
     def settle(self) -> None:
-        """Everybody comes to the end of what they do: from here on the order is known."""
+        """Let every actor finish: from here on the order is fixed."""
         self.world.settle()
 
-    # In the end
+    # End of a history
 
     def teardown(self) -> None:
         try:
@@ -319,7 +319,7 @@ class Histories(RuleBasedStateMachine):
         self._check_leftovers()
 
     def _check_jobs(self) -> None:
-        """Every version is there once, is what somebody did, and nobody did anything twice."""
+        """Require that every version exists once, that one request made it, and that no request took effect twice."""
         histories: dict[JobKey, list[Job]] = {}
         for _, job in self.world.versions:
             histories.setdefault((job.namespace, job.job_id), []).append(job)
@@ -351,7 +351,7 @@ class Histories(RuleBasedStateMachine):
                 _require(changed_by[name] == 1, f"{name} was told it was done, and it was not")
 
     def _check_holds(self) -> None:
-        """At no time did two live jobs have the same unique key or mutex."""
+        """Require that two live jobs never had the same unique key or mutex."""
         live: dict[tuple[str, str, str], set[str]] = {}
         for _, job in self.world.versions:
             for kind, name in [("unique key", job.unique_key), ("mutex", job.mutex_key)]:
@@ -391,7 +391,7 @@ class Histories(RuleBasedStateMachine):
         _require(wrong is None, f"{wrong}; its answer is {final}")
 
     def _check_form(self, case: WaitCase, final: Mapping[str, Any]) -> None:
-        """Each job is in one place, and `wait_on` is there while something is left to wait for."""
+        """Require one place for each job, and `wait_on` while the wait has jobs left."""
         waiting = final["status"] == "waiting"
         _require(("wait_on" in final) == waiting, f"the answer is {final}")
         places = [*final["waited_jobs"], *final["unmet_jobs"], *final.get("wait_on", {})]
@@ -400,17 +400,17 @@ class Histories(RuleBasedStateMachine):
             _require(set(places) == set(case.body["wait_on"]), f"a job is missing from {final}")
 
     def _check_leftovers(self) -> None:
-        """Nothing is left that would keep anybody busy, or that crossed into another namespace."""
+        """Require that no row causes further work, and that no row crossed into another namespace."""
         ended = {image.wait.wait_id for image in self.world.images if image.wait.ended and image.wait.is_inline}
         for row in map(row_from_image, everything()):
             _require("schema_version" in row, f"no schema_version in {row}")
             _require(row["pk"].split("#")[0] in (*NAMESPACES, "sweeper"), f"a row in no namespace: {row}")
-            if not self.world.harmed:  # Who died may have left some, until the job's next version or their TTL.
+            if not self.world.harmed:  # A crash may leave some rows, until the job's next version or their TTL.
                 _require(row["entity"] != "backlog", f"the fan-out function is done, and a backlog is left: {row}")
                 left = row["entity"] == "entry" and row["sk"].split("#")[0] in ended
                 _require(not left, f"an entry of a wait that has ended is left: {row}")
 
-    # How things are done
+    # Helpers
 
     def _do(self, ns: str, job: int, verb: str, said: Mapping[str, Any], pace: Pace = TO_THE_END) -> None:
         job_id = JOB_IDS[job]
@@ -445,7 +445,7 @@ class Histories(RuleBasedStateMachine):
         self.world.go(call.actor, pace)
 
     def _hear(self, ns: str, job: int, pace: Pace) -> None:
-        """A matcher gets all there is of a job, at once."""
+        """Deliver all records of a job to a matcher at once."""
         shard = self.world.shard_of(keys.job(ns, JOB_IDS[job]).pk)
         if shard.done < len(shard.records):
             self.world.go(self.world.match(shard, shard.done, 10), pace)
@@ -464,9 +464,9 @@ class Histories(RuleBasedStateMachine):
         progress: bool,
     ) -> None:
         if not allow_missing:
-            # The others are refused; that is for other tests to see, it makes dull histories.
+            # Other requests are refused. Other tests cover that; here it makes dull histories.
             on = {n: asked for n, asked in on.items() if self._newest(ns, n) and asked != {"job_stage": "warp"}}
-        # Nobody can know an id before Vigil has chosen it.
+        # No client can know an id before Vigil has chosen it.
         on = {n: asked for n, asked in on.items() if JOB_IDS[n] in CHOSEN_IDS or self._newest(ns, n)}
         if not on:
             return
@@ -535,7 +535,7 @@ class Histories(RuleBasedStateMachine):
 
 
 class _Story:
-    """What happened, as hypothesis prints it below the smallest history that deviates."""
+    """Return the history, as Hypothesis prints it below the smallest failing one."""
 
     def __init__(self, world: World) -> None:
         self._world = world

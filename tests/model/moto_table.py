@@ -1,7 +1,7 @@
-"""moto's DynamoDB without the way through botocore and HTTP: the same engine, ten times faster.
+"""moto's DynamoDB without botocore and HTTP: the same engine, ten times faster.
 
-Thousands of histories a minute are only worth telling if a write takes a fraction of a millisecond. What `DynamoTable`
-asks of its client goes straight to moto's handler, in the very requests that boto3 would send.
+The simulations need a write in a fraction of a millisecond. The requests of `DynamoTable` go directly to moto's
+handler, in the form in which boto3 sends them.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ REGION = "us-east-1"
 
 
 class MotoClient:
-    """As much of boto3's DynamoDB client as `DynamoTable` uses."""
+    """The part of boto3's DynamoDB client that `DynamoTable` uses."""
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         return lambda **request: _answer(operation, request)
 
 
 def empty_table() -> DynamoTable:
-    """The table that `create_table` made in this mock, with nothing in it."""
+    """Empty the table that `create_table` made in this mock, and return it."""
     table = _table()
     table.items.clear()
-    table.stream_shard = None  # The world keeps its own record of what the stream would say.
+    table.stream_shard = None  # The world records itself what the stream delivers.
     return DynamoTable(cast("DynamoDBClient", MotoClient()), TABLE_NAME)
 
 
 @contextmanager
 def short_way() -> Iterator[None]:
-    """Whatever is wired up while the block runs gets to its table without boto3."""
+    """Give every object that is wired in the block a table without boto3."""
     with mock.patch.object(wiring, "dynamodb", MotoClient):
         yield
 
 
 def everything() -> list[dict[str, Any]]:
-    """Every row, in DynamoDB's JSON."""
+    """Return every row, in DynamoDB's JSON."""
     return [dynamo_to_dict(item.to_json()["Attributes"]) for item in _table().all_items()]
 
 

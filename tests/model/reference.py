@@ -1,12 +1,12 @@
-"""What is right: a plain account of jobs and waits that shares no code with what it judges.
+"""The reference: a plain model of jobs and waits that shares no code with the product.
 
-It is told the versions of each job in the order they were stored, and when things were called, answered and at rest. A
-time here is a tick: the number of AWS calls made before.
+The reference receives the versions of each job in the order of their writes, and the times of calls, responses and
+quiet moments. A time here is a tick: the number of AWS calls made before.
 
-The rule for waits. A registration takes effect at one instant for each of its jobs, somewhere between the call and its
-end. The version current at that instant counts, and all that follow; the first that decides an entry is its outcome,
-for good. Outcomes are taken in some time after their version is stored, and at the latest when everything has come to
-rest; those that were there at registration are taken in before anything is counted.
+The rule for waits: a registration takes effect at one instant for each of its jobs, between the call and its end. The
+version current at that instant counts, and all later ones; the first version that decides an entry gives its outcome,
+permanently. Outcomes are recorded some time after their version is stored, at the latest at the next quiet moment;
+outcomes that exist at registration are recorded before anything is counted.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ OVER = ("completed", "failed", "cancelled", "skipped")
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a job, and the tick it was stored at."""
+    """One version of a job, and the tick of its write."""
 
     tick: int
     number: int
     deleted: bool
     milestones: tuple[str, ...]
     says: Mapping[str, Any]
-    """Built-ins and fields by name, as a condition may name them."""
+    """Built-ins and fields by name, as a condition names them."""
 
     @classmethod
     def of(cls, tick: int, job: Job) -> Version:
-        """A version as it was stored."""
+        """Return a version as it was stored."""
         built_in = {
             "status": job.status, "job_stage": job.stage, "job_health": job.health, "attempt": job.attempt,
             "queue": job.queue, "result": {"by": job.log[-1].actor} if job.status == "completed" else None,
@@ -52,7 +52,7 @@ class Version:
         return self.says["status"] in OVER
 
     def text(self, name: str) -> str:
-        """What `get_fields` gives."""
+        """Return the text that `get_fields` gives."""
         value = self.says.get(name)
         if value is None:
             return ""
@@ -63,7 +63,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Face:
-    """What matters of a job to anybody who waits for it."""
+    """The part of a job that a wait can see."""
 
     status: str
     stage: str
@@ -76,7 +76,7 @@ class Face:
 
     @classmethod
     def of(cls, job: Job) -> Face:
-        """As it was stored."""
+        """Return the state as it was stored."""
         return cls(
             job.status, job.stage, job.health, job.milestones, dict(job.fields), job.attempt,
             job.cancel_requested_at is not None, job.deleted,
@@ -84,7 +84,7 @@ class Face:
 
 
 def expected_change(before: Face | None, verb: str, said: Mapping[str, Any]) -> Face:
-    """What a job looks like after somebody did this to it."""
+    """Return the state of a job after a request."""
     if before is None:
         assert verb == "create"
         before = Face("pending", "submit", None, (), {}, 1, False, False)
@@ -120,34 +120,34 @@ Verdict: TypeAlias = Literal["met", "unmet", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an entry; None in its place while it is open."""
+    """The outcome of an entry; None while it is open."""
 
     verdict: Verdict
     shown: Mapping[str, Any]
-    """What the answer has for the job, in `waited_jobs` or in `unmet_jobs`."""
+    """The job's value in the response, in `waited_jobs` or in `unmet_jobs`."""
     stored: int
-    """When the version that decided it was stored."""
+    """The tick at which the deciding version was stored."""
     at_once: bool
     """Whether that version was current when the registration took effect."""
 
 
 @dataclass
 class WaitCase:
-    """All that happened around one wait."""
+    """The history of one wait."""
 
     namespace: str
     wait_id: str
     body: Mapping[str, Any]
     called: int
     registered: int = NEVER
-    """When the registration was finished: answered, and for a large wait sealed."""
+    """The tick at which the registration was complete: answered, and for a large wait marked complete."""
     unfinished: bool = False
-    """Whether its registrar died or failed, and the sweeper had to finish its work."""
+    """Whether the registration crashed or failed, so that the sweeper had to finish it."""
     closing: int = NEVER
-    """When whoever closed it began: what was taken in after that may have come too late."""
+    """The tick at which the closing actor began; an outcome recorded later may have been too late."""
     closed: int = NEVER
     cancels: list[tuple[int, int]] = field(default_factory=list)
-    """When somebody tried to cancel it: (begun, ended)."""
+    """The cancel attempts: (begun, ended)."""
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -163,7 +163,9 @@ class WaitCase:
         return len(self.body["wait_on"]) if mode == "all" else 1 if mode == "any" else int(mode["at_least"])
 
     def possible_outcomes(self, job_id: str, versions: Sequence[Version]) -> list[Outcome | None]:
-        """What may become of an entry: one possibility for each instant at which the registration may have read it."""
+        """Return the possible outcomes of an entry, one for each instant at which the registration may have read the
+        job.
+        """
         before = [v for v in versions if v.tick <= self.called]
         during = [v for v in versions if self.called < v.tick <= self.registered]
         instants = [*before[-1:], *during] if before else [None, *during]
@@ -197,7 +199,7 @@ class WaitCase:
         return {name: version.text(name) for name in names}
 
     def status_by(self, verdicts: Sequence[Verdict]) -> str:
-        """What so many outcomes make of the wait."""
+        """Return the status that this number of outcomes gives the wait."""
         if "failed" in verdicts:
             return "failed_fast"
         total, met = len(self.body["wait_on"]), verdicts.count("met")
@@ -211,9 +213,9 @@ class WaitCase:
 def deviation(
     case: WaitCase, answer: Mapping[str, Any], jobs: Mapping[str, Sequence[Version]], *, at_rest: Sequence[int]
 ) -> str | None:
-    """Why this answer cannot be right after all has come to rest; None when it can.
+    """Return the reason that this response is wrong at the end; None when it can be right.
 
-    `at_rest` are the ticks when nothing was under way, the last of them now.
+    `at_rest` are the quiet ticks; the last of them is now.
     """
     status, waited, unmet = answer["status"], answer["waited_jobs"], answer["unmet_jobs"]
     by_count = status in ("met", "unmet")
@@ -236,7 +238,7 @@ def deviation(
         if outcome is not None:
             verdicts.append(outcome.verdict)
             taken.append((latest, outcome.verdict))
-    # Where the registrar died, the sweeper closes the wait, after its minute.
+    # If the registration crashed, the sweeper closes the wait after a minute.
     for rest in at_rest[-1:] if case.unfinished else at_rest:
         by_then = [verdict for by, verdict in taken if by <= rest]
         if case.registered <= rest < case.closed and case.status_by(by_then) != "waiting":
@@ -251,7 +253,7 @@ def deviation(
 
 
 def _at_the_latest(case: WaitCase, outcome: Outcome | None, at_rest: Sequence[int], *, by_count: bool) -> int:
-    """When an outcome must have been taken in."""
+    """Return the tick by which an outcome must have been recorded."""
     if outcome is None:
         return NEVER
     if outcome.at_once:

@@ -1,4 +1,4 @@
-"""Trigger rules, worked out the plain way."""
+"""Trigger rules in their simplest form."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 ENDINGS = ("success", "failed", "skipped", "cancelled")
 UNHINDERED = ("all_failed", "none_skipped")
-"""Rules that no failure keeps from holding: nobody is skipped by them because others failed."""
+"""Rules that a failure cannot violate: they skip no job because of a failure."""
 
 
 def satisfied(rule: str, endings: Sequence[str]) -> bool:
-    """What a rule says of dependencies that have all ended."""
+    """Evaluate a rule on dependencies that have all ended."""
     bad = endings.count("failed") + endings.count("cancelled")
     good, skipped = endings.count("success"), endings.count("skipped")
     return {
@@ -28,7 +28,7 @@ def satisfied(rule: str, endings: Sequence[str]) -> bool:
 
 
 def decided(rule: str, endings: Sequence[str], total: int) -> bool | None:
-    """What a rule says of those that have ended: the same, however the others will; None when it is not."""
+    """Evaluate a rule on the dependencies that have ended; None when the others can still change the result."""
     left = total - len(endings)
     if left and rule == "all_done":
         return None

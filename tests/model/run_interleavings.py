@@ -1,6 +1,7 @@
-"""Runs to which things are done in the middle of everything else: before Vigil has heard of what was done before.
+"""Runs that receive requests while earlier ones are still being processed.
 
-What becomes of such a run depends on who hears of what first. It keeps these laws in any order.
+The result of such a run depends on the order in which Vigil processes them. The run satisfies these invariants in any
+order.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from vigil_core.services.workflows import commands as runs
 
 
 class InterleavedRun(RestlessRun):
-    """A run that nobody lets come to rest before its end."""
+    """A run that never comes to rest before its end."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
@@ -39,13 +40,13 @@ class InterleavedRun(RestlessRun):
         self.hands: dict[str, Job] = {}
         self.decided: dict[tuple[str, int], str] = {}
         self.by_hand: set[str] = set()
-        """Who was cancelled, or asked to end, by hand since the run began."""
+        """The jobs with a cancel by hand since the run started."""
         self.pardoned: set[str] = set()
         self.before: dict[str, int] = {}
-        """In which attempt each job was when the run began anew."""
+        """The attempt of each job when the run was retried."""
 
     def live(self, acts: int) -> None:
-        """So many things are done, and then all that is left to be done until the run has ended."""
+        """Send requests, then process all work until the run has ended."""
         for _ in range(acts):
             for _ in range(self.chance.randint(0, 4)):
                 self.go_on()
@@ -70,7 +71,7 @@ class InterleavedRun(RestlessRun):
         raise AssertionError(f"the run hangs: {self.run}; {self.world.statuses(self.run_id)}")
 
     def retry(self, start: str | None) -> bool:
-        """Begin it anew; whether there was anything to run again."""
+        """Retry the run; return whether there was a job to rerun."""
         before = {name: job.attempt for name, job in self.all().items()}
         if not super().retry(start):
             return False
@@ -79,11 +80,11 @@ class InterleavedRun(RestlessRun):
         return True
 
     def check(self) -> None:
-        """The laws that a run keeps that has ended."""
+        """Check the invariants of an ended run."""
         run, standings = self.run, self.world.standings(self.run_id)
         seen = {name: job.status for name, job in self.all().items()}
         assert set(seen.values()) <= TERMINAL, f"open jobs in a run that is {run.status}: {seen}"
-        # One that was cancelled is pardoned as though it had failed.
+        # A cancelled job is ignored by decision like a failed one.
         pardoned = {name for name in seen if standings.state_of(standings.graph.index_of[name]) == "pardoned"}
         counted = {status: count for status, count in (run.statistics or {}).items() if count}
         assert counted == Counter("failed" if name in pardoned else status for name, status in seen.items())
@@ -98,7 +99,7 @@ class InterleavedRun(RestlessRun):
         problems = self._unjustified(seen, standings)
         assert not problems, str(problems)
 
-    # What is done
+    # Requests
 
     def _act(self) -> None:
         acts: list[tuple[int, Callable[[], Any]]] = [
@@ -131,7 +132,7 @@ class InterleavedRun(RestlessRun):
                 self.mortally(partial(sweep.on_message, self.world.ctx, loads(message)))
         with suppress(SweepFailed):
             self.mortally(self.world.sweep)
-        self.world.pass_time(56)  # The lock of a sweep that died is free by then.
+        self.world.pass_time(56)  # The sweep lease of a crashed sweep has expired by then.
 
     def _cancel(self) -> None:
         name = self.chance.choice(sorted(self.jobs))
@@ -167,10 +168,10 @@ class InterleavedRun(RestlessRun):
                 if not kindly:
                     return
 
-    # The laws
+    # Invariants
 
     def _see(self, job: Job) -> None:
-        """A version of a job has been stored."""
+        """Record a stored version of a job."""
         its = self.jobs[str(job.name)]
         others = self.all()
         if job.status == "running" and job.log[-1].kind == "claimed" and self.plan.policy != "manual":
@@ -182,7 +183,7 @@ class InterleavedRun(RestlessRun):
             self.broken_laws.append(f"{busy} at once, of {self.plan.most}")
 
     def _unjustified(self, seen: Mapping[str, str], standings: RunState) -> list[str]:
-        """What should not be, whatever was heard of first."""
+        """Return the violations that no order of processing explains."""
         run, jobs = self.run, self.all()
         lost = {name for name in seen if standings.lost_race(standings.graph.index_of[name])}
         kept = {name for name, job in jobs.items() if job.attempt == self.before.get(name)}
@@ -203,17 +204,17 @@ class InterleavedRun(RestlessRun):
             for name, its in told.jobs.items()
             if seen[name] != "cancelled" or name in lost | self.by_hand | kept or not stopped
         }
-        # Who is about to be skipped may be cancelled first, when those after it have been skipped with it.
+        # A job that is due to be skipped may be cancelled first, after its successors were skipped with it.
         while doomed := [name for name in jobs.keys() - ends if _verdict(self.jobs[name], ends) is False]:
             for name in doomed:
                 bad = BAD & {ends.get(other) for other in self.jobs[name].after}
                 ends[name] = "failed" if bad and self.jobs[name].rule not in UNHINDERED else "skipped"
         wrong: list[str] = []
-        # A racer's failure counts at once for those after it, and may still be pardoned when nobody can win any more.
+        # A racer's failure counts at once for its successors, and may still be ignored when the race cannot be won.
         turned = bool(self.pardoned) and any(job.race for job in self.plan.jobs)
         for name, job in self.jobs.items():
             held = _verdict(job, ends)
-            # Who was to be skipped may have lost a race first, when those after it had followed already.
+            # A job that was due to be skipped may have lost a race first, after its successors were decided.
             told_otherwise = any(other in lost and _verdict(self.jobs[other], ends) is False for other in job.after)
             if name in kept or turned or told_otherwise:
                 continue

@@ -1,4 +1,4 @@
-"""What is planned of a run: its graph, how long each attempt takes and what comes of it, and what operators do."""
+"""The plan of a run: its graph, the duration and result of each attempt, and the actions of operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 SILENT_MS = 40_000
-"""How long the lease of an attempt is of which nothing is ever heard."""
+"""The lease of an attempt that never reports."""
 RULES = (
     "all_success", "all_done", "all_failed", "one_success", "one_failed", "one_done", "none_failed",
     "none_failed_min_one_success", "none_skipped", "always",
@@ -20,8 +20,10 @@ Policy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]
 
 
 class Try(NamedTuple):
-    """An attempt: for how many milliseconds it runs, and its result; None when it fails. A silent one is given up
-    when its lease has run out."""
+    """An attempt: its duration in milliseconds and its result; None when it fails.
+
+    A silent attempt is reclaimed when its lease expires.
+    """
 
     lasts: int
     result: Result | None
@@ -29,7 +31,7 @@ class Try(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """After how many milliseconds an operator decides what becomes of a failure."""
+    """The milliseconds after which an operator decides about a failure."""
 
     after: int
     action: Action
@@ -37,14 +39,14 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A job. Of its attempts, and of decisions about its failures, the last that is planned counts for all after it."""
+    """A job. The last planned attempt, and the last planned decision, apply to all later ones too."""
 
     name: str
     after: Sequence[str] = ()
     rule: str = "all_success"
     condition: Condition | None = None
     wants: Result | None = None
-    """The result that the first job before it must have: else it is skipped."""
+    """The result that its first dependency must have; otherwise the job is skipped."""
     attempts: int = 1
     rest: int = 0
     """Milliseconds between two attempts."""
@@ -59,8 +61,7 @@ class Planned:
 
 
 class Act(NamedTuple):
-    """What is done to a run, so many milliseconds after it began: a job is cancelled, or the run, or its time is
-    over."""
+    """An action on a run, in milliseconds after its start: cancel a job, cancel the run, or reach the deadline."""
 
     at: int
     what: Literal["cancel", "stop", "deadline"]
@@ -69,7 +70,7 @@ class Act(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """What is done to a run until it has ended. `start`: from which job on it is retried before."""
+    """The actions on a run until its end. `start`: the job from which it is retried first."""
 
     acts: Sequence[Act] = ()
     start: str | None = None
@@ -77,30 +78,33 @@ class Life:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run. Its jobs come after those on which they depend; `defined` says in which order they are defined."""
+    """A run. Its jobs are in topological order; `defined` is their order in the definition."""
 
     policy: Policy
     jobs: Sequence[Planned]
     defined: Sequence[int]
     lives: Sequence[Life]
     timeout_s: int | None = None
-    """After so many seconds each of its lives has an act `deadline`."""
+    """The seconds after which each generation has an action `deadline`."""
     most: int | None = None
-    """How many jobs may run at once."""
+    """The `max_concurrency` of the run."""
     chunk_jobs: int = 64
     at_once: int = 256
     narrow: int = 200
     chance: int = 0
-    """Decides who dies when, and what is heard of twice, late or in another order."""
+    """Decides the crashes, and which records arrive twice, late or in another order."""
 
 
 def nth(items: Sequence[Any], number: int) -> Any:
-    """One of them, from 0 on; of too few the last, of none None."""
+    """Return an element by number, from 0; the last one beyond the end, None of an empty list."""
     return items[min(number, len(items) - 1)] if items else None
 
 
 def plan_of(seed: int, *, told_exactly: bool) -> Plan:
-    """Return the plan of a seed, always the same. `told_exactly`: without what happens at one moment in no order."""
+    """Return the plan of a seed, always the same.
+
+    `told_exactly`: without actions at one moment whose order is undefined.
+    """
     chance = Random(seed)
     policy: Policy = chance.choice(["continue_on_failure", "fail_fast", "manual"])
     large = chance.random() < 1 / 70
@@ -177,7 +181,7 @@ def _try(chance: Random, *, fails: bool, silent: bool) -> Try:
 
 
 def _may_race(racers: Sequence[Planned], before: Sequence[Planned], policy: Policy) -> bool:
-    """Whether nobody of them is cancelled as a loser in the same moment in which he would end otherwise."""
+    """Return whether no job is cancelled as a loser at the moment at which it would end otherwise."""
     comes_after: dict[str, set[str]] = {}
     for job in before:
         comes_after[job.name] = set(job.after).union(*(comes_after[name] for name in job.after))

@@ -1,5 +1,4 @@
-"""What becomes of a run, worked out the plain way: in virtual time, one thing after another. docs/workflows.md has the
-rules by which it goes."""
+"""The reference for runs, in virtual time, one event after another. docs/workflows.md states its rules."""
 
 from __future__ import annotations
 
@@ -15,8 +14,9 @@ NEW = {"status": "waiting", "end": None, "result": None, "lost": False, "asked":
 
 
 class Reference:
-    """A run. Each of its jobs is as it is planned, and as it stands: `end` is what its end means for those after it
-    (success, failed, cancelled or skipped), `next` what happens to it next, `at` which time."""
+    """A run. Each job has its plan and its state: `end` is its end state for successors (success, failed, cancelled or
+    skipped), `next` its next event, `at` the time of that event.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.policy, self.now = plan.policy, 0
@@ -26,7 +26,7 @@ class Reference:
             job.status, job.at, job.next = ("scheduled", job.delay, "waiting") if job.delay else ("waiting", 0, "")
 
     def live(self, life: Life) -> None:
-        """What becomes of it until it has ended."""
+        """Run until the end."""
         self.stops = set[str]()
         acts = {(self.now + act.at, "", act.what, act.name) for act in life.acts}
         while self._goes_on():
@@ -36,7 +36,7 @@ class Reference:
             self._do(what, self.jobs.get(name))
 
     def retry(self, start: str | None) -> bool:
-        """Begin anew; whether there is anything to run again."""
+        """Retry the run; return whether there is a job to rerun."""
         for job in self.jobs.values():
             job.after_start = job.name == start or any(other.after_start for other in job.before)
             bad = self.failed(job) or (job.status, job.end) == ("skipped", "failed")
@@ -47,24 +47,26 @@ class Reference:
         return bool(again)
 
     def failed(self, job: Any) -> bool:
-        """Whether a job has failed the run: not if it lost a race, or runs in one that was or may yet be won."""
+        """Return whether a job fails the run: not if it lost a race, or is in a race that was or can be won."""
         racers = [other for join in self.jobs.values() if join.race and job.name in join.after for other in join.before]
         won = any(other.end == "success" or (other.end is None and other.status not in BAD) for other in racers)
         return job.status in BAD and job.end != "success" and not job.lost and not won
 
     def outcome(self) -> tuple[str, str | None]:
-        """How the run has ended, and with which error."""
+        """Return how the run has ended, and its error."""
         said = ("failed", "JOB_FAILED") if any(map(self.failed, self.jobs.values())) else ("completed", None)
         return next((ENDS[why] for why in ENDS if why in self.stops), said)
 
     def _goes_on(self) -> bool:
-        """Whether anything is left, once all is done that follows at once: who waits is judged as soon as that can be
-        told, who is ready begins."""
+        """Do everything that follows at once, and return whether anything is left:
+
+        a waiting job is decided as soon as its rule allows it, a ready job starts.
+        """
         while judged := [job for job in self.jobs.values() if job.status == "waiting" and self._holds(job) is not None]:
             self._judge(judged[0], self._holds(judged[0]))
         paused = any(job.next in ("retry", "skip", "abort") for job in self.jobs.values())
         for job in [job for job in self.jobs.values() if job.status == "ready"]:
-            if job.join:  # It ends as soon as it begins.
+            if job.join:  # It ends as soon as it starts.
                 job.at, job.next = self.now, "" if paused else "tried"
             elif not paused:
                 job.status, job.at, job.next = "running", self.now + nth(job.tries, job.tried).lasts, "tried"
@@ -87,7 +89,7 @@ class Reference:
                 self._do("cancel", other)
 
     def _do(self, what: str, job: Any) -> None:
-        """What is done to a job, or to the run."""
+        """Apply an action to a job or to the run."""
         match what:
             case "waiting" | "ready":
                 job.status, job.next = what, ""

@@ -1,12 +1,12 @@
-"""Lives of runs: what a plan says is done to them, each thing once Vigil has come to rest after the one before.
+"""Simulated runs: each action of the plan happens once Vigil has processed the previous one.
 
-Who may die while it comes to rest does; things are heard of twice, late and in another order. None of that shows in
-what becomes of the run. A job that completes or fails by itself as soon as it starts (a join, or one whose condition
-cannot be evaluated) is one of these things, too: else it would have no order among what happens at that moment.
+Processes crash meanwhile, and records arrive twice, late and in another order; the result of the run shows none of it.
+A job that ends as soon as it starts (a join, or a job whose condition cannot be evaluated) counts as an action too,
+because otherwise it would have no order among the events of that moment.
 
-Left to the runs of run_interleavings.py is what cannot be told exactly, because it matters what Vigil hears of first:
-which of the jobs that are ready at one moment get the places of `max_concurrency`, and races whose join has a condition
-or in which somebody may end by himself at the moment when he loses. So are pauses by hand.
+The runs of run_interleavings.py cover what depends on the order of processing: which of the jobs that are ready at one
+moment get the slots of `max_concurrency`, races whose join has a condition, races in which a job may end at the moment
+at which it loses, and pauses by hand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ What: TypeAlias = tuple[datetime, str, Callable[[], Any]]
 
 
 class Asked(NamedTuple):
-    """An operator who decides about a failure: when, about which moment of a job's life, and what."""
+    """An operator's decision about a failure: its time, the state version of the job, and the action."""
 
     at: datetime
     moment: int
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 
 
 class RunLife(RestlessRun):
-    """The life of a run as it is planned."""
+    """A simulated run with its plan."""
 
     def __init__(self, plan: Plan) -> None:
         self.heard: set[str] = set()
@@ -50,12 +50,12 @@ class RunLife(RestlessRun):
         self.world.ctx.job_queues.set_paused(NAMESPACE, "joins", True)
         self.decided = Counter[str]()
         self.hands: dict[str, tuple[datetime, Job]] = {}
-        """What workers do, by name, and when they will be done."""
+        """The work of the workers by job name, and the times at which it ends."""
         self.asked: dict[str, Asked] = {}
-        """What operators have been asked, by name."""
+        """The pending decisions by job name."""
 
     def live(self, life: Life) -> None:
-        """Until the run has ended."""
+        """Run until the end."""
         acts = [(self.world.time + timedelta(milliseconds=act.at), act) for act in life.acts]
         for _ in range(2_000):
             self.quiet()
@@ -73,13 +73,13 @@ class RunLife(RestlessRun):
         raise AssertionError(f"there is no end to it: {self.world.statuses(self.run_id)}")
 
     def records(self) -> list[StreamRecord]:
-        """Not those of jobs whose condition could not be evaluated, before their turn."""
+        """Return the events, without those of jobs whose condition could not be evaluated, before their turn."""
         return [each for each in super().records() if each.sequence_number in self.heard or not _is_broken(each)]
 
-    # What has become of it
+    # Result
 
     def check(self, told: Reference) -> None:
-        """All is as the reference says."""
+        """Require that everything is as the reference predicts."""
         run, standings = self.run, self.world.standings(self.run_id)
         wrong: dict[str, Any] = {}
         for name, job in self.all().items():
@@ -87,7 +87,7 @@ class RunLife(RestlessRun):
             text = self.world.ctx.jobs.payloads(job, payload=False).result
             result = None if text is None else loads(text)
             if its.end == standings.end_state(place) == "skipped":
-                # Of who is skipped at the moment when he loses a race, either may be told.
+                # Either reason is correct for a job that is skipped at the moment at which it loses a race.
                 its.status, its.lost = job.status, standings.lost_race(place)
             health = {"completed": "fallback" if its.fallback and its.result == its.fallback else "success"}
             found = job.status, standings.end_state(place), standings.lost_race(place), job.attempt, result, job.health
@@ -98,15 +98,15 @@ class RunLife(RestlessRun):
         assert (run.status, run.error.code if run.error else None) == told.outcome()
         if run.error is not None and run.error.code == "JOB_FAILED":
             assert told.failed(told.jobs[run.error.message.split()[1]]), f"{run.error} names none that failed"
-        # One that was cancelled is pardoned as though it had failed.
+        # A cancelled job is ignored by decision like a failed one.
         pardoned = [name for name, its in told.jobs.items() if its.status in BAD and its.end == "success"]
         counted = Counter("failed" if name in pardoned else its.status for name, its in told.jobs.items())
         assert {status: count for status, count in (run.statistics or {}).items() if count} == counted
 
-    # What is done
+    # Actions
 
     def _hand_out(self) -> None:
-        """Whoever is ready is handed to a worker."""
+        """Grant every ready job to a worker."""
         while any(job.status == "pending" and not self.jobs[name].join for name, job in self.all().items()):
             granted = self.claim(10)
             assert self.run.accepts_starts or not granted, f"{[job.name for job in granted]} begin in {self.run}"
@@ -117,7 +117,7 @@ class RunLife(RestlessRun):
                 break
 
     def _ask_operators(self) -> None:
-        """They take their time to decide about each failure."""
+        """Start a decision about each failure."""
         undecided = self.undecided()
         self.asked = {name: asked for name, asked in self.asked.items() if undecided.get(name) == asked.moment}
         for name in undecided.keys() - self.asked.keys():
@@ -127,7 +127,7 @@ class RunLife(RestlessRun):
             self.asked[name] = Asked(at, undecided[name], action)
 
     def _due(self) -> list[What]:
-        """What is to come next of each job, and of the run."""
+        """Return the next event of each job and of the run."""
         due: list[What] = []
         for name, job in self.all().items():
             if job.status != "running":
@@ -161,7 +161,7 @@ class RunLife(RestlessRun):
                 do = partial(runs.request_cancel, ctx, NAMESPACE, run_id, actor=KEY)
             case "deadline":
                 do = partial(sweep.on_message, ctx, {"kind": "run", "namespace": NAMESPACE, "id": run_id})
-        with suppress(InvalidTransition):  # It has ended.
+        with suppress(InvalidTransition):  # The run has ended.
             self.surely(do)
 
     def _decide(self, name: str) -> None:
@@ -173,7 +173,7 @@ class RunLife(RestlessRun):
         self.finish(job)
 
     def _dispatch(self, job: Job) -> None:
-        """A join's turn: for as long as that takes, its queue is not paused."""
+        """Take the turn of a join; its queue is not paused meanwhile."""
         self.world.ctx.job_queues.set_paused(NAMESPACE, "joins", False)
         message = {"kind": "dispatch", "namespace": NAMESPACE, "id": job.job_id}
         self.surely(partial(sweep.on_message, self.world.ctx, message))

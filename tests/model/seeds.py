@@ -9,7 +9,7 @@ import os
 
 FIRST_SEED = int(os.environ.get("VIGIL_SEED", "0"))
 WORLDS = int(os.environ.get("VIGIL_WORLDS", "12"))
-"""Simulated worlds of jobs; a third as many of batches, dependencies and schedules."""
+"""Simulated worlds of jobs; a third of this number of batches, dependencies and schedules."""
 RUNS = int(os.environ.get("VIGIL_RUNS", "12"))
 """Simulated runs; a third as many in any order."""
 HISTORIES = int(os.environ.get("VIGIL_HISTORIES", "25"))
@@ -18,7 +18,7 @@ SEEDS_PER_TEST = 25
 
 
 def blocks(count: int) -> list[range]:
-    """Return the seeds of so many simulations, as the parameters of a test."""
+    """Return this number of seeds, as the parameters of a test."""
     end = FIRST_SEED + count
     return [range(first, min(first + SEEDS_PER_TEST, end)) for first in range(FIRST_SEED, end, SEEDS_PER_TEST)]
 

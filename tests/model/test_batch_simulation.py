@@ -1,5 +1,6 @@
-"""Generated lives of batches: whatever becomes of items, and whoever dies meanwhile, a batch ends once all of its items
-have, as its mode says, and nothing of an ended batch goes on."""
+"""Simulated batches: a batch ends once all its items have ended, as its mode defines, and no work continues after its
+end.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
 class Batches(MortalWorld):
-    """Batches whose items somebody outside runs. A page holds two."""
+    """Batches whose items have executor `none`. A page holds two items."""
 
     def create(self, chance: Random) -> None:
         job_id, size = self.world.ctx.new_id(), chance.randint(1, 5)
@@ -57,7 +58,7 @@ class Batches(MortalWorld):
             self.ids.append(job_id)
 
     def items(self, batch: Job) -> list[Job | None]:
-        """Of the attempt under way, or the last one; None for what is not there."""
+        """Return the number of the current or last attempt; None when the item does not exist."""
         ids = [item_id(batch.job_id, batch.attempt, index) for index in range(batch.batch_size or 0)]
         return [self.world.ctx.jobs.find(NAMESPACE, job_id) for job_id in ids]
 
@@ -65,7 +66,7 @@ class Batches(MortalWorld):
         return [item for job_id in self.ids for item in self.items(self.stored(job_id)) if item and not item.ended]
 
     def work(self, chance: Random) -> None:
-        """Somebody outside begins an item, or ends one."""
+        """Start an item, or end one, as an external system."""
         if not (items := self.open_items()):
             return
         ctx, item = self.world.ctx, chance.choice(items)
@@ -82,7 +83,7 @@ class Batches(MortalWorld):
                 self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, item.job_id, error, actor=KEY))
 
     def client_request(self, chance: Random) -> None:
-        """A batch is cancelled or retried, or one of its items is cancelled."""
+        """Cancel or retry a batch, or cancel one of its items."""
         ids = self.ids + [item.job_id for item in self.open_items()]
         if ids:
             act = chance.choice([change_job.cancel, change_job.retry])
@@ -118,7 +119,7 @@ class Batches(MortalWorld):
         assert [dumps(each["result"]) for each in told] == [result or "null" for result in results]
 
     def come_to_rest(self) -> None:
-        # Nobody works: what is to stop stops, though it has to be forced.
+        # No worker runs: work that must stop does stop, even if it has to be forced.
         self.minutes_pass(5)
         for job_id in self.ids:
             batch = self.stored(job_id)
@@ -130,7 +131,7 @@ class Batches(MortalWorld):
             elif batch.status == "running":
                 assert None not in items, "it has got its items"
                 assert not all(item and item.ended for item in items)
-        # Everybody works.
+        # All workers run.
         for _ in range(len(self.ids) + 1):
             for item in self.open_items():
                 with suppress(InvalidTransition):

@@ -1,5 +1,6 @@
-"""Generated lives of jobs that wait for jobs: whatever ends, is retried or deleted, and whoever dies meanwhile, each is
-released or skipped exactly when its rule is decided by how its dependencies have ended."""
+"""Simulated dependencies: a dependent is released or skipped exactly when its rule is decided by its dependencies'
+ends.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +33,15 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
 class Dependents(MortalWorld):
-    """Jobs that depend on jobs; somebody outside runs them."""
+    """Jobs that depend on jobs, all with executor `none`."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.checked = 0
         self.endings: dict[str, set[str]] = {}
-        """How each job has ever ended."""
+        """All end states of each job so far."""
         self.rows: dict[str, set[int]] = {}
-        """With how many rows each job may have completed."""
+        """The number of result rows with which each job may have completed."""
 
     def create(self, chance: Random) -> None:
         depends_on = tuple(chance.sample(self.ids, min(chance.choice([0, 1, 1, 2, 3]), len(self.ids))))

@@ -34,7 +34,7 @@ from vigil_core.store.waits.waits import OPEN
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 AT_ONCE = min(125, HISTORIES)
-"""Histories a test: small enough to spread over the cores."""
+"""Histories per test: small enough to spread over the cores."""
 STEPS = 30
 
 
@@ -79,7 +79,7 @@ def test_planted_fault_is_found_within_300_histories(fault: str) -> None:
 
 def _tell(histories: int, seed_: int, *, phases: tuple[Phase, ...]) -> None:
     class Seeded(Histories):
-        """A class of its own, for the seed is kept in it."""
+        """A class of its own, because the class stores the seed."""
 
     run_state_machine_as_test(
         seed(seed_)(Seeded),

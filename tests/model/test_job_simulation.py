@@ -1,7 +1,7 @@
-"""Generated lives of jobs: workers claim, report, fall silent and die between any two requests, while time passes.
+"""Simulated jobs: workers claim, report, fall silent and crash between any two requests, while time passes.
 
-Whatever happens, the index shows each job as its row has it, nobody reports under a lease that is lost, no attempt
-comes twice, and once everybody has gone home the sweeper leaves no job running.
+The index always matches the job's row, no report succeeds under a lost lease, no attempt starts twice, and after all
+workers have stopped the sweeper leaves no job running.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Lives(MortalWorld):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.leases: dict[str, list[str]] = {}
-        """The tokens that were ever granted for each job, in order."""
+        """The granted tokens of each job, in order."""
         self.seen: dict[str, Job] = {}
 
     def create(self, chance: Random) -> None:
@@ -96,7 +96,7 @@ class Lives(MortalWorld):
             assert job.lease.until > self.world.time or claim_id, "what is granted is not over yet"
 
     def worker_report(self, chance: Random) -> None:
-        """Whoever holds a lease reports, or whoever has lost one."""
+        """Report under a valid lease, or under a lost one."""
         held = {job_id: job.lease.token for job_id, job in self.seen.items() if job.lease}
         lost = [
             (job_id, token)
@@ -148,12 +148,12 @@ class Lives(MortalWorld):
                 self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
 
     def timer_message(self, chance: Random) -> None:
-        """One of the sweeper's messages, for which there may be no reason any more."""
+        """Deliver a sweeper message, which may be obsolete."""
         if self.ids:
             change_job.apply_timers(self.world.ctx, NAMESPACE, chance.choice(self.ids))
 
     def promote_next(self, chance: Random) -> None:
-        """The matcher hears of a version of a job that concerns a line, however often."""
+        """Deliver a job version that affects a mutex to the matcher, possibly again."""
         if self.ids:
             job = self.stored(chance.choice(self.ids))
             if job.needs_matching and job.mutex_key:
@@ -196,7 +196,7 @@ class Lives(MortalWorld):
             assert shown == (None, None)
 
     def come_to_rest(self) -> None:
-        """Everybody has gone home: the sweeper alone brings all that was under way to rest."""
+        """Stop all workers: the sweeper alone ends all running work."""
         for _ in range(12):
             self.world.pass_time(61)
             self.world.sweep()
@@ -230,7 +230,7 @@ def _anybody(job: Job, lease_token: str | None) -> None:
 
 
 def _kept(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
-    """As though the hold were the job's own, always."""
+    """Return every lock as if the job were its holder."""
     del before
     return after, ()
 

@@ -1,4 +1,4 @@
-"""The short way to moto says what the long way through boto3 says, and so does moto when it is quick."""
+"""moto without HTTP returns what boto3 returns, and so does the quick moto."""
 
 from __future__ import annotations
 

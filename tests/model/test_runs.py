@@ -1,4 +1,4 @@
-"""Generated runs of workflows, lived through with deaths, repetitions and delays: each ends as the reference says."""
+"""Simulated runs of workflows, with crashes, repetitions and delays: each ends as the reference predicts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Else what was wrong is lost among what was done.
+    # Otherwise the fault is hidden by the other actions.
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     with mock_aws():
         create_table()
@@ -38,7 +38,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def live_as_planned(plan: Plan) -> None:
-    """A run of the plan, and another on each retry, is as the reference says."""
+    """Simulate a run of the plan, and one for each retry; require the result of the reference."""
     told, life = Reference(plan), RunLife(plan)
     for number, its in enumerate(plan.lives):
         if number > 0:
@@ -52,7 +52,7 @@ def live_as_planned(plan: Plan) -> None:
 
 
 def live_in_any_order(plan: Plan) -> None:
-    """A run of the plan, interrupted by what operators and workers do, keeps the laws that hold in any order."""
+    """Simulate a run that operators and workers interrupt; require the invariants that hold in any order."""
     life = InterleavedRun(plan)
     for number, its in enumerate(plan.lives):
         if number > 0 and not life.retry(its.start):
@@ -66,7 +66,7 @@ def live_many(lived: Callable[[Plan], None], seeds: Iterable[int]) -> None:
     for seed in seeds:
         plan = plan_of(seed, told_exactly=lived is live_as_planned)
         with pytest.MonkeyPatch.context() as sizes:
-            # Small graphs are as wide, to Vigil, as large ones are at its own sizes.
+            # With these sizes, small graphs take the paths of large ones.
             sizes.setattr(graphs, "BLOCK_SIZE", plan.chunk_jobs)
             sizes.setattr(create_run, "MAX_SYNCHRONOUS_JOBS", plan.at_once)
             sizes.setattr(follow_run, "MAX_INLINE_JOBS", plan.narrow)
@@ -93,7 +93,7 @@ def test_simulated_run_satisfies_every_invariant_in_any_order(seeds: range) -> N
 
 
 def _note_whatever_is_noted(self: RunStore, key: Key, numbers: Mapping[int, int]) -> Row:
-    """Without the guard that a later moment counts."""
+    """Remove the guard that ignores older state versions."""
     sets = "".join(f", j{place} = :j{place}" for place in numbers)
     return self._table.update(
         Update(

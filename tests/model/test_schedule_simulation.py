@@ -1,5 +1,8 @@
-"""Generated lives of schedules: whoever dies, whatever alarm is lost or comes twice, each planned time has at most one
-job, none begins beside another that it is not to overlap, and what is due is seen to."""
+"""Simulated schedules: each planned time has at most one job, no fire overlaps against its policy, and no due fire is
+lost.
+
+Processes crash, and timers are lost or fire twice.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +37,14 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
 class Schedules(MortalWorld):
-    """Schedules by a rate, whose jobs somebody outside runs."""
+    """Schedules with a rate, whose jobs have executor `none`."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.known: dict[str, Schedule] = {}
-        """Every schedule as it was last seen, by its id."""
+        """Every schedule in its last known version, by id."""
         self.jobs: dict[str, list[Job]] = {}
-        """What each schedule has created, in order."""
+        """The entities that each schedule created, in order."""
 
     def define(self, chance: Random) -> None:
         now, minutes = self.world.ctx.now(), chance.choice([1, 2, 10])
@@ -81,7 +84,7 @@ class Schedules(MortalWorld):
                 )
 
     def timer(self, chance: Random) -> None:
-        """An alarm whose time has come goes off; again, now and then."""
+        """Fire a due timer, and fire it again now and then."""
         armed = self.world.alarms.armed
         over = [name for name, (at, _) in armed.items() if at <= self.world.time + CLOCK_SKEW_TOLERANCE]
         if over:
@@ -91,7 +94,7 @@ class Schedules(MortalWorld):
                 armed.pop(name, None)
 
     def lose(self, chance: Random) -> None:
-        """An alarm never goes off."""
+        """Lose a timer."""
         if armed := self.world.alarms.armed:
             armed.pop(chance.choice(list(armed)))
 
@@ -156,12 +159,12 @@ class Schedules(MortalWorld):
             schedule = self.world.ctx.schedules.find(NAMESPACE, name)
             if schedule is None or schedule.next_fire_at is None:
                 continue
-            # The sweep leaves a run to its alarm for a while.
+            # The sweep leaves a fire to its timer for a while.
             assert schedule.next_fire_at > self.world.time - timedelta(seconds=61 + 20), "it was seen to"
 
 
 def _times(schedule: Schedule, until: datetime) -> list[datetime]:
-    """Every planned time, counted from its anchor."""
+    """Return every planned time, counted from the anchor."""
     step = timedelta(minutes=int(str(schedule.timing.rate).split()[0]))
     count = max(0, (until + CLOCK_SKEW_TOLERANCE - schedule.timing.anchor) // step)
     return [schedule.timing.anchor + number * step for number in range(1, count + 1)]

@@ -1,9 +1,8 @@
-"""A small world in which Vigil's functions run one AWS call at a time, in whatever order and with whatever mishap the
-generated history wants.
+"""A small world in which Vigil's functions run one AWS call at a time, in any order and with any fault.
 
-Everybody who works on the table is an actor in a greenlet of its own. Before each call to AWS, and once more before it
-answers, an actor hands control back; the history says who goes on, and whether the next call succeeds, is throttled,
-meets a transaction, is sent twice by the SDK because its first answer was lost, or the process dies right there.
+Every process is an actor in a greenlet of its own. An actor yields control before each AWS call and before its
+response. The history decides which actor continues, and whether the next call succeeds, is throttled, meets a
+transaction conflict, is repeated by the SDK because its first response was lost, or ends with a crash.
 """
 
 from __future__ import annotations
@@ -56,27 +55,27 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Fate: TypeAlias = Literal["goes on", "dies", "is throttled", "meets a transaction", "is sent twice"]
-"""What becomes of an actor's next call. Only writes meet transactions or are sent twice."""
+"""The result of an actor's next call. Only writes meet transaction conflicts or are repeated."""
 SHARDS = 2
-"""Of the table's stream. Records of one job are all in one shard, in order."""
+"""The shards of the table's stream. All records of one job are in one shard, in order."""
 MOST_ROUNDS = 12
 
 _to_dynamo = TypeSerializer()
 
 
 class Deviation(AssertionError):
-    """The world is not as the reference says."""
+    """The world differs from the reference."""
 
 
 class Died(BaseException):
-    """The process of an actor is gone, between two of its calls. Nothing in it may catch that."""
+    """The process of an actor crashes between two of its calls. The actor's code cannot catch it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How far somebody gets before it is somebody else's turn, and what becomes of the next call then.
+    """How far an actor runs before another one continues, and the result of its next call then.
 
-    Counted in calls, or in moves: all reads up to the next write are one, and all writes up to the next read.
+    Counted in calls, or in moves: all reads up to the next write are one move, and all writes up to the next read.
     """
 
     calls: int | None = None
@@ -89,7 +88,7 @@ TO_THE_END = Pace()
 
 @dataclass(frozen=True)
 class Call:
-    """A call to AWS that somebody is about to make."""
+    """An AWS call that an actor is about to make."""
 
     what: str
     write: bool
@@ -116,13 +115,13 @@ class Actor:
 
     @property
     def answered(self) -> bool:
-        """Whether it came to its end without an error, and its caller knows."""
+        """Whether it ended without an error, and its client knows."""
         return self.ended is not None and self.error is None and not self.died
 
 
 @dataclass(frozen=True)
 class Image:
-    """A wait's own row as somebody wrote it, and when that somebody had begun."""
+    """A version of a wait's row, and the tick at which its writer began."""
 
     tick: int
     at: datetime
@@ -132,7 +131,7 @@ class Image:
 
 @dataclass(eq=False)
 class Shard:
-    """A shard of the stream: what was written, and up to where Lambda believes it handled."""
+    """A shard of the stream: its records, and the position up to which Lambda has processed them."""
 
     records: list[StreamRecord] = field(default_factory=list)
     done: int = 0
@@ -141,33 +140,33 @@ class Shard:
 
 @dataclass(eq=False)
 class Group:
-    """Messages for the fan-out function of which the order matters."""
+    """Ordered messages for the fan-out function."""
 
     messages: deque[str] = field(default_factory=deque)
     reader: Actor | None = None
 
 
 class World:
-    """The table, its stream, the queues, the time, and everybody at work."""
+    """The table, its stream, the queues, the time, and all actors."""
 
     START = datetime(2026, 1, 1, tzinfo=UTC)
 
     def __init__(self, *, spec_page_entries: int) -> None:
         self.tick = 0
-        """How many calls to AWS were made: the order of everything."""
+        """The number of AWS calls so far: the order of all events."""
         self.now = self.START
         self.actors: list[Actor] = []
         self.shards = [Shard() for _ in range(SHARDS)]
         self.groups: dict[str, Group] = {}
         self.wake_ups: list[str] = []
         self.versions: list[tuple[int, Job]] = []
-        """Every version of every job, with the tick at which it was stored."""
+        """Every version of every job, with the tick of its write."""
         self.images: list[Image] = []
-        """Every image of every wait's own row."""
+        """Every version of every wait's row."""
         self.quiet: list[int] = []
-        """The ticks at which nothing was under way."""
+        """The ticks at which no actor was running."""
         self.harmed = False
-        """Whether anything ever went wrong for anybody."""
+        """Whether any fault has happened."""
         self.story: list[tuple[str, str]] = []
         self.quiet_table = empty_table()
         self._main = greenlet.getcurrent()
@@ -177,7 +176,7 @@ class World:
         table = _Watched(self, self.quiet_table)
         self.ctx = self._context(table, spec_page_entries)
         self.eyes = self._context(self.quiet_table, spec_page_entries)
-        """A context for looking at the world from outside: its calls are nobody's."""
+        """Return a context to inspect the world; its calls belong to no actor."""
 
     def _context(self, table: Table, spec_page_entries: int) -> Context:
         job_types = JobTypeStore(table)
@@ -209,14 +208,14 @@ class World:
         )
 
     def new_id(self) -> str:
-        """A UUIDv7 that is the same in every telling of the same history."""
+        """Return a UUIDv7 that is the same in every repetition of a history."""
         self._ids += 1
         return uuid7(self.now, self._ids)
 
     # Actors
 
     def begin(self, who: str, what: str, work: Callable[[str], Any], when_over: Callable[[Actor], None]) -> Actor:
-        """Somebody starts to work, and stops before the first call."""
+        """Start an actor, which stops before its first call."""
         self._begun += 1
         name = f"{who}-{self._begun}"
 
@@ -241,7 +240,7 @@ class World:
         return actor
 
     def go(self, actor: Actor, pace: Pace = TO_THE_END) -> None:
-        """Let an actor get so far."""
+        """Let an actor run this far."""
         calls, moves = pace.calls, pace.moves
         while actor.ended is None and calls != 0 and moves != 0:
             writes = actor.next_call.write
@@ -267,7 +266,7 @@ class World:
             actor.when_over(actor)
 
     def call(self, what: str, effect: Callable[[], T], *, write: bool = False) -> T:
-        """One call to AWS by whoever is at work; by nobody, when the world is only looked at."""
+        """Perform one AWS call of the running actor, or of the inspecting test."""
         actor = self._current
         if actor is None:
             return effect()
@@ -296,14 +295,13 @@ class World:
         return result
 
     def tell(self, who: str, what: str) -> None:
-        """A line of the story."""
+        """Add a line to the description of the history."""
         self.story.append((who, what))
 
-    # What the table's stream says
+    # Stream
 
     def written(self, row: Row) -> None:
-        """A row has changed: versions of jobs go to the stream's readers, as far as these asked for them, and versions
-        and waits are remembered."""
+        """Record a row change: pass job versions to the stream's readers that match, and store versions and waits."""
         if row["entity"] == "job":
             job = job_from_row(row)
             if any(job.version == v.version for _, v in self.versions if (v.namespace, v.job_id) == job_key(job)):
@@ -319,12 +317,15 @@ class World:
             self.images.append(Image(self.tick, self.now, wait_from_row(row), self._current.begun))
 
     def shard_of(self, pk: str) -> Shard:
-        """Where the stream tells of a partition."""
+        """Return the shard of a partition."""
         return self.shards[zlib.crc32(pk.encode()) % SHARDS]
 
     def match(self, shard: Shard, first: int, count: int) -> Actor:
-        """A matcher gets a batch of records. If it is the shard's next one, its success moves the shard on, and its
-        failure brings the records back from the first that failed, as Lambda does it."""
+        """Deliver a batch of records to a matcher.
+
+        If the batch is the shard's next one, success advances the shard, and failure returns the records from the first
+        failed one, as Lambda does.
+        """
         records = shard.records[first : first + count]
         numbers = [record.sequence_number for record in records]
 
@@ -340,14 +341,14 @@ class World:
         what = ", ".join(f"{job.namespace} {job.job_id} v{job.version}" for job in told)
         actor = self.begin("matcher", what, lambda _: match.match_records(self.ctx, records), over)
         if first == shard.done and actor.ended is None:
-            # A reader that is still at work is one that Lambda gave up: it goes on, but nobody listens to it.
+            # Lambda has abandoned a matcher that still runs: it continues, but its result is ignored.
             shard.reader = actor
         return actor
 
     # Queues
 
     def page(self, group: Group, *, patient: bool = True) -> Actor:
-        """The fan-out function gets the first message of a group, which leaves the queue when it is worked off."""
+        """Deliver the first message of a group to the fan-out function; success deletes the message."""
         body = group.messages[0]
 
         def work(_: str) -> bool:
@@ -366,11 +367,11 @@ class World:
         return actor
 
     def wake(self, message: str) -> Actor:
-        """The sweeper gets a message."""
+        """Deliver a message to the sweeper."""
         return self.begin("sweeper", message, lambda _: sweep.on_message(self.ctx, loads(message)), lambda _: None)
 
     def sweep(self) -> Actor:
-        """The sweeper's minute has come."""
+        """Run the sweeper's scheduled sweep."""
 
         def work(_: str) -> None:
             for shard in range(keys.DUE_PARTITIONS):
@@ -378,10 +379,10 @@ class World:
 
         return self.begin("sweeper", "sweeps", work, lambda _: None)
 
-    # Coming to rest
+    # End of work
 
     def settle(self) -> None:
-        """Everybody goes on to the end, and all that waits in stream and queues is worked off, without mishaps."""
+        """Let every actor finish, and process all records and messages without faults."""
         for _ in range(MOST_ROUNDS * 100):
             if self.actors:
                 self.go(self.actors[0])
@@ -406,7 +407,7 @@ class World:
             raise Deviation(f"{actor.name} fails though nothing was done to it: {error!r}") from error
 
     def come_to_rest(self) -> None:
-        """Settle, and let the sweeper sweep until nothing is due."""
+        """Settle, and sweep until nothing is due."""
         self.settle()
         for _ in range(MOST_ROUNDS):
             self.now += timedelta(seconds=61)
@@ -418,7 +419,7 @@ class World:
         raise Deviation(f"still due after {MOST_ROUNDS} sweeps: {self.overdue()}")
 
     def overdue(self) -> list[str]:
-        """What the sweeper should have done by now."""
+        """Return the work that the sweeper has missed."""
         found: list[str] = []
         for each in (
             due for shard in range(keys.DUE_PARTITIONS) for due in self.eyes.due_index.overdue(shard, self.now)
@@ -431,14 +432,14 @@ class World:
         return found
 
     def stop(self) -> None:
-        """Nobody goes on: the history is over."""
+        """Stop every actor: the history has ended."""
         for actor in self.actors:
             actor.greenlet.throw()
         self.actors.clear()
 
 
 class _Watched:
-    """The real table, on moto, with the world between any two calls. Implements `Table`."""
+    """The real table on moto, with the world between any two calls. Implements `Table`."""
 
     def __init__(self, world: World, table: DynamoTable) -> None:
         self._world = world
@@ -448,7 +449,7 @@ class _Watched:
         return self._world.call(f"reads {_name(key)}", lambda: self._table.get(key))
 
     def batch_get(self, keys: Sequence[Key], *, consistent: bool = True) -> dict[Key, Row]:
-        # Not a snapshot: each row is read at a moment of its own.
+        # Not a snapshot: each row is read at a different moment.
         found: dict[Key, Row] = {}
         for key in dict.fromkeys(keys):
             found |= self._world.call(
@@ -475,7 +476,7 @@ class _Watched:
         self._world.call(f"deletes {_name(delete.key)}", lambda: self._table.delete(delete), write=True)
 
     def batch_write(self, puts: Sequence[Row] = (), deletes: Sequence[Key] = ()) -> None:
-        # Not a transaction: each row is written at a moment of its own, in any order.
+        # Not a transaction: each row is written at a different moment, in any order.
         for row in puts:
             self._world.call(
                 f"puts {_row_name(row)} in a batch",
@@ -491,7 +492,7 @@ class _Watched:
 
     def transact(self, actions: Sequence[Action]) -> None:
         what = ", ".join(_row_name(a.row) if isinstance(a, Put) else _name(a.key) for a in actions)
-        # boto3 gives each transaction a token, so that sending it twice does it once.
+        # boto3 gives each transaction a token, so a repeated request takes effect once.
         self._world.call(f"writes in a transaction {what}", lambda: self._transact(actions))
 
     def _put(self, put: Put) -> None:
@@ -520,7 +521,7 @@ class _Watched:
 
 
 class _Queues:
-    """Messages between functions, kept in the world. Implements `Queues`."""
+    """Messages between functions, stored in the world. Implements `MessageQueues`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -541,18 +542,18 @@ class _Queues:
 
 
 def job_key(job: Job) -> tuple[str, str]:
-    """Which job it is a version of."""
+    """Return the job whose version this is."""
     return job.namespace, job.job_id
 
 
 def uuid7(at: datetime, number: int) -> str:
-    """A UUIDv7 made of a time and a number."""
+    """Return a UUIDv7 made of a time and a number."""
     ms = f"{int(at.timestamp() * 1000):012x}"
     return f"{ms[:8]}-{ms[8:]}-7000-8000-{number:012x}"
 
 
 def is_server_error(error: Exception) -> bool:
-    """Whether a client would see a 5xx that nobody caused: the API names every error of its own."""
+    """Return whether a client would see an unexpected 5xx; the API maps every error of its own."""
     return not isinstance(error, VigilError | ClientError)
 
 
