@@ -262,7 +262,7 @@ class TestLambda:
         event = {
             "job_id": job["job_id"], "job_type": "count", "name": None, "attempt": 1, "payload": wanted["payload"],
             "fields": {}, "tags": [], "lease_token": "stale", "lease": 60, "dependencies": {},
-            "payload_left_out": False,
+            "payload_omitted": False,
         }  # fmt: skip
         answer = aws.functions.invoke(FunctionName=task_function, Payload=json.dumps(event).encode())
         assert not answer.get("FunctionError")
@@ -272,4 +272,4 @@ class TestLambda:
     def test_function_outside_the_allowed_prefix_is_refused(self, client: Client, stack: Stack, function: str) -> None:
         define(client, "trespass", "lambda", {"function": function.format(stack=stack.stack_name)})
         job = client.post("/v1/jobs", {"job_type": "trespass", "retry": {}}, prefer="wait=25")
-        assert (job["status"], job["error"]["code"]) == ("failed", "FUNCTION_REFUSED"), job
+        assert (job["status"], job["error"]["code"]) == ("failed", "FUNCTION_NOT_INVOCABLE"), job

@@ -109,13 +109,13 @@ class TestHandingOver:
             {"a": 1},
             1,
         )
-        assert (told["lease"], told["correlation_id"], told["payload_left_out"]) == (40, "c", False)
+        assert (told["lease"], told["correlation_id"], told["payload_omitted"]) == (40, "c", False)
 
     def test_payload_too_large_for_an_event_is_left_out(self, world: World) -> None:
         new(world, "lambda", payload="x" * MAX_EVENT_BYTES)
         matched(world)
         ((_, told),) = world.executors.invocations
-        assert (told["payload"], told["payload_left_out"]) == (None, True)
+        assert (told["payload"], told["payload_omitted"]) == (None, True)
 
     def test_payload_stored_in_s3_is_left_out_without_a_read(self, world: World) -> None:
         payload = "x" * 500_000
@@ -124,7 +124,7 @@ class TestHandingOver:
         })  # fmt: skip
         matched(world)
         ((_, told),) = world.executors.invocations
-        assert (told["job_id"], told["payload"], told["payload_left_out"]) == (function, None, True)
+        assert (told["job_id"], told["payload"], told["payload_omitted"]) == (function, None, True)
         world.pass_time(1)
         target = Target()
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "completed"
@@ -176,7 +176,7 @@ class TestHandingOver:
         matched(world)
         job = seen(world, job_id)
         assert job.error is not None
-        assert (job.status, job.attempt, job.error.code) == ("failed", 1, "FUNCTION_REFUSED")
+        assert (job.status, job.attempt, job.error.code) == ("failed", 1, "FUNCTION_NOT_INVOCABLE")
 
     def test_busy_function_snoozes_the_job_without_using_an_attempt(self, world: World) -> None:
         job_id = new(world, "lambda")
@@ -266,7 +266,7 @@ class TestDyingInBetween:
             "status": "completed", "job_health": "success", "result": None, "truncated": True
         }  # fmt: skip
         assert told[large]["dependencies"][before[0]]["truncated"]
-        assert told[large]["payload_left_out"]
+        assert told[large]["payload_omitted"]
 
     def test_job_queued_for_a_mutex_is_dispatched_when_it_acquires_it(self, world: World) -> None:
         first, second = (new(world, mutex_key="m", queue_on_conflict=True) for _ in range(2))

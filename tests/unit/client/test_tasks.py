@@ -39,7 +39,7 @@ def handed_over(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, An
     client.submit("resize", queue="q", **wanted)
     (job,) = client.claim("q", lease=60)
     names = ("job_id", "job_type", "name", "queue", "attempt", "payload", "fields", "tags", "lease_token")
-    return {**{name: job[name] for name in names}, "lease": lease, "dependencies": {}, "payload_left_out": False}
+    return {**{name: job[name] for name in names}, "lease": lease, "dependencies": {}, "payload_omitted": False}
 
 
 def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:
@@ -74,13 +74,13 @@ def test_example_function_of_the_docs_page_works(client: Vigil, fake: FakeVigil)
 
 
 def test_payload_left_out_of_the_event_is_fetched(client: Vigil, fake: FakeVigil) -> None:
-    event = {**handed_over(client, payload=[1, 2]), "payload": None, "payload_left_out": True}
+    event = {**handed_over(client, payload=[1, 2]), "payload": None, "payload_omitted": True}
     run(lambda job: job.payload, event)
     assert fake.job(event["job_id"])["result"] == [1, 2]
 
 
 def test_large_payload_is_downloaded_from_its_url(client: Vigil, fake: FakeVigil) -> None:
-    event = {**handed_over(client), "payload": None, "payload_left_out": True}
+    event = {**handed_over(client), "payload": None, "payload_omitted": True}
     with HttpTarget().serving() as store:
         store.replies("/large", Reply(200, {"rows": [1]}))
         fake.jobs[event["job_id"]].shown["payload_url"] = f"{store.url}/large?signature=x"

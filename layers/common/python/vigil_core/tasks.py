@@ -151,7 +151,7 @@ class Task:
         """Give the first sign of life: whether the job is ours. Lambda may hand over an event twice, and late."""
         try:
             self._note_cancel_request(self._request("POST", "/heartbeat", {"first": True}))
-            if self.event["payload_left_out"]:
+            if self.event["payload_omitted"]:
                 self.payload = self._api.payload(self._path, self._deadline)
         except TaskError as error:
             if error.code in _LOST_JOB_CODES:

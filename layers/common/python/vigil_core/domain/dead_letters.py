@@ -15,7 +15,7 @@ from vigil_core.domain.exact_json import JsonValue, dumps, loads
 class InvalidDeadLetter(VigilError):
     """An object in the bucket is not what Lambda writes there."""
 
-    code = "NO_DEAD_LETTER"
+    code = "INVALID_DEAD_LETTER"
 
 
 @dataclass(frozen=True, kw_only=True)

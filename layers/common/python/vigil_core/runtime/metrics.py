@@ -15,7 +15,7 @@ METRIC_BY_EVENT_TYPE = {
     "vigil.job.failed": "JobsFailed",
     "vigil.job.cancelled": "JobsCancelled",
     "vigil.job.skipped": "JobsSkipped",
-    "vigil.job.lapsed": "LeasesLapsed",
+    "vigil.job.lease_expired": "LeasesExpired",
     "vigil.wait.met": "WaitsMet",
     "vigil.wait.expired": "WaitsExpired",
     "vigil.workflow.completed": "WorkflowsCompleted",

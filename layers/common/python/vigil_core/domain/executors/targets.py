@@ -50,7 +50,7 @@ _RESERVED_HEADERS = frozenset(
 class ExecutorRefused(VigilError):
     """The function that is to run a job cannot be invoked, now or later: there is none, or it may not be."""
 
-    code = "FUNCTION_REFUSED"
+    code = "FUNCTION_NOT_INVOCABLE"
 
 
 class ExecutorBusy(VigilError):

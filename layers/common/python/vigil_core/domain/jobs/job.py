@@ -20,8 +20,8 @@ from vigil_core.domain.timestamps import truncate_to_ms
 Priority: TypeAlias = Literal["background", "low", "normal", "high", "critical"]
 Executor: TypeAlias = Literal["worker", "lambda", "http", "none", "join"]
 JobLogKind: TypeAlias = Literal[
-    "created", "waiting", "ready", "claimed", "started", "updated", "released", "lapsed", "retrying", "completed",
-    "failed", "cancel_requested", "cancelled", "skipped", "retried", "deleted",
+    "created", "waiting", "ready", "claimed", "started", "updated", "released", "lease_expired", "retrying",
+    "completed", "failed", "cancel_requested", "cancelled", "skipped", "retried", "deleted",
 ]  # fmt: skip
 
 MAX_FIELDS_BYTES = 32 * 1024
@@ -767,7 +767,7 @@ def _fail_attempt(
         schedule: dict[str, object] = {"status": "pending"}
         if delay:
             schedule = {"status": "scheduled", "scheduled_at": truncate_to_ms(now + delay)}
-        kind: JobLogKind = "lapsed" if lease_expired else "retrying"
+        kind: JobLogKind = "lease_expired" if lease_expired else "retrying"
         return _requeue(job, now, actor, kind, reason=error.code, error=error, attempt=job.attempt + 1, **schedule)
     if job.fallback_ref is not None:
         return _end(

@@ -109,7 +109,7 @@ def _join(ctx: DispatchContext, job: Job, actor: str) -> None:
 
 
 def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
-    """What a function is told of a job. Where there is no room for its payload, that is null, `payload_left_out` true;
+    """What a function is told of a job. Where there is no room for its payload, that is null, `payload_omitted` true;
     the same with the results of its dependencies, and `truncated`."""
 
     def fits(event: object) -> bool:
@@ -133,12 +133,12 @@ def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
         "dependencies": dependencies,
-        "payload_left_out": bodies.payload_url is not None,
+        "payload_omitted": bodies.payload_url is not None,
         "payload": None if bodies.payload is None else loads(bodies.payload),
     }
     if fits(event):
         return dumps(event)
-    event |= {"payload_left_out": True, "payload": None}
+    event |= {"payload_omitted": True, "payload": None}
     if not fits(event):
         trimmed = {job_id: {**result, "result": None, "truncated": True} for job_id, result in dependencies.items()}
         event["dependencies"] = trimmed

@@ -685,7 +685,7 @@ def _log_row(job: Job, lines: Sequence[JobLogEntry]) -> Row:
 
 _CODE_BY_KIND: dict[JobLogKind, str] = {
     "created": "c", "waiting": "w", "ready": "y", "claimed": "k", "started": "s", "updated": "u", "released": "g",
-    "lapsed": "l", "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x",
+    "lease_expired": "l", "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x",
     "retried": "r", "skipped": "n", "deleted": "z",
 }  # fmt: skip
 _CODE_BY_STATUS: dict[JobStatus, str] = {
