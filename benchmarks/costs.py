@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -11,7 +10,7 @@ from typing import Any
 from benchmarks.cost_model import Bill
 from benchmarks.harness import NAMESPACE, Harness, Row
 from vigil_core import wiring
-from vigil_core.services.auth.api_keys import ApiKeyManager
+from vigil_core.services.auth.api_keys import create_key
 from vigil_core.services.waits.requests import show_wait
 from vigil_core.store import keys
 
@@ -206,10 +205,7 @@ def idle_minute(harness: Harness) -> Bill:
 
 def authorization(harness: Harness) -> Bill:
     """What letting a key in takes; API Gateway asks again after 60 s."""
-    api_keys = ApiKeyManager(
-        api_keys=wiring.api_keys(), disconnect=lambda _, __: 0, now=wiring.now, random_hex=secrets.token_hex
-    )
-    _, token = api_keys.create(NAMESPACE, ["submit"])
+    _, token = create_key(wiring.auth_context(), NAMESPACE, ["submit"])
     event = {"version": "2.0", "headers": {"authorization": f"Bearer {token.to_text()}"}, "rawPath": "/v1/jobs"}
     with harness.billed() as bill:
         answer = harness.authorize(event)

@@ -225,7 +225,7 @@ def open_harness() -> Iterator[Harness]:
 
 
 def _forget_clients() -> None:
-    for built in [*vars(wiring).values(), functions.authorizer.handler.authenticate]:
+    for built in [*vars(wiring).values(), functions.authorizer.handler.auth_context]:
         if hasattr(built, "cache_clear"):
             built.cache_clear()
 

@@ -12,7 +12,7 @@ from botocore.config import Config
 
 from vigil_core.api.authorizer import authenticate_event, authorizer_response, is_websocket
 from vigil_core.runtime.settings import AuthorizerSettings
-from vigil_core.services.auth.authenticate import Authenticator
+from vigil_core.services.auth.context import AuthContext
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.table import DynamoTable
@@ -24,17 +24,17 @@ FAIL_FAST_CONFIG = Config(connect_timeout=1, read_timeout=1, retries={"mode": "s
 
 
 @cache
-def authenticate() -> Authenticator:
+def auth_context() -> AuthContext:
     """Built once a process. Not in `wiring`, whose imports would make every cold start wait for what it never uses."""
     table = DynamoTable(
         boto3.client("dynamodb", config=FAIL_FAST_CONFIG), AuthorizerSettings.from_environment().table_name
     )
-    return Authenticator(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: datetime.now(UTC))
+    return AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: datetime.now(UTC))
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """One answer to each, and one line in the log, which never holds a token."""
-    access = authenticate_event(event, authenticate())
+    access = authenticate_event(auth_context(), event)
     logger.info(
         "allowed" if access else "refused",
         extra={

@@ -16,7 +16,7 @@ def found(directory: Path, key: Key, *options: str) -> list[Any]:
     """Return the doctor's findings about one tenant. Its exit code covers all tenants."""
     ran = vigil(directory, "doctor", "--json", *options)
     answer: Any = loads(ran.stdout) if ran.stdout else ran.stderr
-    assert ran.returncode == int(any(not finding["mended"] for finding in answer["findings"])), ran.stderr
+    assert ran.returncode == int(any(not finding["repaired"] for finding in answer["findings"])), ran.stderr
     return [finding for finding in answer["findings"] if finding["namespace"] == key.namespace]
 
 
@@ -47,8 +47,8 @@ def test_doctor_finds_and_repairs_a_job_missing_from_its_queue(
     )
     assert client.post("/v1/queues/default/claim", claim)["jobs"] == []
     (finding,) = found(directory, key)
-    assert (finding["kind"], finding["id"], finding["mended"]) == ("job_misplaced", job_id, False)
-    (mended,) = found(directory, key, "--mend")
-    assert (mended["mended"], mended["outcome"]) == (True, "done")
+    assert (finding["kind"], finding["id"], finding["repaired"]) == ("job_misplaced", job_id, False)
+    (repaired,) = found(directory, key, "--fix")
+    assert (repaired["repaired"], repaired["outcome"]) == (True, "done")
     assert found(directory, key) == []
     assert [job["job_id"] for job in client.post("/v1/queues/default/claim", claim)["jobs"]] == [job_id]

@@ -33,14 +33,14 @@ def redrive(stack: StackOption = None) -> None:
         response = admin.invoke("redrive_dead_letters")
         batches += response["batches"]
         messages.update(response["messages"])
-        if not response["left"] or not (response["batches"] or sum(response["messages"].values())):
+        if not response["not_tried"] or not (response["batches"] or sum(response["messages"].values())):
             break
     console = Console()
     if response["failed"]:
         console.print(_table(response["failed"]))
     console.print(f"{batches} batches handled; {_messages(messages, 'messages sent back')}.")
-    if response["failed"] or response["left"]:
-        console.print(f"{len(response['failed'])} batches failed again, {response['left']} were not tried.")
+    if response["failed"] or response["not_tried"]:
+        console.print(f"{len(response['failed'])} batches failed again, {response['not_tried']} were not tried.")
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`vigil doctor`: is anything stuck, and what would mend it."""
+"""`vigil doctor`: find and repair stuck work."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vigil_core.domain.exact_json import dumps
 
 
 def doctor(
-    fix: Annotated[bool, typer.Option("--mend", help="Mend what is found.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair each problem.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     stack: StackOption = None,
 ) -> None:
-    """Look for anything stuck or inconsistent, with AWS credentials, and say what would mend it.
+    """Find stuck or inconsistent work, and show the repair of each problem. Needs AWS credentials.
 
-    Exit code 1 when something is found, or could not be mended.
+    The exit code is 1 if there are findings that are not repaired.
     """
     examination = (
         _repair_all(AdminFunction.for_stack(stack)) if fix else AdminFunction.for_stack(stack).invoke("doctor")
@@ -31,15 +31,15 @@ def doctor(
         typer.echo(dumps(examination))
     else:
         _show(examination, fix)
-    if any(not finding["mended"] for finding in findings):
+    if any(not finding["repaired"] for finding in findings):
         raise typer.Exit(1)
 
 
 def _repair_all(admin: AdminFunction) -> dict[str, Any]:
-    """Ask again while there is more, and something new is found: a look finds so much and no more."""
+    """Repeat the examination while it reports more and has new findings. One examination returns a limited number."""
     findings_by_id: dict[tuple[str, str | None, str], dict[str, Any]] = {}
     while True:
-        examination = admin.invoke("doctor", mend=True)
+        examination = admin.invoke("doctor", fix=True)
         new_findings = {(each["kind"], each["namespace"], each["id"]): each for each in examination["findings"]}
         has_new_findings = bool(new_findings.keys() - findings_by_id.keys())
         findings_by_id |= new_findings
@@ -51,12 +51,19 @@ def _show(examination: Mapping[str, Any], fix: bool) -> None:
     console = Console()
     findings = examination["findings"]
     if findings:
-        outcome_column = "what came of it" if fix else "--mend would"
-        columns = ("kind", "namespace", "id", "since", "what", outcome_column)
+        outcome_column = "outcome" if fix else "--fix would"
+        columns = ("kind", "namespace", "id", "since", "problem", outcome_column)
         table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
         for finding in findings:
-            outcome = (finding["outcome"] or "not tried: no time was left") if fix else finding["mend"]
-            cells = (finding["kind"], finding["namespace"], finding["id"], finding["since"], finding["what"], outcome)
+            outcome = (finding["outcome"] or "not tried: no time was left") if fix else finding["repair_hint"]
+            cells = (
+                finding["kind"],
+                finding["namespace"],
+                finding["id"],
+                finding["since"],
+                finding["problem"],
+                outcome,
+            )
             table.add_row(*(escape(cell or "") for cell in cells))
         console.print(table)
     examined = examination["looked_at"]
@@ -64,8 +71,8 @@ def _show(examination: Mapping[str, Any], fix: bool) -> None:
     if not findings:
         console.print(f"[green]✓[/] Nothing is stuck in {scope}.")
     else:
-        repaired = sum(each["mended"] for each in findings)
-        suffix = f", {repaired} of them mended" if fix else "; `vigil doctor --mend` mends them"
+        repaired = sum(each["repaired"] for each in findings)
+        suffix = f", {repaired} of them repaired" if fix else "; `vigil doctor --fix` repairs them"
         console.print(f"{len(findings)} findings in {scope}{suffix}.")
     if examination["more"]:
-        console.print("There was more than one look can take: look again.")
+        console.print("There may be more findings than one examination returns: run the command again.")

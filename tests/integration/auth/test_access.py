@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -15,9 +16,10 @@ from moto import mock_aws
 from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core.domain.access import Access, ApiKey, Scope, Token
 from vigil_core.domain.errors import Forbidden, ValidationFailed
-from vigil_core.services.auth.api_keys import ApiKeyManager
-from vigil_core.services.auth.authenticate import Authenticator
-from vigil_core.services.auth.tickets import TicketIssuer
+from vigil_core.services.auth.api_keys import create_key, list_keys, revoke_key
+from vigil_core.services.auth.authenticate import authenticate_header, authenticate_ticket
+from vigil_core.services.auth.context import AuthContext
+from vigil_core.services.auth.tickets import issue_ticket
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.table import DynamoTable, QueryPage, Table
@@ -32,30 +34,29 @@ class World:
         self.now = NOON
         self.closed: list[tuple[str, str]] = []
         numbers = count(1)
-        api_keys, tickets = ApiKeyStore(table), TicketStore(table)
-        self.keys = ApiKeyManager(
-            api_keys=api_keys,
-            disconnect=self._disconnect,
+        self.ctx = AuthContext(
+            api_keys=ApiKeyStore(table),
+            tickets=TicketStore(table),
             now=lambda: self.now,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
-        self.tickets = tickets
-        self.issue = TicketIssuer(
-            tickets=tickets, now=lambda: self.now, random_hex=lambda size: f"{next(numbers):0{2 * size}x}"
-        )
-        self.authenticate = Authenticator(api_keys=api_keys, tickets=tickets, now=lambda: self.now)
+        self.tickets = self.ctx.tickets
+        self.issue = partial(issue_ticket, self.ctx)
 
     def _disconnect(self, namespace: str, key_id: str) -> int:
-        # The mark must already be there when the sockets are looked for.
-        assert next(key for key in self.keys.list(namespace) if key.key_id == key_id).revoked
+        # The key must be marked as revoked before its sockets are closed.
+        assert next(key for key in list_keys(self.ctx, namespace) if key.key_id == key_id).revoked
         self.closed.append((namespace, key_id))
         return 2
 
+    def revoke(self, namespace: object, key_id: object) -> tuple[ApiKey, int]:
+        return revoke_key(self.ctx, namespace, key_id, disconnect=self._disconnect)
+
     def key(self, namespace: str = "demo", scopes: list[str] | None = None) -> tuple[ApiKey, Token]:
-        return self.keys.create(namespace, scopes or ["submit"], "build farm")
+        return create_key(self.ctx, namespace, scopes or ["submit"], "build farm")
 
     def access(self, token: Token) -> Access | None:
-        return self.authenticate.by_header(f"Bearer {token.to_text()}")
+        return authenticate_header(self.ctx, f"Bearer {token.to_text()}")
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_secrets_of_keys_and_tickets_are_not_stored(world: World) -> None:
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  "])
 def test_bearer_scheme_is_case_insensitive(world: World, scheme: str) -> None:
     _, token = world.key()
-    assert world.authenticate.by_header(scheme + token.to_text()) is not None
+    assert authenticate_header(world.ctx, scheme + token.to_text()) is not None
 
 
 def test_altered_or_malformed_keys_are_refused(world: World) -> None:
@@ -116,22 +117,22 @@ def test_altered_or_malformed_keys_are_refused(world: World) -> None:
         "Bearer vgl_" + "a" * 1_000_000,
         "Bearer \ud800\x00\u202e",
     ):
-        assert world.authenticate.by_header(header) is None, header
+        assert authenticate_header(world.ctx, header) is None, header
 
 
 def test_revoked_key_is_refused_and_its_sockets_close(world: World) -> None:
     key, token = world.key()
     world.now += timedelta(hours=1)
-    revoked, closed = world.keys.revoke("demo", key.key_id)
+    revoked, closed = world.revoke("demo", key.key_id)
     assert (revoked.revoked_at, closed, world.closed) == (world.now, 2, [("demo", key.key_id)])
     assert world.access(token) is None
 
 
 def test_second_revocation_leaves_the_key_unchanged_and_closes_sockets_again(world: World) -> None:
     key, _ = world.key()
-    first, _ = world.keys.revoke("demo", key.key_id)
+    first, _ = world.revoke("demo", key.key_id)
     world.now += timedelta(hours=1)
-    second, _ = world.keys.revoke("demo", key.key_id)
+    second, _ = world.revoke("demo", key.key_id)
     assert second == first
     assert len(world.closed) == 2
 
@@ -140,7 +141,7 @@ def test_second_revocation_leaves_the_key_unchanged_and_closes_sockets_again(wor
 def test_revoking_an_unknown_key_names_the_field(world: World, key_id: object) -> None:
     world.key("demo")
     with pytest.raises(ValidationFailed) as refused:
-        world.keys.revoke("demo", key_id)
+        world.revoke("demo", key_id)
     assert [problem.pointer for problem in refused.value.problems] == ["/key_id"]
     assert len(raw_rows()) == 1
 
@@ -148,7 +149,7 @@ def test_revoking_an_unknown_key_names_the_field(world: World, key_id: object) -
 def test_key_of_another_namespace_cannot_be_revoked(world: World) -> None:
     key, token = world.key("demo")
     with pytest.raises(ValidationFailed):
-        world.keys.revoke("other", key.key_id)
+        world.revoke("other", key.key_id)
     assert world.access(token) is not None
 
 
@@ -158,16 +159,16 @@ def test_keys_of_a_namespace_are_listed_oldest_first(world: World) -> None:
         made.append(world.key("demo")[0])
         world.now += timedelta(seconds=1)
     world.key("demo-2")
-    world.keys.revoke("demo", made[0].key_id)
-    listed = world.keys.list("demo")
+    world.revoke("demo", made[0].key_id)
+    listed = list_keys(world.ctx, "demo")
     assert [key.key_id for key in listed] == [key.key_id for key in made]
     assert [key.revoked for key in listed] == [True, False, False]
-    assert world.keys.list("nobody") == []
+    assert list_keys(world.ctx, "nobody") == []
 
 
 def test_keys_over_several_pages_are_all_listed(world: World) -> None:
     for _ in range(30):
-        world.keys.create("demo", ["read"], "n" * 128)
+        create_key(world.ctx, "demo", ["read"], "n" * 128)
     paged = _SevenRowsAPage(aws("dynamodb"), TABLE_NAME)
     assert len(ApiKeyStore(paged).find_all("demo")) == 30
 
@@ -184,8 +185,8 @@ def test_ticket_grants_access_once_with_the_rights_of_its_key(world: World) -> N
     ticket, expires_at = world.issue(access)
     assert expires_at == NOON + timedelta(seconds=60)
     assert ticket.to_text().startswith("vgt_demo_")
-    assert world.authenticate.by_ticket(ticket.to_text()) == access
-    assert world.authenticate.by_ticket(ticket.to_text()) is None
+    assert authenticate_ticket(world.ctx, ticket.to_text()) == access
+    assert authenticate_ticket(world.ctx, ticket.to_text()) is None
     assert len(raw_rows()) == 1
 
 
@@ -206,7 +207,7 @@ def test_ticket_expires_after_a_minute(world: World, after_s: float, opens: bool
     assert access is not None
     ticket, _ = world.issue(access)
     world.now += timedelta(seconds=after_s)
-    assert (world.authenticate.by_ticket(ticket.to_text()) is not None) is opens
+    assert (authenticate_ticket(world.ctx, ticket.to_text()) is not None) is opens
 
 
 def test_ticket_of_a_revoked_key_is_refused(world: World) -> None:
@@ -214,8 +215,8 @@ def test_ticket_of_a_revoked_key_is_refused(world: World) -> None:
     access = world.access(token)
     assert access is not None
     ticket, _ = world.issue(access)
-    world.keys.revoke("demo", key.key_id)
-    assert world.authenticate.by_ticket(ticket.to_text()) is None
+    world.revoke("demo", key.key_id)
+    assert authenticate_ticket(world.ctx, ticket.to_text()) is None
 
 
 def test_wrong_secret_does_not_consume_the_ticket(world: World) -> None:
@@ -224,8 +225,8 @@ def test_wrong_secret_does_not_consume_the_ticket(world: World) -> None:
     assert access is not None
     ticket, _ = world.issue(access)
     guess = Token(kind=ticket.kind, namespace=ticket.namespace, id=ticket.id, secret="f" * 64)
-    assert world.authenticate.by_ticket(guess.to_text()) is None
-    assert world.authenticate.by_ticket(ticket.to_text()) == access
+    assert authenticate_ticket(world.ctx, guess.to_text()) is None
+    assert authenticate_ticket(world.ctx, ticket.to_text()) == access
 
 
 def test_key_is_refused_as_ticket_and_ticket_as_key(world: World) -> None:
@@ -233,7 +234,7 @@ def test_key_is_refused_as_ticket_and_ticket_as_key(world: World) -> None:
     access = world.access(token)
     assert access is not None
     ticket, _ = world.issue(access)
-    assert world.authenticate.by_ticket(token.to_text()) is None
+    assert authenticate_ticket(world.ctx, token.to_text()) is None
     assert world.access(ticket) is None
 
 
@@ -246,18 +247,18 @@ def test_ticket_without_read_scope_is_forbidden(world: World) -> None:
 def test_table_outage_raises_instead_of_refusing_the_key() -> None:
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
-    authenticate = Authenticator(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    ctx = AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
     with Stubber(client) as stub:
         stub.add_client_error("get_item", "InternalServerError", http_status_code=500)
         with pytest.raises(ClientError):
-            authenticate.by_header(f"Bearer vgl_demo_{'0' * 16}_{'0' * 64}")
+            authenticate_header(ctx, f"Bearer vgl_demo_{'0' * 16}_{'0' * 64}")
 
 
 def test_malformed_token_costs_no_table_read() -> None:
     """A stranger without a well-formed token cannot make Vigil pay for reads."""
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
-    authenticate = Authenticator(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    ctx = AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
     with Stubber(client):
-        assert authenticate.by_header("Bearer nonsense") is None
-        assert authenticate.by_ticket("nonsense") is None
+        assert authenticate_header(ctx, "Bearer nonsense") is None
+        assert authenticate_ticket(ctx, "nonsense") is None

@@ -69,9 +69,9 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 expires_at=now + timedelta(minutes=1),
             )
         )
-        authorizer.authenticate.cache_clear()
+        authorizer.auth_context.cache_clear()
         yield
-    authorizer.authenticate.cache_clear()
+    authorizer.auth_context.cache_clear()
 
 
 @pytest.fixture
@@ -198,6 +198,6 @@ def test_table_outage_raises_instead_of_refusing(stored: None) -> None:
 
 def test_missing_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TABLE_NAME", raising=False)
-    authorizer.authenticate.cache_clear()
+    authorizer.auth_context.cache_clear()
     with pytest.raises(MissingSetting, match="TABLE_NAME"):
         authorizer.handler(sample("authorizer_http"), None)

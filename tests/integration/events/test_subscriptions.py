@@ -16,7 +16,7 @@ from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.events.websocket_protocol import MAX_MESSAGE_BYTES, MAX_TOPICS
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.auth.disconnect import KeyDisconnector
+from vigil_core.services.auth.disconnect import disconnect_key
 from vigil_core.services.events import subscriptions as subscribe
 from vigil_core.services.events.subscriptions import MAX_SUBSCRIBED_TOPICS, Peer
 from vigil_core.services.jobs import transitions as change_job
@@ -91,7 +91,7 @@ class TestConnecting:
         live.connect("c2")
         other = Access(namespace=NAMESPACE, scopes=ACCESS.scopes, key_id="other")
         subscribe.connect(live.ctx, live.api_keys, other, "c3")
-        assert KeyDisconnector(connections=live.ctx.connections, sockets=live.sockets)(NAMESPACE, KEY) == 2
+        assert disconnect_key(live.ctx.connections, live.sockets, NAMESPACE, KEY) == 2
         assert live.sockets.closed == ["c1", "c2"]
 
 

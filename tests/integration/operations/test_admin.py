@@ -20,10 +20,10 @@ from vigil_core.domain.access import TokenKind, parse_token
 from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
 from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
 from vigil_core.gateways.lambda_functions import LambdaFunctions
-from vigil_core.services.auth.api_keys import ApiKeyManager
-from vigil_core.services.operations.dead_letters import MAX_LISTED, DeadLetters
-from vigil_core.services.operations.doctor import Doctor
+from vigil_core.services.auth.context import AuthContext
+from vigil_core.services.operations.dead_letters import MAX_LISTED, DeadLettersContext
 from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.store.auth.tickets import TicketStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SOON = NOON + timedelta(minutes=5)
@@ -71,13 +71,13 @@ class World:
         }
         numbers = count(1)
         table = create_table()
-        keys = ApiKeyManager(
+        keys = AuthContext(
             api_keys=ApiKeyStore(table),
-            disconnect=lambda _namespace, _key_id: 3,
+            tickets=TicketStore(table),
             now=lambda: self.now,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
-        dead_letters = DeadLetters(
+        dead_letters = DeadLettersContext(
             bucket=DeadLetterBucket(self.s3, BUCKET),
             queues={
                 name: DeadLetterQueue(
@@ -91,7 +91,9 @@ class World:
         )
         self.jobs = UseCases(table)
         self.jobs.time = NOON
-        self.admin = Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(self.jobs.ctx, dead_letters))
+        self.admin = Admin(
+            self.jobs.ctx, keys=keys, disconnect=lambda _namespace, _key_id: 3, dead_letters=dead_letters
+        )
 
     def ask(self, request: object) -> dict[str, Any]:
         answer = self.admin.handle(request, SOON)
@@ -172,8 +174,8 @@ def test_key_is_created_listed_and_revoked(world: World) -> None:
         ({"action": "list_dead_letters", "namespace": "demo"}, ["/namespace"]),
         ({"action": "redrive_dead_letters", "all": True}, ["/all"]),
         ({"action": "doctor", "namespace": "demo"}, ["/namespace"]),
-        ({"action": "doctor", "mend": "yes"}, ["/mend"]),
-        ({"action": "doctor", "mend": []}, ["/mend"]),
+        ({"action": "doctor", "fix": "yes"}, ["/fix"]),
+        ({"action": "doctor", "fix": []}, ["/fix"]),
     ],
 )
 def test_invalid_admin_request_names_its_problems(world: World, request_: object, pointers: list[str]) -> None:
@@ -215,7 +217,7 @@ def test_long_dead_letter_list_is_truncated_with_its_total(world: World) -> None
 def test_redrive_invokes_each_batch_on_its_function_and_removes_it(world: World) -> None:
     first, second = world.bury("a"), world.bury("b", f"{NOTIFIER}:$LATEST")
     done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done == {"batches": 2, "failed": [], "left": 0, "messages": {"fan_out": 0, "sweeper": 0}}
+    assert done == {"batches": 2, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 0}}
     assert world.functions.calls == [(MATCHER, first), (NOTIFIER, second)]
     assert world.buried() == []
 
@@ -225,9 +227,9 @@ def test_redrive_invokes_each_batch_on_its_function_and_removes_it(world: World)
     [
         ({"batchItemFailures": [{"itemIdentifier": "1"}]}, "1 records failed again"),
         ({"errorType": "KeyError", "errorMessage": "'pk'"}, "the function failed: KeyError: 'pk'"),
-        (None, "the function did not say which records failed"),
-        ({}, "the function did not say which records failed"),
-        (b"<html>", "the function's answer is no JSON"),
+        (None, "the function did not report which records failed"),
+        ({}, "the function did not report which records failed"),
+        (b"<html>", "the response of the function is not valid JSON"),
     ],
 )
 def test_batch_that_fails_again_is_not_removed(world: World, answer: object, problem: str) -> None:
@@ -244,7 +246,7 @@ def test_dead_letter_of_a_foreign_function_is_not_redriven(world: World) -> None
     foreign_function = "arn:aws:lambda:us-east-1:123456789012:function:pay-everybody"
     world.bury("a", foreign_function)
     done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done["failed"][0]["problem"] == f"{foreign_function} is no consumer of this stack"
+    assert done["failed"][0]["problem"] == f"{foreign_function} is not a consumer of this stack"
     assert world.functions.calls == []
     assert world.buried() == ["a"]
 
@@ -259,7 +261,7 @@ def test_redrive_stops_before_its_deadline_and_reports_the_rest(world: World) ->
 
     world.functions.answer = slow
     done = world.ask(sample("admin_redrive_dead_letters"))
-    assert (done["batches"], done["left"]) == (4, 2)
+    assert (done["batches"], done["not_tried"]) == (4, 2)
     assert world.now <= SOON
     assert world.buried() == ["e", "f"]
 
@@ -318,16 +320,16 @@ def test_doctor_action_returns_findings_and_repair_outcomes(world: World) -> Non
         "kind": "job_overdue",
         "namespace": "team",
         "id": job_id,
-        "what": "it is scheduled, and nobody has looked after it when it was due",
+        "problem": "it is scheduled, and its timer is overdue",
         "since": "2026-11-21T12:01:00.000Z",
-        "mend": "do what time has brought about",
-        "mended": False,
+        "repair_hint": "apply its timers",
+        "repaired": False,
         "outcome": None,
     }
     assert (dead["kind"], dead["namespace"], dead["id"]) == ("dead_letters", None, "dead-letters")
 
-    done = world.admin.handle({"action": "doctor", "mend": True}, until)
-    assert [(each["mended"], each["outcome"]) for each in done["findings"]] == [
+    done = world.admin.handle({"action": "doctor", "fix": True}, until)
+    assert [(each["repaired"], each["outcome"]) for each in done["findings"]] == [
         (True, "done"),
         (True, "1 batches handled, 0 messages sent back"),
     ]

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import Access, Scope
 from vigil_core.runtime.settings import MissingSetting
-from vigil_core.services.auth.disconnect import KeyDisconnector
+from vigil_core.services.auth.disconnect import disconnect_key
 from vigil_core.store.connections import Connection, ConnectionStore
 from vigil_core.store.table import DynamoTable
 
@@ -130,7 +131,7 @@ def test_revoked_key_loses_only_its_own_sockets(table: DynamoTable) -> None:
         access = Access(namespace=namespace, scopes=frozenset({Scope.READ}), key_id=key_id)
         connections.connect(Connection(connection_id=connection_id, access=access, connected_at=datetime.now(UTC)))
     sockets = Sockets("c1", "c2", "c3", "c4")
-    disconnect = KeyDisconnector(connections=connections, sockets=sockets)
+    disconnect = partial(disconnect_key, connections, sockets)
     assert disconnect("demo", "k1") == 2
     assert sockets.open == {"c3", "c4"}
     assert list(connections.connection_ids_of_key("demo", "k1")) == []

@@ -23,8 +23,9 @@ from vigil.cli.admin import ADMIN_FUNCTION
 from vigil.local import stack as local_stack
 from vigil_core.api.admin import Admin
 from vigil_core.domain.access import Scope, TokenKind, parse_token
-from vigil_core.services.auth.api_keys import ApiKeyManager
+from vigil_core.services.auth.context import AuthContext
 from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.store.auth.tickets import TicketStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -70,15 +71,15 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeAws]:
     monkeypatch.setenv(ADMIN_FUNCTION, "vigil-admin")
     numbers = count(1)
     with mock_aws():
-        store = ApiKeyStore(create_table())
-        manage = ApiKeyManager(
-            api_keys=store,
-            disconnect=lambda _namespace, _key_id: 2,
+        table = create_table()
+        auth = AuthContext(
+            api_keys=ApiKeyStore(table),
+            tickets=TicketStore(table),
             now=lambda: NOON,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
         unused: Any = None
-        fake = FakeAws(Admin(keys=manage, dead_letters=unused, doctor=unused))
+        fake = FakeAws(Admin(unused, keys=auth, disconnect=lambda _namespace, _key_id: 2, dead_letters=unused))
         monkeypatch.setattr(boto3, "client", fake.client)
         monkeypatch.setattr(local_stack, "session", lambda: fake)
         yield fake
@@ -125,7 +126,7 @@ def test_revoke_reports_the_closed_websockets(aws: FakeAws) -> None:
         (["create", "--namespace", "Demo", "--scopes", "read"], "namespace: must be"),
         (["create", "--namespace", "demo", "--scopes", "root"], "scopes/0: must be one of read, submit, work, admin"),
         (["create", "--namespace", "demo", "--scopes", ","], "scopes: must list at least one"),
-        (["revoke", "feed", "--namespace", "demo"], "key_id: there is no such key"),
+        (["revoke", "feed", "--namespace", "demo"], "key_id: the namespace demo has no such key"),
         (["create", "--namespace", "demo"], "--scopes"),
         (["list"], "--namespace"),
     ],
@@ -196,8 +197,8 @@ def test_dead_letters_list_shows_batches_and_messages(aws: FakeAws) -> None:
 
 def test_redrive_repeats_until_nothing_is_left(aws: FakeAws) -> None:
     aws.scripted = [
-        {"batches": 4, "failed": [], "left": 3, "messages": {"fan_out": 1, "sweeper": 0}},
-        {"batches": 3, "failed": [], "left": 0, "messages": {"fan_out": 0, "sweeper": 2}},
+        {"batches": 4, "failed": [], "not_tried": 3, "messages": {"fan_out": 1, "sweeper": 0}},
+        {"batches": 3, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 2}},
     ]
     done = run(dead_letters.app, "redrive")
     assert (done.exit_code, "7 batches handled" in done.stdout) == (0, True)
@@ -207,7 +208,7 @@ def test_redrive_repeats_until_nothing_is_left(aws: FakeAws) -> None:
 
 def test_redrive_stops_when_no_batch_succeeds(aws: FakeAws) -> None:
     failed = {**BATCH, "problem": "the function failed: KeyError: 'pk'"}
-    aws.scripted = [{"batches": 0, "failed": [failed], "left": 3, "messages": {"fan_out": 0, "sweeper": 0}}]
+    aws.scripted = [{"batches": 0, "failed": [failed], "not_tried": 3, "messages": {"fan_out": 0, "sweeper": 0}}]
     done = run(dead_letters.app, "redrive")
     assert done.exit_code == 1
     for expected in ("KeyError", "1 batches failed again, 3 were not tried"):
@@ -220,10 +221,10 @@ def finding(number: int = 1, **more: Any) -> dict[str, Any]:
         "kind": "job_overdue",
         "namespace": "demo",
         "id": f"job-{number}",
-        "what": "nobody has looked [after] it",
+        "problem": "its timer is [long] overdue",
         "since": "2026-11-21T12:00:00.000Z",
-        "mend": "do what time has brought about",
-        "mended": False,
+        "repair_hint": "apply its timers",
+        "repaired": False,
         "outcome": None,
         **more,
     }
@@ -245,31 +246,31 @@ def test_doctor_shows_findings_with_their_repair_hint(aws: FakeAws) -> None:
     aws.scripted = [checkup(finding(), dead, more=True)]
     done = run(main.app, "doctor")
     assert done.exit_code == 1
-    cells = ["job_overdue", "demo", "job-1", "nobody has looked [after] it", "2026-11-21T12:00:00.000Z", "dead_letters"]
-    for said in (*cells, "do what time has brought about", "2 findings", "`vigil doctor --mend`", "look again"):
+    cells = ["job_overdue", "demo", "job-1", "its timer is [long] overdue", "2026-11-21T12:00:00.000Z", "dead_letters"]
+    for said in (*cells, "apply its timers", "2 findings", "`vigil doctor --fix`", "run the command again"):
         assert said in done.stdout
 
 
 def test_doctor_fix_shows_the_outcome_of_each_repair(aws: FakeAws) -> None:
-    aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="asked"))]
-    done = run(main.app, "doctor", "--mend")
-    assert (done.exit_code, "2 findings" in done.stdout, "2 of them mended" in done.stdout) == (0, True, True)
-    assert aws.asked == [("vigil-admin", {"action": "doctor", "mend": True})]
+    aws.scripted = [checkup(finding(1, repaired=True, outcome="done"), finding(2, repaired=True, outcome="asked"))]
+    done = run(main.app, "doctor", "--fix")
+    assert (done.exit_code, "2 findings" in done.stdout, "2 of them repaired" in done.stdout) == (0, True, True)
+    assert aws.asked == [("vigil-admin", {"action": "doctor", "fix": True})]
 
-    aws.scripted = [checkup(finding(1, mended=True, outcome="done"), finding(2, outcome="failed: it broke"))]
-    done = run(main.app, "doctor", "--mend")
+    aws.scripted = [checkup(finding(1, repaired=True, outcome="done"), finding(2, outcome="failed: it broke"))]
+    done = run(main.app, "doctor", "--fix")
     assert (done.exit_code, "failed: it broke" in done.stdout) == (1, True)
 
     aws.scripted = [checkup(finding(1))]
-    done = run(main.app, "doctor", "--mend")
+    done = run(main.app, "doctor", "--fix")
     assert (done.exit_code, "no time was left" in done.stdout) == (1, True)
 
 
 def test_doctor_fix_repeats_while_new_findings_appear(aws: FakeAws) -> None:
     first = checkup(finding(1), more=True)
-    second = checkup(finding(1, mended=True, outcome="done"), finding(2, mended=True, outcome="done"), more=True)
+    second = checkup(finding(1, repaired=True, outcome="done"), finding(2, repaired=True, outcome="done"), more=True)
     aws.scripted = [first, second, second]
-    done = run(main.app, "doctor", "--mend", "--json")
+    done = run(main.app, "doctor", "--fix", "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout) == second
     assert len(aws.asked) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.locks import promote_next_waiter
 from vigil_core.services.operations import doctor
 from vigil_core.services.operations.dead_letters import DeadLetterBatch, DeadLetterList, RedriveReport
-from vigil_core.services.operations.doctor import Checkup, Doctor, RepairOutcome
+from vigil_core.services.operations.doctor import Checkup, Finding, RepairOutcome
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.schedules import manage as schedules
 from vigil_core.services.webhooks import deliver as tell_webhooks
@@ -59,19 +59,21 @@ class Practice:
     table: DynamoTable
     letters: Letters = field(default_factory=Letters)
 
-    @property
-    def doctor(self) -> Doctor:
+    def examine(self, until: datetime) -> Checkup:
         letters: Any = self.letters
-        return Doctor(self.world.ctx, letters)
+        return doctor.examine(self.world.ctx, letters, until)
+
+    def repair(self, findings: Sequence[Finding], until: datetime) -> list[RepairOutcome | None]:
+        return doctor.repair(self.world.ctx, findings, until)
 
     def look(self) -> Checkup:
-        return self.doctor.examine(self.world.time + timedelta(minutes=3))
+        return self.examine(self.world.time + timedelta(minutes=3))
 
     def found(self) -> list[tuple[str, str]]:
         return [(finding.kind, finding.entity_id) for finding in self.look().findings]
 
     def mend(self) -> list[RepairOutcome | None]:
-        return self.doctor.repair(self.look().findings, self.world.time + timedelta(minutes=3))
+        return self.repair(self.look().findings, self.world.time + timedelta(minutes=3))
 
     def sweep(self) -> None:
         """What the sweeper was asked for."""
@@ -87,8 +89,11 @@ class Practice:
 
 
 @pytest.fixture
-def doctor_world(table: DynamoTable) -> Practice:
-    return Practice(World(table, spec_page_entries=2), table)
+def doctor_world(table: DynamoTable) -> Iterator[Practice]:
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(doctor, "list_dead_letters", lambda letters: letters.list())
+        patches.setattr(doctor, "redrive_dead_letters", lambda letters, until: letters.redrive(until))
+        yield Practice(World(table, spec_page_entries=2), table)
 
 
 def late_wait(doctor_world: Practice) -> str:
@@ -372,8 +377,8 @@ def test_doctor_without_time_left_starts_nothing(doctor_world: Practice) -> None
     overdue(doctor_world)
     doctor_world.world.pass_time(LATER)
     findings = doctor_world.look().findings
-    assert doctor_world.doctor.repair(findings, doctor_world.world.time) == [None]
-    checkup = doctor_world.doctor.examine(doctor_world.world.time)
+    assert doctor_world.repair(findings, doctor_world.world.time) == [None]
+    checkup = doctor_world.examine(doctor_world.world.time)
     assert (checkup.findings, checkup.more) == ([], True)
 
 

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import boto3
@@ -22,7 +22,7 @@ from vigil_core.gateways.sqs import SqsQueues
 from vigil_core.gateways.step_functions import StepFunctionsSupervisors
 from vigil_core.gateways.websocket import WebSockets
 from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutboundSettings, WebSocketSettings
-from vigil_core.services.auth.tickets import TicketIssuer
+from vigil_core.services.auth.context import AuthContext
 from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.parallel import POOL_THREADS
@@ -231,6 +231,13 @@ def api_keys() -> ApiKeyStore:
 
 
 @cache
+def auth_context() -> AuthContext:
+    """The collaborators of the auth services."""
+    table = DynamoTable(dynamodb(), CoreSettings.from_environment().table_name)
+    return AuthContext(api_keys=api_keys(), tickets=TicketStore(table), now=now)
+
+
+@cache
 def web_sockets() -> WebSockets:
     """Build the sender to open WebSockets."""
     endpoint = WebSocketSettings.from_environment().websocket_endpoint
@@ -277,7 +284,7 @@ def http_api() -> HttpApi:
     services = Services(
         context=context(),
         page_tokens=PageTokens(signing_keys=SigningKeyStore(table), random_bytes=secrets.token_bytes),
-        issue_ticket=TicketIssuer(tickets=TicketStore(table), now=now, random_hex=secrets.token_hex),
+        tickets=auth_context(),
     )
     return HttpApi(services, OPERATIONS)
 
@@ -290,13 +297,11 @@ def admin() -> Admin:
     from vigil_core.gateways.dead_letter_queue import DeadLetterQueue
     from vigil_core.gateways.lambda_functions import LONG_CALL_CONFIG, LambdaFunctions
     from vigil_core.runtime.settings import AdminSettings
-    from vigil_core.services.auth.api_keys import ApiKeyManager
-    from vigil_core.services.auth.disconnect import KeyDisconnector
-    from vigil_core.services.operations.dead_letters import DeadLetters
-    from vigil_core.services.operations.doctor import Doctor
+    from vigil_core.services.auth.disconnect import disconnect_key
+    from vigil_core.services.operations.dead_letters import DeadLettersContext
 
     settings = AdminSettings.from_environment()
-    dead_letters = DeadLetters(
+    dead_letters = DeadLettersContext(
         bucket=DeadLetterBucket(boto3.client("s3", config=CLIENT_CONFIG), settings.dead_letter_bucket),
         queues={
             "fan_out": DeadLetterQueue(
@@ -313,6 +318,5 @@ def admin() -> Admin:
         consumers=[settings.matcher_function, settings.notifier_function],
         now=now,
     )
-    disconnect = KeyDisconnector(connections=context().connections, sockets=web_sockets())
-    keys = ApiKeyManager(api_keys=api_keys(), disconnect=disconnect, now=now, random_hex=secrets.token_hex)
-    return Admin(keys=keys, dead_letters=dead_letters, doctor=Doctor(context(), dead_letters))
+    disconnect = partial(disconnect_key, context().connections, web_sockets())
+    return Admin(context(), keys=auth_context(), disconnect=disconnect, dead_letters=dead_letters)

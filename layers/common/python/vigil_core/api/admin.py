@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from vigil_core.domain.access import ApiKey, sort_scopes
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
 from vigil_core.domain.timestamps import to_text
-from vigil_core.services.auth.api_keys import ApiKeyManager
-from vigil_core.services.operations.dead_letters import DeadLetterBatch, DeadLetters
-from vigil_core.services.operations.doctor import Doctor, Finding, RepairOutcome
+from vigil_core.services.auth.api_keys import ApiKeysContext, create_key, list_keys, revoke_key
+from vigil_core.services.operations import doctor
+from vigil_core.services.operations.dead_letters import (
+    DeadLetterBatch,
+    DeadLettersContext,
+    list_dead_letters,
+    redrive,
+)
+from vigil_core.services.operations.doctor import DoctorContext, Finding, RepairOutcome
 
 ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters", "doctor")
 
 RESPONSE_RESERVE = timedelta(seconds=15)
 REPAIR_RESERVE = timedelta(minutes=2)
-"""Of the 5 minutes that a request may take: kept to mend what is found, and to answer."""
+"""Of the 5 minutes that a request may take: the reserve for repairs and for the response."""
 
 
 class Admin:
     """Answers requests `{"action": …, …}` with JSON values. An answer with `error` says what was wrong with the
     request; faults of AWS are raised."""
 
-    def __init__(self, *, keys: ApiKeyManager, dead_letters: DeadLetters, doctor: Doctor) -> None:
+    def __init__(
+        self,
+        ctx: DoctorContext,
+        *,
+        keys: ApiKeysContext,
+        disconnect: Callable[[str, str], int],
+        dead_letters: DeadLettersContext,
+    ) -> None:
+        self._ctx = ctx
         self._keys = keys
-        self._doctor = doctor
+        self._disconnect = disconnect
         self._dead_letters = dead_letters
 
     def handle(self, request: object, until: datetime) -> dict[str, Any]:
@@ -46,34 +60,45 @@ class Admin:
             raise ValidationFailed.at("", "must be an object")
         match request.get("action"):
             case "create_key":
-                key, token = self._keys.create(*_require_fields(request, "namespace", "scopes", "name"))
+                key, token = create_key(self._keys, *_require_fields(request, "namespace", "scopes", "name"))
                 return {"key": _key_json(key), "token": token.to_text()}
             case "list_keys":
-                return {"keys": [_key_json(key) for key in self._keys.list(*_require_fields(request, "namespace"))]}
+                return {
+                    "keys": [_key_json(key) for key in list_keys(self._keys, *_require_fields(request, "namespace"))]
+                }
             case "revoke_key":
-                key, disconnected = self._keys.revoke(*_require_fields(request, "namespace", "key_id"))
+                key, disconnected = revoke_key(
+                    self._keys, *_require_fields(request, "namespace", "key_id"), disconnect=self._disconnect
+                )
                 return {"key": _key_json(key), "disconnected": disconnected}
             case "list_dead_letters":
                 _require_fields(request)
-                found = self._dead_letters.list()
-                shown = [_batch_json(batch) for batch in found.batches]
-                return {"batches": shown, "total": found.total, "messages": dict(found.messages)}
+                summary = list_dead_letters(self._dead_letters)
+                batches = [_batch_json(batch) for batch in summary.batches]
+                return {"batches": batches, "total": summary.total, "messages": dict(summary.messages)}
             case "redrive_dead_letters":
                 _require_fields(request)
-                done = self._dead_letters.redrive(until)
-                failed = [_batch_json(batch) for batch in done.failed]
-                return {"batches": done.batches, "failed": failed, "left": done.not_tried, "messages": done.messages}
+                report = redrive(self._dead_letters, until)
+                failed = [_batch_json(batch) for batch in report.failed]
+                return {
+                    "batches": report.batches,
+                    "failed": failed,
+                    "not_tried": report.not_tried,
+                    "messages": report.messages,
+                }
             case "doctor":
-                return self._run_doctor(*_require_fields(request, "mend"), until=until)
+                return self._run_doctor(*_require_fields(request, "fix"), until=until)
             case _:
                 raise ValidationFailed.at("/action", f"must be one of {', '.join(ACTIONS)}")
 
     def _run_doctor(self, fix: object, *, until: datetime) -> dict[str, Any]:
         if fix not in (None, True, False):
-            raise ValidationFailed.at("/mend", "must be true or false")
-        checkup = self._doctor.examine(until - REPAIR_RESERVE)
+            raise ValidationFailed.at("/fix", "must be true or false")
+        checkup = doctor.examine(self._ctx, self._dead_letters, until - REPAIR_RESERVE)
         outcomes = (
-            self._doctor.repair(checkup.findings, until - RESPONSE_RESERVE) if fix else [None] * len(checkup.findings)
+            doctor.repair(self._ctx, checkup.findings, until - RESPONSE_RESERVE)
+            if fix
+            else [None] * len(checkup.findings)
         )
         return {
             "findings": [_finding_json(*pair) for pair in zip(checkup.findings, outcomes, strict=True)],
@@ -109,10 +134,10 @@ def _finding_json(finding: Finding, outcome: RepairOutcome | None) -> dict[str, 
         "kind": finding.kind,
         "namespace": finding.namespace,
         "id": finding.entity_id,
-        "what": finding.problem,
+        "problem": finding.problem,
         "since": to_text(finding.since) if finding.since else None,
-        "mend": finding.repair_hint,
-        "mended": outcome.repaired if outcome else False,
+        "repair_hint": finding.repair_hint,
+        "repaired": outcome.repaired if outcome else False,
         "outcome": outcome.message if outcome else None,
     }
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vigil_core.domain.access import Access
-from vigil_core.services.auth.authenticate import Authenticator
+from vigil_core.services.auth.authenticate import AuthenticateContext, authenticate_header, authenticate_ticket
 
 
-def authenticate_event(event: Mapping[str, Any], authenticate: Authenticator) -> Access | None:
+def authenticate_event(ctx: AuthenticateContext, event: Mapping[str, Any]) -> Access | None:
     """Who is asking; None for whoever proves nothing. A ticket opens a WebSocket and nothing else."""
     if is_websocket(event) and (ticket := _get_ignoring_case(event.get("queryStringParameters"), "ticket")) is not None:
-        return authenticate.by_ticket(ticket)
-    return authenticate.by_header(_get_ignoring_case(event.get("headers"), "authorization"))
+        return authenticate_ticket(ctx, ticket)
+    return authenticate_header(ctx, _get_ignoring_case(event.get("headers"), "authorization"))
 
 
 def authorizer_response(event: Mapping[str, Any], access: Access | None) -> dict[str, Any]:

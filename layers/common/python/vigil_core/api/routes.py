@@ -18,6 +18,7 @@ from vigil_core.api.workflows import routes as workflow_routes
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
 from vigil_core.domain.timestamps import to_text
+from vigil_core.services.auth.tickets import issue_ticket
 from vigil_core.services.idempotency import run_idempotent
 from vigil_core.services.jobs.uploads import create_upload_url
 
@@ -33,7 +34,7 @@ ROUTES = Routes()
 )
 def create_ticket(call: Call) -> RouteResponse:
     """Get a ticket that opens one WebSocket within 60 seconds, for browsers, which cannot send a key there."""
-    token, expires_at = call.services.issue_ticket(call.access)
+    token, expires_at = issue_ticket(call.services.tickets, call.access)
     return RouteResponse(status=201, body=TicketView(ticket=token.to_text(), expires_at=to_text(expires_at)))
 
 

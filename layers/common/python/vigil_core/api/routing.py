@@ -13,7 +13,7 @@ from vigil_core.api.problems import problem_document, to_client_error
 from vigil_core.api.request import Request
 from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import VigilError
-from vigil_core.services.auth.tickets import TicketIssuer
+from vigil_core.services.auth.tickets import TicketsContext
 from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
 
@@ -28,7 +28,7 @@ class Services:
 
     context: Context
     page_tokens: PageTokens
-    issue_ticket: TicketIssuer
+    tickets: TicketsContext
 
 
 @dataclass(frozen=True, kw_only=True)

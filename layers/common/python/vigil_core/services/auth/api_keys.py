@@ -1,9 +1,9 @@
-"""Create, list and revoke API keys: what an operator does with AWS credentials."""
+"""Create, list and revoke API keys. An operator does this with AWS credentials."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from typing import Protocol
 
 from vigil_core.domain.access import (
     ID_BYTES,
@@ -15,62 +15,78 @@ from vigil_core.domain.access import (
     parse_key_request,
 )
 from vigil_core.domain.errors import ValidationFailed
-from vigil_core.store.auth.api_keys import ApiKeyStore
+from vigil_core.services.auth.context import UsesApiKeys, UsesRandomHex, UsesTime
 
 
-class ApiKeyManager:
-    """`random_hex(n)` gives n random bytes as 2n hexadecimal digits; `disconnect(namespace, key_id)` closes the sockets
-    that were opened with a key and says how many."""
+class ApiKeysContext(UsesApiKeys, UsesTime, UsesRandomHex, Protocol):
+    """Access to the API keys, the time and randomness."""
 
-    def __init__(
-        self,
-        *,
-        api_keys: ApiKeyStore,
-        disconnect: Callable[[str, str], int],
-        now: Callable[[], datetime],
-        random_hex: Callable[[int], str],
-    ) -> None:
-        self._api_keys = api_keys
-        self._disconnect = disconnect
-        self._now = now
-        self._random_hex = random_hex
 
-    def create(self, namespace: object, scopes: object, name: object = None) -> tuple[ApiKey, Token]:
-        """A new key, and the only sight of its secret. Raises ValidationFailed."""
-        granted_namespace, granted_scopes, granted_name = parse_key_request(namespace, scopes, name)
-        token = Token(
-            kind=TokenKind.API_KEY,
-            namespace=granted_namespace,
-            id=self._random_hex(ID_BYTES),
-            secret=self._random_hex(SECRET_BYTES),
-        )
-        key = ApiKey(
-            namespace=token.namespace,
-            key_id=token.id,
-            secret_hash=token.secret_hash(),
-            scopes=granted_scopes,
-            name=granted_name,
-            created_at=self._now(),
-        )
-        self._api_keys.add(key)
-        return key, token
+def create_key(ctx: ApiKeysContext, namespace: object, scopes: object, name: object = None) -> tuple[ApiKey, Token]:
+    """Create an API key.
 
-    def list(self, namespace: object) -> list[ApiKey]:
-        """Every key of a namespace, revoked ones too, oldest first. Raises ValidationFailed."""
-        return self._api_keys.find_all(_require_namespace(namespace))
+    Returns:
+        The key, and its token. The token contains the secret, which Vigil does not store.
 
-    def revoke(self, namespace: object, key_id: object) -> tuple[ApiKey, int]:
-        """The key, revoked, and how many sockets that closed. Can be repeated. Raises ValidationFailed.
+    Raises:
+        ValidationFailed: The namespace, the scopes or the name are invalid.
+    """
+    valid_namespace, valid_scopes, valid_name = parse_key_request(namespace, scopes, name)
+    token = Token(
+        kind=TokenKind.API_KEY,
+        namespace=valid_namespace,
+        id=ctx.random_hex(ID_BYTES),
+        secret=ctx.random_hex(SECRET_BYTES),
+    )
+    key = ApiKey(
+        namespace=token.namespace,
+        key_id=token.id,
+        secret_hash=token.secret_hash(),
+        scopes=valid_scopes,
+        name=valid_name,
+        created_at=ctx.now(),
+    )
+    ctx.api_keys.add(key)
+    return key, token
 
-        The mark comes before the look at the sockets: one that opens meanwhile sees the mark.
-        """
-        valid_namespace = _require_namespace(namespace)
-        key = (
-            self._api_keys.revoke(valid_namespace, key_id, self._now()) if isinstance(key_id, str) and key_id else None
-        )
-        if key is None:
-            raise ValidationFailed.at("/key_id", f"there is no such key in the namespace {valid_namespace}")
-        return key, self._disconnect(key.namespace, key.key_id)
+
+def list_keys(ctx: ApiKeysContext, namespace: object) -> list[ApiKey]:
+    """Return every key of a namespace, oldest first, including revoked keys.
+
+    Raises:
+        ValidationFailed: The namespace is invalid.
+    """
+    return ctx.api_keys.find_all(_require_namespace(namespace))
+
+
+def revoke_key(
+    ctx: ApiKeysContext, namespace: object, key_id: object, *, disconnect: Callable[[str, str], int]
+) -> tuple[ApiKey, int]:
+    """Revoke a key, then close its WebSockets. The call is idempotent.
+
+    No WebSocket of the key stays open:
+
+    1. This function marks the key as revoked, then reads the open connections.
+    2. A new connection is stored first, then reads the key (`subscriptions.connect`).
+    3. So either this function finds the connection, or the new connection sees the mark.
+
+    Args:
+        ctx: The collaborators.
+        namespace: The namespace of the key.
+        key_id: The id of the key.
+        disconnect: Closes the WebSockets of (namespace, key id) and returns their number.
+
+    Returns:
+        The revoked key, and the number of closed WebSockets.
+
+    Raises:
+        ValidationFailed: The namespace is invalid or has no such key.
+    """
+    valid_namespace = _require_namespace(namespace)
+    key = ctx.api_keys.revoke(valid_namespace, key_id, ctx.now()) if isinstance(key_id, str) and key_id else None
+    if key is None:
+        raise ValidationFailed.at("/key_id", f"the namespace {valid_namespace} has no such key")
+    return key, disconnect(key.namespace, key.key_id)
 
 
 def _require_namespace(namespace: object) -> str:

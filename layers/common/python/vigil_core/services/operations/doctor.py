@@ -1,7 +1,8 @@
-"""Look for whatever is stuck or inconsistent, and mend it by what would have been done in the first place.
+"""Find stuck or inconsistent work, and repair it with the operation that should have happened originally.
 
-Everything heals by itself, within a minute or two. What is found here has outlived that, so something keeps it from
-healing; whatever is found at rest is read again, consistently, before it is told.
+Vigil recovers by itself within a minute or two. The doctor reports only problems that are older than that, so something
+prevents their recovery. Index reads are eventually consistent; the doctor confirms each suspect with a consistent read
+before it reports a finding.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from vigil_core.services.context import (
 )
 from vigil_core.services.jobs import dependencies
 from vigil_core.services.jobs.transitions import apply_timers
-from vigil_core.services.operations.dead_letters import DeadLetters
+from vigil_core.services.operations.dead_letters import DeadLettersContext, list_dead_letters
+from vigil_core.services.operations.dead_letters import redrive as redrive_dead_letters
 from vigil_core.services.parallel import POOL_THREADS
 from vigil_core.services.timers import request_processing
 from vigil_core.store.due_index import DueItem
@@ -54,7 +56,7 @@ class DoctorContext(
     UsesParseRun,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """Read access to everything that can be stuck, and what the repairs use: those of the sweeper and the matcher."""
 
 
 T = TypeVar("T")
@@ -63,15 +65,15 @@ Mutex: TypeAlias = tuple[str, str]
 """(namespace, name)"""
 
 GRACE = timedelta(minutes=3)
-"""Twice what the sweeper and its sweep need, and one minute more."""
+"""The minimum age of a problem: twice the time that a timer and a sweep need, and one minute more."""
 MAX_DUE_ROWS = 10_000
-"""Rows of one shard of index `due`."""
+"""Maximum number of rows read from one partition of the due index."""
 MAX_JOBS_PER_QUEUE = 20_000
 MAX_NEW_JOBS = 2_000
-"""Of the newest jobs of a namespace, which are looked at whether an index shows them or not."""
+"""Number of the newest jobs of a namespace that are examined, whether or not an index contains them."""
 MAX_FINDINGS = 1_000
 READ_BATCH = 100
-"""Jobs that one request reads."""
+"""Number of jobs that one request reads."""
 ACTOR = "admin"
 
 FindingKind: TypeAlias = Literal[
@@ -88,23 +90,26 @@ FindingKind: TypeAlias = Literal[
     "dead_letters",
 ]
 _OVERDUE_TEXTS: Mapping[str, tuple[str, str]] = {
-    "wait_expiry": ("its time is over, and it is still open", "end it as expired"),
-    "wait_registration": ("its registration has not been finished", "go on with the registration"),
-    "delivery": ("it has not been tried again when it was due", "give it to the webhooks' queue"),
-    "schedule": ("its run is due", "have the sweeper run it"),
-    "mutex": ("the sweeper has not looked after its line", "look after the line"),
-    "run": ("the sweeper has not looked after it", "have the sweeper look after it"),
+    "wait_expiry": ("the wait has expired but is open", "expire it"),
+    "wait_registration": ("the registration is incomplete", "resume the registration"),
+    "delivery": ("the retry is overdue", "enqueue the delivery"),
+    "schedule": ("the schedule is due", "request the fire"),
+    "mutex": ("the sweeper did not process its queue", "process the queue"),
+    "run": ("the sweeper did not process the run", "request a reconcile"),
 }
-"""By the kind of what is due: what is wrong, and what would be done."""
+"""The problem and the repair hint of an overdue row, by its kind."""
 
 
 class RepairIncomplete(Exception):
-    """It was tried, and something is left."""
+    """A repair ran, and a part of the problem remains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be, and what would mend it. `since` at the latest; None when nobody knows."""
+    """One problem, and its repair.
+
+    The problem has existed at least since `since`, which is None if that time is unknown.
+    """
 
     kind: FindingKind
     namespace: str | None
@@ -113,12 +118,12 @@ class Finding:
     since: datetime | None
     repair_hint: str
     repair: Callable[[datetime], str | None] = field(compare=False, repr=False)
-    """Mends it, with so much time, and says what came of it where that is more than that it was done."""
+    """Repairs the problem before a time, and returns the outcome if that is more than "done"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairOutcome:
-    """What came of mending."""
+    """The outcome of one repair."""
 
     repaired: bool
     message: str
@@ -126,7 +131,10 @@ class RepairOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkup:
-    """What was found, in so many due rows, queues and jobs. `more`: a bound was met, and there may be more."""
+    """The findings, and the number of due rows, queues and jobs that were examined.
+
+    `more` is True if a limit ended the examination, so that there may be more findings.
+    """
 
     findings: Sequence[Finding]
     due_rows: int
@@ -137,7 +145,10 @@ class Checkup:
 
 @dataclass(kw_only=True)
 class _Examination:
-    """A look under way: at what is older than `before`, as long as there is time. Threads note things in it."""
+    """The state of an examination. Several threads add to it.
+
+    It looks at everything older than `before`, until `is_out_of_time` returns True.
+    """
 
     before: datetime
     is_out_of_time: Callable[[], bool]
@@ -150,13 +161,13 @@ class _Examination:
     more: bool = False
 
     def bounded(self, items: Iterable[T], limit: int) -> Iterator[T]:
-        """At most so many, noting whether there were more."""
+        """Yield at most `limit` items, and set `more` if there are others."""
         iterator = iter(items)
         yield from islice(iterator, limit)
         self.more |= next(iterator, None) is not None
 
     def batches(self, items: Iterable[T], size: int) -> Iterator[list[list[T]]]:
-        """Batches, as many at a time as there are threads; none once the look has to end, noting that."""
+        """Yield groups of batches, one batch for each thread, until the examination must stop."""
         iterator = iter(items)
         while batches := [batch for _ in range(POOL_THREADS) if (batch := list(islice(iterator, size)))]:
             if self.must_stop():
@@ -164,238 +175,297 @@ class _Examination:
             yield batches
 
     def must_stop(self) -> bool:
-        """Whether the time is over, or enough was found; then there is more."""
+        """Return True, and set `more`, if the time is over or there are enough findings."""
         is_over = self.is_out_of_time() or len(self.findings) > MAX_FINDINGS
         self.more |= is_over
         return is_over
 
 
-class Doctor:
-    """Looks at everything that the index `due` shows, and at what a namespace created last."""
+def examine(ctx: DoctorContext, dead_letters: DeadLettersContext, until: datetime) -> Checkup:
+    """Find all problems, until there is no time left.
 
-    def __init__(self, ctx: DoctorContext, dead_letters: DeadLetters) -> None:
-        self._ctx = ctx
-        self._dead_letters = dead_letters
-
-    def examine(self, until: datetime) -> Checkup:
-        """Look for everything, as long as there is time."""
-        examination = _Examination(before=self._ctx.now() - GRACE, is_out_of_time=lambda: self._ctx.now() >= until)
-        self._examine_due(examination)
-        for namespace in sorted(examination.namespaces):
-            self._examine_namespace(examination, namespace)
-        for mutexes in examination.batches(sorted(examination.mutexes), 1):
-            examination.findings += _drop_none(
-                self._ctx.in_parallel(lambda batch: self._check_mutex(examination, batch[0]), mutexes)
-            )
-        # What is said last of a thing says most.
-        unique_findings = list(
-            {(finding.kind, finding.namespace, finding.entity_id): finding for finding in examination.findings}.values()
+    1. Read the due index: overdue rows, the namespaces with queues, and the contested mutexes.
+    2. For each namespace, examine the indexed jobs of each queue, then the newest jobs.
+    3. Examine the mutexes that steps 1 and 2 found.
+    4. Count the dead letters.
+    """
+    examination = _Examination(before=ctx.now() - GRACE, is_out_of_time=lambda: ctx.now() >= until)
+    _examine_due(ctx, examination)
+    for namespace in sorted(examination.namespaces):
+        _examine_namespace(ctx, examination, namespace)
+    for mutexes in examination.batches(sorted(examination.mutexes), 1):
+        examination.findings += _drop_none(
+            ctx.in_parallel(lambda batch: _check_mutex(ctx, examination, batch[0]), mutexes)
         )
-        return Checkup(
-            findings=[*unique_findings[:MAX_FINDINGS], *_drop_none([self._check_dead_letters()])],
-            due_rows=examination.due_rows,
-            queues=examination.queues,
-            jobs=examination.jobs,
-            more=examination.more or len(unique_findings) > MAX_FINDINGS,
-        )
+    # The last finding about an entity is the most precise one, so it replaces earlier ones.
+    unique_findings = list(
+        {(finding.kind, finding.namespace, finding.entity_id): finding for finding in examination.findings}.values()
+    )
+    return Checkup(
+        findings=[*unique_findings[:MAX_FINDINGS], *_drop_none([_check_dead_letters(dead_letters)])],
+        due_rows=examination.due_rows,
+        queues=examination.queues,
+        jobs=examination.jobs,
+        more=examination.more or len(unique_findings) > MAX_FINDINGS,
+    )
 
-    def repair(self, findings: Iterable[Finding], until: datetime) -> list[RepairOutcome | None]:
-        """Mend each, in their order; None for those for which there was no time."""
-        remaining = list(findings)
-        outcomes: list[RepairOutcome | None] = []
-        while remaining and self._ctx.now() < until:
-            outcomes += self._ctx.in_parallel(partial(_try_repair, until=until), remaining[:POOL_THREADS])
-            del remaining[:POOL_THREADS]
-        return outcomes + [None] * len(remaining)
 
-    def _examine_due(self, examination: _Examination) -> None:
-        """Whatever is late; also which namespaces have queues, and which mutexes have somebody in line."""
-        for shard in range(DUE_PARTITIONS):
-            for due in examination.bounded(
-                self._ctx.due_index.overdue(shard, self._ctx.now() + STALL_CHECK_INTERVAL), MAX_DUE_ROWS
-            ):
-                examination.due_rows += 1
-                if due.at is None:
-                    examination.namespaces.add(due.namespace)
-                    continue
-                if due.kind == "mutex":
-                    examination.mutexes.add((due.namespace, due.entity_id))
-                if due.at <= examination.before and not examination.must_stop():
-                    examination.findings.append(self._overdue_finding(due))
+def repair(ctx: DoctorContext, findings: Iterable[Finding], until: datetime) -> list[RepairOutcome | None]:
+    """Repair findings in their order. The outcome is None for those for which no time was left."""
+    remaining = list(findings)
+    outcomes: list[RepairOutcome | None] = []
+    while remaining and ctx.now() < until:
+        outcomes += ctx.in_parallel(partial(_try_repair, until=until), remaining[:POOL_THREADS])
+        del remaining[:POOL_THREADS]
+    return outcomes + [None] * len(remaining)
 
-    def _examine_namespace(self, examination: _Examination, namespace: str) -> None:
-        """What the index shows of each queue, and of what is new what it may not show."""
-        examined_ids: set[str] = set()
-        for queue, paused in self._ctx.job_queues.list_queues(namespace):
-            examination.queues += 1
-            indexed_ids = self._ctx.job_queues.indexed_jobs(namespace, queue, before=examination.before)
-            self._examine_jobs(
-                examination,
-                namespace,
-                examination.bounded(indexed_ids, MAX_JOBS_PER_QUEUE),
-                examined_ids,
-                dispatched=not paused,
-            )
-        newest_ids = (line.entity_id for line in self._ctx.listing.newest_first(namespace, "jobs") if line.entity_id)
-        unexamined_ids = (job_id for job_id in islice(newest_ids, MAX_NEW_JOBS) if job_id not in examined_ids)
-        self._examine_jobs(examination, namespace, unexamined_ids, examined_ids, dispatched=False)
 
-    def _overdue_finding(self, due: DueItem) -> Finding:
-        assert due.kind != "queue"
-        problem, repair_hint = _OVERDUE_TEXTS[due.kind]
+def _examine_due(ctx: DoctorContext, examination: _Examination) -> None:
+    """Find overdue rows, and collect the namespaces with queues and the contested mutexes."""
+    for partition in range(DUE_PARTITIONS):
+        due_items = ctx.due_index.overdue(partition, ctx.now() + STALL_CHECK_INTERVAL)
+        for due in examination.bounded(due_items, MAX_DUE_ROWS):
+            examination.due_rows += 1
+            if due.at is None:
+                examination.namespaces.add(due.namespace)
+                continue
+            if due.kind == "mutex":
+                examination.mutexes.add((due.namespace, due.entity_id))
+            if due.at <= examination.before and not examination.must_stop():
+                examination.findings.append(_overdue_finding(ctx, due))
 
-        def repair(_: datetime) -> str | None:
-            if due.kind in ("schedule", "run"):
-                return self._request_processing(due.kind, due.namespace, due.entity_id)
-            process_due(self._ctx, due)
-            return None
 
-        return Finding(
-            kind=due.kind,
-            namespace=due.namespace,
-            entity_id=due.entity_id,
-            problem=problem,
-            since=due.at,
-            repair_hint=repair_hint,
-            repair=repair,
-        )
+def _overdue_finding(ctx: DoctorContext, due: DueItem) -> Finding:
+    assert due.kind != "queue"
+    problem, repair_hint = _OVERDUE_TEXTS[due.kind]
 
-    def _examine_jobs(
-        self,
-        examination: _Examination,
-        namespace: str,
-        job_ids: Iterable[str],
-        examined_ids: set[str],
-        *,
-        dispatched: bool,
-    ) -> None:
-        def find_problems(batch_ids: list[str]) -> list[Finding]:
-            # Twice: the first time cheaply, then exactly what seemed wrong.
-            indexed_by_id = self._ctx.jobs.find_indexed(namespace, batch_ids, consistent=False)
-            suspect_ids = [
-                job_id
-                for job_id, indexed in indexed_by_id.items()
-                if self._is_suspect(examination, indexed, dispatched)
-            ]
-            confirmed = self._ctx.jobs.find_indexed(namespace, suspect_ids, live=True) if suspect_ids else {}
-            # Those that wait for others may take long: a hundred reads each.
-            return _drop_none(
-                self._check_job(examination, indexed, dispatched)
-                for indexed in confirmed.values()
-                if not examination.must_stop()
-            )
-
-        for batches in examination.batches(job_ids, READ_BATCH):
-            for batch in batches:
-                examined_ids.update(batch)
-                examination.jobs += len(batch)
-            for findings in self._ctx.in_parallel(find_problems, batches):
-                examination.findings += findings
-
-    def _is_suspect(self, examination: _Examination, indexed: IndexedJob, dispatched: bool) -> bool:
-        job = indexed.job
-        if job.mutex_position is not None:
-            examination.mutexes.add((job.namespace, str(job.mutex_key)))
-        return job.awaits_dependencies or self._check_job(examination, indexed, dispatched) is not None
-
-    def _check_job(self, examination: _Examination, indexed: IndexedJob, dispatched: bool) -> Finding | None:
-        """What is wrong with a job, the worst first."""
-        job, index_entry = indexed.job, self._ctx.jobs.index_entry_of(indexed.job)
-        finding = partial(Finding, namespace=job.namespace, entity_id=job.job_id)
-        if indexed.index_entry != index_entry and job.updated_at <= examination.before:
-            indexed_as = (
-                "not shown" if indexed.index_entry is None else f"shown as {indexed.index_entry[0].split('#')[1]}"
-            )
-            return finding(
-                kind="job_misplaced",
-                problem=f"it is {job.status}, and {indexed_as} in its queue",
-                since=job.updated_at,
-                repair_hint="show it where it belongs" if index_entry else "show it no longer",
-                repair=lambda _: self._repair_index_entry(job),
-            )
-        due_at = min((moment for moment in (job.due_at, job.indexed_due_at) if moment is not None), default=None)
-        if due_at is not None and due_at <= examination.before:
-            return finding(
-                kind="job_overdue",
-                problem=f"it is {job.status}, and nobody has looked after it when it was due",
-                since=due_at,
-                repair_hint="do what time has brought about",
-                repair=lambda _: apply_timers(self._ctx, job.namespace, job.job_id, actor=ACTOR),
-            )
-        if dispatched and job.dispatchable and job.updated_at <= examination.before:
-            return finding(
-                kind="job_not_dispatched",
-                problem="nobody has set it going",
-                since=job.updated_at,
-                repair_hint="have the sweeper set it going",
-                repair=lambda _: self._request_processing("dispatch", job.namespace, job.job_id),
-            )
-        if job.awaits_dependencies and job.updated_at <= examination.before:
-            since = dependencies.verdict_at(self._ctx, job)
-            if since is not None and since <= examination.before:
-                return finding(
-                    kind="job_dependencies",
-                    problem="the jobs that it waits for have decided its rule, and it still waits",
-                    since=since,
-                    repair_hint="judge it",
-                    repair=lambda _: dependencies.register_with_dependencies(self._ctx, job),
-                )
+    def repair_due(_: datetime) -> str | None:
+        if due.kind in ("schedule", "run"):
+            return _request_processing(ctx, due.kind, due.namespace, due.entity_id)
+        process_due(ctx, due)
         return None
 
-    def _check_mutex(self, examination: _Examination, mutex: Mutex) -> Finding | None:
-        namespace, name = mutex
-        stall = locks.find_stall(self._ctx, namespace, name)
-        if stall is None or (stall.since is not None and stall.since > examination.before):
-            return None
-        return Finding(
-            kind="mutex",
-            namespace=namespace,
-            entity_id=name,
-            problem=stall.reason,
-            since=stall.since,
-            repair_hint="let the first in line have it",
-            repair=lambda _: locks.repair_wait_queue(self._ctx, namespace, name, actor=ACTOR),
+    return Finding(
+        kind=due.kind,
+        namespace=due.namespace,
+        entity_id=due.entity_id,
+        problem=problem,
+        since=due.at,
+        repair_hint=repair_hint,
+        repair=repair_due,
+    )
+
+
+def _examine_namespace(ctx: DoctorContext, examination: _Examination, namespace: str) -> None:
+    """Examine the indexed jobs of each queue, then the newest jobs, which an index may not contain."""
+    examined_ids: set[str] = set()
+    for queue, paused in ctx.job_queues.list_queues(namespace):
+        examination.queues += 1
+        indexed_ids = ctx.job_queues.indexed_jobs(namespace, queue, before=examination.before)
+        bounded_ids = examination.bounded(indexed_ids, MAX_JOBS_PER_QUEUE)
+        _examine_jobs(ctx, examination, namespace, bounded_ids, examined_ids, dispatched=not paused)
+    newest_ids = (line.entity_id for line in ctx.listing.newest_first(namespace, "jobs") if line.entity_id)
+    unexamined_ids = (job_id for job_id in islice(newest_ids, MAX_NEW_JOBS) if job_id not in examined_ids)
+    _examine_jobs(ctx, examination, namespace, unexamined_ids, examined_ids, dispatched=False)
+
+
+def _examine_jobs(
+    ctx: DoctorContext,
+    examination: _Examination,
+    namespace: str,
+    job_ids: Iterable[str],
+    examined_ids: set[str],
+    *,
+    dispatched: bool,
+) -> None:
+    """Examine jobs in parallel batches, and add their ids to `examined_ids`.
+
+    Args:
+        ctx: The collaborators.
+        examination: The state of the examination.
+        namespace: The namespace of the jobs.
+        job_ids: The ids of the jobs.
+        examined_ids: Receives the ids.
+        dispatched: True if jobs with executor `lambda` or `http` should have been dispatched by now.
+    """
+
+    def find_problems(batch_ids: list[str]) -> list[Finding]:
+        # First a cheap, eventually consistent read of all jobs, then a consistent read of the suspects.
+        indexed_by_id = ctx.jobs.find_indexed(namespace, batch_ids, consistent=False)
+        suspect_ids = [
+            job_id
+            for job_id, indexed in indexed_by_id.items()
+            if _is_suspect(ctx, examination, indexed, dispatched=dispatched)
+        ]
+        confirmed = ctx.jobs.find_indexed(namespace, suspect_ids, live=True) if suspect_ids else {}
+        # A job with dependencies needs up to a hundred reads, so the time is checked before each job.
+        return _drop_none(
+            _check_job(ctx, examination, indexed, dispatched=dispatched)
+            for indexed in confirmed.values()
+            if not examination.must_stop()
         )
 
-    def _check_dead_letters(self) -> Finding | None:
-        dead_letters = self._dead_letters.list()
-        messages = {name: count for name, count in dead_letters.messages.items() if count}
-        if not dead_letters.total and not messages:
-            return None
-        counts_text = ", ".join(f"{count} of {name}" for name, count in messages.items())
-        return Finding(
-            kind="dead_letters",
-            namespace=None,
-            entity_id="dead-letters",
-            problem=f"{dead_letters.total} batches of stream records, dead messages: {counts_text or 'none'}",
-            since=min((batch.stored_at for batch in dead_letters.batches), default=None),
-            repair_hint="redrive them",
-            repair=self._redrive,
+    for batches in examination.batches(job_ids, READ_BATCH):
+        for batch in batches:
+            examined_ids.update(batch)
+            examination.jobs += len(batch)
+        for findings in ctx.in_parallel(find_problems, batches):
+            examination.findings += findings
+
+
+def _is_suspect(ctx: DoctorContext, examination: _Examination, indexed: IndexedJob, *, dispatched: bool) -> bool:
+    job = indexed.job
+    if job.mutex_position is not None:
+        examination.mutexes.add((job.namespace, str(job.mutex_key)))
+    return job.awaits_dependencies or _check_job(ctx, examination, indexed, dispatched=dispatched) is not None
+
+
+def _check_job(
+    ctx: DoctorContext, examination: _Examination, indexed: IndexedJob, *, dispatched: bool
+) -> Finding | None:
+    """Return the most severe problem of a job, None if it has none."""
+    finding = _index_entry_finding(ctx, examination, indexed) or _overdue_job_finding(ctx, examination, indexed.job)
+    if finding is not None:
+        return finding
+    job = indexed.job
+    if dispatched and job.dispatchable and job.updated_at <= examination.before:
+        return _job_finding(
+            job,
+            kind="job_not_dispatched",
+            problem="it was not dispatched",
+            since=job.updated_at,
+            repair_hint="request the dispatch",
+            repair=lambda _: _request_processing(ctx, "dispatch", job.namespace, job.job_id),
         )
+    return _dependencies_finding(ctx, examination, job)
 
-    def _repair_index_entry(self, job: Job) -> None:
-        with suppress(ConditionFailed):  # A version that somebody has written meanwhile shows it where it belongs.
-            self._ctx.jobs.repair_index_entry(job)
 
-    def _redrive(self, until: datetime) -> str:
-        report = self._dead_letters.redrive(until)
-        message = f"{report.batches} batches handled, {sum(report.messages.values())} messages sent back"
-        if report.failed or report.not_tried:
-            raise RepairIncomplete(f"{message}, {len(report.failed)} failed again, {report.not_tried} not tried")
-        return message
+def _index_entry_finding(ctx: DoctorContext, examination: _Examination, indexed: IndexedJob) -> Finding | None:
+    job, index_entry = indexed.job, ctx.jobs.index_entry_of(indexed.job)
+    if indexed.index_entry == index_entry or job.updated_at > examination.before:
+        return None
+    indexed_as = "not indexed" if indexed.index_entry is None else f"indexed as {indexed.index_entry[0].split('#')[1]}"
+    return _job_finding(
+        job,
+        kind="job_misplaced",
+        problem=f"it is {job.status}, and {indexed_as} in its queue",
+        since=job.updated_at,
+        repair_hint="correct the index entry" if index_entry else "remove the index entry",
+        repair=lambda _: _repair_index_entry(ctx, job),
+    )
 
-    def _request_processing(self, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str) -> str:
-        request_processing(self._ctx, kind, namespace, entity_id)
-        return "the sweeper was asked to"
+
+def _overdue_job_finding(ctx: DoctorContext, examination: _Examination, job: Job) -> Finding | None:
+    due_times = (due_time for due_time in (job.due_at, job.indexed_due_at) if due_time is not None)
+    due_at = min(due_times, default=None)
+    if due_at is None or due_at > examination.before:
+        return None
+    return _job_finding(
+        job,
+        kind="job_overdue",
+        problem=f"it is {job.status}, and its timer is overdue",
+        since=due_at,
+        repair_hint="apply its timers",
+        repair=lambda _: apply_timers(ctx, job.namespace, job.job_id, actor=ACTOR),
+    )
+
+
+def _dependencies_finding(ctx: DoctorContext, examination: _Examination, job: Job) -> Finding | None:
+    if not job.awaits_dependencies or job.updated_at > examination.before:
+        return None
+    since = dependencies.verdict_at(ctx, job)
+    if since is None or since > examination.before:
+        return None
+    return _job_finding(
+        job,
+        kind="job_dependencies",
+        problem="its dependencies have decided its trigger rule, and it is still waiting",
+        since=since,
+        repair_hint="apply its trigger rule",
+        repair=lambda _: dependencies.register_with_dependencies(ctx, job),
+    )
+
+
+def _job_finding(
+    job: Job,
+    *,
+    kind: FindingKind,
+    problem: str,
+    since: datetime,
+    repair_hint: str,
+    repair: Callable[[datetime], str | None],
+) -> Finding:
+    return Finding(
+        kind=kind,
+        namespace=job.namespace,
+        entity_id=job.job_id,
+        problem=problem,
+        since=since,
+        repair_hint=repair_hint,
+        repair=repair,
+    )
+
+
+def _check_mutex(ctx: DoctorContext, examination: _Examination, mutex: Mutex) -> Finding | None:
+    namespace, name = mutex
+    stall = locks.find_stall(ctx, namespace, name)
+    if stall is None or (stall.since is not None and stall.since > examination.before):
+        return None
+    return Finding(
+        kind="mutex",
+        namespace=namespace,
+        entity_id=name,
+        problem=stall.reason,
+        since=stall.since,
+        repair_hint="promote the first queued job",
+        repair=lambda _: locks.repair_wait_queue(ctx, namespace, name, actor=ACTOR),
+    )
+
+
+def _check_dead_letters(ctx: DeadLettersContext) -> Finding | None:
+    dead_letters = list_dead_letters(ctx)
+    messages = {name: count for name, count in dead_letters.messages.items() if count}
+    if not dead_letters.total and not messages:
+        return None
+    counts_text = ", ".join(f"{count} of {name}" for name, count in messages.items())
+    return Finding(
+        kind="dead_letters",
+        namespace=None,
+        entity_id="dead-letters",
+        problem=f"{dead_letters.total} batches of stream records, dead messages: {counts_text or 'none'}",
+        since=min((batch.stored_at for batch in dead_letters.batches), default=None),
+        repair_hint="redrive them",
+        repair=partial(_redrive, ctx),
+    )
+
+
+def _repair_index_entry(ctx: DoctorContext, job: Job) -> None:
+    with suppress(ConditionFailed):  # A version written in the meantime has the correct index entry.
+        ctx.jobs.repair_index_entry(job)
+
+
+def _redrive(ctx: DeadLettersContext, until: datetime) -> str:
+    report = redrive_dead_letters(ctx, until)
+    message = f"{report.batches} batches handled, {sum(report.messages.values())} messages sent back"
+    if report.failed or report.not_tried:
+        raise RepairIncomplete(f"{message}, {len(report.failed)} failed again, {report.not_tried} not tried")
+    return message
+
+
+def _request_processing(
+    ctx: DoctorContext, kind: Literal["dispatch", "schedule", "run"], namespace: str, entity_id: str
+) -> str:
+    request_processing(ctx, kind, namespace, entity_id)
+    return "the sweeper was asked to do it"
 
 
 def _try_repair(finding: Finding, until: datetime) -> RepairOutcome:
     try:
         return RepairOutcome(repaired=True, message=finding.repair(until) or "done")
-    except RepairIncomplete as rest:
-        return RepairOutcome(repaired=False, message=str(rest))
+    except RepairIncomplete as incomplete:
+        return RepairOutcome(repaired=False, message=str(incomplete))
     except Exception as error:
-        # Whatever keeps one from being mended is for the operator to know, and must not keep the others from it.
+        # One failed repair must not prevent the others. The operator reads its error in the outcome.
         return RepairOutcome(repaired=False, message=f"failed: {error!r}")
 
 
