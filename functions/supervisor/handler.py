@@ -18,9 +18,9 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A state's request, or EventBridge's word of an execution."""
     execution = event.get("detail")
     if execution is not None:
-        log_fields = {"action": "mourn", "execution": execution["name"], "status": execution["status"]}
+        log_fields = {"action": "execution_ended", "execution": execution["name"], "status": execution["status"]}
     else:
-        log_fields = {"action": event["action"], "supervised": event["supervised"], **ids_in(event)}
+        log_fields = {"action": event["action"], "supervisor_id": event["supervisor_id"], **ids_in(event)}
     with traced(log_fields):
         if execution is not None:
             run = on_execution_ended(wiring.context(), loads(execution["input"]), execution["status"])

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "SweeperFunction": ("sweeper_tick", {}),
     "HttpExecutorFunction": ("http_executor_call", None),
     "WebhooksFunction": ("webhooks_deliver", ALL_DONE),
-    "SupervisorFunction": ("supervisor_begin", {}),
+    "SupervisorFunction": ("supervisor_start", {}),
     "AdminFunction": ("admin_list_keys", None),
 }
 

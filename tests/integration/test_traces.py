@@ -144,16 +144,16 @@ def test_dispatched_job_records_one_subsegment(daemon: Daemon, world: RunWorld) 
 
 
 def test_supervisor_records_subsegments_with_run_ids(daemon: Daemon, client: Client) -> None:
-    begin = sample("supervisor_begin")
+    begin = sample("supervisor_start")
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
     ids = {"namespace": "demo", "workflow_id": run["workflow_id"]}
     supervisor.handler({**begin, **ids}, None)
-    assert told(daemon.take()) == ("begin", {**ids, **OURS})
+    assert told(daemon.take()) == ("start", {**ids, **OURS})
     stopped = sample("supervisor_stopped")
     stopped["detail"]["input"] = dumps({**loads(stopped["detail"]["input"]), **ids})  # type: ignore[dict-item]
     supervisor.handler(stopped, None)
-    assert told(daemon.take()) == ("mourn", {**ids, **OURS})
+    assert told(daemon.take()) == ("execution_ended", {**ids, **OURS})
 
 
 def test_fan_out_records_a_subsegment_with_run_ids(daemon: Daemon, client: Client) -> None:

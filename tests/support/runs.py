@@ -28,7 +28,7 @@ from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Check, Delete, DynamoTable, Put, Row, Table, Update
-from vigil_core.store.workflows.runs import run_from_row
+from vigil_core.store.workflows.run_rows import run_from_row
 
 _to_dynamo = TypeSerializer()
 

@@ -291,7 +291,7 @@ def test_http_executor_calls_the_target_once_and_completes_the_job(
 
 
 def test_supervisor_starts_a_run_and_starts_a_successor_when_stopped(deployed: Deployed) -> None:
-    begin, stopped = sample("supervisor_begin"), sample("supervisor_stopped")
+    begin, stopped = sample("supervisor_start"), sample("supervisor_stopped")
     context = wiring.context()
     body: Any = {"name": "w", "jobs": [{"name": "a"}]}
     create_run(

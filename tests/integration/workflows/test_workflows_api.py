@@ -30,7 +30,7 @@ def create(client: Client, **changed: Any) -> Any:
 def begin(workflow_id: str) -> None:
     """What supervisor and matcher do at first."""
     ctx = wiring.context()
-    supervise(ctx, {"action": "begin", "namespace": "demo", "workflow_id": workflow_id, "supervised": "1-1"})
+    supervise(ctx, {"action": "start", "namespace": "demo", "workflow_id": workflow_id, "supervisor_id": "1-1"})
     run = find_run(ctx, "demo", workflow_id)
     apply_transitions(ctx, run, load_run_state(ctx, run), [0])
 

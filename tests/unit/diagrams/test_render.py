@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes, longest_path_layers
+from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes
 from vigil_core.domain.diagrams.layout import compute_layout
 from vigil_core.domain.diagrams.render import DiagramJob, dot, mermaid, svg
 from vigil_core.domain.jobs.status import STATUSES, JobStatus
+from vigil_core.domain.workflows.graph import longest_path_layers
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '"];--</text><script>&lt; \\" \\n %%{init}%% `_x_` #35; 日本 🎉'

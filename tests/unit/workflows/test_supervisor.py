@@ -15,9 +15,9 @@ from vigil_core.services.workflows import supervisor as supervise
 
 EVENT = (
     '{"pk": "team#workflow#r", "namespace": "team", "workflow_id": "r", "generation": "2", "supervisor": "3", '
-    '"supervised": "2-3", "watched": {"loops": 0}}'
+    '"supervisor_id": "2-3", "progress": {"loops": 0}}'
 )
-TOKEN_STATES = ["Watch", "AwaitDecision"]
+TOKEN_STATES = ["AwaitSignal", "AwaitDecision"]
 
 
 def text(value: str) -> dict[str, str]:
@@ -47,7 +47,7 @@ class Stage:
 
     def _table(self, operation: str, request: Mapping[str, Any]) -> Any:
         if operation == "getItem":
-            policy = {"failure_policy": text("fail_fast"), "status": text("running"), "facts": {"N": "4"}}
+            policy = {"failure_policy": text("fail_fast"), "status": text("running"), "signal_count": {"N": "4"}}
             return {"Item": {**policy, **self.facts}}
         if self.trouble is not None:
             raise StateFailed(self.trouble)
@@ -71,34 +71,34 @@ class Stage:
 @pytest.mark.parametrize(
     ("facts", "state"),
     [
-        ({}, "Watch"),
+        ({}, "AwaitSignal"),
         ({"drained": YES}, "Finalise"),
         ({"drained": YES, "cancel_requested_by": text("key")}, "Finalise"),
-        ({"cancel_requested_by": text("key")}, "CancelTheRest"),
-        ({"deadline_passed": YES}, "CancelTheRest"),
-        ({"aborted": YES}, "CancelTheRest"),
-        ({"failed_job": text("a")}, "CancelTheRest"),
-        ({"failed_job": text("a"), "failure_policy": text("continue_on_failure")}, "Watch"),
-        ({"failed_job": text("a"), "failure_policy": text("manual")}, "Watch"),
+        ({"cancel_requested_by": text("key")}, "CancelRemaining"),
+        ({"deadline_passed": YES}, "CancelRemaining"),
+        ({"aborted": YES}, "CancelRemaining"),
+        ({"failed_job": text("a")}, "CancelRemaining"),
+        ({"failed_job": text("a"), "failure_policy": text("continue_on_failure")}, "AwaitSignal"),
+        ({"failed_job": text("a"), "failure_policy": text("manual")}, "AwaitSignal"),
         ({"failed_job": text("a"), "failure_policy": text("manual"), "status": text("paused")}, "AwaitDecision"),
-        ({"failure_policy": text("manual"), "status": text("paused"), "decisions_open": YES}, "ApplyDecisions"),
-        ({"failure_policy": text("manual"), "status": text("paused"), "deadline_passed": YES}, "CancelTheRest"),
-        ({"status": text("paused")}, "Watch"),
+        ({"failure_policy": text("manual"), "status": text("paused"), "has_pending_decisions": YES}, "ApplyDecisions"),
+        ({"failure_policy": text("manual"), "status": text("paused"), "deadline_passed": YES}, "CancelRemaining"),
+        ({"status": text("paused")}, "AwaitSignal"),
     ],
 )
 def test_next_state_follows_from_the_signals(facts: dict[str, Any], state: str) -> None:
     stage = Stage(facts)
     stage.begin()
-    while stage.execution.state != "Decide":
+    while stage.execution.state != "SelectNextState":
         stage.machine.step(stage.execution)
     stage.machine.step(stage.execution)
     assert stage.execution.state == state
-    told = {"namespace": "team", "workflow_id": "r", "supervised": "2-3"}
-    assert stage.asked == [{"action": "begin", **told}]
+    told = {"namespace": "team", "workflow_id": "r", "supervisor_id": "2-3"}
+    assert stage.asked == [{"action": "start", **told}]
     stage.machine.step(stage.execution)
     actions = {
         "Finalise": "finalise",
-        "CancelTheRest": "cancel_the_rest",
+        "CancelRemaining": "cancel_remaining",
         "ApplyDecisions": "apply_decisions",
     }
     assert stage.asked[1:] == ([{"action": actions[state], **told}] if state in actions else [])
@@ -113,13 +113,13 @@ def test_waiting_state_stores_its_token_and_seen_signals(state: str) -> None:
     execution = stage.run()
     assert execution.state == state
     first, write = stage.writes
-    assert first["ExpressionAttributeValues"][":seen"] == {"N": "0"}, "whatever is a fact already wakes it"
+    assert first["ExpressionAttributeValues"][":seen_signals"] == {"N": "0"}, "whatever is a fact already wakes it"
     assert write["Key"] == {"pk": text("team#workflow#r"), "sk": text("A")}
     assert write["ConditionExpression"] == "generation = :generation AND supervisor = :supervisor"
     assert write["ExpressionAttributeValues"] == {
         ":token": text(str(execution.token)),
-        ":supervised": text("2-3"),
-        ":seen": {"N": "4"},
+        ":supervisor_id": text("2-3"),
+        ":seen_signals": {"N": "4"},
         ":generation": {"N": "2"},
         ":supervisor": {"N": "3"},
     }
@@ -130,11 +130,11 @@ def test_woken_or_timed_out_execution_reads_the_run_again(state: str) -> None:
     stage = Stage({"failure_policy": text("manual"), "status": text("paused")} if state == "AwaitDecision" else {})
     execution = stage.run()
     stage.machine.wake(str(execution.token))
-    assert execution.state == "Look"
+    assert execution.state == "ReadRun"
     stage.run()
     assert execution.state == state
     stage.machine.time_out(execution)
-    assert execution.state == "Look"
+    assert execution.state == "ReadRun"
     stage.facts["drained"] = YES
     assert stage.run().status == "SUCCEEDED"
     assert stage.asked[-1]["action"] == "finalise"
@@ -148,7 +148,7 @@ def test_superseded_execution_ends_without_action(state: str) -> None:
     execution = stage.run()
     assert execution.status == "SUCCEEDED"
     assert execution.visited[-2:] == [state, "Superseded"]
-    assert [event["action"] for event in stage.asked] == ["begin"]
+    assert [event["action"] for event in stage.asked] == ["start"]
 
 
 def test_each_execution_cancels_the_remaining_jobs_once() -> None:
@@ -156,28 +156,33 @@ def test_each_execution_cancels_the_remaining_jobs_once() -> None:
     for stage in (Stage({"cancel_requested_by": text("key")}) for _ in range(2)):
         for _ in range(3):
             execution = stage.run()
-            assert execution.state == "Watch"
+            assert execution.state == "AwaitSignal"
             stage.machine.wake(str(execution.token))
-        assert [event["action"] for event in stage.asked] == ["begin", "cancel_the_rest"]
+        assert [event["action"] for event in stage.asked] == ["start", "cancel_remaining"]
 
 
 def test_successor_starts_after_two_hundred_loops() -> None:
     stage = Stage()
     for _ in range(200):
         execution = stage.run()
-        assert execution.state == "Watch"
+        assert execution.state == "AwaitSignal"
         stage.machine.wake(str(execution.token))
     assert stage.run().status == "SUCCEEDED"
-    assert stage.execution.visited[-2:] == ["HandOver", "Superseded"]
-    assert stage.asked[-1] == {"action": "hand_over", "namespace": "team", "workflow_id": "r", "supervised": "2-3"}
+    assert stage.execution.visited[-2:] == ["StartSuccessor", "Superseded"]
+    assert stage.asked[-1] == {
+        "action": "start_successor",
+        "namespace": "team",
+        "workflow_id": "r",
+        "supervisor_id": "2-3",
+    }
     assert len(stage.execution.visited) * 5 < 25_000, "what an execution's history may hold"
 
 
 def test_drained_run_is_finalised_even_after_two_hundred_loops() -> None:
     stage = Stage({"drained": YES})
-    stage.execution.data["watched"]["loops"] = 500
+    stage.execution.data["progress"]["loops"] = 500
     stage.run()
-    assert [event["action"] for event in stage.asked] == ["begin", "finalise"]
+    assert [event["action"] for event in stage.asked] == ["start", "finalise"]
 
 
 def test_exception_of_the_function_is_retried() -> None:
@@ -192,9 +197,9 @@ def test_exception_of_the_function_is_retried() -> None:
     stage.machine.act = act
     with pytest.raises(RuntimeError):
         stage.machine.step(stage.execution)
-    assert stage.execution.state == "Begin"
+    assert stage.execution.state == "Start"
     stage.begin()
-    assert [event["action"] for event in stage.asked] == ["begin"]
+    assert [event["action"] for event in stage.asked] == ["start"]
 
 
 def test_every_task_state_has_retries_and_a_timeout() -> None:
@@ -213,7 +218,7 @@ def test_every_task_state_has_retries_and_a_timeout() -> None:
             caught = {error: each["Next"] for each in state["Catch"] for error in each["ErrorEquals"]}
             assert caught == {
                 "DynamoDb.ConditionalCheckFailedException": "Superseded",
-                "States.Timeout": "Look",
+                "States.Timeout": "ReadRun",
             }
             never = [each for each in state["Retry"] if each["MaxAttempts"] == 0]
             assert never == state["Retry"][:1], "what is caught is not tried again first"

@@ -16,7 +16,7 @@ from vigil_core.domain.workflows.run import RunLogEntry, WorkflowRun
 from vigil_core.store.jobs.jobs import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.table import Row, row_from_image
-from vigil_core.store.workflows.runs import run_from_row
+from vigil_core.store.workflows.run_rows import run_from_row
 
 
 @dataclass(frozen=True, kw_only=True)

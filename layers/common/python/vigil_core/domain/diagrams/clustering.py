@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, TypeAlias
 
+from vigil_core.domain.workflows.graph import invert_edges, longest_path_layers
+
 ClusterKind: TypeAlias = Literal["job", "alike", "sequence", "many"]
 
 MAX_LAYERS = 24
@@ -53,30 +55,6 @@ def cluster_nodes(depends_on: Sequence[Sequence[int]], keys: Sequence[Hashable],
         width = -(-len(clusters) // limit)
         clusters = _merge(clusters, _by_layer(clusters, lambda column: column // width), "many", 0)
     return clusters
-
-
-def longest_path_layers(depends_on: Sequence[Sequence[int]]) -> list[int]:
-    """How many others come before each, at the least: the length of the longest way to it."""
-    successors = invert_edges(depends_on)
-    unplaced_dependencies = [len(each) for each in depends_on]
-    layers = [0] * len(depends_on)
-    ready = [n for n, count in enumerate(unplaced_dependencies) if not count]
-    for n in ready:
-        for successor in successors[n]:
-            layers[successor] = max(layers[successor], layers[n] + 1)
-            unplaced_dependencies[successor] -= 1
-            if not unplaced_dependencies[successor]:
-                ready.append(successor)
-    return layers
-
-
-def invert_edges(depends_on: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The same edges, seen from their other ends."""
-    successors: list[list[int]] = [[] for _ in depends_on]
-    for n, each in enumerate(depends_on):
-        for other in each:
-            successors[other].append(n)
-    return successors
 
 
 def _same_neighbours(clusters: Sequence[Cluster]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vigil_core.domain.diagrams.clustering import invert_edges, longest_path_layers
+from vigil_core.domain.workflows.graph import invert_edges, longest_path_layers
 
 BOX_GAP = 18.0
 LINE_GAP = 11.0

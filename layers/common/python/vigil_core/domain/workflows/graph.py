@@ -1,6 +1,6 @@
-"""The graph of a workflow, frozen when its run is created. Pure.
+"""The graph of a workflow, stored when its run is created. Pure.
 
-Jobs are numbered in the order of their definition; a number is a job's place.
+Jobs are numbered in the order of their definition. The number of a job is its index.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vigil_core.domain.diagrams.clustering import longest_path_layers
 from vigil_core.domain.jobs.dependencies import TriggerRule
 
 BLOCK_SIZE = 64
-"""How many jobs share one row that says how they stand."""
+"""The number of jobs whose state records share one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A job of a workflow, as far as the graph cares. `delayed`: it has a time of its own, before which it does not
-    start."""
+    """A job of a workflow with the attributes that the graph needs."""
 
     name: str
     job_type: str
@@ -29,10 +27,11 @@ class Node:
     cancel_losers: bool = False
     condition: str | None = None
     has_start_delay: bool = False
+    """Whether the job has a start time of its own and does not start before it."""
 
     @property
     def is_root(self) -> bool:
-        """Whether it waits for no other job."""
+        """Whether the job waits for no other job."""
         return not self.depends_on or self.trigger_rule == "always"
 
 
@@ -44,52 +43,53 @@ class Graph:
 
     @cached_property
     def dependents(self) -> Sequence[Sequence[int]]:
-        """For each job those that depend on it."""
-        dependents: list[list[int]] = [[] for _ in self.nodes]
-        for index, node in enumerate(self.nodes):
-            for dependency in node.depends_on:
-                dependents[dependency].append(index)
-        return dependents
+        """The indexes of the jobs that depend on each job."""
+        return invert_edges([node.depends_on for node in self.nodes])
 
     @cached_property
     def depth(self) -> Sequence[int]:
-        """For each job how many come before it on the longest way to it."""
+        """The number of jobs before each job on the longest path to it."""
         return longest_path_layers([node.depends_on for node in self.nodes])
 
     @cached_property
     def index_of(self) -> Mapping[str, int]:
-        """The place of each name."""
+        """The index of each job name."""
         return {node.name: index for index, node in enumerate(self.nodes)}
 
     @cached_property
     def dependencies_by_block(self) -> Sequence[Mapping[int, Sequence[int]]]:
-        """For each job its dependencies, by the chunk in which they are."""
+        """The dependencies of each job, grouped by their block."""
         return [group_by_block(node.depends_on) for node in self.nodes]
 
     @property
     def roots(self) -> list[int]:
-        """Those that wait for no other job."""
+        """The indexes of the jobs that wait for no other job."""
         return [index for index, node in enumerate(self.nodes) if node.is_root]
 
     @property
     def edge_count(self) -> int:
-        """How many dependencies there are."""
+        """The number of dependencies of all jobs."""
         return sum(len(node.depends_on) for node in self.nodes)
 
     def dependency_names(self, index: int) -> list[str]:
-        """The names of a job's dependencies, in their order."""
+        """Return the names of a job's dependencies, in their order."""
         return [self.nodes[dependency].name for dependency in self.nodes[index].depends_on]
 
     def successors(self, indexes: Iterable[int]) -> list[int]:
-        """Those that depend on these places."""
+        """Return the jobs that depend on these jobs, one entry for each dependency."""
         return [after for index in indexes for after in self.dependents[index]]
 
     def race_joins(self, index: int) -> list[int]:
-        """The joins for which a job races others."""
+        """Return the joins in whose race a job takes part."""
         return [after for after in self.dependents[index] if self.nodes[after].cancel_losers]
 
     def downstream(self, indexes: Iterable[int], *, traverses: Callable[[int], bool] = lambda _: True) -> set[int]:
-        """These places and all that come after them, by ways through places that pass."""
+        """Return these jobs and all jobs that are reachable from them.
+
+        Args:
+            indexes: The jobs at which the search starts.
+            traverses: Whether the search enters a job. A path ends before a job for which this is False.
+        """
         reached = set(indexes)
         pending = deque(reached)
         while pending:
@@ -100,23 +100,53 @@ class Graph:
         return reached
 
 
+def longest_path_layers(depends_on: Sequence[Sequence[int]]) -> list[int]:
+    """Return for each node the length of the longest path to it.
+
+    A node without dependencies is in layer 0. The nodes are processed in topological order (Kahn's algorithm).
+
+    Args:
+        depends_on: For each node the indexes of the nodes on which it depends, without cycles.
+    """
+    successors = invert_edges(depends_on)
+    unplaced_dependencies = [len(dependencies) for dependencies in depends_on]
+    layers = [0] * len(depends_on)
+    ready = [node for node, count in enumerate(unplaced_dependencies) if not count]
+    for node in ready:
+        for successor in successors[node]:
+            layers[successor] = max(layers[successor], layers[node] + 1)
+            unplaced_dependencies[successor] -= 1
+            if not unplaced_dependencies[successor]:
+                ready.append(successor)
+    return layers
+
+
+def invert_edges(depends_on: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return for each node the nodes that depend on it."""
+    successors: list[list[int]] = [[] for _ in depends_on]
+    for node, dependencies in enumerate(depends_on):
+        for dependency in dependencies:
+            successors[dependency].append(node)
+    return successors
+
+
 def block_of(index: int) -> int:
-    """The chunk in which a place is."""
+    """Return the number of the block that contains a job."""
     return index // BLOCK_SIZE
 
 
 def block_numbers(total: int) -> range:
-    """The chunks of so many jobs."""
+    """Return the numbers of the blocks of a run with this number of jobs."""
     return range((total + BLOCK_SIZE - 1) // BLOCK_SIZE)
 
 
 def indexes_in_block(block: int, total: int) -> range:
-    """The places in a chunk."""
+    """Return the indexes of the jobs in a block."""
     return range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, total))
 
 
 def group_by_block(indexes: Iterable[int]) -> Mapping[int, Sequence[int]]:
-    """Places by the chunk in which they are."""
+    """Group job indexes by the block that contains them."""
     indexes_by_block: dict[int, list[int]] = {}
     for index in indexes:
         indexes_by_block.setdefault(block_of(index), []).append(index)

@@ -40,7 +40,7 @@ from vigil_core.services.workflows.commands import change_run, job_id_at, load_r
 from vigil_core.store import keys
 from vigil_core.store.jobs.jobs import PRIORITY_RANKS
 from vigil_core.store.table import Row
-from vigil_core.store.workflows.runs import SupervisorToken, run_from_row, supervisor_token_from_row
+from vigil_core.store.workflows.run_rows import SupervisorToken, run_from_row, supervisor_token_from_row
 
 
 class AdvanceRunContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):

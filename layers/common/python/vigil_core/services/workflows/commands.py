@@ -27,7 +27,7 @@ from vigil_core.services.jobs.transitions import MAX_ATTEMPTS, change
 from vigil_core.services.long_poll import long_poll
 from vigil_core.services.verdict_log import log_transition
 from vigil_core.store import keys
-from vigil_core.store.workflows.runs import OperatorDecision
+from vigil_core.store.workflows.run_rows import OperatorDecision
 
 
 class RunCommandsContext(ChangesRuns, Protocol):
@@ -91,8 +91,8 @@ def start_supervisor(ctx: RunCommandsContext, run: WorkflowRun) -> None:
         "workflow_id": run.workflow_id,
         "generation": str(run.generation),
         "supervisor": str(run.supervisor),
-        "supervised": run.supervisor_id,
-        "watched": {"loops": 0},
+        "supervisor_id": run.supervisor_id,
+        "progress": {"loops": 0},
     }
     ctx.supervisors.start(run.execution_name, dumps(event))
 

@@ -29,7 +29,7 @@ from vigil_core.services.workflows.commands import (
     start_supervisor,
 )
 from vigil_core.services.workflows.output import evaluate_output
-from vigil_core.store.workflows.runs import OperatorDecision
+from vigil_core.store.workflows.run_rows import OperatorDecision
 
 
 class SupervisorContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
@@ -43,18 +43,18 @@ def supervise(ctx: SupervisorContext, event: Mapping[str, JsonValue]) -> Workflo
     """Do what one state of the supervisor asks for; the run as it was before, if there is one."""
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.supervisor_id != event["supervised"]:
+    if run is None or run.supervisor_id != event["supervisor_id"]:
         return run
     match event["action"]:
-        case "begin":
+        case "start":
             change_run(ctx, namespace, workflow_id, lambda current: workflows.start(current, now=ctx.now()))
-        case "cancel_the_rest":
+        case "cancel_remaining":
             cancel_remaining(ctx, run)
         case "apply_decisions":
             apply_decisions(ctx, run)
         case "finalise":
             finalise(ctx, run)
-        case "hand_over":
+        case "start_successor":
             start_successor(ctx, run)
         case action:
             raise ValueError(f"a state of the supervisor asks for an unknown action {action!r}")
@@ -143,7 +143,7 @@ def on_execution_ended(ctx: SupervisorContext, event: JsonValue, status: str) ->
     assert isinstance(event, Mapping)
     namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
     run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.ended or run.supervisor_id != event["supervised"]:
+    if run is None or run.ended or run.supervisor_id != event["supervisor_id"]:
         return run
     if status == "ABORTED":
         reason = "its execution was stopped"
