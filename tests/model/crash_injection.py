@@ -21,7 +21,7 @@ from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.background.sweeper import SweepFailed
 from vigil_core.services.ports import FanOutMessage
-from vigil_core.store.jobs.jobs import job_from_row
+from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, DynamoTable, Put, Row, Update

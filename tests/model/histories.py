@@ -354,7 +354,7 @@ class Histories(RuleBasedStateMachine):
         """Require that two live jobs never had the same unique key or mutex."""
         live: dict[tuple[str, str, str], set[str]] = {}
         for _, job in self.world.versions:
-            for kind, name in [("unique key", job.unique_key), ("mutex", job.mutex_key)]:
+            for kind, name in [("unique key", job.unique_key), ("mutex", job.mutex.key)]:
                 if name is not None:
                     holders = live.setdefault((job.namespace, kind, name), set())
                     holders.difference_update([job.job_id]) if job.ended else holders.add(job.job_id)

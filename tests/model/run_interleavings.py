@@ -234,7 +234,7 @@ class InterleavedRun(RestlessRun):
 
 def _end_of(job: Job) -> str:
     if job.status == "skipped":
-        return "failed" if job.verdict and job.verdict.through_failure else "skipped"
+        return "failed" if job.dependencies.verdict and job.dependencies.verdict.through_failure else "skipped"
     return "success" if job.status == "completed" else job.status
 
 

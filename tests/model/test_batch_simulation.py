@@ -20,7 +20,7 @@ from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs import batch as batches
-from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.batch import OnItemFailure, item_id
 from vigil_core.domain.jobs.job import Job, JobError, NewJob
 from vigil_core.domain.jobs.retry import RetryPolicy
@@ -59,7 +59,7 @@ class Batches(MortalWorld):
 
     def items(self, batch: Job) -> list[Job | None]:
         """Return the number of the current or last attempt; None when the item does not exist."""
-        ids = [item_id(batch.job_id, batch.attempt, index) for index in range(batch.batch_size or 0)]
+        ids = [item_id(batch.job_id, batch.attempt, index) for index in range(batch.batch.size or 0)]
         return [self.world.ctx.jobs.find(NAMESPACE, job_id) for job_id in ids]
 
     def open_items(self) -> list[Job]:
@@ -94,10 +94,10 @@ class Batches(MortalWorld):
     def what_is_stored_makes_sense(self) -> None:
         new, self.streamed.versions = self.streamed.versions, []
         for version in new:
-            if version.batch_id is not None:
+            if version.batch.batch_id is not None:
                 if version.version == 1:
                     payload = self.world.ctx.jobs.payloads(version).payload
-                    assert payload == dumps(f"{version.batch_id} {version.batch_index}"), "each has its own"
+                    assert payload == dumps(f"{version.batch.batch_id} {version.batch.index}"), "each has its own"
             elif version.ended:
                 self._ended_rightly(version)
 
@@ -110,7 +110,7 @@ class Batches(MortalWorld):
         states = [item.status for item in items if item]
         bad = sum(status != "completed" for status in states)
         cancelled = bad and batch.cancel_requested_at is not None
-        well = not bad or batch.on_item_failure == "collect"
+        well = not bad or batch.batch.on_item_failure == "collect"
         assert batch.status == ("cancelled" if cancelled else "completed" if well else "failed")
         told = loads(self.world.ctx.jobs.payloads(batch).result or "null")
         assert isinstance(told, list)
@@ -125,7 +125,7 @@ class Batches(MortalWorld):
             batch = self.stored(job_id)
             items = self.items(batch)
             failed = any(item and item.status == "failed" for item in items)
-            if batch.ended or (batch.status == "running" and batch.on_item_failure == "fail_fast" and failed):
+            if batch.ended or (batch.status == "running" and batch.batch.on_item_failure == "fail_fast" and failed):
                 assert all(item is None or item.ended for item in items), "nothing of it goes on"
                 assert batch.ended
             elif batch.status == "running":
@@ -155,12 +155,12 @@ def test_simulated_batch_ends_with_its_items(seeds: range) -> None:
     live(Batches, STEPS, seeds, length=80)
 
 
-_end_batch = job_rules.end_batch
+_end_batch = transitions.end_batch
 FAULTS: dict[str, tuple[object, str, object]] = {
     "ended items are not counted": (BatchStore, "record_end_state", lambda *_: False),
     "a stop cancels no item": (batch_service, "_cancel", lambda *_: None),
     "only the first page is created": (batch_service, "page_numbers", lambda _: range(1)),
-    "failed items are not counted": (job_rules, "end_batch", lambda job, _, **told: _end_batch(job, 0, **told)),
+    "failed items are not counted": (transitions, "end_batch", lambda job, _, **told: _end_batch(job, 0, **told)),
 }
 
 

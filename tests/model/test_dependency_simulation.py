@@ -99,35 +99,37 @@ class Dependents(MortalWorld):
         for job in new:
             if job.ended:
                 self.endings.setdefault(job.job_id, set()).add(_ending(job))
-            if job.depends_on:
+            if job.dependencies.depends_on:
                 self._was_judged_rightly(job)
 
     def _was_judged_rightly(self, job: Job) -> None:
-        if job.dependency_status == "waiting":
+        if job.dependencies.status == "waiting":
             assert job.status in ("scheduled", "waiting", "cancelled"), "nothing begins that is not released"
-            assert job.verdict is None
+            assert job.dependencies.verdict is None
             return
-        assert job.verdict
-        held = job.dependency_status == "satisfied"
-        counted = [ending for ending in ENDINGS for _ in range(job.verdict.inputs[ending])]
-        assert decided(job.trigger_rule, counted, len(job.depends_on)) is held, job.verdict
-        hindered = job.trigger_rule not in UNHINDERED and {"failed", "cancelled"} & set(counted)
-        assert job.verdict.through_failure == (not held and bool(hindered))
+        assert job.dependencies.verdict
+        held = job.dependencies.status == "satisfied"
+        counted = [ending for ending in ENDINGS for _ in range(job.dependencies.verdict.inputs[ending])]
+        assert decided(job.dependencies.trigger_rule, counted, len(job.dependencies.depends_on)) is held, (
+            job.dependencies.verdict
+        )
+        hindered = job.dependencies.trigger_rule not in UNHINDERED and {"failed", "cancelled"} & set(counted)
+        assert job.dependencies.verdict.through_failure == (not held and bool(hindered))
         for index, ending in self.world.ctx.dependencies.end_states(job).items():
-            dependency = job.depends_on[index].job_id
+            dependency = job.dependencies.depends_on[index].job_id
             assert ending in self.endings[dependency], "it never ended so"
         if not held:
             assert job.status == "skipped" or job.log[-1].kind != "skipped"
-        elif job.condition is not None and job.log[-1].kind in ("ready", "skipped", "failed"):
+        elif job.dependencies.condition is not None and job.log[-1].kind in ("ready", "skipped", "failed"):
             self._condition_was_met(job)
 
     def _condition_was_met(self, job: Job) -> None:
-        rows = self.rows.get(job.depends_on[0].job_id, set())
+        rows = self.rows.get(job.dependencies.depends_on[0].job_id, set())
         if job.log[-1].kind == "ready":
             assert 1 in rows, "the condition holds for what was told"
         elif job.log[-1].kind == "skipped":
-            endings = self.endings.get(job.depends_on[0].job_id, set())
-            assert endings or job.trigger_rule == "always", "nobody else is judged before"
+            endings = self.endings.get(job.dependencies.depends_on[0].job_id, set())
+            assert endings or job.dependencies.trigger_rule == "always", "nobody else is judged before"
             assert rows != {1} or endings != {"success"}, "it does hold"
 
     def come_to_rest(self) -> None:
@@ -138,15 +140,17 @@ class Dependents(MortalWorld):
             if not job.awaits_dependencies:
                 continue
             known = self.world.ctx.dependencies.end_states(job)
-            for index, dependency in enumerate(job.depends_on):
+            for index, dependency in enumerate(job.dependencies.depends_on):
                 gone = self.world.ctx.jobs.find(NAMESPACE, dependency.job_id)
                 assert index in known or not (gone is None or gone.ended), "an end that nobody heard of"
-            assert decided(job.trigger_rule, list(known.values()), len(job.depends_on)) is None, "it waits for nothing"
+            assert (
+                decided(job.dependencies.trigger_rule, list(known.values()), len(job.dependencies.depends_on)) is None
+            ), "it waits for nothing"
 
 
 def _ending(job: Job) -> str:
     if job.status == "skipped":
-        return "failed" if job.verdict and job.verdict.through_failure else "skipped"
+        return "failed" if job.dependencies.verdict and job.dependencies.verdict.through_failure else "skipped"
     return {"completed": "success"}.get(job.status, job.status)
 
 

@@ -20,7 +20,7 @@ from tests.model.seeds import WORLDS, blocks
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed, LeaseLost
-from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.services.background import sweeper as sweep
@@ -156,9 +156,9 @@ class Lives(MortalWorld):
         """Deliver a job version that affects a mutex to the matcher, possibly again."""
         if self.ids:
             job = self.stored(chance.choice(self.ids))
-            if job.needs_matching and job.mutex_key:
+            if job.needs_matching and job.mutex.key:
                 self.mortally(
-                    chance, lambda: promote_next_waiter(self.world.ctx, NAMESPACE, str(job.mutex_key), actor="matcher")
+                    chance, lambda: promote_next_waiter(self.world.ctx, NAMESPACE, str(job.mutex.key), actor="matcher")
                 )
 
     def what_is_stored_makes_sense(self) -> None:
@@ -177,8 +177,8 @@ class Lives(MortalWorld):
                 assert self.world.ctx.jobs.payloads(job).result == f'"{job.reported_token}"', "the holder's own result"
             self.seen[job_id] = job
             self._index_is_right(job)
-            if job.mutex_key and job.status in ("pending", "running"):
-                hold = self.world.ctx.locks.find(NAMESPACE, "mutex", job.mutex_key)
+            if job.mutex.key and job.status in ("pending", "running"):
+                hold = self.world.ctx.locks.find(NAMESPACE, "mutex", job.mutex.key)
                 assert hold, "what may run has its mutex"
                 assert hold.job_id == job_id, "only one has it"
 
@@ -206,7 +206,7 @@ class Lives(MortalWorld):
             assert job.lease is None, "no worker keeps what it does not look after"
             assert job.status != "running" or job.due_at is None, "only what runs without a limit goes on"
             if job.status == "waiting":
-                hold = self.world.ctx.locks.find(NAMESPACE, "mutex", str(job.mutex_key))
+                hold = self.world.ctx.locks.find(NAMESPACE, "mutex", str(job.mutex.key))
                 assert hold
                 holder = self.stored(hold.job_id)
                 assert not holder.ended, "nobody stands in line for what is free"
@@ -236,7 +236,7 @@ def _kept(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "reports are accepted without the lease token": (job_rules, "_require_lease", _anybody),
+    "reports are accepted without the lease token": (transitions, "_require_lease", _anybody),
     "the index does not contain the end of a lease": (Job, "due_at", property(lambda job: job.timer_at)),
     "a job runs without its mutex": (submit_job, "acquire_or_enqueue", _kept),
     "the sweeper ignores mutex queues": (sweep, "promote_next_waiter", lambda *_, **__: None),

@@ -38,8 +38,9 @@ from vigil_core.store.due_index import DueStore
 from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.jobs.batches import BatchStore
 from vigil_core.store.jobs.dependencies import DependencyStore
+from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.jobs.job_types import JobTypeStore
-from vigil_core.store.jobs.jobs import JobStore, job_from_row
+from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.keys import Key
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore

@@ -24,7 +24,7 @@ from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
 from vigil_core.services.workflows import reconcile as look_after_run
 from vigil_core.services.workflows import supervisor as supervise
-from vigil_core.store.jobs.jobs import job_from_row
+from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Check, Delete, DynamoTable, Put, Row, Table, Update

@@ -37,7 +37,7 @@ from vigil_core.services.jobs.transitions import complete, find_job
 from vigil_core.services.waits.requests import post_wait
 from vigil_core.services.workflows.commands import find_run
 from vigil_core.services.workflows.create import create_run
-from vigil_core.store.jobs.jobs import job_from_row, job_to_row
+from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
 from vigil_core.store.keys import DUE_PARTITIONS
 from vigil_core.store.stream import stream_records
 from vigil_core.store.table import DynamoTable

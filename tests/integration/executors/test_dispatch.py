@@ -24,7 +24,7 @@ from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.queues import claim as claim_jobs
 from vigil_core.services.queues import stats as show_queue
 from vigil_core.services.queues.claim import ClaimRequest
-from vigil_core.store.jobs.jobs import job_to_row
+from vigil_core.store.jobs.job_rows import job_to_row
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Table
 

@@ -154,9 +154,14 @@ def test_items_inherit_the_settings_of_the_batch(world: World) -> None:
     )  # fmt: skip
     settle(world)
     first, second = (stored(world, each) for each in ids(job_id, 2))
-    assert (first.batch_id, first.batch_index, second.batch_index) == (job_id, 0, 1)
+    assert (first.batch.batch_id, first.batch.index, second.batch.index) == (job_id, 0, 1)
     assert (first.job_type, first.queue, first.priority, first.name) == ("flash", "boards", "high", None)
-    assert (first.fields, first.tags, first.timeout_s, first.heartbeat_timeout_s) == ({"lab": "west"}, ("t",), 30, 20)
+    assert (first.fields, first.tags, first.timeouts.attempt_s, first.timeouts.heartbeat_s) == (
+        {"lab": "west"},
+        ("t",),
+        30,
+        20,
+    )
     assert (first.trace_id, first.correlation_id, first.unique_key, first.status) == ("tr", "co", None, "pending")
     assert [world.ctx.jobs.payloads(each).payload for each in (first, second)] == ['{"n":1}', None]
     listed, _ = list_jobs(world.ctx, NAMESPACE, JobFilter(batch_id=job_id), before_cursor=None, page_size=50)

@@ -18,7 +18,7 @@ CHECKED = {
 def mode_of(job_id: str) -> str:
     job = wiring.context().jobs.find("demo", job_id)
     assert job
-    return job.on_item_failure
+    return job.batch.on_item_failure
 
 
 def test_created_batch_shows_its_payloads_without_result(client: Client) -> None:

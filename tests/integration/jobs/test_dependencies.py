@@ -74,12 +74,12 @@ def test_each_trigger_rule_releases_or_skips_the_job_or_leaves_it_waiting(
             world.run_matcher()
     job = stored(world, job_id)
     assert job.status == becomes
-    assert job.dependency_status == {"pending": "satisfied", "skipped": "failed", "waiting": "waiting"}[becomes]
-    assert (job.verdict is None) == (becomes == "waiting")
-    if job.verdict is not None:
-        assert job.verdict.rule == rule
-        assert job.verdict.inputs["total"] == len(endings)
-        assert rule in job.verdict.reason
+    assert job.dependencies.status == {"pending": "satisfied", "skipped": "failed", "waiting": "waiting"}[becomes]
+    assert (job.dependencies.verdict is None) == (becomes == "waiting")
+    if job.dependencies.verdict is not None:
+        assert job.dependencies.verdict.rule == rule
+        assert job.dependencies.verdict.inputs["total"] == len(endings)
+        assert rule in job.dependencies.verdict.reason
 
 
 def test_skip_caused_by_a_failure_propagates_as_a_failure(world: World) -> None:
@@ -101,9 +101,9 @@ def test_job_skipped_by_its_condition_does_not_count_as_failed(world: World) -> 
     end(world, first, "success")
     world.run_matcher()
     skipped = stored(world, second)
-    assert (skipped.status, skipped.health, skipped.dependency_status) == ("skipped", "skipped", "satisfied")
-    assert skipped.verdict
-    assert skipped.verdict.reason == "the condition is false"
+    assert (skipped.status, skipped.health, skipped.dependencies.status) == ("skipped", "skipped", "satisfied")
+    assert skipped.dependencies.verdict
+    assert skipped.dependencies.verdict.reason == "the condition is false"
     assert stored(world, third).status == "pending"
 
 
@@ -182,7 +182,7 @@ def test_released_job_still_waits_for_its_mutex(world: World) -> None:
     end(world, first, "success")
     world.run_matcher()
     job = stored(world, job_id)
-    assert (job.status, job.dependency_status, job.awaits_dependencies) == ("waiting", "satisfied", False)
+    assert (job.status, job.dependencies.status, job.awaits_dependencies) == ("waiting", "satisfied", False)
     world.do(change_job.cancel, holder)
     world.run_matcher()
     assert stored(world, job_id).status == "pending"

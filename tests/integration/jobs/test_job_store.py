@@ -11,13 +11,13 @@ import uuid6
 
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound, PayloadTooLarge
-from vigil_core.domain.jobs import job as job_rules
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob, Report
 from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store import keys
-from vigil_core.store.jobs import jobs as job_rows
-from vigil_core.store.jobs.jobs import JobStore
+from vigil_core.store.jobs import job_rows
+from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES, JobStore
 from vigil_core.store.table import ConditionFailed, DynamoTable, query_all
 
 
@@ -92,7 +92,7 @@ def test_second_save_of_the_same_version_fails(world: World) -> None:
     seen = find(world, job_id)
     world.report(job_id, stage="boot")
     with pytest.raises(ConditionFailed):
-        world.ctx.jobs.save(seen, job_rules.complete(seen, now=world.ctx.now(), actor="k"))
+        world.ctx.jobs.save(seen, transitions.complete(seen, now=world.ctx.now(), actor="k"))
     assert world.report(job_id, stage="setup").version == seen.version + 2
 
 
@@ -104,7 +104,7 @@ def test_conflicting_report_is_applied_again_to_the_new_version(world: World) ->
 
     def meddle(before: Job, after: Job, acquisitions: Any = ()) -> None:
         for said in others:
-            world.ctx.jobs.save(before, job_rules.report(before, said, now=world.ctx.now(), actor="other"))
+            world.ctx.jobs.save(before, transitions.report(before, said, now=world.ctx.now(), actor="other"))
         save(before, after, acquisitions)
 
     world.ctx.jobs.save = meddle  # type: ignore[method-assign]
@@ -127,7 +127,7 @@ class TestCreation:
 
     def test_payload_over_the_limit_is_refused(self, world: World) -> None:
         with pytest.raises(PayloadTooLarge, match="/payload"):
-            world.job(payload="x" * job_rows.MAX_PAYLOAD_BYTES)
+            world.job(payload="x" * MAX_PAYLOAD_BYTES)
 
     def test_unique_key_returns_the_live_job(self, world: World) -> None:
         first = world.job(unique_key="nightly")
@@ -220,7 +220,7 @@ class TestWhoeverIsWaitedFor:
 
     def test_change_based_on_an_unmarked_job_is_retried(self, world: World) -> None:
         before = find(world, world.running())
-        late = job_rules.report(before, Report(stage="boot"), now=world.time, actor="k")
+        late = transitions.report(before, Report(stage="boot"), now=world.time, actor="k")
         marked = world.ctx.jobs.mark_has_waits(before)
         assert marked is not None
         assert (marked.version, marked.has_waits) == (before.version, True)
@@ -230,7 +230,7 @@ class TestWhoeverIsWaitedFor:
 
     def test_subscription_marks_the_job_like_a_wait(self, world: World) -> None:
         before = find(world, world.running())
-        late = job_rules.report(before, Report(stage="boot"), now=world.time, actor="k")
+        late = transitions.report(before, Report(stage="boot"), now=world.time, actor="k")
         marked = world.ctx.jobs.mark_has_subscribers(before)
         assert marked is not None
         assert (marked.version, marked.has_subscribers, marked.has_waits) == (before.version, True, False)

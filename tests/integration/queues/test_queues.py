@@ -13,7 +13,7 @@ import pytest
 from tests.support.table import TABLE_NAME
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.services.jobs import transitions as change_job
@@ -297,7 +297,7 @@ class TestLeases:
         change_job.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         (job,) = claim(world, worker="next", lease_s=600)
         assert job.lease
-        world.ctx.jobs.save(late, jobs.heartbeat(late, now=world.time, lease_token=token))
+        world.ctx.jobs.save(late, transitions.heartbeat(late, now=world.time, lease_token=token))
         now = stored(world, job_id)
         assert now.lease
         assert now.lease.expires_at == job.lease.expires_at

@@ -91,7 +91,7 @@ def test_repeated_records_log_nothing(world: RunWorld, log: Log) -> None:
 def test_condition_error_details_are_not_logged(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"], "condition": "abs(a.result.key) > `0`"})
     world.work({"a": {"key": "classified"}})
-    assert "classified" in str(world.at(run, "b").verdict)
+    assert "classified" in str(world.at(run, "b").dependencies.verdict)
     said = log.text()
     assert "classified" not in said
     (failed,) = [line for line in map(json.loads, said.splitlines()) if line["message"] == "failed"]
@@ -117,7 +117,7 @@ def test_many_equal_verdicts_share_one_line(world: RunWorld, log: Log) -> None:
 def test_parked_and_unparked_jobs_are_logged(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"}, {"name": "b"}, max_concurrency=1)
     world.settle()
-    first, second = ("a", "b") if world.at(run, "b").parked else ("b", "a")
+    first, second = ("a", "b") if world.at(run, "b").workflow.parked else ("b", "a")
     assert {(line["said"], line["job"]) for line in log.lines()} == {("released", first), ("held", second)}
     assert world.work() == [first, second]
     (line,) = log.lines()

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from vigil_core.domain.events.event import job_event, parse_event_id, progress_of_report, wait_event
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, JobLogKind, NewJob, Report
 from vigil_core.domain.waits.wait import Wait, WaitOptions, WaitStatus
 from vigil_core.domain.workflows.run import RunLogKind
@@ -22,14 +22,14 @@ JOB = "019bf000-0000-7000-8000-000000000001"
 
 def lived() -> Job:
     """Return a job with a long history, all of it in the version."""
-    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
-    job = jobs.start(job, now=NOON, actor="key")
-    job = jobs.report(job, Report(stage="boot", progress=Decimal("0.5")), now=NOON, actor="key")
-    job = jobs.fail(job, JobError(code="BROKEN", message="secret"), now=NOON, actor="key", jitter=0)
-    job = jobs.retry(job, now=NOON, actor="key")
-    job = jobs.start(job, now=NOON, actor="key")
-    job = jobs.complete(job, now=NOON + timedelta(seconds=1), actor="key", health="degraded")
-    return jobs.delete(job, now=NOON, actor="key")
+    job = transitions.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
+    job = transitions.start(job, now=NOON, actor="key")
+    job = transitions.report(job, Report(stage="boot", progress=Decimal("0.5")), now=NOON, actor="key")
+    job = transitions.fail(job, JobError(code="BROKEN", message="secret"), now=NOON, actor="key", jitter=0)
+    job = transitions.retry(job, now=NOON, actor="key")
+    job = transitions.start(job, now=NOON, actor="key")
+    job = transitions.complete(job, now=NOON + timedelta(seconds=1), actor="key", health="degraded")
+    return transitions.delete(job, now=NOON, actor="key")
 
 
 def test_event_of_a_version_is_the_same_from_any_later_version() -> None:
@@ -59,8 +59,8 @@ def test_job_events_have_the_expected_types_reasons_and_health() -> None:
 
 
 def test_completion_without_health_is_a_success() -> None:
-    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
-    done = jobs.complete(jobs.start(job, now=NOON, actor="key"), now=NOON, actor="key")
+    job = transitions.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
+    done = transitions.complete(transitions.start(job, now=NOON, actor="key"), now=NOON, actor="key")
     assert done.log[-1].reason is None
     assert job_event(done, done.log[-1], done.log[-2]).data["job_health"] == "success"
 
@@ -75,8 +75,8 @@ def test_completion_without_health_is_a_success() -> None:
     ],
 )
 def test_progress_event_exists_when_a_report_changes_progress(said: Report, told: bool) -> None:
-    job = jobs.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
-    job = jobs.report(jobs.start(job, now=NOON, actor="key"), said, now=NOON, actor="key")
+    job = transitions.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
+    job = transitions.report(transitions.start(job, now=NOON, actor="key"), said, now=NOON, actor="key")
     assert (progress_of_report(job) is not None) is told
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vigil_core.domain.errors import InvalidTransition, ValidationFailed
-from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs import status as lifecycle
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
@@ -24,21 +24,21 @@ BROKEN = JobError(code="BROKEN", message="it broke")
 
 def pending(**wanted: Any) -> Job:
     new = NewJob(**{"job_id": "j", "job_type": "test", **wanted})
-    return jobs.create("team", new, now=NOW, actor="key1", payload_ref=None)
+    return transitions.create("team", new, now=NOW, actor="key1", payload_ref=None)
 
 
 def running(**wanted: Any) -> Job:
-    return jobs.start(pending(**wanted), now=NOW, actor="key1")
+    return transitions.start(pending(**wanted), now=NOW, actor="key1")
 
 
 CHANGES: dict[str, Callable[[Job], Job]] = {
-    "start": lambda job: jobs.start(job, now=LATER, actor="k"),
-    "complete": lambda job: jobs.complete(job, now=LATER, actor="k"),
-    "fail": lambda job: jobs.fail(job, BROKEN, now=LATER, actor="k", jitter=0),
-    "cancel": lambda job: jobs.cancel(job, now=LATER, actor="k"),
-    "retry": lambda job: jobs.retry(job, now=LATER, actor="k"),
-    "delete": lambda job: jobs.delete(job, now=LATER, actor="k"),
-    "report": lambda job: jobs.report(job, Report(stage="boot"), now=LATER, actor="k"),
+    "start": lambda job: transitions.start(job, now=LATER, actor="k"),
+    "complete": lambda job: transitions.complete(job, now=LATER, actor="k"),
+    "fail": lambda job: transitions.fail(job, BROKEN, now=LATER, actor="k", jitter=0),
+    "cancel": lambda job: transitions.cancel(job, now=LATER, actor="k"),
+    "retry": lambda job: transitions.retry(job, now=LATER, actor="k"),
+    "delete": lambda job: transitions.delete(job, now=LATER, actor="k"),
+    "report": lambda job: transitions.report(job, Report(stage="boot"), now=LATER, actor="k"),
 }
 
 
@@ -100,70 +100,73 @@ def test_end_sets_stage_health_and_finish_time() -> None:
 
 class TestReports:
     def test_report_of_an_earlier_stage_is_refused(self) -> None:
-        job = jobs.report(running(), Report(stage="setup"), now=LATER, actor="k")
+        job = transitions.report(running(), Report(stage="setup"), now=LATER, actor="k")
         with pytest.raises(InvalidTransition, match="comes after boot"):
-            jobs.report(job, Report(stage="boot"), now=LATER, actor="k")
-        assert jobs.report(job, Report(stage="setup"), now=LATER, actor="k") is job
+            transitions.report(job, Report(stage="boot"), now=LATER, actor="k")
+        assert transitions.report(job, Report(stage="setup"), now=LATER, actor="k") is job
 
     @pytest.mark.parametrize("stage", ["complete", "incomplete", "lunch"])
     def test_terminal_and_unknown_stages_are_refused(self, stage: str) -> None:
         with pytest.raises(ValidationFailed, match="/job_stage"):
-            jobs.report(running(), Report(stage=stage), now=LATER, actor="k")
+            transitions.report(running(), Report(stage=stage), now=LATER, actor="k")
 
     def test_lower_progress_is_ignored(self) -> None:
-        job = jobs.report(running(), Report(progress=Decimal("0.5")), now=LATER, actor="k")
-        assert jobs.report(job, Report(progress=Decimal("0.4")), now=LATER, actor="k") is job
-        assert jobs.report(job, Report(progress=Decimal("0.4"), message="m"), now=LATER, actor="k").progress == Decimal(
-            "0.5"
-        )
+        job = transitions.report(running(), Report(progress=Decimal("0.5")), now=LATER, actor="k")
+        assert transitions.report(job, Report(progress=Decimal("0.4")), now=LATER, actor="k") is job
+        assert transitions.report(
+            job, Report(progress=Decimal("0.4"), message="m"), now=LATER, actor="k"
+        ).progress == Decimal("0.5")
 
     def test_progress_and_message_alone_create_no_version(self) -> None:
         before = running()
-        after = jobs.report(before, Report(progress=Decimal("0.5"), message="half"), now=LATER, actor="k")
+        after = transitions.report(before, Report(progress=Decimal("0.5"), message="half"), now=LATER, actor="k")
         assert (after.version, after.live_version) == (before.version, before.live_version + 1)
 
     def test_pending_job_accepts_only_fields_milestones_and_message(self) -> None:
-        job = jobs.report(pending(), Report(fields={"a": 1}, milestones=["m"], message="soon"), now=LATER, actor="k")
+        job = transitions.report(
+            pending(), Report(fields={"a": 1}, milestones=["m"], message="soon"), now=LATER, actor="k"
+        )
         assert (job.fields, job.milestones, job.message) == ({"a": 1}, ("m",), "soon")
         for said in (Report(stage="boot"), Report(progress=Decimal("0.1"))):
             with pytest.raises(InvalidTransition):
-                jobs.report(pending(), said, now=LATER, actor="k")
+                transitions.report(pending(), said, now=LATER, actor="k")
 
     def test_null_removes_a_field_and_repeated_milestones_are_ignored(self) -> None:
-        job = jobs.report(
+        job = transitions.report(
             running(fields={"a": 1, "b": 2}), Report(fields={"a": None}, milestones=["m"]), now=LATER, actor="k"
         )
         assert job.fields == {"b": 2}
-        assert jobs.report(job, Report(milestones=["m"]), now=LATER, actor="k") is job
+        assert transitions.report(job, Report(milestones=["m"]), now=LATER, actor="k") is job
 
     def test_fields_over_the_limit_are_refused(self) -> None:
         with pytest.raises(ValidationFailed, match="/fields"):
-            jobs.report(running(), Report(fields={"a": "x" * 40_000}), now=LATER, actor="k")
+            transitions.report(running(), Report(fields={"a": "x" * 40_000}), now=LATER, actor="k")
 
 
 class TestCancel:
     def test_running_job_is_cancelled_by_request_and_enforced_after_the_grace(self) -> None:
-        asked = jobs.cancel(running(), now=NOW, actor="k")
+        asked = transitions.cancel(running(), now=NOW, actor="k")
         assert (asked.status, asked.cancel_requested_at) == ("running", NOW)
-        assert jobs.cancel(asked, now=LATER, actor="k") is asked
-        assert jobs.apply_timers(asked, now=NOW + timedelta(seconds=59), actor="sweeper", jitter=0) is asked
+        assert transitions.cancel(asked, now=LATER, actor="k") is asked
+        assert transitions.apply_timers(asked, now=NOW + timedelta(seconds=59), actor="sweeper", jitter=0) is asked
         assert (
-            jobs.apply_timers(asked, now=NOW + timedelta(seconds=60), actor="sweeper", jitter=0).status == "cancelled"
+            transitions.apply_timers(asked, now=NOW + timedelta(seconds=60), actor="sweeper", jitter=0).status
+            == "cancelled"
         )
 
     def test_failure_after_a_cancel_request_is_cancelled(self) -> None:
-        asked = jobs.cancel(running(), now=NOW, actor="k")
-        ended = jobs.fail(asked, BROKEN, now=LATER, actor="k", jitter=0)
+        asked = transitions.cancel(running(), now=NOW, actor="k")
+        ended = transitions.fail(asked, BROKEN, now=LATER, actor="k", jitter=0)
         assert (ended.status, ended.health, ended.error) == ("cancelled", "cancelled", BROKEN)
 
     def test_completion_after_a_cancel_request_is_completed(self) -> None:
-        asked = jobs.cancel(running(), now=NOW, actor="k")
-        assert jobs.complete(asked, now=LATER, actor="k").status == "completed"
+        asked = transitions.cancel(running(), now=NOW, actor="k")
+        assert transitions.complete(asked, now=LATER, actor="k").status == "completed"
 
 
 def test_retry_resets_the_job_and_retains_its_fields() -> None:
-    failed = jobs.fail(running(fields={"a": 1}), BROKEN, now=LATER, actor="k", jitter=0)
-    again = jobs.retry(failed, now=LATER, actor="k")
+    failed = transitions.fail(running(fields={"a": 1}), BROKEN, now=LATER, actor="k", jitter=0)
+    again = transitions.retry(failed, now=LATER, actor="k")
     assert (again.status, again.stage, again.progress, again.attempt) == ("pending", "submit", Decimal(0), 2)
     assert (again.error, again.finished_at, again.health) == (None, None, None)
     assert again.fields == {"a": 1}

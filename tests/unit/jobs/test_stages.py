@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 import pytest
 
 from vigil_core.domain.errors import InvalidTransition, ValidationFailed
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
 from vigil_core.domain.jobs.stages import MAX_STAGES, normalize_stages
 from vigil_core.domain.waits.wait import WaitCondition, evaluate
-from vigil_core.store.jobs.jobs import job_from_row, job_to_row
+from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 ORDER = ("submit", "flash", "boot", "test", "complete")
@@ -20,8 +20,8 @@ ORDER = ("submit", "flash", "boot", "test", "complete")
 
 def flashing(**wanted: object) -> Job:
     new = NewJob(**{"job_id": "j", "job_type": "flash", "stages": ORDER, **wanted})  # type: ignore[arg-type]
-    job = jobs.start(jobs.create("team", new, now=NOW, actor="k", payload_ref=None), now=NOW, actor="k")
-    return jobs.report(job, Report(stage="flash"), now=NOW, actor="k")
+    job = transitions.start(transitions.create("team", new, now=NOW, actor="k", payload_ref=None), now=NOW, actor="k")
+    return transitions.report(job, Report(stage="flash"), now=NOW, actor="k")
 
 
 def stored(job: Job) -> Job:
@@ -69,15 +69,15 @@ def test_order_of_maximum_length_is_accepted() -> None:
 
 
 def test_reports_follow_the_stage_order_of_the_job() -> None:
-    job = jobs.report(flashing(), Report(stage="test"), now=NOW, actor="k")
+    job = transitions.report(flashing(), Report(stage="test"), now=NOW, actor="k")
     with pytest.raises(InvalidTransition):
-        jobs.report(job, Report(stage="boot"), now=NOW, actor="k")
+        transitions.report(job, Report(stage="boot"), now=NOW, actor="k")
     with pytest.raises(ValidationFailed, match="submit, flash, boot, test, complete"):
-        jobs.report(job, Report(stage="post_run"), now=NOW, actor="k")
+        transitions.report(job, Report(stage="post_run"), now=NOW, actor="k")
 
 
 def test_waits_follow_the_stage_order_of_the_job() -> None:
-    job = jobs.report(flashing(), Report(stage="boot"), now=NOW, actor="k")
+    job = transitions.report(flashing(), Report(stage="boot"), now=NOW, actor="k")
     verdicts = {stage: evaluate(WaitCondition(stage=stage), job, fail_fast=False) for stage in (*ORDER, "download")}
     assert verdicts == {
         "submit": "met", "flash": "met", "boot": "met", "test": None, "complete": None, "download": "unmet",
@@ -85,8 +85,8 @@ def test_waits_follow_the_stage_order_of_the_job() -> None:
 
 
 def test_stage_order_survives_retries_and_storage() -> None:
-    failed = jobs.fail(flashing(), JobError(code="E", message="m"), now=NOW, actor="k", jitter=0)
-    retried = jobs.retry(failed, now=NOW, actor="k")
+    failed = transitions.fail(flashing(), JobError(code="E", message="m"), now=NOW, actor="k", jitter=0)
+    retried = transitions.retry(failed, now=NOW, actor="k")
     assert retried.stages == ORDER
     assert stored(retried) == retried
     bare = flashing(stages=("submit", "flash", "complete"))
@@ -96,6 +96,6 @@ def test_stage_order_survives_retries_and_storage() -> None:
 
 
 def test_default_stage_order_is_not_stored_in_the_row() -> None:
-    usual = jobs.create("team", NewJob(job_id="j", job_type="t"), now=NOW, actor="k", payload_ref=None)
+    usual = transitions.create("team", NewJob(job_id="j", job_type="t"), now=NOW, actor="k", payload_ref=None)
     assert job_to_row(usual)["stages"] is None
     assert job_to_row(flashing())["stages"] == ["flash", "boot", "test"]

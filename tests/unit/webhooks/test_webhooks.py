@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from vigil_core.api.webhooks.models import WebhookBody
 from vigil_core.domain.events.event import Event
-from vigil_core.domain.jobs.retry import parse_retry_after
+from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.domain.webhooks import (
     MAX_ATTEMPTS,
     RETRY_DELAYS_S,

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, StoreConflict
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import UsesClock, UsesJobs, UsesLocks
 from vigil_core.services.verdict_log import log_transition
@@ -55,28 +55,28 @@ def locks_for_retry(ctx: LocksContext, job: Job) -> list[LockAcquisition]:
     acquisitions: list[LockAcquisition] = []
     if job.unique_key is not None:
         acquisitions.append(_acquire_or_raise(ctx, job.namespace, "unique", job.unique_key))
-    if job.mutex_key is not None and not job.queue_on_conflict:
-        acquisitions.append(_acquire_or_raise(ctx, job.namespace, "mutex", job.mutex_key))
+    if job.mutex.key is not None and not job.mutex.queue_on_conflict:
+        acquisitions.append(_acquire_or_raise(ctx, job.namespace, "mutex", job.mutex.key))
     return acquisitions
 
 
 def locks_for_release(ctx: LocksContext, job: Job) -> list[LockAcquisition]:
     """What a job of a run has to take to start, where it would not wait for it. Raises JobCreationFailed when another
     live job has it."""
-    if job.mutex_key is None or job.queue_on_conflict:
+    if job.mutex.key is None or job.mutex.queue_on_conflict:
         return []
-    _, holder = _lock_and_holder(ctx, job.namespace, "mutex", job.mutex_key)
+    _, holder = _lock_and_holder(ctx, job.namespace, "mutex", job.mutex.key)
     if holder is not None and holder.job_id == job.job_id:
         return []
-    return [_acquire_or_raise(ctx, job.namespace, "mutex", job.mutex_key)]
+    return [_acquire_or_raise(ctx, job.namespace, "mutex", job.mutex.key)]
 
 
 def acquire_or_enqueue(ctx: LocksContext, before: Job | None, after: Job) -> tuple[Job, tuple[LockAcquisition, ...]]:
     """A version about to be stored, together with what it takes: a job that becomes ready takes the mutex that it would
     wait for, or a place in line."""
-    if not (after.acquires_mutex_when_ready and jobs.becomes_ready(before, after)):
+    if not (after.mutex.acquired_when_ready and transitions.becomes_ready(before, after)):
         return after, ()
-    name = str(after.mutex_key)
+    name = str(after.mutex.key)
     lock, holder = _lock_and_holder(ctx, after.namespace, "mutex", name)
     if lock is None:
         return after, (LockAcquisition(kind="mutex", name=name, seen_counter=0),)
@@ -84,7 +84,7 @@ def acquire_or_enqueue(ctx: LocksContext, before: Job | None, after: Job) -> tup
         return after, ()  # Kept through a retry's delay.
     if holder is None and not lock.has_mutex_queue:
         return after, (LockAcquisition(kind="mutex", name=name, seen_counter=lock.counter),)
-    return jobs.enqueue_for_mutex(after, ctx.locks.next_position(after.namespace, name, now=ctx.now())), ()
+    return transitions.enqueue_for_mutex(after, ctx.locks.next_position(after.namespace, name, now=ctx.now())), ()
 
 
 def promote_next_waiter(ctx: LocksContext, namespace: str, name: str, *, actor: str) -> None:
@@ -107,11 +107,11 @@ def promote_next_waiter(ctx: LocksContext, namespace: str, name: str, *, actor: 
             ctx.locks.extend_check(namespace, lock, now=ctx.now())
             return
         job = ctx.jobs.find(namespace, first_entry.job_id)
-        if job is None or job.mutex_position != first_entry.position:
+        if job is None or job.mutex.position != first_entry.position:
             ctx.locks.remove_queue_entry(namespace, name, first_entry)
             continue
         try:
-            promoted = jobs.acquire_mutex(job, now=ctx.now(), actor=actor)
+            promoted = transitions.acquire_mutex(job, now=ctx.now(), actor=actor)
             ctx.jobs.save(job, promoted, [mutex_acquisition(namespace, lock, now=ctx.now())])
         except StoreConflict:
             ctx.sleep(0.01 * conflicts)
@@ -137,7 +137,7 @@ def find_stall(ctx: LocksContext, namespace: str, name: str) -> Stall | None:
     if lock is None or first_entry is None:
         return None
     job = ctx.jobs.find(namespace, first_entry.job_id)
-    if job is None or job.mutex_position != first_entry.position:
+    if job is None or job.mutex.position != first_entry.position:
         since = None if job is None else job.updated_at
         return Stall(reason=f"{first_entry.job_id} no longer wants its place in line", since=since)
     if holder is not None:
@@ -151,7 +151,7 @@ def repair_wait_queue(ctx: LocksContext, namespace: str, name: str, *, actor: st
     """Forget the first in line who no longer want their place, then hand over. Can be repeated."""
     while (first_entry := ctx.locks.first_queued(namespace, name)) is not None:
         job = ctx.jobs.find(namespace, first_entry.job_id)
-        if job is not None and job.mutex_position == first_entry.position:
+        if job is not None and job.mutex.position == first_entry.position:
             break
         ctx.locks.remove_queue_entry(namespace, name, first_entry)
     promote_next_waiter(ctx, namespace, name, actor=actor)
@@ -174,7 +174,7 @@ def _check_lock(ctx: LocksContext, namespace: str, kind: LockKind, name: str) ->
         and (first_entry := ctx.locks.first_queued(namespace, name))
     ):
         first_job = ctx.jobs.find(namespace, first_entry.job_id)
-        holder = first_job if first_job is not None and first_job.mutex_position == first_entry.position else None
+        holder = first_job if first_job is not None and first_job.mutex.position == first_entry.position else None
     return LockAcquisition(kind=kind, name=name, seen_counter=0 if lock is None else lock.counter), holder
 
 
@@ -185,5 +185,5 @@ def _lock_and_holder(ctx: LocksContext, namespace: str, kind: LockKind, name: st
         return None, None
     # The hold is read before its holder: whoever revives the holder raises the counter, and the claim fails.
     holder = ctx.jobs.find(namespace, lock.job_id)
-    is_holder = holder is not None and not holder.ended and holder.mutex_position is None
+    is_holder = holder is not None and not holder.ended and holder.mutex.position is None
     return lock, holder if is_holder else None

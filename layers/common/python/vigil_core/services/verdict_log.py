@@ -46,14 +46,14 @@ def log_transition(transition: Transition, jobs: Sequence[Job]) -> None:
 def _transition_of(job: Job) -> Transition:
     if job.status in ("skipped", "failed"):
         return "skipped" if job.status == "skipped" else "failed"
-    if job.parked:
+    if job.workflow.parked:
         return "held"
-    return "lined_up" if job.mutex_position is not None else "released"
+    return "lined_up" if job.mutex.position is not None else "released"
 
 
 def _reason(transition: Transition, job: Job) -> str | None:
     """The verdict's, but for those that were let go of later. Why a condition could not be evaluated may quote results:
     of a failure the log has the code, and the job's history the rest."""
-    if transition in ("released", "lined_up", "held", "skipped") and job.verdict is not None:
-        return job.verdict.reason
+    if transition in ("released", "lined_up", "held", "skipped") and job.dependencies.verdict is not None:
+        return job.dependencies.verdict.reason
     return job.log[-1].reason if job.log else None

@@ -150,7 +150,7 @@ def lock_put(job: Job, acquisition: LockAcquisition) -> Put:
 
 def queue_entry_put(job: Job, position: int) -> Put:
     """Build the write that adds a job to the queue of its mutex."""
-    key = keys.mutex_queue_entry(job.namespace, str(job.mutex_key), position)
+    key = keys.mutex_queue_entry(job.namespace, str(job.mutex.key), position)
     return Put(row={**_head(key, "place_in_line"), "job_id": job.job_id})
 
 

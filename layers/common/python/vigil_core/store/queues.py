@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.jobs.jobs import PRIORITY_RANKS
+from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 from vigil_core.store.table import ABSENT, ConditionFailed, Put, Row, Table, Update, query_all
 
 WORKER_TTL = timedelta(days=1)

@@ -13,7 +13,7 @@ from vigil_core.domain.events.event import ProgressUpdate
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.timestamps import from_text
 from vigil_core.domain.workflows.run import RunLogEntry, WorkflowRun
-from vigil_core.store.jobs.jobs import job_from_row
+from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.table import Row, row_from_image
 from vigil_core.store.workflows.run_rows import run_from_row

@@ -34,7 +34,8 @@ from vigil_core.domain.jobs.job import (
     JobLogKind,
     Priority,
 )
-from vigil_core.domain.jobs.retry import MAX_ATTEMPTS, MAX_DELAY_S, Lease, RetryPolicy
+from vigil_core.domain.jobs.lease import Lease
+from vigil_core.domain.jobs.retry import MAX_ATTEMPTS, MAX_DELAY_S, RetryPolicy
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.timestamps import from_text, to_text, truncate_to_ms
 from vigil_core.domain.waits.wait import WaitStatus
@@ -475,14 +476,14 @@ class WaitingFor(ResponseModel):
     @classmethod
     def from_job(cls, job: Job) -> WaitingFor | None:
         """None when nothing holds it back."""
-        if job.mutex_position is not None:
-            return cls(mutex=job.mutex_key, jobs=None, workflow=None)
+        if job.mutex.position is not None:
+            return cls(mutex=job.mutex.key, jobs=None, workflow=None)
         if job.awaits_dependencies:
-            return cls(mutex=None, jobs=[each.job_id for each in job.depends_on], workflow=None)
+            return cls(mutex=None, jobs=[each.job_id for each in job.dependencies.depends_on], workflow=None)
         if job.awaits_run:
-            return cls(mutex=None, jobs=list(job.upstream_names), workflow=None)
-        if job.parked:
-            return cls(mutex=None, jobs=None, workflow=job.workflow_id)
+            return cls(mutex=None, jobs=list(job.workflow.upstream_names), workflow=None)
+        if job.workflow.parked:
+            return cls(mutex=None, jobs=None, workflow=job.workflow.workflow_id)
         return None
 
 
@@ -698,7 +699,7 @@ class DependencyJob(ResponseModel):
             name=job.name,
             job_type=job.job_type,
             status=job.status,
-            dependency_status=job.dependency_status,
+            dependency_status=job.dependencies.status,
             job_stage=job.stage,
             job_health=job.health,
         )
@@ -805,7 +806,7 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "queue": job.queue,
         "priority": job.priority,
         "status": job.status,
-        "dependency_status": job.dependency_status,
+        "dependency_status": job.dependencies.status,
         "job_stage": job.stage,
         "job_health": job.health,
         "progress": job.progress,
@@ -816,11 +817,13 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "error": None if job.error is None else JobErrorView(code=job.error.code, message=job.error.message),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "depends_on": list(job.upstream_names) if job.in_run else [each.job_id for each in job.depends_on],
+        "depends_on": list(job.workflow.upstream_names)
+        if job.workflow.in_run
+        else [each.job_id for each in job.dependencies.depends_on],
         "waiting_for": WaitingFor.from_job(job),
-        "verdict": None if job.verdict is None else VerdictView.from_domain(job.verdict),
-        "workflow_id": job.workflow_id,
-        "batch_id": job.batch_id,
+        "verdict": None if job.dependencies.verdict is None else VerdictView.from_domain(job.dependencies.verdict),
+        "workflow_id": job.workflow.workflow_id,
+        "batch_id": job.batch.batch_id,
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
         "cancel_requested": job.cancel_requested_at is not None,

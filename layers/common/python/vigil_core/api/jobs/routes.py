@@ -248,10 +248,10 @@ def get_job_dependencies(call: Call, job_id: str) -> RouteResponse:
     upstream, downstream = upstream_and_downstream(call.context, job)
     view = Dependencies(
         job_id=job_id,
-        dependency_status=job.dependency_status,
-        trigger_rule=job.trigger_rule,
-        condition=job.condition,
-        verdict=None if job.verdict is None else VerdictView.from_domain(job.verdict),
+        dependency_status=job.dependencies.status,
+        trigger_rule=job.dependencies.trigger_rule,
+        condition=job.dependencies.condition,
+        verdict=None if job.dependencies.verdict is None else VerdictView.from_domain(job.dependencies.verdict),
         depends_on=list(map(DependencyJob.from_job, upstream)),
         dependents=list(map(DependencyJob.from_job, downstream)),
     )

@@ -116,7 +116,7 @@ def job_event(job: Job, entry: JobLogEntry, previous: JobLogEntry | None) -> Eve
             "job_type": job.job_type,
             "name": job.name,
             "queue": job.queue,
-            "workflow_id": job.workflow_id,
+            "workflow_id": job.workflow.workflow_id,
             "priority": job.priority,
             "trace_id": job.trace_id,
             "correlation_id": job.correlation_id,
@@ -129,7 +129,7 @@ def job_event(job: Job, entry: JobLogEntry, previous: JobLogEntry | None) -> Eve
             "by": entry.actor,
             "why": entry.reason,
         },
-        topics=_job_topics(job.job_id, job.queue, job.workflow_id),
+        topics=_job_topics(job.job_id, job.queue, job.workflow.workflow_id),
         audience="change" if health is None else "ending",
         attributes={"job_type": job.job_type, "job_id": job.job_id},
     )
@@ -173,7 +173,7 @@ def progress_of_report(job: Job) -> ProgressUpdate | None:
         progress=job.progress,
         message=job.message,
         reported_at=entry.occurred_at,
-        workflow_id=job.workflow_id,
+        workflow_id=job.workflow.workflow_id,
     )
 
 

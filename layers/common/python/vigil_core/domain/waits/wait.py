@@ -262,7 +262,7 @@ def _built_in_value(job: Job, name: str) -> JsonValue:
         "status": job.status,
         "job_stage": job.stage,
         "job_health": job.health,
-        "dependency_status": job.dependency_status,
+        "dependency_status": job.dependencies.status,
         "queue": job.queue,
         "job_type": job.job_type,
         "name": job.name,

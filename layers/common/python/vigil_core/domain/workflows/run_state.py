@@ -164,7 +164,9 @@ def status_of(state: NodeState) -> JobStatus:
 
 def record_of(job: Job) -> StateRecord:
     """How a job stands by its own row."""
-    through_failure = job.status == "skipped" and job.verdict is not None and job.verdict.through_failure
+    through_failure = (
+        job.status == "skipped" and job.dependencies.verdict is not None and job.dependencies.verdict.through_failure
+    )
     return StateRecord(state="skipped_by_failure" if through_failure else job.status, state_version=2 * job.version)
 
 

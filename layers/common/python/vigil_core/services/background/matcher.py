@@ -22,7 +22,7 @@ from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
 from vigil_core.services.workflows.advance import on_jobs_changed, on_run_changed
-from vigil_core.store.jobs.jobs import job_from_row, job_to_row
+from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
 from vigil_core.store.stream import StreamRecord, job_version_of
 
 
@@ -125,8 +125,8 @@ def handle_job_change(ctx: MatcherContext, job: Job) -> None:
     if job.awaits_dependencies:
         register_with_dependencies(ctx, job)
     if job.affects_mutex:
-        promote_next_waiter(ctx, job.namespace, str(job.mutex_key), actor="matcher")
-    if job.affects_batch and job.is_batch:
+        promote_next_waiter(ctx, job.namespace, str(job.mutex.key), actor="matcher")
+    if job.affects_batch and job.batch.is_batch:
         batches.on_batch_changed(ctx, job)
     elif job.affects_batch:
         batches.on_item_ended(ctx, job)
@@ -136,8 +136,8 @@ def group_by_run(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
     """Versions of jobs that concern runs, by (namespace, workflow id)."""
     jobs_by_run: dict[tuple[str, str], list[Job]] = {}
     for job in versions:
-        if job.affects_run and job.workflow_id is not None:
-            jobs_by_run.setdefault((job.namespace, job.workflow_id), []).append(job)
+        if job.affects_run and job.workflow.workflow_id is not None:
+            jobs_by_run.setdefault((job.namespace, job.workflow.workflow_id), []).append(job)
     return jobs_by_run
 
 

@@ -18,7 +18,8 @@ from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.executors.targets import STORED_HEADERS, HttpTarget, SecretUnavailable, template_context
 from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, RenderContext, SecretPlaceholder, TemplateFailed
 from vigil_core.domain.jobs.job import Job, JobError
-from vigil_core.domain.jobs.retry import MAX_DELAY_S, parse_retry_after
+from vigil_core.domain.jobs.retry import MAX_DELAY_S
+from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobTypes, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, heartbeat

@@ -12,9 +12,9 @@ from typing import Protocol
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError
-from vigil_core.domain.jobs.retry import Lease
+from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of, traced
@@ -76,7 +76,7 @@ def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
         duration_s=lease_s,
         expires_at=now + timedelta(seconds=lease_s),
     )
-    running = jobs.claim(job, lease, now=now, actor=actor)
+    running = transitions.claim(job, lease, now=now, actor=actor)
     ctx.jobs.save(job, running)
     try:
         if target is None:
@@ -101,7 +101,7 @@ def _join(ctx: DispatchContext, job: Job, actor: str) -> None:
     dependency_results = load_dependency_results(ctx, job)
     results = {result.name: None if result.result is None else loads(result.result) for result in dependency_results}
     result: JsonValue = results
-    if job.trigger_rule == "one_success":
+    if job.dependencies.trigger_rule == "one_success":
         # Of those that have completed by now the first in the job's order: a loser may have made it all the same.
         result = next((results[result.name] for result in dependency_results if result.status == "completed"), None)
     with suppress(*LOST_JOB_ERRORS):

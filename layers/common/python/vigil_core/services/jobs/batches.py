@@ -15,7 +15,7 @@ from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.batch import item_id, items_on_page, page_numbers
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
@@ -48,7 +48,7 @@ def on_batch_changed(ctx: BatchesContext, batch: Job) -> None:
                 ctx,
                 batch.namespace,
                 batch.job_id,
-                lambda current: jobs.start_batch(current, now=ctx.now(), actor="matcher"),
+                lambda current: transitions.start_batch(current, now=ctx.now(), actor="matcher"),
             )
     elif batch.status == "running":
         _enqueue_pages(ctx, batch, stop=batch.cancel_requested_at is not None)
@@ -56,14 +56,14 @@ def on_batch_changed(ctx: BatchesContext, batch: Job) -> None:
 
 def on_item_ended(ctx: BatchesContext, item: Job) -> None:
     """An item has ended: that may end its batch, or stop it. Can be repeated."""
-    batch = ctx.jobs.find(item.namespace, str(item.batch_id))
-    index = item.batch_index or 0
+    batch = ctx.jobs.find(item.namespace, str(item.batch.batch_id))
+    index = item.batch.index or 0
     if batch is None or batch.status != "running" or item.job_id != item_id(batch.job_id, batch.attempt, index):
         return
     page_complete = ctx.batches.record_end_state(batch, index, item.status)
-    if page_complete and len(ctx.batches.end_states(batch)) == batch.batch_size:
+    if page_complete and len(ctx.batches.end_states(batch)) == batch.batch.size:
         _enqueue(ctx, batch, [("end", {"kind": "batch_end"})])
-    elif item.status == "failed" and batch.on_item_failure == "fail_fast":
+    elif item.status == "failed" and batch.batch.on_item_failure == "fail_fast":
         _enqueue_pages(ctx, batch, stop=True)
 
 
@@ -71,10 +71,10 @@ def process_page(ctx: BatchesContext, message: Mapping[str, JsonValue]) -> None:
     """Create those items of a page that are not there; with `stop`, cancel all that have not ended."""
     namespace, batch_id, attempt = _parse_message(message)
     batch = ctx.jobs.find(namespace, batch_id)
-    if batch is None or batch.batch_size is None:
+    if batch is None or batch.batch.size is None:
         return
     ids = {
-        index: item_id(batch_id, attempt, index) for index in items_on_page(int(str(message["page"])), batch.batch_size)
+        index: item_id(batch_id, attempt, index) for index in items_on_page(int(str(message["page"])), batch.batch.size)
     }
     jobs_by_id = ctx.jobs.find_many(namespace, ids.values())
     if batch.status == "running" and batch.attempt == attempt:
@@ -97,8 +97,8 @@ def end_batch(ctx: BatchesContext, message: Mapping[str, JsonValue]) -> None:
     def decide(current: Job) -> Job:
         if not _is_running(current, attempt):
             return current
-        ended = jobs.end_batch(current, failed_count, now=ctx.now(), actor="fan_out")
-        return jobs.with_result(ended, ctx.jobs.put_result(ended, ctx.new_id()[-12:], result))
+        ended = transitions.end_batch(current, failed_count, now=ctx.now(), actor="fan_out")
+        return transitions.with_result(ended, ctx.jobs.put_result(ended, ctx.new_id()[-12:], result))
 
     with suppress(JobNotFound):
         change(ctx, namespace, batch_id, decide)
@@ -115,8 +115,8 @@ def _create_items(ctx: BatchesContext, batch: Job, indexes: Iterable[int]) -> No
     ctx.job_queues.register(batch.namespace, batch.queue)
 
     def create(index: int) -> None:
-        item = jobs.create(
-            batch.namespace, jobs.new_batch_item(batch, index), now=ctx.now(), actor="fan_out", payload_ref=None
+        item = transitions.create(
+            batch.namespace, transitions.new_batch_item(batch, index), now=ctx.now(), actor="fan_out", payload_ref=None
         )
         payload, nonce = payloads[index], ctx.new_id()[-12:]
         text = None if payload is None else dumps(payload)
@@ -182,7 +182,7 @@ def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool) -> None:
         batch,
         (
             (str(page), {"kind": "batch_page", "page": page, "stop": stop})
-            for page in page_numbers(batch.batch_size or 0)
+            for page in page_numbers(batch.batch.size or 0)
         ),
     )
 

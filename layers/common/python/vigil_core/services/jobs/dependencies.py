@@ -16,7 +16,7 @@ from typing import Protocol
 from vigil_core.domain.errors import FieldProblem, JobNotFound, MissingDependency
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.ids import is_uuid7, workflow_job_id
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
 from vigil_core.domain.jobs.dependencies import (
     END_STATES,
@@ -57,14 +57,14 @@ class ResolvedDependencies:
 
     def ready_now(self, job: Job) -> Job:
         """A job about to be created: ready at once, where its rule holds already and it has no condition."""
-        if not job.awaits_dependencies or job.condition is not None:
+        if not job.awaits_dependencies or job.dependencies.condition is not None:
             return job
         counts = DependencyCounts(
             total=len(self.dependencies), **{end_state: self.end_states.count(end_state) for end_state in END_STATES}
         )
-        if not evaluate_rule(job.trigger_rule, counts):
+        if not evaluate_rule(job.dependencies.trigger_rule, counts):
             return job
-        return jobs.create_ready(job, rule_verdict(job.trigger_rule, counts, is_satisfied=True))
+        return transitions.create_ready(job, rule_verdict(job.dependencies.trigger_rule, counts, is_satisfied=True))
 
 
 def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
@@ -83,7 +83,9 @@ def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequ
             )
             for job_id in missing_ids
         )
-    end_states = (end_state_of(jobs_by_id[job_id].status, jobs_by_id[job_id].verdict) for job_id in unique_ids)
+    end_states = (
+        end_state_of(jobs_by_id[job_id].status, jobs_by_id[job_id].dependencies.verdict) for job_id in unique_ids
+    )
     return ResolvedDependencies(
         dependencies=tuple(
             Dependency(job_id=job_id, known_version=jobs_by_id[job_id].version) for job_id in unique_ids
@@ -95,7 +97,7 @@ def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequ
 def register_with_dependencies(ctx: DependenciesContext, job: Job) -> None:
     """See to it that the end of each dependency is heard of, and judge by those that have ended. Can be repeated."""
     ctx.dependencies.put_dependents(job)
-    jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
+    jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.dependencies.depends_on))
     unmarked = [other for other in jobs_by_id.values() if not other.ended and not other.has_waits]
     jobs_by_id |= {
         other.job_id: other for other in ctx.in_parallel(ctx.jobs.mark_has_waits, unmarked) if other is not None
@@ -105,19 +107,19 @@ def register_with_dependencies(ctx: DependenciesContext, job: Job) -> None:
 
 def verdict_at(ctx: DependenciesContext, job: Job) -> datetime | None:
     """Since when it is certain what is to become of a job that waits for others; None while that is open."""
-    jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.depends_on))
+    jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.dependencies.depends_on))
     end_states = list((_end_states(job, jobs_by_id) | ctx.dependencies.end_states(job)).values())
     counts = DependencyCounts(
-        total=len(job.depends_on), **{end_state: end_states.count(end_state) for end_state in END_STATES}
+        total=len(job.dependencies.depends_on), **{end_state: end_states.count(end_state) for end_state in END_STATES}
     )
-    if evaluate_rule(job.trigger_rule, counts) is None:
+    if evaluate_rule(job.dependencies.trigger_rule, counts) is None:
         return None
     return max([job.updated_at, *(other.updated_at for other in jobs_by_id.values() if other.ended)])
 
 
 def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, dependency: Job) -> None:
     """A job has ended on which another depends."""
-    end_state = end_state_of(dependency.status, dependency.verdict)
+    end_state = end_state_of(dependency.status, dependency.dependencies.verdict)
     assert end_state is not None
     job = ctx.jobs.find(dependency.namespace, dependent.job_id)
     if job is not None and job.awaits_dependencies and job.attempt == dependent.attempt:
@@ -126,7 +128,7 @@ def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, depen
 
 def load_dependency_results(ctx: DependenciesContext, job: Job) -> list[DependencyResult]:
     """The dependencies of a job with their results, at most a hundred; nothing is read for one that has none."""
-    if not (job.depends_on or job.upstream_names):
+    if not (job.dependencies.depends_on or job.workflow.upstream_names):
         return []
     return load_results(ctx, job.namespace, _dependency_names(ctx, job))
 
@@ -173,18 +175,19 @@ def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, di
 
 def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Job], list[Job]]:
     """The jobs on which it depends, and those that wait for it."""
-    upstream_ids = [dependency.job_id for dependency in job.depends_on]
+    upstream_ids = [dependency.job_id for dependency in job.dependencies.depends_on]
     downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS)
-    if job.workflow_id is not None and job.workflow_index is not None:
-        graph = ctx.runs.graph(job.namespace, job.workflow_id)
+    if job.workflow.workflow_id is not None and job.workflow.index is not None:
+        graph = ctx.runs.graph(job.namespace, job.workflow.workflow_id)
         upstream_ids = [
-            workflow_job_id(job.workflow_id, name)
-            for name in graph.dependency_names(job.workflow_index)[:MAX_RELATED_JOBS]
+            workflow_job_id(job.workflow.workflow_id, name)
+            for name in graph.dependency_names(job.workflow.index)[:MAX_RELATED_JOBS]
         ]
-        successor_names = [graph.nodes[index].name for index in graph.dependents[job.workflow_index][:MAX_RELATED_JOBS]]
-        downstream_ids = [*(workflow_job_id(job.workflow_id, name) for name in successor_names), *downstream_ids][
-            :MAX_RELATED_JOBS
-        ]
+        successor_names = [graph.nodes[index].name for index in graph.dependents[job.workflow.index][:MAX_RELATED_JOBS]]
+        downstream_ids = [
+            *(workflow_job_id(job.workflow.workflow_id, name) for name in successor_names),
+            *downstream_ids,
+        ][:MAX_RELATED_JOBS]
     jobs_by_id = {
         job_id: other
         for job_id, other in ctx.jobs.find_many(job.namespace, [*upstream_ids, *downstream_ids]).items()
@@ -193,26 +196,28 @@ def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Jo
     downstream_jobs = [
         jobs_by_id[job_id]
         for job_id in downstream_ids
-        if job_id in jobs_by_id and (jobs_by_id[job_id].awaits_dependencies or jobs_by_id[job_id].in_run)
+        if job_id in jobs_by_id and (jobs_by_id[job_id].awaits_dependencies or jobs_by_id[job_id].workflow.in_run)
     ]
     return [jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id], downstream_jobs
 
 
 def _dependency_names(ctx: DependenciesContext, job: Job) -> dict[str, str]:
     """By their ids, what a job calls its dependencies: by id, or in a run by name."""
-    if job.workflow_id is None or job.workflow_index is None:
-        return {dependency.job_id: dependency.job_id for dependency in job.depends_on}
-    names = ctx.runs.graph(job.namespace, job.workflow_id).dependency_names(job.workflow_index)
-    return {workflow_job_id(job.workflow_id, name): name for name in names[:MAX_DEPENDENCIES]}
+    if job.workflow.workflow_id is None or job.workflow.index is None:
+        return {dependency.job_id: dependency.job_id for dependency in job.dependencies.depends_on}
+    names = ctx.runs.graph(job.namespace, job.workflow.workflow_id).dependency_names(job.workflow.index)
+    return {workflow_job_id(job.workflow.workflow_id, name): name for name in names[:MAX_DEPENDENCIES]}
 
 
 def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
     """How the dependencies have ended that have, by their numbers. One that is gone counts as cancelled."""
     end_states: dict[int, EndState] = {}
-    for index, dependency in enumerate(job.depends_on):
+    for index, dependency in enumerate(job.dependencies.depends_on):
         dependency_job = jobs_by_id.get(dependency.job_id)
         end_state = (
-            "cancelled" if dependency_job is None else end_state_of(dependency_job.status, dependency_job.verdict)
+            "cancelled"
+            if dependency_job is None
+            else end_state_of(dependency_job.status, dependency_job.dependencies.verdict)
         )
         if end_state is not None:
             end_states[index] = end_state
@@ -220,16 +225,18 @@ def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
 
 
 def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCounts) -> None:
-    is_satisfied = evaluate_rule(job.trigger_rule, counts)
+    is_satisfied = evaluate_rule(job.dependencies.trigger_rule, counts)
     if is_satisfied is None:
         return
-    verdict = rule_verdict(job.trigger_rule, counts, is_satisfied)
-    passed, verdict = apply_condition(ctx, job, verdict) if is_satisfied and job.condition else (is_satisfied, verdict)
+    verdict = rule_verdict(job.dependencies.trigger_rule, counts, is_satisfied)
+    passed, verdict = (
+        apply_condition(ctx, job, verdict) if is_satisfied and job.dependencies.condition else (is_satisfied, verdict)
+    )
 
     def decide(current: Job) -> Job:
         if not current.awaits_dependencies or current.attempt != job.attempt:
             return current
-        return jobs.apply_verdict(
+        return transitions.apply_verdict(
             current, verdict, is_satisfied=is_satisfied, condition_result=passed, now=ctx.now(), actor="matcher"
         )
 
@@ -241,7 +248,7 @@ def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCo
 def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
     """Whether the condition holds, too; None when it cannot be evaluated."""
     try:
-        passed = evaluate(str(job.condition), load_dependency_results(ctx, job))
+        passed = evaluate(str(job.dependencies.condition), load_dependency_results(ctx, job))
     except ConditionError as error:
         return None, verdict.with_reason(f"the condition cannot be evaluated: {error}")
     return passed, verdict if passed else verdict.with_reason("the condition is false")

@@ -43,9 +43,9 @@ class JobFilter:
             (self.queue, job.queue),
             (self.correlation_id, job.correlation_id),
             (self.trace_id, job.trace_id),
-            (self.dependency_status, job.dependency_status),
-            (self.batch_id, job.batch_id),
-            (self.workflow_id, job.workflow_id),
+            (self.dependency_status, job.dependencies.status),
+            (self.batch_id, job.batch.batch_id),
+            (self.workflow_id, job.workflow.workflow_id),
         )
         return (
             (self.statuses is None or job.status in self.statuses)

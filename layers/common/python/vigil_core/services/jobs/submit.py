@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobQueues, UsesListing, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependencies import resolve_dependencies
@@ -60,7 +60,9 @@ def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, re
         ctx.listing.mark_day(namespace, "jobs", now.date())
         ctx.job_queues.register(namespace, new.queue)
         nonce = ctx.new_id()[-12:]
-        job = jobs.create(namespace, new, now=now, actor=actor, payload_ref=None, depends_on=dependencies.dependencies)
+        job = transitions.create(
+            namespace, new, now=now, actor=actor, payload_ref=None, depends_on=dependencies.dependencies
+        )
         job = ctx.jobs.put_payloads(job, nonce, payload=payload, fallback=fallback)
         if upload is not None:
             job = replace(job, payload_ref=ctx.jobs.adopt_payload(job, nonce, upload))

@@ -12,7 +12,7 @@ from typing import Protocol
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost, PayloadTooLarge, StoreConflict
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.ids import is_uuid7
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.services.context import ChangesJobs
 from vigil_core.services.jobs.uploads import require_uploaded
@@ -41,7 +41,7 @@ def find_job(ctx: TransitionsContext, namespace: str, job_id: str) -> Job:
 def start(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, lease_token: str | None = None) -> Job:
     """Somebody outside began to run the job."""
     return change(
-        ctx, namespace, job_id, lambda job: jobs.start(job, now=ctx.now(), actor=actor, lease_token=lease_token)
+        ctx, namespace, job_id, lambda job: transitions.start(job, now=ctx.now(), actor=actor, lease_token=lease_token)
     )
 
 
@@ -53,7 +53,7 @@ def report(
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.report(job, update, now=ctx.now(), actor=actor, lease_token=lease_token),
+        lambda job: transitions.report(job, update, now=ctx.now(), actor=actor, lease_token=lease_token),
     )
 
 
@@ -73,7 +73,7 @@ def heartbeat(
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.heartbeat(
+        lambda job: transitions.heartbeat(
             job,
             now=ctx.now(),
             lease_token=lease_token,
@@ -88,7 +88,10 @@ def heartbeat(
 def release(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, lease_token: str | None) -> Job:
     """A worker gives a job back."""
     return change(
-        ctx, namespace, job_id, lambda job: jobs.release(job, now=ctx.now(), actor=actor, lease_token=lease_token)
+        ctx,
+        namespace,
+        job_id,
+        lambda job: transitions.release(job, now=ctx.now(), actor=actor, lease_token=lease_token),
     )
 
 
@@ -100,7 +103,7 @@ def snooze(
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.snooze(job, until, now=ctx.now(), actor=actor, lease_token=lease_token),
+        lambda job: transitions.snooze(job, until, now=ctx.now(), actor=actor, lease_token=lease_token),
     )
 
 
@@ -109,7 +112,10 @@ def apply_timers(ctx: TransitionsContext, namespace: str, job_id: str, *, actor:
     is due, the sweeper is shown the new time."""
     with suppress(JobNotFound):
         job = change(
-            ctx, namespace, job_id, lambda job: jobs.apply_timers(job, now=ctx.now(), actor=actor, jitter=ctx.jitter())
+            ctx,
+            namespace,
+            job_id,
+            lambda job: transitions.apply_timers(job, now=ctx.now(), actor=actor, jitter=ctx.jitter()),
         )
         if job.status == "running" and job.due_at and job.indexed_due_at and job.indexed_due_at < job.due_at:
             with suppress(StoreConflict):
@@ -131,7 +137,7 @@ def complete(
     """The job did what it was for. The result is stored first; only the change of state makes it the job's."""
 
     def decide(job: Job) -> Job:
-        completed = jobs.complete(
+        completed = transitions.complete(
             job, now=ctx.now(), actor=actor, health=health, fields=fields, lease_token=lease_token
         )
         if completed is job or (result is None and result_upload is None):
@@ -139,8 +145,8 @@ def complete(
         nonce = ctx.new_id()[-12:]
         if result_upload is not None:
             upload = require_uploaded(ctx, namespace, result_upload, "result_ref")
-            return jobs.with_result(completed, ctx.jobs.adopt_result(completed, nonce, upload))
-        return jobs.with_result(completed, ctx.jobs.put_result(completed, nonce, encode_body(result, "result")))
+            return transitions.with_result(completed, ctx.jobs.adopt_result(completed, nonce, upload))
+        return transitions.with_result(completed, ctx.jobs.put_result(completed, nonce, encode_body(result, "result")))
 
     return change(ctx, namespace, job_id, decide)
 
@@ -161,7 +167,7 @@ def fail(
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.fail(
+        lambda job: transitions.fail(
             job,
             error,
             now=ctx.now(),
@@ -176,7 +182,7 @@ def fail(
 
 def cancel(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> Job:
     """Cancel at once what does not run, ask what runs; the sweeper enforces what was asked for."""
-    return change(ctx, namespace, job_id, lambda job: jobs.cancel(job, now=ctx.now(), actor=actor))
+    return change(ctx, namespace, job_id, lambda job: transitions.cancel(job, now=ctx.now(), actor=actor))
 
 
 def retry(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> Job:
@@ -186,14 +192,14 @@ def retry(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -
         ctx,
         namespace,
         job_id,
-        lambda job: jobs.retry(job, now=ctx.now(), actor=actor),
+        lambda job: transitions.retry(job, now=ctx.now(), actor=actor),
         lock_acquisitions=lambda job: locks_for_retry(ctx, job),
     )
 
 
 def delete(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> None:
     """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
-    change(ctx, namespace, job_id, lambda job: jobs.delete(job, now=ctx.now(), actor=actor))
+    change(ctx, namespace, job_id, lambda job: transitions.delete(job, now=ctx.now(), actor=actor))
 
 
 def encode_body(body: JsonValue, name: str) -> str:

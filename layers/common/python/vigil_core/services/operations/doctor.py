@@ -315,8 +315,8 @@ def _examine_jobs(
 
 def _is_suspect(ctx: DoctorContext, examination: _Examination, indexed: IndexedJob, *, dispatched: bool) -> bool:
     job = indexed.job
-    if job.mutex_position is not None:
-        examination.mutexes.add((job.namespace, str(job.mutex_key)))
+    if job.mutex.position is not None:
+        examination.mutexes.add((job.namespace, str(job.mutex.key)))
     return job.awaits_dependencies or _check_job(ctx, examination, indexed, dispatched=dispatched) is not None
 
 

@@ -10,14 +10,14 @@ from itertools import count
 from typing import Protocol
 
 from vigil_core.domain.errors import JobNotFound, StoreConflict
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job
-from vigil_core.domain.jobs.retry import Lease
+from vigil_core.domain.jobs.lease import Lease
 from vigil_core.services.context import ChangesRuns, UsesJobQueues
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.long_poll import long_poll
 from vigil_core.services.workflows.commands import may_start
-from vigil_core.store.jobs.jobs import PRIORITY_RANKS
+from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 from vigil_core.store.queues import ReadyJob
 
 
@@ -150,7 +150,7 @@ def _grant(
         expires_at=now + timedelta(seconds=request.lease_s),
         claim_id=request.claim_id,
     )
-    running = jobs.claim(job, lease, now=now, actor=actor)
+    running = transitions.claim(job, lease, now=now, actor=actor)
     try:
         ctx.jobs.save(job, running)
     except StoreConflict:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
 from vigil_core.domain.events.event import Event
 from vigil_core.domain.exact_json import JsonValue, dumps
-from vigil_core.domain.jobs.retry import parse_retry_after
+from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.domain.webhooks import (
     WAITS_WEBHOOK,
     Delivery,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.dependencies import Verdict
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows import run as workflows
@@ -38,7 +38,7 @@ from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.verdict_log import log_transition, log_verdicts
 from vigil_core.services.workflows.commands import change_run, job_id_at, load_run_state
 from vigil_core.store import keys
-from vigil_core.store.jobs.jobs import PRIORITY_RANKS
+from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 from vigil_core.store.table import Row
 from vigil_core.store.workflows.run_rows import SupervisorToken, run_from_row, supervisor_token_from_row
 
@@ -66,7 +66,7 @@ def on_jobs_changed(ctx: AdvanceRunContext, namespace: str, workflow_id: str, ve
 
 def _on_jobs_changed(ctx: AdvanceRunContext, run: WorkflowRun, versions: Sequence[Job]) -> None:
     run_state = load_run_state(ctx, run)
-    jobs_by_index = {job.graph_index: job for job in versions}
+    jobs_by_index = {job.workflow.graph_index: job for job in versions}
     records = {index: record_of(job) for index, job in jobs_by_index.items()}
     if run.failure_policy == "manual" and not run.terminating:
         earlier_state = load_run_state(ctx, run)  # What is read for this is too old for what follows.
@@ -89,13 +89,15 @@ def _on_jobs_changed(ctx: AdvanceRunContext, run: WorkflowRun, versions: Sequenc
         ctx.runs.release_slots(run, ended_indexes)
     if run.status != "pending" and not run.terminating:
         for index, job in jobs_by_index.items():
-            if run_state.graph.nodes[index].cancel_losers and job.dependency_status == "satisfied":
+            if run_state.graph.nodes[index].cancel_losers and job.dependencies.status == "satisfied":
                 _cancel_losers(ctx, run, run_state, index)
         successors = run_state.graph.successors(ended_indexes)
         for index in waiting_indexes:
             run_state.load_dependencies(index)
         apply_transitions(ctx, run, run_state, [*successors, *waiting_indexes])
-        if (run.max_concurrency is not None and ended_indexes) or any(job.parked for job in jobs_by_index.values()):
+        if (run.max_concurrency is not None and ended_indexes) or any(
+            job.workflow.parked for job in jobs_by_index.values()
+        ):
             release_parked(ctx, run)
     finish_if_drained(ctx, run, run_state, {block_of(index) for index in (*ended_indexes, *waiting_indexes)})
 
@@ -229,7 +231,7 @@ def cancel_block(ctx: AdvanceRunContext, message: Mapping[str, JsonValue]) -> No
     jobs_by_id = ctx.jobs.find_many(run.namespace, indexes_by_id)
 
     def decide(job: Job) -> Job:
-        return jobs.cancel(job, now=ctx.now(), actor="supervisor")
+        return transitions.cancel(job, now=ctx.now(), actor="supervisor")
 
     def cancel_open(job: Job) -> Job:
         if not job.ended:
@@ -347,7 +349,7 @@ def _apply_plan(
         return _apply_trigger_rule(ctx, run, jobs_by_id.get(ids_by_index[index]), verdict, is_satisfied=is_satisfied)
 
     skipped = [job for job in ctx.in_parallel(apply_rule, plan.skips) if job is not None]
-    record_states(ctx, run, run_state, {job.graph_index: record_of(job) for job in skipped})
+    record_states(ctx, run, run_state, {job.workflow.graph_index: record_of(job) for job in skipped})
     ranks_by_index = {
         index: PRIORITY_RANKS[jobs_by_id[ids_by_index[index]].priority]
         for index in plan.releases
@@ -388,8 +390,10 @@ def _apply_trigger_rule(
     """What a verdict makes of a job, if it still waits; the job as it is then."""
     if job is None or not job.awaits_run:
         return job
-    index = job.graph_index
-    passed, verdict = apply_condition(ctx, job, verdict) if is_satisfied and job.condition else (is_satisfied, verdict)
+    index = job.workflow.graph_index
+    passed, verdict = (
+        apply_condition(ctx, job, verdict) if is_satisfied and job.dependencies.condition else (is_satisfied, verdict)
+    )
     parked = bool(passed) and not _try_acquire_slot(ctx, run, job)
     if parked:
         ctx.runs.park(run.namespace, run.workflow_id, job.priority, index)
@@ -397,7 +401,7 @@ def _apply_trigger_rule(
     def decide(current: Job) -> Job:
         if not current.awaits_run or current.attempt != job.attempt:
             return current
-        return jobs.apply_verdict(
+        return transitions.apply_verdict(
             current,
             verdict,
             is_satisfied=is_satisfied,
@@ -411,7 +415,7 @@ def _apply_trigger_rule(
         if not current.awaits_run or current.attempt != job.attempt:
             return current
         job_error = JobError(code=error.code, message=error.message)
-        return jobs.fail_before_start(current, verdict, job_error, now=ctx.now(), actor=ACTOR)
+        return transitions.fail_before_start(current, verdict, job_error, now=ctx.now(), actor=ACTOR)
 
     with suppress(JobNotFound):
         try:
@@ -438,7 +442,7 @@ def _try_acquire_slot(ctx: AdvanceRunContext, run: WorkflowRun, job: Job) -> boo
         return run.accepts_starts
     first_parked = ctx.runs.parked(run, 1)
     is_outranked = bool(first_parked) and keys.parked_rank(first_parked[0].sk) < PRIORITY_RANKS[job.priority]
-    return not is_outranked and ctx.runs.acquire_slot(run, job.graph_index)
+    return not is_outranked and ctx.runs.acquire_slot(run, job.workflow.graph_index)
 
 
 def _release_one(ctx: AdvanceRunContext, run: WorkflowRun, key: keys.Key, released: list[Job]) -> bool | None:
@@ -448,7 +452,7 @@ def _release_one(ctx: AdvanceRunContext, run: WorkflowRun, key: keys.Key, releas
     job = ctx.jobs.find(run.namespace, job_id_at(ctx, run, index))
     if job is not None and job.awaits_run:
         return False  # Somebody is about to hold it back, and its own change has this looked at again.
-    if job is not None and job.parked:
+    if job is not None and job.workflow.parked:
         if (
             run.max_concurrency is not None
             and not ctx.runs.acquire_slot(run, index)
@@ -457,7 +461,7 @@ def _release_one(ctx: AdvanceRunContext, run: WorkflowRun, key: keys.Key, releas
             return None
 
         def decide(current: Job) -> Job:
-            return jobs.unpark(current, now=ctx.now(), actor=ACTOR) if current.parked else current
+            return transitions.unpark(current, now=ctx.now(), actor=ACTOR) if current.workflow.parked else current
 
         with suppress(JobNotFound):
             try:
@@ -482,18 +486,20 @@ def _release_slot_owners(ctx: AdvanceRunContext, run: WorkflowRun, released: lis
     waiting_ids = [
         job_id_at(ctx, run, owner) for owner in ctx.runs.slot_owners(run) if run_state.state_of(owner) == "waiting"
     ]
-    parked_jobs = [job for job in ctx.jobs.find_many(run.namespace, waiting_ids).values() if job.parked]
+    parked_jobs = [job for job in ctx.jobs.find_many(run.namespace, waiting_ids).values() if job.workflow.parked]
     for job in parked_jobs:
-        key = keys.parked_job(run.namespace, run.workflow_id, PRIORITY_RANKS[job.priority], job.graph_index)
+        key = keys.parked_job(run.namespace, run.workflow_id, PRIORITY_RANKS[job.priority], job.workflow.graph_index)
         _release_one(ctx, run, key, released)
     return len(parked_jobs)
 
 
 def _fail_parked(ctx: AdvanceRunContext, job: Job, job_error: JobError) -> None:
     def decide(current: Job) -> Job:
-        if not current.parked or current.verdict is None:
+        if not current.workflow.parked or current.dependencies.verdict is None:
             return current
-        return jobs.fail_before_start(current, current.verdict, job_error, now=ctx.now(), actor=ACTOR)
+        return transitions.fail_before_start(
+            current, current.dependencies.verdict, job_error, now=ctx.now(), actor=ACTOR
+        )
 
     log_transition("failed", [change(ctx, job.namespace, job.job_id, decide)])
 

@@ -16,7 +16,7 @@ from vigil_core.domain.errors import (
 )
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.ids import is_uuid7, workflow_job_id
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import block_of
@@ -99,9 +99,9 @@ def start_supervisor(ctx: RunCommandsContext, run: WorkflowRun) -> None:
 
 def may_start(ctx: RunCommandsContext, job: Job) -> bool:
     """Whether the run of a job that is ready lets it begin now. Where it is paused, the job is held back."""
-    if job.workflow_id is None or job.workflow_index is None:
+    if job.workflow.workflow_id is None or job.workflow.index is None:
         return True
-    run = ctx.runs.find(job.namespace, job.workflow_id)
+    run = ctx.runs.find(job.namespace, job.workflow.workflow_id)
     if run is None or run.accepts_starts:
         return True
     if run.status == "paused" and not run.terminating:
@@ -112,20 +112,20 @@ def may_start(ctx: RunCommandsContext, job: Job) -> bool:
 def park(ctx: RunCommandsContext, run: WorkflowRun, job: Job) -> None:
     """Hold back a job that nobody has begun. It is kept in mind first: whoever lets go sees it there, or its own change
     has the run looked at again."""
-    ctx.runs.park(run.namespace, run.workflow_id, job.priority, job.graph_index)
+    ctx.runs.park(run.namespace, run.workflow_id, job.priority, job.workflow.graph_index)
 
     def decide(current: Job) -> Job:
-        return jobs.park(current, now=ctx.now(), actor="supervisor") if current.status == "pending" else current
+        return transitions.park(current, now=ctx.now(), actor="supervisor") if current.status == "pending" else current
 
     with suppress(JobNotFound, InvalidTransition):
         parked = change(ctx, job.namespace, job.job_id, decide)
-        log_transition("held", [parked] if parked.parked else [])
+        log_transition("held", [parked] if parked.workflow.parked else [])
 
 
 def require_may_start(ctx: RunCommandsContext, job: Job) -> None:
     """Raise InvalidTransition where the run of a job does not let it begin."""
     if job.status == "pending" and not may_start(ctx, job):
-        raise InvalidTransition(f"Cannot start job {job.job_id}: its workflow {job.workflow_id} holds it back")
+        raise InvalidTransition(f"Cannot start job {job.job_id}: its workflow {job.workflow.workflow_id} holds it back")
 
 
 def request_cancel(

@@ -14,7 +14,7 @@ from typing import Protocol
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.ids import workflow_job_id
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import BLOCK_SIZE, block_numbers, block_of, indexes_in_block
@@ -158,7 +158,7 @@ def _create_jobs(ctx: CreateRunContext, run: WorkflowRun, block: int, indexes: l
 
 
 def _create_job(ctx: CreateRunContext, run: WorkflowRun, new: NewJob) -> None:
-    job = jobs.create(run.namespace, new, now=ctx.now(), actor=run.log[0].actor, payload_ref=None)
+    job = transitions.create(run.namespace, new, now=ctx.now(), actor=run.log[0].actor, payload_ref=None)
     payload = None if new.payload is None else dumps(new.payload)
     fallback = None if new.fallback is None else dumps(new.fallback)
     ctx.jobs.create(ctx.jobs.put_payloads(job, ctx.new_id()[-12:], payload=payload, fallback=fallback))
@@ -178,7 +178,7 @@ def _rerun_jobs(ctx: CreateRunContext, run: WorkflowRun, indexes: list[int]) -> 
     actor = run.log[-1].actor
 
     def decide(current: Job) -> Job:
-        return jobs.rerun(current, now=ctx.now(), actor=actor) if current.ended else current
+        return transitions.rerun(current, now=ctx.now(), actor=actor) if current.ended else current
 
     def rerun(index: int) -> Job | None:
         with suppress(JobNotFound):
@@ -186,7 +186,7 @@ def _rerun_jobs(ctx: CreateRunContext, run: WorkflowRun, indexes: list[int]) -> 
         return None
 
     rerun_jobs = [job for job in ctx.in_parallel(rerun, indexes) if job is not None]
-    records = {job.graph_index: record_of(job) for job in rerun_jobs}
+    records = {job.workflow.graph_index: record_of(job) for job in rerun_jobs}
     advance.record_states(ctx, run, load_run_state(ctx, run), records)
 
 

@@ -123,6 +123,6 @@ def _reasons(ctx: RunQueriesContext, run: WorkflowRun, run_state: RunState) -> d
     for job_id, job in ctx.jobs.find_many(run.namespace, indexes_by_id).items():
         if job.error is not None:
             reasons[indexes_by_id[job_id]] = f"{job.error.code}: {job.error.message}"
-        elif job.verdict is not None:
-            reasons[indexes_by_id[job_id]] = job.verdict.reason
+        elif job.dependencies.verdict is not None:
+            reasons[indexes_by_id[job_id]] = job.dependencies.verdict.reason
     return reasons

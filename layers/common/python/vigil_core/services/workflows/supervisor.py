@@ -12,7 +12,7 @@ from typing import Protocol
 
 from vigil_core.domain.errors import JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps
-from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import block_of
@@ -174,7 +174,7 @@ def _failed_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -
 
 def _rerun_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState, decision: OperatorDecision) -> None:
     def decide(current: Job) -> Job:
-        return jobs.rerun(current, now=ctx.now(), actor=decision.actor) if current.ended else current
+        return transitions.rerun(current, now=ctx.now(), actor=decision.actor) if current.ended else current
 
     with suppress(JobNotFound):
         job = change(ctx, run.namespace, job_id_at(ctx, run, decision.index), decide)

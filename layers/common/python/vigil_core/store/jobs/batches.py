@@ -37,7 +37,7 @@ class BatchStore:
                 },
             )
         )
-        return len(_end_states(row)) == len(items_on_page(page, batch.batch_size or 0))
+        return len(_end_states(row)) == len(items_on_page(page, batch.batch.size or 0))
 
     def end_states(self, batch: Job) -> dict[int, JobStatus]:
         """How the items of the attempt under way have ended, by their places; those that have not are absent."""

@@ -36,7 +36,7 @@ class DependencyStore:
                     "known_version": dependency.known_version,
                     "ttl": _ttl(job),
                 }
-                for index, dependency in enumerate(job.depends_on)
+                for index, dependency in enumerate(job.dependencies.depends_on)
             ]
         )
 
@@ -110,7 +110,7 @@ def _ttl(job: Job) -> int:
 
 def _counts(job: Job, row: Row) -> DependencyCounts:
     return DependencyCounts(
-        total=len(job.depends_on), **{end_state: len(row.get(end_state, ())) for end_state in END_STATES}
+        total=len(job.dependencies.depends_on), **{end_state: len(row.get(end_state, ())) for end_state in END_STATES}
     )
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from vigil_core.domain.errors import JobCreationFailed
-from vigil_core.domain.exact_json import JsonValue, dumps, loads
-from vigil_core.domain.jobs.dependencies import Dependency, Verdict
-from vigil_core.domain.jobs.job import Job, JobError, JobLogEntry, JobLogKind, Priority
+from vigil_core.domain.jobs.job import Job, JobLogEntry
 from vigil_core.domain.jobs.retention import DEFAULT_RETENTION, OPEN_JOB_TTL, expires_at_of
-from vigil_core.domain.jobs.retry import Lease, RetryPolicy
-from vigil_core.domain.jobs.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
-from vigil_core.domain.jobs.status import JobStatus
-from vigil_core.domain.timestamps import from_epoch_s, from_text, to_epoch_s, to_text
+from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
+from vigil_core.store.jobs.job_rows import (
+    index_attributes,
+    job_from_row,
+    job_to_row,
+    live_to_row,
+    log_from_text,
+    log_to_row,
+    row_head,
+)
 from vigil_core.store.listing import extend_day_ttl
 from vigil_core.store.locks import LockAcquisition, lock_put, queue_entry_put
 from vigil_core.store.table import (
@@ -27,7 +30,6 @@ from vigil_core.store.table import (
     ConditionFailed,
     Delete,
     Put,
-    Row,
     Table,
     Update,
     WriteCondition,
@@ -37,14 +39,7 @@ from vigil_core.store.table import (
 
 MAX_STATE_LOG_LINES = 8
 """More lines than that go to a row of their own: the state row is to stay within one write unit."""
-TOMBSTONE_TTL = timedelta(days=60)
-"""Longer than any wait lives, so that an id cannot come back while somebody waits for its first owner."""
-LIVE_ROW_TTL = timedelta(days=30)
-"""How long what a job in silence has reported last is kept: each report begins it anew."""
 TTL_NAMES = {"#ttl": "ttl"}
-SCHEMA_VERSION = 1
-PRIORITY_RANKS: Mapping[Priority, int] = {"critical": 0, "high": 1, "normal": 2, "low": 3, "background": 4}
-"""Priorities in the order in which workers are given jobs."""
 
 
 MAX_ROW_BYTES = 350 * 1024
@@ -200,7 +195,7 @@ class JobStore:
             self._extend_ttl(after)
         if len(after.log) > MAX_STATE_LOG_LINES:
             *older, newest = after.log
-            self._table.put(Put(row=_log_row(after, older) | {"ttl": self._side_row_ttl(after)}))
+            self._table.put(Put(row=log_to_row(after, older) | {"ttl": self._side_row_ttl(after)}))
             after = replace(after, log=(newest,))
         self._write(
             [
@@ -268,7 +263,7 @@ class JobStore:
 
     def index_entry_of(self, job: Job) -> tuple[str, str] | None:
         """Where index `due` is to show a job; None for nowhere."""
-        row = {} if job.deleted else _index_attributes(job, self._queue_partitions)
+        row = {} if job.deleted else index_attributes(job, self._queue_partitions)
         return (row["g1pk"], row["g1sk"]) if row else None
 
     def repair_index_entry(self, job: Job) -> None:
@@ -343,7 +338,7 @@ class JobStore:
         lines = {
             line.version: line
             for row in query_all(self._table, pk, begins="L#")
-            for line in _log_from_text(row["log"], job.created_at)
+            for line in log_from_text(row["log"], job.created_at)
         }
         lines |= {line.version: line for line in job.log}
         return [lines[version] for version in sorted(lines) if version <= job.version]
@@ -372,7 +367,7 @@ class JobStore:
             )
             return keys.object_ref(size, key.sk)
         ttl = to_epoch_s(self.expiry_of(job)) if job.ended else self._side_row_ttl(job)
-        self._table.put(Put(row={**_head(key, entity), "body": text, "ttl": ttl}))
+        self._table.put(Put(row={**row_head(key, entity), "body": text, "ttl": ttl}))
         return key.sk
 
     def _has_expired(self, job: Job) -> bool:
@@ -440,178 +435,6 @@ def _retention_class(job: Job) -> RetentionClass:
     return "long" if job.scheduled_at is not None and job.scheduled_at > job.updated_at + OPEN_JOB_TTL else "open"
 
 
-def job_from_row(state: Row, live: Row | None = None) -> Job:
-    """A job from its state row, and from what was reported alone since."""
-    namespace, job_id = keys.parse_job(state["pk"])
-    created_at = from_text(state["created_at"])
-    log = tuple(_log_from_text(state["log"], created_at))
-    job = Job(
-        namespace=namespace,
-        job_id=job_id,
-        job_type=state["job_type"],
-        name=state.get("name"),
-        queue=state.get("queue", "default"),
-        priority=state.get("priority", "normal"),
-        executor=state.get("executor", "worker"),
-        stages=(SUBMIT, *state["stages"], COMPLETE) if "stages" in state else DEFAULT_STAGES,
-        status=state["status"],
-        stage=state["stage"],
-        health=state.get("health"),
-        progress=Decimal(state.get("progress", 0)),
-        message=state.get("message"),
-        milestones=tuple(state.get("milestones", ())),
-        fields=_parse_object(state.get("fields")),
-        tags=tuple(state.get("tags", ())),
-        error=JobError(**state["error"]) if "error" in state else None,
-        attempt=state.get("attempt", 1),
-        max_attempts=state.get("max_attempts", 1),
-        trace_id=state.get("trace_id"),
-        correlation_id=state.get("correlation_id"),
-        unique_key=state.get("unique_key"),
-        mutex_key=state.get("mutex_key"),
-        cancel_requested_at=_parse_time(state.get("cancel_requested_at")),
-        payload_ref=state.get("payload_ref"),
-        result_ref=state.get("result_ref"),
-        created_at=created_at,
-        updated_at=log[-1].occurred_at,
-        started_at=_parse_time(state.get("started_at")),
-        finished_at=_parse_time(state.get("finished_at")),
-        version=state["version"],
-        live_version=state.get("live_version", 0),
-        deleted=state.get("deleted", False),
-        log=log,
-        scheduled_at=_parse_time(state.get("scheduled_at")),
-        retry=retry_from_row(state["retry"]) if "retry" in state else None,
-        timeout_s=state.get("timeout_s"),
-        heartbeat_timeout_s=state.get("heartbeat_timeout_s"),
-        fallback_ref=state.get("fallback_ref"),
-        target_ref=state.get("target_ref"),
-        lease=_lease_from_row(state["lease"]) if "lease" in state else None,
-        reported_token=state.get("reported_token"),
-        has_waits=state.get("awaited", False),
-        has_subscribers=state.get("followed", False),
-        queue_on_conflict=state.get("mutex_queues", False),
-        mutex_position=state.get("place_in_line"),
-        depends_on=tuple(map(_dependency_from_text, state.get("depends_on", ()))),
-        trigger_rule=state.get("trigger_rule", "all_success"),
-        condition=state.get("condition"),
-        dependency_status=state.get("dependency_status", "none"),
-        verdict=_verdict_from_row(state["verdict"]) if "verdict" in state else None,
-        batch_size=state.get("batch_size"),
-        on_item_failure=state.get("on_item_failure", "continue"),
-        batch_id=state.get("batch_id"),
-        batch_index=state.get("batch_index"),
-        workflow_id=state.get("workflow_id"),
-        workflow_index=state.get("workflow_place"),
-        upstream_names=tuple(state.get("comes_after", ())),
-        parked=state.get("held", False),
-        expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
-        indexed_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
-    )
-    if live is None or live["attempt"] != job.attempt or live["live_version"] <= job.live_version:
-        return job
-    lease_extended = job.lease is not None and job.lease.token == live.get("lease_token")
-    return replace(
-        job,
-        lease=replace(job.lease, expires_at=from_text(live["lease_until"]), used=True)
-        if job.lease and lease_extended
-        else job.lease,
-        progress=max(job.progress, Decimal(live["progress"])),
-        message=live.get("message"),
-        live_version=live["live_version"],
-        updated_at=max(job.updated_at, from_text(live["updated_at"])),
-    )
-
-
-def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
-    """The state row of a job: the inverse of `job_from_row`. Its queue is shown in so many partitions of the index."""
-    key = keys.job(job.namespace, job.job_id)
-    row: Row = {
-        **_head(key, "job"),
-        "job_type": job.job_type,
-        "name": job.name,
-        "queue": _unless_default("default", job.queue),
-        "priority": _unless_default("normal", job.priority),
-        "executor": _unless_default("worker", job.executor),
-        "stages": None if job.stages == DEFAULT_STAGES else list(job.stages[1:-1]),
-        "status": job.status,
-        "stage": job.stage,
-        "health": job.health,
-        "progress": _unless_default(0, job.progress),
-        "message": job.message,
-        "milestones": list(job.milestones) or None,
-        "fields": dumps(job.fields) if job.fields else None,
-        "tags": list(job.tags) or None,
-        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
-        "attempt": _unless_default(1, job.attempt),
-        "max_attempts": _unless_default(1, job.max_attempts),
-        "trace_id": job.trace_id,
-        "correlation_id": job.correlation_id,
-        "unique_key": job.unique_key,
-        "mutex_key": job.mutex_key,
-        "mutex_queues": job.queue_on_conflict or None,
-        "place_in_line": job.mutex_position,
-        "depends_on": [f"{each.job_id}#{each.known_version}" for each in job.depends_on] or None,
-        "trigger_rule": _unless_default("all_success", job.trigger_rule),
-        "condition": job.condition,
-        "dependency_status": _unless_default("none", job.dependency_status),
-        "verdict": job.verdict and _verdict_to_row(job.verdict),
-        "batch_size": job.batch_size,
-        "on_item_failure": _unless_default("continue", job.on_item_failure),
-        "batch_id": job.batch_id,
-        "batch_index": job.batch_index,
-        "workflow_id": job.workflow_id,
-        "workflow_place": job.workflow_index,
-        "comes_after": list(job.upstream_names) or None,
-        "held": job.parked or None,
-        "cancel_requested_at": job.cancel_requested_at and to_text(job.cancel_requested_at),
-        "payload_ref": job.payload_ref,
-        "result_ref": job.result_ref,
-        "created_at": to_text(job.created_at),
-        "started_at": job.started_at and to_text(job.started_at),
-        "finished_at": job.finished_at and to_text(job.finished_at),
-        "version": job.version,
-        "live_version": _unless_default(0, job.live_version),
-        "log": _log_to_text(job.log, job.created_at),
-        "scheduled_at": job.scheduled_at and to_text(job.scheduled_at),
-        "retry": job.retry and retry_to_row(job.retry),
-        "timeout_s": job.timeout_s,
-        "heartbeat_timeout_s": job.heartbeat_timeout_s,
-        "fallback_ref": job.fallback_ref,
-        "target_ref": job.target_ref,
-        "lease": job.lease and _lease_to_row(job.lease),
-        "reported_token": job.reported_token,
-        "awaited": job.has_waits or None,
-        "followed": job.has_subscribers or None,
-        "for_matcher": job.needs_matching or None,
-        "ttl": job.expires_at and to_epoch_s(job.expires_at),
-    }
-    if job.deleted:
-        return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_TTL)}
-    row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
-    row |= _index_attributes(job, queue_partitions)
-    return row
-
-
-def _index_attributes(job: Job, partitions: int) -> Row:
-    """Where index `due` shows a job that has not ended: to workers, or to the sweeper and whoever counts."""
-    partition = keys.partition_of(job.job_id, partitions)
-    if job.status == "pending" and job.executor != "none" and not job.is_batch:
-        partition_of = keys.jobs_to_dispatch if job.dispatchable else keys.ready_jobs
-        sort_key = keys.ready_job(PRIORITY_RANKS[job.priority], job.scheduled_at or job.created_at, job.job_id)
-        return {"g1pk": partition_of(job.namespace, job.queue, partition), "g1sk": sort_key}
-    if job.status == "waiting" and not job.in_run:
-        sort_key = keys.timed_job(job.status, job.updated_at, job.job_id)
-        return {"g1pk": keys.timed_jobs(job.namespace, job.queue, partition), "g1sk": sort_key}
-    if job.due_at is None:
-        return {}
-    indexed_at = min(job.due_at, job.indexed_due_at or job.due_at)
-    return {
-        "g1pk": keys.timed_jobs(job.namespace, job.queue, partition),
-        "g1sk": keys.timed_job(job.status, indexed_at, job.job_id),
-    }
-
-
 def _unchanged(job: Job) -> WriteCondition:
     """The row is the version that was read, and nobody has begun to wait for the job or to follow it since: a version
     without the mark would be kept from the matcher, or told nobody."""
@@ -621,175 +444,21 @@ def _unchanged(job: Job) -> WriteCondition:
     return WriteCondition(expression=expression, values=condition.values)
 
 
-def _dependency_from_text(text: str) -> Dependency:
-    job_id, version = text.split("#")
-    return Dependency(job_id=job_id, known_version=int(version))
-
-
-def _verdict_to_row(verdict: Verdict) -> Row:
-    return {
-        "rule": verdict.rule,
-        "inputs": dict(verdict.inputs),
-        "reason": verdict.reason,
-        "through_failure": verdict.through_failure,
-    }
-
-
-def _verdict_from_row(row: Row) -> Verdict:
-    inputs = {name: int(count) for name, count in row["inputs"].items()}
-    return Verdict(rule=row["rule"], inputs=inputs, reason=row["reason"], through_failure=row["through_failure"])
-
-
 def _lock_writes(before: Job | None, after: Job, acquisitions: Sequence[LockAcquisition]) -> list[Put | Delete]:
     """What is written together with a version: the holds that it takes, the place in line that it takes or leaves."""
     writes: list[Put | Delete] = [lock_put(after, claim) for claim in acquisitions]
-    if after.mutex_position is not None and (before is None or before.mutex_position != after.mutex_position):
-        writes.append(queue_entry_put(after, after.mutex_position))
-    if before is not None and before.mutex_position is not None and after.mutex_position is None:
+    if after.mutex.position is not None and (before is None or before.mutex.position != after.mutex.position):
+        writes.append(queue_entry_put(after, after.mutex.position))
+    if before is not None and before.mutex.position is not None and after.mutex.position is None:
         writes.append(
-            Delete(key=keys.mutex_queue_entry(before.namespace, str(before.mutex_key), before.mutex_position))
+            Delete(key=keys.mutex_queue_entry(before.namespace, str(before.mutex.key), before.mutex.position))
         )
     return writes
 
 
 def _live_put(job: Job, retention: timedelta) -> Put:
-    row = {
-        **_head(keys.live(job.namespace, job.job_id), "live"),
-        "namespace": job.namespace,
-        "job_id": job.job_id,
-        "job_type": job.job_type,
-        "queue": job.queue,
-        "workflow_id": job.workflow_id,
-        "attempt": job.attempt,
-        "progress": job.progress,
-        "message": job.message,
-        "live_version": job.live_version,
-        "version": job.version,
-        "updated_at": to_text(job.updated_at),
-        "lease_token": job.lease and job.lease.token,
-        "lease_until": job.lease and to_text(job.lease.expires_at),
-        "ttl": to_epoch_s(job.updated_at + LIVE_ROW_TTL + retention),
-    }
-    return Put(
-        row=row,
-        condition=WriteCondition(
-            expression="attribute_not_exists(pk) OR live_version < :next", values={":next": job.live_version}
-        ),
+    """Build the write of a live row, conditional on a lower live version."""
+    condition = WriteCondition(
+        expression="attribute_not_exists(pk) OR live_version < :next", values={":next": job.live_version}
     )
-
-
-def _log_row(job: Job, lines: Sequence[JobLogEntry]) -> Row:
-    key = keys.log(job.namespace, job.job_id, lines[0].version)
-    return {**_head(key, "log"), "log": _log_to_text(lines, job.created_at)}
-
-
-_CODE_BY_KIND: dict[JobLogKind, str] = {
-    "created": "c", "waiting": "w", "ready": "y", "claimed": "k", "started": "s", "updated": "u", "released": "g",
-    "lease_expired": "l", "retrying": "t", "completed": "d", "failed": "f", "cancel_requested": "q", "cancelled": "x",
-    "retried": "r", "skipped": "n", "deleted": "z",
-}  # fmt: skip
-_CODE_BY_STATUS: dict[JobStatus, str] = {
-    "scheduled": "s", "waiting": "w", "pending": "p", "running": "r", "completed": "c", "failed": "f",
-    "cancelled": "x", "skipped": "k",
-}  # fmt: skip
-_KIND_BY_CODE = {letter: kind for kind, letter in _CODE_BY_KIND.items()}
-_STATUS_BY_CODE = {letter: status for status, letter in _CODE_BY_STATUS.items()}
-
-
-def _log_to_text(lines: Sequence[JobLogEntry], created_at: datetime) -> str:
-    """The first version, then each line in some 30 bytes, for it is written with every change: milliseconds since the
-    creation, kind, status, stage, by, why. A stage or name that is the same as in the line before is 0."""
-    packed: list[JsonValue] = [lines[0].version]
-    stage = actor = ""
-    for line in lines:
-        packed.append(
-            [
-                (line.occurred_at - created_at) // timedelta(milliseconds=1),
-                _CODE_BY_KIND[line.kind] + _CODE_BY_STATUS[line.status],
-                0 if line.stage == stage else line.stage,
-                0 if line.actor == actor else line.actor,
-                *([line.reason] if line.reason else []),
-            ]
-        )
-        stage, actor = line.stage, line.actor
-    return dumps(packed)
-
-
-def _log_from_text(text: str, created_at: datetime) -> list[JobLogEntry]:
-    """The inverse of `_log_to_text`."""
-    packed: Any = loads(text)
-    first, *lines = packed
-    entries: list[JobLogEntry] = []
-    stage = actor = ""
-    for version, (ms, codes, line_stage, line_actor, *reason) in enumerate(lines, first):
-        stage, actor = line_stage or stage, line_actor or actor
-        entries.append(
-            JobLogEntry(
-                version=version,
-                occurred_at=created_at + timedelta(milliseconds=ms),
-                kind=_KIND_BY_CODE[codes[0]],
-                actor=actor,
-                status=_STATUS_BY_CODE[codes[1]],
-                stage=stage,
-                reason=reason[0] if reason else None,
-            )
-        )
-    return entries
-
-
-def retry_to_row(retry: RetryPolicy) -> Row:
-    """A policy as a row holds it."""
-    return {
-        "max": retry.max_attempts,
-        "first": retry.initial_delay,
-        "cap": retry.max_delay,
-        "factor": retry.multiplier,
-        "jitter": retry.jitter,
-    }
-
-
-def retry_from_row(row: Row) -> RetryPolicy:
-    """The inverse of `retry_to_row`."""
-    return RetryPolicy(
-        max_attempts=row["max"],
-        initial_delay=Decimal(row["first"]),
-        max_delay=Decimal(row["cap"]),
-        multiplier=Decimal(row["factor"]),
-        jitter=row["jitter"],
-    )
-
-
-def _lease_to_row(lease: Lease) -> Row:
-    row: Row = {"token": lease.token, "by": lease.worker, "s": lease.duration_s, "until": to_text(lease.expires_at)}
-    if lease.used:
-        row["used"] = True
-    return row if lease.claim_id is None else {**row, "claim": lease.claim_id}
-
-
-def _lease_from_row(row: Row) -> Lease:
-    return Lease(
-        token=row["token"],
-        worker=row["by"],
-        duration_s=row["s"],
-        expires_at=from_text(row["until"]),
-        claim_id=row.get("claim"),
-        used=row.get("used", False),
-    )
-
-
-def _unless_default(default: object, value: object) -> object:
-    """None, which is not stored, for the value that a reader takes an absent one for."""
-    return None if value == default else value
-
-
-def _head(key: keys.Key, entity: str) -> Row:
-    return {"pk": key.pk, "sk": key.sk, "entity": entity, "schema_version": SCHEMA_VERSION}
-
-
-def _parse_object(text: str | None) -> Mapping[str, Any]:
-    value: Any = loads(text) if text else {}
-    return dict(value)
-
-
-def _parse_time(text: str | None) -> Any:
-    return from_text(text) if text else None
+    return Put(row=live_to_row(job, retention), condition=condition)

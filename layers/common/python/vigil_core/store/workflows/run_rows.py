@@ -14,7 +14,7 @@ from vigil_core.domain.workflows.graph import Graph, Node
 from vigil_core.domain.workflows.run import DecisionAction, RunLogEntry, WorkflowRun, format_supervisor_id
 from vigil_core.domain.workflows.run_state import NodeState, StateBlock, StateRecord
 from vigil_core.store import keys
-from vigil_core.store.jobs.jobs import retry_from_row, retry_to_row
+from vigil_core.store.jobs.job_rows import retry_from_row, retry_to_row
 from vigil_core.store.table import Row
 
 SCHEMA_VERSION = 1

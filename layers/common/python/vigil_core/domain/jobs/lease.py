@@ -1,0 +1,23 @@
+"""The lease of a claimed job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The exclusive right of one worker to run a job until a time.
+
+    Each report on the job must carry the lease token.
+    """
+
+    token: str
+    worker: str
+    duration_s: int
+    expires_at: datetime
+    claim_id: str | None = None
+    """The id of the claim that granted the lease. A worker that lost the answer repeats the claim with the same id."""
+    used: bool = False
+    """Whether the worker has sent a heartbeat under this lease."""
