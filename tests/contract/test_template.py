@@ -87,8 +87,8 @@ def test_function_environment_matches_the_rights_of_its_role(function: str) -> N
     for name in ("FanOutQueue", "SweeperQueue", "Topic"):
         assert (f'{{"Ref": "{name}"}}' in told) == (f'"{name}' in allowed), name
     assert ("ManageConnections" in allowed) == ("WEBSOCKET_ENDPOINT" in told)
-    assert ("s3:GetObject" in allowed) == ("DEAD_LETTER_BUCKET" in told or "BODIES_BUCKET" in told)
-    assert ("${BodiesBucket.Arn}/bodies/*" in allowed) == ("BODIES_BUCKET" in told)
+    assert ("s3:GetObject" in allowed) == ("DEAD_LETTER_BUCKET" in told or "PAYLOAD_BUCKET" in told)
+    assert ("${PayloadBucket.Arn}/payloads/*" in allowed) == ("PAYLOAD_BUCKET" in told)
 
 
 @pytest.mark.parametrize("mapping", resources("AWS::Lambda::EventSourceMapping"))
@@ -122,7 +122,7 @@ def test_queue_visibility_timeout_is_six_times_the_function_timeout() -> None:
 
 
 def test_table_and_buckets_are_retained_when_the_stack_is_deleted() -> None:
-    for name in ("Table", "BodiesBucket", "DeadLetterBucket"):
+    for name in ("Table", "PayloadBucket", "DeadLetterBucket"):
         resource = template()["Resources"][name]
         assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
 

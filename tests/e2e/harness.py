@@ -330,12 +330,12 @@ class Aws:
     @cached_property
     def alarm_group(self) -> str:
         """Return the name of the stack's timer group."""
-        return self._resource("Alarms")
+        return self._resource("Timers")
 
     @cached_property
     def bodies_bucket(self) -> str:
         """Return the bucket of payloads and results that exceed a row."""
-        return self._resource("BodiesBucket")
+        return self._resource("PayloadBucket")
 
     def _resource(self, logical_id: str) -> str:
         formation = session().client("cloudformation", endpoint_url=self.stack.endpoint_url, config=client_config())

@@ -15,7 +15,7 @@ MB = 1024 * 1024
 
 def objects(aws: Aws, key: Key) -> list[str]:
     """Return the objects of a namespace."""
-    listed = aws.buckets.list_objects_v2(Bucket=aws.bodies_bucket, Prefix=f"bodies/{key.namespace}/")
+    listed = aws.buckets.list_objects_v2(Bucket=aws.bodies_bucket, Prefix=f"payloads/{key.namespace}/")
     return [each["Key"] for each in listed.get("Contents", [])]
 
 

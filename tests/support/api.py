@@ -27,7 +27,7 @@ LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
 CACHED = (wiring.queues, wiring.timers, wiring.payload_bucket, wiring.context, wiring.http_api)
 """What knows a deployment. The clients below it serve every one: to make them takes longer than most tests."""
-ALARM_GROUP = "alarms"
+TIMER_GROUP = "timers"
 BODIES = "bodies"
 
 
@@ -49,7 +49,7 @@ def deployed() -> Iterator[None]:
         pages = queues.create_queue(QueueName="fan-out.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
         clock = queues.create_queue(QueueName="sweeper")["QueueUrl"]
         aws("s3").create_bucket(Bucket=BODIES)
-        aws("scheduler").create_schedule_group(Name=ALARM_GROUP)
+        aws("scheduler").create_schedule_group(Name=TIMER_GROUP)
         machine = aws("stepfunctions").create_state_machine(
             name="vigil-supervisor", definition="{}", roleArn="arn:aws:iam::123456789012:role/supervisor"
         )
@@ -58,9 +58,9 @@ def deployed() -> Iterator[None]:
             "SUPERVISOR_MACHINE": machine["stateMachineArn"],
             "FAN_OUT_QUEUE_URL": pages,
             "SWEEPER_QUEUE_URL": clock,
-            "ALARM_GROUP": ALARM_GROUP,
-            "BODIES_BUCKET": BODIES,
-            "ALARM_ROLE": "arn:aws:iam::123456789012:role/alarm",
+            "TIMER_GROUP": TIMER_GROUP,
+            "PAYLOAD_BUCKET": BODIES,
+            "TIMER_ROLE": "arn:aws:iam::123456789012:role/timer",
             "SWEEPER_FUNCTION": "arn:aws:lambda:us-east-1:123456789012:function:vigil-sweeper",
         }
         with patch.dict(os.environ, variables):

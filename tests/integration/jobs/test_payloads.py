@@ -27,7 +27,7 @@ def find(world: World, job_id: str) -> Job:
 
 def kept(world: World, job_id: str) -> dict[str, str]:
     """How long each object of a job is kept, by its kind: P for the payload, R for results."""
-    prefix = f"bodies/{NAMESPACE}/{job_id}/"
+    prefix = f"payloads/{NAMESPACE}/{job_id}/"
     return {key[len(prefix)]: how for key, (_, how) in world.objects.stored.items() if key.startswith(prefix)}
 
 

@@ -43,7 +43,7 @@ def test_large_payload_and_result_are_in_every_response(client: Client) -> None:
     assert client.get(path).ok()["result"] == result
     assert client.get(f"{path}/result").ok()["result"] == result
     assert "payload_url" not in done
-    assert [tags(name) for name in names()] == [{"kept": "ended"}] * 2
+    assert [tags(name) for name in names()] == [{"retention": "ended"}] * 2
 
 
 def test_claim_response_has_urls_for_payloads_over_its_limit(client: Client) -> None:
@@ -53,7 +53,7 @@ def test_claim_response_has_urls_for_payloads_over_its_limit(client: Client) -> 
     assert [job["payload"] is not None for job in jobs] == [True, False, False]
     assert ["payload_url" in job for job in jobs] == [False, True, True]
     url = urlsplit(jobs[1]["payload_url"])
-    assert f"/bodies/demo/{jobs[1]['job_id']}/P/" in url.path
+    assert f"/payloads/demo/{jobs[1]['job_id']}/P/" in url.path
     assert "X-Amz-Signature" in parse_qs(url.query)
 
 
@@ -87,7 +87,7 @@ def test_signed_urls_use_the_regional_endpoint(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("kept", ["open", "ended", "long"])
 def test_object_is_tagged_with_its_retention_class(client: Client, kept: RetentionClass) -> None:
     bucket = PayloadBucket(wiring.s3, BODIES)
-    expected = {} if kept == "long" else {"kept": kept}
+    expected = {} if kept == "long" else {"retention": kept}
     bucket.put("one", "text", retention_class=kept)
     assert tags("one") == expected
     bucket.put("two", "text", retention_class="open")

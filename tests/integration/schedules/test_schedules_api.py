@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from functions.sweeper.handler import handler as sweeper
-from tests.support.api import ALARM_GROUP, Client, pages
+from tests.support.api import TIMER_GROUP, Client, pages
 from tests.support.events import sample
 from tests.support.table import aws
 
@@ -24,8 +24,8 @@ def put(client: Client, name: str = "nightly", status: int = 201, **changed: Any
 def alarms() -> list[Any]:
     """What is armed, as EventBridge Scheduler has it."""
     scheduler = aws("scheduler")
-    names = [each["Name"] for each in scheduler.list_schedules(GroupName=ALARM_GROUP)["Schedules"]]
-    return [scheduler.get_schedule(Name=name, GroupName=ALARM_GROUP) for name in names]
+    names = [each["Name"] for each in scheduler.list_schedules(GroupName=TIMER_GROUP)["Schedules"]]
+    return [scheduler.get_schedule(Name=name, GroupName=TIMER_GROUP) for name in names]
 
 
 def test_schedule_shows_its_next_five_fire_times(client: Client) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 URL_TTL_S = 3_600
 _TAGS: Mapping[RetentionClass, Mapping[str, str]] = {
-    "open": {"Tagging": "kept=open"},
-    "ended": {"Tagging": "kept=ended"},
+    "open": {"Tagging": "retention=open"},
+    "ended": {"Tagging": "retention=ended"},
     "long": {},
 }
 """The tag by which the lifecycle rules of the bucket select an object."""

@@ -58,10 +58,10 @@ class CoreSettings:
             sweeper_queue_url=os.environ.get("SWEEPER_QUEUE_URL"),
             http_executor_function=os.environ.get("HTTP_EXECUTOR_FUNCTION"),
             webhooks_queue_url=os.environ.get("WEBHOOKS_QUEUE_URL"),
-            timer_group=os.environ.get("ALARM_GROUP"),
-            timer_role=os.environ.get("ALARM_ROLE"),
+            timer_group=os.environ.get("TIMER_GROUP"),
+            timer_role=os.environ.get("TIMER_ROLE"),
             sweeper_function=os.environ.get("SWEEPER_FUNCTION"),
-            payload_bucket=os.environ.get("BODIES_BUCKET"),
+            payload_bucket=os.environ.get("PAYLOAD_BUCKET"),
             supervisor_machine=os.environ.get("SUPERVISOR_MACHINE"),
             retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT_RETENTION.days))),
         )

@@ -101,7 +101,7 @@ def parse_object_ref(ref: str) -> tuple[int | None, str] | None:
 
 def object_name(namespace: str, job_id: str, sk: str) -> str:
     """Return the name of the S3 object that replaces a row of a job."""
-    return f"bodies/{namespace}/{job_id}/{sk.replace('#', '/')}"
+    return f"payloads/{namespace}/{job_id}/{sk.replace('#', '/')}"
 
 
 def upload_name(namespace: str, upload_id: str) -> str:
@@ -327,7 +327,7 @@ def run_result(namespace: str, workflow_id: str, generation: int, nonce: str) ->
 
 def run_object_name(namespace: str, workflow_id: str, sk: str) -> str:
     """Return the name of the S3 object that replaces a row of a run."""
-    return f"bodies/{namespace}/{workflow_id}/{sk.replace('#', '/')}"
+    return f"payloads/{namespace}/{workflow_id}/{sk.replace('#', '/')}"
 
 
 # Waits
