@@ -42,7 +42,7 @@ class DueStore:
         row = {
             "pk": key.pk,
             "sk": key.sk,
-            "entity": "lock",
+            "entity": "sweep_lease",
             "schema_version": 1,
             "until": to_text(now + ttl),
             "ttl": to_epoch_s(now + ttl),

@@ -111,12 +111,12 @@ def upload_name(namespace: str, upload_id: str) -> str:
 
 def lock(namespace: str, kind: LockKind, name: str) -> Key:
     """Return the key of a lock: a unique key or a mutex."""
-    return Key(f"{namespace}#hold#{kind}#{name}", "A")
+    return Key(f"{namespace}#lock#{kind}#{name}", "A")
 
 
 def mutex_queue(namespace: str, mutex: str) -> str:
     """Return the partition key of a mutex queue."""
-    return f"{namespace}#line#{mutex}"
+    return f"{namespace}#mutex#{mutex}"
 
 
 def mutex_queue_entry(namespace: str, mutex: str, position: int) -> Key:
@@ -390,7 +390,7 @@ def ticket(namespace: str, ticket_id: str) -> Key:
 
 def signing_key(namespace: str) -> Key:
     """Return the key of the key that signs page tokens."""
-    return Key(f"{namespace}#secret", "page-token")
+    return Key(f"{namespace}#signing-key", "page-token")
 
 
 # Connections

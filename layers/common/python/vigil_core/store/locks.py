@@ -139,7 +139,7 @@ def mutex_acquisition(namespace: str, lock: Lock, *, now: datetime) -> LockAcqui
 def lock_put(job: Job, acquisition: LockAcquisition) -> Put:
     """Build the write that makes a job the owner of a lock."""
     row: Row = {
-        **_head(keys.lock(job.namespace, acquisition.kind, acquisition.name), "hold"),
+        **_head(keys.lock(job.namespace, acquisition.kind, acquisition.name), "lock"),
         "job_id": job.job_id,
         "counter": acquisition.seen_counter + 1,
     }
@@ -151,7 +151,7 @@ def lock_put(job: Job, acquisition: LockAcquisition) -> Put:
 def queue_entry_put(job: Job, position: int) -> Put:
     """Build the write that adds a job to the queue of its mutex."""
     key = keys.mutex_queue_entry(job.namespace, str(job.mutex.key), position)
-    return Put(row={**_head(key, "place_in_line"), "job_id": job.job_id})
+    return Put(row={**_head(key, "mutex_entry"), "job_id": job.job_id})
 
 
 def _counter_is(counter: int) -> WriteCondition:

@@ -17,11 +17,11 @@ class SigningKeyStore:
         key = keys.signing_key(namespace)
         row = self._table.get(key)
         if row is not None:
-            return bytes(row["secret"])
-        new_row: Row = {"pk": key.pk, "sk": key.sk, "entity": "secret", "schema_version": 1, "secret": new}
+            return bytes(row["key"])
+        new_row: Row = {"pk": key.pk, "sk": key.sk, "entity": "signing_key", "schema_version": 1, "key": new}
         try:
             self._table.put(Put(row=new_row, condition=ABSENT))
         except ConditionFailed as error:
             # Another process stored its key first, and that key is valid.
-            return bytes((error.old or self._table.get(key) or new_row)["secret"])
+            return bytes((error.old or self._table.get(key) or new_row)["key"])
         return new
