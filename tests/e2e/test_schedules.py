@@ -38,7 +38,7 @@ def test_schedule_fires_by_timer_and_the_sweep_fires_after_a_lost_timer(aws: Aws
     put(client, "silent", **EVERY_MINUTE, job={"job_type": "swept"})
     put(client, "paused", **EVERY_MINUTE, job={"job_type": "never"}, enabled=False)
     (row,) = [row for row in aws.rows(f"{key.namespace}#schedules") if row["sk"]["S"] == "silent"]
-    next_at = datetime.fromisoformat(row["next_at"]["S"])
+    next_at = datetime.fromisoformat(row["next_fire_at"]["S"])
     aws.alarms.delete_schedule(Name=f"{row['generation']['S']}-{next_at:%Y%m%dT%H%M%SZ}", GroupName=aws.alarm_group)
 
     def run_of(name: str) -> Any:

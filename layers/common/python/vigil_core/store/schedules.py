@@ -65,14 +65,14 @@ def _to_row(schedule: Schedule) -> Row:
         # JSON text returns every number as it was sent.
         schedule.action: dumps(schedule.body),
         "enabled": schedule.enabled,
-        "missed": schedule.misfire_policy,
-        "overlap": schedule.overlap_policy,
+        "misfire_policy": schedule.misfire_policy,
+        "overlap_policy": schedule.overlap_policy,
         "generation": schedule.generation,
-        "next_at": schedule.next_fire_at and to_text(schedule.next_fire_at),
+        "next_fire_at": schedule.next_fire_at and to_text(schedule.next_fire_at),
         "created_at": to_text(schedule.created_at),
         "updated_at": to_text(schedule.updated_at),
-        "last_run": schedule.last_fire and _fire_to_row(schedule.last_fire),
-        "last_id": schedule.last_created_id,
+        "last_fire": schedule.last_fire and _fire_to_row(schedule.last_fire),
+        "last_created_id": schedule.last_created_id,
         "unrecorded": [to_text(at) for at in schedule.unrecorded] or None,
         "version": schedule.version,
     }
@@ -96,21 +96,21 @@ def _from_row(namespace: str, row: Row) -> Schedule:
         action=action,
         body=body,
         enabled=row["enabled"],
-        misfire_policy=row["missed"],
-        overlap_policy=row["overlap"],
+        misfire_policy=row["misfire_policy"],
+        overlap_policy=row["overlap_policy"],
         generation=row["generation"],
-        next_fire_at=from_text(row["next_at"]) if "next_at" in row else None,
+        next_fire_at=from_text(row["next_fire_at"]) if "next_fire_at" in row else None,
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),
-        last_fire=_fire_from_row(row["last_run"]) if "last_run" in row else None,
-        last_created_id=row.get("last_id"),
+        last_fire=_fire_from_row(row["last_fire"]) if "last_fire" in row else None,
+        last_created_id=row.get("last_created_id"),
         unrecorded=tuple(from_text(at) for at in row.get("unrecorded", ())),
         version=row["version"],
     )
 
 
 def _fire_to_row(fire: ScheduleFire) -> Row:
-    row: Row = {"planned_at": to_text(fire.planned_at), "at": to_text(fire.fired_at), "outcome": fire.outcome}
+    row: Row = {"planned_at": to_text(fire.planned_at), "fired_at": to_text(fire.fired_at), "outcome": fire.outcome}
     if fire.created_id is not None:
         row["created_id"] = fire.created_id
     if fire.error is not None:
@@ -121,7 +121,7 @@ def _fire_to_row(fire: ScheduleFire) -> Row:
 def _fire_from_row(row: Row) -> ScheduleFire:
     return ScheduleFire(
         planned_at=from_text(row["planned_at"]),
-        fired_at=from_text(row["at"]),
+        fired_at=from_text(row["fired_at"]),
         outcome=row["outcome"],
         created_id=row.get("created_id"),
         error=JobError(**row["error"]) if "error" in row else None,
