@@ -68,25 +68,29 @@ class WebhookStore:
         row = self._table.get(keys.delivery(namespace, webhook, delivery_id))
         return _delivery(row) if row else None
 
-    def save_delivery(self, before: Delivery, after: Delivery, *, check_next_at: bool) -> bool:
+    def save_delivery(self, before: Delivery, after: Delivery, *, check_next_attempt: bool) -> bool:
         """Store the state that follows `before`.
 
         Args:
             before: The delivery that was read.
             after: The new state.
-            check_next_at: Also require that no process has postponed the next attempt.
+            check_next_attempt: Also require that no process has postponed the next attempt.
 
         Returns:
-            False if the delivery was attempted, finished or (with `check_next_at`) postponed since the read.
+            False if the delivery was attempted, finished or (with `check_next_attempt`) postponed since the read.
         """
         condition = WriteCondition(
-            expression="#status = :status AND failed_tries = :tries"
-            + (" AND next_at = :next_at" if check_next_at else ""),
+            expression="#status = :status AND failed_attempts = :failed_attempts"
+            + (" AND next_attempt_at = :next_attempt_at" if check_next_attempt else ""),
             names={"#status": "status"},
             values={
                 ":status": before.status,
-                ":tries": before.failed_attempts,
-                **({":next_at": to_text(before.next_attempt_at)} if check_next_at and before.next_attempt_at else {}),
+                ":failed_attempts": before.failed_attempts,
+                **(
+                    {":next_attempt_at": to_text(before.next_attempt_at)}
+                    if check_next_attempt and before.next_attempt_at
+                    else {}
+                ),
             },
         )
         try:
@@ -122,11 +126,11 @@ def _webhook_row(webhook: Webhook) -> Row:
         "url": webhook.url,
         "events": list(webhook.events),
         "enabled": webhook.enabled,
-        "disabled_because": webhook.disabled_reason,
+        "disabled_reason": webhook.disabled_reason,
         "description": webhook.description,
         "secret": webhook.secret,
-        "former_secret": webhook.previous_secret,
-        "former_until": webhook.previous_secret_until and to_text(webhook.previous_secret_until),
+        "previous_secret": webhook.previous_secret,
+        "previous_secret_until": webhook.previous_secret_until and to_text(webhook.previous_secret_until),
         "created_at": to_text(webhook.created_at),
         "updated_at": to_text(webhook.updated_at),
         "version": webhook.version,
@@ -140,11 +144,11 @@ def _webhook(row: Row) -> Webhook:
         url=row.get("url"),
         events=tuple(row["events"]),
         enabled=row["enabled"],
-        disabled_reason=row.get("disabled_because"),
+        disabled_reason=row.get("disabled_reason"),
         description=row.get("description"),
         secret=row["secret"],
-        previous_secret=row.get("former_secret"),
-        previous_secret_until=from_text(row["former_until"]) if "former_until" in row else None,
+        previous_secret=row.get("previous_secret"),
+        previous_secret_until=from_text(row["previous_secret_until"]) if "previous_secret_until" in row else None,
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),
         version=row["version"],
@@ -166,11 +170,11 @@ def _delivery_row(delivery: Delivery) -> Row:
         "body": delivery.body,
         "status": delivery.status,
         "error": delivery.error,
-        "failed_tries": delivery.failed_attempts,
-        "tries": dumps(
+        "failed_attempts": delivery.failed_attempts,
+        "attempts": dumps(
             [[to_text(attempt.at), attempt.duration_ms, attempt.status, attempt.error] for attempt in delivery.attempts]
         ),
-        "next_at": delivery.next_attempt_at and to_text(delivery.next_attempt_at),
+        "next_attempt_at": delivery.next_attempt_at and to_text(delivery.next_attempt_at),
         "created_at": to_text(delivery.created_at),
         "finished_at": delivery.finished_at and to_text(delivery.finished_at),
         "ttl": to_epoch_s((delivery.finished_at or delivery.next_attempt_at or delivery.created_at) + DELIVERY_TTL),
@@ -182,7 +186,7 @@ def _delivery_row(delivery: Delivery) -> Row:
 
 
 def _delivery(row: Row) -> Delivery:
-    attempts: Any = loads(row["tries"])
+    attempts: Any = loads(row["attempts"])
     return Delivery(
         namespace=row["namespace"],
         webhook=row["webhook"],
@@ -193,12 +197,12 @@ def _delivery(row: Row) -> Delivery:
         body=row["body"],
         status=row["status"],
         error=row.get("error"),
-        failed_attempts=row["failed_tries"],
+        failed_attempts=row["failed_attempts"],
         attempts=tuple(
             DeliveryAttempt(at=from_text(at), duration_ms=ms, status=status, error=error)
             for at, ms, status, error in attempts
         ),
-        next_attempt_at=from_text(row["next_at"]) if "next_at" in row else None,
+        next_attempt_at=from_text(row["next_attempt_at"]) if "next_attempt_at" in row else None,
         created_at=from_text(row["created_at"]),
         finished_at=from_text(row["finished_at"]) if "finished_at" in row else None,
     )

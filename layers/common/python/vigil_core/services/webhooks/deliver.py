@@ -79,7 +79,7 @@ def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> Non
     ):
         return
     ctx.message_queues.send_deliveries([_message(delivery)])
-    ctx.webhooks.save_delivery(delivery, delivery.enqueued(ctx.now()), check_next_at=True)
+    ctx.webhooks.save_delivery(delivery, delivery.enqueued(ctx.now()), check_next_attempt=True)
 
 
 def attempt_delivery(ctx: DeliverWebhooksContext, http_client: HttpClient, message: JsonValue) -> DeliveryOutcome:
@@ -91,7 +91,7 @@ def attempt_delivery(ctx: DeliverWebhooksContext, http_client: HttpClient, messa
         return "stale"
     webhook = ctx.webhooks.find(namespace, name)
     updated = _attempt(ctx, http_client, delivery, webhook)
-    return updated.status if ctx.webhooks.save_delivery(delivery, updated, check_next_at=False) else "stale"
+    return updated.status if ctx.webhooks.save_delivery(delivery, updated, check_next_attempt=False) else "stale"
 
 
 def _attempt(

@@ -97,7 +97,7 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
         if before is None:
             raise DeliveryNotFound(delivery_id)
         after = before.replayed(ctx.now())
-        if ctx.webhooks.save_delivery(before, after, check_next_at=False):
+        if ctx.webhooks.save_delivery(before, after, check_next_attempt=False):
             # The due row alone would have the sweeper do it within a minute, and still does if the message is lost.
             message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
             ctx.message_queues.send_to_sweeper(dumps(message), 0)
