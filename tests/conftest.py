@@ -10,7 +10,7 @@ from hypothesis import settings
 
 E2E = Path(__file__).parent / "e2e"
 
-AWS_OF_NOBODY = {
+FAKE_AWS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
     """Before any test module is imported: whatever account the caller's shell points at is out of reach."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
-    os.environ.update(AWS_OF_NOBODY)
+    os.environ.update(FAKE_AWS_ENVIRONMENT)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,9 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(E2E):
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.xdist_group("local-stack"))
-    items.sort(key=_turn)
+    items.sort(key=_sort_key)
 
 
-def _turn(item: pytest.Item) -> int:
+def _sort_key(item: pytest.Item) -> int:
     longest_first = ("e2e", "model", "generated")
     return next((turn for turn, name in enumerate(longest_first) if item.get_closest_marker(name)), len(longest_first))

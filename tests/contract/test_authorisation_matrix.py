@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.model.moto_table import short_way
+from tests.model.moto_table import direct_tables
 from tests.support.api import SOME_ID, Client, deployed
 from vigil_core import wiring
 from vigil_core.api.routes import OPERATIONS
@@ -79,7 +79,7 @@ class World(NamedTuple):
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """Store the entities once: what the tests may change does not decide the answers."""
-    with deployed(), short_way():
+    with deployed(), direct_tables():
         job = Client().running()
         of_demo = World(job["job_id"], waiting_on(Client(), job["job_id"]).ok()["wait_id"], job["queue"])
         run = Client().post("/v1/workflows", {"name": "w of demo", "jobs": [{"name": "a"}]}).ok(202)

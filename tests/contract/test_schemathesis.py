@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance, unsupported_method
 
 from functions.api.handler import handler
-from tests.model.moto_table import short_way
+from tests.model.moto_table import direct_tables
 from tests.support.api import Client, LambdaContext, deployed, event
 from tests.support.draws import no_constants_of_modules
 from vigil_core.api.routes import openapi
@@ -63,7 +63,7 @@ def ids() -> Iterator[dict[str, list[str]]]:
 
     Each route has its own, so no other route affects it.
     """
-    with deployed(), short_way(), no_constants_of_modules():
+    with deployed(), direct_tables(), no_constants_of_modules():
         client = Client()
         jobs = [client.create(), client.running(), client.ended(), client.ended(payload={"a": 1})]
         wait_on = [{job["job_id"]: {"job_stage": "complete"}} for job in jobs]

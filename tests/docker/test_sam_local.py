@@ -13,7 +13,7 @@ import pytest
 import uuid6
 
 from tests.docker.conftest import SamLocal
-from tests.e2e.harness import Aws, Client, eventually, problem, said
+from tests.e2e.harness import Aws, Client, body_of, eventually, problem
 from tests.support.events import sample
 from tests.support.template import resources
 from vigil.local import Stack
@@ -145,12 +145,12 @@ def test_every_route_responds_from_containers(client: Client, local_api: str, st
         {"job_id": first, "met": True, "values": {"job_stage": "complete"}}
     ]
     open_ = client.wait({str(uuid6.uuid7()): None}, allow_missing=True)
-    assert said(client.call("DELETE", f"/v1/waits/{open_['wait_id']}"))["status"] == "cancelled"
+    assert body_of(client.call("DELETE", f"/v1/waits/{open_['wait_id']}"))["status"] == "cancelled"
     assert len(client.get("/v1/waits")["waits"]) == 2
-    said(client.call("DELETE", f"/v1/jobs/{first}"), 204)
+    body_of(client.call("DELETE", f"/v1/jobs/{first}"), 204)
     assert client.post("/v1/uploads", {"size": 3_000_000}, status=201)["size"] == 3_000_000
     assert client.post("/v1/tickets", status=201)["ticket"].startswith("vgt_")
-    said(client.call("PUT", "/v1/job-types/thumbnail", {"queue": "images", "stages": ["fetch", "shrink"]}), 201)
+    body_of(client.call("PUT", "/v1/job-types/thumbnail", {"queue": "images", "stages": ["fetch", "shrink"]}), 201)
     assert client.get("/v1/job-types/thumbnail")["queue"] == "images"
     assert [each["name"] for each in client.get("/v1/job-types")["job_types"]] == ["thumbnail"]
     handed_out = client.job(job_type="thumbnail")
@@ -162,21 +162,21 @@ def test_every_route_responds_from_containers(client: Client, local_api: str, st
     assert client.post(f"/v1/jobs/{handed_out}/release", lease)["status"] == "pending"
     assert client.get("/v1/queues/images")["queue"] == "images"
     assert {"queue": "images", "paused": False} in client.get("/v1/queues")["queues"]
-    said(client.call("DELETE", "/v1/job-types/thumbnail"), 204)
+    body_of(client.call("DELETE", "/v1/job-types/thumbnail"), 204)
     hook = {"url": "https://hooks.example.com/", "events": ["vigil.job.failed"]}
-    assert said(client.call("PUT", "/v1/webhooks/ci", hook), 201)["secret"].startswith("whsec_")
+    assert body_of(client.call("PUT", "/v1/webhooks/ci", hook), 201)["secret"].startswith("whsec_")
     assert client.get("/v1/webhooks/ci")["secret"] is None
     assert [each["name"] for each in client.get("/v1/webhooks")["webhooks"]] == ["ci"]
     assert client.post("/v1/webhooks/ci/rotate-secret", {})["secret"].startswith("whsec_")
     assert client.get("/v1/webhooks/ci/deliveries")["deliveries"] == []
     assert client.call("POST", "/v1/webhooks/ci/deliveries/1_x_1/replay").status_code == 404
-    said(client.call("DELETE", "/v1/webhooks/ci"), 204)
-    said(client.call("PUT", "/v1/schedules/monthly", {"rate": "30 days", "job": {"job_type": "report"}}), 201)
+    body_of(client.call("DELETE", "/v1/webhooks/ci"), 204)
+    body_of(client.call("PUT", "/v1/schedules/monthly", {"rate": "30 days", "job": {"job_type": "report"}}), 201)
     assert not client.post("/v1/schedules/monthly/pause")["enabled"]
     assert client.post("/v1/schedules/monthly/resume")["enabled"]
     assert client.get("/v1/schedules/monthly")["rate"] == "30 days"
     assert [each["name"] for each in client.get("/v1/schedules")["schedules"]] == ["monthly"]
-    said(client.call("DELETE", "/v1/schedules/monthly"), 204)
+    body_of(client.call("DELETE", "/v1/schedules/monthly"), 204)
     workflow = {"name": "w", "jobs": [{"name": "a", "queue": "nobody's"}]}
     assert client.post("/v1/workflows/validate", workflow)["jobs"] == 1
     run = client.post("/v1/workflows", workflow, status=202)["workflow_id"]

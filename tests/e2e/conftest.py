@@ -56,19 +56,19 @@ def aws(stack: Stack) -> Aws:
 
 
 @dataclass(frozen=True)
-class SlowBusiness:
+class SlowScenario:
     """The entities that the last tests read. `revoked_at` is monotonic time, `asked_at` is ISO 8601."""
 
     revoked: Key
     revoked_at: float
     owner: Key
-    asked_to_cancel: str
-    asked_at: str
+    job_to_cancel: str
+    cancel_requested_at: str
     receiver: Receiver
 
 
 @pytest.fixture(scope="session")
-def slow_scenario(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
+def slow_scenario(stack: Stack, aws: Aws) -> Iterator[SlowScenario]:
     """Create slow entities before the first test.
 
     A key that is used and then revoked, a running job with a cancel request, and a webhook whose receiver refuses the
@@ -86,12 +86,12 @@ def slow_scenario(stack: Stack, aws: Aws) -> Iterator[SlowBusiness]:
         client.put_webhook("slow", receiver, "vigil.job.completed")
         client.complete(client.running())
     assert asked["cancel_requested"]
-    yield SlowBusiness(revoked, revoked_at, owner, job_id, asked["updated_at"], receiver)
+    yield SlowScenario(revoked, revoked_at, owner, job_id, asked["updated_at"], receiver)
     receiver.close()
 
 
 @pytest.fixture
-def key(aws: Aws, slow_scenario: SlowBusiness) -> Key:
+def key(aws: Aws, slow_scenario: SlowScenario) -> Key:
     """Create a key with every scope, in a namespace of the test's own."""
     return aws.key()
 

@@ -44,7 +44,7 @@ def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
     raise RuntimeError("injected fault")
 
 
-def deaf(_: dict[str, Any], __: object) -> dict[str, Any]:
+def ignore_events(_: dict[str, Any], __: object) -> dict[str, Any]:
     """Return success without doing anything."""
     print(json.dumps({"injected_fault": "everything"}))  # noqa: T201
     return {"batchItemFailures": []}

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VIGIL = Path(sys.executable).parent / "vigil"
-SABOTEUR = Path(__file__).parent / "fault_injection.py"
+FAULT_INJECTION = Path(__file__).parent / "fault_injection.py"
 # The longest long poll, including a cold start on a busy machine.
-ANSWER_S = 60
+RESPONSE_TIMEOUT_S = 60
 
 
 def eventually(condition: Callable[[], T], within_s: float = 20, *, every_s: float = 0.05, what: str = "") -> T:
@@ -68,7 +68,7 @@ def in_background(work: Callable[[], T]) -> Iterator[Future[T]]:
         yield pool.submit(work)
 
 
-def side_by_side(work: Callable[[Any], T], items: Sequence[Any], at_once: int) -> list[T]:
+def in_parallel(work: Callable[[Any], T], items: Sequence[Any], at_once: int) -> list[T]:
     """Run work on every item with a limited number of threads; return the results in order."""
     with ThreadPoolExecutor(max_workers=at_once) as pool:
         return list(pool.map(work, items))
@@ -95,7 +95,7 @@ class Client:
         self.http = httpx.Client(
             base_url=stack.api_url,
             headers={"authorization": f"Bearer {token}"} if token else {},
-            timeout=ANSWER_S,
+            timeout=RESPONSE_TIMEOUT_S,
             limits=httpx.Limits(max_connections=64),
             trust_env=False,
             transport=transport,
@@ -119,16 +119,16 @@ class Client:
 
     def get(self, path: str, **headers: str) -> Any:
         """Return the body of a 200."""
-        return said(self.call("GET", path, **headers))
+        return body_of(self.call("GET", path, **headers))
 
     def post(self, path: str, body: Any = None, *, status: int = 200, **headers: str) -> Any:
         """Return the body of a response with this status."""
-        return said(self.call("POST", path, body, **headers), status)
+        return body_of(self.call("POST", path, body, **headers), status)
 
     def put_webhook(self, name: str, receiver: Receiver | None, *events: str) -> str:
         """Create a webhook; return its secret."""
         body = {"url": receiver.url, "events": list(events)} if receiver else {}
-        return str(said(self.call("PUT", f"/v1/webhooks/{name}", body), 201)["secret"])
+        return str(body_of(self.call("PUT", f"/v1/webhooks/{name}", body), 201)["secret"])
 
     # Jobs
 
@@ -154,7 +154,7 @@ class Client:
         return self.post(f"/v1/jobs/{job_id}/start")
 
     def report(self, job_id: str, **told: Any) -> Any:
-        return said(self.call("PATCH", f"/v1/jobs/{job_id}", told))
+        return body_of(self.call("PATCH", f"/v1/jobs/{job_id}", told))
 
     def complete(self, job_id: str, **told: Any) -> Any:
         return self.post(f"/v1/jobs/{job_id}/complete", told)
@@ -185,7 +185,7 @@ class Client:
         return self.follow(answer, within_s=within_s, hold_s=max(1, int(min(within_s, 20))))
 
 
-def said(response: httpx.Response, status: int = 200) -> Any:
+def body_of(response: httpx.Response, status: int = 200) -> Any:
     """Return the body of a response with this status, with exact numbers."""
     assert response.status_code == status, f"{response.request.method} {response.request.url}: {response.text}"
     return simplejson.loads(response.text, use_decimal=True) if response.text else None
@@ -241,7 +241,7 @@ def websocket(stack: Stack, token: str | None = None, ticket: str | None = None)
     url = f"{stack.ws_url}?ticket={ticket}" if ticket else stack.ws_url
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with open_websocket(
-        url, additional_headers=headers, open_timeout=ANSWER_S, close_timeout=5, proxy=None, max_size=None
+        url, additional_headers=headers, open_timeout=RESPONSE_TIMEOUT_S, close_timeout=5, proxy=None, max_size=None
     ) as connection:
         yield Socket(connection)
 
@@ -328,7 +328,7 @@ class Aws:
         }
 
     @cached_property
-    def alarm_group(self) -> str:
+    def timer_group(self) -> str:
         """Return the name of the stack's timer group."""
         return self._resource("Timers")
 
@@ -343,7 +343,7 @@ class Aws:
         return found["StackResources"][0]["PhysicalResourceId"]
 
     @cached_property
-    def alarms(self) -> EventBridgeSchedulerClient:
+    def scheduler(self) -> EventBridgeSchedulerClient:
         return session().client("scheduler", endpoint_url=self.stack.endpoint_url, config=client_config())
 
     def invoke(self, function: str, event: Any) -> Any:
@@ -364,18 +364,18 @@ class Aws:
         return [dict(item) for page in pages for item in page["Items"]]
 
     @contextmanager
-    def sabotaged(self, function: str, how: str) -> Iterator[None]:
+    def with_fault(self, function: str, how: str) -> Iterator[None]:
         """Make a function fail inside the block, by a handler of `fault_injection.py`."""
         name = self.function_names[function]
         before = self.functions.get_function_configuration(FunctionName=name)
         layers = [layer["Arn"] for layer in before["Layers"]]
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as packed:
-            packed.write(SABOTEUR, f"python/{SABOTEUR.name}")
+            packed.write(FAULT_INJECTION, f"python/{FAULT_INJECTION.name}")
         fault_layer = self.functions.publish_layer_version(
-            LayerName=SABOTEUR.stem, Content={"ZipFile": archive.getvalue()}
+            LayerName=FAULT_INJECTION.stem, Content={"ZipFile": archive.getvalue()}
         )["LayerVersionArn"]
-        self._configure(name, f"{SABOTEUR.stem}.{how}", [*layers, fault_layer])
+        self._configure(name, f"{FAULT_INJECTION.stem}.{how}", [*layers, fault_layer])
         try:
             yield
         finally:
@@ -385,7 +385,7 @@ class Aws:
         self.functions.update_function_configuration(FunctionName=name, Handler=handler, Layers=layers)
         self.functions.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
 
-    def sabotages(self, function: str) -> int:
+    def fault_count(self, function: str) -> int:
         """Return how often the log of a sabotaged function contains its marker."""
         group = f"/aws/lambda/{self.stack.stack_name}-{function.replace('_', '-')}"
         pages = self.logs.get_paginator("filter_log_events").paginate(logGroupName=group)

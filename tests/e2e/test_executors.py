@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Aws, Client, Key, eventually, said
+from tests.e2e.harness import Aws, Client, Key, body_of, eventually
 from tests.support.http_target import HttpTarget, Reply
 from vigil.local import Stack
 from vigil.local.stack import client_config, session
@@ -80,7 +80,7 @@ def task_function(stack: Stack, aws: Aws, key: Key) -> Iterator[str]:
 
 
 def define(client: Client, name: str, executor: str, target: Any, **more: Any) -> None:
-    said(client.call("PUT", f"/v1/job-types/{name}", {"executor": executor, "target": target, **more}), 201)
+    body_of(client.call("PUT", f"/v1/job-types/{name}", {"executor": executor, "target": target, **more}), 201)
 
 
 def ended(client: Client, job_id: str, within_s: float = 60) -> Any:
@@ -113,7 +113,7 @@ class TestHttp:
         assert (job["status"], job["job_health"]) == ("completed", "success"), job
         assert {**job["result"], "headers": {}} == {"status": 201, "headers": {}, "body": {"id": 7, "size": 1.5}}
         assert job["result"]["headers"] == {"content-type": "application/json", "etag": '"1"'}
-        (asked,) = target.asked
+        (asked,) = target.recorded
         assert (asked.method, asked.path) == ("PUT", "/v1/boxes/a%2Fb?lab=x%26y")
         assert json.loads(asked.body) == {"size": 1.5, "note": "for create_box"}
         assert (asked.headers["authorization"], asked.headers["x-token"]) == (f"Bearer {TOKEN}", TOKEN)
@@ -158,7 +158,7 @@ class TestHttp:
         job = client.post("/v1/jobs", {"job_type": "broken"}, prefer="wait=20")
         assert (job["status"], job["attempt"], job["error"]["code"]) == ("failed", 2, "HTTP_500")
         assert "it broke" in job["error"]["message"]
-        assert len(target.asked) == 2
+        assert len(target.recorded) == 2
 
     def test_404_and_redirect_fail_the_job_without_retry(self, client: Client, target: HttpTarget) -> None:
         target.replies("/moved", Reply(302, headers={"location": "http://169.254.169.254/"}))
@@ -167,10 +167,10 @@ class TestHttp:
             define(client, name, "http", {"url": f"{target.url}/{name}"}, defaults={"retry": retry})
             job = client.post("/v1/jobs", {"job_type": name}, prefer="wait=20")
             assert (job["status"], job["attempt"], job["error"]["code"]) == ("failed", 1, code)
-        assert len(target.asked) == 2
+        assert len(target.recorded) == 2
 
     def test_request_over_its_timeout_is_retried_then_falls_back(self, client: Client, target: HttpTarget) -> None:
-        target.replies("/slow", Reply(200, "late", held=True))
+        target.replies("/slow", Reply(200, "late", blocked=True))
         define(client, "slow", "http", {"url": f"{target.url}/slow", "timeout": 1})
         wanted = {"job_type": "slow", "retry": {"max_attempts": 2, "initial_delay": 0}, "fallback": {"rows": 0}}
         job = client.post("/v1/jobs", wanted, prefer="wait=25")
@@ -186,7 +186,7 @@ class TestHttp:
             define(client, f"guarded{number}", "http", {"url": f"{url}/", "method": "GET"})
             job = client.post("/v1/jobs", {"job_type": f"guarded{number}"}, prefer="wait=20")
             assert (job["status"], job["error"]["code"]) == ("failed", "TARGET_REFUSED"), url
-        assert target.asked == []
+        assert target.recorded == []
 
     def test_paused_queue_dispatches_http_jobs_only_after_resume(self, client: Client, target: HttpTarget) -> None:
         target.replies("/later", Reply(200))
@@ -207,7 +207,7 @@ class TestHttp:
     ) -> None:
         target.replies("/found", Reply(200))
         define(client, "found", "http", {"url": f"{target.url}/found"})
-        with aws.sabotaged("matcher", "ignore_events"):
+        with aws.with_fault("matcher", "ignore_events"):
             job_id = client.job(job_type="found")
             eventually(lambda: client.get("/v1/queues/default")["depth"]["pending"] == 1)
             aws.invoke("sweeper", {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}})

@@ -20,7 +20,7 @@ def test_poisoned_record_does_not_block_other_waits_and_can_be_redriven(
     good = [client.running() for _ in range(3)]
     bad = client.running()
     waits = {job_id: client.wait({job_id: None}) for job_id in (*good, bad)}
-    with aws.sabotaged("matcher", "poisoned"):
+    with aws.with_fault("matcher", "poisoned"):
         client.complete(good[0])
         client.complete(bad, fields={"note": "poison-pill"})
         client.complete(good[1])
@@ -48,7 +48,7 @@ def test_failed_fan_out_message_goes_to_its_dead_letter_queue_until_redrive(
     aws: Aws, client: Client, directory: Path
 ) -> None:
     jobs = client.jobs(1_001)
-    with impatient_pages(aws), aws.sabotaged("fan_out", "broken"):
+    with short_fan_out_retries(aws), aws.with_fault("fan_out", "broken"):
         answer = client.wait(dict.fromkeys(jobs), mode={"at_least": 1})
         assert answer["registering"]
         eventually(
@@ -63,7 +63,7 @@ def test_failed_fan_out_message_goes_to_its_dead_letter_queue_until_redrive(
 
 
 @contextmanager
-def impatient_pages(aws: Aws) -> Iterator[None]:
+def short_fan_out_retries(aws: Aws) -> Iterator[None]:
     """Shorten the retry time of the fan-out queue, which is half an hour and five receives: too long for a test."""
     url = aws.stack.fan_out_queue_url
     before = aws.queues.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout", "RedrivePolicy"])

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 import uuid6
 
-from tests.e2e.harness import Aws, Client, Key, in_background, problem, said
+from tests.e2e.harness import Aws, Client, Key, body_of, in_background, problem
 from vigil.local import Stack
 
 BOOT_TEST: dict[str, Any] = {
@@ -19,7 +19,7 @@ BOOT_TEST: dict[str, Any] = {
 
 
 def put(client: Client, name: str, status: int = 201, **body: Any) -> Any:
-    return said(client.call("PUT", f"/v1/job-types/{quote(name, safe='')}", body), status)
+    return body_of(client.call("PUT", f"/v1/job-types/{quote(name, safe='')}", body), status)
 
 
 def test_wait_for_a_custom_stage_is_met_by_a_later_stage(client: Client) -> None:

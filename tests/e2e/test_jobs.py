@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 import uuid6
 
-from tests.e2e.harness import Aws, Client, Key, in_background, problem, said, side_by_side
+from tests.e2e.harness import Aws, Client, Key, body_of, in_background, in_parallel, problem
 
 
 @pytest.mark.smoke
@@ -29,7 +29,7 @@ def test_job_is_created_run_read_and_deleted(client: Client) -> None:
             "correlation_id": "report-7",
         },
     )
-    job = said(answer, 202)
+    job = body_of(answer, 202)
     path = f"/v1/jobs/{job['job_id']}"
     assert answer.headers["location"] == path
     assert job["message"] == "nightly job created"
@@ -69,7 +69,7 @@ def test_job_is_created_run_read_and_deleted(client: Client) -> None:
     assert history[2]["to"] == {"status": "running", "stage": "boot"}
 
     problem(client.call("POST", f"{path}/start"), 409, "INVALID_TRANSITION")
-    said(client.call("DELETE", path), 204)
+    body_of(client.call("DELETE", path), 204)
     gone = problem(client.call("GET", path), 404, "JOB_NOT_FOUND")
     assert gone["message"] == f"Job with ID {job['job_id']} not found"
 
@@ -125,7 +125,7 @@ def test_matching_etag_returns_304_until_the_job_changes(client: Client) -> None
     etag = client.call("GET", path).headers["etag"]
     unchanged = client.call("GET", path, if_none_match=etag)
     assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
-    said(client.call("PATCH", path, {"message": "something new"}))
+    body_of(client.call("PATCH", path, {"message": "something new"}))
     assert client.call("GET", path, if_none_match=etag).status_code == 200
 
 
@@ -138,7 +138,7 @@ def test_long_poll_returns_when_the_job_ends(client: Client) -> None:
         completed_at = time.monotonic()
         answer = held.result(timeout=20)
         assert time.monotonic() - completed_at < 1.5
-    assert said(answer)["status"] == "completed"
+    assert body_of(answer)["status"] == "completed"
     assert answer.headers["preference-applied"] == "wait=20"
 
 
@@ -150,9 +150,9 @@ def test_creation_with_prefer_wait_returns_the_result_or_202(client: Client) -> 
             assert not held.done()
         client.complete(job_id, result=[1])
         answer = held.result(timeout=20)
-    assert (said(answer)["status"], answer.json()["result"]) == ("completed", [1])
+    assert (body_of(answer)["status"], answer.json()["result"]) == ("completed", [1])
     late = client.call("POST", "/v1/jobs", {"job_type": "test"}, prefer="wait=1")
-    assert (said(late, 202)["status"], late.headers["preference-applied"]) == ("pending", "wait=1")
+    assert (body_of(late, 202)["status"], late.headers["preference-applied"]) == ("pending", "wait=1")
 
 
 def test_concurrent_requests_with_one_idempotency_key_create_one_job(client: Client) -> None:
@@ -160,7 +160,7 @@ def test_concurrent_requests_with_one_idempotency_key_create_one_job(client: Cli
         answer = client.call("POST", "/v1/jobs", body, idempotency_key="once-and-for-all")
         return answer.status_code, answer.json().get("job_id") or answer.json()["error"]
 
-    answers = side_by_side(send, [{"job_type": "test"}] * 8, at_once=8)
+    answers = in_parallel(send, [{"job_type": "test"}] * 8, at_once=8)
     ids = {told for status, told in answers if status == 202}
     assert len(ids) == 1
     assert all(status == 202 or (status, told) == (409, "IDEMPOTENCY_IN_PROGRESS") for status, told in answers)
@@ -171,25 +171,25 @@ def test_concurrent_requests_with_one_idempotency_key_create_one_job(client: Cli
 
 def test_unique_key_returns_the_live_job_until_it_ends(client: Client) -> None:
     wanted = {"job_type": "test", "unique_key": "daily"}
-    answers = side_by_side(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)
+    answers = in_parallel(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 202]
     (job_id,) = {answer.json()["job_id"] for answer in answers}
     assert [answer.json()["existing"] for answer in answers if answer.status_code == 200] == [True] * 3
     client.post(f"/v1/jobs/{job_id}/cancel")
-    assert said(client.call("POST", "/v1/jobs", wanted), 202)["job_id"] != job_id
+    assert body_of(client.call("POST", "/v1/jobs", wanted), 202)["job_id"] != job_id
 
 
 @pytest.mark.smoke
 def test_mutex_rejects_a_second_job_until_the_first_ends(client: Client) -> None:
     wanted = {"job_type": "test", "mutex": {"key": "disk", "on_conflict": "reject"}}
-    answers = side_by_side(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)
+    answers = in_parallel(lambda _: client.call("POST", "/v1/jobs", wanted), range(4), at_once=4)
     assert sorted(answer.status_code for answer in answers) == [202, 409, 409, 409]
     refusals = [problem(answer, 409, "JOB_CREATION_FAILED") for answer in answers if answer.status_code == 409]
     assert {refusal["message"] for refusal in refusals} == {"Another operation is already running"}
     (holder,) = [answer.json()["job_id"] for answer in answers if answer.status_code == 202]
     client.start(holder)
     client.fail(holder)
-    following = said(client.call("POST", "/v1/jobs", wanted), 202)["job_id"]
+    following = body_of(client.call("POST", "/v1/jobs", wanted), 202)["job_id"]
     problem(client.call("POST", f"/v1/jobs/{holder}/retry"), 409, "JOB_CREATION_FAILED")
     client.post(f"/v1/jobs/{following}/cancel")
     client.post(f"/v1/jobs/{holder}/retry")

@@ -19,7 +19,7 @@ def objects(aws: Aws, key: Key) -> list[str]:
     return [each["Key"] for each in listed.get("Contents", [])]
 
 
-def kept(aws: Aws, key: Key) -> list[str]:
+def retention_classes(aws: Aws, key: Key) -> list[str]:
     """Return the retention tag of each object."""
     found = [aws.buckets.get_object_tagging(Bucket=aws.bodies_bucket, Key=name)["TagSet"] for name in objects(aws, key)]
     return [tag["Value"] for tags in found for tag in tags]
@@ -31,14 +31,14 @@ def test_one_megabyte_payload_and_result_pass_through_queue_and_wait(aws: Aws, c
     waiting = client.wait({job_id: {"job_health": "success"}}, get_fields={"result": None})
     (claimed,) = client.post("/v1/queues/large/claim", {}, prefer="wait=10")["jobs"]
     assert claimed["payload"] == payload
-    assert kept(aws, key) == ["open"]
+    assert retention_classes(aws, key) == ["open"]
     client.complete(job_id, result=result, lease_token=claimed["lease_token"])
     met = client.ended(waiting)
     assert met["status"] == "met"
     assert met["waited_jobs"][job_id]["result"].startswith('{"text":"rrr')
     job = client.get(f"/v1/jobs/{job_id}")
     assert (job["payload"], job["result"]) == (payload, result)
-    assert kept(aws, key) == ["ended", "ended"]
+    assert retention_classes(aws, key) == ["ended", "ended"]
     assert client.call("DELETE", f"/v1/jobs/{job_id}").status_code == 204
     eventually(lambda: not objects(aws, key), what="removed with the job")
 

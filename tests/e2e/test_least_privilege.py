@@ -83,8 +83,8 @@ def test_function_role_denies_every_call_outside_its_needs(
     ssm = session().client("ssm", endpoint_url=stack.endpoint_url, config=client_config())
     for name in (f"/{stack.stack_name}/trespass", "/somebody/else"):
         ssm.put_parameter(Name=name, Value="x", Type="String", Overwrite=True)
-    with aws.sabotaged(function, "trespass"):
-        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"], aws.alarm_group))
+    with aws.with_fault(function, "trespass"):
+        answers = aws.invoke(function, attempts(stack, key, aws.function_names["matcher"], aws.timer_group))
     assert {name for name, answer in answers.items() if answer == "allowed"} <= ALLOWED[function], answers
     refused = {answer for name, answer in answers.items() if name not in ALLOWED[function]}
     assert all("AccessDenied" in code for code in refused), answers

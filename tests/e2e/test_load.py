@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Aws, Client, Key, eventually, side_by_side
+from tests.e2e.harness import Aws, Client, Key, eventually, in_parallel
 from vigil.local import Stack
 
 JOBS = 500
@@ -110,7 +110,7 @@ def random_wait(chance: random.Random, plans: list[Plan]) -> dict[str, Any]:
     }
 
 
-def asked(wait: dict[str, Any], ids: list[str]) -> dict[str, Any]:
+def request_body(wait: dict[str, Any], ids: list[str]) -> dict[str, Any]:
     """Return the wait as a request."""
     return {
         "wait_on": {ids[plan.number]: CONDITIONS[condition][0] for plan, condition in wait["on"]},
@@ -147,12 +147,12 @@ def test_every_wait_ends_once_with_the_expected_outcome(
                 answer = own.call(method, f"/v1/jobs/{ids[plan.number]}/{verb}".rstrip("/"), body)
                 assert answer.status_code == 200, answer.text
 
-    fault = nullcontext() if matcher == "unchanged" else aws.sabotaged("matcher", "one_in_twenty")
+    fault = nullcontext() if matcher == "unchanged" else aws.with_fault("matcher", "one_in_twenty")
     with fault, aws.announcements(namespace=[key.namespace], type=[{"prefix": "vigil.wait."}]) as announced:
-        opened = side_by_side(lambda wait: client.post_wait(asked(wait, ids)), waits, CLIENTS)
+        opened = in_parallel(lambda wait: client.post_wait(request_body(wait, ids)), waits, CLIENTS)
         assert {answer["status"] for answer in opened} == {"waiting"}, "all are open at once"
         began = time.monotonic()
-        side_by_side(update, [plans[share::CLIENTS] for share in range(CLIENTS)], CLIENTS)
+        in_parallel(update, [plans[share::CLIENTS] for share in range(CLIENTS)], CLIENTS)
         updated_s = time.monotonic() - began
         eventually(lambda: len({event["subject"] for event in announced.collect()}) == WAITS, within_s=120, every_s=0.5)
         over_s = time.monotonic() - began
@@ -164,7 +164,7 @@ def test_every_wait_ends_once_with_the_expected_outcome(
     for wait, answer in zip(waits, answers, strict=True):
         right = expected(wait, ids)
         said = answer["waited_jobs"]
-        context = f"seed {seed}: {asked(wait, ids)} was answered {answer}"
+        context = f"seed {seed}: {request_body(wait, ids)} was answered {answer}"
         assert answer["status"] == right.status, context
         assert said.items() <= right.values.items(), context
         # The order of updates decides which jobs were counted when a wait ended early.
@@ -182,4 +182,4 @@ def test_every_wait_ends_once_with_the_expected_outcome(
     nothing = {"fan_out": 0, "sweeper": 0, "webhooks": 0}
     assert aws.admin("list_dead_letters") == {"batches": [], "total": 0, "messages": nothing}
     if matcher != "unchanged":
-        assert aws.sabotages("matcher") > WAITS / 20, "the fault was injected"
+        assert aws.fault_count("matcher") > WAITS / 20, "the fault was injected"

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import ROOT
-from tests.e2e.harness import Aws, Client, eventually, problem, said
+from tests.e2e.harness import Aws, Client, body_of, eventually, problem
 from vigil.client import Vigil
 from vigil.demo import examples
 from vigil.demo.examples import OPERATIONS
@@ -31,7 +31,7 @@ def colony(stack: Stack, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> 
     examples.deploy_colony(ROOT, stack, directory, key=worker.token, tags={"of": "the-tests"})
     with Client(stack, key.token) as client:
         for name in OPERATIONS:
-            said(client.call("PUT", f"/v1/job-types/{name}", json.loads((COLONY / f"{name}.json").read_text())), 201)
+            body_of(client.call("PUT", f"/v1/job-types/{name}", json.loads((COLONY / f"{name}.json").read_text())), 201)
         yield client
 
 
@@ -44,10 +44,10 @@ def start(client: Client, operation: str, payload: Any = None, *, status: int = 
         assert answer.status_code != 409
         return answer
 
-    return said(eventually(ask, 40), status)
+    return body_of(eventually(ask, 40), status)
 
 
-def over(client: Client, job_id: str) -> Any:
+def ended_job(client: Client, job_id: str) -> Any:
     return eventually(lambda: (job := client.get(f"/v1/jobs/{job_id}"))["finished_at"] and job, 40)
 
 
@@ -62,7 +62,7 @@ def test_operation_reports_progress_and_returns_its_result(colony: Client) -> No
     assert halfway["status"] == "running"
     assert 0 < halfway["progress"] < 1
     assert halfway["message"].startswith("Refreshing level")
-    assert over(colony, job_id)["progress"] == 1
+    assert ended_job(colony, job_id)["progress"] == 1
     assert colony.get(f"/v1/jobs/{job_id}/result") == {
         "job_id": job_id,
         "status": "completed",
@@ -77,8 +77,8 @@ def test_second_operation_is_refused_while_one_runs(colony: Client) -> None:
         wanted = {"job_type": operation, "payload": {"subject": "ada"} if operation == "search_subject" else None}
         refused = problem(colony.call("POST", "/v1/jobs", wanted), 409, "JOB_CREATION_FAILED")
         assert refused["message"] == BUSY
-    assert over(colony, job_id)["status"] == "completed"
-    assert over(colony, start(colony, "cache_upload")["job_id"])["result"] == {"uploaded": 3}
+    assert ended_job(colony, job_id)["status"] == "completed"
+    assert ended_job(colony, start(colony, "cache_upload")["job_id"])["result"] == {"uploaded": 3}
 
 
 def test_creation_with_prefer_wait_returns_the_result_of_the_operation(colony: Client) -> None:
@@ -87,20 +87,20 @@ def test_creation_with_prefer_wait_returns_the_result_of_the_operation(colony: C
 
 
 def test_failed_operation_reports_its_error_and_releases_the_mutex(colony: Client) -> None:
-    job = over(colony, start(colony, "search_subject", {"subject": "nobody"})["job_id"])
+    job = ended_job(colony, start(colony, "search_subject", {"subject": "nobody"})["job_id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "Permanent")
     assert job["error"]["message"].startswith("nothing is known of nobody")
     result = colony.get(f"/v1/jobs/{job['job_id']}/result")
     assert (result["status"], result["result"], result["error"]) == ("failed", None, job["error"])
-    assert over(colony, start(colony, "search_subject", {"subject": "grace"})["job_id"])["status"] == "completed"
+    assert ended_job(colony, start(colony, "search_subject", {"subject": "grace"})["job_id"])["status"] == "completed"
 
 
 def test_cancelled_operation_releases_the_mutex(colony: Client) -> None:
     job_id = start(colony, "cache_refresh", {"depth": 100})["job_id"]
     eventually(lambda: colony.get(f"/v1/jobs/{job_id}/status")["progress"], 30)
     colony.post(f"/v1/jobs/{job_id}/cancel", status=202)
-    assert over(colony, job_id)["status"] == "cancelled"
-    assert over(colony, start(colony, "cache_upload")["job_id"])["status"] == "completed"
+    assert ended_job(colony, job_id)["status"] == "cancelled"
+    assert ended_job(colony, start(colony, "cache_upload")["job_id"])["status"] == "completed"
 
 
 def test_unknown_job_ids_and_requests_without_key_are_refused(colony: Client, stack: Stack) -> None:

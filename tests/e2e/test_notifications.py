@@ -7,7 +7,7 @@ from typing import Any
 from tests.e2e.harness import Announcements, Aws, Client, Key, eventually
 
 
-def heard(announcements: Announcements, count: int) -> list[Any]:
+def received(announcements: Announcements, count: int) -> list[Any]:
     """Return this many messages."""
     eventually(lambda: len(announcements.collect()) >= count, what=f"{count} announcements")
     return announcements.envelopes
@@ -26,7 +26,7 @@ def test_sns_announces_each_ended_job_once_and_filters_by_attributes(client: Cli
         client.complete(good, fields={"rows": 3})
         client.fail(bad, "OUT_OF_DISK")
 
-        told = {envelope["type"]: envelope for envelope in heard(everything, 3)}
+        told = {envelope["type"]: envelope for envelope in received(everything, 3)}
         assert set(told) == {"vigil.job.completed", "vigil.job.failed", "vigil.wait.met"}
         met = told["vigil.wait.met"]
         assert (met["subject"], met["source"]) == (wait_id, f"/vigil/{key.namespace}")
@@ -36,8 +36,8 @@ def test_sns_announces_each_ended_job_once_and_filters_by_attributes(client: Cli
         }
         failed = told["vigil.job.failed"]
         assert (failed["subject"], failed["data"]["why"]) == (bad, "OUT_OF_DISK")
-        assert [envelope["id"] for envelope in heard(failures, 1)] == [failed["id"]]
-        assert [envelope["subject"] for envelope in heard(boot_tests, 1)] == [good]
+        assert [envelope["id"] for envelope in received(failures, 1)] == [failed["id"]]
+        assert [envelope["subject"] for envelope in received(boot_tests, 1)] == [good]
         assert nothing.collect() == []
         ids = [envelope["id"] for envelope in everything.collect()]
         assert len(ids) == len(set(ids)) == 3
@@ -49,7 +49,7 @@ def test_wait_with_sns_disabled_is_not_announced(client: Client, aws: Aws, key: 
         quiet = client.wait({job_id: None}, notify={"sns": False})["wait_id"]
         loud = client.wait({job_id: None}, notify={"sns": True})["wait_id"]
         client.complete(job_id)
-        heard(announcements, 2)
+        received(announcements, 2)
         # One record of one batch ended both waits: a message of the silent wait would have arrived by now.
         assert client.get(f"/v1/waits/{quiet}")["status"] == "met"
         marker = client.job()

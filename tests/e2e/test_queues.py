@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.harness import Aws, Client, Key, eventually, problem, side_by_side
+from tests.e2e.harness import Aws, Client, Key, eventually, in_parallel, problem
 from vigil.local import Stack
 
 WORKERS = 20
@@ -71,7 +71,7 @@ def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, c
                     complete(own, job)
                     done.append(job["job_id"])
 
-    side_by_side(work, range(WORKERS), WORKERS)
+    in_parallel(work, range(WORKERS), WORKERS)
     assert len(done) == JOBS
     assert set(done) == ids
     queue = client.get("/v1/queues/default")
@@ -96,7 +96,7 @@ def test_jobs_of_crashed_workers_are_completed_by_other_workers(stack: Stack, ke
                         if len(done) == len(ids):
                             over.set()
 
-    side_by_side(work, range(8), 8)
+    in_parallel(work, range(8), 8)
     assert sorted(done) == sorted(ids), "each was reported complete once"
     lives = [client.get(f"/v1/jobs/{job_id}") for job_id in ids]
     assert {job["status"] for job in lives} == {"completed"}

@@ -130,7 +130,7 @@ def _are_as_shown(blocks: list[pages.Pasted], printed: list[str], here: Path) ->
     for number, block in enumerate(blocks):
         if block.answer is not None:
             shown = pages.shown_answer(block, number, here)
-            assert pages.is_as_shown(loads(printed[number]), shown), f"{block.commands}\nprints\n{printed[number]}"
+            assert pages.matches_shown(loads(printed[number]), shown), f"{block.commands}\nprints\n{printed[number]}"
 
 
 def _example(

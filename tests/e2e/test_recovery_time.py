@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.e2e.conftest import SlowBusiness
+from tests.e2e.conftest import SlowScenario
 from tests.e2e.harness import Aws, Client, eventually
 from vigil.local import Stack
 
@@ -18,7 +18,7 @@ SWEEP_EVERY = timedelta(seconds=60)
 pytestmark = pytest.mark.timeout(240)
 
 
-def test_revoked_key_is_refused_within_the_authorizer_cache_time(stack: Stack, slow_scenario: SlowBusiness) -> None:
+def test_revoked_key_is_refused_within_the_authorizer_cache_time(stack: Stack, slow_scenario: SlowScenario) -> None:
     left_s = slow_scenario.revoked_at + AUTHORIZER_CACHE_S + 5 - time.monotonic()
     with Client(stack, slow_scenario.revoked.token) as revoked:
         eventually(
@@ -29,21 +29,21 @@ def test_revoked_key_is_refused_within_the_authorizer_cache_time(stack: Stack, s
         )
 
 
-def test_sweep_of_each_minute_ends_a_job_after_the_cancel_grace(stack: Stack, slow_scenario: SlowBusiness) -> None:
+def test_sweep_of_each_minute_ends_a_job_after_the_cancel_grace(stack: Stack, slow_scenario: SlowScenario) -> None:
     """Require that the EventBridge rule invokes the sweeper: no test does."""
     with Client(stack, slow_scenario.owner.token) as client:
         job = eventually(
-            lambda: (job := client.get(f"/v1/jobs/{slow_scenario.asked_to_cancel}"))["finished_at"] and job,
+            lambda: (job := client.get(f"/v1/jobs/{slow_scenario.job_to_cancel}"))["finished_at"] and job,
             within_s=180,
             every_s=1,
             what="cancelled",
         )
     assert (job["status"], job["job_stage"], job["job_health"]) == ("cancelled", "incomplete", "cancelled")
-    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(slow_scenario.asked_at)
+    took = datetime.fromisoformat(job["finished_at"]) - datetime.fromisoformat(slow_scenario.cancel_requested_at)
     assert CANCEL_GRACE <= took < CANCEL_GRACE + SWEEP_EVERY + timedelta(seconds=15)
 
 
-def test_failed_webhook_delivery_is_retried_with_the_same_id_and_body(slow_scenario: SlowBusiness) -> None:
+def test_failed_webhook_delivery_is_retried_with_the_same_id_and_body(slow_scenario: SlowScenario) -> None:
     """Require that the EventBridge rule invokes the sweeper: no test does."""
     receiver = slow_scenario.receiver
     eventually(lambda: len(receiver.posts) > 1, within_s=180, every_s=1, what="told again")

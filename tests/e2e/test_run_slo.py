@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Aws, Client, eventually, side_by_side
+from tests.e2e.harness import Aws, Client, eventually, in_parallel
 from vigil.local.stack import client_config, session
 from vigil_core.domain.ids import workflow_job_id
 
 JOBS = int(os.environ.get("VIGIL_BAR_JOBS", "10000"))
 FEW = 10
 SKIPPED_WITHIN_S = 60
-LONGEST_S = 1_800
+MAX_DURATION_S = 1_800
 AT_ONCE = 6
 
 logger = logging.getLogger(__name__)
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * MAX_DURATION_S)]
 
 Job = Mapping[str, Any]
 
@@ -62,13 +62,13 @@ def chain(total: int) -> list[Job]:
     ]
 
 
-def begun(client: Client, jobs: Sequence[Job], **rest: Any) -> str:
+def start_run(client: Client, jobs: Sequence[Job], **rest: Any) -> str:
     """Create a run that is running; return its id."""
     answer = client.call("POST", "/v1/workflows", {"name": "large", "jobs": list(jobs), **rest})
     assert answer.status_code == 202, answer.text
     run = str(answer.json()["workflow_id"])
     eventually(
-        lambda: summary(client, run)["status"] == "running", LONGEST_S, every_s=0.5, what="the run has not begun"
+        lambda: summary(client, run)["status"] == "running", MAX_DURATION_S, every_s=0.5, what="the run has not begun"
     )
     return run
 
@@ -77,7 +77,7 @@ def summary(client: Client, run: str) -> Any:
     return client.get(f"/v1/workflows/{run}?page_size=1")
 
 
-def counted(client: Client, run: str) -> dict[str, int]:
+def job_counts(client: Client, run: str) -> dict[str, int]:
     """Return the number of jobs per status, without zeros."""
     found = client.get(f"/v1/workflows/{run}/stats")
     return {
@@ -85,43 +85,43 @@ def counted(client: Client, run: str) -> dict[str, int]:
     }
 
 
-def standing(client: Client, run: str, **wanted: int) -> None:
+def wait_for_counts(client: Client, run: str, **wanted: int) -> None:
     """Wait until the statistics are these."""
 
     def so() -> bool:
-        found = counted(client, run)
+        found = job_counts(client, run)
         assert found == wanted, found
         return True
 
-    eventually(so, LONGEST_S, every_s=0.5)
+    eventually(so, MAX_DURATION_S, every_s=0.5)
 
 
-def over(client: Client, run: str) -> Any:
+def ended_run(client: Client, run: str) -> Any:
     """Return the run once it has ended."""
 
     def ended() -> Any:
         found = summary(client, run)
         return found if found["finished_at"] else None
 
-    return eventually(ended, LONGEST_S, every_s=0.5, what="the run has not ended")
+    return eventually(ended, MAX_DURATION_S, every_s=0.5, what="the run has not ended")
 
 
-def fanned(client: Client, total: int) -> str:
+def complete_fan_run(client: Client, total: int) -> str:
     """Create a run that fans out and in, and complete every job from outside; return its id."""
     definition = fan(total)
     with timed(f"{total:,} jobs, created"):
-        run = begun(client, definition)
-    standing(client, run, pending=1, waiting=total - 1)
+        run = start_run(client, definition)
+    wait_for_counts(client, run, pending=1, waiting=total - 1)
     with timed(f"{total:,} jobs, released"):
         complete(client, run, "split")
-        standing(client, run, completed=1, pending=total - 2, waiting=1)
+        wait_for_counts(client, run, completed=1, pending=total - 2, waiting=1)
     with timed(f"{total:,} jobs, completed"):
-        side_by_side(lambda job: complete(client, run, job["name"]), definition[1:-1], AT_ONCE)
+        in_parallel(lambda job: complete(client, run, job["name"]), definition[1:-1], AT_ONCE)
     with timed(f"{total:,} jobs, the last one released"):
-        standing(client, run, completed=total - 1, pending=1)
+        wait_for_counts(client, run, completed=total - 1, pending=1)
     with timed(f"{total:,} jobs, finalised"):
         complete(client, run, "merge")
-        over(client, run)
+        ended_run(client, run)
     return run
 
 
@@ -131,11 +131,11 @@ def complete(client: Client, run: str, name: str) -> None:
 
 def history(aws: Aws, run: str) -> list[str]:
     """Return the history of the supervisor of an ended run, once the execution has ended too."""
-    eventually(lambda: told_so_far(aws, run)[-1] == "ExecutionSucceeded", 60)
-    return told_so_far(aws, run)
+    eventually(lambda: supervisor_events(aws, run)[-1] == "ExecutionSucceeded", 60)
+    return supervisor_events(aws, run)
 
 
-def told_so_far(aws: Aws, run: str) -> list[str]:
+def supervisor_events(aws: Aws, run: str) -> list[str]:
     """Return the events of a run's supervisors, in order."""
     states = session().client("stepfunctions", endpoint_url=aws.stack.endpoint_url, config=client_config())
     (machine,) = (
@@ -162,12 +162,12 @@ def outside(client: Client) -> Client:
 
 def test_run_of_ten_thousand_jobs_has_exact_counts_and_the_history_of_a_small_run(outside: Client, aws: Aws) -> None:
     client = outside
-    few, many = fanned(client, FEW), fanned(client, JOBS)
+    few, many = complete_fan_run(client, FEW), complete_fan_run(client, JOBS)
     found = summary(client, many)
     assert (found["status"], found["total"]) == ("completed", JOBS)
     stats = client.get(f"/v1/workflows/{many}/stats")
     assert (stats["total"], stats["completed"], stats["completion_percentage"]) == (JOBS, JOBS, 100)
-    assert counted(client, many) == {"completed": JOBS}
+    assert job_counts(client, many) == {"completed": JOBS}
     assert history(aws, many) == history(aws, few)
 
 
@@ -176,16 +176,16 @@ def test_failed_first_job_skips_a_chain_of_ten_thousand_within_a_minute(
 ) -> None:
     client = outside
     with timed(f"a chain of {JOBS:,}, created"):
-        run = begun(client, chain(JOBS), failure_policy="continue_on_failure")
-    standing(client, run, pending=1, waiting=JOBS - 1)
+        run = start_run(client, chain(JOBS), failure_policy="continue_on_failure")
+    wait_for_counts(client, run, pending=1, waiting=JOBS - 1)
     first = workflow_job_id(run, "link-0")
     began = time.monotonic()
     with timed(f"a chain of {JOBS:,}, skipped"):
         client.fail(first, retryable=False)
-        found = over(client, run)
+        found = ended_run(client, run)
     took_s = time.monotonic() - began
     assert found["status"] == "failed"
-    assert counted(client, run) == {"failed": 1, "skipped": JOBS - 1}
+    assert job_counts(client, run) == {"failed": 1, "skipped": JOBS - 1}
     last = client.get(f"/v1/jobs/{workflow_job_id(run, f'link-{JOBS - 1}')}")
     assert last["status"] == "skipped"
     assert took_s < SKIPPED_WITHIN_S

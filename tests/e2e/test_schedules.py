@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Aws, Client, Key, eventually, problem, said
+from tests.e2e.harness import Aws, Client, Key, body_of, eventually, problem
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -16,10 +16,10 @@ EVERY_MINUTE: dict[str, Any] = {"cron": "* * * * *", "timezone": "Asia/Kathmandu
 
 
 def put(client: Client, name: str, status: int = 201, **body: Any) -> Any:
-    return said(client.call("PUT", f"/v1/schedules/{name}", body), status)
+    return body_of(client.call("PUT", f"/v1/schedules/{name}", body), status)
 
 
-def rang(aws: Aws, key: Key) -> set[str]:
+def fired_timers(aws: Aws, key: Key) -> set[str]:
     """Return the schedules of a namespace whose timer fired, from the sweeper's log."""
     pages = aws.logs.get_paginator("filter_log_events").paginate(
         logGroupName=f"/aws/lambda/{aws.stack.stack_name}-sweeper"
@@ -39,7 +39,7 @@ def test_schedule_fires_by_timer_and_the_sweep_fires_after_a_lost_timer(aws: Aws
     put(client, "paused", **EVERY_MINUTE, job={"job_type": "never"}, enabled=False)
     (row,) = [row for row in aws.rows(f"{key.namespace}#schedules") if row["sk"]["S"] == "silent"]
     next_at = datetime.fromisoformat(row["next_fire_at"]["S"])
-    aws.alarms.delete_schedule(Name=f"{row['generation']['S']}-{next_at:%Y%m%dT%H%M%SZ}", GroupName=aws.alarm_group)
+    aws.scheduler.delete_schedule(Name=f"{row['generation']['S']}-{next_at:%Y%m%dT%H%M%SZ}", GroupName=aws.timer_group)
 
     def run_of(name: str) -> Any:
         return client.get(f"/v1/schedules/{name}")["last_run"]
@@ -48,7 +48,7 @@ def test_schedule_fires_by_timer_and_the_sweep_fires_after_a_lost_timer(aws: Aws
     assert rung["outcome"] == "created"
     late = datetime.fromisoformat(rung["at"]) - datetime.fromisoformat(rung["planned_at"])
     assert timedelta(0) <= late < timedelta(seconds=60)
-    eventually(lambda: "rings" in rang(aws, key), within_s=30, every_s=1, what="an alarm in the sweeper's log")
+    eventually(lambda: "rings" in fired_timers(aws, key), within_s=30, every_s=1, what="an alarm in the sweeper's log")
     job = client.get(f"/v1/jobs/{rung['job_id']}")
     assert (job["job_type"], job["status"], job["payload"]) == ("rung", "pending", {"n": 1})
     assert client.get(f"/v1/jobs/{rung['job_id']}/events")["events"][0]["by"] == "schedule"
@@ -67,8 +67,8 @@ def test_schedule_fires_by_timer_and_the_sweep_fires_after_a_lost_timer(aws: Aws
 @pytest.mark.smoke
 def test_schedule_has_a_timer_unless_paused_or_deleted(aws: Aws, client: Client, key: Key) -> None:
     def armed() -> list[str]:
-        listed = aws.alarms.list_schedules(GroupName=aws.alarm_group, MaxResults=100)["Schedules"]
-        inputs = [aws.alarms.get_schedule(Name=each["Name"], GroupName=aws.alarm_group) for each in listed]
+        listed = aws.scheduler.list_schedules(GroupName=aws.timer_group, MaxResults=100)["Schedules"]
+        inputs = [aws.scheduler.get_schedule(Name=each["Name"], GroupName=aws.timer_group) for each in listed]
         return [each["ScheduleExpression"] for each in inputs if key.namespace in each["Target"].get("Input", "")]
 
     made = put(client, "monthly", rate="30 days", job={"job_type": "t"})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uuid6
 
-from tests.e2e.harness import Aws, Client, Key, eventually, problem, said, vigil
+from tests.e2e.harness import Aws, Client, Key, body_of, eventually, problem, vigil
 from tests.support.events import sample
 from vigil.local import Stack
 
@@ -117,7 +117,7 @@ def test_key_commands_create_list_and_revoke_keys(stack: Stack, directory: Path)
 def test_secrets_and_payloads_are_not_logged(stack: Stack, aws: Aws, client: Client, key: Key) -> None:
     # The emulator returns the first 10,000 log events of a group, without further pages.
     began_ms = int(1000 * (time.time() - 5))
-    said(client.call("POST", "/v1/jobs", {"job_type": "test", "payload": {"password": "correct horse"}}), 202)
+    body_of(client.call("POST", "/v1/jobs", {"job_type": "test", "payload": {"password": "correct horse"}}), 202)
     client.complete(client.running(), result="battery staple")
     secret = key.token.split("_")[3]
 

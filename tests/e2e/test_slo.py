@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import VIGIL, Aws, Client, Key, eventually, side_by_side
+from tests.e2e.harness import VIGIL, Aws, Client, Key, eventually, in_parallel
 from tests.e2e.test_doctor import found
 from tests.e2e.test_queues import claim, complete
 from vigil.local import Stack
@@ -29,7 +29,7 @@ ONE_IN = 20
 """One job in this many has a mutex."""
 KILL_EVERY_S = 3.0
 LEASE_S = 20
-LONGEST_S = 1_200
+MAX_DURATION_S = 1_200
 
 TASKS = """
 import os, random, time
@@ -42,12 +42,12 @@ def work(job):
 """
 
 logger = logging.getLogger(__name__)
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LONGEST_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * MAX_DURATION_S)]
 
 
 def histories(client: Client, ids: list[str]) -> dict[str, list[Any]]:
     """Return the history of each job, oldest first."""
-    told = side_by_side(lambda job_id: client.get(f"/v1/jobs/{job_id}/events")["events"], ids, 4)
+    told = in_parallel(lambda job_id: client.get(f"/v1/jobs/{job_id}/events")["events"], ids, 4)
     return dict(zip(ids, told, strict=True))
 
 
@@ -62,12 +62,12 @@ def test_twenty_workers_complete_two_thousand_jobs_exactly_once(stack: Stack, ke
 
     def work(number: int) -> None:
         with Client(stack, key.token) as own:
-            while len(done) < JOBS and time.monotonic() - began < LONGEST_S:
+            while len(done) < JOBS and time.monotonic() - began < MAX_DURATION_S:
                 for job in claim(own, 3, worker=f"w{number}", hold_s=1):
                     complete(own, job)
                     done.append(job["job_id"])
 
-    side_by_side(work, range(WORKERS), WORKERS)
+    in_parallel(work, range(WORKERS), WORKERS)
     logger.warning("%d jobs by %d workers: %.0f s", JOBS, WORKERS, time.monotonic() - began)
     assert sorted(done) == sorted(ids)
     assert client.get("/v1/queues/default")["depth"] == {"pending": 0, "scheduled": 0, "waiting": 0, "running": 0}
@@ -75,7 +75,7 @@ def test_twenty_workers_complete_two_thousand_jobs_exactly_once(stack: Stack, ke
         assert kinds(history) == {"created": 1, "claimed": 1, "completed": 1}, (job_id, history)
 
 
-class Crew:
+class WorkerPool:
     """Run twenty processes of `vigil worker run`; kill and replace one at intervals."""
 
     def __init__(self, stack: Stack, key: Key, directory: Path) -> None:
@@ -136,8 +136,8 @@ class Crew:
 
 
 @contextmanager
-def crew(stack: Stack, key: Key, directory: Path) -> Iterator[Crew]:
-    made = Crew(stack, key, directory)
+def worker_pool(stack: Stack, key: Key, directory: Path) -> Iterator[WorkerPool]:
+    made = WorkerPool(stack, key, directory)
     try:
         yield made
     finally:
@@ -157,10 +157,10 @@ def test_jobs_of_killed_workers_complete_and_are_announced_once(
         return not any(client.get("/v1/queues/default")["depth"].values())
 
     began = time.monotonic()
-    with crew(stack, key, tmp_path) as workers:
+    with worker_pool(stack, key, tmp_path) as workers:
         workers.grow()
         while left := set(ids) - {job_id for _, job_id, _ in workers.ran()}:
-            assert time.monotonic() - began < LONGEST_S, left
+            assert time.monotonic() - began < MAX_DURATION_S, left
             workers.kill_one()
             time.sleep(KILL_EVERY_S)
         # Killed workers began some of these attempts and did not complete them.
@@ -180,7 +180,7 @@ def test_jobs_of_killed_workers_complete_and_are_announced_once(
     for job_id, history in told.items():
         assert kinds(history)["completed"] == 1, (job_id, history)
         assert history[-1]["event"] == "completed", (job_id, history)
-    for job in side_by_side(lambda job_id: client.get(f"/v1/jobs/{job_id}"), ids, 4):
+    for job in in_parallel(lambda job_id: client.get(f"/v1/jobs/{job_id}"), ids, 4):
         result = job["result"]
         assert job["status"] == "completed"
         assert result["attempt"] == job["attempt"]

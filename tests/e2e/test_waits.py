@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uuid6
 
-from tests.e2e.harness import Aws, Client, Key, eventually, in_background, problem, said, side_by_side
+from tests.e2e.harness import Aws, Client, Key, body_of, eventually, in_background, in_parallel, problem
 
 # The target is 10,000. The emulator takes four minutes for it, so it runs on request only.
 WAITS_ON_ONE_JOB = int(os.environ.get("VIGIL_E2E_WAITS_ON_ONE_JOB", "250"))
@@ -119,7 +119,7 @@ def test_wait_is_unmet_when_its_jobs_end_without_meeting_the_conditions(client: 
     client.fail(failed)
     client.complete(done)
     client.post(f"/v1/jobs/{deleted}/cancel")
-    said(client.call("DELETE", f"/v1/jobs/{deleted}"), 204)
+    body_of(client.call("DELETE", f"/v1/jobs/{deleted}"), 204)
     ended = client.ended(answer)
     assert (ended["status"], ended["waited_jobs"]) == ("unmet", {})
     assert ended["unmet_jobs"] == {
@@ -206,9 +206,9 @@ def test_wait_expires_within_a_second_of_its_deadline(client: Client) -> None:
 def test_open_wait_can_be_cancelled_once(client: Client) -> None:
     job_id = client.running()
     path = f"/v1/waits/{client.wait({job_id: None})['wait_id']}"
-    cancelled = said(client.call("DELETE", path))
+    cancelled = body_of(client.call("DELETE", path))
     assert cancelled["status"] == "cancelled"
-    assert said(client.call("DELETE", path)) == cancelled == client.get(path)
+    assert body_of(client.call("DELETE", path)) == cancelled == client.get(path)
     client.complete(job_id)
     met = client.wait({job_id: None})
     problem(client.call("DELETE", f"/v1/waits/{met['wait_id']}"), 409, "INVALID_TRANSITION")
@@ -273,11 +273,11 @@ def test_thousands_of_waits_on_one_job_are_met_without_growing_rows(client: Clie
     job_id = client.running()
     small = max(map(size, aws.rows(f"{key.namespace}#job#{job_id}")))
     at_boot = {job_id: {"job_stage": "boot"}}
-    waits = side_by_side(lambda _: client.wait(at_boot, expires_in=900)["wait_id"], range(WAITS_ON_ONE_JOB), at_once=8)
+    waits = in_parallel(lambda _: client.wait(at_boot, expires_in=900)["wait_id"], range(WAITS_ON_ONE_JOB), at_once=8)
     client.report(job_id, job_stage="boot")
     client.complete(job_id)
     entries = f"{key.namespace}#waits-on#{job_id}"
     eventually(lambda: not aws.rows(entries), within_s=60 + WAITS_ON_ONE_JOB / 50, every_s=1, what="every wait matched")
     assert max(map(size, aws.rows(f"{key.namespace}#job#{job_id}"))) < 2 * small
-    shown = side_by_side(lambda wait_id: client.get(f"/v1/waits/{wait_id}"), waits, at_once=8)
+    shown = in_parallel(lambda wait_id: client.get(f"/v1/waits/{wait_id}"), waits, at_once=8)
     assert {(wait["status"], wait["waited_jobs"][job_id]["job_stage"]) for wait in shown} == {("met", "boot")}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Aws, Client, Key, eventually, problem, said
+from tests.e2e.harness import Aws, Client, Key, body_of, eventually, problem
 from tests.support.receiver import Receiver
 
 
@@ -96,7 +96,7 @@ def test_410_from_the_receiver_disables_its_webhook(client: Client, receiver: Re
     assert finished(client, "ci")[0]["status"] == "failed"
     disabled = client.get("/v1/webhooks/ci")
     assert (disabled["enabled"], disabled["disabled_because"]) == (False, "The receiver wants no more (410)")
-    assert said(client.call("PUT", "/v1/webhooks/ci", {"url": receiver.url, "events": ["vigil.job.*"]}))["enabled"]
+    assert body_of(client.call("PUT", "/v1/webhooks/ci", {"url": receiver.url, "events": ["vigil.job.*"]}))["enabled"]
     client.job()
     eventually(lambda: len(receiver.posts) == 2, what="told again")
 
@@ -118,7 +118,7 @@ def test_private_webhook_addresses_are_refused_or_never_called(client: Client, r
         refusal = problem(client.call("PUT", "/v1/webhooks/ci", body), 422, "VALIDATION_FAILED")
         assert refusal["errors"][0] == {**refusal["errors"][0], "pointer": "/url", "code": "TARGET_REFUSED"}
     # The resolved address of the name is checked at the time of the call.
-    said(client.call("PUT", "/v1/webhooks/ci", {"url": f"https://2130706433:{port}/", "events": ["*"]}), 201)
+    body_of(client.call("PUT", "/v1/webhooks/ci", {"url": f"https://2130706433:{port}/", "events": ["*"]}), 201)
     client.job()
     (refused,) = finished(client, "ci")
     assert [tried["status"] for tried in refused["tries"]] == [None]

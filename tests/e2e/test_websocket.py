@@ -8,7 +8,7 @@ import pytest
 import uuid6
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.e2e.harness import Aws, Client, Key, eventually, said, websocket
+from tests.e2e.harness import Aws, Client, Key, body_of, eventually, websocket
 from vigil.local import Stack
 
 
@@ -183,5 +183,5 @@ def test_any_key_may_subscribe_to_its_own_namespace(stack: Stack, aws: Aws, clie
     worker = aws.key("work", namespace=key.namespace)
     with websocket(stack, worker.token) as socket:
         socket.subscribe("s1", "namespace")
-        said(client.call("POST", "/v1/jobs", {"job_type": "test"}), 202)
+        body_of(client.call("POST", "/v1/jobs", {"job_type": "test"}), 202)
         assert socket.events("s1", 1)[0]["type"] == "vigil.job.created"

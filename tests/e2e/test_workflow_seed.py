@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.e2e.conftest import ROOT
-from tests.e2e.harness import VIGIL, Aws, Client, Key, eventually, problem, said
+from tests.e2e.harness import VIGIL, Aws, Client, Key, body_of, eventually, problem
 from vigil.local import Stack
 from vigil.local.stack import client_config, session
 from vigil.workflow import Workflow, all_of, race
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(300)
 Shell: TypeAlias = Callable[..., str]
 
 
-class Broken(Exception):
+class JobFailure(Exception):
     """Return the expected error of a job that fails with this code."""
 
 
@@ -56,7 +56,7 @@ def claimed(client: Client, queue: str = "default", most: int = 1, hold_s: int =
 def end(client: Client, job: Any, outcome: Any = None) -> None:
     """End a claimed job: complete it with this result, or fail it."""
     token = {"lease_token": job["lease_token"]}
-    if isinstance(outcome, Broken):
+    if isinstance(outcome, JobFailure):
         client.post(f"/v1/jobs/{job['job_id']}/fail", {**token, "error": {"code": str(outcome), "message": "planned"}})
     else:
         client.post(f"/v1/jobs/{job['job_id']}/complete", {**token, "result": outcome})
@@ -108,9 +108,9 @@ def nightly(stack: Stack, aws: Aws) -> Iterator[Client]:
     """
     schedule = json.loads((EXAMPLES / "nightly_schedule.json").read_text())
     with Client(stack, aws.key().token) as client:
-        made = said(client.call("PUT", "/v1/schedules/nightly", schedule), 201)
+        made = body_of(client.call("PUT", "/v1/schedules/nightly", schedule), 201)
         assert {moment[11:19] for moment in made["next_times"]} == {"02:00:00"}
-        said(client.call("PUT", "/v1/schedules/nightly", {**schedule, "cron": "* * * * *"}))
+        body_of(client.call("PUT", "/v1/schedules/nightly", {**schedule, "cron": "* * * * *"}))
         yield client
         client.call("DELETE", "/v1/schedules/nightly")
 
@@ -154,7 +154,7 @@ def test_dependency_status_is_none_waiting_satisfied_or_failed(client: Client) -
         return {job["name"]: job["dependency_status"] for job in client.get(f"/v1/workflows/{run}")["jobs"]}
 
     assert seen() == {"alone": "none", "breaks": "none", "after": "waiting", "doomed": "waiting"}
-    work(client, run, {"breaks": Broken("X")})
+    work(client, run, {"breaks": JobFailure("X")})
     assert seen() == {"alone": "none", "breaks": "none", "after": "satisfied", "doomed": "failed"}
 
 
@@ -235,7 +235,7 @@ def test_conditional_dependencies_run_one_branch_and_skip_the_other(
 def test_fail_fast_cancels_the_rest_of_the_run_after_the_first_failure(client: Client) -> None:
     """Failure Policies: FailFast, the default: the first failure stops the whole workflow."""
     run = run_of(client, {"name": "job1"}, {"name": "job2", "depends_on": ["job1"]}, {"name": "beside", "queue": "x"})
-    assert names(work(client, run, {"job1": Broken("DISK_FULL")})) == ["job1"]
+    assert names(work(client, run, {"job1": JobFailure("DISK_FULL")})) == ["job1"]
     found = client.get(f"/v1/workflows/{run}")
     assert (found["status"], found["failure_policy"]) == ("failed", "fail_fast")
     assert found["error"] == {"code": "JOB_FAILED", "message": "Job job1 failed: DISK_FULL: planned"}
@@ -245,7 +245,7 @@ def test_fail_fast_cancels_the_rest_of_the_run_after_the_first_failure(client: C
 def test_continue_on_failure_skips_only_dependent_jobs(client: Client) -> None:
     """Failure Policies: ContinueOnFailure: jobs that depend on the failed job are skipped, all others continue."""
     run = begin(client, example("resilient_pipeline.yaml"))
-    worked = work(client, run, {"job_a": Broken("X")}, queue="resilient")
+    worked = work(client, run, {"job_a": JobFailure("X")}, queue="resilient")
     assert Counter(names(worked)) == {"job_a": 2, "job_b": 1, "job_c": 1, "clean_up": 1}
     found = client.get(f"/v1/workflows/{run}")
     assert (found["status"], found["error"]["code"]) == ("failed", "JOB_FAILED")
@@ -267,7 +267,7 @@ def test_manual_policy_pauses_the_run_until_a_decision(
 ) -> None:
     """Failure Policies: Manual: the workflow pauses for a decision."""
     run = begin(client, example("manual_review_pipeline.yaml"))
-    assert names(work(client, run, {"critical": Broken("X")}, queue="review", until=("paused",))) == ["critical"]
+    assert names(work(client, run, {"critical": JobFailure("X")}, queue="review", until=("paused",))) == ["critical"]
     assert client.get(f"/v1/workflows/{run}")["undecided"] == ["critical"]
     problem(client.call("POST", f"/v1/workflows/{run}/resume"), 409, "INVALID_TRANSITION")
     client.post(f"/v1/workflows/{run}/decisions", {"job": "critical", "action": action, "note": "seen to"})
@@ -299,7 +299,7 @@ def test_run_is_created_read_listed_and_cancelled(client: Client) -> None:
         )["cancel_requested"] and told
     )  # fmt: skip
     assert beat["status"] == "running"
-    end(client, job, Broken("STOPPED"))
+    end(client, job, JobFailure("STOPPED"))
     assert ended(client, run)["status"] == "cancelled"
     assert set(statuses(client, run).values()) == {"cancelled"}
     listed = client.get("/v1/workflows?status=cancelled&name=daily_report_generation")["workflows"]
@@ -315,7 +315,7 @@ def test_workflow_statistics_count_jobs_by_status(client: Client) -> None:
     )  # fmt: skip
     eventually(lambda: client.get(f"/v1/workflows/{run}/stats")["pending"] == 4)
     by_name = {job["name"]: job for job in claimed(client, most=3)}
-    end(client, by_name["a"], Broken("X"))
+    end(client, by_name["a"], JobFailure("X"))
     end(client, by_name["b"])
 
     def as_expected() -> bool:
@@ -484,8 +484,8 @@ def test_retry_policy_of_the_run_applies_to_jobs_without_their_own(client: Clien
         retry={"max_attempts": 3, "initial_delay": 0, "max_delay": 300, "multiplier": 2.0, "jitter": False},
         failure_policy="continue_on_failure",
     )
-    flaky = lambda job: None if job["attempt"] == 3 else Broken("LATER")  # noqa: E731
-    worked = work(client, run, {"flaky": flaky, "once": Broken("X")})
+    flaky = lambda job: None if job["attempt"] == 3 else JobFailure("LATER")  # noqa: E731
+    worked = work(client, run, {"flaky": flaky, "once": JobFailure("X")})
     assert Counter(names(worked)) == {"flaky": 3, "once": 1}
     assert statuses(client, run) == {"flaky": "completed", "once": "failed"}
 
@@ -553,7 +553,7 @@ def test_commands_show_dependencies_graph_progress_and_stuck_jobs(client: Client
     stuck = shell("job", "list", "--status", "waiting", "--dependency-status", "waiting")
     assert transform in stuck
     assert "extract" not in stuck
-    work(client, run, {"transform": Broken("BAD_ROW")}, queue="etl")
+    work(client, run, {"transform": JobFailure("BAD_ROW")}, queue="etl")
     watched = shell("workflow", "status", run, "--watch", code=3)
     assert "etl_pipeline is failed" in watched
     assert "BAD_ROW" in watched
@@ -622,7 +622,7 @@ def test_paused_run_parks_released_jobs_until_resume(client: Client) -> None:
 def test_retried_run_reruns_only_unsuccessful_jobs(client: Client) -> None:
     definition = example("etl_pipeline.yaml")
     run = begin(client, definition)
-    work(client, run, {"extract": {"rows": 3}, "transform": Broken("X")}, queue="etl")
+    work(client, run, {"extract": {"rows": 3}, "transform": JobFailure("X")}, queue="etl")
     assert statuses(client, run) == {"extract": "completed", "transform": "failed", "load": "cancelled"}
     assert client.post(f"/v1/workflows/{run}/retry", {})["generation"] == 2
     again = work(client, run, queue="etl")

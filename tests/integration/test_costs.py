@@ -90,7 +90,7 @@ def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: p
         lab.deliver()
     with lab.billed() as calling:
         told: Any = loads(handed_over.pop())
-        assert call_target(wiring.context(), Answering(), NoSecrets(), told) == "completed"
+        assert call_target(wiring.context(), AnsweringTarget(), NoSecrets(), told) == "completed"
     created, dispatched, called = creating("api"), dispatching("matcher"), calling(None)
     worker = costs.worker_life(lab)
     assert created.write_units == worker["create"].write_units
@@ -102,7 +102,7 @@ def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: p
     assert not handed_over
 
 
-class Answering:
+class AnsweringTarget:
     """A target that answers."""
 
     def request(self, *_: object, **__: object) -> HttpResponse:

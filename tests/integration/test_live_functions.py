@@ -13,7 +13,7 @@ from moto import mock_aws
 from functions.notifier import handler as notifier
 from functions.websocket import handler as websocket
 from tests.support.events import sample
-from tests.support.live import KeptSockets, envelopes, stored, types
+from tests.support.live import FakeSockets, envelopes, stored, types
 from tests.support.table import TABLE_NAME, aws, create_table
 from vigil_core import wiring
 from vigil_core.domain.access import ApiKey, Scope
@@ -34,22 +34,22 @@ CACHED = (wiring.dynamodb, wiring.context, wiring.api_keys, wiring.sns_topic)
 class Deployed:
     """The functions, a table with what the samples tell of, and a queue that hears of everything on the topic."""
 
-    def __init__(self, table: DynamoTable, queue_url: str, sockets: KeptSockets) -> None:
+    def __init__(self, table: DynamoTable, queue_url: str, sockets: FakeSockets) -> None:
         self.table = table
         self.sockets = sockets
         self._queue_url = queue_url
 
     @property
-    def heard(self) -> list[Any]:
+    def received(self) -> list[Any]:
         return self.sockets.frames.get(CONNECTION, [])
 
-    def say(self, name: str) -> list[Any]:
+    def send_sample(self, name: str) -> list[Any]:
         """Send the message of a sample; what came back."""
-        before = len(self.heard)
+        before = len(self.received)
         assert websocket.handler(sample(name), None) == {"statusCode": 200}
-        return self.heard[before:]
+        return self.received[before:]
 
-    def announced(self) -> list[Any]:
+    def sns_messages(self) -> list[Any]:
         """What came out of the topic."""
         answer: Any = aws("sqs").receive_message(QueueUrl=self._queue_url, MaxNumberOfMessages=10)
         return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
@@ -80,7 +80,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
         aws("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint="arn:aws:sqs:us-east-1:123456789012:heard")
         monkeypatch.setenv("TABLE_NAME", TABLE_NAME)
         monkeypatch.setenv("TOPIC_ARN", topic)
-        sockets = KeptSockets()
+        sockets = FakeSockets()
         monkeypatch.setattr(websocket, "web_sockets", lambda: sockets)
         monkeypatch.setattr(notifier, "web_sockets", lambda: sockets)
         for built in CACHED:
@@ -92,15 +92,15 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
 
 def test_websocket_samples_get_their_responses_and_leave_no_rows(deployed: Deployed) -> None:
     assert websocket.handler(sample("websocket_connect"), None) == {"statusCode": 200}
-    assert deployed.say("websocket_ping") == [{"type": "pong", "id": "p1", "data": {}}]
-    ack, *told = deployed.say("websocket_subscribe")
+    assert deployed.send_sample("websocket_ping") == [{"type": "pong", "id": "p1", "data": {}}]
+    ack, *told = deployed.send_sample("websocket_subscribe")
     assert (ack["type"], ack["id"], len(ack["data"]["topics"])) == ("ack", "s1", 4)
     # The job was started more than 24 hours ago.
     assert types(told) == ["job.completed", "wait.met"]
-    ack, *told = deployed.say("websocket_wait")
+    ack, *told = deployed.send_sample("websocket_wait")
     assert (ack["id"], ack["data"]["status"]) == ("w1", "met")
     assert types(told) == ["wait.met"]
-    assert deployed.say("websocket_unsubscribe")[0]["type"] == "ack"
+    assert deployed.send_sample("websocket_unsubscribe")[0]["type"] == "ack"
     assert websocket.handler(sample("websocket_disconnect"), None) == {"statusCode": 200}
     assert not [row for row in stored(deployed.table) if row["entity"]["S"] in ("connection", "subscription")]
 
@@ -116,26 +116,26 @@ def test_message_action_cannot_choose_the_route(deployed: Deployed, route: str) 
     event = sample("websocket_ping")
     event["requestContext"]["routeKey"] = route
     assert websocket.handler({**event, "body": json.dumps({"action": route})}, None) == {"statusCode": 200}
-    assert [frame["type"] for frame in deployed.heard] == ["error"]
+    assert [frame["type"] for frame in deployed.received] == ["error"]
 
 
 def test_message_without_a_body_is_malformed(deployed: Deployed) -> None:
     event = sample("websocket_ping")
     del event["body"]
     assert websocket.handler(event, None) == {"statusCode": 200}
-    assert deployed.heard[0]["data"]["error"] == "MALFORMED_REQUEST"
+    assert deployed.received[0]["data"]["error"] == "MALFORMED_REQUEST"
 
 
 def test_notifier_samples_are_published_to_sockets_and_sns(deployed: Deployed) -> None:
     websocket.handler(sample("websocket_connect"), None)
-    replayed = envelopes(deployed.say("websocket_subscribe")[1:])
-    before = len(deployed.heard)
+    replayed = envelopes(deployed.send_sample("websocket_subscribe")[1:])
+    before = len(deployed.received)
     for name in NOTIFIER_SAMPLES:
         assert notifier.handler(sample(name), None) == {"batchItemFailures": []}
-    told = envelopes(deployed.heard[before:])
+    told = envelopes(deployed.received[before:])
     assert [envelope["type"] for envelope in told] == ["vigil.job.completed", "vigil.job.progress", "vigil.wait.met"]
     assert [told[0], told[2]] == replayed
-    announced = deployed.announced()
+    announced = deployed.sns_messages()
     assert [json.loads(message["Message"]) for message in announced] == [told[0], told[2]]
     attributes = [
         {name: attribute["Value"] for name, attribute in message["MessageAttributes"].items()} for message in announced
@@ -152,10 +152,10 @@ def test_all_job_events_go_to_sns_when_enabled(deployed: Deployed, monkeypatch: 
     image = event["Records"][0]["dynamodb"]
     image["NewImage"] = image.pop("OldImage")
     notifier.handler(event, None)
-    assert deployed.announced() == []
+    assert deployed.sns_messages() == []
     monkeypatch.setenv("SNS_JOB_EVENTS", "all")
     notifier.handler(event, None)
-    assert [json.loads(message["Message"])["type"] for message in deployed.announced()] == ["vigil.job.started"]
+    assert [json.loads(message["Message"])["type"] for message in deployed.sns_messages()] == ["vigil.job.started"]
 
 
 def test_unreadable_record_is_reported_and_others_are_published(
@@ -165,7 +165,7 @@ def test_unreadable_record_is_reported_and_others_are_published(
     bad["dynamodb"]["NewImage"] = {"entity": {"S": "live"}}
     answer = notifier.handler({"Records": [good, bad]}, None)
     assert answer == {"batchItemFailures": [{"itemIdentifier": bad["dynamodb"]["SequenceNumber"]}]}
-    assert len(deployed.announced()) == 1
+    assert len(deployed.sns_messages()) == 1
     _, error = caplog.records
     assert (error.levelname, vars(error)["row"]) == ("ERROR", (bad["dynamodb"]["Keys"]["pk"]["S"], "B"))
 

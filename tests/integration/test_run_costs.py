@@ -19,7 +19,7 @@ FEW, MANY = 10, 40
 pytestmark = pytest.mark.timeout(600)
 
 
-class Lives(NamedTuple):
+class RunCosts(NamedTuple):
     """What a run of few jobs and one of many take, and one of few with payloads."""
 
     few: RunLife
@@ -28,13 +28,13 @@ class Lives(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def run_costs() -> Iterator[Lives]:
+def run_costs() -> Iterator[RunCosts]:
     with mock_aws(), open_harness() as lab:
         runs.warm_up(lab)
-        yield Lives(runs.run_life(lab, FEW), runs.run_life(lab, MANY), runs.run_life(lab, FEW, payloads=True))
+        yield RunCosts(runs.run_life(lab, FEW), runs.run_life(lab, MANY), runs.run_life(lab, FEW, payloads=True))
 
 
-def test_million_run_jobs_cost_at_most_12_dollars_and_a_run_0_03_cents(run_costs: Lives) -> None:
+def test_million_run_jobs_cost_at_most_12_dollars_and_a_run_0_03_cents(run_costs: RunCosts) -> None:
     job = runs.extra_per_job(run_costs.few.total, run_costs.many.total, MANY - FEW)
     run = run_costs.few.total - runs.scaled(job, FEW)
     assert job.dollars() <= MAX_RUN_JOB_DOLLARS
@@ -44,11 +44,11 @@ def test_million_run_jobs_cost_at_most_12_dollars_and_a_run_0_03_cents(run_costs
     assert job[HTTP] == pytest.approx(1 + 1 / runs.MAX_CLAIM_JOBS, abs=0.05)
 
 
-def test_state_transitions_are_independent_of_the_run_size(run_costs: Lives) -> None:
+def test_state_transitions_are_independent_of_the_run_size(run_costs: RunCosts) -> None:
     assert run_costs.few.total[TRANSITIONS] == run_costs.many.total[TRANSITIONS] == 6
 
 
-def test_matcher_reads_one_unit_per_job_without_waits(run_costs: Lives) -> None:
+def test_matcher_reads_one_unit_per_job_without_waits(run_costs: RunCosts) -> None:
     matcher = runs.extra_per_job(
         run_costs.few.by_function["matcher"], run_costs.many.by_function["matcher"], MANY - FEW
     )
@@ -56,5 +56,5 @@ def test_matcher_reads_one_unit_per_job_without_waits(run_costs: Lives) -> None:
     assert matcher[READ] == pytest.approx(1, abs=0.2)
 
 
-def test_payload_costs_a_job_two_write_units(run_costs: Lives) -> None:
+def test_payload_costs_a_job_two_write_units(run_costs: RunCosts) -> None:
     assert runs.extra_per_job(run_costs.few.total, run_costs.paid.total, FEW).write_units == 2

@@ -15,7 +15,7 @@ from tests.support.api import Client, LambdaContext, deployed
 from tests.support.daemon import Daemon
 from tests.support.events import sample
 from tests.support.runs import RunWorld
-from tests.support.world import NAMESPACE, KeptHandovers, KeptMessages
+from tests.support.world import NAMESPACE, FakeExecutors, FakeQueues
 from vigil_core import wiring
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job_type import JobType
@@ -46,7 +46,7 @@ def world(table: DynamoTable) -> RunWorld:
     return RunWorld(table)
 
 
-def told(sent: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def name_and_annotations(sent: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     return sent["name"], sent["annotations"]
 
 
@@ -56,27 +56,27 @@ def told(sent: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 def test_job_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: Client) -> None:
     job = client.post("/v1/jobs", {"job_type": "t", "payload": "classified", **OURS}).ok(202)
     ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
-    assert told(sent := daemon.take()) == ("create_job", ids)
+    assert name_and_annotations(sent := daemon.take()) == ("create_job", ids)
     assert "classified" not in str(sent)
     client.get(f"/v1/jobs/{job['job_id']}").ok()
-    assert told(daemon.take()) == ("get_job", ids)
+    assert name_and_annotations(daemon.take()) == ("get_job", ids)
     client.get(f"/v1/jobs/{job['job_id']}/status").ok()
-    assert told(daemon.take()) == ("get_job_status", {"namespace": "demo", "job_id": job["job_id"]})
+    assert name_and_annotations(daemon.take()) == ("get_job_status", {"namespace": "demo", "job_id": job["job_id"]})
 
 
 def test_workflow_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     ids = {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS}
-    assert told(daemon.take()) == ("create_workflow", ids)
+    assert name_and_annotations(daemon.take()) == ("create_workflow", ids)
     client.get(f"/v1/workflows/{run['workflow_id']}").ok()
-    assert told(daemon.take()) == ("get_workflow", ids)
+    assert name_and_annotations(daemon.take()) == ("get_workflow", ids)
 
 
 def test_refused_request_records_a_subsegment_with_clean_ids(daemon: Daemon, client: Client) -> None:
     client.get("/v1/jobs/" + "%F0%9F%98%80%0A" * 1_000).problem(404, "JOB_NOT_FOUND")
-    assert told(daemon.take()) == ("get_job", {"namespace": "demo", "job_id": "\U0001f600?" * 500})
+    assert name_and_annotations(daemon.take()) == ("get_job", {"namespace": "demo", "job_id": "\U0001f600?" * 500})
     client.get("/v1/nothing").problem(404, "NOT_FOUND")
-    assert told(daemon.take()) == ("nothing_here", {})
+    assert name_and_annotations(daemon.take()) == ("nothing_here", {})
 
 
 def test_unsampled_request_records_nothing(daemon: Daemon, client: Client) -> None:
@@ -105,16 +105,16 @@ def test_matcher_batch_records_a_subsegment_per_run_and_job(daemon: Daemon, worl
     run = world.run(*jobs, **OURS)
     ids = {"namespace": NAMESPACE, "workflow_id": run, **OURS}
     world.machine.run()
-    world.carry_stream()
-    assert told(daemon.take()) == ("follow_run", ids)
+    world.deliver_stream()
+    assert name_and_annotations(daemon.take()) == ("follow_run", ids)
 
     def followed() -> list[dict[str, str]]:
         """What the next batch of the stream follows jobs of."""
-        world.carry_stream()
-        return [about for name, about in map(told, daemon.take_all()) if name == "follow_jobs"]
+        world.deliver_stream()
+        return [about for name, about in map(name_and_annotations, daemon.take_all()) if name == "follow_jobs"]
 
     assert followed() == [ids], "two jobs at once are ready"
-    world.settle()
+    world.run_until_idle()
     daemon.take_all()
     first = world.claim()
     assert first is not None
@@ -128,14 +128,14 @@ def test_unsampled_matcher_batch_records_nothing(daemon: Daemon, world: RunWorld
     daemon.trace(sampled=False)
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, **OURS)
     assert world.work() == ["a", "b"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
     assert daemon.take_all() == []
 
 
 def test_dispatched_job_records_one_subsegment(daemon: Daemon, world: RunWorld) -> None:
     run = world.run({"name": "join", "executor": "join"}, **OURS)
-    world.settle()
-    sent = [told(each) for each in daemon.take_all()]
+    world.run_until_idle()
+    sent = [name_and_annotations(each) for each in daemon.take_all()]
     ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, "join"), **OURS}
     assert sent.count(("dispatch", ids)) == 1
 
@@ -149,27 +149,30 @@ def test_supervisor_records_subsegments_with_run_ids(daemon: Daemon, client: Cli
     daemon.take_all()
     ids = {"namespace": "demo", "workflow_id": run["workflow_id"]}
     supervisor.handler({**begin, **ids}, None)
-    assert told(daemon.take()) == ("start", {**ids, **OURS})
+    assert name_and_annotations(daemon.take()) == ("start", {**ids, **OURS})
     stopped = sample("supervisor_stopped")
     stopped["detail"]["input"] = dumps({**loads(stopped["detail"]["input"]), **ids})  # type: ignore[dict-item]
     supervisor.handler(stopped, None)
-    assert told(daemon.take()) == ("execution_ended", {**ids, **OURS})
+    assert name_and_annotations(daemon.take()) == ("execution_ended", {**ids, **OURS})
 
 
 def test_fan_out_records_a_subsegment_with_run_ids(daemon: Daemon, client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
-    kept = KeptMessages()
-    enqueue_blocks(replace(wiring.context(), message_queues=kept), of_id(run["workflow_id"]), "run_settle", [0])
-    fan_out.handler(messages([work.body for work in kept.wide]), CONTEXT)
-    assert told(daemon.take()) == ("wide_work", {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS})
+    kept = FakeQueues()
+    enqueue_blocks(replace(wiring.context(), message_queues=kept), run_by_id(run["workflow_id"]), "run_settle", [0])
+    fan_out.handler(messages([work.body for work in kept.fan_out_messages]), CONTEXT)
+    assert name_and_annotations(daemon.take()) == (
+        "wide_work",
+        {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS},
+    )
 
 
 def test_http_executor_records_subsegments_with_job_ids(
     daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRETS_PREFIX", "vigil")
-    now, handed_over = wiring.now(), KeptHandovers()
+    now, handed_over = wiring.now(), FakeExecutors()
     context = replace(wiring.context(), executors=handed_over)
     job_type = JobType(
         namespace="demo", name="call", executor="http", queue="default", stages=("submit", "complete"), defaults={},
@@ -181,13 +184,13 @@ def test_http_executor_records_subsegments_with_job_ids(
     ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
     daemon.take_all()
     assert dispatch(context, "demo", job["job_id"], actor="matcher")
-    assert told(daemon.take()) == ("dispatch", ids)
+    assert name_and_annotations(daemon.take()) == ("dispatch", ids)
     (event,) = handed_over.calls
     http_executor.handler(event, None)
-    assert told(daemon.take()) == ("call", ids)
+    assert name_and_annotations(daemon.take()) == ("call", ids)
 
 
-def of_id(workflow_id: str) -> Any:
+def run_by_id(workflow_id: str) -> Any:
     return find_run(wiring.context(), "demo", workflow_id)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from boto3.dynamodb.types import TypeSerializer
 
 from tests.model.moto_table import empty_table
-from tests.support.world import NAMESPACE, KeptMessages, World
+from tests.support.world import NAMESPACE, FakeQueues, World
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.ids import derive_id_at
 from vigil_core.domain.jobs.job import Job
@@ -26,7 +26,7 @@ from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, DynamoTable, Put, Row, Update
 
-DEATHS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True), (2, False), (4, True)]
+CRASH_POINTS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True), (2, False), (4, True)]
 """The number of writes before a crash, and whether the last write was applied."""
 SAME_MESSAGE = timedelta(minutes=5)
 """A FIFO queue drops a message with the text of an earlier message for this long."""
@@ -35,35 +35,35 @@ WRITES = frozenset({"put", "update", "delete", "batch_write", "transact"})
 _to_dynamo = TypeSerializer()
 
 
-class Died(Exception):
+class ProcessCrashed(Exception):
     """The process has crashed."""
 
 
-class Mortality:
+class CrashPlan:
     """Decides when the process crashes."""
 
     def __init__(self) -> None:
         self.writes_left: int | None = None
-        self.dies_after = False
+        self.crash_after_write = False
 
     def carry_out(self, write: Callable[[], Any]) -> Any:
         """Perform a write, which may be the last one."""
         last = self.writes_left == 0
-        if last and not self.dies_after:
-            raise Died
+        if last and not self.crash_after_write:
+            raise ProcessCrashed
         done = write()
         if last:
-            self.dies_after = False
-            raise Died
+            self.crash_after_write = False
+            raise ProcessCrashed
         if self.writes_left is not None:
             self.writes_left -= 1
         return done
 
 
-class Mortal:
+class CrashingProxy:
     """A proxy that crashes the process before or after one of its writes."""
 
-    def __init__(self, written_to: object, writes: Collection[str], mortality: Mortality) -> None:
+    def __init__(self, written_to: object, writes: Collection[str], mortality: CrashPlan) -> None:
         self._written_to, self._writes, self._mortality = written_to, writes, mortality
 
     def __getattr__(self, name: str) -> Any:
@@ -73,12 +73,12 @@ class Mortal:
         return lambda *args, **kwargs: self._mortality.carry_out(lambda: call(*args, **kwargs))
 
 
-class Streamed:
+class StreamedTable:
     """The table, which records the job versions that its stream delivers."""
 
     def __init__(self, table: DynamoTable) -> None:
         self._table = table
-        self._told = 0
+        self._record_count = 0
         self.versions: list[Job] = []
         self.records: list[StreamRecord] = []
         """Return the records that pass the matcher's filter."""
@@ -87,19 +87,19 @@ class Streamed:
         return getattr(self._table, name)
 
     def put(self, put: Put) -> None:
-        with self._watched([put]):
+        with self._recording([put]):
             self._table.put(put)
 
     def update(self, update: Update) -> Row:
-        with self._watched([update]):
+        with self._recording([update]):
             return self._table.update(update)
 
     def transact(self, actions: Sequence[Action]) -> None:
-        with self._watched(actions):
+        with self._recording(actions):
             self._table.transact(actions)
 
     @contextmanager
-    def _watched(self, actions: Sequence[Action]) -> Iterator[None]:
+    def _recording(self, actions: Sequence[Action]) -> Iterator[None]:
         """Record the states of jobs before and after the block."""
         keys = [Key(each.row["pk"], each.row["sk"]) if isinstance(each, Put) else each.key for each in actions]
         before = {key: self._table.get(key) for key in keys if "#job#" in key.pk and key.sk == "A"}
@@ -110,15 +110,15 @@ class Streamed:
                 self._changed(old, row)
 
     def _changed(self, old: Row | None, row: Row) -> None:
-        self._told += 1
+        self._record_count += 1
         if old is None or old["version"] != row["version"]:
             self.versions.append(job_from_row(row))
         if row.get("for_matcher"):
             images = {"NewImage": _image(row), **({} if old is None else {"OldImage": _image(old)})}
-            self.records.append(StreamRecord(sequence_number=f"{self._told:09}", change=images))
+            self.records.append(StreamRecord(sequence_number=f"{self._record_count:09}", change=images))
 
 
-class FifoQueues(KeptMessages):
+class FifoQueues(FakeQueues):
     """Queues whose fan-out queue drops a message that was sent within the last minutes."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
@@ -131,16 +131,16 @@ class FifoQueues(KeptMessages):
             sent = self._sent.get(message.body)
             if sent is None or self._now() - sent >= SAME_MESSAGE:
                 self._sent[message.body] = self._now()
-                self.wide.append(message)
+                self.fan_out_messages.append(message)
 
 
-class MortalWorld:
+class CrashingWorld:
     """A world with its stream and its queues. The seed determines every id; each step has a seed of its own."""
 
     def __init__(self, seed: int) -> None:
-        self.mortality = Mortality()
-        self.streamed = Streamed(empty_table())
-        self.table: Any = Mortal(self.streamed, WRITES, self.mortality)
+        self.crash_plan = CrashPlan()
+        self.streamed = StreamedTable(empty_table())
+        self.table: Any = CrashingProxy(self.streamed, WRITES, self.crash_plan)
         self.world = World(self.table)
         self.queues = FifoQueues(lambda: self.world.time)
         numbers = count()
@@ -148,8 +148,8 @@ class MortalWorld:
             self.world.ctx,
             jitter=lambda: 0.5,
             new_id=lambda: derive_id_at(self.world.time, f"{seed}/{next(numbers)}"),
-            message_queues=Mortal(self.queues, {"send_fan_out"}, self.mortality),
-            timers=Mortal(self.world.alarms, {"start", "cancel"}, self.mortality),
+            message_queues=CrashingProxy(self.queues, {"send_fan_out"}, self.crash_plan),
+            timers=CrashingProxy(self.world.timers, {"start", "cancel"}, self.crash_plan),
         )
         self.ids: list[str] = []
 
@@ -158,17 +158,17 @@ class MortalWorld:
         assert job
         return job
 
-    def mortally(self, chance: Random, work: Callable[[], Any]) -> Any:
+    def with_crashes(self, chance: Random, work: Callable[[], Any]) -> Any:
         """Perform work that a crash may end; return None after a crash."""
-        death = chance.choice(DEATHS)
+        death = chance.choice(CRASH_POINTS)
         if death is not None:
-            self.mortality.writes_left, self.mortality.dies_after = death
+            self.crash_plan.writes_left, self.crash_plan.crash_after_write = death
         try:
             return work()
-        except Died:
+        except ProcessCrashed:
             return None
         finally:
-            self.mortality.writes_left, self.mortality.dies_after = None, False
+            self.crash_plan.writes_left, self.crash_plan.crash_after_write = None, False
 
     # Steps
 
@@ -177,63 +177,65 @@ class MortalWorld:
 
     def sweep(self, chance: Random) -> None:
         with suppress(SweepFailed):
-            self.mortally(chance, self.world.sweep)
+            self.with_crashes(chance, self.world.sweep)
         # The sweep lease of a crashed sweep expires a minute later.
         self.world.pass_time(56)
 
     def stream(self, chance: Random) -> None:
         """Deliver the next records to the matcher, and again the records that it failed or did not acknowledge."""
         batch = self.streamed.records[: chance.randint(1, 4)]
-        failed = self.mortally(chance, lambda: match_records(self.world.ctx, batch))
+        failed = self.with_crashes(chance, lambda: match_records(self.world.ctx, batch))
         if failed is not None and chance.random() < 0.8:
             for error in failed.values():
-                _must_have_died(error)
+                _assert_crashed(error)
             undone = [n for n, record in enumerate(batch) if record.sequence_number in failed]
             del self.streamed.records[: min(undone, default=len(batch))]
 
     def fan_out(self, chance: Random) -> None:
         """Deliver the first message of a group to the fan-out function, and again if it was not acknowledged."""
-        groups = list(dict.fromkeys(message.group for message in self.queues.wide))
+        groups = list(dict.fromkeys(message.group for message in self.queues.fan_out_messages))
         if groups:
             group = chance.choice(groups)
-            message = next(message for message in self.queues.wide if message.group == group)
-            done = self.mortally(
+            message = next(message for message in self.queues.fan_out_messages if message.group == group)
+            done = self.with_crashes(
                 chance, lambda: fan_out(self.world.ctx, loads(message.body), has_time_left=lambda: True)
             )
             if done and chance.random() < 0.8:
-                self.queues.wide.remove(message)
+                self.queues.fan_out_messages.remove(message)
 
     # End of the simulation
 
-    def settle(self) -> None:
+    def run_until_idle(self) -> None:
         """Process the stream and the queues to the end, without crashes."""
         for _ in range(1000):
             if records := self.streamed.records[:10]:
                 assert match_records(self.world.ctx, records) == {}
                 del self.streamed.records[: len(records)]
-            elif self.queues.wide:
-                assert fan_out(self.world.ctx, loads(self.queues.wide.pop(0).body), has_time_left=lambda: True)
+            elif self.queues.fan_out_messages:
+                assert fan_out(
+                    self.world.ctx, loads(self.queues.fan_out_messages.pop(0).body), has_time_left=lambda: True
+                )
             else:
                 return
         raise AssertionError("stream and queue never come to rest")
 
-    def minutes_pass(self, minutes: int) -> None:
+    def pass_minutes(self, minutes: int) -> None:
         """Run only the sweeper, the matcher and the fan-out function."""
-        self.settle()
+        self.run_until_idle()
         for _ in range(minutes):
             self.world.pass_time(61)
             self.world.sweep()
-            self.settle()
+            self.run_until_idle()
 
-    def what_is_stored_makes_sense(self) -> None:
+    def check_invariants(self) -> None:
         """Check the invariants that hold after every step."""
 
-    def come_to_rest(self) -> None:
+    def check_end(self) -> None:
         """Check the invariants that hold at the end."""
 
 
-def live(
-    made: Callable[[int], MortalWorld], steps: Sequence[str], seeds: range, *, length: int = 40, shorten: bool = True
+def simulate(
+    made: Callable[[int], CrashingWorld], steps: Sequence[str], seeds: range, *, length: int = 40, shorten: bool = True
 ) -> None:
     """Simulate one world for each seed, with this number of random steps.
 
@@ -253,18 +255,18 @@ def live(
             raise
 
 
-Story: TypeAlias = Sequence[tuple[str, int]]
+Steps: TypeAlias = Sequence[tuple[str, int]]
 """Return the steps, each with the seed of its random choices."""
 
 
-def _simulate(world: MortalWorld, steps_with_seeds: Story) -> None:
+def _simulate(world: CrashingWorld, steps_with_seeds: Steps) -> None:
     for step, number in steps_with_seeds:
         getattr(world, step)(Random(number))
-        world.what_is_stored_makes_sense()
-    world.come_to_rest()
+        world.check_invariants()
+    world.check_end()
 
 
-def _shortened(made: Callable[[int], MortalWorld], seed: int, steps_with_seeds: Story) -> Story:
+def _shortened(made: Callable[[int], CrashingWorld], seed: int, steps_with_seeds: Steps) -> Steps:
     """Return the steps that remain when no run of steps can be left out without a success."""
     size = len(steps_with_seeds) // 2
     while size:
@@ -282,8 +284,8 @@ def _image(row: Row) -> dict[str, Any]:
     return {name: _to_dynamo.serialize(value) for name, value in row.items()}
 
 
-def _must_have_died(error: BaseException | None) -> None:
+def _assert_crashed(error: BaseException | None) -> None:
     """Report an error only if no crash caused it."""
-    while error is not None and not isinstance(error, Died):
+    while error is not None and not isinstance(error, ProcessCrashed):
         error = error.__cause__ or error.__context__
     assert error is not None

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from tests.model.moto_table import empty_table
-from tests.model.run_plans import SILENT_MS, Plan, Planned, Try, nth
+from tests.model.run_plans import SILENT_MS, Plan, PlannedAttempt, PlannedJob, nth
 from tests.support.runs import RunWorld
 from tests.support.state_machine import Execution
 from tests.support.world import KEY, NAMESPACE
@@ -37,22 +37,22 @@ from vigil_core.services.workflows import reconcile as look_after_run
 from vigil_core.services.workflows import supervisor as supervise
 from vigil_core.store.stream import StreamRecord
 
-RESTLESS = 0.08
-PATIENT_S = 40_000
+FAULT_RATE = 0.08
+LONG_LEASE_S = 40_000
 CONDITIONS = {"true": "`true`", "false": "`false`", "broken": "abs('x')"}
 
 
-class Died(BaseException):
+class ProcessCrashed(BaseException):
     """The process has crashed; no code catches this."""
 
 
-class MortalTable:
+class CrashingTable:
     """The table of a process that crashes before or after one of its writes."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
         self.writes_left: int | None = None
-        self.dies_after = False
+        self.crash_after_write = False
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._table, name)
@@ -61,11 +61,11 @@ class MortalTable:
 
         def mortal(*args: Any, **kwargs: Any) -> Any:
             last = self.writes_left == 0
-            if last and not self.dies_after:
-                raise Died
+            if last and not self.crash_after_write:
+                raise ProcessCrashed
             done = call(*args, **kwargs)
             if last:
-                raise Died
+                raise ProcessCrashed
             if self.writes_left is not None:
                 self.writes_left -= 1
             return done
@@ -73,24 +73,24 @@ class MortalTable:
         return mortal
 
 
-class RestlessRun:
+class SimulatedRun:
     """A run of a plan, with all its background work. The same plan always gives the same simulation."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.jobs = plan, {job.name: job for job in plan.jobs}
         self.chance = Random(plan.chance)
-        self.table = MortalTable(empty_table())
+        self.table = CrashingTable(empty_table())
         self.world = RunWorld(self.table)  # type: ignore[arg-type]
         self.world.ctx = replace(self.world.ctx, new_id=self._new_id, jitter=self.chance.random, sleep=lambda _: None)
-        self.late: list[list[StreamRecord]] = []
-        self.mourned: list[tuple[Execution, str]] = []
-        self.neglected = False
+        self.late_batches: list[list[StreamRecord]] = []
+        self.ended_executions: list[tuple[Execution, str]] = []
+        self.needs_sweep = False
         """Whether something was lost that only the sweeper finds."""
-        self.deaths = 0
+        self.crashes = 0
         self.claims = 0
         self.tried = Counter[str]()
         """The number of starts of each job."""
-        self._wake, self.world.machine.wake = self.world.machine.wake, self._wake_perhaps  # type: ignore[method-assign]
+        self._wake, self.world.machine.wake = self.world.machine.wake, self._maybe_wake  # type: ignore[method-assign]
         self.run_id = self._new_id()
         self._create()
 
@@ -120,29 +120,29 @@ class RestlessRun:
             queue="default", worker="w", limit=most, lease_s=SILENT_MS // 1_000, claim_id=f"c{self.claims}"
         )
         ask = partial(claim_jobs, self.world.ctx, NAMESPACE, wanted, actor=KEY, until=self.world.time)
-        granted: list[Job] = self.surely(ask)
+        granted: list[Job] = self.retry_after_crash(ask)
         for job in granted:
             self.tried[str(job.name)] += 1
-            if not self.trying(job).silent:
+            if not self.planned_attempt(job).silent:
                 token = job.lease.token if job.lease else None
-                change_job.heartbeat(self.world.ctx, NAMESPACE, job.job_id, lease_token=token, lease_s=PATIENT_S)
+                change_job.heartbeat(self.world.ctx, NAMESPACE, job.job_id, lease_token=token, lease_s=LONG_LEASE_S)
         return granted
 
-    def trying(self, job: Job) -> Try:
+    def planned_attempt(self, job: Job) -> PlannedAttempt:
         """Return the plan of the current attempt."""
-        its: Try = nth(self.jobs[str(job.name)].tries, self.tried[str(job.name)] - 1)
+        its: PlannedAttempt = nth(self.jobs[str(job.name)].tries, self.tried[str(job.name)] - 1)
         return its
 
     def finish(self, job: Job) -> None:
         """End the attempts that the worker has claimed."""
         assert job.lease is not None
-        token, result = job.lease.token, self.trying(job).result
+        token, result = job.lease.token, self.planned_attempt(job).result
         if result is not None:
             end = partial(self.world.do, change_job.complete, job.job_id, result=result, lease_token=token)
         else:
             error = JobError(code="BROKEN", message="it broke")
             end = partial(self.world.do, change_job.fail, job.job_id, error, lease_token=token)
-        self.surely(end)
+        self.retry_after_crash(end)
 
     def undecided(self) -> dict[str, int]:
         """Return the failures that await a decision: job and state version."""
@@ -150,7 +150,7 @@ class RestlessRun:
             job.status in ("failed", "cancelled") for job in self.all().values()
         ):
             return {}
-        standings = self.world.standings(self.run_id)
+        standings = self.world.run_state(self.run_id)
         notes = {
             name: standings.block(graphs.block_of(place)).records.get(place)
             for name, place in standings.graph.index_of.items()
@@ -170,10 +170,10 @@ class RestlessRun:
             create_run.prepare_jobs(self.world.ctx, run)
 
         with suppress(InvalidTransition):
-            self.surely(again)
+            self.retry_after_crash(again)
         return self.run.generation > generation
 
-    def trouble_supervisor(self) -> None:
+    def disturb_supervisor(self) -> None:
         """Stop the supervisor, or let it time out."""
         at_work = [each for each in self.world.machine.executions.values() if each.status == "RUNNING"]
         if at_work and at_work[-1].token is not None and self.chance.random() < 0.5:
@@ -182,67 +182,69 @@ class RestlessRun:
             status = self.chance.choice(["FAILED", "TIMED_OUT"])
             self.world.machine.stop(at_work[-1].name, status)
             if self.chance.random() < 0.7:
-                self.mourned.append((at_work[-1], status))
+                self.ended_executions.append((at_work[-1], status))
             else:
-                self.neglected = True
+                self.needs_sweep = True
 
     # Background work
 
-    def quiet(self) -> None:
+    def run_until_idle(self) -> None:
         """Work until nothing is left to do."""
         steps = 0
-        while self.busy() or self.neglected:
+        while self.has_work() or self.needs_sweep:
             steps += 1
             assert steps < 3_000, "there is no end to it"
-            if self.busy():
-                self.go_on()
+            if self.has_work():
+                self.step()
             else:
-                self.neglected = False
-                self.surely(lambda: look_after_run.reconcile_run(self.world.ctx, NAMESPACE, self.run_id))
+                self.needs_sweep = False
+                self.retry_after_crash(lambda: look_after_run.reconcile_run(self.world.ctx, NAMESPACE, self.run_id))
 
-    def busy(self) -> bool:
+    def has_work(self) -> bool:
         """Return whether work is left."""
-        return bool(self.world.machine.ready() or self.records() or self.world.queues.wide or self.mourned)
+        return bool(
+            self.world.machine.ready() or self.records() or self.world.queues.fan_out_messages or self.ended_executions
+        )
 
     def records(self) -> list[StreamRecord]:
         """Return the records that the stream can deliver now."""
         return self.world.table.records
 
-    def go_on(self) -> None:
+    def step(self) -> None:
         """Do one piece of work at random: a step of a supervisor, some records, or a message."""
         todo: list[Callable[[], Any]] = []
         if ready := self.world.machine.ready():
-            todo.append(lambda: self.mortally(lambda: self.world.machine.step(self.chance.choice(ready))))
+            todo.append(lambda: self.with_crashes(lambda: self.world.machine.step(self.chance.choice(ready))))
         if self.records():
-            todo.append(self._carry)
-        if self.world.queues.wide:
-            todo.append(self._page)
-        if self.mourned:
-            todo.append(self._mourn)
-        if self.late and self.chance.random() < RESTLESS:
-            todo.append(lambda: self._match(self.late.pop(self.chance.randrange(len(self.late)))))
+            todo.append(self._deliver_records)
+        if self.world.queues.fan_out_messages:
+            todo.append(self._run_fan_out)
+        if self.ended_executions:
+            todo.append(self._report_ended_execution)
+        if self.late_batches and self.chance.random() < FAULT_RATE:
+            todo.append(lambda: self._match(self.late_batches.pop(self.chance.randrange(len(self.late_batches)))))
         if todo:
             self.chance.choice(todo)()
 
-    def mortally(self, work: Callable[[], Any]) -> Any:
+    def with_crashes(self, work: Callable[[], Any]) -> Any:
         """Perform work that a crash may end; return None after a crash."""
-        if self.chance.random() < RESTLESS:
-            self.table.writes_left, self.table.dies_after = self.chance.randint(0, 3), self.chance.random() < 0.5
+        if self.chance.random() < FAULT_RATE:
+            self.table.writes_left, self.table.crash_after_write = self.chance.randint(0, 3), self.chance.random() < 0.5
         try:
             return work()
-        except Died:
-            self.deaths += 1
+        except ProcessCrashed:
+            self.crashes += 1
             return None
         finally:
             self.table.writes_left = None
 
-    def surely(self, work: Callable[[], Any]) -> Any:
+    def retry_after_crash(self, work: Callable[[], Any]) -> Any:
         """Request work again after its process crashed."""
-        deaths = self.deaths
-        done = self.mortally(work)
-        return work() if self.deaths > deaths else done
+        deaths = self.crashes
+        done = self.with_crashes(work)
+        return work() if self.crashes > deaths else done
 
-    def _carry(self) -> None:
+    def _deliver_records(self) -> None:
         """Return some records of the stream: records of one row in order, others in any order."""
         by_row: dict[Any, list[StreamRecord]] = {}
         for record in self.records():
@@ -257,30 +259,30 @@ class RestlessRun:
             carried = {record.sequence_number for record in batch}
             left = [record for record in self.world.table.records if record.sequence_number not in carried]
             self.world.table.records[:] = left
-            if self.chance.random() < 2 * RESTLESS:
-                self.late.append(batch)
+            if self.chance.random() < 2 * FAULT_RATE:
+                self.late_batches.append(batch)
 
     def _match(self, batch: list[StreamRecord]) -> bool:
-        failed = self.mortally(lambda: match_records(self.world.ctx, batch))
+        failed = self.with_crashes(lambda: match_records(self.world.ctx, batch))
         if failed:
             raise next(iter(failed.values()))
         return failed is not None
 
-    def _page(self) -> None:
-        wide = self.world.queues.wide
+    def _run_fan_out(self) -> None:
+        wide = self.world.queues.fan_out_messages
         message = wide[self.chance.randrange(len(wide))]
         first = next(each for each in wide if each.group == message.group)
-        done = self.mortally(lambda: fan_out(self.world.ctx, loads(first.body), has_time_left=lambda: True))
-        if done and self.chance.random() > RESTLESS:  # Otherwise it is delivered again.
+        done = self.with_crashes(lambda: fan_out(self.world.ctx, loads(first.body), has_time_left=lambda: True))
+        if done and self.chance.random() > FAULT_RATE:  # Otherwise it is delivered again.
             wide.remove(first)
 
-    def _mourn(self) -> None:
-        execution, status = self.mourned.pop()
-        self.surely(lambda: supervise.on_execution_ended(self.world.ctx, execution.data, status))
+    def _report_ended_execution(self) -> None:
+        execution, status = self.ended_executions.pop()
+        self.retry_after_crash(lambda: supervise.on_execution_ended(self.world.ctx, execution.data, status))
 
-    def _wake_perhaps(self, token: str) -> None:
+    def _maybe_wake(self, token: str) -> None:
         if self.chance.random() < 0.05:
-            self.neglected = True
+            self.needs_sweep = True
         else:
             self._wake(token)
 
@@ -293,13 +295,13 @@ class RestlessRun:
         body = {name: said for name, said in body.items() if said is not None}
         ctx = self.world.ctx
         new = parse_workflow(NAMESPACE, body, self.run_id, now=self.world.time, find_types=ctx.job_types.find_many)
-        self.surely(partial(create_run.create_run, ctx, NAMESPACE, new, actor=KEY, resumed=True))
+        self.retry_after_crash(partial(create_run.create_run, ctx, NAMESPACE, new, actor=KEY, resumed=True))
 
     def _new_id(self) -> str:
         return str(UUID(int=self.chance.getrandbits(128) & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62))
 
 
-def _wire(job: Planned) -> dict[str, Any]:
+def _wire(job: PlannedJob) -> dict[str, Any]:
     said: dict[str, Any] = {
         "name": job.name,
         "depends_on": list(job.after),

@@ -16,9 +16,9 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.model.moto_table import everything
-from tests.model.reference import NEVER, Face, Version, WaitCase, deviation, expected_change
-from tests.model.world import TO_THE_END, Actor, Deviation, Fate, Pace, World, is_server_error, uuid7
+from tests.model.moto_table import all_rows
+from tests.model.reference import NEVER, JobView, Version, WaitCase, deviation, expected_change
+from tests.model.world import UNINTERRUPTED, Actor, Deviation, Fate, Pace, World, is_server_error, uuid7
 from vigil_core.domain.errors import JobNotFound, ValidationFailed
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
@@ -68,13 +68,13 @@ PASTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 PACES = [
-    *[TO_THE_END] * 20,
+    *[UNINTERRUPTED] * 20,
     *[Pace(moves=moves, then=then) for moves in range(7) for then in (None, None, None, "dies")],
     *[Pace(calls=calls, then=then) for calls in range(1, 13) for then in (None, "dies")],
     *[Pace(moves=moves, then=then) for moves in range(3) for then in MISHAPS],
 ]
 PACE = st.sampled_from(PACES)
-HEARD = st.sampled_from([*[None] * 40, *PACES])
+MATCHER_PACES = st.sampled_from([*[None] * 40, *PACES])
 """How far a matcher gets with a change that it receives at once; None when it receives the change later."""
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
 JOB = st.sampled_from([0, 0, 1, 1, 2])
@@ -99,7 +99,7 @@ class JobCall:
 
     key: JobKey
     verb: str
-    said: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     actor: Actor | None = None
 
 
@@ -158,9 +158,7 @@ class Histories(RuleBasedStateMachine):
         ]:
             self.limits.enter_context(mock.patch.object(owner, name, value))
         self.world = World(spec_page_entries=page)
-        self.world.tell(
-            "world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once"
-        )
+        self.world.log("world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once")
         for job, name in past.items():
             for verb, said in PASTS[name]:
                 self._do("red", job, verb, said)
@@ -169,7 +167,7 @@ class Histories(RuleBasedStateMachine):
 
     # Requests of clients
 
-    @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE, heard=HEARD)
+    @rule(ns=NAMESPACE, job=JOB, say=st.sampled_from(REPORTS), pace=PACE, heard=MATCHER_PACES)
     def report(self, ns: str, job: int, say: dict[str, Any], pace: Pace, heard: Pace | None) -> None:
         """Create, start or report a job, whichever its status allows."""
         newest = self._newest(ns, job)
@@ -180,14 +178,14 @@ class Histories(RuleBasedStateMachine):
         else:
             self._do(ns, job, "report", say, pace)
         if heard is not None:
-            self._hear(ns, job, heard)
+            self._run_matcher(ns, job, heard)
 
     @rule(
         ns=NAMESPACE,
         job=JOB,
         verb=st.sampled_from(["complete", "fail", "cancel", "retry", "delete"]),
         pace=PACE,
-        heard=HEARD,
+        heard=MATCHER_PACES,
     )
     def end(self, ns: str, job: int, verb: str, pace: Pace, heard: Pace | None) -> None:
         """End a job, or a job that is ending."""
@@ -200,7 +198,7 @@ class Histories(RuleBasedStateMachine):
             verb = "delete" if verb == "delete" or newest.status == "completed" else "retry"
         self._do(ns, job, verb, {}, pace)
         if heard is not None:
-            self._hear(ns, job, heard)
+            self._run_matcher(ns, job, heard)
 
     @rule(
         job=JOB, unique=st.sampled_from([None, "u"]), mutex=st.sampled_from([None, "m"]), pace=PACE,
@@ -238,7 +236,7 @@ class Histories(RuleBasedStateMachine):
             "client", f"cancel wait {case.wait_id}",
             lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, actor=name), over,
         )  # fmt: skip
-        self.world.go(actor, pace)
+        self.world.advance(actor, pace)
 
     # Progress of the work, and faults
 
@@ -246,7 +244,7 @@ class Histories(RuleBasedStateMachine):
     @rule(which=SOME, pace=PACE)
     def go_on(self, which: int, pace: Pace) -> None:
         """Let an interrupted actor continue, or fail."""
-        self.world.go(self.world.actors[which % len(self.world.actors)], pace)
+        self.world.advance(self.world.actors[which % len(self.world.actors)], pace)
 
     @precondition(lambda self: any(len(shard.records) > shard.done for shard in self.world.shards))
     @rule(shard=st.sampled_from([0, 1]), count=st.sampled_from([1, 1, 2, 3, 10]), pace=PACE)
@@ -255,7 +253,7 @@ class Histories(RuleBasedStateMachine):
         stream = self.world.shards[shard]
         if stream.done == len(stream.records):
             stream = self.world.shards[1 - shard]
-        self.world.go(self.world.match(stream, stream.done, count), pace)
+        self.world.advance(self.world.match(stream, stream.done, count), pace)
 
     @precondition(lambda self: any(shard.done for shard in self.world.shards))
     @rule(
@@ -267,14 +265,14 @@ class Histories(RuleBasedStateMachine):
         if not stream.done:
             stream = self.world.shards[1 - shard]
         first = max(0, stream.done - back)
-        self.world.go(self.world.match(stream, first, min(count, stream.done - first)), pace)
+        self.world.advance(self.world.match(stream, first, min(count, stream.done - first)), pace)
 
     @precondition(lambda self: any(group.messages for group in self.world.groups.values()))
     @rule(which=SOME, patient=st.booleans(), pace=PACE)
     def page(self, which: int, patient: bool, pace: Pace) -> None:
         """Deliver a message to the fan-out function, even while it still processes the same message."""
         groups = [group for group in self.world.groups.values() if group.messages]
-        self.world.go(self.world.page(groups[which % len(groups)], patient=patient), pace)
+        self.world.advance(self.world.run_fan_out(groups[which % len(groups)], patient=patient), pace)
 
     @precondition(lambda self: self.world.wake_ups)
     @rule(which=SOME, stays=st.booleans(), pace=PACE)
@@ -282,35 +280,35 @@ class Histories(RuleBasedStateMachine):
         """Deliver a message to the sweeper, on time or not, and possibly again later."""
         wake_ups = self.world.wake_ups
         at = which % len(wake_ups)
-        self.world.go(self.world.wake(wake_ups[at] if stays else wake_ups.pop(at)), pace)
+        self.world.advance(self.world.run_sweeper_message(wake_ups[at] if stays else wake_ups.pop(at)), pace)
 
     @rule(seconds=st.sampled_from([6, 61, 101]), pace=PACE)
     def sweep(self, seconds: int, pace: Pace) -> None:
         """Advance the time, and sweep."""
         self.world.now += timedelta(seconds=seconds)
-        self.world.tell("world", f"{seconds} s pass")
-        self.world.go(self.world.sweep(), pace)
+        self.world.log("world", f"{seconds} s pass")
+        self.world.advance(self.world.sweep(), pace)
 
     @rule()
     def settle(self) -> None:
         """Let every actor finish: from here on the order is fixed."""
-        self.world.settle()
+        self.world.run_until_idle()
 
     # End of a history
 
     def teardown(self) -> None:
         try:
             if not self.broken:
-                self._in_the_end()
+                self._check_end()
         finally:
-            note(_Story(self.world))
+            note(_Trace(self.world))
             self.world.stop()
             self.limits.close()
 
-    def _in_the_end(self) -> None:
-        self.world.come_to_rest()
+    def _check_end(self) -> None:
+        self.world.run_until_nothing_is_due()
         self._check_jobs()
-        self._check_holds()
+        self._check_locks()
         for call in self.wait_calls:
             try:
                 self._check_wait(call)
@@ -325,32 +323,32 @@ class Histories(RuleBasedStateMachine):
             histories.setdefault((job.namespace, job.job_id), []).append(job)
         changed_by: Counter[str] = Counter()
         for key, versions in histories.items():
-            before: Face | None = None
+            before: JobView | None = None
             for number, job in enumerate(versions, start=1):
                 _require(job.version == number, f"{key} has v{job.version} where v{number} was to come")
                 by = job.log[-1].actor
                 changed_by[by] += 1
                 call = self.job_calls.get(by) or JobCall(key, "enforce", {})
                 _require(call.key == key, f"{by} changed {key} instead of {call.key}")
-                expected = expected_change(before, call.verb, call.said)
-                before = Face.of(job)
+                expected = expected_change(before, call.verb, call.arguments)
+                before = JobView.of(job)
                 _require(before == expected, f"{by} made {key} {before}, not {expected}")
-            newest = self.world.eyes.jobs.find(*key)
+            newest = self.world.observer.jobs.find(*key)
             unmarked = newest and replace(newest, has_waits=versions[-1].has_waits)
             _require(unmarked == versions[-1], f"{key} is {newest}, which nobody made it")
             if newest is not None and not newest.deleted:
-                told = self.world.eyes.jobs.history(newest)
+                told = self.world.observer.jobs.history(newest)
                 _require(told == [job.log[-1] for job in versions], f"the history of {key} is told as {told}")
         for name, call in self.job_calls.items():
             actor = call.actor
             assert actor is not None
             _require(changed_by[name] <= 1, f"{name} did twice what it was to do once")
-            if actor.error is not None and not actor.harmed:
+            if actor.error is not None and not actor.had_fault:
                 _require(not changed_by[name], f"{name} was refused, and did it all the same")
             if actor.answered and call.verb in ("start", "complete", "fail", "retry", "delete"):
                 _require(changed_by[name] == 1, f"{name} was told it was done, and it was not")
 
-    def _check_holds(self) -> None:
+    def _check_locks(self) -> None:
         """Require that two live jobs never had the same unique key or mutex."""
         live: dict[tuple[str, str, str], set[str]] = {}
         for _, job in self.world.versions:
@@ -373,7 +371,7 @@ class Histories(RuleBasedStateMachine):
         _require(len(closed) <= 1, f"it was changed after it was closed: {closed}")
         wait = images[-1].wait
         _require(wait.namespace == case.namespace, f"it is in {wait.namespace}")
-        final = json.loads(dumps(wait_answer(self.world.eyes, wait)))
+        final = json.loads(dumps(wait_answer(self.world.observer, wait)))
         self._check_form(case, final)
         if closed:
             case.closed, case.closing = closed[0].tick, closed[0].writer_begun
@@ -387,7 +385,7 @@ class Histories(RuleBasedStateMachine):
         if call.last is not None and call.last["status"] != "waiting":
             _require(call.last == final, f"it once was answered with {call.last}, and now with {final}")
         versions = self._versions(case.namespace)
-        wrong = deviation(case, final, versions, at_rest=self.world.quiet)
+        wrong = deviation(case, final, versions, at_rest=self.world.idle_ticks)
         _require(wrong is None, f"{wrong}; its answer is {final}")
 
     def _check_form(self, case: WaitCase, final: Mapping[str, Any]) -> None:
@@ -402,17 +400,17 @@ class Histories(RuleBasedStateMachine):
     def _check_leftovers(self) -> None:
         """Require that no row causes further work, and that no row crossed into another namespace."""
         ended = {image.wait.wait_id for image in self.world.images if image.wait.ended and image.wait.is_inline}
-        for row in map(row_from_image, everything()):
+        for row in map(row_from_image, all_rows()):
             _require("schema_version" in row, f"no schema_version in {row}")
             _require(row["pk"].split("#")[0] in (*NAMESPACES, "sweeper"), f"a row in no namespace: {row}")
-            if not self.world.harmed:  # A crash may leave some rows, until the job's next version or their TTL.
+            if not self.world.had_fault:  # A crash may leave some rows, until the job's next version or their TTL.
                 _require(row["entity"] != "backlog", f"the fan-out function is done, and a backlog is left: {row}")
                 left = row["entity"] == "entry" and row["sk"].split("#")[0] in ended
                 _require(not left, f"an entry of a wait that has ended is left: {row}")
 
     # Helpers
 
-    def _do(self, ns: str, job: int, verb: str, said: Mapping[str, Any], pace: Pace = TO_THE_END) -> None:
+    def _do(self, ns: str, job: int, verb: str, said: Mapping[str, Any], pace: Pace = UNINTERRUPTED) -> None:
         job_id = JOB_IDS[job]
         call = JobCall((ns, job_id), verb, said)
         ctx = self.world.ctx
@@ -442,13 +440,13 @@ class Histories(RuleBasedStateMachine):
 
         about = f" {dict(said)}" if said else ""
         call.actor = self.world.begin("client", f"{verb} {ns} {job_id}{about}", work, self._no_server_error)
-        self.world.go(call.actor, pace)
+        self.world.advance(call.actor, pace)
 
-    def _hear(self, ns: str, job: int, pace: Pace) -> None:
+    def _run_matcher(self, ns: str, job: int, pace: Pace) -> None:
         """Deliver all records of a job to a matcher at once."""
         shard = self.world.shard_of(keys.job(ns, JOB_IDS[job]).pk)
         if shard.done < len(shard.records):
-            self.world.go(self.world.match(shard, shard.done, 10), pace)
+            self.world.advance(self.world.match(shard, shard.done, 10), pace)
 
     def _wait(
         self,
@@ -506,7 +504,7 @@ class Histories(RuleBasedStateMachine):
             ),
             over,
         )  # fmt: skip
-        self.world.go(call.actor, pace)
+        self.world.advance(call.actor, pace)
 
     def _check_refusal(self, case: WaitCase, error: JobNotFound | ValidationFailed) -> None:
         versions = self._versions(case.namespace)
@@ -519,7 +517,7 @@ class Histories(RuleBasedStateMachine):
             _require(was_missing, f"{job_id} was said to be unknown")
 
     def _no_server_error(self, actor: Actor) -> None:
-        if actor.error is not None and (is_server_error(actor.error) or (not actor.harmed and _is_aws(actor.error))):
+        if actor.error is not None and (is_server_error(actor.error) or (not actor.had_fault and _is_aws(actor.error))):
             raise Deviation(f"{actor.name} fails: {actor.error!r}") from actor.error
 
     def _newest(self, ns: str, job: int) -> Job | None:
@@ -534,7 +532,7 @@ class Histories(RuleBasedStateMachine):
         return versions
 
 
-class _Story:
+class _Trace:
     """Return the history, as Hypothesis prints it below the smallest failing one."""
 
     def __init__(self, world: World) -> None:
@@ -544,7 +542,7 @@ class _Story:
         names = {job_id: f"job{n}" for n, job_id in enumerate(JOB_IDS)}
         for image in self._world.images:
             names.setdefault(image.wait.wait_id, f"wait{len(names) - len(JOB_IDS)}")
-        text = "\n".join(f"{who:>12} {what}" for who, what in self._world.story)
+        text = "\n".join(f"{who:>12} {what}" for who, what in self._world.trace)
         for long, short in names.items():
             text = text.replace(long, short)
         printer.text("The story:\n" + text)

@@ -46,13 +46,13 @@ def empty_table() -> DynamoTable:
 
 
 @contextmanager
-def short_way() -> Iterator[None]:
+def direct_tables() -> Iterator[None]:
     """Give every object that is wired in the block a table without boto3."""
     with mock.patch.object(wiring, "dynamodb", MotoClient):
         yield
 
 
-def everything() -> list[dict[str, Any]]:
+def all_rows() -> list[dict[str, Any]]:
     """Return every row, in DynamoDB's JSON."""
     return [dynamo_to_dict(item.to_json()["Attributes"]) for item in _table().all_items()]
 

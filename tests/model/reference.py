@@ -62,7 +62,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Face:
+class JobView:
     """The part of a job that a wait can see."""
 
     status: str
@@ -75,7 +75,7 @@ class Face:
     deleted: bool
 
     @classmethod
-    def of(cls, job: Job) -> Face:
+    def of(cls, job: Job) -> JobView:
         """Return the state as it was stored."""
         return cls(
             job.status, job.stage, job.health, job.milestones, dict(job.fields), job.attempt,
@@ -83,11 +83,11 @@ class Face:
         )  # fmt: skip
 
 
-def expected_change(before: Face | None, verb: str, said: Mapping[str, Any]) -> Face:
+def expected_change(before: JobView | None, verb: str, said: Mapping[str, Any]) -> JobView:
     """Return the state of a job after a request."""
     if before is None:
         assert verb == "create"
-        before = Face("pending", "submit", None, (), {}, 1, False, False)
+        before = JobView("pending", "submit", None, (), {}, 1, False, False)
     if verb == "start":
         return replace(before, status="running")
     if verb in ("create", "report"):
@@ -174,11 +174,11 @@ class WaitCase:
     def _outcome(self, job_id: str, current: Version | None, versions: Sequence[Version]) -> Outcome | None:
         first = current.number if current else 1
         for version in versions:
-            if version.number >= first and (verdict := self._judge(job_id, version)):
+            if version.number >= first and (verdict := self._evaluate(job_id, version)):
                 return Outcome(verdict, self._shown(job_id, verdict, version), version.tick, version is current)
         return None
 
-    def _judge(self, job_id: str, version: Version) -> Verdict | None:
+    def _evaluate(self, job_id: str, version: Version) -> Verdict | None:
         asked = self.body["wait_on"][job_id]
         if version.deleted:
             return "unmet"
@@ -186,7 +186,7 @@ class WaitCase:
             return "failed"
         if _unknown_stage(asked):
             return "unmet"
-        if _holds(asked, version):
+        if _matches(asked, version):
             return "met"
         return "unmet" if version.over else None
 
@@ -268,7 +268,7 @@ def _unknown_stage(asked: Any) -> bool:
     return stage != "incomplete" and stage not in ORDER
 
 
-def _holds(asked: Any, version: Version) -> bool:
+def _matches(asked: Any, version: Version) -> bool:
     if not asked:
         return version.over
     for name, wanted in asked.items():

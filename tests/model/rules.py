@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 ENDINGS = ("success", "failed", "skipped", "cancelled")
-UNHINDERED = ("all_failed", "none_skipped")
+UNAFFECTED_BY_FAILURES = ("all_failed", "none_skipped")
 """Rules that a failure cannot violate: they skip no job because of a failure."""
 
 

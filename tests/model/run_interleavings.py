@@ -12,9 +12,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from tests.model.engine_simulator import RestlessRun
-from tests.model.rules import UNHINDERED, decided
-from tests.model.run_plans import Plan, Planned
+from tests.model.engine_simulator import SimulatedRun
+from tests.model.rules import UNAFFECTED_BY_FAILURES, decided
+from tests.model.run_plans import Plan, PlannedJob
 from tests.model.run_reference import BAD, Reference
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition
@@ -30,42 +30,42 @@ from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.workflows import commands as runs
 
 
-class InterleavedRun(RestlessRun):
+class InterleavedRun(SimulatedRun):
     """A run that never comes to rest before its end."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.world.table.on_change = self._see
-        self.broken_laws: list[str] = []
-        self.hands: dict[str, Job] = {}
+        self.world.table.on_change = self._observe
+        self.violations: list[str] = []
+        self.work_in_progress: dict[str, Job] = {}
         self.decided: dict[tuple[str, int], str] = {}
         self.by_hand: set[str] = set()
         """The jobs with a cancel by hand since the run started."""
-        self.pardoned: set[str] = set()
+        self.ignored_failures: set[str] = set()
         self.before: dict[str, int] = {}
         """The attempt of each job when the run was retried."""
 
-    def live(self, acts: int) -> None:
+    def run_actions(self, acts: int) -> None:
         """Send requests, then process all work until the run has ended."""
         for _ in range(acts):
             for _ in range(self.chance.randint(0, 4)):
-                self.go_on()
+                self.step()
             if self.run.ended:
                 break
             self._act()
-            assert not self.broken_laws, str(self.broken_laws)
+            assert not self.violations, str(self.violations)
         for _ in range(60 + 4 * len(self.jobs)):
-            self.quiet()
-            assert not self.broken_laws, str(self.broken_laws)
+            self.run_until_idle()
+            assert not self.violations, str(self.violations)
             if self.run.ended:
                 return
             self._decide(kindly=True)
-            self.quiet()
+            self.run_until_idle()
             self._resume()
-            self.quiet()
-            for name in sorted(self.hands):
+            self.run_until_idle()
+            for name in sorted(self.work_in_progress):
                 self._finish(name)
-                self.go_on()
+                self.step()
             if not self._claim(10):
                 self._time_passes(61)
         raise AssertionError(f"the run hangs: {self.run}; {self.world.statuses(self.run_id)}")
@@ -75,13 +75,13 @@ class InterleavedRun(RestlessRun):
         before = {name: job.attempt for name, job in self.all().items()}
         if not super().retry(start):
             return False
-        self.before, self.hands = before, {}
+        self.before, self.work_in_progress = before, {}
         self.by_hand.clear()
         return True
 
     def check(self) -> None:
         """Check the invariants of an ended run."""
-        run, standings = self.run, self.world.standings(self.run_id)
+        run, standings = self.run, self.world.run_state(self.run_id)
         seen = {name: job.status for name, job in self.all().items()}
         assert set(seen.values()) <= TERMINAL, f"open jobs in a run that is {run.status}: {seen}"
         # A cancelled job is ignored by decision like a failed one.
@@ -105,7 +105,7 @@ class InterleavedRun(RestlessRun):
         acts: list[tuple[int, Callable[[], Any]]] = [
             (80, partial(self._claim, self.chance.randint(1, 3))), (80, self._finish), (20, self._time_passes),
             (10, self._cancel), (10, self._pause), (20, self._resume), (30, self._decide), (1, self._stop),
-            (10, self.trouble_supervisor),
+            (10, self.disturb_supervisor),
         ]  # fmt: skip
         self.chance.choices([act for _, act in acts], [weight for weight, _ in acts])[0]()
 
@@ -113,25 +113,25 @@ class InterleavedRun(RestlessRun):
         run = self.run
         granted = self.claim(most)
         if granted and not run.accepts_starts:
-            self.broken_laws.append(f"{[job.name for job in granted]} begin in a run that is {run}")
-        self.hands |= {str(job.name): job for job in granted if not self.trying(job).silent}
+            self.violations.append(f"{[job.name for job in granted]} begin in a run that is {run}")
+        self.work_in_progress |= {str(job.name): job for job in granted if not self.planned_attempt(job).silent}
         return bool(granted)
 
     def _finish(self, name: str | None = None) -> None:
-        if self.hands:
-            name = name or self.chance.choice(sorted(self.hands))
-            job = self.hands.pop(name)
+        if self.work_in_progress:
+            name = name or self.chance.choice(sorted(self.work_in_progress))
+            job = self.work_in_progress.pop(name)
             with suppress(*change_job.LOST_JOB_ERRORS):
                 self.finish(job)
 
     def _time_passes(self, seconds: float | None = None) -> None:
         self.world.pass_time(seconds or self.chance.choice([1, 20, 61]))
-        messages, self.world.queues.wake_ups = self.world.queues.wake_ups, []
+        messages, self.world.queues.sweeper_messages = self.world.queues.sweeper_messages, []
         for message, delay in messages:
             if delay <= 61:
-                self.mortally(partial(sweep.on_message, self.world.ctx, loads(message)))
+                self.with_crashes(partial(sweep.on_message, self.world.ctx, loads(message)))
         with suppress(SweepFailed):
-            self.mortally(self.world.sweep)
+            self.with_crashes(self.world.sweep)
         self.world.pass_time(56)  # The sweep lease of a crashed sweep has expired by then.
 
     def _cancel(self) -> None:
@@ -162,25 +162,25 @@ class InterleavedRun(RestlessRun):
                 runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, action, actor=KEY, comment=None
             )
             with suppress(InvalidTransition):
-                self.surely(decide)
+                self.retry_after_crash(decide)
                 self.decided[name, moment] = action
-                self.pardoned |= {name} if action == "skip" else set()
+                self.ignored_failures |= {name} if action == "skip" else set()
                 if not kindly:
                     return
 
     # Invariants
 
-    def _see(self, job: Job) -> None:
+    def _observe(self, job: Job) -> None:
         """Record a stored version of a job."""
         its = self.jobs[str(job.name)]
         others = self.all()
         if job.status == "running" and job.log[-1].kind == "claimed" and self.plan.policy != "manual":
             ends = {name: _end_of(others[name]) for name in its.after if others[name].status in TERMINAL}
             if not any(each.race for each in self.plan.jobs) and _verdict(its, ends) is not True:
-                self.broken_laws.append(f"{its.name} begins, and before it are {ends}")
+                self.violations.append(f"{its.name} begins, and before it are {ends}")
         busy = [name for name, other in others.items() if other.status in ("pending", "running")]
         if self.plan.most is not None and len(busy) > self.plan.most:
-            self.broken_laws.append(f"{busy} at once, of {self.plan.most}")
+            self.violations.append(f"{busy} at once, of {self.plan.most}")
 
     def _unjustified(self, seen: Mapping[str, str], standings: RunState) -> list[str]:
         """Return the violations that no order of processing explains."""
@@ -192,7 +192,7 @@ class InterleavedRun(RestlessRun):
             its.status, its.end, its.lost = seen[name], _end_of(jobs[name]), name in lost
             if its.lost and its.end != "success":
                 its.end = "skipped"
-            elif name in self.pardoned and its.status in BAD:
+            elif name in self.ignored_failures and its.status in BAD:
                 its.end = "success"
         failed = [name for name, its in told.jobs.items() if told.failed(its)]
         told.stops = {why for why, there in (
@@ -208,10 +208,10 @@ class InterleavedRun(RestlessRun):
         while doomed := [name for name in jobs.keys() - ends if _verdict(self.jobs[name], ends) is False]:
             for name in doomed:
                 bad = BAD & {ends.get(other) for other in self.jobs[name].after}
-                ends[name] = "failed" if bad and self.jobs[name].rule not in UNHINDERED else "skipped"
+                ends[name] = "failed" if bad and self.jobs[name].rule not in UNAFFECTED_BY_FAILURES else "skipped"
         wrong: list[str] = []
         # A racer's failure counts at once for its successors, and may still be ignored when the race cannot be won.
-        turned = bool(self.pardoned) and any(job.race for job in self.plan.jobs)
+        turned = bool(self.ignored_failures) and any(job.race for job in self.plan.jobs)
         for name, job in self.jobs.items():
             held = _verdict(job, ends)
             # A job that was due to be skipped may have lost a race first, after its successors were decided.
@@ -238,5 +238,5 @@ def _end_of(job: Job) -> str:
     return "success" if job.status == "completed" else job.status
 
 
-def _verdict(job: Planned, ends: Mapping[str, str]) -> bool | None:
+def _verdict(job: PlannedJob, ends: Mapping[str, str]) -> bool | None:
     return decided(job.rule, [ends[name] for name in job.after if name in ends], len(job.after))

@@ -19,7 +19,7 @@ Action: TypeAlias = Literal["retry", "skip", "abort"]
 Policy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]
 
 
-class Try(NamedTuple):
+class PlannedAttempt(NamedTuple):
     """An attempt: its duration in milliseconds and its result; None when it fails.
 
     A silent attempt is reclaimed when its lease expires.
@@ -38,7 +38,7 @@ class Decision(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedJob:
     """A job. The last planned attempt, and the last planned decision, apply to all later ones too."""
 
     name: str
@@ -56,7 +56,7 @@ class Planned:
     delay: int = 0
     """Milliseconds after the run's creation before which it does not start."""
     priority: str = "normal"
-    tries: Sequence[Try] = ()
+    tries: Sequence[PlannedAttempt] = ()
     decisions: Sequence[Decision] = ()
 
 
@@ -69,7 +69,7 @@ class Act(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Life:
+class Generation:
     """The actions on a run until its end. `start`: the job from which it is retried first."""
 
     acts: Sequence[Act] = ()
@@ -81,9 +81,9 @@ class Plan:
     """A run. Its jobs are in topological order; `defined` is their order in the definition."""
 
     policy: Policy
-    jobs: Sequence[Planned]
+    jobs: Sequence[PlannedJob]
     defined: Sequence[int]
-    lives: Sequence[Life]
+    generations: Sequence[Generation]
     timeout_s: int | None = None
     """The seconds after which each generation has an action `deadline`."""
     most: int | None = None
@@ -100,7 +100,7 @@ def nth(items: Sequence[Any], number: int) -> Any:
     return items[min(number, len(items) - 1)] if items else None
 
 
-def plan_of(seed: int, *, told_exactly: bool) -> Plan:
+def plan_of(seed: int, *, deterministic: bool) -> Plan:
     """Return the plan of a seed, always the same.
 
     `told_exactly`: without actions at one moment whose order is undefined.
@@ -109,9 +109,9 @@ def plan_of(seed: int, *, told_exactly: bool) -> Plan:
     policy: Policy = chance.choice(["continue_on_failure", "fail_fast", "manual"])
     large = chance.random() < 1 / 70
     total = chance.randint(40, 60) if large else chance.randint(1, 14)
-    jobs: list[Planned] = []
+    jobs: list[PlannedJob] = []
     for _ in range(total):
-        jobs.append(_planned(chance, jobs, policy, large, told_exactly))
+        jobs.append(_planned(chance, jobs, policy, large, deterministic))
     names = [job.name for job in jobs]
     timeout_s = chance.choice([None] * 11 + [120])
     retries = chance.choice([0, 0, 1, 2])
@@ -119,9 +119,9 @@ def plan_of(seed: int, *, told_exactly: bool) -> Plan:
         policy=policy,
         jobs=jobs,
         defined=chance.sample(range(total), total),
-        lives=[_life(chance, names, timeout_s, again=number > 0) for number in range(1 + retries)],
+        generations=[_generation(chance, names, timeout_s, again=number > 0) for number in range(1 + retries)],
         timeout_s=timeout_s,
-        most=None if told_exactly else chance.choice([None, None, None, 1, 2, 3]),
+        most=None if deterministic else chance.choice([None, None, None, 1, 2, 3]),
         chunk_jobs=16 if large else chance.choice([64, 2, 4]),
         at_once=chance.choice([256, 3]),
         narrow=chance.choice([200, 1, 3]),
@@ -133,16 +133,18 @@ CONDITIONS: Sequence[Condition] = ("true", "false", "broken")
 ACTIONS: Sequence[Action] = ("skip", "retry", "skip", "retry", "skip", "retry", "skip", "retry", "skip", "abort")
 
 
-def _planned(chance: Random, before: Sequence[Planned], policy: Policy, large: bool, told_exactly: bool) -> Planned:
+def _planned(
+    chance: Random, before: Sequence[PlannedJob], policy: Policy, large: bool, deterministic: bool
+) -> PlannedJob:
     def happens(percent: int) -> bool:
         return chance.random() < percent / 100
 
     near = chance.sample(before[-25:], len(before[-25:]))
     race = len(near) > 1 and happens(20)
     if race:
-        racers: list[Planned] = []
+        racers: list[PlannedJob] = []
         for job in near:
-            if len(racers) < 3 and (not told_exactly or _may_race([*racers, job], before, policy)):
+            if len(racers) < 3 and (not deterministic or _may_race([*racers, job], before, policy)):
                 racers.append(job)
         race = len(racers) > 1
         near = racers if race else near
@@ -150,12 +152,12 @@ def _planned(chance: Random, before: Sequence[Planned], policy: Policy, large: b
     rule = "one_success" if race else chance.choice(["all_success"] * 6 + list(RULES)) if after else "all_success"
     join, wants = happens(12), None
     condition: Condition | None = None
-    if not (race and told_exactly) and happens(15):
+    if not (race and deterministic) and happens(15):
         condition = chance.choice(CONDITIONS)
     elif after and rule == "all_success" and happens(20):
         wants = {"n": chance.randint(0, 1)}
     tries = [_try(chance, fails=happens(5 if large else 25), silent=happens(4)) for _ in range(3)]
-    return Planned(
+    return PlannedJob(
         name=f"j{len(before):02}",
         after=after,
         rule=rule,
@@ -168,19 +170,19 @@ def _planned(chance: Random, before: Sequence[Planned], policy: Policy, large: b
         fallback={"n": -1} if not join and happens(10) else None,
         delay=30_000 if happens(8) else 0,
         priority=chance.choice(["normal", "high", "low"]),
-        tries=[Try(0, {})] if join else tries,
+        tries=[PlannedAttempt(0, {})] if join else tries,
         decisions=[Decision(chance.randint(1, 99_999), chance.choice(ACTIONS)) for _ in range(2)]
         + [Decision(1_003, "skip")],
     )
 
 
-def _try(chance: Random, *, fails: bool, silent: bool) -> Try:
+def _try(chance: Random, *, fails: bool, silent: bool) -> PlannedAttempt:
     if silent:
-        return Try(SILENT_MS, None, silent=True)
-    return Try(chance.randint(1, 99_999), None if fails else {"n": chance.randint(0, 1)})
+        return PlannedAttempt(SILENT_MS, None, silent=True)
+    return PlannedAttempt(chance.randint(1, 99_999), None if fails else {"n": chance.randint(0, 1)})
 
 
-def _may_race(racers: Sequence[Planned], before: Sequence[Planned], policy: Policy) -> bool:
+def _may_race(racers: Sequence[PlannedJob], before: Sequence[PlannedJob], policy: Policy) -> bool:
     """Return whether no job is cancelled as a loser at the moment at which it would end otherwise."""
     comes_after: dict[str, set[str]] = {}
     for job in before:
@@ -196,7 +198,7 @@ def _may_race(racers: Sequence[Planned], before: Sequence[Planned], policy: Poli
     )
 
 
-def _life(chance: Random, names: Sequence[str], timeout_s: int | None, again: bool) -> Life:
+def _generation(chance: Random, names: Sequence[str], timeout_s: int | None, again: bool) -> Generation:
     acts = [
         Act(chance.randint(1, 299_999), "cancel", chance.choice(names)) for _ in range(chance.choice([0, 0, 0, 1, 2]))
     ]
@@ -204,4 +206,4 @@ def _life(chance: Random, names: Sequence[str], timeout_s: int | None, again: bo
         acts.append(Act(chance.randint(1, 299_999), "stop"))
     if timeout_s is not None:
         acts.append(Act(timeout_s * 1_000, "deadline"))
-    return Life(acts=acts, start=chance.choice(names) if again and chance.random() < 0.5 else None)
+    return Generation(acts=acts, start=chance.choice(names) if again and chance.random() < 0.5 else None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from tests.model.rules import UNHINDERED, decided
-from tests.model.run_plans import Life, Plan, nth
+from tests.model.rules import UNAFFECTED_BY_FAILURES, decided
+from tests.model.run_plans import Generation, Plan, nth
 
 BAD = {"failed", "cancelled"}
 ENDS = {"stop": ("cancelled", None), "deadline": ("failed", "TIMED_OUT"), "abort": ("failed", "ABORTED")}
@@ -25,7 +25,7 @@ class Reference:
             job.before = [self.jobs[name] for name in job.after]
             job.status, job.at, job.next = ("scheduled", job.delay, "waiting") if job.delay else ("waiting", 0, "")
 
-    def live(self, life: Life) -> None:
+    def run_generation(self, life: Generation) -> None:
         """Run until the end."""
         self.stops = set[str]()
         acts = {(self.now + act.at, "", act.what, act.name) for act in life.acts}
@@ -62,8 +62,10 @@ class Reference:
 
         a waiting job is decided as soon as its rule allows it, a ready job starts.
         """
-        while judged := [job for job in self.jobs.values() if job.status == "waiting" and self._holds(job) is not None]:
-            self._judge(judged[0], self._holds(judged[0]))
+        while judged := [
+            job for job in self.jobs.values() if job.status == "waiting" and self._is_satisfied(job) is not None
+        ]:
+            self._apply_rule(judged[0], self._is_satisfied(judged[0]))
         paused = any(job.next in ("retry", "skip", "abort") for job in self.jobs.values())
         for job in [job for job in self.jobs.values() if job.status == "ready"]:
             if job.join:  # It ends as soon as it starts.
@@ -73,14 +75,14 @@ class Reference:
                 job.tried += 1
         return any(job.end is None for job in self.jobs.values())
 
-    def _holds(self, job: Any) -> bool | None:
+    def _is_satisfied(self, job: Any) -> bool | None:
         return decided(job.rule, [other.end for other in job.before if other.end], len(job.before))
 
-    def _judge(self, job: Any, held: bool | None) -> None:
+    def _apply_rule(self, job: Any, held: bool | None) -> None:
         if held and job.condition == "broken":
             job.status, job.at, job.next = "failed", self.now, "failed"
         elif not held or job.condition == "false" or (job.wants and job.before[0].result != job.wants):
-            bad = any(other.end in BAD for other in job.before) and job.rule not in UNHINDERED
+            bad = any(other.end in BAD for other in job.before) and job.rule not in UNAFFECTED_BY_FAILURES
             job.status, job.end = "skipped", "failed" if bad and not held else "skipped"
         else:
             job.status = "ready"

@@ -18,8 +18,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from tests.model.engine_simulator import RestlessRun
-from tests.model.run_plans import Act, Life, Plan, nth
+from tests.model.engine_simulator import SimulatedRun
+from tests.model.run_plans import Act, Generation, Plan, nth
 from tests.model.run_reference import BAD, Reference
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition
@@ -30,10 +30,10 @@ from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.workflows import commands as runs
 from vigil_core.store.stream import StreamRecord
 
-What: TypeAlias = tuple[datetime, str, Callable[[], Any]]
+DueAction: TypeAlias = tuple[datetime, str, Callable[[], Any]]
 
 
-class Asked(NamedTuple):
+class PendingDecision(NamedTuple):
     """An operator's decision about a failure: its time, the state version of the job, and the action."""
 
     at: datetime
@@ -41,46 +41,48 @@ class Asked(NamedTuple):
     action: Any
 
 
-class RunLife(RestlessRun):
+class PlannedSimulation(SimulatedRun):
     """A simulated run with its plan."""
 
     def __init__(self, plan: Plan) -> None:
-        self.heard: set[str] = set()
+        self.visible_records: set[str] = set()
         super().__init__(plan)
         self.world.ctx.job_queues.set_paused(NAMESPACE, "joins", True)
         self.decided = Counter[str]()
-        self.hands: dict[str, tuple[datetime, Job]] = {}
+        self.work_in_progress: dict[str, tuple[datetime, Job]] = {}
         """The work of the workers by job name, and the times at which it ends."""
-        self.asked: dict[str, Asked] = {}
+        self.pending_decisions: dict[str, PendingDecision] = {}
         """The pending decisions by job name."""
 
-    def live(self, life: Life) -> None:
+    def run_generation(self, life: Generation) -> None:
         """Run until the end."""
         acts = [(self.world.time + timedelta(milliseconds=act.at), act) for act in life.acts]
         for _ in range(2_000):
-            self.quiet()
+            self.run_until_idle()
             if self.run.ended:
                 return
-            self._hand_out()
-            self._ask_operators()
-            todo: list[What] = [(at, "", partial(self._act, act, acts)) for at, act in acts]
+            self._claim_ready_jobs()
+            self._schedule_decisions()
+            todo: list[DueAction] = [(at, "", partial(self._act, act, acts)) for at, act in acts]
             todo += self._due()
             assert todo, f"the run hangs: {self.run}; {self.world.statuses(self.run_id)}"
             self.world.time, _, do = min(todo, key=lambda what: what[:2])
             if self.chance.random() < 0.05:
-                self.trouble_supervisor()
+                self.disturb_supervisor()
             do()
         raise AssertionError(f"there is no end to it: {self.world.statuses(self.run_id)}")
 
     def records(self) -> list[StreamRecord]:
         """Return the events, without those of jobs whose condition could not be evaluated, before their turn."""
-        return [each for each in super().records() if each.sequence_number in self.heard or not _is_broken(each)]
+        return [
+            each for each in super().records() if each.sequence_number in self.visible_records or not _is_broken(each)
+        ]
 
     # Result
 
     def check(self, told: Reference) -> None:
         """Require that everything is as the reference predicts."""
-        run, standings = self.run, self.world.standings(self.run_id)
+        run, standings = self.run, self.world.run_state(self.run_id)
         wrong: dict[str, Any] = {}
         for name, job in self.all().items():
             place, its = standings.graph.index_of[name], told.jobs[name]
@@ -105,49 +107,51 @@ class RunLife(RestlessRun):
 
     # Actions
 
-    def _hand_out(self) -> None:
+    def _claim_ready_jobs(self) -> None:
         """Grant every ready job to a worker."""
         while any(job.status == "pending" and not self.jobs[name].join for name, job in self.all().items()):
             granted = self.claim(10)
             assert self.run.accepts_starts or not granted, f"{[job.name for job in granted]} begin in {self.run}"
             for job in granted:
-                ends_at = self.world.time + timedelta(milliseconds=self.trying(job).lasts)
-                self.hands[str(job.name)] = ends_at, job
+                ends_at = self.world.time + timedelta(milliseconds=self.planned_attempt(job).lasts)
+                self.work_in_progress[str(job.name)] = ends_at, job
             if not granted:
                 break
 
-    def _ask_operators(self) -> None:
+    def _schedule_decisions(self) -> None:
         """Start a decision about each failure."""
         undecided = self.undecided()
-        self.asked = {name: asked for name, asked in self.asked.items() if undecided.get(name) == asked.moment}
-        for name in undecided.keys() - self.asked.keys():
+        self.pending_decisions = {
+            name: asked for name, asked in self.pending_decisions.items() if undecided.get(name) == asked.moment
+        }
+        for name in undecided.keys() - self.pending_decisions.keys():
             after, action = nth(self.jobs[name].decisions, self.decided[name])
             self.decided[name] += 1
             at = self.world.time + timedelta(milliseconds=after)
-            self.asked[name] = Asked(at, undecided[name], action)
+            self.pending_decisions[name] = PendingDecision(at, undecided[name], action)
 
-    def _due(self) -> list[What]:
+    def _due(self) -> list[DueAction]:
         """Return the next event of each job and of the run."""
-        due: list[What] = []
+        due: list[DueAction] = []
         for name, job in self.all().items():
             if job.status != "running":
-                self.hands.pop(name, None)
+                self.work_in_progress.pop(name, None)
             lease_ends = job.lease.expires_at if job.lease else None
-            if name in self.hands and not self.trying(job).silent:
+            if name in self.work_in_progress and not self.planned_attempt(job).silent:
                 lease_ends = None
-                due.append((self.hands[name][0], name, partial(self._finish, name)))
+                due.append((self.work_in_progress[name][0], name, partial(self._finish, name)))
             clock = partial(sweep.on_message, self.world.ctx, {"kind": "job", "namespace": NAMESPACE, "id": job.job_id})
             for at in (job.timer_at, job.cancel_due_at, lease_ends):
                 if at is not None:
-                    due.append((at, name, partial(self.surely, clock)))
+                    due.append((at, name, partial(self.retry_after_crash, clock)))
             if job.status == "pending" and self.jobs[name].join and self.run.accepts_starts:
                 due.append((self.world.time, name, partial(self._dispatch, job)))
         for record in super().records():
-            if record.sequence_number not in self.heard and _is_broken(record):
+            if record.sequence_number not in self.visible_records and _is_broken(record):
                 name = record.change["NewImage"]["name"]["S"]
-                due.append((self.world.time, name, partial(self.heard.add, record.sequence_number)))
+                due.append((self.world.time, name, partial(self.visible_records.add, record.sequence_number)))
         if not self.run.terminating:
-            due += [(asked.at, name, partial(self._decide, name)) for name, asked in self.asked.items()]
+            due += [(asked.at, name, partial(self._decide, name)) for name, asked in self.pending_decisions.items()]
         return due
 
     def _act(self, act: Act, acts: list[tuple[datetime, Act]]) -> None:
@@ -162,21 +166,23 @@ class RunLife(RestlessRun):
             case "deadline":
                 do = partial(sweep.on_message, ctx, {"kind": "run", "namespace": NAMESPACE, "id": run_id})
         with suppress(InvalidTransition):  # The run has ended.
-            self.surely(do)
+            self.retry_after_crash(do)
 
     def _decide(self, name: str) -> None:
-        decide = partial(runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, self.asked[name].action)
-        self.surely(partial(decide, actor=KEY, comment=None))
+        decide = partial(
+            runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, self.pending_decisions[name].action
+        )
+        self.retry_after_crash(partial(decide, actor=KEY, comment=None))
 
     def _finish(self, name: str) -> None:
-        _, job = self.hands.pop(name)
+        _, job = self.work_in_progress.pop(name)
         self.finish(job)
 
     def _dispatch(self, job: Job) -> None:
         """Take the turn of a join; its queue is not paused meanwhile."""
         self.world.ctx.job_queues.set_paused(NAMESPACE, "joins", False)
         message = {"kind": "dispatch", "namespace": NAMESPACE, "id": job.job_id}
-        self.surely(partial(sweep.on_message, self.world.ctx, message))
+        self.retry_after_crash(partial(sweep.on_message, self.world.ctx, message))
         self.world.ctx.job_queues.set_paused(NAMESPACE, "joins", True)
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 from moto import mock_aws
 
-from tests.model.crash_injection import MortalWorld, live
+from tests.model.crash_injection import CrashingWorld, simulate
 from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
@@ -36,7 +36,7 @@ RETRY = RetryPolicy(max_attempts=2, initial_delay=Decimal(0))
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
-class Batches(MortalWorld):
+class BatchSimulation(CrashingWorld):
     """Batches whose items have executor `none`. A page holds two items."""
 
     def create(self, chance: Random) -> None:
@@ -53,7 +53,7 @@ class Batches(MortalWorld):
             mutex_key=chance.choice([None, "m"]),
             queue_on_conflict=True,
         )
-        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
+        self.with_crashes(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
         if self.world.ctx.jobs.find(NAMESPACE, job_id):
             self.ids.append(job_id)
 
@@ -74,13 +74,15 @@ class Batches(MortalWorld):
             if item.status != "running" and chance.random() < 0.7:
                 change_job.start(ctx, NAMESPACE, item.job_id, actor=KEY)
             elif item.status != "running":
-                self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, item.job_id, actor=KEY))
+                self.with_crashes(chance, lambda: change_job.start(ctx, NAMESPACE, item.job_id, actor=KEY))
                 return
             if chance.random() < 0.7:
-                self.mortally(chance, lambda: change_job.complete(ctx, NAMESPACE, item.job_id, actor=KEY, result=[1]))
+                self.with_crashes(
+                    chance, lambda: change_job.complete(ctx, NAMESPACE, item.job_id, actor=KEY, result=[1])
+                )
             else:
                 error = JobError(code="E", message="m")
-                self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, item.job_id, error, actor=KEY))
+                self.with_crashes(chance, lambda: change_job.fail(ctx, NAMESPACE, item.job_id, error, actor=KEY))
 
     def client_request(self, chance: Random) -> None:
         """Cancel or retry a batch, or cancel one of its items."""
@@ -89,9 +91,9 @@ class Batches(MortalWorld):
             act = chance.choice([change_job.cancel, change_job.retry])
             job_id = chance.choice(ids)
             with suppress(InvalidTransition, JobCreationFailed):
-                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
+                self.with_crashes(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
 
-    def what_is_stored_makes_sense(self) -> None:
+    def check_invariants(self) -> None:
         new, self.streamed.versions = self.streamed.versions, []
         for version in new:
             if version.batch.batch_id is not None:
@@ -99,9 +101,9 @@ class Batches(MortalWorld):
                     payload = self.world.ctx.jobs.payloads(version).payload
                     assert payload == dumps(f"{version.batch.batch_id} {version.batch.index}"), "each has its own"
             elif version.ended:
-                self._ended_rightly(version)
+                self._check_ended_batch(version)
 
-    def _ended_rightly(self, batch: Job) -> None:
+    def _check_ended_batch(self, batch: Job) -> None:
         items = self.items(batch)
         if batch.log[-1].actor != "fan_out":
             assert batch.status == "cancelled", "what is not ended by its items was cancelled"
@@ -118,9 +120,9 @@ class Batches(MortalWorld):
         results = [self.world.ctx.jobs.payloads(item).result for item in items if item]
         assert [dumps(each["result"]) for each in told] == [result or "null" for result in results]
 
-    def come_to_rest(self) -> None:
+    def check_end(self) -> None:
         # No worker runs: work that must stop does stop, even if it has to be forced.
-        self.minutes_pass(5)
+        self.pass_minutes(5)
         for job_id in self.ids:
             batch = self.stored(job_id)
             items = self.items(batch)
@@ -137,8 +139,8 @@ class Batches(MortalWorld):
                 with suppress(InvalidTransition):
                     change_job.start(self.world.ctx, NAMESPACE, item.job_id, actor=KEY)
                 change_job.complete(self.world.ctx, NAMESPACE, item.job_id, actor=KEY)
-            self.minutes_pass(1)
-        self.what_is_stored_makes_sense()
+            self.pass_minutes(1)
+        self.check_invariants()
         assert all(self.stored(job_id).ended for job_id in self.ids)
 
 
@@ -152,7 +154,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
 def test_simulated_batch_ends_with_its_items(seeds: range) -> None:
-    live(Batches, STEPS, seeds, length=80)
+    simulate(BatchSimulation, STEPS, seeds, length=80)
 
 
 _end_batch = transitions.end_batch
@@ -169,4 +171,4 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Batches, STEPS, range(100), length=80, shorten=False)
+        simulate(BatchSimulation, STEPS, range(100), length=80, shorten=False)

@@ -13,8 +13,8 @@ from typing import get_args
 import pytest
 from moto import mock_aws
 
-from tests.model.crash_injection import MortalWorld, live
-from tests.model.rules import ENDINGS, UNHINDERED, decided
+from tests.model.crash_injection import CrashingWorld, simulate
+from tests.model.rules import ENDINGS, UNAFFECTED_BY_FAILURES, decided
 from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
@@ -32,7 +32,7 @@ ONE_ROW = "rows == `1`"
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
-class Dependents(MortalWorld):
+class DependencySimulation(CrashingWorld):
     """Jobs that depend on jobs, all with executor `none`."""
 
     def __init__(self, seed: int) -> None:
@@ -57,7 +57,7 @@ class Dependents(MortalWorld):
             mutex_key="m" if chance.random() < 0.2 else None,
             queue_on_conflict=True,
         )
-        self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
+        self.with_crashes(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
         if self.world.ctx.jobs.find(NAMESPACE, job_id):
             self.ids.append(job_id)
 
@@ -68,41 +68,41 @@ class Dependents(MortalWorld):
         with suppress(InvalidTransition, JobCreationFailed):
             match chance.randint(0, 6):
                 case 0 | 1:
-                    self.mortally(chance, lambda: change_job.start(ctx, NAMESPACE, job_id, actor=KEY))
+                    self.with_crashes(chance, lambda: change_job.start(ctx, NAMESPACE, job_id, actor=KEY))
                 case 2 | 3:
                     rows = chance.randint(0, 1)
                     self.rows.setdefault(job_id, set()).add(rows)
                     with suppress(InvalidTransition):
                         change_job.start(ctx, NAMESPACE, job_id, actor=KEY)
-                    self.mortally(
+                    self.with_crashes(
                         chance, lambda: change_job.complete(ctx, NAMESPACE, job_id, actor=KEY, result={"rows": rows})
                     )
                 case 4:
                     error = JobError(code="E", message="m")
-                    self.mortally(chance, lambda: change_job.fail(ctx, NAMESPACE, job_id, error, actor=KEY))
+                    self.with_crashes(chance, lambda: change_job.fail(ctx, NAMESPACE, job_id, error, actor=KEY))
                 case 5:
-                    self.mortally(chance, lambda: change_job.cancel(ctx, NAMESPACE, job_id, actor=KEY))
+                    self.with_crashes(chance, lambda: change_job.cancel(ctx, NAMESPACE, job_id, actor=KEY))
                 case _:
-                    self.mortally(chance, lambda: change_job.retry(ctx, NAMESPACE, job_id, actor=KEY))
+                    self.with_crashes(chance, lambda: change_job.retry(ctx, NAMESPACE, job_id, actor=KEY))
 
     def remove(self, chance: Random) -> None:
         if self.ids:
             job_id = chance.choice(self.ids)
             with suppress(InvalidTransition):
-                self.mortally(chance, lambda: change_job.delete(self.world.ctx, NAMESPACE, job_id, actor=KEY))
+                self.with_crashes(chance, lambda: change_job.delete(self.world.ctx, NAMESPACE, job_id, actor=KEY))
             if self.stored(job_id).deleted:
                 self.ids.remove(job_id)
 
-    def what_is_stored_makes_sense(self) -> None:
+    def check_invariants(self) -> None:
         new = self.streamed.versions[self.checked :]
         self.checked += len(new)
         for job in new:
             if job.ended:
                 self.endings.setdefault(job.job_id, set()).add(_ending(job))
             if job.dependencies.depends_on:
-                self._was_judged_rightly(job)
+                self._check_verdict(job)
 
-    def _was_judged_rightly(self, job: Job) -> None:
+    def _check_verdict(self, job: Job) -> None:
         if job.dependencies.status == "waiting":
             assert job.status in ("scheduled", "waiting", "cancelled"), "nothing begins that is not released"
             assert job.dependencies.verdict is None
@@ -113,7 +113,9 @@ class Dependents(MortalWorld):
         assert decided(job.dependencies.trigger_rule, counted, len(job.dependencies.depends_on)) is held, (
             job.dependencies.verdict
         )
-        hindered = job.dependencies.trigger_rule not in UNHINDERED and {"failed", "cancelled"} & set(counted)
+        hindered = job.dependencies.trigger_rule not in UNAFFECTED_BY_FAILURES and {"failed", "cancelled"} & set(
+            counted
+        )
         assert job.dependencies.verdict.through_failure == (not held and bool(hindered))
         for index, ending in self.world.ctx.dependencies.end_states(job).items():
             dependency = job.dependencies.depends_on[index].job_id
@@ -132,9 +134,9 @@ class Dependents(MortalWorld):
             assert endings or job.dependencies.trigger_rule == "always", "nobody else is judged before"
             assert rows != {1} or endings != {"success"}, "it does hold"
 
-    def come_to_rest(self) -> None:
-        self.minutes_pass(2)
-        self.what_is_stored_makes_sense()
+    def check_end(self) -> None:
+        self.pass_minutes(2)
+        self.check_invariants()
         for job_id in self.ids:
             job = self.stored(job_id)
             if not job.awaits_dependencies:
@@ -163,7 +165,7 @@ def table() -> Iterator[None]:
 
 @pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
 def test_simulated_dependent_is_released_or_skipped_by_its_rule(seeds: range) -> None:
-    live(Dependents, STEPS, seeds)
+    simulate(DependencySimulation, STEPS, seeds)
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
@@ -179,4 +181,4 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Dependents, STEPS, range(100), shorten=False)
+        simulate(DependencySimulation, STEPS, range(100), shorten=False)

@@ -33,7 +33,7 @@ from vigil_core.store.waits.waits import OPEN
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
-AT_ONCE = min(125, HISTORIES)
+HISTORIES_PER_TEST = min(125, HISTORIES)
 """Histories per test: small enough to spread over the cores."""
 STEPS = 30
 
@@ -45,12 +45,12 @@ def table() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("part", range(FIRST_SEED, FIRST_SEED + -(-HISTORIES // AT_ONCE)))
+@pytest.mark.parametrize("part", range(FIRST_SEED, FIRST_SEED + -(-HISTORIES // HISTORIES_PER_TEST)))
 def test_generated_history_ends_as_the_reference_predicts(part: int) -> None:
-    _tell(AT_ONCE, part, phases=(Phase.generate, Phase.shrink))
+    _run_histories(HISTORIES_PER_TEST, part, phases=(Phase.generate, Phase.shrink))
 
 
-def _closes_unsealed(ctx: Context, wait: Wait) -> Wait:
+def _close_incomplete(ctx: Context, wait: Wait) -> Wait:
     status = waits.wait_status(wait.counts, wait.options, failed=False)
     closed = None if status == "waiting" else ctx.waits.close_large(wait, status, now=ctx.now())
     return closed or wait
@@ -61,7 +61,7 @@ ALWAYS = WriteCondition(
 )
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "a wait ends before its registration is complete": (resolve_wait, "close_if_decided", _closes_unsealed),
+    "a wait ends before its registration is complete": (resolve_wait, "close_if_decided", _close_incomplete),
     "registration skips the second read": (register_wait, "recheck_jobs", lambda *_: []),
     "a record older than the registration is evaluated": (match, "counts_for", lambda *_: True),
     "a job with waits is not marked": (JobStore, "mark_has_waits", lambda _, job: job),
@@ -74,10 +74,10 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 def test_planted_fault_is_found_within_300_histories(fault: str) -> None:
     owner, name, faulty = FAULTS[fault]
     with mock.patch.object(owner, name, faulty), pytest.raises(Deviation):
-        _tell(300, 0, phases=(Phase.generate,))
+        _run_histories(300, 0, phases=(Phase.generate,))
 
 
-def _tell(histories: int, seed_: int, *, phases: tuple[Phase, ...]) -> None:
+def _run_histories(histories: int, seed_: int, *, phases: tuple[Phase, ...]) -> None:
     class Seeded(Histories):
         """A class of its own, because the class stores the seed."""
 

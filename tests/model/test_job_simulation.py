@@ -15,7 +15,7 @@ from random import Random
 import pytest
 from moto import mock_aws
 
-from tests.model.crash_injection import MortalWorld, live
+from tests.model.crash_injection import CrashingWorld, simulate
 from tests.model.seeds import WORLDS, blocks
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
@@ -48,7 +48,7 @@ STEPS = (
 STEPS += ["timer_message"] + ["promote_next"] * 3
 
 
-class Lives(MortalWorld):
+class JobSimulation(CrashingWorld):
     """A queue, its workers and the sweeper."""
 
     def __init__(self, seed: int) -> None:
@@ -74,7 +74,7 @@ class Lives(MortalWorld):
             queue_on_conflict=chance.random() < 0.8,
         )
         with suppress(JobCreationFailed):
-            self.mortally(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
+            self.with_crashes(chance, lambda: submit_job.submit(self.world.ctx, NAMESPACE, wanted, actor=KEY))
         if self.world.ctx.jobs.find(NAMESPACE, job_id):
             self.ids.append(job_id)
 
@@ -87,7 +87,7 @@ class Lives(MortalWorld):
             lease_s=chance.choice([10, 50]),
             claim_id=claim_id,
         )
-        granted = self.mortally(
+        granted = self.with_crashes(
             chance, lambda: claim_jobs(self.world.ctx, NAMESPACE, wanted, actor=KEY, until=self.world.time)
         )
         for job in granted or ():
@@ -109,19 +109,19 @@ class Lives(MortalWorld):
             job_id, token = chance.choice(lost)
             before = self.stored(job_id)
             with suppress(LeaseLost, InvalidTransition):
-                self._tell(job_id, token, what)
+                self._send_report(job_id, token, what)
             assert self.stored(job_id) == before, "a stale report changes nothing"
         elif held:
             job_id, token = chance.choice(list(held.items()))
             over = self.seen[job_id].lease
             try:
-                self.mortally(chance, lambda: self._tell(job_id, token, what))
+                self.with_crashes(chance, lambda: self._send_report(job_id, token, what))
             except LeaseLost:
                 assert what == 0, "only a heartbeat minds that the time is over"
                 assert over
                 assert over.expires_at <= self.world.time
 
-    def _tell(self, job_id: str, token: str, what: int) -> None:
+    def _send_report(self, job_id: str, token: str, what: int) -> None:
         ctx = self.world.ctx
         match what:
             case 0:
@@ -145,7 +145,7 @@ class Lives(MortalWorld):
                 chance.choice([change_job.start, change_job.cancel, change_job.retry]),
             )
             with suppress(InvalidTransition, LeaseLost, JobCreationFailed):
-                self.mortally(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
+                self.with_crashes(chance, lambda: act(self.world.ctx, NAMESPACE, job_id, actor=KEY))
 
     def timer_message(self, chance: Random) -> None:
         """Deliver a sweeper message, which may be obsolete."""
@@ -157,11 +157,11 @@ class Lives(MortalWorld):
         if self.ids:
             job = self.stored(chance.choice(self.ids))
             if job.needs_matching and job.mutex.key:
-                self.mortally(
+                self.with_crashes(
                     chance, lambda: promote_next_waiter(self.world.ctx, NAMESPACE, str(job.mutex.key), actor="matcher")
                 )
 
-    def what_is_stored_makes_sense(self) -> None:
+    def check_invariants(self) -> None:
         for job_id in self.ids:
             job, before = self.stored(job_id), self.seen.get(job_id)
             if job.lease and job.lease.token not in self.leases.setdefault(job_id, []):
@@ -176,13 +176,13 @@ class Lives(MortalWorld):
             if job.status == "completed" and job.health == "success" and job.reported_token:
                 assert self.world.ctx.jobs.payloads(job).result == f'"{job.reported_token}"', "the holder's own result"
             self.seen[job_id] = job
-            self._index_is_right(job)
+            self._check_index(job)
             if job.mutex.key and job.status in ("pending", "running"):
                 hold = self.world.ctx.locks.find(NAMESPACE, "mutex", job.mutex.key)
                 assert hold, "what may run has its mutex"
                 assert hold.job_id == job_id, "only one has it"
 
-    def _index_is_right(self, job: Job) -> None:
+    def _check_index(self, job: Job) -> None:
         row = self.table.get(keys.job(NAMESPACE, job.job_id))
         shown = (row.get("g1pk"), row.get("g1sk"))
         if job.status == "pending" and job.executor == "worker":
@@ -195,7 +195,7 @@ class Lives(MortalWorld):
         else:
             assert shown == (None, None)
 
-    def come_to_rest(self) -> None:
+    def check_end(self) -> None:
         """Stop all workers: the sweeper alone ends all running work."""
         for _ in range(12):
             self.world.pass_time(61)
@@ -222,23 +222,23 @@ def table() -> Iterator[None]:
 
 @pytest.mark.parametrize("seeds", blocks(WORLDS), ids=str)
 def test_simulated_jobs_satisfy_every_invariant(seeds: range) -> None:
-    live(Lives, STEPS, seeds)
+    simulate(JobSimulation, STEPS, seeds)
 
 
-def _anybody(job: Job, lease_token: str | None) -> None:
+def _allow_any_token(job: Job, lease_token: str | None) -> None:
     del job, lease_token
 
 
-def _kept(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
+def _without_mutex(_: object, before: Job | None, after: Job) -> tuple[Job, tuple[()]]:
     """Return every lock as if the job were its holder."""
     del before
     return after, ()
 
 
 FAULTS: dict[str, tuple[object, str, object]] = {
-    "reports are accepted without the lease token": (transitions, "_require_lease", _anybody),
+    "reports are accepted without the lease token": (transitions, "_require_lease", _allow_any_token),
     "the index does not contain the end of a lease": (Job, "due_at", property(lambda job: job.timer_at)),
-    "a job runs without its mutex": (submit_job, "acquire_or_enqueue", _kept),
+    "a job runs without its mutex": (submit_job, "acquire_or_enqueue", _without_mutex),
     "the sweeper ignores mutex queues": (sweep, "promote_next_waiter", lambda *_, **__: None),
 }
 
@@ -248,4 +248,4 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Lives, STEPS, range(100), shorten=False)
+        simulate(JobSimulation, STEPS, range(100), shorten=False)

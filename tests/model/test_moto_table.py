@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from moto import mock_aws
 
-from tests.model.moto_table import empty_table, everything
-from tests.support.quick_moto import as_it_was
+from tests.model.moto_table import all_rows, empty_table
+from tests.support.quick_moto import original_moto
 from tests.support.table import create_table
 from vigil_core.store.keys import Key
 from vigil_core.store.table import (
@@ -83,12 +83,12 @@ def boto3_table() -> Iterator[DynamoTable]:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_direct_moto_table_behaves_like_boto3(boto3_table: DynamoTable, step: str) -> None:
-    with as_it_was():
-        told = _told(boto3_table, STEPS[step])
-    assert told == _told(boto3_table, STEPS[step]) == _told(empty_table(), STEPS[step])
+    with original_moto():
+        told = _outcome(boto3_table, STEPS[step])
+    assert told == _outcome(boto3_table, STEPS[step]) == _outcome(empty_table(), STEPS[step])
 
 
-def _told(table: DynamoTable, step: Callable[[Table], Any]) -> Any:
+def _outcome(table: DynamoTable, step: Callable[[Table], Any]) -> Any:
     empty_table()
     table.put(Put(row=ROW))
     table.put(Put(row={**ROW, "sk": "B", "status": "met"}))
@@ -96,4 +96,4 @@ def _told(table: DynamoTable, step: Callable[[Table], Any]) -> Any:
         answer = step(table)
     except ConditionFailed as error:
         answer = ("refused", error.old, error.index)
-    return answer, sorted(map(row_from_image, everything()), key=lambda row: str(row["sk"]))
+    return answer, sorted(map(row_from_image, all_rows()), key=lambda row: str(row["sk"]))

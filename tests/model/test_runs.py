@@ -11,7 +11,7 @@ from moto import mock_aws
 from tests.model.run_interleavings import InterleavedRun
 from tests.model.run_plans import Plan, plan_of
 from tests.model.run_reference import Reference
-from tests.model.run_simulation import RunLife
+from tests.model.run_simulation import PlannedSimulation
 from tests.model.seeds import RUNS, blocks, third
 from tests.support.table import create_table
 from vigil_core.domain.errors import InvalidTransition
@@ -37,34 +37,34 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def live_as_planned(plan: Plan) -> None:
+def simulate_as_planned(plan: Plan) -> None:
     """Simulate a run of the plan, and one for each retry; require the result of the reference."""
-    told, life = Reference(plan), RunLife(plan)
-    for number, its in enumerate(plan.lives):
+    told, life = Reference(plan), PlannedSimulation(plan)
+    for number, its in enumerate(plan.generations):
         if number > 0:
             begins = told.retry(its.start)
             assert life.retry(its.start) == begins
             if not begins:
                 return
-        told.live(its)
-        life.live(its)
+        told.run_generation(its)
+        life.run_generation(its)
         life.check(told)
 
 
-def live_in_any_order(plan: Plan) -> None:
+def simulate_in_any_order(plan: Plan) -> None:
     """Simulate a run that operators and workers interrupt; require the invariants that hold in any order."""
     life = InterleavedRun(plan)
-    for number, its in enumerate(plan.lives):
+    for number, its in enumerate(plan.generations):
         if number > 0 and not life.retry(its.start):
             return
-        life.live(min(40, 3 * len(plan.jobs)))
+        life.run_actions(min(40, 3 * len(plan.jobs)))
         life.check()
 
 
-def live_many(lived: Callable[[Plan], None], seeds: Iterable[int]) -> None:
+def simulate_plans(lived: Callable[[Plan], None], seeds: Iterable[int]) -> None:
     """Simulate the runs of these seeds. The same seed always has the same plan."""
     for seed in seeds:
-        plan = plan_of(seed, told_exactly=lived is live_as_planned)
+        plan = plan_of(seed, deterministic=lived is simulate_as_planned)
         with pytest.MonkeyPatch.context() as sizes:
             # With these sizes, small graphs take the paths of large ones.
             sizes.setattr(graphs, "BLOCK_SIZE", plan.chunk_jobs)
@@ -79,20 +79,20 @@ def live_many(lived: Callable[[Plan], None], seeds: Iterable[int]) -> None:
 
 def _size(seed: int) -> int:
     """Return the number of jobs of a plan: the smallest plan that fails is the easiest to understand."""
-    return len(plan_of(seed, told_exactly=True).jobs)
+    return len(plan_of(seed, deterministic=True).jobs)
 
 
 @pytest.mark.parametrize("seeds", blocks(RUNS), ids=str)
 def test_simulated_run_ends_as_the_reference_predicts(seeds: range) -> None:
-    live_many(live_as_planned, sorted(seeds, key=_size))
+    simulate_plans(simulate_as_planned, sorted(seeds, key=_size))
 
 
 @pytest.mark.parametrize("seeds", blocks(third(RUNS)), ids=str)
 def test_simulated_run_satisfies_every_invariant_in_any_order(seeds: range) -> None:
-    live_many(live_in_any_order, sorted(seeds, key=_size))
+    simulate_plans(simulate_in_any_order, sorted(seeds, key=_size))
 
 
-def _note_whatever_is_noted(self: RunStore, key: Key, numbers: Mapping[int, int]) -> Row:
+def _record_unconditionally(self: RunStore, key: Key, numbers: Mapping[int, int]) -> Row:
     """Remove the guard that ignores older state versions."""
     sets = "".join(f", j{place} = :j{place}" for place in numbers)
     return self._table.update(
@@ -106,19 +106,24 @@ def _note_whatever_is_noted(self: RunStore, key: Key, numbers: Mapping[int, int]
 
 
 FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
-    "an earlier state record replaces a later one": (live_as_planned, RunStore, "_note", _note_whatever_is_noted),
-    "slots are not released": (live_in_any_order, RunStore, "free_slots", lambda *_: None),
-    "max_concurrency is ignored": (live_in_any_order, RunStore, "take_slot", lambda *_: True),
-    "a failed racer fails the run": (live_in_any_order, standings, "_may_be_won", lambda *_: False),
-    "a paused run grants its jobs": (live_in_any_order, claim_jobs, "may_start", lambda *_: True),
+    "an earlier state record replaces a later one": (simulate_as_planned, RunStore, "_note", _record_unconditionally),
+    "slots are not released": (simulate_in_any_order, RunStore, "free_slots", lambda *_: None),
+    "max_concurrency is ignored": (simulate_in_any_order, RunStore, "take_slot", lambda *_: True),
+    "a failed racer fails the run": (simulate_in_any_order, standings, "_may_be_won", lambda *_: False),
+    "a paused run grants its jobs": (simulate_in_any_order, claim_jobs, "may_start", lambda *_: True),
     "failures are not recorded on the run": (
-        live_as_planned,
+        simulate_as_planned,
         follow_run,
         "_record_failures",
         lambda _ctx, run, *_: run,
     ),
-    "the sweeper starts no successor supervisor": (live_as_planned, look_after_run, "start_successor", lambda *_: None),
-    "a run ends when all processed jobs have ended": (live_as_planned, follow_run, "_all_ended", lambda *_: True),
+    "the sweeper starts no successor supervisor": (
+        simulate_as_planned,
+        look_after_run,
+        "start_successor",
+        lambda *_: None,
+    ),
+    "a run ends when all processed jobs have ended": (simulate_as_planned, follow_run, "_all_ended", lambda *_: True),
 }
 
 
@@ -128,4 +133,4 @@ def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
     lived, owner, name, fake = FAULTS[fault]
     monkeypatch.setattr(owner, name, fake)
     with pytest.raises((AssertionError, InvalidTransition)):
-        live_many(lived, range(300))
+        simulate_plans(lived, range(300))

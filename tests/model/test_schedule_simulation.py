@@ -15,7 +15,7 @@ from random import Random
 import pytest
 from moto import mock_aws
 
-from tests.model.crash_injection import MortalWorld, live
+from tests.model.crash_injection import CrashingWorld, simulate
 from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import NAMESPACE
@@ -36,7 +36,7 @@ NAMES = ("a", "b")
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 
-class Schedules(MortalWorld):
+class ScheduleSimulation(CrashingWorld):
     """Schedules with a rate, whose jobs have executor `none`."""
 
     def __init__(self, seed: int) -> None:
@@ -65,11 +65,11 @@ class Schedules(MortalWorld):
             created_at=now,
             updated_at=now,
         )
-        self.mortally(chance, lambda: schedules.put_schedule(self.world.ctx, wanted))
+        self.with_crashes(chance, lambda: schedules.put_schedule(self.world.ctx, wanted))
 
     def switch(self, chance: Random) -> None:
         with suppress(ScheduleNotFound):
-            self.mortally(
+            self.with_crashes(
                 chance,
                 lambda: schedules.set_schedule_enabled(
                     self.world.ctx, NAMESPACE, chance.choice(NAMES), enabled=chance.random() < 0.6
@@ -79,23 +79,23 @@ class Schedules(MortalWorld):
     def remove(self, chance: Random) -> None:
         if chance.random() < 0.3:
             with suppress(ScheduleNotFound):
-                self.mortally(
+                self.with_crashes(
                     chance, lambda: schedules.delete_schedule(self.world.ctx, NAMESPACE, chance.choice(NAMES))
                 )
 
     def timer(self, chance: Random) -> None:
         """Fire a due timer, and fire it again now and then."""
-        armed = self.world.alarms.armed
+        armed = self.world.timers.armed
         over = [name for name, (at, _) in armed.items() if at <= self.world.time + CLOCK_SKEW_TOLERANCE]
         if over:
             name = chance.choice(over)
-            self.mortally(chance, lambda: sweep.on_timer(self.world.ctx, armed[name][1]["alarm"]))
+            self.with_crashes(chance, lambda: sweep.on_timer(self.world.ctx, armed[name][1]["alarm"]))
             if chance.random() < 0.8:
                 armed.pop(name, None)
 
     def lose(self, chance: Random) -> None:
         """Lose a timer."""
-        if armed := self.world.alarms.armed:
+        if armed := self.world.timers.armed:
             armed.pop(chance.choice(list(armed)))
 
     def work(self, chance: Random) -> None:
@@ -107,17 +107,17 @@ class Schedules(MortalWorld):
     def time_passes(self, chance: Random) -> None:
         self.world.pass_time(chance.choice([1, 9, 31, 61, 61, 400]))
 
-    def what_is_stored_makes_sense(self) -> None:
+    def check_invariants(self) -> None:
         for name in NAMES:
             if schedule := self.world.ctx.schedules.find(NAMESPACE, name):
-                self._went_on_rightly(self.known.get(schedule.schedule_id), schedule)
+                self._check_overlap(self.known.get(schedule.schedule_id), schedule)
                 self.known[schedule.schedule_id] = schedule
         new, self.streamed.versions = self.streamed.versions, []
         for version in new:
             if version.version == 1:
-                self._was_created_rightly(version)
+                self._check_creation(version)
 
-    def _was_created_rightly(self, job: Job) -> None:
+    def _check_creation(self, job: Job) -> None:
         planned = {
             each.created_id_at(at): (each, at) for each in self.known.values() for at in _times(each, job.created_at)
         }
@@ -133,7 +133,7 @@ class Schedules(MortalWorld):
             assert last.finished_at <= job.created_at, "it overlaps"
         earlier.append(job)
 
-    def _went_on_rightly(self, before: Schedule | None, after: Schedule) -> None:
+    def _check_overlap(self, before: Schedule | None, after: Schedule) -> None:
         assert (after.next_fire_at is not None) == after.enabled
         run = after.last_fire
         if run is None or (before is not None and run == before.last_fire):
@@ -151,10 +151,10 @@ class Schedules(MortalWorld):
             case "refused":
                 assert "mutex" in after.body
 
-    def come_to_rest(self) -> None:
-        self.world.alarms.armed.clear()
-        self.minutes_pass(3)
-        self.what_is_stored_makes_sense()
+    def check_end(self) -> None:
+        self.world.timers.armed.clear()
+        self.pass_minutes(3)
+        self.check_invariants()
         for name in NAMES:
             schedule = self.world.ctx.schedules.find(NAMESPACE, name)
             if schedule is None or schedule.next_fire_at is None:
@@ -179,7 +179,7 @@ def table() -> Iterator[None]:
 
 @pytest.mark.parametrize("seeds", blocks(third(WORLDS)), ids=str)
 def test_simulated_schedule_processes_each_fire_time_once(seeds: range) -> None:
-    live(Schedules, STEPS, seeds, length=80)
+    simulate(ScheduleSimulation, STEPS, seeds, length=80)
 
 
 _any_ids = count()
@@ -202,4 +202,4 @@ FAULTS: dict[str, tuple[object, str, object]] = {
 def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        live(Schedules, STEPS, range(100), length=80, shorten=False)
+        simulate(ScheduleSimulation, STEPS, range(100), length=80, shorten=False)

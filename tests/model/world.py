@@ -20,7 +20,7 @@ from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import ClientError
 
 from tests.model.moto_table import empty_table
-from tests.support.world import KeptAlarms, KeptObjects
+from tests.support.world import FakePayloadStore, FakeTimers
 from vigil_core.api.schedules.models import parse_scheduled_job
 from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.errors import StoreConflict, VigilError
@@ -59,7 +59,7 @@ Fate: TypeAlias = Literal["goes on", "dies", "is throttled", "meets a transactio
 """The result of an actor's next call. Only writes meet transaction conflicts or are repeated."""
 SHARDS = 2
 """The shards of the table's stream. All records of one job are in one shard, in order."""
-MOST_ROUNDS = 12
+MAX_ROUNDS = 12
 
 _to_dynamo = TypeSerializer()
 
@@ -68,7 +68,7 @@ class Deviation(AssertionError):
     """The world differs from the reference."""
 
 
-class Died(BaseException):
+class ProcessCrashed(BaseException):
     """The process of an actor crashes between two of its calls. The actor's code cannot catch it."""
 
 
@@ -84,7 +84,7 @@ class Pace:
     then: Fate | None = None
 
 
-TO_THE_END = Pace()
+UNINTERRUPTED = Pace()
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ class Actor:
     when_over: Callable[[Actor], None]
     next_call: Call = NO_CALL
     ended: int | None = None
-    harmed: bool = False
+    had_fault: bool = False
     value: Any = None
     error: Exception | None = None
-    died: bool = False
+    crashed: bool = False
 
     @property
     def answered(self) -> bool:
         """Whether it ended without an error, and its client knows."""
-        return self.ended is not None and self.error is None and not self.died
+        return self.ended is not None and self.error is None and not self.crashed
 
 
 @dataclass(frozen=True)
@@ -164,25 +164,25 @@ class World:
         """Every version of every job, with the tick of its write."""
         self.images: list[Image] = []
         """Every version of every wait's row."""
-        self.quiet: list[int] = []
+        self.idle_ticks: list[int] = []
         """The ticks at which no actor was running."""
-        self.harmed = False
+        self.had_fault = False
         """Whether any fault has happened."""
-        self.story: list[tuple[str, str]] = []
-        self.quiet_table = empty_table()
+        self.trace: list[tuple[str, str]] = []
+        self.plain_table = empty_table()
         self._main = greenlet.getcurrent()
         self._current: Actor | None = None
         self._begun = 0
         self._ids = 0
-        table = _Watched(self, self.quiet_table)
+        table = _InterceptedTable(self, self.plain_table)
         self.ctx = self._context(table, spec_page_entries)
-        self.eyes = self._context(self.quiet_table, spec_page_entries)
+        self.observer = self._context(self.plain_table, spec_page_entries)
         """Return a context to inspect the world; its calls belong to no actor."""
 
     def _context(self, table: Table, spec_page_entries: int) -> Context:
         job_types = JobTypeStore(table)
         return Context(
-            jobs=JobStore(table, KeptObjects(), now=lambda: self.now),
+            jobs=JobStore(table, FakePayloadStore(), now=lambda: self.now),
             job_types=job_types,
             dependencies=DependencyStore(table),
             batches=BatchStore(table),
@@ -195,9 +195,9 @@ class World:
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
-            runs=RunStore(table, KeptObjects(), now=lambda: self.now),
+            runs=RunStore(table, FakePayloadStore(), now=lambda: self.now),
             message_queues=_Queues(self),
-            timers=KeptAlarms(),
+            timers=FakeTimers(),
             parse_job=partial(parse_scheduled_job, find_type=job_types.find),
             parse_run=lambda namespace, body, workflow_id, now, schedule: parse_workflow(
                 namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule
@@ -205,7 +205,7 @@ class World:
             clock=lambda: self.now,
             new_id=self.new_id,
             sleep=lambda seconds: self.call(f"sleeps {seconds:g} s", lambda: None),
-            in_parallel=_one_after_another,
+            in_parallel=_map_in_sequence,
         )
 
     def new_id(self) -> str:
@@ -224,9 +224,9 @@ class World:
             try:
                 actor.value = work(name)
                 if self._main.switch(Call("answers", False)) == "dies":
-                    raise Died
-            except Died:
-                actor.died = True
+                    raise ProcessCrashed
+            except ProcessCrashed:
+                actor.crashed = True
             except greenlet.GreenletExit:
                 raise
             except Exception as error:
@@ -236,11 +236,11 @@ class World:
             name=name, what=what, begun=self.tick, greenlet=greenlet.greenlet(life, self._main), when_over=when_over
         )
         self.actors.append(actor)
-        self.tell(name, f"begins: {what}")
+        self.log(name, f"begins: {what}")
         self._resume(actor, "goes on")
         return actor
 
-    def go(self, actor: Actor, pace: Pace = TO_THE_END) -> None:
+    def advance(self, actor: Actor, pace: Pace = UNINTERRUPTED) -> None:
         """Let an actor run this far."""
         calls, moves = pace.calls, pace.moves
         while actor.ended is None and calls != 0 and moves != 0:
@@ -250,10 +250,10 @@ class World:
             if moves is not None and actor.next_call.write != writes:
                 moves -= 1
         if actor.ended is None and pace.then is not None:
-            actor.harmed = self.harmed = True
-            self.tell(actor.name, f"{pace.then} when it {actor.next_call.what}")
+            actor.had_fault = self.had_fault = True
+            self.log(actor.name, f"{pace.then} when it {actor.next_call.what}")
             self._resume(actor, pace.then)
-            self.go(actor)
+            self.advance(actor)
 
     def _resume(self, actor: Actor, fate: Fate) -> None:
         self._current = actor
@@ -262,8 +262,8 @@ class World:
         if actor.greenlet.dead:
             actor.ended = self.tick
             self.actors.remove(actor)
-            if not actor.died:
-                self.tell(actor.name, f"fails: {actor.error!r}" if actor.error else "is done")
+            if not actor.crashed:
+                self.log(actor.name, f"fails: {actor.error!r}" if actor.error else "is done")
             actor.when_over(actor)
 
     def call(self, what: str, effect: Callable[[], T], *, write: bool = False) -> T:
@@ -273,31 +273,31 @@ class World:
             return effect()
         fate: Fate = self._main.switch(Call(what, write))
         if fate == "dies":
-            raise Died
+            raise ProcessCrashed
         self.tick += 1
         self.now += timedelta(milliseconds=1)
         if fate == "is throttled":
-            self.tell(actor.name, f"  {what} -> throttled")
+            self.log(actor.name, f"  {what} -> throttled")
             raise ClientError(
                 {"Error": {"Code": "ProvisionedThroughputExceededException", "Message": "too much at once"}}, "Any"
             )
         if fate == "meets a transaction" and write:
-            self.tell(actor.name, f"  {what} -> a transaction has that row")
+            self.log(actor.name, f"  {what} -> a transaction has that row")
             raise StoreConflict("a transaction has that row, try after try")
         if fate == "is sent twice" and write:
             effect()
-            self.tell(actor.name, f"  {what} -> done, but the answer is lost and the SDK sends it again")
+            self.log(actor.name, f"  {what} -> done, but the answer is lost and the SDK sends it again")
         try:
             result = effect()
         except Exception as error:
-            self.tell(actor.name, f"  {what} -> {error}")
+            self.log(actor.name, f"  {what} -> {error}")
             raise
-        self.tell(actor.name, f"  {what} -> {_in_short(result)}")
+        self.log(actor.name, f"  {what} -> {_abbreviated(result)}")
         return result
 
-    def tell(self, who: str, what: str) -> None:
+    def log(self, who: str, what: str) -> None:
         """Add a line to the description of the history."""
-        self.story.append((who, what))
+        self.trace.append((who, what))
 
     # Stream
 
@@ -348,7 +348,7 @@ class World:
 
     # Queues
 
-    def page(self, group: Group, *, patient: bool = True) -> Actor:
+    def run_fan_out(self, group: Group, *, patient: bool = True) -> Actor:
         """Deliver the first message of a group to the fan-out function; success deletes the message."""
         body = group.messages[0]
 
@@ -367,7 +367,7 @@ class World:
             group.reader = actor
         return actor
 
-    def wake(self, message: str) -> Actor:
+    def run_sweeper_message(self, message: str) -> Actor:
         """Deliver a message to the sweeper."""
         return self.begin("sweeper", message, lambda _: sweep.on_message(self.ctx, loads(message)), lambda _: None)
 
@@ -382,52 +382,52 @@ class World:
 
     # End of work
 
-    def settle(self) -> None:
+    def run_until_idle(self) -> None:
         """Let every actor finish, and process all records and messages without faults."""
-        for _ in range(MOST_ROUNDS * 100):
+        for _ in range(MAX_ROUNDS * 100):
             if self.actors:
-                self.go(self.actors[0])
+                self.advance(self.actors[0])
                 continue
             shard = next((shard for shard in self.shards if shard.done < len(shard.records)), None)
             group = next((group for group in self.groups.values() if group.messages), None)
             if shard is not None:
                 self._must_succeed(self.match(shard, shard.done, 10))
             elif group is not None:
-                self._must_succeed(self.page(group))
+                self._must_succeed(self.run_fan_out(group))
             else:
-                self.quiet.append(self.tick)
-                self.tell("world", "nothing is under way any more")
+                self.idle_ticks.append(self.tick)
+                self.log("world", "nothing is under way any more")
                 return
         raise Deviation("stream and queues never come to rest")
 
     def _must_succeed(self, actor: Actor) -> None:
-        self.go(actor)
+        self.advance(actor)
         failed = actor.value if isinstance(actor.value, dict) else {}
         error = actor.error or next(iter(failed.values()), None)
         if error is not None:
             raise Deviation(f"{actor.name} fails though nothing was done to it: {error!r}") from error
 
-    def come_to_rest(self) -> None:
+    def run_until_nothing_is_due(self) -> None:
         """Settle, and sweep until nothing is due."""
-        self.settle()
-        for _ in range(MOST_ROUNDS):
+        self.run_until_idle()
+        for _ in range(MAX_ROUNDS):
             self.now += timedelta(seconds=61)
-            self.tell("world", "a minute passes")
+            self.log("world", "a minute passes")
             self._must_succeed(self.sweep())
-            self.settle()
+            self.run_until_idle()
             if not self.overdue():
                 return
-        raise Deviation(f"still due after {MOST_ROUNDS} sweeps: {self.overdue()}")
+        raise Deviation(f"still due after {MAX_ROUNDS} sweeps: {self.overdue()}")
 
     def overdue(self) -> list[str]:
         """Return the work that the sweeper has missed."""
         found: list[str] = []
         for each in (
-            due for shard in range(keys.DUE_PARTITIONS) for due in self.eyes.due_index.overdue(shard, self.now)
+            due for shard in range(keys.DUE_PARTITIONS) for due in self.observer.due_index.overdue(shard, self.now)
         ):
             if each.kind == "queue":
                 queue = (each.namespace, each.entity_id)
-                found += self.eyes.job_queues.overdue(*queue, "running", self.now, 100)
+                found += self.observer.job_queues.overdue(*queue, "running", self.now, 100)
             else:
                 found.append(f"{each.kind} of {each.namespace} {each.entity_id}")
         return found
@@ -439,7 +439,7 @@ class World:
         self.actors.clear()
 
 
-class _Watched:
+class _InterceptedTable:
     """The real table on moto, with the world between any two calls. Implements `Table`."""
 
     def __init__(self, world: World, table: DynamoTable) -> None:
@@ -558,7 +558,7 @@ def is_server_error(error: Exception) -> bool:
     return not isinstance(error, VigilError | ClientError)
 
 
-def _one_after_another(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def _map_in_sequence(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     return [work(item) for item in items]
 
 
@@ -575,7 +575,7 @@ def _row_name(row: Row) -> str:
     return f"{row['entity']} {row['pk']} {row['sk']}{seen}" + (f" {row['status']}" if "status" in row else "")
 
 
-def _in_short(result: object) -> str:
+def _abbreviated(result: object) -> str:
     if result is None:
         return "done"
     if isinstance(result, QueryPage):

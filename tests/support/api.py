@@ -23,7 +23,7 @@ from vigil_core.domain.exact_json import dumps, loads
 
 SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
-LAMBDA_ANSWER_BYTES = 6 * 1024 * 1024
+LAMBDA_RESPONSE_BYTES = 6 * 1024 * 1024
 """As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
 CACHED = (wiring.queues, wiring.timers, wiring.payload_bucket, wiring.context, wiring.http_api)
 """What knows a deployment. The clients below it serve every one: to make them takes longer than most tests."""
@@ -122,7 +122,7 @@ class Client:
         given = dumps(json) if json is not None else body
         extra = urlencode(query, doseq=True)
         answered = handler(event(self, method, target, given, headers or {}, extra), LambdaContext())
-        assert len(json_text(answered)) < LAMBDA_ANSWER_BYTES
+        assert len(json_text(answered)) < LAMBDA_RESPONSE_BYTES
         text: str = answered["body"]
         return Reply(
             status=answered["statusCode"],
@@ -192,7 +192,7 @@ def pages(client: Client, target: str, **query: Any) -> list[Any]:
     return found
 
 
-def pauses(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[float], None]) -> None:
+def run_at_each_pause(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[float], None]) -> None:
     """Let something happen in place of each pause between two looks at what is held."""
     changed = replace(wiring.context(), sleep=meanwhile)
     monkeypatch.setattr(wiring, "context", cache(lambda: changed))

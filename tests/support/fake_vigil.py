@@ -80,7 +80,7 @@ class FakeVigil:
         self.jobs: dict[str, Job] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
-        self.lapses: list[str] = []
+        self.expired_leases: list[str] = []
         self.runs: dict[str, dict[str, Any]] = {}
         self.most_leased = 0
         self._once: dict[str, tuple[int, Any]] = {}
@@ -112,10 +112,10 @@ class FakeVigil:
     def job(self, job_id: str) -> dict[str, Any]:
         """A job as it is now."""
         with self.changed:
-            self._lapse()
+            self._expire_leases()
             return dict(self.jobs[job_id].shown)
 
-    def asked(self, method: str, path: str) -> list[Request]:
+    def requests_to(self, method: str, path: str) -> list[Request]:
         """What was asked of a route."""
         return [ask for ask in list(self.requests) if ask.method == method and re.fullmatch(path, ask.path)]
 
@@ -126,7 +126,7 @@ class FakeVigil:
 
     def reported(self, job_id: str) -> list[str]:
         """What was said of how a job ended, in order."""
-        paths = [ask.path for ask in self.asked("POST", f"/v1/jobs/{job_id}/(complete|fail|release)")]
+        paths = [ask.path for ask in self.requests_to("POST", f"/v1/jobs/{job_id}/(complete|fail|release)")]
         return [path.rpartition("/")[2] for path in paths]
 
     def refuse(self, method: str, path: str, status: int, times: int = 1, **headers: str) -> None:
@@ -138,7 +138,7 @@ class FakeVigil:
         """Do what the next such requests ask, and close the connection without an answer."""
         self.faults.append(Fault(method, path, times, after=True))
 
-    def take_away(self, job_id: str) -> None:
+    def revoke_lease(self, job_id: str) -> None:
         """As if the lease had lapsed, and another worker had the job."""
         with self.changed:
             self.jobs[job_id].token = "another's"
@@ -151,7 +151,7 @@ class FakeVigil:
             while not (value := condition()):
                 assert time.monotonic() < deadline, f"not within {within_s} s"
                 self.changed.wait(0.05)
-                self._lapse()
+                self._expire_leases()
             return value
 
     # The server
@@ -212,7 +212,7 @@ class FakeVigil:
         return None if fault else (status, text.encode(), {"content-type": "application/json"})
 
     def _act(self, request: Request) -> tuple[int, Any]:
-        self._lapse()
+        self._expire_leases()
         if request.headers.get("authorization") != f"Bearer {API_KEY}":
             raise Problem(401, "UNAUTHORIZED", "who asks?")
         parts = urlsplit(request.path)
@@ -229,7 +229,7 @@ class FakeVigil:
                 return self._once[key]
             case (method, "workflows", name, verb):
                 if name in self.runs and method == "GET" and not verb:
-                    self._hold(lambda: self.runs[str(name)]["status"] not in ("running", "paused"), hold_s)
+                    self._long_poll(lambda: self.runs[str(name)]["status"] not in ("running", "paused"), hold_s)
                 return 200, self._workflow_route(method, name, verb, request.body, parse_qs(parts.query))
             case ("GET", "jobs", None, None):
                 return 200, self._list(parse_qs(parts.query))
@@ -248,7 +248,7 @@ class FakeVigil:
         shown = job.shown
         match (method, verb):
             case ("GET", None):
-                self._hold(lambda: shown["status"] in TERMINAL, hold_s)
+                self._long_poll(lambda: shown["status"] in TERMINAL, hold_s)
             case ("GET", "status"):
                 return 200, {"job_id": job_id, "status": shown["status"]}
             case ("GET", "result"):
@@ -360,7 +360,7 @@ class FakeVigil:
 
     def _claim(self, queue: str, body: Any, hold_s: int) -> list[dict[str, Any]]:
         if body["claim_id"] not in self._claims:
-            self._hold(lambda: self._ready(queue), hold_s)
+            self._long_poll(lambda: self._ready(queue), hold_s)
             granted = self._ready(queue)[: body["max"]]
             for job in granted:
                 job.token, job.lease_s, job.worker = str(uuid4()), body["lease"], body.get("worker")
@@ -378,7 +378,9 @@ class FakeVigil:
         return sorted(ready, key=lambda job: -PRIORITIES.index(job.shown["priority"]))
 
     def _wait(self, body: Any, hold_s: int) -> dict[str, Any]:
-        self._hold(lambda: all(self.jobs[job_id].shown["status"] in TERMINAL for job_id in body["wait_on"]), hold_s)
+        self._long_poll(
+            lambda: all(self.jobs[job_id].shown["status"] in TERMINAL for job_id in body["wait_on"]), hold_s
+        )
         ended = {job_id: self.jobs[job_id].shown for job_id in body["wait_on"]}
         wanted = ["job_stage", *body.get("wait_options", {}).get("get_fields", {})]
         waited = {i: {name: job[name] for name in wanted} for i, job in ended.items() if job["status"] in TERMINAL}
@@ -444,10 +446,10 @@ class FakeVigil:
         if job.shown["status"] not in statuses:
             raise Problem(409, "INVALID_TRANSITION", f"the job is {job.shown['status']}")
 
-    def _lapse(self) -> None:
+    def _expire_leases(self) -> None:
         for job_id, job in self.jobs.items():
             if job.token and time.monotonic() > job.ends_at:
-                self.lapses.append(job_id)
+                self.expired_leases.append(job_id)
                 job.token = None
                 if job.shown["attempt"] < job.shown["max_attempts"]:
                     job.shown.update(status="pending", attempt=job.shown["attempt"] + 1)
@@ -455,11 +457,11 @@ class FakeVigil:
                     self._ended(job, "failed", error={"code": "LEASE_EXPIRED", "message": "its lease ran out"})
                 self.changed.notify_all()
 
-    def _hold(self, over: Callable[[], Any], hold_s: int) -> None:
+    def _long_poll(self, over: Callable[[], Any], hold_s: int) -> None:
         deadline = time.monotonic() + hold_s
         while not (over() or self.closing) and time.monotonic() < deadline:
             self.changed.wait(0.05)
-            self._lapse()
+            self._expire_leases()
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Asked:
+class RecordedRequest:
     """A request, and when it came in monotonic time. Header names are lower case."""
 
     method: str
@@ -31,7 +31,7 @@ class Reply:
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     after_s: float = 0
-    held: bool = False
+    blocked: bool = False
 
 
 class HttpTarget:
@@ -39,7 +39,7 @@ class HttpTarget:
 
     def __init__(self) -> None:
         self.url = ""
-        self.asked: list[Asked] = []
+        self.recorded: list[RecordedRequest] = []
         self._replies: dict[str, list[Reply]] = {}
         self._released = threading.Event()
 
@@ -51,9 +51,9 @@ class HttpTarget:
         """Answer what is held."""
         self._released.set()
 
-    def requests(self, path: str) -> list[Asked]:
+    def requests(self, path: str) -> list[RecordedRequest]:
         """What was asked of a path."""
-        return [asked for asked in self.asked if asked.path.partition("?")[0] == path]
+        return [asked for asked in self.recorded if asked.path.partition("?")[0] == path]
 
     def _reply(self, path: str) -> Reply:
         left = self._replies.get(path.partition("?")[0], [Reply(404)])
@@ -68,9 +68,9 @@ class HttpTarget:
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                target.asked.append(Asked(self.command, self.path, headers, body, time.monotonic()))
+                target.recorded.append(RecordedRequest(self.command, self.path, headers, body, time.monotonic()))
                 reply = target._reply(self.path)
-                if reply.held:
+                if reply.blocked:
                     target._released.wait(60)
                 time.sleep(reply.after_s)
                 content = b"" if reply.body is None else json.dumps(reply.body).encode()

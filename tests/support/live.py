@@ -22,12 +22,12 @@ from vigil_core.store.table import Table
 ACCESS = Access(namespace=NAMESPACE, scopes=frozenset({Scope.READ}), key_id=KEY)
 
 
-class Refused(Exception):
+class AwsFault(Exception):
     """A fault of AWS."""
 
 
 @dataclass
-class KeptSockets:
+class FakeSockets:
     """What was posted to each connection, in order."""
 
     frames: dict[str, list[Any]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class KeptSockets:
 
     def post(self, connection_id: str, text: str) -> bool:
         if connection_id in self.failing:
-            raise Refused(connection_id)
+            raise AwsFault(connection_id)
         if connection_id in self.gone:
             return False
         self.frames.setdefault(connection_id, []).append(loads(text))
@@ -49,7 +49,7 @@ class KeptSockets:
 
 
 @dataclass
-class KeptAnnouncements:
+class FakeTopic:
     """What SNS was told."""
 
     events: list[Event] = field(default_factory=list)
@@ -88,8 +88,8 @@ class Live:
     def __init__(self, world: World, table: Table) -> None:
         self.world = world
         self.ctx = world.ctx
-        self.sockets = KeptSockets()
-        self.announced = KeptAnnouncements()
+        self.sockets = FakeSockets()
+        self.topic = FakeTopic()
         self.api_keys = ApiKeyStore(table)
         self.stream = Stream()
         self.api_keys.add(
@@ -107,21 +107,21 @@ class Live:
         assert subscribe.connect(self.ctx, self.api_keys, ACCESS, connection_id)
         return connection_id
 
-    def say(self, frame: Any, connection_id: str = "c1") -> list[Any]:
+    def send(self, frame: Any, connection_id: str = "c1") -> list[Any]:
         """Send a message, JSON or as it stands; what came back at once."""
-        before = len(self.heard(connection_id))
+        before = len(self.received(connection_id))
         peer = Peer(access=ACCESS, connection_id=connection_id, sockets=self.sockets)
         subscribe.receive(self.ctx, peer, frame if isinstance(frame, str) else dumps(frame))
-        return self.heard(connection_id)[before:]
+        return self.received(connection_id)[before:]
 
     def subscribe(self, *topics: str, connection_id: str = "c1", **rest: Any) -> list[Any]:
         """Subscribe as "s1"; what came back after the acknowledgement."""
         frame = {"action": "subscribe", "id": "s1", "topics": list(topics), **rest}
-        ack, *events = self.say(frame, connection_id)
+        ack, *events = self.send(frame, connection_id)
         assert (ack["type"], ack["id"]) == ("ack", "s1"), ack
         return events
 
-    def heard(self, connection_id: str = "c1") -> list[Any]:
+    def received(self, connection_id: str = "c1") -> list[Any]:
         return self.sockets.frames.get(connection_id, [])
 
     def records(self) -> list[StreamRecord]:
@@ -131,13 +131,13 @@ class Live:
     def run_notifier(self, records: list[StreamRecord] | None = None, *, all_changes: bool = False) -> PublishReport:
         """Tell of these records, or of what has happened since the last time."""
         told = self.records() if records is None else records
-        return notify(self.ctx, self.sockets, self.announced, told, all_changes=all_changes)
+        return notify(self.ctx, self.sockets, self.topic, told, all_changes=all_changes)
 
-    def news(self, connection_id: str = "c1") -> list[Any]:
+    def new_frames(self, connection_id: str = "c1") -> list[Any]:
         """What a socket hears of everything that has happened since the last time."""
-        before = len(self.heard(connection_id))
+        before = len(self.received(connection_id))
         assert not self.run_notifier().failed
-        return self.heard(connection_id)[before:]
+        return self.received(connection_id)[before:]
 
 
 def envelopes(frames: list[Any]) -> list[Any]:

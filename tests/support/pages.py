@@ -87,7 +87,7 @@ def shown_answer(block: Pasted, number: int, directory: Path) -> JsonValue:
     return shown
 
 
-def is_as_shown(real: JsonValue, shown: JsonValue) -> bool:
+def matches_shown(real: JsonValue, shown: JsonValue) -> bool:
     """Whether an answer is what the page shows, where `…` stands for anything and as a key for further keys."""
     if shown == LEFT_OUT:
         return True
@@ -95,7 +95,7 @@ def is_as_shown(real: JsonValue, shown: JsonValue) -> bool:
         named = {name: value for name, value in shown.items() if name != LEFT_OUT}
         if not (named.keys() <= real.keys() and (LEFT_OUT in shown or named.keys() == real.keys())):
             return False
-        return all(is_as_shown(real[name], value) for name, value in named.items())
+        return all(matches_shown(real[name], value) for name, value in named.items())
     if isinstance(shown, list) and isinstance(real, list):
-        return len(shown) == len(real) and all(map(is_as_shown, real, shown))
+        return len(shown) == len(real) and all(map(matches_shown, real, shown))
     return real == shown

@@ -25,7 +25,7 @@ from moto.dynamodb.responses import DynamoHandler
 _query = Table.query
 _transact = DynamoDBBackend.transact_write_items
 _answer = DynamoHandler.call_action
-_turn = Lock()
+_lock = Lock()
 
 
 class Part(Table):
@@ -94,8 +94,8 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
         shard.items += told
 
 
-def _answer_in_turn(handler: DynamoHandler) -> Any:
-    with _turn:
+def _answer_with_lock(handler: DynamoHandler) -> Any:
+    with _lock:
         return _answer(handler)
 
 
@@ -104,23 +104,23 @@ CHANGES: list[tuple[Any, str, Any]] = [
     (UpdateExpressionParser, "make", cache(UpdateExpressionParser.make)),
     (Table, "query", _query_of_rows),
     (DynamoDBBackend, "transact_write_items", _transact_on_rows),
-    (DynamoHandler, "call_action", _answer_in_turn),
+    (DynamoHandler, "call_action", _answer_with_lock),
 ]
 SLOW = [(owner, name, getattr(owner, name)) for owner, name, _ in CHANGES]
 
 
-def be_quick() -> None:
+def install_fast_paths() -> None:
     """From now on, in all of this process."""
     for change in CHANGES:
         setattr(*change)
 
 
 @contextmanager
-def as_it_was() -> Iterator[None]:
+def original_moto() -> Iterator[None]:
     """moto while the block runs."""
     for change in SLOW:
         setattr(*change)
     try:
         yield
     finally:
-        be_quick()
+        install_fast_paths()

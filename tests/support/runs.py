@@ -44,37 +44,37 @@ class StreamedTable:
         self.runs: dict[str, WorkflowRun] = {}
         """The same of runs."""
         self.on_change: Callable[[Job], None] = lambda _: None
-        self._told = 0
+        self._record_count = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
 
     def put(self, put: Put) -> None:
-        self._watched([Key(put.row["pk"], put.row["sk"])], lambda: self._table.put(put))
+        self._recording([Key(put.row["pk"], put.row["sk"])], lambda: self._table.put(put))
 
     def update(self, update: Update) -> Row:
         made: list[Row] = []
-        self._watched([update.key], lambda: made.append(self._table.update(update)))
+        self._recording([update.key], lambda: made.append(self._table.update(update)))
         return made[0]
 
     def transact(self, actions: Sequence[Action]) -> None:
         touched = [_key_of(action) for action in actions if not isinstance(action, Check | Delete)]
-        self._watched(touched, lambda: self._table.transact(actions))
+        self._recording(touched, lambda: self._table.transact(actions))
 
-    def note(self, key: Key, old: Row | None) -> None:
+    def record_change(self, key: Key, old: Row | None) -> None:
         """A row has been written past the table."""
-        self._tell(key, old, self._table.get(key))
+        self._record(key, old, self._table.get(key))
 
-    def _watched(self, touched: Sequence[Key], write: Any) -> None:
+    def _recording(self, touched: Sequence[Key], write: Any) -> None:
         touched = [key for key in touched if key.sk == "A" and ("#job#" in key.pk or "#workflow#" in key.pk)]
         before = {key: self._table.get(key) for key in touched}
         try:
             write()
         finally:  # Whoever dies after a write has written.
             for key in touched:
-                self._tell(key, before[key], self._table.get(key))
+                self._record(key, before[key], self._table.get(key))
 
-    def _tell(self, key: Key, old: Row | None, new: Row | None) -> None:
+    def _record(self, key: Key, old: Row | None, new: Row | None) -> None:
         if new is None or old == new:
             return
         if new["entity"] == "job":
@@ -87,10 +87,10 @@ class StreamedTable:
         of_job = new["entity"] == "job" and new.get("for_matcher")
         of_run = new["entity"] == "run" and old is not None and new["status"] in ("running", "paused")
         if of_job or of_run:
-            self._told += 1
+            self._record_count += 1
             images = {"Keys": _image({"pk": key.pk, "sk": key.sk}), "NewImage": _image(new)}
             change = images if old is None else {**images, "OldImage": _image(old)}
-            self.records.append(StreamRecord(sequence_number=str(self._told), change=change))
+            self.records.append(StreamRecord(sequence_number=str(self._record_count), change=change))
 
 
 class RunWorld(World):
@@ -98,7 +98,7 @@ class RunWorld(World):
 
     def __init__(self, table: DynamoTable) -> None:
         self.table = StreamedTable(table)
-        self.carried: list[StreamRecord] = []
+        self.delivered: list[StreamRecord] = []
         super().__init__(self.table)
         self.machine = Machine(table=self._for_machine, act=self._act)
         self.ctx = replace(self.ctx, supervisors=self.machine)
@@ -115,11 +115,11 @@ class RunWorld(World):
         retried = runs.retry(self.ctx, NAMESPACE, workflow_id, from_job=start, actor=KEY)
         create_run.prepare_jobs(self.ctx, retried)
 
-    def found(self, workflow_id: str) -> WorkflowRun:
+    def find_run(self, workflow_id: str) -> WorkflowRun:
         return runs.find_run(self.ctx, NAMESPACE, workflow_id)
 
-    def standings(self, workflow_id: str) -> RunState:
-        return runs.load_run_state(self.ctx, self.found(workflow_id), complete=True)
+    def run_state(self, workflow_id: str) -> RunState:
+        return runs.load_run_state(self.ctx, self.find_run(workflow_id), complete=True)
 
     def statuses(self, workflow_id: str) -> dict[str, str]:
         """The status of each job, by name, as its own row has it."""
@@ -133,7 +133,7 @@ class RunWorld(World):
 
     def id_of(self, workflow_id: str, name: str) -> str:
         graph = self.ctx.runs.graph(NAMESPACE, workflow_id)
-        return runs.job_id_at(self.ctx, self.found(workflow_id), graph.index_of[name])
+        return runs.job_id_at(self.ctx, self.find_run(workflow_id), graph.index_of[name])
 
     def claim(self, queue: str = "default") -> Job | None:
         """What a worker is given now."""
@@ -145,11 +145,11 @@ class RunWorld(World):
         """Do all that workers are given, until nothing is left; the names in their order. An outcome is a result, or an
         exception with an error's code."""
         done: list[str] = []
-        self.settle()
+        self.run_until_idle()
         while (job := self.claim(queue)) is not None:
             self.finish(job, (outcomes or {}).get(str(job.name)))
             done.append(str(job.name))
-            self.settle()
+            self.run_until_idle()
         return done
 
     def finish(self, job: Job, outcome: Any = None) -> None:
@@ -160,21 +160,21 @@ class RunWorld(World):
         else:
             self.do(change_job.complete, job.job_id, result=outcome, lease_token=job.lease.token)
 
-    def settle(self) -> None:
+    def run_until_idle(self) -> None:
         """Everything goes on until nothing does: supervisors, stream, pager."""
-        while self.machine.ready() or self.table.records or self.queues.wide:
+        while self.machine.ready() or self.table.records or self.queues.fan_out_messages:
             self.machine.run()
-            self.carry_stream()
+            self.deliver_stream()
             self.run_fan_out()
 
-    def carry_stream(self) -> None:
+    def deliver_stream(self) -> None:
         batch, self.table.records = self.table.records[:100], self.table.records[100:]
-        self.carried += batch
+        self.delivered += batch
         failed = match_records(self.ctx, batch)
         if failed:
             raise next(iter(failed.values()))
 
-    def look_after(self, workflow_id: str) -> None:
+    def reconcile(self, workflow_id: str) -> None:
         look_after_run.reconcile_run(self.ctx, NAMESPACE, workflow_id)
 
     def _act(self, event: Mapping[str, Any]) -> Any:
@@ -190,7 +190,7 @@ class RunWorld(World):
         except ClientError as error:
             raise StateFailed(f"DynamoDb.{error.response['Error']['Code']}") from error
         if operation == "updateItem":
-            self.table.note(key, old)
+            self.table.record_change(key, old)
         return answer
 
 

@@ -57,7 +57,7 @@ class Machine:
         for execution in self.executions.values():
             if execution.token == token and execution.status == "RUNNING":
                 execution.token = None
-                self._go_on(execution, {})
+                self._advance(execution, {})
 
     def is_running(self, name: str) -> bool:
         return name in self.executions and self.executions[name].status == "RUNNING"
@@ -89,7 +89,7 @@ class Machine:
             elif state["Type"] == "Succeed":
                 execution.status = "SUCCEEDED"
             elif state["Type"] == "Pass":
-                self._go_on(execution, _filled(state["Parameters"], execution.data))
+                self._advance(execution, _filled(state["Parameters"], execution.data))
             elif state["Resource"].endswith(".waitForTaskToken"):
                 self._tokens += 1
                 token = f"token-{self._tokens}"
@@ -97,10 +97,10 @@ class Machine:
                 self.table(state["Resource"].removeprefix(SDK).removesuffix(".waitForTaskToken"), request)
                 execution.token = token
             elif state["Resource"] == FUNCTION:
-                self._go_on(execution, self.act(_filled(state["Parameters"], execution.data)))
+                self._advance(execution, self.act(_filled(state["Parameters"], execution.data)))
             else:
                 request = _filled(state["Parameters"], execution.data)
-                self._go_on(execution, self.table(state["Resource"].removeprefix(SDK), request))
+                self._advance(execution, self.table(state["Resource"].removeprefix(SDK), request))
         except StateFailed as error:
             caught = [each for each in state.get("Catch", ()) if str(error) in each["ErrorEquals"]]
             if not caught:
@@ -113,7 +113,7 @@ class Machine:
         (caught,) = [each for each in state["Catch"] if "States.Timeout" in each["ErrorEquals"]]
         execution.token, execution.state = None, caught["Next"]
 
-    def _go_on(self, execution: Execution, result: Any) -> None:
+    def _advance(self, execution: Execution, result: Any) -> None:
         state = self.definition["States"][execution.state]
         path = state.get("ResultPath", "$")
         if "ResultSelector" in state:
@@ -126,14 +126,14 @@ class Machine:
             execution.state = state["Next"]
 
     def _chosen(self, state: Any, data: Any) -> str:
-        return next((str(rule["Next"]) for rule in state["Choices"] if _holds(rule, data)), str(state["Default"]))
+        return next((str(rule["Next"]) for rule in state["Choices"] if _matches(rule, data)), str(state["Default"]))
 
 
-def _holds(rule: Any, data: Any) -> bool:
+def _matches(rule: Any, data: Any) -> bool:
     if "And" in rule:
-        return all(_holds(each, data) for each in rule["And"])
+        return all(_matches(each, data) for each in rule["And"])
     if "Or" in rule:
-        return any(_holds(each, data) for each in rule["Or"])
+        return any(_matches(each, data) for each in rule["Or"])
     there, value = _look_up(rule["Variable"], data)
     if "IsPresent" in rule:
         return bool(there == rule["IsPresent"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 
-from tests.support.quick_moto import be_quick
+from tests.support.quick_moto import install_fast_paths
 from tests.support.template import template
 from vigil_core.store.table import DynamoTable
 
@@ -21,7 +21,7 @@ aws = boto3.client if TYPE_CHECKING else cache(boto3.client)
 
 def create_table() -> DynamoTable:
     """As the template has it. Call it inside `mock_aws`."""
-    be_quick()
+    install_fast_paths()
     client = aws("dynamodb")
     properties = template()["Resources"]["Table"]["Properties"]
     wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}

@@ -48,30 +48,30 @@ KEY = "key1"
 
 
 @dataclass
-class KeptMessages:
+class FakeQueues:
     """Queues that keep what is sent."""
 
-    wide: list[FanOutMessage] = field(default_factory=list)
-    wake_ups: list[tuple[str, int]] = field(default_factory=list)
-    to_tell: list[str] = field(default_factory=list)
+    fan_out_messages: list[FanOutMessage] = field(default_factory=list)
+    sweeper_messages: list[tuple[str, int]] = field(default_factory=list)
+    webhook_messages: list[str] = field(default_factory=list)
 
     def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
-        self.wide += messages
+        self.fan_out_messages += messages
 
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
-        self.wake_ups.append((message, delay_s))
+        self.sweeper_messages.append((message, delay_s))
 
     def send_deliveries(self, messages: Sequence[str]) -> None:
-        self.to_tell += messages
+        self.webhook_messages += messages
 
 
 @dataclass
-class KeptHandovers:
+class FakeExecutors:
     """Executors that keep what they are given, and raise what they are to raise."""
 
     calls: list[Any] = field(default_factory=list)
     invocations: list[tuple[str, Any]] = field(default_factory=list)
-    trouble: BaseException | None = None
+    error: BaseException | None = None
 
     def call_http(self, event: str) -> None:
         self._raise()
@@ -82,12 +82,12 @@ class KeptHandovers:
         self.invocations.append((function, loads(event)))
 
     def _raise(self) -> None:
-        if self.trouble is not None:
-            raise self.trouble
+        if self.error is not None:
+            raise self.error
 
 
 @dataclass
-class KeptAlarms:
+class FakeTimers:
     """Alarms by their names: when, and the event."""
 
     armed: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class KeptAlarms:
 
 
 @dataclass
-class KeptObjects:
+class FakePayloadStore:
     """Objects by their names: the text, and how long it is kept."""
 
     stored: dict[str, tuple[str, RetentionClass]] = field(default_factory=dict)
@@ -133,14 +133,14 @@ class World:
 
     def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES, queue_partitions: int = 1) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
-        self.queues = KeptMessages()
-        self.executors = KeptHandovers()
-        self.alarms = KeptAlarms()
-        self.objects = KeptObjects()
+        self.queues = FakeQueues()
+        self.executors = FakeExecutors()
+        self.timers = FakeTimers()
+        self.objects = FakePayloadStore()
         job_types = JobTypeStore(table)
         self.unmatched: list[Job] = []
         self.ctx = Context(
-            jobs=_Streamed(table, self.objects, lambda: self.time, self.unmatched, queue_partitions),
+            jobs=_RecordingJobStore(table, self.objects, lambda: self.time, self.unmatched, queue_partitions),
             job_types=job_types,
             dependencies=DependencyStore(table),
             batches=BatchStore(table),
@@ -156,7 +156,7 @@ class World:
             runs=RunStore(table, self.objects, now=lambda: self.time),
             message_queues=self.queues,
             executors=self.executors,
-            timers=self.alarms,
+            timers=self.timers,
             parse_job=partial(parse_scheduled_job, find_type=job_types.find),
             parse_run=lambda namespace, body, workflow_id, now, schedule: parse_workflow(
                 namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule
@@ -209,8 +209,8 @@ class World:
 
     def run_fan_out(self) -> None:
         """Work off every message for the fan-out function."""
-        while self.queues.wide:
-            assert fan_out(self.ctx, loads(self.queues.wide.pop(0).body), has_time_left=lambda: True)
+        while self.queues.fan_out_messages:
+            assert fan_out(self.ctx, loads(self.queues.fan_out_messages.pop(0).body), has_time_left=lambda: True)
 
     def sweep(self) -> int:
         """One minute's sweep of every shard; how much was due."""
@@ -230,13 +230,13 @@ class World:
         return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), poll_until=self.time)
 
 
-class _Streamed(JobStore):
+class _RecordingJobStore(JobStore):
     """Keeps the versions that it stores, as the table's stream does."""
 
     def __init__(
         self,
         table: Table,
-        objects: KeptObjects,
+        objects: FakePayloadStore,
         now: Callable[[], datetime],
         versions: list[Job],
         queue_partitions: int,

@@ -36,7 +36,7 @@ def answer(client: Client, *, over: bool = True) -> dict[str, Any]:
     return {**told, "status": "waiting", "waited_jobs": {}, "wait_on": client.request(JOB_IDS)["wait_on"]}
 
 
-def told(client: Client) -> dict[str, Any]:
+def wait_event(client: Client) -> dict[str, Any]:
     """Return the event of a wait's end."""
     return {
         "id": f"wait-{client.name}.2", "type": f"vigil.wait.{client.status}", "subject": f"wait-{client.name}",
@@ -52,7 +52,7 @@ def known() -> DemoState:
         known.apply(MachineReported(1, machine.name, job(machine.name)))
     for client in CLIENTS:
         known.apply(ClientAnswered(2, client.name, 3, answer(client)))
-        known.apply(EventReceived(2, told(client)))
+        known.apply(EventReceived(2, wait_event(client)))
     for client in LATE_CLIENTS:
         known.apply(ClientAnswered(3, client.name, 1, answer(client)))
     return known
@@ -106,7 +106,7 @@ def test_demo_as_scripted_passes_every_check(known: DemoState) -> None:
 
 
 def test_repeated_event_with_one_id_counts_once(known: DemoState) -> None:
-    known.apply(EventReceived(3, told(CLIENTS[0])))
+    known.apply(EventReceived(3, wait_event(CLIENTS[0])))
     assert all(check.passed for check in run_checks(known))
 
 
@@ -127,10 +127,11 @@ def test_repeated_event_with_one_id_counts_once(known: DemoState) -> None:
         pytest.param(lambda known: known.answers.pop("later"), id="no answer"),
         pytest.param(lambda known: known.events.pop(), id="no event"),
         pytest.param(
-            lambda known: known.apply(EventReceived(4, {**told(CLIENTS[0]), "id": "wait-boot.3"})), id="two events"
+            lambda known: known.apply(EventReceived(4, {**wait_event(CLIENTS[0]), "id": "wait-boot.3"})),
+            id="two events",
         ),
         pytest.param(
-            lambda known: known.apply(EventReceived(4, {**told(CLIENTS[1]), "type": "vigil.wait.met"})),
+            lambda known: known.apply(EventReceived(4, {**wait_event(CLIENTS[1]), "type": "vigil.wait.met"})),
             id="another event",
         ),
     ],

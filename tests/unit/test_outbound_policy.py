@@ -17,7 +17,7 @@ from vigil_core.domain.outbound_policy import (
     parse_outbound_url,
 )
 
-NOBODY: frozenset[str] = frozenset()
+NO_ALLOWED_HOSTS: frozenset[str] = frozenset()
 v4 = st.ip_addresses(v=4)
 v6 = st.ip_addresses(v=6)
 
@@ -124,12 +124,12 @@ def test_host_with_one_private_address_is_refused(addresses: list[IPv4Address | 
 
 
 def test_url_is_parsed_and_normalised() -> None:
-    assert parse_outbound_url("HTTPS://Example.COM.:8443/a/b?c=d#e", NOBODY) == OutboundTarget(
+    assert parse_outbound_url("HTTPS://Example.COM.:8443/a/b?c=d#e", NO_ALLOWED_HOSTS) == OutboundTarget(
         scheme="https", host="example.com", port=8443, path="/a/b?c=d", is_allowlisted=False
     )
-    assert parse_outbound_url("https://example.com", NOBODY).path == "/"
-    assert parse_outbound_url("https://example.com?q", NOBODY).path == "/?q"
-    assert parse_outbound_url("https://[2606:4700::0:1111]/", NOBODY).host == "2606:4700::1111"
+    assert parse_outbound_url("https://example.com", NO_ALLOWED_HOSTS).path == "/"
+    assert parse_outbound_url("https://example.com?q", NO_ALLOWED_HOSTS).path == "/?q"
+    assert parse_outbound_url("https://[2606:4700::0:1111]/", NO_ALLOWED_HOSTS).host == "2606:4700::1111"
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_url_is_parsed_and_normalised() -> None:
 )
 def test_disallowed_url_is_refused(url: str) -> None:
     with pytest.raises(TargetRefused):
-        parse_outbound_url(url, NOBODY)
+        parse_outbound_url(url, NO_ALLOWED_HOSTS)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"https?://[^/]{1,30}/.{0,10}", fullmatch=True))
 def test_any_text_is_parsed_as_target_or_refused(text: str) -> None:
     try:
-        target = parse_outbound_url(text, NOBODY)
+        target = parse_outbound_url(text, NO_ALLOWED_HOSTS)
     except TargetRefused:
         return
     assert target.scheme == "https"

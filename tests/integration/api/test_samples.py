@@ -15,7 +15,7 @@ from vigil_core.api.routes import OPERATIONS
 from vigil_core.services.waits.requests import post_wait
 from vigil_core.services.workflows.create import create_run
 
-STORY = [
+SEQUENCE = [
     ("api_create_job_forbidden", 403), ("api_create_job_malformed", 400), ("api_create_job_invalid", 422),
     ("api_get_job", 404), ("api_get_job_malformed_id", 404),
     ("api_create_job", 202), ("api_create_job", 202), ("api_create_job_base64", 202), ("api_create_jobs", 200),
@@ -45,14 +45,14 @@ STORY = [
 
 
 def test_sample_requests_run_in_sequence_with_expected_statuses(client: Client) -> None:
-    for name, status in STORY:
+    for name, status in SEQUENCE:
         if name == "api_list_waits":
             store_the_sample_wait()
         if name == "api_get_workflow_stats":
             store_the_sample_run()
         answered = handler(sample(name), LambdaContext())
         assert answered["statusCode"] == status, (name, answered["body"])
-    assert set(all_samples()) == {name for name, _ in STORY}
+    assert set(all_samples()) == {name for name, _ in SEQUENCE}
 
 
 def store_the_sample_wait() -> None:

@@ -169,11 +169,11 @@ def test_keys_of_a_namespace_are_listed_oldest_first(world: World) -> None:
 def test_keys_over_several_pages_are_all_listed(world: World) -> None:
     for _ in range(30):
         create_key(world.ctx, "demo", ["read"], "n" * 128)
-    paged = _SevenRowsAPage(aws("dynamodb"), TABLE_NAME)
+    paged = _SmallPages(aws("dynamodb"), TABLE_NAME)
     assert len(ApiKeyStore(paged).find_all("demo")) == 30
 
 
-class _SevenRowsAPage(DynamoTable):
+class _SmallPages(DynamoTable):
     def query_page(self, pk: str, **bounds: Any) -> QueryPage:
         return super().query_page(pk, **{**bounds, "limit": 7})
 

@@ -12,7 +12,7 @@ import pytest
 import uuid6
 
 from benchmarks.units import item_bytes
-from tests.model.moto_table import empty_table, everything
+from tests.model.moto_table import all_rows, empty_table
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.waits.wait import MAX_WAIT_JOBS
 from vigil_core.services.background import matcher as match
@@ -41,7 +41,7 @@ def world(table: DynamoTable) -> World:
 def largest() -> Counter[str]:
     """The bytes of the largest row of each entity."""
     sizes: Counter[str] = Counter()
-    for row in everything():
+    for row in all_rows():
         entity = row["entity"]["S"]
         sizes[entity] = max(sizes[entity], item_bytes(row))
     return sizes
@@ -52,7 +52,7 @@ def waits_on(world: World, job_id: str, how_many: int) -> list[str]:
     return [world.wait({job_id: {"job_stage": "boot"}})["wait_id"] for _ in range(how_many)]
 
 
-def how_they_ended(world: World, wait_ids: Collection[str]) -> Counter[tuple[str | None, ...]]:
+def wait_outcomes(world: World, wait_ids: Collection[str]) -> Counter[tuple[str | None, ...]]:
     """How many waits have which status, and saw their job at which stage."""
     found = world.ctx.waits.find_many(NAMESPACE, wait_ids)
     return Counter((wait.status, *(each.stage for each in wait.outcomes.values())) for wait in found.values())
@@ -64,8 +64,8 @@ def test_waits_up_to_the_inline_limit_are_matched_without_fan_out(world: World) 
     ids = waits_on(world, job_id, match.MAX_INLINE_WAITS)
     world.report(job_id, stage="boot")
     world.run_matcher()
-    assert not world.queues.wide
-    assert how_they_ended(world, ids) == {("met", "boot"): match.MAX_INLINE_WAITS}
+    assert not world.queues.fan_out_messages
+    assert wait_outcomes(world, ids) == {("met", "boot"): match.MAX_INLINE_WAITS}
 
 
 def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows(world: World) -> None:
@@ -77,11 +77,11 @@ def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows
     world.run_matcher()
     world.complete(job_id)
     world.run_matcher()
-    assert len(world.queues.wide) == 2, "left to the fan-out function, a message for each version"
+    assert len(world.queues.fan_out_messages) == 2, "left to the fan-out function, a message for each version"
     assert world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).has_backlog
     assert largest()["entry"] <= ENTRY_BYTES
     world.run_fan_out()
-    assert how_they_ended(world, ids) == {("met", "boot"): many}, "the first version that decides counts"
+    assert wait_outcomes(world, ids) == {("met", "boot"): many}, "the first version that decides counts"
     left = world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1)
     assert (left.entries, left.has_backlog) == ([], False)
     assert largest()["job"] <= JOB_BYTES
@@ -94,7 +94,7 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
     jobs = [str(uuid6.uuid7()) for _ in range(many)]
     answer = world.wait(dict.fromkeys(jobs), wait_options={"allow_missing": True})
     assert answer["registering"]
-    assert len(world.queues.wide) == 3, "left to the fan-out function, a message for each page"
+    assert len(world.queues.fan_out_messages) == 3, "left to the fan-out function, a message for each page"
     # One that ends before its page is registered counts as well.
     world.job(job_id=jobs[0])
     world.do(change_job.cancel, jobs[0])

@@ -21,7 +21,7 @@ from tests.support.api import LambdaContext
 from tests.support.api import deployed as on_moto
 from tests.support.events import sample
 from tests.support.table import TABLE_NAME, aws
-from tests.support.world import KeptHandovers, KeptMessages
+from tests.support.world import FakeExecutors, FakeQueues
 from vigil_core import wiring
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.batch import item_id
@@ -57,7 +57,7 @@ class Deployed:
 
     def post(self, wait_id: str, *job_ids: str, days_ago: int = 0, **options: object) -> list[Any]:
         """Store a wait for jobs at stage boot; the messages that this sends."""
-        kept = KeptMessages()
+        kept = FakeQueues()
         then = datetime.now(UTC) - timedelta(days=days_ago)
         context = replace(wiring.context(), message_queues=kept, clock=lambda: then)
         body: Any = {
@@ -65,14 +65,16 @@ class Deployed:
             "wait_options": {"allow_missing": True, **options},
         }
         post_wait(context, "demo", body, actor="test", poll_until=context.now(), reserved_id=wait_id)
-        return [loads(work.body) for work in kept.wide] + [loads(message) for message, _ in kept.wake_ups]
+        return [loads(work.body) for work in kept.fan_out_messages] + [
+            loads(message) for message, _ in kept.sweeper_messages
+        ]
 
     def wait(self, wait_id: str) -> Wait:
         wait = wiring.context().waits.find("demo", wait_id)
         assert wait is not None
         return wait
 
-    def have_pages_of(self, entries: int) -> None:
+    def set_page_size(self, entries: int) -> None:
         """Waits of more entries than this are wide."""
         waits = WaitStore(DynamoTable(aws("dynamodb"), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
         context = replace(wiring.context(), waits=waits)
@@ -91,7 +93,7 @@ def message(name: str) -> Any:
     return loads(record["body"])
 
 
-def saying(name: str, **told: object) -> Any:
+def sample_with(name: str, **told: object) -> Any:
     """A sample whose one message says something else."""
     event = sample(name)
     (record,) = event["Records"]
@@ -99,7 +101,7 @@ def saying(name: str, **told: object) -> Any:
     return event
 
 
-def of_the_matcher() -> tuple[Job, Job]:
+def matcher_sample_jobs() -> tuple[Job, Job]:
     """The job before and after, in its sample."""
     (record,) = stream_records(sample("matcher_job_changed"))
     before, after = record.old(), record.new()
@@ -112,7 +114,7 @@ def of_the_matcher() -> tuple[Job, Job]:
 
 
 def test_matcher_ends_a_wait_on_the_changed_job(deployed: Deployed) -> None:
-    _, job = of_the_matcher()
+    _, job = matcher_sample_jobs()
     deployed.post(WAIT_ID, job.job_id, get_fields=["boot_seconds"])
     assert matcher.handler(sample("matcher_job_changed"), None) == ALL_DONE
     wait = deployed.wait(WAIT_ID)
@@ -122,7 +124,7 @@ def test_matcher_ends_a_wait_on_the_changed_job(deployed: Deployed) -> None:
 
 
 def test_matcher_reports_only_the_failed_record(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
-    _, job = of_the_matcher()
+    _, job = matcher_sample_jobs()
     deployed.post(WAIT_ID, job.job_id)
     good, bad = sample("matcher_job_changed")["Records"] * 2
     bad = {**bad, "dynamodb": {**bad["dynamodb"], "SequenceNumber": "7", "NewImage": {"entity": {"S": "job"}}}}
@@ -134,7 +136,7 @@ def test_matcher_reports_only_the_failed_record(deployed: Deployed, caplog: pyte
 def test_matcher_sample_has_the_shape_of_stored_rows() -> None:
     """An image of another shape than the store writes would be a sample of nothing."""
     (record,) = stream_records(sample("matcher_job_changed"))
-    for job, row in zip(of_the_matcher(), (record.old(), record.new()), strict=True):
+    for job, row in zip(matcher_sample_jobs(), (record.old(), record.new()), strict=True):
         assert {name: value for name, value in job_to_row(job).items() if value is not None} == row
 
 
@@ -149,7 +151,7 @@ def test_fan_out_matches_a_job_with_many_waits(deployed: Deployed) -> None:
 
 
 def test_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None:
-    deployed.have_pages_of(4)
+    deployed.set_page_size(4)
     asked = message("fan_out_register")
     wait_id = asked["wait_id"]
     jobs = [f"019bf000-0000-7000-8000-0000000001{n:02}" for n in range(6)]
@@ -157,31 +159,31 @@ def test_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None
     assert [{**sent, "at": asked["at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
     fan_out.handler(sample("fan_out_register"), CONTEXT)
     assert not deployed.wait(wait_id).registration_complete
-    fan_out.handler(saying("fan_out_register", page=1), CONTEXT)
+    fan_out.handler(sample_with("fan_out_register", page=1), CONTEXT)
     assert deployed.wait(wait_id).registration_complete
 
 
 def test_fan_out_creates_batch_items_and_ends_the_batch(deployed: Deployed) -> None:
     asked = message("fan_out_batch_page")
     batch = NewJob(job_id=asked["job_id"], job_type="test", executor="none", payload=[1, 2], batch_size=2)
-    kept = KeptMessages()
+    kept = FakeQueues()
     context = replace(wiring.context(), message_queues=kept)
     on_batch_changed(context, submit(context, "demo", batch, actor="test").job)
     on_batch_changed(context, find_job(context, "demo", batch.job_id))
-    assert [loads(work.body) for work in kept.wide] == [asked]
+    assert [loads(work.body) for work in kept.fan_out_messages] == [asked]
     fan_out.handler(sample("fan_out_batch_page"), CONTEXT)
     for index in range(2):
         complete(context, "demo", item_id(batch.job_id, 1, index), actor="test", result=index)
         on_item_ended(context, find_job(context, "demo", item_id(batch.job_id, 1, index)))
-    fan_out.handler(saying("fan_out_batch_page", kind="batch_end"), CONTEXT)
+    fan_out.handler(sample_with("fan_out_batch_page", kind="batch_end"), CONTEXT)
     assert find_job(context, "demo", batch.job_id).status == "completed"
 
 
 @pytest.mark.parametrize(
     ("event", "error"),
     [
-        pytest.param(saying("fan_out_register", kind="nonsense"), ValueError, id="an unknown kind"),
-        pytest.param(saying("fan_out_match", rows=[{}]), KeyError, id="an unreadable row"),
+        pytest.param(sample_with("fan_out_register", kind="nonsense"), ValueError, id="an unknown kind"),
+        pytest.param(sample_with("fan_out_match", rows=[{}]), KeyError, id="an unreadable row"),
     ],
 )
 def test_failed_fan_out_message_becomes_visible_again_soon(
@@ -241,7 +243,7 @@ def test_tick_of_a_minute_sends_a_sweep_for_every_partition(deployed: Deployed) 
 
 def test_sweeper_reports_only_the_failed_message(deployed: Deployed) -> None:
     wait_id = expired_a_day_ago(deployed)
-    (bad,) = saying("sweeper_sweep", kind="nonsense")["Records"]
+    (bad,) = sample_with("sweeper_sweep", kind="nonsense")["Records"]
     (good,) = sample("sweeper_message")["Records"]
     answer = sweeper.handler({"Records": [bad, good]}, None)
     assert answer == {"batchItemFailures": [{"itemIdentifier": bad["messageId"]}]}
@@ -277,7 +279,7 @@ def test_http_executor_calls_the_target_once_and_completes_the_job(
         updated_at=now,
         target={"url": "https://a.example/"},
     )
-    ctx = replace(wiring.context(), executors=KeptHandovers(), new_id=lambda: event["lease_token"])
+    ctx = replace(wiring.context(), executors=FakeExecutors(), new_id=lambda: event["lease_token"])
     ctx.job_types.store_target(job_type)
     new = NewJob(job_id=event["job_id"], job_type="call", executor="http", target_ref=job_type.target_ref)
     submit(ctx, "demo", new, actor="test")

@@ -38,7 +38,7 @@ class TestJobs:
         live.world.do(change_job.retry, job)
         live.world.do(change_job.cancel, job)
         live.world.delete(job)
-        told = live.news()
+        told = live.new_frames()
         # The creation came before the subscription, but the notifier had not told of it yet.
         assert types(told) == [
             "job.created", "job.started", "job.updated", "job.cancel_requested", "job.cancelled", "job.retried",
@@ -54,7 +54,7 @@ class TestJobs:
         live.world.do(change_job.start, job)
         live.world.report(job, stage="boot")
         live.world.complete(job, health="degraded")
-        started, completed = envelopes(live.news())[1::2]
+        started, completed = envelopes(live.new_frames())[1::2]
         assert completed == {
             "specversion": "1.0",
             "id": f"{job}.4",
@@ -92,7 +92,7 @@ class TestJobs:
         live.run_notifier()
         live.world.report(job, progress=Decimal("0.5"), message="half")
         live.world.report(job, progress=Decimal("0.75"))
-        first, second = envelopes(live.news())
+        first, second = envelopes(live.new_frames())
         assert (first["type"], first["id"]) == ("vigil.job.progress", f"{job}.2.1")
         assert first["data"] == {
             "job_id": job, "job_type": "test", "queue": "default", "attempt": 1, "version": 2,
@@ -101,7 +101,7 @@ class TestJobs:
         assert (second["id"], second["data"]["progress"]) == (f"{job}.2.2", Decimal("0.75"))
         live.world.report(job, progress=Decimal("0.8"))
         live.run_notifier(all_changes=True)
-        assert live.announced.events == []
+        assert live.topic.events == []
 
     def test_progress_with_a_state_change_is_published_as_a_separate_event(self, live: Live) -> None:
         live.connect()
@@ -111,7 +111,7 @@ class TestJobs:
         live.run_notifier()
         live.world.report(job, stage="boot", progress=Decimal("0.5"), message="booted")
         live.world.report(job, stage="setup")
-        told = envelopes(live.news())
+        told = envelopes(live.new_frames())
         assert [envelope["id"] for envelope in told] == [f"{job}.3", f"{job}.3.1", f"{job}.4"]
         assert told[1]["data"] | {"progress": Decimal("0.5"), "message": "booted"} == told[1]["data"]
 
@@ -121,16 +121,16 @@ class TestJobs:
             live.subscribe(topic, connection_id=connection)
         live.world.job(queue="lab")
         live.run_notifier()
-        assert [types(live.heard(c)[1:]) for c in ("c1", "c2", "c3")] == [["job.created"], [], ["job.created"]]
+        assert [types(live.received(c)[1:]) for c in ("c1", "c2", "c3")] == [["job.created"], [], ["job.created"]]
 
     def test_event_of_two_topics_reaches_a_subscription_once(self, live: Live) -> None:
         live.connect()
         job = live.world.running()
         live.run_notifier()
         live.subscribe(f"job:{job}", "namespace")
-        live.say({"action": "subscribe", "id": "s2", "topics": ["queue:default"]})
+        live.send({"action": "subscribe", "id": "s2", "topics": ["queue:default"]})
         live.world.complete(job)
-        assert [(f["id"], f["data"]["id"]) for f in live.news()] == [("s1", f"{job}.3"), ("s2", f"{job}.3")]
+        assert [(f["id"], f["data"]["id"]) for f in live.new_frames()] == [("s1", f"{job}.3"), ("s2", f"{job}.3")]
 
     def test_other_namespaces_receive_no_events(self, live: Live) -> None:
         live.connect()
@@ -140,7 +140,7 @@ class TestJobs:
         image = record.change["NewImage"] | {"pk": {"S": f"others#job#{job}"}}
         foreign = replace(record, change={**record.change, "NewImage": image})
         assert not live.run_notifier([foreign]).failed
-        assert types(live.heard()[1:]) == []
+        assert types(live.received()[1:]) == []
 
 
 class TestWaits:
@@ -151,27 +151,27 @@ class TestWaits:
         live.subscribe(f"wait:{answer['wait_id']}")
         live.world.report(job, stage="boot")
         live.world.run_matcher()
-        (told,) = envelopes(live.news())
+        (told,) = envelopes(live.new_frames())
         assert told["type"] == "vigil.wait.met"
         assert (told["id"], told["subject"]) == (f"{answer['wait_id']}.2", answer["wait_id"])
         assert told["data"] == live.world.show(answer)
         assert told["data"]["waited_jobs"] == {job: {"job_stage": "boot", "root": "/r"}}
-        (announced,) = live.announced.events
+        (announced,) = live.topic.events
         assert announced.envelope() == told
         assert announced.attributes == {"wait_id": answer["wait_id"]}
 
     def test_wait_met_at_registration_is_published(self, live: Live) -> None:
         live.world.wait({live.world.running(): {"status": "running"}})
         live.run_notifier()
-        assert [event.type for event in live.announced.events] == ["vigil.wait.met"]
+        assert [event.type for event in live.topic.events] == ["vigil.wait.met"]
 
     def test_wait_with_sns_disabled_is_published_only_to_sockets(self, live: Live) -> None:
         live.connect()
         live.subscribe("namespace")
         job = live.world.running()
         live.world.wait({job: {"status": "running"}}, wait_options={"notify": {"sns": False}})
-        assert types(live.news()) == ["job.created", "job.started", "wait.met"]
-        assert live.announced.events == []
+        assert types(live.new_frames()) == ["job.created", "job.started", "wait.met"]
+        assert live.topic.events == []
 
     @pytest.mark.parametrize("inline", [True, False])
     def test_repeated_publication_of_an_expired_wait_is_identical(
@@ -190,7 +190,7 @@ class TestWaits:
         live.run_notifier(records)
         live.world.complete(jobs[1])
         live.run_notifier(records)
-        first, second = envelopes(live.heard()[1:])
+        first, second = envelopes(live.received()[1:])
         assert first == second
         assert first["type"] == "vigil.wait.expired"
         assert first["data"]["waited_jobs"] == {jobs[0]: {"job_stage": "complete"}}
@@ -202,7 +202,7 @@ class TestWaits:
         job = live.world.running(fields={"log": long})
         answer = live.world.wait({job: {"status": "running"}}, wait_options={"get_fields": {"log": None}})
         live.run_notifier()
-        (event,) = live.announced.events
+        (event,) = live.topic.events
         assert event.data == {
             "wait_id": answer["wait_id"],
             "status": "met",
@@ -222,7 +222,7 @@ class TestWaits:
         live.world.wait({job: {"status": "running"} for job in jobs})
         monkeypatch.setattr(WaitStore, "outcomes", lambda *_, **__: pytest.fail("read"))
         live.run_notifier()
-        (event,) = live.announced.events
+        (event,) = live.topic.events
         assert (event.data["counts"], event.data["truncated"]) == ({"total": 12, "met": 12, "unmet": 0}, True)
 
 
@@ -234,23 +234,23 @@ class TestSns:
         records = live.records()
         live.run_notifier(records)
         endings = ["vigil.job.completed", "vigil.job.failed", "vigil.job.cancelled"]
-        assert [event.type for event in live.announced.events] == endings
-        live.announced.events.clear()
+        assert [event.type for event in live.topic.events] == endings
+        live.topic.events.clear()
         live.run_notifier(records, all_changes=True)
-        assert len(live.announced.events) == 8
+        assert len(live.topic.events) == 8
 
     def test_sns_attributes_contain_job_type_and_job_id(self, live: Live) -> None:
         job = live.world.running(job_type="spark")
         live.world.complete(job)
         live.run_notifier()
-        (event,) = live.announced.events
+        (event,) = live.topic.events
         assert event.attributes == {"job_type": "spark", "job_id": job}
 
     def test_event_refused_by_sns_fails_its_record(self, live: Live) -> None:
         kept, refused = live.world.running(), live.world.running()
         live.world.complete(kept)
         live.world.complete(refused)
-        live.announced.refused_ids = {f"{refused}.3"}
+        live.topic.refused_ids = {f"{refused}.3"}
         records = live.records()
         told = live.run_notifier(records)
         (failed,) = [r for r in records if r.sequence_number in told.failed]
@@ -268,7 +268,7 @@ class TestFaults:
         records = live.records()
         live.run_notifier(records)
         live.run_notifier(records)
-        told = envelopes(live.heard()[1:])
+        told = envelopes(live.received()[1:])
         assert told[:4] == told[4:]
         assert len({envelope["id"] for envelope in told}) == 4
 
@@ -284,7 +284,7 @@ class TestFaults:
         ]
         told = live.run_notifier([*broken[:1], *rest, *broken[1:]])
         assert list(told.failed) == ["1", "2"]
-        assert types(live.heard()[1:]) == ["job.created"]
+        assert types(live.received()[1:]) == ["job.created"]
 
     def test_rows_of_a_gone_socket_are_deleted_without_failure(self, live: Live, table: DynamoTable) -> None:
         live.connect("gone")
@@ -295,7 +295,7 @@ class TestFaults:
             live.subscribe(f"job:{job}", "namespace", "queue:default", connection_id=connection)
         live.sockets.gone.add("gone")
         live.world.complete(job)
-        assert types(live.news("here")) == ["job.completed"]
+        assert types(live.new_frames("here")) == ["job.completed"]
         assert not [row for row in stored(table) if "gone" in row["pk"]["S"] + row["sk"]["S"]]
         assert len([row for row in stored(table) if "here" in row["pk"]["S"] + row["sk"]["S"]]) == 6
 
@@ -311,13 +311,13 @@ class TestFaults:
         live.world.complete(other)
         records = live.records()
         told = live.run_notifier(records)
-        assert types(live.heard("good")[1:]) == ["job.completed", "job.completed"]
-        assert len(live.announced.events) == 2
+        assert types(live.received("good")[1:]) == ["job.completed", "job.completed"]
+        assert len(live.topic.events) == 2
         (failed,) = [r for r in records if r.sequence_number in told.failed]
         assert failed.key.pk == f"{NAMESPACE}#job#{job}"
         live.sockets.failing.clear()
         assert not live.run_notifier([failed]).failed
-        assert types(live.heard("bad")[1:]) == ["job.completed"]
+        assert types(live.received("bad")[1:]) == ["job.completed"]
 
     def test_unreadable_subscribers_fail_only_their_records(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         live.world.job(queue="lab")
@@ -363,7 +363,7 @@ def test_every_event_fits_a_websocket_frame(live: Live) -> None:
     )
     live.world.report(job, stage="boot", message="\U0001f525" * 1024, fields={"f": "\U0001f525" * 7_000})
     live.world.wait({job: {"job_stage": "boot"}}, wait_options={"get_fields": {"f": None, "message": None}})
-    told = live.news()
+    told = live.new_frames()
     assert len(told) == 5
     assert max(len(dumps(frame).encode()) for frame in told) < 32 * 1024
 
@@ -408,13 +408,13 @@ def test_event_is_sent_after_the_pending_acknowledgement(live: Live) -> None:
         slept.append(seconds)
         live.world.pass_time(seconds)
         if len(slept) == 3:
-            assert live.heard() == []
+            assert live.received() == []
             live.sockets.post("c1", '{"type":"ack"}')
             live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now())
 
     live.ctx = replace(live.ctx, sleep=sleep)
     live.run_notifier()
-    assert [frame["type"] for frame in live.heard()] == ["ack", "event"]
+    assert [frame["type"] for frame in live.received()] == ["ack", "event"]
     assert len(slept) == 3
 
 
@@ -424,5 +424,5 @@ def test_lost_acknowledgement_delays_events_only_until_the_quiet_period_ends(liv
     soon = begun + timedelta(seconds=2)
     live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=begun, quiet_until=soon)
     live.world.job()
-    assert types(live.news()) == ["job.created"]
+    assert types(live.new_frames()) == ["job.created"]
     assert live.ctx.now() - soon < timedelta(seconds=0.1)

@@ -23,8 +23,8 @@ from vigil_core.services.jobs import transitions as change_job
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.table import DynamoTable
 
-SOMEBODY = "019c12de-8f00-7000-8000-000000000001"
-SOMEBODY_ELSE = "019c12de-8f00-7000-8000-000000000002"
+UNKNOWN_ID = "019c12de-8f00-7000-8000-000000000001"
+OTHER_UNKNOWN_ID = "019c12de-8f00-7000-8000-000000000002"
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def pointers(frames: list[Any], frame_id: str | None = "s1") -> list[str]:
     return [problem["pointer"] for problem in data["errors"]]
 
 
-def meanwhile(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], object]) -> None:
+def before_step(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], object]) -> None:
     """Let something happen right before a step of the connection store, once."""
     original = getattr(ConnectionStore, step)
     left = [do]
@@ -70,7 +70,7 @@ class TestConnecting:
     def test_socket_is_found_by_its_key_and_disconnect_removes_its_rows(self, live: Live, table: DynamoTable) -> None:
         job = live.world.running()
         live.subscribe(f"job:{job}", "namespace")
-        live.say({"action": "subscribe", "id": "s2", "topics": ["queue:lab"]})
+        live.send({"action": "subscribe", "id": "s2", "topics": ["queue:lab"]})
         assert list(live.ctx.connections.connection_ids_of_key(NAMESPACE, KEY)) == ["c1"]
         connection = live.ctx.connections.get(NAMESPACE, "c1")
         assert connection is not None
@@ -83,7 +83,7 @@ class TestConnecting:
         self, live: Live, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         subscribe.disconnect(live.ctx, ACCESS, "c1")
-        meanwhile(monkeypatch, "connect", lambda: live.api_keys.revoke(NAMESPACE, KEY, live.ctx.now()))
+        before_step(monkeypatch, "connect", lambda: live.api_keys.revoke(NAMESPACE, KEY, live.ctx.now()))
         assert not subscribe.connect(live.ctx, live.api_keys, ACCESS, "c2")
         assert rows_of_sockets(table) == []
 
@@ -99,7 +99,7 @@ class TestSubscribing:
     def test_acknowledgement_precedes_the_first_event(self, live: Live) -> None:
         job = live.world.running()
         live.world.complete(job)
-        frames = live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]})
+        frames = live.send({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]})
         assert frames[0] == {"type": "ack", "id": "s1", "data": {"topics": [f"job:{job}"]}}
         assert types(frames[1:]) == ["job.completed"]
 
@@ -109,7 +109,7 @@ class TestSubscribing:
         answer = live.world.wait({job: None})
         open_wait = live.world.wait({other: None})
         live.run_notifier()
-        announced = {event.event_id: event.envelope() for event in live.announced.events}
+        announced = {event.event_id: event.envelope() for event in live.topic.events}
         told = live.subscribe(f"job:{job}", f"wait:{answer['wait_id']}", f"job:{other}", f"wait:{open_wait['wait_id']}")
         assert types(told) == ["job.failed", "wait.met"]
         for envelope in envelopes(told):
@@ -123,7 +123,7 @@ class TestSubscribing:
             live.world.report(job, stage="boot")
             live.run_notifier()
 
-        meanwhile(monkeypatch, "subscriptions", report_and_notify)
+        before_step(monkeypatch, "subscriptions", report_and_notify)
         assert [e["id"] for e in envelopes(live.subscribe(f"job:{job}"))] == [f"{job}.3"]
 
     def test_update_after_the_acknowledgement_is_sent(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ class TestSubscribing:
         monkeypatch.setattr(live.ctx.jobs, "mark_has_subscribers", overtaken)
         assert sorted(e["id"] for e in envelopes(live.subscribe(f"job:{job}"))) == [f"{job}.3", f"{job}.4"]
         live.world.complete(job)
-        assert types(live.news()) == ["job.completed"]
+        assert types(live.new_frames()) == ["job.completed"]
 
     def test_shared_topic_is_active_after_the_acknowledgement(
         self, live: Live, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +187,7 @@ class TestSubscribing:
         (subscriber,) = live.ctx.connections.subscribers(NAMESPACE, "namespace")
         assert not subscriber.is_quiet(live.ctx.now())
         live.run_notifier(pending)
-        assert types(live.heard()[1:]) == ["job.created"]
+        assert types(live.received()[1:]) == ["job.created"]
 
     def test_retried_job_stays_subscribed(self, live: Live) -> None:
         job = live.world.running()
@@ -196,7 +196,7 @@ class TestSubscribing:
         assert types(live.subscribe(f"job:{job}")) == ["job.failed"]
         live.world.do(change_job.retry, job)
         live.world.do(change_job.start, job)
-        assert types(live.news()) == ["job.retried", "job.started"]
+        assert types(live.new_frames()) == ["job.retried", "job.started"]
 
     def test_second_subscribe_with_the_same_id_adds_topics(self, live: Live, table: DynamoTable) -> None:
         one, two = live.world.running(), live.world.running()
@@ -205,32 +205,32 @@ class TestSubscribing:
         live.subscribe(f"job:{two}")
         live.world.complete(one)
         live.world.complete(two)
-        assert types(live.news()) == ["job.completed", "job.completed"]
-        assert live.say({"action": "unsubscribe", "id": "s1"}) == [
+        assert types(live.new_frames()) == ["job.completed", "job.completed"]
+        assert live.send({"action": "unsubscribe", "id": "s1"}) == [
             {"type": "ack", "id": "s1", "data": {"topics": sorted([f"job:{one}", f"job:{two}"])}}
         ]
         assert len(rows_of_sockets(table)) == 2
 
     def test_unsubscribed_socket_receives_no_events(self, live: Live) -> None:
         live.subscribe("namespace")
-        live.say({"action": "unsubscribe", "id": "s1"})
+        live.send({"action": "unsubscribe", "id": "s1"})
         live.world.job()
-        assert live.news() == []
-        assert live.say({"action": "unsubscribe", "id": "s1"})[0]["data"] == {"topics": []}
+        assert live.new_frames() == []
+        assert live.send({"action": "unsubscribe", "id": "s1"})[0]["data"] == {"topics": []}
 
     def test_socket_gone_before_the_acknowledgement_leaves_no_rows(self, live: Live, table: DynamoTable) -> None:
         job = live.world.running()
         live.sockets.gone.add("c1")
-        live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}", "namespace"]})
+        live.send({"action": "subscribe", "id": "s1", "topics": [f"job:{job}", "namespace"]})
         assert rows_of_sockets(table) == []
 
 
 class TestUnknown:
-    @pytest.mark.parametrize("name", [SOMEBODY, "", "nonsense", "\x00", "x" * 100_000, SOMEBODY.upper()])
+    @pytest.mark.parametrize("name", [UNKNOWN_ID, "", "nonsense", "\x00", "x" * 100_000, UNKNOWN_ID.upper()])
     def test_subscription_to_an_unknown_job_or_wait_is_refused(self, live: Live, table: DynamoTable, name: str) -> None:
         before = rows_of_sockets(table)
         for kind, code in (("job", "JOB_NOT_FOUND"), ("wait", "WAIT_NOT_FOUND")):
-            data = error_of(live.say({"action": "subscribe", "id": "s1", "topics": ["namespace", f"{kind}:{name}"]}))
+            data = error_of(live.send({"action": "subscribe", "id": "s1", "topics": ["namespace", f"{kind}:{name}"]}))
             assert data["error"] == code
             assert name[:1_000] in data["message"]
         assert rows_of_sockets(table) == before
@@ -240,14 +240,14 @@ class TestUnknown:
         other_tenant = Access(namespace="others", scopes=frozenset({Scope.ADMIN}), key_id="k")
         peer = Peer(access=other_tenant, connection_id="c9", sockets=live.sockets)
         subscribe.receive(live.ctx, peer, dumps({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))
-        assert error_of(live.heard("c9")) == {"error": "JOB_NOT_FOUND", "message": f"Job with ID {job} not found"}
+        assert error_of(live.received("c9")) == {"error": "JOB_NOT_FOUND", "message": f"Job with ID {job} not found"}
 
     def test_subscription_to_a_deleted_job_is_refused(self, live: Live) -> None:
         job = live.world.running()
         live.world.complete(job)
         live.world.delete(job)
         assert (
-            error_of(live.say({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))["error"]
+            error_of(live.send({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))["error"]
             == "JOB_NOT_FOUND"
         )
 
@@ -262,7 +262,7 @@ class TestSince:
             live.world.report(job, fields={"n": number})
         live.world.report(job, stage="boot")
         live.world.complete(job)
-        told = envelopes(live.news("witness"))
+        told = envelopes(live.new_frames("witness"))
         assert len(told) == 14
         return job, told
 
@@ -314,64 +314,69 @@ class TestSince:
     @pytest.mark.parametrize(
         ("topics", "since", "pointer"),
         [
-            (["namespace"], f"{SOMEBODY}.1", "/since"),
-            (["queue:lab"], f"{SOMEBODY}.1", "/since"),
-            ([f"job:{SOMEBODY}"], "nonsense", "/since"),
-            ([f"job:{SOMEBODY}"], f"{SOMEBODY_ELSE}.1", "/since"),
-            ([f"job:{SOMEBODY}"], f"{SOMEBODY}.{'9' * 5_000}", "/since"),
-            ([f"job:{SOMEBODY}"], 7, "/since"),
-            ([f"job:{SOMEBODY}"], [f"{SOMEBODY}.1"], "/since"),
-            (["namespace"], {"namespace": f"{SOMEBODY}.1"}, "/since/namespace"),
-            (["queue:a/b"], {"queue:a/b": f"{SOMEBODY}.1"}, "/since/queue:a~1b"),
-            ([f"job:{SOMEBODY}"], {f"job:{SOMEBODY}": "x"}, f"/since/job:{SOMEBODY}"),
-            ([f"job:{SOMEBODY}"], {f"job:{SOMEBODY}": None}, f"/since/job:{SOMEBODY}"),
-            ([f"job:{SOMEBODY}"], {f"wait:{SOMEBODY}": f"{SOMEBODY}.1"}, f"/since/wait:{SOMEBODY}"),
+            (["namespace"], f"{UNKNOWN_ID}.1", "/since"),
+            (["queue:lab"], f"{UNKNOWN_ID}.1", "/since"),
+            ([f"job:{UNKNOWN_ID}"], "nonsense", "/since"),
+            ([f"job:{UNKNOWN_ID}"], f"{OTHER_UNKNOWN_ID}.1", "/since"),
+            ([f"job:{UNKNOWN_ID}"], f"{UNKNOWN_ID}.{'9' * 5_000}", "/since"),
+            ([f"job:{UNKNOWN_ID}"], 7, "/since"),
+            ([f"job:{UNKNOWN_ID}"], [f"{UNKNOWN_ID}.1"], "/since"),
+            (["namespace"], {"namespace": f"{UNKNOWN_ID}.1"}, "/since/namespace"),
+            (["queue:a/b"], {"queue:a/b": f"{UNKNOWN_ID}.1"}, "/since/queue:a~1b"),
+            ([f"job:{UNKNOWN_ID}"], {f"job:{UNKNOWN_ID}": "x"}, f"/since/job:{UNKNOWN_ID}"),
+            ([f"job:{UNKNOWN_ID}"], {f"job:{UNKNOWN_ID}": None}, f"/since/job:{UNKNOWN_ID}"),
+            ([f"job:{UNKNOWN_ID}"], {f"wait:{UNKNOWN_ID}": f"{UNKNOWN_ID}.1"}, f"/since/wait:{UNKNOWN_ID}"),
         ],
     )
     def test_invalid_since_is_refused(self, live: Live, topics: list[str], since: Any, pointer: str) -> None:
-        assert pointers(live.say({"action": "subscribe", "id": "s1", "topics": topics, "since": since})) == [pointer]
+        assert pointers(live.send({"action": "subscribe", "id": "s1", "topics": topics, "since": since})) == [pointer]
 
 
 class TestWaiting:
     def test_wait_response_is_the_acknowledgement_and_its_end_an_event(self, live: Live) -> None:
         job = live.world.running()
-        (ack,) = live.say({"action": "wait", "id": "w1", "wait_on": {job: {"job_stage": "boot"}}})
+        (ack,) = live.send({"action": "wait", "id": "w1", "wait_on": {job: {"job_stage": "boot"}}})
         assert (ack["type"], ack["id"], ack["data"]["status"]) == ("ack", "w1", "waiting")
         assert ack["data"]["wait_on"] == {job: {"job_stage": "boot"}}
         live.run_notifier()
         live.world.report(job, stage="boot")
         live.world.run_matcher()
-        (event,) = live.news()
+        (event,) = live.new_frames()
         assert (event["id"], event["data"]["type"]) == ("w1", "vigil.wait.met")
         assert event["data"]["data"]["waited_jobs"] == {job: {"job_stage": "boot"}}
         assert event["data"]["subject"] == ack["data"]["wait_id"]
 
     def test_wait_met_at_registration_sends_acknowledgement_and_event(self, live: Live) -> None:
         job = live.world.running()
-        ack, event = live.say({"action": "wait", "id": "w1", "wait_on": {job: {"status": "running"}}})
+        ack, event = live.send({"action": "wait", "id": "w1", "wait_on": {job: {"status": "running"}}})
         assert ack["data"]["status"] == "met"
         assert types([event]) == ["wait.met"]
 
     def test_response_posted_back_continues_the_same_wait(self, live: Live) -> None:
         job = live.world.running()
         answer = live.world.wait({job: None})
-        (ack,) = live.say({"action": "wait", "id": "w1", **answer})
+        (ack,) = live.send({"action": "wait", "id": "w1", **answer})
         assert ack["data"]["wait_id"] == answer["wait_id"]
 
     def test_long_wait_response_becomes_counts_and_a_link(self, live: Live) -> None:
         jobs = [live.world.job() for _ in range(3)]
         wait_on = {job: {"arch": "x" * 7_000} for job in jobs}
-        (ack,) = live.say({"action": "wait", "id": "w1", "wait_on": wait_on})
+        (ack,) = live.send({"action": "wait", "id": "w1", "wait_on": wait_on})
         assert ack["data"]["counts"] == {"total": 3, "met": 0, "unmet": 0}
         assert ack["data"]["truncated"] is True
         assert ack["data"]["wait_url"] == f"/v1/waits/{ack['data']['wait_id']}"
 
     def test_invalid_wait_is_refused_and_stores_nothing(self, live: Live, table: DynamoTable) -> None:
         before = list(stored(table))
-        frame = {"action": "wait", "id": "w1", "wait_on": {SOMEBODY: {"arch": None}}, "wait_options": {"mode": "most"}}
-        assert pointers(live.say(frame), "w1") == [f"/wait_on/{SOMEBODY}/arch", "/wait_options/mode"]
-        assert pointers(live.say({"action": "wait", "id": "w1"}), "w1") == ["/wait_on"]
-        data = error_of(live.say({"action": "wait", "id": "w1", "wait_on": {SOMEBODY: None}}), "w1")
+        frame = {
+            "action": "wait",
+            "id": "w1",
+            "wait_on": {UNKNOWN_ID: {"arch": None}},
+            "wait_options": {"mode": "most"},
+        }
+        assert pointers(live.send(frame), "w1") == [f"/wait_on/{UNKNOWN_ID}/arch", "/wait_options/mode"]
+        assert pointers(live.send({"action": "wait", "id": "w1"}), "w1") == ["/wait_on"]
+        data = error_of(live.send({"action": "wait", "id": "w1", "wait_on": {UNKNOWN_ID: None}}), "w1")
         assert data["error"] == "JOB_NOT_FOUND"
         assert list(stored(table)) == before
 
@@ -396,7 +401,7 @@ class TestHostileMessages:
         ],
     )
     def test_malformed_text_gets_an_error(self, live: Live, text: str, code: str) -> None:
-        assert error_of(live.say(text), None)["error"] == code
+        assert error_of(live.send(text), None)["error"] == code
 
     @pytest.mark.parametrize(
         ("frame", "expected"),
@@ -424,7 +429,7 @@ class TestHostileMessages:
         self, live: Live, table: DynamoTable, frame: dict[str, Any], expected: list[str]
     ) -> None:
         before = rows_of_sockets(table)
-        assert pointers(live.say({**frame, "id": "s1"})) == expected
+        assert pointers(live.send({**frame, "id": "s1"})) == expected
         assert rows_of_sockets(table) == before
 
     @pytest.mark.parametrize("frame_id", [None, 7, "", "x" * 129, "a\x00b", ["s1"], {}])
@@ -432,9 +437,9 @@ class TestHostileMessages:
     def test_invalid_message_id_is_refused(self, live: Live, action: str, frame_id: Any) -> None:
         frame = {"action": action, "id": frame_id, **({"topics": ["namespace"]} if action == "subscribe" else {})}
         if action == "ping" and frame_id is None:
-            assert live.say(frame) == [{"type": "pong", "id": None, "data": {}}]
+            assert live.send(frame) == [{"type": "pong", "id": None, "data": {}}]
         else:
-            assert pointers(live.say(frame), None) == ["/id"]
+            assert pointers(live.send(frame), None) == ["/id"]
 
     def test_error_for_any_message_fits_a_frame(self, live: Live) -> None:
         wide = {f"{number}" + "\U0001f525" * 1_000: "x" for number in range(25)}
@@ -444,7 +449,7 @@ class TestHostileMessages:
             {"action": "wait", "id": "s1", "wait_on": wide},
             {"action": "wait", "id": "s1", "wait_on": {name: {name: None} for name in list(wide)[:12]}},
         ):
-            (answer,) = live.say(frame)
+            (answer,) = live.send(frame)
             assert answer["type"] == "error"
             assert len(dumps(answer).encode()) < 32 * 1024
 
@@ -453,10 +458,10 @@ class TestHostileMessages:
             topics = [f"queue:{number}" for number in range(first, first + MAX_TOPICS)]
             live.ctx.connections.register_topics(NAMESPACE, "c1", f"{first}", topics, now=live.ctx.now())
         before = rows_of_sockets(table)
-        assert pointers(live.say({"action": "subscribe", "id": "s1", "topics": ["queue:x"]})) == ["/topics"]
-        assert pointers(live.say({"action": "wait", "id": "w1", "wait_on": {SOMEBODY: None}}), "w1") == ["/topics"]
+        assert pointers(live.send({"action": "subscribe", "id": "s1", "topics": ["queue:x"]})) == ["/topics"]
+        assert pointers(live.send({"action": "wait", "id": "w1", "wait_on": {UNKNOWN_ID: None}}), "w1") == ["/topics"]
         assert rows_of_sockets(table) == before
-        assert live.say({"action": "subscribe", "id": "0", "topics": ["queue:1"]})[0]["type"] == "ack"
+        assert live.send({"action": "subscribe", "id": "0", "topics": ["queue:1"]})[0]["type"] == "ack"
 
     @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
@@ -469,7 +474,7 @@ class TestHostileMessages:
                     st.lists(
                         st.one_of(
                             st.text(max_size=8),
-                            st.sampled_from(["namespace", "queue:", "job:", f"wait:{SOMEBODY}", "queue:a"]),
+                            st.sampled_from(["namespace", "queue:", "job:", f"wait:{UNKNOWN_ID}", "queue:a"]),
                             st.none(),
                         ),
                         max_size=3,
@@ -483,6 +488,6 @@ class TestHostileMessages:
         )
     )
     def test_arbitrary_message_gets_one_response(self, live: Live, frame: dict[str, Any]) -> None:
-        answers = live.say(frame)
+        answers = live.send(frame)
         assert [answer["type"] for answer in answers] in (["ack"], ["error"], ["pong"])
         assert set(answers[0]) == {"type", "id", "data"}

@@ -31,7 +31,7 @@ from vigil_core.store.table import Table
 TRIES = RetryPolicy(max_attempts=3, initial_delay=10, jitter=False)  # type: ignore[arg-type]
 
 
-class Died(BaseException):
+class ProcessCrashed(BaseException):
     """The process is gone."""
 
 
@@ -40,7 +40,7 @@ def world(table: Table) -> World:
     return World(table)
 
 
-def kind(world: World, executor: str = "http", **target: Any) -> str:
+def store_target(world: World, executor: str = "http", **target: Any) -> str:
     """A target that is stored; its name."""
     now = world.ctx.now()
     job_type = JobType(
@@ -61,12 +61,12 @@ def kind(world: World, executor: str = "http", **target: Any) -> str:
     return job_type.target_ref
 
 
-def new(world: World, executor: str = "http", target: Mapping[str, Any] | None = None, **wanted: Any) -> str:
+def new_job(world: World, executor: str = "http", target: Mapping[str, Any] | None = None, **wanted: Any) -> str:
     """A job of such an executor; its id."""
-    return world.job(executor=executor, target_ref=kind(world, executor, **(target or {})), **wanted)
+    return world.job(executor=executor, target_ref=store_target(world, executor, **(target or {})), **wanted)
 
 
-def seen(world: World, job_id: str) -> Job:
+def stored_job(world: World, job_id: str) -> Job:
     job = world.ctx.jobs.find(NAMESPACE, job_id)
     assert job is not None
     return job
@@ -78,29 +78,29 @@ def stream_record(number: str, job: Job) -> StreamRecord:
     return StreamRecord(sequence_number=number, change={"NewImage": image})
 
 
-def matched(world: World) -> dict[str, Exception]:
+def run_matcher(world: World) -> dict[str, Exception]:
     """The matcher hears of every change since the last time."""
     batch = list(world.unmatched)
     world.unmatched.clear()
     return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.needs_matching])
 
 
-class TestHandingOver:
+class TestDispatch:
     def test_pending_job_is_claimed_and_dispatched_once(self, world: World) -> None:
-        job_id = new(world)
-        record = stream_record("1", seen(world, job_id))
+        job_id = new_job(world)
+        record = stream_record("1", stored_job(world, job_id))
         assert match_records(world.ctx, [record, record]) == {}
         assert match_records(world.ctx, [record]) == {}, "and once more, late"
         (told,) = world.executors.calls
-        job = seen(world, job_id)
+        job = stored_job(world, job_id)
         assert job.lease is not None
         assert (job.status, job.lease.token, job.lease.worker) == ("running", told["lease_token"], "executor http")
         assert told == {"namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token}
 
     def test_invocation_event_contains_payload_fields_and_lease(self, world: World) -> None:
         target = {"function": "resize", "lease": 40}
-        job_id = new(world, "lambda", target, payload={"n": [1, 2]}, fields={"a": 1}, correlation_id="c")
-        matched(world)
+        job_id = new_job(world, "lambda", target, payload={"n": [1, 2]}, fields={"a": 1}, correlation_id="c")
+        run_matcher(world)
         ((function, told),) = world.executors.invocations
         assert function == "resize"
         assert (told["job_id"], told["payload"], told["fields"], told["attempt"]) == (
@@ -112,37 +112,37 @@ class TestHandingOver:
         assert (told["lease"], told["correlation_id"], told["payload_omitted"]) == (40, "c", False)
 
     def test_payload_too_large_for_an_event_is_left_out(self, world: World) -> None:
-        new(world, "lambda", payload="x" * MAX_EVENT_BYTES)
-        matched(world)
+        new_job(world, "lambda", payload="x" * MAX_EVENT_BYTES)
+        run_matcher(world)
         ((_, told),) = world.executors.invocations
         assert (told["payload"], told["payload_omitted"]) == (None, True)
 
     def test_payload_stored_in_s3_is_left_out_without_a_read(self, world: World) -> None:
         payload = "x" * 500_000
-        function, http = new(world, "lambda", payload=payload), new(world, payload=payload, target={
+        function, http = new_job(world, "lambda", payload=payload), new_job(world, payload=payload, target={
             "url": "https://a.example/", "body": {"all": "{{payload}}"}
         })  # fmt: skip
-        matched(world)
+        run_matcher(world)
         ((_, told),) = world.executors.invocations
         assert (told["job_id"], told["payload"], told["payload_omitted"]) == (function, None, True)
         world.pass_time(1)
         target = Target()
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "completed"
         assert len(target.asked[0]["body"]) == len('{"all":""}') + len(payload)
-        assert seen(world, http).status == "completed"
+        assert stored_job(world, http).status == "completed"
 
     def test_worker_jobs_are_only_claimed_and_executor_jobs_only_dispatched(self, world: World) -> None:
         for executor in ("worker", "none"):
             world.job(executor=executor)
-        job_id = new(world)
+        job_id = new_job(world)
         wanted = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
         granted = claim_jobs.claim_jobs(world.ctx, NAMESPACE, wanted, actor="k", until=world.time)
         assert [job.executor for job in granted] == ["worker"]
-        matched(world)
+        run_matcher(world)
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
 
     def test_concurrent_dispatches_send_the_job_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        job_id = new(world)
+        job_id = new_job(world)
         save = world.ctx.jobs.save
 
         def overtaken(before: Job, after: Job) -> None:
@@ -157,7 +157,7 @@ class TestHandingOver:
     def test_wait_registered_during_dispatch_does_not_prevent_it(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job_id = new(world)
+        job_id = new_job(world)
         save = world.ctx.jobs.save
 
         def overtaken(before: Job, after: Job) -> None:
@@ -166,64 +166,64 @@ class TestHandingOver:
             save(before, after)
 
         monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
-        assert matched(world) == {}
+        assert run_matcher(world) == {}
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
-        assert seen(world, job_id).has_waits
+        assert stored_job(world, job_id).has_waits
 
     def test_function_that_cannot_be_invoked_fails_the_job_without_retry(self, world: World) -> None:
-        job_id = new(world, "lambda", retry=TRIES)
-        world.executors.trouble = ExecutorRefused("The function f cannot be invoked: ResourceNotFoundException")
-        matched(world)
-        job = seen(world, job_id)
+        job_id = new_job(world, "lambda", retry=TRIES)
+        world.executors.error = ExecutorRefused("The function f cannot be invoked: ResourceNotFoundException")
+        run_matcher(world)
+        job = stored_job(world, job_id)
         assert job.error is not None
         assert (job.status, job.attempt, job.error.code) == ("failed", 1, "FUNCTION_NOT_INVOCABLE")
 
     def test_busy_function_snoozes_the_job_without_using_an_attempt(self, world: World) -> None:
-        job_id = new(world, "lambda")
-        world.executors.trouble = ExecutorBusy("TooManyRequestsException")
-        matched(world)
-        job = seen(world, job_id)
+        job_id = new_job(world, "lambda")
+        world.executors.error = ExecutorBusy("TooManyRequestsException")
+        run_matcher(world)
+        job = stored_job(world, job_id)
         assert (job.status, job.attempt, job.scheduled_at) == ("scheduled", 1, world.time + BUSY_DELAY)
-        world.executors.trouble = None
+        world.executors.error = None
         world.pass_time(61)
         world.sweep()
         dispatch(world.ctx, NAMESPACE, job_id, actor="matcher")
         assert len(world.executors.invocations) == 1
 
     def test_failed_dispatch_fails_its_record_and_blocks_no_other_job(self, world: World) -> None:
-        good, bad = new(world), world.job(executor="http", target_ref="lost", queue="other")
+        good, bad = new_job(world), world.job(executor="http", target_ref="lost", queue="other")
         find = world.ctx.job_queues.is_paused
         world.ctx.job_queues.is_paused = (  # type: ignore[method-assign]
             lambda namespace, queue: 1 / 0 == 1 if queue == "other" else find(namespace, queue)
         )
-        assert set(matched(world)) == {"1"}
-        assert [seen(world, job_id).status for job_id in (good, bad)] == ["running", "pending"]
+        assert set(run_matcher(world)) == {"1"}
+        assert [stored_job(world, job_id).status for job_id in (good, bad)] == ["running", "pending"]
 
 
-class TestDyingInBetween:
+class TestRecovery:
     def test_crash_before_the_invocation_is_recovered_by_lease_expiry(self, world: World) -> None:
-        job_id = new(world, retry=TRIES)
-        world.executors.trouble = Died()
-        with pytest.raises(Died):
-            matched(world)
-        assert seen(world, job_id).status == "running"
-        world.executors.trouble = None
+        job_id = new_job(world, retry=TRIES)
+        world.executors.error = ProcessCrashed()
+        with pytest.raises(ProcessCrashed):
+            run_matcher(world)
+        assert stored_job(world, job_id).status == "running"
+        world.executors.error = None
         world.pass_time(HANDOVER_LEASE_S - 1)
         world.sweep()
-        assert seen(world, job_id).attempt == 1
+        assert stored_job(world, job_id).attempt == 1
         world.pass_time(2)
         world.sweep()
-        job = seen(world, job_id)
+        job = stored_job(world, job_id)
         assert job.error is not None
         assert (job.attempt, job.error.code) == (2, "LEASE_EXPIRED")
         world.sweep()
         (told,) = world.executors.calls
-        running = seen(world, job_id)
+        running = stored_job(world, job_id)
         assert running.lease is not None
         assert (running.status, told["lease_token"]) == ("running", running.lease.token)
 
     def test_sweep_dispatches_jobs_whose_records_were_lost(self, world: World) -> None:
-        ids = [new(world, priority=priority) for priority in ("low", "critical", "normal")]
+        ids = [new_job(world, priority=priority) for priority in ("low", "critical", "normal")]
         world.unmatched.clear()
         world.sweep()
         assert [told["job_id"] for told in world.executors.calls] == [ids[1], ids[2], ids[0]]
@@ -232,14 +232,14 @@ class TestDyingInBetween:
 
     def test_paused_queue_dispatches_nothing_until_resumed(self, world: World) -> None:
         world.ctx.job_queues.set_paused(NAMESPACE, "default", True)
-        job_id = new(world, priority="high")
+        job_id = new_job(world, priority="high")
         world.pass_time(5)
-        matched(world)
+        run_matcher(world)
         assert world.sweep() == 0, "nothing is due, and none of its jobs is read"
         assert world.executors.calls == []
         state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
         assert (state.ready["high"], sum(state.ready.values()), state.paused) == (1, 1, True)
-        assert state.oldest_ready == seen(world, job_id).created_at
+        assert state.oldest_ready == stored_job(world, job_id).created_at
         world.ctx.job_queues.set_paused(NAMESPACE, "default", False)
         world.sweep()
         assert [told["job_id"] for told in world.executors.calls] == [job_id]
@@ -249,14 +249,14 @@ class TestDyingInBetween:
     def test_dispatched_job_receives_the_results_of_its_dependencies(self, world: World) -> None:
         before = [world.running(), world.running()]
         target = {"url": "https://a.example/{{dependencies.1.result.id}}", "body": "{{dependencies}}"}
-        http = new(world, target=target, depends_on=before)
-        function = new(world, "lambda", depends_on=before)
-        large = new(world, "lambda", depends_on=before[:1], payload="x" * 100)
+        http = new_job(world, target=target, depends_on=before)
+        function = new_job(world, "lambda", depends_on=before)
+        large = new_job(world, "lambda", depends_on=before[:1], payload="x" * 100)
         world.complete(before[0], result="x" * (MAX_EVENT_BYTES - 100))
         world.complete(before[1], result={"id": "a b"})
         while world.unmatched:
-            assert matched(world) == {}
-        assert [seen(world, job_id).status for job_id in (http, function, large)] == ["running"] * 3
+            assert run_matcher(world) == {}
+        assert [stored_job(world, job_id).status for job_id in (http, function, large)] == ["running"] * 3
         world.pass_time(1)
         asked = Target()
         assert call_target(world.ctx, asked, Secrets(), world.executors.calls[-1]) == "completed"
@@ -269,20 +269,20 @@ class TestDyingInBetween:
         assert told[large]["payload_omitted"]
 
     def test_job_queued_for_a_mutex_is_dispatched_when_it_acquires_it(self, world: World) -> None:
-        first, second = (new(world, mutex_key="m", queue_on_conflict=True) for _ in range(2))
-        assert [seen(world, job_id).status for job_id in (first, second)] == ["pending", "waiting"]
-        matched(world)
+        first, second = (new_job(world, mutex_key="m", queue_on_conflict=True) for _ in range(2))
+        assert [stored_job(world, job_id).status for job_id in (first, second)] == ["pending", "waiting"]
+        run_matcher(world)
         assert [told["job_id"] for told in world.executors.calls] == [first]
         world.pass_time(1)
         call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1])
         for job_id in (first, second):
-            assert match_records(world.ctx, [stream_record("1", seen(world, job_id))]) == {}
+            assert match_records(world.ctx, [stream_record("1", stored_job(world, job_id))]) == {}
         assert [told["job_id"] for told in world.executors.calls] == [first, second]
 
     def test_cancelled_job_is_not_dispatched(self, world: World) -> None:
-        job_id = new(world)
+        job_id = new_job(world)
         world.do(change_job.cancel, job_id)
-        matched(world)
+        run_matcher(world)
         world.sweep()
         assert world.executors.calls == []
 
@@ -319,16 +319,16 @@ def answer(status: int, body: bytes = b"", **headers: str) -> HttpResponse:
     )
 
 
-def called(world: World, target: Target) -> str:
+def run_and_call(world: World, target: Target) -> str:
     """The matcher hears of a job, and its target is called; what became of that."""
-    matched(world)
+    run_matcher(world)
     world.pass_time(1)
     return call_target(world.ctx, target, Secrets(), world.executors.calls[-1])
 
 
-class TestCalling:
+class TestHttpCall:
     def test_http_response_becomes_the_result_of_the_job(self, world: World) -> None:
-        job_id = new(
+        job_id = new_job(
             world,
             target={
                 "method": "PUT",
@@ -341,7 +341,7 @@ class TestCalling:
         )
         body = b'{"rows": 1.50}'
         target = Target(answer(201, body, content_type="application/json", etag='"1"', set_cookie="no"))
-        assert called(world, target) == "completed"
+        assert run_and_call(world, target) == "completed"
         (asked,) = target.asked
         assert (asked["method"], asked["url"]) == ("PUT", "https://a.example/x%2Fy")
         assert asked["headers"] == {
@@ -349,7 +349,7 @@ class TestCalling:
             "Idempotency-Key": f"{job_id}.1",
         }  # fmt: skip
         assert (asked["body"], asked["timeout_s"]) == (b'{"n":3}', 7)
-        job = seen(world, job_id)
+        job = stored_job(world, job_id)
         assert (job.status, job.health) == ("completed", "success")
         headers = '{"content-type":"application/json","etag":"\\"1\\""}'
         assert world.ctx.jobs.payloads(job).result == f'{{"status":201,"headers":{headers},"body":{{"rows":1.50}}}}'
@@ -365,9 +365,9 @@ class TestCalling:
         ],
     )
     def test_response_body_of_any_type_is_stored(self, world: World, given: HttpResponse, kept: str) -> None:
-        job_id = new(world)
-        assert called(world, Target(given)) == "completed"
-        assert kept in (world.ctx.jobs.payloads(seen(world, job_id)).result or "")
+        job_id = new_job(world)
+        assert run_and_call(world, Target(given)) == "completed"
+        assert kept in (world.ctx.jobs.payloads(stored_job(world, job_id)).result or "")
 
     @pytest.mark.parametrize(
         ("given", "status", "code", "delay_s"),
@@ -385,23 +385,23 @@ class TestCalling:
     def test_failed_response_sets_error_code_status_and_retry_delay(
         self, world: World, given: HttpResponse | Exception, status: str, code: str, delay_s: int | None
     ) -> None:
-        job_id = new(world, retry=TRIES)
-        assert called(world, Target(given)) == code
-        job = seen(world, job_id)
+        job_id = new_job(world, retry=TRIES)
+        assert run_and_call(world, Target(given)) == code
+        job = stored_job(world, job_id)
         assert job.error is not None
         assert (job.status, job.error.code) == (status, code)
         if delay_s is not None:
             assert job.scheduled_at == world.time + timedelta(seconds=delay_s)
 
     def test_retry_after_without_retry_policy_fails_the_job(self, world: World) -> None:
-        job_id = new(world)
-        called(world, Target(answer(429, retry_after="1")))
-        assert seen(world, job_id).status == "failed"
+        job_id = new_job(world)
+        run_and_call(world, Target(answer(429, retry_after="1")))
+        assert stored_job(world, job_id).status == "failed"
 
     def test_error_message_of_a_refusal_is_truncated(self, world: World) -> None:
-        job_id = new(world)
-        called(world, Target(answer(400, b"x" * 10_000 + b"\x00")))
-        error = seen(world, job_id).error
+        job_id = new_job(world)
+        run_and_call(world, Target(answer(400, b"x" * 10_000 + b"\x00")))
+        error = stored_job(world, job_id).error
         assert error is not None
         assert error.message.startswith("The target answered 400: xxx")
         assert len(error.message) < 600
@@ -416,45 +416,45 @@ class TestCalling:
     def test_request_that_cannot_be_rendered_fails_without_a_call(
         self, world: World, target: Mapping[str, Any], code: str
     ) -> None:
-        job_id = new(world, target=target, retry=TRIES)
+        job_id = new_job(world, target=target, retry=TRIES)
         asked = Target()
-        assert called(world, asked) == code
+        assert run_and_call(world, asked) == code
         assert asked.asked == []
-        assert seen(world, job_id).status == "failed"
+        assert stored_job(world, job_id).status == "failed"
 
     def test_payload_too_large_for_a_call_fails_without_a_call(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("vigil_core.services.executors.call_http.MAX_RENDERED_BYTES", 1_000)
-        job_id = new(world, payload="x" * 500_000, retry=TRIES)
+        job_id = new_job(world, payload="x" * 500_000, retry=TRIES)
         target = Target()
-        assert called(world, target) == "PAYLOAD_TOO_LARGE"
+        assert run_and_call(world, target) == "PAYLOAD_TOO_LARGE"
         assert target.asked == []
-        assert seen(world, job_id).status == "failed"
+        assert stored_job(world, job_id).status == "failed"
 
     def test_repeated_event_calls_the_target_once(self, world: World) -> None:
-        job_id = new(world)
+        job_id = new_job(world)
         target = Target()
         target.meanwhile = lambda: again.append(call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1]))
         again: list[str] = []
-        assert called(world, target) == "completed"
+        assert run_and_call(world, target) == "completed"
         assert again == ["not ours"], "while the first is under way"
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "not ours"
         assert len(target.asked) == 1
-        assert seen(world, job_id).version == 3, "created, claimed, completed"
+        assert stored_job(world, job_id).version == 3, "created, claimed, completed"
 
     def test_event_after_lease_expiry_calls_nothing(self, world: World) -> None:
-        job_id = new(world, retry=TRIES)
-        matched(world)
+        job_id = new_job(world, retry=TRIES)
+        run_matcher(world)
         world.pass_time(HANDOVER_LEASE_S + 1)
         target = Target()
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "not ours"
         assert target.asked == []
         world.sweep()
-        assert seen(world, job_id).attempt == 2
+        assert stored_job(world, job_id).attempt == 2
 
     def test_response_after_redispatch_changes_nothing(self, world: World) -> None:
-        job_id = new(world, retry=TRIES, target={"url": "https://a.example/", "timeout": 5})
+        job_id = new_job(world, retry=TRIES, target={"url": "https://a.example/", "timeout": 5})
         target = Target(answer(200, b"late"))
 
         def lapse() -> None:
@@ -463,12 +463,12 @@ class TestCalling:
             world.sweep()
 
         target.meanwhile = lapse
-        assert called(world, target) == "not ours"
-        job = seen(world, job_id)
+        assert run_and_call(world, target) == "not ours"
+        job = stored_job(world, job_id)
         assert (job.status, job.attempt, job.result_ref) == ("running", 2, None)
 
     def test_call_may_use_its_whole_timeout(self, world: World) -> None:
-        job_id = new(world, target={"url": "https://a.example/", "timeout": 800})
+        job_id = new_job(world, target={"url": "https://a.example/", "timeout": 800})
         target = Target()
 
         def slow() -> None:
@@ -476,29 +476,29 @@ class TestCalling:
             world.sweep()
 
         target.meanwhile = slow
-        assert called(world, target) == "completed"
-        assert seen(world, job_id).status == "completed"
+        assert run_and_call(world, target) == "completed"
+        assert stored_job(world, job_id).status == "completed"
 
     def test_job_with_a_cancel_request_is_not_called(self, world: World) -> None:
-        job_id = new(world)
-        matched(world)
+        job_id = new_job(world)
+        run_matcher(world)
         world.do(change_job.cancel, job_id)
         world.pass_time(1)
         target = Target()
         call_target(world.ctx, target, Secrets(), world.executors.calls[-1])
         assert target.asked == []
-        assert seen(world, job_id).status == "cancelled"
+        assert stored_job(world, job_id).status == "cancelled"
 
     def test_failed_call_completes_with_the_fallback(self, world: World) -> None:
-        job_id = new(world, fallback={"rows": 0})
-        called(world, Target(answer(500)))
-        job = seen(world, job_id)
+        job_id = new_job(world, fallback={"rows": 0})
+        run_and_call(world, Target(answer(500)))
+        job = stored_job(world, job_id)
         assert (job.status, job.health) == ("completed", "fallback")
 
 
 def test_first_heartbeat_of_a_lease_succeeds_once(world: World) -> None:
-    new(world, "lambda")
-    matched(world)
+    new_job(world, "lambda")
+    run_matcher(world)
     ((_, told),) = world.executors.invocations
     world.pass_time(1)
 

@@ -74,11 +74,11 @@ def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[Server]
         server.close()
 
 
-def saying(text: bytes) -> Serve:
+def responding_with(text: bytes) -> Serve:
     return lambda connection, _: connection.sendall(text)
 
 
-OK = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: 1\r\nX-One: 2\r\n\r\nok")
+OK = responding_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-One: 1\r\nX-One: 2\r\n\r\nok")
 
 
 def ask(
@@ -142,14 +142,16 @@ def test_next_address_is_tried_after_a_refused_connection() -> None:
 
 
 def test_redirect_is_returned_and_not_followed() -> None:
-    with serving(saying(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n")) as server:
+    with serving(
+        responding_with(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n")
+    ) as server:
         answer = ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
     assert (answer.status, answer.headers["location"]) == (302, "http://127.0.0.1/")
     assert len(server.requests) == 1
 
 
 def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(saying(b"HTTP/1.1 500 Proxy\r\nContent-Length: 0\r\n\r\n")) as proxy, serving(OK) as server:
+    with serving(responding_with(b"HTTP/1.1 500 Proxy\r\nContent-Length: 0\r\n\r\n")) as proxy, serving(OK) as server:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         assert ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/").status == 200
@@ -158,7 +160,7 @@ def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("size", "kept", "truncated"), [(999, 999, False), (1000, 1000, False), (1001, 1000, True)])
 def test_response_body_is_truncated_at_its_limit(size: int, kept: int, truncated: bool) -> None:
-    with serving(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)) as server:
+    with serving(responding_with(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)) as server:
         answer = ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
     assert (len(answer.body), answer.truncated) == (kept, truncated)
 
@@ -173,7 +175,7 @@ def test_endless_response_is_truncated_at_its_limit() -> None:
         assert ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/").truncated
 
 
-def drip(beginning: bytes) -> Serve:
+def drip_response(beginning: bytes) -> Serve:
     """Never silent for long enough for a socket to time out."""
 
     def serve(connection: socket.socket, _: bytes) -> None:
@@ -195,7 +197,7 @@ def drip(beginning: bytes) -> Serve:
     ],
 )
 def test_slow_response_fails_at_the_total_timeout(beginning: bytes) -> None:
-    with serving(drip(beginning)) as server:
+    with serving(drip_response(beginning)) as server:
         began = time.monotonic()
         with pytest.raises(TargetUnreachable, match="in time"):
             ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/", timeout_s=0.4)
@@ -270,13 +272,13 @@ def test_closed_port_is_unreachable() -> None:
     ],
 )
 def test_invalid_http_response_is_unreachable(text: bytes) -> None:
-    with serving(saying(text)) as server, pytest.raises(TargetUnreachable):
+    with serving(responding_with(text)) as server, pytest.raises(TargetUnreachable):
         ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
 
 
 def test_malformed_headers_do_not_log_the_url(caplog: pytest.LogCaptureFixture) -> None:
     """urllib3 would warn with the URL, whose path may hold a secret."""
-    with serving(saying(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n")) as server:
+    with serving(responding_with(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n")) as server:
         ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/hooks/s3cret")
     assert "s3cret" not in caplog.text
 

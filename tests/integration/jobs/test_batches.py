@@ -23,11 +23,11 @@ from vigil_core.store.keys import Key
 from vigil_core.store.table import Action, Delete, DynamoTable, Put, Row, Update
 
 
-class Died(BaseException):
+class ProcessCrashed(BaseException):
     """The process is gone, before a write."""
 
 
-class MortalTable(DynamoTable):
+class CrashingTable(DynamoTable):
     """Lets so many writes through, and the process die before the next; None: as many as there are."""
 
     writes_left: int | None = None
@@ -54,7 +54,7 @@ class MortalTable(DynamoTable):
 
     def _live(self) -> None:
         if self.writes_left == 0:
-            raise Died
+            raise ProcessCrashed
         if self.writes_left is not None:
             self.writes_left -= 1
 
@@ -63,20 +63,20 @@ def at_once(step: Callable[[], object]) -> None:
     step()
 
 
-def settle(world: World, take: Callable[[Callable[[], object]], None] = at_once) -> None:
+def run_until_idle(world: World, take: Callable[[Callable[[], object]], None] = at_once) -> None:
     """Hand every record to the matcher and every message to the fan-out function, until there are no more."""
-    while world.unmatched or world.queues.wide:
+    while world.unmatched or world.queues.fan_out_messages:
         records = [job for job in world.unmatched if job.needs_matching]
         world.unmatched.clear()
         for job in records:
-            take(lambda job=job: see(world, job))  # type: ignore[misc]
-        messages = [loads(message.body) for message in world.queues.wide]
-        world.queues.wide.clear()
+            take(lambda job=job: process_record(world, job))  # type: ignore[misc]
+        messages = [loads(message.body) for message in world.queues.fan_out_messages]
+        world.queues.fan_out_messages.clear()
         for message in messages:
             take(lambda message=message: fan_out(world.ctx, message, has_time_left=lambda: True))  # type: ignore[misc]
 
 
-def see(world: World, job: Job) -> None:
+def process_record(world: World, job: Job) -> None:
     match.handle_job_change(world.ctx, job)
     match.match_versions(world.ctx, [job])
 
@@ -106,16 +106,16 @@ def result(world: World, job_id: str) -> Any:
 )
 def test_failed_item_ends_the_batch_by_its_failure_mode(world: World, mode: str, status: str, last: str) -> None:
     job_id = batch_of(world, 3, on_item_failure=mode, name="nightly")
-    settle(world)
+    run_until_idle(world)
     first, second, third = ids(job_id, 3)
     assert stored(world, job_id).status == "running"
     world.complete(first, result={"rows": 3})
     world.fail(second)
-    settle(world)
+    run_until_idle(world)
     if last == "completed":
         assert stored(world, job_id).status == "running"
         world.complete(third)
-        settle(world)
+        run_until_idle(world)
     ended = stored(world, job_id)
     assert (ended.status, ended.stage) == (status, "complete" if status == "completed" else "incomplete")
     assert result(world, job_id) == [
@@ -137,10 +137,10 @@ def test_failed_item_ends_the_batch_by_its_failure_mode(world: World, mode: str,
 @pytest.mark.parametrize("mode", ["continue", "fail_fast", "collect"])
 def test_batch_completes_when_all_items_complete(world: World, mode: str) -> None:
     job_id = batch_of(world, 2, on_item_failure=mode)
-    settle(world)
+    run_until_idle(world)
     for each in ids(job_id, 2):
         world.complete(each, result=1)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     assert [entry["result"] for entry in result(world, job_id)] == [1, 1]
     assert [line.kind for line in world.ctx.jobs.history(stored(world, job_id))] == ["created", "started", "completed"]
@@ -152,7 +152,7 @@ def test_items_inherit_the_settings_of_the_batch(world: World) -> None:
         fields={"lab": "west"}, tags=("t",), timeout_s=30, heartbeat_timeout_s=20, trace_id="tr", correlation_id="co",
         unique_key="u",
     )  # fmt: skip
-    settle(world)
+    run_until_idle(world)
     first, second = (stored(world, each) for each in ids(job_id, 2))
     assert (first.batch.batch_id, first.batch.index, second.batch.index) == (job_id, 0, 1)
     assert (first.job_type, first.queue, first.priority, first.name) == ("flash", "boards", "high", None)
@@ -172,7 +172,7 @@ def test_claims_return_items_and_never_the_batch(world: World) -> None:
     job_id = batch_of(world, 2, executor="worker")
     wanted = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
     assert claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time) == []
-    settle(world)
+    run_until_idle(world)
     claimed = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
     assert {each.job_id for each in claimed} == set(ids(job_id, 2))
 
@@ -184,7 +184,7 @@ def test_batch_rejects_start_complete_and_fail(world: World, executor: str) -> N
         with pytest.raises(InvalidTransition):
             change(job_id)
     if executor != "http":
-        settle(world)
+        run_until_idle(world)
     for change in (world.complete, world.fail):
         with pytest.raises(InvalidTransition):
             change(job_id)
@@ -194,24 +194,24 @@ def test_retry_and_timeout_apply_to_items_and_not_to_the_batch(world: World) -> 
     from vigil_core.domain.jobs.retry import RetryPolicy
 
     job_id = world.job(payload=[1], batch_size=1, retry=RetryPolicy(max_attempts=2), timeout_s=10, executor="none")
-    settle(world)
+    run_until_idle(world)
     (only,) = ids(job_id, 1)
     assert (stored(world, job_id).max_attempts, stored(world, only).max_attempts) == (1, 2)
     world.do(change_job.start, only)
     world.pass_time(11)
     world.sweep()
     assert (stored(world, job_id).status, stored(world, only).attempt) == ("running", 2)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "running"
 
 
 def test_fallback_applies_to_each_failed_item(world: World) -> None:
     job_id = batch_of(world, 2, fallback={"none": True})
-    settle(world)
+    run_until_idle(world)
     first, second = ids(job_id, 2)
     world.complete(first, result=1)
     world.fail(second)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     assert [(each["status"], each["result"]) for each in result(world, job_id)] == [
         ("completed", 1),
@@ -225,18 +225,18 @@ def test_repeated_records_and_messages_change_a_batch_once(world: World) -> None
         step()
 
     job_id = batch_of(world, 3, on_item_failure="fail_fast")
-    settle(world, twice)
+    run_until_idle(world, twice)
     first, second, third = ids(job_id, 3)
     world.complete(first)
     world.fail(second)
-    settle(world, twice)
+    run_until_idle(world, twice)
     assert [stored(world, each).version for each in (job_id, first, second, third)] == [3, 2, 2, 2]
     assert stored(world, job_id).status == "failed"
 
 
 @pytest.mark.parametrize("mode", ["continue", "fail_fast"])
 def test_batch_ends_correctly_after_a_crash_before_any_write(table: DynamoTable, mode: str) -> None:
-    mortal = MortalTable(table._client, table._name)
+    mortal = CrashingTable(table._client, table._name)
     world = World(mortal)
     deaths = 0
 
@@ -246,20 +246,20 @@ def test_batch_ends_correctly_after_a_crash_before_any_write(table: DynamoTable,
             mortal.writes_left = writes
             try:
                 step()
-            except Died:
+            except ProcessCrashed:
                 deaths += 1
             else:
                 mortal.writes_left = None
                 return
 
     job_id = batch_of(world, 4, on_item_failure=mode, mutex_key="m")
-    settle(world, dying)
+    run_until_idle(world, dying)
     first, *others = ids(job_id, 4)
     world.fail(first)
     if mode == "continue":
         for each in others:
             world.complete(each, result=each)
-    settle(world, dying)
+    run_until_idle(world, dying)
     assert stored(world, job_id).status == "failed"
     assert [each["job_id"] for each in result(world, job_id)] == [first, *others]
     assert [stored(world, each).version for each in (job_id, first, *others)] == [3, 2, 2, 2, 2]
@@ -269,17 +269,17 @@ def test_batch_ends_correctly_after_a_crash_before_any_write(table: DynamoTable,
 def test_batch_of_several_pages_runs_every_item_in_order(world: World) -> None:
     job_id = batch_of(world, 250)
     world.run_matcher()
-    assert len(world.queues.wide) == 3
-    settle(world)
+    assert len(world.queues.fan_out_messages) == 3
+    run_until_idle(world)
     wanted = ids(job_id, 250)
     payloads = [world.ctx.jobs.payloads(stored(world, wanted[index])).payload for index in (0, 99, 100, 249)]
     assert payloads == ["0", "99", "100", "249"]
     for each in reversed(wanted[1:]):
         world.complete(each)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "running"
     world.complete(wanted[0], result="last")
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     entries = result(world, job_id)
     assert [entry["job_id"] for entry in entries] == wanted
@@ -293,12 +293,12 @@ def test_fail_fast_cancels_items_of_pages_created_after_the_failure(
     monkeypatch.setattr("vigil_core.domain.jobs.batch.PAGE_SIZE", 2)
     job_id = batch_of(world, 5, on_item_failure="fail_fast")
     world.run_matcher()
-    first_page, *_ = world.queues.wide
-    world.queues.wide.clear()  # The other pages fail, and end as dead letters.
+    first_page, *_ = world.queues.fan_out_messages
+    world.queues.fan_out_messages.clear()  # The other pages fail, and end as dead letters.
     fan_out(world.ctx, loads(first_page.body), has_time_left=lambda: True)
     first, *others = ids(job_id, 5)
     world.fail(first)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "failed"
     assert [entry["status"] for entry in result(world, job_id)] == ["failed", *["cancelled"] * 4]
     assert [stored(world, each).status for each in others] == ["cancelled"] * 4
@@ -306,50 +306,50 @@ def test_fail_fast_cancels_items_of_pages_created_after_the_failure(
 
 def test_cancelled_batch_ends_after_its_running_items(world: World) -> None:
     job_id = batch_of(world, 3)
-    settle(world)
+    run_until_idle(world)
     first, second, third = ids(job_id, 3)
     world.complete(first, result=1)
     world.do(change_job.start, second)
     assert world.do(change_job.cancel, job_id).status == "running"
-    settle(world)
+    run_until_idle(world)
     assert stored(world, second).cancel_requested_at is not None
     assert (stored(world, third).status, stored(world, job_id).status) == ("cancelled", "running")
     world.fail(second)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "cancelled"
     assert [entry["status"] for entry in result(world, job_id)] == ["completed", "cancelled", "cancelled"]
 
 
 def test_cancel_after_the_last_item_leaves_the_batch_completed(world: World) -> None:
     job_id = batch_of(world, 1)
-    settle(world)
+    run_until_idle(world)
     world.complete(ids(job_id, 1)[0])
     world.do(change_job.cancel, job_id)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "completed"
 
 
 def test_sweeper_ends_a_cancelled_batch_after_its_items(world: World) -> None:
     job_id = batch_of(world, 1)
-    settle(world)
+    run_until_idle(world)
     (only,) = ids(job_id, 1)
     world.do(change_job.start, only)
     world.do(change_job.cancel, job_id)
-    settle(world)
+    run_until_idle(world)
     world.pass_time(61)
     world.sweep()
     assert (stored(world, only).status, stored(world, job_id).status) == ("cancelled", "running")
     world.pass_time(120)
     world.sweep()  # The record of the item's end is lost.
     assert stored(world, job_id).status == "cancelled"
-    settle(world)
+    run_until_idle(world)
     assert (stored(world, job_id).status, result(world, job_id)) == ("cancelled", None)
 
 
 def test_batch_cancelled_before_start_creates_no_items(world: World) -> None:
     job_id = batch_of(world, 2)
     assert world.do(change_job.cancel, job_id).status == "cancelled"
-    settle(world)
+    run_until_idle(world)
     assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
 
 
@@ -365,21 +365,21 @@ def test_page_processed_after_the_end_creates_no_items(world: World) -> None:
 
 def test_retried_batch_runs_new_items(world: World) -> None:
     job_id = batch_of(world, 2)
-    settle(world)
+    run_until_idle(world)
     for each in ids(job_id, 2):
         world.fail(each)
     late = list(world.unmatched)
-    settle(world)
+    run_until_idle(world)
     with pytest.raises(InvalidTransition, match=job_id):
         world.do(change_job.retry, ids(job_id, 2)[0])
     again = world.do(change_job.retry, job_id)
     assert (again.status, again.attempt, again.result_ref) == ("pending", 2, None)
     world.unmatched += late  # Records of the first attempt come again.
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "running"
     for each in ids(job_id, 2, attempt=2):
         world.complete(each, result=2)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     assert [entry["job_id"] for entry in result(world, job_id)] == ids(job_id, 2, attempt=2)
 
@@ -387,15 +387,15 @@ def test_retried_batch_runs_new_items(world: World) -> None:
 def test_batch_releases_its_mutex_when_the_last_item_ends(world: World) -> None:
     job_id = batch_of(world, 2, mutex_key="m")
     behind = world.job(mutex_key="m", queue_on_conflict=True)
-    settle(world)
+    run_until_idle(world)
     first, second = ids(job_id, 2)
     world.fail(first)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, behind).status == "waiting"
     with pytest.raises(JobCreationFailed):
         world.job(mutex_key="m")
     world.complete(second)
-    settle(world)
+    run_until_idle(world)
     assert (stored(world, job_id).status, stored(world, behind).status) == ("failed", "pending")
 
 
@@ -418,44 +418,44 @@ def test_batch_creates_items_after_its_start_time_dependencies_and_mutex(world: 
     ]
     for step in steps:
         step()
-        settle(world)
+        run_until_idle(world)
         assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 1)) == {}
     world.complete(holder)
-    settle(world)
+    run_until_idle(world)
     world.complete(ids(job_id, 1)[0])
-    settle(world)
+    run_until_idle(world)
     assert (stored(world, job_id).status, stored(world, after).status) == ("completed", "pending")
 
 
 def test_unique_key_of_a_batch_is_free_after_its_end(world: World) -> None:
     job_id = batch_of(world, 1, unique_key="u")
-    settle(world)
+    run_until_idle(world)
     assert batch_of(world, 1, unique_key="u") == job_id
     world.complete(ids(job_id, 1)[0])
-    settle(world)
+    run_until_idle(world)
     assert batch_of(world, 1, unique_key="u") != job_id
 
 
 def test_item_results_over_the_size_limit_are_truncated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 12)
     job_id = batch_of(world, 3)
-    settle(world)
+    run_until_idle(world)
     for each, told in zip(ids(job_id, 3), ["12345678", "123456", 1], strict=True):
         world.complete(each, result=told)
-    settle(world)
+    run_until_idle(world)
     shown = [(entry["result"], entry.get("truncated")) for entry in result(world, job_id)]
     assert shown == [("12345678", None), (None, True), (1, None)]
 
 
 def test_deleted_item_counts_as_ended_without_result(world: World) -> None:
     job_id = batch_of(world, 2)
-    settle(world)
+    run_until_idle(world)
     first, second = ids(job_id, 2)
     world.complete(first, result=1)
     world.delete(first)
-    settle(world)
+    run_until_idle(world)
     world.complete(second, result=2)
-    settle(world)
+    run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     assert [(entry["status"], entry["result"]) for entry in result(world, job_id)] == [
         ("completed", None),

@@ -28,7 +28,7 @@ def stored(world: World, job_id: str) -> Job:
     return change_job.find_job(world.ctx, NAMESPACE, job_id)
 
 
-def after(world: World, *job_ids: str, **wanted: Any) -> str:
+def dependent_job(world: World, *job_ids: str, **wanted: Any) -> str:
     return world.job(depends_on=job_ids, **wanted)
 
 
@@ -66,7 +66,7 @@ def test_each_trigger_rule_releases_or_skips_the_job_or_leaves_it_waiting(
     world: World, rule: str, endings: Sequence[str | None], becomes: str
 ) -> None:
     before = [world.job() for _ in endings]
-    job_id = after(world, *before, trigger_rule=rule)
+    job_id = dependent_job(world, *before, trigger_rule=rule)
     world.run_matcher()
     for other, how in zip(before, endings, strict=True):
         if how is not None:
@@ -84,9 +84,9 @@ def test_each_trigger_rule_releases_or_skips_the_job_or_leaves_it_waiting(
 
 def test_skip_caused_by_a_failure_propagates_as_a_failure(world: World) -> None:
     first = world.job()
-    second = after(world, first)
-    third = after(world, second, trigger_rule="one_failed")
-    fourth = after(world, second, trigger_rule="none_failed")
+    second = dependent_job(world, first)
+    third = dependent_job(world, second, trigger_rule="one_failed")
+    fourth = dependent_job(world, second, trigger_rule="none_failed")
     world.run_matcher()
     end(world, first, "failed")
     world.run_matcher()
@@ -95,8 +95,8 @@ def test_skip_caused_by_a_failure_propagates_as_a_failure(world: World) -> None:
 
 def test_job_skipped_by_its_condition_does_not_count_as_failed(world: World) -> None:
     first = world.job()
-    second = after(world, first, condition="rows > `5`")
-    third = after(world, second, trigger_rule="none_failed")
+    second = dependent_job(world, first, condition="rows > `5`")
+    third = dependent_job(world, second, trigger_rule="none_failed")
     world.run_matcher()
     end(world, first, "success")
     world.run_matcher()
@@ -119,7 +119,7 @@ def test_job_skipped_by_its_condition_does_not_count_as_failed(world: World) -> 
 )
 def test_condition_releases_skips_or_fails_the_job(world: World, condition: str, becomes: str) -> None:
     first = world.job()
-    job_id = after(world, first, condition=condition.replace("{id}", f'"{first}"'))
+    job_id = dependent_job(world, first, condition=condition.replace("{id}", f'"{first}"'))
     end(world, first, "success")
     world.run_matcher()
     job = stored(world, job_id)
@@ -149,10 +149,10 @@ def test_condition_with_exponential_work_fails_at_once(condition: str) -> None:
 def test_rule_over_ended_dependencies_is_applied_at_creation(world: World) -> None:
     first = world.job()
     end(world, first, "success")
-    assert stored(world, after(world, first)).status == "pending"
+    assert stored(world, dependent_job(world, first)).status == "pending"
     failed = world.job()
     end(world, failed, "failed")
-    late = after(world, first, failed)
+    late = dependent_job(world, first, failed)
     world.run_matcher()
     assert stored(world, late).status == "skipped"
 
@@ -160,13 +160,13 @@ def test_rule_over_ended_dependencies_is_applied_at_creation(world: World) -> No
 def test_unknown_dependencies_are_named(world: World) -> None:
     there, nobody = world.job(), str(uuid6.uuid7())
     with pytest.raises(MissingDependency) as refused:
-        after(world, there, nobody, "rubbish")
+        dependent_job(world, there, nobody, "rubbish")
     assert [problem.pointer for problem in refused.value.problems] == ["/depends_on/1", "/depends_on/2"]
 
 
 def test_scheduled_job_applies_its_rule_after_its_start_time(world: World) -> None:
     first = world.job()
-    job_id = after(world, first, scheduled_at=world.time + timedelta(seconds=30))
+    job_id = dependent_job(world, first, scheduled_at=world.time + timedelta(seconds=30))
     end(world, first, "success")
     world.run_matcher()
     assert stored(world, job_id).status == "scheduled"
@@ -178,7 +178,7 @@ def test_scheduled_job_applies_its_rule_after_its_start_time(world: World) -> No
 
 def test_released_job_still_waits_for_its_mutex(world: World) -> None:
     first, holder = world.job(), world.job(mutex_key="m")
-    job_id = after(world, first, mutex_key="m", queue_on_conflict=True)
+    job_id = dependent_job(world, first, mutex_key="m", queue_on_conflict=True)
     end(world, first, "success")
     world.run_matcher()
     job = stored(world, job_id)
@@ -190,7 +190,7 @@ def test_released_job_still_waits_for_its_mutex(world: World) -> None:
 
 def test_retried_job_applies_its_rule_again(world: World, table: DynamoTable) -> None:
     first = world.job()
-    job_id = after(world, first)
+    job_id = dependent_job(world, first)
     world.run_matcher()
     world.do(change_job.cancel, job_id)
     end(world, first, "success")
@@ -206,7 +206,7 @@ def test_retried_job_applies_its_rule_again(world: World, table: DynamoTable) ->
 def test_late_removal_of_an_earlier_attempt_does_not_unregister_the_retried_job(world: World) -> None:
     """A record of the first attempt comes late, when the second has named itself in the same place."""
     first = world.job()
-    job_id = after(world, first)
+    job_id = dependent_job(world, first)
     world.run_matcher()
     late = world.ctx.waits.entries_of_job(NAMESPACE, first, limit=10).dependents
     world.do(change_job.cancel, job_id)
@@ -221,14 +221,14 @@ def test_late_removal_of_an_earlier_attempt_does_not_unregister_the_retried_job(
 def test_dependents_are_limited_to_the_requested_number(world: World) -> None:
     first = world.job()
     for _ in range(5):
-        after(world, first)
+        dependent_job(world, first)
     world.run_matcher()
     assert len(world.ctx.dependencies.dependents(NAMESPACE, first, 3)) == 3
 
 
 def test_claimed_job_receives_the_results_of_its_dependencies(world: World) -> None:
     first, second = world.job(), world.job()
-    job_id = after(world, first, second, trigger_rule="all_done")
+    job_id = dependent_job(world, first, second, trigger_rule="all_done")
     end(world, first, "success")
     end(world, second, "failed")
     world.run_matcher()
@@ -247,7 +247,7 @@ def test_dependency_results_over_the_size_limit_are_left_out(world: World, monke
     first, second = world.job(), world.job()
     for each in (first, second):
         end(world, each, "success")
-    inputs = depend.load_dependency_results(world.ctx, stored(world, after(world, first, second)))
+    inputs = depend.load_dependency_results(world.ctx, stored(world, dependent_job(world, first, second)))
     assert [(each.result, each.truncated) for each in inputs] == [('{"rows":3}', False), (None, True)]
 
 
@@ -255,7 +255,7 @@ def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch
     first = world.job(payload="p" * 500_000)
     world.do(change_job.start, first)
     world.complete(first, result="r" * 500_000)
-    job = stored(world, after(world, first))
+    job = stored(world, dependent_job(world, first))
 
     def read(key: str) -> str | None:
         raise AssertionError(f"{key} is read, and has no place")
@@ -267,7 +267,7 @@ def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch
 
 def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -> None:
     first, second = world.job(), world.job()
-    ids = [after(world, first, second) for _ in range(6)]
+    ids = [dependent_job(world, first, second) for _ in range(6)]
     born = list(world.unmatched)
     world.unmatched.clear()
     for job in born:
@@ -285,7 +285,7 @@ def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -
 def test_dependency_that_ends_during_registration_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dependency ends after its dependent's names were written, before it is marked: nobody hears of that end."""
     first = world.job()
-    job_id = after(world, first)
+    job_id = dependent_job(world, first)
     put = world.ctx.dependencies.put_dependents
 
     def put_and_be_overtaken(job: Job) -> None:
@@ -300,7 +300,7 @@ def test_dependency_that_ends_during_registration_is_not_missed(world: World, mo
 
 def test_upstream_and_downstream_jobs_are_returned(world: World) -> None:
     first = world.job(name="first")
-    second = after(world, first)
+    second = dependent_job(world, first)
     world.run_matcher()
     before, behind = depend.upstream_and_downstream(world.ctx, stored(world, first))
     assert (before, [job.job_id for job in behind]) == ([], [second])
@@ -313,11 +313,11 @@ def test_dependents_over_the_inline_limit_are_released_by_fan_out(
 ) -> None:
     monkeypatch.setattr(match, "MAX_INLINE_WAITS", 3)
     first = world.job()
-    ids = [after(world, first) for _ in range(8)]
+    ids = [dependent_job(world, first) for _ in range(8)]
     world.run_matcher()
     end(world, first, "success")
     world.run_matcher()
-    assert world.queues.wide
+    assert world.queues.fan_out_messages
     world.run_fan_out()
     assert {stored(world, job_id).status for job_id in ids} == {"pending"}
 

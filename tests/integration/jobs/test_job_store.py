@@ -205,7 +205,7 @@ def test_job_and_row_mappers_are_inverse(world: World, table: DynamoTable) -> No
     assert {name: value for name, value in job_rows.job_to_row(job).items() if value is not None} == row
 
 
-class TestWhoeverIsWaitedFor:
+class TestWaitMark:
     """From its first wait on a job is shown to the matcher, whatever else happens to it at that moment."""
 
     def test_only_a_job_with_waits_is_sent_to_the_matcher(self, world: World, table: DynamoTable) -> None:

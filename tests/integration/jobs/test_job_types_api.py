@@ -115,7 +115,7 @@ class TestDefining:
         assert client.get("/v1/job-types/flash").ok()["queue"] == "two"
 
 
-class TestWhatIsNone:
+class TestInvalidTypes:
     @pytest.mark.parametrize(
         ("wrong", "pointers"),
         [
@@ -359,7 +359,7 @@ class TestCreating:
         key = {"idempotency-key": "k"}
         asked = {"job_type": "flash"}
         with monkeypatch.context() as dying:
-            dying.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", died)
+            dying.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", raise_crash)
             assert client.post("/v1/jobs", asked, headers=key).status == 500
         put(client, "flash", {"payload_schema": {"type": "string"}}).ok(200)
         later(monkeypatch, minutes=10)
@@ -415,7 +415,7 @@ def stored() -> int:
     return int(wiring.dynamodb().scan(TableName=TABLE_NAME)["Count"])
 
 
-def died(*_: object) -> None:
+def raise_crash(*_: object) -> None:
     raise OSError("the function died")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import KEY_ID, SOME_ID, Client, pauses
+from tests.support.api import KEY_ID, SOME_ID, Client, run_at_each_pause
 from vigil_core.domain.exact_json import dumps
 
 JOB_KEYS = {
@@ -310,7 +310,7 @@ def test_prefer_wait_returns_when_the_job_ends(client: Client, monkeypatch: pyte
         job = client.get("/v1/jobs").ok()["jobs"][0]
         client.post(f"/v1/jobs/{job['job_id']}/{next(meanwhile)}").ok()
 
-    pauses(monkeypatch, sleep)
+    run_at_each_pause(monkeypatch, sleep)
     reply = client.post("/v1/jobs", {"job_type": "t"}, headers={"prefer": "wait=60"})
     assert (reply.ok(200)["status"], reply.headers["preference-applied"]) == ("completed", "wait=25")
     assert reply.json.keys() == JOB_KEYS

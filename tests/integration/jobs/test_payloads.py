@@ -25,7 +25,7 @@ def find(world: World, job_id: str) -> Job:
     return change_job.find_job(world.ctx, NAMESPACE, job_id)
 
 
-def kept(world: World, job_id: str) -> dict[str, str]:
+def retention_classes(world: World, job_id: str) -> dict[str, str]:
     """How long each object of a job is kept, by its kind: P for the payload, R for results."""
     prefix = f"payloads/{NAMESPACE}/{job_id}/"
     return {key[len(prefix)]: how for key, (_, how) in world.objects.stored.items() if key.startswith(prefix)}
@@ -44,7 +44,7 @@ def test_large_payload_and_result_are_stored_in_s3_and_read_back(world: World, t
     bodies = world.ctx.jobs.payloads(find(world, job_id))
     assert (bodies.payload, bodies.result) == (f'{{"text":"{LARGE}"}}', f'["{LARGE}"]')
     assert (bodies.payload_url, bodies.result_url) == (None, None)
-    assert kept(world, job_id) == {"P": "ended", "R": "ended"}
+    assert retention_classes(world, job_id) == {"P": "ended", "R": "ended"}
     assert done.payload_ref != done.result_ref
     row = table.get(keys.job(NAMESPACE, job_id))
     assert row is not None
@@ -90,11 +90,11 @@ def test_response_of_many_jobs_has_urls_for_payloads_over_its_limit(world: World
 
 def test_retried_job_retags_its_objects_as_open(world: World) -> None:
     job_id = world.running(payload=LARGE)
-    assert kept(world, job_id) == {"P": "open"}
+    assert retention_classes(world, job_id) == {"P": "open"}
     world.fail(job_id)
-    assert kept(world, job_id) == {"P": "ended"}
+    assert retention_classes(world, job_id) == {"P": "ended"}
     world.do(change_job.retry, job_id)
-    assert kept(world, job_id) == {"P": "open"}
+    assert retention_classes(world, job_id) == {"P": "open"}
 
 
 def test_retry_during_the_end_leaves_the_object_tagged_as_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_retry_during_the_end_leaves_the_object_tagged_as_open(world: World, mon
     monkeypatch.setattr(JobStore, "_expire_side_rows", later)
     world.fail(job_id)
     assert find(world, job_id).status == "pending"
-    assert kept(world, job_id) == {"P": "open"}
+    assert retention_classes(world, job_id) == {"P": "open"}
 
 
 def test_object_is_renewed_with_its_job(world: World) -> None:
@@ -119,14 +119,14 @@ def test_object_is_renewed_with_its_job(world: World) -> None:
     world.objects.stored[name] = LARGE, "ended"
     world.pass_time(200 * DAY)
     world.report(job_id, message="alive")
-    assert kept(world, job_id) == {"P": "open"}
+    assert retention_classes(world, job_id) == {"P": "open"}
 
 
 def test_object_of_a_far_scheduled_job_is_retained_until_then(world: World) -> None:
     job_id = world.job(payload=LARGE, scheduled_at=world.time + timedelta(days=1_000))
-    assert kept(world, job_id) == {"P": "long"}
+    assert retention_classes(world, job_id) == {"P": "long"}
     world.do(change_job.cancel, job_id)
-    assert kept(world, job_id) == {"P": "ended"}
+    assert retention_classes(world, job_id) == {"P": "ended"}
 
 
 def test_deleted_job_removes_its_objects(world: World) -> None:
@@ -135,14 +135,14 @@ def test_deleted_job_removes_its_objects(world: World) -> None:
     other = world.job(payload=LARGE)
     world.delete(job_id)
     world.run_matcher()
-    assert (kept(world, job_id), kept(world, other)) == ({}, {"P": "open"})
+    assert (retention_classes(world, job_id), retention_classes(world, other)) == ({}, {"P": "open"})
 
 
 def test_large_fallback_becomes_a_large_result(world: World) -> None:
     job_id = world.running(fallback={"text": LARGE})
     world.fail(job_id)
     assert len(world.ctx.jobs.payloads(find(world, job_id)).result or "") > len(LARGE)
-    assert kept(world, job_id) == {"R": "ended"}
+    assert retention_classes(world, job_id) == {"R": "ended"}
 
 
 class TestUploads:
@@ -157,7 +157,7 @@ class TestUploads:
         assert bodies.payload_url is not None
         assert bodies.result_url is not None
         assert world.objects.get(bodies.payload_url.removeprefix("https://objects/")) == "{" * 10
-        assert kept(world, job_id) == {"P": "ended", "R": "ended"}
+        assert retention_classes(world, job_id) == {"P": "ended", "R": "ended"}
 
     def test_upload_of_another_namespace_is_refused(self, world: World) -> None:
         with pytest.raises(ValidationFailed, match="/payload_ref"):

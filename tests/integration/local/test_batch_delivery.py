@@ -25,13 +25,13 @@ Function = Callable[[list[str]], Outcome]
 
 
 @dataclass
-class Story:
+class RecordingCourier:
     """A courier that writes everything down, for a function given as what it does with sequence numbers."""
 
     function: Function
     sent: list[list[str]] = field(default_factory=list)
     handled: list[str] = field(default_factory=list)
-    given_up: list[tuple[list[str], str, int, str | None]] = field(default_factory=list)
+    discarded: list[tuple[list[str], str, int, str | None]] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     time: float = NOON.timestamp()
     stops_after: int = 1_000
@@ -45,7 +45,7 @@ class Story:
         self.handled += [record.sequence for record in batch]
 
     def give_up(self, batch: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
-        self.given_up.append(([record.sequence for record in batch], condition, invocations, function_error))
+        self.discarded.append(([record.sequence for record in batch], condition, invocations, function_error))
 
     def pause(self, seconds: float) -> bool:
         self.pauses.append(seconds)
@@ -71,7 +71,7 @@ def raising_on(*bad: str) -> Function:
 
 
 def test_successful_batch_is_sent_once() -> None:
-    courier = Story(failing_on())
+    courier = RecordingCourier(failing_on())
     deliver(mapping(), records(3), courier)
     assert courier.sent == [["1", "2", "3"]]
     assert courier.handled == ["1", "2", "3"]
@@ -81,47 +81,47 @@ def test_partial_failure_resumes_at_the_lowest_failed_record() -> None:
     answers = iter(
         [Answered({"batchItemFailures": [{"itemIdentifier": "4"}, {"itemIdentifier": "2"}]}), Answered(None)]
     )
-    courier = Story(lambda _: next(answers))
+    courier = RecordingCourier(lambda _: next(answers))
     deliver(mapping(MaximumRetryAttempts=0), records(5), courier)
     assert courier.sent == [["1", "2", "3", "4", "5"], ["2", "3", "4", "5"]]
     assert courier.handled == ["1", "2", "3", "4", "5"]
-    assert courier.given_up == []
+    assert courier.discarded == []
 
 
 def test_partial_response_without_report_setting_counts_as_success() -> None:
-    courier = Story(failing_on("2"))
+    courier = RecordingCourier(failing_on("2"))
     deliver(mapping(FunctionResponseTypes=[]), records(3), courier)
     assert courier.handled == ["1", "2", "3"]
     assert len(courier.sent) == 1
 
 
 def test_bisecting_isolates_a_poisoned_record_without_loss_of_others() -> None:
-    courier = Story(raising_on("6"))
+    courier = RecordingCourier(raising_on("6"))
     deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=2), records(8), courier)
-    assert courier.given_up == [(["6"], RETRIES_EXHAUSTED, 3, "Unhandled")]
+    assert courier.discarded == [(["6"], RETRIES_EXHAUSTED, 3, "Unhandled")]
     assert courier.handled == [str(sequence) for sequence in range(1, 9)]
     # Splitting uses up no try: the record alone has all of its three.
     assert courier.sent.count(["6"]) == 3
 
 
 def test_reported_poisoned_record_is_isolated() -> None:
-    courier = Story(failing_on("3"))
+    courier = RecordingCourier(failing_on("3"))
     deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=1), records(6), courier)
-    assert courier.given_up == [(["3"], RETRIES_EXHAUSTED, 2, None)]
+    assert courier.discarded == [(["3"], RETRIES_EXHAUSTED, 2, None)]
     assert courier.handled == [str(sequence) for sequence in range(1, 7)]
 
 
 def test_batch_without_bisecting_is_discarded_after_its_retries() -> None:
-    courier = Story(failing_on("2"))
+    courier = RecordingCourier(failing_on("2"))
     deliver(mapping(MaximumRetryAttempts=1), records(3), courier)
     assert courier.sent == [["1", "2", "3"], ["2", "3"], ["2", "3"]]
-    assert courier.given_up == [(["2", "3"], RETRIES_EXHAUSTED, 2, None)]
+    assert courier.discarded == [(["2", "3"], RETRIES_EXHAUSTED, 2, None)]
     assert courier.handled == ["1", "2", "3"]
 
 
 def test_unlimited_retries_continue_until_success() -> None:
     answers = iter([Failed("Unhandled")] * 40)
-    courier = Story(lambda _: next(answers, Answered(None)))
+    courier = RecordingCourier(lambda _: next(answers, Answered(None)))
     deliver(mapping(), records(1), courier)
     assert len(courier.sent) == 41
     assert max(courier.pauses) == MAX_BACKOFF_S
@@ -130,34 +130,34 @@ def test_unlimited_retries_continue_until_success() -> None:
 
 def test_throttling_neither_uses_a_retry_nor_splits_the_batch() -> None:
     answers = iter([NotInvoked("TooManyRequestsException")] * 5)
-    courier = Story(lambda _: next(answers, Answered(None)))
+    courier = RecordingCourier(lambda _: next(answers, Answered(None)))
     deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=0), records(2), courier)
     assert courier.sent == [["1", "2"]] * 6
     assert courier.handled == ["1", "2"]
-    assert courier.given_up == []
+    assert courier.discarded == []
 
 
 def test_record_that_exceeds_its_maximum_age_is_discarded() -> None:
-    courier = Story(raising_on("1"))
+    courier = RecordingCourier(raising_on("1"))
     deliver(mapping(MaximumRecordAgeInSeconds=60), records(1), courier)
-    ((sequences, condition, invocations, _),) = courier.given_up
+    ((sequences, condition, invocations, _),) = courier.discarded
     assert (sequences, condition) == (["1"], TOO_OLD)
     assert invocations == len(courier.sent) > 10
     assert courier.handled == ["1"]
 
 
 def test_record_too_old_at_first_is_never_sent() -> None:
-    courier = Story(failing_on(), time=NOON.timestamp() + 61)
+    courier = RecordingCourier(failing_on(), time=NOON.timestamp() + 61)
     deliver(mapping(MaximumRecordAgeInSeconds=60), records(1), courier)
     assert courier.sent == []
-    assert courier.given_up == [(["1"], TOO_OLD, 0, None)]
+    assert courier.discarded == [(["1"], TOO_OLD, 0, None)]
 
 
 def test_open_records_stay_open_when_the_poller_stops() -> None:
-    courier = Story(raising_on("2"), stops_after=1)
+    courier = RecordingCourier(raising_on("2"), stops_after=1)
     deliver(mapping(BisectBatchOnFunctionError=True), records(2), courier)
     assert courier.handled == []
-    assert courier.given_up == []
+    assert courier.discarded == []
 
 
 @pytest.mark.parametrize(

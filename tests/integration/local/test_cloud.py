@@ -149,13 +149,13 @@ class TestStreams:
         assert health.dead_letters == 1
 
     def test_disabled_mapping_delivers_its_records_after_it_is_enabled(self, miniature: Miniature) -> None:
-        with switched_off(miniature):
+        with disabled_mapping(miniature):
             miniature.put("while-off")
             assert miniature.times("while-off") == 0
         assert miniature.delivered("while-off")
 
 
-class switched_off:
+class disabled_mapping:
     """The mapping is off within the block, and the pump has noticed."""
 
     def __init__(self, miniature: Miniature) -> None:
@@ -174,7 +174,7 @@ class switched_off:
         self._miniature.client("lambda").update_event_source_mapping(UUID=self._uuid, Enabled=enabled)
 
 
-class TestAgain:
+class TestSecondUp:
     def test_second_up_changes_nothing(self, miniature: Miniature) -> None:
         before, built = miniature.stack, (miniature.home.directory / "build.log").stat().st_size
         miniature.up()
@@ -199,7 +199,7 @@ class TestRestart:
     def test_restart_preserves_data_and_delivers_unconsumed_records(self, miniature: Miniature) -> None:
         miniature.put("before")
         assert miniature.delivered("before")
-        off = switched_off(miniature)
+        off = disabled_mapping(miniature)
         with off:
             miniature.put("waiting-1", "waiting-2")
             key, seen = miniature.stack.api_key, miniature.times("before")

@@ -23,7 +23,7 @@ from vigil.local import ministack_patches as corrections
 
 
 @pytest.fixture(autouse=True)
-def _uncorrected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test lays over the emulator is gone after it, and so is all that it stored."""
     for module, name in [
         (dynamodb, "get_state"),
@@ -95,13 +95,13 @@ class TestStreamRecords:
         assert sequences() == []
 
 
-def while_there_is_room(pipe: int) -> None:
+def fill_pipe(pipe: int) -> None:
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(pipe, b"." * 65536)
 
 
-class TestBell:
+class TestRecordSignal:
     def test_each_record_writes_one_byte_to_the_pipe(self) -> None:
         ear, bell = os.pipe()
         os.set_blocking(ear, False)
@@ -122,7 +122,7 @@ class TestBell:
         table_with_one_item()
         corrections.signal_stream_records(bell)
         try:
-            while_there_is_room(bell)
+            fill_pipe(bell)
             call("PutItem", TableName="jobs", Item={"pk": {"S": "full"}})
         finally:
             os.close(ear)
@@ -227,7 +227,7 @@ class TestActions:
         assert self.needed("sqs", "ReceiveMessage") == "sqs:ReceiveMessage"
 
 
-class TestGroupsOfSchedules:
+class TestScheduleGroups:
     CREATE: Any = ("POST", json.dumps({"GroupName": "mine"}).encode(), {})
     DELETE: Any = ("DELETE", b"", {"groupName": ["mine"]})
 

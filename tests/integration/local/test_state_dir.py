@@ -22,7 +22,7 @@ sys.stdin.read()
 """
 
 
-def claimant(path: Path) -> subprocess.Popen[str]:
+def lock_holder(path: Path) -> subprocess.Popen[str]:
     source = Path(__file__).parents[3] / "src"
     process = subprocess.Popen(
         [sys.executable, "-c", CLAIM, str(path)],
@@ -39,7 +39,7 @@ def claimant(path: Path) -> subprocess.Popen[str]:
 def test_process_lock_is_released_when_its_process_ends(tmp_path: Path) -> None:
     role = ProcessFile(tmp_path / "role.pid")
     assert role.holder() is None
-    with claimant(tmp_path / "role.pid") as process:
+    with lock_holder(tmp_path / "role.pid") as process:
         assert role.holder() == {"pid": process.pid, "port": 4711}
         assert not role.claim()
         process.kill()
@@ -58,7 +58,7 @@ def test_reading_a_process_lock_does_not_block_its_acquisition(tmp_path: Path) -
     path.touch()
     looking = [ProcessFile(path) for _ in range(50)]
     assert not any(role.alive for role in looking)
-    with claimant(path) as process:
+    with lock_holder(path) as process:
         assert all(role.alive for role in looking)
         process.kill()
 

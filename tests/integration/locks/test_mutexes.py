@@ -28,7 +28,7 @@ def status(world: World, job_id: str) -> str:
     return change_job.find_job(world.ctx, NAMESPACE, job_id).status
 
 
-def hand(world: World) -> None:
+def promote_next(world: World) -> None:
     """What the matcher does when it hears of a job that has ended, or that stands in line."""
     promote_next_waiter(world.ctx, NAMESPACE, "disk", actor="matcher")
 
@@ -38,13 +38,13 @@ def test_jobs_acquire_the_mutex_one_at_a_time_in_arrival_order(world: World) -> 
     for n, job_id in enumerate(jobs):
         assert [status(world, other) for other in jobs[n:]] == ["pending"] + ["waiting"] * (4 - n)
         world.do(change_job.start, job_id)
-        hand(world)
+        promote_next(world)
         assert [status(world, other) for other in jobs[n + 1 :]] == ["waiting"] * (4 - n), "while it runs, nobody"
         world.complete(job_id) if n % 2 else world.fail(job_id)
-        hand(world)
-        hand(world)
+        promote_next(world)
+        promote_next(world)
     assert queued(world)
-    hand(world)
+    promote_next(world)
 
 
 def test_job_retains_its_mutex_during_a_retry_delay(world: World) -> None:
@@ -52,7 +52,7 @@ def test_job_retains_its_mutex_during_a_retry_delay(world: World) -> None:
     second = queued(world)
     world.do(change_job.start, first)
     world.fail(first)
-    hand(world)
+    promote_next(world)
     assert (status(world, first), status(world, second)) == ("scheduled", "waiting")
     world.pass_time(20)
     change_job.apply_timers(world.ctx, NAMESPACE, first)
@@ -67,7 +67,7 @@ def test_scheduled_job_requests_its_mutex_at_its_start_time(world: World) -> Non
     change_job.apply_timers(world.ctx, NAMESPACE, later)
     assert status(world, later) == "waiting"
     world.do(change_job.cancel, now)
-    hand(world)
+    promote_next(world)
     assert status(world, later) == "pending"
 
 
@@ -75,7 +75,7 @@ def test_cancelled_job_leaves_the_mutex_queue(world: World, table: DynamoTable) 
     first, second, third = (queued(world) for _ in range(3))
     world.do(change_job.cancel, second)
     world.do(change_job.cancel, first)
-    hand(world)
+    promote_next(world)
     assert status(world, third) == "pending"
     assert not table.query_page(keys.mutex_queue(NAMESPACE, "disk")).rows
 
@@ -86,7 +86,7 @@ def test_retried_job_goes_to_the_end_of_the_mutex_queue(world: World) -> None:
     world.fail(first)
     world.do(change_job.retry, first)
     assert status(world, first) == "waiting", "somebody stands in line, though nobody has it"
-    hand(world)
+    promote_next(world)
     assert (status(world, first), status(world, second)) == ("waiting", "pending")
 
 
@@ -110,7 +110,7 @@ def test_rejecting_job_is_refused_while_the_mutex_has_a_holder_or_queue(world: W
     world.do(change_job.cancel, first)
     with pytest.raises(JobCreationFailed):
         world.job(mutex_key="disk")
-    hand(world)
+    promote_next(world)
     world.do(change_job.cancel, second)
     assert status(world, world.job(mutex_key="disk")) == "pending"
 
@@ -120,7 +120,7 @@ def test_queued_job_acquires_the_mutex_after_a_rejecting_holder(world: World) ->
     polite = queued(world)
     world.do(change_job.cancel, blunt)
     assert change_job.find_job(world.ctx, NAMESPACE, blunt).needs_matching
-    hand(world)
+    promote_next(world)
     assert status(world, polite) == "pending"
 
 
@@ -142,7 +142,7 @@ def test_empty_mutex_queue_is_removed_from_the_due_index(world: World) -> None:
     for job_id in (second, first):
         world.do(change_job.cancel, job_id)
     assert due_mutexes(world) == 1
-    hand(world)
+    promote_next(world)
     assert due_mutexes(world) == 0
 
 
@@ -163,14 +163,14 @@ def test_job_queued_while_the_holder_ends_acquires_the_mutex(world: World, monke
         found = look(*args)
         monkeypatch.setattr(take_holds, "_lock_and_holder", look)
         world.do(change_job.cancel, first)
-        hand(world)
+        promote_next(world)
         return found
 
     monkeypatch.setattr(take_holds, "_lock_and_holder", look_and_be_overtaken)
     late = queued(world)
     job: Job = change_job.find_job(world.ctx, NAMESPACE, late)
     assert (job.status, job.needs_matching) == ("waiting", True), "the stream tells of it"
-    hand(world)
+    promote_next(world)
     assert status(world, late) == "pending"
 
 
@@ -178,7 +178,7 @@ def test_history_shows_the_mutex_as_reason_of_the_release(world: World) -> None:
     first, second = queued(world), queued(world)
     world.do(change_job.start, first)
     world.do(change_job.fail, first, JobError(code="E", message="m"))
-    hand(world)
+    promote_next(world)
     history = world.ctx.jobs.history(change_job.find_job(world.ctx, NAMESPACE, second))
     assert [(line.kind, line.status, line.reason) for line in history] == [
         ("created", "waiting", None),

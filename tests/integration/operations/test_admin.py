@@ -100,7 +100,7 @@ class World:
         json.dumps(answer)  # whatever Lambda is to hand on
         return answer
 
-    def bury(self, key: str, function: str = MATCHER, payload: object = None) -> Any:
+    def store_dead_letter(self, key: str, function: str = MATCHER, payload: object = None) -> Any:
         """What Lambda writes when it gives up on a batch."""
         event = payload or {"Records": [{"eventID": key}]}
         letter = {
@@ -110,7 +110,7 @@ class World:
         self.s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(letter).encode())
         return event
 
-    def buried(self) -> list[str]:
+    def dead_letter_keys(self) -> list[str]:
         return [item["Key"] for item in self.s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
     def take(self, queue: str) -> list[tuple[str, str | None, Any]]:
@@ -192,8 +192,8 @@ def test_every_documented_action_is_accepted(world: World, action: str) -> None:
 
 
 def test_dead_letters_are_listed_with_their_function_and_records(world: World) -> None:
-    world.bury("a", payload={"Records": [{}, {}]})
-    world.bury("b", NOTIFIER)
+    world.store_dead_letter("a", payload={"Records": [{}, {}]})
+    world.store_dead_letter("b", NOTIFIER)
     world.s3.put_object(Bucket=BUCKET, Key="c", Body=b"somebody's notes")
     world.sqs.send_message(QueueUrl=world.urls["sweeper-dead"], MessageBody="{}")
 
@@ -209,17 +209,17 @@ def test_dead_letters_are_listed_with_their_function_and_records(world: World) -
 
 def test_long_dead_letter_list_is_truncated_with_its_total(world: World) -> None:
     for number in range(MAX_LISTED + 5):
-        world.bury(f"{number:04}")
+        world.store_dead_letter(f"{number:04}")
     shown = world.ask(sample("admin_list_dead_letters"))
     assert (len(shown["batches"]), shown["total"]) == (MAX_LISTED, MAX_LISTED + 5)
 
 
 def test_redrive_invokes_each_batch_on_its_function_and_removes_it(world: World) -> None:
-    first, second = world.bury("a"), world.bury("b", f"{NOTIFIER}:$LATEST")
+    first, second = world.store_dead_letter("a"), world.store_dead_letter("b", f"{NOTIFIER}:$LATEST")
     done = world.ask(sample("admin_redrive_dead_letters"))
     assert done == {"batches": 2, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 0}}
     assert world.functions.calls == [(MATCHER, first), (NOTIFIER, second)]
-    assert world.buried() == []
+    assert world.dead_letter_keys() == []
 
 
 @pytest.mark.parametrize(
@@ -233,27 +233,27 @@ def test_redrive_invokes_each_batch_on_its_function_and_removes_it(world: World)
     ],
 )
 def test_batch_that_fails_again_is_not_removed(world: World, answer: object, problem: str) -> None:
-    world.bury("bad")
-    world.bury("good", NOTIFIER)
+    world.store_dead_letter("bad")
+    world.store_dead_letter("good", NOTIFIER)
     world.functions.answer = lambda function: answer if function == MATCHER else NOTHING_FAILED
     done = world.ask(sample("admin_redrive_dead_letters"))
     assert [(batch["key"], batch["problem"]) for batch in done["failed"]] == [("bad", problem)]
     assert done["batches"] == 1
-    assert world.buried() == ["bad"]
+    assert world.dead_letter_keys() == ["bad"]
 
 
 def test_dead_letter_of_a_foreign_function_is_not_redriven(world: World) -> None:
     foreign_function = "arn:aws:lambda:us-east-1:123456789012:function:pay-everybody"
-    world.bury("a", foreign_function)
+    world.store_dead_letter("a", foreign_function)
     done = world.ask(sample("admin_redrive_dead_letters"))
     assert done["failed"][0]["problem"] == f"{foreign_function} is not a consumer of this stack"
     assert world.functions.calls == []
-    assert world.buried() == ["a"]
+    assert world.dead_letter_keys() == ["a"]
 
 
 def test_redrive_stops_before_its_deadline_and_reports_the_rest(world: World) -> None:
     for key in ("a", "b", "c", "d", "e", "f"):
-        world.bury(key)
+        world.store_dead_letter(key)
 
     def slow(function: str) -> object:
         world.now += timedelta(seconds=60)
@@ -263,7 +263,7 @@ def test_redrive_stops_before_its_deadline_and_reports_the_rest(world: World) ->
     done = world.ask(sample("admin_redrive_dead_letters"))
     assert (done["batches"], done["not_tried"]) == (4, 2)
     assert world.now <= SOON
-    assert world.buried() == ["e", "f"]
+    assert world.dead_letter_keys() == ["e", "f"]
 
 
 def test_redriven_messages_return_to_their_queue_with_attributes(world: World) -> None:
@@ -313,7 +313,7 @@ def test_doctor_action_returns_findings_and_repair_outcomes(world: World) -> Non
 
     job_id = world.jobs.job(scheduled_at=NOON + timedelta(minutes=1))
     world.jobs.pass_time(600)
-    world.bury("a")
+    world.store_dead_letter("a")
     until = world.jobs.time + timedelta(minutes=5)
     overdue, dead = world.admin.handle(sample("admin_doctor"), until)["findings"]
     assert overdue == {
@@ -333,5 +333,5 @@ def test_doctor_action_returns_findings_and_repair_outcomes(world: World) -> Non
         (True, "done"),
         (True, "1 batches handled, 0 messages sent back"),
     ]
-    assert world.buried() == []
+    assert world.dead_letter_keys() == []
     assert world.admin.handle({"action": "doctor"}, until)["findings"] == []

@@ -35,7 +35,7 @@ LATER = 240
 
 
 @dataclass
-class Letters:
+class FakeDeadLetters:
     """Dead letters as a test wants them; a redrive handles all but those that fail again."""
 
     batches: list[DeadLetterBatch] = field(default_factory=list)
@@ -52,12 +52,12 @@ class Letters:
 
 
 @dataclass
-class Practice:
+class DoctorWorld:
     """A world, its table, and a doctor."""
 
     world: World
     table: DynamoTable
-    letters: Letters = field(default_factory=Letters)
+    letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
 
     def examine(self, until: datetime) -> Checkup:
         letters: Any = self.letters
@@ -66,19 +66,19 @@ class Practice:
     def repair(self, findings: Sequence[Finding], until: datetime) -> list[RepairOutcome | None]:
         return doctor.repair(self.world.ctx, findings, until)
 
-    def look(self) -> Checkup:
+    def examine_now(self) -> Checkup:
         return self.examine(self.world.time + timedelta(minutes=3))
 
-    def found(self) -> list[tuple[str, str]]:
-        return [(finding.kind, finding.entity_id) for finding in self.look().findings]
+    def found_problems(self) -> list[tuple[str, str]]:
+        return [(finding.kind, finding.entity_id) for finding in self.examine_now().findings]
 
-    def mend(self) -> list[RepairOutcome | None]:
-        return self.repair(self.look().findings, self.world.time + timedelta(minutes=3))
+    def repair_all(self) -> list[RepairOutcome | None]:
+        return self.repair(self.examine_now().findings, self.world.time + timedelta(minutes=3))
 
     def sweep(self) -> None:
         """What the sweeper was asked for."""
-        while self.world.queues.wake_ups:
-            sweep.on_message(self.world.ctx, loads(self.world.queues.wake_ups.pop(0)[0]))
+        while self.world.queues.sweeper_messages:
+            sweep.on_message(self.world.ctx, loads(self.world.queues.sweeper_messages.pop(0)[0]))
 
     def stored(self, job_id: str) -> Job:
         return change_job.find_job(self.world.ctx, NAMESPACE, job_id)
@@ -89,14 +89,14 @@ class Practice:
 
 
 @pytest.fixture
-def doctor_world(table: DynamoTable) -> Iterator[Practice]:
+def doctor_world(table: DynamoTable) -> Iterator[DoctorWorld]:
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(doctor, "list_dead_letters", lambda letters: letters.list())
         patches.setattr(doctor, "redrive_dead_letters", lambda letters, until: letters.redrive(until))
-        yield Practice(World(table, spec_page_entries=2), table)
+        yield DoctorWorld(World(table, spec_page_entries=2), table)
 
 
-def late_wait(doctor_world: Practice) -> str:
+def overdue_wait(doctor_world: DoctorWorld) -> str:
     """A wait whose time is over."""
     job_id = doctor_world.world.job()
     answer = doctor_world.world.wait({job_id: None}, wait_options={"expires_in": 60})
@@ -104,17 +104,17 @@ def late_wait(doctor_world: Practice) -> str:
     return str(answer["wait_id"])
 
 
-def unfinished_registration(doctor_world: Practice) -> str:
+def unfinished_registration(doctor_world: DoctorWorld) -> str:
     """A large wait whose message to the fan-out function is lost."""
     jobs = [doctor_world.world.job() for _ in range(6)]
     answer = doctor_world.world.wait(dict.fromkeys(jobs))
-    assert doctor_world.world.queues.wide
-    doctor_world.world.queues.wide.clear()
+    assert doctor_world.world.queues.fan_out_messages
+    doctor_world.world.queues.fan_out_messages.clear()
     doctor_world.world.pass_time(600)
     return str(answer["wait_id"])
 
 
-def lost_delivery(doctor_world: Practice) -> str:
+def lost_delivery(doctor_world: DoctorWorld) -> str:
     """A delivery whose message is lost."""
     world = doctor_world.world
     delivery = Delivery(
@@ -122,11 +122,11 @@ def lost_delivery(doctor_world: Practice) -> str:
         status="pending", created_at=world.time, next_attempt_at=world.time,
     )  # fmt: skip
     tell_webhooks.enqueue_deliveries(world.ctx, [delivery])
-    world.queues.to_tell.clear()
+    world.queues.webhook_messages.clear()
     return keys.delivery_due_id("ci", "d1")
 
 
-def late_schedule(doctor_world: Practice) -> str:
+def overdue_schedule(doctor_world: DoctorWorld) -> str:
     """A schedule whose alarm is lost."""
     world = doctor_world.world
     timing = ScheduleTiming(cron="*/30 * * * *", rate=None, timezone="UTC", anchor=world.time)
@@ -148,7 +148,7 @@ def queued(world: World) -> str:
     return world.job(mutex_key="disk", queue_on_conflict=True)
 
 
-def standstill(doctor_world: Practice) -> str:
+def stalled_mutex(doctor_world: DoctorWorld) -> str:
     """A mutex whose holder has ended, and the matcher never heard of it."""
     first, _ = queued(doctor_world.world), queued(doctor_world.world)
     doctor_world.world.do(change_job.start, first)
@@ -156,7 +156,7 @@ def standstill(doctor_world: Practice) -> str:
     return "disk"
 
 
-def abandoned_place(doctor_world: Practice) -> str:
+def abandoned_queue_entry(doctor_world: DoctorWorld) -> str:
     """A place in line of a job that has ended, before that of one that wants it; the holder is at work."""
     world = doctor_world.world
     gone = world.running()
@@ -169,12 +169,12 @@ def abandoned_place(doctor_world: Practice) -> str:
     return "disk"
 
 
-def overdue(doctor_world: Practice) -> str:
+def overdue_job(doctor_world: DoctorWorld) -> str:
     """A job that was to begin."""
     return doctor_world.world.job(scheduled_at=doctor_world.world.time + timedelta(seconds=30))
 
 
-def lapsed(doctor_world: Practice) -> str:
+def job_with_expired_lease(doctor_world: DoctorWorld) -> str:
     """A job whose worker has died."""
     job_id = doctor_world.world.job(priority="critical")
     wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=30, claim_id=None)
@@ -183,7 +183,7 @@ def lapsed(doctor_world: Practice) -> str:
     return job_id
 
 
-def undispatched(doctor_world: Practice) -> str:
+def undispatched_job(doctor_world: DoctorWorld) -> str:
     """A job of Vigil's own that the matcher has not seen."""
     now = doctor_world.world.ctx.now()
     job_type = JobType(
@@ -194,14 +194,14 @@ def undispatched(doctor_world: Practice) -> str:
     return doctor_world.world.job(executor="http", target_ref=job_type.target_ref)
 
 
-def hidden(doctor_world: Practice) -> str:
+def unindexed_job(doctor_world: DoctorWorld) -> str:
     """A job that its queue does not show."""
     job_id = doctor_world.world.job()
     doctor_world.rewrite(job_id, "REMOVE g1pk, g1sk")
     return job_id
 
 
-def haunting(doctor_world: Practice) -> str:
+def stale_index_entry(doctor_world: DoctorWorld) -> str:
     """A job that has ended, and that its queue shows to workers."""
     job_id = doctor_world.world.running()
     doctor_world.world.complete(job_id)
@@ -210,7 +210,7 @@ def haunting(doctor_world: Practice) -> str:
     return job_id
 
 
-def unjudged(doctor_world: Practice) -> str:
+def unevaluated_job(doctor_world: DoctorWorld) -> str:
     """A job that waits for one that has ended, and the matcher never heard of it."""
     world = doctor_world.world
     before = world.running()
@@ -220,80 +220,90 @@ def unjudged(doctor_world: Practice) -> str:
     return after
 
 
-PLANTED: list[tuple[str, Callable[[Practice], str]]] = [
-    ("wait_expiry", late_wait),
+PLANTED: list[tuple[str, Callable[[DoctorWorld], str]]] = [
+    ("wait_expiry", overdue_wait),
     ("wait_registration", unfinished_registration),
     ("delivery", lost_delivery),
-    ("schedule", late_schedule),
-    ("mutex", standstill),
-    ("mutex", abandoned_place),
-    ("job_overdue", overdue),
-    ("job_overdue", lapsed),
-    ("job_not_dispatched", undispatched),
-    ("job_misplaced", hidden),
-    ("job_misplaced", haunting),
-    ("job_dependencies", unjudged),
+    ("schedule", overdue_schedule),
+    ("mutex", stalled_mutex),
+    ("mutex", abandoned_queue_entry),
+    ("job_overdue", overdue_job),
+    ("job_overdue", job_with_expired_lease),
+    ("job_not_dispatched", undispatched_job),
+    ("job_misplaced", unindexed_job),
+    ("job_misplaced", stale_index_entry),
+    ("job_dependencies", unevaluated_job),
 ]
 
 
 @pytest.mark.parametrize(("kind", "plant"), PLANTED, ids=lambda of: getattr(of, "__name__", of))
 def test_each_stuck_entity_is_found_and_repaired(
-    doctor_world: Practice, kind: str, plant: Callable[[Practice], str]
+    doctor_world: DoctorWorld, kind: str, plant: Callable[[DoctorWorld], str]
 ) -> None:
     entity_id = plant(doctor_world)
     doctor_world.world.pass_time(LATER)
-    (finding,) = doctor_world.look().findings
+    (finding,) = doctor_world.examine_now().findings
     assert (finding.kind, finding.namespace, finding.entity_id) == (kind, NAMESPACE, entity_id)
     assert finding.since is not None
     assert finding.since <= doctor_world.world.time - doctor.GRACE
-    assert doctor_world.found() == [(kind, entity_id)], "a look changes nothing"
+    assert doctor_world.found_problems() == [(kind, entity_id)], "a look changes nothing"
 
-    (outcome,) = doctor_world.mend()
+    (outcome,) = doctor_world.repair_all()
     assert outcome is not None
     assert outcome.repaired, outcome.message
     doctor_world.sweep()
     doctor_world.world.run_fan_out()
-    assert doctor_world.found() == []
+    assert doctor_world.found_problems() == []
 
 
 @pytest.mark.parametrize(
-    "plant", [standstill, overdue, lapsed, undispatched, hidden, haunting, unjudged], ids=lambda of: of.__name__
+    "plant",
+    [
+        stalled_mutex,
+        overdue_job,
+        job_with_expired_lease,
+        undispatched_job,
+        unindexed_job,
+        stale_index_entry,
+        unevaluated_job,
+    ],
+    ids=lambda of: of.__name__,
 )
 def test_recent_problem_within_the_grace_period_is_ignored(
-    doctor_world: Practice, plant: Callable[[Practice], str]
+    doctor_world: DoctorWorld, plant: Callable[[DoctorWorld], str]
 ) -> None:
     plant(doctor_world)
     doctor_world.world.pass_time(120)
-    assert doctor_world.found() == []
+    assert doctor_world.found_problems() == []
 
 
-def test_repair_produces_the_missing_effect(doctor_world: Practice) -> None:
+def test_repair_produces_the_missing_effect(doctor_world: DoctorWorld) -> None:
     wait_id, released, begun, shown = (
-        late_wait(doctor_world),
-        unjudged(doctor_world),
-        overdue(doctor_world),
-        hidden(doctor_world),
+        overdue_wait(doctor_world),
+        unevaluated_job(doctor_world),
+        overdue_job(doctor_world),
+        unindexed_job(doctor_world),
     )
     doctor_world.world.pass_time(LATER)
-    assert len(doctor_world.mend()) == 4
+    assert len(doctor_world.repair_all()) == 4
     assert doctor_world.world.show({"wait_id": wait_id})["status"] == "expired"
     assert [doctor_world.stored(job_id).status for job_id in (released, begun, shown)] == ["pending"] * 3
     ready = [job.job_id for job in doctor_world.world.ctx.job_queues.ready(NAMESPACE, "default", 10)]
     assert {released, begun, shown} <= set(ready)
 
 
-def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: Practice) -> None:
+def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: DoctorWorld) -> None:
     first, second = queued(doctor_world.world), queued(doctor_world.world)
     doctor_world.world.do(change_job.start, first)
     doctor_world.world.complete(first)
     doctor_world.world.pass_time(LATER)
-    doctor_world.mend()
+    doctor_world.repair_all()
     assert doctor_world.stored(second).status == "pending"
 
 
-def test_healthy_stack_has_no_findings(doctor_world: Practice) -> None:
+def test_healthy_stack_has_no_findings(doctor_world: DoctorWorld) -> None:
     world = doctor_world.world
-    undispatched(doctor_world)
+    undispatched_job(doctor_world)
     done = world.running()
     world.wait({done: None})
     open_ = world.job()
@@ -307,13 +317,13 @@ def test_healthy_stack_has_no_findings(doctor_world: Practice) -> None:
     world.do(change_job.start, first)
     world.do(change_job.cancel, second)
     world.complete(done)
-    lapsed(doctor_world)
-    late_schedule(doctor_world)
+    job_with_expired_lease(doctor_world)
+    overdue_schedule(doctor_world)
     for _ in range(6):
         world.run_matcher()
         world.pass_time(60)
         world.sweep()
-    checkup = doctor_world.look()
+    checkup = doctor_world.examine_now()
     assert checkup.findings == []
     assert not checkup.more
     assert checkup.queues == 1
@@ -321,69 +331,69 @@ def test_healthy_stack_has_no_findings(doctor_world: Practice) -> None:
 
 
 def test_running_job_with_unindexed_heartbeats_is_overdue_until_repaired(
-    doctor_world: Practice,
+    doctor_world: DoctorWorld,
 ) -> None:
-    job_id = lapsed(doctor_world)
+    job_id = job_with_expired_lease(doctor_world)
     lease = doctor_world.stored(job_id).lease
     assert lease is not None
     for _ in range(20):
         doctor_world.world.pass_time(20)
         change_job.heartbeat(doctor_world.world.ctx, NAMESPACE, job_id, lease_token=lease.token, lease_s=30)
-    assert doctor_world.found() == [("job_overdue", job_id)]
-    doctor_world.mend()
-    assert doctor_world.found() == []
+    assert doctor_world.found_problems() == [("job_overdue", job_id)]
+    doctor_world.repair_all()
+    assert doctor_world.found_problems() == []
     assert doctor_world.stored(job_id).status == "running", "its worker is alive"
 
 
-def test_undispatched_job_of_a_paused_queue_is_not_a_finding(doctor_world: Practice) -> None:
-    undispatched(doctor_world)
+def test_undispatched_job_of_a_paused_queue_is_not_a_finding(doctor_world: DoctorWorld) -> None:
+    undispatched_job(doctor_world)
     doctor_world.world.ctx.job_queues.set_paused(NAMESPACE, "default", True)
     doctor_world.world.pass_time(LATER)
-    assert doctor_world.found() == []
+    assert doctor_world.found_problems() == []
 
 
-def test_repair_redrives_dead_letters(doctor_world: Practice) -> None:
+def test_repair_redrives_dead_letters(doctor_world: DoctorWorld) -> None:
     letter = DeadLetter(function_arn="f", condition="c", records=1, event="{}")
     batch = DeadLetterBatch(key="a", stored_at=doctor_world.world.time, dead_letter=letter)
-    doctor_world.letters = Letters([batch], {"fan_out": 0, "sweeper": 2})
-    (finding,) = doctor_world.look().findings
+    doctor_world.letters = FakeDeadLetters([batch], {"fan_out": 0, "sweeper": 2})
+    (finding,) = doctor_world.examine_now().findings
     assert (finding.kind, finding.namespace, finding.since) == ("dead_letters", None, doctor_world.world.time)
     assert finding.problem == "1 batches of stream records, dead messages: 2 of sweeper"
     doctor_world.letters.failing = [batch]
-    assert doctor_world.mend() == [
+    assert doctor_world.repair_all() == [
         RepairOutcome(repaired=False, message="0 batches handled, 2 messages sent back, 1 failed again, 0 not tried")
     ]
     doctor_world.letters.failing = []
-    assert [outcome and outcome.repaired for outcome in doctor_world.mend()] == [True]
-    assert doctor_world.found() == []
+    assert [outcome and outcome.repaired for outcome in doctor_world.repair_all()] == [True]
+    assert doctor_world.found_problems() == []
 
 
-def test_examination_over_its_limits_reports_more(doctor_world: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examination_over_its_limits_reports_more(doctor_world: DoctorWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
-        overdue(doctor_world)
+        overdue_job(doctor_world)
     doctor_world.world.pass_time(LATER)
-    assert not doctor_world.look().more
+    assert not doctor_world.examine_now().more
     monkeypatch.setattr(doctor, "MAX_FINDINGS", 3)
-    checkup = doctor_world.look()
+    checkup = doctor_world.examine_now()
     assert (len(checkup.findings), checkup.more) == (3, True)
     monkeypatch.undo()
     monkeypatch.setattr(doctor, "MAX_NEW_JOBS", 0)
     monkeypatch.setattr(doctor, "MAX_JOBS_PER_QUEUE", 2)
-    checkup = doctor_world.look()
+    checkup = doctor_world.examine_now()
     assert (len(checkup.findings), checkup.more) == (2, True)
 
 
-def test_doctor_without_time_left_starts_nothing(doctor_world: Practice) -> None:
-    overdue(doctor_world)
+def test_doctor_without_time_left_starts_nothing(doctor_world: DoctorWorld) -> None:
+    overdue_job(doctor_world)
     doctor_world.world.pass_time(LATER)
-    findings = doctor_world.look().findings
+    findings = doctor_world.examine_now().findings
     assert doctor_world.repair(findings, doctor_world.world.time) == [None]
     checkup = doctor_world.examine(doctor_world.world.time)
     assert (checkup.findings, checkup.more) == ([], True)
 
 
-def test_failed_repair_does_not_block_the_others(doctor_world: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken, good = overdue(doctor_world), overdue(doctor_world)
+def test_failed_repair_does_not_block_the_others(doctor_world: DoctorWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, good = overdue_job(doctor_world), overdue_job(doctor_world)
     doctor_world.world.pass_time(LATER)
 
     def on_time(ctx: Any, namespace: str, job_id: str, *, actor: str) -> None:
@@ -392,6 +402,9 @@ def test_failed_repair_does_not_block_the_others(doctor_world: Practice, monkeyp
         change_job.apply_timers(ctx, namespace, job_id, actor=actor)
 
     monkeypatch.setattr(doctor, "apply_timers", on_time)
-    assert {outcome.message for outcome in doctor_world.mend() if outcome} == {"done", "failed: RuntimeError('no')"}
-    assert doctor_world.found() == [("job_overdue", broken)]
+    assert {outcome.message for outcome in doctor_world.repair_all() if outcome} == {
+        "done",
+        "failed: RuntimeError('no')",
+    }
+    assert doctor_world.found_problems() == [("job_overdue", broken)]
     assert doctor_world.stored(good).status == "pending"

@@ -16,12 +16,12 @@ from vigil_core.services.queues.sweep import sweep_queue
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 
-SHARDS = 4
+PARTITIONS = 4
 
 
 @pytest.fixture
 def spread(table: DynamoTable) -> World:
-    return World(table, queue_partitions=SHARDS)
+    return World(table, queue_partitions=PARTITIONS)
 
 
 def claim(world: World, most: int = 10) -> list[Job]:
@@ -41,7 +41,7 @@ def test_priority_and_age_order_claims_across_partitions(spread: World) -> None:
         spread.pass_time(1)
         priority = ("low", "normal", "high")[number % 3]
         created.append((spread.job(priority=priority), priority))
-    used = {keys.partition_of(job_id, SHARDS) for job_id, _ in created}
+    used = {keys.partition_of(job_id, PARTITIONS) for job_id, _ in created}
     assert len(used) > 1, "or this proves nothing"
     expected = [job_id for wanted in ("high", "normal", "low") for job_id, priority in created if priority == wanted]
     assert [job.job_id for _ in range(2) for job in claim(spread)] == expected
@@ -71,7 +71,7 @@ def test_partitions_can_be_added_while_jobs_are_open(table: DynamoTable) -> None
     before = World(table)
     old = [before.job() for _ in range(6)]
     (leased,) = claim(before, 1)
-    spread = World(table, queue_partitions=SHARDS)
+    spread = World(table, queue_partitions=PARTITIONS)
     new = [spread.job() for _ in range(6)]
     found = [job.job_id for _ in range(2) for job in claim(spread)]
     assert sorted([leased.job_id, *found]) == sorted([*old, *new])

@@ -22,9 +22,9 @@ from vigil_core.services.queues.stats import queue_state
 from vigil_core.store.table import DynamoTable
 
 QUEUE = "default"
-ONE = JobError(code="E", message="m")
+ERROR = JobError(code="E", message="m")
 BOOTING = Report(stage="boot")
-AT_ONCE = RetryPolicy(max_attempts=3, initial_delay=Decimal(0))
+RETRY_AT_ONCE = RetryPolicy(max_attempts=3, initial_delay=Decimal(0))
 
 
 def claim(
@@ -49,12 +49,12 @@ def stored(world: World, job_id: str) -> Job:
     return job
 
 
-def beat(world: World, job_id: str, token: str | None, **told: object) -> Job:
+def heartbeat(world: World, job_id: str, token: str | None, **told: object) -> Job:
     said = {"lease_s": None, "progress": None, "message": None, **told}
     return change_job.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **said)  # type: ignore[arg-type]
 
 
-class OneByOne:
+class SerialClient:
     """A client whose requests do not overlap: moto checks a condition and writes in two steps."""
 
     def __init__(self, table: DynamoTable) -> None:
@@ -96,7 +96,7 @@ class TestClaims:
         assert claim(world, 10) == []
 
     def test_two_workers_never_get_the_same_job(self, table: DynamoTable) -> None:
-        world = World(DynamoTable(OneByOne(table), TABLE_NAME))  # type: ignore[arg-type]
+        world = World(DynamoTable(SerialClient(table), TABLE_NAME))  # type: ignore[arg-type]
         ids = {world.job() for _ in range(40)}
         got: list[str] = []
 
@@ -205,14 +205,14 @@ class TestLeases:
             for change, args in (
                 (change_job.report, (BOOTING,)),
                 (change_job.complete, ()),
-                (change_job.fail, (ONE,)),
+                (change_job.fail, (ERROR,)),
                 (change_job.start, ()),
                 (change_job.release, ()),
             ):
                 with pytest.raises(LeaseLost):
                     change(world.ctx, NAMESPACE, job_id, *args, actor=KEY, lease_token=wrong)
             with pytest.raises(LeaseLost):
-                beat(world, job_id, wrong)
+                heartbeat(world, job_id, wrong)
         assert stored(world, job_id) == before
         change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
         done = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result={"a": 1}, lease_token=token)
@@ -224,12 +224,12 @@ class TestLeases:
         assert change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == done
         assert world.ctx.jobs.payloads(done).result == "1"
         with pytest.raises(LeaseLost):
-            change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=token)
+            change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
 
     def test_repeated_failure_report_uses_one_attempt(self, world: World) -> None:
-        job_id, token = claimed(world, retry=AT_ONCE)
+        job_id, token = claimed(world, retry=RETRY_AT_ONCE)
         for _ in range(2):
-            again = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=token)
+            again = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
             assert (again.status, again.attempt) == ("pending", 2)
 
     def test_heartbeat_extends_the_lease_without_an_index_write(self, world: World) -> None:
@@ -237,7 +237,7 @@ class TestLeases:
         shown = stored(world, job_id).indexed_due_at
         for _ in range(5):
             world.pass_time(50)
-            alive = beat(world, job_id, token, progress=Decimal("0.5"), message="half")
+            alive = heartbeat(world, job_id, token, progress=Decimal("0.5"), message="half")
             assert alive.lease
             assert alive.lease.expires_at == world.time + timedelta(seconds=60)
         now = stored(world, job_id)
@@ -246,7 +246,7 @@ class TestLeases:
     def test_sweep_reindexes_an_extended_lease_at_its_new_end(self, world: World) -> None:
         job_id, token = claimed(world)
         world.pass_time(50)
-        beat(world, job_id, token)
+        heartbeat(world, job_id, token)
         version = stored(world, job_id).version
         world.pass_time(30)
         world.sweep()
@@ -271,7 +271,7 @@ class TestLeases:
         assert (lost.status, lost.error.code) == ("failed", "LEASE_EXPIRED")
 
     def test_claim_reclaims_an_expired_lease_at_once(self, world: World) -> None:
-        job_id, _ = claimed(world, retry=AT_ONCE)
+        job_id, _ = claimed(world, retry=RETRY_AT_ONCE)
         world.pass_time(61)
         (job,) = claim(world, worker="other")
         assert (job.job_id, job.attempt) == (job_id, 2)
@@ -280,12 +280,12 @@ class TestLeases:
         job_id, token = claimed(world)
         world.pass_time(60)
         with pytest.raises(LeaseLost):
-            beat(world, job_id, token)
+            heartbeat(world, job_id, token)
 
     def test_released_job_returns_to_its_queue(self, world: World) -> None:
         job_id, token = claimed(world)
         change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
-        beat(world, job_id, token, progress=Decimal("0.7"))
+        heartbeat(world, job_id, token, progress=Decimal("0.7"))
         back = change_job.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         assert (back.status, back.attempt, back.stage) == ("pending", 1, "submit")
         assert stored(world, job_id).progress == 0
@@ -307,18 +307,18 @@ class TestLeases:
         world.do(change_job.cancel, job_id)
         for _ in range(5):
             world.pass_time(10)
-            assert beat(world, job_id, token).cancel_requested_at
+            assert heartbeat(world, job_id, token).cancel_requested_at
         world.pass_time(11)
         with pytest.raises(LeaseLost):
-            beat(world, job_id, token)
+            heartbeat(world, job_id, token)
         world.sweep()
         assert stored(world, job_id).status == "cancelled"
 
     def test_heartbeat_of_a_job_that_is_not_running_is_refused(self, world: World) -> None:
         with pytest.raises(InvalidTransition):
-            beat(world, world.job(), None)
+            heartbeat(world, world.job(), None)
         with pytest.raises(JobNotFound):
-            beat(world, "nope", None)
+            heartbeat(world, "nope", None)
 
 
 class TestTime:
@@ -337,25 +337,25 @@ class TestTime:
         for delay in (10, 20, 25):
             (job,) = claim(world)
             assert job.lease
-            failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=job.lease.token)
+            failed = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=job.lease.token)
             assert (failed.status, failed.scheduled_at) == ("scheduled", world.time + timedelta(seconds=delay))
-            assert (failed.error, failed.fields, failed.stage) == (ONE, {"a": 1}, "submit")
+            assert (failed.error, failed.fields, failed.stage) == (ERROR, {"a": 1}, "submit")
             world.pass_time(delay)
             world.sweep()
         (job,) = claim(world)
         assert job.lease
-        last = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=job.lease.token)
+        last = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=job.lease.token)
         assert (last.status, last.attempt, last.health) == ("failed", 4, "failed")
 
     def test_failure_that_is_not_retryable_ends_the_job(self, world: World) -> None:
-        job_id, token = claimed(world, retry=AT_ONCE)
-        failed = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, retryable=False, lease_token=token)
+        job_id, token = claimed(world, retry=RETRY_AT_ONCE)
+        failed = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, retryable=False, lease_token=token)
         assert failed.status == "failed"
 
     def test_finally_failed_job_completes_with_its_fallback(self, world: World) -> None:
         job_id, token = claimed(world, fallback={"rows": 0})
-        done = change_job.fail(world.ctx, NAMESPACE, job_id, ONE, actor=KEY, lease_token=token)
-        assert (done.status, done.stage, done.health, done.error) == ("completed", "complete", "fallback", ONE)
+        done = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
+        assert (done.status, done.stage, done.health, done.error) == ("completed", "complete", "fallback", ERROR)
         assert world.ctx.jobs.payloads(done).result == '{"rows":0}'
 
     def test_attempt_over_its_timeout_fails(self, world: World) -> None:
@@ -373,7 +373,7 @@ class TestTime:
         job_id = world.running(heartbeat_timeout_s=30)
         for _ in range(3):
             world.pass_time(25)
-            beat(world, job_id, None)
+            heartbeat(world, job_id, None)
             world.sweep()
         assert stored(world, job_id).status == "running"
         world.pass_time(30)
@@ -383,7 +383,7 @@ class TestTime:
         assert (over.status, over.error.code) == ("failed", "TIMED_OUT")
 
     def test_repeated_timer_changes_the_job_once(self, world: World) -> None:
-        job_id, _ = claimed(world, retry=AT_ONCE)
+        job_id, _ = claimed(world, retry=RETRY_AT_ONCE)
         world.pass_time(61)
         for _ in range(3):
             change_job.apply_timers(world.ctx, NAMESPACE, job_id)

@@ -34,12 +34,12 @@ def put(world: World, **wanted: Any) -> Schedule:
     return schedules.put_schedule(world.ctx, Schedule(**parts | wanted))[0]
 
 
-def found(world: World, name: str = NAME) -> Schedule:
+def stored_schedule(world: World, name: str = NAME) -> Schedule:
     return schedules.find_schedule(world.ctx, NAMESPACE, name)
 
 
-def last_run(world: World) -> ScheduleFire:
-    run = found(world).last_fire
+def last_fire(world: World) -> ScheduleFire:
+    run = stored_schedule(world).last_fire
     assert run is not None
     return run
 
@@ -51,34 +51,34 @@ def jobs(world: World) -> list[Job]:
     return [job for job in stored if job is not None]
 
 
-def alarm(world: World) -> dict[str, JsonValue]:
+def armed_timer(world: World) -> dict[str, JsonValue]:
     """The event of the one alarm that is armed; with it, its time has come."""
-    ((name, (at, event)),) = world.alarms.armed.items()
-    del world.alarms.armed[name]
+    ((name, (at, event)),) = world.timers.armed.items()
+    del world.timers.armed[name]
     world.time = max(at, world.time)
     told: dict[str, JsonValue] = event["alarm"]
     return told
 
 
-def ring(world: World) -> None:
-    sweep.on_timer(world.ctx, alarm(world))
+def fire_timer(world: World) -> None:
+    sweep.on_timer(world.ctx, armed_timer(world))
 
 
 def test_schedule_creates_a_job_at_each_fire_time(world: World) -> None:
     put(world)
-    ring(world)
-    ring(world)
+    fire_timer(world)
+    fire_timer(world)
     first, second = reversed(jobs(world))
     assert [job.created_at.isoformat() for job in (first, second)] == [
         "2026-01-31T10:00:00+00:00",
         "2026-01-31T11:00:00+00:00",
     ]
     assert (second.job_type, second.status, second.log[0].actor) == ("report", "pending", "schedule")
-    assert last_run(world) == ScheduleFire(
+    assert last_fire(world) == ScheduleFire(
         planned_at=second.created_at, fired_at=second.created_at, outcome="created", created_id=second.job_id
     )
-    assert found(world).next_fire_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
-    assert [at.hour for at, _ in world.alarms.armed.values()] == [12]
+    assert stored_schedule(world).next_fire_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert [at.hour for at, _ in world.timers.armed.values()] == [12]
 
 
 def test_scheduled_job_follows_its_type_at_creation(world: World) -> None:
@@ -89,30 +89,30 @@ def test_scheduled_job_follows_its_type_at_creation(world: World) -> None:
         payload_schema=None, description=None, created_at=world.time, updated_at=world.time,
     )  # fmt: skip
     world.ctx.job_types.save(None, wanted)
-    ring(world)
+    fire_timer(world)
     assert [(job.queue, job.executor) for job in jobs(world)] == [("reports", "none")]
     world.ctx.job_types.save(wanted, replace(wanted, payload_schema=schema, version=2))
-    ring(world)
+    fire_timer(world)
     assert len(jobs(world)) == 1
-    refused = last_run(world)
+    refused = last_fire(world)
     assert (refused.outcome, refused.created_id) == ("refused", None)
     assert refused.error is not None
     assert (refused.error.code, "/payload" in refused.error.message) == ("VALIDATION_FAILED", True)
-    assert found(world).next_fire_at == world.time + timedelta(hours=1)
+    assert stored_schedule(world).next_fire_at == world.time + timedelta(hours=1)
 
 
 def test_timer_that_fires_twice_creates_one_job(world: World) -> None:
     put(world)
-    event = alarm(world)
+    event = armed_timer(world)
     for _ in range(3):
         sweep.on_timer(world.ctx, event)
     assert len(jobs(world)) == 1
-    assert found(world).version == 2
+    assert stored_schedule(world).version == 2
 
 
 def test_sweep_fires_a_schedule_whose_timer_was_lost(world: World) -> None:
     put(world)
-    world.alarms.armed.clear()
+    world.timers.armed.clear()
     world.time = datetime(2026, 1, 31, 10, 0, 19, tzinfo=UTC)
     world.sweep()
     assert jobs(world) == [], "the alarm is given its chance"
@@ -120,13 +120,13 @@ def test_sweep_fires_a_schedule_whose_timer_was_lost(world: World) -> None:
     world.sweep()
     world.sweep()
     assert len(jobs(world)) == 1
-    assert last_run(world).planned_at == datetime(2026, 1, 31, 10, tzinfo=UTC)
-    assert len(world.alarms.armed) == 1, "armed for the next time"
+    assert last_fire(world).planned_at == datetime(2026, 1, 31, 10, tzinfo=UTC)
+    assert len(world.timers.armed) == 1, "armed for the next time"
 
 
 def test_early_timer_does_nothing(world: World) -> None:
     put(world)
-    event = alarm(world)
+    event = armed_timer(world)
     world.time -= timedelta(seconds=10)
     sweep.on_timer(world.ctx, event)
     assert jobs(world) == []
@@ -137,52 +137,52 @@ def test_misfire_is_skipped_or_run_once(world: World) -> None:
     world.time = datetime(2026, 1, 31, 13, 30, tzinfo=UTC)
     world.sweep()
     assert jobs(world) == []
-    assert (last_run(world).outcome, last_run(world).planned_at.hour) == ("missed", 13)
+    assert (last_fire(world).outcome, last_fire(world).planned_at.hour) == ("missed", 13)
     put(world, misfire_policy="run_once")
     world.time = datetime(2026, 1, 31, 18, 30, tzinfo=UTC)
     world.sweep()
-    assert (last_run(world).outcome, last_run(world).planned_at.hour) == ("created", 18)
+    assert (last_fire(world).outcome, last_fire(world).planned_at.hour) == ("created", 18)
     assert len(jobs(world)) == 1
-    assert found(world).next_fire_at == datetime(2026, 1, 31, 19, tzinfo=UTC)
+    assert stored_schedule(world).next_fire_at == datetime(2026, 1, 31, 19, tzinfo=UTC)
 
 
 def test_fire_is_skipped_while_the_previous_job_is_open(world: World) -> None:
     put(world, overlap_policy="skip")
-    ring(world)
-    ring(world)
-    ring(world)
+    fire_timer(world)
+    fire_timer(world)
+    fire_timer(world)
     (job,) = jobs(world)
-    assert last_run(world).outcome == "overlap"
+    assert last_fire(world).outcome == "overlap"
     world.do(change_job.cancel, job.job_id)
-    ring(world)
-    assert last_run(world).outcome == "created"
+    fire_timer(world)
+    assert last_fire(world).outcome == "created"
     assert len(jobs(world)) == 2
 
 
 def test_job_of_a_crashed_fire_counts_as_overlap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     put(world, overlap_policy="skip")
-    ring(world)
+    fire_timer(world)
     (first,) = jobs(world)
     world.do(change_job.cancel, first.job_id)
     with monkeypatch.context() as patch:
-        patch.setattr(world.ctx.schedules, "save", _dies)
+        patch.setattr(world.ctx.schedules, "save", _crash)
         with pytest.raises(RuntimeError, match="died"):
-            ring(world)
+            fire_timer(world)
     assert len(jobs(world)) == 2, "its job was created before it died"
     world.pass_time(3600)  # Nobody saw to it until the next run was due.
     world.sweep()
     world.pass_time(60)
     world.sweep()
     assert len(jobs(world)) == 2
-    assert last_run(world).outcome == "overlap"
+    assert last_fire(world).outcome == "overlap"
 
 
 def crash_after_creation(world: World, monkeypatch: pytest.MonkeyPatch) -> Job:
     """Fire once; the process dies when the job exists and the schedule does not say so."""
     with monkeypatch.context() as patch:
-        patch.setattr(world.ctx.schedules, "save", _dies)
+        patch.setattr(world.ctx.schedules, "save", _crash)
         with pytest.raises(RuntimeError, match="died"):
-            ring(world)
+            fire_timer(world)
     (job,) = jobs(world)
     return job
 
@@ -201,12 +201,12 @@ def test_job_of_a_crashed_fire_blocks_overlap_after_the_schedule_changes(
         world.pass_time(60)
         schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
     for _ in range(2):
-        ring(world)
-        assert (last_run(world).outcome, jobs(world)) == ("overlap", [job])
+        fire_timer(world)
+        assert (last_fire(world).outcome, jobs(world)) == ("overlap", [job])
     world.do(change_job.cancel, job.job_id)
-    ring(world)
-    assert last_run(world).outcome == "created"
-    assert found(world).unrecorded == ()
+    fire_timer(world)
+    assert last_fire(world).outcome == "created"
+    assert stored_schedule(world).unrecorded == ()
 
 
 @pytest.mark.parametrize("late", [0, 1800], ids=["on time", "misfired"])
@@ -219,47 +219,47 @@ def test_job_of_a_crashed_fire_blocks_every_later_overlap(
     world.sweep()
     world.pass_time(60)
     world.sweep()
-    assert last_run(world).outcome == ("missed" if late else "overlap")
-    ring(world)
-    assert (last_run(world).outcome, jobs(world)) == ("overlap", [job])
+    assert last_fire(world).outcome == ("missed" if late else "overlap")
+    fire_timer(world)
+    assert (last_fire(world).outcome, jobs(world)) == ("overlap", [job])
 
 
-def _dies(*_: object) -> None:
+def _crash(*_: object) -> None:
     raise RuntimeError("died")
 
 
 def test_refused_job_creation_is_recorded_as_the_fire_error(world: World) -> None:
     put(world, body={"job_type": "report", "mutex": {"key": "m"}})
-    ring(world)
-    ring(world)
+    fire_timer(world)
+    fire_timer(world)
     assert len(jobs(world)) == 1
-    error = last_run(world).error
+    error = last_fire(world).error
     assert error is not None
     assert error.code == "JOB_CREATION_FAILED"
 
 
 def test_existing_job_of_the_unique_key_is_recorded_as_the_fire(world: World) -> None:
     put(world, body={"job_type": "report", "unique_key": "one"})
-    ring(world)
-    ring(world)
+    fire_timer(world)
+    fire_timer(world)
     (job,) = jobs(world)
-    assert (last_run(world).outcome, last_run(world).created_id) == ("existing", job.job_id)
+    assert (last_fire(world).outcome, last_fire(world).created_id) == ("existing", job.job_id)
 
 
 def test_timer_of_a_replaced_schedule_does_nothing(world: World) -> None:
     put(world)
-    (_, event), *_ = world.alarms.armed.values()
+    (_, event), *_ = world.timers.armed.values()
     put(world, cron="30 * * * *")
-    assert [at.minute for at, _ in world.alarms.armed.values()] == [30]
+    assert [at.minute for at, _ in world.timers.armed.values()] == [30]
     world.time = datetime(2026, 1, 31, 10, tzinfo=UTC)
     sweep.on_timer(world.ctx, event["alarm"])
     world.sweep()
-    assert [last_run(world).planned_at.minute] == [30]
+    assert [last_fire(world).planned_at.minute] == [30]
 
 
 def test_changed_body_applies_to_the_next_fire(world: World) -> None:
     put(world)
-    event = alarm(world)
+    event = armed_timer(world)
     world.pass_time(1)
     put(world, body={"job_type": "other"})
     sweep.on_timer(world.ctx, event)
@@ -268,23 +268,23 @@ def test_changed_body_applies_to_the_next_fire(world: World) -> None:
 
 def test_paused_schedule_neither_fires_nor_catches_up(world: World) -> None:
     put(world, misfire_policy="run_once")
-    event = alarm(world)
+    event = armed_timer(world)
     schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=False)
     sweep.on_timer(world.ctx, event)
     world.pass_time(86_400)
     world.sweep()
-    assert (jobs(world), world.alarms.armed) == ([], {})
+    assert (jobs(world), world.timers.armed) == ([], {})
     resumed = schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
     assert resumed.next_fire_at == world.time + timedelta(hours=1)
     sweep.on_timer(world.ctx, event)
     assert jobs(world) == []
-    ring(world)
+    fire_timer(world)
     assert len(jobs(world)) == 1
 
 
 def test_timer_of_a_deleted_schedule_does_not_fire_a_new_one_of_that_name(world: World) -> None:
     put(world)
-    event = alarm(world)
+    event = armed_timer(world)
     schedules.delete_schedule(world.ctx, NAMESPACE, NAME)
     sweep.on_timer(world.ctx, event)
     world.pass_time(3_600)
@@ -298,14 +298,14 @@ def test_timer_of_a_deleted_schedule_does_not_fire_a_new_one_of_that_name(world:
 def test_equal_names_in_two_namespaces_have_separate_timers(world: World) -> None:
     put(world)
     put(world, namespace="other")
-    assert len(world.alarms.armed) == 2
+    assert len(world.timers.armed) == 2
 
 
-class Dies(Exception):
+class ProcessCrashed(Exception):
     """The process, before or after one of its writes."""
 
 
-class Mortal:
+class CrashingTable:
     """A table whose user dies at its nth write: before it, or when it is done."""
 
     def __init__(self, table: DynamoTable, at: int, *, done: bool) -> None:
@@ -319,10 +319,10 @@ class Mortal:
         def write(*args: Any, **kwargs: Any) -> Any:
             self._left -= 1
             if self._left == 0 and not self._done:
-                raise Dies
+                raise ProcessCrashed
             answer = call(*args, **kwargs)
             if self._left == 0:
-                raise Dies
+                raise ProcessCrashed
             return answer
 
         return write
@@ -333,18 +333,18 @@ class Mortal:
 def test_sweep_finishes_a_fire_that_crashed(table: DynamoTable, at: int, done: bool) -> None:
     world = World(table)
     put(world, body={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
-    event = alarm(world)
-    mortal: Any = Mortal(table, at, done=done)
+    event = armed_timer(world)
+    mortal: Any = CrashingTable(table, at, done=done)
     doomed = World(mortal)
-    doomed.time, doomed.alarms = world.time, world.alarms
+    doomed.time, doomed.timers = world.time, world.timers
     try:
         sweep.on_timer(doomed.ctx, event)
-    except Dies:
+    except ProcessCrashed:
         pass
     else:
         assert at > 4, "it was to die"
     world.pass_time(60)
     world.sweep()
     (job,) = jobs(world)
-    assert (last_run(world).outcome, last_run(world).created_id) == ("created", job.job_id)
-    assert found(world).next_fire_at == datetime(2026, 1, 31, 11, tzinfo=UTC)
+    assert (last_fire(world).outcome, last_fire(world).created_id) == ("created", job.job_id)
+    assert stored_schedule(world).next_fire_at == datetime(2026, 1, 31, 11, tzinfo=UTC)

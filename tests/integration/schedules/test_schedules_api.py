@@ -21,7 +21,7 @@ def put(client: Client, name: str = "nightly", status: int = 201, **changed: Any
     return client.call("PUT", f"/v1/schedules/{name}", {**NIGHTLY, **changed}).ok(status)
 
 
-def alarms() -> list[Any]:
+def timers() -> list[Any]:
     """What is armed, as EventBridge Scheduler has it."""
     scheduler = aws("scheduler")
     names = [each["Name"] for each in scheduler.list_schedules(GroupName=TIMER_GROUP)["Schedules"]]
@@ -48,7 +48,7 @@ def test_schedule_shows_its_next_five_fire_times(client: Client) -> None:
 def test_schedule_creates_one_timer_in_utc(client: Client) -> None:
     next_time = put(client)["next_times"][0]
     put(client, status=200)
-    (alarm,) = alarms()
+    (alarm,) = timers()
     assert alarm["ScheduleExpression"] == f"at({next_time[:19]})"
     assert (alarm["ScheduleExpressionTimezone"], alarm["ActionAfterCompletion"]) == ("UTC", "DELETE")
     assert alarm["FlexibleTimeWindow"] == {"Mode": "OFF"}
@@ -66,13 +66,13 @@ def test_schedule_is_paused_resumed_and_deleted(client: Client) -> None:
     for _ in range(2):
         paused = client.post("/v1/schedules/nightly/pause").ok()
         assert (paused["enabled"], paused["next_times"]) == (False, [])
-        assert alarms() == []
+        assert timers() == []
     for _ in range(2):
         resumed = client.post("/v1/schedules/nightly/resume").ok()
         assert (resumed["enabled"], len(resumed["next_times"])) == (True, 5)
-        assert len(alarms()) == 1
+        assert len(timers()) == 1
     client.delete("/v1/schedules/nightly").ok(204)
-    assert alarms() == []
+    assert timers() == []
     for reply in (
         client.get("/v1/schedules/nightly"),
         client.delete("/v1/schedules/nightly"),
@@ -85,7 +85,7 @@ def test_schedule_is_paused_resumed_and_deleted(client: Client) -> None:
 
 def test_schedule_created_as_disabled_has_no_timer(client: Client) -> None:
     assert put(client, enabled=False)["next_times"] == []
-    assert alarms() == []
+    assert timers() == []
 
 
 def test_schedules_are_listed_by_name(client: Client) -> None:
@@ -130,7 +130,7 @@ def test_invalid_schedule_members_are_named(client: Client, body: dict[str, Any]
     reply = client.call("PUT", "/v1/schedules/s", {"job": {"job_type": "t"}, **body})
     assert reply.pointers() == pointers
     assert client.get("/v1/schedules").ok()["schedules"] == []
-    assert alarms() == []
+    assert timers() == []
 
 
 def test_schedule_may_contain_a_workflow(client: Client) -> None:

@@ -18,7 +18,7 @@ from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, query_all
 
 
-class TestTheSeedsExamples:
+class TestApiExamples:
     def test_wait_on_two_jobs_is_met_when_both_complete(self, world: World) -> None:
         one, two = world.running(), world.running()
         answer = world.wait({one: {"job_stage": "complete"}, two: None})
@@ -194,7 +194,7 @@ class TestEndings:
     def test_wait_expires_at_its_deadline(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: {"job_stage": "boot"}}, wait_options={"expires_in": 120})
-        assert world.queues.wake_ups[0][1] == 121
+        assert world.queues.sweeper_messages[0][1] == 121
         world.pass_time(119)
         assert world.sweep() == 0
         world.pass_time(2)
@@ -242,7 +242,7 @@ class TestEndings:
         assert world.show(strange)["unmet_jobs"][job]["reason"] == "unknown_stage"
 
 
-class TestHolding:
+class TestLongPoll:
     def test_long_poll_returns_when_the_wait_ends(self, world: World) -> None:
         job = world.running()
         answer = world.wait({job: None}, hold_s=0)
@@ -396,7 +396,7 @@ class TestLargeWaits:
     def test_sweeper_finishes_a_registration_whose_messages_were_lost(self, world: World) -> None:
         jobs = [world.running() for _ in range(9)]
         answer = world.wait(dict.fromkeys(jobs))
-        world.queues.wide.clear()
+        world.queues.fan_out_messages.clear()
         world.pass_time(61)
         assert world.sweep() == 1
         for job in jobs:

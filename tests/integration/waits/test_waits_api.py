@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import SOME_ID, Client, pages, pauses
+from tests.support.api import SOME_ID, Client, pages, run_at_each_pause
 
-NO_HOLD = {"Prefer": "wait=0"}
+NO_LONG_POLL = {"Prefer": "wait=0"}
 
 
 def waiting(client: Client, **options: Any) -> Any:
     """A wait on a job that has not ended."""
     body = {"wait_on": {client.create()["job_id"]: None}, "wait_options": options}
-    return client.post("/v1/waits", body, headers=NO_HOLD).ok()
+    return client.post("/v1/waits", body, headers=NO_LONG_POLL).ok()
 
 
 @pytest.mark.parametrize("target", ["/v1/waits", "/scheduler/wait-jobs"])
@@ -34,7 +34,7 @@ def test_long_poll_on_a_wait_returns_when_it_ends(client: Client, monkeypatch: p
         (wait,) = client.get("/v1/waits", status="waiting").ok()["waits"]
         client.delete(f"/v1/waits/{wait['wait_id']}").ok()
 
-    pauses(monkeypatch, cancel)
+    run_at_each_pause(monkeypatch, cancel)
     body = {"wait_on": {client.create()["job_id"]: None}}
     assert client.post("/v1/waits", body).ok()["status"] == "cancelled"
     held = client.post("/v1/waits", body, headers={"prefer": "wait=99"})
@@ -47,7 +47,7 @@ def test_wait_without_prefer_header_returns_at_once(client: Client, monkeypatch:
     def fail(_: float) -> None:
         raise AssertionError
 
-    pauses(monkeypatch, fail)
+    run_at_each_pause(monkeypatch, fail)
     wait = waiting(client)
     assert wait["status"] == client.get(f"/v1/waits/{wait['wait_id']}").ok()["status"] == "waiting"
 
@@ -56,7 +56,7 @@ def test_unknown_and_foreign_jobs_return_404_with_every_id(client: Client) -> No
     foreign = Client(namespace="other").create()["job_id"]
     known = client.create()["job_id"]
     body = {"wait_on": {known: None, foreign: None, SOME_ID: None}}
-    problem = client.post("/v1/waits", body, headers=NO_HOLD).problem(404, "JOB_NOT_FOUND")
+    problem = client.post("/v1/waits", body, headers=NO_LONG_POLL).problem(404, "JOB_NOT_FOUND")
     assert foreign in problem["message"]
     assert SOME_ID in problem["message"]
     assert known not in problem["message"]
@@ -79,7 +79,7 @@ def test_unknown_and_foreign_jobs_return_404_with_every_id(client: Client) -> No
     ],
 )  # fmt: skip
 def test_invalid_wait_is_refused_and_not_stored(client: Client, body: Any, pointer: str) -> None:
-    assert client.post("/v1/waits", body, headers=NO_HOLD).pointers() == [pointer]
+    assert client.post("/v1/waits", body, headers=NO_LONG_POLL).pointers() == [pointer]
     assert client.get("/v1/waits").ok()["waits"] == []
 
 
@@ -87,7 +87,7 @@ def test_wait_is_shown_cancelled_and_shown_again(client: Client) -> None:
     wait = waiting(client)
     path = f"/v1/waits/{wait['wait_id']}"
     assert client.get(path).ok() == wait
-    assert client.get(path, headers=NO_HOLD).headers["preference-applied"] == "wait=0"
+    assert client.get(path, headers=NO_LONG_POLL).headers["preference-applied"] == "wait=0"
     cancelled = client.delete(path).ok()
     assert cancelled["status"] == "cancelled"
     assert client.delete(path).ok() == client.get(path).ok() == cancelled

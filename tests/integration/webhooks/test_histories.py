@@ -10,7 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto import mock_aws
 
-from tests.integration.webhooks.test_webhooks import Dead, Receiver, Reply, alive, deliveries, dying, put, work
+from tests.integration.webhooks.test_webhooks import (
+    ProcessCrashed,
+    Receiver,
+    Reply,
+    crash_at_write,
+    deliveries,
+    put,
+    restore_table,
+    run_deliveries,
+)
 from tests.support.live import Live
 from tests.support.table import create_table
 from tests.support.world import NAMESPACE, World
@@ -33,16 +42,16 @@ class History:
         self.jobs = 0
         put(self.world)
 
-    def take(self) -> Reply:
+    def accept(self) -> Reply:
         self.taken[self.receiver.posts[-1][1]["webhook-id"]] += 1
         return Reply(200)
 
-    def refuse(self) -> Reply:
+    def reject(self) -> Reply:
         self.refused[self.receiver.posts[-1][1]["webhook-id"]] += 1
         return Reply(500)
 
     def do(self, action: str) -> None:
-        queued = self.world.queues.to_tell
+        queued = self.world.queues.webhook_messages
         match action:
             case "a job completes":
                 self.jobs += 1
@@ -53,25 +62,25 @@ class History:
                 self.jobs += 1
                 self.world.complete(self.world.running())
                 records = self.live.records()
-                self.with_death(lambda: self.live.run_notifier(records))
+                self.with_crash(lambda: self.live.run_notifier(records))
                 assert not self.live.run_notifier(records).failed
             case "messages are lost":
                 queued.clear()
             case "messages are duplicated":
                 queued.extend(list(queued))
             case "the receiver accepts":
-                self.receiver.answer = self.take
-                work(self.world, self.receiver)
+                self.receiver.answer = self.accept
+                run_deliveries(self.world, self.receiver)
             case "the receiver rejects":
-                self.receiver.answer = self.refuse
-                work(self.world, self.receiver)
+                self.receiver.answer = self.reject
+                run_deliveries(self.world, self.receiver)
             case "a delivery crashes":
-                self.receiver.answer = self.take
+                self.receiver.answer = self.accept
                 messages = list(queued)
-                self.with_death(lambda: work(self.world, self.receiver))
-                self.world.queues.to_tell = messages
+                self.with_crash(lambda: run_deliveries(self.world, self.receiver))
+                self.world.queues.webhook_messages = messages
             case "the sweeper crashes":
-                self.with_death(self.world.sweep)
+                self.with_crash(self.world.sweep)
             case "the sweeper sweeps":
                 self.world.sweep()
             case "an hour passes":
@@ -80,20 +89,20 @@ class History:
                 for each in deliveries(self.world)[:1]:
                     manage_webhooks.replay_delivery(self.world.ctx, NAMESPACE, "ci", each.delivery_id)
 
-    def with_death(self, work: Callable[[], Any]) -> None:
-        dying(self.live, self.table, 1, after=len(self.receiver.posts) % 2 == 0)
+    def with_crash(self, work: Callable[[], Any]) -> None:
+        crash_at_write(self.live, self.table, 1, after=len(self.receiver.posts) % 2 == 0)
         try:
             work()
-        except (Dead, sweep.SweepFailed):
+        except (ProcessCrashed, sweep.SweepFailed):
             pass
         finally:
-            alive(self.live, self.table)
+            restore_table(self.live, self.table)
 
     def drain(self) -> None:
         """Everything works again."""
-        self.receiver.answer = self.take
+        self.receiver.answer = self.accept
         for _ in range(40):
-            work(self.world, self.receiver)
+            run_deliveries(self.world, self.receiver)
             if all(each.status != "pending" for each in deliveries(self.world)):
                 return
             self.world.pass_time(100_000)

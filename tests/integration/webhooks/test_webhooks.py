@@ -55,7 +55,7 @@ class Receiver:
         self.posts.append((url, dict(headers), loads(body or b"")))
         return self.answer()
 
-    def heard(self) -> list[str]:
+    def event_types(self) -> list[str]:
         return [body["type"].removeprefix("vigil.") for _, _, body in self.posts]
 
 
@@ -88,9 +88,9 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
     return manage_webhooks.put_webhook(world.ctx, wanted)[0]
 
 
-def work(world: World, receiver: Receiver) -> list[str]:
+def run_deliveries(world: World, receiver: Receiver) -> list[str]:
     """What the function does with every message that is there."""
-    messages, world.queues.to_tell = world.queues.to_tell, []
+    messages, world.queues.webhook_messages = world.queues.webhook_messages, []
     return [tell_webhooks.attempt_delivery(world.ctx, receiver, loads(message)) for message in messages]
 
 
@@ -103,7 +103,7 @@ def test_subscribed_event_is_delivered_once_and_signed(live: Live, receiver: Rec
     job = live.world.running()
     live.world.complete(job)
     assert not live.run_notifier().failed
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
     ((url, headers, body),) = receiver.posts
     assert (url, body["type"], body["subject"]) == (URL, "vigil.job.completed", job)
     (kept,) = deliveries(live.world)
@@ -117,14 +117,14 @@ def test_subscribed_event_is_delivered_once_and_signed(live: Live, receiver: Rec
 def test_no_delivery_is_enqueued_without_webhooks(live: Live) -> None:
     live.world.complete(live.world.running())
     assert live.run_notifier().enqueued == 0
-    assert live.world.queues.to_tell == []
+    assert live.world.queues.webhook_messages == []
 
 
 def test_webhook_of_another_namespace_receives_nothing(live: Live, receiver: Receiver) -> None:
     put(live.world, namespace="other")
     live.world.complete(live.world.running())
     live.run_notifier()
-    assert work(live.world, receiver) == []
+    assert run_deliveries(live.world, receiver) == []
 
 
 def test_repeated_record_creates_one_delivery(live: Live, receiver: Receiver) -> None:
@@ -134,9 +134,9 @@ def test_repeated_record_creates_one_delivery(live: Live, receiver: Receiver) ->
     live.run_notifier(records)
     live.run_notifier(records)
     assert len(deliveries(live.world)) == 1
-    assert work(live.world, receiver) == ["delivered", "stale"]
+    assert run_deliveries(live.world, receiver) == ["delivered", "stale"]
     live.run_notifier(records)
-    assert work(live.world, receiver) == []
+    assert run_deliveries(live.world, receiver) == []
     assert len(receiver.posts) == 1
 
 
@@ -148,13 +148,13 @@ def test_wait_notifies_the_webhook_address_in_its_options(live: Live, receiver: 
     live.world.complete(job)
     live.world.run_matcher()
     live.run_notifier()
-    assert set(work(live.world, receiver)) == {"delivered"}
+    assert set(run_deliveries(live.world, receiver)) == {"delivered"}
     assert [(url, body["type"]) for url, _, body in receiver.posts if url != URL] == [
         ("https://one.example/x", "vigil.wait.met")
     ]
     assert "wait.met" in [body["type"].removeprefix("vigil.") for url, _, body in receiver.posts if url == URL]
     assert [each.url for each in deliveries(live.world, WAITS_WEBHOOK)] == ["https://one.example/x"]
-    assert [event.type for event in live.announced.events if event.subject != job] == []
+    assert [event.type for event in live.topic.events if event.subject != job] == []
 
 
 @pytest.mark.parametrize("url", ["http://one.example/", "https://10.0.0.1/", "https://169.254.169.254/", "x", ""])
@@ -180,15 +180,15 @@ def test_wait_with_webhook_requires_the_enabled_signing_webhook(world: World) ->
 # Again
 
 
-def refuse() -> Reply:
+def raise_refused() -> Reply:
     raise TargetRefused("The host has an address that is not public")
 
 
-def go_silent() -> Reply:
+def raise_unreachable() -> Reply:
     raise TargetUnreachable("The host did not answer in time")
 
 
-def completed(live: Live) -> str:
+def complete_job(live: Live) -> str:
     """A job whose completion has been handed over to the webhook `ci`."""
     job = live.world.running()
     live.world.complete(job)
@@ -196,17 +196,17 @@ def completed(live: Live) -> str:
     return job
 
 
-@pytest.mark.parametrize("answer", [lambda: Reply(500), lambda: Reply(302), go_silent, refuse])
+@pytest.mark.parametrize("answer", [lambda: Reply(500), lambda: Reply(302), raise_unreachable, raise_refused])
 def test_failed_delivery_is_retried_by_the_sweeper(live: Live, receiver: Receiver, answer: Callable[[], Reply]) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     receiver.answer = answer
-    assert work(live.world, receiver) == ["pending"]
+    assert run_deliveries(live.world, receiver) == ["pending"]
     assert live.world.sweep() == 0, "it is not due yet"
     live.world.pass_time(70)
     assert live.world.sweep() == 1
     receiver.answer = lambda: Reply(200)
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
     (kept,) = deliveries(live.world)
     assert len(kept.attempts) == 2
     assert (kept.attempts[0].status is None) == (kept.attempts[0].error is not None)
@@ -217,11 +217,11 @@ def test_failed_delivery_is_retried_by_the_sweeper(live: Live, receiver: Receive
 
 def test_delivery_is_abandoned_after_its_last_attempt_and_can_be_replayed(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     receiver.answer = lambda: Reply(500)
     came = []
-    while live.world.queues.to_tell:
-        came += work(live.world, receiver)
+    while live.world.queues.webhook_messages:
+        came += run_deliveries(live.world, receiver)
         live.world.pass_time(100_000)
         live.world.sweep()
     assert came == ["pending"] * (MAX_ATTEMPTS - 1) + ["failed"]
@@ -229,19 +229,19 @@ def test_delivery_is_abandoned_after_its_last_attempt_and_can_be_replayed(live: 
     assert (kept.status, kept.error) == ("failed", f"No try of {MAX_ATTEMPTS} succeeded")
 
     manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
-    ((message, delay_s),) = live.world.queues.wake_ups[-1:]
+    ((message, delay_s),) = live.world.queues.sweeper_messages[-1:]
     assert delay_s == 0
     sweep.on_message(live.world.ctx, loads(message))
     receiver.answer = lambda: Reply(200)
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
     assert deliveries(live.world)[0].status == "delivered"
 
 
 def test_retry_after_delays_the_next_attempt(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     receiver.answer = lambda: Reply(429, {"retry-after": "3600"})
-    work(live.world, receiver)
+    run_deliveries(live.world, receiver)
     live.world.pass_time(3_500)
     assert live.world.sweep() == 0
     live.world.pass_time(101)
@@ -250,20 +250,20 @@ def test_retry_after_delays_the_next_attempt(live: Live, receiver: Receiver) -> 
 
 def test_410_disables_the_webhook_until_the_next_put(live: Live, receiver: Receiver) -> None:
     hook = put(live.world)
-    completed(live)
-    completed(live)
+    complete_job(live)
+    complete_job(live)
     receiver.answer = lambda: Reply(410)
-    assert work(live.world, receiver) == ["failed", "failed"]
+    assert run_deliveries(live.world, receiver) == ["failed", "failed"]
     assert len(receiver.posts) == 1, "the second is not sent any more"
     disabled = manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci")
     assert (disabled.enabled, disabled.disabled_reason) == (False, "The receiver wants no more (410)")
-    completed(live)
-    assert live.world.queues.to_tell == []
+    complete_job(live)
+    assert live.world.queues.webhook_messages == []
     assert put(live.world).enabled
     assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").secret == hook.secret
-    completed(live)
+    complete_job(live)
     receiver.answer = lambda: Reply(200)
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
 
 
 def test_410_from_the_address_of_a_wait_disables_no_webhook(live: Live, receiver: Receiver) -> None:
@@ -274,28 +274,28 @@ def test_410_from_the_address_of_a_wait_disables_no_webhook(live: Live, receiver
     live.world.run_matcher()
     live.run_notifier()
     receiver.answer = lambda: Reply(410)
-    assert work(live.world, receiver) == ["failed"]
+    assert run_deliveries(live.world, receiver) == ["failed"]
     assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, WAITS_WEBHOOK).enabled
 
 
 def test_webhook_replaced_during_a_410_is_not_disabled(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
 
     def gone_but_moved() -> Reply:
         put(live.world, url="https://new.example/")
         return Reply(410)
 
     receiver.answer = gone_but_moved
-    work(live.world, receiver)
+    run_deliveries(live.world, receiver)
     assert manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").enabled
 
 
 def test_deleted_webhook_receives_no_pending_deliveries(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     manage_webhooks.delete_webhook(live.world.ctx, NAMESPACE, "ci")
-    assert work(live.world, receiver) == ["failed"]
+    assert run_deliveries(live.world, receiver) == ["failed"]
     assert receiver.posts == []
     assert deliveries(live.world)[0].error == "The webhook was deleted"
     with pytest.raises(WebhookNotFound):
@@ -304,25 +304,25 @@ def test_deleted_webhook_receives_no_pending_deliveries(live: Live, receiver: Re
 
 def test_retry_goes_to_the_current_address_of_the_webhook(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     receiver.answer = lambda: Reply(404)
-    work(live.world, receiver)
+    run_deliveries(live.world, receiver)
     put(live.world, url="https://moved.example/")
     receiver.answer = lambda: Reply(200)
     live.world.pass_time(70)
     live.world.sweep()
-    work(live.world, receiver)
+    run_deliveries(live.world, receiver)
     assert [url for url, _, _ in receiver.posts] == [URL, "https://moved.example/"]
 
 
 # Whatever is lost or dies
 
 
-class Dead(Exception):
+class ProcessCrashed(Exception):
     """The process is gone."""
 
 
-class _Failing:
+class _CrashingTable:
     """A table whose n-th write from now on kills the process, before it or after it."""
 
     def __init__(self, table: DynamoTable, at: int, *, after: bool) -> None:
@@ -336,18 +336,18 @@ class _Failing:
     def put(self, put: Put) -> None:
         self._left -= 1
         if self._left == 0 and not self._after:
-            raise Dead
+            raise ProcessCrashed
         self._table.put(put)
         if self._left == 0:
-            raise Dead
+            raise ProcessCrashed
 
 
-def dying(live: Live, table: DynamoTable, at: int, *, after: bool) -> None:
-    failing: Any = _Failing(table, at, after=after)
+def crash_at_write(live: Live, table: DynamoTable, at: int, *, after: bool) -> None:
+    failing: Any = _CrashingTable(table, at, after=after)
     live.ctx = live.world.ctx = replace(live.world.ctx, webhooks=WebhookStore(failing))
 
 
-def alive(live: Live, table: DynamoTable) -> None:
+def restore_table(live: Live, table: DynamoTable) -> None:
     live.ctx = live.world.ctx = replace(live.world.ctx, webhooks=WebhookStore(table))
 
 
@@ -361,11 +361,11 @@ def test_notifier_crash_while_enqueueing_leads_to_one_delivery_per_webhook(
         put(live.world, name)
     live.world.complete(live.world.running())
     records = live.records()
-    dying(live, table, at, after=after)
+    crash_at_write(live, table, at, after=after)
     assert live.run_notifier(records).failed
-    alive(live, table)
+    restore_table(live, table)
     assert not live.run_notifier(records).failed
-    assert work(live.world, receiver) == ["delivered"] * 3
+    assert run_deliveries(live.world, receiver) == ["delivered"] * 3
     assert len({headers["webhook-id"] for _, headers, _ in receiver.posts}) == 1
 
 
@@ -381,29 +381,29 @@ def test_refused_queue_message_is_recovered_by_record_retry_or_sweep(
     records = live.records()
 
     def refuse_all(messages: Any) -> None:
-        raise Dead
+        raise ProcessCrashed
 
     with monkeypatch.context() as broken:
         broken.setattr(live.world.queues, "send_deliveries", refuse_all)
         assert live.run_notifier(records).failed
-    assert "vigil.job.completed" in [frame["data"]["type"] for frame in live.heard() if frame["type"] == "event"]
-    assert [event.type for event in live.announced.events] == ["vigil.job.completed"]
+    assert "vigil.job.completed" in [frame["data"]["type"] for frame in live.received() if frame["type"] == "event"]
+    assert [event.type for event in live.topic.events] == ["vigil.job.completed"]
     live.world.pass_time(900)
     assert live.world.sweep() == 1
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
 
 
 def test_sweep_enqueues_a_delivery_whose_message_was_lost(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
-    live.world.queues.to_tell.clear()
+    complete_job(live)
+    live.world.queues.webhook_messages.clear()
     live.world.pass_time(899)
     assert live.world.sweep() == 0
     live.world.pass_time(1)
     assert live.world.sweep() == 1
     live.world.pass_time(60)
     assert live.world.sweep() == 0, "it is on its way, and not sent every minute"
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -412,14 +412,14 @@ def test_delivery_crash_around_its_write_reuses_the_same_id(
 ) -> None:
     """Its message comes again by itself. Before the write that is a second post, under the same id."""
     put(live.world)
-    completed(live)
-    messages = list(live.world.queues.to_tell)
-    dying(live, table, 1, after=after)
-    with pytest.raises(Dead):
-        work(live.world, receiver)
-    alive(live, table)
-    live.world.queues.to_tell = messages
-    assert work(live.world, receiver) == (["stale"] if after else ["delivered"])
+    complete_job(live)
+    messages = list(live.world.queues.webhook_messages)
+    crash_at_write(live, table, 1, after=after)
+    with pytest.raises(ProcessCrashed):
+        run_deliveries(live.world, receiver)
+    restore_table(live, table)
+    live.world.queues.webhook_messages = messages
+    assert run_deliveries(live.world, receiver) == (["stale"] if after else ["delivered"])
     assert len(receiver.posts) == (1 if after else 2)
     assert len({headers["webhook-id"] for _, headers, _ in receiver.posts}) == 1
 
@@ -429,15 +429,15 @@ def test_crash_while_disabling_a_webhook_is_recovered(
     live: Live, table: DynamoTable, receiver: Receiver, after: bool
 ) -> None:
     put(live.world)
-    completed(live)
-    messages = list(live.world.queues.to_tell)
+    complete_job(live)
+    messages = list(live.world.queues.webhook_messages)
     receiver.answer = lambda: Reply(410)
-    dying(live, table, 1, after=after)
-    with pytest.raises(Dead):
-        work(live.world, receiver)
-    alive(live, table)
-    live.world.queues.to_tell = messages
-    assert work(live.world, receiver) == ["failed"]
+    crash_at_write(live, table, 1, after=after)
+    with pytest.raises(ProcessCrashed):
+        run_deliveries(live.world, receiver)
+    restore_table(live, table)
+    live.world.queues.webhook_messages = messages
+    assert run_deliveries(live.world, receiver) == ["failed"]
     assert not manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci").enabled
 
 
@@ -446,36 +446,36 @@ def test_sweeper_crash_while_enqueueing_a_delivery_is_recovered(
     live: Live, table: DynamoTable, receiver: Receiver, after: bool
 ) -> None:
     put(live.world)
-    completed(live)
-    live.world.queues.to_tell.clear()
+    complete_job(live)
+    live.world.queues.webhook_messages.clear()
     live.world.pass_time(900)
-    dying(live, table, 1, after=after)
+    crash_at_write(live, table, 1, after=after)
     with pytest.raises(sweep.SweepFailed):
         live.world.sweep()
-    alive(live, table)
+    restore_table(live, table)
     live.world.sweep()
-    assert work(live.world, receiver) in (["delivered"], ["delivered", "stale"])
+    assert run_deliveries(live.world, receiver) in (["delivered"], ["delivered", "stale"])
 
 
 def test_sweep_finishes_a_replay_that_crashed_after_its_write(
     live: Live, table: DynamoTable, receiver: Receiver
 ) -> None:
     put(live.world)
-    completed(live)
-    work(live.world, receiver)
+    complete_job(live)
+    run_deliveries(live.world, receiver)
     (kept,) = deliveries(live.world)
-    dying(live, table, 1, after=True)
-    with pytest.raises(Dead):
+    crash_at_write(live, table, 1, after=True)
+    with pytest.raises(ProcessCrashed):
         manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
-    alive(live, table)
+    restore_table(live, table)
     assert live.world.sweep() == 1
-    assert work(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
     assert len(receiver.posts) == 2
 
 
 def test_sweep_during_an_attempt_does_not_affect_its_outcome(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     live.world.pass_time(901)
 
     def sweep_meanwhile() -> Reply:
@@ -483,16 +483,16 @@ def test_sweep_during_an_attempt_does_not_affect_its_outcome(live: Live, receive
         return Reply(200)
 
     receiver.answer = sweep_meanwhile
-    assert work(live.world, receiver) == ["delivered"]
-    assert work(live.world, receiver) == ["stale"]
+    assert run_deliveries(live.world, receiver) == ["delivered"]
+    assert run_deliveries(live.world, receiver) == ["stale"]
 
 
 def test_sweep_enqueues_deliveries_after_all_other_work(live: Live, receiver: Receiver) -> None:
     put(live.world)
-    completed(live)
+    complete_job(live)
     job = live.world.running()
     wait = live.world.wait({job: None}, wait_options={"expires_in": 1000})
-    live.world.queues.to_tell.clear()
+    live.world.queues.webhook_messages.clear()
     live.world.pass_time(1001)
     order: list[str] = []
     expire, hand_over = resolve_wait.expire, live.world.queues.send_deliveries
@@ -523,15 +523,15 @@ def test_sweep_enqueues_deliveries_after_all_other_work(live: Live, receiver: Re
 def test_failed_delivery_in_a_sweep_does_not_block_the_others(live: Live, receiver: Receiver) -> None:
     put(live.world)
     for _ in range(8):
-        completed(live)
-    live.world.queues.to_tell.clear()
+        complete_job(live)
+    live.world.queues.webhook_messages.clear()
     live.world.pass_time(900)
     sent: list[str] = []
 
     def refuse_the_first(messages: Sequence[str]) -> None:
         sent.extend(messages)
         if len(sent) == 1:
-            raise Dead
+            raise ProcessCrashed
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(live.world.queues, "send_deliveries", refuse_the_first)
@@ -552,7 +552,7 @@ def test_deliveries_are_listed_newest_first_in_pages(live: Live) -> None:
     put(live.world)
     for _ in range(11):
         live.world.pass_time(1)
-        completed(live)
+        complete_job(live)
     all_of_them = [each.delivery_id for each in deliveries(live.world)]
     assert len(set(all_of_them)) == 11
     assert all_of_them == sorted(all_of_them, reverse=True)

@@ -23,7 +23,7 @@ from vigil_core.store.workflows.runs import RunStore
 def test_chain_runs_jobs_one_after_another(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["b"]})
     assert world.work({"c": {"rows": 3}}) == ["a", "b", "c"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
     assert world.statuses(run) == {"a": "completed", "b": "completed", "c": "completed"}
 
 
@@ -35,7 +35,7 @@ def test_fail_fast_cancels_the_remaining_jobs(world: RunWorld) -> None:
         {"name": "d", "depends_on": ["c"]},
     )
     assert world.work({"a": Exception("NO")}) == ["a"]
-    assert world.found(run).status == "failed"
+    assert world.find_run(run).status == "failed"
     assert world.statuses(run) == {"a": "failed", "b": "cancelled", "c": "cancelled", "d": "cancelled"}
 
 
@@ -48,7 +48,7 @@ def test_continue_on_failure_skips_only_dependent_jobs(world: RunWorld) -> None:
         failure_policy="continue_on_failure",
     )
     assert world.work({"a": Exception("NO")}) == ["a", "c", "d"]
-    assert world.found(run).status == "failed"
+    assert world.find_run(run).status == "failed"
     assert world.statuses(run) == {"a": "failed", "b": "skipped", "c": "completed", "d": "completed"}
 
 
@@ -63,9 +63,9 @@ def test_retry_reruns_jobs_after_a_retained_success(world: RunWorld, heard_befor
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
     create_run.prepare_jobs(world.ctx, runs.retry(world.ctx, NAMESPACE, run, from_job=None, actor=KEY))
     while heard_before_it_begins and world.table.records:
-        world.carry_stream()
+        world.deliver_stream()
     assert world.work() == ["b", "c"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
 
 
 def test_executors_receive_the_results_of_dependencies(world: RunWorld) -> None:
@@ -115,7 +115,7 @@ def test_delayed_job_uses_results_recorded_before_its_start(world: RunWorld, mon
     world.work()
     world.pass_time(61)
     world.sweep()
-    world.settle()
+    world.run_until_idle()
     assert world.statuses(run)["later"] == "pending", "a is in another chunk, and its end was heard of before"
 
 
@@ -129,7 +129,7 @@ def test_ignored_failure_releases_dependents_of_another_block(world: RunWorld, m
     )
     world.work({"a": Exception("NO")})
     runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", actor=KEY, comment=None)
-    world.settle()
+    world.run_until_idle()
     assert world.statuses(run)["after"] == "pending"
 
 
@@ -144,9 +144,9 @@ def test_abort_decision_survives_a_supervisor_crash(world: RunWorld, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(supervise, "change_run", die)
         with pytest.raises(KeyboardInterrupt):
-            supervise.apply_decisions(world.ctx, world.found(run))
-    world.settle()
-    error = world.found(run).error
+            supervise.apply_decisions(world.ctx, world.find_run(run))
+    world.run_until_idle()
+    error = world.find_run(run).error
     assert error is not None
     assert error.code == "ABORTED"
     assert world.statuses(run) == {"a": "failed", "b": "cancelled"}
@@ -161,7 +161,7 @@ def test_end_with_already_skipped_successors_reads_no_blocks(world: RunWorld, mo
         {"name": "after", "depends_on": ["join"]},
         failure_policy="continue_on_failure",
     )
-    world.settle()
+    world.run_until_idle()
     jobs = [world.claim() for _ in range(5)]
     reads: list[str] = []
     read = RunStore.state_blocks
@@ -176,7 +176,7 @@ def test_end_with_already_skipped_successors_reads_no_blocks(world: RunWorld, mo
         assert job is not None
         world.finish(job, Exception("NO") if job is jobs[0] else None)
         reads.clear()
-        world.settle()
+        world.run_until_idle()
         read_for.append(len(reads))
     assert read_for[1:] == [0, 0, 0, 0], read_for
 
@@ -190,16 +190,16 @@ def test_transitions_over_the_inline_limit_are_applied_by_fan_out(world: RunWorl
     ]
     last = {"name": "last", "depends_on": [f"j{total - 2}"], "trigger_rule": "all_done"}
     run = world.run(*chain, last, failure_policy="continue_on_failure")
-    world.settle()
+    world.run_until_idle()
     job = world.claim()
     assert job is not None
     world.finish(job, Exception("NO"))
     world.machine.run()
-    world.carry_stream()
-    kinds: list[Any] = [loads(message.body) for message in world.queues.wide]
+    world.deliver_stream()
+    kinds: list[Any] = [loads(message.body) for message in world.queues.fan_out_messages]
     assert [(each["kind"], len(each["chunks"])) for each in kinds] == [("run_settle", 16), ("run_settle", 5)]
     assert world.work() == ["last"]
-    assert world.found(run).statistics == {
+    assert world.find_run(run).statistics == {
         "scheduled": 0, "waiting": 0, "pending": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 0,
         "skipped": total - 2,
     }  # fmt: skip

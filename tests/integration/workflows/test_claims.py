@@ -13,7 +13,7 @@ from vigil_core.services.workflows import commands as runs
 @pytest.mark.timeout(30)
 def test_claim_skips_jobs_of_a_run_that_is_being_cancelled(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b"})
-    world.settle()
+    world.run_until_idle()
     runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
     other = world.job(queue="default")
     wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id="c1")
@@ -29,15 +29,15 @@ def test_job_parked_with_its_slot_is_released_before_jobs_without_slot(world: Ru
         {"name": "a", "start_delay": 5, "priority": "high"},
         max_concurrency=1,
     )
-    world.settle()
+    world.run_until_idle()
     runs.pause(world.ctx, NAMESPACE, run, actor=KEY)
     assert world.claim() is None, "who is asked for while the run is paused is held back"
     world.pass_time(61)
     world.sweep()
-    world.settle()
+    world.run_until_idle()
     runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
     assert sorted(world.work()) == ["a", "low"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
 
 
 def test_newly_ready_job_starts_in_priority_order(world: RunWorld) -> None:
@@ -49,4 +49,4 @@ def test_newly_ready_job_starts_in_priority_order(world: RunWorld) -> None:
         max_concurrency=1,
     )
     assert world.work() == ["first", "critical", "high", "low"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"

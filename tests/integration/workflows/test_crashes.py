@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import pytest
 import uuid6
 
-from tests.model.engine_simulator import Died, MortalTable
+from tests.model.engine_simulator import CrashingTable, ProcessCrashed
 from tests.model.moto_table import empty_table
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
@@ -26,21 +26,21 @@ def test_delayed_job_created_after_its_start_time_starts(world: RunWorld) -> Non
     new = parse_workflow(NAMESPACE, body, run_id, now=world.time, find_types=world.ctx.job_types.find_many)
     world.pass_time(60)
     create_run.create_run(world.ctx, NAMESPACE, new, actor=KEY)
-    world.settle()
+    world.run_until_idle()
     world.sweep()
     assert world.work() == ["a", "b"]
-    assert world.found(run_id).status == "completed"
+    assert world.find_run(run_id).status == "completed"
 
 
 def test_first_state_record_of_a_version_wins(world: RunWorld) -> None:
-    run = world.found(world.run({"name": "a"}))
+    run = world.find_run(world.run({"name": "a"}))
     note = world.ctx.runs.record_states
     for standing in ("failed", "undecided"):
         note(run.namespace, run.workflow_id, 0, {0: StateRecord(state=standing, state_version=4)})
-    assert world.standings(run.workflow_id).state_of(0) == "failed"
+    assert world.run_state(run.workflow_id).state_of(0) == "failed"
     note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="pardoned", state_version=5)})
     note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="running", state_version=3)})
-    assert world.standings(run.workflow_id).state_of(0) == "pardoned"
+    assert world.run_state(run.workflow_id).state_of(0) == "pardoned"
 
 
 def test_repeated_creation_finishes_a_crashed_one(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,45 +52,45 @@ def test_repeated_creation_finishes_a_crashed_one(world: RunWorld, monkeypatch: 
         assert not create_run.create_run(world.ctx, NAMESPACE, new, actor=KEY).registration_complete
     assert create_run.create_run(world.ctx, NAMESPACE, new, actor=KEY, resumed=True).registration_complete
     assert world.work() == ["a", "b"]
-    assert world.found(run_id).status == "completed"
+    assert world.find_run(run_id).status == "completed"
 
 
-class MortalWorld(RunWorld):
+class CrashingWorld(RunWorld):
     """A world in which one piece of work is done by somebody who dies at one of his writes. Nobody looks after runs."""
 
     def __init__(self, writes: int, *, dies_after: bool) -> None:
-        self.mortal = MortalTable(empty_table())
-        self.mortal.dies_after = dies_after
+        self.crashing_table = CrashingTable(empty_table())
+        self.crashing_table.crash_after_write = dies_after
         self.writes = writes
-        self.died = False
-        super().__init__(self.mortal)  # type: ignore[arg-type]
+        self.crashed = False
+        super().__init__(self.crashing_table)  # type: ignore[arg-type]
 
-    def mortally(self, work: Callable[[], Any]) -> None:
+    def run_with_crash(self, work: Callable[[], Any]) -> None:
         """Do this, as far as that goes."""
-        self.mortal.writes_left = self.writes
+        self.crashing_table.writes_left = self.writes
         try:
             work()
-        except Died:
-            self.died = True
-        self.mortal.writes_left = None
+        except ProcessCrashed:
+            self.crashed = True
+        self.crashing_table.writes_left = None
 
-    def match_mortally(self) -> None:
+    def match_with_crash(self) -> None:
         """Have the matcher hear of what has happened; it comes again."""
-        self.mortally(lambda: match_records(self.ctx, self.table.records))
+        self.run_with_crash(lambda: match_records(self.ctx, self.table.records))
 
 
-Whenever: TypeAlias = Callable[[Callable[[MortalWorld], None]], None]
+AtEveryWrite: TypeAlias = Callable[[Callable[[CrashingWorld], None]], None]
 
 
 @pytest.fixture(params=["before", "after"])
-def at_every_write(aws: None, request: pytest.FixtureRequest) -> Whenever:
+def at_every_write(aws: None, request: pytest.FixtureRequest) -> AtEveryWrite:
     """Run a scenario with a crash before or after the first write, the second, and so on, until none occurs."""
 
-    def run_scenario(scenario: Callable[[MortalWorld], None]) -> None:
+    def run_scenario(scenario: Callable[[CrashingWorld], None]) -> None:
         for writes in range(30):
-            world = MortalWorld(writes, dies_after=request.param == "after")
+            world = CrashingWorld(writes, dies_after=request.param == "after")
             scenario(world)
-            if not world.died:
+            if not world.crashed:
                 assert writes > 0, "nobody has died"
                 return
         raise AssertionError("it never ends")
@@ -98,8 +98,8 @@ def at_every_write(aws: None, request: pytest.FixtureRequest) -> Whenever:
     return run_scenario
 
 
-def test_dependent_of_a_skipped_job_is_released_after_a_crash(at_every_write: Whenever) -> None:
-    def scenario(world: MortalWorld) -> None:
+def test_dependent_of_a_skipped_job_is_released_after_a_crash(at_every_write: AtEveryWrite) -> None:
+    def scenario(world: CrashingWorld) -> None:
         run = world.run(
             {"name": "a"},
             {"name": "b", "depends_on": ["a"]},
@@ -107,19 +107,19 @@ def test_dependent_of_a_skipped_job_is_released_after_a_crash(at_every_write: Wh
             {"name": "d", "depends_on": ["c"], "trigger_rule": "all_done"},
             failure_policy="continue_on_failure",
         )
-        world.settle()
+        world.run_until_idle()
         job = world.claim()
         assert job is not None
         world.finish(job, Exception("NO"))
-        world.match_mortally()
+        world.match_with_crash()
         assert world.work() == ["d"]
-        assert world.found(run).status == "failed"
+        assert world.find_run(run).status == "failed"
 
     at_every_write(scenario)
 
 
-def test_run_with_all_jobs_skipped_ends_after_a_crash(at_every_write: Whenever) -> None:
-    def scenario(world: MortalWorld) -> None:
+def test_run_with_all_jobs_skipped_ends_after_a_crash(at_every_write: AtEveryWrite) -> None:
+    def scenario(world: CrashingWorld) -> None:
         run = world.run(
             {"name": "a"},
             {"name": "b", "depends_on": ["a"], "start_delay": 5},
@@ -129,42 +129,42 @@ def test_run_with_all_jobs_skipped_ends_after_a_crash(at_every_write: Whenever) 
         assert world.work({"a": Exception("NO")}) == ["a"]
         world.pass_time(6)
         world.sweep()
-        world.match_mortally()
-        world.settle()
-        assert world.found(run).status == "failed"
+        world.match_with_crash()
+        world.run_until_idle()
+        assert world.find_run(run).status == "failed"
 
     at_every_write(scenario)
 
 
-def test_dependent_of_a_false_condition_is_released_after_a_crash(at_every_write: Whenever) -> None:
-    def scenario(world: MortalWorld) -> None:
+def test_dependent_of_a_false_condition_is_released_after_a_crash(at_every_write: AtEveryWrite) -> None:
+    def scenario(world: CrashingWorld) -> None:
         run = world.run(
             {"name": "a", "condition": "`false`"},
             {"name": "b", "depends_on": ["a"], "trigger_rule": "none_failed"},
             {"name": "c", "depends_on": ["a"]},
         )
         world.machine.run()
-        world.match_mortally()
+        world.match_with_crash()
         assert world.work() == ["b"]
         assert world.statuses(run) == {"a": "skipped", "b": "completed", "c": "skipped"}
-        assert world.found(run).status == "completed"
+        assert world.find_run(run).status == "completed"
 
     at_every_write(scenario)
 
 
-def test_run_is_cancelled_after_a_crash_during_its_cancellation(at_every_write: Whenever) -> None:
-    def scenario(world: MortalWorld) -> None:
+def test_run_is_cancelled_after_a_crash_during_its_cancellation(at_every_write: AtEveryWrite) -> None:
+    def scenario(world: CrashingWorld) -> None:
         run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]})
-        world.settle()
+        world.run_until_idle()
         runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
-        world.carry_stream()
+        world.deliver_stream()
         (execution,) = world.machine.ready()
-        world.mortally(world.machine.run)
+        world.run_with_crash(world.machine.run)
         if execution.status == "RUNNING" and execution.token is None:
             world.machine.stop(execution.name, "FAILED")
             supervise.on_execution_ended(world.ctx, execution.data, "FAILED")
-        world.settle()
+        world.run_until_idle()
         assert world.statuses(run) == {"a": "cancelled", "b": "cancelled"}
-        assert world.found(run).status == "cancelled"
+        assert world.find_run(run).status == "cancelled"
 
     at_every_write(scenario)

@@ -33,7 +33,7 @@ def create(live: Live) -> str:
     return create_run(ctx, NAMESPACE, new, actor=KEY).workflow_id
 
 
-def told(live: Live, *frames: Any) -> list[tuple[str, str]]:
+def types_and_subjects(live: Live, *frames: Any) -> list[tuple[str, str]]:
     return [(frame["data"]["type"], frame["data"]["subject"]) for frame in frames]
 
 
@@ -41,11 +41,11 @@ def test_workflow_topic_receives_events_of_the_run_and_its_jobs(live: Live) -> N
     live.connect()
     run = create(live)
     live.subscribe(f"workflow:{run}")
-    before = len(live.heard())
+    before = len(live.received())
     runs.request_cancel(live.ctx, NAMESPACE, run, actor=KEY)
     live.run_notifier()
-    assert ("vigil.workflow.cancel_requested", run) in told(live, *live.heard()[before:])
-    kinds = [event.type for event in live.announced.events]
+    assert ("vigil.workflow.cancel_requested", run) in types_and_subjects(live, *live.received()[before:])
+    kinds = [event.type for event in live.topic.events]
     assert "vigil.workflow.cancel_requested" not in kinds, "SNS hears of endings"
 
 
@@ -60,5 +60,5 @@ def test_subscription_with_since_replays_run_events(live: Live) -> None:
 def test_subscription_to_an_unknown_run_is_refused(live: Live) -> None:
     live.connect()
     frame = {"action": "subscribe", "id": "s", "topics": [f"workflow:{live.ctx.new_id()}"]}
-    (error,) = live.say(frame)
+    (error,) = live.send(frame)
     assert error["data"]["error"] == "WORKFLOW_NOT_FOUND"

@@ -13,21 +13,21 @@ JOIN = {"name": "join", "depends_on": ["a", "b"], "trigger_rule": "one_success",
 def test_failure_of_the_last_racer_requires_a_decision(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN, failure_policy="manual")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
-    assert world.found(run).status == "paused"
+    assert world.find_run(run).status == "paused"
     runs.put_decision(world.ctx, NAMESPACE, run, "b", "skip", actor=KEY, comment=None)
     assert world.work() == ["join"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
 
 
 def test_retry_of_a_cancelled_race_runs_it_again(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN)
     runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
-    world.settle()
+    world.run_until_idle()
     assert set(world.statuses(run).values()) == {"cancelled"}
     world.retry(run)
     assert world.work() == ["a", "join"]
     assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
 
 
 def test_former_race_loser_counts_as_failed_in_the_next_generation(world: RunWorld) -> None:
@@ -36,16 +36,16 @@ def test_former_race_loser_counts_as_failed_in_the_next_generation(world: RunWor
     world.retry(run, "first")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
     assert world.statuses(run) == {"first": "completed", "a": "failed", "b": "failed", "join": "cancelled"}
-    standings = world.standings(run)
+    standings = world.run_state(run)
     assert [standings.end_state(standings.graph.index_of[name]) for name in "ab"] == ["failed", "failed"]
 
 
 def test_late_record_of_the_previous_generation_ends_no_race(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN)
     assert world.work() == ["a", "join"]
-    before = list(world.carried)
+    before = list(world.delivered)
     world.retry(run, "a")
-    world.settle()
+    world.run_until_idle()
     world.table.records += before
     assert world.work() == ["a", "join"]
     assert world.statuses(run) == {"a": "completed", "b": "cancelled", "join": "completed"}
@@ -63,5 +63,5 @@ def test_race_lost_through_fan_out_skips_fails_the_run(world: RunWorld) -> None:
         {"name": "other", "priority": "low"},
     )
     assert world.work({"a": Exception("NO"), "start": {"open": False}}) == ["a", "start"]
-    assert world.found(run).status == "failed"
+    assert world.find_run(run).status == "failed"
     assert world.at(run, "other").status == "cancelled"

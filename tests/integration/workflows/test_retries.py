@@ -14,23 +14,23 @@ from vigil_core.services.workflows import commands as runs
 def test_late_failure_record_frees_no_slot_of_the_next_generation(world: RunWorld) -> None:
     run = world.run({"name": "a", "priority": "high"}, {"name": "b"}, max_concurrency=1)
     world.work({"a": Exception("NO")})
-    before = list(world.carried)
+    before = list(world.delivered)
     world.retry(run)
-    world.settle()
+    world.run_until_idle()
     assert world.statuses(run) == {"a": "pending", "b": "waiting"}
     world.table.records += before
-    world.settle()
+    world.run_until_idle()
     assert world.statuses(run) == {"a": "pending", "b": "waiting"}
 
 
 def test_retry_frees_the_slot_of_a_waiting_job(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, max_concurrency=1)
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
-    found = world.found(run)
+    found = world.find_run(run)
     assert world.ctx.runs.acquire_slot(found, 1), "as the matcher may that hears late of its release"
     world.retry(run, "a")
     assert world.work() == ["a", "b"]
-    assert world.found(run).status == "completed"
+    assert world.find_run(run).status == "completed"
 
 
 def test_parked_entry_of_the_previous_generation_blocks_no_job(
@@ -43,22 +43,22 @@ def test_parked_entry_of_the_previous_generation_blocks_no_job(
         {"name": "c", "depends_on": ["b", "a"], "trigger_rule": "all_done"},
         max_concurrency=1,
     )
-    world.settle()
+    world.run_until_idle()
     world.ctx.runs.park(NAMESPACE, run, "normal", 2)
     runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
-    world.settle()
+    world.run_until_idle()
     world.retry(run)
     assert world.work() == ["a", "b", "c"]
 
 
 def test_cancelled_job_without_decision_is_counted_as_cancelled(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, failure_policy="manual")
-    world.settle()
+    world.run_until_idle()
     world.do(change_job.cancel, world.id_of(run, "a"))
-    world.settle()
-    assert world.found(run).status == "paused"
+    world.run_until_idle()
+    assert world.find_run(run).status == "paused"
     runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
-    world.settle()
-    statistics = world.found(run).statistics
+    world.run_until_idle()
+    statistics = world.find_run(run).statistics
     assert statistics is not None
     assert (statistics["cancelled"], statistics["failed"]) == (2, 0)

@@ -56,7 +56,7 @@ def test_release_and_skip_log_one_line_each_with_ids_and_reason(world: RunWorld,
         {"name": "d", "depends_on": ["c"]},
         **OURS,
     )
-    world.settle()
+    world.run_until_idle()
 
     def line(said: str, name: str, reason: str, **other: str) -> dict[str, Any]:
         ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, name), **OURS}
@@ -83,8 +83,8 @@ def test_repeated_records_log_nothing(world: RunWorld, log: Log) -> None:
     world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, {"name": "c", "depends_on": ["a"]})
     assert world.work({"a": Exception("NO")}) == ["a"]
     assert log.lines()
-    world.table.records = list(world.carried)
-    world.settle()
+    world.table.records = list(world.delivered)
+    world.run_until_idle()
     assert log.lines() == []
 
 
@@ -102,7 +102,7 @@ def test_many_equal_verdicts_share_one_line(world: RunWorld, log: Log) -> None:
     total = 150
     chain = [{"name": f"n{n}", "depends_on": [f"n{n - 1}"] if n else []} for n in range(total)]
     run = world.run(*chain, failure_policy="continue_on_failure", **OURS)
-    world.settle()
+    world.run_until_idle()
     log.text()
     assert world.work({"n0": Exception("NO")}) == ["n0"]
     assert world.at(run, f"n{total - 1}").status == "skipped"
@@ -116,7 +116,7 @@ def test_many_equal_verdicts_share_one_line(world: RunWorld, log: Log) -> None:
 
 def test_parked_and_unparked_jobs_are_logged(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"}, {"name": "b"}, max_concurrency=1)
-    world.settle()
+    world.run_until_idle()
     first, second = ("a", "b") if world.at(run, "b").workflow.parked else ("b", "a")
     assert {(line["said"], line["job"]) for line in log.lines()} == {("released", first), ("held", second)}
     assert world.work() == [first, second]
@@ -126,14 +126,14 @@ def test_parked_and_unparked_jobs_are_logged(world: RunWorld, log: Log) -> None:
 
 def test_job_parked_by_a_paused_run_is_logged_once(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"})
-    world.settle()
+    world.run_until_idle()
     runs.pause(world.ctx, NAMESPACE, run, actor=KEY)
     log.text()
     for _ in range(2):
         assert world.claim() is None
     (line,) = log.lines()
     assert (line["said"], line["job"], line["job_id"]) == ("held", "a", world.id_of(run, "a"))
-    world.settle()
+    world.run_until_idle()
     runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
     assert world.work() == ["a"]
     assert [line["said"] for line in log.lines()] == ["let_go"]
@@ -151,10 +151,10 @@ def test_mutex_queueing_and_acquisition_are_logged(world: RunWorld, log: Log) ->
 def test_verdict_of_a_job_without_run_is_logged(world: RunWorld, log: Log) -> None:
     other = world.job()
     job_id = world.job(depends_on=(other,), name="report", correlation_id="daily-report-001")
-    world.settle()
+    world.run_until_idle()
     assert log.lines() == []
     world.fail(world.do(change_job.start, other).job_id)
-    world.settle()
+    world.run_until_idle()
     (line,) = log.lines()
     assert line == {
         "said": "skipped", "namespace": NAMESPACE, "job_id": job_id, "correlation_id": "daily-report-001",

@@ -22,7 +22,7 @@ def test_create_command_sends_every_option(run: Run, fake: FakeVigil) -> None:
     )  # fmt: skip
     (job_id,) = fake.jobs
     assert made.stdout == f"{job_id}\n"
-    assert fake.asked("POST", "/v1/jobs")[0].body == {
+    assert fake.requests_to("POST", "/v1/jobs")[0].body == {
         "job_type": "boot_test", "payload": {"kernel": "6.12"}, "name": "aspen", "queue": "boxes", "priority": "high",
         "scheduled_at": "2030-01-31T09:30:00.000Z", "retry": {"max_attempts": 3}, "timeout": 60, "unique_key": "u",
         "mutex": {"key": "m"}, "tags": ["a", "b"], "fields": {"box": "aspen", "cpus": 4},
@@ -34,7 +34,7 @@ def test_create_command_sends_dependencies_and_queued_mutex(run: Run, fake: Fake
         "job", "create", "report", "--after", "a", "--after", "b", "--rule", "all_done", "--if", "rows > `0`",
         "--mutex", "m", "--in-line",
     )  # fmt: skip
-    assert fake.asked("POST", "/v1/jobs")[0].body == {
+    assert fake.requests_to("POST", "/v1/jobs")[0].body == {
         "job_type": "report", "depends_on": ["a", "b"], "trigger_rule": "all_done", "condition": "rows > `0`",
         "mutex": {"key": "m", "on_conflict": "queue"},
     }  # fmt: skip

@@ -37,7 +37,7 @@ def submit(client: Vigil, payload: object = None, **wanted: Any) -> str:
     return client.submit("test", payload, queue="q", **wanted).job_id
 
 
-def until_it_says(worker: subprocess.Popen[str], text: str) -> None:
+def wait_for_output(worker: subprocess.Popen[str], text: str) -> None:
     assert worker.stderr
     assert any(text in line for line in worker.stderr)
 
@@ -68,11 +68,11 @@ def test_worker_command_runs_jobs_until_sigterm(start: Start, client: Vigil, fak
     job_id, staying, left = submit(client, payload=7), submit(client, payload="stay"), submit(client)
     worker = start("--concurrency", "1", "--hold", "1", "--name", "w1", "tasks:work")
     assert fake.ended(job_id)["result"] == {"payload": 7}
-    claim = fake.asked("POST", "/v1/queues/q/claim")[0]
+    claim = fake.requests_to("POST", "/v1/queues/q/claim")[0]
     assert (claim.body["worker"], claim.headers["prefer"]) == ("w1", "wait=1")
     fake.until((tmp_path / "begun").exists)
     worker.send_signal(signal.SIGTERM)
-    until_it_says(worker, "stopping")
+    wait_for_output(worker, "stopping")
     (tmp_path / "go on").touch()
     worker.communicate(timeout=DEADLINE_S)
     assert worker.returncode == 0
@@ -88,7 +88,7 @@ def test_worker_command_releases_unfinished_jobs(
     fake.until((tmp_path / "begun").exists)
     worker.send_signal(signals[0])
     if signals[1:]:
-        until_it_says(worker, "stopping")
+        wait_for_output(worker, "stopping")
         worker.send_signal(signals[1])
     worker.communicate(timeout=DEADLINE_S)
     assert worker.returncode == 0
@@ -102,7 +102,7 @@ def test_lease_of_a_killed_worker_expires(start: Start, client: Vigil, fake: Fak
     fake.until((tmp_path / "begun").exists)
     worker.kill()
     worker.communicate()
-    fake.until(lambda: fake.lapses == [job_id])
+    fake.until(lambda: fake.expired_leases == [job_id])
     assert (fake.job(job_id)["status"], fake.job(job_id)["attempt"]) == ("pending", 2)
     (tmp_path / "go on").touch()
     start("tasks:work")

@@ -38,7 +38,7 @@ def test_run_is_created_once_despite_a_lost_response(client: Vigil, fake: FakeVi
     fake.drop("POST", "/v1/workflows")
     run = client.create_workflow(pipeline())
     assert list(fake.runs) == [run["workflow_id"]]
-    first, again = fake.asked("POST", "/v1/workflows")
+    first, again = fake.requests_to("POST", "/v1/workflows")
     assert first.body == again.body == pipeline().to_dict()
     assert client.create_workflow(pipeline().to_dict(), idempotency_key="k") == client.create_workflow(
         pipeline(), idempotency_key="k"
@@ -60,7 +60,7 @@ def test_client_detects_a_run_change_whose_response_was_lost(client: Vigil, fake
     with pytest.raises(VigilError) as caught:
         client.retry_workflow(workflow_id)
     assert caught.value.maybe_done
-    assert len(fake.asked("POST", f"/v1/workflows/{workflow_id}/retry")) == 1
+    assert len(fake.requests_to("POST", f"/v1/workflows/{workflow_id}/retry")) == 1
     fake.drop("POST", "/pause")
     fake.refuse("POST", "/pause", 409)
     assert client.pause_workflow(workflow_id)["status"] == "paused"
@@ -86,7 +86,7 @@ def test_matching_runs_are_cancelled_page_by_page(client: Vigil, fake: FakeVigil
     assert list(client.cancel_workflows(name="a")) == [ids[0], ids[2]]
     assert [run["status"] for run in fake.runs.values()] == ["cancelled", "running", "cancelled"]
     list(client.cancel_workflows(created_before=datetime(2026, 1, 31, tzinfo=UTC)))
-    assert fake.asked("POST", "/v1/workflows/cancel")[-1].body == {"created_before": "2026-01-31T00:00:00.000Z"}
+    assert fake.requests_to("POST", "/v1/workflows/cancel")[-1].body == {"created_before": "2026-01-31T00:00:00.000Z"}
 
 
 def test_create_command_reads_the_definition_from_file_or_stdin(run: Run, fake: FakeVigil, yaml_file: str) -> None:
@@ -96,7 +96,7 @@ def test_create_command_reads_the_definition_from_file_or_stdin(run: Run, fake: 
         run("workflow", "create", "--file", "-", "--json", stdin=json.dumps(pipeline().to_dict())).stdout
     )
     assert shown["name"] == "data_pipeline"
-    assert [ask.body for ask in fake.asked("POST", "/v1/workflows")] == [pipeline().to_dict()] * 2
+    assert [ask.body for ask in fake.requests_to("POST", "/v1/workflows")] == [pipeline().to_dict()] * 2
 
 
 @pytest.mark.parametrize(("ends", "code"), [("completed", 0), ("failed", 3), ("running", 4)])
@@ -196,7 +196,7 @@ def test_status_watch_ends_with_the_run(run: Run, fake: FakeVigil, workflow_id: 
     looks = f"/v1/workflows/{workflow_id}/stats"
 
     def end() -> None:
-        fake.until(lambda: len(fake.asked("GET", looks)) > 1)
+        fake.until(lambda: len(fake.requests_to("GET", looks)) > 1)
         fake.runs[workflow_id]["status"] = ends
 
     ending = threading.Thread(target=end)

@@ -25,7 +25,7 @@ LOCAL = Stack(
     fan_out_queue_url="p", sweeper_queue_url="c", http_api_id="h", websocket_api_id="w",
 )  # fmt: skip
 
-NOBODY = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
+UNKNOWN_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 
 
 def running(client: Vigil, **wanted: Any) -> str:
@@ -46,7 +46,7 @@ def test_client_creates_starts_reports_and_completes_a_job(client: Vigil, fake: 
         mutex="aspen",
     )
     assert (reference.job_type, reference.scheduled_at, reference.is_scheduled()) == ("boot_test", None, False)
-    (asked,) = fake.asked("POST", "/v1/jobs")
+    (asked,) = fake.requests_to("POST", "/v1/jobs")
     assert asked.body == {
         "job_type": "boot_test", "payload": {"kernel": "6.12"}, "name": "aspen", "priority": "high", "tags": ["x"],
         "retry": {"max_attempts": 2}, "mutex": {"key": "aspen"},
@@ -69,7 +69,7 @@ def test_client_creates_starts_reports_and_completes_a_job(client: Vigil, fake: 
 
 def test_client_submits_a_batch(client: Vigil, fake: FakeVigil) -> None:
     client.submit("resize", batch=[{"file": "1.png"}, None], on_item_failure="collect", name="holiday")
-    (asked,) = fake.asked("POST", "/v1/jobs")
+    (asked,) = fake.requests_to("POST", "/v1/jobs")
     assert asked.body == {
         "job_type": "resize", "batch": [{"file": "1.png"}, None], "on_item_failure": "collect", "name": "holiday",
     }  # fmt: skip
@@ -85,7 +85,7 @@ def test_client_submits_a_scheduled_job(client: Vigil) -> None:
 
 
 def test_unknown_job_has_no_status_and_cannot_be_changed(client: Vigil) -> None:
-    for job_id in (NOBODY, "nobody", "../waits", "", "a?b"):
+    for job_id in (UNKNOWN_ID, "nobody", "../waits", "", "a?b"):
         assert client.status(job_id) is None
         assert client.status_only(job_id) == "not_found"
         assert not client.exists(job_id)
@@ -96,7 +96,7 @@ def test_unknown_job_has_no_status_and_cannot_be_changed(client: Vigil) -> None:
             client.cancel(job_id)
         assert (refusal.value.status, refusal.value.code) == (404, "JOB_NOT_FOUND")
     with pytest.raises(VigilError) as refusal:
-        client.job(NOBODY)
+        client.job(UNKNOWN_ID)
     assert refusal.value.request_id == "r1"
 
 
@@ -128,7 +128,7 @@ def test_await_completion_makes_one_long_poll_request(client: Vigil, fake: FakeV
     end.join()
     assert info
     assert (info.status, info.result) == ("completed", 7)
-    (look,) = fake.asked("GET", f"/v1/jobs/{job_id}")
+    (look,) = fake.requests_to("GET", f"/v1/jobs/{job_id}")
     assert 8 <= int(look.headers["prefer"].removeprefix("wait=")) <= 10
 
 
@@ -139,7 +139,7 @@ def test_await_completion_returns_the_last_status_after_its_timeout(client: Vigi
     assert info
     assert info.status == "running"
     assert 0.4 <= time.monotonic() - began < 3
-    assert 2 <= len(fake.asked("GET", f"/v1/jobs/{job_id}")) <= 6
+    assert 2 <= len(fake.requests_to("GET", f"/v1/jobs/{job_id}")) <= 6
 
 
 def test_result_of_a_failed_job_raises_its_error(client: Vigil) -> None:
@@ -170,7 +170,7 @@ def test_client_wait_repeats_until_all_jobs_ended(client: Vigil, fake: FakeVigil
     end.join()
     assert "wait_on" not in answer
     assert answer["waited_jobs"] == {first: {"job_stage": "complete"}, second: {"job_stage": "complete"}}
-    once, again = fake.asked("POST", "/v1/waits")
+    once, again = fake.requests_to("POST", "/v1/waits")
     assert once.headers["idempotency-key"]
     assert "idempotency-key" not in again.headers
 
@@ -190,7 +190,7 @@ def test_lost_response_creates_one_job(client: Vigil, fake: FakeVigil, fault: An
         fake.refuse("POST", "/v1/jobs", fault, times=2)
     reference = client.submit("test")
     assert list(fake.jobs) == [reference.job_id]
-    keys = {ask.headers["idempotency-key"] for ask in fake.asked("POST", "/v1/jobs")}
+    keys = {ask.headers["idempotency-key"] for ask in fake.requests_to("POST", "/v1/jobs")}
     assert len(keys) == 1
     assert client.submit("test").job_id != reference.job_id
 
@@ -221,7 +221,7 @@ def test_end_whose_response_was_lost_succeeds(client: Vigil, fake: FakeVigil, ve
         case _:
             job = client.release(job_id, lease_token=token)
     assert job["status"] == {"complete": "completed", "fail": "failed", "release": "pending"}[verb]
-    assert len(fake.asked("POST", f"/v1/jobs/{job_id}/{verb}")) == 2
+    assert len(fake.requests_to("POST", f"/v1/jobs/{job_id}/{verb}")) == 2
 
 
 def test_end_by_another_worker_raises_lease_lost(client: Vigil, fake: FakeVigil) -> None:
@@ -248,7 +248,7 @@ def test_request_that_may_not_be_repeated_raises_after_a_lost_response(
     with pytest.raises(VigilError) as lost:
         act(job_id)
     assert (lost.value.code, lost.value.status, lost.value.maybe_done) == ("UNREACHABLE", None, True)
-    assert len(fake.asked("POST", f"/v1/jobs/{job_id}/{verb}")) == 1
+    assert len(fake.requests_to("POST", f"/v1/jobs/{job_id}/{verb}")) == 1
 
 
 def test_throttled_request_is_repeated(client: Vigil, fake: FakeVigil) -> None:
@@ -263,7 +263,7 @@ def test_client_waits_for_retry_after(client: Vigil, fake: FakeVigil, form: str)
     later = "1" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     fake.refuse("GET", "/v1/jobs", 429, retry_after=later)
     assert list(client.jobs()) == []
-    first, second = fake.asked("GET", r"/v1/jobs\?.*")
+    first, second = fake.requests_to("GET", r"/v1/jobs\?.*")
     assert second.at - first.at >= 0.95
 
 
@@ -303,14 +303,14 @@ def test_permanent_error_is_not_retried(client: Vigil, fake: FakeVigil, status: 
 
 def test_wrong_key_raises_unauthorized(fake: FakeVigil) -> None:
     with Vigil(fake.url, "wrong") as client, pytest.raises(VigilError, match="UNAUTHORIZED"):
-        client.exists(NOBODY)
+        client.exists(UNKNOWN_ID)
 
 
 def test_response_of_another_server_raises(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("GET", "/v1/jobs", 200)
     fake.faults[0].body = "<html>"
     with pytest.raises(VigilError, match="not as Vigil does"):
-        client.job(NOBODY)
+        client.job(UNKNOWN_ID)
 
 
 def test_unreachable_server_raises_with_its_url() -> None:
@@ -318,7 +318,7 @@ def test_unreachable_server_raises_with_its_url() -> None:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with Vigil(url, "key", retries=1, backoff_s=0.01) as client, pytest.raises(VigilError, match=url) as error:
-        client.start(NOBODY)
+        client.start(UNKNOWN_ID)
     assert (error.value.code, error.value.status, error.value.maybe_done) == ("UNREACHABLE", None, False)
 
 

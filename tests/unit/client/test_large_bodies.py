@@ -23,7 +23,7 @@ class Store:
         self.failures = failures
         self.content = content
         self.requests: list[httpx.Request] = []
-        self.told: list[Any] = []
+        self.api_requests: list[Any] = []
 
     def store(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
@@ -38,7 +38,7 @@ class Store:
 
     def api(self, request: httpx.Request) -> httpx.Response:
         body: Any = json.loads(request.content) if request.content else None
-        self.told.append(body)
+        self.api_requests.append(body)
         if request.url.path == "/v1/uploads":
             return httpx.Response(201, json={"reference": "r1", "url": URL, **body})
         job = {"job_id": JOB, "job_type": "t", "scheduled_at": None, "payload": None, "payload_url": URL}
@@ -64,7 +64,7 @@ def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vigil]:
 
 def test_large_payload_is_uploaded(client: Vigil, store: Store) -> None:
     client.submit("t", LARGE)
-    (upload, created) = store.told
+    (upload, created) = store.api_requests
     assert upload == {"size": len(LARGE) + 2}
     assert (created["payload_ref"], "payload" in created) == ("r1", False)
     assert json.loads(store.content) == LARGE
@@ -72,7 +72,7 @@ def test_large_payload_is_uploaded(client: Vigil, store: Store) -> None:
 
 def test_small_payload_is_sent_inline(client: Vigil, store: Store) -> None:
     client.submit("t", LARGE[:-2])
-    assert [told["payload"] == LARGE[:-2] for told in store.told] == [True]
+    assert [told["payload"] == LARGE[:-2] for told in store.api_requests] == [True]
     assert store.requests == []
 
 

@@ -34,7 +34,7 @@ def environment(fake: FakeVigil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_KEY", tasks._Key())
 
 
-def handed_over(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, Any]:
+def new_event(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, Any]:
     """Return the event of a new job, as Vigil builds it."""
     client.submit("resize", queue="q", **wanted)
     (job,) = client.claim("q", lease=60)
@@ -47,7 +47,7 @@ def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:
 
 
 def test_return_value_becomes_the_result(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client, payload={"n": 21}, fields={"box": "aspen"}, name="nightly")
+    event = new_event(client, payload={"n": 21}, fields={"box": "aspen"}, name="nightly")
 
     def work(job: Task) -> object:
         assert (job.job_id, job.name, job.attempt) == (event["job_id"], "nightly", 1)
@@ -58,7 +58,7 @@ def test_return_value_becomes_the_result(client: Vigil, fake: FakeVigil) -> None
     job = fake.job(event["job_id"])
     assert (job["status"], job["result"]) == ("completed", {"doubled": 42, "box": "aspen"})
     assert (job["job_stage"], job["milestones"], job["fields"]["at"]) == ("complete", ["begun"], 1)
-    (begun,) = fake.asked("POST", f"/v1/jobs/{event['job_id']}/heartbeat")
+    (begun,) = fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/heartbeat")
     assert begun.body == {"first": True, "lease_token": event["lease_token"]}
 
 
@@ -66,7 +66,7 @@ def test_example_function_of_the_docs_page_works(client: Vigil, fake: FakeVigil)
     (block,) = python_session((Path(__file__).parents[3] / "docs/executors.md").read_text())
     said: dict[str, Any] = {}
     exec(block.commands, said)
-    event = handed_over(client, payload={"of": "cat", "sizes": [64, 256]})
+    event = new_event(client, payload={"of": "cat", "sizes": [64, 256]})
     assert said["handler"](event, Context()) is None
     job = fake.job(event["job_id"])
     assert (job["status"], job["result"]) == ("completed", {"made": ["cat-64.png", "cat-256.png"]})
@@ -74,54 +74,54 @@ def test_example_function_of_the_docs_page_works(client: Vigil, fake: FakeVigil)
 
 
 def test_payload_left_out_of_the_event_is_fetched(client: Vigil, fake: FakeVigil) -> None:
-    event = {**handed_over(client, payload=[1, 2]), "payload": None, "payload_omitted": True}
+    event = {**new_event(client, payload=[1, 2]), "payload": None, "payload_omitted": True}
     run(lambda job: job.payload, event)
     assert fake.job(event["job_id"])["result"] == [1, 2]
 
 
 def test_large_payload_is_downloaded_from_its_url(client: Vigil, fake: FakeVigil) -> None:
-    event = {**handed_over(client), "payload": None, "payload_omitted": True}
+    event = {**new_event(client), "payload": None, "payload_omitted": True}
     with HttpTarget().serving() as store:
         store.replies("/large", Reply(200, {"rows": [1]}))
         fake.jobs[event["job_id"]].shown["payload_url"] = f"{store.url}/large?signature=x"
         run(lambda job: job.payload, event)
-        assert "authorization" not in store.asked[0].headers
+        assert "authorization" not in store.recorded[0].headers
     assert fake.job(event["job_id"])["result"] == {"rows": [1]}
 
 
 def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client, payload={})
+    event = new_event(client, payload={})
     run(lambda job: job.payload["nothing"], event)
     error = fake.job(event["job_id"])["error"]
     assert error["code"] == "KeyError"
     assert error["message"].splitlines()[0] == "'nothing'"
     assert error["message"].splitlines()[-1] == "KeyError: 'nothing'"
-    assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is True
+    assert fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is True
 
 
 @pytest.mark.parametrize("error", [Permanent("no"), SystemExit(3), ValueError("\x00\ud800" * 3000)])
 def test_any_exception_is_reported_as_failure(client: Vigil, fake: FakeVigil, error: BaseException) -> None:
-    event = handed_over(client)
+    event = new_event(client)
 
     def work(_: Task) -> object:
         raise error
 
     run(work, event)
-    told = fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body
+    told = fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body
     assert told["error"]["code"] == type(error).__name__
     assert told["retryable"] is not isinstance(error, Permanent)
     assert len(told["error"]["message"]) <= 1024
 
 
 def test_result_that_is_not_json_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client)
+    event = new_event(client)
     run(lambda _: {1, 2}, event)
     assert fake.job(event["job_id"])["error"]["code"] == "TypeError"
 
 
 def test_repeated_event_does_not_run_the_function_again(client: Vigil, fake: FakeVigil) -> None:
     """Note: Lambda delivers at least once, and repeats a crashed invocation."""
-    event = handed_over(client)
+    event = new_event(client)
     ran: list[int] = []
 
     def work(job: Task) -> object:
@@ -136,8 +136,8 @@ def test_repeated_event_does_not_run_the_function_again(client: Vigil, fake: Fak
 
 
 def test_event_with_a_lost_lease_does_not_run_the_function(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client)
-    fake.take_away(event["job_id"])
+    event = new_event(client)
+    fake.revoke_lease(event["job_id"])
     ran: list[int] = []
     run(lambda _: ran.append(1), event)
     unknown = {**event, "job_id": "0197f000-0000-7000-8000-000000000000"}
@@ -146,10 +146,10 @@ def test_event_with_a_lost_lease_does_not_run_the_function(client: Vigil, fake: 
 
 
 def test_result_after_a_lost_lease_is_dropped(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client, lease=1)
+    event = new_event(client, lease=1)
 
     def work(job: Task) -> object:
-        fake.take_away(event["job_id"])
+        fake.revoke_lease(event["job_id"])
         assert job.lost.wait(DEADLINE_S)
         with pytest.raises(Cancelled):
             job.report(message="still here")
@@ -157,16 +157,16 @@ def test_result_after_a_lost_lease_is_dropped(client: Vigil, fake: FakeVigil) ->
         return None
 
     run(work, event)
-    assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail") == []
+    assert fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/fail") == []
 
 
 def test_heartbeats_continue_and_send_progress(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client, lease=1.5)
+    event = new_event(client, lease=1.5)
 
     def work(job: Task) -> object:
         job.progress(0.5, "half")
         fake.until(lambda: fake.job(event["job_id"])["progress"] == 0.5)
-        fake.until(lambda: len(fake.asked("POST", f"/v1/jobs/{event['job_id']}/heartbeat")) > 4)
+        fake.until(lambda: len(fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/heartbeat")) > 4)
         with pytest.raises(ValueError, match="from 0 to 1"):
             job.progress(2)
         return "done"
@@ -176,7 +176,7 @@ def test_heartbeats_continue_and_send_progress(client: Vigil, fake: FakeVigil) -
 
 
 def test_cancel_request_reaches_the_function_and_ends_the_job(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client, lease=1)
+    event = new_event(client, lease=1)
 
     def work(job: Task) -> object:
         client.cancel(event["job_id"])
@@ -190,7 +190,7 @@ def test_cancel_request_reaches_the_function_and_ends_the_job(client: Vigil, fak
 
 
 def test_attempt_fails_just_before_the_lambda_timeout(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client)
+    event = new_event(client)
     stuck = threading.Event()
 
     def work(job: Task) -> object:
@@ -205,7 +205,7 @@ def test_attempt_fails_just_before_the_lambda_timeout(client: Vigil, fake: FakeV
 
 
 def test_temporary_errors_are_retried(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client)
+    event = new_event(client)
     fake.refuse("POST", f"/v1/jobs/{event['job_id']}/heartbeat", 503)
     fake.refuse("POST", f"/v1/jobs/{event['job_id']}/complete", 429, times=2)
     fake.drop("POST", f"/v1/jobs/{event['job_id']}/complete")
@@ -214,22 +214,22 @@ def test_temporary_errors_are_retried(client: Vigil, fake: FakeVigil) -> None:
 
 
 def test_refused_result_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
-    event = handed_over(client)
+    event = new_event(client)
     fake.refuse("POST", f"/v1/jobs/{event['job_id']}/complete", 413)
     run(lambda _: 1, event)
     assert fake.job(event["job_id"])["status"] == "failed"
-    assert fake.asked("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is False
+    assert fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is False
 
 
 def test_missing_key_raises_an_error_that_names_the_variable(client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
-    event = handed_over(client)
+    event = new_event(client)
     monkeypatch.delenv("VIGIL_API_KEY")
     with pytest.raises(TaskError, match="VIGIL_API_KEY_PARAMETER"):
         run(lambda _: 1, event)
 
 
 def test_refused_key_raises_task_error(client: Vigil, fake: FakeVigil, monkeypatch: pytest.MonkeyPatch) -> None:
-    event = handed_over(client)
+    event = new_event(client)
     monkeypatch.setenv("VIGIL_API_KEY", "vgl_nobody")
     with pytest.raises(TaskError):
         run(lambda _: 1, event)

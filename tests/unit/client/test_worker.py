@@ -55,7 +55,7 @@ def test_return_value_becomes_the_result(client: Vigil, fake: FakeVigil) -> None
     (handled,) = seen
     assert (handled.job_id, handled.job_type, handled.name) == (job_id, "test", "nightly")
     assert (handled.attempt, handled.dependencies) == (1, {})
-    claim = fake.asked("POST", "/v1/queues/q/claim")[0]
+    claim = fake.requests_to("POST", "/v1/queues/q/claim")[0]
     assert claim.headers["prefer"] == "wait=1"
     assert {**claim.body, "claim_id": ""} == {"max": 1, "lease": 10, "worker": "w1", "claim_id": ""}
 
@@ -65,9 +65,9 @@ def test_worker_long_polls_claims_for_twenty_seconds(client: Vigil, fake: FakeVi
     worker = Worker(client, "q", lambda _: worker.stop())
     worker.run()
     assert fake.job(job_id)["status"] == "completed"
-    assert {ask.headers["prefer"] for ask in fake.asked("POST", "/v1/queues/q/claim")} == {"wait=20"}
-    assert fake.asked("POST", "/v1/queues/q/claim")[0].body["lease"] == 60
-    assert fake.asked("POST", "/v1/queues/q/claim")[0].body["worker"].endswith(f":{os.getpid()}")
+    assert {ask.headers["prefer"] for ask in fake.requests_to("POST", "/v1/queues/q/claim")} == {"wait=20"}
+    assert fake.requests_to("POST", "/v1/queues/q/claim")[0].body["lease"] == 60
+    assert fake.requests_to("POST", "/v1/queues/q/claim")[0].body["worker"].endswith(f":{os.getpid()}")
 
 
 def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVigil) -> None:
@@ -83,7 +83,7 @@ def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVig
     assert trace[0] == "Traceback (most recent call last):"
     assert trace[-1] == "KeyError: 'nothing'"
     assert "in handle" in trace[1]
-    assert fake.asked("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is True
+    assert fake.requests_to("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is True
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_worker_runs_at_most_its_concurrency(client: Vigil, fake: FakeVigil) -> 
         for job_id in job_ids:
             fake.ended(job_id)
     assert (most, fake.most_leased) == (3, 3)
-    assert {ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")} <= {1, 2, 3}
+    assert {ask.body["max"] for ask in fake.requests_to("POST", "/v1/queues/q/claim")} <= {1, 2, 3}
     assert [fake.reported(job_id) for job_id in job_ids] == [["complete"]] * 12
 
 
@@ -200,7 +200,7 @@ def test_worker_claims_only_for_free_slots(client: Vigil, fake: FakeVigil) -> No
         assert fake.most_leased == 2
         let_go.set()
         fake.ended(staying)
-    first, *later = [ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")]
+    first, *later = [ask.body["max"] for ask in fake.requests_to("POST", "/v1/queues/q/claim")]
     assert (first, set(later[: len(others)])) == (2, {1})
 
 
@@ -210,7 +210,7 @@ def test_worker_claims_at_most_ten_jobs_at_once(client: Vigil, fake: FakeVigil) 
     with working(client, lambda _: full.wait(DEADLINE_S) and None, concurrency=12):
         for job_id in job_ids:
             fake.ended(job_id)
-    assert max(ask.body["max"] for ask in fake.asked("POST", "/v1/queues/q/claim")) == 10
+    assert max(ask.body["max"] for ask in fake.requests_to("POST", "/v1/queues/q/claim")) == 10
 
 
 def test_heartbeats_renew_the_lease_of_a_long_job(client: Vigil, fake: FakeVigil) -> None:
@@ -222,8 +222,8 @@ def test_heartbeats_renew_the_lease_of_a_long_job(client: Vigil, fake: FakeVigil
     job_id = submit(client)
     with working(client, handle, lease=1):
         assert fake.ended(job_id)["result"] == "done"
-    assert fake.lapses == []
-    assert 4 <= len(fake.asked("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 12
+    assert fake.expired_leases == []
+    assert 4 <= len(fake.requests_to("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 12
 
 
 def test_heartbeats_are_limited_despite_frequent_progress(client: Vigil, fake: FakeVigil) -> None:
@@ -242,7 +242,7 @@ def test_heartbeats_are_limited_despite_frequent_progress(client: Vigil, fake: F
     job_id = submit(client)
     with working(client, handle):
         assert fake.ended(job_id)["status"] == "completed"
-    assert 1 <= len(fake.asked("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 4
+    assert 1 <= len(fake.requests_to("POST", f"/v1/jobs/{job_id}/heartbeat")) <= 4
 
 
 def test_progress_is_sent_after_failed_heartbeats(client: Vigil, fake: FakeVigil) -> None:
@@ -321,7 +321,7 @@ def test_lost_lease_cancels_the_handler(client: Vigil, fake: FakeVigil, how: str
     over = threading.Event()
 
     def handle(job: ClaimedJob) -> object:
-        fake.take_away(job.job_id)
+        fake.revoke_lease(job.job_id)
         try:
             if how == "report":
                 job.report(stage="boot")
@@ -347,7 +347,7 @@ def test_lost_lease_cancels_the_handler(client: Vigil, fake: FakeVigil, how: str
 def test_result_after_a_lost_lease_is_dropped(client: Vigil, fake: FakeVigil) -> None:
     def handle(job: ClaimedJob) -> object:
         if job.payload == "stale":
-            fake.take_away(job.job_id)
+            fake.revoke_lease(job.job_id)
         return job.payload
 
     stale, next_ = submit(client, payload="stale"), submit(client, payload="next")
@@ -396,7 +396,7 @@ def test_refused_result_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
     with working(client, handle):
         job = fake.ended(job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", "PAYLOAD_TOO_LARGE")
-    assert fake.asked("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is False
+    assert fake.requests_to("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is False
 
 
 def test_claims_continue_after_an_outage(client: Vigil, fake: FakeVigil) -> None:
@@ -407,7 +407,7 @@ def test_claims_continue_after_an_outage(client: Vigil, fake: FakeVigil) -> None
         for job_id in job_ids:
             fake.ended(job_id)
     assert [fake.job(job_id)["attempt"] for job_id in job_ids] == [1, 1, 1]
-    claims = fake.asked("POST", "/v1/queues/q/claim")
+    claims = fake.requests_to("POST", "/v1/queues/q/claim")
     assert len({ask.body["claim_id"] for ask in claims[:8]}) == 1
 
 
@@ -427,7 +427,7 @@ def test_invalid_claim_response_ends_the_worker(client: Vigil, fake: FakeVigil) 
 def test_claims_of_an_empty_queue_are_spaced(client: Vigil, fake: FakeVigil) -> None:
     began = time.monotonic()
     with working(client, lambda _: None, hold=0) as (worker, ran):
-        fake.until(lambda: len(fake.asked("POST", "/v1/queues/q/claim")) >= 3)
+        fake.until(lambda: len(fake.requests_to("POST", "/v1/queues/q/claim")) >= 3)
         worker.stop()
         ran.result(DEADLINE_S)
     assert time.monotonic() - began >= 1.9
@@ -494,7 +494,7 @@ def test_second_stop_releases_jobs_at_once(client: Vigil, fake: FakeVigil) -> No
 def test_jobs_claimed_after_the_stop_are_released(client: Vigil, fake: FakeVigil) -> None:
     ran_jobs: list[str] = []
     with working(client, lambda job: ran_jobs.append(job.job_id), hold=20) as (worker, ran):
-        fake.until(lambda: fake.asked("POST", "/v1/queues/q/claim"))
+        fake.until(lambda: fake.requests_to("POST", "/v1/queues/q/claim"))
         worker.stop()
         job_id = submit(client)
         ran.result(DEADLINE_S)

@@ -20,7 +20,7 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 JOB = "019bf000-0000-7000-8000-000000000001"
 
 
-def lived() -> Job:
+def job_with_history() -> Job:
     """Return a job with a long history, all of it in the version."""
     job = transitions.create("demo", NewJob(job_id=JOB, job_type="build"), now=NOON, actor="key", payload_ref=None)
     job = transitions.start(job, now=NOON, actor="key")
@@ -33,14 +33,14 @@ def lived() -> Job:
 
 
 def test_event_of_a_version_is_the_same_from_any_later_version() -> None:
-    last = lived()
+    last = job_with_history()
     versions = [replace(last, log=last.log[:end], status=last.log[end - 1].status) for end in range(1, 9)]
     for version, before, line in zip(versions, (None, *last.log), last.log, strict=False):
         assert job_event(version, line, before) == job_event(last, line, before)
 
 
 def test_job_events_have_the_expected_types_reasons_and_health() -> None:
-    last = lived()
+    last = job_with_history()
     told = [job_event(last, line, before) for before, line in zip((None, *last.log), last.log, strict=False)]
     assert [(event.type.removeprefix("vigil.job."), event.audience, event.data["job_health"]) for event in told] == [
         ("created", "change", None),
@@ -127,6 +127,6 @@ def test_every_workflow_event_is_documented(kind: str) -> None:
 
 
 def test_every_event_field_is_documented() -> None:
-    job = lived()
+    job = job_with_history()
     names = job_event(job, job.log[-1], job.log[-2]).data
     assert [name for name in names if f"`{name}`" not in DOCUMENT] == []

@@ -49,7 +49,7 @@ def header_of(value: str, payload: JsonValue) -> str:
     return http(headers={"x": value}).render_request(scope(payload)).headers["X"]
 
 
-class TestPlaces:
+class TestPlaceholders:
     @pytest.mark.parametrize(
         ("text", "parts"),
         [

@@ -219,7 +219,7 @@ class TestPayloads:
             check_instances(outside, {"/payload": 1})
 
 
-class TestWeight:
+class TestRegexCost:
     @pytest.mark.parametrize(
         ("pattern", "expected"),
         [

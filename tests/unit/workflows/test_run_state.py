@@ -38,7 +38,7 @@ def graph(*after: tuple[int, ...], **rest: Any) -> Graph:
     return Graph(nodes=[replace(node, **rest.get(node.name, {})) for node in nodes])
 
 
-def stand(jobs: Graph, /, lost: Any = (), **standing: Any) -> RunState:
+def state_of(jobs: Graph, /, lost: Any = (), **standing: Any) -> RunState:
     """Return a run state from node states by name; a job without a state has no state record."""
     by_place = {jobs.index_of[name]: its for name, its in standing.items()}
     return RunState(graph=jobs, load_block=lambda chunk: _chunk(jobs, by_place, frozenset(lost), chunk))
@@ -85,7 +85,7 @@ def test_rule_evaluation_is_independent_of_the_blocks_read(
     told: tuple[Graph, dict[str, NodeState], int, list[int]],
 ) -> None:
     jobs, standing, join, read = told
-    whole, lazy = stand(jobs, **standing), stand(jobs, **standing)
+    whole, lazy = state_of(jobs, **standing), state_of(jobs, **standing)
     for chunk in block_numbers(len(jobs.nodes)):
         whole.block(chunk)
     for chunk in read:
@@ -135,9 +135,9 @@ def test_planned_transitions_are_independent_of_the_order(
 ) -> None:
     jobs, standing = told
     places = list(range(len(jobs.nodes)))
-    first = plan_transitions(stand(jobs, **standing), places)
+    first = plan_transitions(state_of(jobs, **standing), places)
     chance.shuffle(places)
-    second = plan_transitions(stand(jobs, **standing), [*places, *places])
+    second = plan_transitions(state_of(jobs, **standing), [*places, *places])
     assert first == second
     assert not first.releases.keys() & first.skips.keys()
 
@@ -145,7 +145,7 @@ def test_planned_transitions_are_independent_of_the_order(
 @given(situations())
 def test_every_decidable_waiting_node_is_released_or_skipped(told: tuple[Graph, dict[str, NodeState]]) -> None:
     jobs, standing = told
-    before, after = stand(jobs, **standing), stand(jobs, **standing)
+    before, after = state_of(jobs, **standing), state_of(jobs, **standing)
     found = plan_transitions(after, range(len(jobs.nodes)))
     for place in range(len(jobs.nodes)):
         held = forecast_rule(after, place)[0]
@@ -156,7 +156,7 @@ def test_every_decidable_waiting_node_is_released_or_skipped(told: tuple[Graph, 
 
 def test_skips_propagate_with_their_reasons() -> None:
     jobs = graph((), (0,), (1,), (2,), (0, 2), e={"trigger_rule": "one_failed"})
-    found = plan_transitions(stand(jobs, a="failed"), [1, 4])
+    found = plan_transitions(state_of(jobs, a="failed"), [1, 4])
     assert set(found.skips) == {1, 2, 3}
     assert all(verdict.through_failure for verdict in found.skips.values())
     assert set(found.releases) == {4}
@@ -166,37 +166,39 @@ def test_skips_propagate_with_their_reasons() -> None:
 def test_successors_of_already_skipped_nodes_are_evaluated() -> None:
     # The process that skipped b and c may have crashed before it evaluated d.
     jobs = graph((), (0,), (1,), (2,), (0, 3), d={"trigger_rule": "all_done"})
-    found = plan_transitions(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure"), [1])
+    found = plan_transitions(state_of(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure"), [1])
     assert [sorted(each) for each in (found.already_skipped, found.releases, found.skips)] == [[1, 2], [3], []]
-    done = plan_transitions(stand(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure", d="running"), [1])
+    done = plan_transitions(
+        state_of(jobs, a="failed", b="skipped_by_failure", c="skipped_by_failure", d="running"), [1]
+    )
     assert [sorted(each) for each in (done.already_skipped, done.decided_indexes)] == [[1, 2], []]
 
 
 def test_skip_without_failure_does_not_count_as_failure_downstream() -> None:
     jobs = graph((), (0,), (1,), c={"trigger_rule": "none_failed"})
-    assert set(plan_transitions(stand(jobs, a="skipped"), [1]).releases) == {2}
-    assert set(plan_transitions(stand(jobs, a="skipped_by_failure"), [1]).skips) == {1, 2}
+    assert set(plan_transitions(state_of(jobs, a="skipped"), [1]).releases) == {2}
+    assert set(plan_transitions(state_of(jobs, a="skipped_by_failure"), [1]).skips) == {1, 2}
 
 
 def test_skip_for_several_reasons_counts_as_caused_by_failure() -> None:
     # An evaluation of e after c and before d would see only that c was skipped.
     jobs = graph((), (), (1,), (0, 2), (2, 3), d={"trigger_rule": "one_success"})
-    found = plan_transitions(stand(jobs, a="failed", b="skipped"), [4, 3, 2])
+    found = plan_transitions(state_of(jobs, a="failed", b="skipped"), [4, 3, 2])
     assert {place: verdict.through_failure for place, verdict in found.skips.items()} == {2: False, 3: True, 4: True}
 
 
 @pytest.mark.parametrize("rule", ["all_failed", "none_skipped"])
 def test_skip_by_a_rule_unaffected_by_failures_is_not_caused_by_failure(rule: str) -> None:
     jobs = graph((), (), (0, 1), c={"trigger_rule": rule})
-    found = plan_transitions(stand(jobs, a="failed", b="skipped"), [2])
+    found = plan_transitions(state_of(jobs, a="failed", b="skipped"), [2])
     assert not found.skips[2].through_failure
 
 
 def test_delayed_node_is_not_evaluated_before_its_start_time() -> None:
     jobs = graph((), (0,), b={"has_start_delay": True})
     assert initial_state(jobs.nodes[1]) == "scheduled"
-    assert plan_transitions(stand(jobs, a="completed"), [1]).releases == {}
-    assert set(plan_transitions(stand(jobs, a="completed", b="waiting"), [1]).releases) == {1}
+    assert plan_transitions(state_of(jobs, a="completed"), [1]).releases == {}
+    assert set(plan_transitions(state_of(jobs, a="completed", b="waiting"), [1]).releases) == {1}
 
 
 @pytest.mark.parametrize(
@@ -220,34 +222,36 @@ def test_failed_racer_counts_once_the_race_cannot_be_won(
     standing: dict[str, NodeState], lost: tuple[int, ...], *, failed: bool
 ) -> None:
     jobs = graph((), (), (0, 1), c={"trigger_rule": "one_success", "cancel_losers": True})
-    assert is_failure(stand(jobs, lost=lost, **standing), 0) is failed
+    assert is_failure(state_of(jobs, lost=lost, **standing), 0) is failed
 
 
 def test_failures_and_race_losers_are_identified() -> None:
     jobs = graph((), (), (0, 1), (2,), c={"trigger_rule": "one_success", "cancel_losers": True})
-    standings = stand(jobs, a="completed", b="running", c="completed", d="failed")
+    standings = state_of(jobs, a="completed", b="running", c="completed", d="failed")
     assert list(failed_nodes(standings)) == [3]
     assert losers(standings, 2) == [1]
-    assert losers(stand(jobs, lost=(1,), a="completed", b="cancelled"), 2) == []
+    assert losers(state_of(jobs, lost=(1,), a="completed", b="cancelled"), 2) == []
 
 
 def test_race_loser_counts_as_skipped_for_any_end() -> None:
     jobs = graph((), ())
     for standing in ("failed", "cancelled", "undecided"):
-        standings = stand(jobs, lost=(0,), a=standing)
+        standings = state_of(jobs, lost=(0,), a=standing)
         assert standings.end_state(0) == "skipped"
         assert not standings.is_open(0)
-    assert stand(jobs, lost=(0,), a="completed").end_state(0) == "success"
-    assert stand(jobs, lost=(0,), a="running").is_open(0)
+    assert state_of(jobs, lost=(0,), a="completed").end_state(0) == "success"
+    assert state_of(jobs, lost=(0,), a="running").is_open(0)
 
 
 def test_retry_reruns_unsuccessful_nodes_and_their_successors() -> None:
     jobs = graph((), (0,), (1,), (0,), (3,), (2, 4), f={"trigger_rule": "all_done"})
-    ended = stand(jobs, a="completed", b="failed", c="skipped_by_failure", d="completed", e="completed", f="completed")
+    ended = state_of(
+        jobs, a="completed", b="failed", c="skipped_by_failure", d="completed", e="completed", f="completed"
+    )
     assert nodes_to_rerun(ended, None) == {1, 2}, "what has succeeded is kept"
     assert nodes_to_rerun(ended, 3) == {1, 2, 3, 4, 5}
-    assert nodes_to_rerun(stand(jobs, **dict.fromkeys("abcdef", "completed")), None) == set()
-    assert nodes_to_rerun(stand(jobs, **dict.fromkeys("abcdef", "cancelled")), None) == set(range(6))
+    assert nodes_to_rerun(state_of(jobs, **dict.fromkeys("abcdef", "completed")), None) == set()
+    assert nodes_to_rerun(state_of(jobs, **dict.fromkeys("abcdef", "cancelled")), None) == set(range(6))
 
 
 def test_decision_version_is_between_the_failure_and_the_next_version() -> None:
@@ -257,7 +261,7 @@ def test_decision_version_is_between_the_failure_and_the_next_version() -> None:
 
 def test_assumed_state_is_replaced_by_the_loaded_one() -> None:
     jobs = graph((), (0,))
-    standings = stand(jobs)
+    standings = state_of(jobs)
     standings.assume(0, "failed")
     assert standings.state_of(0) == "failed"
     standings.put_block(0, StateBlock(records={0: StateRecord(state="completed", state_version=4)}))
@@ -267,7 +271,7 @@ def test_assumed_state_is_replaced_by_the_loaded_one() -> None:
 @given(situations())
 def test_statistics_sum_to_the_number_of_nodes(told: tuple[Graph, dict[str, NodeState]]) -> None:
     jobs, standing = told
-    standings = stand(jobs, **standing)
+    standings = state_of(jobs, **standing)
     counted = standings.statistics()
     assert sum(counted.values()) == len(jobs.nodes)
     assert all(counted[standings.status(place)] for place in range(len(jobs.nodes)))

@@ -20,17 +20,17 @@ from vigil_core.domain.errors import (
 from vigil_core.domain.workflows.validation import MAX_JOBS, MAX_PROBLEMS, NodeSpec, graph_problems
 
 
-def sketches(**depends_on: Iterable[str]) -> list[NodeSpec]:
+def node_specs(**depends_on: Iterable[str]) -> list[NodeSpec]:
     return [NodeSpec(name=name, depends_on=tuple(names)) for name, names in depends_on.items()]
 
 
-def told(jobs: Sequence[NodeSpec]) -> list[tuple[str, str, str]]:
+def problem_triples(jobs: Sequence[NodeSpec]) -> list[tuple[str, str, str]]:
     return [(problem.pointer, problem.code, problem.detail) for problem in graph_problems(jobs)]
 
 
 def test_valid_graph_has_no_problems() -> None:
     jobs = [
-        *sketches(extract=[], transform=["extract"], load=["extract", "transform"]),
+        *node_specs(extract=[], transform=["extract"], load=["extract", "transform"]),
         NodeSpec(name="won", depends_on=("extract", "load"), trigger_rule="one_success", cancel_losers=True),
         NodeSpec(name="valid", depends_on=("extract",), condition="validation_status == 'valid'"),
     ]
@@ -45,7 +45,7 @@ def test_all_problems_are_reported_in_job_order() -> None:
         NodeSpec(name="a"),
         NodeSpec(name="d", depends_on=("d",), cancel_losers=True),
     ]
-    assert [(pointer, code) for pointer, code, _ in told(jobs)] == [
+    assert [(pointer, code) for pointer, code, _ in problem_triples(jobs)] == [
         ("/jobs/0/depends_on/1", "VALIDATION_FAILED"),
         ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY"),
         ("/jobs/1/condition", "VALIDATION_FAILED"),
@@ -54,20 +54,22 @@ def test_all_problems_are_reported_in_job_order() -> None:
         ("/jobs/4/depends_on/0", "CIRCULAR_DEPENDENCY"),
         ("/jobs/4/cancel_losers", "VALIDATION_FAILED"),
     ]
-    assert told(jobs)[0][2] == "names 'c' a second time"
-    assert told(jobs)[2][2].startswith("is no JMESPath expression: ")
-    assert told(jobs)[4][2] == "is already the name of /jobs/0: 'a'"
-    assert told(jobs)[5][2] == "depends on itself: d -> d"
+    assert problem_triples(jobs)[0][2] == "names 'c' a second time"
+    assert problem_triples(jobs)[2][2].startswith("is no JMESPath expression: ")
+    assert problem_triples(jobs)[4][2] == "is already the name of /jobs/0: 'a'"
+    assert problem_triples(jobs)[5][2] == "depends on itself: d -> d"
 
 
 def test_cycle_is_reported_in_execution_order() -> None:
-    assert told(sketches(a=["c"], b=["a"], c=["b"])) == [
+    assert problem_triples(node_specs(a=["c"], b=["a"], c=["b"])) == [
         ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> c -> a")
     ]
 
 
 def test_each_strongly_connected_component_reports_its_shortest_cycle() -> None:
-    found = told(sketches(free=[], a=["free", "d", "b"], b=["a"], c=["b"], d=["c"], x=["y", "a"], y=["x"], z=["y"]))
+    found = problem_triples(
+        node_specs(free=[], a=["free", "d", "b"], b=["a"], c=["b"], d=["c"], x=["y", "a"], y=["x"], z=["y"])
+    )
     assert found == [
         ("/jobs/1/depends_on/2", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> a"),
         ("/jobs/5/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: x -> y -> x"),
@@ -75,7 +77,7 @@ def test_each_strongly_connected_component_reports_its_shortest_cycle() -> None:
 
 
 def test_misspelled_dependency_gets_a_suggestion() -> None:
-    (_, code, detail), (_, _, unlike) = told(sketches(extract=[], load=["extrat", "zzz"]))
+    (_, code, detail), (_, _, unlike) = problem_triples(node_specs(extract=[], load=["extrat", "zzz"]))
     assert code == "MISSING_DEPENDENCY"
     assert detail == "no job has the name 'extrat': did you mean 'extract'?"
     assert unlike == "no job has the name 'zzz'"
@@ -93,31 +95,31 @@ def test_misspelled_dependency_gets_a_suggestion() -> None:
 )
 def test_cancel_losers_is_allowed_only_for_a_race(rule: str, depends_on: tuple[str, ...], allowed: bool) -> None:
     racing = NodeSpec(name="won", depends_on=depends_on, trigger_rule=rule, cancel_losers=True)  # type: ignore[arg-type]
-    assert (told([*sketches(a=[], b=[]), racing]) == []) is allowed
+    assert (problem_triples([*node_specs(a=[], b=[]), racing]) == []) is allowed
 
 
 def test_jobs_and_dependencies_over_the_limit_are_refused() -> None:
-    assert told([]) == [("/jobs", "VALIDATION_FAILED", "must hold at least one job")]
+    assert problem_triples([]) == [("/jobs", "VALIDATION_FAILED", "must hold at least one job")]
     jobs = [NodeSpec(name=f"job {n}") for n in range(MAX_JOBS)]
     assert graph_problems(jobs) == []
-    assert told([*jobs, NodeSpec(name="last")]) == [
+    assert problem_triples([*jobs, NodeSpec(name="last")]) == [
         ("/jobs", "VALIDATION_FAILED", "holds 10,001 jobs: at most 10,000 are allowed")
     ]
     first = tuple(job.name for job in jobs[:1_000])
     crowd = [*jobs[:1_000], *(NodeSpec(name=f"late {n}", depends_on=first) for n in range(101))]
     assert graph_problems(crowd[:-1]) == []
-    assert told(crowd) == [
+    assert problem_triples(crowd) == [
         ("/jobs", "VALIDATION_FAILED", "names 101,000 dependencies in all: at most 100,000 are allowed")
     ]
 
 
 def test_conditions_over_the_limits_are_refused() -> None:
-    assert told([NodeSpec(name="a", condition="a" * 1_025)]) == [
+    assert problem_triples([NodeSpec(name="a", condition="a" * 1_025)]) == [
         ("/jobs/0/condition", "VALIDATION_FAILED", "has 1,025 characters: at most 1,024 are allowed")
     ]
     crowd = [NodeSpec(name=str(n), condition=f"{n:0>5} &&" + "!" * 1_000) for n in range(600)]
     began = time.process_time()
-    assert told(crowd) == [
+    assert problem_triples(crowd) == [
         ("/jobs", "VALIDATION_FAILED", "has conditions of 604,800 characters in all: at most 500,000 are allowed")
     ]
     assert time.process_time() - began < 1
@@ -127,20 +129,20 @@ def test_conditions_over_the_limits_are_refused() -> None:
 
 
 def test_problems_over_the_limit_are_counted() -> None:
-    jobs = sketches(**{f"job_{n}": ["nobody"] for n in range(250)})
+    jobs = node_specs(**{f"job_{n}": ["nobody"] for n in range(250)})
     *shown, last = graph_problems(jobs)
     assert len(shown) == MAX_PROBLEMS
     assert last == FieldProblem(pointer="/jobs", detail="and 150 more problems like these", code="MISSING_DEPENDENCY")
 
 
 def test_problems_of_one_kind_raise_its_error_and_mixed_ones_the_general_error() -> None:
-    raise_if_any(graph_problems(sketches(a=[])))
+    raise_if_any(graph_problems(node_specs(a=[])))
     with pytest.raises(MissingDependency):
-        raise_if_any(graph_problems(sketches(**{f"job_{n}": ["nobody"] for n in range(250)})))
+        raise_if_any(graph_problems(node_specs(**{f"job_{n}": ["nobody"] for n in range(250)})))
     with pytest.raises(CircularDependency, match="a -> b -> a"):
-        raise_if_any(graph_problems(sketches(a=["b"], b=["a"])))
+        raise_if_any(graph_problems(node_specs(a=["b"], b=["a"])))
     with pytest.raises(ValidationFailed) as caught:
-        raise_if_any(graph_problems(sketches(a=["b"], b=["a", "c"])))
+        raise_if_any(graph_problems(node_specs(a=["b"], b=["a", "c"])))
     assert type(caught.value) is ValidationFailed
     assert {problem.code for problem in caught.value.problems} == {"MISSING_DEPENDENCY", "CIRCULAR_DEPENDENCY"}
 
