@@ -226,7 +226,7 @@ def test_delivery_is_abandoned_after_its_last_attempt_and_can_be_replayed(live: 
         live.world.sweep()
     assert came == ["pending"] * (MAX_ATTEMPTS - 1) + ["failed"]
     (kept,) = deliveries(live.world)
-    assert (kept.status, kept.error) == ("failed", f"No try of {MAX_ATTEMPTS} succeeded")
+    assert (kept.status, kept.error) == ("failed", f"None of {MAX_ATTEMPTS} attempts succeeded")
 
     manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
     ((message, delay_s),) = live.world.queues.sweeper_messages[-1:]
@@ -256,7 +256,7 @@ def test_410_disables_the_webhook_until_the_next_put(live: Live, receiver: Recei
     assert run_deliveries(live.world, receiver) == ["failed", "failed"]
     assert len(receiver.posts) == 1, "the second is not sent any more"
     disabled = manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci")
-    assert (disabled.enabled, disabled.disabled_reason) == (False, "The receiver wants no more (410)")
+    assert (disabled.enabled, disabled.disabled_reason) == (False, "The receiver rejects further deliveries (410)")
     complete_job(live)
     assert live.world.queues.webhook_messages == []
     assert put(live.world).enabled

@@ -148,7 +148,7 @@ class TestBodies:
         }
         assert render_json(body, scope({"a": None})) == {"b": [1], "c": "c="}
         assert render_json("{{payload.a?}}", scope({})) is ABSENT
-        with pytest.raises(TemplateFailed, match="there is no"):
+        with pytest.raises(TemplateFailed, match="has no value"):
             render_json({"a": "{{payload.a}}"}, scope({}))
 
     def test_numbers_are_rendered_exactly(self) -> None:

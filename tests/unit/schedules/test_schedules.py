@@ -88,7 +88,7 @@ class TestCron:
          "1-0 * * * *", "0 0 L-3 * *", "0 0 * * 9", "0 0 ² * *", "0 0 * * ²L", "1/1/1 * * * *"],
     )  # fmt: skip
     def test_invalid_cron_expression_is_refused(self, expression: str) -> None:
-        with pytest.raises(ValueError, match=r"five fields|is no cron expression: "):
+        with pytest.raises(ValueError, match=r"five fields|is not a valid cron expression: "):
             next(cron(expression).fire_times_after(NEW_YEAR))
 
     @given(
@@ -124,7 +124,7 @@ class TestRate:
     "name", ["", "Nowhere/City", "../../etc/passwd", "/etc/localtime", "America", "a\0b", "é", "zone.tab"]
 )
 def test_unknown_time_zone_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="no time zone"):
+    with pytest.raises(ValueError, match="a time zone"):
         parse_timezone(name)
 
 

@@ -1,4 +1,4 @@
-"""Who may do what: namespaces, scopes, and the two tokens that prove them, API keys and WebSocket tickets."""
+"""Access control: namespaces, scopes, and the two kinds of token that prove them, API keys and WebSocket tickets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vigil_core.domain.errors import FieldProblem, Forbidden, ValidationFailed
 TICKET_TTL = timedelta(seconds=60)
 ID_BYTES = 8
 SECRET_BYTES = 32
-"""256 random bits: nothing that could be guessed, so one round of SHA-256 is enough to store it by."""
+"""256 random bits cannot be guessed, so one round of SHA-256 is enough for the stored hash."""
 
 _NAMESPACE = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _TOKEN = re.compile(
@@ -26,7 +26,7 @@ MAX_NAME_CHARS = 128
 
 
 class Scope(StrEnum):
-    """What a key is good for. `ADMIN` contains the others, `SUBMIT` and `WORK` contain `READ`."""
+    """The permissions of a key. `ADMIN` includes all others; `SUBMIT` and `WORK` include `READ`."""
 
     READ = "read"
     SUBMIT = "submit"
@@ -43,7 +43,7 @@ _INCLUDED_SCOPES = {
 
 
 class TokenKind(StrEnum):
-    """The prefix that a token is recognised by, in logs and by secret scanners too."""
+    """The prefix that identifies a kind of token, also in logs and for secret scanners."""
 
     API_KEY = "vgl"
     TICKET = "vgt"
@@ -51,7 +51,7 @@ class TokenKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """What a caller shows: it says where its row is, and proves with the secret that the caller may use it."""
+    """A credential of a client: the key of its row, and the secret that proves the right to use it."""
 
     kind: TokenKind
     namespace: str
@@ -59,20 +59,20 @@ class Token:
     secret: str = field(repr=False)
 
     def to_text(self) -> str:
-        """`vgl_<namespace>_<id>_<secret>`: the only form that holds the secret, shown once."""
+        """Return `vgl_<namespace>_<id>_<secret>`, the only form that contains the secret. A client sees it once."""
         return f"{self.kind}_{self.namespace}_{self.id}_{self.secret}"
 
     def secret_hash(self) -> str:
-        """What is stored of the secret."""
+        """Return the hash of the secret, which is all that Vigil stores of it."""
         return hashlib.sha256(self.secret.encode()).hexdigest()
 
     def matches_hash(self, secret_hash: str) -> bool:
-        """Whether this token's secret is the one stored, in a time that does not tell how much of it was right."""
+        """Compare the secret with a stored hash, in constant time."""
         return hmac.compare_digest(self.secret_hash(), secret_hash)
 
 
 def parse_token(text: object, kind: TokenKind) -> Token | None:
-    """The inverse of `Token.text`; None for anything else whatever."""
+    """Parse the result of `Token.to_text`. Any other value returns None."""
     match = _TOKEN.fullmatch(text) if isinstance(text, str) else None
     if match is None or match["kind"] != kind:
         return None
@@ -81,7 +81,7 @@ def parse_token(text: object, kind: TokenKind) -> Token | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """A stored key: all of it but the secret. `name` is what its owner calls it."""
+    """A stored API key, without its secret. `name` is the label that the operator chose."""
 
     namespace: str
     key_id: str
@@ -93,13 +93,13 @@ class ApiKey:
 
     @property
     def revoked(self) -> bool:
-        """Whether it has been revoked; a revoked key stays listed and never works again."""
+        """True after the key was revoked. A revoked key remains in the list and never works again."""
         return self.revoked_at is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """A stored ticket: opens one WebSocket, once, before `expires_at`, with the rights of the key that asked for it."""
+    """A stored ticket. It opens one WebSocket before `expires_at`, with the rights of the key that requested it."""
 
     namespace: str
     ticket_id: str
@@ -111,39 +111,43 @@ class Ticket:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The proven rights behind a request."""
+    """The authenticated namespace, scopes and key of a request."""
 
     namespace: str
     scopes: frozenset[Scope]
     key_id: str
 
     def allows(self, scope: Scope) -> bool:
-        """Whether one of the scopes is, or contains, this one."""
+        """Return True if one of the scopes equals or includes this one."""
         return any(scope in _INCLUDED_SCOPES[granted] for granted in self.scopes)
 
     def require(self, scope: Scope) -> None:
-        """Raises Forbidden, naming the scope that is missing."""
+        """Check that a scope is allowed.
+
+        Raises:
+            Forbidden: The scope is missing. The error names it.
+        """
         if not self.allows(scope):
             raise Forbidden(f"This needs a key with the scope {scope}", scope=str(scope))
 
     def to_authorizer_context(self) -> dict[str, str]:
-        """What the authorizer hands on: API Gateway carries flat text only."""
+        """Return the context of the authorizer's response. API Gateway transports flat text only."""
         return {"namespace": self.namespace, "scopes": ",".join(sort_scopes(self.scopes)), "key_id": self.key_id}
 
     @classmethod
     def from_authorizer_context(cls, context: Mapping[str, str]) -> Access:
-        """The inverse of `context`."""
+        """Parse the result of `to_authorizer_context`."""
         scopes = frozenset(Scope(name) for name in context["scopes"].split(","))
         return cls(namespace=context["namespace"], scopes=scopes, key_id=context["key_id"])
 
 
 def sort_scopes(scopes: Iterable[Scope]) -> list[Scope]:
-    """The scopes, least first."""
+    """Return the scopes in order, from `read` to `admin`."""
     return sorted(scopes, key=list(Scope).index)
 
 
 def namespace_problems(namespace: object) -> list[FieldProblem]:
-    """What is wrong with a namespace for a key."""
+    """Return the problems of a namespace in a request for a key."""
     if isinstance(namespace, str) and _NAMESPACE.fullmatch(namespace):
         return []
     detail = "must be 1 to 63 of a–z, 0–9 and -, and begin with a letter"
@@ -151,7 +155,11 @@ def namespace_problems(namespace: object) -> list[FieldProblem]:
 
 
 def parse_key_request(namespace: object, scopes: object, name: object) -> tuple[str, frozenset[Scope], str | None]:
-    """What a new key is to be. Raises ValidationFailed with everything that is wrong with it."""
+    """Validate the request for a new key, and return its namespace, scopes and name.
+
+    Raises:
+        ValidationFailed: The request is invalid. The error lists every problem.
+    """
     problems = namespace_problems(namespace)
     known = ", ".join(Scope)
     if not isinstance(scopes, list) or not scopes:

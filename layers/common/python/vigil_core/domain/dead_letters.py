@@ -1,4 +1,4 @@
-"""What AWS Lambda leaves in the bucket when it gives up on a batch of stream records.
+"""Dead letters of the stream: the objects that AWS Lambda stores in the bucket for batches that failed too often.
 
 https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
 """
@@ -13,14 +13,14 @@ from vigil_core.domain.exact_json import JsonValue, dumps, loads
 
 
 class InvalidDeadLetter(VigilError):
-    """An object in the bucket is not what Lambda writes there."""
+    """An object in the bucket does not have the format that Lambda writes."""
 
     code = "INVALID_DEAD_LETTER"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """A batch that was given up: for whom it was, why it ended here, and the event itself as JSON text."""
+    """A failed batch: its function, the reason of the failure (`condition`), and the event as JSON text."""
 
     function_arn: str
     condition: str
@@ -28,12 +28,16 @@ class DeadLetter:
     event: str
 
     def is_for(self, function_arn: str) -> bool:
-        """Whether it was meant for this function, in any version of it."""
+        """Return True if the batch belongs to a function, in any of its versions."""
         return self.function_arn == function_arn or self.function_arn.startswith(f"{function_arn}:")
 
 
 def parse_dead_letter(body: bytes) -> DeadLetter:
-    """Read an object of the bucket. Its `payload` is the event, as an object or as text. Raises NoDeadLetter."""
+    """Parse an object of the bucket. Its `payload` is the event, as an object or as text.
+
+    Raises:
+        InvalidDeadLetter: The object does not have the format that Lambda writes.
+    """
     try:
         document = _require_object(loads(body), "the object")
         context = _require_object(document.get("requestContext"), "requestContext")
@@ -43,7 +47,7 @@ def parse_dead_letter(body: bytes) -> DeadLetter:
         raise InvalidDeadLetter("it is not valid JSON") from error
     function_arn, records = context.get("functionArn"), event.get("Records")
     if not isinstance(function_arn, str) or not isinstance(records, list):
-        raise InvalidDeadLetter("it names no function or holds no records")
+        raise InvalidDeadLetter("it has no function ARN or no records")
     condition = str(context.get("condition", "unknown"))
     return DeadLetter(function_arn=function_arn, condition=condition, records=len(records), event=dumps(event))
 

@@ -1,4 +1,7 @@
-"""JSON in and out without losing a digit: numbers with a fraction or exponent are `Decimal`, whole numbers `int`."""
+"""Read and write JSON without loss of digits.
+
+Numbers with a fraction or an exponent are `Decimal`, whole numbers are `int`.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ def loads(text: str | bytes) -> JsonValue:
     """Parse one JSON document.
 
     Raises:
-        MalformedRequest: it is not JSON (RFC 8259: no NaN, no Infinity), not UTF-8, holds half of a surrogate pair, or
-            nests deeper than `MAX_DEPTH`.
+        MalformedRequest: The text is not JSON (RFC 8259: no NaN, no Infinity), is not UTF-8, contains half of a
+            surrogate pair, or is nested more deeply than `MAX_DEPTH`.
     """
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         value = cast(JsonValue, simplejson.loads(decoded, use_decimal=True, parse_constant=_reject_constant))
     except (ValueError, RecursionError) as error:
-        # The parser's message quotes neither keys nor values, only a position.
+        # The message of the parser contains a position, but no keys and no values.
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise MalformedRequest(f"The body is not valid JSON: {reason}") from error
     _reject_unstorable(value, depth=0)
@@ -34,17 +37,17 @@ def loads(text: str | bytes) -> JsonValue:
 
 
 def dumps(value: object) -> str:
-    """One line of JSON, as small as it gets, keys in their given order."""
+    """Return compact JSON on one line, with the keys in their given order."""
     return simplejson.dumps(value, use_decimal=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical(value: object) -> str:
-    """The same JSON for the same value, whatever the order of keys: for hashing."""
+    """Return JSON for hashing: equal values result in equal text, whatever the order of their keys."""
     return simplejson.dumps(value, use_decimal=True, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
 
 def as_text(value: JsonValue) -> str:
-    """A value as `get_fields` shows it: a scalar as text, a list joined by one space, an object as JSON, null as ""."""
+    """Format a value for `get_fields`: a scalar as text, a list joined by spaces, an object as JSON, null as ""."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -78,7 +81,10 @@ def _reject_unstorable(value: JsonValue, depth: int) -> None:
 
 
 def integral_to_int(value: object) -> object:
-    """A number without a fraction as an int, for JSON has one kind of number: 3.0 is 3. Anything else as it is."""
+    """Convert a number without a fraction to an int, and return any other value unchanged.
+
+    JSON has one kind of number: 3.0 equals 3.
+    """
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() and abs(value) < 2**63:
         return int(value)
     return value

@@ -10,14 +10,15 @@ _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 
 
 def is_uuid7(text: str) -> bool:
-    """Whether this is a UUIDv7 in its canonical, lower-case form."""
+    """Return True for a UUIDv7 in its canonical, lower-case form."""
     return _UUID7.fullmatch(text) is not None
 
 
 def derive_id(parent_id: str, name: str) -> str:
-    """An id that (parent id, name) always gives: what a repeated request would otherwise create twice.
+    """Derive an id from a parent id and a name. The same arguments always return the same id.
 
-    It keeps the parent's 48-bit timestamp, so it sorts with its parent, and is a valid UUIDv7.
+    A repeated request therefore creates nothing twice. The id has the 48-bit timestamp of its parent, so it sorts next
+    to the parent, and it is a valid UUIDv7.
     """
     digest = hashlib.sha256(f"{parent_id}/{name}".encode()).hexdigest()
     variant = "89ab"[int(digest[3], 16) % 4]
@@ -25,12 +26,12 @@ def derive_id(parent_id: str, name: str) -> str:
 
 
 def workflow_job_id(workflow_id: str, name: str) -> str:
-    """The id of the job with this name in a run: always the same, so that no repeat makes two."""
+    """Return the id of the job with a name in a run. It is always the same, so a repeated creation finds the job."""
     return derive_id(workflow_id, f"job/{name}")
 
 
 def derive_id_at(timestamp: datetime, name: str) -> str:
-    """An id that (moment, name) always gives, a UUIDv7 of that moment."""
+    """Derive a UUIDv7 with a given timestamp from a name. The same arguments always return the same id."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     ms = f"{int(timestamp.timestamp() * 1000):012x}"
     variant = "89ab"[int(digest[3], 16) % 4]

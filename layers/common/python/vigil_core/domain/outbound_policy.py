@@ -1,7 +1,7 @@
-"""Where Vigil may send a request when a user names the address: nowhere inside of the network that it runs in.
+"""The outbound policy: which addresses Vigil may call when a user names them. Private networks are excluded.
 
-An address is judged twice: as it is spelled, and, once its name is resolved, by every address that the name stands for.
-What a deployment allows by name although it is private (`host`, or `host:port`) is exempt from both.
+An address is checked twice: its text when the user names it, and, after the resolution of its name, every resolved IP
+address. The hosts that a deployment allows by name (`host` or `host:port`) are exempt from both checks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _HEADER_VALUE = re.compile(r"[ -~\t]*")
 _RESERVED_HEADERS = frozenset(
     {"connection", "content-length", "expect", "host", "te", "trailer", "transfer-encoding", "upgrade"}
 )
-"""Headers that say how a message travels: whoever sends it says that."""
+"""Headers of the connection. The HTTP client sets them."""
 
-# What is no address of a public host, by IANA's registries:
+# Addresses that no public host has, according to the registries of IANA:
 # https://www.iana.org/assignments/iana-ipv4-special-registry and …/iana-ipv6-special-registry
 _NOT_PUBLIC_4 = tuple(
     IPv4Network(text)
@@ -44,7 +44,7 @@ _NOT_PUBLIC_4 = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",
         "127.0.0.0/8",
-        "169.254.0.0/16",  # the metadata of an instance, 169.254.169.254, and the like
+        "169.254.0.0/16",  # link-local, with the instance metadata at 169.254.169.254
         "172.16.0.0/12",
         "192.0.0.0/24",
         "192.0.2.0/24",
@@ -58,7 +58,7 @@ _NOT_PUBLIC_4 = tuple(
     )
 )
 _PUBLIC_6 = IPv6Network("2000::/3")
-"""All that has been given out. The unique local fc00::/7, with the metadata of an instance at fd00:ec2::254, is not."""
+"""All allocated public addresses. The unique local fc00::/7 is not part of it (instance metadata: fd00:ec2::254)."""
 _NOT_PUBLIC_6 = tuple(IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "3ffe::/16", "3fff::/20"))
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -69,8 +69,13 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, kw_only=True)
 class OutboundTarget:
-    """A URL, taken apart: nothing parses it a second time. `path` has the query with it; `host` is lower case, a
-    literal IPv6 address without its brackets. `exempt`: the deployment allows this host although it may be private."""
+    """A parsed URL. No other code parses the text again, so the checks and the request always agree.
+
+    Attributes:
+        host: The host in lower case. A literal IPv6 address has no brackets.
+        path: The path with the query.
+        is_allowlisted: True if the deployment allows this host although its address may be private.
+    """
 
     scheme: Scheme
     host: str
@@ -80,24 +85,28 @@ class OutboundTarget:
 
 
 def parse_outbound_url(url: str, allowed_hosts: Collection[str]) -> OutboundTarget:
-    """What a URL points to, if that may be asked at all. Raises TargetRefused."""
+    """Parse a URL and check it against the outbound policy.
+
+    Raises:
+        TargetRefused: The text is not an absolute HTTP(S) URL, or the policy forbids its host.
+    """
     if len(url) > MAX_URL_CHARS:
         raise TargetRefused(f"A URL has at most {MAX_URL_CHARS} characters")
     if not _PRINTABLE_ASCII.fullmatch(url):
-        raise TargetRefused("A URL is spelled in ASCII without spaces; anything else is percent-encoded, or punycode")
+        raise TargetRefused("A URL contains only ASCII characters without spaces: use percent-encoding or punycode")
     match = _URL.fullmatch(url)
     if match is None or (scheme := match["scheme"].lower()) not in _PORTS:
-        raise TargetRefused("A URL begins with https:// and a host")
+        raise TargetRefused("A URL must begin with https:// and a host")
     if "@" in match["authority"]:
-        raise TargetRefused("A URL carries no user name and no password")
+        raise TargetRefused("A URL must not contain a user name or a password")
     authority = _AUTHORITY.fullmatch(match["authority"])
     port = int(authority["port"] or _PORTS[scheme]) if authority else 0
     if authority is None or not 0 < port < 65_536:
-        raise TargetRefused("The URL names no host, or no port from 1 to 65535")
+        raise TargetRefused("The URL has no valid host, or no port from 1 to 65535")
     host = _normalize_host(authority["host"])
     is_allowlisted = is_allowed(host, port, allowed_hosts)
     if scheme != "https" and not is_allowlisted:
-        raise TargetRefused("A URL begins with https://")
+        raise TargetRefused("A URL must begin with https://")
     if (ip_literal := _parse_ip_literal(host)) is not None:
         check_addresses([ip_literal], is_allowlisted=is_allowlisted)
     return OutboundTarget(
@@ -110,13 +119,17 @@ def parse_outbound_url(url: str, allowed_hosts: Collection[str]) -> OutboundTarg
 
 
 def check_addresses(addresses: Iterable[Address], *, is_allowlisted: bool) -> None:
-    """Raises TargetRefused unless every address that a name stands for may be asked."""
+    """Check every IP address that a host name resolved to.
+
+    Raises:
+        TargetRefused: One of the addresses is not public, and the host is not on the allowlist.
+    """
     if not is_allowlisted and not all(map(is_public, addresses)):
         raise TargetRefused("The host has an address that is not public")
 
 
 def is_public(address: Address) -> bool:
-    """Whether anybody on the internet may have this address. One that stands for an IPv4 address is judged by that."""
+    """Return True for a public address. An IPv6 address that embeds an IPv4 address is judged by the latter."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address.scope_id is not None:
@@ -129,34 +142,42 @@ def is_public(address: Address) -> bool:
 
 
 def is_allowed(host: str, port: int, allowed_hosts: Collection[str]) -> bool:
-    """Whether a host is among those that a deployment names, by itself or with this port."""
+    """Return True if the deployment allows a host, either for all ports or for this port."""
     url_host = f"[{host}]" if ":" in host else host
     return not {url_host, f"{url_host}:{port}"}.isdisjoint(allowed_hosts)
 
 
 def parse_allowed_hosts(text: str) -> frozenset[str]:
-    """The hosts of a list `host, host:port, …`, as `is_allowed` compares them. Raises ValueError for what is none."""
+    """Parse a list `host, host:port, …` for `is_allowed`.
+
+    Raises:
+        ValueError: An entry is neither a host nor host:port.
+    """
     names = [name.strip() for name in text.split(",") if name.strip()]
     return frozenset(map(_normalize_allowed_host, names))
 
 
 def check_headers(method: str, headers: Mapping[str, str]) -> None:
-    """Raises TargetRefused for a method or a header that HTTP cannot carry, or that is not the sender's to set."""
+    """Check the method and the headers of a request.
+
+    Raises:
+        TargetRefused: HTTP does not allow the method or a header, or the HTTP client sets that header itself.
+    """
     if not _TOKEN.fullmatch(method) or method.upper() == "CONNECT":
-        raise TargetRefused("This is no method of a request")
+        raise TargetRefused("This is not a valid request method")
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
-            raise TargetRefused("This is no name of a header that may be set", header=name)
+            raise TargetRefused("This is not the name of a header that you may set", header=name)
         if not _HEADER_VALUE.fullmatch(value):
             raise TargetRefused(f"The value of the header {name} is not printable ASCII", header=name)
 
 
 def _normalize_host(host: str) -> str:
-    """One spelling for each host."""
+    """Return the canonical text of a host."""
     bare = host.strip("[]").lower().removesuffix(".")
     ip_literal = _parse_ip_literal(bare)
     if ip_literal is None and host.startswith("["):
-        raise TargetRefused("The URL names no host, or no port from 1 to 65535")
+        raise TargetRefused("The URL has no valid host, or no port from 1 to 65535")
     return bare if ip_literal is None else str(ip_literal)
 
 

@@ -1,4 +1,7 @@
-"""Schedules: jobs and workflows that are created again and again. What comes when is worked out from a given time."""
+"""Schedules: definitions that create jobs or workflow runs at the times of a cron expression or a rate.
+
+Every function receives the current time as an argument, so all results are deterministic.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ ScheduleAction: TypeAlias = Literal["job", "workflow"]
 FireOutcome: TypeAlias = Literal["created", "existing", "overlap", "missed", "refused"]
 
 MISFIRE_GRACE = timedelta(minutes=5)
-"""A run that would begin later than so is missed."""
+"""A fire that begins later than this after its planned time is a misfire."""
 CLOCK_SKEW_TOLERANCE = timedelta(seconds=2)
-"""By how much the sweeper of whoever says that the time has come may be ahead."""
+"""Maximum difference between the clock of the timer service and the clock of the sweeper."""
 FIRE_LOOKBACK = timedelta(days=1)
-"""For so long a run is looked for that was begun and never told of: the sweep sees to it within minutes."""
+"""Maximum age of a planned time whose job or run may exist without a record. The sweep fires within minutes."""
 MAX_UNRECORDED = 100
-"""The number of unrecorded planned times that a schedule keeps: what one batch read finds."""
+"""Maximum number of unrecorded planned times that a schedule stores: the size of one batch read."""
 MAX_PERIOD = timedelta(days=366)
 NEXT_TIMES_COUNT = 5
 
@@ -39,7 +42,11 @@ _SEARCH_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), ti
 
 
 def parse_timezone(name: str) -> tzinfo:
-    """A time zone by its IANA name. Raises ValueError when there is none."""
+    """Return the time zone with an IANA name.
+
+    Raises:
+        ValueError: There is no such time zone.
+    """
     if name == "UTC":
         return UTC
     if _ZONE.fullmatch(name):
@@ -47,11 +54,15 @@ def parse_timezone(name: str) -> tzinfo:
             return ZoneInfo(name)
         except (KeyError, ValueError, OSError):
             pass
-    raise ValueError("is no time zone of the IANA database, such as Europe/Berlin")
+    raise ValueError("must be a time zone of the IANA database, such as Europe/Berlin")
 
 
 def parse_rate(rate: str) -> timedelta:
-    """What "5 minutes", "1 hour" or "2 days" means; a day is 24 hours. Raises ValueError."""
+    """Parse a rate: "5 minutes", "1 hour" or "2 days". A day has 24 hours.
+
+    Raises:
+        ValueError: The text is not a rate, or the rate is longer than `MAX_PERIOD`.
+    """
     if (match := _RATE.fullmatch(rate)) is None:
         raise ValueError('must be like "5 minutes", "1 hour" or "2 days"')
     interval = timedelta(**{f"{match[2]}s": int(match[1])})
@@ -62,11 +73,12 @@ def parse_rate(rate: str) -> timedelta:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleTiming:
-    """When the runs of a schedule are: `cron`, five fields in a time zone, or `rate`, a period counted from `anchor`.
+    """The planned times of a schedule.
 
-    What a cron expression names by the hour and falls into the gap of a spring night happens when the gap is over, and
-    what falls into the hour that an autumn night has twice happens once, as in Debian's cron; what happens every hour
-    or more often goes by real time.
+    They follow either `cron`, five fields in a time zone, or `rate`, a period that is counted from `anchor`.
+
+    Daylight saving time follows Debian's cron. A time that does not exist in spring fires directly after the gap. A
+    time that exists twice in autumn fires once. An expression that fires every hour or more often follows elapsed time.
     """
 
     cron: str | None
@@ -75,10 +87,12 @@ class ScheduleTiming:
     anchor: datetime
 
     def fire_times_after(self, after: datetime) -> Iterator[datetime]:
-        """Every run after this moment, in UTC, whole seconds. It ends when 50 years bring none.
+        """Yield every planned time after a time, in UTC and whole seconds.
+
+        The iterator ends if there is no further time within 50 years.
 
         Raises:
-            ValueError: there is no such cron expression, period or time zone.
+            ValueError: The cron expression, the rate or the time zone is invalid.
         """
         timezone = parse_timezone(self.timezone)
         if self.cron is None:
@@ -89,15 +103,15 @@ class ScheduleTiming:
         try:
             cron_times = CronSim(self.cron, after.astimezone(timezone))
         except CronSimError as error:
-            raise ValueError(f"is no cron expression: {str(error).lower()}") from error
+            raise ValueError(f"is not a valid cron expression: {str(error).lower()}") from error
         for cron_time in cron_times:
-            # In the second of two like hours the first is given, which is over.
+            # In the repeated hour of autumn, the iterator first returns times of the first hour, which have passed.
             if (fire_time := cron_time.astimezone(UTC)) > after:
                 after = fire_time
                 yield fire_time
 
     def latest_between(self, since: datetime, until: datetime) -> datetime:
-        """The last run from `since`, which is one, through `until`."""
+        """Return the last planned time from `since`, which is a planned time itself, to `until`."""
         for window in (*_SEARCH_WINDOWS, until - since):
             latest = None
             for fire_time in self.fire_times_after(max(since, until - window) - timedelta(seconds=1)):
@@ -118,7 +132,7 @@ class ScheduleTiming:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleFire:
-    """What became of a planned time: a job or run, or why there is none."""
+    """The outcome of one planned time: the created job or run, or the reason why there is none."""
 
     planned_at: datetime
     fired_at: datetime
@@ -129,13 +143,15 @@ class ScheduleFire:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """One version of a schedule. `body` is that of the creation of a job or workflow, whichever it `creates`.
+    """One version of a schedule.
 
-    `generation` is new whenever what comes next is decided anew by somebody: what was armed before does nothing.
-    `last_id` is the job or run that it created last.
-
-    `unrecorded` are planned times that the schedule left without a record of their outcome. If the process crashes
-    after it creates a job and before it saves the schedule, that job belongs to one of them.
+    Attributes:
+        action: Whether the schedule creates jobs or workflow runs.
+        body: The request body that creates the job or the workflow run.
+        generation: Changes whenever a client changes the timing. A timer of an older generation does nothing.
+        last_created_id: The job or run that the schedule created last.
+        unrecorded: Planned times without a record of their outcome. If the process crashes after it creates a job and
+            before it saves the schedule, that job belongs to one of them.
     """
 
     namespace: str
@@ -157,32 +173,31 @@ class Schedule:
     version: int = 1
 
     def next_fire_times(self, now: datetime) -> list[datetime]:
-        """The next runs, at most five; none while it is paused."""
+        """Return the next planned times, at most five. A paused schedule has none."""
         if not self.enabled:
             return []
         fire_times = self.timing.fire_times_after(now)
         return [fire_time for _, fire_time in zip(range(NEXT_TIMES_COUNT), fire_times, strict=False)]
 
     def is_due(self, now: datetime) -> bool:
-        """Whether its time has come."""
+        """Return True if the next planned time has arrived."""
         return self.next_fire_at is not None and self.next_fire_at <= now + CLOCK_SKEW_TOLERANCE
 
     def created_id_at(self, planned_at: datetime) -> str:
-        """The id of the job or run for a planned time, the same whoever asks and how often."""
+        """Return the id of the job or run of a planned time. Repeated calls return the same id."""
         return derive_id_at(planned_at, f"{self.schedule_id}/{to_text(planned_at)}")
 
 
 def with_next_fire(schedule: Schedule, *, now: datetime, generation: str) -> Schedule:
-    """The schedule with its next run decided anew, from now on."""
+    """Return the schedule with the first planned time after now, in a new generation."""
     next_fire_at = next(schedule.timing.fire_times_after(now), None) if schedule.enabled else None
     return replace(schedule, next_fire_at=next_fire_at, generation=generation)
 
 
 def replace_definition(before: Schedule, definition: Schedule) -> Schedule:
-    """The version that follows when a schedule is defined again; the one before itself when nothing differs.
+    """Return the version after a client replaces the definition; `before` itself if nothing differs.
 
-    A period goes on being counted from where it was, unless it is another; and only other times are planned anew, for a
-    run may be due at this very moment.
+    An unchanged rate keeps its anchor. An unchanged timing keeps its next planned time, because a fire may be due now.
     """
     timing = definition.timing
     if timing.rate == before.timing.rate:
@@ -206,7 +221,7 @@ def replace_definition(before: Schedule, definition: Schedule) -> Schedule:
 
 
 def set_enabled(before: Schedule, enabled: bool, *, now: datetime, generation: str) -> Schedule:
-    """Paused or resumed; itself when it is so already. What passed in a pause is not made up for."""
+    """Return the paused or resumed schedule; `before` itself if nothing changes. Times within a pause never fire."""
     if before.enabled == enabled:
         return before
     after = replace(_next(before, now), enabled=enabled, unrecorded=_unrecorded_at(before, now))
@@ -214,9 +229,9 @@ def set_enabled(before: Schedule, enabled: bool, *, now: datetime, generation: s
 
 
 def next_fire(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
-    """Of a schedule that is due: the planned time to see to, and whether its run is to be left out as missed.
+    """Return the planned time that a due schedule must process, and whether to skip it as a misfire.
 
-    Of several times that have passed only the last is seen to.
+    If several planned times have passed, they are coalesced into the latest one.
     """
     assert schedule.next_fire_at is not None
     planned_at = schedule.timing.latest_between(schedule.next_fire_at, max(now, schedule.next_fire_at))

@@ -1,27 +1,27 @@
-"""What programs say, in the form in which a job's message takes it."""
+"""Limits for texts that programs report, such as the message of a job."""
 
 from __future__ import annotations
 
 MAX_MESSAGE_CHARS = 1_024
-"""The API takes no longer text, in characters."""
+"""Maximum length of a message in the API, in characters."""
 
 
 def sanitize(text: str) -> str:
-    """Text that the API and a log take: without NUL and halves of surrogate pairs."""
+    """Replace NUL characters and halves of surrogate pairs, which neither the API nor a log accepts."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def truncate_message(text: str) -> str:
-    """Text that the API takes, and not too long."""
+    """Sanitize a text and cut it to the maximum length of a message."""
     sanitized = sanitize(text)
     return sanitized if len(sanitized) <= MAX_MESSAGE_CHARS else sanitized[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
 def format_exception(error: BaseException, trace: str) -> str:
-    """What the exception says, and the last lines of the traceback that fit."""
+    """Return the text of an exception, and as many of the last lines of its traceback as fit."""
     try:
         summary = truncate_message(str(error) or type(error).__name__)
-    except Exception:  # Not every exception can say what it is.
+    except Exception:  # The `__str__` of an exception can fail, too.
         summary = type(error).__name__
     message = summary
     tail = ""

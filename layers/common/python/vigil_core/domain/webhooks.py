@@ -1,6 +1,6 @@
-"""Webhooks: who wants to be told of what over HTTP, how a message is signed, and when it is tried again. Pure.
+"""Webhooks: their subscriptions, their signatures, and the retries of their deliveries. Pure.
 
-Messages are signed and told as Standard Webhooks 1.0 says: https://www.standardwebhooks.com
+Signatures and deliveries follow Standard Webhooks 1.0: https://www.standardwebhooks.com
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from vigil_core.domain.timestamps import to_epoch_s
 DeliveryStatus: TypeAlias = Literal["pending", "delivered", "failed"]
 
 WAITS_WEBHOOK: Final = "waits"
-"""The webhook that has no address of its own: it signs what waits have told to the addresses that they name."""
+"""The webhook without a URL of its own. Its secret signs the deliveries to the URLs that waits name."""
 MAX_WEBHOOKS = 50
-"""In a namespace: every event is held against each of them."""
+"""Maximum per namespace: every event is compared with each webhook."""
 SECRET_BYTES = 32
 SECRET_OVERLAP = timedelta(hours=24)
-"""For so long after a change of the secret, messages are signed with the one before as well."""
+"""After a rotation, deliveries are also signed with the previous secret for this time."""
 RETRY_DELAYS_S: Final = (60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-"""From each failed try to the next."""
+"""Delays from each failed attempt to the next one."""
 MAX_ATTEMPTS: Final = len(RETRY_DELAYS_S) + 1
 _MAX_RETRY_AFTER_S = 86_400
 _JITTER = 0.1
 ENQUEUE_TIMEOUT = timedelta(minutes=15)
-"""When a delivery that was handed to the queue and is still pending is handed over again: its message may be lost."""
+"""A delivery that is still pending this long after it was enqueued is enqueued again: its message may be lost."""
 DELIVERY_TTL = timedelta(days=30)
-"""From its last try on."""
+"""The time for which a delivery is stored after its last attempt."""
 _MAX_STORED_ATTEMPTS = 2 * MAX_ATTEMPTS
 
 _PATTERN = re.compile(r"\*|vigil(\.[a-z_]+){0,2}\.\*|vigil\.[a-z_]+\.[a-z_]+")
 _SECRET_PREFIX = "whsec_"
 _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
-"""In bytes, as the specification has it."""
+"""Limits of the specification, in bytes."""
 _SECONDS = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Webhook:
-    """One version of a webhook. `url` is None of the one named `waits` alone."""
+    """One version of a webhook. Only the webhook named `waits` has no `url`."""
 
     namespace: str
     name: str
@@ -65,7 +65,7 @@ class Webhook:
     version: int = 1
 
     def accepts(self, event: Event) -> bool:
-        """Whether an event is to be sent to it. Progress is for sockets alone."""
+        """Return True if the webhook receives an event. Progress events go to WebSockets only."""
         return (
             self.enabled
             and self.url is not None
@@ -74,7 +74,7 @@ class Webhook:
         )
 
     def as_next_version(self, before: Webhook, now: datetime) -> Webhook:
-        """This as the next version of what stands under the same name, whose secret goes on for a while."""
+        """Return this webhook as the version after `before`. A replaced secret stays valid during the overlap."""
         after = replace(self, created_at=before.created_at, updated_at=now, version=before.version + 1)
         if self.secret == before.secret:
             return replace(
@@ -83,11 +83,11 @@ class Webhook:
         return replace(after, previous_secret=before.secret, previous_secret_until=now + SECRET_OVERLAP)
 
     def disabled(self, reason: str, now: datetime) -> Webhook:
-        """Told no more, until it is put again."""
+        """Return the webhook without deliveries until a client replaces its definition."""
         return replace(self, enabled=False, disabled_reason=reason, updated_at=now, version=self.version + 1)
 
     def signing_secrets(self, now: datetime) -> tuple[str, ...]:
-        """What to sign with now."""
+        """Return the secrets that sign a delivery now."""
         if (
             self.previous_secret is not None
             and self.previous_secret_until is not None
@@ -99,7 +99,7 @@ class Webhook:
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryAttempt:
-    """One try of a delivery: the status that was answered, or why there is none."""
+    """One HTTP request of a delivery: the status of the response, or the error without one."""
 
     at: datetime
     duration_ms: int
@@ -109,8 +109,13 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One event for one webhook. `url` is the address that a wait named; None: the webhook's own. `failed_tries` counts
-    from the creation, or from the last replay; `tries` are the latest of all."""
+    """One event for one webhook.
+
+    Attributes:
+        url: The URL that a wait named; None for the URL of the webhook.
+        failed_attempts: The number of failed attempts since the creation or the last replay.
+        attempts: The latest attempts, including those before a replay.
+    """
 
     namespace: str
     webhook: str
@@ -128,12 +133,19 @@ class Delivery:
     finished_at: datetime | None = None
 
     def enqueued(self, now: datetime) -> Delivery:
-        """It was given to the queue: should its message be lost, it is looked for later."""
+        """Return the delivery after it was enqueued. If its message is lost, it becomes due again."""
         return replace(self, next_attempt_at=now + ENQUEUE_TIMEOUT)
 
     def after_attempt(self, attempt: DeliveryAttempt, *, retry_after_s: int | None, jitter: float) -> Delivery:
-        """It was tried. 2xx delivers it, 410 ends it; anything else is tried again as long as it has tries left. No
-        sooner than the receiver asks; `chance`, 0 to 1, spreads those that failed together."""
+        """Return the delivery after an attempt.
+
+        A 2xx response delivers it and 410 abandons it. Any other result leads to a retry while attempts are left.
+
+        Args:
+            attempt: The attempt.
+            retry_after_s: The delay that the receiver asked for. The retry does not happen earlier.
+            jitter: A random number from 0 to 1, which spreads deliveries that failed at the same time.
+        """
         attempts = (*self.attempts, attempt)[-_MAX_STORED_ATTEMPTS:]
         if attempt.status is not None and 200 <= attempt.status < 300:
             return replace(
@@ -146,9 +158,9 @@ class Delivery:
             )
         failed = replace(self, attempts=attempts, failed_attempts=self.failed_attempts + 1)
         if attempt.status == 410:
-            return failed.abandoned("The receiver wants no more (410)", _attempt_end(attempt))
+            return failed.abandoned("The receiver rejects further deliveries (410)", _attempt_end(attempt))
         if failed.failed_attempts >= MAX_ATTEMPTS:
-            return failed.abandoned(f"No try of {MAX_ATTEMPTS} succeeded", _attempt_end(attempt))
+            return failed.abandoned(f"None of {MAX_ATTEMPTS} attempts succeeded", _attempt_end(attempt))
         delay_s = RETRY_DELAYS_S[failed.failed_attempts - 1] * (1 + _JITTER * jitter)
         retry_after_limit_s = min(retry_after_s or 0, _MAX_RETRY_AFTER_S)
         return replace(
@@ -156,16 +168,16 @@ class Delivery:
         )
 
     def abandoned(self, reason: str, now: datetime) -> Delivery:
-        """It is tried no more, unless it is replayed."""
+        """Return the delivery without further attempts. Only a replay attempts it again."""
         return replace(self, status="failed", error=reason, next_attempt_at=None, finished_at=now)
 
     def replayed(self, now: datetime) -> Delivery:
-        """It begins anew, at once."""
+        """Return the delivery with all its attempts available again, due now."""
         return replace(self, status="pending", error=None, failed_attempts=0, next_attempt_at=now, finished_at=None)
 
 
 def create_delivery(event: Event, webhook: str, url: str | None, now: datetime) -> Delivery:
-    """What tells a webhook of an event: of the same event always the same, however often it is made."""
+    """Create the delivery of an event to a webhook. The same event always results in the same delivery."""
     return Delivery(
         namespace=event.namespace,
         webhook=webhook,
@@ -181,33 +193,37 @@ def create_delivery(event: Event, webhook: str, url: str | None, now: datetime) 
 
 
 def delivery_id(event: Event) -> str:
-    """Sorts by the event's time, is made of what never changes, and has no full stop: a signature joins by those."""
+    """Return the id of the delivery of an event.
+
+    Ids sort by the time of the event and derive from immutable values. They contain no full stop, because that
+    character separates the parts of a signed message.
+    """
     ms = int(event.time.timestamp() * 1000)
     return f"{ms:013}_{event.event_id.replace('.', '_')}"
 
 
 def is_deliverable(event: Event) -> bool:
-    """Whether webhooks may hear of this event."""
+    """Return True if webhooks may receive this event."""
     return event.type != "vigil.job.progress"
 
 
 def is_event_pattern(text: str) -> bool:
-    """Whether this says which events: a type, `vigil.job.*`, or `*`."""
+    """Return True if the text selects events: a type, `vigil.job.*`, or `*`."""
     return _PATTERN.fullmatch(text) is not None
 
 
 def new_secret(random: bytes) -> str:
-    """A secret as both sides keep it."""
+    """Encode random bytes as a signing secret."""
     return _SECRET_PREFIX + base64.b64encode(random).decode()
 
 
 def is_secret(text: str) -> bool:
-    """Whether this can sign: `whsec_` and the Base64 of 24 to 64 bytes."""
+    """Return True for a valid signing secret: `whsec_` and the Base64 text of 24 to 64 bytes."""
     return _MIN_SECRET_BYTES <= len(_decode_secret(text)) <= _MAX_SECRET_BYTES
 
 
 def signature_headers(secrets: Sequence[str], message_id: str, sent_at: datetime, body: bytes) -> Mapping[str, str]:
-    """What proves to the receiver who sends this, and when: a signature for each secret."""
+    """Return the headers that prove the sender and the time of a message, with one signature for each secret."""
     timestamp = str(to_epoch_s(sent_at))
     signed = b".".join((message_id.encode(), timestamp.encode(), body))
     macs = (hmac.new(_decode_secret(secret), signed, hashlib.sha256).digest() for secret in secrets)

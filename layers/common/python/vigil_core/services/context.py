@@ -1,8 +1,8 @@
-"""The outside world of the use cases, and narrow views of it.
+"""The collaborators of the use cases, and narrow views of them.
 
-A use case names the views that its module uses in a Protocol, for example `LocksContext`. The type checker then
-proves that the module uses nothing else. `Context` satisfies every view: `wiring` builds it once per
-process, and no use case names it.
+A module with use cases declares a Protocol of the views that it uses, for example `LocksContext`. The type checker
+proves that the module uses nothing else. `Context` satisfies every view: `wiring` builds it once per process, and no
+use case names it.
 """
 
 from __future__ import annotations
@@ -44,133 +44,133 @@ from vigil_core.store.workflows.runs import RunStore
 
 
 class UsesJobs(Protocol):
-    """Access to `jobs`."""
+    """Access to the jobs."""
 
     @property
     def jobs(self) -> JobStore: ...
 
 
 class UsesJobTypes(Protocol):
-    """Access to `job_types`."""
+    """Access to the job types and the targets that they define."""
 
     @property
     def job_types(self) -> JobTypeStore: ...
 
 
 class UsesDependencies(Protocol):
-    """Access to `dependencies`."""
+    """Access to the rows that link jobs to their dependents."""
 
     @property
     def dependencies(self) -> DependencyStore: ...
 
 
 class UsesBatches(Protocol):
-    """Access to `batches`."""
+    """Access to the payloads, items and results of batches."""
 
     @property
     def batches(self) -> BatchStore: ...
 
 
 class UsesLocks(Protocol):
-    """Access to `locks`."""
+    """Access to unique keys, mutexes and mutex queues."""
 
     @property
     def locks(self) -> LockStore: ...
 
 
 class UsesWaits(Protocol):
-    """Access to `waits`."""
+    """Access to waits, their entries and their outcomes."""
 
     @property
     def waits(self) -> WaitStore: ...
 
 
 class UsesIdempotency(Protocol):
-    """Access to `idempotency`."""
+    """Access to the stored responses of idempotency keys."""
 
     @property
     def idempotency(self) -> IdempotencyStore: ...
 
 
 class UsesListing(Protocol):
-    """Access to `listing`."""
+    """Access to the listings of a namespace, ordered by creation time."""
 
     @property
     def listing(self) -> ListingStore: ...
 
 
 class UsesDueIndex(Protocol):
-    """Access to `due_index`."""
+    """Access to the due index."""
 
     @property
     def due_index(self) -> DueStore: ...
 
 
 class UsesJobQueues(Protocol):
-    """Access to `job_queues`."""
+    """Access to queues and the order of their pending jobs."""
 
     @property
     def job_queues(self) -> QueueStore: ...
 
 
 class UsesConnections(Protocol):
-    """Access to `connections`."""
+    """Access to WebSocket connections and their subscriptions."""
 
     @property
     def connections(self) -> ConnectionStore: ...
 
 
 class UsesWebhooks(Protocol):
-    """Access to `webhooks`."""
+    """Access to webhooks and their deliveries."""
 
     @property
     def webhooks(self) -> WebhookStore: ...
 
 
 class UsesSchedules(Protocol):
-    """Access to `schedules`."""
+    """Access to the schedules."""
 
     @property
     def schedules(self) -> ScheduleStore: ...
 
 
 class UsesRuns(Protocol):
-    """Access to `runs`."""
+    """Access to workflow runs, their graphs and their node states."""
 
     @property
     def runs(self) -> RunStore: ...
 
 
 class UsesMessageQueues(Protocol):
-    """Access to `message_queues`."""
+    """Access to the SQS queues of Vigil's own functions."""
 
     @property
     def message_queues(self) -> MessageQueues: ...
 
 
 class UsesTimers(Protocol):
-    """Access to `timers`."""
+    """Access to the timers that wake the sweeper."""
 
     @property
     def timers(self) -> Timers: ...
 
 
 class UsesParseJob(Protocol):
-    """Access to `parse_job`."""
+    """Access to the parser of a request that creates a job."""
 
     @property
     def parse_job(self) -> JobParser: ...
 
 
 class UsesParseRun(Protocol):
-    """Access to `parse_run`."""
+    """Access to the parser of a request that creates a workflow run."""
 
     @property
     def parse_run(self) -> RunParser: ...
 
 
 class UsesClock(Protocol):
-    """Access to `clock` and `sleep`."""
+    """Access to the current time, and to a pause."""
 
     @property
     def clock(self) -> Callable[[], datetime]: ...
@@ -182,28 +182,28 @@ class UsesClock(Protocol):
 
 
 class UsesIds(Protocol):
-    """Access to `new_id`."""
+    """Access to new ids and lease tokens."""
 
     @property
     def new_id(self) -> Callable[[], str]: ...
 
 
 class UsesExecutors(Protocol):
-    """Access to `executors`."""
+    """Access to the Lambda functions that run jobs."""
 
     @property
     def executors(self) -> Executors: ...
 
 
 class UsesSupervisors(Protocol):
-    """Access to `supervisors`."""
+    """Access to the Step Functions executions that supervise runs."""
 
     @property
     def supervisors(self) -> Supervisors: ...
 
 
 class UsesRandomness(Protocol):
-    """Access to `random_bytes` and `jitter`."""
+    """Access to random bytes, and to a random number from 0 to 1."""
 
     @property
     def random_bytes(self) -> Callable[[int], bytes]: ...
@@ -213,34 +213,34 @@ class UsesRandomness(Protocol):
 
 
 class UsesAllowedPrivateHosts(Protocol):
-    """Access to `allowed_private_hosts`."""
+    """Access to the hosts that the deployment exempts from the outbound policy."""
 
     @property
     def allowed_private_hosts(self) -> frozenset[str]: ...
 
 
 class UsesThreads(Protocol):
-    """Access to `in_parallel`."""
+    """Access to a `map` function that runs on a pool of threads."""
 
     @property
     def in_parallel(self) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]: ...
 
 
 class ChangesJobs(UsesJobs, UsesLocks, UsesClock, UsesIds, UsesRandomness, Protocol):
-    """What every change of a job uses."""
+    """The collaborators of every change of a job."""
 
 
 class ChangesRuns(ChangesJobs, UsesRuns, UsesSupervisors, Protocol):
-    """What every change of a workflow run uses."""
+    """The collaborators of every change of a workflow run."""
 
 
 class DispatchesJobs(ChangesRuns, UsesJobTypes, UsesDependencies, UsesJobQueues, UsesExecutors, UsesThreads, Protocol):
-    """What the dispatch of a job to its executor uses."""
+    """The collaborators of the dispatch of a job to its executor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stores:
-    """The rows of the table, one store per kind of entity."""
+    """The rows of the table, with one store per kind of entity."""
 
     jobs: JobStore
     job_types: JobTypeStore
@@ -270,7 +270,7 @@ class Gateways:
 
 @dataclass(frozen=True, kw_only=True)
 class Readers:
-    """Readers of request bodies, which the API layer provides."""
+    """Parsers of request bodies, which the API layer provides."""
 
     parse_job: JobParser
     parse_run: RunParser
@@ -291,10 +291,13 @@ class Environment:
     )
 
     def now(self) -> datetime:
-        """The time, as exact as the wire can carry it."""
+        """Return the current time in milliseconds, the precision of the API."""
         return truncate_to_ms(self.clock())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context(Stores, Gateways, Readers, Environment):
-    """Everything that the use cases share. The actor of a change that no key made is the name of the function."""
+    """All collaborators of the use cases.
+
+    The actor of a change without an API key is the name of the function that makes it.
+    """

@@ -1,4 +1,4 @@
-"""Run calls to AWS side by side on a pool of threads."""
+"""Run calls to AWS in parallel on a pool of threads."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 POOL_THREADS = 8
-"""Threads of the pool that one process uses for calls to AWS."""
+"""Number of threads in the pool that a process uses for calls to AWS."""
 
 
 def thread_pool_map(threads: int) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]:
-    """A map that keeps order and runs on a pool of threads: what waits for AWS may as well wait together.
+    """Create a `map` function that runs on a pool of threads and returns the results in order.
 
-    Work on the pool that maps in its turn does so by itself: waiting for the pool, all threads might wait for ever.
+    A nested call, made by a function that already runs on the pool, runs in its own thread. If it waited for the pool,
+    all threads of the pool could wait for each other forever.
     """
     thread_state = threading.local()
-    pool = ThreadPoolExecutor(max_workers=threads, initializer=lambda: setattr(thread_state, "on_the_pool", True))
+    pool = ThreadPoolExecutor(max_workers=threads, initializer=lambda: setattr(thread_state, "in_pool", True))
 
     def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         item_list = list(items)
-        if len(item_list) < 2 or hasattr(thread_state, "on_the_pool"):
+        if len(item_list) < 2 or hasattr(thread_state, "in_pool"):
             return [function(item) for item in item_list]
         return list(pool.map(function, item_list))
 

@@ -1,4 +1,4 @@
-"""Ports: the interfaces of the outside world that gateways and tests implement."""
+"""Ports: the interfaces to other systems. The gateways implement them, and the tests have fakes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vigil_core.domain.workflows.run import NewWorkflowRun
 
 
 class Response(Protocol):
-    """What was answered. Header names are lower case. `truncated`: the body went on beyond the limit."""
+    """An HTTP response. Header names are lower case. `truncated` is True if the body exceeded the limit."""
 
     @property
     def status(self) -> int: ...
@@ -26,7 +26,7 @@ class Response(Protocol):
 
 
 class HttpClient(Protocol):
-    """The guarded way out."""
+    """Sends HTTP requests to addresses that the outbound policy allows."""
 
     def request(
         self,
@@ -38,94 +38,117 @@ class HttpClient(Protocol):
         timeout_s: float,
         max_response_bytes: int,
     ) -> Response:
-        """Send one request. Raises TargetRefused, TargetUnreachable."""
+        """Send one request.
+
+        Raises:
+            TargetRefused: The outbound policy does not allow the address.
+            TargetUnreachable: There is no response, for example because of a timeout.
+        """
 
 
 class MessageQueues(Protocol):
-    """Messages to Vigil's own workers. A lost message delays work, until the sweep finds it; it loses none."""
+    """Messages to Vigil's own functions.
+
+    If a message is lost, its work is only delayed: the due index has a row for it, which the next sweep finds.
+    """
 
     def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
-        """Hand work to the fan-out function; one group's messages are worked off in order."""
+        """Send bulk work to the fan-out function. The messages of one group are processed in order."""
 
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
-        """Wake the sweeper for one due row after at most 15 minutes."""
+        """Wake the sweeper for one due row after a delay of at most 15 minutes."""
 
     def send_deliveries(self, messages: Sequence[str]) -> None:
-        """Have webhooks told, in any order."""
+        """Send deliveries to the function `webhooks`, in any order."""
 
 
 class Timers(Protocol):
-    """What wakes the sweeper at a time, however far ahead. A lost one delays a run, until the sweep finds it."""
+    """Timers that wake the sweeper at any time in the future.
+
+    If a timer is lost, its fire is only delayed: the next sweep finds the due row.
+    """
 
     def start(self, name: str, at: datetime, event: str) -> None:
-        """Have the sweeper handed this event at that time, once. Armed already is as good."""
+        """Start a timer that sends an event to the sweeper once. An existing timer of that name is kept."""
 
     def cancel(self, name: str) -> None:
-        """Forget an alarm, if there is one."""
+        """Cancel a timer if it exists."""
 
 
 class Supervisors(Protocol):
-    """The executions that supervise runs."""
+    """The Step Functions executions that supervise workflow runs."""
 
     def start(self, name: str, event: str) -> None:
-        """Start one. One of that name, whatever became of it, is as good."""
+        """Start an execution. If one of that name exists, in any state, do nothing."""
 
     def wake(self, token: str) -> None:
-        """Have one that waits go on. One that waits no longer is as good."""
+        """Resume the execution that waits with a token. If it does not wait any more, do nothing."""
 
     def is_running(self, name: str) -> bool:
-        """Whether there is one of that name that has not ended."""
+        """Return True if there is a running execution of that name."""
 
 
 class NoSupervisors:
-    """For functions that have nothing to do with runs, and no right to."""
+    """The port of functions that manage no supervisors and have no permission to do so."""
 
     def start(self, _: str, __: str) -> None:
-        raise RuntimeError("this function starts no supervisors")
+        raise RuntimeError("this function does not manage supervisors")
 
     def wake(self, _: str) -> None:
-        raise RuntimeError("this function wakes no supervisors")
+        raise RuntimeError("this function does not manage supervisors")
 
     def is_running(self, _: str) -> bool:
-        raise RuntimeError("this function looks after no supervisors")
+        raise RuntimeError("this function does not manage supervisors")
 
 
 class JobParser(Protocol):
-    """Reads the body of a job's creation."""
+    """Parses the request body that creates a job."""
 
     def __call__(self, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
-        """The job to create under this id, with what its type adds. Raises ValidationFailed."""
+        """Return the job to create under an id, with the values that its job type adds.
+
+        Raises:
+            ValidationFailed: The body is invalid.
+        """
 
 
 class RunParser(Protocol):
-    """Reads the body of a workflow's creation."""
+    """Parses the request body that creates a workflow run."""
 
     def __call__(
         self, namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
     ) -> NewWorkflowRun:
-        """The run to create under this id, with what the types of its jobs add. Raises ValidationFailed."""
+        """Return the run to create under an id, with the values that the types of its jobs add.
+
+        Raises:
+            ValidationFailed: The body is invalid.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class FanOutMessage:
-    """A message for the fan-out function: JSON text, and the group in which order matters."""
+    """A message for the fan-out function: JSON text, and the group within which order is kept."""
 
     group: str
     body: str
 
 
 class Executors(Protocol):
-    """Those who run what Vigil dispatches. Both raise ExecutorRefused, or ExecutorBusy when it may not have worked."""
+    """The executors to which Vigil dispatches jobs.
+
+    Both methods raise ExecutorRefused if the invocation can never succeed, and ExecutorBusy if it may not have
+    succeeded and a later one can.
+    """
 
     def call_http(self, event: str, /) -> None:
-        """Have the target of executor `http` called; the event says for which job."""
+        """Invoke the HTTP executor. The event names the job whose target it calls."""
 
     def invoke_lambda(self, function: str, event: str, /) -> None:
-        """Have a function of executor `lambda` run a job."""
+        """Invoke the function of a job with executor `lambda`."""
 
 
 class NoExecutors:
-    """For functions that dispatch nothing, and have no right to."""
+    """The port of functions that dispatch no jobs and have no permission to do so."""
 
     def call_http(self, _: str) -> None:
         raise RuntimeError("this function dispatches no jobs")

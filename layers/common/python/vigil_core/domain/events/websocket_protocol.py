@@ -1,4 +1,4 @@
-"""What is said on a WebSocket: requests understood, or refused with every problem named; answers as text. Pure."""
+"""The WebSocket protocol: parse the messages of clients, and encode the messages of the server. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TopicKind: TypeAlias = Literal["job", "wait", "workflow", "queue", "namespace"]
 ServerMessageType: TypeAlias = Literal["ack", "event", "error", "pong"]
 
 MAX_MESSAGE_BYTES = 128 * 1024
-"""What API Gateway takes in a message: https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html"""
+"""Maximum size of a message in API Gateway: https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html"""
 MAX_TOPICS = 100
 MAX_ERROR_BYTES = 12 * 1024
-"""Room for an error's message, and as much for its problems: a frame stays below 32 KB, whatever the client wrote."""
+"""Maximum size of the message of an error, and of its problems: every frame stays below 32 KB."""
 MAX_ERROR_PART_BYTES = 1_024
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
@@ -27,26 +27,29 @@ _NAME_RULE = "1 to 128 characters, none of them a control character"
 
 @dataclass(frozen=True, kw_only=True)
 class SubscriptionTopic:
-    """What can be subscribed to. A job, wait or workflow can be read, and so told of from the past; a queue and the
-    namespace are only heard from now on."""
+    """A topic that a client subscribes to.
+
+    Events of one job, wait or workflow can be replayed from its stored history. Events of a queue or the namespace are
+    delivered live only.
+    """
 
     kind: TopicKind
     name: str
 
     @property
     def text(self) -> str:
-        """As it is written: `job:<id>`, `wait:<id>`, `workflow:<id>`, `queue:<name>`, `namespace`."""
+        """The text of the topic: `job:<id>`, `wait:<id>`, `workflow:<id>`, `queue:<name>`, `namespace`."""
         return NAMESPACE_TOPIC if self.kind == "namespace" else f"{self.kind}:{self.name}"
 
     @property
     def replayable(self) -> bool:
-        """Whether it is one job, wait or workflow."""
+        """True for one job, wait or workflow."""
         return self.kind in ("job", "wait", "workflow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subscribe:
-    """Hear of topics. `since` is the version that the client knows, of the topics (as text) it knows one of."""
+    """Subscribe to topics. `since` maps topics, as text, to the version that the client already knows."""
 
     message_id: str
     topics: tuple[SubscriptionTopic, ...]
@@ -55,14 +58,14 @@ class Subscribe:
 
 @dataclass(frozen=True, kw_only=True)
 class Unsubscribe:
-    """Hear no more of a subscription."""
+    """End a subscription."""
 
     message_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterWait:
-    """Register a wait, and subscribe to it. `body` is what POST /v1/waits takes."""
+    """Register a wait, and subscribe to it. `body` is the body of POST /v1/waits."""
 
     message_id: str
     body: Mapping[str, JsonValue]
@@ -70,7 +73,7 @@ class RegisterWait:
 
 @dataclass(frozen=True, kw_only=True)
 class Ping:
-    """Are you there?"""
+    """Request a `pong` message."""
 
     message_id: str | None
 
@@ -79,23 +82,33 @@ ClientMessage: TypeAlias = Subscribe | Unsubscribe | RegisterWait | Ping
 
 
 def decode_message(text: str) -> Mapping[str, JsonValue]:
-    """A message as a JSON object. Raises PayloadTooLarge, MalformedRequest or ValidationFailed."""
+    """Decode a message as a JSON object.
+
+    Raises:
+        PayloadTooLarge: The message is too large.
+        MalformedRequest: The message is not JSON.
+        ValidationFailed: The message is not a JSON object.
+    """
     if len(text) > MAX_MESSAGE_BYTES or len(text.encode(errors="replace")) > MAX_MESSAGE_BYTES:
-        raise PayloadTooLarge(f"a message takes at most {MAX_MESSAGE_BYTES} bytes")
+        raise PayloadTooLarge(f"a message has at most {MAX_MESSAGE_BYTES} bytes")
     message = loads(text)
     if not isinstance(message, Mapping):
-        raise ValidationFailed.at("", "a message is an object")
+        raise ValidationFailed.at("", "a message must be an object")
     return message
 
 
 def message_id_of(message: Mapping[str, JsonValue]) -> str | None:
-    """The id that the answers carry; None where there is none, or none that can be used."""
+    """Return the id of a message, which its answers repeat. None if the id is missing or invalid."""
     message_id = message.get("id")
     return message_id if isinstance(message_id, str) and _NAME.fullmatch(message_id) else None
 
 
 def parse_message(message: Mapping[str, JsonValue]) -> ClientMessage:
-    """A request. Raises ValidationFailed with every problem of it."""
+    """Parse the request in a message.
+
+    Raises:
+        ValidationFailed: The request is invalid. The error lists every problem.
+    """
     problems: list[FieldProblem] = []
     action = message.get("action")
     message_id = message_id_of(message)
@@ -125,38 +138,38 @@ def parse_message(message: Mapping[str, JsonValue]) -> ClientMessage:
 
 
 def encode_server_message(kind: ServerMessageType, message_id: str | None, data: JsonValue) -> str:
-    """A message to the client."""
+    """Encode a message to the client."""
     return dumps({"type": kind, "id": message_id, "data": data})
 
 
 def event_text(subscription_id: str, event: Event) -> str:
-    """An event as a subscription hears it."""
+    """Encode an event for a subscription."""
     return encode_server_message("event", subscription_id, event.envelope())
 
 
 def error_text(frame_id: str | None, error: VigilError) -> str:
-    """What was wrong with a request, cut to what a frame has room for."""
+    """Encode the error of a request, cut to the maximum size of a frame."""
     data: dict[str, JsonValue] = {"error": error.code, "message": _cut(error.message, MAX_ERROR_BYTES)}
     if isinstance(error, ValidationFailed):
-        data["errors"] = list(_shown(error.problems))
+        data["errors"] = list(_problems_within_limit(error.problems))
     return encode_server_message("error", frame_id, data)
 
 
-def _shown(problems: Iterable[FieldProblem]) -> Iterator[JsonValue]:
-    room = MAX_ERROR_BYTES
+def _problems_within_limit(problems: Iterable[FieldProblem]) -> Iterator[JsonValue]:
+    remaining_bytes = MAX_ERROR_BYTES
     for problem in problems:
-        shown = {
+        document = {
             "pointer": _cut(problem.pointer, MAX_ERROR_PART_BYTES),
             "detail": _cut(problem.detail, MAX_ERROR_PART_BYTES),
         }
-        room -= len(dumps(shown).encode())
-        if room < 0:
+        remaining_bytes -= len(dumps(document).encode())
+        if remaining_bytes < 0:
             return
-        yield shown
+        yield document
 
 
 def _cut(text: str, limit: int) -> str:
-    """A text as it is, if it takes no more than so many bytes of JSON. No character takes more than six."""
+    """Cut a text to a number of bytes of JSON, in which a character has at most six bytes."""
     return text if len(dumps(text).encode()) <= limit else f"{text[: limit // 6]}…"
 
 
@@ -194,7 +207,7 @@ def _parse_topic(text: JsonValue) -> tuple[SubscriptionTopic | None, str]:
 
 
 def _parse_since(value: JsonValue, topics: Sequence[SubscriptionTopic], problems: list[FieldProblem]) -> dict[str, int]:
-    """One event's id, for the topic of whose job or wait it is, or an id for each of several topics."""
+    """Parse the `since` member: the id of one event, or an object with an event id for each of several topics."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -202,7 +215,7 @@ def _parse_since(value: JsonValue, topics: Sequence[SubscriptionTopic], problems
         matching_topics = [topic for topic in topics if event and topic.replayable and topic.name == event[0]]
         if event and matching_topics:
             return {topic.text: event[1] for topic in matching_topics}
-        detail = "the id of an event of one of the topics; a queue or the namespace is heard from now on only"
+        detail = "the id of an event of one of the topics; a queue or the namespace is live only"
         problems.append(FieldProblem(pointer="/since", detail=detail))
         return {}
     if not isinstance(value, Mapping):
@@ -214,9 +227,9 @@ def _parse_since(value: JsonValue, topics: Sequence[SubscriptionTopic], problems
         topic = topics_by_text.get(text)
         event = parse_event_id(event_id) if isinstance(event_id, str) else None
         if topic is None:
-            detail = "is none of the topics"
+            detail = "is not one of the topics"
         elif not topic.replayable:
-            detail = "a queue or the namespace is heard from now on only"
+            detail = "a queue or the namespace is live only"
         elif event is None or event[0] != topic.name:
             detail = "the id of an event of this topic"
         else:

@@ -1,4 +1,4 @@
-"""What a job type of executor `lambda` or `http` has run: checked when it is defined, rendered for each job."""
+"""Targets of the executors `lambda` and `http`: validated with their job type, and rendered for each job."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ BODILESS = frozenset({"GET", "HEAD"})
 MAX_URL_CHARS = 2_048
 MAX_HEADER_CHARS = 8_192
 MAX_CALL_TIMEOUT_S = 840
-"""A minute less than the longest that a function may run."""
+"""One minute less than the maximum duration of a Lambda function."""
 DEFAULT_CALL_TIMEOUT_S = 30
 DEFAULT_LEASE_S = 120
 MAX_LEASE_S = 43_200
 STORED_HEADERS = ("content-type", "location", "etag", "last-modified", "link", "retry-after", "x-request-id")
-"""Of an answer's headers, those that its job keeps."""
+"""The response headers that become part of the result of the job."""
 
 _AUTHORITY = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?=[/?]|$)", re.ASCII)
 _URL_TEXT = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]*", re.ASCII)
@@ -44,43 +44,43 @@ _RESERVED_HEADERS = frozenset(
         "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-"""Headers that belong to the connection, or that Vigil sets itself."""
+"""Headers of the connection, and headers that Vigil sets itself."""
 
 
 class ExecutorRefused(VigilError):
-    """The function that is to run a job cannot be invoked, now or later: there is none, or it may not be."""
+    """The function of a job cannot be invoked, now or later: it does not exist, or Vigil has no permission."""
 
     code = "FUNCTION_NOT_INVOCABLE"
 
 
 class ExecutorBusy(VigilError):
-    """The function that is to run a job may not have been invoked, and could be in a while."""
+    """The function of a job may not have been invoked. A later invocation can succeed."""
 
     code = "FUNCTION_BUSY"
 
 
 class SecretUnavailable(VigilError):
-    """A secret that a target names cannot be read: there is none of that name, or it is not for Vigil to read."""
+    """A secret of a target cannot be read: it does not exist, or Vigil has no permission."""
 
     code = "SECRET_UNAVAILABLE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LambdaTarget:
-    """A Lambda function by name or ARN; `lease_s` is how long it may be silent."""
+    """A Lambda function by name or ARN. Its lease expires after `lease_s` seconds without a heartbeat."""
 
     function: str
     lease_s: int = DEFAULT_LEASE_S
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> LambdaTarget:
-        """From what a job type has stored."""
+        """Create the target from the document that its job type stores."""
         return cls(function=document["function"], lease_s=document.get("lease") or DEFAULT_LEASE_S)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HttpRequest:
-    """A call, ready to be made."""
+    """A rendered request."""
 
     method: str
     url: str
@@ -90,7 +90,10 @@ class HttpRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class HttpTarget:
-    """An HTTP call whose URL, headers and body are templates; no body when that is None. `timeout_s` is for it all."""
+    """An HTTP request whose URL, headers and body are templates.
+
+    A body of None means no body. `timeout_s` limits the whole call.
+    """
 
     method: str
     url: str
@@ -100,7 +103,7 @@ class HttpTarget:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> HttpTarget:
-        """From what a job type has stored."""
+        """Create the target from the document that its job type stores."""
         return cls(
             method=document.get("method") or "POST",
             url=document["url"],
@@ -110,12 +113,16 @@ class HttpTarget:
         )
 
     def validate(self) -> None:
-        """Raises ValidationFailed naming every part that no job could be called with."""
+        """Check every part of the target.
+
+        Raises:
+            ValidationFailed: A part can never result in a valid request. The error lists every problem.
+        """
         problems = list(_url_problems(self.url))
         for name, value in self.headers.items():
             problems += _header_problems(name, value)
         if self.body is not None and self.method in BODILESS:
-            problems.append(FieldProblem(pointer="/body", detail=f"a {self.method} has none"))
+            problems.append(FieldProblem(pointer="/body", detail=f"a {self.method} request has no body"))
         try:
             list(templates_in_json(self.body))
         except TemplateFailed as error:
@@ -124,15 +131,21 @@ class HttpTarget:
             raise ValidationFailed(problems)
 
     def secrets(self) -> frozenset[SecretPlaceholder]:
-        """Every secret that it names."""
+        """Return every secret that the target names."""
         templates = [Template.parse(text) for text in (self.url, *self.headers.values())]
         placeholders = (
-            place for template in (*templates, *templates_in_json(self.body)) for place in template.placeholders
+            placeholder
+            for template in (*templates, *templates_in_json(self.body))
+            for placeholder in template.placeholders
         )
-        return frozenset(place for place in placeholders if isinstance(place, SecretPlaceholder))
+        return frozenset(placeholder for placeholder in placeholders if isinstance(placeholder, SecretPlaceholder))
 
     def render_request(self, context: RenderContext) -> HttpRequest:
-        """The call for one job. Raises TemplateFailed, never quoting what the job brings."""
+        """Render the request for one job.
+
+        Raises:
+            TemplateFailed: The values of the job do not result in a valid request. The error never quotes a value.
+        """
         body = None if self.body is None else render_json(self.body, context)
         headers = {name.title(): _render_header(name, value, context) for name, value in self.headers.items()}
         if body is not None:
@@ -146,7 +159,7 @@ class HttpTarget:
 
 
 def template_context(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
-    """What a job brings to the templates of its target: dependencies in the order in which it names them."""
+    """Return the values of a job for the templates of its target, with dependencies in their order in the job."""
     return {
         "payload": payload,
         "dependencies": dependencies,
@@ -169,43 +182,45 @@ def _url_problems(url: str) -> Iterator[FieldProblem]:
         return FieldProblem(pointer="/url", detail=detail)
 
     if _AUTHORITY.match(url) is None:
-        yield problem("must begin with http:// or https:// and a host, without user and without a place, then / or ?")
+        yield problem(
+            "must begin with http:// or https:// and a host, without user and placeholder, followed by / or ?"
+        )
         return
     try:
         template = Template.parse(url)
     except TemplateFailed as error:
         yield problem(str(error))
         return
-    if not all(_URL_TEXT.fullmatch(part) for part in template.fragments if isinstance(part, str)):
-        yield problem("has a character that no URL has; others than ASCII are percent-encoded, and # is not sent")
+    if not all(_URL_TEXT.fullmatch(fragment) for fragment in template.fragments if isinstance(fragment, str)):
+        yield problem("contains an invalid character: use percent-encoding for non-ASCII characters, and no #")
 
 
 def _header_problems(name: str, value: str) -> Iterator[FieldProblem]:
     pointer = f"/headers/{escape_pointer_token(name)}"
     if not _HEADER_NAME.fullmatch(name):
-        yield FieldProblem(pointer=pointer, detail="is no name of a header")
+        yield FieldProblem(pointer=pointer, detail="is not a valid header name")
     elif name.lower() in _RESERVED_HEADERS or name.lower().startswith("proxy-"):
-        yield FieldProblem(pointer=pointer, detail="is not for a target to set")
+        yield FieldProblem(pointer=pointer, detail="is a header that a target must not set")
     try:
         template = Template.parse(value)
     except TemplateFailed as error:
         yield FieldProblem(pointer=pointer, detail=str(error))
         return
-    if not all(_HEADER_VALUE.fullmatch(part) for part in template.fragments if isinstance(part, str)):
+    if not all(_HEADER_VALUE.fullmatch(fragment) for fragment in template.fragments if isinstance(fragment, str)):
         yield FieldProblem(pointer=pointer, detail="must be ASCII without control characters")
 
 
 def _render_header(name: str, value: str, context: RenderContext) -> str:
     text = render(Template.parse(value), context.scalar).strip()
     if not _HEADER_VALUE.fullmatch(text):
-        raise TemplateFailed(f"the header {name} would not be ASCII without control characters")
+        raise TemplateFailed(f"the rendered header {name} is not ASCII without control characters")
     if len(text) > MAX_HEADER_CHARS:
-        raise TemplateFailed(f"the header {name} would be longer than {MAX_HEADER_CHARS} characters")
+        raise TemplateFailed(f"the rendered header {name} is longer than {MAX_HEADER_CHARS} characters")
     return text
 
 
 def _render_url(template: Template, context: RenderContext) -> str:
-    """What is put in is percent-encoded, all of it: it can be neither a path nor a parameter of its own."""
+    """Render a URL, and percent-encode every inserted value, so that it cannot add a path segment or a parameter."""
     in_path = True
     url = ""
     for fragment in template.fragments:
@@ -215,14 +230,14 @@ def _render_url(template: Template, context: RenderContext) -> str:
             continue
         url += _percent_encode(context.scalar(fragment), fragment, in_path=in_path)
     if len(url) > MAX_URL_CHARS:
-        raise TemplateFailed(f"the URL would be longer than {MAX_URL_CHARS} characters")
+        raise TemplateFailed(f"the rendered URL is longer than {MAX_URL_CHARS} characters")
     path = url.partition("?")[0].partition("://")[2]
-    if any(step.lower().replace("%2e", ".") in (".", "..") for step in path.split("/")[1:]):
-        raise TemplateFailed("a step of the URL's path would be . or ..")
+    if any(segment.lower().replace("%2e", ".") in (".", "..") for segment in path.split("/")[1:]):
+        raise TemplateFailed("a segment of the rendered URL's path is . or ..")
     return url
 
 
 def _percent_encode(text: str, placeholder: Placeholder, *, in_path: bool) -> str:
     if in_path and not text:
-        raise TemplateFailed(f"{placeholder} is empty, in the path of a URL")
+        raise TemplateFailed(f"{placeholder} is empty, but the path of a URL needs a value")
     return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in text.encode())

@@ -1,8 +1,13 @@
-"""Templates: text with places, `{{payload.name}}`, for what a job brings. Places are looked up, never evaluated.
+"""Templates: text with placeholders for the values of a job. Placeholders are looked up, never evaluated.
 
-A place is a path of names, `{{payload.items.0.id}}`, absent without complaint when it ends in `?`; a secret by name,
-`{{secret:ssm:/name}}` or `{{secret:secretsmanager:/name#key}}`; or `{{"{{"}}`, which stands for two braces. What is put
-in a place is never read as a template again, and it is made safe for where it stands by whoever renders the template.
+There are three kinds of placeholder:
+
+- A path of names, `{{payload.items.0.id}}`. With a final `?` the value may be absent.
+- A secret by name, `{{secret:ssm:/name}}` or `{{secret:secretsmanager:/name#key}}`.
+- `{{"{{"}}`, which renders as two braces.
+
+An inserted value is never parsed as a template. The module that renders the template escapes each value for its
+position, for example in a URL.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from vigil_core.domain.exact_json import JsonValue, dumps
 CONTEXT_NAMES = frozenset({"payload", "fields", "dependencies", "job"})
 JOB_MEMBERS = ("id", "type", "name", "queue", "attempt", "tags", "trace_id", "correlation_id")
 MAX_RENDERED_BYTES = 3 * 1024 * 1024
-"""What all places of one rendering may bring, as text: a small template must not ask for a payload a thousand times."""
+"""Maximum size of all values in one rendering: a small template must not insert a payload a thousand times."""
 
 SecretSource: TypeAlias = Literal["ssm", "secretsmanager"]
 
@@ -35,13 +40,13 @@ _PLACEHOLDER = re.compile(
 
 
 class TemplateFailed(VigilError):
-    """A template that is none, or that cannot be rendered with what a job brings. Never quotes what was put in."""
+    """A template is invalid, or cannot be rendered with the values of a job. The error never quotes a value."""
 
     code = "TEMPLATE_FAILED"
 
 
 class Absent(Enum):
-    """What an optional place holds when there is nothing: not even null."""
+    """The value of an optional placeholder without a value, as opposed to null."""
 
     ABSENT = "absent"
 
@@ -51,7 +56,7 @@ ABSENT: Final = Absent.ABSENT
 
 @dataclass(frozen=True)
 class PathPlaceholder:
-    """A place for a part of what the job brings."""
+    """A placeholder for a value of the job, by its path."""
 
     names: tuple[str, ...]
     optional: bool = False
@@ -62,7 +67,7 @@ class PathPlaceholder:
 
 @dataclass(frozen=True)
 class SecretPlaceholder:
-    """A place for a secret, by its name in the namespace. `key` is a member of one that is a JSON object."""
+    """A placeholder for a secret, by its name in the namespace. `key` selects a member of a JSON secret."""
 
     source: SecretSource
     name: str
@@ -78,13 +83,17 @@ Fragment: TypeAlias = str | Placeholder
 
 @dataclass(frozen=True)
 class Template:
-    """Text and places, in their order; no two texts in a row, none empty."""
+    """A parsed template: text and placeholders in order, without empty or adjacent texts."""
 
     fragments: tuple[Fragment, ...]
 
     @classmethod
     def parse(cls, text: str) -> Template:
-        """Raises TemplateFailed for braces that are no place, and for places that no job has."""
+        """Parse a template.
+
+        Raises:
+            TemplateFailed: The text contains braces that are not a placeholder, or a path that no job has.
+        """
         fragments: list[Fragment] = []
         position = 0
         while position < len(text):
@@ -95,8 +104,8 @@ class Template:
             match = _PLACEHOLDER.match(text, opening)
             if match is None:
                 raise TemplateFailed(
-                    f"what stands at {opening} is no place: "
-                    'a place is {{payload.name}}, {{secret:ssm:/name}}, or {{"{{"}} for the braces themselves'
+                    f"the text at position {opening} is not a placeholder: "
+                    'use {{payload.name}}, {{secret:ssm:/name}}, or {{"{{"}} for the braces themselves'
                 )
             if match["braces"]:
                 _append_text(fragments, "{{")
@@ -107,12 +116,12 @@ class Template:
 
     @property
     def placeholders(self) -> Iterator[Placeholder]:
-        """Every place, in order."""
-        return (part for part in self.fragments if not isinstance(part, str))
+        """The placeholders, in order."""
+        return (fragment for fragment in self.fragments if not isinstance(fragment, str))
 
 
 class RenderContext:
-    """What a job brings to its templates, and the secrets that they name. Used for one rendering: it counts."""
+    """The values of a job and the secrets for one rendering. It counts the bytes that the rendering inserts."""
 
     def __init__(self, roots: Mapping[str, JsonValue], secrets: Mapping[SecretPlaceholder, str]) -> None:
         self._roots = roots
@@ -120,21 +129,29 @@ class RenderContext:
         self._remaining_bytes = MAX_RENDERED_BYTES
 
     def value(self, placeholder: Placeholder) -> JsonValue | Absent:
-        """What belongs in a place. Raises TemplateFailed when there is nothing, or when it is all too much."""
+        """Return the value of a placeholder.
+
+        Raises:
+            TemplateFailed: There is no such value, or the rendering exceeds its maximum size.
+        """
         value = self._secrets[placeholder] if isinstance(placeholder, SecretPlaceholder) else self._lookup(placeholder)
         if value is not ABSENT:
             self._remaining_bytes -= len(value if isinstance(value, str) else dumps(value))
             if self._remaining_bytes < 0:
-                raise TemplateFailed(f"what the places hold is more than {MAX_RENDERED_BYTES} bytes")
+                raise TemplateFailed(f"the values of the placeholders have more than {MAX_RENDERED_BYTES} bytes")
         return value
 
     def text(self, placeholder: Placeholder) -> str:
-        """A string as it is, anything else as JSON, nothing as ""."""
+        """Return the value of a placeholder as text: strings unchanged, other values as JSON, absent values as ""."""
         value = self.value(placeholder)
         return "" if isinstance(value, Absent) else value if isinstance(value, str) else dumps(value)
 
     def scalar(self, placeholder: Placeholder) -> str:
-        """The same, but only of strings, numbers and booleans. Raises TemplateFailed for others."""
+        """Return the value of a placeholder as text, like `text`, if it is a string, a number or a boolean.
+
+        Raises:
+            TemplateFailed: The value has another type.
+        """
         value = self.value(placeholder)
         if isinstance(value, Absent):
             return ""
@@ -154,18 +171,23 @@ class RenderContext:
             elif path.optional:
                 return ABSENT
             else:
-                raise TemplateFailed(f"there is no {path}")
+                raise TemplateFailed(f"the job has no value for {path}")
         return ABSENT if node is None and path.optional else node
 
 
 def render(template: Template, render_placeholder: Callable[[Placeholder], str]) -> str:
-    """The text, with what `put` makes of each place."""
-    return "".join(part if isinstance(part, str) else render_placeholder(part) for part in template.fragments)
+    """Return the text of a template, with the result of `render_placeholder` for each placeholder."""
+    return "".join(
+        fragment if isinstance(fragment, str) else render_placeholder(fragment) for fragment in template.fragments
+    )
 
 
 def render_json(value: JsonValue, context: RenderContext) -> JsonValue | Absent:
-    """A JSON value whose strings are templates: one that is a single place becomes what the job brings, whatever its
-    type, and is left out where that is absent; in any other the places become text."""
+    """Render a JSON value whose strings are templates.
+
+    A string that consists of one placeholder becomes the value itself, with its type. If that value is absent, the
+    member or item is omitted. In any other string the values become text.
+    """
     if isinstance(value, str):
         template = Template.parse(value)
         if len(template.fragments) == 1 and not isinstance(template.fragments[0], str):
@@ -181,7 +203,11 @@ def render_json(value: JsonValue, context: RenderContext) -> JsonValue | Absent:
 
 
 def templates_in_json(value: JsonValue) -> Iterator[Template]:
-    """The strings of a JSON value, parsed. Raises TemplateFailed for one that is no template."""
+    """Yield the strings of a JSON value as parsed templates.
+
+    Raises:
+        TemplateFailed: One of the strings is not a valid template.
+    """
     if isinstance(value, str):
         yield Template.parse(value)
     elif isinstance(value, Mapping):
@@ -208,7 +234,7 @@ def _parse_placeholder(match: re.Match[str]) -> Placeholder:
         return SecretPlaceholder(source=cast(SecretSource, match["store"]), name=match["name"], key=match["key"])
     path = PathPlaceholder(names=tuple(match["path"].split(".")), optional=match["optional"] is not None)
     if path.names[0] not in CONTEXT_NAMES:
-        raise TemplateFailed(f"{path} begins with none of {', '.join(sorted(CONTEXT_NAMES))}")
+        raise TemplateFailed(f"{path} must begin with one of {', '.join(sorted(CONTEXT_NAMES))}")
     if path.names[0] == "job" and (len(path.names) < 2 or path.names[1] not in JOB_MEMBERS):
-        raise TemplateFailed(f"{path} is none of {', '.join(f'job.{name}' for name in JOB_MEMBERS)}")
+        raise TemplateFailed(f"{path} must be one of {', '.join(f'job.{name}' for name in JOB_MEMBERS)}")
     return path
