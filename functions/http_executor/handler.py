@@ -1,4 +1,4 @@
-"""Calls the HTTP targets of jobs. Invoked asynchronously by whoever dispatches a job, once for each attempt."""
+"""Calls the HTTP targets of jobs. Each dispatch invokes it asynchronously, once per attempt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = Logger()
 
 
 def handler(event: dict[str, Any], context: object) -> None:
-    """One call. Neither what is sent nor what comes back is logged."""
+    """Call the target of one job. The log contains neither the request nor the response."""
     with traced({"action": "call", **ids_in(event)}) as log_fields:
         outcome = call_target(wiring.context(), wiring.outbound_http(), wiring.secret_values(), event)
         logger.info("called", extra={**log_fields, "outcome": outcome})

@@ -1,4 +1,4 @@
-"""Tells WebSockets and SNS of what has happened, and has webhooks told."""
+"""Publishes the changes of the table to WebSockets, SNS and webhooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ metrics = Metrics(namespace="Vigil")
 
 
 def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
-    """Failed records come again; the others of the batch are told."""
+    """Publish the events of a batch of stream records. Lambda delivers only the failed records again."""
     records = stream_records(event)
     all_changes = NotifierSettings.from_environment().all_changes
     report = notify(context(), web_sockets(), sns_topic(), records, all_changes=all_changes)
@@ -31,14 +31,14 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
             "events": report.events,
             "messages": report.messages,
             "published": report.published,
-            "handed_over": report.enqueued,
+            "enqueued": report.enqueued,
             "failed": len(report.failed),
         },
     )
     for record in records:
         if (error := report.failed.get(record.sequence_number)) is not None:
             logger.error(
-                "A change could not be told; it will be delivered again",
+                "publishing a change failed; the record is delivered again",
                 extra={"action": "notify", "sequence_number": record.sequence_number, "row": record.key},
                 exc_info=error,
             )

@@ -1,4 +1,4 @@
-"""Tells webhooks: posts what is to be delivered to the addresses that users named."""
+"""Attempts webhook deliveries: sends events to the URLs that users named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ logger = Logger()
 
 
 def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
-    """All messages of a batch at once. A receiver that does not take one is no failure: its row says when to go on."""
+    """Attempt the deliveries of a batch in parallel.
+
+    A refused or failed request is not a failure of the message: the row of the delivery contains the time of the retry.
+    """
     context, http_client = wiring.context(), wiring.outbound_http()
 
     def process(record: dict[str, Any]) -> str | None:
@@ -23,9 +26,10 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
             message = loads(record["body"])
             if isinstance(message, dict):
                 log_fields |= {name: message.get(name) for name in ("namespace", "webhook", "delivery", "try")}
-            logger.info("told", extra={**log_fields, "came": attempt_delivery(context, http_client, message)})
+            outcome = attempt_delivery(context, http_client, message)
+            logger.info("delivery attempted", extra={**log_fields, "outcome": outcome})
         except Exception:
-            logger.exception("A delivery failed; it comes again", extra=log_fields)
+            logger.exception("the attempt failed; the message is delivered again", extra=log_fields)
             return str(record["messageId"])
         return None
 

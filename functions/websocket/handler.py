@@ -1,4 +1,7 @@
-"""Serves the WebSocket routes. It answers by posting: what a function returns does not reach a WebSocket's client."""
+"""Serves the WebSocket API.
+
+It answers by posting to the connection: the return value of the function does not reach the client.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ logger = Logger()
 
 
 def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
-    """One event of a socket. What it is, the event's type says: a message may name any route."""
+    """Handle one event of a WebSocket. The type of the event decides, because a message can name any route."""
     request = event["requestContext"]
     access, connection_id = Access.from_authorizer_context(request["authorizer"]), request["connectionId"]
     status, outcome = 200, "done"

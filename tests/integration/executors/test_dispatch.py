@@ -403,7 +403,7 @@ class TestHttpCall:
         run_and_call(world, Target(answer(400, b"x" * 10_000 + b"\x00")))
         error = stored_job(world, job_id).error
         assert error is not None
-        assert error.message.startswith("The target answered 400: xxx")
+        assert error.message.startswith("The target responded with status 400: xxx")
         assert len(error.message) < 600
 
     @pytest.mark.parametrize(
@@ -438,8 +438,8 @@ class TestHttpCall:
         target.meanwhile = lambda: again.append(call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1]))
         again: list[str] = []
         assert run_and_call(world, target) == "completed"
-        assert again == ["not ours"], "while the first is under way"
-        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "not ours"
+        assert again == ["lease_lost"], "while the first is under way"
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "lease_lost"
         assert len(target.asked) == 1
         assert stored_job(world, job_id).version == 3, "created, claimed, completed"
 
@@ -448,7 +448,7 @@ class TestHttpCall:
         run_matcher(world)
         world.pass_time(HANDOVER_LEASE_S + 1)
         target = Target()
-        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "not ours"
+        assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "lease_lost"
         assert target.asked == []
         world.sweep()
         assert stored_job(world, job_id).attempt == 2
@@ -463,7 +463,7 @@ class TestHttpCall:
             world.sweep()
 
         target.meanwhile = lapse
-        assert run_and_call(world, target) == "not ours"
+        assert run_and_call(world, target) == "lease_lost"
         job = stored_job(world, job_id)
         assert (job.status, job.attempt, job.result_ref) == ("running", 2, None)
 

@@ -88,7 +88,7 @@ def run(event: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
 def test_sample_message_delivers_a_signed_event(receiver: Receiver) -> None:
     answer, (line,) = run(sample("webhooks_deliver"))
     assert answer == {"batchItemFailures": []}
-    assert (line["action"], line["came"]) == ("webhook", "delivered")
+    assert (line["action"], line["outcome"]) == ("webhook", "delivered")
     assert {name: line[name] for name in MESSAGE} == MESSAGE, "whoever reads the log finds the delivery"
     (post,) = receiver.posts
     assert post.verifies(SECRET)
@@ -99,7 +99,7 @@ def test_sample_message_delivers_a_signed_event(receiver: Receiver) -> None:
 def test_failed_attempt_is_not_a_failed_message(receiver: Receiver) -> None:
     receiver.statuses.append(503)
     answer, (line,) = run(sample("webhooks_deliver"))
-    assert (answer, line["came"]) == ({"batchItemFailures": []}, "pending")
+    assert (answer, line["outcome"]) == ({"batchItemFailures": []}, "pending")
     assert [tried.status for tried in stored().attempts] == [503]
 
 

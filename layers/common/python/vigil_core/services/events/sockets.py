@@ -1,4 +1,4 @@
-"""Send messages down a socket, and forget the socket when nobody is there any more."""
+"""Send messages to a WebSocket, and remove its rows when it is closed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from vigil_core.services.context import UsesConnections
 
 
 class SocketsContext(UsesConnections, Protocol):
-    """What this module uses of the outside world."""
+    """The stored connections and subscriptions."""
 
 
 class Sockets(Protocol):
-    """The open sockets."""
+    """The open WebSockets."""
 
     def post(self, connection_id: str, text: str) -> bool:
-        """Send a message; False when nobody is there any more."""
+        """Send a message. Return False if the WebSocket is closed."""
 
     def close(self, connection_id: str) -> bool:
-        """Close a socket; False when it is closed already."""
+        """Close a WebSocket. Return False if it was closed already."""
 
 
 def send_messages(
     ctx: SocketsContext, sockets: Sockets, namespace: str, connection_id: str, texts: Iterable[str]
 ) -> bool:
-    """Send messages in order. False when the socket is gone: then everything that was stored of it is removed."""
+    """Send messages in order.
+
+    Returns:
+        False if the WebSocket is closed. Its connection and subscriptions are removed then.
+    """
     for text in texts:
         if not sockets.post(connection_id, text):
             ctx.connections.disconnect(namespace, connection_id)

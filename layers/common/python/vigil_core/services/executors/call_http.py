@@ -1,4 +1,4 @@
-"""Call the HTTP target of a job that was dispatched, and report what came of it under the job's lease."""
+"""Call the HTTP target of a dispatched job, and report the outcome under the lease of the job."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from vigil_core.services.ports import HttpClient, Response
 
 
 class CallHttpContext(ChangesJobs, UsesJobTypes, UsesDependencies, UsesRuns, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The targets of job types, the results of dependencies, and the collaborators of a change of the job."""
 
 
 ACTOR = "http_executor"
 MAX_RESPONSE_BYTES = 256 * 1024
-"""Of an answer's body; the rest is not read. Less than a result may take, for text grows when it becomes JSON."""
+"""Maximum size of a response body; the rest is not read. Less than the limit of a result: text grows as JSON."""
 MAX_EXCERPT_CHARS = 500
-"""How much of a refusal's body becomes part of the job's error."""
+"""Length of the part of an error response that becomes part of the job's error."""
 REPORTING_MARGIN_S = 30
-"""What the lease leaves beyond the call itself, for reading before it and reporting after."""
+"""Time that the lease adds to the timeout of the call: for the reads before it and the report after it."""
 TOO_MANY_REQUESTS = 429
 
 
@@ -44,15 +44,25 @@ class SecretReader(Protocol):
     """The secrets of a namespace."""
 
     def value(self, namespace: str, secret: SecretPlaceholder) -> str:
-        """Raises SecretUnavailable."""
+        """Return the value of a secret.
+
+        Raises:
+            SecretUnavailable: The secret does not exist, or Vigil has no permission to read it.
+        """
 
 
 def call_target(
     ctx: CallHttpContext, client: HttpClient, secrets: SecretReader, message: Mapping[str, JsonValue]
 ) -> str:
-    """Do what `dispatch` asked for, once per lease; what became of it, in a word for the log.
+    """Call the target of a job once per lease, and return the outcome as a word for the log.
 
-    Whoever comes too late, or second, changes nothing: the lease is another's, or was used before.
+    1. The first heartbeat marks the lease as used. A repeated invocation fails here, and so does an invocation after
+       the lease has expired: both return `lease_lost` and change nothing.
+    2. The target is read, and the lease is extended to the timeout of the target.
+    3. The request is rendered and sent, with the job id and the attempt as its `Idempotency-Key`.
+    4. The outcome is reported under the lease.
+
+    If the process crashes after step 1, the lease expires and the sweeper retries the job as its retry policy allows.
     """
     namespace, job_id = str(message["namespace"]), str(message["job_id"])
     token = str(message["lease_token"])
@@ -65,7 +75,7 @@ def call_target(
         if lease_s > job.lease.duration_s:
             job = heartbeat(ctx, namespace, job_id, lease_token=token, lease_s=lease_s)
         return _call(ctx, client, secrets, job, target, token)
-    return "not ours"
+    return "lease_lost"
 
 
 def _call(
@@ -85,12 +95,14 @@ def _call(
         return code
 
     if job.cancel_requested_at is not None:
-        return report_failure("CANCELLED", "It was to be cancelled before it was called")
+        return report_failure("CANCELLED", "The job was cancelled before the call")
     try:
         secret_values = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
         bodies = ctx.jobs.payloads(job, max_bytes=MAX_RENDERED_BYTES)
         if bodies.payload_url is not None:
-            return report_failure("PAYLOAD_TOO_LARGE", f"A call takes a payload of at most {MAX_RENDERED_BYTES} bytes")
+            return report_failure(
+                "PAYLOAD_TOO_LARGE", f"The payload of a job with executor http has at most {MAX_RENDERED_BYTES} bytes"
+            )
         payload = bodies.payload
         dependencies = list(dependency_results_json(load_dependency_results(ctx, job)).values())
         request = target.render_request(
@@ -124,7 +136,7 @@ def _call(
 
 
 def _result(response: Response) -> JsonValue:
-    """The answer as the job keeps it: a body of JSON as that, other text as a string, anything else as Base64."""
+    """Convert a response to a job result: a JSON body as JSON, other text as a string, anything else as Base64."""
     result: dict[str, JsonValue] = {
         "status": response.status,
         "headers": {name: response.headers[name] for name in STORED_HEADERS if name in response.headers},
@@ -148,4 +160,4 @@ def _result(response: Response) -> JsonValue:
 def _error_message(response: Response) -> str:
     text = response.body.decode("utf-8", "replace").replace("\x00", "\ufffd").strip()
     excerpt = text if len(text) <= MAX_EXCERPT_CHARS else f"{text[: MAX_EXCERPT_CHARS - 1]}…"
-    return f"The target answered {response.status}" + (f": {excerpt}" if excerpt else "")
+    return f"The target responded with status {response.status}" + (f": {excerpt}" if excerpt else "")

@@ -1,6 +1,7 @@
-"""Set a job going whose executor is Vigil's own to call: claimed first, like by a worker, and then handed over.
+"""Dispatch jobs whose executor Vigil invokes: claim the job as a worker does, then invoke its target.
 
-Whoever dies in between leaves a job under a lease that nobody extends: it is taken back when that has run out.
+If the process crashes between the claim and the invocation, the lease expires without a heartbeat and the sweeper
+returns the job to its queue.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ from vigil_core.services.workflows.commands import may_start
 
 
 class DispatchContext(DispatchesJobs, Protocol):
-    """What this module uses of the outside world."""
+    """The executors, and the collaborators of a change of a job and its run."""
 
 
 HANDOVER_LEASE_S = 90
-"""How long the caller of HTTP targets has to begin: more than an asynchronous event to it may wait."""
+"""Time in which the HTTP executor must start: longer than the maximum age of an asynchronous event."""
 MAX_EVENT_BYTES = 240 * 1024
-"""What an asynchronous invocation takes, with room to spare: a job's payload beyond that is fetched by its function.
+"""Maximum size of the event, below the limit of asynchronous invocations. The function fetches a larger payload.
 https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
 BUSY_DELAY = timedelta(seconds=60)
 
 
 def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -> bool:
-    """Set a job going, if it is still to be; whether that was done. A job of a paused queue is left to the sweep."""
+    """Dispatch a job if it is still undispatched, and return True if this call dispatched it.
+
+    The sweep dispatches the jobs of a paused queue after the queue is resumed.
+    """
     for attempt in range(MAX_ATTEMPTS):
         with suppress(StoreConflict):
             return _dispatch_once(ctx, namespace, job_id, actor)
@@ -46,7 +50,11 @@ def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -
 
 
 def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str) -> bool:
-    """Raises StoreConflict when somebody was changing the job at this moment."""
+    """Try to dispatch a job once.
+
+    Raises:
+        StoreConflict: A concurrent change won.
+    """
     job = ctx.jobs.find(namespace, job_id)
     if job is None or job.deleted or not job.dispatchable:
         return False
@@ -59,7 +67,7 @@ def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str
 
 
 def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
-    """What came of it, in a word for the log."""
+    """Claim the job and invoke its target. Return the outcome as a word for the log."""
     if job.executor == "join" or job.target_ref is None:
         _join(ctx, job, actor)
         return "joined"
@@ -89,28 +97,31 @@ def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
             fail(ctx, namespace, job_id, error, actor=actor, retryable=False, lease_token=lease.token)
         return "refused"
     except ExecutorBusy:
-        # It may have been handed over all the same: whoever got it then finds that the lease is gone.
+        # The invocation may have succeeded all the same. The executor then finds that the lease has been released.
         with suppress(*LOST_JOB_ERRORS):
             snooze(ctx, namespace, job_id, ctx.now() + BUSY_DELAY, actor=actor, lease_token=lease.token)
-        return "put_off"
+        return "snoozed"
     return "dispatched"
 
 
 def _join(ctx: DispatchContext, job: Job, actor: str) -> None:
-    """Complete a job that runs nothing, with what the jobs before it came to: of a race, what the winner did."""
+    """Complete a join with the results of its dependencies; a race with the result of its winner."""
     dependency_results = load_dependency_results(ctx, job)
     results = {result.name: None if result.result is None else loads(result.result) for result in dependency_results}
     result: JsonValue = results
     if job.dependencies.trigger_rule == "one_success":
-        # Of those that have completed by now the first in the job's order: a loser may have made it all the same.
+        # The first completed dependency in the job's order: a cancelled loser may have completed all the same.
         result = next((results[result.name] for result in dependency_results if result.status == "completed"), None)
     with suppress(*LOST_JOB_ERRORS):
         complete(ctx, job.namespace, job.job_id, actor=actor, result=result)
 
 
 def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
-    """What a function is told of a job. Where there is no room for its payload, that is null, `payload_omitted` true;
-    the same with the results of its dependencies, and `truncated`."""
+    """Create the event for the function of a job.
+
+    If the payload does not fit, it is null and `payload_omitted` is true. If the results of the dependencies do not fit
+    either, they are null and `truncated` is true.
+    """
 
     def fits(event: object) -> bool:
         return len(dumps(event).encode()) <= MAX_EVENT_BYTES

@@ -1,5 +1,8 @@
-"""A planned time of a schedule has come: create its job or run, plan the next. An alarm says so, or the sweep; twice
-does no harm, for the id follows from the planned time."""
+"""Fire schedules: create the job or run of a planned time, and plan the next one.
+
+A timer or the sweep calls this. A repeated call is harmless, because the id of the job or run derives from the planned
+time.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class FireScheduleContext(
     UsesThreads,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The schedules and their timers, the request parsers, and the collaborators of a new job or run."""
 
 
 ACTOR = "schedule"
@@ -52,9 +55,22 @@ MAX_ERROR_CHARS = 1_024
 
 
 def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, generation: str | None = None) -> None:
-    """Do what is due; nothing when nothing is, or when this was armed for a generation that is no more.
+    """Fire a schedule if it is due.
 
-    The job or run comes first. Should the process die before the schedule says so, the next to come finds it there.
+    A timer of an older generation does nothing.
+
+    1. Create the job or run of the planned time, or decide why there is none.
+    2. Save the schedule with the fire and the next planned time.
+    3. Start the timer of the next planned time.
+
+    If the process crashes after step 1, the next call finds the job or run under its id and records it. If it crashes
+    after step 2, the sweep fires the schedule without a timer.
+
+    Args:
+        ctx: The collaborators.
+        namespace: The namespace of the schedule.
+        name: The name of the schedule.
+        generation: The generation for which a timer was started; None for a sweep.
     """
     for attempt in range(MAX_ATTEMPTS):
         schedule = ctx.schedules.find(namespace, name)
@@ -69,7 +85,7 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
             continue
         start_timer(ctx, fired)
         return
-    raise StoreConflict(f"Schedule {name} is being changed by too many at once")
+    raise StoreConflict(f"Too many concurrent changes of schedule {name}: try again")
 
 
 def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, str | None]:
@@ -102,7 +118,7 @@ def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, s
         new_job = ctx.parse_job(schedule.namespace, schedule.body, new_id)
         submission = submit(ctx, schedule.namespace, new_job, actor=ACTOR, resumed=True)
     except (JobCreationFailed, PayloadTooLarge, ValidationFailed) as error:
-        # Two who run this at once create one job: the slower one is refused, and finds it there.
+        # Two concurrent calls create one job: the slower call is refused and finds the job.
         return fire_of("created", new_id) if exists() else fire_of("refused", error=_job_error(error))
     return fire_of("existing" if submission.existing else "created", submission.job.job_id)
 

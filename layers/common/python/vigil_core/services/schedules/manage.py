@@ -1,4 +1,7 @@
-"""Define, pause, resume and delete schedules. The row says what comes next; an alarm only hurries the sweeper to it."""
+"""Define, pause, resume and delete schedules.
+
+The row of a schedule contains its next planned time. A timer only wakes the sweeper earlier than its next sweep.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,15 @@ from vigil_core.store.table import ConditionFailed
 
 
 class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, Protocol):
-    """What this module uses of the outside world."""
+    """The schedules, their timers, the time, and new generations."""
 
 
 def put_schedule(ctx: ManageSchedulesContext, schedule: Schedule) -> tuple[Schedule, bool]:
-    """Store a schedule under its name, over what stands there; the schedule as it is now, and whether it is new."""
+    """Create a schedule or replace its definition.
+
+    Returns:
+        The stored schedule, and True if it is new.
+    """
 
     def decide(before: Schedule | None) -> Schedule:
         if before is None:
@@ -32,7 +39,11 @@ def put_schedule(ctx: ManageSchedulesContext, schedule: Schedule) -> tuple[Sched
 
 
 def set_schedule_enabled(ctx: ManageSchedulesContext, namespace: str, name: str, *, enabled: bool) -> Schedule:
-    """Pause or resume. Raises ScheduleNotFound."""
+    """Pause or resume a schedule.
+
+    Raises:
+        ScheduleNotFound: There is no such schedule.
+    """
 
     def decide(before: Schedule | None) -> Schedule:
         if before is None:
@@ -43,7 +54,11 @@ def set_schedule_enabled(ctx: ManageSchedulesContext, namespace: str, name: str,
 
 
 def find_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> Schedule:
-    """The schedule as it is now. Raises ScheduleNotFound."""
+    """Return a schedule.
+
+    Raises:
+        ScheduleNotFound: There is no such schedule.
+    """
     schedule = ctx.schedules.find(namespace, name)
     if schedule is None:
         raise ScheduleNotFound(name)
@@ -51,7 +66,11 @@ def find_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> Sch
 
 
 def delete_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> None:
-    """Forget a schedule; the jobs that it created stay. Raises ScheduleNotFound."""
+    """Delete a schedule. The jobs and runs that it created remain.
+
+    Raises:
+        ScheduleNotFound: There is no such schedule.
+    """
     for attempt in range(MAX_ATTEMPTS):
         schedule = find_schedule(ctx, namespace, name)
         with suppress(ConditionFailed):
@@ -59,11 +78,14 @@ def delete_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> N
             _cancel_timer(ctx, schedule)
             return
         ctx.sleep(0.01 * attempt)
-    raise StoreConflict(f"Schedule {name} is being changed by too many at once: try again")
+    raise StoreConflict(f"Too many concurrent changes of schedule {name}: try again")
 
 
 def start_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
-    """Have the sweeper woken for the next run. An alarm says for which generation: another one has no use for it."""
+    """Start the timer of the next planned time.
+
+    The event contains the generation, so that the sweeper ignores an outdated timer.
+    """
     if (name := _timer_name(schedule)) is not None and schedule.next_fire_at is not None:
         timer_fields = {"namespace": schedule.namespace, "schedule": schedule.name, "generation": schedule.generation}
         ctx.timers.start(name, schedule.next_fire_at, dumps({"alarm": timer_fields}))
@@ -83,10 +105,10 @@ def _change(
                 continue
         if before is not None and _timer_name(before) != _timer_name(after):
             _cancel_timer(ctx, before)
-        # Armed again though nothing may have changed: whoever repeats a request did so because something went wrong.
+        # Also if nothing changed: a client repeats a request because the first one may have failed.
         start_timer(ctx, after)
         return before, after
-    raise StoreConflict(f"Schedule {name} is being changed by too many at once: try again")
+    raise StoreConflict(f"Too many concurrent changes of schedule {name}: try again")
 
 
 def _cancel_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
@@ -95,7 +117,7 @@ def _cancel_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
 
 
 def _timer_name(schedule: Schedule) -> str | None:
-    """The name of its alarm: no other schedule, generation or time has it."""
+    """Return the name of the timer, which is unique for the schedule, its generation and the planned time."""
     if schedule.next_fire_at is None:
         return None
     return f"{schedule.generation}-{_format_compact(schedule.next_fire_at)}"

@@ -1,8 +1,8 @@
-"""Tell webhooks: events become rows that say what has yet to be delivered, and messages that have it done.
+"""Deliver events to webhooks: store a delivery as a row, enqueue it as a message, and attempt it.
 
-The row is the truth. It is due in index `due` from its first write until it is delivered or given up, so that whatever
-dies between two writes, and whatever message is lost, the sweeper hands it over again. A message says which try it is
-for; one that comes twice or late is for nothing.
+The row decides. From its first write until it is delivered or abandoned, it has an entry in the due index. If a process
+crashes between two writes, or a message is lost, the sweeper therefore enqueues the delivery again. A message names the
+number of its attempt; a repeated or late message does nothing.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from vigil_core.store.table import ConditionFailed
 
 
 class DeliverWebhooksContext(UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The webhooks and their deliveries, the message queues, the time and jitter."""
 
 
 ATTEMPT_TIMEOUT_S = 10.0
-"""How long a receiver may take to answer."""
+"""Maximum time for the response of a receiver."""
 _MAX_RESPONSE_BYTES = 1024
-"""Of the answer only the head matters."""
+"""Only the status and the headers of a response matter."""
 
 DeliveryOutcome: TypeAlias = Literal["delivered", "failed", "pending", "stale"]
 
 
 def deliveries_for(ctx: DeliverWebhooksContext, namespace: str, events: Iterable[Event]) -> list[Delivery]:
-    """What has to be told to the webhooks of one namespace. Its webhooks are looked up once."""
+    """Return the deliveries of events of one namespace. The webhooks of the namespace are read once."""
     relevant_events = [event for event in events if is_deliverable(event)]
     if not relevant_events:
         return []
@@ -62,14 +62,14 @@ def deliveries_for(ctx: DeliverWebhooksContext, namespace: str, events: Iterable
 
 
 def enqueue_deliveries(ctx: DeliverWebhooksContext, deliveries: Sequence[Delivery]) -> None:
-    """Store deliveries and give them to the queue. Can be repeated: what was done by then is not done again."""
+    """Store deliveries and enqueue them. A repeated call neither stores nor attempts a delivery twice."""
     stored = ctx.in_parallel(ctx.webhooks.add_delivery, deliveries)
     if messages := [_message(delivery) for delivery in stored if delivery.status == "pending"]:
         ctx.message_queues.send_deliveries(messages)
 
 
 def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> None:
-    """Give a delivery that is due to the queue: its next try has come, or its message was lost."""
+    """Enqueue a due delivery: the time of its next attempt has arrived, or its message was lost."""
     delivery = ctx.webhooks.find_delivery(namespace, *parse_delivery_due_id(due_id))
     if (
         delivery is None
@@ -83,7 +83,10 @@ def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> Non
 
 
 def attempt_delivery(ctx: DeliverWebhooksContext, http_client: HttpClient, message: JsonValue) -> DeliveryOutcome:
-    """Try one delivery and say what came of it; `stale` when another message did that."""
+    """Attempt the delivery of a message, and return the outcome.
+
+    The outcome is `stale` if another message has already caused this attempt.
+    """
     assert isinstance(message, Mapping)
     namespace, name = str(message["namespace"]), str(message["webhook"])
     delivery = ctx.webhooks.find_delivery(namespace, name, str(message["delivery"]))
@@ -126,9 +129,9 @@ def _attempt(
 
 
 def _disable(ctx: DeliverWebhooksContext, webhook: Webhook) -> None:
-    """Whoever changed the webhook meanwhile may have given it another address: then it stays as it is."""
+    """Disable a webhook, unless a client changed it in the meantime: the new URL may work."""
     try:
-        ctx.webhooks.save(webhook, webhook.disabled("The receiver wants no more (410)", ctx.now()))
+        ctx.webhooks.save(webhook, webhook.disabled("The receiver rejects further deliveries (410)", ctx.now()))
     except ConditionFailed:
         return
 

@@ -1,4 +1,4 @@
-"""Keep webhooks: put, rotate their secret, forget them, look at what they were sent, and send it again."""
+"""Manage webhooks: define and delete them, rotate their secrets, and replay their deliveries."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ from vigil_core.store.table import ConditionFailed
 class ManageWebhooksContext(
     UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesAllowedPrivateHosts, Protocol
 ):
-    """What this module uses of the outside world."""
+    """The webhooks, the sweeper's queue, the time, random secrets, and the exempt hosts of the outbound policy."""
 
 
 def put_webhook(ctx: ManageWebhooksContext, webhook: Webhook) -> tuple[Webhook, bool]:
-    """Store a webhook under its name, over what stands there; the webhook as it is now, and whether it is new. An empty
-    secret stands for the one that it has, or for a new one.
+    """Create a webhook or replace its definition.
+
+    An empty secret keeps the current secret, or creates one for a new webhook.
+
+    Returns:
+        The stored webhook, and True if it is new.
 
     Raises:
-        ValidationFailed: Vigil does not call this address, or there are too many webhooks.
+        ValidationFailed: The outbound policy forbids the URL, or the namespace has too many webhooks.
     """
     if webhook.url is not None:
         _check_address(ctx, webhook.url, "/url")
@@ -56,10 +60,12 @@ def put_webhook(ctx: ManageWebhooksContext, webhook: Webhook) -> tuple[Webhook, 
 
 
 def rotate_secret(ctx: ManageWebhooksContext, namespace: str, name: str, secret: str | None) -> Webhook:
-    """Give a webhook this secret, or a new one; for a day messages are signed with the former as well.
+    """Replace the signing secret of a webhook by the given one, or by a new one.
+
+    For one day, deliveries are signed with the previous secret as well.
 
     Raises:
-        WebhookNotFound: there is none of this name.
+        WebhookNotFound: There is no such webhook.
     """
 
     def change(before: Webhook | None) -> Webhook:
@@ -71,7 +77,11 @@ def rotate_secret(ctx: ManageWebhooksContext, namespace: str, name: str, secret:
 
 
 def find_webhook(ctx: ManageWebhooksContext, namespace: str, name: str) -> Webhook:
-    """The webhook as it is now. Raises WebhookNotFound."""
+    """Return a webhook.
+
+    Raises:
+        WebhookNotFound: There is no such webhook.
+    """
     webhook = ctx.webhooks.find(namespace, name)
     if webhook is None:
         raise WebhookNotFound(name)
@@ -79,17 +89,21 @@ def find_webhook(ctx: ManageWebhooksContext, namespace: str, name: str) -> Webho
 
 
 def delete_webhook(ctx: ManageWebhooksContext, namespace: str, name: str) -> None:
-    """Forget a webhook; what it has not been told by now it will not be. Raises WebhookNotFound."""
+    """Delete a webhook. Its pending deliveries are dropped.
+
+    Raises:
+        WebhookNotFound: There is no such webhook.
+    """
     if not ctx.webhooks.remove(namespace, name):
         raise WebhookNotFound(name)
 
 
 def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, delivery_id: str) -> Delivery:
-    """Send a delivery once more, in whatever state it is, and begin its tries anew.
+    """Send a delivery again, whatever its status, with all its attempts available.
 
     Raises:
-        WebhookNotFound: there is none of this name.
-        DeliveryNotFound: it has no such delivery.
+        WebhookNotFound: There is no such webhook.
+        DeliveryNotFound: The webhook has no such delivery.
     """
     find_webhook(ctx, namespace, name)
     for attempt in range(MAX_ATTEMPTS):
@@ -98,20 +112,25 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
             raise DeliveryNotFound(delivery_id)
         after = before.replayed(ctx.now())
         if ctx.webhooks.save_delivery(before, after, check_next_attempt=False):
-            # The due row alone would have the sweeper do it within a minute, and still does if the message is lost.
+            # The message only saves time: the sweeper finds the due row within a minute, also if the message is lost.
             message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
             ctx.message_queues.send_to_sweeper(dumps(message), 0)
             return after
         ctx.sleep(0.01 * attempt)
-    raise StoreConflict(f"Delivery {delivery_id} is being changed by too many at once: try again")
+    raise StoreConflict(f"Too many concurrent changes of delivery {delivery_id}: try again")
 
 
 def check_wait_webhook(ctx: ManageWebhooksContext, namespace: str, url: str, pointer: str) -> None:
-    """Raises ValidationFailed unless Vigil may call the address that a wait names, and can sign what it sends there."""
+    """Check the webhook URL of a wait.
+
+    Raises:
+        ValidationFailed: The outbound policy forbids the URL, or the namespace has no enabled webhook `waits`, whose
+            secret signs the delivery.
+    """
     _check_address(ctx, url, pointer)
     signing_webhook = ctx.webhooks.find(namespace, WAITS_WEBHOOK)
     if signing_webhook is None or not signing_webhook.enabled:
-        detail = f"nothing is there to sign with: an admin first puts, and enables, PUT /v1/webhooks/{WAITS_WEBHOOK}"
+        detail = f"there is no signing secret: an admin must first create and enable /v1/webhooks/{WAITS_WEBHOOK}"
         raise ValidationFailed.at(pointer, detail)
 
 
@@ -127,7 +146,7 @@ def _change(
             ctx.sleep(0.01 * attempt)
             continue
         return after, before is None
-    raise StoreConflict(f"Webhook {name} is being changed by too many at once: try again")
+    raise StoreConflict(f"Too many concurrent changes of webhook {name}: try again")
 
 
 def _check_address(ctx: ManageWebhooksContext, url: str, pointer: str) -> None:
