@@ -15,9 +15,9 @@ logger = Logger()
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """A minute's tick starts a sweep of every shard; messages that fail come again."""
-    if "alarm" in event:
-        on_timer(wiring.context(), event["alarm"])
-        logger.info("run", extra={"action": "run_schedule", **event["alarm"]})
+    if "timer" in event:
+        on_timer(wiring.context(), event["timer"])
+        logger.info("schedule_fired", extra={"action": "fire_schedule", **event["timer"]})
         return {}
     if "Records" not in event:
         start_sweep(wiring.context())

@@ -89,7 +89,7 @@ class ScheduleSimulation(CrashingWorld):
         over = [name for name, (at, _) in armed.items() if at <= self.world.time + CLOCK_SKEW_TOLERANCE]
         if over:
             name = chance.choice(over)
-            self.with_crashes(chance, lambda: sweep.on_timer(self.world.ctx, armed[name][1]["alarm"]))
+            self.with_crashes(chance, lambda: sweep.on_timer(self.world.ctx, armed[name][1]["timer"]))
             if chance.random() < 0.8:
                 armed.pop(name, None)
 

@@ -56,7 +56,7 @@ def armed_timer(world: World) -> dict[str, JsonValue]:
     ((name, (at, event)),) = world.timers.armed.items()
     del world.timers.armed[name]
     world.time = max(at, world.time)
-    told: dict[str, JsonValue] = event["alarm"]
+    told: dict[str, JsonValue] = event["timer"]
     return told
 
 
@@ -252,7 +252,7 @@ def test_timer_of_a_replaced_schedule_does_nothing(world: World) -> None:
     put(world, cron="30 * * * *")
     assert [at.minute for at, _ in world.timers.armed.values()] == [30]
     world.time = datetime(2026, 1, 31, 10, tzinfo=UTC)
-    sweep.on_timer(world.ctx, event["alarm"])
+    sweep.on_timer(world.ctx, event["timer"])
     world.sweep()
     assert [last_fire(world).planned_at.minute] == [30]
 

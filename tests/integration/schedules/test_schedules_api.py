@@ -54,8 +54,8 @@ def test_schedule_creates_one_timer_in_utc(client: Client) -> None:
     assert alarm["FlexibleTimeWindow"] == {"Mode": "OFF"}
     assert alarm["Target"]["Arn"].endswith(":function:vigil-sweeper")
     event = json.loads(alarm["Target"]["Input"])
-    assert {**event["alarm"], "generation": "…"} == {"namespace": "demo", "schedule": "nightly", "generation": "…"}
-    assert sample("sweeper_timer")["alarm"].keys() == event["alarm"].keys()
+    assert {**event["timer"], "generation": "…"} == {"namespace": "demo", "schedule": "nightly", "generation": "…"}
+    assert sample("sweeper_timer")["timer"].keys() == event["timer"].keys()
     assert sweeper(event, None) == {}, "not due yet: nothing happens"
     assert sweeper(sample("sweeper_timer"), None) == {}, "of no generation that stands"
     assert client.get("/v1/jobs").ok()["jobs"] == []

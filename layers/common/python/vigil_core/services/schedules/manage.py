@@ -88,7 +88,7 @@ def start_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
     """
     if (name := _timer_name(schedule)) is not None and schedule.next_fire_at is not None:
         timer_fields = {"namespace": schedule.namespace, "schedule": schedule.name, "generation": schedule.generation}
-        ctx.timers.start(name, schedule.next_fire_at, dumps({"alarm": timer_fields}))
+        ctx.timers.start(name, schedule.next_fire_at, dumps({"timer": timer_fields}))
 
 
 def _change(
