@@ -24,7 +24,7 @@ def fired_timers(aws: Aws, key: Key) -> set[str]:
     pages = aws.logs.get_paginator("filter_log_events").paginate(
         logGroupName=f"/aws/lambda/{aws.stack.stack_name}-sweeper"
     )
-    lines = [event["message"] for page in pages for event in page["events"] if '"run_schedule"' in event["message"]]
+    lines = [event["message"] for page in pages for event in page["events"] if '"fire_schedule"' in event["message"]]
     told = [json.loads(line) for line in lines]
     return {line["schedule"] for line in told if line["namespace"] == key.namespace}
 

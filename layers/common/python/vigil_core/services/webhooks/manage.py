@@ -130,7 +130,7 @@ def check_wait_webhook(ctx: ManageWebhooksContext, namespace: str, url: str, poi
     _check_address(ctx, url, pointer)
     signing_webhook = ctx.webhooks.find(namespace, WAITS_WEBHOOK)
     if signing_webhook is None or not signing_webhook.enabled:
-        detail = f"there is no signing secret: an admin must first create and enable /v1/webhooks/{WAITS_WEBHOOK}"
+        detail = f"there is no signing secret: create and enable it with PUT /v1/webhooks/{WAITS_WEBHOOK}"
         raise ValidationFailed.at(pointer, detail)
 
 
