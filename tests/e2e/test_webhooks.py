@@ -95,7 +95,10 @@ def test_410_from_the_receiver_disables_its_webhook(client: Client, receiver: Re
     client.job()
     assert finished(client, "ci")[0]["status"] == "failed"
     disabled = client.get("/v1/webhooks/ci")
-    assert (disabled["enabled"], disabled["disabled_because"]) == (False, "The receiver rejects further deliveries (410)")
+    assert (disabled["enabled"], disabled["disabled_because"]) == (
+        False,
+        "The receiver rejects further deliveries (410)",
+    )
     assert body_of(client.call("PUT", "/v1/webhooks/ci", {"url": receiver.url, "events": ["vigil.job.*"]}))["enabled"]
     client.job()
     eventually(lambda: len(receiver.posts) == 2, what="told again")
