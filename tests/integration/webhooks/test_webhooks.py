@@ -171,7 +171,7 @@ def test_wait_with_webhook_requires_the_enabled_signing_webhook(world: World) ->
     with pytest.raises(ValidationFailed, match="PUT /v1/webhooks/waits"):
         world.wait({world.job(): None}, wait_options=asked)
     put(world, WAITS_WEBHOOK, enabled=False)
-    with pytest.raises(ValidationFailed, match="and enables"):
+    with pytest.raises(ValidationFailed, match="and enable it"):
         world.wait({world.job(): None}, wait_options=asked)
     put(world, WAITS_WEBHOOK)
     assert world.wait({world.job(): None}, wait_options=asked)["status"] == "waiting"
