@@ -173,12 +173,12 @@ validate: venv ## sam validate --lint
 
 .PHONY: openapi
 openapi: venv ## Write docs/openapi.json from the code
-	@$(BIN)/python -m vigil_core.api.openapi > docs/openapi.json.new
+	@$(BIN)/python -m vigil_core.api > docs/openapi.json.new
 	@mv docs/openapi.json.new docs/openapi.json
 
 .PHONY: openapi-check
 openapi-check: venv ## Compare docs/openapi.json with the code
-	@$(BIN)/python -m vigil_core.api.openapi | diff -u docs/openapi.json - \
+	@$(BIN)/python -m vigil_core.api | diff -u docs/openapi.json - \
 		|| { echo "docs/openapi.json has drifted from the code: run make openapi." >&2; exit 1; }
 
 .PHONY: schema

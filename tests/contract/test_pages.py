@@ -12,7 +12,6 @@ from tests.support.pages import matches_shown, python_session, session
 from tests.support.template import template
 from vigil_core.api.problems import HTTP_STATUS
 from vigil_core.api.routes import OPERATIONS
-from vigil_core.api.workflows.models import WorkflowBody, WorkflowJob
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import BUILT_IN_NAMES
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
@@ -22,6 +21,7 @@ from vigil_core.domain.waits.request import MAX_EXPIRES_S
 from vigil_core.domain.waits.wait import UnmetReason, WaitStatus
 from vigil_core.domain.workflows.run_state import FailurePolicy
 from vigil_core.domain.workflows.validation import MAX_CONDITION_CHARS, MAX_EDGES, MAX_JOBS
+from vigil_core.schemas.workflows import WorkflowBody, WorkflowJob
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])

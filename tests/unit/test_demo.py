@@ -15,7 +15,7 @@ from vigil.demo import screen
 from vigil.demo.facts import ClientAnswered, DemoState, EventReceived, MachineReported, run_checks
 from vigil.demo.story import CLIENTS, LATE_CLIENTS, MACHINES, Client, relevant_part
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
-from vigil_core.domain.waits.request import parse_wait_request
+from vigil_core.schemas.waits import parse_wait_request
 
 JOB_IDS = {machine.name: f"01980c4e-5a00-7c3b-9e21-00000000000{n}" for n, machine in enumerate(MACHINES)}
 

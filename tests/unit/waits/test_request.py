@@ -6,7 +6,7 @@ import pytest
 
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.waits.request import parse_wait_request
+from vigil_core.schemas.waits import parse_wait_request
 
 WAIT_ID = "019bf000-0000-7000-8000-000000000013"
 

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.api.webhooks.models import WebhookBody
 from vigil_core.domain.events.event import Event
 from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.domain.webhooks import (
@@ -31,6 +30,7 @@ from vigil_core.domain.webhooks import (
     new_secret,
     signature_headers,
 )
+from vigil_core.schemas.webhooks import WebhookBody
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 EVENT = Event(

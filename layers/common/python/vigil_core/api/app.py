@@ -10,15 +10,15 @@ from urllib.parse import quote, unquote
 
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
-from vigil_core.api.jobs.models import NoContent, NoQuery, ResponseModel
 from vigil_core.api.problems import CONTENT_TYPE, RouteNotFound, problem_document, retry_after_headers, to_client_error
 from vigil_core.api.request import Request
 from vigil_core.api.routing import Call, Operation, Services
-from vigil_core.api.validation import parse_body, parse_query
 from vigil_core.domain.exact_json import dumps
 from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import traced
+from vigil_core.schemas.base import NoContent, NoQuery, ResponseModel
+from vigil_core.schemas.validation import parse_body, parse_query
 
 BASE64_THRESHOLD_CHARS = 500_000
 """Longer answers travel to API Gateway as Base64, which clients do not see: Lambda's 6 MB are counted as JSON in ASCII,

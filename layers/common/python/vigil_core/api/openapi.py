@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the operations. `python -m vigil_core.api.openapi` prints it."""
+"""The OpenAPI 3.1 document, built from the operations."""
 
 from __future__ import annotations
 
@@ -10,50 +10,60 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from vigil_core.api.jobs.models import EXAMPLE_ID, NoQuery, Problem
-from vigil_core.api.problems import CONTENT_TYPE, HTTP_STATUS, InternalError, TooManyRequests, Unauthorized
+from vigil_core.api.problems import CONTENT_TYPE, HTTP_STATUS, InternalError, Problem, TooManyRequests, Unauthorized
 from vigil_core.api.request import MAX_LONG_POLL_S
 from vigil_core.api.routing import Operation, RequestHeader, ResponseHeader, ResponseSpec
 from vigil_core.domain.errors import Forbidden, MalformedRequest, PayloadTooLarge, ValidationFailed, VigilError
+from vigil_core.schemas.base import EXAMPLE_ID, NoQuery
 
 _REF = "#/components/schemas/{model}"
 
 _REQUEST_HEADERS: Mapping[RequestHeader, Mapping[str, Any]] = {
     "Idempotency-Key": {
         "schema": {"type": "string", "pattern": "^[!#-~]{1,128}$"},
-        "description": "The same key with the same body gives the first answer again, for 24 hours",
+        "description": "A repeated request with the same key and the same body returns the first answer, for 24 hours",
     },
     "If-None-Match": {
         "schema": {"type": "string"},
-        "description": "An ETag: 304 when the job is still as it says",
+        "description": "An ETag. The answer is 304 if the job still has it",
     },
     "Prefer": {
         "schema": {"type": "string"},
-        "description": f"`wait=N` holds the answer for up to N seconds; over {MAX_LONG_POLL_S} is {MAX_LONG_POLL_S}",
+        "description": f"`wait=N` is a long poll of up to N seconds, at most {MAX_LONG_POLL_S}",
         "example": "wait=10",
     },
 }
 _RESPONSE_HEADERS: Mapping[ResponseHeader, str] = {
-    "ETag": "Changes with the job",
-    "Location": "Where the job is",
-    "Preference-Applied": "The wait that was granted, when one was preferred",
+    "ETag": "Changes with each change of the job",
+    "Location": "Path of the job or run",
+    "Preference-Applied": "The length of the long poll, if `Prefer` requested one",
 }
 _INFO = {
     "title": "Vigil",
     "version": "1",
     "summary": "Keeps watch over long-running jobs.",
     "description": (
-        "Create jobs, report how they go, and wait until any set of them reaches any state.\n\n"
-        "Bodies are JSON whatever their Content-Type. Errors are RFC 9457 problem documents with an `error` code; "
-        "a validation problem lists everything that is wrong in `errors`. Ids that do not exist, are malformed or "
-        "belong to another namespace are 404. API Gateway's own 401, 403, 413, 429 and 503 have bodies of its own."
+        "Create jobs, report their progress, and wait until any set of jobs reaches any state.\n\n"
+        "Bodies are JSON, whatever their Content-Type. Errors are RFC 9457 problem documents with an `error` code. "
+        "A validation error lists every problem in `errors`. An id that does not exist, is malformed or "
+        "belongs to another namespace is 404. API Gateway's own 401, 403, 413, 429 and 503 have other bodies."
     ),
     "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+}
+_TAGS = {
+    "jobs": "Units of work: creation, reports, results, history, uploads and job types.",
+    "queues": "Ordered pending jobs, which workers claim under a lease.",
+    "waits": "Stored questions: which jobs, and which condition each must meet.",
+    "workflows": "Graphs of jobs with a failure policy, and their runs.",
+    "schedules": "Definitions that create a job or a workflow run at planned times.",
+    "webhooks": "HTTP addresses that receive signed events, and their deliveries.",
+    "auth": "Credentials of connections.",
+    "operations": "Information about this API.",
 }
 
 
 def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
-    """The document that describes these operations."""
+    """Return the document that describes these operations."""
     operation_list = list(operations)
     schemas = _Schemas(operation_list)
     paths: dict[str, dict[str, Any]] = {}
@@ -63,6 +73,7 @@ def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": _INFO,
         "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": schemas.definitions,
@@ -74,7 +85,7 @@ def build_document(operations: Iterable[Operation]) -> dict[str, Any]:
 
 
 class _Schemas:
-    """The schemas of every model, as sent and as shown, under one name each."""
+    """The schemas of every request and response model, each under one name."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         request_models: set[type[BaseModel]] = set()
@@ -104,16 +115,17 @@ class _Schemas:
         return self._references[model, "serialization"]
 
     def query_properties(self, model: type[BaseModel]) -> dict[str, Any]:
-        """The properties of a query model, each of which is a parameter."""
+        """Return the properties of a query model. Each is a parameter."""
         name = self.request_schema(model)["$ref"].rsplit("/", 1)[1]
         properties: dict[str, Any] = without_titles(self._definitions[name]).get("properties", {})
         return properties
 
 
 def _describe_operation(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
-    summary, _, details = (operation.handler.__doc__ or "").partition(". ")
+    summary, _, details = (operation.handler.__doc__ or "").partition("\n\n")
     described: dict[str, Any] = {
         "operationId": operation.name,
+        "tags": [operation.tag],
         "summary": " ".join(summary.split()).rstrip("."),
         "parameters": [*_path_parameters(operation), *_query_parameters(operation, schemas), *_headers(operation)],
         "responses": _responses(operation, schemas),
@@ -146,7 +158,7 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
 def _query_parameters(operation: Operation, schemas: _Schemas) -> list[dict[str, Any]]:
     parameters = []
     for name, schema in schemas.query_properties(operation.query).items():
-        # In a query there is no null: what is absent is left out.
+        # A query has no null. An absent parameter is left out.
         choices = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
         described = choices[0] if choices else {key: schema[key] for key in schema if key != "description"}
         parameter: dict[str, Any] = {"name": name, "in": "query", "schema": described}
@@ -178,7 +190,7 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _possible_errors(operation: Operation) -> set[type[VigilError]]:
-    """What a route itself may raise, and what every route may answer before or around it."""
+    """Return the errors of the handler, and those of the code that runs before or around every handler."""
     common_errors: set[type[VigilError]] = {ValidationFailed, TooManyRequests, InternalError}
     if operation.scope is not None:
         common_errors |= {Unauthorized, Forbidden}
@@ -202,7 +214,7 @@ def _describe_response(response: ResponseSpec, schemas: _Schemas) -> dict[str, A
 
 
 def _without_view_suffix(references: Any, generated: Any) -> tuple[Any, Any]:
-    """Name each response schema after the thing itself: `JobView` becomes `Job`."""
+    """Name each response schema after the thing that it shows: `JobView` becomes `Job`."""
     renamed = {name: name.removesuffix("View") for name in generated["$defs"]}
     text = re.compile(r"#/components/schemas/(\w+)")
 
@@ -214,7 +226,7 @@ def _without_view_suffix(references: Any, generated: Any) -> tuple[Any, Any]:
 
 
 def without_titles(schema: Any) -> Any:
-    """A schema without the titles that pydantic gives everything, which say nothing that the names do not."""
+    """Return a schema without pydantic's titles, which only repeat the names."""
     if isinstance(schema, dict):
         return {
             key: without_titles(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)
@@ -222,9 +234,3 @@ def without_titles(schema: Any) -> Any:
     if isinstance(schema, list):
         return [without_titles(item) for item in schema]
     return schema
-
-
-if __name__ == "__main__":
-    from vigil_core.api.routes import openapi
-
-    print(json.dumps(openapi(), indent=2, ensure_ascii=False))  # noqa: T201

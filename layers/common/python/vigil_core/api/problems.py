@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457), and the one table that maps errors to HTTP statuses."""
+"""Problem documents (RFC 9457), and the only table that maps errors to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from botocore.exceptions import ClientError
+from pydantic import Field
 
-from vigil_core.api.jobs.models import FieldProblemView, Problem
 from vigil_core.domain.errors import (
     CircularDependency,
     DeliveryNotFound,
@@ -38,15 +38,42 @@ from vigil_core.domain.errors import (
 )
 from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
+from vigil_core.schemas.base import ResponseModel, TimestampText
 
 CONTENT_TYPE = "application/problem+json"
 MAX_MESSAGE_CHARS = 500_000
-"""Room for the ids of 10,000 unknown jobs; and an end to the names that a client may make up."""
+"""Enough for the ids of 10,000 unknown jobs. It limits the echo of a client's own text."""
 MAX_POINTER_CHARS = 1_000
 
 
+class FieldProblemView(ResponseModel):
+    """One problem of a request.
+
+    `pointer` is a JSON pointer into the body, `?` and the name of a query parameter, or the name of a header.
+    """
+
+    pointer: str
+    detail: str
+    code: str
+
+
+class Problem(ResponseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: str
+    message: str
+    timestamp: TimestampText
+    request_id: str
+    errors: list[FieldProblemView] = Field(default=[], description="Present if the request is invalid")
+
+
 class Unauthorized(VigilError):
-    """No authorizer has said who is asking."""
+    """The request has no valid API key."""
 
     code = "UNAUTHORIZED"
 
@@ -58,13 +85,13 @@ class RouteNotFound(VigilError):
 
 
 class TooManyRequests(VigilError):
-    """AWS, or other requests for the same thing, leave no room now; nothing is wrong with the request."""
+    """AWS throttles, or too many requests change the same row. The request itself is valid."""
 
     code = "TOO_MANY_REQUESTS"
 
 
 class InternalError(VigilError):
-    """Vigil's own fault. What it was stands in the log, under the request's id."""
+    """A fault of Vigil. The log contains the cause under the id of the request."""
 
     code = "INTERNAL_ERROR"
 
@@ -107,17 +134,21 @@ _THROTTLED = {
 
 
 def to_client_error(error: Exception) -> VigilError:
-    """The error as a client is to see it: one of `STATUS`. One that nobody meant to raise is logged."""
+    """Return the error that the client sees, one of `HTTP_STATUS`.
+
+    A throttled or conflicting write becomes TooManyRequests. Any other unexpected error is logged and becomes
+    InternalError.
+    """
     if isinstance(error, StoreConflict) or (isinstance(error, ClientError) and _is_throttled(error)):
-        return TooManyRequests("Too much is happening at once: try again in a moment")
+        return TooManyRequests("Too many requests at the same time: try again in a moment")
     if isinstance(error, VigilError) and type(error) in HTTP_STATUS:
         return error
     logger.exception("fault", extra={"action": "fault"}, exc_info=error)
-    return InternalError("Something went wrong inside Vigil; the request_id finds it in the logs")
+    return InternalError("An internal error occurred. Find it in the logs by the request_id")
 
 
 def problem_document(error: VigilError, *, path: str, request_id: str, now: datetime) -> Problem:
-    """The document for an error of `STATUS`."""
+    """Return the problem document of an error of `HTTP_STATUS`."""
     message = error.message[:MAX_MESSAGE_CHARS]
     document = Problem(
         type=f"urn:vigil:problem:{error.code}",
@@ -139,7 +170,7 @@ def problem_document(error: VigilError, *, path: str, request_id: str, now: date
 
 
 def retry_after_headers(error: VigilError, now: datetime) -> dict[str, str]:
-    """When it makes sense to try again, as a header, where time alone may help."""
+    """Return a Retry-After header for an error that a later retry can avoid, otherwise nothing."""
     if isinstance(error, IdempotencyInProgress):
         return {"retry-after": str(max(1, math.ceil((error.until - now).total_seconds())))}
     return {"retry-after": "1"} if isinstance(error, TooManyRequests) else {}

@@ -1,4 +1,4 @@
-"""What a route is: one declaration that the resolver, the OpenAPI document and the tests all read."""
+"""Declarations of routes. The resolver, the OpenAPI document and the tests all read them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 
 from pydantic import BaseModel
 
-from vigil_core.api.jobs.models import NoQuery, Problem, RequestModel
-from vigil_core.api.problems import problem_document, to_client_error
+from vigil_core.api.problems import Problem, problem_document, to_client_error
 from vigil_core.api.request import Request
 from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import VigilError
+from vigil_core.schemas.base import NoQuery, RequestModel
 from vigil_core.services.auth.tickets import TicketsContext
 from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
@@ -24,7 +24,7 @@ ResponseHeader: TypeAlias = Literal["ETag", "Location", "Preference-Applied"]
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """What the routes call."""
+    """The collaborators of the routes."""
 
     context: Context
     page_tokens: PageTokens
@@ -33,7 +33,7 @@ class Services:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request that may do what it asks for."""
+    """An authorised request to one operation."""
 
     operation: Operation
     request: Request
@@ -41,59 +41,62 @@ class Call:
 
     @property
     def context(self) -> Context:
-        """For the services."""
+        """The context of the use cases."""
         return self.services.context
 
     @property
     def access(self) -> Access:
-        """Who is asking."""
+        """The identity and scopes of the API key."""
         return self.request.access
 
     @property
     def namespace(self) -> str:
-        """The tenant."""
+        """The namespace of the API key."""
         return self.access.namespace
 
     @property
     def actor(self) -> str:
-        """Who did it, for the history."""
+        """The actor that the history shows: the id of the API key."""
         return self.access.key_id
 
     def problem(self, error: Exception) -> Problem:
-        """What went wrong with this request, or a part of it."""
+        """Return the problem document of an error of this request or of a part of it."""
         request, now = self.request, self.context.now()
         return problem_document(to_client_error(error), path=request.path, request_id=request.request_id, now=now)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouteResponse:
-    """A status, a body (a model or JSON; None for none), headers in lower case."""
+    """A status, a body (a model, JSON, or None for no body), and headers in lower case."""
 
     status: int
     body: object = None
     media_type: str = "application/json"
-    """Of another kind the body is text, and sent as it is."""
+    """With any other media type the body is text and is sent unchanged."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseSpec:
-    """An answer as the OpenAPI document tells of it; `models` are alternatives, none means no body."""
+    """A response in the OpenAPI document. `models` are alternatives; without models there is no body."""
 
     description: str
     models: tuple[type[BaseModel], ...] = ()
     media_types: tuple[str, ...] = ()
-    """Kinds of text that it may be instead."""
+    """Media types of text that the body can have instead of JSON."""
     headers: tuple[ResponseHeader, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One route. `scope` is None where no key is needed.
+    """One route. `scope` is None if the route needs no API key.
 
-    `act(call, **path parameters, body=…, query=…)` is given `body` and `query` as its annotations say: a `Wire` model
-    is checked before; a body that is any JSON is left to `act`, and `documented_body` says what it takes.
+    The handler is called as `handler(call, **path_parameters, body=…, query=…)`. Its annotations select the models of
+    `body` and `query`, which are validated before the call. With `documented_body` the handler receives the JSON of the
+    body and validates it itself.
     """
+
+    tag: str
 
     method: Method
     path: str
@@ -108,23 +111,25 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """The operation's name: in the OpenAPI document, in the log."""
+        """The name of the operation in the OpenAPI document and in the log."""
         return self.handler.__name__
 
     @property
     def takes_body(self) -> bool:
-        """Whether it reads a body."""
+        """Whether the operation reads a body."""
         return self.body is not None or self.documented_body is not None
 
     @property
     def body_optional(self) -> bool:
-        """Whether no body at all is as good as an empty object."""
+        """Whether an absent body is equivalent to an empty object."""
         return self.body is not None and not any(field.is_required() for field in self.body.model_fields.values())
 
 
 @dataclass(frozen=True)
 class Routes:
-    """Operations, declared one by one by decorating what they do."""
+    """The operations of one tag of the OpenAPI document, each declared by a decorator of its handler."""
+
+    tag: str
 
     operations: list[Operation] = field(default_factory=list)
 
@@ -140,12 +145,16 @@ class Routes:
         body: type[RequestModel] | None = None,
         documented_body: type[BaseModel] | None = None,
     ) -> Callable[[Callable[..., RouteResponse]], Callable[..., RouteResponse]]:
-        """Declare an operation. Its docstring becomes its description. `body` is one that `act` need not see."""
+        """Return a decorator that declares an operation. The handler's docstring becomes its description.
+
+        `body` is the model of a body that is validated and not passed to the handler.
+        """
 
         def declare(handler: Callable[..., RouteResponse]) -> Callable[..., RouteResponse]:
             hints: dict[str, Any] = get_type_hints(handler)
             self.operations.append(
                 Operation(
+                    tag=self.tag,
                     method=method,
                     path=path,
                     scope=scope,

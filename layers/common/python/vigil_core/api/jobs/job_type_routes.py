@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigil_core.api.jobs.job_type_models import JobTypeBody, JobTypeList, JobTypeView, is_valid_name, parse_job_type
-from vigil_core.api.jobs.models import PageQuery
+from vigil_core.api.jobs.job_type_models import JobTypeList, JobTypeView, parse_job_type
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import JobTypeNotFound
+from vigil_core.schemas.base import PageQuery, is_valid_name
+from vigil_core.schemas.job_types import JobTypeBody
 from vigil_core.services.jobs import job_types
 
-ROUTES = Routes()
+ROUTES = Routes("jobs")
 
 
 @ROUTES.route(
@@ -20,12 +21,15 @@ ROUTES = Routes()
     scope=Scope.ADMIN,
     documented_body=JobTypeBody,
     responses={
-        200: ResponseSpec(description="The type, which there was before", models=(JobTypeView,)),
-        201: ResponseSpec(description="The new type", models=(JobTypeView,)),
+        200: ResponseSpec(description="The replaced job type", models=(JobTypeView,)),
+        201: ResponseSpec(description="The new job type", models=(JobTypeView,)),
     },
 )
 def put_job_type(call: Call, job_type: str, body: Any) -> RouteResponse:
-    """Define a job type, or define it anew: all of it. Jobs that are there already keep what they took from it."""
+    """Create or replace a job type.
+
+    Existing jobs keep the definition with which they were created.
+    """
     definition = parse_job_type(call.namespace, job_type, body, call.context.now())
     stored, is_new = job_types.put_job_type(call.context, definition)
     return RouteResponse(status=201 if is_new else 200, body=JobTypeView.from_domain(stored))
@@ -35,10 +39,13 @@ def put_job_type(call: Call, job_type: str, body: Any) -> RouteResponse:
     "GET",
     "/v1/job-types",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="One page, by name", models=(JobTypeList,))},
+    responses={200: ResponseSpec(description="One page, sorted by name", models=(JobTypeList,))},
 )
 def list_job_types(call: Call, query: PageQuery) -> RouteResponse:
-    """List job types by name. A page may be short; only an absent token is the end."""
+    """List job types, sorted by name.
+
+    A page may be short. Only a null token marks the end.
+    """
     tokens, scope = call.services.page_tokens, ["list_job_types"]
     after = tokens.verify(call.namespace, query.page_token, list_identity=scope)
     page, cursor = call.context.job_types.page(call.namespace, after=after, limit=query.page_size)
@@ -52,30 +59,37 @@ def list_job_types(call: Call, query: PageQuery) -> RouteResponse:
     "GET",
     "/v1/job-types/{job_type}",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="The type", models=(JobTypeView,))},
+    responses={200: ResponseSpec(description="The job type", models=(JobTypeView,))},
     problems=(JobTypeNotFound,),
 )
 def get_job_type(call: Call, job_type: str) -> RouteResponse:
     """Get a job type."""
-    found_type = job_types.find_job_type(call.context, call.namespace, _require_valid_name(job_type))
-    return RouteResponse(status=200, body=JobTypeView.from_domain(found_type))
+    definition = job_types.find_job_type(call.context, call.namespace, _require_valid_name(job_type))
+    return RouteResponse(status=200, body=JobTypeView.from_domain(definition))
 
 
 @ROUTES.route(
     "DELETE",
     "/v1/job-types/{job_type}",
     scope=Scope.ADMIN,
-    responses={204: ResponseSpec(description="The type is gone")},
+    responses={204: ResponseSpec(description="The job type is deleted")},
     problems=(JobTypeNotFound,),
 )
 def delete_job_type(call: Call, job_type: str) -> RouteResponse:
-    """Delete a job type. Its jobs go on as they are, and new ones are created as if there had never been a type."""
+    """Delete a job type.
+
+    Its jobs continue unchanged. New jobs of this name have no job type.
+    """
     job_types.delete_job_type(call.context, call.namespace, _require_valid_name(job_type))
     return RouteResponse(status=204)
 
 
 def _require_valid_name(name: str) -> str:
-    """The name, if it can be one. Raises JobTypeNotFound."""
+    """Return the name.
+
+    Raises:
+        JobTypeNotFound: No definition can have this name.
+    """
     if not is_valid_name(name):
         raise JobTypeNotFound(name)
     return name

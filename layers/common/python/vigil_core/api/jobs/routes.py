@@ -5,38 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from vigil_core.api.jobs.job_type_models import build_new_job, is_valid_name
 from vigil_core.api.jobs.models import (
     BulkFailure,
     BulkItem,
     BulkResponse,
     BulkSuccess,
-    CompletionBody,
     Dependencies,
     DependencyJob,
-    FailureBody,
-    HeartbeatBody,
     HeartbeatResponse,
-    JobCreated,
     JobEvents,
-    JobExisting,
     JobList,
-    JobQuery,
     JobResult,
     JobStatusView,
     JobSummary,
     JobView,
-    NewJobBody,
-    NewJobsBody,
-    NoContent,
-    ReleaseBody,
-    ReportBody,
-    RequestModel,
-    StartBody,
     VerdictView,
 )
+from vigil_core.api.jobs.new_job import build_new_job
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
-from vigil_core.api.validation import parse_body, prefix_pointers
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import (
     IdempotencyInProgress,
@@ -55,6 +41,19 @@ from vigil_core.domain.ids import derive_id
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.timestamps import to_text
+from vigil_core.schemas.base import NoContent, RequestModel, is_valid_name
+from vigil_core.schemas.jobs import (
+    CompletionBody,
+    FailureBody,
+    HeartbeatBody,
+    JobQuery,
+    NewJobBody,
+    NewJobsBody,
+    ReleaseBody,
+    ReportBody,
+    StartBody,
+)
+from vigil_core.schemas.validation import parse_body, prefix_pointers
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.jobs.dependencies import upstream_and_downstream
@@ -65,8 +64,8 @@ from vigil_core.services.jobs.submit import Submission, find_earlier_submission,
 from vigil_core.services.jobs.transitions import find_job
 from vigil_core.services.workflows.commands import require_may_start
 
-ROUTES = Routes()
-_JOB_RESPONSES = {200: ResponseSpec(description="The job as it is now", models=(JobView,))}
+ROUTES = Routes("jobs")
+_JOB_RESPONSES = {200: ResponseSpec(description="The job after the change", models=(JobView,))}
 _IDEMPOTENCY_ERRORS = (IdempotencyKeyReused, IdempotencyInProgress)
 
 
@@ -77,16 +76,19 @@ _IDEMPOTENCY_ERRORS = (IdempotencyKeyReused, IdempotencyInProgress)
     headers=("Idempotency-Key", "Prefer"),
     responses={
         200: ResponseSpec(
-            description="The whole job: ended within the preferred wait, or existing under the same unique_key",
-            models=(JobExisting, JobView),
+            description="The job: it ended during the long poll, or an open job already has the `unique_key`",
+            models=(JobView,),
             headers=("Location", "Preference-Applied"),
         ),
-        202: ResponseSpec(description="The new job", models=(JobCreated,), headers=("Location", "Preference-Applied")),
+        202: ResponseSpec(description="The new job", models=(JobView,), headers=("Location", "Preference-Applied")),
     },
     problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, *_IDEMPOTENCY_ERRORS),
 )
 def create_job(call: Call, body: NewJobBody) -> RouteResponse:
-    """Create a job. With `Prefer: wait=N` the answer is held until the job has ended, at most N seconds."""
+    """Create a job.
+
+    With `Prefer: wait=N` the answer arrives when the job has ended, or after N seconds.
+    """
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
         submitted = _submit_or_resume(call, body, reserved_id, resumed, call.context.job_types.find)
@@ -94,12 +96,10 @@ def create_job(call: Call, body: NewJobBody) -> RouteResponse:
         if call.request.preferred_wait_s:
             job = long_poll_job(call.context, call.namespace, job.job_id, until=call.request.long_poll_deadline(0))
         if submitted.existing:
-            return 200, JobExisting.from_existing_job(
-                job, call.context.jobs.payloads(job), call.context.now()
-            ).to_json()
+            return 200, JobView.from_existing_job(job, call.context.jobs.payloads(job), call.context.now()).to_json()
         if job.ended and call.request.preferred_wait_s:
             return 200, _job_view(call, job).to_json()
-        return 202, JobCreated.from_new_job(job, submitted.payload, submitted.payload_url).to_json()
+        return 202, JobView.from_new_job(job, submitted.payload, submitted.payload_url).to_json()
 
     status, document = _run_idempotent(call, body, execute)
     headers = {"location": f"/v1/jobs/{document['job_id']}", **call.request.preference_applied}
@@ -112,12 +112,15 @@ def create_job(call: Call, body: NewJobBody) -> RouteResponse:
     scope=Scope.SUBMIT,
     headers=("Idempotency-Key",),
     responses={
-        200: ResponseSpec(description="What became of each, in the order of the request", models=(BulkResponse,))
+        200: ResponseSpec(description="The outcome for each job, in the order of the request", models=(BulkResponse,))
     },
     problems=_IDEMPOTENCY_ERRORS,
 )
 def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
-    """Create up to 100 jobs. One that cannot be created gives a problem in its place and spoils no other."""
+    """Create up to 100 jobs.
+
+    A job that cannot be created has a problem in its place. It does not affect the others.
+    """
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
         types = call.context.job_types.find_many(call.namespace, set(_job_type_names(body.jobs)))
@@ -144,10 +147,13 @@ def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
     "GET",
     "/v1/jobs",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="One page, newest first", models=(JobList,))},
+    responses={200: ResponseSpec(description="One page of jobs, newest first", models=(JobList,))},
 )
 def list_jobs(call: Call, query: JobQuery) -> RouteResponse:
-    """List jobs, newest first, without payload and result. A page may be short; only an absent token is the end."""
+    """List jobs, newest first, without payload and result.
+
+    A page may be short. Only a null token marks the end.
+    """
     filters = query.model_dump(exclude={"page_size", "page_token"}, exclude_none=True)
     scope: JsonValue = ["list_jobs", {name: str(value) for name, value in filters.items()}]
     tokens = call.services.page_tokens
@@ -171,13 +177,16 @@ def list_jobs(call: Call, query: JobQuery) -> RouteResponse:
     scope=Scope.READ,
     headers=("Prefer", "If-None-Match"),
     responses={
-        200: ResponseSpec(description="The whole job", models=(JobView,), headers=("ETag", "Preference-Applied")),
-        304: ResponseSpec(description="The job is as the ETag says", headers=("ETag", "Preference-Applied")),
+        200: ResponseSpec(description="The job", models=(JobView,), headers=("ETag", "Preference-Applied")),
+        304: ResponseSpec(description="The job still has this ETag", headers=("ETag", "Preference-Applied")),
     },
     problems=(JobNotFound,),
 )
 def get_job(call: Call, job_id: str) -> RouteResponse:
-    """Get a job, payload and result included. With `Prefer: wait=N` the answer is held until the job has ended."""
+    """Get a job with its payload and result.
+
+    With `Prefer: wait=N` the answer arrives when the job has ended, or after N seconds.
+    """
     job = long_poll_job(call.context, call.namespace, job_id, until=call.request.long_poll_deadline(0))
     etag = f'"{job.version}.{job.live_version}"'
     headers = {"etag": etag, **call.request.preference_applied}
@@ -190,13 +199,16 @@ def get_job(call: Call, job_id: str) -> RouteResponse:
     "GET",
     "/v1/jobs/{job_id}/status",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="The light form", models=(JobStatusView,))},
+    responses={200: ResponseSpec(description="The status of the job", models=(JobStatusView,))},
     problems=(JobNotFound,),
 )
 def get_job_status(call: Call, job_id: str) -> RouteResponse:
-    """Get what changes of a job, in one small read."""
+    """Get the members of a job that change most often.
+
+    It is one small read.
+    """
     job = find_job(call.context, call.namespace, job_id)
-    light = JobStatusView(
+    view = JobStatusView(
         job_id=job.job_id,
         status=job.status,
         job_stage=job.stage,
@@ -204,18 +216,18 @@ def get_job_status(call: Call, job_id: str) -> RouteResponse:
         progress=job.progress,
         message=job.message,
     )
-    return RouteResponse(status=200, body=light)
+    return RouteResponse(status=200, body=view)
 
 
 @ROUTES.route(
     "GET",
     "/v1/jobs/{job_id}/result",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="What came of the job", models=(JobResult,))},
+    responses={200: ResponseSpec(description="The result or the error", models=(JobResult,))},
     problems=(JobNotFound, JobNotCompleted),
 )
 def get_job_result(call: Call, job_id: str) -> RouteResponse:
-    """Get the result or the error of a job that has ended."""
+    """Get the result or the error of an ended job."""
     job = find_job(call.context, call.namespace, job_id)
     if not job.ended:
         raise JobNotCompleted(job_id)
@@ -226,11 +238,14 @@ def get_job_result(call: Call, job_id: str) -> RouteResponse:
     "GET",
     "/v1/jobs/{job_id}/events",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="The history, oldest first", models=(JobEvents,))},
+    responses={200: ResponseSpec(description="The history, oldest change first", models=(JobEvents,))},
     problems=(JobNotFound,),
 )
 def get_job_events(call: Call, job_id: str) -> RouteResponse:
-    """Get the history of a job: who did what when, and what it changed."""
+    """Get the history of a job.
+
+    Each change has its time, its actor, and the status and stage before and after.
+    """
     job = find_job(call.context, call.namespace, job_id)
     return RouteResponse(status=200, body=JobEvents.from_log(job_id, call.context.jobs.history(job)))
 
@@ -239,11 +254,15 @@ def get_job_events(call: Call, job_id: str) -> RouteResponse:
     "GET",
     "/v1/jobs/{job_id}/dependencies",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="The jobs at both ends, as they are now", models=(Dependencies,))},
+    responses={
+        200: ResponseSpec(
+            description="The dependencies and dependents with their current states", models=(Dependencies,)
+        )
+    },
     problems=(JobNotFound,),
 )
 def get_job_dependencies(call: Call, job_id: str) -> RouteResponse:
-    """Get what a job depends on and which jobs wait for it to end."""
+    """Get the dependencies and the dependents of a job."""
     job = find_job(call.context, call.namespace, job_id)
     upstream, downstream = upstream_and_downstream(call.context, job)
     view = Dependencies(
@@ -266,7 +285,10 @@ def get_job_dependencies(call: Call, job_id: str) -> RouteResponse:
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def report_job(call: Call, job_id: str, body: ReportBody) -> RouteResponse:
-    """Report how a job goes: applied whole, or refused and nothing changed. A lower progress is ignored."""
+    """Report stage, milestones, fields, progress or message of a job.
+
+    Vigil applies the whole report or nothing. A lower progress than the current one is ignored.
+    """
     report = body.to_domain()
     return _job_response(
         call,
@@ -278,11 +300,14 @@ def report_job(call: Call, job_id: str, body: ReportBody) -> RouteResponse:
     "DELETE",
     "/v1/jobs/{job_id}",
     scope=Scope.SUBMIT,
-    responses={204: ResponseSpec(description="The job is gone")},
+    responses={204: ResponseSpec(description="The job is deleted")},
     problems=(JobNotFound, InvalidTransition),
 )
 def delete_job(call: Call, job_id: str) -> RouteResponse:
-    """Delete a job that has ended. Its id stays taken."""
+    """Delete an ended job.
+
+    Its id stays taken.
+    """
     change_job.delete(call.context, call.namespace, job_id, actor=call.actor)
     return RouteResponse(status=204)
 
@@ -295,7 +320,10 @@ def delete_job(call: Call, job_id: str) -> RouteResponse:
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def start_job(call: Call, job_id: str, body: StartBody) -> RouteResponse:
-    """Begin to run a job that is pending, without a lease: whoever does so is not given it by a queue."""
+    """Start a pending job without a lease.
+
+    Queues no longer hand it out.
+    """
     require_may_start(call.context, find_job(call.context, call.namespace, job_id))
     job = change_job.start(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
     return _job_response(call, job)
@@ -309,9 +337,9 @@ def start_job(call: Call, job_id: str, body: StartBody) -> RouteResponse:
     problems=(JobNotFound, InvalidTransition, LeaseLost, PayloadTooLarge),
 )
 def complete_job(call: Call, job_id: str, body: CompletionBody) -> RouteResponse:
-    """End a running job well, with its result."""
+    """Complete a running job with its result."""
     if body.result is not None and body.result_ref is not None:
-        raise ValidationFailed.at("/result_ref", "stands in place of result, not beside it")
+        raise ValidationFailed.at("/result_ref", "replaces result: send only one of them")
     job = change_job.complete(
         call.context,
         call.namespace,
@@ -334,8 +362,11 @@ def complete_job(call: Call, job_id: str, body: CompletionBody) -> RouteResponse
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def fail_job(call: Call, job_id: str, body: FailureBody) -> RouteResponse:
-    """End an attempt badly: another follows where `retry` allows it, else the job has failed, or completes with its
-    `fallback`. One that was asked to cancel ends `cancelled`."""
+    """Fail the attempt of a running job.
+
+    If the retry policy allows it, another attempt follows. Otherwise the job is `failed`, or `completed` with its
+    `fallback`. A job with a requested cancel is `cancelled`.
+    """
     job = change_job.fail(
         call.context,
         call.namespace,
@@ -352,11 +383,18 @@ def fail_job(call: Call, job_id: str, body: FailureBody) -> RouteResponse:
     "POST",
     "/v1/jobs/{job_id}/heartbeat",
     scope=Scope.WORK,
-    responses={200: ResponseSpec(description="Whether to go on, and until when", models=(HeartbeatResponse,))},
+    responses={
+        200: ResponseSpec(
+            description="Whether the job must stop, and the end of its lease", models=(HeartbeatResponse,)
+        )
+    },
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def heartbeat_job(call: Call, job_id: str, body: HeartbeatBody) -> RouteResponse:
-    """Give a sign of life: it extends the lease, carries progress, and tells whether the job is to be cancelled."""
+    """Send a heartbeat of a running job.
+
+    It extends the lease and stores progress. The answer reports whether the job must stop.
+    """
     job = change_job.heartbeat(
         call.context,
         call.namespace,
@@ -384,7 +422,10 @@ def heartbeat_job(call: Call, job_id: str, body: HeartbeatBody) -> RouteResponse
     problems=(JobNotFound, InvalidTransition, LeaseLost),
 )
 def release_job(call: Call, job_id: str, body: ReleaseBody) -> RouteResponse:
-    """Give a claimed job back unfinished: it is pending again, and the attempt does not count."""
+    """Release a claimed job.
+
+    The job is pending again, and the attempt does not count.
+    """
     job = change_job.release(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
     return _job_response(call, job)
 
@@ -397,13 +438,17 @@ def release_job(call: Call, job_id: str, body: ReleaseBody) -> RouteResponse:
     responses={
         200: ResponseSpec(description="The cancelled job", models=(JobView,)),
         202: ResponseSpec(
-            description="The running job, asked to end; it is ended a minute later otherwise", models=(JobView,)
+            description="The running job. Vigil cancels it after one minute unless it stops before",
+            models=(JobView,),
         ),
     },
     problems=(JobNotFound, InvalidTransition),
 )
 def cancel_job(call: Call, job_id: str) -> RouteResponse:
-    """Cancel a job: at once when it does not run, otherwise by asking."""
+    """Cancel a job.
+
+    A running job is asked to stop. Any other open job is cancelled at once.
+    """
     job = change_job.cancel(call.context, call.namespace, job_id, actor=call.actor)
     return RouteResponse(status=200 if job.ended else 202, body=_job_view(call, job))
 
@@ -417,7 +462,7 @@ def cancel_job(call: Call, job_id: str) -> RouteResponse:
     problems=(JobNotFound, InvalidTransition, JobCreationFailed),
 )
 def retry_job(call: Call, job_id: str) -> RouteResponse:
-    """Try a failed, cancelled or skipped job again, under the same id."""
+    """Retry a failed, cancelled or skipped job under the same id."""
     return _job_response(call, change_job.retry(call.context, call.namespace, job_id, actor=call.actor))
 
 

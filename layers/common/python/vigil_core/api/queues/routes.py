@@ -6,13 +6,9 @@ import re
 from decimal import Decimal
 from itertools import islice
 
-from vigil_core.api.jobs.models import (
-    QUEUE_PATTERN,
-    ClaimBody,
+from vigil_core.api.queues.models import (
     ClaimedJob,
     ClaimedJobs,
-    NoContent,
-    PageQuery,
     QueueDepth,
     QueueList,
     QueueSummary,
@@ -23,15 +19,17 @@ from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.domain.timestamps import to_text
+from vigil_core.schemas.base import QUEUE_PATTERN, NoContent, PageQuery
+from vigil_core.schemas.queues import ClaimBody
 from vigil_core.services.jobs.dependencies import load_dependency_results
 from vigil_core.services.jobs.payloads import bodies_of_jobs
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
 from vigil_core.services.timers import request_queue_sweep
 
-ROUTES = Routes()
+ROUTES = Routes("queues")
 DEFAULT_LEASE_S = 60
-_QUEUE_RESPONSES = {200: ResponseSpec(description="The queue as it stands", models=(QueueView,))}
+_QUEUE_RESPONSES = {200: ResponseSpec(description="The queue", models=(QueueView,))}
 
 
 @ROUTES.route(
@@ -40,14 +38,15 @@ _QUEUE_RESPONSES = {200: ResponseSpec(description="The queue as it stands", mode
     scope=Scope.WORK,
     headers=("Prefer",),
     responses={
-        200: ResponseSpec(
-            description="The jobs, each under a lease", models=(ClaimedJobs,), headers=("Preference-Applied",)
-        ),
+        200: ResponseSpec(description="The claimed jobs", models=(ClaimedJobs,), headers=("Preference-Applied",)),
     },
 )
 def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
-    """Claim jobs of a queue: the highest priority first, then the oldest. Each comes under a lease, which heartbeats
-    extend. With `Prefer: wait=N` the answer is held until there is a job."""
+    """Claim jobs of a queue.
+
+    The queue grants the highest priority first, then the oldest job. Each job has a lease, which heartbeats extend.
+    With `Prefer: wait=N` the answer arrives when a job is granted, or after N seconds.
+    """
     request = ClaimRequest(
         queue=_require_queue_name(queue),
         worker=body.worker or call.actor,
@@ -58,11 +57,11 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
     granted = claim_jobs(
         call.context, call.namespace, request, actor=call.actor, until=call.request.long_poll_deadline(0)
     )
-    bodies = bodies_of_jobs(call.context, granted)
-    dependency_results = [load_dependency_results(call.context, job) for job in granted]
+    payloads_by_job = bodies_of_jobs(call.context, granted)
+    results_by_job = [load_dependency_results(call.context, job) for job in granted]
     claimed_jobs = [
-        ClaimedJob.from_claim(job, job.lease, its, from_others)
-        for job, its, from_others in zip(granted, bodies, dependency_results, strict=True)
+        ClaimedJob.from_claim(job, job.lease, payloads, dependency_results)
+        for job, payloads, dependency_results in zip(granted, payloads_by_job, results_by_job, strict=True)
         if job.lease
     ]
     return RouteResponse(status=200, body=ClaimedJobs(jobs=claimed_jobs), headers=call.request.preference_applied)
@@ -72,10 +71,10 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
     "GET",
     "/v1/queues",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="One page, by name", models=(QueueList,))},
+    responses={200: ResponseSpec(description="One page of queues", models=(QueueList,))},
 )
 def list_queues(call: Call, query: PageQuery) -> RouteResponse:
-    """List the queues that ever had a job or were paused."""
+    """List the queues that had a job or were paused."""
     tokens = call.services.page_tokens
     scope = ["list_queues"]
     after = tokens.verify(call.namespace, query.page_token, list_identity=scope)
@@ -91,20 +90,26 @@ def list_queues(call: Call, query: PageQuery) -> RouteResponse:
 
 @ROUTES.route("GET", "/v1/queues/{queue}", scope=Scope.READ, responses=_QUEUE_RESPONSES)
 def get_queue(call: Call, queue: str) -> RouteResponse:
-    """Get what is in a queue and who works on it. Any name is a queue: one without jobs is empty."""
+    """Get the depth and the workers of a queue.
+
+    Every valid name is a queue. A queue without jobs is empty.
+    """
     return _queue_response(call, _require_queue_name(queue))
 
 
 @ROUTES.route("POST", "/v1/queues/{queue}/pause", scope=Scope.ADMIN, body=NoContent, responses=_QUEUE_RESPONSES)
 def pause_queue(call: Call, queue: str) -> RouteResponse:
-    """Have a queue hand nothing out. What runs goes on."""
+    """Pause a queue.
+
+    Vigil grants and dispatches none of its jobs. Running jobs continue.
+    """
     call.context.job_queues.set_paused(call.namespace, _require_queue_name(queue), True)
     return _queue_response(call, _require_queue_name(queue))
 
 
 @ROUTES.route("POST", "/v1/queues/{queue}/resume", scope=Scope.ADMIN, body=NoContent, responses=_QUEUE_RESPONSES)
 def resume_queue(call: Call, queue: str) -> RouteResponse:
-    """Have a paused queue hand out jobs again."""
+    """Resume a paused queue."""
     call.context.job_queues.set_paused(call.namespace, _require_queue_name(queue), False)
     request_queue_sweep(call.context, call.namespace, queue)
     return _queue_response(call, _require_queue_name(queue))
@@ -133,8 +138,12 @@ def _queue_response(call: Call, queue: str) -> RouteResponse:
 
 
 def _require_queue_name(queue: str) -> str:
-    """The queue's name. Raises ValidationFailed for what is no name."""
+    """Return the name of the queue.
+
+    Raises:
+        ValidationFailed: No queue can have this name.
+    """
     if len(queue) > 128 or not re.fullmatch(QUEUE_PATTERN, queue):
-        detail = "a queue's name has 1 to 128 characters: no control characters, no / and no %"
+        detail = "must be 1 to 128 characters, none a control character, / or %"
         raise ValidationFailed.at("{queue}", detail)
     return queue

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigil_core.api.jobs.job_type_models import is_valid_name
-from vigil_core.api.jobs.models import NoContent, PageQuery
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
-from vigil_core.api.schedules.models import ScheduleBody, ScheduleList, ScheduleView, parse_schedule
+from vigil_core.api.schedules.models import ScheduleList, ScheduleView, parse_schedule
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ScheduleNotFound
+from vigil_core.schemas.base import NoContent, PageQuery, is_valid_name
+from vigil_core.schemas.schedules import ScheduleBody
 from vigil_core.services.schedules import manage as schedules
 
-ROUTES = Routes()
+ROUTES = Routes("schedules")
 
 
 @ROUTES.route(
@@ -21,12 +21,15 @@ ROUTES = Routes()
     scope=Scope.ADMIN,
     documented_body=ScheduleBody,
     responses={
-        200: ResponseSpec(description="The schedule, which there was before", models=(ScheduleView,)),
+        200: ResponseSpec(description="The replaced schedule", models=(ScheduleView,)),
         201: ResponseSpec(description="The new schedule", models=(ScheduleView,)),
     },
 )
 def put_schedule(call: Call, schedule: str, body: Any) -> RouteResponse:
-    """Define a schedule, or define it anew: all of it. What it has created stays as it is."""
+    """Create or replace a schedule.
+
+    Existing jobs and runs do not change.
+    """
     ctx = call.context
     now = ctx.now()
     definition = parse_schedule(
@@ -40,10 +43,13 @@ def put_schedule(call: Call, schedule: str, body: Any) -> RouteResponse:
     "GET",
     "/v1/schedules",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="One page, by name", models=(ScheduleList,))},
+    responses={200: ResponseSpec(description="One page, sorted by name", models=(ScheduleList,))},
 )
 def list_schedules(call: Call, query: PageQuery) -> RouteResponse:
-    """List schedules by name. A page may be short; only an absent token is the end."""
+    """List schedules, sorted by name.
+
+    A page may be short. Only a null token marks the end.
+    """
     tokens, scope = call.services.page_tokens, ["list_schedules"]
     after = tokens.verify(call.namespace, query.page_token, list_identity=scope)
     page, cursor = call.context.schedules.page(call.namespace, after=after, limit=query.page_size)
@@ -61,20 +67,23 @@ def list_schedules(call: Call, query: PageQuery) -> RouteResponse:
     problems=(ScheduleNotFound,),
 )
 def get_schedule(call: Call, schedule: str) -> RouteResponse:
-    """Get a schedule, what became of its last run, and when the next are."""
-    found_schedule = schedules.find_schedule(call.context, call.namespace, _require_valid_name(schedule))
-    return RouteResponse(status=200, body=ScheduleView.from_domain(found_schedule, call.context.now()))
+    """Get a schedule with its last fire and its next planned times."""
+    stored = schedules.find_schedule(call.context, call.namespace, _require_valid_name(schedule))
+    return RouteResponse(status=200, body=ScheduleView.from_domain(stored, call.context.now()))
 
 
 @ROUTES.route(
     "DELETE",
     "/v1/schedules/{schedule}",
     scope=Scope.ADMIN,
-    responses={204: ResponseSpec(description="The schedule is gone")},
+    responses={204: ResponseSpec(description="The schedule is deleted")},
     problems=(ScheduleNotFound,),
 )
 def delete_schedule(call: Call, schedule: str) -> RouteResponse:
-    """Delete a schedule. What it has created stays."""
+    """Delete a schedule.
+
+    The jobs and runs that it created stay.
+    """
     schedules.delete_schedule(call.context, call.namespace, _require_valid_name(schedule))
     return RouteResponse(status=204)
 
@@ -88,7 +97,10 @@ def delete_schedule(call: Call, schedule: str) -> RouteResponse:
     problems=(ScheduleNotFound,),
 )
 def pause_schedule(call: Call, schedule: str) -> RouteResponse:
-    """Pause a schedule: nothing is created until it is resumed, and what passes meanwhile is not made up for."""
+    """Pause a schedule.
+
+    It creates nothing until it is resumed. The planned times in between are dropped.
+    """
     return _set_enabled(call, schedule, enabled=False)
 
 
@@ -97,11 +109,11 @@ def pause_schedule(call: Call, schedule: str) -> RouteResponse:
     "/v1/schedules/{schedule}/resume",
     scope=Scope.ADMIN,
     body=NoContent,
-    responses={200: ResponseSpec(description="The schedule, which goes on", models=(ScheduleView,))},
+    responses={200: ResponseSpec(description="The resumed schedule", models=(ScheduleView,))},
     problems=(ScheduleNotFound,),
 )
 def resume_schedule(call: Call, schedule: str) -> RouteResponse:
-    """Resume a schedule, with the next time that is to come."""
+    """Resume a schedule at its next planned time."""
     return _set_enabled(call, schedule, enabled=True)
 
 
@@ -111,7 +123,11 @@ def _set_enabled(call: Call, name: str, *, enabled: bool) -> RouteResponse:
 
 
 def _require_valid_name(name: str) -> str:
-    """The name, if it can be one. Raises ScheduleNotFound."""
+    """Return the name.
+
+    Raises:
+        ScheduleNotFound: No definition can have this name.
+    """
     if not is_valid_name(name):
         raise ScheduleNotFound(name)
     return name

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigil_core.api.jobs.models import PageQuery, WaitQuery
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
-from vigil_core.api.waits.models import WaitBody, WaitJobs, WaitList, WaitView
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import (
     IdempotencyInProgress,
@@ -16,21 +14,26 @@ from vigil_core.domain.errors import (
     WaitNotFound,
 )
 from vigil_core.domain.exact_json import JsonValue
+from vigil_core.schemas.base import PageQuery
+from vigil_core.schemas.waits import WaitBody, WaitJobs, WaitList, WaitQuery, WaitView
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
-from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.waits import requests as wait_requests
 
-ROUTES = Routes()
+ROUTES = Routes("waits")
 DEFAULT_LONG_POLL_S = 20
 
 
 def create_wait(call: Call, body: Any) -> RouteResponse:
-    """Wait for jobs. Registers a wait, or goes on with the one whose answer is posted back as it stands. The answer is
-    held until the wait is done or `Prefer: wait=N` seconds (20, at most 25) have passed. While it has `wait_on`, post
-    it again."""
+    """Wait for jobs.
+
+    Registers a wait, or continues the wait whose answer is posted back unchanged. The answer arrives when the wait
+    is done, or after the N seconds of `Prefer: wait=N` (default 20, at most 25). Post the answer back as long as it
+    has `wait_on`.
+    """
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
-        del resumed  # Registration can be repeated under the same id.
-        return 200, waits_api.post_wait(
+        del resumed  # A repeated registration under the same id is idempotent.
+        return 200, wait_requests.post_wait(
             call.context,
             call.namespace,
             body,
@@ -51,7 +54,10 @@ def create_wait(call: Call, body: Any) -> RouteResponse:
 
 
 def wait_for_jobs(call: Call, body: Any) -> RouteResponse:
-    """Wait for jobs. The same as `POST /v1/waits`, at the path that older clients know."""
+    """Wait for jobs (path of older clients).
+
+    The same as `POST /v1/waits`.
+    """
     return create_wait(call, body)
 
 
@@ -61,9 +67,7 @@ for _path, _handler in (("/v1/waits", create_wait), ("/scheduler/wait-jobs", wai
         _path,
         scope=Scope.READ,
         headers=("Idempotency-Key", "Prefer"),
-        responses={
-            200: ResponseSpec(description="The wait as it stands", models=(WaitView,), headers=("Preference-Applied",))
-        },
+        responses={200: ResponseSpec(description="The wait", models=(WaitView,), headers=("Preference-Applied",))},
         problems=(JobNotFound, IdempotencyKeyReused, IdempotencyInProgress),
         documented_body=WaitBody,
     )(_handler)
@@ -73,13 +77,16 @@ for _path, _handler in (("/v1/waits", create_wait), ("/scheduler/wait-jobs", wai
     "GET",
     "/v1/waits",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="One page, newest first", models=(WaitList,))},
+    responses={200: ResponseSpec(description="One page of waits, newest first", models=(WaitList,))},
 )
 def list_waits(call: Call, query: WaitQuery) -> RouteResponse:
-    """List waits, newest first, in short form. A page may be short; only an absent token is the end."""
+    """List waits, newest first, without their jobs.
+
+    A page may be short. Only a null token marks the end.
+    """
     scope: JsonValue = ["list_waits", query.status]
     tokens = call.services.page_tokens
-    waits, cursor = waits_api.list_waits(
+    waits, cursor = wait_requests.list_waits(
         call.context,
         call.namespace,
         status=query.status,
@@ -96,14 +103,17 @@ def list_waits(call: Call, query: WaitQuery) -> RouteResponse:
     "/v1/waits/{wait_id}",
     scope=Scope.READ,
     headers=("Prefer",),
-    responses={
-        200: ResponseSpec(description="The wait as it stands", models=(WaitView,), headers=("Preference-Applied",))
-    },
+    responses={200: ResponseSpec(description="The wait", models=(WaitView,), headers=("Preference-Applied",))},
     problems=(WaitNotFound,),
 )
 def get_wait(call: Call, wait_id: str) -> RouteResponse:
-    """Get a wait. With `Prefer: wait=N` the answer is held until it is done."""
-    document = waits_api.show_wait(call.context, call.namespace, wait_id, poll_until=call.request.long_poll_deadline(0))
+    """Get a wait.
+
+    With `Prefer: wait=N` the answer arrives when the wait is done, or after N seconds.
+    """
+    document = wait_requests.show_wait(
+        call.context, call.namespace, wait_id, poll_until=call.request.long_poll_deadline(0)
+    )
     return RouteResponse(status=200, body=document, headers=call.request.preference_applied)
 
 
@@ -115,11 +125,11 @@ def get_wait(call: Call, wait_id: str) -> RouteResponse:
     problems=(WaitNotFound,),
 )
 def get_wait_jobs(call: Call, wait_id: str, query: PageQuery) -> RouteResponse:
-    """Get what became of a wait's jobs, page by page."""
+    """List the decided jobs of a wait with their outcomes."""
     scope = ["get_wait_jobs", wait_id]
     tokens = call.services.page_tokens
     cursor = tokens.verify(call.namespace, query.page_token, list_identity=scope)
-    jobs, next_index = waits_api.list_wait_jobs(
+    jobs, next_index = wait_requests.list_wait_jobs(
         call.context,
         call.namespace,
         wait_id,
@@ -138,7 +148,10 @@ def get_wait_jobs(call: Call, wait_id: str, query: PageQuery) -> RouteResponse:
     problems=(WaitNotFound, InvalidTransition),
 )
 def cancel_wait(call: Call, wait_id: str) -> RouteResponse:
-    """Cancel a wait. It stays readable; cancelling it again changes nothing."""
+    """Cancel a wait.
+
+    It stays readable. A repeated request changes nothing.
+    """
     return RouteResponse(
-        status=200, body=waits_api.cancel_wait(call.context, call.namespace, wait_id, actor=call.actor)
+        status=200, body=wait_requests.cancel_wait(call.context, call.namespace, wait_id, actor=call.actor)
     )

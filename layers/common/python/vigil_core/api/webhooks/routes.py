@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigil_core.api.jobs.job_type_models import is_valid_name
-from vigil_core.api.jobs.models import NoContent, PageQuery
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
-from vigil_core.api.webhooks.models import (
-    DeliveryList,
-    DeliveryView,
-    RotateSecretBody,
-    WebhookBody,
-    WebhookList,
-    WebhookView,
-    parse_webhook,
-)
+from vigil_core.api.webhooks.models import DeliveryList, DeliveryView, WebhookList, WebhookView, parse_webhook
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import DeliveryNotFound, WebhookNotFound
+from vigil_core.schemas.base import NoContent, PageQuery, is_valid_name
+from vigil_core.schemas.webhooks import RotateSecretBody, WebhookBody
 from vigil_core.services.webhooks import manage as manage_webhooks
 
-ROUTES = Routes()
+ROUTES = Routes("webhooks")
 
 
 @ROUTES.route(
@@ -29,12 +21,17 @@ ROUTES = Routes()
     scope=Scope.ADMIN,
     documented_body=WebhookBody,
     responses={
-        200: ResponseSpec(description="The webhook, which there was before", models=(WebhookView,)),
-        201: ResponseSpec(description="The new webhook, with its secret, shown this once", models=(WebhookView,)),
+        200: ResponseSpec(description="The replaced webhook", models=(WebhookView,)),
+        201: ResponseSpec(
+            description="The new webhook with its secret, which is shown only here", models=(WebhookView,)
+        ),
     },
 )
 def put_webhook(call: Call, webhook: str, body: Any) -> RouteResponse:
-    """Put a webhook: all of it but its secret, which it keeps. What happens from now on is told to it."""
+    """Create or replace a webhook.
+
+    Without `secret` in the body it keeps its secret. It receives the events from now on.
+    """
     definition = parse_webhook(call.namespace, webhook, body, call.context.now())
     stored, is_new = manage_webhooks.put_webhook(call.context, definition)
     return RouteResponse(status=201 if is_new else 200, body=WebhookView.from_domain(stored, with_secret=is_new))
@@ -44,7 +41,7 @@ def put_webhook(call: Call, webhook: str, body: Any) -> RouteResponse:
     "GET",
     "/v1/webhooks",
     scope=Scope.ADMIN,
-    responses={200: ResponseSpec(description="All of them, by name", models=(WebhookList,))},
+    responses={200: ResponseSpec(description="All webhooks, sorted by name", models=(WebhookList,))},
 )
 def list_webhooks(call: Call) -> RouteResponse:
     """List the webhooks."""
@@ -60,20 +57,23 @@ def list_webhooks(call: Call) -> RouteResponse:
     problems=(WebhookNotFound,),
 )
 def get_webhook(call: Call, webhook: str) -> RouteResponse:
-    """Get a webhook, without its secret."""
-    found_webhook = manage_webhooks.find_webhook(call.context, call.namespace, _require_valid_name(webhook))
-    return RouteResponse(status=200, body=WebhookView.from_domain(found_webhook))
+    """Get a webhook without its secret."""
+    stored = manage_webhooks.find_webhook(call.context, call.namespace, _require_valid_name(webhook))
+    return RouteResponse(status=200, body=WebhookView.from_domain(stored))
 
 
 @ROUTES.route(
     "DELETE",
     "/v1/webhooks/{webhook}",
     scope=Scope.ADMIN,
-    responses={204: ResponseSpec(description="The webhook is gone")},
+    responses={204: ResponseSpec(description="The webhook is deleted")},
     problems=(WebhookNotFound,),
 )
 def delete_webhook(call: Call, webhook: str) -> RouteResponse:
-    """Delete a webhook. What it has not been told by now it will not be."""
+    """Delete a webhook.
+
+    Pending deliveries are dropped.
+    """
     manage_webhooks.delete_webhook(call.context, call.namespace, _require_valid_name(webhook))
     return RouteResponse(status=204)
 
@@ -83,12 +83,17 @@ def delete_webhook(call: Call, webhook: str) -> RouteResponse:
     "/v1/webhooks/{webhook}/rotate-secret",
     scope=Scope.ADMIN,
     responses={
-        200: ResponseSpec(description="The webhook, with its new secret, shown this once", models=(WebhookView,))
+        200: ResponseSpec(
+            description="The webhook with its new secret, which is shown only here", models=(WebhookView,)
+        )
     },
     problems=(WebhookNotFound,),
 )
 def rotate_webhook_secret(call: Call, webhook: str, body: RotateSecretBody) -> RouteResponse:
-    """Change a webhook's secret. For a day messages are signed with the former one as well."""
+    """Replace the signing secret of a webhook.
+
+    For one day, messages also have a signature of the previous secret.
+    """
     stored = manage_webhooks.rotate_secret(call.context, call.namespace, _require_valid_name(webhook), body.secret)
     return RouteResponse(status=200, body=WebhookView.from_domain(stored, with_secret=True))
 
@@ -101,7 +106,10 @@ def rotate_webhook_secret(call: Call, webhook: str, body: RotateSecretBody) -> R
     problems=(WebhookNotFound,),
 )
 def list_deliveries(call: Call, webhook: str, query: PageQuery) -> RouteResponse:
-    """List what a webhook was sent or is to be sent, with every try. Kept for 30 days after the last."""
+    """List the deliveries of a webhook with their attempts.
+
+    A delivery is kept for 30 days after its last attempt.
+    """
     name = manage_webhooks.find_webhook(call.context, call.namespace, _require_valid_name(webhook)).name
     tokens, scope = call.services.page_tokens, ["list_deliveries", name]
     before = tokens.verify(call.namespace, query.page_token, list_identity=scope)
@@ -117,11 +125,14 @@ def list_deliveries(call: Call, webhook: str, query: PageQuery) -> RouteResponse
     "/v1/webhooks/{webhook}/deliveries/{delivery_id}/replay",
     scope=Scope.ADMIN,
     body=NoContent,
-    responses={202: ResponseSpec(description="The delivery, which is sent once more", models=(DeliveryView,))},
+    responses={202: ResponseSpec(description="The delivery, which Vigil sends again", models=(DeliveryView,))},
     problems=(WebhookNotFound, DeliveryNotFound),
 )
 def replay_delivery(call: Call, webhook: str, delivery_id: str) -> RouteResponse:
-    """Send a delivery once more, under its old id, however it stands, and begin its tries anew."""
+    """Send a delivery once more under the same id.
+
+    It may have any status. Its attempts start again.
+    """
     if not is_valid_name(delivery_id):
         raise DeliveryNotFound(delivery_id)
     delivery = manage_webhooks.replay_delivery(call.context, call.namespace, _require_valid_name(webhook), delivery_id)
@@ -129,7 +140,11 @@ def replay_delivery(call: Call, webhook: str, delivery_id: str) -> RouteResponse
 
 
 def _require_valid_name(name: str) -> str:
-    """The name, if it can be one. Raises WebhookNotFound."""
+    """Return the name.
+
+    Raises:
+        WebhookNotFound: No definition can have this name.
+    """
     if not is_valid_name(name):
         raise WebhookNotFound(name)
     return name

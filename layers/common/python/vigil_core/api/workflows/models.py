@@ -1,4 +1,4 @@
-"""What travels over HTTP for workflows."""
+"""Response models of workflows, and the parsing of a definition."""
 
 from __future__ import annotations
 
@@ -6,176 +6,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
+from pydantic import Field, WithJsonSchema
 
-from vigil_core.api.jobs.job_type_models import build_new_job
-from vigil_core.api.jobs.models import (
-    DEFAULT_PAGE_SIZE,
-    JobErrorView,
-    JobSummary,
-    Name,
-    NewJobBody,
-    PageSize,
-    PageToken,
-    RequestModel,
-    ResponseModel,
-    RetryOptions,
-    Seconds,
-    Text,
-    Timestamp,
-    TimestampText,
-    require_valid_expression,
-)
-from vigil_core.api.validation import MAX_PROBLEMS, parse_body, prefix_pointers
+from vigil_core.api.jobs.models import JobErrorView, JobSummary
+from vigil_core.api.jobs.new_job import build_new_job
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
-from vigil_core.domain.exact_json import JsonValue, integral_to_int
+from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs import job as job_rules
-from vigil_core.domain.jobs.conditions import MAX_CHARS
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.timestamps import to_text, truncate_to_ms
 from vigil_core.domain.workflows.graph import Graph, Node
-from vigil_core.domain.workflows.run import (
-    DecisionAction,
-    NewWorkflowRun,
-    RunLogEntry,
-    RunLogKind,
-    RunStatus,
-    WorkflowRun,
-)
+from vigil_core.domain.workflows.run import NewWorkflowRun, RunLogEntry, RunLogKind, RunStatus, WorkflowRun
 from vigil_core.domain.workflows.run_state import FailurePolicy
-from vigil_core.domain.workflows.validation import MAX_JOBS, NodeSpec, condition_size_problems, graph_problems
-
-EXCLUDED_JOB_MEMBERS = {"job_id", "payload_ref", "unique_key", "depends_on", "job_type", "name"}
-"""Parts of a lone job that a job of a workflow has not, or has in another form."""
-MAX_START_DELAY_S = 30 * 86_400
-
-_JobParts: Any = create_model(
-    "_JobParts",
-    __base__=RequestModel,
-    **{
-        name: (field.annotation, field)
-        for name, field in NewJobBody.model_fields.items()
-        if name not in EXCLUDED_JOB_MEMBERS
-    },  # type: ignore[call-overload]
-)
-
-
-class WorkflowJob(_JobParts):
-    """A job of a workflow: all that a job takes, with names in `depends_on`."""
-
-    name: Name = Field(examples=["extract"])
-    job_type: Name | None = Field(default=None, description="The job's name when absent")
-    depends_on: list[Name] | None = Field(
-        default=None,
-        description="Names of jobs of this workflow: it waits until they have ended as `trigger_rule` wants it",
-    )
-    executor: Literal["join"] | None = Field(
-        default=None,
-        description="`join`: it runs nothing, and completes with what the jobs before it came to: the winner's result "
-        "for `one_success`, else the result of each by its name",
-    )
-    cancel_losers: bool | None = Field(
-        default=None, description="With `one_success`: once one has succeeded, the others before it are cancelled"
-    )
-    start_delay: Annotated[int, Field(ge=0, le=MAX_START_DELAY_S), BeforeValidator(integral_to_int)] | None = Field(
-        default=None, description="Seconds after the run's creation, or planned time, before which it does not start"
-    )
-
-
-class WorkflowBody(RequestModel):
-    """A workflow to run."""
-
-    nested_models: ClassVar[frozenset[type[RequestModel]]] = frozenset({WorkflowJob})
-
-    version: Literal["1"] | None = Field(default=None, description="Of this format; `1`, also when absent")
-    name: Name = Field(examples=["data_pipeline"])
-    description: Text | None = None
-    failure_policy: FailurePolicy | None = Field(
-        default=None,
-        description="What a job does that fails for good. `fail_fast`, also when absent: all else is cancelled. "
-        "`continue_on_failure`: what depends on it is skipped, all else goes on. `manual`: the run is paused until an "
-        "operator decides",
-    )
-    priority: Priority | None = Field(default=None, description="Of jobs that say nothing else; `normal` when absent")
-    retry: RetryOptions | None = Field(default=None, description="Of jobs that say nothing else")
-    timeout: Seconds | None = Field(default=None, description="Seconds for the whole run, pauses included")
-    max_concurrency: Annotated[int, Field(ge=1, le=MAX_JOBS), BeforeValidator(integral_to_int)] | None = Field(
-        default=None, description="Jobs that may be pending or running at once"
-    )
-    health_check_interval: Seconds | None = Field(
-        default=None, description="Seconds without a change of any job after which the run is announced as stalled"
-    )
-    output: (
-        Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(require_valid_expression)] | None
-    ) = Field(
-        default=None,
-        description="JMESPath over the results of its jobs, which is its result; when absent, the result of its only "
-        "job on which no other depends",
-        examples=["{rows: extract.result.rows}"],
-    )
-    trace_id: Text | None = None
-    correlation_id: Text | None = Field(default=None, examples=["daily-report-001"])
-    jobs: Annotated[list[Any], Field(min_length=1, max_length=MAX_JOBS)] = Field(
-        json_schema_extra={"items": {"$ref": "#/components/schemas/WorkflowJob"}}
-    )
-
-
-class RetryWorkflowBody(RequestModel):
-    """What of an ended run is to run again."""
-
-    from_: Name | None = Field(
-        default=None,
-        alias="from",
-        description="A job that runs again with all after it, whatever became of them, besides what failed",
-    )
-
-
-class DecisionBody(RequestModel):
-    """What is to become of a failed job of a paused run."""
-
-    job: Name
-    action: DecisionAction = Field(
-        description="`retry`: another attempt. `skip`: the run goes on as if it had succeeded, without a result. "
-        "`abort`: the run fails"
-    )
-    note: Text | None = None
-
-
-class CancelWorkflowsBody(RequestModel):
-    """Which runs to cancel; at least one filter. Filters are ANDed."""
-
-    status: Literal["pending", "running", "paused"] | None = None
-    name: Name | None = None
-    correlation_id: Text | None = None
-    created_before: Annotated[Timestamp, WithJsonSchema({"type": "string", "format": "date-time"})] | None = None
-    page_token: PageToken | None = None
-
-
-class WorkflowQuery(RequestModel):
-    """Filters are ANDed."""
-
-    status: list[RunStatus] | None = Field(default=None, description="May be repeated: any of them")
-    name: Name | None = None
-    correlation_id: Text | None = None
-    trace_id: Text | None = None
-    created_after: Timestamp | None = Field(default=None, description="At or after this time")
-    created_before: Timestamp | None = Field(default=None, description="Before this time")
-    page_size: PageSize = DEFAULT_PAGE_SIZE
-    page_token: PageToken | None = None
-
-
-class GraphQuery(RequestModel):
-    """How the graph is to be drawn."""
-
-    format: Literal["mermaid", "dot", "json", "svg"] | None = Field(default=None, description="`json` when absent")
+from vigil_core.domain.workflows.validation import NodeSpec, condition_size_problems, graph_problems
+from vigil_core.schemas.base import ResponseModel, TimestampText
+from vigil_core.schemas.jobs import NewJobBody
+from vigil_core.schemas.validation import MAX_PROBLEMS, parse_body, prefix_pointers
+from vigil_core.schemas.workflows import WorkflowBody, WorkflowJob
 
 
 class WorkflowStatistics(ResponseModel):
-    """How many jobs of a run stand how. They add up to `total`."""
+    """The number of jobs of a run by status. The numbers add up to `total`."""
 
     total: int
     completed: int
@@ -190,7 +45,7 @@ class WorkflowStatistics(ResponseModel):
 
     @classmethod
     def from_counts(cls, counts: Mapping[JobStatus, int]) -> WorkflowStatistics:
-        """With the share of those that have ended, to one decimal."""
+        """Return the numbers and the percentage of ended jobs, to one decimal."""
         total = sum(counts.values())
         ended = sum(counts[status] for status in ("completed", "failed", "skipped", "cancelled"))
         ended_percentage = (Decimal(ended) * 100 / total).quantize(Decimal("0.1"))
@@ -202,7 +57,7 @@ class WorkflowStatistics(ResponseModel):
 
 
 class WorkflowRunEvent(ResponseModel):
-    """A line of a run's history."""
+    """One change of a run."""
 
     version: int
     at: TimestampText
@@ -213,7 +68,7 @@ class WorkflowRunEvent(ResponseModel):
 
     @classmethod
     def from_log(cls, entry: RunLogEntry) -> WorkflowRunEvent:
-        """The line."""
+        """Return the change."""
         return cls(
             version=entry.version,
             at=to_text(entry.occurred_at),
@@ -225,7 +80,7 @@ class WorkflowRunEvent(ResponseModel):
 
 
 class WorkflowRunSummary(ResponseModel):
-    """A run of a workflow, without its jobs."""
+    """A workflow run without its jobs."""
 
     workflow_id: str
     name: str
@@ -236,8 +91,8 @@ class WorkflowRunSummary(ResponseModel):
     timeout: int | None
     max_concurrency: int | None
     health_check_interval: int | None
-    total: int = Field(description="How many jobs it has")
-    generation: int = Field(description="How often it was begun: retries begin it anew")
+    total: int = Field(description="Number of jobs")
+    generation: int = Field(description="1, and one more for each retry of the run")
     error: JobErrorView | None
     cancel_requested: bool
     trace_id: str | None
@@ -250,17 +105,19 @@ class WorkflowRunSummary(ResponseModel):
 
     @classmethod
     def from_run(cls, run: WorkflowRun) -> WorkflowRunSummary:
-        """The run, short."""
+        """Return the run without its jobs."""
         return cls(**_summary_members(run))
 
 
 class WorkflowRunView(WorkflowRunSummary):
-    """A run of a workflow, with a page of its jobs in the order of its definition."""
+    """A workflow run with a page of its jobs, in the order of the definition."""
 
     result: Any
-    result_url: str | None = Field(description="Where the result can be read for an hour, when it is too large")
-    undecided: list[str] = Field(description="Failed jobs that wait for a decision, up to 100")
-    events: list[WorkflowRunEvent] = Field(description="Its history, oldest first: the last 50 lines")
+    result_url: str | None = Field(
+        description="A URL from which the result can be read for an hour, if it is too large for the answer"
+    )
+    undecided: list[str] = Field(description="Names of failed jobs that need a decision, up to 100")
+    events: list[WorkflowRunEvent] = Field(description="The last 50 changes of the run, oldest first")
     jobs: list[JobSummary]
     next_page_token: str | None
 
@@ -275,7 +132,7 @@ class WorkflowRunView(WorkflowRunSummary):
         jobs: Sequence[JobSummary],
         next_page_token: str | None,
     ) -> WorkflowRunView:
-        """The run."""
+        """Return the run with a page of its jobs."""
         return cls(
             **_summary_members(run),
             result=result,
@@ -288,14 +145,14 @@ class WorkflowRunView(WorkflowRunSummary):
 
 
 class WorkflowRunList(ResponseModel):
-    """One page of runs, newest first. It may be short; only an absent token is the end."""
+    """One page of runs, newest first. A page may be short. Only a null token marks the end."""
 
     workflows: list[WorkflowRunSummary]
     next_page_token: str | None
 
 
 class WorkflowValidation(ResponseModel):
-    """A workflow that could be run as it is."""
+    """The sizes of a valid workflow."""
 
     valid: Literal[True]
     jobs: int
@@ -303,14 +160,14 @@ class WorkflowValidation(ResponseModel):
 
 
 class CancelledWorkflowRuns(ResponseModel):
-    """The runs that were asked to cancel. Only an absent token is the end."""
+    """One page of runs for which Vigil accepted the cancel. Only a null token marks the end."""
 
     cancelled: list[str]
     next_page_token: str | None
 
 
 class GraphJob(ResponseModel):
-    """A job in the graph, and how it stands."""
+    """A job in the graph, with its current status."""
 
     name: str
     job_id: str
@@ -343,26 +200,22 @@ def parse_workflow(
     find_types: FindTypes,
     schedule: str | None = None,
 ) -> NewWorkflowRun:
-    """The run that a body describes, with what the types of its jobs add. Raises ValidationFailed: every problem."""
+    """Parse a workflow and add the defaults of the job types.
+
+    Raises:
+        ValidationFailed: With every problem, up to `MAX_PROBLEMS`.
+    """
     parsed = parse_body(WorkflowBody, body)
     raise_if_any(condition_size_problems([raw.get("condition") for raw in parsed.jobs if isinstance(raw, Mapping)]))
-    job_bodies, found_problems = _parse_jobs(parsed.jobs)
+    job_bodies, problems = _parse_jobs(parsed.jobs)
     node_specs = [_node_spec(job_body, raw) for job_body, raw in zip(job_bodies, parsed.jobs, strict=True)]
-    # What a job's own model finds wrong with its condition is not said twice.
-    reported_pointers = {found.pointer for found in found_problems}
-    found_problems += [found for found in graph_problems(node_specs) if found.pointer not in reported_pointers]
-    raise_if_any(found_problems[:MAX_PROBLEMS])
-    valid_bodies = [each for each in job_bodies if each is not None]
-    types = find_types(namespace, {each.job_type or each.name for each in valid_bodies})
-    new_jobs: list[job_rules.NewJob] = []
-    for index, each in enumerate(valid_bodies):
-        try:
-            new_jobs.append(_new_job(each, parsed, types.get(each.job_type or each.name), now=now))
-        except ValidationFailed as error:
-            located = prefix_pointers(f"/jobs/{index}", error)
-            assert isinstance(located, ValidationFailed)
-            found_problems += located.problems
-    raise_if_any(found_problems[:MAX_PROBLEMS])
+    # The model of a job and the graph can report the same condition. Report it once.
+    reported_pointers = {problem.pointer for problem in problems}
+    problems += [problem for problem in graph_problems(node_specs) if problem.pointer not in reported_pointers]
+    raise_if_any(problems[:MAX_PROBLEMS])
+    valid_bodies = [job_body for job_body in job_bodies if job_body is not None]
+    types = find_types(namespace, {job_body.job_type or job_body.name for job_body in valid_bodies})
+    new_jobs = _build_new_jobs(valid_bodies, parsed, types, now=now)
     return NewWorkflowRun(
         workflow_id=workflow_id,
         name=parsed.name,
@@ -381,22 +234,40 @@ def parse_workflow(
     )
 
 
+def _build_new_jobs(
+    bodies: Sequence[WorkflowJob], run: WorkflowBody, types: Mapping[str, JobType], *, now: datetime
+) -> list[job_rules.NewJob]:
+    new_jobs: list[job_rules.NewJob] = []
+    problems: list[FieldProblem] = []
+    for index, body in enumerate(bodies):
+        try:
+            new_jobs.append(_new_job(body, run, types.get(body.job_type or body.name), now=now))
+        except ValidationFailed as error:
+            problems += _located_problems(index, error)
+    raise_if_any(problems[:MAX_PROBLEMS])
+    return new_jobs
+
+
+def _located_problems(index: int, error: ValidationFailed) -> tuple[FieldProblem, ...]:
+    located = prefix_pointers(f"/jobs/{index}", error)
+    assert isinstance(located, ValidationFailed)
+    return located.problems
+
+
 def _parse_jobs(raw_jobs: Sequence[Any]) -> tuple[list[WorkflowJob | None], list[FieldProblem]]:
     job_bodies: list[WorkflowJob | None] = []
-    found_problems: list[FieldProblem] = []
+    problems: list[FieldProblem] = []
     for index, raw_job in enumerate(raw_jobs):
         try:
             job_bodies.append(parse_body(WorkflowJob, raw_job))
         except ValidationFailed as error:
-            located = prefix_pointers(f"/jobs/{index}", error)
-            assert isinstance(located, ValidationFailed)
-            found_problems += located.problems
+            problems += _located_problems(index, error)
             job_bodies.append(None)
-    return job_bodies, found_problems
+    return job_bodies, problems
 
 
 def _node_spec(job: WorkflowJob | None, raw: Any) -> NodeSpec:
-    """What is looked at of a job for the graph's sake, as far as it can be understood."""
+    """Return the parts of a job that the checks of the graph need, also of an invalid job as far as possible."""
     if job is not None:
         return NodeSpec(
             name=job.name,
@@ -406,14 +277,14 @@ def _node_spec(job: WorkflowJob | None, raw: Any) -> NodeSpec:
         )
     members = raw if isinstance(raw, Mapping) else {}
     name, depends_on = members.get("name"), members.get("depends_on")
-    names = [each for each in depends_on if isinstance(each, str)] if isinstance(depends_on, Sequence) else []
-    # Of a job whose name cannot be understood no other can be said to have the same.
+    names = [entry for entry in depends_on if isinstance(entry, str)] if isinstance(depends_on, Sequence) else []
+    # A job with an invalid name gets a unique one, so that no other job counts as its duplicate.
     return NodeSpec(name=name if isinstance(name, str) else f"\0{id(raw)}", depends_on=tuple(names))
 
 
 def _new_job(body: WorkflowJob, run: WorkflowBody, job_type: JobType | None, *, now: datetime) -> job_rules.NewJob:
     if body.executor is not None and any(_inherited_member(body, name) is not None for name in ("payload", "batch")):
-        raise ValidationFailed.at("/executor", "a join runs nothing: it has neither payload nor batch")
+        raise ValidationFailed.at("/executor", "must be absent with payload or batch: a join runs nothing")
     members = {name: getattr(body, name) for name in NewJobBody.model_fields if name in type(body).model_fields}
     standalone_body = NewJobBody.model_construct(
         **{**members, "job_type": body.job_type or body.name, "depends_on": None}
@@ -437,7 +308,7 @@ def _new_job(body: WorkflowJob, run: WorkflowBody, job_type: JobType | None, *, 
 
 
 def _inherited_member(job: WorkflowJob, name: str) -> Any:
-    """What it has in common with a lone job."""
+    """Return a member that WorkflowJob takes over from NewJobBody."""
     return getattr(job, name)
 
 
@@ -446,19 +317,19 @@ def _has_default(job_type: JobType | None, name: str) -> bool:
 
 
 def _build_graph(bodies: Sequence[WorkflowJob], new_jobs: Sequence[job_rules.NewJob]) -> Graph:
-    index_by_name = {each.name: place for place, each in enumerate(bodies)}
+    index_by_name = {body.name: index for index, body in enumerate(bodies)}
     return Graph(
         nodes=[
             Node(
-                name=each.name,
+                name=body.name,
                 job_type=job.job_type,
-                depends_on=tuple(index_by_name[name] for name in each.depends_on or ()),
+                depends_on=tuple(index_by_name[name] for name in body.depends_on or ()),
                 trigger_rule=job.trigger_rule,
-                cancel_losers=each.cancel_losers or False,
+                cancel_losers=body.cancel_losers or False,
                 condition=job.condition,
                 has_start_delay=job.scheduled_at is not None,
             )
-            for each, job in zip(bodies, new_jobs, strict=True)
+            for body, job in zip(bodies, new_jobs, strict=True)
         ]
     )
 

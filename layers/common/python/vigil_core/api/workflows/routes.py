@@ -6,18 +6,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
 
-from vigil_core.api.jobs.models import JobSummary, NoContent, PageQuery
+from vigil_core.api.jobs.models import JobSummary
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.api.workflows.models import (
     CancelledWorkflowRuns,
-    CancelWorkflowsBody,
-    DecisionBody,
     GraphJob,
-    GraphQuery,
     GraphView,
-    RetryWorkflowBody,
-    WorkflowBody,
-    WorkflowQuery,
     WorkflowRunList,
     WorkflowRunSummary,
     WorkflowRunView,
@@ -39,6 +33,15 @@ from vigil_core.domain.errors import (
 )
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.schemas.base import NoContent, PageQuery
+from vigil_core.schemas.workflows import (
+    CancelWorkflowsBody,
+    DecisionBody,
+    GraphQuery,
+    RetryWorkflowBody,
+    WorkflowBody,
+    WorkflowQuery,
+)
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows.commands import find_run, job_id_at, long_poll_run
@@ -52,9 +55,9 @@ from vigil_core.services.workflows.queries import (
     run_statistics,
 )
 
-ROUTES = Routes()
+ROUTES = Routes("workflows")
 PREPARE_TIMEOUT_S = 20
-"""A run is answered for once all its jobs are there, or after so long."""
+"""Longest time to wait for the creation of all jobs before the answer."""
 DECISION_TIMEOUT_S = 10
 CANCEL_TIMEOUT_S = 3
 GRAPH_RENDERERS = {
@@ -62,7 +65,7 @@ GRAPH_RENDERERS = {
     "dot": (drawings.dot, "text/plain; charset=utf-8"),
     "svg": (drawings.svg, "image/svg+xml"),
 }
-_RUN_RESPONSES = {200: ResponseSpec(description="The run as it is now", models=(WorkflowRunSummary,))}
+_RUN_RESPONSES = {200: ResponseSpec(description="The run after the change", models=(WorkflowRunSummary,))}
 
 
 @ROUTES.route(
@@ -73,7 +76,7 @@ _RUN_RESPONSES = {200: ResponseSpec(description="The run as it is now", models=(
     headers=("Idempotency-Key", "Prefer"),
     responses={
         200: ResponseSpec(
-            description="The run, which has ended within the preferred wait",
+            description="The run, which ended during the long poll",
             models=(WorkflowRunView,),
             headers=("Location", "Preference-Applied"),
         ),
@@ -84,14 +87,17 @@ _RUN_RESPONSES = {200: ResponseSpec(description="The run as it is now", models=(
     problems=(MissingDependency, CircularDependency, PayloadTooLarge, IdempotencyKeyReused, IdempotencyInProgress),
 )
 def create_workflow(call: Call, body: Any) -> RouteResponse:
-    """Run a workflow. All its jobs exist when this is answered, but for very many, which may take some seconds longer.
-    With `Prefer: wait=N` the answer is held until the run has ended, at most N seconds."""
+    """Start a workflow run.
+
+    Usually all jobs exist when the answer arrives. The jobs of a very large run may need some more seconds. With
+    `Prefer: wait=N` the answer arrives when the run has ended, or after N seconds.
+    """
     ctx = call.context
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
         new = parse_workflow(call.namespace, body, reserved_id, now=ctx.now(), find_types=ctx.job_types.find_many)
         run = create_run(ctx, call.namespace, new, actor=call.actor, resumed=resumed)
-        run = _long_poll(call, run, PREPARE_TIMEOUT_S, lambda now: now.registration_complete)
+        run = _long_poll(call, run, PREPARE_TIMEOUT_S, lambda current: current.registration_complete)
         if call.request.preferred_wait_s:
             run = _long_poll_until_ended(call, run)
             if run.ended:
@@ -116,11 +122,14 @@ def create_workflow(call: Call, body: Any) -> RouteResponse:
     "/v1/workflows/validate",
     scope=Scope.READ,
     documented_body=WorkflowBody,
-    responses={200: ResponseSpec(description="It could be run as it is", models=(WorkflowValidation,))},
+    responses={200: ResponseSpec(description="The workflow is valid", models=(WorkflowValidation,))},
     problems=(MissingDependency, CircularDependency),
 )
 def validate_workflow(call: Call, body: Any) -> RouteResponse:
-    """Check a workflow, and store nothing. Whatever is wrong with it is told at once."""
+    """Validate a workflow without storing it.
+
+    The answer lists every problem.
+    """
     ctx = call.context
     new = parse_workflow(call.namespace, body, ctx.new_id(), now=ctx.now(), find_types=ctx.job_types.find_many)
     return RouteResponse(
@@ -132,10 +141,13 @@ def validate_workflow(call: Call, body: Any) -> RouteResponse:
     "GET",
     "/v1/workflows",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="One page, newest first", models=(WorkflowRunList,))},
+    responses={200: ResponseSpec(description="One page of runs, newest first", models=(WorkflowRunList,))},
 )
 def list_workflows(call: Call, query: WorkflowQuery) -> RouteResponse:
-    """List runs, newest first. A page may be short; only an absent token is the end."""
+    """List runs, newest first.
+
+    A page may be short. Only a null token marks the end.
+    """
     filters = query.model_dump(exclude={"page_size", "page_token"}, exclude_none=True)
     scope: JsonValue = ["list_workflows", {name: str(value) for name, value in filters.items()}]
     tokens = call.services.page_tokens
@@ -162,12 +174,15 @@ def list_workflows(call: Call, query: WorkflowQuery) -> RouteResponse:
     scope=Scope.SUBMIT,
     responses={
         200: ResponseSpec(
-            description="The runs that were asked to cancel, a page of them", models=(CancelledWorkflowRuns,)
+            description="One page of runs for which Vigil accepted the cancel", models=(CancelledWorkflowRuns,)
         )
     },
 )
 def cancel_workflows(call: Call, body: CancelWorkflowsBody) -> RouteResponse:
-    """Cancel all runs that pass the filters, page by page: ask again with the token until there is none."""
+    """Cancel all runs that pass the filters.
+
+    Each request cancels one page. Repeat it with the token until the token is null.
+    """
     filters = body.model_dump(exclude={"page_token"}, exclude_none=True)
     if not filters:
         raise ValidationFailed.at("", "must have at least one of status, name, correlation_id and created_before")
@@ -186,7 +201,7 @@ def cancel_workflows(call: Call, body: CancelWorkflowsBody) -> RouteResponse:
         try:
             return runs.request_cancel(call.context, call.namespace, run.workflow_id, actor=call.actor).workflow_id
         except InvalidTransition:
-            return None  # It has just ended.
+            return None  # The run ended after it was listed.
 
     cancelled = [workflow_id for workflow_id in call.context.in_parallel(cancel, runs_page) if workflow_id is not None]
     next_token = tokens.sign(call.namespace, cursor, list_identity=scope)
@@ -200,14 +215,17 @@ def cancel_workflows(call: Call, body: CancelWorkflowsBody) -> RouteResponse:
     headers=("Prefer",),
     responses={
         200: ResponseSpec(
-            description="The run, and a page of its jobs", models=(WorkflowRunView,), headers=("Preference-Applied",)
+            description="The run with a page of its jobs", models=(WorkflowRunView,), headers=("Preference-Applied",)
         )
     },
     problems=(WorkflowNotFound,),
 )
 def get_workflow(call: Call, workflow_id: str, query: PageQuery) -> RouteResponse:
-    """Get a run, with a page of its jobs in the order of its definition. With `Prefer: wait=N` the answer is held until
-    the run has ended."""
+    """Get a run with a page of its jobs.
+
+    The jobs are in the order of the definition. With `Prefer: wait=N` the answer arrives when the run has ended, or
+    after N seconds.
+    """
     run = _long_poll_until_ended(call, find_run(call.context, call.namespace, workflow_id))
     return RouteResponse(status=200, body=_run_view(call, run, query), headers=call.request.preference_applied)
 
@@ -216,11 +234,11 @@ def get_workflow(call: Call, workflow_id: str, query: PageQuery) -> RouteRespons
     "GET",
     "/v1/workflows/{workflow_id}/stats",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="How many jobs stand how", models=(WorkflowStatistics,))},
+    responses={200: ResponseSpec(description="The number of jobs by status", models=(WorkflowStatistics,))},
     problems=(WorkflowNotFound,),
 )
 def get_workflow_stats(call: Call, workflow_id: str) -> RouteResponse:
-    """Count the jobs of a run by how they stand."""
+    """Get the number of jobs of a run by status."""
     run = find_run(call.context, call.namespace, workflow_id)
     return RouteResponse(status=200, body=WorkflowStatistics.from_counts(run_statistics(call.context, run)))
 
@@ -231,7 +249,7 @@ def get_workflow_stats(call: Call, workflow_id: str) -> RouteResponse:
     scope=Scope.READ,
     responses={
         200: ResponseSpec(
-            description="The graph, as it was asked for",
+            description="The graph in the requested format",
             models=(GraphView,),
             media_types=("text/plain", "image/svg+xml"),
         )
@@ -239,7 +257,10 @@ def get_workflow_stats(call: Call, workflow_id: str) -> RouteResponse:
     problems=(WorkflowNotFound,),
 )
 def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> RouteResponse:
-    """Draw the graph of a run, with how each job stands and why it was skipped or failed."""
+    """Draw the graph of a run.
+
+    Each job has its status, and the reason if it was skipped or has failed.
+    """
     run = find_run(call.context, call.namespace, workflow_id)
     jobs = diagram_jobs(call.context, run)
     if query.format in GRAPH_RENDERERS:
@@ -255,7 +276,7 @@ def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Route
                 job_id=job_id_at(call.context, run, index),
                 job_type=job.job_type,
                 status=job.status,
-                depends_on=[jobs[before].name for before in job.depends_on],
+                depends_on=[jobs[dependency].name for dependency in job.depends_on],
                 trigger_rule=job.trigger_rule,
                 condition=job.condition,
                 reason=job.reason,
@@ -272,15 +293,18 @@ def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Route
     scope=Scope.SUBMIT,
     body=NoContent,
     responses={
-        200: ResponseSpec(description="The run, which has ended", models=(WorkflowRunSummary,)),
+        200: ResponseSpec(description="The cancelled run", models=(WorkflowRunSummary,)),
         202: ResponseSpec(description="The run, whose jobs are being cancelled", models=(WorkflowRunSummary,)),
     },
     problems=(WorkflowNotFound, InvalidTransition),
 )
 def cancel_workflow(call: Call, workflow_id: str) -> RouteResponse:
-    """Cancel a run: every job that has not ended. Jobs that run are asked to stop, and are given time to."""
+    """Cancel a run.
+
+    Every open job is cancelled. Running jobs are asked to stop first.
+    """
     run = runs.request_cancel(call.context, call.namespace, workflow_id, actor=call.actor)
-    run = _long_poll(call, run, CANCEL_TIMEOUT_S, lambda now: now.ended)
+    run = _long_poll(call, run, CANCEL_TIMEOUT_S, lambda current: current.ended)
     return RouteResponse(status=200 if run.ended else 202, body=WorkflowRunSummary.from_run(run))
 
 
@@ -293,7 +317,10 @@ def cancel_workflow(call: Call, workflow_id: str) -> RouteResponse:
     problems=(WorkflowNotFound, InvalidTransition),
 )
 def pause_workflow(call: Call, workflow_id: str) -> RouteResponse:
-    """Pause a run: nothing new starts. Jobs that run go on, and so does the run's timeout."""
+    """Pause a run.
+
+    No further job starts. Running jobs continue, and the timeout of the run counts on.
+    """
     return _run_response(runs.pause(call.context, call.namespace, workflow_id, actor=call.actor))
 
 
@@ -306,7 +333,10 @@ def pause_workflow(call: Call, workflow_id: str) -> RouteResponse:
     problems=(WorkflowNotFound, InvalidTransition),
 )
 def resume_workflow(call: Call, workflow_id: str) -> RouteResponse:
-    """Resume a paused run. While a failed job waits for a decision, that is refused."""
+    """Resume a paused run.
+
+    It is refused while a failed job needs a decision.
+    """
     return _run_response(runs.resume(call.context, call.namespace, workflow_id, actor=call.actor))
 
 
@@ -318,11 +348,16 @@ def resume_workflow(call: Call, workflow_id: str) -> RouteResponse:
     problems=(WorkflowNotFound, InvalidTransition),
 )
 def retry_workflow(call: Call, workflow_id: str, body: RetryWorkflowBody) -> RouteResponse:
-    """Begin an ended run anew: what failed, and what came after it. What has succeeded is kept, but for what comes
-    after the job that is named in `from`."""
+    """Retry an ended run.
+
+    The failed jobs and their successors run again. Successful jobs keep their results, except the job in `from` and
+    its successors.
+    """
     run = runs.retry(call.context, call.namespace, workflow_id, from_job=body.from_, actor=call.actor)
     return _run_response(
-        _long_poll(call, prepare_jobs(call.context, run), PREPARE_TIMEOUT_S, lambda now: now.registration_complete)
+        _long_poll(
+            call, prepare_jobs(call.context, run), PREPARE_TIMEOUT_S, lambda current: current.registration_complete
+        )
     )
 
 
@@ -334,12 +369,15 @@ def retry_workflow(call: Call, workflow_id: str, body: RetryWorkflowBody) -> Rou
     problems=(WorkflowNotFound, InvalidTransition),
 )
 def decide_workflow(call: Call, workflow_id: str, body: DecisionBody) -> RouteResponse:
-    """Decide what becomes of a failed job of a run under the policy `manual`. Each of them needs a decision."""
+    """Decide on a failed job of a run with the policy `manual`.
+
+    Each failed job needs a decision.
+    """
     run = runs.put_decision(
         call.context, call.namespace, workflow_id, body.job, body.action, actor=call.actor, comment=body.note
     )
     return _run_response(
-        _long_poll(call, run, DECISION_TIMEOUT_S, lambda now: not now.has_pending_decisions or now.ended)
+        _long_poll(call, run, DECISION_TIMEOUT_S, lambda current: not current.has_pending_decisions or current.ended)
     )
 
 
@@ -348,7 +386,9 @@ def _run_response(run: WorkflowRun) -> RouteResponse:
 
 
 def _long_poll_until_ended(call: Call, run: WorkflowRun) -> WorkflowRun:
-    return long_poll_run(call.context, run, is_done=lambda now: now.ended, until=call.request.long_poll_deadline(0))
+    return long_poll_run(
+        call.context, run, is_done=lambda current: current.ended, until=call.request.long_poll_deadline(0)
+    )
 
 
 def _long_poll(call: Call, run: WorkflowRun, max_wait_s: int, is_done: Callable[[WorkflowRun], bool]) -> WorkflowRun:
@@ -359,7 +399,7 @@ def _long_poll(call: Call, run: WorkflowRun, max_wait_s: int, is_done: Callable[
 def _run_view(call: Call, run: WorkflowRun, query: PageQuery) -> WorkflowRunView:
     tokens, scope = call.services.page_tokens, ["get_workflow", run.workflow_id]
     start = int(tokens.verify(call.namespace, query.page_token, list_identity=scope) or 0)
-    jobs, after = list_run_jobs(call.context, run, start_index=start, page_size=query.page_size)
+    jobs, next_index = list_run_jobs(call.context, run, start_index=start, page_size=query.page_size)
     text, url = call.context.runs.result(run)
     return WorkflowRunView.with_jobs(
         run,
@@ -367,5 +407,7 @@ def _run_view(call: Call, run: WorkflowRun, query: PageQuery) -> WorkflowRunView
         result_url=url,
         undecided=names_awaiting_decision(call.context, run),
         jobs=[JobSummary.from_job(job) for job in jobs],
-        next_page_token=tokens.sign(call.namespace, None if after is None else str(after), list_identity=scope),
+        next_page_token=tokens.sign(
+            call.namespace, None if next_index is None else str(next_index), list_identity=scope
+        ),
     )

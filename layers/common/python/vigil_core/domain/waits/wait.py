@@ -1,37 +1,34 @@
-"""Waits: what a client waits for, when a job satisfies it, and when the whole is over. Pure.
+"""Waits: conditions on jobs, their evaluation, and the status of the wait. Pure.
 
-A wait's entries are numbered in the order the client gave them. Each entry gets at most one outcome, the first that is
-recorded, and a closed wait never changes.
+The entries of a wait are numbered in the order of the request. Each entry receives at most one outcome, the first that
+is recorded. A closed wait never changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
-from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_pointer_token
 from vigil_core.domain.exact_json import JsonValue, as_text
 from vigil_core.domain.jobs import stages
 from vigil_core.domain.jobs.job import BUILT_IN_NAMES, Job
 
 WaitStatus: TypeAlias = Literal["waiting", "met", "unmet", "failed_fast", "expired", "cancelled"]
 EntryStatus: TypeAlias = Literal["met", "unmet", "failed"]
-"""`failed`: the job stands at `incomplete` and the wait fails fast."""
+"""`failed`: the job is at stage `incomplete`, and the wait is a fail-fast wait."""
 UnmetReason: TypeAlias = Literal["ended", "deleted", "unknown_stage", "expired"]
 
 MAX_INLINE_WAIT_JOBS = 4
-"""Up to so many jobs a wait keeps everything in its own row, and a match closes it in one write."""
+"""The largest inline wait. Its own row holds everything, and a match closes it with one write."""
 MAX_WAIT_JOBS = 10_000
 REGISTRATION_GRACE = timedelta(seconds=60)
-UNSUPPORTED_CONDITION_NAMES = frozenset({"progress", "message", "result"})
-"""What `get_fields` may name and a condition may not: no version of a job carries them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaitCondition:
-    """What one job has to satisfy, all of it on one version. With no part at all: the job has ended."""
+    """The condition of one job. One version must satisfy all parts. Without parts: the job has ended."""
 
     stage: str | None = None
     milestones: tuple[str, ...] = ()
@@ -42,8 +39,8 @@ class WaitCondition:
 class WaitOnJob:
     """One job of a wait, with the condition as the client wrote it.
 
-    `known_version` is the job's version when the registration began, 0 when it did not exist: what the job was up to
-    that version does not count, except as the version current at registration.
+    `known_version` is the version of the job at the start of the registration, or 0 if the job did not exist. Versions
+    up to it do not count, except as the version that is current at registration.
     """
 
     index: int
@@ -53,13 +50,13 @@ class WaitOnJob:
 
     @property
     def condition(self) -> WaitCondition:
-        """The condition, understood."""
+        """The parsed condition."""
         return parse_condition(self.raw_condition)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaitEntry:
-    """What the matcher knows of an entry from its row alone: enough to judge a job by it."""
+    """The content of an entry's row: everything that the matcher needs to evaluate a job."""
 
     wait_id: str
     wait_on_job: WaitOnJob
@@ -69,7 +66,7 @@ class WaitEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitOptions:
-    """How a wait behaves. `needed` is how many jobs must be met: all of them, or the n of `any` and `at_least`."""
+    """The options of a wait. `needed` is the number of jobs that must be met: all, 1 (`any`) or n (`at_least`)."""
 
     mode: Literal["all", "some"] = "all"
     needed: int
@@ -83,7 +80,7 @@ class WaitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EntryOutcome:
-    """What became of one entry. `values` are text, captured from the version of the job that decided it."""
+    """The outcome of one entry. `values` are the captured values of the version that decided it, as text."""
 
     index: int
     job_id: str
@@ -96,7 +93,7 @@ class EntryOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitCounts:
-    """How many entries a wait has, and how many of them are decided."""
+    """The number of entries of a wait: in total, met, and unmet."""
 
     total: int
     met: int
@@ -104,59 +101,33 @@ class WaitCounts:
 
     @property
     def undecided(self) -> int:
-        """Entries that may still go either way."""
+        """The number of entries without an outcome."""
         return self.total - self.met - self.unmet
 
 
-def parse_condition(raw_condition: JsonValue, pointer: str = "") -> WaitCondition:
-    """Understand the condition on one job as a client writes it: null, or an object of expected values.
-
-    Raises:
-        ValidationFailed: with a JSON pointer to each part that is wrong, below `pointer`.
-    """
-    if raw_condition is None:
-        return WaitCondition()
-    if not isinstance(raw_condition, Mapping):
-        raise ValidationFailed.at(pointer, "a condition is null or an object")
-    problems: list[FieldProblem] = []
+def parse_condition(raw_condition: JsonValue) -> WaitCondition:
+    """Parse a valid condition as the client wrote it: null, or an object of expected values."""
+    members = raw_condition if isinstance(raw_condition, Mapping) else {}
     stage: str | None = None
     milestones: list[str] = []
     equals: list[tuple[str, str]] = []
-    for name, expected in raw_condition.items():
-        member_pointer = f"{pointer}/{escape_pointer_token(name)}"
+    for name, expected in members.items():
         if name == "job_stage":
-            if isinstance(expected, str) and expected:
-                stage = expected
-            else:
-                problems.append(FieldProblem(pointer=member_pointer, detail="a stage's name is text"))
+            stage = as_text(expected)
         elif name in ("milestone", "milestones"):
-            names = [expected] if isinstance(expected, str) else expected
-            if isinstance(names, Sequence) and names and all(isinstance(n, str) and n for n in names):
-                milestones += [str(n) for n in names]
-            else:
-                problems.append(
-                    FieldProblem(pointer=member_pointer, detail="a milestone's name, or a list of at least one")
-                )
-        elif name in UNSUPPORTED_CONDITION_NAMES:
-            problems.append(FieldProblem(pointer=member_pointer, detail=f"{name} cannot be waited on"))
-        elif expected is None or isinstance(expected, Mapping | list | tuple):
-            problems.append(
-                FieldProblem(pointer=member_pointer, detail="the expected value is text, a number, true or false")
-            )
+            milestones += map(as_text, expected if isinstance(expected, list | tuple) else [expected])
         else:
             equals.append((name, as_text(expected)))
-    if problems:
-        raise ValidationFailed(problems)
     return WaitCondition(stage=stage, milestones=tuple(milestones), equals=tuple(equals))
 
 
 def is_newer_than(entry: WaitEntry, job: Job) -> bool:
-    """Whether a version of the job that the stream tells of came after the wait's registration began."""
+    """Return whether this version of the job is newer than the start of the wait's registration."""
     return job.version > entry.wait_on_job.known_version
 
 
 def wait_entry_of(wait: Wait, wait_on_job: WaitOnJob) -> WaitEntry:
-    """What a wait's registrar wants of a job: the same that the entry's row says to the matcher."""
+    """Return the entry as the matcher reads it from the entry's row."""
     return WaitEntry(
         wait_id=wait.wait_id,
         wait_on_job=wait_on_job,
@@ -166,7 +137,7 @@ def wait_entry_of(wait: Wait, wait_on_job: WaitOnJob) -> WaitEntry:
 
 
 def matches(condition: WaitCondition, job: Job) -> bool:
-    """Whether this version of the job satisfies every part of the condition."""
+    """Return whether this version of the job satisfies every part of the condition."""
     if condition == WaitCondition():
         return job.ended
     if condition.stage is not None and not stages.has_reached(job.stages, job.stage, condition.stage):
@@ -177,9 +148,10 @@ def matches(condition: WaitCondition, job: Job) -> bool:
 
 
 def evaluate(condition: WaitCondition, job: Job | None, *, fail_fast: bool) -> EntryStatus | None:
-    """What this version of the job means for an entry; None while it may still go either way.
+    """Return the status of an entry by this version of its job.
 
-    None is also the answer for a job that does not exist (yet).
+    Returns:
+        None if the entry is still open. That includes a job that does not exist yet.
     """
     if job is None:
         return None
@@ -195,9 +167,15 @@ def evaluate(condition: WaitCondition, job: Job | None, *, fail_fast: bool) -> E
 
 
 def evaluate_entry(wait_entry: WaitEntry, job: Job | None, *, result: JsonValue = None) -> EntryOutcome | None:
-    """The outcome of an entry by this version of its job, with the fields that the wait collects; None while open.
+    """Return the outcome of an entry by this version of its job, with the captured values.
 
-    `result` is the job's result, which is only needed when `get_fields` names it.
+    Args:
+        wait_entry: The entry.
+        job: The job, or None if it does not exist.
+        result: The job's result, which is needed only if `get_fields` names it.
+
+    Returns:
+        None if the entry is still open.
     """
     wait_on_job = wait_entry.wait_on_job
     status = evaluate(wait_on_job.condition, job, fail_fast=wait_entry.fail_fast)
@@ -219,7 +197,7 @@ def evaluate_entry(wait_entry: WaitEntry, job: Job | None, *, result: JsonValue 
 
 
 def capture_fields(job: Job, names: Iterable[str], result: JsonValue = None) -> dict[str, str]:
-    """`job_stage`, then each requested field as text; "" for what the job does not have."""
+    """Return `job_stage`, then each requested field as text, or "" if the job does not have it."""
     values = {"job_stage": job.stage}
     for name in names:
         values[name] = as_text(result) if name == "result" else field_text(job, name) or ""
@@ -227,7 +205,7 @@ def capture_fields(job: Job, names: Iterable[str], result: JsonValue = None) -> 
 
 
 def field_text(job: Job, name: str) -> str | None:
-    """A built-in or a field of a job as text; None when the job does not have it."""
+    """Return a built-in or a field of a job as text, or None if the job does not have it."""
     value = (
         _built_in_value(job, name)
         if name in BUILT_IN_NAMES or name in {"progress", "message"}
@@ -237,10 +215,11 @@ def field_text(job: Job, name: str) -> str | None:
 
 
 def wait_status(counts: WaitCounts, options: WaitOptions, *, failed: bool) -> WaitStatus:
-    """Whether the wait is over, by what is decided so far: a pure function, the only place that says so.
+    """Return the status of a wait with these counts. No other code decides it.
 
-    Fail-fast beats everything. With mode `all` an unmet job does not end the wait: the others are still collected, and
-    it is `unmet` when nothing is left. With `any` and `at_least` it is `unmet` once too few are left.
+    `failed` has precedence over everything. With mode `all` an unmet job does not end the wait: the others are still
+    collected, and the wait is `unmet` when no entry is open. With `any` and `at_least` the wait is `unmet` as soon as
+    too few entries are open.
     """
     if failed:
         return "failed_fast"
@@ -278,10 +257,11 @@ def _built_in_value(job: Job, name: str) -> JsonValue:
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """A wait's own row. Small waits (`entries` is not None) hold their entries and outcomes; large ones hold counts,
-    and when closed the sets of entries that count.
+    """The row of a wait.
 
-    A large wait is registered page by page, and `pages_done` says which are.
+    An inline wait (`wait_on_jobs` is not None) contains its entries and outcomes. A large wait contains counts per
+    block and, once it is closed, the sets of entries that count (`final_met`, `final_unmet`). A large wait is
+    registered page by page; `registered_pages` are the finished ones.
     """
 
     namespace: str
@@ -307,35 +287,35 @@ class Wait:
 
     @property
     def ended(self) -> bool:
-        """Whether the wait is over, one way or another."""
+        """Whether the wait has ended, with any status."""
         return self.status != "waiting"
 
     @property
     def registration_complete(self) -> bool:
-        """Whether every entry is written and every job read after that. Before, "nothing is open" proves nothing.
+        """Whether every entry exists and every job was read after that. Before that, counts prove nothing.
 
-        A small wait's row is written when all that is done: it is its own seal.
+        The row of an inline wait is written last, so its existence means that the registration is complete.
         """
         return len(self.registered_pages) == self.pages
 
     @property
     def registration_due_at(self) -> datetime:
-        """When the sweeper looks after a registration that should long be finished."""
+        """The time at which the sweeper resumes an incomplete registration."""
         return self.created_at + REGISTRATION_GRACE
 
     @property
     def is_inline(self) -> bool:
-        """Whether this row alone holds everything."""
+        """Whether this row contains the entries and outcomes."""
         return self.wait_on_jobs is not None
 
     @property
     def counts_every_outcome(self) -> bool:
-        """Whether a large wait hears of each outcome, not only of full chunks: it may end, or answer, early."""
+        """Whether a large wait counts each outcome and not only full blocks, because it can end or answer early."""
         return self.options.mode == "some" or self.options.return_on_progress
 
     @property
     def counts(self) -> WaitCounts:
-        """What is decided so far, as far as this row knows."""
+        """The counts that this row knows."""
         if self.is_inline:
             met = sum(o.status != "unmet" for o in self.outcomes.values())
             return WaitCounts(total=self.total, met=met, unmet=len(self.outcomes) - met)
@@ -343,14 +323,16 @@ class Wait:
 
 
 WaitTransition: TypeAlias = Callable[[Wait], Wait]
-"""What is to become of a wait; the wait itself when nothing is."""
+"""A decision on a wait: the changed wait, or the same wait if nothing changes."""
 
 
 def with_outcomes(wait: Wait, outcomes: Iterable[EntryOutcome], *, now: datetime) -> Wait:
-    """An inline wait after these outcomes, closed if that is what they mean.
+    """Add outcomes to an inline wait, and close it if they decide it.
 
-    Returns the wait itself when nothing changes: it is over, or every entry already has its outcome. The first
-    `failed` closes the wait, and what comes after it is not counted.
+    The first `failed` outcome closes the wait. Outcomes after it are not counted.
+
+    Returns:
+        The same wait if nothing changes: it has ended, or every entry already has an outcome.
     """
     if wait.ended:
         return wait
@@ -371,12 +353,12 @@ def with_outcomes(wait: Wait, outcomes: Iterable[EntryOutcome], *, now: datetime
 
 
 def cancel_inline(wait: Wait, *, now: datetime) -> Wait:
-    """An inline wait that nobody wants any more."""
+    """Cancel an inline wait."""
     return replace(wait, status="cancelled", ended_at=now, version=wait.version + 1)
 
 
 def expire_inline(wait: Wait, current_stages: Mapping[str, str], *, now: datetime) -> Wait:
-    """An inline wait whose time is over: what is still open is unmet. `stages_now` is by job id."""
+    """Expire an inline wait. Its open entries become unmet, with the job's stage from `current_stages` by job id."""
     expired_outcomes = {
         wait_on_job.index: EntryOutcome(
             index=wait_on_job.index, job_id=wait_on_job.job_id, status="unmet", version=wait_on_job.known_version,

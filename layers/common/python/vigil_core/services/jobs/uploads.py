@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from vigil_core.domain.errors import ValidationFailed
+from vigil_core.schemas.uploads import MAX_UPLOAD_BYTES
 from vigil_core.services.context import UsesClock, UsesJobs
 
 
@@ -14,7 +15,6 @@ class UploadsContext(UsesJobs, UsesClock, Protocol):
     """What this module uses of the outside world."""
 
 
-MAX_UPLOAD_BYTES = 100 * 1024 * 1024
 URL_TTL = timedelta(hours=1)
 
 

@@ -1,4 +1,4 @@
-"""What clients do with waits: post one and hold, look again, cancel, list."""
+"""Requests of clients about waits: post, show, cancel and list."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Protocol
 from vigil_core.domain.errors import ValidationFailed, WaitNotFound
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.ids import is_uuid7
-from vigil_core.domain.waits.request import WaitRequest, parse_wait_request
+from vigil_core.domain.waits.request import WaitRequest
 from vigil_core.domain.waits.wait import Wait
+from vigil_core.schemas.waits import parse_wait_request
 from vigil_core.services.context import (
     UsesAllowedPrivateHosts,
     UsesClock,
@@ -44,7 +45,7 @@ class WaitRequestsContext(
     UsesThreads,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The collaborators of this module."""
 
 
 def post_wait(
@@ -56,19 +57,21 @@ def post_wait(
     poll_until: datetime,
     reserved_id: str | None = None,
 ) -> WaitAnswer:
-    """Register a wait, or go on with the one whose answer is posted back; hold until it is done or time is over.
+    """Register a wait, or continue the wait whose answer is posted back. Then wait until it is done.
+
+    The call returns at `poll_until` at the latest.
 
     Raises:
-        ValidationFailed: with every problem of the body.
-        JobNotFound: naming the unknown jobs.
+        ValidationFailed: With every problem of the body.
+        JobNotFound: With all unknown jobs.
     """
     request = parse_wait_request(body)
     wait = _find_posted(ctx, namespace, request)
     if wait is None:
         if not request.wait_on:
-            raise ValidationFailed.at("/wait_on", "required: no wait with this wait_id is stored")
+            raise ValidationFailed.at("/wait_on", "is required: no wait with this wait_id is stored")
         if request.options.needed > len(request.wait_on):
-            raise ValidationFailed.at("/wait_options/mode/at_least", "more than the jobs in wait_on")
+            raise ValidationFailed.at("/wait_options/mode/at_least", "must not exceed the number of jobs in wait_on")
         if request.options.webhook is not None:
             check_wait_webhook(ctx, namespace, request.options.webhook, "/wait_options/notify/webhook")
         wait = register_wait(ctx, namespace, request, actor=actor, wait_id=reserved_id or ctx.new_id())
@@ -76,22 +79,34 @@ def post_wait(
 
 
 def show_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, poll_until: datetime) -> WaitAnswer:
-    """The wait as it stands once it is done or time is over. Raises WaitNotFound."""
+    """Return the wait once it is done, or at `poll_until`.
+
+    Raises:
+        WaitNotFound: The namespace has no wait with this id.
+    """
     return wait_answer(ctx, _long_poll(ctx, find_wait(ctx, namespace, wait_id), poll_until, None))
 
 
 def cancel_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, actor: str) -> WaitAnswer:
-    """End a wait that nobody wants any more. Raises WaitNotFound, or InvalidTransition when it ended otherwise."""
-    del actor  # A wait keeps no history of its own.
+    """Cancel a wait.
+
+    Raises:
+        WaitNotFound: The namespace has no wait with this id.
+        InvalidTransition: The wait has ended with another status.
+    """
+    del actor  # A wait has no history.
     return wait_answer(ctx, resolve_wait.cancel(ctx, namespace, wait_id))
 
 
 def list_waits(
     ctx: WaitRequestsContext, namespace: str, *, status: str | None, before_cursor: str | None, page_size: int
 ) -> tuple[list[WaitAnswer], str | None]:
-    """Waits, newest first, in short form; and the place to go on before, None at the end.
+    """List waits, newest first, without their jobs.
 
-    A page is filled up to a read budget, and may be short while there is more.
+    The number of reads per page is limited. A page may therefore be short although there are more waits.
+
+    Returns:
+        The page, and the cursor for the next page, or None at the end.
     """
     page: list[WaitAnswer] = []
     rows_read = days_read = 0
@@ -118,12 +133,23 @@ def list_waits(
 def list_wait_jobs(
     ctx: WaitRequestsContext, namespace: str, wait_id: str, *, after_index: int, page_size: int
 ) -> tuple[list[WaitAnswer], int | None]:
-    """What became of a wait's jobs, page by page. Raises WaitNotFound."""
+    """List the outcomes of a wait's jobs.
+
+    Returns:
+        The page, and the index after which the next page starts, or None at the end.
+
+    Raises:
+        WaitNotFound: The namespace has no wait with this id.
+    """
     return jobs_page(ctx, find_wait(ctx, namespace, wait_id), after_index=after_index, page_size=page_size)
 
 
 def find_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str) -> Wait:
-    """The wait as of now. Raises WaitNotFound, also for what cannot be an id."""
+    """Return the current wait.
+
+    Raises:
+        WaitNotFound: The namespace has no wait with this id, or no wait can have it.
+    """
     wait = ctx.waits.find(namespace, wait_id) if is_uuid7(wait_id) else None
     if wait is None:
         raise WaitNotFound(wait_id)
@@ -137,7 +163,7 @@ def _find_posted(ctx: WaitRequestsContext, namespace: str, request: WaitRequest)
 
 
 def _long_poll(ctx: WaitRequestsContext, wait: Wait, until: datetime, request: WaitRequest | None) -> Wait:
-    """Until the wait is done, or there is news for a client that wants it."""
+    """Poll until the wait has ended, or until a client that requested progress can receive a new outcome."""
     return long_poll(
         ctx,
         lambda: ctx.waits.find(wait.namespace, wait.wait_id) or wait,
@@ -148,7 +174,7 @@ def _long_poll(ctx: WaitRequestsContext, wait: Wait, until: datetime, request: W
 
 
 def _has_new_outcome(wait: Wait, request: WaitRequest | None) -> bool:
-    """Whether a wait that returns on progress has an outcome that the client did not post."""
+    """Return whether a wait that returns on progress has an outcome that the client does not know."""
     if request is None or not wait.options.return_on_progress:
         return False
     if wait.is_inline:

@@ -1,4 +1,4 @@
-"""A wait as its client sees it."""
+"""The answers about a wait, as the client receives them."""
 
 from __future__ import annotations
 
@@ -9,52 +9,68 @@ from typing import Any, Protocol, TypeAlias
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob
+from vigil_core.schemas.waits import UnmetJob, WaitCountsView, WaitJobOutcome, WaitSummary, WaitView
 from vigil_core.services.context import UsesWaits
 
 
 class WaitViewContext(UsesWaits, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of this module."""
 
 
 MAX_ENTRIES = 1_000
-"""A larger wait's answer shows no more of it, says `truncated`, and tells where the rest is read page by page."""
+"""The number of jobs that an answer lists. A larger wait is `truncated`, and `jobs_url` lists the rest page by page."""
 MAX_BYTES = 1024 * 1024
 
 WaitAnswer: TypeAlias = dict[str, JsonValue]
 
 
 def wait_answer(ctx: WaitViewContext, wait: Wait) -> WaitAnswer:
-    """The whole answer. `wait_on` is there only while something is left to wait for."""
-    counted, met, unmet = _counted_outcomes(ctx, wait)
-    shown_outcomes, all_shown = _take_fitting(counted, ctx.waits.echo(wait))
-    waited_jobs: dict[str, JsonValue] = dict(ctx.waits.echo(wait))
-    waited_jobs |= {o.job_id: dict(o.values) for o in shown_outcomes if o.status != "unmet"}
+    """Return the wait with its jobs. `wait_on` is present only while the wait is open."""
+    earlier_answer = ctx.waits.echo(wait)
+    outcomes, met, unmet = _counted_outcomes(ctx, wait)
+    listed_outcomes, all_listed = _take_fitting(outcomes, earlier_answer)
     open_entries = _open_entries(ctx, wait, met | unmet) if not wait.ended or wait.status == "expired" else []
-    unmet_jobs: dict[str, JsonValue] = {
-        o.job_id: {"job_stage": o.stage, "reason": o.reason} for o in shown_outcomes if o.status == "unmet"
-    }
-    if wait.status == "expired":
-        unmet_jobs |= {entry.job_id: {"job_stage": None, "reason": "expired"} for entry in open_entries}
-    body = wait_summary(wait) | {
-        "counts": {"total": wait.total, "met": len(met), "unmet": len(unmet)},
-        "waited_jobs": waited_jobs,
-        "unmet_jobs": unmet_jobs,
+    members = _summary_members(wait) | {
+        "counts": WaitCountsView(total=wait.total, met=len(met), unmet=len(unmet)),
+        "waited_jobs": {
+            **earlier_answer,
+            **{outcome.job_id: dict(outcome.values) for outcome in listed_outcomes if outcome.status != "unmet"},
+        },
+        "unmet_jobs": _unmet_jobs(wait, listed_outcomes, open_entries),
     }
     if not wait.registration_complete and not wait.ended:
-        body["registering"] = True
+        members["registering"] = True
     if not wait.ended:
-        body["wait_on"] = {entry.job_id: entry.raw_condition for entry in open_entries}
-    if not all_shown or len(open_entries) == MAX_ENTRIES < wait.total:
-        body |= {"truncated": True, "jobs_url": f"/v1/waits/{wait.wait_id}/jobs"}
-    return body
+        members["wait_on"] = {entry.job_id: entry.raw_condition for entry in open_entries}
+    if not all_listed or len(open_entries) == MAX_ENTRIES < wait.total:
+        members |= {"truncated": True, "jobs_url": f"/v1/waits/{wait.wait_id}/jobs"}
+    return WaitView(**members).to_json()
 
 
 def wait_summary(wait: Wait) -> WaitAnswer:
-    """A wait in a list: what costs no further read."""
+    """Return the wait without its jobs. It needs no further read."""
+    return WaitSummary(**_summary_members(wait)).to_json()
+
+
+def jobs_page(
+    ctx: WaitViewContext, wait: Wait, *, after_index: int, page_size: int
+) -> tuple[list[WaitAnswer], int | None]:
+    """List outcomes in the order of `wait_on`.
+
+    Returns:
+        The page, and the index after which the next page starts, or None at the end.
+    """
+    outcomes, met, unmet = _counted_outcomes(ctx, wait, after_index=after_index)
+    page = list(islice((outcome for outcome in outcomes if outcome.index > after_index), page_size))
+    has_more = len(page) == page_size and any(index > page[-1].index for index in met | unmet)
+    return [_outcome_json(outcome) for outcome in page], page[-1].index if has_more else None
+
+
+def _summary_members(wait: Wait) -> dict[str, Any]:
     return {
         "wait_id": wait.wait_id,
         "status": wait.status,
-        "counts": {"total": wait.total, "met": wait.counts.met, "unmet": wait.counts.unmet},
+        "counts": WaitCountsView(total=wait.total, met=wait.counts.met, unmet=wait.counts.unmet),
         "wait_options": loads(wait.raw_options),
         "created_at": to_text(wait.created_at),
         "expires_at": to_text(wait.expires_at),
@@ -62,28 +78,31 @@ def wait_summary(wait: Wait) -> WaitAnswer:
     }
 
 
-def jobs_page(
-    ctx: WaitViewContext, wait: Wait, *, after_index: int, page_size: int
-) -> tuple[list[WaitAnswer], int | None]:
-    """Outcomes that count, in the order of `wait_on`; and the index to go on after, None at the end."""
-    outcomes, met, unmet = _counted_outcomes(ctx, wait, after_index=after_index)
-    page = list(islice((o for o in outcomes if o.index > after_index), page_size))
-    has_more = len(page) == page_size and any(index > page[-1].index for index in met | unmet)
-    return [_outcome_json(outcome) for outcome in page], page[-1].index if has_more else None
+def _unmet_jobs(wait: Wait, outcomes: Iterable[EntryOutcome], open_entries: Iterable[WaitOnJob]) -> dict[str, UnmetJob]:
+    unmet_jobs = {
+        outcome.job_id: UnmetJob(job_stage=outcome.stage, reason=outcome.reason)
+        for outcome in outcomes
+        if outcome.status == "unmet"
+    }
+    if wait.status == "expired":
+        unmet_jobs |= {entry.job_id: UnmetJob(job_stage=None, reason="expired") for entry in open_entries}
+    return unmet_jobs
 
 
 def _outcome_json(outcome: EntryOutcome) -> WaitAnswer:
     if outcome.status == "unmet":
-        return {"job_id": outcome.job_id, "met": False, "job_stage": outcome.stage, "reason": outcome.reason}
-    return {"job_id": outcome.job_id, "met": True, "values": dict(outcome.values)}
+        return WaitJobOutcome(
+            job_id=outcome.job_id, met=False, job_stage=outcome.stage, reason=outcome.reason
+        ).to_json()
+    return WaitJobOutcome(job_id=outcome.job_id, met=True, values=dict(outcome.values)).to_json()
 
 
 def _counted_outcomes(
     ctx: WaitViewContext, wait: Wait, *, after_index: int = -1
 ) -> tuple[Iterable[EntryOutcome], frozenset[int], frozenset[int]]:
-    """The outcomes that count, lazily and in order, and which entries they are of."""
+    """Return the outcomes that count, lazily and in order, and the indexes of the met and the unmet entries."""
     if wait.is_inline:
-        unmet = frozenset(o.index for o in wait.outcomes.values() if o.status == "unmet")
+        unmet = frozenset(outcome.index for outcome in wait.outcomes.values() if outcome.status == "unmet")
         return _with_values(ctx, wait), frozenset(wait.outcomes) - unmet, unmet
     met, unmet = (wait.final_met, wait.final_unmet) if wait.ended else ctx.waits.counted_entries(wait)
     rows = ctx.waits.outcomes(wait.namespace, wait.wait_id, after_index=after_index, limit=MAX_ENTRIES)
@@ -91,14 +110,20 @@ def _counted_outcomes(
 
 
 def _with_values(ctx: WaitViewContext, wait: Wait) -> list[EntryOutcome]:
-    separate_indexes = [o.index for o in wait.outcomes.values() if o.status != "unmet" and not o.values]
+    """Return the outcomes of an inline wait. Large captured values are read from rows of their own."""
+    separate_indexes = [
+        outcome.index for outcome in wait.outcomes.values() if outcome.status != "unmet" and not outcome.values
+    ]
     stored = ctx.waits.outcomes_at(wait.namespace, wait.wait_id, separate_indexes) if separate_indexes else {}
     return [stored.get(index, outcome) for index, outcome in sorted(wait.outcomes.items())]
 
 
-def _take_fitting(outcomes: Iterable[EntryOutcome], echo: Mapping[str, JsonValue]) -> tuple[list[EntryOutcome], bool]:
+def _take_fitting(
+    outcomes: Iterable[EntryOutcome], earlier_answer: Mapping[str, JsonValue]
+) -> tuple[list[EntryOutcome], bool]:
+    """Return the first outcomes that fit into an answer, and whether these are all."""
     fitting: list[EntryOutcome] = []
-    bytes_left = MAX_BYTES - len(dumps(echo))
+    bytes_left = MAX_BYTES - len(dumps(earlier_answer))
     for outcome in outcomes:
         bytes_left -= len(dumps(dict(outcome.values))) + len(outcome.job_id)
         if len(fitting) == MAX_ENTRIES or (bytes_left < 0 and fitting):
@@ -108,8 +133,9 @@ def _take_fitting(outcomes: Iterable[EntryOutcome], echo: Mapping[str, JsonValue
 
 
 def _open_entries(ctx: WaitViewContext, wait: Wait, decided_indexes: frozenset[int]) -> list[WaitOnJob]:
-    """The first entries without an outcome, as many as an answer shows."""
+    """Return the first entries without an outcome, at most as many as an answer lists."""
     if wait.wait_on_jobs is not None:
         return [entry for entry in wait.wait_on_jobs if entry.index not in decided_indexes]
-    pages: Iterable[Any] = (ctx.waits.spec_page(wait, page) or () for page in range(wait.pages))
-    return list(islice((e for page in pages for e in page if e.index not in decided_indexes), MAX_ENTRIES))
+    pages: Iterable[Iterable[WaitOnJob]] = (ctx.waits.spec_page(wait, page) or () for page in range(wait.pages))
+    open_entries = (entry for page in pages for entry in page if entry.index not in decided_indexes)
+    return list(islice(open_entries, MAX_ENTRIES))

@@ -1,4 +1,4 @@
-"""From what a model finds wrong to field problems that a client can act on."""
+"""Validation of bodies and queries: every problem at once, each with a JSON pointer."""
 
 from __future__ import annotations
 
@@ -12,33 +12,48 @@ from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_poin
 from vigil_core.domain.exact_json import JsonValue
 
 MAX_PROBLEMS = 100
+LIST_FORM = "<list>"
+OBJECT_FORM = "<object>"
+WORD_FORM = "<word>"
+"""Tags of the alternatives of a union. pydantic adds them to the location of a problem; a pointer leaves them out."""
+
 M = TypeVar("M", bound=BaseModel)
 
+_FORMS = {LIST_FORM, OBJECT_FORM, WORD_FORM}
 
-def parse_body(model: type[M], body: JsonValue) -> M:
-    """A body as the model. Raises ValidationFailed with every problem."""
+
+def parse_body(model: type[M], body: JsonValue, *, context: Mapping[str, Any] | None = None) -> M:
+    """Parse a body.
+
+    Args:
+        model: The model of the body.
+        body: The JSON value of the body.
+        context: Values that the validators of the model read.
+
+    Raises:
+        ValidationFailed: With every problem, up to `MAX_PROBLEMS`.
+    """
     try:
-        return model.model_validate(body)
+        return model.model_validate(body, context=context)
     except ValidationError as error:
-        reserved_names: frozenset[str] = getattr(model, "reserved_names", frozenset())
         raise ValidationFailed(
-            FieldProblem(pointer=_pointer(detail["loc"]), detail=_detail(detail, reserved_names))
-            for detail in error.errors(include_url=False)[:MAX_PROBLEMS]
+            FieldProblem(pointer=_pointer(problem["loc"]), detail=_detail(problem))
+            for problem in error.errors(include_url=False)[:MAX_PROBLEMS]
         ) from error
 
 
 def prefix_pointers(pointer: str, error: Exception) -> Exception:
-    """The error, its pointers leading to a part of a body that is found at this pointer of the whole."""
+    """Return a validation error with this prefix before each pointer. Other errors are returned unchanged."""
     if not isinstance(error, ValidationFailed):
         return error
     return type(error)(replace(problem, pointer=pointer + problem.pointer) for problem in error.problems)
 
 
 def parse_query(model: type[M], pairs: Iterable[tuple[str, str]]) -> M:
-    """Query parameters as the model, whose lists may be given by repeating the name.
+    """Parse query parameters. A list is given by repeating the parameter.
 
     Raises:
-        ValidationFailed: with every problem; pointers are `?` and the parameter's name.
+        ValidationFailed: With every problem. A pointer is `?` and the name of the parameter.
     """
     lists = {name for name, field in model.model_fields.items() if _is_list(field.annotation)}
     values: dict[str, Any] = {}
@@ -53,7 +68,7 @@ def parse_query(model: type[M], pairs: Iterable[tuple[str, str]]) -> M:
     try:
         query = model.model_validate(values)
     except ValidationError as error:
-        problems = {str(e["loc"][0]): _detail(e, frozenset()) for e in error.errors(include_url=False)} | problems
+        problems = {str(problem["loc"][0]): _detail(problem) for problem in error.errors(include_url=False)} | problems
     else:
         if not problems:
             return query
@@ -67,21 +82,20 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    # pydantic marks a problem with a key of a mapping by a step "[key]" after it.
+    # pydantic marks a problem with a key of a mapping by the step "[key]" after the key.
     steps = location[:-1] if location and location[-1] == "[key]" else location
-    return "".join(f"/{escape_pointer_token(str(step))}" for step in steps)
+    return "".join(f"/{escape_pointer_token(str(step))}" for step in steps if step not in _FORMS)
 
 
-def _detail(error: Mapping[str, Any], reserved_names: frozenset[str]) -> str:
-    match error["type"]:
+def _detail(problem: Mapping[str, Any]) -> str:
+    match problem["type"]:
         case "extra_forbidden":
-            known_later = len(error["loc"]) == 1 and error["loc"][0] in reserved_names
-            return "is not served yet" if known_later else "is not known here"
+            return "is not known here"
         case "missing":
             return "is required"
         case "value_error":
-            return str(error["ctx"]["error"])
+            return str(problem["ctx"]["error"])
         case "model_type":
             return "must be an object"
         case _:
-            return str(error["msg"])
+            return str(problem["msg"])
