@@ -113,7 +113,7 @@ class StreamedTable:
         self._record_count += 1
         if old is None or old["version"] != row["version"]:
             self.versions.append(job_from_row(row))
-        if row.get("for_matcher"):
+        if row.get("needs_matching"):
             images = {"NewImage": _image(row), **({} if old is None else {"OldImage": _image(old)})}
             self.records.append(StreamRecord(sequence_number=f"{self._record_count:09}", change=images))
 

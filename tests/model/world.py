@@ -308,7 +308,7 @@ class World:
             if any(job.version == v.version for _, v in self.versions if (v.namespace, v.job_id) == job_key(job)):
                 return
             self.versions.append((self.tick, job))
-            if not row.get("for_matcher"):
+            if not row.get("needs_matching"):
                 return
             image = {name: _to_dynamo.serialize(value) for name, value in row.items()}
             record = StreamRecord(sequence_number=f"{self.tick:09}", change={"NewImage": image})

@@ -84,7 +84,7 @@ class StreamedTable:
         if new["entity"] == "run":
             run = run_from_row(new)
             self.runs[run.workflow_id] = run
-        of_job = new["entity"] == "job" and new.get("for_matcher")
+        of_job = new["entity"] == "job" and new.get("needs_matching")
         of_run = new["entity"] == "run" and old is not None and new["status"] in ("running", "paused")
         if of_job or of_run:
             self._record_count += 1

@@ -212,11 +212,11 @@ class TestWaitMark:
         job_id = world.running()
         state = table.get(keys.job(NAMESPACE, job_id))
         assert state is not None
-        assert "for_matcher" not in state
+        assert "needs_matching" not in state
         world.wait({job_id: {"job_stage": "boot"}})
         state = table.get(keys.job(NAMESPACE, job_id))
         assert state is not None
-        assert state["for_matcher"] is True
+        assert state["needs_matching"] is True
 
     def test_change_based_on_an_unmarked_job_is_retried(self, world: World) -> None:
         before = find(world, world.running())

@@ -198,7 +198,7 @@ def events_of(ctx: PublishEventsContext, record: StreamRecord) -> list[Event]:
 def _may_have_subscribers(record: StreamRecord) -> bool:
     """Whether anybody may have subscribed to this very thing. Whoever subscribes to a job marks its row first."""
     row = record.new() or {}
-    return row.get("entity") != "job" or "followed" in row
+    return row.get("entity") != "job" or "has_subscribers" in row
 
 
 def _is_heartbeat(row: Row, previous_row: Row | None) -> bool:

@@ -88,8 +88,8 @@ def job_from_row(state: Row, live: Row | None = None) -> Job:
         reported_token=state.get("reported_token"),
         expires_at=from_epoch_s(state["ttl"]) if "ttl" in state else None,
         indexed_due_at=keys.timed_at(state["g1sk"]) if state["status"] == "running" and "g1sk" in state else None,
-        has_waits=state.get("awaited", False),
-        has_subscribers=state.get("followed", False),
+        has_waits=state.get("has_waits", False),
+        has_subscribers=state.get("has_subscribers", False),
         mutex=_mutex_from_row(state),
         dependencies=_dependencies_from_row(state),
         batch=_batch_from_row(state),
@@ -114,9 +114,9 @@ def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
         **_dependencies_to_row(job.dependencies),
         **_batch_to_row(job.batch),
         **_workflow_to_row(job.workflow),
-        "awaited": job.has_waits or None,
-        "followed": job.has_subscribers or None,
-        "for_matcher": job.needs_matching or None,
+        "has_waits": job.has_waits or None,
+        "has_subscribers": job.has_subscribers or None,
+        "needs_matching": job.needs_matching or None,
         "ttl": job.expires_at and to_epoch_s(job.expires_at),
     }
     if job.deleted:
@@ -183,16 +183,16 @@ def _timeouts_from_row(row: Row) -> Timeouts:
 def _mutex_to_row(mutex: MutexState) -> Row:
     return {
         "mutex_key": mutex.key,
-        "mutex_queues": mutex.queue_on_conflict or None,
-        "place_in_line": mutex.position,
+        "queue_on_conflict": mutex.queue_on_conflict or None,
+        "mutex_position": mutex.position,
     }
 
 
 def _mutex_from_row(row: Row) -> MutexState:
     return MutexState(
         key=row.get("mutex_key"),
-        queue_on_conflict=row.get("mutex_queues", False),
-        position=row.get("place_in_line"),
+        queue_on_conflict=row.get("queue_on_conflict", False),
+        position=row.get("mutex_position"),
     )
 
 
@@ -237,18 +237,18 @@ def _batch_from_row(row: Row) -> BatchMembership:
 def _workflow_to_row(workflow: WorkflowMembership) -> Row:
     return {
         "workflow_id": workflow.workflow_id,
-        "workflow_place": workflow.index,
-        "comes_after": list(workflow.upstream_names) or None,
-        "held": workflow.parked or None,
+        "workflow_index": workflow.index,
+        "upstream_names": list(workflow.upstream_names) or None,
+        "parked": workflow.parked or None,
     }
 
 
 def _workflow_from_row(row: Row) -> WorkflowMembership:
     return WorkflowMembership(
         workflow_id=row.get("workflow_id"),
-        index=row.get("workflow_place"),
-        upstream_names=tuple(row.get("comes_after", ())),
-        parked=row.get("held", False),
+        index=row.get("workflow_index"),
+        upstream_names=tuple(row.get("upstream_names", ())),
+        parked=row.get("parked", False),
     )
 
 
@@ -258,7 +258,7 @@ def _apply_live_row(job: Job, live: Row) -> Job:
         return job
     lease = job.lease
     if lease is not None and lease.token == live.get("lease_token"):
-        lease = replace(lease, expires_at=from_text(live["lease_until"]), used=True)
+        lease = replace(lease, expires_at=from_text(live["lease_expires_at"]), used=True)
     return replace(
         job,
         lease=lease,
@@ -285,7 +285,7 @@ def live_to_row(job: Job, retention: timedelta) -> Row:
         "version": job.version,
         "updated_at": to_text(job.updated_at),
         "lease_token": job.lease and job.lease.token,
-        "lease_until": job.lease and to_text(job.lease.expires_at),
+        "lease_expires_at": job.lease and to_text(job.lease.expires_at),
         "ttl": to_epoch_s(job.updated_at + LIVE_ROW_TTL + retention),
     }
 
@@ -417,7 +417,12 @@ def retry_from_row(row: Row) -> RetryPolicy:
 
 
 def _lease_to_row(lease: Lease) -> Row:
-    row: Row = {"token": lease.token, "by": lease.worker, "s": lease.duration_s, "until": to_text(lease.expires_at)}
+    row: Row = {
+        "token": lease.token,
+        "worker": lease.worker,
+        "s": lease.duration_s,
+        "expires_at": to_text(lease.expires_at),
+    }
     if lease.used:
         row["used"] = True
     return row if lease.claim_id is None else {**row, "claim": lease.claim_id}
@@ -426,9 +431,9 @@ def _lease_to_row(lease: Lease) -> Row:
 def _lease_from_row(row: Row) -> Lease:
     return Lease(
         token=row["token"],
-        worker=row["by"],
+        worker=row["worker"],
         duration_s=row["s"],
-        expires_at=from_text(row["until"]),
+        expires_at=from_text(row["expires_at"]),
         claim_id=row.get("claim"),
         used=row.get("used", False),
     )

@@ -286,12 +286,12 @@ class JobStore:
     def mark_has_waits(self, job: Job) -> Job | None:
         """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
         gone."""
-        return self._mark(job, "SET awaited = :true, for_matcher = :true")
+        return self._mark(job, "SET has_waits = :true, needs_matching = :true")
 
     def mark_has_subscribers(self, job: Job) -> Job | None:
         """From now on the notifier is to look who subscribed to the job; returns the job as it is now, None when it is
         gone."""
-        return self._mark(job, "SET followed = :true")
+        return self._mark(job, "SET has_subscribers = :true")
 
     def _mark(self, job: Job, expression: str) -> Job | None:
         key = keys.job(job.namespace, job.job_id)
@@ -439,7 +439,9 @@ def _unchanged(job: Job) -> WriteCondition:
     """The row is the version that was read, and nobody has begun to wait for the job or to follow it since: a version
     without the mark would be kept from the matcher, or told nobody."""
     condition = version_is(job.version)
-    unmarked = [name for name, marked in (("awaited", job.has_waits), ("followed", job.has_subscribers)) if not marked]
+    unmarked = [
+        name for name, marked in (("has_waits", job.has_waits), ("has_subscribers", job.has_subscribers)) if not marked
+    ]
     expression = " AND ".join([condition.expression, *(f"attribute_not_exists({name})" for name in unmarked)])
     return WriteCondition(expression=expression, values=condition.values)
 
