@@ -4,250 +4,81 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from http import HTTPStatus
-from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Self, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
 from uuid import uuid4
 
-import httpx
-
+from vigil._transport import API_KEY, API_URL, Transport
+from vigil.errors import JobFailed, VigilError
+from vigil.models import (
+    NOT_FOUND,
+    RUN_ENDED,
+    Decision,
+    GraphFormat,
+    JobReference,
+    JobStatusInfo,
+    Json,
+    LegacyStatus,
+    Mutex,
+    Retry,
+    legacy_status,
+    parse_time,
+)
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.batch import OnItemFailure
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.jobs.status import TERMINAL, JobStatus
-from vigil_core.domain.timestamps import from_text, to_text
+from vigil_core.domain.timestamps import to_text
 
 if TYPE_CHECKING:
     from vigil.workflow import Workflow
 
-Json: TypeAlias = dict[str, Any]
-LegacyStatus: TypeAlias = Literal["PENDING", "SCHEDULED", "IN_PROGRESS", "COMPLETED", "FAILED", "NOT_FOUND"]
-
-Decision: TypeAlias = Literal["retry", "skip", "abort"]
-GraphFormat: TypeAlias = Literal["mermaid", "dot", "json", "svg"]
-
-API_URL = "VIGIL_API_URL"
-API_KEY = "VIGIL_API_KEY"
-NOT_FOUND: Literal["not_found"] = "not_found"
-"""What `status_only` answers for a job that there is not."""
-
-RUN_ENDED = frozenset({"completed", "failed", "cancelled"})
-"""The statuses of a workflow in which nothing happens any more, but for a retry."""
+__all__ = [
+    "API_KEY",
+    "API_URL",
+    "NOT_FOUND",
+    "RUN_ENDED",
+    "Decision",
+    "GraphFormat",
+    "JobFailed",
+    "JobReference",
+    "JobStatusInfo",
+    "Json",
+    "LegacyStatus",
+    "Mutex",
+    "Retry",
+    "Vigil",
+    "VigilError",
+    "legacy_status",
+]
 
 _MAX_LONG_POLL_S = 20
-"""The API holds an answer for 25 at most."""
+"""The API allows 25; the rest is time for the answer."""
 _MAX_INLINE_BYTES = 2 * 1024 * 1024
-"""Of a payload or result in a request: what is larger is uploaded."""
-_MAX_BACKOFF_S = 20.0
-_MAX_RETRY_AFTER_S = 60.0
-_TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
-_NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_LEGACY_STATUSES: dict[str, LegacyStatus] = {
-    "scheduled": "SCHEDULED",
-    "waiting": "PENDING",
-    "pending": "PENDING",
-    "running": "IN_PROGRESS",
-    "completed": "COMPLETED",
-    "failed": "FAILED",
-    "cancelled": "FAILED",
-    "skipped": "FAILED",
-    NOT_FOUND: "NOT_FOUND",
-}
-
-
-def legacy_status(status: JobStatus | Literal["not_found"]) -> LegacyStatus:
-    """One of the six statuses that trackers of older kinds know."""
-    return _LEGACY_STATUSES[status]
-
-
-class VigilError(Exception):
-    """What went wrong: the API refused (`status` is HTTP's), or could not be asked (`status` is None).
-
-    `code` is what to program against (docs/errors.md), `errors` names every wrong part of an invalid request, and
-    `maybe_done` says that the request may have been carried out although its answer never came.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        message: str,
-        *,
-        status: int | None = None,
-        errors: Sequence[Mapping[str, str]] = (),
-        request_id: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.status = status
-        self.errors = tuple(errors)
-        self.request_id = request_id
-        self.retry_after_s = retry_after_s
-        self.maybe_done = False
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.message}"
-
-    @property
-    def is_transient(self) -> bool:
-        """Whether the same request may go well a little later."""
-        return self.status in _TRANSIENT_STATUSES or self.code in ("UNREACHABLE", "IDEMPOTENCY_IN_PROGRESS")
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> Self:
-        """What an answer says that is no success: a problem document, or whatever stands between us and the API."""
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        body_fields = body if isinstance(body, dict) else {}
-        try:
-            name = HTTPStatus(response.status_code).name
-        except ValueError:
-            name = f"HTTP_{response.status_code}"
-        return cls(
-            body_fields.get("error") or name,
-            body_fields.get("message") or response.reason_phrase or name,
-            status=response.status_code,
-            errors=body_fields.get("errors") or (),
-            request_id=body_fields.get("request_id"),
-            retry_after_s=_parse_retry_after(response.headers.get("retry-after")),
-        )
-
-
-class JobFailed(VigilError):
-    """The result was asked for of a job that ended without one. `code` is the job's own, `job_status` how it ended."""
-
-    def __init__(self, job_status: JobStatus, code: str, message: str) -> None:
-        super().__init__(code, message)
-        self.job_status = job_status
-
-
-class Retry(TypedDict, total=False):
-    """How often and when a failed attempt is tried again; delays in seconds."""
-
-    max_attempts: int
-    initial_delay: float
-    max_delay: float
-    multiplier: float
-    jitter: bool
-
-
-class Mutex(TypedDict):
-    """At most one job that has not ended has each key."""
-
-    key: str
-    on_conflict: NotRequired[Literal["reject", "queue"]]
-
-
-@dataclass(frozen=True)
-class JobReference:
-    """A job that was created. `existing` when a job with the `unique_key` was there already, and this is it."""
-
-    job_id: str
-    job_type: str
-    scheduled_at: datetime | None
-    existing: bool = False
-
-    def is_scheduled(self) -> bool:
-        """Whether it starts later."""
-        return self.scheduled_at is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobStatusInfo:
-    """A job as it was when it was asked for. `document` is all that the API tells of it."""
-
-    job_id: str
-    status: JobStatus
-    job_type: str
-    queue: str
-    priority: Priority
-    name: str | None
-    job_stage: str
-    job_health: str | None
-    progress: float
-    message: str | None
-    attempt: int
-    created_at: datetime
-    scheduled_at: datetime | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    error_code: str | None
-    error_message: str | None
-    result: Any
-    document: Json = field(repr=False)
-
-    @classmethod
-    def of(cls, job: Json) -> Self:
-        """From the job as the API tells it."""
-        error = job["error"] or {}
-        return cls(
-            job_id=job["job_id"],
-            status=job["status"],
-            job_type=job["job_type"],
-            queue=job["queue"],
-            priority=job["priority"],
-            name=job["name"],
-            job_stage=job["job_stage"],
-            job_health=job["job_health"],
-            progress=job["progress"],
-            message=job["message"],
-            attempt=job["attempt"],
-            created_at=from_text(job["created_at"]),
-            scheduled_at=_parse_time(job["scheduled_at"]),
-            started_at=_parse_time(job["started_at"]),
-            finished_at=_parse_time(job["finished_at"]),
-            error_code=error.get("code"),
-            error_message=error.get("message"),
-            result=job["result"],
-            document=job,
-        )
-
-    def is_terminal(self) -> bool:
-        """Whether it has ended: completed, failed, cancelled or skipped."""
-        return self.status in TERMINAL
-
-    def is_successful(self) -> bool:
-        """Whether it completed."""
-        return self.status == "completed"
-
-    def is_failed(self) -> bool:
-        """Whether it ended in any other way."""
-        return self.is_terminal() and not self.is_successful()
-
-    def is_active(self) -> bool:
-        """Whether it has not ended: scheduled, waiting, pending or running."""
-        return not self.is_terminal()
-
-    def is_scheduled(self) -> bool:
-        """Whether its start, or its next try, lies ahead."""
-        return self.status == "scheduled"
-
-    def legacy_status(self) -> LegacyStatus:
-        """One of the six statuses that trackers of older kinds know."""
-        return legacy_status(self.status)
+"""A larger payload or result is uploaded instead of sent in the request."""
+_MAX_PAGE_SIZE = 200
+_WAIT_POLL_INTERVAL_S = 0.1
 
 
 class Vigil:
-    """A client of one Vigil, with one key. Threads may share it; it keeps connections open until `close`.
+    """A client of one Vigil with one key. Threads may share it. It keeps connections open until `close`.
 
-    Without `api_url` and `api_key`: the environment's VIGIL_API_URL and VIGIL_API_KEY, else the local cloud of this
-    directory or one above it. `timeout_s` is how long an answer may take that is not held on purpose. Connection errors
-    and 429, 502, 503 and 504 are tried again, `retries` times, after pauses (full jitter) that begin with up to
-    `backoff_s` and heed `Retry-After`; only what may be repeated is. Every method raises VigilError.
+    Every method raises VigilError if the API refuses the request or does not answer. Connection errors and the statuses
+    429, 502, 503 and 504 are retried if the request may be repeated.
+
+    Args:
+        api_url: The API's URL. Without `api_url` and `api_key`, the client takes the environment's VIGIL_API_URL and
+            VIGIL_API_KEY, otherwise the local stack of this directory or one above it.
+        timeout_s: The longest time for an answer, without the time of a long poll.
+        retries: The number of retries.
+        backoff_s: The longest pause before the first retry. It doubles with each retry, has full jitter and respects
+            `Retry-After`.
     """
 
     def __init__(
@@ -259,26 +90,12 @@ class Vigil:
         retries: int = 4,
         backoff_s: float = 0.5,
     ) -> None:
-        url, key = _resolve_connection(api_url, api_key)
-        self.api_url = url
-        self._timeout_s = timeout_s
-        self._retries = retries
-        self._backoff_s = backoff_s
-        self._within_s: float | None = None
-        self._http = httpx.Client(
-            base_url=url,
-            headers={"authorization": f"Bearer {key}"},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
-            # What runs on this machine is not reached through a proxy.
-            trust_env=not _is_local(url),
-        )
-        # For the URLs that the API hands out: they are good without a key, and refuse one.
-        self._store = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=10), trust_env=not _is_local(url))
+        self._transport = Transport(api_url, api_key, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s)
+        self.api_url = self._transport.api_url
 
     def close(self) -> None:
-        """Close its connections."""
-        self._http.close()
-        self._store.close()
+        """Close the connections."""
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -287,10 +104,9 @@ class Vigil:
         self.close()
 
     def bounded(self, within_s: float) -> Self:
-        """The same client, on the same connections, whose every call gives up after so many seconds, retries
-        included."""
+        """Return a client on the same connections, each of whose calls ends within this time with its retries."""
         bounded = copy.copy(self)
-        bounded._within_s = within_s
+        bounded._transport = self._transport.bounded(within_s)
         return bounded
 
     # Creating and following
@@ -322,8 +138,14 @@ class Vigil:
         job_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> JobReference:
-        """Create a job. Timeouts in seconds, `scheduled_at` with a zone. It is created once, however often the request
-        has to be repeated; with an `idempotency_key` of one's own, also across calls."""
+        """Create a job. Retries of the request create it once.
+
+        Args:
+            scheduled_at: The start time, with a time zone.
+            timeout: The longest time of an attempt, in seconds.
+            heartbeat_timeout: The longest time between two reports of a job without a lease, in seconds.
+            idempotency_key: A key that makes repeated calls with it create the job once.
+        """
         key = _idempotency_headers(idempotency_key)
         body = {
             "job_type": job_type,
@@ -349,32 +171,37 @@ class Vigil:
             "correlation_id": correlation_id,
             "job_id": job_id,
         }
-        created = self._call("POST", "/v1/jobs", _without_none(body), headers=key)
+        created = self._transport.call("POST", "/v1/jobs", _without_none(body), headers=key)
         return JobReference(
-            created["job_id"], created["job_type"], _parse_time(created["scheduled_at"]), created.get("existing", False)
+            created["job_id"], created["job_type"], parse_time(created["scheduled_at"]), created.get("existing", False)
         )
 
     def job(self, job_id: str) -> Json:
-        """All that the API tells of a job."""
-        return self._fetch_urls(self._call("GET", _path(job_id)))
+        """Return the whole representation of a job."""
+        return self._fetch_urls(self._transport.call("GET", _path(job_id)))
 
     def dependencies(self, job_id: str) -> Json:
-        """What a job depends on (`depends_on`) and which jobs wait for it to end (`dependents`), each as it is now."""
-        return self._call("GET", _path(job_id, "dependencies"))
+        """Return the current dependencies (`depends_on`) and `dependents` of a job."""
+        return self._transport.call("GET", _path(job_id, "dependencies"))
 
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
-        """Jobs without payload and result, newest first. Filters: status (one or several), job_type, queue, tag,
-        dependency_status, workflow_id, correlation_id, trace_id, created_after, created_before."""
+        """Yield jobs without payload and result, newest first.
+
+        Args:
+            limit: The largest number of jobs.
+            filters: status (one or several), job_type, queue, tag, dependency_status, workflow_id, correlation_id,
+                trace_id, created_after, created_before.
+        """
         return self._pages("/v1/jobs", "jobs", limit, filters)
 
     def status(self, job_id: str) -> JobStatusInfo | None:
-        """A job, or None when there is none."""
+        """Return a job, or None if it does not exist."""
         return self._find_job(job_id, long_poll_s=0)
 
     def status_only(self, job_id: str) -> JobStatus | Literal["not_found"]:
-        """The status alone, in one small read; "not_found" when there is no such job."""
+        """Return only the status, by one small read, or "not_found" if the job does not exist."""
         try:
-            status: JobStatus = self._call("GET", _path(job_id, "status"))["status"]
+            status: JobStatus = self._transport.call("GET", _path(job_id, "status"))["status"]
         except VigilError as error:
             if error.code == "JOB_NOT_FOUND":
                 return NOT_FOUND
@@ -382,19 +209,21 @@ class Vigil:
         return status
 
     def exists(self, job_id: str) -> bool:
-        """Whether there is such a job."""
+        """Return whether the job exists."""
         return self.status_only(job_id) != NOT_FOUND
 
     def is_complete(self, job_id: str) -> bool:
-        """Whether it has ended, well or badly."""
+        """Return whether the job has ended, in whichever terminal status."""
         return self.status_only(job_id) in TERMINAL
 
     def await_completion(
         self, job_id: str, timeout: float | timedelta, poll_interval: float = 0.1
     ) -> JobStatusInfo | None:
-        """The job once it has ended, or as it was when `timeout` seconds were over; None when there is none.
+        """Wait for a job to end and return it, or return its state at the timeout. Return None if it does not exist.
 
-        The API holds its answers, so that one request covers up to 20 seconds; `poll_interval` is the pause in between.
+        Args:
+            timeout: The longest time to wait, in seconds if it is a number.
+            poll_interval: The pause between two long polls, in seconds. One long poll takes up to 20 seconds.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
@@ -407,83 +236,108 @@ class Vigil:
             time.sleep(min(poll_interval, remaining))
 
     def error_message(self, job_id: str) -> str | None:
-        """What a failed job said; None when it did not fail, or there is no such job."""
+        """Return the error message of a failed job, or None if it did not fail or does not exist."""
         info = self.status(job_id)
         return info.error_message if info else None
 
     def result(self, job_id: str) -> Any:
-        """The result of a completed job. Raises JobFailed when it ended otherwise, VigilError with the code
-        JOB_NOT_COMPLETED before it has ended."""
-        response = self._call("GET", _path(job_id, "result"))
+        """Return the result of a completed job.
+
+        Raises:
+            JobFailed: The job ended without completing.
+            VigilError: The code is JOB_NOT_COMPLETED while the job is open.
+        """
+        response = self._transport.call("GET", _path(job_id, "result"))
         if response["status"] != "completed":
             error = response["error"] or {"code": response["status"].upper(), "message": f"Job {job_id} was not run"}
             raise JobFailed(response["status"], error["code"], error["message"])
         return self._fetch_urls(response)["result"]
 
     def wait(self, wait_spec: Json, *, timeout: float | None = None) -> Json:
-        """Wait for many jobs (docs/waits.md): `wait_spec` is the body of `POST /v1/waits`, or an answer to go on with.
-        Returns the answer once nothing is left to wait for, or as it stands when `timeout` seconds are over."""
+        """Wait for many jobs (docs/waits.md) and return the final answer, or the partial answer at the timeout.
+
+        Args:
+            wait_spec: The body of `POST /v1/waits`, or a partial answer, which continues its wait.
+            timeout: The longest time to wait, in seconds.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         response = wait_spec
         while True:
             remaining = _MAX_LONG_POLL_S if deadline is None else deadline - time.monotonic()
             long_poll_s = max(0, min(_MAX_LONG_POLL_S, int(remaining)))
-            headers = None if "wait_id" in response else _idempotency_headers()  # Going on with a wait creates nothing.
-            response = self._call("POST", "/v1/waits", response, long_poll_s=long_poll_s, headers=headers)
+            # A partial answer continues its wait and creates nothing.
+            headers = None if "wait_id" in response else _idempotency_headers()
+            response = self._transport.call("POST", "/v1/waits", response, long_poll_s=long_poll_s, headers=headers)
             if "wait_on" not in response or (deadline is not None and time.monotonic() >= deadline):
                 return response
-            time.sleep(0.1 if deadline is None else max(0.0, min(0.1, deadline - time.monotonic())))
+            pause_s = _WAIT_POLL_INTERVAL_S
+            if deadline is not None:
+                pause_s = max(0.0, min(pause_s, deadline - time.monotonic()))
+            time.sleep(pause_s)
 
     def cancel(self, job_id: str) -> Json:
-        """Cancel a job: at once, or by asking when it runs (`cancel_requested`). The job."""
+        """Cancel a job and return it. A running job gets `cancel_requested`; any other open job ends at once."""
         return self._transition_job(job_id, "cancel", was_done=lambda job: job["status"] == "cancelled")
 
     def retry(self, job_id: str) -> Json:
-        """Try a failed, cancelled or skipped job again, under the same id. The job."""
+        """Retry a failed, cancelled or skipped job under the same id, and return it."""
         return self._transition_job(job_id, "retry", repeatable=False)
 
     # Workflows
 
     def create_workflow(self, workflow: Workflow | Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
-        """Begin a run of a workflow, which is put together by `vigil.workflow` or is the body of `POST /v1/workflows`.
-        It is begun once, however often the request has to be repeated. The run."""
-        return self._call("POST", "/v1/workflows", _definition(workflow), headers=_idempotency_headers(idempotency_key))
+        """Start a workflow run and return it. Retries of the request start it once.
+
+        Args:
+            workflow: A `vigil.workflow.Workflow`, or the body of `POST /v1/workflows`.
+            idempotency_key: A key that makes repeated calls with it start the run once.
+        """
+        return self._transport.call(
+            "POST", "/v1/workflows", _definition(workflow), headers=_idempotency_headers(idempotency_key)
+        )
 
     def validate_workflow(self, workflow: Workflow | Mapping[str, Any]) -> Json:
-        """Have a definition checked, and nothing stored. How many `jobs` and `edges` it has; VigilError names all that
-        is wrong with it."""
-        return self._call("POST", "/v1/workflows/validate", _definition(workflow))
+        """Validate a definition without storing it, and return its number of `jobs` and `edges`.
+
+        Raises:
+            VigilError: The definition is invalid; `errors` lists every problem.
+        """
+        return self._transport.call("POST", "/v1/workflows/validate", _definition(workflow))
 
     def get_workflow(self, workflow_id: str, *, page_size: int | None = None, page_token: str | None = None) -> Json:
-        """A run, with a page of its `jobs` in the definition's order."""
+        """Return a run with one page of its `jobs`, in the order of the definition."""
         query = _without_none({"page_size": page_size, "page_token": page_token})
-        return self._call("GET", _workflow_path(workflow_id), query=query)
+        return self._transport.call("GET", _workflow_path(workflow_id), query=query)
 
     def workflow_jobs(self, workflow_id: str) -> Iterator[Json]:
-        """All jobs of a run, in the definition's order."""
+        """Yield all jobs of a run, in the order of the definition."""
         token: str | None = None
         while True:
-            page = self.get_workflow(workflow_id, page_size=200, page_token=token)
+            page = self.get_workflow(workflow_id, page_size=_MAX_PAGE_SIZE, page_token=token)
             yield from page["jobs"]
             token = page["next_page_token"]
             if not token:
                 return
 
     def list_workflows(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
-        """Runs, newest first. Filters: status (one or several), name, correlation_id, trace_id, created_after,
-        created_before."""
+        """Yield runs, newest first.
+
+        Args:
+            limit: The largest number of runs.
+            filters: status (one or several), name, correlation_id, trace_id, created_after, created_before.
+        """
         return self._pages("/v1/workflows", "workflows", limit, filters)
 
     def workflow_stats(self, workflow_id: str) -> Json:
-        """How many of a run's jobs are in which status, and `completion_percentage`."""
-        return self._call("GET", _workflow_path(workflow_id, "stats"))
+        """Return the number of a run's jobs by status, and its `completion_percentage`."""
+        return self._transport.call("GET", _workflow_path(workflow_id, "stats"))
 
     def workflow_graph(self, workflow_id: str, format: GraphFormat = "mermaid") -> str:
-        """A run's graph as it stands, as text of this format."""
-        return self._request("GET", _workflow_path(workflow_id, "graph"), query={"format": format}).text
+        """Return the current graph of a run as text of this format."""
+        return self._transport.request("GET", _workflow_path(workflow_id, "graph"), query={"format": format}).text
 
     def cancel_workflow(self, workflow_id: str) -> Json:
-        """Cancel a run: at once, or by asking the jobs of it that run (`cancel_requested`). The run."""
+        """Cancel a run and return it. Its running jobs get `cancel_requested`; its other open jobs end."""
         return self._transition_run(workflow_id, "cancel", was_done=lambda run: bool(run["cancel_requested"]))
 
     def cancel_workflows(
@@ -494,7 +348,7 @@ class Vigil:
         correlation_id: str | None = None,
         created_before: datetime | None = None,
     ) -> Iterator[str]:
-        """Cancel all runs that have not ended and of which all of this is true, at least one; their ids, as it goes."""
+        """Cancel all open runs that match every given filter, and yield their ids. At least one filter is needed."""
         filters = {
             "status": status,
             "name": name,
@@ -503,39 +357,41 @@ class Vigil:
         }
         body = _without_none(filters)
         while True:
-            page = self._call("POST", "/v1/workflows/cancel", body)
+            page = self._transport.call("POST", "/v1/workflows/cancel", body)
             yield from page["cancelled"]
             body["page_token"] = page["next_page_token"]
             if not body["page_token"]:
                 return
 
     def retry_workflow(self, workflow_id: str, from_job: str | None = None) -> Json:
-        """Run again what failed and what comes after it, or one job and what comes after that. The run."""
+        """Retry the failed jobs of a run and their successors, or `from_job` and its successors. Return the run."""
         return self._transition_run(workflow_id, "retry", {"from": from_job})
 
     def pause_workflow(self, workflow_id: str) -> Json:
-        """Have a run begin nothing new until it is resumed. The run."""
+        """Pause a run and return it. Running jobs continue; no further job starts until the run is resumed."""
         return self._transition_run(workflow_id, "pause", was_done=lambda run: run["status"] == "paused")
 
     def resume_workflow(self, workflow_id: str) -> Json:
-        """Have a paused run go on. The run."""
+        """Resume a paused run and return it."""
         return self._transition_run(workflow_id, "resume", was_done=lambda run: run["status"] == "running")
 
     def decide(self, workflow_id: str, job: str, action: Decision, note: str | None = None) -> Json:
-        """Say what is to become of a failed job, by its name, for which a run has paused. The run."""
+        """Decide on a failed job, by its name, that has paused a run of failure policy `manual`. Return the run."""
         return self._transition_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
 
     def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.1) -> Json | None:
-        """The run once it has ended, or as it was when `timeout` seconds were over; None when there is none.
+        """Wait for a run to end and return it, or return its state at the timeout. Return None if it does not exist.
 
-        The API holds its answers, as it does for `await_completion`.
+        The arguments are those of `await_completion`.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         while True:
             long_poll_s = max(0, min(_MAX_LONG_POLL_S, int(deadline - time.monotonic())))
             try:
-                run = self._call("GET", _workflow_path(workflow_id), query={"page_size": 1}, long_poll_s=long_poll_s)
+                run = self._transport.call(
+                    "GET", _workflow_path(workflow_id), query={"page_size": 1}, long_poll_s=long_poll_s
+                )
             except VigilError as error:
                 if error.code == "WORKFLOW_NOT_FOUND":
                     return None
@@ -545,7 +401,7 @@ class Vigil:
                 return run
             time.sleep(min(poll_interval, remaining))
 
-    # Running and reporting. `lease_token` is that of the claim; a job started without a lease has none.
+    # Claims and reports. `lease_token` is the token of the claim; a job started without a lease has none.
 
     def claim(
         self,
@@ -557,17 +413,23 @@ class Vigil:
         wait: int = 0,
         claim_id: str | None = None,
     ) -> list[Json]:
-        """Take up to `max` jobs (1 to 10) of a queue, each for `lease` seconds; with `wait`, hold on for up to so many
-        seconds until there is one. Each is the whole job with `lease_token`, `lease_expires_at` and `dependencies`. The
-        same `claim_id` again gives the same jobs again: a lost answer loses none."""
+        """Claim jobs of a queue and return them with `lease_token`, `lease_expires_at` and `dependencies`.
+
+        Args:
+            max: The largest number of jobs, 1 to 10.
+            lease: The length of each lease, in seconds.
+            wait: How long to wait for a first job, in seconds.
+            claim_id: An id that makes the claim idempotent: a repeated claim with it returns the same jobs, so that a
+                lost answer loses no job.
+        """
         body = {"max": max, "lease": lease, "worker": worker, "claim_id": claim_id or str(uuid4())}
-        response = self._call(
+        response = self._transport.call(
             "POST", f"/v1/queues/{quote(queue, safe='')}/claim", _without_none(body), long_poll_s=wait
         )
         return [self._fetch_urls(job) for job in response["jobs"]]
 
     def start(self, job_id: str, *, lease_token: str | None = None) -> Json:
-        """Begin to run a pending job without a claim. Not repeated by itself: somebody else may have started it."""
+        """Start a pending job without a claim. The client does not retry this: another process may start the job."""
         return self._transition_job(job_id, "start", {"lease_token": lease_token}, repeatable=False)
 
     def report(
@@ -581,8 +443,13 @@ class Vigil:
         fields: Mapping[str, Any] | None = None,
         lease_token: str | None = None,
     ) -> Json:
-        """Say how a running job goes: its stage, milestones to add, progress from 0 to 1, fields to merge (None removes
-        one). The job."""
+        """Report on a running job and return it.
+
+        Args:
+            milestones: Milestones to add.
+            progress: From 0 to 1.
+            fields: Fields to merge; the value None removes a field.
+        """
         body = {
             "job_stage": stage,
             "milestones": milestones,
@@ -591,7 +458,7 @@ class Vigil:
             "fields": fields,
             "lease_token": lease_token,
         }
-        return self._call("PATCH", _path(job_id), _without_none(body))
+        return self._transport.call("PATCH", _path(job_id), _without_none(body))
 
     def heartbeat(
         self,
@@ -602,10 +469,13 @@ class Vigil:
         progress: float | None = None,
         message: str | None = None,
     ) -> Json:
-        """Say that it still runs: extends the lease from now, by its length or by `lease` seconds. Answers
-        `cancel_requested` and `lease_expires_at`."""
+        """Extend the lease from now, by its length or by `lease` seconds.
+
+        Returns:
+            `cancel_requested` and `lease_expires_at`.
+        """
         body = {"lease_token": lease_token, "lease": lease, "progress": progress, "message": message}
-        return self._call("POST", _path(job_id, "heartbeat"), _without_none(body))
+        return self._transport.call("POST", _path(job_id, "heartbeat"), _without_none(body))
 
     def complete(
         self,
@@ -616,7 +486,7 @@ class Vigil:
         fields: Mapping[str, Any] | None = None,
         lease_token: str | None = None,
     ) -> Json:
-        """End a job well, with its result. The job."""
+        """Complete a job with its result, and return the job."""
         body = {
             **self._body_or_upload("result", result),
             "job_health": job_health,
@@ -633,7 +503,7 @@ class Vigil:
     def fail(
         self, job_id: str, code: str, message: str, *, retryable: bool = True, lease_token: str | None = None
     ) -> Json:
-        """End an attempt badly; when `retryable` the job may be tried again, as it was created to be. The job."""
+        """Fail an attempt and return the job. With `retryable`, the retry policy of the job applies."""
         error = {"code": code, "message": message}
         body = {"error": error, "retryable": retryable, "lease_token": lease_token}
         return self._transition_job(
@@ -641,48 +511,36 @@ class Vigil:
         )
 
     def release(self, job_id: str, *, lease_token: str) -> Json:
-        """Give a claimed job back, as if it had not been claimed: the attempt does not count. The job."""
+        """Release a claimed job and return it. The job becomes pending again and the attempt does not count."""
         body = {"lease_token": lease_token}
         return self._transition_job(job_id, "release", body, was_done=lambda job: job["status"] == "pending")
 
-    # Below: what is too large for a request or an answer
+    # Payloads and results that are too large for a request or an answer
 
     def _body_or_upload(self, name: str, value: Any, key: Mapping[str, str] | None = None) -> Json:
-        """A payload or result as a request says it: itself, or the reference of its upload, the same under one key."""
+        """Return the member of a request for a payload or result: the value, or the reference of its upload.
+
+        With the same idempotency key, a repeated upload has the same reference.
+        """
         content = dumps(value).encode()
         if len(content) <= _MAX_INLINE_BYTES:
             return {name: value}
-        upload = self._call("POST", "/v1/uploads", {"size": len(content)}, headers=key)
-        self._transfer("PUT", upload["url"], content)
+        upload = self._transport.call("POST", "/v1/uploads", {"size": len(content)}, headers=key)
+        self._transport.transfer("PUT", upload["url"], content)
         return {f"{name}_ref": upload["reference"]}
 
     def _fetch_urls(self, document: Json) -> Json:
-        """What the API tells, with the payload and result that URLs stand in for."""
+        """Replace the URLs of a large payload and result by the values they lead to."""
         for name in ("payload", "result"):
             if (url := document.pop(f"{name}_url", None)) is not None:
-                document[name] = _parse_json(self._transfer("GET", url))
+                document[name] = _parse_json(self._transport.transfer("GET", url))
         return document
 
-    def _transfer(self, method: str, url: str, content: bytes | None = None) -> bytes:
-        """Put or get an object, which may be repeated."""
-        for attempt in count():
-            try:
-                response = self._store.request(method, url, content=content)
-                if response.is_success:
-                    return response.content
-                error = VigilError("STORE_REFUSED", f"HTTP {response.status_code}", status=response.status_code)
-            except httpx.HTTPError as failure:
-                error = VigilError("UNREACHABLE", f"the store: {str(failure) or type(failure).__name__}")
-            if not error.is_transient or attempt >= self._retries:
-                raise error
-            time.sleep(self._backoff_delay_s(attempt, error))
-        raise AssertionError("unreachable")
-
-    # Below: one way to ask
+    # Requests
 
     def _find_job(self, job_id: str, long_poll_s: int) -> JobStatusInfo | None:
         try:
-            return JobStatusInfo.of(self._call("GET", _path(job_id), long_poll_s=long_poll_s))
+            return JobStatusInfo.of(self._transport.call("GET", _path(job_id), long_poll_s=long_poll_s))
         except VigilError as error:
             if error.code == "JOB_NOT_FOUND":
                 return None
@@ -697,9 +555,13 @@ class Vigil:
         repeatable: bool = True,
         was_done: Callable[[Json], bool] | None = None,
     ) -> Json:
-        """A transition. Repeated after a lost answer it may be refused because it was done: then the job shows it."""
+        """Request a transition and return the job.
+
+        A retry after a lost answer may be refused because the first request succeeded. `was_done` recognises that by
+        the current job.
+        """
         try:
-            return self._call("POST", _path(job_id, verb), _without_none(body or {}), repeatable=repeatable)
+            return self._transport.call("POST", _path(job_id, verb), _without_none(body or {}), repeatable=repeatable)
         except VigilError as refusal:
             if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
                 job = self.job(job_id)
@@ -715,10 +577,13 @@ class Vigil:
         *,
         was_done: Callable[[Json], bool] | None = None,
     ) -> Json:
-        """The same of a run; one that does not show that it was done is not repeated after a lost answer."""
+        """Request a transition of a run and return the run.
+
+        Without `was_done`, the client does not retry after a lost answer.
+        """
         path = _workflow_path(workflow_id, verb)
         try:
-            return self._call("POST", path, _without_none(body or {}), repeatable=was_done is not None)
+            return self._transport.call("POST", path, _without_none(body or {}), repeatable=was_done is not None)
         except VigilError as refusal:
             if was_done and refusal.status == HTTPStatus.CONFLICT and refusal.maybe_done:
                 run = self.get_workflow(workflow_id, page_size=1)
@@ -727,122 +592,27 @@ class Vigil:
             raise
 
     def _pages(self, path: str, items_name: str, limit: int | None, filters: Mapping[str, Any]) -> Iterator[Json]:
-        """What is listed at a path, page by page."""
-        query: dict[str, Any] = {"page_size": min(limit or 200, 200), **_without_none(filters)}
+        """Yield the items of a listing, page by page."""
+        query: dict[str, Any] = {"page_size": min(limit or _MAX_PAGE_SIZE, _MAX_PAGE_SIZE), **_without_none(filters)}
         remaining = limit
         while True:
-            page = self._call("GET", path, query=query)
+            page = self._transport.call("GET", path, query=query)
             yield from page[items_name][:remaining]
             remaining = None if remaining is None else remaining - len(page[items_name])
             query["page_token"] = page["next_page_token"]
             if not query["page_token"] or (remaining is not None and remaining <= 0):
                 return
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> Json:
-        """The body of a success, which is an object."""
-        return _json_object(self._request(method, path, body, **options))
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        query: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        long_poll_s: int = 0,
-        repeatable: bool = True,
-    ) -> httpx.Response:
-        """A success. What is not `repeatable` is tried again only if it surely was not carried out."""
-        content = None if body is None else dumps(body).encode()
-        request_headers = {**(headers or {}), "content-type": "application/json"}
-        if long_poll_s:
-            request_headers["prefer"] = f"wait={long_poll_s}"
-        deadline = None if self._within_s is None else time.monotonic() + self._within_s
-        maybe_done = False
-        for attempt in count():
-            timeout_s = self._timeout_s + long_poll_s
-            if deadline is not None:
-                timeout_s = min(timeout_s, max(0.05, deadline - time.monotonic()))
-            try:
-                response = self._http.request(
-                    method,
-                    path,
-                    params=query,
-                    content=content,
-                    headers=request_headers,
-                    timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
-                )
-                if response.is_success:
-                    return response
-                error = VigilError.of(response)
-                carried_out = error.status is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-            except httpx.HTTPError as failure:
-                error = VigilError("UNREACHABLE", f"{self.api_url}: {str(failure) or type(failure).__name__}")
-                error.__cause__ = failure
-                carried_out = not isinstance(failure, _NOT_SENT_ERRORS)
-            maybe_done = error.maybe_done = maybe_done or carried_out
-            pause_s = self._backoff_delay_s(attempt, error)
-            if (
-                not error.is_transient
-                or attempt >= self._retries
-                or (maybe_done and not repeatable)
-                or pause_s > _MAX_RETRY_AFTER_S + _MAX_BACKOFF_S
-                or (deadline is not None and time.monotonic() + pause_s >= deadline)
-            ):
-                raise error
-            time.sleep(pause_s)
-        raise AssertionError("unreachable")
-
-    def _backoff_delay_s(self, attempt: int, error: VigilError) -> float:
-        """Full jitter, and not before the API said."""
-        return (error.retry_after_s or 0.0) + random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2**attempt))
-
-
-def _resolve_connection(api_url: str | None, api_key: str | None) -> tuple[str, str]:
-    """The URL and the key to use."""
-    url = api_url or os.environ.get(API_URL)
-    key = api_key or os.environ.get(API_KEY)
-    if not (url and key):
-        from vigil.local import LocalError, Stack
-
-        current_dir = Path.cwd()
-        files = (directory / ".local/stack.json" for directory in (current_dir, *current_dir.parents))
-        try:
-            local_stack = next((stack for file in files if (stack := Stack.read(file))), None)
-        except (LocalError, OSError) as error:
-            raise VigilError("NOT_CONFIGURED", str(error)) from error
-        # The local cloud's key is for the local cloud: it is not shown to anybody else.
-        if local_stack and (not url or url == local_stack.api_url):
-            url, key = local_stack.api_url, key or local_stack.api_key
-    if not (url and key):
-        missing = API_KEY if url else API_URL
-        raise VigilError(
-            "NOT_CONFIGURED", f"Which Vigil? Set {missing}, or start one in this directory with `vigil local up`."
-        )
-    return url.rstrip("/"), key.strip()
-
-
-def _is_local(url: str) -> bool:
-    """Whether this URL is of this machine. Raises VigilError for what is no URL."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise VigilError("NOT_CONFIGURED", f"Vigil's URL is none: {url}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise VigilError("NOT_CONFIGURED", f"Vigil's URL begins with http:// or https://, not as {url}")
-    return parsed.host == "127.0.0.1" or parsed.host.endswith("localhost")
-
 
 def _path(job_id: str, *suffix: str) -> str:
-    """The path of a job. What can be no id needs no asking, and is kept out of URLs."""
+    """Return the path of a job. Text that is not an id never reaches a URL: such a job does not exist."""
     if not is_uuid7(job_id):
         raise VigilError("JOB_NOT_FOUND", f"Job with ID {job_id} not found", status=HTTPStatus.NOT_FOUND)
     return "/".join(("/v1/jobs", job_id, *suffix))
 
 
 def _workflow_path(workflow_id: str, *suffix: str) -> str:
-    """The same of a workflow."""
+    """Return the path of a workflow run. Text that is not an id never reaches a URL."""
     if not is_uuid7(workflow_id):
         message = f"Workflow with ID {workflow_id} not found"
         raise VigilError("WORKFLOW_NOT_FOUND", message, status=HTTPStatus.NOT_FOUND)
@@ -854,7 +624,7 @@ def _definition(workflow: Workflow | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _idempotency_headers(key: str | None = None) -> dict[str, str]:
-    """What makes a creating request safe to repeat."""
+    """Return the header that makes a creating request safe to repeat."""
     return {"idempotency-key": key or uuid4().hex}
 
 
@@ -862,37 +632,9 @@ def _without_none(values: Mapping[str, Any]) -> Json:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _parse_time(text: str | None) -> datetime | None:
-    return None if text is None else from_text(text)
-
-
-def _json_object(response: httpx.Response) -> Json:
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise VigilError(
-            "NOT_UNDERSTOOD", f"{response.url} answers, but not as Vigil does", status=response.status_code
-        )
-    return body
-
-
 def _parse_json(content: bytes) -> Any:
-    """What was uploaded, if it is JSON as an upload of this client is."""
+    """Parse an uploaded payload or result. Another program may have uploaded something else."""
     try:
         return json.loads(content)
     except ValueError as error:
-        raise VigilError("NOT_UNDERSTOOD", "what was uploaded is no JSON") from error
-
-
-def _parse_retry_after(retry_after: str | None) -> float | None:
-    """What a `Retry-After` header says: seconds, or a date."""
-    if retry_after is None:
-        return None
-    if retry_after.isdecimal():
-        return float(retry_after)
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
+        raise VigilError("NOT_UNDERSTOOD", "the uploaded object is not JSON") from error

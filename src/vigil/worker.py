@@ -1,4 +1,4 @@
-"""The worker: claims jobs of a queue and runs a function on each. See docs/workers.md."""
+"""The worker: it claims jobs of a queue and runs a function on each. See docs/workers.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,219 +16,125 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 from uuid import uuid4
 
-from vigil.client import Json, Vigil, VigilError
-from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.text_limits import format_exception, sanitize, truncate_message
+from vigil.client import Vigil
+from vigil.errors import VigilError
+from vigil.models import Json
+from vigil_core.domain.text_limits import truncate_message
+from vigil_tasks.errors import Cancelled, Permanent
+from vigil_tasks.job_handle import PROGRESS_INTERVAL_S, Completed, Failed, JobHandle, Outcome
+
+__all__ = ["Cancelled", "ClaimedJob", "Handler", "Permanent", "Worker"]
 
 LOG = logging.getLogger("vigil.worker")
 
 MAX_CLAIM = 10
-"""The API hands out no more at once."""
-MAX_NAME = 128
+"""The API grants at most this many jobs per claim."""
+MAX_NAME_CHARS = 128
 
-_PROGRESS_INTERVAL_S = 1.0
-"""Progress is sent no more often: of what a handler says in between, the newest counts."""
 _EMPTY_CLAIM_INTERVAL_S = 1.0
-"""An empty queue is asked no more often, should answers not be held."""
+"""The shortest time between two claims of an empty queue, if the API does not long-poll."""
 _MAX_BACKOFF_S = 30.0
 _RELEASE_TIMEOUT_S = 10.0
 _CLAIM_RESPONSE_S = 15.0
-"""A claim that was held is then answered within this time, or asked for anew."""
+"""The time for the answer of a claim after its long poll. Without an answer the worker repeats the claim."""
 _MIN_REQUEST_TIMEOUT_S = 5.0
-"""No heartbeat or outcome is given up sooner, however short the lease: an API that was idle takes seconds to answer."""
+"""The shortest timeout of a heartbeat or outcome, even for a short lease: an idle API takes seconds to answer."""
 
 
-class Permanent(Exception):
-    """Raised by a handler: the job failed, and trying it again is of no use."""
+class ClaimedJob(JobHandle):
+    """A claimed job, as its handler sees it. `document` is the whole answer of the claim."""
 
-
-class Cancelled(Exception):
-    """Raised by `raise_if_cancelled`: the job is to end, or is no longer this worker's."""
-
-
-class ClaimedJob:
-    """A job as its handler sees it. `dependencies` are the results of the jobs it depends on, `document` is all that
-    the API told of it when it was claimed.
-
-    `cancel_requested` is set when the job was asked to cancel; `lost` when it is no longer this worker's: its lease
-    ended, or it was given back. Whatever the handler returns then is dropped.
-    """
+    log = LOG
 
     def __init__(self, client: Vigil, document: Json, lease_s: float) -> None:
-        self.job_id: str = document["job_id"]
-        self.job_type: str = document["job_type"]
-        self.name: str | None = document["name"]
-        self.payload: Any = document["payload"]
-        self.fields: Json = document["fields"]
-        self.attempt: int = document["attempt"]
-        self.dependencies: Json = document["dependencies"]
+        super().__init__(document, lease_s)
         self.document = document
-        self.cancel_requested = threading.Event()
-        self.lost = threading.Event()
         self._client = client
-        self._token: str = document["lease_token"]
-        self._lease_s = lease_s
-        # Measured here and monotonic: no clock has to be right, here or there.
-        self._lease_expires = time.monotonic() + lease_s
-        self._progress_pending = threading.Event()
-        self._ended = threading.Event()
-        self._unsent: Json = {}
-        self._progress_lock = threading.Lock()
-        self._report_lock = threading.Lock()
         if document["cancel_requested"]:
             self.cancel_requested.set()
 
-    def progress(self, value: float, message: str | None = None) -> None:
-        """Say how far it is, from 0 to 1. It is sent in the background within a second; never blocks, never fails."""
-        if not 0 <= value <= 1:
-            raise ValueError(f"progress is from 0 to 1, not {value}")
-        update = {"progress": value} if message is None else {"progress": value, "message": truncate_message(message)}
-        with self._progress_lock:
-            self._unsent |= update
-        self._progress_pending.set()
-
-    def report(
-        self,
-        *,
-        stage: str | None = None,
-        milestones: Sequence[str] | None = None,
-        fields: Mapping[str, Any] | None = None,
-        message: str | None = None,
-    ) -> None:
-        """Report what others can wait for, at once. Raises VigilError for what the API refuses, Cancelled when the job
-        is no longer this worker's."""
-        self._raise_if_lost()
-        try:
-            job = self._client.report(
-                self.job_id,
-                stage=stage,
-                milestones=milestones,
-                fields=fields,
-                message=None if message is None else truncate_message(message),
-                lease_token=self._token,
-            )
-        except VigilError as error:
-            # INVALID_TRANSITION may be about the stage.
-            if error.code in ("LEASE_LOST", "JOB_NOT_FOUND"):
-                self._mark_lost(error)
-                self._raise_if_lost()
-            raise
-        if job.get("cancel_requested"):
-            self.cancel_requested.set()
-
-    def raise_if_cancelled(self) -> None:
-        """Raise Cancelled when the job was asked to cancel, or is no longer this worker's. Call it now and then."""
-        self._raise_if_lost()
-        if self.cancel_requested.is_set():
-            raise Cancelled(f"Job {self.job_id} was asked to cancel")
-
-    def _raise_if_lost(self) -> None:
-        if self.lost.is_set():
-            raise Cancelled(f"Job {self.job_id} is no longer this worker's")
-
-    # What the worker does with it
-
     def _run(self, handler: Handler) -> None:
-        """Run the handler and tell what came of it, with heartbeats all the while."""
-        heartbeat_thread = threading.Thread(target=self._heartbeat_loop, name=f"heart of {self.job_id}", daemon=True)
-        heartbeat_thread.start()
-        try:
-            report_outcome = self._attempt(handler)
+        """Run the handler and report its outcome, with heartbeats until Vigil has accepted the outcome."""
+        with self._heartbeats():
+            outcome = self._run_handler(handler)
             try:
-                self._report_until_known(report_outcome)
-            except VigilError as refusal:
-                # The result is what is wrong, say too large: then that is how the job ends.
-                LOG.warning("job %s: the result is refused: %s", self.job_id, refusal)
-                self._report_until_known(self._failure(refusal.code, str(refusal), retryable=refusal.status == 500))
-        except VigilError as error:
-            LOG.error("job %s: what came of it cannot be told: %s", self.job_id, error)
-        finally:
-            self._mark_ended()
-            heartbeat_thread.join()
+                self._report_or_fail(outcome)
+            except VigilError as error:
+                LOG.error("job %s: Vigil refuses the outcome: %s", self.job_id, error)
 
-    def _attempt(self, handler: Handler) -> ReportOutcome:
-        """Run the handler; how to tell what came of it."""
+    def _report_or_fail(self, outcome: Outcome) -> None:
+        """Report the outcome. If Vigil refuses the result (for example as too large), report a failure instead."""
         try:
-            result = handler(self)
-            dumps(result).encode()  # What is not JSON is the handler's failure.
-        except BaseException as error:
-            first_frame = error.__traceback__
-            trace = sanitize(
-                "".join(traceback.format_exception(type(error), error, first_frame and first_frame.tb_next))
-            )
-            LOG.warning("job %s failed\n%s", self.job_id, trace.rstrip())
-            code = "CANCELLED" if isinstance(error, Cancelled) else type(error).__name__[:MAX_NAME]
-            return self._failure(code, format_exception(error, trace), retryable=not isinstance(error, Permanent))
-        return lambda client: client.complete(self.job_id, result, lease_token=self._token)
+            self._report_until_known(outcome)
+        except VigilError as refusal:
+            LOG.warning("job %s: Vigil refuses the result: %s", self.job_id, refusal)
+            message = truncate_message(str(refusal))
+            self._report_until_known(Failed(refusal.code, message, retryable=refusal.status == 500))
 
-    def _failure(self, code: str, message: str, *, retryable: bool) -> ReportOutcome:
-        return lambda client: client.fail(
-            self.job_id, code, truncate_message(message), retryable=retryable, lease_token=self._token
-        )
+    def _report_until_known(self, outcome: Outcome) -> None:
+        """Report the outcome, and retry transient errors until Vigil accepts it or the lease is lost.
 
-    def _report_until_known(self, report_outcome: ReportOutcome) -> None:
-        """Tell how it ended, as often as it takes, until that is known or the job is lost. Raises VigilError for a
-        refusal."""
+        Raises:
+            VigilError: Vigil refused the outcome.
+        """
         while not self.lost.is_set():
             try:
                 with self._report_lock:
-                    job = report_outcome(self._client.bounded(max(_MIN_REQUEST_TIMEOUT_S, self._lease_s / 3)))
+                    job = self._send_outcome(outcome)
                     self._mark_ended()
             except VigilError as error:
-                if _is_loss(error):
+                if error.is_job_lost:
                     self._mark_lost(error)
                 elif not error.is_transient:
                     raise
                 else:
-                    self.lost.wait(random.uniform(0, min(_PROGRESS_INTERVAL_S, self._lease_s / 6)))
+                    self.lost.wait(random.uniform(0, min(PROGRESS_INTERVAL_S, self._lease_s / 6)))
             else:
                 LOG.info("job %s is %s", self.job_id, job["status"])
                 return
         LOG.warning("job %s: its outcome is dropped", self.job_id)
 
-    def _heartbeat_loop(self) -> None:
-        """Heartbeats until the end: every third of the lease, sooner when there is progress to tell or the last one
-        failed."""
-        interval_s = self._lease_s / 3
-        min_interval_s = min(_PROGRESS_INTERVAL_S, interval_s / 2)
-        due = self._lease_expires - 2 * interval_s
-        while True:
-            self._progress_pending.wait(max(0.0, due - time.monotonic()))
-            with self._report_lock:
-                if self._ended.is_set() or self.lost.is_set():
-                    return
-                left_s = self._lease_expires - time.monotonic()
-                acknowledged = self._send_heartbeat(max(_MIN_REQUEST_TIMEOUT_S, min(interval_s, left_s)))
-                due = time.monotonic() + (interval_s if acknowledged else min_interval_s)
-            if self._ended.wait(min_interval_s):
-                return
+    def _send_outcome(self, outcome: Outcome) -> Json:
+        client = self._client.bounded(max(_MIN_REQUEST_TIMEOUT_S, self._lease_s / 3))
+        if isinstance(outcome, Completed):
+            return client.complete(self.job_id, outcome.result, lease_token=self._token)
+        return client.fail(
+            self.job_id, outcome.code, outcome.message, retryable=outcome.retryable, lease_token=self._token
+        )
 
-    def _send_heartbeat(self, within_s: float) -> bool:
-        """Send one; whether it was heard."""
-        self._progress_pending.clear()
-        with self._progress_lock:
-            progress, self._unsent = self._unsent, {}
-        sent_at = time.monotonic()
-        try:
-            response = self._client.bounded(within_s).heartbeat(self.job_id, lease_token=self._token, **progress)
-        except VigilError as error:
-            if _is_loss(error) or time.monotonic() >= self._lease_expires:
-                self._mark_lost(error)
-            else:
-                LOG.warning("job %s: heartbeat failed: %s", self.job_id, error)
-            if error.is_transient:
-                with self._progress_lock:
-                    self._unsent = progress | self._unsent
-            return False
-        self._lease_expires = sent_at + self._lease_s
-        if response.get("cancel_requested"):
-            self.cancel_requested.set()
-        return True
+    def _send_report(
+        self,
+        *,
+        stage: str | None,
+        milestones: Sequence[str] | None,
+        fields: Mapping[str, Any] | None,
+        message: str | None,
+    ) -> Json:
+        return self._client.report(
+            self.job_id,
+            stage=stage,
+            milestones=milestones,
+            fields=fields,
+            message=message,
+            lease_token=self._token,
+        )
+
+    def _send_heartbeat(self, progress: Mapping[str, Any]) -> Json:
+        remaining_s = self._lease_renewed_at + self._lease_s - time.monotonic()
+        within_s = max(_MIN_REQUEST_TIMEOUT_S, min(self._lease_s / 3, remaining_s))
+        return self._client.bounded(within_s).heartbeat(self.job_id, lease_token=self._token, **progress)
+
+    def _is_lease_over(self) -> bool:
+        return time.monotonic() >= self._lease_renewed_at + self._lease_s
 
     def _release(self) -> None:
-        """Release it while its handler still runs."""
-        # What is being told right now may be how it ended.
-        locked = self._report_lock.acquire(timeout=_PROGRESS_INTERVAL_S)
+        """Release the job while its handler still runs, unless its outcome was accepted in the meantime.
+
+        1. Take the report lock, so that a report of the outcome in progress finishes first. Wait for a second at most.
+        2. Mark the job as lost and ended, so that no further heartbeat or outcome is sent.
+        3. Release the job if it was neither ended nor lost in step 1.
+        """
+        locked = self._report_lock.acquire(timeout=PROGRESS_INTERVAL_S)
         ended = self._ended.is_set() or self.lost.is_set()
         self.lost.set()
         self._mark_ended()
@@ -239,27 +144,23 @@ class ClaimedJob:
             return
         try:
             self._client.bounded(_RELEASE_TIMEOUT_S).release(self.job_id, lease_token=self._token)
-            LOG.info("job %s was given back", self.job_id)
+            LOG.info("job %s is released", self.job_id)
         except VigilError as error:
-            LOG.warning("job %s could not be given back: %s", self.job_id, error)
-
-    def _mark_lost(self, error: VigilError) -> None:
-        LOG.warning("job %s is lost: %s", self.job_id, error)
-        self.lost.set()
-
-    def _mark_ended(self) -> None:
-        self._ended.set()
-        self._progress_pending.set()
+            LOG.warning("job %s cannot be released: %s", self.job_id, error)
 
 
 Handler: TypeAlias = Callable[[ClaimedJob], Any]
-"""Takes the job, returns its result: anything that is JSON."""
-ReportOutcome: TypeAlias = Callable[[Vigil], Json]
+"""A function that takes the job and returns its result: any JSON value."""
 
 
 @dataclass(frozen=True)
-class _SignalReceived:
-    number: int
+class _StopRequested:
+    """SIGTERM, SIGINT or `stop`."""
+
+
+@dataclass(frozen=True)
+class _GraceOver:
+    """The deadline of a graceful stop has passed."""
 
 
 @dataclass(frozen=True)
@@ -277,12 +178,18 @@ class _ClaimRefused:
     error: VigilError
 
 
-class Worker:
-    """Runs `handler` on the jobs of a queue, up to `concurrency` at once, each in a thread. Never claims more than it
-    can run. A job is this worker's for `lease` seconds at a time, extended by heartbeats while the handler runs.
+_Event: TypeAlias = _StopRequested | _GraceOver | _JobEnded | _JobsClaimed | _ClaimRefused
 
-    `grace` is how many seconds running handlers get when it is to stop; `hold` how many a claim waits for a job, up to
-    25, and so how long an idle worker may take to stop.
+
+class Worker:
+    """Runs `handler` on the jobs of a queue, each in a thread. It claims only as many jobs as it has free threads.
+
+    Args:
+        concurrency: The largest number of jobs at the same time.
+        lease: The length of a lease in seconds. Heartbeats extend it while the handler runs.
+        name: The name of the worker in the API. The default is host:pid.
+        grace: The time that running handlers get when the worker stops, in seconds.
+        hold: The length of a claim's long poll in seconds, up to 25. An idle worker may take this long to stop.
     """
 
     def __init__(
@@ -298,8 +205,8 @@ class Worker:
         hold: int = 20,
     ) -> None:
         if concurrency < 1:
-            raise ValueError("concurrency is at least 1")
-        self.name = name or f"{socket.gethostname()}:{os.getpid()}"[:MAX_NAME]
+            raise ValueError("concurrency must be at least 1")
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}"[:MAX_NAME_CHARS]
         self._client = client
         self._queue = queue
         self._handler = handler
@@ -307,76 +214,103 @@ class Worker:
         self._lease = lease
         self._grace_s = grace
         self._long_poll_s = hold
-        # All that happens comes through here, one thing at a time. Unlike most, its `put` may be called by a signal.
-        self._inbox: SimpleQueue[_SignalReceived | _JobEnded | _JobsClaimed | _ClaimRefused] = SimpleQueue()
-        self._stopping = threading.Event()
+        # Only the thread of `run` reads the inbox and changes the four attributes of the loop's state below. A
+        # SimpleQueue's `put` is reentrant, so that a signal handler may call it.
+        self._inbox: SimpleQueue[_Event] = SimpleQueue()
         self._running: set[ClaimedJob] = set()
+        self._is_claiming = False
+        self._stop_deadline: float | None = None
+        self._is_aborted = False
+        self._refusal: VigilError | None = None
+        self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Stop as SIGTERM does: gracefully, and at once when called again. From any thread."""
-        self._inbox.put(_SignalReceived(signal.SIGTERM))
+        """Stop gracefully, as SIGTERM does. A second call stops at once. Any thread may call this."""
+        self._inbox.put(_StopRequested())
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT, or `stop`. Then: claim no more, give running handlers their grace, give back
-        what has not ended; after a second signal, give it back at once.
+        """Work until SIGTERM, SIGINT or `stop`.
 
-        A handler cannot be ended from outside: one whose job was given back goes on until it notices, or the process
-        ends.
-        Raises VigilError when the API refuses claims altogether, after the same stop.
+        The worker then claims no more jobs, gives the running handlers their grace and releases the jobs that have not
+        ended. A second signal releases them at once. A released job's handler cannot be interrupted: it runs until it
+        checks `lost` or the process ends.
+
+        Raises:
+            VigilError: The API refuses claims. The worker first stops in the same way.
         """
-        self._stopping.clear()
-        refusal: VigilError | None = None
-        claiming = False
-        deadline: float | None = None
-        LOG.info("%s works on queue %s, %d at once", self.name, self._queue, self._concurrency)
+        self._reset()
+        LOG.info("%s works on queue %s, up to %d jobs at once", self.name, self._queue, self._concurrency)
         with self._handle_signals():
-            while True:
-                free = self._concurrency - len(self._running)
-                if free and not claiming and deadline is None:
-                    claiming = True
-                    self._start_thread(self._claim, min(free, MAX_CLAIM))
-                if deadline is not None and not self._running and not claiming:
-                    break
-                match self._next_event(deadline if self._running else None):
-                    case _SignalReceived() if deadline is None:
-                        LOG.info("stopping: %d jobs run, up to %s s", len(self._running), self._grace_s)
-                        deadline = time.monotonic() + self._grace_s
-                        self._stopping.set()
-                    case _SignalReceived():
-                        self._release_all(self._running)
-                        break
-                    case None:
-                        self._release_all(self._running)
-                    case _JobEnded(job):
-                        self._running.discard(job)
-                    case _JobsClaimed(jobs):
-                        claiming = False
-                        if deadline is None:
-                            self._start(jobs)
-                        else:
-                            self._release_all(jobs)
-                    case _ClaimRefused(error):
-                        claiming = False
-                        LOG.error("claims are refused: %s", error)
-                        refusal = error
-                        deadline = deadline or time.monotonic() + self._grace_s
-                        self._stopping.set()
+            while not self._is_finished():
+                self._claim_for_free_slots()
+                self._process(self._next_event())
         LOG.info("stopped")
-        if refusal is not None:
-            raise refusal
+        if self._refusal is not None:
+            raise self._refusal
 
-    def _next_event(self, deadline: float | None) -> _SignalReceived | _JobEnded | _JobsClaimed | _ClaimRefused | None:
-        """What happens next; None when the deadline passes first."""
+    def _reset(self) -> None:
+        self._running.clear()
+        self._is_claiming = False
+        self._stop_deadline = None
+        self._is_aborted = False
+        self._refusal = None
+        self._stopping.clear()
+
+    def _is_finished(self) -> bool:
+        """Return whether the worker is stopping and nothing is left: no running job and no claim without an answer."""
+        if self._is_aborted:
+            return True
+        return self._stop_deadline is not None and not self._running and not self._is_claiming
+
+    def _claim_for_free_slots(self) -> None:
+        """Start a claim in a thread if there are free slots. At most one claim is open at a time."""
+        free = self._concurrency - len(self._running)
+        if free and not self._is_claiming and self._stop_deadline is None:
+            self._is_claiming = True
+            _start_thread(self._claim, min(free, MAX_CLAIM))
+
+    def _next_event(self) -> _Event:
+        """Wait for the next event. While jobs run, the wait ends at the deadline of a graceful stop."""
+        deadline = self._stop_deadline if self._running else None
         try:
             return self._inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
         except Empty:
-            return None
+            return _GraceOver()
+
+    def _process(self, event: _Event) -> None:
+        match event:
+            case _StopRequested() if self._stop_deadline is None:
+                self._begin_stop()
+            case _StopRequested():
+                self._release_all(self._running)
+                self._is_aborted = True
+            case _GraceOver():
+                self._release_all(self._running)
+            case _JobEnded(job):
+                self._running.discard(job)
+            case _JobsClaimed(jobs):
+                self._is_claiming = False
+                if self._stop_deadline is None:
+                    self._start(jobs)
+                else:
+                    self._release_all(jobs)
+            case _ClaimRefused(error):
+                LOG.error("Vigil refuses claims: %s", error)
+                self._is_claiming = False
+                self._refusal = error
+                if self._stop_deadline is None:
+                    self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        LOG.info("stopping: %d running jobs have up to %s s", len(self._running), self._grace_s)
+        self._stop_deadline = time.monotonic() + self._grace_s
+        self._stopping.set()
 
     def _start(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:
-            LOG.info("job %s (%s), attempt %d, begins", job.job_id, job.job_type, job.attempt)
+            LOG.info("job %s (%s), attempt %d, starts", job.job_id, job.job_type, job.attempt)
             self._running.add(job)
-            self._start_thread(self._work, job)
+            _start_thread(self._work, job)
 
     def _work(self, job: ClaimedJob) -> None:
         try:
@@ -385,25 +319,31 @@ class Worker:
             self._inbox.put(_JobEnded(job))
 
     def _release_all(self, jobs: Sequence[ClaimedJob] | set[ClaimedJob]) -> None:
-        """All at once, and without waiting for an API that does not answer."""
-        releases = [self._start_thread(job._release) for job in jobs]
+        """Release jobs in parallel. Wait for a limited time if the API does not answer."""
+        threads = [_start_thread(job._release) for job in jobs]
         deadline = time.monotonic() + _RELEASE_TIMEOUT_S
-        for release in releases:
-            release.join(max(0.0, deadline - time.monotonic()))
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._running.difference_update(jobs)
 
     def _claim(self, free: int) -> None:
-        """Have up to so many jobs claimed, or the refusal, come through the inbox."""
+        """Claim up to `free` jobs and put them, or the refusal, into the inbox."""
         try:
             self._inbox.put(_JobsClaimed(self._claim_jobs(free)))
         except VigilError as error:
             self._inbox.put(_ClaimRefused(error))
         except Exception as error:
-            self._inbox.put(_ClaimRefused(VigilError("NOT_UNDERSTOOD", f"the claim's answer: {error!r}")))
+            self._inbox.put(_ClaimRefused(VigilError("NOT_UNDERSTOOD", f"the answer of the claim: {error!r}")))
 
     def _claim_jobs(self, free: int) -> list[ClaimedJob]:
-        """Ask until there is a job, or it is to stop. An answer that was lost is asked for again under the same id, for
-        as long as what it granted may still be leased."""
+        """Repeat the claim until it returns jobs or the worker stops.
+
+        A claim whose answer is lost may have granted jobs. The worker repeats it with the same claim id, which returns
+        the same jobs, for as long as their leases may last.
+
+        Raises:
+            VigilError: The API refused the claim.
+        """
         claim_id, first_sent_at = str(uuid4()), time.monotonic()
         failures = 0
         while not self._stopping.is_set():
@@ -432,21 +372,14 @@ class Worker:
             self._stopping.wait(max(0.0, pause_s))
         return []
 
-    def _start_thread(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
-        """Threads that the process does not wait for: it ends though a handler does not."""
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
-        thread.start()
-        return thread
-
     @contextmanager
     def _handle_signals(self) -> Iterator[None]:
-        """Only the main thread may ask for signals; elsewhere there is `stop`."""
+        """Stop on SIGTERM and SIGINT. Python allows signal handlers in the main thread only; elsewhere, use `stop`."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         previous_handlers = {
-            number: signal.signal(number, lambda number, _: self._inbox.put(_SignalReceived(number)))
-            for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)
         }
         try:
             yield
@@ -455,6 +388,8 @@ class Worker:
                 signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _is_loss(error: VigilError) -> bool:
-    """Whether a refusal means that the job is no longer ours: another has it, or it has ended, or is gone."""
-    return error.code in ("LEASE_LOST", "INVALID_TRANSITION", "JOB_NOT_FOUND")
+def _start_thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    """Start a daemon thread: the process may exit although a handler still runs."""
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread

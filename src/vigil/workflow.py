@@ -1,4 +1,4 @@
-"""Workflows: graphs of jobs, put together in Python or read from a file, and checked before they are sent."""
+"""Workflow definitions: built in Python or read from a file, and validated before they are sent."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
+from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
+from vigil.errors import VigilError
+from vigil.models import Mutex, Retry
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
 from vigil_core.domain.jobs.batch import OnItemFailure
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.workflows.validation import NodeSpec, graph_problems
 
-if TYPE_CHECKING:
-    from vigil.client import Mutex, Retry
-
 FailurePolicy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]
 
 
 class WorkflowOptions(TypedDict, total=False):
-    """What a run takes besides its name and its jobs. Times in seconds; `retry`, `priority`, `trace_id` and
-    `correlation_id` are also what its jobs have that say nothing of their own."""
+    """The options of a workflow besides its name and its jobs. Times are in seconds.
+
+    `retry`, `priority`, `trace_id` and `correlation_id` are also the defaults of its jobs.
+    """
 
     description: str
     failure_policy: FailurePolicy
@@ -38,7 +39,7 @@ class WorkflowOptions(TypedDict, total=False):
 
 
 class JobOptions(TypedDict, total=False):
-    """What a job of a workflow takes besides its name, type, payload and dependencies. Times in seconds."""
+    """The options of a workflow's job besides its name, type, payload and dependencies. Times are in seconds."""
 
     queue: str
     priority: Priority
@@ -62,14 +63,14 @@ class JobOptions(TypedDict, total=False):
 
 
 class Workflow:
-    """A definition in the making. `validate` says what the API would say; `Vigil.create_workflow` sends it."""
+    """A workflow definition under construction. `validate` checks it, and `Vigil.create_workflow` sends it."""
 
     def __init__(self, name: str, **options: Unpack[WorkflowOptions]) -> None:
         self._definition: dict[str, Any] = {"version": "1", "name": name, **options, "jobs": []}
 
     @property
     def name(self) -> str:
-        """What its runs are called."""
+        """The name of the workflow and of its runs."""
         return str(self._definition["name"])
 
     def job(
@@ -81,7 +82,7 @@ class Workflow:
         depends_on: After = (),
         **options: Unpack[JobOptions],
     ) -> Part:
-        """Add a job; its type is its name where none is given. It runs after those in `depends_on`."""
+        """Add a job that runs after those in `depends_on`. Without `job_type`, its type is its name."""
         job: dict[str, Any] = {"name": name}
         if job_type is not None:
             job["job_type"] = job_type
@@ -91,46 +92,51 @@ class Workflow:
         return Part(self, (name,))
 
     def parallel(self, jobs: Iterable[str | Mapping[str, Any]], *, depends_on: After = ()) -> Part:
-        """Add jobs that run side by side: each a name, or what `job` takes, by name."""
-        definitions = [{"name": each} if isinstance(each, str) else each for each in jobs]
-        parts = [self.job(**{"depends_on": depends_on, **each}) for each in definitions]
+        """Add jobs that run in parallel. Each is a name or the arguments of `job` by name."""
+        definitions = [{"name": job} if isinstance(job, str) else job for job in jobs]
+        parts = [self.job(**{"depends_on": depends_on, **definition}) for definition in definitions]
         return Part(self, tuple(name for part in parts for name in part.names))
 
     def to_dict(self) -> dict[str, Any]:
-        """The definition as the API takes it."""
+        """Return the definition as the API accepts it."""
         return copy.deepcopy(self._definition)
 
     def to_yaml(self) -> str:
-        """The definition as a file for `vigil workflow create`."""
+        """Return the definition as YAML for `vigil workflow create`."""
         from vigil.strict_yaml import dumps
 
         return dumps(self._definition)
 
     def validate(self) -> None:
-        """Look at names, dependencies and conditions as the API does.
+        """Validate names, dependencies and conditions as the API does.
 
         Raises:
-            VigilError: with every problem in `errors`, cycles spelled out.
+            VigilError: The definition is invalid. `errors` lists every problem, with the path of each cycle.
         """
-        from vigil.client import VigilError
-
         specs, shape_problems = _node_specs(self._definition)
         try:
             raise_if_any(shape_problems or graph_problems(specs))
-        except ValidationFailed as found:
-            errors = [{"pointer": each.pointer, "detail": each.detail, "code": each.code} for each in found.problems]
-            raise VigilError(found.code, found.message, errors=errors) from found
+        except ValidationFailed as failure:
+            errors = [
+                {"pointer": problem.pointer, "detail": problem.detail, "code": problem.code}
+                for problem in failure.problems
+            ]
+            raise VigilError(failure.code, failure.message, errors=errors) from failure
 
     @classmethod
     def from_dict(cls, definition: Mapping[str, Any]) -> Self:
-        """A definition that there is already. It may say more than this module knows of: the API judges that."""
+        """Build a workflow from an existing definition. Members unknown to this module are left to the API."""
         workflow = cls(str(definition.get("name", "")))
         workflow._definition = {"jobs": [], **copy.deepcopy(dict(definition))}
         return workflow
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """A definition in JSON or YAML. Raises ValueError for what is neither."""
+        """Parse a definition in JSON or YAML.
+
+        Raises:
+            ValueError: The text is neither.
+        """
         from vigil.strict_yaml import loads
 
         try:
@@ -142,12 +148,17 @@ class Workflow:
                 raise ValueError(f"it is not JSON: {error}") from error
             definition = loads(text)
         if not isinstance(definition, dict):
-            raise ValueError("it is no definition of a workflow: that begins with `name` and `jobs`")
+            raise ValueError("it is not a workflow definition, which begins with `name` and `jobs`")
         return cls.from_dict(definition)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """A definition in a file of JSON or YAML. Raises OSError, or ValueError for what is neither."""
+        """Read a definition from a JSON or YAML file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The text is neither JSON nor YAML.
+        """
         return cls.from_text(Path(path).read_text(encoding="utf-8"))
 
     def _jobs(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -156,7 +167,7 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Part:
-    """One or more jobs of a workflow, as what comes next sees them: it runs when all of them have succeeded."""
+    """One or more jobs of a workflow that a next job may depend on: it runs after all of them have succeeded."""
 
     workflow: Workflow
     names: tuple[str, ...]
@@ -166,17 +177,17 @@ class Part:
         return self.workflow.job(name, job_type, payload, depends_on=self, **options)
 
     def parallel(self, jobs: Iterable[str | Mapping[str, Any]]) -> Part:
-        """Add jobs that run after these, side by side: each a name, or what `Workflow.job` takes, by name."""
+        """Add jobs that run after these, in parallel. Each is a name or the arguments of `Workflow.job` by name."""
         return self.workflow.parallel(jobs, depends_on=self)
 
     def with_timeout(self, seconds: int) -> Part:
-        """How long an attempt at each of these may take."""
+        """Set the longest time of an attempt of each of these jobs."""
         for job in self.workflow._jobs(self.names):
             job["timeout"] = seconds
         return self
 
     def with_fallback(self, value: Any) -> Part:
-        """The result of each of these that fails for good: it counts as a success."""
+        """Set the result that replaces the final failure of each of these jobs. It counts as a success."""
         for job in self.workflow._jobs(self.names):
             job["fallback"] = value
         return self
@@ -186,22 +197,22 @@ After: TypeAlias = str | Part | Iterable[str | Part]
 
 
 def race(parts: After, *, name: str) -> Part:
-    """The first of these to succeed: its result is what comes next sees, and the others are cancelled."""
+    """Add a race: the first of these jobs to succeed passes its result on, and the others are cancelled."""
     return _workflow_of(parts).job(
         name, depends_on=parts, executor="join", trigger_rule="one_success", cancel_losers=True
     )
 
 
 def all_of(parts: After, *, name: str) -> Part:
-    """All of these: their results, by name, are what comes next sees."""
+    """Add a join of these jobs: it passes their results on, by job name."""
     return _workflow_of(parts).job(name, depends_on=parts, executor="join", trigger_rule="all_success")
 
 
 def _workflow_of(parts: After) -> Workflow:
-    for each in [parts] if isinstance(parts, Part) else parts:
-        if isinstance(each, Part):
-            return each.workflow
-    raise ValueError("these are no parts of a workflow")
+    for part in [parts] if isinstance(parts, Part) else parts:
+        if isinstance(part, Part):
+            return part.workflow
+    raise ValueError("at least one part of a workflow is needed, not only names")
 
 
 def _names(parts: After) -> list[str]:
@@ -213,19 +224,19 @@ def _names(parts: After) -> list[str]:
 
 
 def _node_specs(definition: Mapping[str, Any]) -> tuple[list[NodeSpec], list[FieldProblem]]:
-    """What there is to see of the graph, or what has not even the shape of one."""
-    problems_found: list[FieldProblem] = []
+    """Return the nodes of a definition for the graph checks, and the problems of jobs whose types are wrong."""
+    problems: list[FieldProblem] = []
     specs: list[NodeSpec] = []
 
     def check(is_valid: bool, pointer: str, detail: str) -> None:
         if not is_valid:
-            problems_found.append(FieldProblem(pointer=pointer, detail=detail))
+            problems.append(FieldProblem(pointer=pointer, detail=detail))
 
     jobs = definition["jobs"]
     check(isinstance(definition.get("name"), str), "/name", "must be text")
     check(isinstance(jobs, list), "/jobs", "must be a list")
     for index, job in enumerate(jobs if isinstance(jobs, list) else []):
-        pointer_prefix, problem_count = f"/jobs/{index}", len(problems_found)
+        pointer_prefix, problem_count = f"/jobs/{index}", len(problems)
         if not isinstance(job, dict):
             check(False, pointer_prefix, "must be an object")
             continue
@@ -239,7 +250,7 @@ def _node_specs(definition: Mapping[str, Any]) -> tuple[list[NodeSpec], list[Fie
             f"{pointer_prefix}/trigger_rule",
             f"must be one of {', '.join(get_args(TriggerRule))}",
         )
-        if len(problems_found) == problem_count:
+        if len(problems) == problem_count:
             specs.append(
                 NodeSpec(
                     name=job["name"],
@@ -249,8 +260,8 @@ def _node_specs(definition: Mapping[str, Any]) -> tuple[list[NodeSpec], list[Fie
                     trigger_rule=cast(TriggerRule, rule),
                 )
             )
-    return specs, problems_found
+    return specs, problems
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number of JSON")

@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 FUNCTIONS = ROOT / "functions"
 CORE = ROOT / "layers/common/python/vigil_core"
+TASKS = ROOT / "layers/common/python/vigil_tasks"
 LAYER_LOCK = ROOT / "layers/common/python/requirements.txt"
 DEV_LOCK = ROOT / "requirements/dev.txt"
 SAM_LOCK = ROOT / "requirements/sam.txt"
@@ -83,6 +84,12 @@ def test_deployed_code_imports_only_packages_of_the_layer() -> None:
     allowed = {name.replace("-", "_") for name in in_the_layer if name and not name.startswith("#")}
     allowed |= OF_THE_LAMBDA_RUNTIME | sys.stdlib_module_names | {"vigil_core"}
     for module in [*CORE.rglob("*.py"), *FUNCTIONS.rglob("*.py")]:
+        assert set(imported(ast.parse(module.read_text()))) <= allowed, module.relative_to(ROOT)
+
+
+def test_task_sdk_imports_only_the_standard_library_and_the_domain() -> None:
+    allowed = OF_THE_LAMBDA_RUNTIME | sys.stdlib_module_names | {"vigil_core", "vigil_tasks"}
+    for module in TASKS.rglob("*.py"):
         assert set(imported(ast.parse(module.read_text()))) <= allowed, module.relative_to(ROOT)
 
 

@@ -26,9 +26,10 @@ given = json.loads(sys.argv[1])
 sys.path += given["path"]
 import handler
 assert callable(handler.handler)
-import vigil_core
-for module in pkgutil.walk_packages(vigil_core.__path__, "vigil_core."):
-    importlib.import_module(module.name)
+import vigil_core, vigil_tasks
+for package in (vigil_core, vigil_tasks):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
 print(json.dumps(sorted({str(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)})))
 """
 
@@ -82,6 +83,7 @@ def test_layer_layout_and_size_satisfy_lambda(built: Path) -> None:
     layer = built / "VigilLayer"
     assert [child.name for child in layer.iterdir()] == ["python"]
     assert (layer / "python/vigil_core/__init__.py").exists()
+    assert (layer / "python/vigil_tasks/__init__.py").exists()
     assert not (layer / "python/python").exists(), "nested, it could not be imported"
     size = sum(file.stat().st_size for file in built.rglob("*") if file.is_file())
     assert size < LARGEST_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from vigil_core.tasks import Permanent, Task, task
+from vigil_tasks import Permanent, Task, task
 
 
 @task

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import typer
 
 from vigil.cli import dead_letters, jobs, keys, local, worker, workflows
 from vigil.cli.doctor import doctor
-from vigil.demo.command import demo
 
-app = typer.Typer(no_args_is_help=True, help="Vigil keeps watch over long-running jobs.")
-app.command()(demo)
+app = typer.Typer(no_args_is_help=True, help="Track long-running jobs, and wait for them.")
+
+if find_spec("vigil.demo"):  # Only a clone of the repository contains the demo.
+    from vigil.demo.command import demo
+
+    app.command()(demo)
 app.command()(doctor)
 app.add_typer(local.app, name="local")
 app.add_typer(jobs.app, name="job")
@@ -21,4 +26,4 @@ app.add_typer(dead_letters.app, name="dead-letters")
 
 @app.callback()
 def vigil() -> None:
-    """Vigil keeps watch over long-running jobs."""
+    """Track long-running jobs, and wait for them."""

@@ -336,7 +336,7 @@ def below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def authorization(client: Vigil) -> str:
     with client:
-        return client._http.headers["authorization"]
+        return client._transport._http.headers["authorization"]
 
 
 def test_client_finds_the_local_stack(below: Path) -> None:

@@ -93,5 +93,5 @@ def test_download_that_fails_repeatedly_raises(client: Vigil, store: Store) -> N
 
 def test_downloaded_payload_that_is_not_json_raises(client: Vigil, store: Store) -> None:
     store.content = b"not {json"
-    with pytest.raises(VigilError, match="no JSON"):
+    with pytest.raises(VigilError, match="not JSON"):
         client.job(JOB)

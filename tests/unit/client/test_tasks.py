@@ -13,8 +13,8 @@ from tests.support.fake_vigil import API_KEY, FakeVigil
 from tests.support.http_target import HttpTarget, Reply
 from tests.support.pages import python_session
 from vigil.client import Vigil
-from vigil_core import tasks
-from vigil_core.tasks import Cancelled, Permanent, Task, TaskError, Work, task
+from vigil_tasks import Cancelled, Permanent, Task, TaskError, TaskFunction, lambda_handler, task
+from vigil_tasks.api import ApiKey
 
 DEADLINE_S = 20
 
@@ -31,7 +31,7 @@ class Context:
 def environment(fake: FakeVigil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIGIL_API_URL", fake.url)
     monkeypatch.setenv("VIGIL_API_KEY", API_KEY)
-    monkeypatch.setattr(tasks, "_KEY", tasks._Key())
+    monkeypatch.setattr(lambda_handler, "API_KEY", ApiKey())
 
 
 def new_event(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def new_event(client: Vigil, lease: float = 60, **wanted: Any) -> dict[str, Any]
     return {**{name: job[name] for name in names}, "lease": lease, "dependencies": {}, "payload_omitted": False}
 
 
-def run(work: Work, event: dict[str, Any], left_s: float = 60) -> None:
+def run(work: TaskFunction, event: dict[str, Any], left_s: float = 60) -> None:
     assert task(work)(event, Context(left_s)) is None
 
 
@@ -199,7 +199,7 @@ def test_attempt_fails_just_before_the_lambda_timeout(client: Vigil, fake: FakeV
         stuck.set()
         return "too late"
 
-    run(work, event, left_s=tasks._REPORT_MARGIN_S + 0.5)
+    run(work, event, left_s=lambda_handler.REPORT_MARGIN_S + 0.5)
     assert stuck.is_set()
     assert fake.job(event["job_id"])["error"]["code"] == "FUNCTION_TIMED_OUT"
 
