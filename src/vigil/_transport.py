@@ -153,7 +153,7 @@ class Transport:
 
 
 def _resolve_connection(api_url: str | None, api_key: str | None) -> tuple[str, str]:
-    """Return URL and key: from the arguments, the environment, or the local stack of this directory or one above."""
+    """Return URL and key: from the arguments, the environment, or the local cloud of this directory or one above."""
     url = api_url or os.environ.get(API_URL)
     key = api_key or os.environ.get(API_KEY)
     if not (url and key):
@@ -165,7 +165,7 @@ def _resolve_connection(api_url: str | None, api_key: str | None) -> tuple[str, 
             local_stack = next((stack for file in files if (stack := Stack.read(file))), None)
         except (LocalError, OSError) as error:
             raise VigilError("NOT_CONFIGURED", str(error)) from error
-        # Send the key of the local stack to no other server.
+        # Send the key of the local cloud to no other server.
         if local_stack and (not url or url == local_stack.api_url):
             url, key = local_stack.api_url, key or local_stack.api_key
     if not (url and key):

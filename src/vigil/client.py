@@ -74,7 +74,7 @@ class Vigil:
 
     Args:
         api_url: The API's URL. Without `api_url` and `api_key`, the client takes the environment's VIGIL_API_URL and
-            VIGIL_API_KEY, otherwise the local stack of this directory or one above it.
+            VIGIL_API_KEY, otherwise the local cloud of this directory or one above it.
         timeout_s: The longest time for an answer, without the time of a long poll.
         retries: The number of retries.
         backoff_s: The longest pause before the first retry. It doubles with each retry, has full jitter and respects

@@ -115,7 +115,7 @@ def test_decide_command_continues_a_run_that_awaits_a_decision(shell: Shell, vig
     assert "critical" not in stuck
     work(vigil, "default", "critical", fails=True)
     assert shell("workflow", "resume", workflow_id, code=1).startswith("INVALID_TRANSITION")
-    assert "to be decided (vigil workflow decide): critical" in shell("workflow", "status", workflow_id)
+    assert "awaiting a decision (vigil workflow decide): critical" in shell("workflow", "status", workflow_id)
     shell("workflow", "decide", workflow_id, "critical", "skip", "--note", "known to break")
     work(vigil, "default", "dependent")
     ended = vigil.await_workflow(workflow_id, timeout=60)

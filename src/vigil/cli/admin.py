@@ -1,4 +1,4 @@
-"""How operators' commands reach a stack: they invoke its admin function with AWS credentials and know no table."""
+"""Access to a stack for operators' commands: they invoke its admin function with AWS credentials."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 ADMIN_FUNCTION = "VIGIL_ADMIN_FUNCTION"
 _READ_TIMEOUT_S = 310
-"""The function may work for 5 minutes."""
+"""The function runs for up to 5 minutes."""
 
 StackOption = Annotated[
     str | None,
     typer.Option(
-        help=f"A stack on AWS. Without it: the function that {ADMIN_FUNCTION} names, "
-        "else the local cloud of this directory.",
+        help=f"The name of a stack on AWS. The default is the function that {ADMIN_FUNCTION} names, "
+        "otherwise the local cloud of this directory.",
         show_default=False,
     ),
 ]
-NamespaceOption = Annotated[str, typer.Option(help="The tenant that the key belongs to.", show_default=False)]
+NamespaceOption = Annotated[str, typer.Option(help="The namespace (tenant) of the key.", show_default=False)]
 
 
 @dataclass(frozen=True)
 class AdminFunction:
-    """A stack's admin function. `where` says for people which stack that is."""
+    """The admin function of a stack. `label` describes the stack in messages."""
 
     client: LambdaClient
     name: str
@@ -40,7 +40,7 @@ class AdminFunction:
 
     @classmethod
     def for_stack(cls, stack: str | None) -> AdminFunction:
-        """The function of the stack that is meant. Ends the command when that is unclear."""
+        """Find the admin function: of the option, the environment or the local cloud. Otherwise end the command."""
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
@@ -49,7 +49,7 @@ class AdminFunction:
         from vigil.local.stack import Stack, session
         from vigil.local.state_dir import StateDir
 
-        # Not asked twice: the first may still be at work.
+        # No retries: the first invocation may still be running.
         config = Config(read_timeout=_READ_TIMEOUT_S, retries={"total_max_attempts": 1})
         try:
             if stack:
@@ -62,10 +62,10 @@ class AdminFunction:
                 return cls(client, local_stack.admin_function, "the local cloud")
         except (BotoCoreError, ClientError, LocalError) as error:
             raise fail(str(error)) from error
-        raise fail(f"Which stack? Say --stack NAME, set {ADMIN_FUNCTION}, or start one here with `vigil local up`.")
+        raise fail(f"No stack is configured. Use --stack NAME, set {ADMIN_FUNCTION}, or run `vigil local up` here.")
 
     def invoke(self, action: str, **fields: object) -> dict[str, Any]:
-        """What the function answers. Ends the command, saying why, when it refuses or fails."""
+        """Invoke the function and return its answer. End the command with a message if it refuses or fails."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         request = dumps({"action": action, **{name: value for name, value in fields.items() if value is not None}})
@@ -83,7 +83,7 @@ class AdminFunction:
 
 
 def fail(message: str, exit_code: int = 1) -> typer.Exit:
-    """Say what went wrong, on stderr; the exception that ends the command."""
+    """Print an error message on stderr and return the exception that ends the command."""
     typer.secho(message, err=True, fg=typer.colors.RED)
     return typer.Exit(exit_code)
 
@@ -92,5 +92,5 @@ def _stack_output(client: CloudFormationClient, stack: str, output: str) -> str:
     outputs = client.describe_stacks(StackName=stack)["Stacks"][0].get("Outputs", [])
     value = {item.get("OutputKey"): item.get("OutputValue") for item in outputs}.get(output)
     if value is None:
-        raise fail(f"The stack {stack} has no output {output}: it is no stack of Vigil.")
+        raise fail(f"The stack {stack} has no output {output}: it is not a Vigil stack.")
     return value

@@ -1,4 +1,4 @@
-"""How users' commands speak with the API: with a key, and one readable line when it refuses."""
+"""Error handling for commands that call the API with a key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vigil.cli.admin import fail
 
 @contextmanager
 def exit_on_refusal() -> Iterator[None]:
-    """Have a VigilError end the command with what it says and exit code 1."""
+    """End the command with exit code 1 and a one-line message on a VigilError."""
     from vigil.client import VigilError
 
     try:

@@ -1,4 +1,4 @@
-"""`vigil dead-letters`: what Vigil's workers gave up on, and trying it again."""
+"""`vigil dead-letters`: list and redrive dead letters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.table import Column, Table
 
 from vigil.cli.admin import AdminFunction, StackOption
 
-app = typer.Typer(help="Look at dead letters and try them again, with AWS credentials.", no_args_is_help=True)
+app = typer.Typer(help="List and redrive dead letters, with AWS credentials.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_dead_letters(stack: StackOption = None) -> None:
-    """List the batches of stream records that were given up, oldest first, and count the dead messages."""
+    """List the dead batches of stream records, oldest first, and count the dead messages."""
     response = AdminFunction.for_stack(stack).invoke("list_dead_letters")
     console = Console()
     if response["batches"]:
@@ -26,7 +26,7 @@ def list_dead_letters(stack: StackOption = None) -> None:
 
 @app.command()
 def redrive(stack: StackOption = None) -> None:
-    """Try everything again. What works is removed; what fails again stays, and is shown."""
+    """Process all dead letters again. Successful ones are removed; failed ones stay and are listed."""
     admin = AdminFunction.for_stack(stack)
     batches, messages = 0, Counter[str]()
     while True:
@@ -38,14 +38,14 @@ def redrive(stack: StackOption = None) -> None:
     console = Console()
     if response["failed"]:
         console.print(_table(response["failed"]))
-    console.print(f"{batches} batches handled; {_messages(messages, 'messages sent back')}.")
+    console.print(f"{batches} batches processed; {_messages(messages, 'messages sent back')}.")
     if response["failed"] or response["not_tried"]:
         console.print(f"{len(response['failed'])} batches failed again, {response['not_tried']} were not tried.")
         raise typer.Exit(1)
 
 
 def _table(batches: list[dict[str, Any]]) -> Table:
-    columns = ("stored", "function", "records", "given up because", "problem")
+    columns = ("stored", "function", "records", "condition", "problem")
     table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for batch in batches:
         function = (batch["function"] or "").rpartition(":function:")[2]

@@ -40,7 +40,7 @@ def _repair_all(admin: AdminFunction) -> dict[str, Any]:
     findings_by_id: dict[tuple[str, str | None, str], dict[str, Any]] = {}
     while True:
         examination = admin.invoke("doctor", fix=True)
-        new_findings = {(each["kind"], each["namespace"], each["id"]): each for each in examination["findings"]}
+        new_findings = {(finding["kind"], finding["namespace"], finding["id"]): finding for finding in examination["findings"]}
         has_new_findings = bool(new_findings.keys() - findings_by_id.keys())
         findings_by_id |= new_findings
         if not examination["more"] or not has_new_findings:
@@ -71,7 +71,7 @@ def _show(examination: Mapping[str, Any], fix: bool) -> None:
     if not findings:
         console.print(f"[green]✓[/] Nothing is stuck in {scope}.")
     else:
-        repaired = sum(each["repaired"] for each in findings)
+        repaired = sum(finding["repaired"] for finding in findings)
         suffix = f", {repaired} of them repaired" if fix else "; `vigil doctor --fix` repairs them"
         console.print(f"{len(findings)} findings in {scope}{suffix}.")
     if examination["more"]:

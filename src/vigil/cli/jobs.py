@@ -1,4 +1,4 @@
-"""`vigil job`: create, look at, cancel, retry and wait for jobs."""
+"""`vigil job`: create, show, list, cancel, retry and wait for jobs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from vigil.client import Json, Vigil
 
 EXIT_FAILED = 3
-"""Exit code: a job ended, and not well."""
+"""The exit code if a job ended without completing."""
 EXIT_TIMED_OUT = 4
-"""Exit code: a job has not ended in time."""
+"""The exit code if a job has not ended in time."""
 
 _STYLES = {
     "completed": "green", "failed": "red", "cancelled": "yellow", "skipped": "yellow", "running": "cyan",
@@ -35,12 +35,12 @@ app = typer.Typer(help="Create jobs and follow them, with an API key (docs/clien
 console = Console()
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the API says.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer of the API as JSON.")]
 
 
 @contextmanager
 def api_client() -> Iterator[Vigil]:
-    """A client whose refusals end the command."""
+    """Open a client whose errors end the command."""
     from vigil.client import Vigil
 
     with exit_on_refusal(), Vigil() as client:
@@ -49,51 +49,66 @@ def api_client() -> Iterator[Vigil]:
 
 @app.command()
 def create(
-    job_type: Annotated[str, typer.Argument(help="What kind of job.", show_default=False)],
+    job_type: Annotated[str, typer.Argument(help="The job type.", show_default=False)],
     payload: Annotated[
-        str | None, typer.Option(help="JSON; @FILE is read from there, - from stdin.", show_default=False)
+        str | None, typer.Option(help="JSON, @FILE to read a file, or - to read stdin.", show_default=False)
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call it.", show_default=False)] = None,
-    queue: Annotated[str | None, typer.Option(help="Whose workers run it, if not default.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="The name of the job.", show_default=False)] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(help="The queue. The default is that of the job type, otherwise `default`.", show_default=False),
+    ] = None,
     priority: Annotated[
         str | None, typer.Option(help="background low normal high critical", show_default=False)
     ] = None,
-    at: Annotated[str | None, typer.Option(help="When it starts: 2026-01-31T09:30:00Z.", show_default=False)] = None,
-    attempts: Annotated[int | None, typer.Option(help="How often it is tried, at most.", show_default=False)] = None,
-    timeout: Annotated[int | None, typer.Option(help="Seconds that a try may take.", show_default=False)] = None,
-    unique_key: Annotated[str | None, typer.Option(help="Not while a job has this key.", show_default=False)] = None,
-    mutex: Annotated[str | None, typer.Option(help="Refused while a job has this key.", show_default=False)] = None,
-    queue_for_mutex: Annotated[bool, typer.Option("--in-line", help="Wait for the mutex in line instead.")] = False,
+    at: Annotated[
+        str | None, typer.Option(help="The start time, such as 2026-01-31T09:30:00Z.", show_default=False)
+    ] = None,
+    attempts: Annotated[int | None, typer.Option(help="The largest number of attempts.", show_default=False)] = None,
+    timeout: Annotated[
+        int | None, typer.Option(help="The longest time of an attempt, in seconds.", show_default=False)
+    ] = None,
+    unique_key: Annotated[
+        str | None, typer.Option(help="A unique key: an open job with it is returned instead.", show_default=False)
+    ] = None,
+    mutex: Annotated[
+        str | None, typer.Option(help="A mutex key: refused while an open job has it.", show_default=False)
+    ] = None,
+    queue_for_mutex: Annotated[
+        bool, typer.Option("--in-line", help="Wait in the mutex queue instead of being refused.")
+    ] = False,
     after: Annotated[
         list[str] | None,
-        typer.Option(help="A job that has to end first; may be repeated.", show_default=False),
+        typer.Option(help="The id of a job that must end first. May be repeated.", show_default=False),
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(help="How those have to end, if not all_success.", show_default=False)
+        str | None,
+        typer.Option(help="The trigger rule for those jobs. The default is all_success.", show_default=False),
     ] = None,
     condition: Annotated[
-        str | None, typer.Option("--if", help="JMESPath over their results.", show_default=False)
+        str | None,
+        typer.Option("--if", help="The condition: a JMESPath expression over their results.", show_default=False),
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default=False)] = None,
-    field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, may be repeated.", show_default=False)] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag. May be repeated.", show_default=False)] = None,
+    field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE. May be repeated.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a job and print its id."""
-    fields = dict(_parse_field(given) for given in field or [])
+    fields = dict(_parse_field(text) for text in field or [])
     with api_client() as client:
         created = client.submit(
             job_type,
             None if payload is None else _read_json(payload),
             name=name,
             queue=queue,
-            priority=priority,  # type: ignore[arg-type] # The API says which there are.
+            priority=priority,  # type: ignore[arg-type] # The API validates it.
             scheduled_at=None if at is None else _parse_time(at),
             retry=None if attempts is None else {"max_attempts": attempts},
             timeout=timeout,
             unique_key=unique_key,
             mutex={"key": mutex, "on_conflict": "queue"} if mutex and queue_for_mutex else mutex,
             depends_on=after,
-            trigger_rule=rule,  # type: ignore[arg-type] # So for these.
+            trigger_rule=rule,  # type: ignore[arg-type] # The API validates it.
             condition=condition,
             tags=tag,
             fields=fields or None,
@@ -108,11 +123,11 @@ def create(
 def show(
     job_id: JobId,
     include_dependencies: Annotated[
-        bool, typer.Option("--include-dependencies", help="Also what it waits for, and who waits for it.")
+        bool, typer.Option("--include-dependencies", help="Also show its dependencies and dependents.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show all of a job."""
+    """Show a job."""
     with api_client() as client:
         job = client.job(job_id)
         dependency_view = client.dependencies(job_id) if include_dependencies else None
@@ -129,7 +144,7 @@ def show(
 
 @app.command()
 def dependencies(job_id: JobId, as_json: AsJson = False) -> None:
-    """Show what a job waits for, and who waits for it."""
+    """Show the dependencies and the dependents of a job."""
     with api_client() as client:
         dependency_view = client.dependencies(job_id)
     if as_json:
@@ -139,14 +154,14 @@ def dependencies(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 def _print_dependencies(dependency_view: Json) -> None:
-    """What a job depends on and what depends on it, as the API tells it."""
+    """Print the dependencies and the dependents of a job."""
     verdict = dependency_view["verdict"]
     reason = (
         verdict["reason"]
         if verdict
         else dependency_view["trigger_rule"]
         if dependency_view["depends_on"]
-        else "it depends on nothing"
+        else "the job has no dependencies"
     )
     console.print(
         f"dependencies {dependency_view['dependency_status']}: {escape(reason)}", highlight=False, soft_wrap=True
@@ -163,7 +178,7 @@ def _print_dependencies(dependency_view: Json) -> None:
 
 
 def details_table(fields: Json) -> Table:
-    """All of something that there is to say, line by line."""
+    """Lay out the non-empty members of an object, one per line."""
     table = Table(Column(style="dim"), Column(overflow="fold"), box=None, show_header=False)
     for name, value in fields.items():
         if value not in (None, [], {}):
@@ -174,16 +189,16 @@ def details_table(fields: Json) -> Table:
 
 @app.command("list")
 def list_jobs(
-    status: Annotated[list[str] | None, typer.Option(help="May be repeated: any of them.", show_default=False)] = None,
-    job_type: Annotated[str | None, typer.Option("--type", help="Of this type.", show_default=False)] = None,
-    queue: Annotated[str | None, typer.Option(help="Of this queue.", show_default=False)] = None,
-    tag: Annotated[str | None, typer.Option(help="With this tag.", show_default=False)] = None,
+    status: Annotated[list[str] | None, typer.Option(help="The status. May be repeated.", show_default=False)] = None,
+    job_type: Annotated[str | None, typer.Option("--type", help="The job type.", show_default=False)] = None,
+    queue: Annotated[str | None, typer.Option(help="The queue.", show_default=False)] = None,
+    tag: Annotated[str | None, typer.Option(help="The tag.", show_default=False)] = None,
     dependency_status: Annotated[
         str | None, typer.Option(help="none waiting satisfied failed", show_default=False)
     ] = None,
-    workflow: Annotated[str | None, typer.Option(help="Of this workflow, by its id.", show_default=False)] = None,
-    correlation_id: Annotated[str | None, typer.Option(help="With this id.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 50,
+    workflow: Annotated[str | None, typer.Option(help="The id of the workflow run.", show_default=False)] = None,
+    correlation_id: Annotated[str | None, typer.Option(help="The correlation id.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of jobs.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -209,7 +224,7 @@ def list_jobs(
 
 @app.command()
 def status(job_id: JobId, as_json: AsJson = False) -> None:
-    """Print a job's status. One that there is not is `not_found`, with exit code 1."""
+    """Print the status of a job. If it does not exist, print `not_found` with exit code 1."""
     with api_client() as client:
         job_status = client.status_only(job_id)
     if as_json:
@@ -222,7 +237,10 @@ def status(job_id: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def result(job_id: JobId) -> None:
-    """Print a completed job's result, as JSON. Exit code 3 when it ended otherwise, 1 when it has not ended."""
+    """Print the result of a completed job as JSON.
+
+    Exit code 3 if the job ended without completing, 1 if it is open.
+    """
     from vigil.client import JobFailed
 
     with api_client() as client:
@@ -235,7 +253,7 @@ def result(job_id: JobId) -> None:
 
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job: at once, or by asking when it runs."""
+    """Cancel a job. A running job is asked to stop; any other job ends at once."""
     with api_client() as client:
         job = client.cancel(job_id)
     suffix = " It was asked to cancel." if job["status"] == "running" else ""
@@ -244,7 +262,7 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
-    """Try a failed, cancelled or skipped job again."""
+    """Retry a failed, cancelled or skipped job."""
     with api_client() as client:
         job = client.retry(job_id)
     _print_status(job, as_json)
@@ -252,11 +270,16 @@ def retry(job_id: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def wait(
-    job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...", help="The jobs.", show_default=False)],
-    timeout: Annotated[float | None, typer.Option(help="Seconds, at most.", show_default=False)] = None,
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...", help="The ids of the jobs.", show_default=False)],
+    timeout: Annotated[
+        float | None, typer.Option(help="The longest time to wait, in seconds.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until jobs have ended. Exit code 0 when all completed, 3 when one ended otherwise, 4 when time was over."""
+    """Wait until jobs have ended.
+
+    Exit code 0 if all completed, 3 if one ended without completing, 4 at the timeout.
+    """
     with api_client() as client:
         options = {"get_fields": {"status": None}}
         result = client.wait({"wait_on": dict.fromkeys(job_ids), "wait_options": options}, timeout=timeout)
@@ -299,18 +322,18 @@ def _print_status(job: Json, as_json: bool, suffix: str = "") -> None:
 
 
 def styled(status: str) -> str:
-    """A status in its colour."""
+    """Return a status in its colour, as Rich markup."""
     style = _STYLES.get(status)
     return f"[{style}]{status}[/]" if style else status
 
 
 def print_json(value: Any) -> None:
-    """To be read by programs: never wrapped, never coloured."""
+    """Print JSON for programs, without wrapping and colours."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def _read_json(source: str) -> Any:
-    """The JSON that an option means. Ends the command when it is none."""
+    """Read the JSON of an option. End the command if it is invalid."""
     try:
         if source == "-":
             text = sys.stdin.read()
@@ -326,7 +349,7 @@ def _read_json(source: str) -> Any:
 
 
 def _parse_field(text: str) -> tuple[str, Any]:
-    """A field; its value is JSON if it can be, else text."""
+    """Parse NAME=VALUE. A value that is not JSON is text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise fail(f"--field takes NAME=VALUE, not {text}.", 2)
@@ -340,6 +363,6 @@ def _parse_time(text: str) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError as error:
-        raise fail(f"--at takes a time as 2026-01-31T09:30:00Z, not {text}.", 2) from error
-    # Without a zone it is the time on the wall here.
+        raise fail(f"--at takes a time such as 2026-01-31T09:30:00Z, not {text}.", 2) from error
+    # Without a time zone it is local time.
     return parsed.astimezone()

@@ -16,11 +16,13 @@ app = typer.Typer(help="Create, list and revoke API keys, with AWS credentials."
 @app.command()
 def create(
     namespace: NamespaceOption,
-    scopes: Annotated[str, typer.Option(help="Of read, submit, work, admin, with commas between.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="What to call it in lists.", show_default=False)] = None,
+    scopes: Annotated[
+        str, typer.Option(help="Any of read, submit, work and admin, separated by commas.", show_default=False)
+    ],
+    name: Annotated[str | None, typer.Option(help="A name to show in lists.", show_default=False)] = None,
     stack: StackOption = None,
 ) -> None:
-    """Create a key and print it: this once, for only its hash is stored."""
+    """Create a key and print it. Vigil stores only its hash, so it cannot be printed again."""
     admin = AdminFunction.for_stack(stack)
     scope_list = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     response = admin.invoke("create_key", namespace=namespace, scopes=scope_list, name=name)
@@ -32,7 +34,7 @@ def create(
 
 @app.command("list")
 def list_keys(namespace: NamespaceOption, stack: StackOption = None) -> None:
-    """List the keys of a namespace, revoked ones too."""
+    """List the keys of a namespace, including revoked ones."""
     keys = AdminFunction.for_stack(stack).invoke("list_keys", namespace=namespace)["keys"]
     table = Table("key id", "name", "scopes", "created", "revoked", box=None)
     for key in keys:
@@ -44,10 +46,10 @@ def list_keys(namespace: NamespaceOption, stack: StackOption = None) -> None:
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="As `vigil keys list` shows it.", show_default=False)],
+    key_id: Annotated[str, typer.Argument(help="The key id that `vigil keys list` shows.", show_default=False)],
     namespace: NamespaceOption,
     stack: StackOption = None,
 ) -> None:
-    """Revoke a key for good. Its open WebSockets are closed at once; HTTP refuses it within 60 seconds."""
+    """Revoke a key permanently. Its WebSockets close at once; the API refuses it within 60 seconds."""
     response = AdminFunction.for_stack(stack).invoke("revoke_key", namespace=namespace, key_id=key_id)
     typer.echo(f"Revoked {key_id} at {response['key']['revoked_at']}; closed {response['disconnected']} WebSockets.")

@@ -1,4 +1,4 @@
-"""`vigil local`: the whole of Vigil on one machine."""
+"""`vigil local`: run all of Vigil on one machine."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Root = Annotated[
 ]
 Directory = Annotated[
     Path | None,
-    typer.Option("--home", envvar="VIGIL_LOCAL_HOME", help="Where its state is kept, if not in ROOT/.local."),
+    typer.Option("--home", envvar="VIGIL_LOCAL_HOME", help="The state directory. The default is ROOT/.local."),
 ]
 HERE = Path()
 P = ParamSpec("P")
 
 
 def exit_on_local_error(command: Callable[P, None]) -> Callable[P, None]:
-    """Have a LocalError end the command with its message and exit code 1."""
+    """Make a command print the message of a LocalError and end with exit code 1."""
 
     @functools.wraps(command)
     def wrapper(*arguments: P.args, **options: P.kwargs) -> None:
@@ -54,21 +54,22 @@ def exit_on_local_error(command: Callable[P, None]) -> Callable[P, None]:
 @app.command()
 @exit_on_local_error
 def up(
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Come back once it runs.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it runs.")] = False,
     port: Annotated[int, typer.Option(envvar="VIGIL_LOCAL_PORT", help="The emulator's port.")] = cloud.DEFAULT_PORT,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything that was kept.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the kept state first.")] = False,
     listen: Annotated[
         list[str] | None,
         typer.Option(
             envvar="VIGIL_LOCAL_LISTEN",
-            help="Listen on this address too, say 172.17.0.1 for containers. Others can then reach it unasked.",
+            help="Also listen on this address, for example 172.17.0.1 for containers. The emulator "
+            "checks no credentials: every program that reaches the address controls the local cloud.",
         ),
     ] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="A parameter of the template, as NAME=VALUE.")] = None,
     root: Root = HERE,
     directory: Directory = None,
 ) -> None:
-    """Start it and deploy this checkout; once it runs, deploy what has changed."""
+    """Start the local cloud and deploy this checkout. If it runs, deploy only the changes."""
     home = StateDir.of(root, directory)
     was_running = home.supervisor.alive
     if fresh:
@@ -83,7 +84,7 @@ def up(
     _print_connection(stack)
     if detach or was_running:
         return
-    console.print("[dim]Logs follow; Ctrl-C stops it and keeps its state.[/]")
+    console.print("[dim]Logs follow. Ctrl-C stops the local cloud and keeps its state.[/]")
     _follow_logs(home, stack)
 
 
@@ -99,7 +100,7 @@ def _parameters(texts: list[str]) -> dict[str, str]:
 
 
 def _follow_logs(home: StateDir, stack: Stack) -> None:
-    """Show the logs until Ctrl-C, or until it ends by itself."""
+    """Print the logs until Ctrl-C, or until the local cloud ends by itself."""
     now = int(time.time() * 1000)
     try:
         for line in logs.lines(stack, None, since_ms=now, is_following=lambda: home.supervisor.alive):
@@ -107,7 +108,7 @@ def _follow_logs(home: StateDir, stack: Stack) -> None:
     except KeyboardInterrupt:
         console.print()
         cloud.down(home, say=_print_step)
-        console.print("[green]✓[/] Stopped; `vigil local up` goes on from here")
+        console.print("[green]✓[/] Stopped; `vigil local up` continues with the same state")
         return
     raise LocalError("The local cloud ended by itself.", tail(home.supervisor_log))
 
@@ -115,29 +116,29 @@ def _follow_logs(home: StateDir, stack: Stack) -> None:
 @app.command()
 @exit_on_local_error
 def down(root: Root = HERE, directory: Directory = None) -> None:
-    """Stop it; its state is kept."""
+    """Stop the local cloud and keep its state."""
     stopped = cloud.down(StateDir.of(root, directory), say=_print_step)
-    console.print("[green]✓[/] Stopped; its state is kept" if stopped else "It was not running.")
+    console.print("[green]✓[/] Stopped; the state is kept" if stopped else "The local cloud was not running.")
 
 
 @app.command()
 @exit_on_local_error
 def status(root: Root = HERE, directory: Directory = None) -> None:
-    """Say what runs and how it is. Exit code 0 when all is well, 1 when not, 3 when it does not run."""
+    """Show the state of the local cloud. Exit code 0 if it is healthy, 1 if not, 3 if it is not running."""
     home = StateDir.of(root, directory)
     health = cloud.health(home)
     if not health.running or health.stack is None:
         hint = (
-            " (a killed supervisor left its emulator running; `vigil local down` ends it)"
+            " (its supervisor was killed and its emulator still runs; `vigil local down` stops it)"
             if home.emulator.alive
             else ""
         )
-        console.print(f"It is not running{hint}. Start it with `vigil local up --detach`.")
+        console.print(f"The local cloud is not running{hint}. Start it with `vigil local up --detach`.")
         raise typer.Exit(3)
     api_state = "[green]answers[/]" if health.api_status == 200 else f"[red]{health.api_status or 'does not answer'}[/]"
     console.print(f"Vigil runs on this machine (pid {health.stack.pid}); its API {api_state}")
     _print_connection(health.stack)
-    table = Table("stream mapping", "pending", "given up", "last error", title_justify="left", box=None)
+    table = Table("stream mapping", "pending", "abandoned", "last error", title_justify="left", box=None)
     for reader in health.readers:
         table.add_row(reader["function"], str(reader["pending"]), str(reader["given_up"]), reader["last_error"] or "")
     console.print(table)
@@ -149,16 +150,16 @@ def status(root: Root = HERE, directory: Directory = None) -> None:
 @app.command("logs")
 @exit_on_local_error
 def show_logs(
-    function: Annotated[str | None, typer.Argument(help="A function, say matcher; all when left out.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
+    function: Annotated[str | None, typer.Argument(help="A function, for example matcher. The default is all.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for further lines.")] = False,
     root: Root = HERE,
     directory: Directory = None,
 ) -> None:
-    """Show what the functions log."""
+    """Show the logs of the functions."""
     home = StateDir.of(root, directory)
     stack = Stack.read(home.stack_file)
     if stack is None or not home.supervisor.alive:
-        raise LocalError("It is not running. Start it with `vigil local up --detach`.")
+        raise LocalError("The local cloud is not running. Start it with `vigil local up --detach`.")
     try:
         for line in logs.lines(stack, function, is_following=lambda: follow and home.supervisor.alive):
             _print(line)
@@ -184,5 +185,5 @@ def _print_connection(stack: Stack) -> None:
         "AWS": f"{stack.endpoint_url} ({stack.region})",
     }
     for name, value in values.items():
-        # Never wrapped: made to be copied.
+        # Without wrapping, so that values can be copied.
         console.print(f"[bold]{name:<10}[/] {escape(value)}", soft_wrap=True, highlight=False)

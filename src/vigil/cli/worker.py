@@ -27,21 +27,30 @@ def worker() -> None:
 @app.command()
 def run(
     task: Annotated[
-        str, typer.Argument(metavar="MODULE:FUNCTION", help="What to run on each job.", show_default=False)
+        str, typer.Argument(metavar="MODULE:FUNCTION", help="The function to run on each job.", show_default=False)
     ],
-    queue: Annotated[str, typer.Option(help="Whose jobs to run.", show_default=False)],
-    concurrency: Annotated[int, typer.Option(min=1, help="How many at once, each in a thread.")] = 1,
+    queue: Annotated[str, typer.Option(help="The queue to claim jobs from.", show_default=False)],
+    concurrency: Annotated[int, typer.Option(min=1, help="The largest number of jobs at once, each in a thread.")] = 1,
     lease: Annotated[
-        int, typer.Option(min=1, max=43_200, help="Seconds until others get a job of a dead worker.")
+        int,
+        typer.Option(
+            min=1,
+            max=43_200,
+            help="The length of a lease in seconds: the time until a crashed worker's job is claimable.",
+        ),
     ] = 60,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running jobs get to end when it is to stop.")] = 30,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that running jobs get to end when the worker stops.")
+    ] = 30,
     hold: Annotated[int, typer.Option(min=0, max=25, help="Seconds that a claim waits for a job.")] = 20,
-    name: Annotated[str | None, typer.Option(help="What to call it, if not host:pid.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name of the worker. The default is host:pid.", show_default=False)
+    ] = None,
 ) -> None:
-    """Run MODULE:FUNCTION, found from this directory, on the jobs of a queue, until SIGTERM or Ctrl-C.
+    """Run MODULE:FUNCTION, imported from this directory, on the jobs of a queue, until SIGTERM or Ctrl-C.
 
-    A second signal gives back at once what still runs. Exit code 0 when it was told to stop, 1 when the API refuses it,
-    2 when there is no such function.
+    A second signal releases the running jobs at once. Exit code 0 after a signal, 1 if the API refuses the worker, 2 if
+    the function cannot be imported.
     """
     from vigil.client import Vigil
     from vigil.worker import Worker
@@ -57,10 +66,10 @@ def run(
 
 
 def _load_handler(task: str) -> Handler:
-    """The function that is meant. Ends the command when there is none."""
+    """Import the function. End the command if it cannot be imported."""
     module_name, _, function_name = task.partition(":")
     if not (module_name and function_name):
-        raise fail(f"A function is named module:function, not {task}.", 2)
+        raise fail(f"The function must be named as module:function, not {task}.", 2)
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)

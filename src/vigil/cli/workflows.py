@@ -1,4 +1,4 @@
-"""`vigil workflow`: begin runs of graphs of jobs, look at them, draw them, and decide what becomes of them."""
+"""`vigil workflow`: start, show, draw, cancel, retry, pause and resume workflow runs."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ if TYPE_CHECKING:
     from vigil.client import Json, Vigil
     from vigil.workflow import Workflow
 
-app = typer.Typer(help="Run graphs of jobs, with an API key (docs/client.md).", no_args_is_help=True)
+app = typer.Typer(help="Run workflows (graphs of jobs), with an API key (docs/client.md).", no_args_is_help=True)
 app.command()(dependencies)
 
-WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id.", show_default=False)]
+WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="The id of the workflow run.", show_default=False)]
 File = Annotated[
-    str, typer.Option("--file", "-f", help="The definition, JSON or YAML; - is stdin.", show_default=False)
+    str, typer.Option("--file", "-f", help="The definition in JSON or YAML, or - to read stdin.", show_default=False)
 ]
 Statuses = Annotated[
     list[str] | None,
     typer.Option(
-        "--status", help="pending running paused completed failed cancelled; may be repeated.", show_default=False
+        "--status", help="pending running paused completed failed cancelled. May be repeated.", show_default=False
     ),
 ]
-Name = Annotated[str | None, typer.Option(help="Of this name.", show_default=False)]
-CorrelationId = Annotated[str | None, typer.Option(help="With this id.", show_default=False)]
+Name = Annotated[str | None, typer.Option(help="The name of the workflow.", show_default=False)]
+CorrelationId = Annotated[str | None, typer.Option(help="The correlation id.", show_default=False)]
 
 _COUNTS = ("completed", "running", "pending", "scheduled", "waiting", "failed", "cancelled", "skipped")
 _MAX_JOBS_SEARCHED = 2_000
-"""In search of jobs that run or have failed, each time that a status is shown."""
+"""The jobs that one view of a status reads to find running and failed ones."""
 _MAX_JOBS_SHOWN = 8
 
 
 class Format(StrEnum):
-    """How a graph is drawn."""
+    """The format of a graph."""
 
     mermaid = "mermaid"
     dot = "dot"
@@ -68,7 +68,7 @@ class Format(StrEnum):
 
 
 class OpenStatus(StrEnum):
-    """The statuses of a run that has not ended."""
+    """The statuses of an open run."""
 
     pending = "pending"
     running = "running"
@@ -76,7 +76,7 @@ class OpenStatus(StrEnum):
 
 
 class Action(StrEnum):
-    """What becomes of a failed job."""
+    """The decision on a failed job."""
 
     retry = "retry"
     skip = "skip"
@@ -86,14 +86,16 @@ class Action(StrEnum):
 @app.command()
 def create(
     file: File,
-    wait: Annotated[bool, typer.Option("--wait", help="Until the run has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended.")] = False,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that --wait lasts at most.", show_default=False)
+        float | None, typer.Option(help="The longest time of --wait, in seconds.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a run and print its id. With --wait: exit code 0 when it completed, 3 when it ended otherwise, 4 when time
-    was over."""
+    """Start a workflow and print the id of the run.
+
+    With --wait: exit code 0 if the run completed, 3 if it ended without completing, 4 at the timeout.
+    """
     definition = _read(file)
     with api_client() as client:
         run = client.create_workflow(definition)
@@ -115,12 +117,10 @@ def create(
 @app.command()
 def validate(
     file: File,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Look at the graph alone, without asking the API.")
-    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Validate only the graph, without the API.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say everything that is wrong with a definition, and store nothing."""
+    """Validate a definition and list every problem. Nothing is stored."""
     from vigil.cli.api import exit_on_refusal
 
     definition = _read(file)
@@ -143,10 +143,10 @@ def list_workflows(
     status: Statuses = None,
     name: Name = None,
     correlation_id: CorrelationId = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, at most.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of runs.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, newest first."""
+    """List workflow runs, newest first."""
     with api_client() as client:
         runs = list(client.list_workflows(limit=limit, status=status, name=name, correlation_id=correlation_id))
     if as_json:
@@ -172,10 +172,10 @@ def list_workflows(
 @app.command()
 def show(
     workflow_id: WorkflowId,
-    limit: Annotated[int, typer.Option(min=0, help="How many of its jobs, at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=0, help="The largest number of jobs to show.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run and its jobs, in the definition's order."""
+    """Show a workflow run and its jobs, in the order of the definition."""
     with api_client() as client:
         run = client.get_workflow(workflow_id, page_size=1)
         jobs = list(islice(client.workflow_jobs(workflow_id), limit + 1))
@@ -185,30 +185,33 @@ def show(
         return
     events = fields.pop("events")
     console.print(details_table(fields))
-    history = Table(*(Column(title, overflow="fold") for title in ("when", "what", "by", "why")), box=None)
+    history = Table(*(Column(title, overflow="fold") for title in ("time", "event", "by", "reason")), box=None)
     for event in events:
         history.add_row(event["at"], event["event"], escape(event["by"]), escape(event["why"] or ""))
     console.print(history)
     if jobs[:limit]:
         table = Table(
-            *(Column(title, overflow="fold") for title in ("status", "job id", "name", "type", "why")), box=None
+            *(Column(title, overflow="fold") for title in ("status", "job id", "name", "type", "reason")), box=None
         )
         for job in jobs[:limit]:
             name = escape(job["name"] or "")
             table.add_row(styled(job["status"]), job["job_id"], name, escape(job["job_type"]), escape(_reason(job)))
         console.print(table)
     if len(jobs) > limit:
-        console.print(f"Of its jobs the first {limit:,}: --limit shows more.")
+        console.print(f"The first {limit:,} jobs are shown. --limit shows more.")
 
 
 @app.command()
 def status(
     workflow_id: WorkflowId,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until it has ended.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until the run has ended.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two refreshes.")] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a run is: what runs, and what failed. With --watch: exit code 3 when it ends, and not well."""
+    """Show the progress of a workflow run with its running and failed jobs.
+
+    With --watch: exit code 3 if the run ends without completing.
+    """
     from vigil.client import RUN_ENDED
 
     with api_client() as client:
@@ -231,7 +234,7 @@ def status(
 
 @app.command()
 def stats(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
-    """Print how many of a run's jobs are in which status."""
+    """Print the number of jobs of a workflow run by status."""
     with api_client() as client:
         statistics = client.workflow_stats(workflow_id)
     if as_json:
@@ -243,12 +246,13 @@ def stats(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
 @app.command()
 def graph(
     workflow_id: WorkflowId,
-    format: Annotated[Format, typer.Option(help="How to draw it.")] = Format.mermaid,
+    format: Annotated[Format, typer.Option(help="The format of the graph.")] = Format.mermaid,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to, if not stdout.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write. The default is stdout.", show_default=False),
     ] = None,
 ) -> None:
-    """Draw a run's graph as it stands: for Mermaid, for Graphviz, as JSON, or as an SVG to look at."""
+    """Draw the current graph of a workflow run as Mermaid, Graphviz DOT, JSON or SVG."""
     with api_client() as client:
         text = client.workflow_graph(workflow_id, format.value)
     if output is None:
@@ -263,18 +267,18 @@ def graph(
 @app.command()
 def cancel(
     workflow_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The workflow's id.", show_default=False)
+        str | None, typer.Argument(metavar="[ID]", help="The id of the workflow run.", show_default=False)
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that have not ended and are meant by these:")] = False,
-    status: Annotated[OpenStatus | None, typer.Option(help="Of this status.", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Cancel all open runs that match the filters:")] = False,
+    status: Annotated[OpenStatus | None, typer.Option(help="The status.", show_default=False)] = None,
     name: Name = None,
     correlation_id: CorrelationId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel a run; or, with --all, every run of a status, name or correlation id, whose ids are printed."""
+    """Cancel a workflow run, or with --all every open run that matches the filters, and print their ids."""
     has_filter = bool(status or name or correlation_id)
     if every == (workflow_id is not None) or has_filter != every:
-        raise fail("Say which run, by its id, or --all and of which --status, --name or --correlation-id.", 2)
+        raise fail("Name one run by its id, or use --all with --status, --name or --correlation-id.", 2)
     with api_client() as client:
         if workflow_id is not None:
             run = client.cancel_workflow(workflow_id)
@@ -295,11 +299,11 @@ def cancel(
 def retry(
     workflow_id: WorkflowId,
     from_job: Annotated[
-        str | None, typer.Option("--from", help="From this job on, by its name.", show_default=False)
+        str | None, typer.Option("--from", help="The name of the first job to run again.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run again what failed of an ended run and what comes after it; what succeeded is kept."""
+    """Retry the failed jobs of an ended run and their successors. Successful jobs are kept."""
     with api_client() as client:
         run = client.retry_workflow(workflow_id, from_job)
     print_json(run) if as_json else _print_status(run)
@@ -307,7 +311,7 @@ def retry(
 
 @app.command()
 def pause(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
-    """Have a run begin nothing new. What runs goes on."""
+    """Pause a workflow run. Running jobs continue; no further job starts."""
     with api_client() as client:
         run = client.pause_workflow(workflow_id)
     print_json(run) if as_json else _print_status(run)
@@ -315,7 +319,7 @@ def pause(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
 
 @app.command()
 def resume(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
-    """Have a paused run go on."""
+    """Resume a paused workflow run."""
     with api_client() as client:
         run = client.resume_workflow(workflow_id)
     print_json(run) if as_json else _print_status(run)
@@ -324,19 +328,19 @@ def resume(workflow_id: WorkflowId, as_json: AsJson = False) -> None:
 @app.command()
 def decide(
     workflow_id: WorkflowId,
-    job: Annotated[str, typer.Argument(help="The failed job's name.", show_default=False)],
-    action: Annotated[Action, typer.Argument(help="What becomes of it.", show_default=False)],
-    note: Annotated[str | None, typer.Option(help="Why; it is kept.", show_default=False)] = None,
+    job: Annotated[str, typer.Argument(help="The name of the failed job.", show_default=False)],
+    action: Annotated[Action, typer.Argument(help="The decision.", show_default=False)],
+    note: Annotated[str | None, typer.Option(help="A comment for the history.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide about a failed job for which a run has paused: try it again, go on as if it had succeeded, or abort."""
+    """Decide on a failed job that has paused a run: retry the job, skip it, or abort the run."""
     with api_client() as client:
         run = client.decide(workflow_id, job, action.value, note)
     print_json(run) if as_json else _print_status(run)
 
 
 def _read(file: str) -> Workflow:
-    """The definition in a file. Ends the command when there is none."""
+    """Read the definition from a file. End the command if it cannot be read."""
     from vigil.workflow import Workflow
 
     try:
@@ -348,7 +352,7 @@ def _read(file: str) -> Workflow:
 
 
 def _running_and_failed(client: Vigil, workflow_id: str, stats: Json) -> tuple[list[Json], list[Json]]:
-    """Some jobs that run and some that have failed, if there are any."""
+    """Return the first running and the first failed jobs of a run."""
     running: list[Json] = []
     failed: list[Json] = []
     limits = min(stats["running"], _MAX_JOBS_SHOWN), min(stats["failed"], _MAX_JOBS_SHOWN)
@@ -362,7 +366,7 @@ def _running_and_failed(client: Vigil, workflow_id: str, stats: Json) -> tuple[l
 
 
 def _view(run: Json, stats: Json, jobs: tuple[Sequence[Json], Sequence[Json]]) -> RenderableType:
-    """A run at a glance."""
+    """Lay out the progress of a run: a bar, the counts by status, and the running and failed jobs."""
     running, failed = jobs
     ended = sum(stats[status] for status in ("completed", "failed", "cancelled", "skipped"))
     bar = Table.grid(padding=(0, 1))
@@ -382,7 +386,7 @@ def _view(run: Json, stats: Json, jobs: tuple[Sequence[Json], Sequence[Json]]) -
         lines.append(Text.from_markup(f"[red]{escape(run['error']['code'])}[/] {escape(run['error']['message'])}"))
     if run.get("undecided"):
         names = ", ".join(run["undecided"][:_MAX_JOBS_SHOWN])
-        lines.append(Text.from_markup(f"[magenta]to be decided[/] (vigil workflow decide): {escape(names)}"))
+        lines.append(Text.from_markup(f"[magenta]awaiting a decision[/] (vigil workflow decide): {escape(names)}"))
     if running:
         ellipsis = ", …" if stats["running"] > len(running) else ""
         lines.append(Text.from_markup(f"running: {escape(', '.join(_display_name(job) for job in running))}{ellipsis}"))
@@ -399,7 +403,7 @@ def _display_name(job: Json) -> str:
 
 
 def _reason(job: Json) -> str:
-    """Why a job is as it is, if that has been said."""
+    """Return the error of a failed job, or the verdict that skipped a job, otherwise nothing."""
     if job.get("error"):
         return f"{job['error']['code']}: {job['error']['message']}"
     return str(job["verdict"]["reason"]) if job.get("verdict") and job["status"] == "skipped" else ""
@@ -410,7 +414,7 @@ def _print_status(run: Json, suffix: str = "") -> None:
 
 
 def _exit_by_status(run: Json) -> None:
-    """End the command with what became of a run."""
+    """End the command with the exit code for the status of a run."""
     from vigil.client import RUN_ENDED
 
     if run["status"] not in RUN_ENDED:

@@ -201,7 +201,7 @@ def test_redrive_repeats_until_nothing_is_left(aws: FakeAws) -> None:
         {"batches": 3, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 2}},
     ]
     done = run(dead_letters.app, "redrive")
-    assert (done.exit_code, "7 batches handled" in done.stdout) == (0, True)
+    assert (done.exit_code, "7 batches processed" in done.stdout) == (0, True)
     assert "fan_out 1, sweeper 2" in done.stdout
     assert len(aws.asked) == 2
 

@@ -112,7 +112,7 @@ def test_create_command_with_wait_exits_by_the_outcome(
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(None, "No such file"), ("a: [", "not YAML"), ("name: x\nname: y", "a second time"), ("[]", "no def")],
+    [(None, "No such file"), ("a: [", "not YAML"), ("name: x\nname: y", "a second time"), ("[]", "not a workflow def")],
 )
 def test_invalid_definition_file_prints_one_error_line(
     run: Run, fake: FakeVigil, tmp_path: Path, text: str | None, says: str
@@ -181,7 +181,7 @@ def test_status_and_stats_commands_print_the_progress(run: Run, fake: FakeVigil,
     assert "1 of 3 jobs have ended" in seen
     assert "1 running, 1 waiting, 1 failed" in seen
     assert "running: transform" in seen
-    assert "to be decided (vigil workflow decide): [extract]" in seen
+    assert "awaiting a decision (vigil workflow decide): [extract]" in seen
     assert "JOB_FAILED [x]" in seen
     assert "failed extract: BROKEN: it [broke]" in seen
     stats = json.loads(run("workflow", "stats", workflow_id, "--json").stdout)

@@ -309,7 +309,7 @@ def test_wrong_key_raises_unauthorized(fake: FakeVigil) -> None:
 def test_response_of_another_server_raises(client: Vigil, fake: FakeVigil) -> None:
     fake.refuse("GET", "/v1/jobs", 200)
     fake.faults[0].body = "<html>"
-    with pytest.raises(VigilError, match="not as Vigil does"):
+    with pytest.raises(VigilError, match="is not from Vigil"):
         client.job(UNKNOWN_ID)
 
 

@@ -54,11 +54,11 @@ def store() -> Store:
 def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vigil]:
     with Vigil("http://localhost:1", "vgl_key", backoff_s=0.001, retries=2) as made:
         for name, answers in (("_http", store.api), ("_store", store.store)):
-            getattr(made, name).close()
+            getattr(made._transport, name).close()
             headers = {"authorization": "Bearer vgl_key"} if name == "_http" else {}
             transport = httpx.MockTransport(answers)
             base_url = "http://localhost:1" if name == "_http" else ""
-            monkeypatch.setattr(made, name, httpx.Client(transport=transport, headers=headers, base_url=base_url))
+            monkeypatch.setattr(made._transport, name, httpx.Client(transport=transport, headers=headers, base_url=base_url))
         yield made
 
 

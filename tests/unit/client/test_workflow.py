@@ -104,7 +104,7 @@ def test_builder_adds_race_and_all_of_joins_with_timeouts_and_fallbacks() -> Non
         "run": {"depends_on": ["ready"]},
     }
     workflow.validate()
-    with pytest.raises(ValueError, match="no parts"):
+    with pytest.raises(ValueError, match="at least one part"):
         race(["near", "far"], name="nobody's")
 
 
@@ -146,9 +146,9 @@ def test_written_definition_file_is_read_back_unchanged(tmp_path: Path, write: C
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("- a\n- b\n", "no definition"),
+        ("- a\n- b\n", "not a workflow definition"),
         ('{"name": "x", "jobs": [}', "not JSON"),
-        ('{"name": "x", "limit": NaN, "jobs": []}', "NaN is no number"),
+        ('{"name": "x", "limit": NaN, "jobs": []}', "NaN is not a number"),
         ("name: [\n", "not YAML.*line 2"),
         ("name: x\nname: y\n", "'name' comes a second time.*line 2"),
         ("1: x\n", "the key 1 is no text"),

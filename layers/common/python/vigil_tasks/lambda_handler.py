@@ -63,7 +63,7 @@ class Task(JobHandle):
         """
         try:
             self._note_cancel_request(self._request("POST", "/heartbeat", {"first": True}))
-            if self.event["payload_left_out"]:
+            if self.event["payload_omitted"]:
                 self.payload = self._api.payload(self._path, self._deadline)
         except TaskError as error:
             if error.is_job_lost:
