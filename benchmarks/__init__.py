@@ -1,1 +1,1 @@
-"""Measures what jobs and waits cost on AWS and how fast they are: `make bench`."""
+"""Benchmarks of the AWS costs and the speed of jobs, waits and workflows: `make bench`."""

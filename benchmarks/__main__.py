@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure everything, show it, keep it in `benchmarks/results/` and `docs/benchmarks.md`."""
+"""Measure everything, print the tables, and store them in `benchmarks/results/` and `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PAGE = ROOT / "docs/benchmarks.md"
 
 
 def main() -> int:
-    """Returns 1 when something that must hold does not."""
+    """Run the benchmarks and return exit code 1 if a target is missed."""
     options = _arguments()
     console = Console()
     with _isolated_environment():
-        # Imported here, for the functions read their environment as they are imported.
+        # The functions read their environment when they are imported.
         from benchmarks import report
 
         if not options.render:
@@ -48,26 +48,26 @@ def main() -> int:
         results = _stored_results()
         PAGE.write_text(report.markdown(results), encoding="utf-8")
         report.show(results, console)
-        return 0 if all(bar.is_met for bar in report.targets(results)) else 1
+        return 0 if all(target.is_met for target in report.targets(results)) else 1
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--port", type=int, help="the port of the local stack that it starts [default: any free one]")
-    parser.add_argument("--samples", type=int, default=200, help="of each latency")
-    parser.add_argument("--repeats", type=int, default=7, help="of each import")
+    parser.add_argument("--port", type=int, help="the port of the local cloud [default: a free one]")
+    parser.add_argument("--samples", type=int, default=200, help="samples of each latency")
+    parser.add_argument("--repeats", type=int, default=7, help="samples of each import")
     parser.add_argument(
         "--others",
         type=int,
         default=10_000,
-        help="other waits that a match is tried among",
+        help="other waits stored during a match",
     )
-    parser.add_argument("--ready", type=int, default=100_000, help="ready jobs that a claim is tried among")
-    parser.add_argument(
-        "--jobs", type=int, nargs="+", default=[1_000, 10_000], help="of the larger runs whose costs are measured"
-    )
+    parser.add_argument("--ready", type=int, default=100_000, help="ready jobs in the queue of a claim")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1_000, 10_000], help="sizes of the larger runs")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--render", action="store_true", help="only make the page and the tables of kept results anew")
+    only.add_argument(
+        "--render", action="store_true", help="only render the page and the tables from the stored results"
+    )
     only.add_argument("--claims", action="store_true", help="only measure claims, and keep the other results")
     only.add_argument("--runs", action="store_true", help="only measure runs, and keep the other results")
     return parser.parse_args()
@@ -79,14 +79,14 @@ def _stored_results() -> dict[str, Any]:
 
 
 def _with_claims(stored: dict[str, Any], options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """The results that are kept, with claims measured anew."""
+    """Return the stored results with new measurements of claims."""
     from benchmarks import costs
     from benchmarks.harness import open_harness
     from benchmarks.machine import describe
     from vigil.local.cloud import running_stack
 
     with (
-        console.status("what claims cost"),
+        console.status("costs of claims"),
         tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
         running_stack(ROOT, options.port or _free_port(), home=Path(directory)) as stack,
         patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}),
@@ -95,25 +95,25 @@ def _with_claims(stored: dict[str, Any], options: argparse.Namespace, console: C
         costs.warm_up(harness)
         claims = _claims(harness, options.ready)
     machine = describe(ROOT)
-    about = {**stored["about"], "claims": f"measured by themselves at {machine['commit']} on {machine['date']}"}
+    about = {**stored["about"], "claims": f"measured separately at {machine['commit']} on {machine['date']}"}
     return {**stored, "about": about, "claims": claims}
 
 
 def _claims(harness: Harness, ready: int) -> dict[str, dict[str, float]]:
-    """What a claim takes from a short queue and from a long one."""
+    """Return the costs of a claim from a short queue and from a long one."""
     from benchmarks import costs
 
     return {str(count): _quantities(costs.claim_among(harness, count)) for count in (10, ready)}
 
 
 def _with_runs(stored: dict[str, Any], options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """The results that are kept, with runs of workflows measured anew."""
+    """Return the stored results with new measurements of workflow runs."""
     from benchmarks.harness import open_harness
     from benchmarks.machine import describe
     from vigil.local.cloud import running_stack
 
     with (
-        console.status("what runs take"),
+        console.status("costs and latency of runs"),
         tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
         running_stack(ROOT, options.port or _free_port(), home=Path(directory)) as stack,
     ):
@@ -123,13 +123,13 @@ def _with_runs(stored: dict[str, Any], options: argparse.Namespace, console: Con
     machine = describe(ROOT)
     about = {
         **stored["about"],
-        "runs": f"measured by themselves at {machine['commit']} on {machine['date']}, {machine['busy']}",
+        "runs": f"measured separately at {machine['commit']} on {machine['date']}, {machine['load']}",
     }
     return {**stored, "about": about, "runs": {**run_results, **hops}}
 
 
 def _runs(harness: Harness, sizes: Sequence[int]) -> dict[str, Any]:
-    """What a run of ten jobs takes and what larger ones do, and what a payload adds to a job."""
+    """Return the costs of a run of ten jobs, of larger runs, and of a payload."""
     from benchmarks import runs
 
     runs.warm_up(harness)
@@ -148,12 +148,12 @@ def _runs(harness: Harness, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _hops(stack: Stack, samples: int) -> dict[str, Any]:
-    """How long from a completion to the next job, a fourth as many samples as of the rest."""
-    from benchmarks import chain_latency as hops
+    """Measure the latency from a completion to the next job, with a quarter of the samples."""
+    from benchmarks import chain_latency
 
-    spreads = hops.measure(stack, samples // 4)
-    load = f"Load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores when it was measured"
-    return {"hops": {name: _spread(spread) for name, spread in spreads.items()}, "busy": load}
+    spreads = chain_latency.measure(stack, samples // 4)
+    load = f"Load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores during the measurement"
+    return {"hops": {name: _spread(spread) for name, spread in spreads.items()}, "load": load}
 
 
 def _spread(spread: Spread) -> dict[str, Any]:
@@ -177,23 +177,23 @@ def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="vigil-bench-") as directory,
     ):
 
-        def add_step(what: str) -> Any:
-            return progress.add_task(what, total=1)
+        def add_step(label: str) -> Any:
+            return progress.add_task(label, total=1)
 
         state_dir = StateDir.of(ROOT, Path(directory) / "cloud")
-        starting = add_step("starting the local stack")
+        starting = add_step("starting the local cloud")
         with running_stack(ROOT, options.port or _free_port(), home=state_dir.directory) as stack:
             progress.update(starting, completed=1)
-            task = progress.add_task("how long news takes", total=options.samples)
+            task = progress.add_task("latency of events", total=options.samples)
             spreads = latency.measure(state_dir, stack, options.samples, lambda n: progress.update(task, completed=n))
-            task = add_step("how long from a job to the next")
+            task = add_step("latency from a job to the next")
             hops = _hops(stack, options.samples)
             progress.update(task, completed=1)
-            # Last, for it fills the emulator with rows.
-            task = add_step("what jobs, waits and runs cost")
+            # Costs come last, because they fill the emulator with rows.
+            task = add_step("costs of jobs, waits and runs")
             with patch.dict(os.environ, {"AWS_ENDPOINT_URL": stack.endpoint_url}):
-                costs_found = _costs(options)
-            costs_found["runs"] |= hops
+                cost_results = _costs(options)
+            cost_results["runs"] |= hops
             progress.update(task, completed=1)
         task = add_step("importing the functions")
         build = sam.build(ROOT, state_dir.directory / "build.log").parent
@@ -201,17 +201,17 @@ def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         progress.update(task, completed=1)
     return {
         "about": describe(ROOT),
-        **costs_found,
+        **cost_results,
         "latency": {name: _spread(spread) for name, spread in spreads.items()},
         "imports": {
             name: {
-                "handler": round(each.handler, 1),
-                "late": round(each.late, 1),
-                "floor": round(each.floor, 1),
-                "with_bytecode": round(each.with_bytecode, 1),
-                "libraries": list(each.libraries),
+                "handler": round(times.handler, 1),
+                "late": round(times.late, 1),
+                "floor": round(times.floor, 1),
+                "with_bytecode": round(times.with_bytecode, 1),
+                "libraries": list(times.libraries),
             }
-            for name, each in imported.items()
+            for name, times in imported.items()
         },
     }
 
@@ -225,16 +225,15 @@ def _free_port() -> int:
 def _costs(options: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from benchmarks import costs
-    from benchmarks import idle_cost as idle
+    from benchmarks import costs, idle_cost
     from benchmarks.harness import open_harness
 
     def plain_wait(wait: costs.WaitLife) -> dict[str, Any]:
         return {
             "registered": _quantities(wait.registered),
             "matched": _quantities(wait.matched),
-            "look": _quantities(wait.poll),
-            "looks_in_20_s": wait.polls_in_20_s,
+            "poll": _quantities(wait.poll),
+            "polls_in_20_s": wait.polls_in_20_s,
         }
 
     with open_harness() as harness:
@@ -265,20 +264,20 @@ def _costs(options: argparse.Namespace) -> dict[str, Any]:
         "claims": claims,
         "runs": run_results,
         "wait": plain_wait(wait),
-        "match": {str(count): plain_wait(each) for count, each in match.items()},
+        "match": {str(count): plain_wait(wait_life) for count, wait_life in match.items()},
         "authorization": _quantities(authorization),
         "largest": largest,
         "agreement": {
             "same": sum(amount for name, amount in agreement.same.items()),
             "different": len(agreement.different),
         },
-        "idle": [asdict(line) for line in idle.month(minute)],
+        "idle": [asdict(line) for line in idle_cost.month(minute)],
     }
 
 
 @contextmanager
 def _isolated_environment() -> Iterator[None]:
-    """No account of the caller's, and no log in between the tables."""
+    """Remove the caller's AWS credentials from the environment and disable logs while the block runs."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "POWERTOOLS_"))}
     overrides = {
         "AWS_ACCESS_KEY_ID": "test",

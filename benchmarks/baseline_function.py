@@ -1,4 +1,4 @@
-"""The bare path: the least that a function does to tell a WebSocket of a new row. Deployed by `benchmarks.latency`."""
+"""The baseline: the least that a function does to send a new row to a WebSocket. `benchmarks.latency` deploys it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ sockets = boto3.client("apigatewaymanagementapi", endpoint_url=os.environ["WEBSO
 
 
 def handler(event: dict[str, Any], _: object) -> None:
-    """Post each new row's text to the connection that the row names, and log a line, as Vigil's functions do."""
+    """Send the text of each new row to the connection that the row names, and log a line, as Vigil's functions do."""
     for record in event["Records"]:
         row = record["dynamodb"]["NewImage"]
         sockets.post_to_connection(ConnectionId=row["connection"]["S"], Data=row["text"]["S"].encode())
-    print(f"told {len(event['Records'])}")
+    print(f"sent {len(event['Records'])}")

@@ -1,9 +1,9 @@
-"""How long from one job's completion to the next one's release, on the local stack, and against Step Functions alone.
+"""Latency from a job's completion to the release of the next one, compared with Step Functions alone.
 
-Step Functions alone is a state machine of two tasks on the same stack: from where the first one's function returns to
-where the second one's begins, by the functions' own clocks; or, where the first one waits for somebody outside, from
-where its token is sent back. Of Vigil it is from where the request to complete a job is sent to where the next job's
-row says that it is pending. Samples are taken in turn, so that what slows the machine slows all alike.
+Vigil: from the request that completes a job to the `pending` status in the next job's row. Step Functions: a state
+machine of two tasks on the same local cloud, from the return of the first function to the start of the second one, by
+the functions' own clocks. If the first task waits for a worker, the sample starts when its token is sent back. Samples
+are taken in turn, so that load of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WARM_UP = 3
 POLL_INTERVAL_S = 0.003
 TIMEOUT_S = 30
 SETTLE_S = 0.1
-"""Between two samples: what the last one set going has time to end."""
+"""The pause between two samples, in which other effects of the last one end."""
 ROLE = "arn:aws:iam::000000000000:role/hop"
 TASK = """
 import time
@@ -43,7 +43,7 @@ Json = dict[str, Any]
 
 
 class Chain:
-    """A run whose jobs come one after another, of which each hop completes one."""
+    """A run whose jobs form a chain. Each hop completes one job."""
 
     def __init__(self, stack: Stack, hops: int) -> None:
         self._dynamodb = session().client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
@@ -61,7 +61,7 @@ class Chain:
         self._wait_until_pending(self._ids[0])
 
     def hop(self) -> tuple[float, float]:
-        """Seconds until the next job is pending, and until the request was answered."""
+        """Complete a job and return the seconds until the next job is pending and until the answer."""
         job_id, next_job_id = self._ids[self._done : self._done + 2]
         self._done += 1
         with ThreadPoolExecutor(max_workers=1) as pool:
@@ -87,7 +87,7 @@ class Chain:
 
 
 class StepFunctionsChain:
-    """Two state machines of two tasks, the second one a Lambda function; the first one too, or somebody outside."""
+    """Two state machines of two tasks. The first task is a Lambda function or a callback; the second one a function."""
 
     def __init__(self, stack: Stack) -> None:
         functions = session().client("lambda", endpoint_url=stack.endpoint_url, config=client_config())
@@ -120,12 +120,12 @@ class StepFunctionsChain:
         self._outside = self._machine(f"{name}-outside", callback_task, task("second", End=True))
 
     def hop(self) -> float:
-        """Seconds from the first function's end to the second one's beginning."""
+        """Return the seconds from the end of the first function to the start of the second one."""
         output = self._output(self._start(self._functions))
         return float(output["second"]["began"] - output["first"]["ended"])
 
     def hop_from_outside(self) -> float:
-        """Seconds from where the first task's token is sent back to the second function's beginning."""
+        """Return the seconds from the answer with the first task's token to the start of the second function."""
         execution = self._start(self._outside)
         (message,) = self._queues.receive_message(QueueUrl=self._queue, WaitTimeSeconds=20)["Messages"]
         self._queues.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
@@ -150,11 +150,11 @@ class StepFunctionsChain:
                 return json.loads(description["output"])
             assert description["status"] == "RUNNING", description
             time.sleep(0.05)
-        raise TimeoutError(f"Two tasks did not end within {TIMEOUT_S} s")
+        raise TimeoutError(f"The execution did not end within {TIMEOUT_S} s")
 
 
 def measure(stack: Stack, samples: int) -> Mapping[str, Spread]:
-    """So many warm samples of each, in turn."""
+    """Take warm samples of each kind in turn."""
     samples_by_name: dict[str, list[float]] = {}
     chain, step_functions = Chain(stack, WARM_UP + samples), StepFunctionsChain(stack)
     for round_number in range(-WARM_UP, samples):
@@ -165,4 +165,4 @@ def measure(stack: Stack, samples: int) -> Mapping[str, Spread]:
         if round_number >= 0:
             for name, seconds in seconds_by_name.items():
                 samples_by_name.setdefault(name, []).append(1000 * seconds)
-    return {name: Spread(samples_of) for name, samples_of in samples_by_name.items()}
+    return {name: Spread(seconds) for name, seconds in samples_by_name.items()}

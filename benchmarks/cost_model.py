@@ -1,4 +1,4 @@
-"""What something takes of AWS, in AWS's own units, and what that is in dollars."""
+"""Costs in AWS's own units, and their prices in dollars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WRITE: Final = "dynamodb.table_write_units"
 INDEX_WRITE: Final = "dynamodb.index_write_units"
 HTTP: Final = "http.requests"
 INVOCATION: Final = "lambda."
-"""Followed by the function's name."""
+"""A prefix; the function's name follows."""
 SQS: Final = "sqs.requests"
 TRANSITIONS: Final = "states.transitions"
 
@@ -28,12 +28,12 @@ PRICES: Final[Mapping[str, float]] = {
     "apigatewaymanagementapi.requests": 1.00,
     TRANSITIONS: 25.00,
 }
-"""Dollars a million. A name that ends in a dot stands for all that begin with it."""
+"""Dollars per million. A name that ends in a dot is a prefix."""
 
 
 @dataclass(frozen=True)
 class Bill:
-    """Quantities by name; what is not named is 0."""
+    """Quantities by name. A missing quantity is 0."""
 
     quantities: Mapping[str, float] = field(default_factory=dict)
 
@@ -56,16 +56,16 @@ class Bill:
 
     @property
     def write_units(self) -> float:
-        """Of the table and of its indexes."""
+        """The write units of the table and its indexes."""
         return self[WRITE] + self[INDEX_WRITE]
 
     @property
     def invocations(self) -> float:
-        """Of all functions."""
+        """The invocations of all functions."""
         return sum(amount for name, amount in self.quantities.items() if name.startswith(INVOCATION))
 
     def dollars(self, *prefixes: str) -> float:
-        """Dollars for a million of it, of everything that has a price or of what begins with one of `prefixes`."""
+        """Return the dollars for a million times this bill: all quantities with a price, or those with a prefix."""
         return sum(
             amount * _price(name)
             for name, amount in self.quantities.items()

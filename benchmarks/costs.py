@@ -1,4 +1,4 @@
-"""What a tracked job's life, a wait on it and an idle minute take of AWS."""
+"""AWS costs of a tracked job, a worker's job, a wait and an idle minute."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONCURRENT_JOBS = 25
 
 @dataclass(frozen=True, kw_only=True)
 class JobLife:
-    """What a job's life takes: in all, by what was asked for (its stream work included), and by function."""
+    """The costs of a job: in total, by request including its stream work, and by function."""
 
     total: Bill
     by_step: Mapping[str, Bill]
@@ -56,8 +56,10 @@ class JobLife:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitLife:
-    """What a wait takes beyond its job: to register it, to match, close and announce it, and each look while it is
-    held. `looks_in_20_s` is how many those are when a hold is as long as it is by default."""
+    """The costs of a wait in addition to its job's: to register it, to end it, and for each read of a long poll.
+
+    `polls_in_20_s` is the number of reads of a long poll of the default length.
+    """
 
     registered: Bill
     matched: Bill
@@ -66,13 +68,12 @@ class WaitLife:
 
     @property
     def total(self) -> Bill:
-        """But for the looks."""
+        """The costs without long polls."""
         return self.registered + self.matched
 
 
 def warm_up(harness: Harness) -> None:
-    """Have what is written once a process and day written, before anything is counted; and the job's type, which says
-    that somebody outside runs it."""
+    """Cause the writes that happen once per process and day, and create the job type, before anything is counted."""
     harness.call("PUT", f"/v1/job-types/{JOB['job_type']}", {"executor": "none"}).ok(201)
     finish(harness, create(harness))
     worker_life(harness)
@@ -81,26 +82,28 @@ def warm_up(harness: Harness) -> None:
 
 
 def create(harness: Harness, job: Mapping[str, Any] = JOB) -> str:
-    """A new job; its id."""
+    """Create a job and return its id."""
     return str(harness.call("POST", "/v1/jobs", job).ok(202)["job_id"])
 
 
 def finish(harness: Harness, job_id: str) -> None:
-    """Run a job without a word to its end."""
+    """Start and complete a job without reports."""
     harness.call("POST", f"/v1/jobs/{job_id}/start").ok()
     harness.call("POST", f"/v1/jobs/{job_id}/complete", RESULT).ok()
 
 
 def wait_body(*job_ids: str) -> dict[str, Any]:
-    """A wait for jobs to have come to their end, well."""
+    """Return the request for a wait on the completion of jobs."""
     return {"wait_on": {job_id: {"job_stage": "complete"} for job_id in job_ids}, "wait_options": WAIT_OPTIONS}
 
 
 def job_life(
     harness: Harness, reports: Sequence[Mapping[str, Any]] = REPORTS, *, job: Mapping[str, Any] = JOB, jobs: int = 1
 ) -> JobLife:
-    """Create, start, report five times, complete with a result: a job alone, or the mean of some side by side, whose
-    changes then share batches of the stream."""
+    """Create, start, report five times and complete a job with a result.
+
+    With several jobs, return their mean. Their changes share batches of the stream.
+    """
     steps: list[tuple[str, str, str, Mapping[str, Any] | None]] = [
         ("start", "POST", "/start", None),
         *(("report", "PATCH", "", report) for report in reports),
@@ -126,7 +129,7 @@ def job_life(
 
 
 def wait_life(harness: Harness) -> WaitLife:
-    """A wait on one job, registered before the job ends and met by its end."""
+    """Register a wait on one job before the job ends, and let the end meet it."""
     unwatched, watched = create(harness), create(harness)
     for job_id in (unwatched, watched):
         harness.call("POST", f"/v1/jobs/{job_id}/start").ok()
@@ -155,7 +158,7 @@ def wait_life(harness: Harness) -> WaitLife:
 
 
 def worker_life(harness: Harness) -> Mapping[str, Bill]:
-    """What a job takes that a worker claims, once says to be alive with, and completes, by step."""
+    """Return the costs by step of a job that a worker claims, sends one heartbeat for, and completes."""
     by_step: dict[str, Bill] = {}
     lease: dict[str, Any] = {}
 
@@ -182,7 +185,7 @@ def worker_life(harness: Harness) -> Mapping[str, Bill]:
 
 
 def claim_among(harness: Harness, ready: int) -> Bill:
-    """One claim of one job while so many are ready."""
+    """Return the costs of claiming one job from a queue of `ready` jobs."""
     queue = f"checks-{ready}"
     rows = [harness.row(keys.job(NAMESPACE, create(harness, {**WORKER_JOB, "queue": queue})))]
     job_id = keys.parse_job(rows[0]["pk"]["S"])[1]
@@ -196,7 +199,7 @@ def claim_among(harness: Harness, ready: int) -> Bill:
 
 
 def idle_minute(harness: Harness) -> Bill:
-    """One tick of the sweeper with nothing due."""
+    """Return the costs of a minute in which nothing is due."""
     harness.tick()
     with harness.billed() as minute:
         harness.tick()
@@ -204,7 +207,7 @@ def idle_minute(harness: Harness) -> Bill:
 
 
 def authorization(harness: Harness) -> Bill:
-    """What letting a key in takes; API Gateway asks again after 60 s."""
+    """Return the costs of authorizing a key. API Gateway caches the answer for 60 s."""
     _, token = create_key(wiring.auth_context(), NAMESPACE, ["submit"])
     event = {"version": "2.0", "headers": {"authorization": f"Bearer {token.to_text()}"}, "rawPath": "/v1/jobs"}
     with harness.billed() as bill:
@@ -214,13 +217,13 @@ def authorization(harness: Harness) -> Bill:
 
 
 def match_among(harness: Harness, others: int) -> WaitLife:
-    """A wait's life while so many other waits are stored, each on a job of its own."""
+    """Return the costs of a wait while other waits are stored, each on a separate job."""
     _store_waits(harness, others)
     return wait_life(harness)
 
 
 def _store_waits(harness: Harness, count: int) -> None:
-    """Copies of a real wait and its entry under other ids, for what counts is that they are there."""
+    """Store copies of a real wait and its entry under other ids: for this benchmark only their existence matters."""
     job_id = create(harness)
     answer = harness.call("POST", "/v1/waits", wait_body(job_id), wait_s=0).ok()
     wait_id = str(answer["wait_id"])
@@ -245,7 +248,10 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def _long_poll_cost(harness: Harness, wait_id: str, *, long_poll_s: int) -> tuple[Bill, int]:
-    """What one look of a hold takes, and how many there are in so long a one, on a clock that only the hold moves."""
+    """Return the costs of one read of a long poll, and the number of reads.
+
+    The long poll runs on a simulated clock that only its own sleeps advance.
+    """
     base = wiring.context()
     time = base.now()
 

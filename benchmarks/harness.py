@@ -1,6 +1,6 @@
-"""Vigil's functions in this process, on a table as the template has it, with every request to AWS on a bill.
+"""The harness: Vigil's functions in this process, on the template's table, with every AWS request counted.
 
-It needs an AWS to talk to: moto's mock, or an emulator named by AWS_ENDPOINT_URL.
+The requests go to moto's mock, or to the emulator that AWS_ENDPOINT_URL names.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ CONSUMERS: dict[str, ModuleType] = {
     "matcher": functions.matcher.handler,
     "notifier": functions.notifier.handler,
 }
-"""Who reads the stream, by the name of the template's function."""
+"""The consumers of the stream, by the name of the template's function."""
 QUEUES = {"FAN_OUT_QUEUE_URL": "fan-out.fifo", "SWEEPER_QUEUE_URL": "sweeper"}
 
 Row: TypeAlias = dict[str, Any]
 
 
 class FanOutContext(LambdaContext):
-    """The fan-out function has minutes."""
+    """A context with the remaining time of the fan-out function, which runs for minutes."""
 
     def get_remaining_time_in_millis(self) -> int:
+        """Return five minutes."""
         return 300_000
 
 
 class Harness:
-    """The functions, their meter, and the stream, which is carried to its consumers by `deliver`."""
+    """The functions, the request counter, and the stream, which `deliver` passes to its consumers."""
 
     def __init__(self, session: boto3.Session, uncounted_session: boto3.Session) -> None:
         self.client = Client(namespace=NAMESPACE)
@@ -77,15 +78,19 @@ class Harness:
         self._states = session.client("dynamodb")
 
     def call(self, method: str, target: str, json: object = None, *, wait_s: int | None = None) -> Reply:
-        """One request to the HTTP API. A `wait_s` is how long the answer may be held."""
+        """Send one request to the HTTP API. `wait_s` is the longest time of a long poll."""
         self.counter.add(HTTP)
         headers = {} if wait_s is None else {"prefer": f"wait={wait_s}"}
         reply: Reply = self._run("api", lambda: self.client.call(method, target, json, headers=headers))
         return reply
 
     def deliver(self, *, batch_size: int = 1) -> bool:
-        """Hand on what the stream holds, to each consumer what its filters let through, until nothing is new; whether
-        anything was there. With one record a batch, as when updates are far apart, each is an invocation of its own.
+        """Pass the stream's records to each consumer whose filters match, until the stream is empty.
+
+        With a batch size of 1, each record is a separate invocation, as if updates were far apart.
+
+        Returns:
+            Whether the stream had records.
         """
         delivered = False
         while records := self._read():
@@ -97,7 +102,7 @@ class Harness:
         return delivered
 
     def settle_all(self) -> None:
-        """Supervisors, pager and stream go on until nothing does, in batches as full as there is something for them."""
+        """Run supervisors, fan-out function and stream until all are idle, in batches of up to 100 records."""
         is_active = True
         while is_active:
             before = self._visited_states
@@ -107,12 +112,12 @@ class Harness:
             is_active = self.deliver(batch_size=100) or fanned_out or self._visited_states > before
 
     def authorize(self, event: Row) -> Row:
-        """One invocation of the authorizer."""
+        """Invoke the authorizer once."""
         answer: Row = self._run("authorizer", lambda: functions.authorizer.handler.handler(event, LambdaContext()))
         return answer
 
     def tick(self) -> None:
-        """A minute has passed: the sweeper sweeps every shard."""
+        """Run the sweeper for one minute: it sweeps every partition."""
         answers = [self._run("sweeper", lambda: functions.sweeper.handler.handler({}, LambdaContext()))]
         url = os.environ["SWEEPER_QUEUE_URL"]
         while messages := self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages"):
@@ -123,24 +128,24 @@ class Harness:
         assert not any(answer.get("batchItemFailures") for answer in answers), answers
 
     def row(self, key: Key) -> Row:
-        """A row as DynamoDB has it; not counted."""
+        """Read a row in DynamoDB's JSON, without counting the request."""
         return self.rows.get_item(TableName=TABLE_NAME, Key={"pk": {"S": key.pk}, "sk": {"S": key.sk}})["Item"]
 
     def put_rows(self, rows: Sequence[Row]) -> None:
-        """Store rows that nobody needs to hear of; not counted."""
+        """Store rows without counting the requests."""
         for start in range(0, len(rows), 25):
             puts: list[Any] = [{"PutRequest": {"Item": row}} for row in rows[start : start + 25]]
             answer = self.rows.batch_write_item(RequestItems={TABLE_NAME: puts})
             assert not answer["UnprocessedItems"]
 
     def skip_stream(self) -> None:
-        """Let what the stream holds go by."""
+        """Skip the records in the stream."""
         answer = self._stream.get_shard_iterator(**self._shard, ShardIteratorType="LATEST")
         self._iterator = answer["ShardIterator"]
 
     @contextmanager
     def billed(self) -> Iterator[Callable[[str | None], Bill]]:
-        """What is taken inside: of everything, or of what one function did, invocation included."""
+        """Count inside the block. The given function returns the bill in total or of one function."""
         before, parts_before = self.counter.bill, dict(self._by_function)
 
         def bill(function: str | None = None) -> Bill:
@@ -152,11 +157,11 @@ class Harness:
 
     @property
     def _visited_states(self) -> int:
-        """How many states supervisors have entered."""
+        """The number of states that supervisors have entered."""
         return sum(len(execution.visited) for execution in self.supervisors.executions.values())
 
     def _run_fan_out(self) -> bool:
-        """Have `fan_out` do what one message says, if there is one. Taking it and deleting it are a request each."""
+        """Process one message of the fan-out queue, if there is one. Its receipt and deletion are one request each."""
         url = os.environ["FAN_OUT_QUEUE_URL"]
         messages = self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages", [])
         for message in messages:
@@ -168,7 +173,7 @@ class Harness:
         return bool(messages)
 
     def _call_service(self, operation: str, request: Mapping[str, Any]) -> Any:
-        """What a state of the supervisor's asks DynamoDB for itself."""
+        """Send a request of the supervisor's state machine to DynamoDB."""
         call = getattr(self._states, xform_name(operation))
         try:
             answer = call(**{**request, "TableName": TABLE_NAME})
@@ -196,16 +201,19 @@ class Harness:
             self._iterator = answer["NextShardIterator"]
             if not answer["Records"]:
                 return records
-            records += [Record.parse(found, any_mapping) for found in answer["Records"]]
+            records += [Record.parse(raw_record, any_mapping) for raw_record in answer["Records"]]
 
 
 @contextmanager
 def open_harness() -> Iterator[Harness]:
-    """A lab with an empty table and queues of its own. One at a time: the functions' clients belong to the process."""
+    """Open a harness with an empty table and new queues.
+
+    Only one can be open at a time, because the functions' clients belong to the process.
+    """
     boto3.setup_default_session()
     uncounted_session = boto3.Session()
     create_table()
-    variables = {"TABLE_NAME": TABLE_NAME, "WEBSOCKET_ENDPOINT": "http://localhost/nobody"}
+    variables = {"TABLE_NAME": TABLE_NAME, "WEBSOCKET_ENDPOINT": "http://localhost/none"}
     queues = uncounted_session.client("sqs")
     for variable, name in QUEUES.items():
         attributes: Any = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
@@ -231,10 +239,12 @@ def _forget_clients() -> None:
 
 
 def _mapping(function: str, stream_arn: str) -> StreamMapping:
-    """The template's mapping of the stream to a function."""
+    """Return the template's mapping of the stream to a function."""
     function_ref = {"Ref": f"{function.capitalize()}Function"}
     (properties,) = (
-        each for each in resources("AWS::Lambda::EventSourceMapping").values() if each["FunctionName"] == function_ref
+        mapping
+        for mapping in resources("AWS::Lambda::EventSourceMapping").values()
+        if mapping["FunctionName"] == function_ref
     )
     identity = {"UUID": function, "FunctionArn": f"arn:aws:lambda:::function:{function}", "State": "Enabled"}
     settings = {name: properties[name] for name in ("BatchSize", "FilterCriteria")}

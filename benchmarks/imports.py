@@ -1,10 +1,9 @@
-"""How long each function's handler takes to import, in a fresh process, from what `sam build` made of it.
+"""Import times of each function's handler, in fresh processes, from the result of `sam build`.
 
-What `vigil_core.wiring` imports only when it is first asked for something counts as well: the first event waits for it.
-The floor is the same process importing only the libraries that the handler's own code asks for, so what lies between
-the two is Vigil's. A built layer holds no bytecode and Lambda mounts it read-only, so each cold start compiles what it
-imports: measured so, and once more with bytecode, to see what that costs. Times are of the processor, which importing
-keeps busy: what else this machine does then matters little.
+The time includes the modules that `vigil_core.wiring` imports at the first event, because that event waits for them.
+The floor is the time to import only the libraries that the handler's code uses; the difference is Vigil's own time. A
+built layer contains no bytecode and Lambda mounts it read-only, so each cold start compiles its modules. A second
+measurement with bytecode shows the cost of that. Times are processor times, so that other load matters little.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from typing import Any
 
 LAYER = "VigilLayer/python"
 
-# A library's name, and what is taken from it: some import their parts when these are first asked for.
+# The names of the libraries and the names imported from them: some libraries import their parts on first access.
 _COLLECT_IMPORTS = """
 import ast, builtins, importlib, inspect, json, sys
-asked, plain = {}, builtins.__import__
-def ask(name, globals=None, locals=None, fromlist=(), level=0):
-    by = (globals or {}).get("__name__", "").split(".")[0]
-    if level == 0 and by in {"handler", "vigil_core"}:
+imported, plain = {}, builtins.__import__
+def record(name, globals=None, locals=None, fromlist=(), level=0):
+    importer = (globals or {}).get("__name__", "").split(".")[0]
+    if level == 0 and importer in {"handler", "vigil_core"}:
         top = name.split(".")[0]
         if top not in sys.stdlib_module_names | {"__future__", "handler", "vigil_core"}:
-            asked.setdefault(name, set()).update(fromlist or ())
+            imported.setdefault(name, set()).update(fromlist or ())
     return plain(name, globals, locals, fromlist, level)
-builtins.__import__ = ask
+builtins.__import__ = record
 sys.path[:0] = json.loads(sys.argv[1])
 import handler
 late = {}
@@ -48,16 +47,16 @@ for value in vars(handler).values():
                 late[node.module] = []
 for name in late:
     importlib.import_module(name)
-place = sys.modules["vigil_core"].__file__
-assert place.startswith(sys.path[1]), place
-print(json.dumps({"libraries": {name: sorted(parts) for name, parts in sorted(asked.items())}, "late": late}))
+path = sys.modules["vigil_core"].__file__
+assert path.startswith(sys.path[1]), path
+print(json.dumps({"libraries": {name: sorted(parts) for name, parts in sorted(imported.items())}, "late": late}))
 """
 _TIME_IMPORTS = """
 import json, sys, time
 sys.path[:0] = json.loads(sys.argv[1])
-wanted = json.loads(sys.argv[2])
+libraries = json.loads(sys.argv[2])
 began = time.process_time()
-for name, parts in wanted.items():
+for name, parts in libraries.items():
     __import__(name)
     for part in parts:
         getattr(sys.modules[name], part, None)
@@ -67,8 +66,10 @@ print(json.dumps(1000 * (time.process_time() - began)))
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Milliseconds of processor time to import a handler, medians of fresh processes. `late` is how much of it comes
-    with the first event, `libraries` are those of its own code."""
+    """Milliseconds of processor time to import a handler, as medians of fresh processes.
+
+    `late` is the part at the first event. `libraries` are the libraries that its code uses.
+    """
 
     handler: float
     late: float
@@ -78,10 +79,10 @@ class Import:
 
 
 def measure(build: Path, repeats: int) -> dict[str, Import]:
-    """Every function of a build, by name."""
+    """Measure every function of a build, by name."""
     with tempfile.TemporaryDirectory() as directory:
         plain, compiled = Path(directory) / "plain", Path(directory) / "compiled"
-        # Whoever has imported from the build since may have left bytecode in it.
+        # An import from the build may have left bytecode in it.
         shutil.copytree(build, plain, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(plain, compiled)
         compileall.compile_dir(compiled, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
@@ -92,7 +93,7 @@ def measure(build: Path, repeats: int) -> dict[str, Import]:
 
 
 def _function(plain: Path, compiled: Path, folder: str, repeats: int) -> Import:
-    as_built, with_bytecode = ([str(place / folder), str(place / LAYER)] for place in (plain, compiled))
+    as_built, with_bytecode = ([str(directory / folder), str(directory / LAYER)] for directory in (plain, compiled))
     imported = _run(_COLLECT_IMPORTS, as_built)
     with_late = {"handler": [], **imported["late"]}
     variants = {
@@ -101,12 +102,12 @@ def _function(plain: Path, compiled: Path, folder: str, repeats: int) -> Import:
         "floor": (as_built, imported["libraries"]),
         "with_bytecode": (with_bytecode, with_late),
     }
-    # In turn, for the same work takes a busy machine's processor longer.
+    # Take the samples in turn: on a busy machine the same work takes more processor time.
     times: dict[str, list[float]] = {kind: [] for kind in variants}
     for _ in range(repeats):
         for kind, (paths, names) in variants.items():
             times[kind].append(_run(_TIME_IMPORTS, paths, json.dumps(names)))
-    median = {kind: statistics.median(found) for kind, found in times.items()}
+    median = {kind: statistics.median(samples) for kind, samples in times.items()}
     return Import(
         handler=median["handler"],
         late=median["handler"] - median["at_once"] if imported["late"] else 0,

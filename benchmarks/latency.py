@@ -1,10 +1,9 @@
-"""How long until a WebSocket hears of a change, on the local stack, and against the bare path on the same stack.
+"""Latency from a change to the WebSocket's event on a local cloud, compared with a baseline on the same cloud.
 
-The bare path is a function of a few lines on the stream of the very same table, which posts to the same socket what a
-row tells it to; no filter of Vigil's lets such a row through. For both the sweeper starts when this process sends the
-write of the row, and stops when the frame is here. (It does not start when the write is acknowledged: the emulator has
-a change in the stream before that, and a frame may well overtake the answer.) Samples of all kinds are taken in turn,
-so that what slows the machine slows them alike.
+The baseline is a function of a few lines on the stream of the same table. It sends the text of a row to the same
+socket. Vigil's filters reject such rows. A sample starts when this process sends the write of the row, and ends with
+the frame. It does not start with the answer to the write: the emulator puts a change into the stream first, and the
+frame may arrive before the answer. Samples of all kinds are taken in turn, so that load affects all of them.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from vigil_core.domain.jobs.job import Report
 from vigil_core.gateways.eventbridge_scheduler import SchedulerTimers
 from vigil_core.gateways.payload_bucket import PayloadBucket
 from vigil_core.gateways.sqs import SqsQueues
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 from vigil_core.wiring import context_of, now
 
-BASELINE = "bare"
+BASELINE = "baseline"
 WARM_UP = 15
 SETTLE_S = 0.04
-"""Between two samples: what the last one set going beside its frame has time to end."""
+"""The pause between two samples, in which other effects of the last one end."""
 TIMEOUT_S = 10
 HTTP_ROUND_INTERVAL = 4
-"""One round in so many also takes the way through the HTTP API."""
+"""Every fourth round also measures the HTTP API and the release of the next job."""
 MAX_CHANGES_PER_JOB = 50
-"""Changes after which a new job takes over: the history of one that changes hundreds of times is not the usual case."""
+"""Changes after which a new job is used, because a job with hundreds of changes is unusual."""
 
 Json = dict[str, Any]
 
@@ -59,15 +58,17 @@ class Spread:
 
     @property
     def median(self) -> float:
+        """The median in milliseconds."""
         return statistics.median(self.samples)
 
     @property
     def p95(self) -> float:
+        """The 95th percentile in milliseconds."""
         return statistics.quantiles(self.samples, n=20)[-1]
 
 
 class EventSocket:
-    """A WebSocket whose frames are stamped as they come in."""
+    """A WebSocket that records the arrival time of each frame."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -75,14 +76,18 @@ class EventSocket:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def send(self, **frame: object) -> Json:
-        """Send a request; its acknowledgement."""
+        """Send a request and return its acknowledgement."""
         self._socket.send(json.dumps(frame))
-        _, ack = self.receive(lambda heard: heard["type"] in {"ack", "error"} and heard["id"] == frame["id"])
+        _, ack = self.receive(lambda reply: reply["type"] in {"ack", "error"} and reply["id"] == frame["id"])
         assert ack["type"] == "ack", ack
         return ack
 
     def receive(self, is_match: Callable[[Json], bool]) -> tuple[float, Json]:
-        """The next frame that is wanted, and when it came; others are passed over. Raises queue.Empty after 10 s."""
+        """Return the next matching frame and its arrival time. Other frames are dropped.
+
+        Raises:
+            queue.Empty: No frame arrived for 10 s.
+        """
         while True:
             at, frame = self._frames.get(timeout=TIMEOUT_S)
             if is_match(frame):
@@ -97,7 +102,7 @@ class EventSocket:
 
 
 class SampleTaker:
-    """Takes samples: of the bare path, of a job's change, and of a wait's end."""
+    """Takes samples of the baseline, of a job's change, and of a wait's end."""
 
     def __init__(self, stack: Stack, event_socket: EventSocket) -> None:
         aws = session()
@@ -127,7 +132,7 @@ class SampleTaker:
         self._jobs: dict[str, str] = {}
 
     def baseline(self) -> float:
-        """A row written → its text heard, in seconds."""
+        """Measure from the write of a row to its text, in seconds."""
         self._count += 1
         text = json.dumps({"type": BASELINE, "id": self._count, "data": "x" * 600})
         self._dynamodb.put_item(
@@ -144,14 +149,14 @@ class SampleTaker:
         return at - self._sent_at
 
     def job(self) -> float:
-        """A job's new version written → its event heard by a subscription to the job."""
+        """Measure from the write of a job's new version to its event on a subscription to the job."""
         job_id = self._job("watched")
         self._report(job_id)
         at, _ = self._socket.receive(lambda frame: _is_event(frame, "job.updated", job_id))
         return at - self._sent_at
 
     def wait(self) -> float:
-        """A job's new version written → the end of a wait for it heard: the stream is taken twice."""
+        """Measure from the write of a job's new version to the end of a wait for it: two passes through the stream."""
         job_id = self._job("waited-for")
         wait_id = self._wait_for(job_id)
         self._report(job_id)
@@ -160,34 +165,34 @@ class SampleTaker:
         return at - self._sent_at
 
     def job_by_http(self) -> tuple[float, float]:
-        """PATCH sent → the event heard; and PATCH sent → answered."""
+        """Measure from a PATCH request to the event, and to the answer."""
         job_id = self._job("watched")
         return self._patch(job_id, "job.updated", job_id)
 
     def wait_by_http(self) -> tuple[float, float]:
-        """PATCH sent → the wait's end heard; and PATCH sent → answered."""
+        """Measure from a PATCH request to the end of the wait, and to the answer."""
         job_id = self._job("waited-for")
-        heard, answered = self._patch(job_id, "wait.met", self._wait_for(job_id))
+        received, answered = self._patch(job_id, "wait.met", self._wait_for(job_id))
         self._socket.send(action="unsubscribe", id="w")
-        return heard, answered
+        return received, answered
 
     def mutex_handover(self) -> float:
-        """The end of a job that has a mutex written → the event heard that the next in line is ready."""
+        """Measure from the write of a mutex owner's end to the event that the first queued job is ready."""
         mutex = {"key": f"bench-{self._count}", "on_conflict": "queue"}
         return self._release(self._new(mutex=mutex), {"mutex": mutex})
 
     def release(self) -> float:
-        """The end of a job written → the event heard that the one that depends on it is ready."""
+        """Measure from the write of a job's end to the event that its dependent is ready."""
         first = self._new()
         return self._release(first, {"depends_on": [first]})
 
     def _release(self, first: str, second_options: Json) -> float:
-        """The end of a job → the event heard that another, which is created to wait for it, is ready."""
+        """Measure from a job's end to the event that a second job, which waits for the first, is ready."""
         second = self._new(**second_options)
         self._socket.send(action="subscribe", id="next", topics=[f"job:{second}"])
         self._http.post(f"/v1/jobs/{first}/start").raise_for_status()
-        time.sleep(0.2)  # The second is watched by then.
-        change_job.complete(self._ctx, self._namespace, first, actor="bench")
+        time.sleep(0.2)  # The matcher has registered the second job by then.
+        transitions.complete(self._ctx, self._namespace, first, actor="bench")
         at, _ = self._socket.receive(lambda frame: _is_event(frame, "job.ready", second))
         self._socket.send(action="unsubscribe", id="next")
         return at - self._sent_at
@@ -205,19 +210,19 @@ class SampleTaker:
         return at - started_at, answered - started_at
 
     def _wait_for(self, job_id: str) -> str:
-        """A wait for what the next report will say."""
+        """Register a wait for the milestone of the next report."""
         answer = self._socket.send(action="wait", id="w", wait_on={job_id: {"milestone": self._milestone}})
         return str(answer["data"]["wait_id"])
 
     def _report(self, job_id: str) -> None:
-        change_job.report(self._ctx, self._namespace, job_id, Report(milestones=(self._milestone,)), actor="bench")
+        transitions.report(self._ctx, self._namespace, job_id, Report(milestones=(self._milestone,)), actor="bench")
 
     @property
     def _milestone(self) -> str:
         return f"reached-{self._count}"
 
     def _job(self, kind: str) -> str:
-        """A running job of this kind, from time to time a new one; each call begins a new change of it."""
+        """Return a running job of this kind, and begin its next change. After some changes, create a new job."""
         self._count += 1
         if kind not in self._jobs or self._count % MAX_CHANGES_PER_JOB == 0:
             created = self._http.post("/v1/jobs", json={"job_type": "bench", "name": kind}).raise_for_status().json()
@@ -233,17 +238,17 @@ class SampleTaker:
 
 
 def _is_event(frame: Json, event: str, subject: str) -> bool:
-    """Whether a frame is this event of this job or wait."""
+    """Return whether a frame is this event of this job or wait."""
     data = frame["data"] if frame["type"] == "event" else {}
     return data.get("type") == f"vigil.{event}" and data["subject"] == subject
 
 
 def measure(state_dir: StateDir, stack: Stack, samples: int, progress: Callable[[int], None]) -> Mapping[str, Spread]:
-    """Take so many warm samples of each kind, in turn; a fourth as many through HTTP and to the next job."""
+    """Take warm samples of each kind in turn, and a quarter as many through HTTP and to the next job."""
     samples_by_name: dict[str, list[float]] = {}
-    with _baseline_path(state_dir, stack), _event_socket(stack) as event_socket:
+    with _baseline_function(state_dir, stack), _event_socket(stack) as event_socket:
         runner = SampleTaker(stack, event_socket)
-        kinds = {"bare": runner.baseline, "job": runner.job, "wait": runner.wait}
+        kinds = {"baseline": runner.baseline, "job": runner.job, "wait": runner.wait}
         for round_number in range(-WARM_UP, samples):
             seconds_by_name: dict[str, float] = {}
             for name in _rotated(list(kinds), round_number):
@@ -254,7 +259,7 @@ def measure(state_dir: StateDir, stack: Stack, samples: int, progress: Callable[
                 time.sleep(SETTLE_S)
                 seconds_by_name["wait_by_http"], _ = runner.wait_by_http()
                 time.sleep(SETTLE_S)
-                seconds_by_name["hand_over"] = runner.mutex_handover()
+                seconds_by_name["mutex_handover"] = runner.mutex_handover()
                 time.sleep(SETTLE_S)
                 seconds_by_name["release"] = runner.release()
                 time.sleep(SETTLE_S)
@@ -278,8 +283,8 @@ def _event_socket(stack: Stack) -> Iterator[EventSocket]:
 
 
 @contextmanager
-def _baseline_path(state_dir: StateDir, stack: Stack) -> Iterator[None]:
-    """The bare function on the table's stream, served by the same pump as Vigil's."""
+def _baseline_function(state_dir: StateDir, stack: Stack) -> Iterator[None]:
+    """Deploy the baseline function on the table's stream, served by the same stream poller as Vigil's functions."""
     aws = session()
     dynamodb = aws.client("dynamodb", endpoint_url=stack.endpoint_url, config=client_config())
     functions = aws.client("lambda", endpoint_url=stack.endpoint_url, config=client_config())
@@ -290,9 +295,9 @@ def _baseline_path(state_dir: StateDir, stack: Stack) -> Iterator[None]:
     functions.create_function(
         FunctionName=BASELINE,
         Runtime="python3.11",
-        Role="arn:aws:iam::000000000000:role/bare",
+        Role="arn:aws:iam::000000000000:role/baseline",
         Handler="handler.handler",
-        Code={"ZipFile": zipped(Path(__file__).with_name("bare.py").read_text())},
+        Code={"ZipFile": zipped(Path(__file__).with_name("baseline_function.py").read_text())},
         Timeout=60,
         MemorySize=configuration["MemorySize"],
         Environment={"Variables": {"WEBSOCKET_ENDPOINT": variables["WEBSOCKET_ENDPOINT"]}},
@@ -305,8 +310,8 @@ def _baseline_path(state_dir: StateDir, stack: Stack) -> Iterator[None]:
         FilterCriteria={"Filters": [{"Pattern": json.dumps(pattern)}]},
     )["UUID"]
     try:
-        served = wait_until(lambda: any(r["mapping"] == mapping for r in cloud.health(state_dir).readers), 15)
-        assert served, "the bare function's stream is not served"
+        served = wait_until(lambda: any(reader["mapping"] == mapping for reader in cloud.health(state_dir).readers), 15)
+        assert served, "the stream of the baseline function is not served"
         yield
     finally:
         functions.delete_event_source_mapping(UUID=mapping)
@@ -314,8 +319,8 @@ def _baseline_path(state_dir: StateDir, stack: Stack) -> Iterator[None]:
 
 
 def zipped(code: str) -> bytes:
-    """A function of this one module, as Lambda takes it."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    """Return the deployment package of a function with one module."""
+    archive_file = io.BytesIO()
+    with zipfile.ZipFile(archive_file, "w") as archive:
         archive.writestr("handler.py", code)
-    return packed.getvalue()
+    return archive_file.getvalue()

@@ -1,4 +1,4 @@
-"""What the results were measured on."""
+"""The machine of the measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def describe(root: Path) -> dict[str, str]:
-    """The commit and the machine, for the reader of the results."""
+    """Return the commit, the date and the machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     changed = _git(
         root, "status", "--porcelain", "--", "functions", "layers", "src", "template.yaml", "benchmarks/*.py"
@@ -24,7 +24,7 @@ def describe(root: Path) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "emulator": f"ministack {importlib.metadata.version('ministack')}",
-        "busy": f"load average {os.getloadavg()[0]:.1f} at the end",
+        "load": f"load average {os.getloadavg()[0]:.1f} at the end",
     }
 
 
@@ -33,7 +33,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _processor() -> str:
-    """Linux names it there, other systems elsewhere."""
+    """Return the processor's name. Linux has it in /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The results as tables: for the terminal, and as the page `docs/benchmarks.md`. Made of what the JSON holds alone."""
+"""Render the stored results as tables in the terminal and as the page `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from benchmarks.idle_cost import GB_SECOND
 Json = Mapping[str, Any]
 
 API_GB = 0.5
-"""Memory of the function that holds answers."""
+"""The memory of the API function in GB, which a long poll occupies."""
 POLL_S = 20
 
 MAX_JOB_WRITE_UNITS = 12
@@ -41,7 +41,7 @@ RUNS_SHOWN = (10, 1_000, 10_000)
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, a table and what to know of it."""
+    """A heading, a table and notes."""
 
     title: str
     columns: Sequence[str]
@@ -51,7 +51,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Something that must hold."""
+    """A limit for a measured value."""
 
     label: str
     limit: float
@@ -59,42 +59,43 @@ class Target:
 
     @property
     def is_met(self) -> bool:
+        """Whether the measured value is within the limit."""
         return self.measured <= self.limit
 
 
 def targets(results: Json) -> list[Target]:
-    """What must hold of these results."""
+    """Return the targets with the measured values."""
     job, wait, latency = _bill(results["job"]["total"]), _wait_total(results["wait"]), results["latency"]
-    ratio = latency["job"]["median_ms"] / latency["bare"]["median_ms"]
+    ratio = latency["job"]["median_ms"] / latency["baseline"]["median_ms"]
     few, many = (results["match"][count] for count in sorted(results["match"], key=int))
     short, long = (results["claims"][count] for count in sorted(results["claims"], key=int))
     return [
         Target(
             label="write units of a tracked job with five reports", limit=MAX_JOB_WRITE_UNITS, measured=job.write_units
         ),
-        Target(label="write units of a wait on it", limit=MAX_WAIT_WRITE_UNITS, measured=wait.write_units),
+        Target(label="write units of a wait on that job", limit=MAX_WAIT_WRITE_UNITS, measured=wait.write_units),
         Target(
-            label="quantities in which a match differs among few and many waits",
+            label="quantities of a match that differ between few and many waits",
             limit=0,
             measured=_differences(few, many),
         ),
         Target(
-            label="quantities in which a claim differs from a short and from a long queue",
+            label="quantities of a claim that differ between a short and a long queue",
             limit=0,
             measured=_count_differences(short, long),
         ),
         Target(
-            label="update to WebSocket, as a multiple of the bare path",
+            label="latency from an update to the WebSocket, as a multiple of the baseline",
             limit=MAX_LATENCY_RATIO,
             measured=round(ratio, 2),
         ),
         Target(
-            label="dollars for a million jobs of a run",
+            label="dollars per million jobs of a run",
             limit=MAX_RUN_JOB_DOLLARS,
             measured=round(_cost_per_job(results).dollars(), 2),
         ),
         Target(
-            label="dollars for a run besides its jobs",
+            label="dollars per run without its jobs",
             limit=MAX_RUN_DOLLARS,
             measured=round(_fixed_run_cost(results).dollars() / 1e6, 6),
         ),
@@ -102,13 +103,13 @@ def targets(results: Json) -> list[Target]:
 
 
 def sections(results: Json) -> Iterator[Section]:
-    """Every table, in order."""
+    """Yield the sections in the order of the page."""
     yield Section(
-        title="What must hold",
-        columns=["", "at most", "found", ""],
+        title="Targets",
+        columns=["", "limit", "measured", ""],
         rows=[
-            [bar.label, f"{bar.limit:g}", f"{bar.measured:g}", "holds" if bar.is_met else "**does not hold**"]
-            for bar in targets(results)
+            [target.label, f"{target.limit:g}", f"{target.measured:g}", "met" if target.is_met else "**missed**"]
+            for target in targets(results)
         ],
         notes=[],
     )
@@ -125,12 +126,13 @@ def sections(results: Json) -> Iterator[Section]:
 
 
 def markdown(results: Json) -> str:
-    """The page."""
+    """Return the page."""
     about = results["about"]
     lines = [
-        "# Measured",
+        "# Benchmarks",
         "",
-        "Made by `make bench` of `benchmarks/results/latest.json`; not to be edited by hand.",
+        "This page shows what jobs, waits and workflows cost on AWS and how fast they are. `make bench` measures and "
+        "renders it from `benchmarks/results/latest.json`. Do not edit it by hand.",
         "",
         *(f"- {name}: {value}" for name, value in about.items()),
         "",
@@ -147,7 +149,7 @@ def markdown(results: Json) -> str:
 
 
 def show(results: Json, console: Console) -> None:
-    """The same in the terminal."""
+    """Print the sections in the terminal."""
     for section in sections(results):
         table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number, column in enumerate(section.columns):
@@ -160,9 +162,9 @@ def show(results: Json, console: Console) -> None:
         console.print()
 
 
-# ---------------------------------------------------------------- costs
+# ---------------------------------------------------------------- Costs
 
-_COST_COLUMNS = ["requests", "read units", "write units", "of these index", "invocations", "DynamoDB $", "all $"]
+_COST_COLUMNS = ["requests", "read units", "write units", "index write units", "invocations", "DynamoDB $", "total $"]
 
 
 def _cost_row(name: str, bill: Bill) -> list[str]:
@@ -184,7 +186,7 @@ def _job(results: Json) -> Section:
     rows += [_cost_row(f"– {_STEPS[name]}", _bill(bill)) for name, bill in job["by_step"].items()]
     rows += [_cost_row(f"by the {name}", _bill(bill)) for name, bill in job["by_function"].items()]
     rows += [_cost_row(f"{_VARIANTS[name]}", _bill(bill)) for name, bill in results["job_variants"].items()]
-    rows += [_cost_row("authorising a key, once in 60 s", _bill(results["authorization"]))]
+    rows += [_cost_row("authorization of a key, once per 60 s", _bill(results["authorization"]))]
     prices = ", ".join(f"{_PRICED[name]} ${price:g}" for name, price in PRICES.items() if name in _PRICED)
     agreement = results["agreement"]
     return Section(
@@ -192,15 +194,18 @@ def _job(results: Json) -> Section:
         columns=["", *_COST_COLUMNS],
         rows=rows,
         notes=[
-            "Created with a payload, started, reported on five times (stage, progress and now and then a milestone, "
-            "fields or a message), completed with a result; the stream's work included, one invocation a record, as "
-            "when changes are far apart. Left out: what is written once a process and day.",
-            f"Dollars are for a million, at list price ({PRICE_LIST}), a million each: {prices}. Lambda's compute time "
-            "is left out, for no emulator tells AWS's; "
-            f"10 ms in each invocation at 256 MB would be ${_compute(job['total']):.2f}.",
-            f"The largest state row was {results['largest']['job']} bytes: beyond 1,024 each change takes a unit more.",
-            f"Units are computed from the items by DynamoDB's rules. Of {agreement['same'] + agreement['different']} "
-            f"writes and reads of one item that the emulator gave units for, {agreement['different']} differed.",
+            "The job is created with a payload, started, reported on five times (stage, progress and sometimes a "
+            "milestone, fields or a message) and completed with a result. The figures include the stream's work, with "
+            "one invocation per record, as if changes were far apart. They exclude writes that happen once per process "
+            "and day. Write units include the index write units.",
+            f"Dollars are per million jobs at list price ({PRICE_LIST}). Prices per million: {prices}. Lambda's "
+            "compute time is excluded, because an emulator cannot measure that of AWS. "
+            f"10 ms in each invocation at 256 MB would cost ${_compute(job['total']):.2f}.",
+            f"The largest state row had {results['largest']['job']} bytes. "
+            "Above 1,024 bytes each change costs one more unit.",
+            "Units are computed from the items by DynamoDB's rules. The emulator reported units for "
+            f"{agreement['same'] + agreement['different']} writes and reads of one item, and {agreement['different']} "
+            "of these differed.",
         ],
     )
 
@@ -210,23 +215,23 @@ def _worker_job(results: Json) -> Section:
     rows = [_cost_row("**a job of a queue**", sum(steps.values(), Bill()))]
     rows += [_cost_row(f"– {_WORK[name]}", bill) for name, bill in steps.items()]
     for length in sorted(results["claims"], key=int):
-        rows.append(_cost_row(f"a claim from a queue of {int(length):,}, alone", _bill(results["claims"][length])))
+        rows.append(_cost_row(f"only a claim, from a queue of {int(length):,} jobs", _bill(results["claims"][length])))
     return Section(
         title="A job of a queue",
         columns=["", *_COST_COLUMNS],
         rows=rows,
         notes=[
-            "Created with a payload, claimed by a worker, one heartbeat, completed with a result; the stream's work "
-            "included, but for the claims in the last two rows."
+            "The job is created with a payload, claimed by a worker, kept by one heartbeat and completed with a "
+            "result. The figures include the stream's work, except in the last two rows."
         ],
     )
 
 
-_WORK = {"create": "create", "claim": "claim", "heartbeat": "a heartbeat", "complete": "complete"}
+_WORK = {"create": "create", "claim": "claim", "heartbeat": "heartbeat", "complete": "complete"}
 _STEPS = {"create": "create", "start": "start", "report": "five reports", "complete": "complete"}
 _VARIANTS = {
-    "side_by_side": "a job among 25 side by side, in batches of the stream",
-    "progress": "a job whose reports are progress and message alone",
+    "side_by_side": "a job among 25 concurrent ones, in full batches of the stream",
+    "progress": "a job whose reports have only progress and message",
     "more_fields": "a job with 1 KB more of fields",
 }
 _PRICED = {
@@ -246,23 +251,23 @@ def _compute(bill: Json) -> float:
 
 def _wait(results: Json) -> Section:
     wait = results["wait"]
-    look, looks = _bill(wait["look"]), wait["looks_in_20_s"]
-    held = look.dollars() * looks + POLL_S * API_GB * GB_SECOND
+    poll, polls = _bill(wait["poll"]), wait["polls_in_20_s"]
+    long_poll_dollars = poll.dollars() * polls + POLL_S * API_GB * GB_SECOND
     return Section(
         title="A wait on one job",
         columns=["", *_COST_COLUMNS],
         rows=[
             _cost_row("**a wait**", _wait_total(wait)),
             _cost_row("– register", _bill(wait["registered"])),
-            _cost_row("– match, close, announce", _bill(wait["matched"])),
-            _cost_row("each look while it is held", look),
+            _cost_row("– match, close, notify", _bill(wait["matched"])),
+            _cost_row("each read of a long poll", poll),
         ],
         notes=[
-            "Registered without a hold before its job ends, met by that end. The job's own costs are taken off: what "
-            "is left is what the wait adds.",
-            f"An answer held for the whole {POLL_S} s looks {looks} times. With the function's memory for so long a "
-            f"million of them are ${held:.0f}, nearly all of it Lambda's; hearing of the end on SNS or a WebSocket "
-            "costs nothing while waiting.",
+            "The wait is registered without a long poll before its job ends, and the end meets it. The costs of the "
+            "job are subtracted: the figures are what the wait adds.",
+            f"A long poll of {POLL_S} s reads the wait {polls} times. With the function's memory, a million long polls "
+            f"cost ${long_poll_dollars:.0f}, almost all of it for Lambda. An event on SNS or a WebSocket costs nothing "
+            "while a client waits.",
         ],
     )
 
@@ -270,18 +275,18 @@ def _wait(results: Json) -> Section:
 def _match(results: Json) -> Section:
     waits_by_count = {int(count): wait for count, wait in results["match"].items()}
     return Section(
-        title="A wait among others",
+        title="A wait among other waits",
         columns=["other waits stored", *_COST_COLUMNS],
         rows=[_cost_row(f"{count:,}", _wait_total(waits_by_count[count])) for count in sorted(waits_by_count)],
-        notes=["The same wait's whole life, while so many others are stored, each on a job of its own."],
+        notes=["The costs of the same wait while other waits are stored, each on a separate job."],
     )
 
 
-# ---------------------------------------------------------------- runs
+# ---------------------------------------------------------------- Runs
 
 
 def _lives(results: Json) -> tuple[runs.RunLife, runs.RunLife]:
-    """The smallest run and the largest that were measured."""
+    """Return the smallest and the largest measured run."""
     lives = results["runs"]["lives"]
     few, *_, many = [
         runs.RunLife(
@@ -322,25 +327,26 @@ def _run(results: Json) -> Section:
         _run_row(f"by the {name}", runs.extra_per_job(few.by_function[name], bill, more))
         for name, bill in many.by_function.items()
     ]
-    rows += [_run_row("a payload of a job's own, besides", _bill(results["runs"]["payload"]))]
-    rows += [_run_row("**a run besides its jobs**", _fixed_run_cost(results))]
+    rows += [_run_row("additional costs of a payload", _bill(results["runs"]["payload"]))]
+    rows += [_run_row("**a run without its jobs**", _fixed_run_cost(results))]
     rows += [
-        _run_row(f"a run of {int(jobs):,} jobs, all of it", _bill(life["total"]))
+        _run_row(f"a run of {int(jobs):,} jobs, in total", _bill(life["total"]))
         for jobs, life in results["runs"]["lives"].items()
     ]
     return Section(
-        title="A run of a workflow",
+        title="A workflow run",
         columns=["", *_COST_COLUMNS[:-2], "transitions", *_COST_COLUMNS[-2:]],
         rows=rows,
         notes=[
-            "One job, all but two of the rest after it, one after those: created in one request, claimed by workers "
-            f"{runs.MAX_CLAIM_JOBS} at a time, completed one by one, each with a result; everything included that "
-            f"follows, in batches of the stream as full as they can be (100 records). Measured: runs of {few.jobs:,} "
-            f"and of {many.jobs:,} jobs. What a job takes is their difference by {more:,}, what a run takes besides "
-            "is what is left of the smaller one. Where changes trickle, each is an invocation of its own: see the jobs "
-            "above. Dollars are for a million of each; Lambda's compute time is left out, as above.",
-            "Transitions are states entered by the supervisor: no run has more because it has more jobs. Were the "
-            "start and the end of an execution counted too, it would be $0.00005 a run more.",
+            "The graph is a fan-out and a fan-in: one job, its successors, and one job after all of those. One request "
+            f"creates the run. Workers claim {runs.MAX_CLAIM_JOBS} jobs at a time and complete them one by one, each "
+            "with a result. The figures include all consequences, with full batches of the stream (100 records). "
+            f"Runs of {few.jobs:,} and of {many.jobs:,} jobs were measured. The costs per job are the difference of "
+            f"the two runs divided by {more:,}. The costs of a run without its jobs are the rest of the smaller run. "
+            "If changes are far apart, each causes a separate invocation: see the jobs above. Dollars are per million; "
+            "Lambda's compute time is excluded, as above.",
+            "Transitions are the states that the supervisor enters. Their number does not depend on the jobs. "
+            "If AWS also counts the start and the end of an execution, a run costs $0.00005 more.",
         ],
     )
 
@@ -348,7 +354,7 @@ def _run(results: Json) -> Section:
 _RUN_STEPS = {
     "create": "create",
     "claim": "claim",
-    "complete": "complete, note, release the next",
+    "complete": "complete, record, release the next",
 }
 
 
@@ -382,22 +388,23 @@ def _step_functions_costs(results: Json) -> Section:
             "**Vigil $**",
             "inline Map $",
             "distributed Map $",
-            "a state each $",
+            "one state per job $",
         ],
         rows=rows,
         notes=[
-            "Vigil's are the measurements above, at list price; the others are computed from list prices: "
+            "Vigil's figures are the measurements above at list price. The others are computed from list prices: "
             f"${1000 * price:g} for 1,000 transitions of Standard executions "
-            "(https://aws.amazon.com/step-functions/pricing/), and for each job its task token's way to a worker, "
-            f"three SQS requests (send, receive, delete; ${token:.7f}). For n jobs: inline Map n + 1 transitions, the "
-            "Map's own among them, and n tokens; distributed Map as many and n – 2 more, for the start of each child "
-            "execution is taken to count as one; a state for each job n + 1 transitions, the Parallel state's among "
-            "them, and n tokens. "
-            "Retries, which AWS counts as transitions, and whatever would store payloads, results, leases, statistics "
-            "and events are left out of the others, and are in Vigil's.",
-            "An inline Map runs at most 40 iterations at once, and an execution's history ends after 25,000 events, of "
-            "which a task that waits for its token takes six: 10,000 jobs fit neither an inline Map nor states "
-            "of their own. https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html",
+            "(https://aws.amazon.com/step-functions/pricing/), and for each job three SQS requests that bring its task "
+            f"token to a worker (send, receive, delete; ${token:.7f}). For n jobs, an inline Map has n + 1 transitions "
+            "including its own, and n tokens. A distributed Map has n – 2 transitions more, if the start of each child "
+            "execution counts as one. One state per job has n + 1 transitions including that of the Parallel state, "
+            "and n tokens. "
+            "Vigil's figures include retries (AWS counts them as transitions) and the storage of payloads, results, "
+            "leases, statistics and events. The other figures exclude them.",
+            "An inline Map runs at most 40 iterations at once, and the history of an execution has at most 25,000 "
+            "events, of which a task that waits for its token takes six. 10,000 jobs therefore fit neither into an "
+            "inline Map nor into one state per job. "
+            "https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html",
         ],
     )
 
@@ -422,60 +429,59 @@ def _hop(results: Json) -> Section:
         title="From a completion to the next job",
         columns=["", "samples", "median ms", "p95 ms", "median ÷ native", "p95 ÷ native"],
         rows=[
+            row("Step Functions alone: return of a Lambda task → start of the next function", "native", compared=True),
             row(
-                "Step Functions alone: a Lambda task returns → the next one's function begins", "native", compared=True
-            ),
-            row(
-                "the same, its first task's token sent back → the next one's function begins",
+                "Step Functions alone: answer with a task token → start of the next function",
                 "native_outside",
                 compared=True,
             ),
-            row("`POST …/complete` sent → the next job of the chain is pending", "release", compared=True),
-            row("`POST …/complete` sent → answered", "answered", compared=False),
+            row("Vigil: request `POST …/complete` → the next job is pending", "release", compared=True),
+            row("Vigil: request `POST …/complete` → answer", "answered", compared=False),
         ],
         notes=[
-            "On one local stack, in turn. Vigil's hop begins with a client's HTTP request, authorizer and function "
-            "included, and then takes the stream; the native one stays inside of Step Functions, or begins with a "
-            "request to it. "
-            f"{results['runs']['busy']}. The emulator, the functions and whatever else runs share two processors."
+            "The samples are taken in turn on one local cloud. Vigil's hop begins with a client's HTTP request, "
+            "including authorizer and function, and then passes through the stream. The native hop stays within Step "
+            "Functions, or begins with a request to it. "
+            f"{results['runs']['load']}. The emulator, the functions and all other programs share two processors."
         ],
     )
 
 
-# ---------------------------------------------------------------- time
+# ---------------------------------------------------------------- Latency
 
 
 def _latency(results: Json) -> Section:
     latency = results["latency"]
-    bare = latency["bare"]
+    baseline = latency["baseline"]
 
     def row(name: str, kind: str, *, compared: bool) -> list[str]:
         spread = latency[kind]
         ratios = [
-            f"{spread[percentile] / bare[percentile]:.2f}" if compared else "" for percentile in ("median_ms", "p95_ms")
+            f"{spread[percentile] / baseline[percentile]:.2f}" if compared else ""
+            for percentile in ("median_ms", "p95_ms")
         ]
         return [name, str(spread["samples"]), f"{spread['median_ms']:.1f}", f"{spread['p95_ms']:.1f}", *ratios]
 
     return Section(
         title="From a change to a WebSocket",
-        columns=["", "samples", "median ms", "p95 ms", "median ÷ bare", "p95 ÷ bare"],
+        columns=["", "samples", "median ms", "p95 ms", "median ÷ baseline", "p95 ÷ baseline"],
         rows=[
-            row("bare path: row → stream → function → frame", "bare", compared=True),
-            row("job changed → event of its subscription", "job", compared=True),
-            row("job changed → end of a wait for it", "wait", compared=True),
-            row("job with a mutex ended → the next in line is ready", "hand_over", compared=True),
-            row("job ended → the one that depends on it is ready", "release", compared=True),
-            row("PATCH sent → event of the job", "job_by_http", compared=False),
-            row("PATCH sent → end of the wait", "wait_by_http", compared=False),
-            row("PATCH sent → answered", "patch", compared=False),
+            row("baseline: row → stream → function → frame", "baseline", compared=True),
+            row("change of a job → event of its subscription", "job", compared=True),
+            row("change of a job → end of a wait for it", "wait", compared=True),
+            row("end of a mutex owner → the first queued job is ready", "mutex_handover", compared=True),
+            row("end of a job → its dependent is ready", "release", compared=True),
+            row("PATCH request → event of the job", "job_by_http", compared=False),
+            row("PATCH request → end of the wait", "wait_by_http", compared=False),
+            row("PATCH request → answer", "patch", compared=False),
         ],
         notes=[
-            "All on one local stack, taken in turn. The first five begin when the row's write is sent by the same "
-            "client, and end with the frame on the same WebSocket; the bare path is a table, its stream and a "
-            "function that posts what it is told to whom it is told. A wait's end takes the stream twice, the job's "
-            "change and then the wait's; so does the next job, which is heard to be ready. The emulator, the functions "
-            "and whatever else runs share one processor, so the multiples mean more than milliseconds do. AWS looks at "
-            "a stream four times a second, which adds up to 250 ms to either path: "
+            "The samples are taken in turn on one local cloud. The first five begin when the same client sends the "
+            "write of the row, and end with the frame on the same WebSocket. The baseline is a table, its stream and a "
+            "function that sends the text of a row to the connection that the row names. The end of a wait passes "
+            "through the stream twice: the job's change, then the wait's. So does a job that becomes ready. "
+            "The emulator, the functions and all other programs share one processor, so the multiples mean more than "
+            "the milliseconds. Lambda polls a stream four times per second, which adds up to 250 ms to either path: "
             "https://docs.aws.amazon.com/lambda/latest/dg/with-ddb.html",
         ],
     )
@@ -483,11 +489,11 @@ def _latency(results: Json) -> Section:
 
 def _imports(results: Json) -> Section:
     return Section(
-        title="Importing a function",
+        title="Import time of a function",
         columns=[
             "function",
             "handler ms",
-            "of it at the first event",
+            "of these at the first event",
             "its libraries ms",
             "Vigil's own ms",
             "with bytecode ms",
@@ -495,17 +501,17 @@ def _imports(results: Json) -> Section:
         rows=[
             [
                 name,
-                f"{found['handler']:.0f}",
-                f"{found['late']:.0f}",
-                f"{found['floor']:.0f}",
-                f"{found['handler'] - found['floor']:.0f}",
-                f"{found['with_bytecode']:.0f}",
+                f"{times['handler']:.0f}",
+                f"{times['late']:.0f}",
+                f"{times['floor']:.0f}",
+                f"{times['handler'] - times['floor']:.0f}",
+                f"{times['with_bytecode']:.0f}",
             ]
-            for name, found in sorted(results["imports"].items())
+            for name, times in sorted(results["imports"].items())
         ],
         notes=[
-            "Milliseconds of processor time, medians of fresh processes, from the built layer (boto3 is the runtime's, "
-            "with bytecode). A built layer holds no bytecode: each cold start compiles what it imports.",
+            "Milliseconds of processor time, as medians of fresh processes, from the built layer (boto3 is part of the "
+            "runtime and has bytecode). A built layer contains no bytecode: each cold start compiles its modules.",
         ],
     )
 
@@ -514,12 +520,12 @@ def _idle(results: Json) -> Section:
     lines = results["idle"]
     total = sum(line["dollars"] for line in lines)
     return Section(
-        title="A month of nothing",
-        columns=["", "a month", "", "$", "basis"],
+        title="An idle month",
+        columns=["", "per month", "", "$", "basis"],
         rows=[
             *(
                 [
-                    line["what"],
+                    line["label"],
                     f"{line['quantity']:,.3g}" if line["quantity"] < 1 else f"{line['quantity']:,.0f}",
                     line["unit"],
                     f"{line['dollars']:.2f}",
@@ -527,11 +533,11 @@ def _idle(results: Json) -> Section:
                 ]
                 for line in lines
             ),
-            ["**in all**", "", "", f"{total:.2f}", ""],
+            ["**total**", "", "", f"{total:.2f}", ""],
         ],
         notes=[
-            "Computed from one idle minute as it was measured, at list prices, without AWS's free tier, which covers "
-            "nearly all of it in an account that does little else.",
+            "The costs are computed from one measured idle minute at list prices, without AWS's free tier. In an "
+            "account with little other use, the free tier covers almost all of them.",
         ],
     )
 

@@ -1,7 +1,7 @@
-"""Counts what the requests of AWS clients cost. It listens to botocore; the code that is measured knows nothing of it.
+"""Count the costs of AWS requests through botocore's events, without changes to the measured code.
 
-DynamoDB's units are computed from the items themselves: before a write the item is read by a client that nobody counts.
-What DynamoDB reports is kept beside it, to check one by the other.
+DynamoDB's units are computed from the items: before a write, an uncounted client reads the item. The counter compares
+the computed units with those that DynamoDB reports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OTHER_SERVICES = ("sns", "sqs", "apigatewaymanagementapi")
 
 @dataclass
 class _Write:
-    """One item of a write request. `after` is None when it is removed, or not known before it is read again."""
+    """One item of a write request. `after` is None if the item is removed, or unknown until it is read again."""
 
     key: Item
     before: Item | None
@@ -33,14 +33,17 @@ class _Write:
 
 @dataclass
 class Agreement:
-    """How often the units computed were those that DynamoDB reported, by operation; and each time they were not."""
+    """The number of requests whose computed units equal the reported ones, by operation, and each difference."""
 
     same: Counter[str] = field(default_factory=Counter)
     different: list[str] = field(default_factory=list)
 
 
 class RequestCounter:
-    """Counts every request of every client that `session` makes from now on. `looker` is another session's."""
+    """Counts every request of every client that `session` creates from now on.
+
+    `uncounted_client` belongs to another session.
+    """
 
     def __init__(self, session: boto3.Session, uncounted_client: DynamoDBClient) -> None:
         self._uncounted_client = uncounted_client
@@ -49,7 +52,7 @@ class RequestCounter:
         self._lock = threading.Lock()
         self._schemas: dict[str, tuple[list[str], list[list[str]]]] = {}
         self.largest: dict[str, int] = {}
-        """The largest item written of each entity, in bytes."""
+        """The size of the largest item written of each entity, in bytes."""
         self.agreement = Agreement()
         session.events.register("provide-client-params.dynamodb", self._before)  # type: ignore[arg-type] # the stubs forget answers
         session.events.register("after-call.dynamodb", self._after)
@@ -58,16 +61,16 @@ class RequestCounter:
 
     @property
     def bill(self) -> Bill:
-        """Everything so far; the difference of two is what lies between them."""
+        """The costs so far. The difference of two bills is the cost in between."""
         with self._lock:
             return Bill({**self._counts, **{name: amount / 2 for name, amount in self._half_units.items()}})
 
     def add(self, name: str, count: int = 1) -> None:
-        """Count so many of something that no client asks for, like an invocation."""
+        """Count something that is no request of a client, such as an invocation."""
         with self._lock:
             self._counts[name] += count
 
-    # ---------------------------------------------------------------- what botocore calls
+    # ---------------------------------------------------------------- Event handlers
 
     def _before(self, params: dict[str, Any], model: Any, context: dict[str, Any], **_: Any) -> dict[str, Any]:
         context["vigil_writes"] = self._writes(model.name, params)
@@ -98,7 +101,7 @@ class RequestCounter:
         with self._lock:
             self._counts[f"{model.service_model.service_name}.requests"] += 1
 
-    # ---------------------------------------------------------------- reads
+    # ---------------------------------------------------------------- Reads
 
     def _read_units(self, operation: str, params: dict[str, Any], parsed: dict[str, Any]) -> float:
         consistent = bool(params.get("ConsistentRead"))
@@ -111,14 +114,14 @@ class RequestCounter:
                 return read_units(sum(map(item_bytes, parsed.get("Items", []))), consistent=consistent)
             case "BatchGetItem":
                 ((table, request),) = params["RequestItems"].items()
-                found = parsed.get("Responses", {}).get(table, [])
-                missing: list[Item] = [{}] * (len(request["Keys"]) - len(found))
+                items = parsed.get("Responses", {}).get(table, [])
+                missing: list[Item] = [{}] * (len(request["Keys"]) - len(items))
                 consistent = bool(request.get("ConsistentRead"))
-                return sum(read_units(item_bytes(item), consistent=consistent) for item in [*found, *missing])
+                return sum(read_units(item_bytes(item), consistent=consistent) for item in [*items, *missing])
             case _:
                 return 0
 
-    # ---------------------------------------------------------------- writes
+    # ---------------------------------------------------------------- Writes
 
     def _writes(self, operation: str, params: dict[str, Any]) -> list[_Write]:
         match operation:
@@ -141,12 +144,12 @@ class RequestCounter:
             case "GetItem" | "Query" | "BatchGetItem":
                 return []
             case _:
-                raise NotImplementedError(f"The meter does not know what {operation} costs")
+                raise NotImplementedError(f"The counter does not know the cost of {operation}")
 
     def _transacted(self, params: dict[str, Any], kind: str, action: dict[str, Any]) -> _Write:
         if kind == "Put":
             return self._put(params, action["Item"])
-        # A check of a condition costs as much as a write that changes nothing.
+        # A condition check costs as much as a write without a change.
         return self._change(params, action["Key"], read_again=kind in ("Update", "ConditionCheck"))
 
     def _put(self, params: dict[str, Any], item: Item) -> _Write:
@@ -170,7 +173,10 @@ class RequestCounter:
             self.largest[entity] = max(self.largest.get(entity, 0), item_bytes(item))
 
     def _schema(self, table: str) -> tuple[list[str], list[list[str]]]:
-        """The names of the table's key and of each index's. Every index of the template holds keys only."""
+        """Return the attribute names of the table's key and of each index's key.
+
+        Every index of the template contains only keys.
+        """
         if table not in self._schemas:
             described = self._uncounted_client.describe_table(TableName=table)["Table"]
             indexes = described.get("GlobalSecondaryIndexes", [])
@@ -187,13 +193,13 @@ class RequestCounter:
             return str(next(iter(params["TransactItems"][0].values()))["TableName"])
         return str(params.get("TableName") or next(iter(params["RequestItems"])))
 
-    # ---------------------------------------------------------------- what DynamoDB says
+    # ---------------------------------------------------------------- Comparison with DynamoDB
 
     def _compare(self, operation: str, computed: float, reported: Any) -> None:
         capacities = reported if isinstance(reported, list) else [reported] if reported else []
         if not capacities:
             return
-        units = sum(each["CapacityUnits"] for each in capacities)
+        units = sum(capacity["CapacityUnits"] for capacity in capacities)
         if units == computed:
             self.agreement.same[operation] += 1
         else:

@@ -1,4 +1,4 @@
-"""What runs of workflows take of AWS, and what the same graph would take of Step Functions alone."""
+"""AWS costs of workflow runs, and of the same graph in Step Functions alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHASES = ("create", "claim", "complete")
 
 @dataclass(frozen=True, kw_only=True)
 class RunLife:
-    """What a run takes: in all, by what was asked for (what follows from it included), and by function."""
+    """The costs of a run: in total, by request including its consequences, and by function."""
 
     jobs: int
     total: Bill
@@ -26,13 +26,16 @@ class RunLife:
 
 
 def warm_up(harness: Harness) -> None:
-    """Have what is written once a process and day written."""
+    """Cause the writes that happen once per process and day."""
     run_life(harness, 3)
 
 
 def run_life(harness: Harness, jobs: int, *, payloads: bool = False) -> RunLife:
-    """One job, all but two of the rest after it, one after those: created in one request, claimed some at a time and
-    completed one by one; in batches of the stream as full as they can be."""
+    """Run a fan-out and fan-in: one job, its successors, and one job after all of those.
+
+    One request creates the run. Workers claim up to ten jobs at a time and complete them one by one. The stream's
+    batches are as full as possible.
+    """
     names = [f"part-{number}" for number in range(jobs - 2)]
     payload = {"payload": PAYLOAD} if payloads else {}
     definition = [
@@ -52,7 +55,7 @@ def run_life(harness: Harness, jobs: int, *, payloads: bool = False) -> RunLife:
                 claimed = _claim(harness, 1 if done in (0, jobs - 1) else jobs - 2)
                 harness.settle_all()
             by_step["claim"] += step(None)
-            assert claimed, f"{done} of {jobs} jobs are done, and none is ready"
+            assert claimed, f"{done} of {jobs} jobs have ended, and no job is ready"
             with harness.billed() as step:
                 for job in claimed:
                     body = {"lease_token": job["lease_token"], "result": RESULT}
@@ -83,31 +86,31 @@ def _claim(harness: Harness, count: int) -> list[Any]:
 
 
 def extra_per_job(few: Bill, many: Bill, jobs: int) -> Bill:
-    """What each job more takes, of two runs that differ by so many."""
+    """Return the costs per additional job, from two runs whose sizes differ by `jobs`."""
     return (many - few) / jobs
 
 
 def scaled(bill: Bill, count: float) -> Bill:
-    """So many of it."""
+    """Return a bill multiplied by `count`."""
     return bill / (1 / count)
 
 
-# Step Functions alone. What a job's state waits for is somebody outside: its token goes to a queue, from which a worker
-# takes it and deletes it, and the worker answers Step Functions itself.
+# Step Functions alone. The state of a job waits for a worker: its task token is sent to a queue. A worker receives the
+# message, deletes it and answers Step Functions itself.
 
 TOKEN = Bill({SQS: 3})
 
 
 def as_inline_map(jobs: int) -> Bill:
-    """One state before, the Map, a state for each job in between, one state after."""
+    """Return the costs of an inline Map: a state before it, the Map, one state per job in it, and a state after it."""
     return Bill({TRANSITIONS: jobs + 1}) + scaled(TOKEN, jobs)
 
 
 def as_distributed_map(jobs: int) -> Bill:
-    """The same, and each job in between is a child execution, whose start is taken to count as one."""
+    """Return the costs of a distributed Map, whose child executions count as one transition each."""
     return as_inline_map(jobs) + Bill({TRANSITIONS: jobs - 2})
 
 
 def as_states(jobs: int) -> Bill:
-    """A state for each job, those in between in branches of a Parallel state."""
+    """Return the costs of one state per job, in the branches of a Parallel state."""
     return Bill({TRANSITIONS: jobs + 1}) + scaled(TOKEN, jobs)

@@ -1,4 +1,4 @@
-"""DynamoDB's sizes and request units, by its published rules. Items are in DynamoDB's JSON.
+"""DynamoDB's item sizes and request units by its published rules. Items are in DynamoDB's JSON.
 
 Sizes: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
 Units: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/read-write-operations.html
@@ -20,17 +20,17 @@ WRITE_BYTES = 1024
 
 
 def item_bytes(item: Item) -> int:
-    """The size of an item: its attributes' names and values."""
+    """Return the size of an item: the names and values of its attributes."""
     return sum(len(name.encode()) + _value_bytes(value) for name, value in item.items())
 
 
 def read_units(size: int, *, consistent: bool) -> float:
-    """What reading so many bytes takes; what does not exist is read as well, at the least there is."""
+    """Return the read units for a number of bytes. Reading a missing item takes the minimum."""
     return max(1, math.ceil(size / READ_BYTES)) * (1 if consistent else 0.5)
 
 
 def write_units(before: Item | None, after: Item | None) -> int:
-    """What a write of the table takes: the larger of the item before and after it decides."""
+    """Return the write units of the table, by the larger of the item before and after the write."""
     size = max(item_bytes(item) if item else 0 for item in (before, after))
     return max(1, math.ceil(size / WRITE_BYTES))
 
@@ -38,8 +38,10 @@ def write_units(before: Item | None, after: Item | None) -> int:
 def index_write_units(
     index_key: Iterable[str], table_key: Iterable[str], before: Item | None, after: Item | None
 ) -> int:
-    """What the same write takes in an index that holds keys only: an entry that appears or goes is one write, one that
-    moves is two, one that stays as it is none."""
+    """Return the write units of the same write in an index that contains only keys.
+
+    A new or removed entry takes one write, a moved entry two, and an unchanged entry none.
+    """
     index_names = list(index_key)
     names = [*index_names, *table_key]
 
@@ -49,7 +51,7 @@ def index_write_units(
     old, new = entry(before), entry(after)
     if old == new:
         return 0
-    return sum(math.ceil(item_bytes(each) / WRITE_BYTES) for each in (old, new) if each is not None)
+    return sum(math.ceil(item_bytes(item) / WRITE_BYTES) for item in (old, new) if item is not None)
 
 
 def _value_bytes(value: Mapping[str, Any]) -> int:
@@ -64,25 +66,28 @@ def _value_bytes(value: Mapping[str, Any]) -> int:
         case "BOOL" | "NULL":
             return 1
         case "SS":
-            return sum(len(each.encode()) for each in content)
+            return sum(len(text.encode()) for text in content)
         case "NS":
             return sum(map(_number_bytes, content))
         case "BS":
             return sum(map(_binary_bytes, content))
         case "L":
-            return 3 + sum(1 + _value_bytes(each) for each in content)
+            return 3 + sum(1 + _value_bytes(element) for element in content)
         case "M":
-            return 3 + sum(1 + len(name.encode()) + _value_bytes(each) for name, each in content.items())
+            return 3 + sum(1 + len(name.encode()) + _value_bytes(member) for name, member in content.items())
         case _:
             raise ValueError(f"DynamoDB has no values of type {kind}")
 
 
 def _number_bytes(text: str) -> int:
-    """A byte for two significant digits, one more, one for a sign: at the most, for DynamoDB says "approximately"."""
+    """Return an upper bound: a byte for two significant digits, one more, and one for a sign.
+
+    DynamoDB documents the size only approximately.
+    """
     sign, digits, _ = Decimal(text).normalize().as_tuple()
     return math.ceil(len(digits) / 2) + 1 + sign
 
 
 def _binary_bytes(content: bytes | str) -> int:
-    """Bytes as boto3 has them, or base64 as a stream's record in a Lambda event has them."""
+    """Return the size of bytes (boto3) or of base64 text (a stream record in a Lambda event)."""
     return len(base64.b64decode(content) if isinstance(content, str) else content)
