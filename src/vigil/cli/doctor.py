@@ -40,7 +40,9 @@ def _repair_all(admin: AdminFunction) -> dict[str, Any]:
     findings_by_id: dict[tuple[str, str | None, str], dict[str, Any]] = {}
     while True:
         examination = admin.invoke("doctor", fix=True)
-        new_findings = {(finding["kind"], finding["namespace"], finding["id"]): finding for finding in examination["findings"]}
+        new_findings = {
+            (finding["kind"], finding["namespace"], finding["id"]): finding for finding in examination["findings"]
+        }
         has_new_findings = bool(new_findings.keys() - findings_by_id.keys())
         findings_by_id |= new_findings
         if not examination["more"] or not has_new_findings:

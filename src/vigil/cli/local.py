@@ -140,7 +140,7 @@ def status(root: Root = HERE, directory: Directory = None) -> None:
     _print_connection(health.stack)
     table = Table("stream mapping", "pending", "abandoned", "last error", title_justify="left", box=None)
     for reader in health.readers:
-        table.add_row(reader["function"], str(reader["pending"]), str(reader["given_up"]), reader["last_error"] or "")
+        table.add_row(reader["function"], str(reader["pending"]), str(reader["abandoned"]), reader["last_error"] or "")
     console.print(table)
     console.print(f"Dead letters: {'unknown' if health.dead_letters is None else health.dead_letters}")
     if not health.is_healthy:

@@ -1,1 +1,1 @@
-"""`vigil demo`: three simulated test machines run jobs, three clients wait for them, a WebSocket hears of it all."""
+"""`vigil demo`: three simulated test machines run jobs, three clients wait for them, a WebSocket shows the events."""

@@ -1,4 +1,4 @@
-"""`vigil demo`: have the stack running, play the story on it, hold it to what it promised."""
+"""`vigil demo`: start the local cloud, play the story, and check every answer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vigil.local.state_dir import StateDir
 def demo(
     port: Annotated[
         int | None,
-        typer.Option(envvar="VIGIL_LOCAL_PORT", help=f"The emulator's port, if not {cloud.DEFAULT_PORT}."),
+        typer.Option(envvar="VIGIL_LOCAL_PORT", help=f"The emulator's port. The default is {cloud.DEFAULT_PORT}."),
     ] = None,
-    record: Annotated[Path | None, typer.Option(help="Save a picture of it, too, as SVG.", dir_okay=False)] = None,
+    record: Annotated[Path | None, typer.Option(help="Also save a picture as SVG.", dir_okay=False)] = None,
     root: Root = HERE,
     directory: Directory = None,
 ) -> None:
-    """Start everything on this machine and watch jobs being waited for. Exit code 1 when an answer is wrong."""
+    """Start Vigil on this machine and show how clients wait for jobs. Exit code 1 if an answer is wrong."""
     from vigil.demo import examples, screen
     from vigil.demo.facts import run_checks
     from vigil.demo.play import Play, PlayFailed
@@ -46,7 +46,7 @@ def demo(
         parameters={"AllowedPrivateHosts": examples.CHROMA_HOST} if examples.has_chroma(root) else None,
         say=lambda message: console.print(f"[dim]·[/] {escape(message)}"),
     )
-    console.print("[dim]·[/] Waking the functions")
+    console.print("[dim]·[/] Warming up the functions")
     try:
         with Play(stack.api_url, stack.ws_url, stack.api_key) as play:
             state = snapshot = play.state
@@ -60,7 +60,7 @@ def demo(
                     if record and (snapshot is state or not snapshot.is_any_over):
                         snapshot = deepcopy(state)
     except PlayFailed as error:
-        raise LocalError(f"The demo broke off: {error}") from error
+        raise LocalError(f"The demo failed: {error}") from error
     results = run_checks(state)
     outcome = (screen.answers(state), screen.verdict(results))
     next_steps = screen.next_steps(
@@ -76,7 +76,11 @@ def demo(
 
 
 def _show_examples(console: Console, root: Path, state_dir: StateDir, stack: Stack) -> None:
-    """The worked examples: that of ChromaDB where `make venv` has installed one. Raises LocalError."""
+    """Run the examples of `examples/`. The ChromaDB example needs the server that `make venv` installs.
+
+    Raises:
+        LocalError: An example failed.
+    """
     from vigil.client import Vigil, VigilError
     from vigil.demo import examples
     from vigil.demo.play import PlayFailed
@@ -92,16 +96,16 @@ def _show_examples(console: Console, root: Path, state_dir: StateDir, stack: Sta
         with Vigil(*credentials) as client:
             examples.deploy_colony(root, stack, colony, key=stack.api_key, tags={"of": "the-demo"})
             examples.define_job_types(root, examples.COLONY, examples.OPERATIONS, *credentials)
-            show("Operations that exclude one another, by a function: examples/colony", examples.play_colony(client))
+            show("Mutually exclusive operations in a Lambda function: examples/colony", examples.play_colony(client))
             if examples.has_chroma(root):
                 with tempfile.TemporaryDirectory() as data, examples.chroma_server(root, Path(data)) as url:
                     examples.define_job_types(root, examples.CHROMADB, examples.REQUESTS, *credentials, server=url)
-                    show("A vector database over its HTTP API: examples/chromadb", examples.play_chromadb(client))
+                    show("A vector database called over HTTP: examples/chromadb", examples.play_chromadb(client))
     except (PlayFailed, VigilError) as error:
-        raise LocalError(f"The demo broke off: {error}") from error
+        raise LocalError(f"The demo failed: {error}") from error
 
 
 def _relative_path(path: Path) -> str:
-    """A path as one would type it here."""
+    """Return a path relative to the current directory if it is below it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

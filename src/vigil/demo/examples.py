@@ -1,4 +1,4 @@
-"""The worked examples of `examples/`, as further acts of the demo: each yields what happens, line by line."""
+"""The examples of `examples/` as parts of the demo: each yields its progress, line by line."""
 
 from __future__ import annotations
 
@@ -29,13 +29,17 @@ _TIMEOUT_S = 60
 
 
 def deploy_colony(root: Path, stack: Stack, directory: Path, *, key: str, tags: dict[str, str]) -> None:
-    """Deploy the function of `examples/colony` beside Vigil, with a key to report with. Raises LocalError."""
+    """Deploy the function of `examples/colony` next to Vigil, with an API key.
+
+    Raises:
+        LocalError: The deployment failed.
+    """
     aws, bucket = session(), "colony-artifacts"
     options: Any = {"endpoint_url": stack.endpoint_url, "config": client_config()}
     ssm = aws.client("ssm", **options)
     ssm.put_parameter(Name="/colony/vigil-key", Value=key, Type="SecureString", Overwrite=True)
     aws.client("s3", **options).create_bucket(Bucket=bucket)
-    # What Vigil's own functions have, too.
+    # The layer of Vigil's own functions contains `vigil_tasks`.
     layers = aws.client("lambda", **options).get_function_configuration(FunctionName=stack.admin_function)["Layers"]
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("template.yaml", "operations.py"):
@@ -55,22 +59,30 @@ def deploy_colony(root: Path, stack: Stack, directory: Path, *, key: str, tags: 
 def define_job_types(
     root: Path, folder: Path, names: tuple[str, ...], api_url: str, api_key: str, *, server: str = ""
 ) -> None:
-    """Define the job types of an example, which may be there already; `server` stands in for its own."""
+    """Create or replace the job types of an example. `server` replaces the address of its server.
+
+    Raises:
+        PlayFailed: The API refused a job type.
+    """
     with httpx.Client(base_url=api_url, headers={"authorization": f"Bearer {api_key}"}, trust_env=False) as http:
         for name in names:
             text = (root / folder / f"{name}.json").read_text(encoding="utf-8")
             response = http.put(f"/v1/job-types/{name}", content=text.replace("http://localhost:8000", server))
             if response.is_error:
-                raise PlayFailed(f"Job type {name} was answered {response.status_code}: {response.text}")
+                raise PlayFailed(f"The API refused job type {name} with {response.status_code}: {response.text}")
 
 
 def play_colony(client: Vigil) -> Iterator[str]:
-    """Operations that exclude one another. Raises PlayFailed when an answer is not as it should be."""
+    """Run operations that share a mutex, and yield their progress.
+
+    Raises:
+        PlayFailed: An answer is not the expected one.
+    """
     refresh = _submit_when_free(client, "cache_refresh", {"depth": 4})
-    yield "cache_refresh has begun"
+    yield "cache_refresh has started"
     try:
         client.submit("search_subject", {"subject": "ada"})
-        raise PlayFailed("Two operations run at once.")
+        raise PlayFailed("Two mutually exclusive operations run at the same time.")
     except VigilError as refusal:
         _expect(refusal.code, "JOB_CREATION_FAILED")
         yield f"search_subject is refused: {refusal.message}"
@@ -85,11 +97,15 @@ def play_colony(client: Vigil) -> Iterator[str]:
     search = _submit_when_free(client, "search_subject", {"subject": "ada"})
     client.await_completion(search, _TIMEOUT_S)
     subjects = _expect(client.result(search)["found"], ["Notes on the engine", "Letters"])
-    yield f"search_subject, now that nothing else runs, has found {', '.join(subjects)}"
+    yield f"search_subject is accepted now and has found {', '.join(subjects)}"
 
 
 def play_chromadb(client: Vigil) -> Iterator[str]:
-    """A collection is created, filled and queried over ChromaDB's own API. Raises PlayFailed."""
+    """Create, fill and query a collection over ChromaDB's API, and yield the progress.
+
+    Raises:
+        PlayFailed: An answer is not the expected one.
+    """
     collection = client.submit("create_collection", {"name": "fruit", "description": "What grows on trees"}).job_id
     documents = {
         "ids": ["apple", "boat", "pear"],
@@ -101,19 +117,23 @@ def play_chromadb(client: Vigil) -> Iterator[str]:
     query_job_id = client.submit("query_documents", query, depends_on=[collection, add_job_id]).job_id
     client.await_completion(query_job_id, _TIMEOUT_S)
     yield f"create_collection has created {client.result(collection)['body']['name']!r}"
-    yield f"add_documents was answered {client.result(add_job_id)['status']}"
-    (documents_found,) = client.result(query_job_id)["body"]["documents"]
-    yield f"query_documents has found {', '.join(_expect(documents_found, ['A pear', 'An apple']))}"
+    yield f"add_documents received the status {client.result(add_job_id)['status']}"
+    (documents_nearest,) = client.result(query_job_id)["body"]["documents"]
+    yield f"query_documents has found {', '.join(_expect(documents_nearest, ['A pear', 'An apple']))}"
 
 
 def has_chroma(root: Path) -> bool:
-    """Whether there is a ChromaDB to call: `make venv` installs one for the tests."""
+    """Return whether ChromaDB is installed. `make venv` installs it for the tests."""
     return (root / _CHROMA_PYTHON).exists()
 
 
 @contextmanager
 def chroma_server(root: Path, directory: Path) -> Iterator[str]:
-    """Where a new, empty ChromaDB serves as long as the block runs. Raises PlayFailed."""
+    """Serve a new, empty ChromaDB while the block runs, and give its URL.
+
+    Raises:
+        PlayFailed: The server does not start.
+    """
     with socket.socket() as probe:
         probe.bind((CHROMA_HOST, 0))
         port = probe.getsockname()[1]
@@ -155,5 +175,5 @@ def _submit_when_free(client: Vigil, operation: str, payload: Any) -> str:
 
 def _expect(actual: Any, expected: Any) -> Any:
     if actual != expected:
-        raise PlayFailed(f"It was {json.dumps(actual)}, and not {json.dumps(expected)}.")
+        raise PlayFailed(f"The answer was {json.dumps(actual)} instead of {json.dumps(expected)}.")
     return actual

@@ -1,4 +1,4 @@
-"""What happens while the demo plays, fact by fact, and what is known when they are put together. Pure."""
+"""The facts of a performance, the state that they add up to, and the checks of that state. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vigil.demo.story import CLIENTS, LATE_CLIENTS, Client, Json, relevant_part
 
 @dataclass(frozen=True)
 class MachineReported:
-    """A machine told something of its job; `job` is what the API answered."""
+    """A report of a machine on its job. `job` is the answer of the API."""
 
     at_s: float
     machine: str
@@ -19,7 +19,7 @@ class MachineReported:
 
 @dataclass(frozen=True)
 class ClientAnswered:
-    """A client's request was answered, for the `rounds`th time."""
+    """An answer to a client. `rounds` is the number of its requests so far."""
 
     at_s: float
     client: str
@@ -28,13 +28,13 @@ class ClientAnswered:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing left to wait for."""
+        """Whether the wait has ended."""
         return "wait_on" not in self.answer
 
 
 @dataclass(frozen=True)
 class EventReceived:
-    """The WebSocket brought an event: a CloudEvents envelope."""
+    """An event from the WebSocket, in its CloudEvents envelope."""
 
     at_s: float
     event: Json
@@ -45,7 +45,7 @@ Fact: TypeAlias = MachineReported | ClientAnswered | EventReceived
 
 @dataclass
 class DemoState:
-    """All facts so far. `job_ids` is by machine."""
+    """All facts so far. `job_ids` maps machines to job ids."""
 
     job_ids: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, Json] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class DemoState:
     events: list[EventReceived] = field(default_factory=list)
 
     def apply(self, fact: Fact) -> None:
-        """Take in one more fact."""
+        """Add a fact."""
         match fact:
             case MachineReported():
                 self.jobs[fact.machine] = fact.job
@@ -63,24 +63,24 @@ class DemoState:
                 self.events.append(fact)
 
     def wait_end_events(self, client: str) -> list[Json]:
-        """The events that told how a client's wait ended."""
+        """Return the events about the end of a client's wait."""
         wait_id = self.answers[client].answer["wait_id"] if client in self.answers else None
-        return [heard.event for heard in self.events if heard.event["subject"] == wait_id]
+        return [received.event for received in self.events if received.event["subject"] == wait_id]
 
     @property
     def is_any_over(self) -> bool:
-        """Whether somebody has nothing left to wait for."""
+        """Whether at least one wait has ended."""
         return any(answered.is_over for answered in self.answers.values())
 
     @property
     def all_waits_announced(self) -> bool:
-        """Whether the WebSocket has told how each of the three waits ended."""
+        """Whether the WebSocket has announced the end of each of the three waits."""
         return all(self.wait_end_events(client.name) for client in CLIENTS)
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something that the demo promised, and whether it was kept; `instead` is what came, when it was not."""
+    """A promise of the demo and whether it was kept. `actual` is shown if it was not."""
 
     promise: str
     passed: bool
@@ -88,7 +88,7 @@ class Check:
 
 
 def run_checks(state: DemoState) -> list[Check]:
-    """Hold what is known against the story."""
+    """Compare the state with the story."""
     return [
         *(_check_answer(state, client) for client in CLIENTS),
         *(_check_late_answer(state, client) for client in LATE_CLIENTS),
@@ -96,13 +96,13 @@ def run_checks(state: DemoState) -> list[Check]:
 
 
 def _check_answer(state: DemoState, client: Client) -> Check:
-    """The answer is the expected one, and was announced: perhaps twice, but under one id."""
+    """Check a client's last answer and its announcement, which may arrive twice but with one id."""
     answer = _last_answer(state, client)
     announced = {(event["id"], event["type"]) for event in state.wait_end_events(client.name)}
     passed = answer == client.expected(state.job_ids) and [f"vigil.wait.{client.status}"] == [
         kind for _, kind in announced
     ]
-    promise = f"{client.name} was told {client.status}, and so was the WebSocket"
+    promise = f"{client.name} received {client.status}, and so did the WebSocket"
     return Check(promise, passed, {"answer": answer, "announced": sorted(announced)})
 
 
@@ -110,7 +110,7 @@ def _check_late_answer(state: DemoState, client: Client) -> Check:
     answer = _last_answer(state, client)
     rounds = state.answers[client.name].rounds if answer else 0
     passed = answer == client.expected(state.job_ids) and rounds == 1
-    promise = f"{client.name} asked when all was over, and was told {client.status} at once"
+    promise = f"{client.name} asked after the end and received {client.status} at once"
     return Check(promise, passed, {"answer": answer, "posts": rounds})
 
 

@@ -1,4 +1,4 @@
-"""Plays the story on a stack: a thread for each machine, each client and the WebSocket, all through the public API."""
+"""Play the story on a stack through the public API: one thread per machine, per client and for the WebSocket."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
 LONG_POLL_S = 2
-"""Short, so that one sees answers being posted back; the first post is not held at all. A client of one's own leaves
-this out and is held for 20 s."""
+"""Short, so that the demo shows repeated requests; the first request does not wait. Your own clients leave this out
+and wait for up to 20 s."""
 TIMEOUT_S = 90
-"""After this many seconds without an end, something is wrong."""
+"""A performance that takes longer has failed."""
 
 
 class PlayFailed(Exception):
-    """The stack did not answer as the demo needs it to."""
+    """An answer of the stack that the demo does not expect."""
 
 
 class Play:
-    """One performance, on a stack that is ready once the block is entered. `pace` stretches the machines' pauses: 1 is
-    for people, less is faster.
+    """One performance on a stack. Entering the block prepares it; iterating plays it and yields each fact.
 
-    Iterating plays, and yields each fact as it becomes known. Both raise PlayFailed.
+    Both raise PlayFailed. `pace` scales the machines' pauses: 1 is for people, less is faster.
     """
 
     def __init__(self, api_url: str, ws_url: str, api_key: str, *, pace: float = 1) -> None:
@@ -75,7 +74,7 @@ class Play:
         )
 
     def _warm_up(self) -> None:
-        """Have a worker of the API ready for each machine and client: to start one takes longer than their steps."""
+        """Start a process of the API for each machine and client: a cold start takes longer than their steps."""
         count = len(MACHINES) + len(CLIENTS)
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(lambda _: self._call("GET", "/v1/jobs?page_size=1"), range(count)))
@@ -85,7 +84,7 @@ class Play:
         results = self._call("POST", "/v1/jobs/bulk", {"jobs": jobs})["results"]
         created = {machine.name: result.get("job") for machine, result in zip(MACHINES, results, strict=True)}
         if None in created.values():
-            raise PlayFailed(f"The jobs were not created: {results}")
+            raise PlayFailed(f"The API did not create the jobs: {results}")
         for name, job in created.items():
             self._facts.put(MachineReported(0, name, job))
         return {name: job["job_id"] for name, job in created.items()}
@@ -103,7 +102,7 @@ class Play:
         return self._call("POST", f"/v1/jobs/{job_id}/{step.verb}", step.body)
 
     def _wait(self, client: Client) -> None:
-        """A client's whole loop: post, keep what comes back, until there is no `wait_on`."""
+        """Run the loop of a client: post the last answer until it contains no `wait_on`."""
         answer = client.request(self.state.job_ids)
         rounds = 0
         while "wait_on" in answer:
@@ -113,7 +112,7 @@ class Play:
             self._facts.put(ClientAnswered(self._now_s, client.name, rounds, answer))
             if rounds == 1 and client in CLIENTS:
                 self._subscribe(client.name, [f"wait:{answer['wait_id']}"])
-                # Nothing is to be missed because a machine was faster than a client that starts at the same time.
+                # The machines start after every client has registered its wait and its subscription.
                 self._all_registered.wait(TIMEOUT_S)
 
     def _call(self, method: str, path: str, body: Json | None = None, **headers: str) -> Json:
@@ -122,7 +121,7 @@ class Play:
         except httpx.HTTPError as error:
             raise PlayFailed(f"{method} {path}: {error!r}") from error
         if response.is_error:
-            raise PlayFailed(f"{method} {path} was answered {response.status_code}: {response.text}")
+            raise PlayFailed(f"{method} {path} failed with {response.status_code}: {response.text}")
         answer: Json = response.json()
         return answer
 
@@ -147,14 +146,14 @@ class Play:
                 case "event":
                     self._facts.put(EventReceived(self._now_s, message["data"]))
                 case _:
-                    raise PlayFailed(f"The WebSocket refuses: {message['data']}")
+                    raise PlayFailed(f"The WebSocket refused a message: {message['data']}")
 
     @property
     def _now_s(self) -> float:
         return time.monotonic() - self._started_at
 
     def _start(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
-        """Act in a thread of its own, whose failure ends the play."""
+        """Run a function in a thread. Its failure ends the performance."""
 
         def run() -> None:
             try:
@@ -167,7 +166,7 @@ class Play:
         return thread
 
     def _facts_until(self, is_done: Callable[[], bool]) -> Iterator[Fact]:
-        """Facts as they come, each learned before it is shown, until it is over and none is left."""
+        """Apply and yield facts as they arrive, until the part is over and no fact is left."""
         while True:
             done = is_done()
             try:
@@ -176,7 +175,7 @@ class Play:
                 if done:
                     return
                 if self._now_s > TIMEOUT_S:
-                    raise PlayFailed(f"Not over after {TIMEOUT_S} s.") from None
+                    raise PlayFailed(f"The demo has not ended after {TIMEOUT_S} s.") from None
                 continue
             if isinstance(fact, PlayFailed):
                 raise fact

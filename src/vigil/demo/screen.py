@@ -1,4 +1,4 @@
-"""How the demo looks: a board that changes while it plays, the answers when it is over; plain lines for a log."""
+"""The screen of the demo: a live board, the final answers, and plain lines for a log."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vigil.demo.facts import Check, ClientAnswered, DemoState, EventReceived, Fa
 from vigil.demo.story import CLIENTS, LATE_CLIENTS, MACHINES, Client, Json, relevant_part
 
 WIDTH = 100
-"""Columns of a picture."""
+"""The columns of a picture."""
 MIN_WIDTH = 80
-"""Columns that the answers are laid out for."""
+"""The columns for which the answers are laid out."""
 EVENT_LINES = 6
 _THEME = "ansi_dark"
 _STATUS_STYLES = {
@@ -55,15 +55,15 @@ _PAGE = """\
 
 
 def opening(api_url: str) -> RenderableType:
-    """What is about to be seen."""
+    """Return the introduction."""
     return Text.assemble(
         ("Three test machines run a job each, three clients wait for them.\n", "bold"),
-        ("All through the HTTP API at ", "dim"), (api_url, "cyan"),
+        ("Every request uses the HTTP API at ", "dim"), (api_url, "cyan"),
     )  # fmt: skip
 
 
 class Board:
-    """The state of play, drawn anew whenever it is asked for."""
+    """The board with the current state. Rich renders it repeatedly."""
 
     def __init__(self, demo_state: DemoState) -> None:
         self._demo_state = demo_state
@@ -74,7 +74,7 @@ class Board:
 
     def _machines(self) -> RenderableType:
         table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-        for name, ratio in (("machine", 3), ("status", 4), ("stage", 4), ("", 7), ("says", 10)):
+        for name, ratio in (("machine", 3), ("status", 4), ("stage", 4), ("", 7), ("message", 10)):
             table.add_column(name, ratio=ratio, no_wrap=True)
         for machine in MACHINES:
             job = self._demo_state.jobs.get(machine.name)
@@ -83,9 +83,9 @@ class Board:
                 continue
             style = _STATUS_STYLES[job["status"]]
             bar = ProgressBar(total=1, completed=float(job["progress"]), complete_style=style, finished_style=style)
-            says = f"{job['error']['code']}: {job['error']['message']}" if job["error"] else job["message"]
+            message = f"{job['error']['code']}: {job['error']['message']}" if job["error"] else job["message"]
             stage = Text(job["job_stage"], style if job["job_health"] else "")
-            table.add_row(Text(machine.name, "bold"), Text(job["status"], style), stage, bar, says)
+            table.add_row(Text(machine.name, "bold"), Text(job["status"], style), stage, bar, message)
         return _panel(table, "jobs")
 
     def _clients(self) -> RenderableType:
@@ -121,23 +121,23 @@ class Board:
 
 
 def answers(demo_state: DemoState) -> RenderableType:
-    """What the three clients were told."""
-    return Group(Text("What the three were told", "bold"), *(_answer(client, demo_state) for client in CLIENTS))
+    """Return the final answers to the three clients."""
+    return Group(Text("The answers to the three clients", "bold"), *(_answer(client, demo_state) for client in CLIENTS))
 
 
 def late_answers(demo_state: DemoState) -> RenderableType:
-    """What those were told who asked when all was over."""
-    title = Text("And who asks when all is over is answered at once", "bold")
+    """Return the answers to the clients that ask after the end."""
+    title = Text("A client that asks after the end gets its answer at once", "bold")
     return Group(title, *(_answer(client, demo_state) for client in LATE_CLIENTS))
 
 
 def verdict(checks: Sequence[Check]) -> RenderableType:
-    """What was promised, and whether it was kept."""
+    """Return the results of the checks."""
     return Group(*(_check(check) for check in checks))
 
 
 def next_steps(program: str, stack_file: str, job_id: str) -> RenderableType:
-    """Commands to go on with, to be copied."""
+    """Return commands to try next."""
     commands = f"""\
 url=$(sed -n 's/.*"api_url": "\\(.*\\)".*/\\1/p' {stack_file})
 key=$(sed -n 's/.*"api_key": "\\(.*\\)".*/\\1/p' {stack_file})
@@ -147,14 +147,14 @@ curl -H "Authorization: Bearer $key" $url/v1/jobs/$job
 {program} local logs --follow
 {program} local down"""
     return Group(
-        Text("It is still running. Go on with", "bold"),
+        Text("Vigil is still running. Try", "bold"),
         Syntax(commands, "sh", theme=_THEME, background_color="default", padding=(0, 2)),
-        Text("and with README.md and docs/waits.md."),
+        Text("and read README.md and docs/waits.md."),
     )
 
 
 def pretty(value: object, width: int, *, indent: int = 0, remaining: int = 0) -> str:
-    """JSON that has an object on one line where that fits. `room` is what is left of the line it begins on."""
+    """Format JSON with each object on one line if it fits. `remaining` is the space left on the current line."""
     line = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict) or len(line) <= remaining:
         return line
@@ -177,7 +177,7 @@ def _answer(client: Client, demo_state: DemoState) -> RenderableType:
 def _check(check: Check) -> RenderableType:
     mark = Text.assemble(("✓ ", "green")) if check.passed else Text.assemble(("✗ ", "bold red"))
     line = mark.append(check.promise)
-    return line if check.passed else Group(line, Text(f"  but it was {check.actual}", "red"))
+    return line if check.passed else Group(line, Text(f"  actual: {check.actual}", "red"))
 
 
 def _panel(content: RenderableType, title: str) -> RenderableType:
@@ -185,7 +185,7 @@ def _panel(content: RenderableType, title: str) -> RenderableType:
 
 
 def _describe_event(event: Json, demo_state: DemoState) -> str:
-    """What an event is about, in the story's words."""
+    """Describe an event by the names of the story."""
     data = event["data"]
     machine = next((name for name, job_id in demo_state.job_ids.items() if job_id == event["subject"]), None)
     if machine is None:
@@ -198,11 +198,11 @@ def _describe_event(event: Json, demo_state: DemoState) -> str:
 
 
 def plain_line(fact: Fact, demo_state: DemoState) -> str:
-    """A fact as a line of a log."""
+    """Format a fact as a line of a log."""
     match fact:
         case MachineReported():
-            job, told = fact.job, f"{fact.at_s:5.1f} s  {fact.machine}:"
-            return f"{told} {job['status']} at {job['job_stage']}, {float(job['progress']):.0%}"
+            job, prefix = fact.job, f"{fact.at_s:5.1f} s  {fact.machine}:"
+            return f"{prefix} {job['status']} at {job['job_stage']}, {float(job['progress']):.0%}"
         case ClientAnswered():
             counts = fact.answer["counts"]
             met = f"{counts['met']} of {counts['total']} jobs, post {fact.rounds}"
@@ -212,7 +212,7 @@ def plain_line(fact: Fact, demo_state: DemoState) -> str:
 
 
 def save_picture(path: Path, title: str, *shown: RenderableType) -> None:
-    """Draw it once more, into an SVG that needs no font and no other file from anywhere."""
+    """Save a picture as an SVG that loads no font and no other file."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(*(part for item in shown for part in (item, "")))
     picture = console.export_svg(title=title, code_format=_PAGE, unique_id="vigil")

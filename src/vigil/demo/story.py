@@ -1,6 +1,6 @@
-"""The story that the demo tells: what the machines report and when, what the clients ask, and what they must be told.
+"""The story of the demo: the reports of the machines, the waits of the clients, and the expected answers.
 
-Machines stand for their jobs: wherever a job's id belongs, the story has the machine's name. Pure.
+The story names machines in place of the ids of their jobs. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Verb: TypeAlias = Literal["start", "report", "complete", "fail"]
 
 @dataclass(frozen=True)
 class Step:
-    """What a machine tells of its job, so many seconds after its last word."""
+    """A report of a machine on its job, `after_s` seconds after its previous one."""
 
     after_s: float
     verb: Verb
@@ -24,7 +24,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Machine:
-    """A test machine, and what becomes of its job."""
+    """A test machine and the steps of its job."""
 
     name: str
     steps: tuple[Step, ...]
@@ -32,7 +32,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Client:
-    """Somebody who waits: the request as it is posted, and the parts of the last answer that matter."""
+    """A client that waits: its request, and the expected parts of its last answer."""
 
     name: str
     wish: str
@@ -42,22 +42,22 @@ class Client:
     waited_jobs: Json
 
     def request(self, job_ids: Mapping[str, str]) -> Json:
-        """The body to post."""
+        """Return the body of the request."""
         wait_on = with_job_ids(self.wait_on, job_ids)
         return {"wait_on": wait_on, "wait_options": self.options} if self.options else {"wait_on": wait_on}
 
     def expected(self, job_ids: Mapping[str, str]) -> Json:
-        """What `essence` has to find in the last answer."""
+        """Return the expected `relevant_part` of the last answer."""
         return {"status": self.status, "waited_jobs": with_job_ids(self.waited_jobs, job_ids)}
 
 
 def with_job_ids(jobs: Json, job_ids: Mapping[str, str]) -> Json:
-    """The same, with the jobs' ids for the machines' names."""
+    """Replace the machines' names by the ids of their jobs."""
     return {job_ids[machine]: value for machine, value in jobs.items()}
 
 
 def relevant_part(answer: Json) -> Json:
-    """An answer without its id, counts, options and times. A wait that is over has no `wait_on`, nor is one added."""
+    """Return an answer without its id, counts, options and times. Only an open wait has `wait_on`."""
     part_shown = {"status": answer["status"], "waited_jobs": answer["waited_jobs"]}
     return part_shown | {part: answer[part] for part in ("unmet_jobs", "wait_on") if answer.get(part)}
 
@@ -88,7 +88,12 @@ MACHINES = (
             _progress_step(0.7, 0.8, "test 3 of 3"),
             _stage_step(0.7, "post_run", 0.9, "uploading the results"),
             _stage_step(
-                0.9, "finish", 0.95, "results are there", milestones=["final"], fields={"result_root": RESULT_ROOT}
+                0.9,
+                "finish",
+                0.95,
+                "the results are uploaded",
+                milestones=["final"],
+                fields={"result_root": RESULT_ROOT},
             ),
             Step(1.0, "complete", {"result": {"passed": 3, "failed": 0}}),
         ),
@@ -104,7 +109,7 @@ MACHINES = (
             _stage_step(0.9, "running", 0.6, "test 1 of 2"),
             _progress_step(1.1, 0.75, "test 2 of 2"),
             _stage_step(1.3, "post_run", 0.9, "uploading the results"),
-            _stage_step(0.9, "finish", 0.95, "results are there"),
+            _stage_step(0.9, "finish", 0.95, "the results are uploaded"),
             Step(0.6, "complete", {"result": {"passed": 2, "failed": 0}}),
         ),
     ),
@@ -151,7 +156,7 @@ CLIENTS = (
 LATE_CLIENTS = (
     Client(
         name="late",
-        wish="aspen and birch complete, asked when they are",
+        wish="aspen and birch complete, asked afterwards",
         wait_on={"aspen": {"job_stage": "complete"}, "birch": None},
         options={},
         status="met",
@@ -159,11 +164,11 @@ LATE_CLIENTS = (
     ),
     Client(
         name="later",
-        wish="what results asked for, asked when aspen is complete",
+        wish="the wait of results, asked after aspen completed",
         wait_on={"aspen": {"milestone": "final"}},
         options={"get_fields": {"result_root": None, "boot_seconds": None}, "fail_fast": None},
         status="met",
         waited_jobs={"aspen": {"job_stage": "complete", "result_root": RESULT_ROOT, "boot_seconds": "45"}},
     ),
 )
-"""Those who ask when everything is over, and so are answered at once."""
+"""Clients that ask after the end and so receive their answer at once."""

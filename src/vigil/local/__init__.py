@@ -1,4 +1,4 @@
-"""The local cloud: the template that goes to AWS, on one machine, on an AWS emulator (see docs/local.md)."""
+"""The local cloud: the template for AWS, deployed to an AWS emulator on one machine (see docs/local.md)."""
 
 from vigil.local.cloud import running_stack
 from vigil.local.errors import LocalError

@@ -1,5 +1,6 @@
-"""Gives the HTTP API what SAM wrote into its OpenAPI body, which the emulator ignores: CORS, authorizers,
-integrations and routes, through the public API. Run again it changes only what is different.
+"""Apply the OpenAPI body of an HTTP API, which the emulator ignores: CORS, authorizers, integrations and routes.
+
+It uses the public API, and a repeated run changes only the differences.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _FUNCTION_IN_URI = re.compile(r"functions/(?P<arn>\$\{[^}]+\}|arn:[^/]+)/invocat
 
 @dataclass(frozen=True)
 class Authorizer:
-    """A REQUEST authorizer, as the emulator's API takes it."""
+    """A REQUEST authorizer in the terms of the emulator's API."""
 
     name: str
     function: str
@@ -35,7 +36,7 @@ class Authorizer:
 
 @dataclass(frozen=True)
 class Route:
-    """A route to a function; `authorizer` is a name, None lets anybody in."""
+    """A route to a function. `authorizer` is a name, or None for a public route."""
 
     key: str
     function: str
@@ -45,7 +46,7 @@ class Route:
 
 @dataclass(frozen=True)
 class ApiDefinition:
-    """All that an OpenAPI body says about an HTTP API. Functions are logical ids."""
+    """The settings of an HTTP API from its OpenAPI body. Functions are named by their logical ids."""
 
     cors: Mapping[str, Any] | None
     authorizers: tuple[Authorizer, ...]
@@ -53,7 +54,11 @@ class ApiDefinition:
 
 
 def parse_openapi(body: Mapping[str, Any]) -> ApiDefinition:
-    """From the body of an `AWS::ApiGatewayV2::Api` of a processed template. Raises LocalError for what it cannot be."""
+    """Parse the body of an `AWS::ApiGatewayV2::Api` of a processed template.
+
+    Raises:
+        LocalError: The body uses a kind of authorizer or integration that the local cloud does not serve.
+    """
     schemes = body.get("components", {}).get("securitySchemes", {})
     return ApiDefinition(
         cors=body.get("x-amazon-apigateway-cors"),
@@ -67,7 +72,7 @@ def _read_authorizers(schemes: Mapping[str, Any]) -> Iterator[Authorizer]:
         definition = scheme["x-amazon-apigateway-authorizer"]
         if definition["type"] != "request":
             raise LocalError(
-                f"The local cloud serves Lambda authorizers only; {name} is a {definition['type']} authorizer."
+                f"The local cloud supports only Lambda authorizers; {name} is a {definition['type']} authorizer."
             )
         yield Authorizer(
             name=name,
@@ -98,7 +103,7 @@ def _read_routes(paths: Mapping[str, Any], authorizers: set[str]) -> Iterator[Ro
 
 
 def _function_of(uri: Any) -> str:
-    """The logical id of the function that an invocation URI names, by `Fn::Sub` with or without variables."""
+    """Return the logical id of the function in an invocation URI, a `Fn::Sub` with or without variables."""
     substitution = uri["Fn::Sub"] if isinstance(uri, Mapping) else uri
     text, variables = (substitution, {}) if isinstance(substitution, str) else (substitution[0], substitution[1])
     match = _FUNCTION_IN_URI.search(text)
@@ -111,10 +116,14 @@ def _function_of(uri: Any) -> str:
 
 
 def apply_openapi(aws: boto3.Session, endpoint_url: str, stack_name: str) -> None:
-    """Wire every HTTP API of a stack as its processed template says. Raises LocalError."""
+    """Apply the OpenAPI body of every HTTP API of a stack's processed template.
+
+    Raises:
+        LocalError: A body is not supported.
+    """
     cloudformation = aws.client("cloudformation", endpoint_url=endpoint_url, config=client_config())
     template = cloudformation.get_template(StackName=stack_name, TemplateStage="Processed")["TemplateBody"]
-    # boto3 parses a template that is JSON, whatever its type hints say.
+    # boto3 returns a JSON template as a dict, although its type hints say text.
     document: Any = template
     resources = cloudformation.describe_stack_resources(StackName=stack_name)["StackResources"]
     physical_ids = {entry["LogicalResourceId"]: entry["PhysicalResourceId"] for entry in resources}
@@ -131,6 +140,8 @@ def apply_openapi(aws: boto3.Session, endpoint_url: str, stack_name: str) -> Non
 
 
 class _ApiUpdater:
+    """Creates, updates and deletes the parts of one HTTP API to match a definition."""
+
     def __init__(self, gateway: ApiGatewayV2Client, api_id: str, arn_of: Callable[[str], str]) -> None:
         self._gateway = gateway
         self._api_id = api_id
@@ -138,7 +149,7 @@ class _ApiUpdater:
         self._arn_of = arn_of
 
     def apply(self, definition: ApiDefinition) -> None:
-        """Make the API what the wiring says: first what routes point to, then the routes, then what is left over."""
+        """Update the API: first the authorizers and integrations that routes refer to, then the routes."""
         if definition.cors is not None:
             cors: Any = {name[:1].upper() + name[1:]: value for name, value in definition.cors.items()}
             self._gateway.update_api(ApiId=self._api_id, CorsConfiguration=cors)

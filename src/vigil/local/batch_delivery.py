@@ -1,6 +1,6 @@
-"""How a batch of stream records is delivered to a function: AWS's rules of retrying, splitting and giving up.
+"""Delivery of a batch of stream records to a function: AWS's rules of retries, bisection and abandonment.
 
-Pure of AWS: what it does to the world goes through `Courier`, so that the rules can be tested without any.
+All effects go through `DeliveryTarget`, so that tests run the rules without AWS.
 
 https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
 https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.html
@@ -16,28 +16,28 @@ from vigil.local.event_source_mapping import NO_LIMIT, Record, StreamMapping
 
 RETRIES_EXHAUSTED = "RetryAttemptsExhausted"
 TOO_OLD = "RecordAgeExceeded"
-# AWS backs off between retries and publishes no figures; here nobody should wait long.
+# AWS does not publish the backoff between its retries. The local cloud uses short delays.
 MIN_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The function returned this value."""
+    """The outcome of a function that returned."""
 
     body: Any
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The function raised, ran out of time or crashed; `kind` is AWS's `Handled` or `Unhandled`."""
+    """The outcome of a function that raised, timed out or crashed. `kind` is AWS's `Handled` or `Unhandled`."""
 
     kind: str
 
 
 @dataclass(frozen=True)
 class NotInvoked:
-    """It could not be invoked: throttled, being deployed, or the service was not there."""
+    """The outcome without an invocation: the function is throttled or being deployed, or Lambda is unavailable."""
 
     reason: str
 
@@ -46,28 +46,28 @@ Outcome = Answered | Failed | NotInvoked
 
 
 class DeliveryTarget(Protocol):
-    """What delivery does to the world."""
+    """The effects of a delivery."""
 
     def invoke(self, records: Sequence[Record]) -> Outcome:
-        """Call the function with these records."""
+        """Invoke the function with these records."""
 
     def done(self, records: Sequence[Record]) -> None:
-        """These are handled, or given up: never to be delivered again."""
+        """Mark these records as processed or abandoned: they are not delivered again."""
 
-    def give_up(self, records: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
-        """Tell the failure destination of these."""
+    def abandon(self, records: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
+        """Send these records to the failure destination."""
 
     def pause(self, seconds: float) -> bool:
-        """Wait. False when the pump stops and delivery must end where it is."""
+        """Wait, and return False if the poller stops and the delivery must end."""
 
     def now(self) -> float:
-        """The time, in seconds since the epoch."""
+        """Return the time in seconds since the epoch."""
 
 
 def first_failure(records: Sequence[Record], body: object) -> int | None:
-    """Where a partial batch answer says to resume: the index of the lowest failed record, None when all went well.
+    """Return the index of the first failed record of a partial batch response, or None if all succeeded.
 
-    An answer that cannot be read as one, or names a record that was not sent, fails the whole batch.
+    A response that is invalid, or names a record that was not sent, fails the whole batch.
     """
     if body is None or body == {}:
         return None
@@ -92,8 +92,8 @@ class _Batch:
 
 
 def deliver(mapping: StreamMapping, records: Sequence[Record], target: DeliveryTarget) -> None:
-    """Deliver until every record is handled or given up, in order; ends early only when the courier stops."""
-    # The next batch is the last: splitting one puts its halves back in order.
+    """Deliver the records in order until each is processed or abandoned. End early if the target stops."""
+    # A stack: the next batch is the last element. Bisecting a batch pushes its halves in reverse order.
     batches = [_Batch(records)]
     while batches:
         batch = batches.pop()
@@ -102,7 +102,7 @@ def deliver(mapping: StreamMapping, records: Sequence[Record], target: DeliveryT
             continue
         outcome = target.invoke(batch.records)
         if isinstance(outcome, NotInvoked):
-            # Neither counts as a try nor splits; only age ends it.
+            # This counts as no attempt and does not bisect the batch. Only the record age ends it.
             batches.append(batch)
             if not target.pause(_backoff_s(3)):
                 return
@@ -117,17 +117,17 @@ def deliver(mapping: StreamMapping, records: Sequence[Record], target: DeliveryT
                 continue
             resume, error = failed, None
         if resume:
-            # What comes before the checkpoint is handled; the rest is a new batch with all its tries.
+            # The records before the first failed one are processed. The rest is a new batch with all its attempts.
             target.done(batch.records[:resume])
             batches.append(_Batch(batch.records[resume:]))
             attempt = 1
         elif mapping.bisects and len(batch.records) > 1:
-            # Splitting does not use up a try.
+            # Bisection does not count as an attempt.
             middle = len(batch.records) // 2
             batches += [_Batch(batch.records[middle:]), _Batch(batch.records[:middle])]
             attempt = 1
         elif mapping.maximum_retries != NO_LIMIT and batch.invocations > mapping.maximum_retries:
-            target.give_up(batch.records, RETRIES_EXHAUSTED, batch.invocations, error)
+            target.abandon(batch.records, RETRIES_EXHAUSTED, batch.invocations, error)
             target.done(batch.records)
             continue
         else:
@@ -144,7 +144,7 @@ def _drop_expired(mapping: StreamMapping, batch: _Batch, target: DeliveryTarget)
     expired = [record for record in batch.records if record.created_at < oldest]
     if not expired:
         return batch
-    target.give_up(expired, TOO_OLD, batch.invocations, None)
+    target.abandon(expired, TOO_OLD, batch.invocations, None)
     target.done(expired)
     return _Batch([record for record in batch.records if record.created_at >= oldest], batch.invocations)
 

@@ -1,4 +1,4 @@
-"""Brings the local cloud up and down: what the commands of `vigil local` and the tests call."""
+"""Start, stop and inspect the local cloud, for the commands of `vigil local` and the tests."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ DEFAULT_PORT = 4566
 ARTIFACTS = "vigil-local-artifacts"
 NAMESPACE = "default"
 KEY_NAME = "local"
-# A tag of the deployed stack: what it was made of. It is saved and lost together with what it describes.
+# A tag of the deployed stack with the hash of its sources. The emulator saves and loses both together.
 FINGERPRINT = "vigil-local-fingerprint"
 
-# Functions under way come first, then the saving of the state.
+# A stop first ends running functions and then saves the state.
 SUPERVISOR_STOP_TIMEOUT_S = STOP_TIMEOUT_S + 30
 
 Say = Callable[[str], None]
@@ -52,8 +52,15 @@ def up(
     parameters: Mapping[str, str] | None = None,
     say: Say = _silent,
 ) -> Stack:
-    """Have the cloud running in the background with what the checkout holds deployed. Again changes only what is
-    different. `addresses` are listened on besides 127.0.0.1. Raises LocalError."""
+    """Start the local cloud in the background and deploy the checkout. If it runs, deploy only the changes.
+
+    Args:
+        addresses: The addresses to listen on in addition to 127.0.0.1.
+        say: Receives a message for each step.
+
+    Raises:
+        LocalError: A step failed.
+    """
     sources = sam.source_fingerprint(state_dir.root)
     state_dir.directory.mkdir(parents=True, exist_ok=True)
     with (state_dir.directory / "up.lock").open("w") as lock:
@@ -87,18 +94,22 @@ def up(
 
 
 def down(state_dir: StateDir, say: Say = _silent) -> bool:
-    """Stop it and keep its state. Returns whether there was anything to stop. Raises LocalError."""
+    """Stop the local cloud and keep its state. Return whether it was running.
+
+    Raises:
+        LocalError: A process does not stop.
+    """
     supervisor, emulator = state_dir.supervisor.holder(), state_dir.emulator.holder()
     if supervisor is None and emulator is None:
         return False
     port = int((supervisor or emulator or {})["port"])
     if supervisor is not None:
-        say("Stopping; the state is being saved")
+        say("Stopping and saving the state")
         os.kill(int(supervisor["pid"]), signal.SIGTERM)
         if not wait_until(lambda: not state_dir.supervisor.alive, SUPERVISOR_STOP_TIMEOUT_S):
             raise LocalError("The local cloud does not stop.", tail(state_dir.supervisor_log))
     if state_dir.emulator.alive:
-        say("Stopping the emulator that a killed supervisor left behind")
+        say("Stopping the emulator of a supervisor that was killed")
         stop_orphan(state_dir)
     if not wait_until(lambda: not port_in_use(port), 10):
         raise LocalError(f"Port {port} is still taken.", tail(state_dir.supervisor_log))
@@ -114,9 +125,14 @@ def running_stack(
     addresses: tuple[str, ...] = (),
     parameters: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
-    """A stack of one's own, on its own port, for as long as the block runs. It starts from nothing in a directory that
-    is removed afterwards, or from what is in `home`. What is built of the sources is shared with every other cloud of
-    the checkout. Raises LocalError."""
+    """Run a separate local cloud on its own port while the block runs.
+
+    Args:
+        home: The state directory. The default is a new directory, which is removed afterwards.
+
+    Raises:
+        LocalError: The local cloud does not start or stop.
+    """
     with tempfile.TemporaryDirectory(prefix="vigil-local-") as temporary:
         state_dir = StateDir.of(root, home or Path(temporary))
         try:
@@ -125,20 +141,22 @@ def running_stack(
             down(state_dir)
 
 
-# ---------------------------------------------------------------- the steps of `up`
+# ---------------------------------------------------------------- Steps of `up`
 
 
 def _ensure_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...], say: Say) -> int:
-    """Returns its process id."""
+    """Start the supervisor if none runs, and return its process id."""
     holder = state_dir.supervisor.holder()
     if holder is not None:
         if holder["port"] != port:
-            raise LocalError(f"It runs on port {holder['port']} already; stop it first with `vigil local down`.")
+            raise LocalError(
+                f"The local cloud already runs on port {holder['port']}; stop it first with `vigil local down`."
+            )
     else:
         say(f"Starting the emulator on port {port}")
-        # A program on the port that is not the emulator left behind by a killed supervisor.
+        # An emulator whose supervisor was killed may hold the port: the new supervisor stops it.
         if port_in_use(port) and not state_dir.emulator.alive:
-            raise LocalError(f"Port {port} is taken by another program; choose one with --port.")
+            raise LocalError(f"Port {port} is taken by another program; choose another one with --port.")
         _start_supervisor(state_dir, port, addresses)
         holder = state_dir.supervisor.holder()
     if holder is None or not wait_until(lambda: is_healthy(port), START_TIMEOUT_S):
@@ -165,9 +183,9 @@ def _start_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...]
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # Whoever started it may outlive it, and then reaps it.
+    # This process may outlive the supervisor and must then reap it.
     threading.Thread(target=process.wait, daemon=True).start()
-    # First an emulator left behind has to be stopped, which may take as long as any stop.
+    # The supervisor may first have to stop an orphaned emulator, which takes as long as any stop.
     wait_until(
         lambda: (
             process.poll() is not None or (state_dir.supervisor.alive and state_dir.emulator.alive and is_healthy(port))
@@ -184,7 +202,7 @@ def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: M
     all_parameters = {"ExecuteApiBase": f"http://localhost:{port}/_aws/execute-api", **parameters}
     fingerprint = f"{sources}-{_digest(all_parameters)}"
     if _deployed_fingerprint(endpoint_url) == fingerprint and _functions_exist(endpoint_url):
-        say("Nothing has changed since the last deployment")
+        say("Nothing changed since the last deployment")
     else:
         say("Building (sam build)")
         template = sam.build(state_dir.root, state_dir.directory / "build.log")
@@ -208,7 +226,7 @@ def _digest(parameters: Mapping[str, str]) -> str:
 
 
 def _describe_stack(endpoint_url: str) -> Any:
-    """The stack, or None when there is none."""
+    """Return the description of the stack, or None if it does not exist."""
     from botocore.exceptions import ClientError
 
     cloudformation = session().client("cloudformation", endpoint_url=endpoint_url, config=client_config())
@@ -242,7 +260,7 @@ def _functions_exist(endpoint_url: str) -> bool:
 
 
 def _await_streams(state_dir: StateDir, port: int) -> None:
-    """Until the supervisor serves every stream mapping that there is now: it looks once a second."""
+    """Wait until the supervisor serves every stream mapping. It checks for new ones once a second."""
     functions = session().client("lambda", endpoint_url=endpoint(port), config=client_config())
     pages = functions.get_paginator("list_event_source_mappings").paginate()
     expected = {
@@ -264,12 +282,12 @@ def _await_streams(state_dir: StateDir, port: int) -> None:
 def _outputs(endpoint_url: str) -> dict[str, str]:
     stack = _describe_stack(endpoint_url)
     if stack is None:
-        raise LocalError("The stack is not there after its deployment.")
+        raise LocalError("The stack does not exist after its deployment.")
     return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
 
 def _ensure_key(state_dir: StateDir, outputs: Mapping[str, str], endpoint_url: str, say: Say) -> tuple[str, str]:
-    """The API key of earlier starts, or a new one when there is none that is still let in."""
+    """Return the API key of an earlier start if it is still accepted, otherwise a new one."""
     existing = Stack.read(state_dir.stack_file) if state_dir.stack_file.exists() else None
     if existing is not None and _is_accepted(outputs["HttpApiUrl"], existing.api_key):
         return existing.api_key, existing.key_id
@@ -283,7 +301,11 @@ def _ensure_key(state_dir: StateDir, outputs: Mapping[str, str], endpoint_url: s
 
 
 def invoke_admin(endpoint_url: str, function: str, event: Mapping[str, Any]) -> dict[str, Any]:
-    """Have the admin function do something. Raises LocalError when it fails or refuses."""
+    """Invoke the admin function and return its answer.
+
+    Raises:
+        LocalError: The function failed or refused the request.
+    """
     functions = session().client("lambda", endpoint_url=endpoint_url, config=client_config())
     response = functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
     body = response["Payload"].read().decode()
@@ -301,7 +323,7 @@ def _is_accepted(api_url: str, api_key: str) -> bool:
 
 
 def http_status(url: str, api_key: str | None = None) -> int | None:
-    """What a GET answers; None when nobody does."""
+    """Return the status of a GET request, or None without an answer."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         with NO_PROXY_OPENER.open(urllib.request.Request(url, headers=headers), timeout=30) as response:
@@ -312,12 +334,12 @@ def http_status(url: str, api_key: str | None = None) -> int | None:
         return None
 
 
-# ---------------------------------------------------------------- what it is doing
+# ---------------------------------------------------------------- Health
 
 
 @dataclass(frozen=True)
 class Health:
-    """The cloud as it is now. `api_status` is what GET /openapi.json answers, None when nobody does."""
+    """The current state of the local cloud. `api_status` is the status of GET /openapi.json, or None."""
 
     running: bool
     stack: Stack | None
@@ -327,12 +349,16 @@ class Health:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it can be worked with."""
+        """Whether the local cloud runs and its API answers."""
         return self.running and self.api_status == 200
 
 
 def health(state_dir: StateDir) -> Health:
-    """Look at everything once. Raises LocalError for an unreadable stack file."""
+    """Return the current state of the local cloud.
+
+    Raises:
+        LocalError: The stack file is invalid.
+    """
     running = state_dir.supervisor.alive and state_dir.emulator.alive
     stack = Stack.read(state_dir.stack_file)
     if not running or stack is None:
@@ -347,7 +373,7 @@ def health(state_dir: StateDir) -> Health:
 
 
 def _dead_letters(stack: Stack) -> int | None:
-    """Records' files in the bucket and messages in the dead-letter queues; None when the emulator does not say."""
+    """Count the dead letters in the bucket and in the queues. Return None if the emulator does not answer."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     aws = session()

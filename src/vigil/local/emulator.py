@@ -1,4 +1,4 @@
-"""Starts and stops the emulator's process, and keeps its state and the streams' positions in step."""
+"""The emulator's process: start, stop, and consistent saving of its state and the streams' positions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
 from vigil.local.state_dir import StateDir, tail, wait_until
 
 START_TIMEOUT_S = 30
-# Saving a state of some hundred megabytes takes a while.
+# Saving a state of some hundred megabytes takes tens of seconds.
 STOP_TIMEOUT_S = 60
 _GIB = 2**30
-# A proxy that the environment names is not for this machine's own addresses.
+# The proxy of the environment does not apply to addresses of this machine.
 NO_PROXY_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def port_in_use(port: int) -> bool:
-    """Whether anything listens there on this machine."""
+    """Return whether a program listens on this port of this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def is_healthy(port: int) -> bool:
-    """Whether the emulator answers there."""
+    """Return whether the emulator answers on this port."""
     try:
         with NO_PROXY_OPENER.open(f"http://127.0.0.1:{port}/_ministack/health", timeout=2) as response:
             return int(response.status) == 200
@@ -43,13 +43,16 @@ def is_healthy(port: int) -> bool:
 
 
 def max_concurrency() -> int:
-    """How many executions this machine bears at once: each is a process of 30 to 46 MB. AWS gives an account 1,000."""
+    """Return how many concurrent executions fit into memory. Each is a process of 30 to 46 MB; AWS allows 1,000."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(16, min(256, memory // _GIB * 10))
 
 
 def environment(state_dir: StateDir, port: int) -> dict[str, str]:
-    """The emulator's whole environment. The functions' processes inherit it, so nothing of the caller's leaks in."""
+    """Return the whole environment of the emulator.
+
+    The functions' processes inherit it, so it contains nothing else of the caller's environment.
+    """
     package = Path(__file__).parents[2]
     inherited = {
         name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TZ", "PYTHONWARNINGS") if name in os.environ
@@ -64,11 +67,11 @@ def environment(state_dir: StateDir, port: int) -> dict[str, str]:
         "S3_PERSIST": "1",
         "STATE_DIR": str(state_dir.state),
         "S3_DATA_DIR": str(state_dir.state / "s3"),
-        # Two services of no use here that would each take a fixed port.
+        # Vigil does not use these two services, and each would take a fixed port.
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(max_concurrency()),
-        # With this, each function may do what its role says and no more, as on AWS.
+        # With enforcement, a function has only the permissions of its role, as on AWS.
         "AUTH": os.environ.get("VIGIL_LOCAL_ENFORCE_IAM") or "false",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -78,7 +81,7 @@ def environment(state_dir: StateDir, port: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Emulator:
-    """A running emulator. `bell` is a pipe that gets a byte for each new stream record, and ends with the process."""
+    """A running emulator. `wakeup_fd` is a pipe that receives a byte for each new stream record."""
 
     state_dir: StateDir
     port: int
@@ -87,12 +90,16 @@ class Emulator:
 
     @classmethod
     def start(cls, state_dir: StateDir, port: int, addresses: list[str]) -> Emulator:
-        """Start it from the saved state and wait until it answers. Raises LocalError."""
+        """Start the emulator from the saved state and wait until it answers.
+
+        Raises:
+            LocalError: The port is taken, or the emulator does not start.
+        """
         if port_in_use(port):
-            raise LocalError(f"Port {port} is taken by another program; choose one with --port.")
+            raise LocalError(f"Port {port} is taken by another program; choose another one with --port.")
         state_dir.temporary.mkdir(parents=True, exist_ok=True)
-        # The positions of the moment when the state was saved: a later one would skip records that a state which was
-        # not saved at its end has yet to make.
+        # Restore the positions that were saved with the state. If the last emulator crashed, its state is lost and the
+        # restored one creates its records again: later positions would skip them.
         if state_dir.saved_streams_file.exists():
             shutil.copyfile(state_dir.saved_streams_file, state_dir.streams_file)
         else:
@@ -121,26 +128,34 @@ class Emulator:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code, or None while the process runs."""
         return self.process.poll()
 
     def stop(self) -> None:
-        """Save its state and end it. Raises LocalError when it had to be killed."""
+        """Save the state and stop the emulator.
+
+        Raises:
+            LocalError: The emulator did not stop in time and was killed.
+        """
         stop_orphan(self.state_dir, reap=self.process)
 
     def kill_functions(self) -> None:
-        """End what an emulator that died has left running: its functions."""
+        """Kill the functions that a crashed emulator has left running."""
         _kill_session(self.process.pid)
 
 
 def _kill_session(pid: int) -> None:
-    """Kill whatever is left of the emulator's session: functions that were still running."""
+    """Kill the processes of the emulator's session, which are functions that still run."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def stop_orphan(state_dir: StateDir, reap: subprocess.Popen[bytes] | None = None) -> None:
-    """Save the state of the emulator of this directory, whoever started it, and end it. Raises LocalError."""
+    """Save the state of the emulator of this directory and stop it, whichever process started it.
+
+    Raises:
+        LocalError: The emulator did not stop in time and was killed.
+    """
     holder = state_dir.emulator.holder()
     if holder is None:
         return
@@ -154,7 +169,8 @@ def stop_orphan(state_dir: StateDir, reap: subprocess.Popen[bytes] | None = None
     _kill_session(pid)
     if not ended:
         raise LocalError(
-            "The emulator did not stop in time; its state is that of the last stop.", tail(state_dir.emulator_log)
+            "The emulator did not stop in time. Its state is the one saved at the previous stop.",
+            tail(state_dir.emulator_log),
         )
     if state_dir.streams_file.exists():
         state_dir.state.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The emulator's process: ministack, corrected, on this machine's own address (and another when asked).
+"""The emulator's process: ministack with Vigil's patches, on the loopback address and on further ones if given.
 
-Started by `vigil.local.emulator` as `python -m vigil.local.emulator_server <home> <port> <bell> [<address>…]`.
+`vigil.local.emulator` starts it: `python -m vigil.local.emulator_server <home> <port> <wakeup_fd> [<address>…]`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from pathlib import Path
 
 from uvicorn import Config, Server
 
-from vigil.local import ministack_patches as corrections
+from vigil.local import ministack_patches
 from vigil.local.state_dir import StateDir
 
 LOOPBACK = "127.0.0.1"
 
 
 def main(state_dir: StateDir, port: int, wakeup_fd: int, addresses: list[str]) -> int:
-    """Serve until SIGTERM, then save the state. Returns the exit code."""
-    corrections.check_version()
+    """Serve until SIGTERM, then save the state and return the exit code."""
+    ministack_patches.check_version()
     process_file = state_dir.emulator
     if not process_file.claim(port=port):
         print("Another emulator runs in this directory.", file=sys.stderr)  # noqa: T201
         return 1
 
-    # Imported late: ministack reads the environment and configures logging as it is imported.
+    # Importing ministack reads the environment and configures logging.
     from ministack.app import app
 
-    corrections.disable_stream_poller()
-    corrections.keep_stream_records()
-    corrections.signal_stream_records(wakeup_fd)
-    corrections.share_layers()
-    corrections.authorize_batches_as_messages()
-    corrections.authorize_schedules_by_group()
+    ministack_patches.disable_stream_poller()
+    ministack_patches.keep_stream_records()
+    ministack_patches.signal_stream_records(wakeup_fd)
+    ministack_patches.share_layers()
+    ministack_patches.authorize_batches_as_messages()
+    ministack_patches.authorize_schedules_by_group()
 
-    # With these, a request costs half the CPU time of hypercorn, ministack's own choice.
+    # With these libraries, a request costs half the CPU time of hypercorn, which ministack uses by default.
     config = Config(
         app,
         loop="uvloop",
@@ -51,7 +51,7 @@ def main(state_dir: StateDir, port: int, wakeup_fd: int, addresses: list[str]) -
         log_config=None,
         access_log=False,
         timeout_keep_alive=75,
-        # A stop cuts off held answers and open sockets; their clients come back.
+        # A stop interrupts long polls and open sockets; clients reconnect.
         timeout_graceful_shutdown=1,
     )
     sockets = [_listen(address, port) for address in dict.fromkeys([LOOPBACK, *addresses])]
@@ -77,5 +77,5 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    directory, port_text, bell_text, *more = sys.argv[1:]
-    sys.exit(main(StateDir(Path.cwd(), Path(directory)), int(port_text), int(bell_text), more))
+    directory, port_text, wakeup_text, *more = sys.argv[1:]
+    sys.exit(main(StateDir(Path.cwd(), Path(directory)), int(port_text), int(wakeup_text), more))

@@ -1,10 +1,10 @@
-"""What goes wrong with the local cloud, as a person should read it."""
+"""The exception of the local cloud."""
 
 from __future__ import annotations
 
 
 class LocalError(Exception):
-    """The local cloud cannot do what was asked. The message says why and what to do; `details` is a log's tail."""
+    """A failure of the local cloud. The message gives the reason and the remedy; `details` is the end of a log."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)

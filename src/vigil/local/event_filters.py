@@ -1,4 +1,4 @@
-"""Event patterns as an event source mapping filters by them: which records reach the function.
+"""Event patterns of an event source mapping: they select the records that reach the function.
 
 https://docs.aws.amazon.com/lambda/latest/dg/invocation-eventfiltering.html
 """
@@ -21,21 +21,29 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 def parse_patterns(criteria: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The patterns of a mapping's `FilterCriteria`. Raises ValueError for one that is no pattern."""
+    """Parse the patterns of a mapping's `FilterCriteria`.
+
+    Raises:
+        ValueError: A filter is not a pattern.
+    """
     patterns = [json.loads(entry["Pattern"]) for entry in (criteria or {}).get("Filters", [])]
     for pattern in patterns:
         if not isinstance(pattern, dict):
-            raise ValueError(f"An event pattern is an object, not {pattern!r}")
+            raise ValueError(f"An event pattern must be an object, not {pattern!r}")
     return patterns
 
 
 def passes(record: Mapping[str, Any], patterns: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a mapping with these patterns hands the record on: any of them will do, and none lets all pass."""
+    """Return whether the record matches at least one of the patterns. Without patterns, every record passes."""
     return not patterns or any(matches(pattern, record) for pattern in patterns)
 
 
 def matches(pattern: Mapping[str, Any], value: object) -> bool:
-    """Whether the value has every field that the pattern asks for. Raises ValueError for an unknown rule."""
+    """Return whether the value matches every field of the pattern.
+
+    Raises:
+        ValueError: The pattern contains an unknown rule.
+    """
     return all(_field_matches(name, rule, value) for name, rule in pattern.items())
 
 
@@ -49,7 +57,7 @@ def _field_matches(name: str, rule: object, parent: object) -> bool:
         return matches(rule, value)
     if not isinstance(rule, list):
         raise ValueError(f"A pattern's leaf is a list, not {rule!r}")
-    # A list in the event matches when any of its elements does.
+    # A list in the event matches if any of its elements matches.
     candidates = value if isinstance(value, list) else [value]
     return any(_rule_matches(alternative, candidate) for alternative in rule for candidate in candidates)
 
@@ -80,7 +88,7 @@ def _rule_matches(rule: object, value: object) -> bool:
 
 
 def _equal(expected: object, value: object) -> bool:
-    # 1 is not true, and "1" is not 1.
+    # The number 1 equals neither true nor the text "1".
     if isinstance(expected, bool) or isinstance(value, bool):
         return expected is value
     return (type(expected) is type(value) and expected == value) or (

@@ -1,4 +1,4 @@
-"""A DynamoDB stream's event source mapping: what it asks for, and the records it hands to its function."""
+"""The event source mapping of a DynamoDB stream: its settings, and the records that it delivers to its function."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vigil.local.event_filters import parse_patterns
 # https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-params.html
 DEFAULT_BATCH_SIZE = 100
 NO_LIMIT = -1
-# What a synchronous invocation takes; a batch is closed before it would be larger.
+# The limit of a synchronous invocation. A batch ends before it exceeds the limit.
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamMapping:
-    """The settings of one mapping, by AWS's meaning of them. Times are in seconds; FOREVER is no limit."""
+    """The settings of one mapping, with the meaning that AWS gives them. Times are in seconds."""
 
     uuid: str
     function_arn: str
@@ -41,7 +41,11 @@ class StreamMapping:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> Self:
-        """From `list_event_source_mappings`. Raises ValueError for a filter that is no event pattern."""
+        """Parse an entry of `list_event_source_mappings`.
+
+        Raises:
+            ValueError: A filter is not an event pattern.
+        """
         destination = ((document.get("DestinationConfig") or {}).get("OnFailure") or {}).get("Destination")
         return cls(
             uuid=document["UUID"],
@@ -62,7 +66,7 @@ class StreamMapping:
 
     @property
     def function_name(self) -> str:
-        """The function's name, of its ARN."""
+        """The function's name, from its ARN."""
         return self.function_arn.split(":function:")[1].split(":")[0]
 
 
@@ -72,7 +76,7 @@ def _limit(value: int | None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One record of a stream, as the function gets it."""
+    """One record of a stream, as the function receives it."""
 
     sequence: str
     partition: str
@@ -82,7 +86,10 @@ class Record:
 
     @classmethod
     def parse(cls, record: Mapping[str, Any], mapping: StreamMapping) -> Self:
-        """From `get_records`: boto3 turns numbers of seconds into datetimes and binary values into bytes."""
+        """Parse a record of `get_records`.
+
+        boto3 has converted numbers of seconds to datetimes and binary values to bytes.
+        """
         change = dict(record["dynamodb"])
         created_at: datetime = change["ApproximateCreationDateTime"]
         change["ApproximateCreationDateTime"] = int(created_at.timestamp())
@@ -96,7 +103,7 @@ class Record:
         text = json.dumps(event, default=_binary, separators=(",", ":"))
         return cls(
             sequence=change["SequenceNumber"],
-            # The key schema lists the partition key first, and so does the stream.
+            # The key schema and the stream both list the partition key first.
             partition=json.dumps(next(iter(change["Keys"].values()), None), default=_binary),
             created_at=created_at.timestamp(),
             event=event,
@@ -109,16 +116,16 @@ def _binary(value: object) -> object:
         return base64.b64encode(value).decode()
     if isinstance(value, set):
         return sorted(value)
-    raise TypeError(f"{type(value).__name__} is no value of a DynamoDB stream")
+    raise TypeError(f"{type(value).__name__} is not a value of a DynamoDB stream")
 
 
 def payload(records: Sequence[Record]) -> str:
-    """The event of an invocation with these records."""
+    """Return the event of an invocation with these records."""
     return f'{{"Records":[{",".join(record.text for record in records)}]}}'
 
 
 def take_batch(records: Sequence[Record], size: int) -> list[Record]:
-    """As many from the front as one invocation takes."""
+    """Return as many of the first records as fit into one invocation."""
     batch: list[Record] = []
     length = 0
     for record in records[:size]:
@@ -139,7 +146,7 @@ def failure_record(
     function_error: str | None,
     now: datetime,
 ) -> dict[str, Any]:
-    """What the failure destination is told of records that were given up; for S3, add the `payload`.
+    """Build the message to the failure destination about abandoned records. For S3, the caller adds `payload`.
 
     https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
     """
@@ -173,6 +180,6 @@ def failure_record(
 
 
 def failure_key(mapping: StreamMapping, shard: str, now: datetime) -> str:
-    """The S3 object's key for such a record, by AWS's naming."""
+    """Return the key of the S3 object for a failure record, named as AWS names it."""
     time = now.astimezone(UTC)
     return f"aws/lambda/{mapping.uuid}/{shard}/{time:%Y/%m/%d}/{time:%Y-%m-%dT%H.%M.%S}-{uuid4()}"

@@ -1,4 +1,4 @@
-"""The functions' logs from the emulator's CloudWatch, as lines for a person."""
+"""The functions' logs from the emulator's CloudWatch, as readable lines."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _PREFIX = "/aws/lambda/"
 POLL_INTERVAL_S = 0.5
-# How late a line may turn up behind a later one of another function, in milliseconds.
+# How many milliseconds a line may appear after a later line of another function.
 MAX_LATENESS_MS = 5_000
-# What Lambda writes around each invocation says nothing to a reader.
+# The lines that Lambda writes around each invocation are not shown.
 _LIFECYCLE_PREFIXES = ("START RequestId", "END RequestId", "REPORT RequestId", "INIT_START")
-# Of a structured line, what is shown elsewhere or says nothing here.
+# Members of a structured line that are shown elsewhere or not at all.
 _HIDDEN_FIELDS = frozenset(
     {
         *("level", "message", "timestamp", "service", "location", "cold_start", "function_arn", "function_memory_size"),
@@ -32,7 +32,7 @@ _HIDDEN_FIELDS = frozenset(
 
 @dataclass(frozen=True, order=True)
 class Line:
-    """One log line. `at` is in milliseconds since the epoch; `level` is empty for what is not structured."""
+    """One log line. `at` is in milliseconds since the epoch. `level` is empty for an unstructured line."""
 
     at: int
     function: str
@@ -41,8 +41,16 @@ class Line:
 
 
 def lines(stack: Stack, function: str | None, *, since_ms: int = 0, is_following: Callable[[], bool]) -> Iterator[Line]:
-    """Lines of one function, by its full name or its last part, or of all; waits for more while `more` says so.
-    Raises LocalError for an unknown function."""
+    """Yield the log lines of one function or of all.
+
+    Args:
+        function: The function's full name, or its name without the stack's, or None for all.
+        since_ms: The time of the first line, in milliseconds since the epoch.
+        is_following: Whether to wait for further lines.
+
+    Raises:
+        LocalError: The function has no logs.
+    """
     logs = session().client("logs", endpoint_url=stack.endpoint_url, config=client_config())
     seen: set[Line] = set()
     while True:
@@ -79,7 +87,7 @@ def _events(logs: CloudWatchLogsClient, group: str, since_ms: int) -> Iterator[L
 
 
 def parse(function: str, at: int, message: str) -> Line:
-    """A line from a log event: structured ones become a message and its facts, others stay as they are."""
+    """Parse a log event. A structured one becomes its message and its members; any other text stays unchanged."""
     try:
         record = json.loads(message)
     except ValueError:
@@ -96,5 +104,5 @@ def _as_text(value: Any) -> str:
 
 
 def clock_time(at: int) -> str:
-    """Local time of day with milliseconds."""
+    """Format a time as local time of day with milliseconds."""
     return f"{datetime.fromtimestamp(at / 1000, UTC).astimezone():%H:%M:%S.%f}"[:-3]

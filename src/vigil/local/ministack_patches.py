@@ -1,7 +1,7 @@
-"""Where the emulator differs from AWS and its public APIs offer no way round: one correction a function.
+"""Patches of the emulator where it differs from AWS and its public APIs do not help: one function each.
 
-They are applied to the pinned version of ministack in its own process, before it serves
-(`vigil.local.emulator_server`), and refuse any other version: what they rest on is not public.
+`vigil.local.emulator_server` applies them in ministack's process before it serves. They rely on internals of ministack,
+so they refuse every version but the pinned one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ REQUIRED_VERSION = "1.5.33"
 
 
 def check_version() -> None:
-    """Refuse a ministack that these corrections were not written for. Raises RuntimeError."""
+    """Check that the installed ministack has the version that the patches need.
+
+    Raises:
+        RuntimeError: It has another version.
+    """
     installed = importlib.metadata.version("ministack")
     if installed != REQUIRED_VERSION:
-        raise RuntimeError(f"The local cloud corrects ministack {REQUIRED_VERSION}, but {installed} is installed.")
+        raise RuntimeError(f"The local cloud needs ministack {REQUIRED_VERSION}, but {installed} is installed.")
 
 
 def disable_stream_poller() -> None:
-    """Leave DynamoDB stream mappings to Vigil's pump.
+    """Disable the emulator's poller of DynamoDB streams. Vigil's stream poller serves the mappings instead.
 
-    The emulator's own poller knows neither partial batch answers nor bisecting, retry limits, batching windows,
-    parallelisation or an S3 destination; a batch that fails blocks the stream for ever. Disabling each mapping by
-    the API would leave a window at every deployment in which both serve it.
+    The emulator's poller supports no partial batch responses, bisection, retry limits, batching windows,
+    parallelisation or S3 destinations, and a failing batch blocks its stream forever. Disabling each mapping through
+    the API would leave a window at every deployment in which both pollers serve it.
     """
     from ministack.services import lambda_svc
 
@@ -44,10 +48,10 @@ def disable_stream_poller() -> None:
 
 
 def keep_stream_records() -> None:
-    """Save a table's stream with the table.
+    """Save the stream of a table together with the table.
 
-    The emulator saves tables but not their streams, so what a consumer had not read before a stop is lost; on AWS
-    a stream keeps its records for 24 hours, whoever is down.
+    The emulator saves tables without their streams: records that no consumer had read before a stop are lost. On AWS
+    a stream keeps its records for 24 hours.
     """
     from ministack.core.responses import AccountRegionScopedDict
     from ministack.services import dynamodb
@@ -56,7 +60,7 @@ def keep_stream_records() -> None:
 
     @functools.wraps(save)
     def save_with_streams() -> dict[str, Any]:
-        # Tables first: a write in between is then in the stream and not in the table, and not the other way round.
+        # Save the tables first. A write in between is then in the stream and not in the table, never vice versa.
         state: dict[str, Any] = save()
         records = AccountRegionScopedDict()
         for (account, region, table), entries in dynamodb._stream_records.all_items():
@@ -73,9 +77,10 @@ def keep_stream_records() -> None:
 
 
 def signal_stream_records(wakeup_fd: int) -> None:
-    """Write a byte to `bell`, a pipe, whenever a stream has a new record, so that the pump need not poll.
+    """Write a byte to a pipe for each new stream record, so that the stream poller does not poll.
 
-    `GetRecords` costs both sides several milliseconds; asked every 10 ms it would take half a core while idle.
+    A `GetRecords` request costs both sides several milliseconds. A request every 10 ms would use half a core while
+    idle.
     """
     from ministack.services import dynamodb
 
@@ -85,7 +90,7 @@ def signal_stream_records(wakeup_fd: int) -> None:
     @functools.wraps(emit)
     def emit_and_signal(*arguments: Any, **options: Any) -> None:
         emit(*arguments, **options)
-        # A full pipe is a bell that is ringing already; a broken one has nobody left to hear it.
+        # A full pipe already wakes the poller, and a broken pipe has no reader.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(wakeup_fd, b".")
 
@@ -93,10 +98,10 @@ def signal_stream_records(wakeup_fd: int) -> None:
 
 
 def share_layers() -> None:
-    """Unpack each layer once, as Lambda does, and not for each process of each function.
+    """Unpack each layer once, as Lambda does, instead of once per process.
 
-    Unpacking and compiling costs three quarters of a cold start's second of CPU, and a machine with two cores may
-    see a hundred cold starts at once: every answer that is held is one.
+    Unpacking and compiling takes three quarters of a cold start's second of CPU. A machine with two cores may have a
+    hundred cold starts at once, because each open long poll occupies a process.
     """
     from ministack.core import lambda_runtime
     from ministack.services import lambda_svc
@@ -131,8 +136,7 @@ def share_layers() -> None:
 
 
 def authorize_batches_as_messages() -> None:
-    """Have a batch of messages need the right to send, delete or publish one, as on AWS, where a batch has no action of
-    its own; it matters where roles are enforced.
+    """Authorize a batch of messages as the action on a single message, as AWS does. This matters if roles are enforced.
 
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsns.html
@@ -150,8 +154,9 @@ def authorize_batches_as_messages() -> None:
 
 
 def authorize_schedules_by_group() -> None:
-    """Have a right on the schedules of a group be one on that group, where roles are enforced: the emulator takes every
-    schedule for one of the default group.
+    """Authorize requests on schedules by their schedule group. This matters if roles are enforced.
+
+    The emulator treats every schedule as one of the default group.
 
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazoneventbridgescheduler.html
     """

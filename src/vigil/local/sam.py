@@ -1,4 +1,4 @@
-"""Builds and deploys the template with the real `sam`, which an endpoint in its environment leads to the emulator."""
+"""Build and deploy the template with the `sam` CLI. An environment variable makes it use the emulator."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
 from vigil.local.state_dir import tail
 
 SOURCES = ("template.yaml", "functions", "layers", "statemachines")
-# Builds of earlier sources are kept for a while: other local clouds of this checkout may still deploy them.
+# Recent builds are kept: other local clouds of this checkout may still deploy them.
 MAX_BUILDS = 4
 
 
 def find_sam(root: Path) -> Path:
-    """The `sam` of this checkout's virtual environment, of the running one, or on the PATH. Raises LocalError."""
+    """Find `sam` in the checkout's virtual environment, in the running one, or on the PATH.
+
+    Raises:
+        LocalError: `sam` is not installed.
+    """
     for candidate in (root / ".venv/sam/bin/sam", Path(sys.prefix) / "sam/bin/sam", shutil.which("sam")):
         if candidate and os.access(candidate, os.X_OK):
             return Path(candidate)
@@ -40,9 +44,13 @@ def _source_files(root: Path) -> Iterator[Path]:
 
 
 def source_fingerprint(root: Path) -> str:
-    """Changes whenever anything that is built changes. Raises LocalError without a template."""
+    """Return a hash of all files that are built.
+
+    Raises:
+        LocalError: The directory has no template.
+    """
     if not (root / "template.yaml").is_file():
-        raise LocalError(f"{root} holds no template.yaml: run this in a checkout of Vigil.")
+        raise LocalError(f"{root} contains no template.yaml: run this in a checkout of Vigil.")
     digest = hashlib.sha256()
     for file in _source_files(root):
         content = file.read_bytes()
@@ -51,7 +59,11 @@ def source_fingerprint(root: Path) -> str:
 
 
 def build(root: Path, log: Path) -> Path:
-    """Build the sources once, whoever else does so too. Returns the built template. Raises LocalError."""
+    """Build the sources, unless a process has already built them, and return the path of the built template.
+
+    Raises:
+        LocalError: The build failed.
+    """
     builds = root / ".aws-sam/local"
     builds.mkdir(parents=True, exist_ok=True)
     with (builds / ".lock").open("w") as lock:
@@ -66,7 +78,7 @@ def build(root: Path, log: Path) -> Path:
                 [
                     *(str(find_sam(root)), "build", "--template-file", str(root / "template.yaml")),
                     *("--build-dir", str(target / "build")),
-                    # The layer's libraries are installed anew only when its requirements change.
+                    # The cache reinstalls the layer's libraries only if its requirements change.
                     *("--cached", "--cache-dir", str(builds / "cache")),
                     *_ignore_samconfig(builds),
                 ],
@@ -74,7 +86,7 @@ def build(root: Path, log: Path) -> Path:
                 log,
                 {},
             )
-            # What was written to while it was built is not to be taken for the build of either version.
+            # If a source changed during the build, the build belongs to neither version.
             if source_fingerprint(root) == sources:
                 done_marker.touch()
         os.utime(target)
@@ -99,7 +111,11 @@ def deploy(
     parameters: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> None:
-    """Deploy a built template to the emulator. Raises LocalError with the tail of the log."""
+    """Deploy a built template to the emulator.
+
+    Raises:
+        LocalError: The deployment failed; `details` is the end of the log.
+    """
     _run(
         [
             *(str(find_sam(root)), "deploy", "--template-file", str(template), "--stack-name", stack_name),
@@ -117,21 +133,21 @@ def deploy(
 
 
 def _ignore_samconfig(directory: Path) -> list[str]:
-    """Keep samconfig.toml out of it: what it says is meant for AWS."""
+    """Return options that replace samconfig.toml, which configures deployments to AWS."""
     file = directory / "samconfig.local.toml"
     file.write_text("version = 0.1\n", encoding="utf-8")
     return ["--config-file", str(file)]
 
 
 def _run(command: list[str], root: Path, log: Path, extra_environment: Mapping[str, str]) -> None:
-    # Nothing of the caller's AWS settings: a profile or a region of theirs must not decide where this goes.
+    # Remove the caller's AWS settings: a profile or region must not redirect the deployment.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAM_CLI_"))}
     environment = {
         **inherited,
-        # `sam build` wants a python3.11 with pip on the PATH; the running environment has one.
+        # `sam build` needs a python3.11 with pip on the PATH; the running environment has one.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "SAM_CLI_TELEMETRY": "0",
-        # SAM asks every 5 s how a deployment gets on; here it is done in one.
+        # SAM polls a deployment every 5 s by default; the emulator deploys within one.
         "SAM_CLI_POLL_DELAY": "0.1",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -150,4 +166,4 @@ def _run(command: list[str], root: Path, log: Path, extra_environment: Mapping[s
             check=False,
         )
     if result.returncode:
-        raise LocalError(f"`sam {command[1]}` failed; the whole log is {log}.", tail(log, 40))
+        raise LocalError(f"`sam {command[1]}` failed; the whole log is in {log}.", tail(log, 40))

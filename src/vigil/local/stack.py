@@ -1,4 +1,4 @@
-"""What `vigil local up` leaves for others: where the stack is and how to talk to it."""
+"""The stack file of `vigil local up`: the addresses and the key of the deployed stack."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 REGION = "us-east-1"
 STACK_NAME = "vigil"
-# The emulator's root account takes these and nothing else needs to know more.
+# The credentials of the emulator's root account.
 ACCESS_KEY = "test"
 SECRET_KEY = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """The deployed stack, as kept in `stack.json` (mode 0600: it holds an API key)."""
+    """The deployed stack, stored in `stack.json` (mode 0600, because it contains an API key)."""
 
     api_url: str
     ws_url: str
@@ -42,35 +42,39 @@ class Stack:
     websocket_api_id: str
 
     def write(self, path: Path) -> None:
-        """Keep it for others to read."""
+        """Write the stack file."""
         write_json(path, asdict(self), mode=0o600)
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The stack kept there, or None. Raises LocalError for a file that is not one."""
+        """Read a stack file. Return None if it does not exist.
+
+        Raises:
+            LocalError: The file is not a stack file of this version.
+        """
         document = read_json(path)
         if document is None:
             return None
         try:
             return cls(**{field.name: document[field.name] for field in fields(cls)})
         except (KeyError, TypeError) as error:
-            raise LocalError(f"{path} is not a stack file of this version; `vigil local up` writes it anew.") from error
+            raise LocalError(f"{path} is not a stack file of this version; `vigil local up` replaces it.") from error
 
 
 def endpoint(port: int) -> str:
-    """Where AWS is, for boto3."""
+    """Return the endpoint URL of the emulator, for boto3."""
     return f"http://127.0.0.1:{port}"
 
 
 def session() -> boto3.Session:
-    """AWS as the emulator's root account, whatever this machine's own credentials are."""
+    """Return a session of the emulator's root account, independent of this machine's credentials."""
     import boto3
 
     return boto3.Session(aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, region_name=REGION)
 
 
 def client_config(read_timeout_s: float = 60, retries: int = 2, connections: int = 10) -> Config:
-    """How to call an endpoint on this machine: at once, and not through a proxy."""
+    """Return the client configuration for an endpoint on this machine: short connect timeout, no proxy."""
     from botocore.config import Config
 
     return Config(

@@ -1,4 +1,4 @@
-"""The directory of one local cloud: where its files are, and which of its two processes is alive."""
+"""The state directory of one local cloud: its files, and which of its two processes is alive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_NAME = ".local"
 
 
 def write_json(path: Path, value: object, mode: int = 0o644) -> None:
-    """Replace `path` in one step, so that no reader ever sees half of it."""
+    """Replace a JSON file atomically, so that a reader never sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -29,7 +29,7 @@ def write_json(path: Path, value: object, mode: int = 0o644) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote, or None when there is nothing."""
+    """Read a JSON file. Return None if it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a log, for a message about a failure."""
+    """Return the last lines of a log, for an error message."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def wait_until(is_done: Callable[[], bool], timeout_s: float, interval_s: float = 0.05) -> bool:
-    """Whether the condition came true in time."""
+    """Wait for a condition, and return whether it became true in time."""
     deadline = time.monotonic() + timeout_s
     while not is_done():
         if time.monotonic() > deadline:
@@ -63,18 +63,21 @@ def _locked(file: IO[str], kind: int) -> bool:
 
 
 class ProcessFile:
-    """Says which process plays a role. A lock held for as long as that process lives is the proof: a stale file lies
-    about nothing, whatever became of the process and whoever has its id now."""
+    """A file that names the process of a role and is locked while that process lives.
+
+    The operating system releases the lock when the process ends. A stale file therefore misleads no reader, even if
+    another process has the same id.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[str] | None = None
 
     def claim(self, **facts: object) -> bool:
-        """Take the role for this process, until it ends; False when another process has it."""
+        """Claim the role for this process until it ends. Return False if another process has the role."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = self._path.open("a+", encoding="utf-8")
-        # Tried for a moment: who only looks holds the lock too, for an instant.
+        # Retry for a moment: `holder` of another process also takes the lock briefly.
         if not wait_until(lambda: _locked(file, fcntl.LOCK_EX), timeout_s=0.5, interval_s=0.01):
             file.close()
             return False
@@ -85,13 +88,13 @@ class ProcessFile:
         return True
 
     def release(self) -> None:
-        """Give the role up before this process ends."""
+        """Release the role before this process ends."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def holder(self) -> dict[str, Any] | None:
-        """`pid` and the facts of the living process, or None."""
+        """Return `pid` and the facts of the living process, or None."""
         try:
             file = self._path.open("r", encoding="utf-8")
         except FileNotFoundError:
@@ -100,67 +103,78 @@ class ProcessFile:
             if _locked(file, fcntl.LOCK_SH):
                 return None
             text = file.read()
-            # Between its lock and its first words a process has not yet said who it is.
+            # A process that has just taken the lock may not have written its id yet.
             return json.loads(text) if text else None
 
     @property
     def alive(self) -> bool:
+        """Whether a process has the role."""
         return self.holder() is not None
 
 
 @dataclass(frozen=True)
 class StateDir:
-    """One local cloud on disk: `directory` is its own, `root` is the checkout that it deploys."""
+    """One local cloud on disk: `directory` is its state directory, `root` is the checkout that it deploys."""
 
     root: Path
     directory: Path
 
     @classmethod
     def of(cls, root: Path, directory: Path | None = None) -> StateDir:
-        """The cloud of a checkout: in its `.local` unless told otherwise."""
+        """Return the state directory of a checkout. The default is its `.local`."""
         return cls(root.resolve(), (directory or root / DEFAULT_NAME).resolve())
 
     @property
     def stack_file(self) -> Path:
+        """The addresses and the key of the deployed stack."""
         return self.directory / "stack.json"
 
     @property
     def state(self) -> Path:
-        """What the emulator keeps between starts."""
+        """The directory for the emulator's saved state."""
         return self.directory / "state"
 
     @property
     def streams_file(self) -> Path:
-        """How far each stream mapping has come, as of now."""
+        """The current positions of the stream mappings."""
         return self.directory / "streams.json"
 
     @property
     def saved_streams_file(self) -> Path:
-        """How far each had come when `state` was saved: the two belong together."""
+        """The positions of the stream mappings at the time when `state` was saved."""
         return self.state / "streams.json"
 
     @property
     def supervisor(self) -> ProcessFile:
+        """The process file of the supervisor."""
         return ProcessFile(self.directory / "supervisor.pid")
 
     @property
     def emulator(self) -> ProcessFile:
+        """The process file of the emulator."""
         return ProcessFile(self.directory / "emulator.pid")
 
     @property
     def supervisor_log(self) -> Path:
+        """The log of the supervisor."""
         return self.directory / "supervisor.log"
 
     @property
     def emulator_log(self) -> Path:
+        """The log of the emulator."""
         return self.directory / "emulator.log"
 
     @property
     def temporary(self) -> Path:
+        """The directory for temporary files of the emulator."""
         return self.directory / "tmp"
 
     def wipe(self) -> None:
-        """Forget everything. Raises LocalError while the cloud runs."""
+        """Delete the whole state.
+
+        Raises:
+            LocalError: The local cloud is running.
+        """
         if self.supervisor.alive or self.emulator.alive:
             raise LocalError("The local cloud is running; stop it first with `vigil local down`.")
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Serves DynamoDB stream mappings with AWS's semantics, over public APIs alone: a reader for each shard of each
-mapping, and as many lanes behind it as the mapping's parallelisation factor.
+"""The stream poller: it serves DynamoDB stream mappings with AWS's semantics, through public APIs.
 
-A reader wakes when the emulator has new records (`vigil.local.ministack_patches`), and polls once a
-second. Records of one partition key share a lane, so they are delivered in order.
+Each shard of each mapping has a reader, and each reader has as many lanes as the mapping's parallelisation factor. A
+reader wakes if the emulator has new records (`vigil.local.ministack_patches`), and once a second. Records of one
+partition key share a lane, so they are delivered in order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from vigil.local import batch_delivery as delivery
-from vigil.local import event_filters as filters
+from vigil.local import batch_delivery, event_filters
 from vigil.local.event_source_mapping import Record, StreamMapping, failure_key, failure_record, payload, take_batch
 from vigil.local.stack import client_config, session
 from vigil.local.state_dir import read_json, write_json
@@ -36,14 +35,14 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
 POLL_INTERVAL_S = 1.0
-# A reader does not run ahead of its function by more than this many records.
+# The largest number of records that a reader has read and its function has not processed.
 MAX_READ_AHEAD = 2_000
-# A page of GetRecords ends at 1,000 records or 1 MB, and a record's two images have at most 800 KB: what stays below
-# these was not cut off, so there is nothing behind it until the bell rings again.
+# A page of GetRecords ends at 1,000 records or 1 MB, and the two images of a record have at most 800 KB. A page below
+# these limits is complete: no record follows it until the emulator signals one.
 # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_streams_GetRecords.html
 FULL_PAGE_RECORDS = 1_000
 FULL_PAGE_BYTES = 128 * 1024
-# The longest that a function may run on AWS, and then some.
+# The longest time of an invocation on AWS, and 10 seconds more.
 INVOKE_TIMEOUT_S = 910
 FINISH_TIMEOUT_S = 10.0
 BEFORE_FIRST_RECORD = "0"
@@ -53,19 +52,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardProgress:
-    """How far one shard of one mapping has come: every record up to `position` is handled or given up."""
+    """The progress of one mapping in one shard. Every record up to `position` is processed or abandoned."""
 
     mapping: str
     shard: str
     function: str
     position: str | None
     pending: int
-    given_up: int
+    abandoned: int
     last_error: str | None
 
 
 class AwsClients:
-    """The clients that the pump works with; boto3's clients may be shared by threads."""
+    """The AWS clients of the poller. Threads may share boto3 clients."""
 
     def __init__(self, endpoint_url: str) -> None:
         aws = session()
@@ -82,7 +81,7 @@ class AwsClients:
 
 
 class SequenceTracker:
-    """Which records of a shard are still open, in the order of the stream; its position is where a restart resumes."""
+    """The open records of a shard, in the order of the stream. A restart resumes after `position`."""
 
     def __init__(self, position: str | None) -> None:
         self._position = position
@@ -91,7 +90,7 @@ class SequenceTracker:
         self._changed = threading.Condition()
 
     def add(self, sequence: str, *, is_matching: bool) -> None:
-        """The next record was read; one that no filter lets through is closed from the start."""
+        """Add the next record. A record that matches no filter is closed from the beginning."""
         with self._changed:
             self._entries.append(sequence)
             if is_matching:
@@ -100,7 +99,7 @@ class SequenceTracker:
                 self._advance()
 
     def close(self, sequences: Sequence[str]) -> None:
-        """These are handled or given up."""
+        """Mark records as processed or abandoned."""
         with self._changed:
             self._open.difference_update(sequences)
             self._advance()
@@ -112,22 +111,22 @@ class SequenceTracker:
 
     @property
     def position(self) -> str | None:
-        """The last record before the first open one; None when there was none yet."""
+        """The last record before the first open one, or None."""
         return self._position
 
     @property
     def pending(self) -> int:
-        """Records read and not yet handled."""
+        """The number of open records."""
         return len(self._open)
 
     def wait_below(self, count: int, timeout_s: float) -> None:
-        """Wait until fewer are open, or until the time is over."""
+        """Wait until fewer than `count` records are open, or until the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._open) < count, timeout_s)
 
 
 class DeliveryLane(threading.Thread):
-    """Delivers the records of some partition keys, a batch at a time."""
+    """A thread that delivers the records of some partition keys, one batch at a time."""
 
     def __init__(self, reader: ShardReader, index: int) -> None:
         super().__init__(name=f"{reader.mapping.function_name}-{index}", daemon=True)
@@ -136,13 +135,13 @@ class DeliveryLane(threading.Thread):
         self._filled = threading.Condition()
 
     def put(self, record: Record) -> None:
-        """Add a record to what is to be delivered."""
+        """Add a record to the queue of the lane."""
         with self._filled:
             self._queue.append(record)
             self._filled.notify()
 
     def wake(self) -> None:
-        """Have it look whether it should stop."""
+        """Wake the lane, so that it checks whether it should stop."""
         with self._filled:
             self._filled.notify()
 
@@ -150,11 +149,11 @@ class DeliveryLane(threading.Thread):
         """Deliver until the reader stops."""
         while batch := self._next_batch():
             try:
-                delivery.deliver(self._reader.mapping, batch, self._reader)
+                batch_delivery.deliver(self._reader.mapping, batch, self._reader)
             except Exception:
-                # A fault of the pump's own: the records stay open, so nothing is lost, and a restart tries again.
-                logger.exception("Delivery to %s broke off", self._reader.mapping.function_name)
-                self._reader.last_error = "delivery broke off; see the supervisor's log"
+                # An error of the poller itself. The records stay open, and a restart delivers them again.
+                logger.exception("Delivery to %s failed", self._reader.mapping.function_name)
+                self._reader.last_error = "the delivery failed; see the supervisor's log"
                 return
 
     def _next_batch(self) -> list[Record]:
@@ -176,7 +175,7 @@ class DeliveryLane(threading.Thread):
 
 
 class ShardReader(threading.Thread):
-    """Reads one shard for one mapping, and carries what its lanes deliver (`delivery.Courier`)."""
+    """A thread that reads one shard for one mapping. It is the `DeliveryTarget` of its lanes."""
 
     def __init__(self, clients: AwsClients, mapping: StreamMapping, shard: str, position: str | None) -> None:
         super().__init__(name=f"{mapping.function_name}-reader", daemon=True)
@@ -189,48 +188,48 @@ class ShardReader(threading.Thread):
         self._tracker = SequenceTracker(position)
         self._last_read = position
         self._lanes = [DeliveryLane(self, index) for index in range(mapping.parallelization)]
-        self._given_up = 0
+        self._abandoned = 0
 
     def wake(self) -> None:
-        """There may be new records."""
+        """Wake the reader, because there may be new records."""
         self._wakeup.set()
 
     def stop(self) -> None:
-        """Begin no further invocation."""
+        """Start no further invocation."""
         self.stopping.set()
         self._wakeup.set()
         for lane in self._lanes:
             lane.wake()
 
     def finish(self, timeout_s: float) -> None:
-        """Wait for invocations under way after `stop`."""
+        """Wait for running invocations to end after `stop`."""
         deadline = time.monotonic() + timeout_s
         for thread in [self, *self._lanes]:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def progress(self) -> ShardProgress:
-        """How far it has come."""
+        """The progress of this reader."""
         return ShardProgress(
             mapping=self.mapping.uuid,
             shard=self.shard,
             function=self.mapping.function_name,
             position=self._tracker.position,
             pending=self._tracker.pending,
-            given_up=self._given_up,
+            abandoned=self._abandoned,
             last_error=self.last_error,
         )
 
     def run(self) -> None:
-        """Read until stopped; an emulator that does not answer is asked again."""
+        """Read until `stop`. Retry if the emulator does not answer."""
         for lane in self._lanes:
             lane.start()
         try:
             self._read()
         except Exception:
-            # A fault of the pump's own: what is not read stays in the stream, and a restart tries again.
-            logger.exception("Reading for %s broke off", self.mapping.function_name)
-            self.last_error = "reading broke off; see the supervisor's log"
+            # An error of the poller itself. Unread records stay in the stream, and a restart reads them.
+            logger.exception("Reading for %s failed", self.mapping.function_name)
+            self.last_error = "reading failed; see the supervisor's log"
 
     def _read(self) -> None:
         iterator: str | None = None
@@ -246,7 +245,7 @@ class ShardReader(threading.Thread):
             self._wakeup.wait(POLL_INTERVAL_S)
 
     def _iterator(self) -> str:
-        """Where to read on: after the last record read, else where the mapping says to start."""
+        """Return an iterator after the last record read, otherwise at the starting position of the mapping."""
         if self._last_read is None and self.mapping.starting_position == "LATEST":
             self._skip_to_end()
         if self._last_read is not None:
@@ -258,7 +257,7 @@ class ShardReader(threading.Thread):
                     SequenceNumber=self._last_read,
                 )["ShardIterator"]
             except self._clients.streams.exceptions.TrimmedDataAccessException:
-                # That record is gone, so whatever the stream still holds is newer.
+                # That record has expired, so every record left in the stream is newer.
                 pass
         return self._oldest_iterator()
 
@@ -268,7 +267,7 @@ class ShardReader(threading.Thread):
         )["ShardIterator"]
 
     def _skip_to_end(self) -> None:
-        """Start after what is there now, and remember so: a restart must not skip what comes later."""
+        """Move to the current end of the stream and store that position, so that a restart skips no later record."""
         self._last_read = BEFORE_FIRST_RECORD
         iterator: str | None = self._oldest_iterator()
         while iterator:
@@ -280,13 +279,13 @@ class ShardReader(threading.Thread):
         self._tracker = SequenceTracker(self._last_read)
 
     def _read_on(self, iterator: str) -> str | None:
-        """Read until there is nothing left. Returns the next iterator; None begins again at the position."""
+        """Read to the end of the shard and return the next iterator. None means: start again at the position."""
         while not self.stopping.is_set():
             self._tracker.wait_below(MAX_READ_AHEAD, POLL_INTERVAL_S)
             if self._tracker.pending >= MAX_READ_AHEAD:
                 continue
             response = self._clients.streams.get_records(ShardIterator=iterator)
-            size = sum(self._enqueue(found) for found in response["Records"])
+            size = sum(self._enqueue(raw_record) for raw_record in response["Records"])
             next_iterator = response.get("NextShardIterator")
             if not next_iterator or (len(response["Records"]) < FULL_PAGE_RECORDS and size < FULL_PAGE_BYTES):
                 return next_iterator
@@ -294,45 +293,45 @@ class ShardReader(threading.Thread):
         return iterator
 
     def _enqueue(self, raw_record: Any) -> int:
-        """Returns the record's length as text."""
+        """Pass a record that matches to its lane, and return the length of its text."""
         sequence = raw_record["dynamodb"]["SequenceNumber"]
         record = Record.parse(raw_record, self.mapping)
-        is_matching = filters.passes(record.event, self.mapping.patterns)
+        is_matching = event_filters.passes(record.event, self.mapping.patterns)
         self._tracker.add(sequence, is_matching=is_matching)
         self._last_read = sequence
         if is_matching:
             self._lanes[zlib.crc32(record.partition.encode()) % len(self._lanes)].put(record)
         return len(record.text)
 
-    # ---------------------------------------------------------------- delivery.Courier
+    # ---------------------------------------------------------------- DeliveryTarget
 
-    def invoke(self, records: Sequence[Record]) -> delivery.Outcome:
-        """Call the function with these records."""
+    def invoke(self, records: Sequence[Record]) -> batch_delivery.Outcome:
+        """Invoke the function with these records."""
         try:
             response = self._clients.functions.invoke(
                 FunctionName=self.mapping.function_arn, Payload=payload(records).encode()
             )
         except (BotoCoreError, ClientError) as error:
             self.last_error = str(error)
-            return delivery.NotInvoked(str(error))
+            return batch_delivery.NotInvoked(str(error))
         body = response["Payload"].read()
         if kind := response.get("FunctionError"):
             self.last_error = body.decode(errors="replace")[:500]
             logger.warning("%s failed on %d records: %s", self.mapping.function_name, len(records), self.last_error)
-            return delivery.Failed(kind)
+            return batch_delivery.Failed(kind)
         try:
-            return delivery.Answered(json.loads(body))
+            return batch_delivery.Answered(json.loads(body))
         except ValueError:
-            return delivery.Answered(body.decode(errors="replace"))
+            return batch_delivery.Answered(body.decode(errors="replace"))
 
     def done(self, records: Sequence[Record]) -> None:
-        """These are handled, or given up."""
+        """Mark these records as processed or abandoned."""
         self._tracker.close([record.sequence for record in records])
 
-    def give_up(self, records: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
-        """Tell the failure destination, as often as it takes: what it is not told is lost."""
-        self._given_up += len(records)
-        logger.error("%s: gave up %d records (%s)", self.mapping.function_name, len(records), condition)
+    def abandon(self, records: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
+        """Send the records to the failure destination, and retry until it succeeds: otherwise they would be lost."""
+        self._abandoned += len(records)
+        logger.error("%s: abandoned %d records (%s)", self.mapping.function_name, len(records), condition)
         if self.mapping.failure_destination is None:
             return
         now = datetime.now(UTC)
@@ -360,7 +359,7 @@ class ShardReader(threading.Thread):
     def _send_failure(self, destination: str, failure: dict[str, Any], key: str, records: Sequence[Record]) -> None:
         service, name = destination.split(":")[2], destination.rsplit(":", maxsplit=1)[-1]
         if service == "s3":
-            # Only S3 gets the records themselves; the event is kept as text.
+            # Only S3 receives the records themselves, as the text of the event.
             body = json.dumps({**failure, "payload": payload(records)})
             self._clients.buckets.put_object(Bucket=name, Key=key, Body=body.encode())
         elif service == "sqs":
@@ -370,32 +369,32 @@ class ShardReader(threading.Thread):
             self._clients.topics.publish(TopicArn=destination, Message=json.dumps(failure))
 
     def pause(self, seconds: float) -> bool:
-        """Wait; False when the pump stops."""
+        """Wait, and return False if the poller stops."""
         return not self.stopping.wait(seconds)
 
     def now(self) -> float:
-        """The time, in seconds since the epoch."""
+        """Return the time in seconds since the epoch."""
         return time.time()
 
 
 class StreamPoller:
-    """All stream mappings of the emulator. `file` keeps their progress, for a restart and for `vigil local status`."""
+    """The readers of all stream mappings. `file` stores their progress for a restart and for `vigil local status`."""
 
     def __init__(self, endpoint_url: str, wakeup_fd: int, file: Path) -> None:
         self._services = AwsClients(endpoint_url)
         self._wakeup_fd = wakeup_fd
         self._file = file
-        kept = read_json(file) or {}
-        self._positions: dict[str, dict[str, str]] = kept.get("positions", {})
+        saved_state = read_json(file) or {}
+        self._positions: dict[str, dict[str, str]] = saved_state.get("positions", {})
         self._readers: dict[tuple[str, str], ShardReader] = {}
         self._saved: object = None
 
     def listen(self) -> None:
-        """Wake the readers whenever the bell rings."""
-        threading.Thread(target=self._listen, name="bell", daemon=True).start()
+        """Wake the readers, in a thread, if the emulator signals new records."""
+        threading.Thread(target=self._listen, name="wakeup", daemon=True).start()
 
     def refresh(self) -> None:
-        """Serve what is mapped now: mappings come, change and go with deployments."""
+        """Start and stop readers to match the current mappings, which a deployment may create, change or delete."""
         expected: dict[tuple[str, str], StreamMapping] = {}
         known: set[str] = set()
         pages = self._services.functions.get_paginator("list_event_source_mappings").paginate()
@@ -442,7 +441,7 @@ class StreamPoller:
                 reader.wake()
 
     def save(self) -> None:
-        """Keep the progress, if it has changed since the last time."""
+        """Write the progress to the file if it has changed."""
         readers = [reader.progress for reader in self._readers.values()]
         for reader in self._readers.values():
             self._record_position(reader)
@@ -452,7 +451,7 @@ class StreamPoller:
         self._saved = (readers, {uuid: dict(shards) for uuid, shards in self._positions.items()})
 
     def stop(self) -> None:
-        """End invocations under way, begin none, and keep the progress."""
+        """Stop all readers, wait for running invocations and save the progress."""
         for reader in self._readers.values():
             reader.stop()
         for reader in self._readers.values():

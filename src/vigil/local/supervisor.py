@@ -1,4 +1,4 @@
-"""The process behind `vigil local up`: it keeps the emulator running and its streams served until it is told to stop.
+"""The process behind `vigil local up`: it runs the emulator and the stream poller until a signal.
 
 Started as `python -m vigil.local.supervisor <root> <home> <port> [<address>…]`; its output is the supervisor's log.
 """
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def supervise(state_dir: StateDir, port: int, addresses: list[str]) -> int:
-    """Run until SIGTERM or SIGINT (0), or until the emulator dies (1). Returns the exit code."""
+    """Run until a signal (exit code 0) or until the emulator exits by itself (1), and return the exit code."""
     process_file = state_dir.supervisor
     if not process_file.claim(port=port):
         logger.error("Another supervisor runs in %s", state_dir.directory)
@@ -42,7 +42,7 @@ def supervise(state_dir: StateDir, port: int, addresses: list[str]) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     try:
-        # A supervisor that was killed leaves its emulator behind, with a state that wants saving.
+        # The emulator of a supervisor that was killed still runs: save its state and stop it.
         stop_orphan(state_dir)
         emulator = Emulator.start(state_dir, port, addresses)
     except LocalError as error:
@@ -69,7 +69,7 @@ def _watch(emulator: Emulator, poller: StreamPoller, stop: threading.Event) -> i
             try:
                 poller.refresh()
             except (BotoCoreError, ClientError, ValueError) as error:
-                logger.warning("The mappings could not be read: %s", error)
+                logger.warning("Cannot read the event source mappings: %s", error)
         poller.save()
     return 0
 

@@ -44,7 +44,7 @@ class RecordingCourier:
     def done(self, batch: Sequence[Record]) -> None:
         self.handled += [record.sequence for record in batch]
 
-    def give_up(self, batch: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
+    def abandon(self, batch: Sequence[Record], condition: str, invocations: int, function_error: str | None) -> None:
         self.discarded.append(([record.sequence for record in batch], condition, invocations, function_error))
 
     def pause(self, seconds: float) -> bool:

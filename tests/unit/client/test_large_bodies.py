@@ -58,7 +58,9 @@ def client(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vigil]:
             headers = {"authorization": "Bearer vgl_key"} if name == "_http" else {}
             transport = httpx.MockTransport(answers)
             base_url = "http://localhost:1" if name == "_http" else ""
-            monkeypatch.setattr(made._transport, name, httpx.Client(transport=transport, headers=headers, base_url=base_url))
+            monkeypatch.setattr(
+                made._transport, name, httpx.Client(transport=transport, headers=headers, base_url=base_url)
+            )
         yield made
 
 
