@@ -28,7 +28,7 @@ from vigil_core.store.table import Action, DynamoTable, Put, Row, Update
 
 CRASH_POINTS = [None, None, None, None, (0, False), (0, True), (1, False), (1, True), (2, False), (4, True)]
 """The number of writes before a crash, and whether the last write was applied."""
-SAME_MESSAGE = timedelta(minutes=5)
+DEDUPLICATION_INTERVAL = timedelta(minutes=5)
 """A FIFO queue drops a message with the text of an earlier message for this long."""
 WRITES = frozenset({"put", "update", "delete", "batch_write", "transact"})
 
@@ -129,7 +129,7 @@ class FifoQueues(FakeQueues):
     def send_fan_out(self, messages: Sequence[FanOutMessage]) -> None:
         for message in messages:
             sent = self._sent.get(message.body)
-            if sent is None or self._now() - sent >= SAME_MESSAGE:
+            if sent is None or self._now() - sent >= DEDUPLICATION_INTERVAL:
                 self._sent[message.body] = self._now()
                 self.fan_out_messages.append(message)
 
@@ -251,7 +251,7 @@ def simulate(
             _simulate(made(seed), steps_with_seeds)
         except AssertionError as error:
             if shorten:
-                error.add_note(f"Seed {seed}; these steps fail: {_shortened(made, seed, steps_with_seeds)}")
+                error.add_note(f"Seed {seed}; these steps fail: {_shorten(made, seed, steps_with_seeds)}")
             raise
 
 
@@ -266,7 +266,7 @@ def _simulate(world: CrashingWorld, steps_with_seeds: Steps) -> None:
     world.check_end()
 
 
-def _shortened(made: Callable[[int], CrashingWorld], seed: int, steps_with_seeds: Steps) -> Steps:
+def _shorten(made: Callable[[int], CrashingWorld], seed: int, steps_with_seeds: Steps) -> Steps:
     """Return the steps that remain when no run of steps can be left out without a success."""
     size = len(steps_with_seeds) // 2
     while size:

@@ -57,8 +57,8 @@ CONDITIONS: list[Any] = [
 ]  # fmt: skip
 GET_FIELDS = [None, {"k": None}, {"list": None, "map": None, "status": None, "missing": None}, {"result": None}]
 
-MISHAPS: list[Fate] = ["is throttled", "meets a transaction", "is sent twice"]
-PASTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+FAULTS: list[Fate] = ["is throttled", "meets a transaction", "is sent twice"]
+PRIOR_HISTORIES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "pending": [("create", {})],
     "running": [("create", {}), ("start", {})],
     "k is a": [("create", {"fields": {"k": "a"}})],
@@ -71,14 +71,14 @@ PACES = [
     *[UNINTERRUPTED] * 20,
     *[Pace(moves=moves, then=then) for moves in range(7) for then in (None, None, None, "dies")],
     *[Pace(calls=calls, then=then) for calls in range(1, 13) for then in (None, "dies")],
-    *[Pace(moves=moves, then=then) for moves in range(3) for then in MISHAPS],
+    *[Pace(moves=moves, then=then) for moves in range(3) for then in FAULTS],
 ]
 PACE = st.sampled_from(PACES)
 MATCHER_PACES = st.sampled_from([*[None] * 40, *PACES])
 """How far a matcher gets with a change that it receives at once; None when it receives the change later."""
 NAMESPACE = st.sampled_from([*NAMESPACES[:1] * 4, *NAMESPACES])
 JOB = st.sampled_from([0, 0, 1, 1, 2])
-SOME = st.sampled_from(range(6))
+ANY_INDEX = st.sampled_from(range(6))
 """Draws use lists only: Hypothesis prefers numbers that occur in the code, so an edit would change every history."""
 WAIT = st.fixed_dictionaries(
     {
@@ -133,7 +133,7 @@ class Histories(RuleBasedStateMachine):
         chunk=st.sampled_from([2, 1, 3]),
         narrow=st.sampled_from([1, 2, 200]),
         small_values=st.booleans(),
-        past=st.lists(st.tuples(JOB, st.sampled_from(sorted(PASTS))), min_size=1, max_size=5).map(dict),
+        past=st.lists(st.tuples(JOB, st.sampled_from(sorted(PRIOR_HISTORIES))), min_size=1, max_size=5).map(dict),
         posted=st.lists(st.tuples(WAIT, PACE), min_size=1, max_size=3),
     )
     def begin(
@@ -148,7 +148,7 @@ class Histories(RuleBasedStateMachine):
     ) -> None:
         """Create jobs with undelivered stream records, and a client that waits for them."""
         for owner, name, value in [
-            (waits, "INLINE_ENTRIES", inline),
+            (waits, "MAX_INLINE_WAIT_JOBS", inline),
             (keys, "BLOCK_ENTRIES", chunk),
             (keys, "DUE_PARTITIONS", 1),
             (sweep, "DUE_PARTITIONS", 1),
@@ -160,8 +160,8 @@ class Histories(RuleBasedStateMachine):
         self.world = World(spec_page_entries=page)
         self.world.log("world", f"{inline} jobs inline, {page} a page, {chunk} a chunk, {narrow} waits matched at once")
         for job, name in past.items():
-            for verb, said in PASTS[name]:
-                self._do("red", job, verb, said)
+            for verb, said in PRIOR_HISTORIES[name]:
+                self._send("red", job, verb, said)
         for told, pace in posted:
             self._wait("red", pace, **told)
 
@@ -172,11 +172,11 @@ class Histories(RuleBasedStateMachine):
         """Create, start or report a job, whichever its status allows."""
         newest = self._newest(ns, job)
         if newest is None or newest.deleted:
-            self._do(ns, job, "create", {"fields": say.get("fields", {})}, pace)
+            self._send(ns, job, "create", {"fields": say.get("fields", {})}, pace)
         elif newest.status == "pending" and "stage" in say:
-            self._do(ns, job, "start", {}, pace)
+            self._send(ns, job, "start", {}, pace)
         else:
-            self._do(ns, job, "report", say, pace)
+            self._send(ns, job, "report", say, pace)
         if heard is not None:
             self._run_matcher(ns, job, heard)
 
@@ -196,7 +196,7 @@ class Histories(RuleBasedStateMachine):
             verb = "start"
         elif newest.status in ("completed", "failed", "cancelled"):
             verb = "delete" if verb == "delete" or newest.status == "completed" else "retry"
-        self._do(ns, job, verb, {}, pace)
+        self._send(ns, job, verb, {}, pace)
         if heard is not None:
             self._run_matcher(ns, job, heard)
 
@@ -206,7 +206,7 @@ class Histories(RuleBasedStateMachine):
     def create_with_hold(self, job: int, unique: str | None, mutex: str | None, pace: Pace) -> None:
         """Create a job with a unique key or a mutex."""
         if self._newest("red", job) is None:
-            self._do("red", job, "create", {"unique_key": unique, "mutex_key": mutex}, pace)
+            self._send("red", job, "create", {"unique_key": unique, "mutex_key": mutex}, pace)
 
     @rule(ns=NAMESPACE, told=WAIT, pace=PACE)
     def wait(self, ns: str, told: dict[str, Any], pace: Pace) -> None:
@@ -214,7 +214,7 @@ class Histories(RuleBasedStateMachine):
         self._wait(ns, pace, **told)
 
     @precondition(lambda self: self.wait_calls)
-    @rule(which=SOME, pace=PACE)
+    @rule(which=ANY_INDEX, pace=PACE)
     def post_again(self, which: int, pace: Pace) -> None:
         """Post a response back unchanged, or repeat the request under its id when there was no response."""
         call = self.wait_calls[-1 - which % len(self.wait_calls)]
@@ -222,7 +222,7 @@ class Histories(RuleBasedStateMachine):
             self._post(call, pace)
 
     @precondition(lambda self: self.wait_calls)
-    @rule(which=SOME, pace=PACE)
+    @rule(which=ANY_INDEX, pace=PACE)
     def cancel_wait(self, which: int, pace: Pace) -> None:
         """Cancel a wait."""
         case = self.wait_calls[-1 - which % len(self.wait_calls)].case
@@ -241,7 +241,7 @@ class Histories(RuleBasedStateMachine):
     # Progress of the work, and faults
 
     @precondition(lambda self: self.world.actors)
-    @rule(which=SOME, pace=PACE)
+    @rule(which=ANY_INDEX, pace=PACE)
     def go_on(self, which: int, pace: Pace) -> None:
         """Let an interrupted actor continue, or fail."""
         self.world.advance(self.world.actors[which % len(self.world.actors)], pace)
@@ -268,14 +268,14 @@ class Histories(RuleBasedStateMachine):
         self.world.advance(self.world.match(stream, first, min(count, stream.done - first)), pace)
 
     @precondition(lambda self: any(group.messages for group in self.world.groups.values()))
-    @rule(which=SOME, patient=st.booleans(), pace=PACE)
+    @rule(which=ANY_INDEX, patient=st.booleans(), pace=PACE)
     def page(self, which: int, patient: bool, pace: Pace) -> None:
         """Deliver a message to the fan-out function, even while it still processes the same message."""
         groups = [group for group in self.world.groups.values() if group.messages]
         self.world.advance(self.world.run_fan_out(groups[which % len(groups)], patient=patient), pace)
 
     @precondition(lambda self: self.world.wake_ups)
-    @rule(which=SOME, stays=st.booleans(), pace=PACE)
+    @rule(which=ANY_INDEX, stays=st.booleans(), pace=PACE)
     def wake(self, which: int, stays: bool, pace: Pace) -> None:
         """Deliver a message to the sweeper, on time or not, and possibly again later."""
         wake_ups = self.world.wake_ups
@@ -410,7 +410,7 @@ class Histories(RuleBasedStateMachine):
 
     # Helpers
 
-    def _do(self, ns: str, job: int, verb: str, said: Mapping[str, Any], pace: Pace = UNINTERRUPTED) -> None:
+    def _send(self, ns: str, job: int, verb: str, said: Mapping[str, Any], pace: Pace = UNINTERRUPTED) -> None:
         job_id = JOB_IDS[job]
         call = JobCall((ns, job_id), verb, said)
         ctx = self.world.ctx

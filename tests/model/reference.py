@@ -21,7 +21,7 @@ from vigil_core.domain.jobs.job import Job
 NEVER = 10**9
 
 ORDER = ["submit", "download", "boot", "setup", "running", "post_run", "finish", "complete"]
-OVER = ("completed", "failed", "cancelled", "skipped")
+TERMINAL = ("completed", "failed", "cancelled", "skipped")
 
 
 # Jobs
@@ -48,8 +48,8 @@ class Version:
         return cls(tick, job.version, job.deleted, job.milestones, {**job.fields, **built_in})
 
     @property
-    def over(self) -> bool:
-        return self.says["status"] in OVER
+    def is_terminal(self) -> bool:
+        return self.says["status"] in TERMINAL
 
     def text(self, name: str) -> str:
         """Return the text that `get_fields` gives."""
@@ -175,7 +175,9 @@ class WaitCase:
         first = current.number if current else 1
         for version in versions:
             if version.number >= first and (verdict := self._evaluate(job_id, version)):
-                return Outcome(verdict, self._shown(job_id, verdict, version), version.tick, version is current)
+                return Outcome(
+                    verdict, self._response_value(job_id, verdict, version), version.tick, version is current
+                )
         return None
 
     def _evaluate(self, job_id: str, version: Version) -> Verdict | None:
@@ -188,9 +190,9 @@ class WaitCase:
             return "unmet"
         if _matches(asked, version):
             return "met"
-        return "unmet" if version.over else None
+        return "unmet" if version.is_terminal else None
 
-    def _shown(self, job_id: str, verdict: Verdict, version: Version) -> Mapping[str, Any]:
+    def _response_value(self, job_id: str, verdict: Verdict, version: Version) -> Mapping[str, Any]:
         if verdict == "unmet":
             unknown = _unknown_stage(self.body["wait_on"][job_id])
             reason = "deleted" if version.deleted else "unknown_stage" if unknown else "ended"
@@ -198,7 +200,7 @@ class WaitCase:
         names = ["job_stage", *(self.options.get("get_fields") or {})]
         return {name: version.text(name) for name in names}
 
-    def status_by(self, verdicts: Sequence[Verdict]) -> str:
+    def status_for(self, verdicts: Sequence[Verdict]) -> str:
         """Return the status that this number of outcomes gives the wait."""
         if "failed" in verdicts:
             return "failed_fast"
@@ -226,7 +228,7 @@ def deviation(
         seen = None if expired else waited.get(job_id) or unmet.get(job_id)
         fitting: list[tuple[int, Outcome | None]] = []
         for outcome in case.possible_outcomes(job_id, jobs[job_id]):
-            by = _at_the_latest(case, outcome, at_rest, by_count=by_count)
+            by = _latest_record_tick(case, outcome, at_rest, by_count=by_count)
             if seen is None and (outcome is None or by > case.closing or (status == "failed_fast" and outcome.at_once)):
                 fitting.append((NEVER, None))
             elif seen is not None and outcome is not None and outcome.stored <= case.closed:
@@ -241,10 +243,10 @@ def deviation(
     # If the registration crashed, the sweeper closes the wait after a minute.
     for rest in at_rest[-1:] if case.unfinished else at_rest:
         by_then = [verdict for by, verdict in taken if by <= rest]
-        if case.registered <= rest < case.closed and case.status_by(by_then) != "waiting":
-            return f"it was decided at {rest} ({case.status_by(by_then)}), but went on until {case.closed}"
-    if status in ("waiting", "met", "unmet", "failed_fast") and case.status_by(verdicts) != status:
-        return f"it is {status}, but what counts says {case.status_by(verdicts)}"
+        if case.registered <= rest < case.closed and case.status_for(by_then) != "waiting":
+            return f"it was decided at {rest} ({case.status_for(by_then)}), but went on until {case.closed}"
+    if status in ("waiting", "met", "unmet", "failed_fast") and case.status_for(verdicts) != status:
+        return f"it is {status}, but what counts says {case.status_for(verdicts)}"
     if status == "cancelled" and not any(begun <= case.closed <= ended for begun, ended in case.cancels):
         return "it is cancelled, but nobody did that then"
     if status == "expired" and set(unmet) | set(waited) != set(case.body["wait_on"]):
@@ -252,7 +254,7 @@ def deviation(
     return None
 
 
-def _at_the_latest(case: WaitCase, outcome: Outcome | None, at_rest: Sequence[int], *, by_count: bool) -> int:
+def _latest_record_tick(case: WaitCase, outcome: Outcome | None, at_rest: Sequence[int], *, by_count: bool) -> int:
     """Return the tick by which an outcome must have been recorded."""
     if outcome is None:
         return NEVER
@@ -270,7 +272,7 @@ def _unknown_stage(asked: Any) -> bool:
 
 def _matches(asked: Any, version: Version) -> bool:
     if not asked:
-        return version.over
+        return version.is_terminal
     for name, wanted in asked.items():
         if name == "job_stage":
             stage = version.says["job_stage"]

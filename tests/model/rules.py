@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-ENDINGS = ("success", "failed", "skipped", "cancelled")
+END_STATES = ("success", "failed", "skipped", "cancelled")
 UNAFFECTED_BY_FAILURES = ("all_failed", "none_skipped")
 """Rules that a failure cannot violate: they skip no job because of a failure."""
 
@@ -32,5 +32,5 @@ def decided(rule: str, endings: Sequence[str], total: int) -> bool | None:
     left = total - len(endings)
     if left and rule == "all_done":
         return None
-    said = {satisfied(rule, [*endings, *[rest] * left]) for rest in ENDINGS}
+    said = {satisfied(rule, [*endings, *[rest] * left]) for rest in END_STATES}
     return said.pop() if len(said) == 1 else None

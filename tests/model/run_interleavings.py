@@ -96,7 +96,7 @@ class InterleavedRun(SimulatedRun):
             assert note.state_version // 2 == job.version, f"the note on {name} is of another moment"
             if note.state != "pardoned":
                 assert note.state == record_of(job).state, f"{name} is {job.status}, noted as {note.state}"
-        problems = self._unjustified(seen, standings)
+        problems = self._violations(seen, standings)
         assert not problems, str(problems)
 
     # Requests
@@ -182,7 +182,7 @@ class InterleavedRun(SimulatedRun):
         if self.plan.most is not None and len(busy) > self.plan.most:
             self.violations.append(f"{busy} at once, of {self.plan.most}")
 
-    def _unjustified(self, seen: Mapping[str, str], standings: RunState) -> list[str]:
+    def _violations(self, seen: Mapping[str, str], standings: RunState) -> list[str]:
         """Return the violations that no order of processing explains."""
         run, jobs = self.run, self.all()
         lost = {name for name in seen if standings.lost_race(standings.graph.index_of[name])}

@@ -60,7 +60,7 @@ class PlannedJob:
     decisions: Sequence[Decision] = ()
 
 
-class Act(NamedTuple):
+class PlannedAction(NamedTuple):
     """An action on a run, in milliseconds after its start: cancel a job, cancel the run, or reach the deadline."""
 
     at: int
@@ -72,7 +72,7 @@ class Act(NamedTuple):
 class Generation:
     """The actions on a run until its end. `start`: the job from which it is retried first."""
 
-    acts: Sequence[Act] = ()
+    acts: Sequence[PlannedAction] = ()
     start: str | None = None
 
 
@@ -111,7 +111,7 @@ def plan_of(seed: int, *, deterministic: bool) -> Plan:
     total = chance.randint(40, 60) if large else chance.randint(1, 14)
     jobs: list[PlannedJob] = []
     for _ in range(total):
-        jobs.append(_planned(chance, jobs, policy, large, deterministic))
+        jobs.append(_plan_job(chance, jobs, policy, large, deterministic))
     names = [job.name for job in jobs]
     timeout_s = chance.choice([None] * 11 + [120])
     retries = chance.choice([0, 0, 1, 2])
@@ -133,7 +133,7 @@ CONDITIONS: Sequence[Condition] = ("true", "false", "broken")
 ACTIONS: Sequence[Action] = ("skip", "retry", "skip", "retry", "skip", "retry", "skip", "retry", "skip", "abort")
 
 
-def _planned(
+def _plan_job(
     chance: Random, before: Sequence[PlannedJob], policy: Policy, large: bool, deterministic: bool
 ) -> PlannedJob:
     def happens(percent: int) -> bool:
@@ -144,7 +144,7 @@ def _planned(
     if race:
         racers: list[PlannedJob] = []
         for job in near:
-            if len(racers) < 3 and (not deterministic or _may_race([*racers, job], before, policy)):
+            if len(racers) < 3 and (not deterministic or _can_race([*racers, job], before, policy)):
                 racers.append(job)
         race = len(racers) > 1
         near = racers if race else near
@@ -156,7 +156,7 @@ def _planned(
         condition = chance.choice(CONDITIONS)
     elif after and rule == "all_success" and happens(20):
         wants = {"n": chance.randint(0, 1)}
-    tries = [_try(chance, fails=happens(5 if large else 25), silent=happens(4)) for _ in range(3)]
+    tries = [_plan_attempt(chance, fails=happens(5 if large else 25), silent=happens(4)) for _ in range(3)]
     return PlannedJob(
         name=f"j{len(before):02}",
         after=after,
@@ -176,13 +176,13 @@ def _planned(
     )
 
 
-def _try(chance: Random, *, fails: bool, silent: bool) -> PlannedAttempt:
+def _plan_attempt(chance: Random, *, fails: bool, silent: bool) -> PlannedAttempt:
     if silent:
         return PlannedAttempt(SILENT_MS, None, silent=True)
     return PlannedAttempt(chance.randint(1, 99_999), None if fails else {"n": chance.randint(0, 1)})
 
 
-def _may_race(racers: Sequence[PlannedJob], before: Sequence[PlannedJob], policy: Policy) -> bool:
+def _can_race(racers: Sequence[PlannedJob], before: Sequence[PlannedJob], policy: Policy) -> bool:
     """Return whether no job is cancelled as a loser at the moment at which it would end otherwise."""
     comes_after: dict[str, set[str]] = {}
     for job in before:
@@ -200,10 +200,11 @@ def _may_race(racers: Sequence[PlannedJob], before: Sequence[PlannedJob], policy
 
 def _generation(chance: Random, names: Sequence[str], timeout_s: int | None, again: bool) -> Generation:
     acts = [
-        Act(chance.randint(1, 299_999), "cancel", chance.choice(names)) for _ in range(chance.choice([0, 0, 0, 1, 2]))
+        PlannedAction(chance.randint(1, 299_999), "cancel", chance.choice(names))
+        for _ in range(chance.choice([0, 0, 0, 1, 2]))
     ]
     if chance.random() < 0.1:
-        acts.append(Act(chance.randint(1, 299_999), "stop"))
+        acts.append(PlannedAction(chance.randint(1, 299_999), "stop"))
     if timeout_s is not None:
-        acts.append(Act(timeout_s * 1_000, "deadline"))
+        acts.append(PlannedAction(timeout_s * 1_000, "deadline"))
     return Generation(acts=acts, start=chance.choice(names) if again and chance.random() < 0.5 else None)

@@ -29,11 +29,11 @@ class Reference:
         """Run until the end."""
         self.stops = set[str]()
         acts = {(self.now + act.at, "", act.what, act.name) for act in life.acts}
-        while self._goes_on():
+        while self._advance():
             due = {(job.at, job.name, job.next, job.name) for job in self.jobs.values() if job.next}
             self.now, _, what, name = act = min(acts | due)
             acts.discard(act)
-            self._do(what, self.jobs.get(name))
+            self._apply_action(what, self.jobs.get(name))
 
     def retry(self, start: str | None) -> bool:
         """Retry the run; return whether there is a job to rerun."""
@@ -43,7 +43,7 @@ class Reference:
             job.again = job.after_start or bad or (job.end != "success" and any(other.again for other in job.before))
         again = [job for job in self.jobs.values() if job.again]
         for job in again:
-            self._do("retry", job)
+            self._apply_action("retry", job)
         return bool(again)
 
     def failed(self, job: Any) -> bool:
@@ -57,7 +57,7 @@ class Reference:
         said = ("failed", "JOB_FAILED") if any(map(self.failed, self.jobs.values())) else ("completed", None)
         return next((ENDS[why] for why in ENDS if why in self.stops), said)
 
-    def _goes_on(self) -> bool:
+    def _advance(self) -> bool:
         """Do everything that follows at once, and return whether anything is left:
 
         a waiting job is decided as soon as its rule allows it, a ready job starts.
@@ -88,15 +88,15 @@ class Reference:
             job.status = "ready"
             for other in [other for other in job.before if job.race and other.end is None]:
                 other.lost = True
-                self._do("cancel", other)
+                self._apply_action("cancel", other)
 
-    def _do(self, what: str, job: Any) -> None:
+    def _apply_action(self, what: str, job: Any) -> None:
         """Apply an action to a job or to the run."""
         match what:
             case "waiting" | "ready":
                 job.status, job.next = what, ""
             case "tried":
-                self._tried(job, nth(job.tries, job.tried - 1))
+                self._end_attempt(job, nth(job.tries, job.tried - 1))
             case "failed" | "cancelled":
                 self._end(job, what)
             case "cancel" if job.status == "running":
@@ -112,9 +112,9 @@ class Reference:
                 for job in self.jobs.values():
                     if job.status in BAD and job.end is None:
                         job.end, job.next = job.status, ""
-                    self._do("cancel", job)
+                    self._apply_action("cancel", job)
 
-    def _tried(self, job: Any, its: Any) -> None:
+    def _end_attempt(self, job: Any, its: Any) -> None:
         if job.join:
             won = [other.result for other in job.before if other.status == "completed"]
             joined = {other.name: other.result for other in job.before}
@@ -134,7 +134,7 @@ class Reference:
         job.end = "success" if status == "completed" else "skipped" if job.lost else status
         if not self.stops and self.failed(job):
             if self.policy == "fail_fast":
-                self._do("failure", job)
+                self._apply_action("failure", job)
             elif self.policy == "manual":
                 after, job.next = nth(job.decisions, job.failures)
                 job.end, job.at, job.failures = None, self.now + after, job.failures + 1

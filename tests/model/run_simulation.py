@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from tests.model.engine_simulator import SimulatedRun
-from tests.model.run_plans import Act, Generation, Plan, nth
+from tests.model.run_plans import Generation, Plan, PlannedAction, nth
 from tests.model.run_reference import BAD, Reference
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition
@@ -154,7 +154,7 @@ class PlannedSimulation(SimulatedRun):
             due += [(asked.at, name, partial(self._decide, name)) for name, asked in self.pending_decisions.items()]
         return due
 
-    def _act(self, act: Act, acts: list[tuple[datetime, Act]]) -> None:
+    def _act(self, act: PlannedAction, acts: list[tuple[datetime, PlannedAction]]) -> None:
         acts[:] = [other for other in acts if other[1] is not act]
         ctx, run_id = self.world.ctx, self.run_id
         do: Callable[[], Any]

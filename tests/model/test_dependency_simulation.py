@@ -14,7 +14,7 @@ import pytest
 from moto import mock_aws
 
 from tests.model.crash_injection import CrashingWorld, simulate
-from tests.model.rules import ENDINGS, UNAFFECTED_BY_FAILURES, decided
+from tests.model.rules import END_STATES, UNAFFECTED_BY_FAILURES, decided
 from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
@@ -98,7 +98,7 @@ class DependencySimulation(CrashingWorld):
         self.checked += len(new)
         for job in new:
             if job.ended:
-                self.endings.setdefault(job.job_id, set()).add(_ending(job))
+                self.endings.setdefault(job.job_id, set()).add(_end_state(job))
             if job.dependencies.depends_on:
                 self._check_verdict(job)
 
@@ -109,7 +109,7 @@ class DependencySimulation(CrashingWorld):
             return
         assert job.dependencies.verdict
         held = job.dependencies.status == "satisfied"
-        counted = [ending for ending in ENDINGS for _ in range(job.dependencies.verdict.inputs[ending])]
+        counted = [ending for ending in END_STATES for _ in range(job.dependencies.verdict.inputs[ending])]
         assert decided(job.dependencies.trigger_rule, counted, len(job.dependencies.depends_on)) is held, (
             job.dependencies.verdict
         )
@@ -150,7 +150,7 @@ class DependencySimulation(CrashingWorld):
             ), "it waits for nothing"
 
 
-def _ending(job: Job) -> str:
+def _end_state(job: Job) -> str:
     if job.status == "skipped":
         return "failed" if job.dependencies.verdict and job.dependencies.verdict.through_failure else "skipped"
     return {"completed": "success"}.get(job.status, job.status)

@@ -93,7 +93,7 @@ class JobSimulation(CrashingWorld):
         for job in granted or ():
             assert job.status == "running"
             assert job.lease
-            assert job.lease.until > self.world.time or claim_id, "what is granted is not over yet"
+            assert job.lease.expires_at > self.world.time or claim_id, "what is granted is not over yet"
 
     def worker_report(self, chance: Random) -> None:
         """Report under a valid lease, or under a lost one."""

@@ -121,7 +121,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Image:
+class RowImage:
     """A version of a wait's row, and the tick at which its writer began."""
 
     tick: int
@@ -162,7 +162,7 @@ class World:
         self.wake_ups: list[str] = []
         self.versions: list[tuple[int, Job]] = []
         """Every version of every job, with the tick of its write."""
-        self.images: list[Image] = []
+        self.images: list[RowImage] = []
         """Every version of every wait's row."""
         self.idle_ticks: list[int] = []
         """The ticks at which no actor was running."""
@@ -301,7 +301,7 @@ class World:
 
     # Stream
 
-    def written(self, row: Row) -> None:
+    def record_write(self, row: Row) -> None:
         """Record a row change: pass job versions to the stream's readers that match, and store versions and waits."""
         if row["entity"] == "job":
             job = job_from_row(row)
@@ -315,7 +315,7 @@ class World:
             self.shard_of(row["pk"]).records.append(record)
         elif row["entity"] == "wait":
             assert self._current is not None
-            self.images.append(Image(self.tick, self.now, wait_from_row(row), self._current.begun))
+            self.images.append(RowImage(self.tick, self.now, wait_from_row(row), self._current.begun))
 
     def shard_of(self, pk: str) -> Shard:
         """Return the shard of a partition."""
@@ -503,13 +503,13 @@ class _InterceptedTable:
         if watched:
             after = self._table.get(Key(put.row["pk"], put.row["sk"]))
             if after is not None and after != before:
-                self._world.written(after)
+                self._world.record_write(after)
 
     def _update(self, update: Update) -> Row:
         before = self._table.get(update.key)
         after = self._table.update(update)
         if after != before:
-            self._world.written(after)
+            self._world.record_write(after)
         return after
 
     def _transact(self, actions: Sequence[Action]) -> None:
@@ -518,7 +518,7 @@ class _InterceptedTable:
             if isinstance(action, Put):
                 row = self._table.get(Key(action.row["pk"], action.row["sk"]))
                 assert row is not None
-                self._world.written(row)
+                self._world.record_write(row)
 
 
 class _Queues:

@@ -35,7 +35,8 @@ def ids_in(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def ids_of(entity: Job | WorkflowRun) -> dict[str, str]:
     """Select the ids of a job or run."""
-    return ids_in(vars(entity))
+    workflow_id = entity.workflow.workflow_id if isinstance(entity, Job) else entity.workflow_id
+    return ids_in(vars(entity) | {"workflow_id": workflow_id})
 
 
 @contextmanager
