@@ -1,7 +1,7 @@
-"""What Vigil announces: one envelope (CloudEvents 1.0, JSON) for every version of a job and for every ended wait.
+"""Events: one envelope (CloudEvents 1.0, JSON) for every version of a job or run, and for every ended wait.
 
-An event is made of what never changes: a line of the job's history and what the job was created with, or the answer of
-an ended wait. So it is the same, whoever makes it and however often, and its id is the version it tells of.
+An event derives from immutable data: a line of the history of the job, the values from its creation, or the answer of
+an ended wait. Repeated creation therefore results in the same event, and its id contains the version that it announces.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.workflows.run import RunLogEntry, WorkflowRun
 
 EventAudience: TypeAlias = Literal["sockets", "change", "ending"]
-"""How far an event goes: `sockets` to WebSockets alone, an `ending` always to SNS, a `change` where that is wished."""
+"""The recipients of an event: `sockets` is WebSockets only, `ending` always SNS, `change` SNS if configured."""
 
 NAMESPACE_TOPIC = "namespace"
 MAX_WAIT_BYTES = 16 * 1024
-"""A longer answer of a wait is left out of its event: there are counts, and where to read it."""
+"""Maximum size of a wait's answer in its event. The event of a longer answer contains counts and its URL."""
 MIN_BYTES_PER_JOB = len('"0190a5e4-0000-7000-8000-000000000000":{"job_stage":""},')
 
 _EVENT_ID = re.compile(r"(?P<entity_id>[0-9a-f-]{36})\.(?P<version>[0-9]{1,10})(\.[0-9]{1,10})?")
@@ -32,8 +32,12 @@ _EVENT_ID = re.compile(r"(?P<entity_id>[0-9a-f-]{36})\.(?P<version>[0-9]{1,10})(
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One announcement. `topics` is where WebSockets hear of it, `attributes` what SNS filters by, besides `type` and
-    `namespace`."""
+    """One event, as it is published.
+
+    Attributes:
+        topics: The topics whose subscribers on WebSockets receive the event, the own topic first.
+        attributes: The attributes for filters of SNS subscriptions, in addition to `type` and `namespace`.
+    """
 
     event_id: str
     type: str
@@ -45,10 +49,13 @@ class Event:
     audience: EventAudience
     attributes: Mapping[str, str] = field(default_factory=dict)
     webhook: str | None = None
-    """An address that is to hear of this event besides whoever subscribes to it."""
+    """A URL that receives this event in addition to its subscribers."""
 
     def envelope(self) -> dict[str, JsonValue]:
-        """What is sent: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md"""
+        """Return the envelope that is sent.
+
+        https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
+        """
         return {
             "specversion": "1.0",
             "id": self.event_id,
@@ -63,8 +70,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressUpdate:
-    """Progress and message of a job after a report: the `live_version`th that did not change the state, or came with
-    the change to `version`."""
+    """Progress and message of a job after a report.
+
+    `live_version` counts the reports that did not change the version. A report that changed it has the new `version`.
+    """
 
     namespace: str
     job_id: str
@@ -80,30 +89,39 @@ class ProgressUpdate:
 
 
 def job_topic(job_id: str) -> str:
+    """Return the own topic of a job."""
     return f"job:{job_id}"
 
 
 def wait_topic(wait_id: str) -> str:
+    """Return the own topic of a wait."""
     return f"wait:{wait_id}"
 
 
 def workflow_topic(workflow_id: str) -> str:
+    """Return the own topic of a workflow run."""
     return f"workflow:{workflow_id}"
 
 
 def queue_topic(queue: str) -> str:
+    """Return the shared topic of a queue."""
     return f"queue:{queue}"
 
 
 def parse_event_id(text: str) -> tuple[str, int] | None:
-    """The job or wait that an event told of, and its version then; None for what is no event's id."""
+    """Return the entity id and the version in an event id. None for any other text."""
     match = _EVENT_ID.fullmatch(text)
     return (match["entity_id"], int(match["version"])) if match else None
 
 
 def job_event(job: Job, entry: JobLogEntry, previous: JobLogEntry | None) -> Event:
-    """What a line of a job's history tells. `before` is the line before it, None for the first. Of the job, only what
-    it was created with is looked at: any version of it will do."""
+    """Create the event of one line of a job's history.
+
+    Args:
+        job: Any version of the job. Only values from its creation are used.
+        entry: The line of the history.
+        previous: The line before it; None for the first line.
+    """
     health = _final_health(entry)
     return Event(
         event_id=f"{job.job_id}.{entry.version}",
@@ -136,7 +154,7 @@ def job_event(job: Job, entry: JobLogEntry, previous: JobLogEntry | None) -> Eve
 
 
 def progress_event(update: ProgressUpdate) -> Event:
-    """Where a job stands, for whoever watches it now; never told again."""
+    """Create the event of a progress report. It is sent to current subscribers only and never replayed."""
     return Event(
         event_id=f"{update.job_id}.{update.version}.{update.live_version}",
         type="vigil.job.progress",
@@ -158,7 +176,7 @@ def progress_event(update: ProgressUpdate) -> Event:
 
 
 def progress_of_report(job: Job) -> ProgressUpdate | None:
-    """The progress that the report behind this version of the job told besides; None when it told none."""
+    """Return the progress that was reported together with this version of the job; None without one."""
     entry = job.log[-1]
     if entry.kind != "updated" or not {"progress", "message"} & set((entry.reason or "").split(", ")):
         return None
@@ -178,7 +196,11 @@ def progress_of_report(job: Job) -> ProgressUpdate | None:
 
 
 def wait_event(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -> Event:
-    """How a wait ended, with its answer if that is given and not too long. Raises ValueError while it waits."""
+    """Create the event of an ended wait, with its answer if one is given and it is not too long.
+
+    Raises:
+        ValueError: The wait has not ended.
+    """
     if wait.ended_at is None:
         raise ValueError(f"wait {wait.wait_id} has not ended")
     return Event(
@@ -196,8 +218,13 @@ def wait_event(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -> Eve
 
 
 def workflow_run_event(run: WorkflowRun, entry: RunLogEntry, previous: RunLogEntry | None) -> Event:
-    """What a line of a run's history tells. Of the run, only what it was created with is looked at, and on the line of
-    its end how it ended."""
+    """Create the event of one line of a run's history.
+
+    Args:
+        run: Any version of the run. Only values from its creation are used.
+        entry: The line of the history.
+        previous: The line before it; None for the first line.
+    """
     ended = entry.kind in ("completed", "failed", "cancelled")
     return Event(
         event_id=f"{run.workflow_id}.{entry.version}",
@@ -226,14 +253,14 @@ def workflow_run_event(run: WorkflowRun, entry: RunLogEntry, previous: RunLogEnt
 
 
 def may_fit_in_event(wait: Wait) -> bool:
-    """Whether the answer of an ended wait is worth making: from so many jobs on it is too long for its event anyway."""
+    """Return False if the answer of an ended wait has too many jobs for its event, so that building it is useless."""
     counts = _wait_counts(wait)
     decided = counts["total"] if wait.status == "expired" else counts["met"] + counts["unmet"]
     return decided * MIN_BYTES_PER_JOB <= MAX_WAIT_BYTES
 
 
 def wait_event_data(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -> Mapping[str, JsonValue]:
-    """The answer of a wait, or counts and where to read it."""
+    """Return the answer of a wait; if it is too long, return counts and the URL of the wait."""
     if wait_document is not None and len(dumps(wait_document).encode()) <= MAX_WAIT_BYTES:
         return wait_document
     return {
@@ -249,7 +276,7 @@ def wait_event_data(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -
 
 
 def _wait_counts(wait: Wait) -> dict[str, int]:
-    """How many jobs count; of a large wait that has ended, those it was closed with."""
+    """Return the counts of a wait. A large wait that has ended has the counts of its closing write."""
     if wait.is_inline or not wait.ended:
         return {"total": wait.total, "met": wait.counts.met, "unmet": wait.counts.unmet}
     return {"total": wait.total, "met": len(wait.final_met), "unmet": len(wait.final_unmet)}
@@ -261,7 +288,7 @@ def _job_topics(job_id: str, queue: str, workflow_id: str | None) -> tuple[str, 
 
 
 def _final_health(entry: JobLogEntry) -> str | None:
-    """How the job ended, on the line of its ending: a completion says there why it was no plain success."""
+    """Return the health on the line of a job's end. The reason of a completion is a health other than `success`."""
     match entry.kind:
         case "completed":
             return entry.reason or "success"

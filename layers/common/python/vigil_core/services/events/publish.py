@@ -1,4 +1,7 @@
-"""The notifier: whatever happened to jobs and waits is told sockets, SNS and webhooks, at least once, under one id."""
+"""The notifier: publish the changes of jobs, runs and waits to WebSockets, SNS and webhooks.
+
+Delivery is at least once. A repeated event has the same id.
+"""
 
 from __future__ import annotations
 
@@ -49,39 +52,43 @@ class PublishEventsContext(
     UsesThreads,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The waits, connections and webhooks, the message queues, the time, jitter and threads."""
 
 
 ACK_POLL_S = 0.02
+"""Interval at which the notifier checks whether an acknowledgement has been sent."""
 
 
 class EventTopic(Protocol):
-    """The topic for everybody outside."""
+    """The SNS topic of the stack."""
 
     def publish(self, events: Sequence[Event]) -> list[Event]:
-        """Announce events, and return those that were not taken."""
+        """Publish events, and return those that were rejected."""
 
 
 class PublishRejected(Exception):
-    """SNS took a request, but not this message of it."""
+    """SNS accepted a request but rejected this message in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishReport:
-    """What came of a batch. `failed` says why, by its sequence number, for each record that has to come again."""
+    """The result of a batch.
+
+    `failed` maps the sequence number of each record that must be delivered again to its error.
+    """
 
     events: int
     messages: int
     published: int
     enqueued: int
     by_type: Mapping[str, int]
-    """How many events there were of each type."""
+    """The number of events by type."""
     failed: Mapping[str, Exception]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PendingEvent:
-    """An event, and the record it came with. `followed`: whether anybody may have subscribed to its own topic."""
+    """An event, the record from which it derives, and whether its own topic may have subscribers."""
 
     record: str
     event: Event
@@ -89,22 +96,22 @@ class _PendingEvent:
 
     @property
     def own_topics(self) -> Sequence[str]:
-        """The topic of the job, wait or run alone, to be looked up first."""
+        """The topic of the single job, wait or run. Its subscribers are served first."""
         return self.event.topics[:1] if self.has_subscribers else ()
 
     @property
     def shared_topics(self) -> Sequence[str]:
-        """The topics that it shares with others."""
+        """The topics of its run, its queue and its namespace."""
         return self.event.topics[1:]
 
 
 _Errors: TypeAlias = dict[str, Exception]
 _Subscribers: TypeAlias = Mapping[tuple[str, str], Sequence[Subscriber]]
-"""Who hears of (namespace, topic)."""
+"""The subscribers of (namespace, topic)."""
 _Outbox: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
-"""For (namespace, connection id), messages in order, each (record, text)."""
+"""The messages for (namespace, connection id) in order, each as (record, text)."""
 _PendingDeliveries: TypeAlias = list[tuple[Sequence[str], Sequence[Delivery]]]
-"""For the records of a namespace, what its webhooks are to be told."""
+"""The webhook deliveries of a namespace, with the records from which they derive."""
 
 
 def notify(
@@ -115,11 +122,25 @@ def notify(
     *,
     all_changes: bool,
 ) -> PublishReport:
-    """Tell of every record of a batch: all sockets and SNS at once, each socket in the order of the records.
+    """Publish every record of a batch.
 
-    Whoever follows one job, wait or run is told before it is looked up who follows a whole queue or the namespace. SNS
-    hears of endings, and with `all_changes` of every other version too. What fails for one record or one socket keeps
-    nobody else from being told.
+    1. Create the events of all records.
+    2. Send them to the subscribers of own topics (one job, wait or run), which expect them soonest.
+    3. In parallel: send them to the subscribers of shared topics, publish to SNS, and collect webhook deliveries.
+    4. Store and enqueue the webhook deliveries.
+
+    Each connection receives its messages in the order of the records. A failure is attributed to its records, and does
+    not affect other records or connections.
+
+    If the process crashes after any step, Lambda delivers the batch again and every step is repeated. A repeated event
+    has the same id, so its receivers can drop it.
+
+    Args:
+        ctx: The collaborators.
+        sockets: The open WebSockets.
+        event_topic: The SNS topic.
+        records: The stream records.
+        all_changes: True if SNS receives every version, False if it receives endings only.
     """
     record_list = list(records)
     errors: _Errors = {}
@@ -149,7 +170,7 @@ def notify(
     pending_deliveries: _PendingDeliveries = []
     tasks += _webhook_tasks(ctx, pending_events, pending_deliveries, errors)
     ctx.in_parallel(_run_task, tasks)
-    # Last, so that nobody who listens now waits for it.
+    # The deliveries are stored last, so that no open WebSocket waits for the writes.
     for sequence_numbers, deliveries in pending_deliveries:
         with _attribute_failure(errors, sequence_numbers):
             enqueue_deliveries(ctx, deliveries)
@@ -168,7 +189,7 @@ def notify(
 
 
 def events_of(ctx: PublishEventsContext, record: StreamRecord) -> list[Event]:
-    """What a change of a row is announced as; nothing for most rows."""
+    """Return the events of a changed row. Most rows have none."""
     row = record.new() or {}
     match row.get("entity"):
         case "job":
@@ -196,13 +217,13 @@ def events_of(ctx: PublishEventsContext, record: StreamRecord) -> list[Event]:
 
 
 def _may_have_subscribers(record: StreamRecord) -> bool:
-    """Whether anybody may have subscribed to this very thing. Whoever subscribes to a job marks its row first."""
+    """Return False if the own topic certainly has no subscribers: a subscription to a job marks the job's row first."""
     row = record.new() or {}
     return row.get("entity") != "job" or "has_subscribers" in row
 
 
 def _is_heartbeat(row: Row, previous_row: Row | None) -> bool:
-    """Whether nothing was said but that somebody is alive."""
+    """Return True if the report has no new progress and no new message."""
     compared_names = ("attempt", "progress", "message")
     if previous_row is None:
         return row["progress"] == 0 and "message" not in row
@@ -210,14 +231,18 @@ def _is_heartbeat(row: Row, previous_row: Row | None) -> bool:
 
 
 def wait_ended_event(ctx: PublishEventsContext, wait: Wait) -> Event:
-    """How a wait ended, with its answer where that is short."""
+    """Create the event of an ended wait, with its answer if it is short enough."""
     return wait_event(wait, wait_answer(ctx, wait) if may_fit_in_event(wait) else None)
 
 
 def _find_subscribers(
     ctx: PublishEventsContext, pending_events: Iterable[tuple[_PendingEvent, Sequence[str]]], errors: _Errors
 ) -> _Subscribers:
-    """Who hears of these topics, each looked up once a batch: whoever comes later reads the job or wait himself."""
+    """Read the subscribers of topics, once per topic and batch.
+
+    A client that subscribes after this read misses no event: it reads the job, wait or run itself after its
+    subscription is stored.
+    """
     records_by_topic: dict[tuple[str, str], list[str]] = {}
     for item, topics in pending_events:
         for topic in topics:
@@ -234,7 +259,7 @@ def _find_subscribers(
 
 
 def _acknowledged_subscribers(ctx: PublishEventsContext, namespace: str, topic: str) -> list[Subscriber]:
-    """Who hears of a topic, once those who are being acknowledged have been, or were given up."""
+    """Return the subscribers of a topic, after every quiet subscription is acknowledged or its grace time is over."""
     subscribers = list(ctx.connections.subscribers(namespace, topic))
     unacknowledged = {subscriber for subscriber in subscribers if subscriber.is_quiet(ctx.now())}
     while unacknowledged:
@@ -251,7 +276,7 @@ def _acknowledged_subscribers(ctx: PublishEventsContext, namespace: str, topic: 
 def _build_outbox(
     pending_events: Iterable[_PendingEvent], subscribers: _Subscribers, already_sent: _Outbox | None = None
 ) -> _Outbox:
-    """What each socket is sent. A subscription that hears of an event by several topics hears of it once."""
+    """Collect the messages for each connection. A subscription with several matching topics receives an event once."""
     outbox: dict[tuple[str, str], list[tuple[str, str]]] = {}
     sent = {(connection, message) for connection, messages in (already_sent or {}).items() for message in messages}
     for item in pending_events:
@@ -294,7 +319,7 @@ def _publish(event_topic: EventTopic, pending_events: Sequence[_PendingEvent], e
         rejected_ids = {event.event_id for event in event_topic.publish([item.event for item in pending_events])}
         for item in pending_events:
             if item.event.event_id in rejected_ids:
-                errors.setdefault(item.record, PublishRejected(f"SNS did not take {item.event.event_id}"))
+                errors.setdefault(item.record, PublishRejected(f"SNS rejected {item.event.event_id}"))
 
 
 def _webhook_tasks(
@@ -303,7 +328,7 @@ def _webhook_tasks(
     pending_deliveries: _PendingDeliveries,
     errors: _Errors,
 ) -> list[Callable[[], None]]:
-    """Adds what has to be handed over, of each namespace, to `wanted`."""
+    """Create a task per namespace that adds its webhook deliveries to `pending_deliveries`."""
     by_namespace: dict[str, list[_PendingEvent]] = {}
     for item in pending_events:
         by_namespace.setdefault(item.event.namespace, []).append(item)
@@ -318,7 +343,7 @@ def _webhook_tasks(
 
 @contextmanager
 def _attribute_failure(errors: _Errors, records: Iterable[str]) -> Iterator[None]:
-    """What goes wrong in here is the fault of these records: they have to come again, and the others have not."""
+    """Attribute an exception to records: only these records are delivered again."""
     try:
         yield
     except Exception as error:

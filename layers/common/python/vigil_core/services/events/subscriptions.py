@@ -1,9 +1,17 @@
-"""What a client does on a WebSocket: connect, subscribe, unsubscribe, wait, ping, leave.
+"""Serve the requests of WebSocket clients: connect, subscribe, unsubscribe, wait, ping, disconnect.
 
-A subscription loses nothing: its row is written and a job marked as followed before the job or wait is read again, and
-an event's row before the notifier looks for subscriptions, so one of the two sees the other. The acknowledgement comes
-first all the same: of a job or wait it is sent before the row is written; a queue and the namespace cannot be read
-again, so their rows are written before, and the notifier lets them be until the acknowledgement is out.
+A subscription misses no event of a job, wait or run:
+
+1. Write order: the subscription is written and the job is marked (`has_subscribers`), then the job, wait or run is read
+   again. A change writes the row of the job, wait or run, then the notifier reads the subscriptions.
+2. Read order: the second read of the entity follows the write of the subscription, and the notifier's read of the
+   subscriptions follows the write of the change.
+3. Conclusion: at least one of the two reads sees the other's write. If both do, the client receives the event twice
+   under the same id.
+
+The client always receives the acknowledgement before the first event. For own topics (job, wait, run) it is sent before
+the subscription is written. Shared topics (queue, namespace) cannot be read again, so their subscriptions are written
+first, as quiet subscriptions: the notifier waits until the acknowledgement has been sent.
 """
 
 from __future__ import annotations
@@ -70,35 +78,35 @@ class SubscriptionsContext(
     UsesThreads,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The jobs, waits and runs that have topics, the subscriptions, and the collaborators of a new wait."""
 
 
 MAX_SUBSCRIBED_TOPICS = 1_000
 REPLAY_WINDOW = timedelta(hours=24)
 ACK_GRACE = timedelta(seconds=2)
-"""An acknowledgement takes some milliseconds; one that is not out by then was lost with whoever was to send it."""
+"""An acknowledgement takes a few milliseconds. If it takes longer than this, its process has crashed."""
 
 Entity: TypeAlias = Job | Wait | WorkflowRun
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Who is at the other end of a socket, and how to answer."""
+    """The client of a WebSocket: its access, its connection, and the way to send messages to it."""
 
     access: Access
     connection_id: str
     sockets: Sockets
 
     def send(self, ctx: SubscriptionsContext, texts: Iterable[str]) -> bool:
-        """Send messages in order. False when nobody is there any more; then everything of the socket is removed."""
+        """Send messages in order. Return False if the WebSocket is closed; its rows are removed then."""
         return send_messages(ctx, self.sockets, self.access.namespace, self.connection_id, texts)
 
 
 def connect(ctx: SubscriptionsContext, api_keys: ApiKeyStore, access: Access, connection_id: str) -> bool:
-    """Let a socket in, or not when its key has no business here.
+    """Store a new connection, and return False if its key does not allow it.
 
-    The key is looked at once more after the socket is stored: whoever revokes it marks it first and closes its sockets
-    after, so no socket slips through between the two.
+    The key is read after the connection is stored. A revocation marks the key first and then closes its stored
+    connections, so no connection of a revoked key stays open.
     """
     ctx.connections.connect(Connection(connection_id=connection_id, access=access, connected_at=ctx.now()))
     key = api_keys.find(access.namespace, access.key_id)
@@ -109,12 +117,12 @@ def connect(ctx: SubscriptionsContext, api_keys: ApiKeyStore, access: Access, co
 
 
 def disconnect(ctx: SubscriptionsContext, access: Access, connection_id: str) -> None:
-    """Forget a socket."""
+    """Remove a connection and its subscriptions."""
     ctx.connections.disconnect(access.namespace, connection_id)
 
 
 def receive(ctx: SubscriptionsContext, peer: Peer, text: str) -> str:
-    """Answer a message, whatever it is: with what it asks for, or with an error. Returns which, for the log."""
+    """Answer any message with its result or an error. Return the action or the error code for the log."""
     frame_id: str | None = None
     try:
         message = decode_message(text)
@@ -166,7 +174,17 @@ def _start_subscription(
     versions: Mapping[str, int],
     acknowledgement: Mapping[str, JsonValue],
 ) -> None:
-    """Acknowledge a subscription, let it be found, and send what has happened since these versions of its topics."""
+    """Acknowledge a subscription, activate it, and send the events since the given versions of its topics.
+
+    1. Register the topics, so that the limit counts them.
+    2. Write the subscriptions to shared topics as quiet.
+    3. Send the acknowledgement.
+    4. Write all subscriptions as active.
+    5. Read the jobs, waits and runs again, and send the events that the client has missed.
+
+    If the process crashes before step 3, the client receives no acknowledgement and repeats the request. A quiet
+    subscription that remains delays the notifier for at most `ACK_GRACE`.
+    """
     namespace, connection_id = peer.access.namespace, peer.connection_id
     now = ctx.now()
     texts = [topic.text for topic in topics]
@@ -187,7 +205,7 @@ def _start_subscription(
 
 
 def _events_since(ctx: SubscriptionsContext, entity: Entity, version: int) -> Iterator[Event]:
-    """What has happened to a job or wait after a version, and what ended it in any case."""
+    """Yield the events of a job, wait or run after a version, and always the event of its end."""
     if isinstance(entity, Wait):
         if entity.ended:
             yield wait_ended_event(ctx, entity)
@@ -208,7 +226,7 @@ def _events_since(ctx: SubscriptionsContext, entity: Entity, version: int) -> It
 
 
 def _run_events_since(ctx: SubscriptionsContext, run: WorkflowRun, version: int) -> Iterator[Event]:
-    """What has happened to a run after a version, and what ended it in any case. Its jobs are topics of their own."""
+    """Yield the events of a run after a version, and always the event of its end. Its jobs have their own topics."""
     oldest = ctx.now() - REPLAY_WINDOW
     for previous, line in zip((None, *run.log), run.log, strict=False):
         is_final = run.ended and line is run.log[-1]
@@ -219,8 +237,13 @@ def _run_events_since(ctx: SubscriptionsContext, run: WorkflowRun, version: int)
 def _require_entities(
     ctx: SubscriptionsContext, namespace: str, topics: Sequence[SubscriptionTopic]
 ) -> Mapping[str, Entity]:
-    """The jobs, waits and runs of these topics. Raises JobNotFound, WaitNotFound or WorkflowNotFound, naming those that
-    do not exist."""
+    """Return the jobs, waits and runs of topics.
+
+    Raises:
+        JobNotFound: Jobs do not exist. The error names them.
+        WaitNotFound: A wait does not exist.
+        WorkflowNotFound: A run does not exist.
+    """
     entities = _load_entities(ctx, namespace, topics)
     unknown: dict[str, list[str]] = {"job": [], "wait": [], "workflow": []}
     for topic in topics:
@@ -239,9 +262,9 @@ def _require_entities(
 def _load_entities(
     ctx: SubscriptionsContext, namespace: str, topics: Sequence[SubscriptionTopic]
 ) -> Mapping[str, Entity]:
-    """The jobs, waits and runs of these topics that exist, by topic, consistently."""
+    """Return the existing jobs, waits and runs by topic, with consistent reads."""
     kinds = ("job", "wait", "workflow")
-    ids = {kind: [t.name for t in topics if t.kind == kind and is_uuid7(t.name)] for kind in kinds}
+    ids = {kind: [topic.name for topic in topics if topic.kind == kind and is_uuid7(topic.name)] for kind in kinds}
     entities_by_kind: dict[str, Mapping[str, Entity]] = {
         "job": ctx.jobs.find_many(namespace, ids["job"]),
         "wait": ctx.waits.find_many(namespace, ids["wait"]),
@@ -257,7 +280,7 @@ def _load_entities(
 def _load_marked_entities(
     ctx: SubscriptionsContext, namespace: str, topics: Sequence[SubscriptionTopic]
 ) -> Mapping[str, Entity]:
-    """The same, once the notifier looks for subscriptions to each of the jobs."""
+    """Mark the jobs of topics as having subscribers, then return the existing jobs, waits and runs by topic."""
     entities = _load_entities(ctx, namespace, topics)
     unmarked = [entity for entity in entities.values() if isinstance(entity, Job) and not entity.has_subscribers]
     marked = {job.job_id: job for job in ctx.in_parallel(ctx.jobs.mark_has_subscribers, unmarked) if job is not None}
@@ -268,10 +291,14 @@ def _load_marked_entities(
 
 
 def _check_topic_limit(ctx: SubscriptionsContext, peer: Peer, subscription_id: str, topics: set[str]) -> None:
-    """Raises ValidationFailed when a connection would hear of too much."""
+    """Check the number of topics of a connection.
+
+    Raises:
+        ValidationFailed: With the new topics, the connection would have too many.
+    """
     topics_by_subscription = dict(ctx.connections.subscriptions(peer.access.namespace, peer.connection_id))
     topics_by_subscription[subscription_id] = topics_by_subscription.get(subscription_id, frozenset()) | topics
     if sum(map(len, topics_by_subscription.values())) > MAX_SUBSCRIBED_TOPICS:
         raise ValidationFailed.at(
-            "/topics", f"a connection hears of at most {MAX_SUBSCRIBED_TOPICS} topics: unsubscribe"
+            "/topics", f"a connection subscribes to at most {MAX_SUBSCRIBED_TOPICS} topics: unsubscribe first"
         )
