@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from vigil_core.domain.errors import JobCreationFailed, StoreConflict
+from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import UsesClock, UsesJobs, UsesLocks
+from vigil_core.services.optimistic import retry_on_conflict
 from vigil_core.services.verdict_log import log_transition
 from vigil_core.store.keys import LockKind
 from vigil_core.store.locks import Lock, LockAcquisition, mutex_acquisition
@@ -21,7 +22,6 @@ class LocksContext(UsesJobs, UsesLocks, UsesClock, Protocol):
 
 
 OPERATION_RUNNING = "Another operation is already running"
-MAX_ATTEMPTS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,16 @@ def promote_next_waiter(ctx: LocksContext, namespace: str, name: str, *, actor: 
     Whoever lines up and whoever ends is seen in the stream after it was written, and this is done for both: so either
     the line is seen, or the end of the holder.
     """
-    conflicts = 0
-    while conflicts < MAX_ATTEMPTS:
+    retry_on_conflict(lambda: _promote_once(ctx, namespace, name, actor), sleep=ctx.sleep, subject=f"mutex {name!r}")
+
+
+def _promote_once(ctx: LocksContext, namespace: str, name: str, actor: str) -> None:
+    """Promote the first live entry of the mutex queue, and remove stale entries before it.
+
+    Raises:
+        StoreConflict: Another process changed the job or the lock.
+    """
+    while True:
         lock, holder = _lock_and_holder(ctx, namespace, "mutex", name)
         if lock is None:
             return
@@ -110,16 +118,10 @@ def promote_next_waiter(ctx: LocksContext, namespace: str, name: str, *, actor: 
         if job is None or job.mutex.position != first_entry.position:
             ctx.locks.remove_queue_entry(namespace, name, first_entry)
             continue
-        try:
-            promoted = transitions.acquire_mutex(job, now=ctx.now(), actor=actor)
-            ctx.jobs.save(job, promoted, [mutex_acquisition(namespace, lock, now=ctx.now())])
-        except StoreConflict:
-            ctx.sleep(0.01 * conflicts)
-            conflicts += 1
-            continue
+        promoted = transitions.acquire_mutex(job, now=ctx.now(), actor=actor)
+        ctx.jobs.save(job, promoted, [mutex_acquisition(namespace, lock, now=ctx.now())])
         log_transition("let_in", [promoted])
         return
-    raise StoreConflict(f"Mutex {name!r} is wanted by too many at once: try again")
 
 
 @dataclass(frozen=True, kw_only=True)

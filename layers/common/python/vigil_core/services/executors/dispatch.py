@@ -21,7 +21,8 @@ from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.context import DispatchesJobs
 from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
-from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, MAX_ATTEMPTS, complete, fail, snooze
+from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, snooze
+from vigil_core.services.optimistic import retry_on_conflict
 from vigil_core.services.workflows.commands import may_start
 
 
@@ -42,10 +43,10 @@ def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -
 
     The sweep dispatches the jobs of a paused queue after the queue is resumed.
     """
-    for attempt in range(MAX_ATTEMPTS):
-        with suppress(StoreConflict):
-            return _dispatch_once(ctx, namespace, job_id, actor)
-        ctx.sleep(0.01 * attempt)
+    with suppress(StoreConflict):
+        return retry_on_conflict(
+            lambda: _dispatch_once(ctx, namespace, job_id, actor), sleep=ctx.sleep, subject=f"job {job_id}"
+        )
     return False
 
 

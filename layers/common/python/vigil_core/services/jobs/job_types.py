@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from vigil_core.domain.errors import JobTypeNotFound, StoreConflict
+from vigil_core.domain.errors import JobTypeNotFound
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.services.context import UsesClock, UsesJobTypes
-from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
-from vigil_core.store.table import ConditionFailed
+from vigil_core.services.optimistic import update_with_retry
 
 
 class JobTypesContext(UsesJobTypes, UsesClock, Protocol):
@@ -28,19 +27,20 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
         from vigil_core.services.jobs.payload_schema import check_schema
 
         check_schema(job_type.payload_schema)
-    for attempt in range(MAX_ATTEMPTS):
-        before = ctx.job_types.find(job_type.namespace, job_type.name)
-        after = job_type if before is None else job_type.as_next_version(before)
-        if after == before:
-            return before, False
-        ctx.job_types.store_target(after)
-        try:
+
+    def save(before: JobType | None, after: JobType) -> tuple[JobType, bool]:
+        if after != before:
+            ctx.job_types.store_target(after)
             ctx.job_types.save(before, after)
-        except ConditionFailed:
-            ctx.sleep(0.01 * attempt)
-            continue
         return after, before is None
-    raise StoreConflict(f"Job type {job_type.name} is being changed by too many at once: try again")
+
+    return update_with_retry(
+        lambda: ctx.job_types.find(job_type.namespace, job_type.name),
+        lambda before: job_type if before is None else job_type.as_next_version(before),
+        save,
+        sleep=ctx.sleep,
+        subject=f"job type {job_type.name}",
+    )
 
 
 def find_job_type(ctx: JobTypesContext, namespace: str, name: str) -> JobType:

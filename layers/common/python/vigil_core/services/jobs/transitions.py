@@ -1,4 +1,8 @@
-"""Every change of an existing job goes through here: read, decide, write on the condition that nothing moved."""
+"""Transitions of existing jobs, with optimistic concurrency.
+
+Every function follows the same steps: read the job, let the domain decide on the next version, write it on condition
+that the job has not changed.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +21,25 @@ from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.services.context import ChangesJobs
 from vigil_core.services.jobs.uploads import require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_retry
+from vigil_core.services.optimistic import update_with_retry
 from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES
 from vigil_core.store.locks import LockAcquisition
 
 
 class TransitionsContext(ChangesJobs, Protocol):
-    """What this module uses of the outside world."""
+    """What this module uses."""
 
 
-MAX_ATTEMPTS = 12
 LOST_JOB_ERRORS = (JobNotFound, InvalidTransition, LeaseLost)
-"""What a report is refused with by whoever no longer runs the job: it has ended, is somebody else's, or is gone."""
+"""The errors of a report by a process that no longer runs the job: it has ended, has another lease, or is gone."""
 
 
 def find_job(ctx: TransitionsContext, namespace: str, job_id: str) -> Job:
-    """The job as of now. Raises JobNotFound, also for what cannot be an id and for what was deleted."""
+    """Read a job.
+
+    Raises:
+        JobNotFound: No job has this id, the job was deleted, or the id is malformed.
+    """
     job = ctx.jobs.find(namespace, job_id) if is_uuid7(job_id) else None
     if job is None or job.deleted:
         raise JobNotFound(job_id)
@@ -39,7 +47,7 @@ def find_job(ctx: TransitionsContext, namespace: str, job_id: str) -> Job:
 
 
 def start(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, lease_token: str | None = None) -> Job:
-    """Somebody outside began to run the job."""
+    """Start a pending job that an outside process runs."""
     return change(
         ctx, namespace, job_id, lambda job: transitions.start(job, now=ctx.now(), actor=actor, lease_token=lease_token)
     )
@@ -48,7 +56,7 @@ def start(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, l
 def report(
     ctx: TransitionsContext, namespace: str, job_id: str, update: Report, *, actor: str, lease_token: str | None = None
 ) -> Job:
-    """Somebody outside tells how the job goes: applied whole or refused."""
+    """Apply a report completely or refuse it."""
     return change(
         ctx,
         namespace,
@@ -68,7 +76,7 @@ def heartbeat(
     message: str | None = None,
     first: bool = False,
 ) -> Job:
-    """Whoever runs the job is alive."""
+    """Record a heartbeat and extend the lease."""
     return change(
         ctx,
         namespace,
@@ -86,7 +94,7 @@ def heartbeat(
 
 
 def release(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str, lease_token: str | None) -> Job:
-    """A worker gives a job back."""
+    """Return a claimed job to its queue."""
     return change(
         ctx,
         namespace,
@@ -98,7 +106,7 @@ def release(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str,
 def snooze(
     ctx: TransitionsContext, namespace: str, job_id: str, until: datetime, *, actor: str, lease_token: str
 ) -> Job:
-    """A job could not be handed over: it comes again at that time."""
+    """Schedule a claimed job for a later try, because its target could not be invoked."""
     return change(
         ctx,
         namespace,
@@ -108,8 +116,10 @@ def snooze(
 
 
 def apply_timers(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str = "sweeper") -> None:
-    """Do what time has brought about; nothing when nothing is due, or the job is gone. Where heartbeats have moved what
-    is due, the sweeper is shown the new time."""
+    """Apply the changes of a job that are due, if any; ignore a deleted job.
+
+    If heartbeats have postponed the due time, the function moves the job's entry in index `due` to the new time.
+    """
     with suppress(JobNotFound):
         job = change(
             ctx,
@@ -134,7 +144,13 @@ def complete(
     fields: Mapping[str, JsonValue] | None = None,
     lease_token: str | None = None,
 ) -> Job:
-    """The job did what it was for. The result is stored first; only the change of state makes it the job's."""
+    """Complete a job.
+
+    1. Store the result, or adopt its upload.
+    2. Write the completed version, which points to the result.
+
+    If the process crashes after step 1, the job is unchanged and the stored result expires unused.
+    """
 
     def decide(job: Job) -> Job:
         completed = transitions.complete(
@@ -162,7 +178,7 @@ def fail(
     lease_token: str | None = None,
     min_delay: timedelta = timedelta(0),
 ) -> Job:
-    """The attempt failed; the next one is not sooner than `at_least` from now."""
+    """End the current attempt with an error. The next attempt starts after `min_delay` at the earliest."""
     return change(
         ctx,
         namespace,
@@ -181,13 +197,18 @@ def fail(
 
 
 def cancel(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> Job:
-    """Cancel at once what does not run, ask what runs; the sweeper enforces what was asked for."""
+    """Cancel a job that does not run, or ask a running job to stop. The sweeper enforces the cancel deadline."""
     return change(ctx, namespace, job_id, lambda job: transitions.cancel(job, now=ctx.now(), actor=actor))
 
 
 def retry(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> Job:
-    """A new attempt of an ended job. Its unique key and mutex are taken anew: 409 while another live job has them, or,
-    where it waits for its mutex, a place at the end of the line."""
+    """Start a new attempt of an ended job, which acquires its unique key and mutex again.
+
+    With `queue_on_conflict`, the job enters the mutex queue at its end if another job has the mutex.
+
+    Raises:
+        JobCreationFailed: Another open job has the unique key or the mutex.
+    """
     return change(
         ctx,
         namespace,
@@ -198,15 +219,19 @@ def retry(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -
 
 
 def delete(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) -> None:
-    """Leave a tombstone in the place of an ended job; its other rows are removed by whoever hears of the tombstone."""
+    """Replace an ended job by its tombstone. The matcher receives the tombstone and removes the job's other rows."""
     change(ctx, namespace, job_id, lambda job: transitions.delete(job, now=ctx.now(), actor=actor))
 
 
 def encode_body(body: JsonValue, name: str) -> str:
-    """A payload or result as the text that is stored. Raises PayloadTooLarge, naming it."""
+    """Serialise a payload or result to the text that is stored.
+
+    Raises:
+        PayloadTooLarge: The text is over the limit of a request body; the message has `name`.
+    """
     text = dumps(body)
     if len(text.encode()) > MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(f"/{name} takes at most {MAX_PAYLOAD_BYTES} bytes as JSON: upload what is larger")
+        raise PayloadTooLarge(f"/{name} takes at most {MAX_PAYLOAD_BYTES} bytes as JSON: upload a larger one")
     return text
 
 
@@ -219,18 +244,45 @@ def change(
     lock_acquisitions: Callable[[Job], list[LockAcquisition]] | None = None,
     cached: Job | None = None,
 ) -> Job:
-    """Store what is decided of the job as it is now; decided anew, whenever somebody else was first. `known` is the job
-    as it was read a moment ago, which spares reading it again."""
-    for attempt in range(MAX_ATTEMPTS):
-        before = cached if cached is not None and attempt == 0 else find_job(ctx, namespace, job_id)
-        after = decide(before)
-        try:
-            after, mutex_acquisitions = acquire_or_enqueue(ctx, before, after)
-            ctx.jobs.save(
-                before, after, (*(lock_acquisitions(before) if lock_acquisitions else ()), *mutex_acquisitions)
-            )
-        except StoreConflict:
-            ctx.sleep(0.01 * attempt)
-            continue
+    """Change a job by a decision, and retry with a new read after a conflict.
+
+    The concurrency argument, for two processes A and B that change the same job:
+
+    1. Both read version n, and both decide on a version n + 1.
+    2. Each write is conditional on version n, and a transaction acquires the locks of the new version with it.
+    3. DynamoDB accepts one write, say A's. B's write fails as a whole: it changes neither the job nor a lock.
+    4. B reads version n + 1 and decides again. So each decision sees every earlier version.
+
+    If the process crashes before the write, nothing has changed. If it crashes after the write, the stream delivers the
+    version to the matcher and the notifier, so no later step depends on this process.
+
+    Args:
+        ctx: The collaborators.
+        namespace: The namespace of the job.
+        job_id: The job.
+        decide: Returns the next version, or the job itself for no change. It may run several times.
+        lock_acquisitions: Returns the locks that the next version acquires, other than a queued mutex.
+        cached: The job, if the process has just read it. It replaces the first read.
+
+    Returns:
+        The version that was written, or the current one if `decide` changes nothing.
+
+    Raises:
+        JobNotFound: The job does not exist.
+        StoreConflict: Other writers were first in each attempt.
+    """
+
+    def save(before: Job, decided: Job) -> Job:
+        after, mutex_acquisitions = acquire_or_enqueue(ctx, before, decided)
+        acquisitions = lock_acquisitions(before) if lock_acquisitions else ()
+        ctx.jobs.save(before, after, (*acquisitions, *mutex_acquisitions))
         return after
-    raise StoreConflict(f"Job {job_id} is being changed by too many at once: try again")
+
+    return update_with_retry(
+        lambda: find_job(ctx, namespace, job_id),
+        decide,
+        save,
+        sleep=ctx.sleep,
+        subject=f"job {job_id}",
+        cached=cached,
+    )

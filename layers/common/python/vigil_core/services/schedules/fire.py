@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from vigil_core.domain import schedules
-from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, StoreConflict, ValidationFailed, VigilError
+from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, ValidationFailed, VigilError
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.schedules import FireOutcome, Schedule, ScheduleFire
 from vigil_core.domain.workflows.run import WorkflowRun
@@ -28,10 +28,9 @@ from vigil_core.services.context import (
     UsesTimers,
 )
 from vigil_core.services.jobs.submit import find_earlier_submission, submit
-from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
+from vigil_core.services.optimistic import update_with_retry
 from vigil_core.services.schedules.manage import start_timer
 from vigil_core.services.workflows.create import create_run
-from vigil_core.store.table import ConditionFailed
 
 
 class FireScheduleContext(
@@ -72,20 +71,23 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
         name: The name of the schedule.
         generation: The generation for which a timer was started; None for a sweep.
     """
-    for attempt in range(MAX_ATTEMPTS):
-        schedule = ctx.schedules.find(namespace, name)
+
+    def fire_if_due(schedule: Schedule | None) -> Schedule | None:
         if schedule is None or not schedule.is_due(ctx.now()) or generation not in (None, schedule.generation):
-            return
+            return None
         fire, active_id = _fire(ctx, schedule)
-        fired = schedules.after_fire(schedule, fire, active_id=active_id)
-        try:
-            ctx.schedules.save(schedule, fired)
-        except ConditionFailed:
-            ctx.sleep(0.01 * attempt)
-            continue
+        return schedules.after_fire(schedule, fire, active_id=active_id)
+
+    def save(before: Schedule | None, fired: Schedule | None) -> Schedule | None:
+        if fired is not None:
+            ctx.schedules.save(before, fired)
+        return fired
+
+    fired = update_with_retry(
+        lambda: ctx.schedules.find(namespace, name), fire_if_due, save, sleep=ctx.sleep, subject=f"schedule {name}"
+    )
+    if fired is not None:
         start_timer(ctx, fired)
-        return
-    raise StoreConflict(f"Too many concurrent changes of schedule {name}: try again")
 
 
 def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, str | None]:

@@ -6,16 +6,14 @@ The row of a schedule contains its next planned time. A timer only wakes the swe
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
-from vigil_core.domain.errors import ScheduleNotFound, StoreConflict
+from vigil_core.domain.errors import ScheduleNotFound
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.schedules import Schedule, replace_definition, set_enabled, with_next_fire
 from vigil_core.services.context import UsesClock, UsesIds, UsesSchedules, UsesTimers
-from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
-from vigil_core.store.table import ConditionFailed
+from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 
 
 class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, Protocol):
@@ -71,14 +69,13 @@ def delete_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> N
     Raises:
         ScheduleNotFound: There is no such schedule.
     """
-    for attempt in range(MAX_ATTEMPTS):
+
+    def remove() -> None:
         schedule = find_schedule(ctx, namespace, name)
-        with suppress(ConditionFailed):
-            ctx.schedules.remove(schedule)
-            _cancel_timer(ctx, schedule)
-            return
-        ctx.sleep(0.01 * attempt)
-    raise StoreConflict(f"Too many concurrent changes of schedule {name}: try again")
+        ctx.schedules.remove(schedule)
+        _cancel_timer(ctx, schedule)
+
+    retry_on_conflict(remove, sleep=ctx.sleep, subject=f"schedule {name}")
 
 
 def start_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
@@ -94,21 +91,19 @@ def start_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
 def _change(
     ctx: ManageSchedulesContext, namespace: str, name: str, decide: Callable[[Schedule | None], Schedule]
 ) -> tuple[Schedule | None, Schedule]:
-    for attempt in range(MAX_ATTEMPTS):
-        before = ctx.schedules.find(namespace, name)
-        after = decide(before)
+    def save(before: Schedule | None, after: Schedule) -> tuple[Schedule | None, Schedule]:
         if after is not before:
-            try:
-                ctx.schedules.save(before, after)
-            except ConditionFailed:
-                ctx.sleep(0.01 * attempt)
-                continue
-        if before is not None and _timer_name(before) != _timer_name(after):
-            _cancel_timer(ctx, before)
-        # Also if nothing changed: a client repeats a request because the first one may have failed.
-        start_timer(ctx, after)
+            ctx.schedules.save(before, after)
         return before, after
-    raise StoreConflict(f"Too many concurrent changes of schedule {name}: try again")
+
+    before, after = update_with_retry(
+        lambda: ctx.schedules.find(namespace, name), decide, save, sleep=ctx.sleep, subject=f"schedule {name}"
+    )
+    if before is not None and _timer_name(before) != _timer_name(after):
+        _cancel_timer(ctx, before)
+    # Even an unchanged schedule gets its timer again: a client repeats a request because the first one failed.
+    start_timer(ctx, after)
+    return before, after
 
 
 def _cancel_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:

@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Protocol
 
-from vigil_core.domain.errors import InvalidTransition, StoreConflict, WaitNotFound
+from vigil_core.domain.errors import InvalidTransition, WaitNotFound
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitEntry, WaitStatus
 from vigil_core.services.context import UsesClock, UsesJobs, UsesThreads, UsesWaits
+from vigil_core.services.optimistic import update_with_retry
 from vigil_core.store.keys import block_of, block_size
 
 
 class ResolveWaitContext(UsesJobs, UsesWaits, UsesClock, UsesThreads, Protocol):
     """What this module uses of the outside world."""
-
-
-MAX_ATTEMPTS = 12
 
 
 def outcome_of(ctx: ResolveWaitContext, entry: WaitEntry, job: Job) -> EntryOutcome | None:
@@ -119,15 +117,17 @@ def _end(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, decide: waits.
 
 def _change_inline(ctx: ResolveWaitContext, wait: Wait, decide: waits.WaitTransition) -> Wait:
     """One conditional write on the wait's row decides every race."""
-    for attempt in range(MAX_ATTEMPTS):
-        after = decide(wait)
-        if after is wait:
-            return wait
-        try:
-            ctx.waits.save(wait, after)
-        except StoreConflict:
-            ctx.sleep(0.01 * attempt)
-            wait = ctx.waits.find(wait.namespace, wait.wait_id) or wait
-            continue
+
+    def save(before: Wait, after: Wait) -> Wait:
+        if after is not before:
+            ctx.waits.save(before, after)
         return after
-    raise StoreConflict(f"Wait {wait.wait_id} is being changed by too many at once: try again")
+
+    return update_with_retry(
+        lambda: ctx.waits.find(wait.namespace, wait.wait_id) or wait,
+        decide,
+        save,
+        sleep=ctx.sleep,
+        subject=f"wait {wait.wait_id}",
+        cached=wait,
+    )

@@ -24,9 +24,8 @@ from vigil_core.services.context import (
     UsesRandomness,
     UsesWebhooks,
 )
-from vigil_core.services.jobs.transitions import MAX_ATTEMPTS
+from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 from vigil_core.store.keys import delivery_due_id
-from vigil_core.store.table import ConditionFailed
 
 
 class ManageWebhooksContext(
@@ -106,18 +105,21 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
         DeliveryNotFound: The webhook has no such delivery.
     """
     find_webhook(ctx, namespace, name)
-    for attempt in range(MAX_ATTEMPTS):
+
+    def replay() -> Delivery:
         before = ctx.webhooks.find_delivery(namespace, name, delivery_id)
         if before is None:
             raise DeliveryNotFound(delivery_id)
         after = before.replayed(ctx.now())
-        if ctx.webhooks.save_delivery(before, after, check_next_attempt=False):
-            # The message only saves time: the sweeper finds the due row within a minute, also if the message is lost.
-            message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
-            ctx.message_queues.send_to_sweeper(dumps(message), 0)
-            return after
-        ctx.sleep(0.01 * attempt)
-    raise StoreConflict(f"Too many concurrent changes of delivery {delivery_id}: try again")
+        if not ctx.webhooks.save_delivery(before, after, check_next_attempt=False):
+            raise StoreConflict(f"Delivery {delivery_id} has changed")
+        return after
+
+    replayed = retry_on_conflict(replay, sleep=ctx.sleep, subject=f"delivery {delivery_id}")
+    # The message only saves time: the sweeper finds the due row within a minute, also if the message is lost.
+    message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
+    ctx.message_queues.send_to_sweeper(dumps(message), 0)
+    return replayed
 
 
 def check_wait_webhook(ctx: ManageWebhooksContext, namespace: str, url: str, pointer: str) -> None:
@@ -137,16 +139,13 @@ def check_wait_webhook(ctx: ManageWebhooksContext, namespace: str, url: str, poi
 def _change(
     ctx: ManageWebhooksContext, namespace: str, name: str, change: Callable[[Webhook | None], Webhook]
 ) -> tuple[Webhook, bool]:
-    for attempt in range(MAX_ATTEMPTS):
-        before = ctx.webhooks.find(namespace, name)
-        after = change(before)
-        try:
-            ctx.webhooks.save(before, after)
-        except ConditionFailed:
-            ctx.sleep(0.01 * attempt)
-            continue
+    def save(before: Webhook | None, after: Webhook) -> tuple[Webhook, bool]:
+        ctx.webhooks.save(before, after)
         return after, before is None
-    raise StoreConflict(f"Too many concurrent changes of webhook {name}: try again")
+
+    return update_with_retry(
+        lambda: ctx.webhooks.find(namespace, name), change, save, sleep=ctx.sleep, subject=f"webhook {name}"
+    )
 
 
 def _check_address(ctx: ManageWebhooksContext, url: str, pointer: str) -> None:

@@ -10,7 +10,6 @@ from typing import Protocol
 from vigil_core.domain.errors import (
     InvalidTransition,
     JobNotFound,
-    StoreConflict,
     ValidationFailed,
     WorkflowNotFound,
 )
@@ -23,8 +22,9 @@ from vigil_core.domain.workflows.graph import block_of
 from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, nodes_to_rerun
 from vigil_core.services.context import ChangesRuns
-from vigil_core.services.jobs.transitions import MAX_ATTEMPTS, change
+from vigil_core.services.jobs.transitions import change
 from vigil_core.services.long_poll import long_poll
+from vigil_core.services.optimistic import update_with_retry
 from vigil_core.services.verdict_log import log_transition
 from vigil_core.store import keys
 from vigil_core.store.workflows.run_rows import OperatorDecision
@@ -46,14 +46,13 @@ def change_run(
     ctx: RunCommandsContext, namespace: str, workflow_id: str, decide: Callable[[WorkflowRun], WorkflowRun]
 ) -> WorkflowRun:
     """Store what is decided of the run as it is now; decided anew, whenever somebody else was first."""
-    for attempt in range(MAX_ATTEMPTS):
-        before = find_run(ctx, namespace, workflow_id)
-        after = decide(before)
-        try:
-            return ctx.runs.save(before, after)
-        except StoreConflict:
-            ctx.sleep(0.01 * attempt)
-    raise StoreConflict(f"Workflow {workflow_id} is being changed by too many at once: try again")
+    return update_with_retry(
+        lambda: find_run(ctx, namespace, workflow_id),
+        decide,
+        ctx.runs.save,
+        sleep=ctx.sleep,
+        subject=f"workflow {workflow_id}",
+    )
 
 
 def long_poll_run(

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Any
 
-from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job import NewJob, Priority
 from vigil_core.domain.jobs.retention import DEFAULT_RETENTION, OPEN_JOB_TTL
@@ -59,7 +58,6 @@ MAX_CACHED_JOBS = 60_000
 """The number of jobs in all cached graphs together."""
 MAX_STATES_PER_UPDATE = 40
 """State records per update. Each takes five operators of the condition, and DynamoDB allows 300 operators."""
-MAX_UPDATE_ATTEMPTS = 12
 SET_STATE_BLOCK_HEAD = "SET entity = :entity, schema_version = :one, recorded_at = :now, #ttl = :ttl"
 """The attributes that every update of a state block sets. Their values come from `_state_block_values`."""
 
@@ -292,7 +290,7 @@ class RunStore:
         )
 
     def _record_states(self, key: keys.Key, numbers: Mapping[int, int]) -> Row:
-        for _ in range(MAX_UPDATE_ATTEMPTS):
+        while True:  # Each conflict removes at least one record, the one that another writer has overtaken.
             sets = "".join(f", j{index} = :j{index}" for index in numbers)
             is_newer = " AND ".join(f"(attribute_not_exists(j{index}) OR j{index} < :m{index})" for index in numbers)
             try:
@@ -322,7 +320,6 @@ class RunStore:
                 }
                 if not numbers:
                     return old
-        raise StoreConflict(f"Too many concurrent updates of the node states of {key.pk}")
 
     # Concurrency slots
 
