@@ -1,4 +1,4 @@
-"""What every test has: no way to a real AWS account, one order of the suites, and one manner of generating."""
+"""Settings for every test: no access to a real AWS account, one order of the suites, one Hypothesis profile."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FAKE_AWS_ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
-# A deadline per example would measure the machine, not the code: pytest-timeout bounds the whole test.
+# A deadline for each example would measure the machine, not the code. pytest-timeout limits the whole test instead.
 settings.register_profile("vigil", deadline=None, print_blob=True)
 settings.load_profile("vigil")
 
 
 def pytest_configure() -> None:
-    """Before any test module is imported: whatever account the caller's shell points at is out of reach."""
+    """Replace the AWS settings of the shell by fake ones, before any test module is imported."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(FAKE_AWS_ENVIRONMENT)
@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the longest tests first. With `--dist loadgroup`, one worker runs all tests of the local stack."""
+    """Sort the longest tests first. With `--dist loadgroup`, one process runs all tests of the local stack."""
     for item in items:
         if item.path.is_relative_to(E2E):
             item.add_marker(pytest.mark.e2e)

@@ -126,7 +126,7 @@ def test_waiting_for_an_unknown_job_exits_with_code_2(here: Path, environment: d
     assert "JOB_NOT_FOUND" in waited.stderr
 
 
-def _are_as_shown(blocks: list[pages.Pasted], printed: list[str], here: Path) -> None:
+def _are_as_shown(blocks: list[pages.CommandBlock], printed: list[str], here: Path) -> None:
     for number, block in enumerate(blocks):
         if block.answer is not None:
             shown = pages.shown_answer(block, number, here)

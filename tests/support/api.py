@@ -1,4 +1,4 @@
-"""The HTTP API as a client sees it, in process: each call is an event of API Gateway for the handler, on moto."""
+"""The HTTP API in process, on moto. Each call is an API Gateway event for the API's handler."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ from vigil_core.domain.exact_json import dumps, loads
 SOME_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 KEY_ID = "00000000000000a1"
 LAMBDA_RESPONSE_BYTES = 6 * 1024 * 1024
-"""As JSON in ASCII, which is how Lambda's Python 3.11 writes it."""
+"""The response limit of Lambda, for JSON in ASCII as Lambda's Python 3.11 writes it."""
 CACHED = (wiring.queues, wiring.timers, wiring.payload_bucket, wiring.context, wiring.http_api)
-"""What knows a deployment. The clients below it serve every one: to make them takes longer than most tests."""
+"""Cached objects that belong to one deployment.
+
+The AWS clients below them serve every deployment, because their creation takes longer than most tests.
+"""
 TIMER_GROUP = "timers"
 BODIES = "bodies"
 
 
 class LambdaContext:
-    """What the handler reads of Lambda's context."""
+    """The parts of Lambda's context that the handler reads."""
 
     aws_request_id = "6bc28136-xmpl-4365-b021-0ce6b2e64ab0"
 
@@ -42,7 +45,7 @@ class LambdaContext:
 
 @contextmanager
 def deployed() -> Iterator[None]:
-    """The table and the queues, empty, and a handler that knows them."""
+    """Create an empty table and empty queues, and connect the handler to them."""
     with mock_aws():
         create_table()
         queues = aws("sqs")
@@ -73,7 +76,7 @@ def deployed() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came back."""
+    """A response of the API."""
 
     status: int
     headers: Mapping[str, str]
@@ -81,28 +84,28 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body, numbers exact."""
+        """The parsed body with exact numbers."""
         return loads(self.text)
 
     def problem(self, status: int, error: str) -> Any:
-        """The body, which is a problem document that says this."""
+        """Return the body, which must be a problem document with this status and error code."""
         assert self.headers["content-type"] == "application/problem+json", self
         assert (self.status, self.json["status"], self.json["error"]) == (status, status, error), self.text
         return self.json
 
     def pointers(self) -> list[str]:
-        """What a validation problem points to."""
+        """Return the pointers of a validation problem."""
         return [error["pointer"] for error in self.problem(422, "VALIDATION_FAILED")["errors"]]
 
     def ok(self, status: int = 200) -> Any:
-        """The body of an answer that went well."""
+        """Return the body of a successful response."""
         assert self.status == status, self.text
         return self.json if self.text else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """A key's holder. Without scopes: somebody whom no authorizer has seen."""
+    """A client with an API key. Without scopes, its requests have no authorizer context."""
 
     namespace: str = "demo"
     scopes: str | None = "admin"
@@ -118,10 +121,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
         **query: object,
     ) -> Reply:
-        """Send a request; `json` is the body as a value, `body` as it is."""
-        given = dumps(json) if json is not None else body
+        """Send a request. `json` is the body as a value, `body` is the raw body."""
+        request_body = dumps(json) if json is not None else body
         extra = urlencode(query, doseq=True)
-        answered = handler(event(self, method, target, given, headers or {}, extra), LambdaContext())
+        answered = handler(event(self, method, target, request_body, headers or {}, extra), LambdaContext())
         assert len(json_text(answered)) < LAMBDA_RESPONSE_BYTES
         text: str = answered["body"]
         return Reply(
@@ -142,25 +145,25 @@ class Client:
     def delete(self, target: str, **more: Any) -> Reply:
         return self.call("DELETE", target, **more)
 
-    def create(self, **wanted: object) -> Any:
-        """A new job."""
-        return self.post("/v1/jobs", {"job_type": "boot_test", **wanted}).ok(202)
+    def create(self, **members: object) -> Any:
+        """Create a job."""
+        return self.post("/v1/jobs", {"job_type": "boot_test", **members}).ok(202)
 
-    def running(self, **wanted: object) -> Any:
-        """A new job that runs."""
-        job = self.create(**wanted)
+    def running(self, **members: object) -> Any:
+        """Create and start a job."""
+        job = self.create(**members)
         return self.post(f"/v1/jobs/{job['job_id']}/start").ok()
 
-    def ended(self, **wanted: object) -> Any:
-        """A new job that has completed."""
-        job = self.running(**wanted)
+    def ended(self, **members: object) -> Any:
+        """Create, start and complete a job."""
+        job = self.running(**members)
         return self.post(f"/v1/jobs/{job['job_id']}/complete").ok()
 
 
 def event(
     client: Client, method: str, target: str, body: str | bytes | None, headers: Mapping[str, str], query: str = ""
 ) -> dict[str, Any]:
-    """A request in API Gateway's payload format 2.0."""
+    """Build a request in API Gateway's payload format 2.0."""
     url = urlsplit(target)
     context: dict[str, Any] = {
         "http": {"method": method, "path": url.path, "protocol": "HTTP/1.1", "sourceIp": "192.0.2.1"},
@@ -170,7 +173,7 @@ def event(
     if client.scopes is not None:
         lambda_context = {"namespace": client.namespace, "scopes": client.scopes, "key_id": KEY_ID}
         context["authorizer"] = {"lambda": lambda_context}
-    made: dict[str, Any] = {
+    request: dict[str, Any] = {
         "version": "2.0",
         "rawPath": url.path,
         "rawQueryString": url.query or query,
@@ -179,21 +182,21 @@ def event(
         "isBase64Encoded": isinstance(body, bytes),
     }
     if body is not None:
-        made["body"] = base64.b64encode(body).decode() if isinstance(body, bytes) else body
-    return made
+        request["body"] = base64.b64encode(body).decode() if isinstance(body, bytes) else body
+    return request
 
 
 def pages(client: Client, target: str, **query: Any) -> list[Any]:
-    """Every page, to the end."""
-    found = [client.get(target, **query).ok()]
-    while (token := found[-1]["next_page_token"]) is not None:
+    """Return all pages of a listing."""
+    responses = [client.get(target, **query).ok()]
+    while (token := responses[-1]["next_page_token"]) is not None:
         assert token == "".join(filter(lambda c: c.isalnum() or c in "-_", token))
-        found.append(client.get(target, **query, page_token=token).ok())
-    return found
+        responses.append(client.get(target, **query, page_token=token).ok())
+    return responses
 
 
 def run_at_each_pause(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[float], None]) -> None:
-    """Let something happen in place of each pause between two looks at what is held."""
-    changed = replace(wiring.context(), sleep=meanwhile)
-    monkeypatch.setattr(wiring, "context", cache(lambda: changed))
+    """Call `meanwhile` instead of each pause between two reads of a long poll."""
+    context = replace(wiring.context(), sleep=meanwhile)
+    monkeypatch.setattr(wiring, "context", cache(lambda: context))
     wiring.http_api.cache_clear()

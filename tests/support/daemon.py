@@ -1,4 +1,4 @@
-"""X-Ray's daemon, as far as it listens."""
+"""A receiver of X-Ray subsegments in place of the X-Ray daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARENT = "53995c3f42cd8ad8"
 
 
 class Daemon:
-    """Takes what it is sent. Of the invocations of a test it is told as Lambda tells it of a sampled one."""
+    """Receive subsegments. The test's invocations carry the trace header of a sampled Lambda invocation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -24,12 +24,12 @@ class Daemon:
         self.trace()
 
     def trace(self, *, sampled: bool = True) -> None:
-        """From now on this is an invocation that X-Ray samples, or one that it does not."""
+        """Set the trace header of an invocation that X-Ray samples, or of one that it does not sample."""
         header = f"Root={ROOT};Parent={PARENT};Sampled={int(sampled)};Lineage=1:a87bd80c:0"
         self._monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
 
     def take(self) -> dict[str, Any]:
-        """The next subsegment, whose trace and parent are those of the invocation."""
+        """Return the next subsegment. Its trace and parent must be those of the invocation."""
         self._socket.settimeout(10)
         header, _, document = self._socket.recv(65_536).partition(b"\n")
         assert json.loads(header) == {"format": "json", "version": 1}
@@ -40,15 +40,15 @@ class Daemon:
         return dict(subsegment)
 
     def take_all(self) -> list[dict[str, Any]]:
-        """The subsegments that have come so far: what is sent on one machine is there once it is sent."""
-        taken: list[dict[str, Any]] = []
+        """Return all subsegments so far. A datagram to the same machine is readable as soon as it is sent."""
+        subsegments: list[dict[str, Any]] = []
         while True:
             self._socket.setblocking(False)
             try:
                 self._socket.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
-                return taken
-            taken.append(self.take())
+                return subsegments
+            subsegments.append(self.take())
 
     def close(self) -> None:
         self._socket.close()

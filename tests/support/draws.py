@@ -1,4 +1,4 @@
-"""Draws of Hypothesis that depend on their seed alone."""
+"""Hypothesis draws that depend only on their seed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hypothesis.internal.constants_ast import Constants
 
 @contextmanager
 def no_constants_of_modules() -> Iterator[None]:
-    """Keep Hypothesis from trying the numbers and texts of loaded modules.
+    """Prevent Hypothesis from drawing the numbers and texts of loaded modules.
 
-    The loaded modules depend on the collected tests, so the same seed would draw other values in another selection.
+    The loaded modules depend on the collected tests. The same seed would therefore draw other values in another
+    selection of tests.
     """
     with (
         mock.patch.object(providers, "_get_local_constants", Constants),

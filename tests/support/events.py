@@ -1,4 +1,4 @@
-"""The sample payloads in events/, by name."""
+"""The sample payloads in `events/`."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ EVENTS = Path(__file__).resolve().parents[2] / "events"
 
 
 def sample(name: str) -> Any:
-    """events/<name>.json, read anew each time: the caller may change it."""
+    """Read `events/<name>.json`. Each call returns a new object, which the caller may change."""
     return json.loads((EVENTS / f"{name}.json").read_text())

@@ -1,4 +1,4 @@
-"""A small HTTP server that keeps jobs as Vigil does: leases, fencing, repeatable requests; with faults to order."""
+"""A small HTTP server that behaves like Vigil: jobs, leases, fencing, idempotent requests, and faults on demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROUTE = re.compile(r"/v1/(jobs|queues|waits|workflows)(?:/([^/]*))?(?:/([^/]*))?
 
 
 class Problem(Exception):
-    """A refusal."""
+    """Error that becomes a problem response."""
 
     def __init__(self, status: int, error: str, message: str = "no") -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class Problem(Exception):
 
 @dataclass
 class Job:
-    """A job as the API shows it, and its lease."""
+    """A job as the API shows it, with its lease."""
 
     shown: dict[str, Any]
     token: str | None = None
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass
 class Request:
-    """What was asked."""
+    """One recorded request."""
 
     method: str
     path: str
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """What becomes of the next requests that match, instead of an answer. `after` carries the request out first."""
+    """The fault of the next matching requests. With `after`, the request is carried out before it fails."""
 
     method: str
     path: str
@@ -74,7 +74,7 @@ class Fault:
 
 
 class FakeVigil:
-    """One tenant of a Vigil. `requests` is everything that was asked, oldest first."""
+    """One namespace of a Vigil. `requests` contains every request, oldest first."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -87,7 +87,7 @@ class FakeVigil:
         self._claims: dict[str, list[tuple[str, str]]] = {}
         self.changed = threading.Condition(threading.RLock())
         self.closing = False
-        """Nobody is held any longer."""
+        """Whether the server stops, which ends every long poll."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self._server.block_on_close = False
@@ -110,46 +110,46 @@ class FakeVigil:
     # For tests
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """A job as it is now."""
+        """Return a job in its current state."""
         with self.changed:
             self._expire_leases()
             return dict(self.jobs[job_id].shown)
 
     def requests_to(self, method: str, path: str) -> list[Request]:
-        """What was asked of a route."""
-        return [ask for ask in list(self.requests) if ask.method == method and re.fullmatch(path, ask.path)]
+        """Return the requests to a route."""
+        return [each for each in list(self.requests) if each.method == method and re.fullmatch(path, each.path)]
 
     def ended(self, job_id: str) -> dict[str, Any]:
-        """A job, once it has."""
+        """Wait until a job has ended and return it."""
         self.until(lambda: self.jobs[job_id].shown["finished_at"])
         return self.job(job_id)
 
     def reported(self, job_id: str) -> list[str]:
-        """What was said of how a job ended, in order."""
-        paths = [ask.path for ask in self.requests_to("POST", f"/v1/jobs/{job_id}/(complete|fail|release)")]
+        """Return the reported ends of a job in order: complete, fail, release."""
+        paths = [request.path for request in self.requests_to("POST", f"/v1/jobs/{job_id}/(complete|fail|release)")]
         return [path.rpartition("/")[2] for path in paths]
 
     def refuse(self, method: str, path: str, status: int, times: int = 1, **headers: str) -> None:
-        """Answer the next such requests with this, and do nothing."""
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.faults.append(Fault(method, path, times, status, headers=given))
+        """Answer the next matching requests with this status, without carrying them out."""
+        response_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.faults.append(Fault(method, path, times, status, headers=response_headers))
 
     def drop(self, method: str, path: str, times: int = 1) -> None:
-        """Do what the next such requests ask, and close the connection without an answer."""
+        """Carry out the next matching requests, and close the connection without a response."""
         self.faults.append(Fault(method, path, times, after=True))
 
     def revoke_lease(self, job_id: str) -> None:
-        """As if the lease had lapsed, and another worker had the job."""
+        """Give the job to another worker, as if its lease had expired."""
         with self.changed:
-            self.jobs[job_id].token = "another's"
+            self.jobs[job_id].token = "token-of-another-worker"
             self.jobs[job_id].ends_at = time.monotonic() + 600
 
     def until(self, condition: Callable[[], Any], within_s: float = 20) -> Any:
-        """What the condition gives once that is true; looked at whenever something changes."""
+        """Evaluate the condition after each change until it is true, and return its value."""
         deadline = time.monotonic() + within_s
         with self.changed:
             while not (value := condition()):
-                assert time.monotonic() < deadline, f"not within {within_s} s"
+                assert time.monotonic() < deadline, f"the condition was not met within {within_s} s"
                 self.changed.wait(0.05)
                 self._expire_leases()
             return value
@@ -161,7 +161,7 @@ class FakeVigil:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # An answer in two packets waits for the acknowledgement of the first otherwise.
+            # Otherwise the second packet of a response waits for the acknowledgement of the first.
             disable_nagle_algorithm = True
 
             def _do(self) -> None:
@@ -183,7 +183,7 @@ class FakeVigil:
             do_GET = do_POST = do_PATCH = _do
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Not to stderr."""
+                """Log nothing."""
 
             def handle(self) -> None:
                 try:
@@ -194,7 +194,7 @@ class FakeVigil:
         return Handler
 
     def answer(self, request: Request) -> tuple[int, bytes, dict[str, str]] | None:
-        """Status, body and headers; None for no answer at all."""
+        """Return status, body and headers, or None to close the connection without a response."""
         with self.changed:
             self.requests.append(request)
             fault = next((fault for fault in self.faults if fault.strikes(request)), None)
@@ -214,7 +214,7 @@ class FakeVigil:
     def _act(self, request: Request) -> tuple[int, Any]:
         self._expire_leases()
         if request.headers.get("authorization") != f"Bearer {API_KEY}":
-            raise Problem(401, "UNAUTHORIZED", "who asks?")
+            raise Problem(401, "UNAUTHORIZED", "the API key is missing or unknown")
         parts = urlsplit(request.path)
         route = ROUTE.fullmatch(parts.path)
         assert route, request.path
@@ -283,16 +283,16 @@ class FakeVigil:
                 return {"valid": True, "jobs": len(body["jobs"]), "edges": 7}
             case ("POST", "cancel", None):
                 start = int(body.pop("page_token", "0"))
-                meant = [run for run in self.runs.values() if all(run.get(what) == body[what] for what in body)]
-                for run in meant[start : start + 1]:  # Pages of one.
+                matching = [run for run in self.runs.values() if all(run.get(name) == body[name] for name in body)]
+                for run in matching[start : start + 1]:  # Each page has one run.
                     run["status"] = "cancelled"
-                ids = [run["workflow_id"] for run in meant[start : start + 1]]
-                return {"cancelled": ids, "next_page_token": str(start + 1) if start + 1 < len(meant) else None}
+                ids = [run["workflow_id"] for run in matching[start : start + 1]]
+                return {"cancelled": ids, "next_page_token": str(start + 1) if start + 1 < len(matching) else None}
             case ("GET", None, None):
                 runs = [
-                    {what: value for what, value in run.items() if what != "jobs"}
+                    {name: value for name, value in run.items() if name != "jobs"}
                     for run in reversed(self.runs.values())
-                    if all(run[what] in query[what] for what in ("status", "name", "correlation_id") if what in query)
+                    if all(run[name] in query[name] for name in ("status", "name", "correlation_id") if name in query)
                 ]
                 return {"workflows": runs[start : start + size], "next_page_token": None}
         if name not in self.runs:
@@ -314,7 +314,7 @@ class FakeVigil:
         more = str(start + size) if start + size < len(statuses) else None
         return {**run, "jobs": run["jobs"][start : start + size], "next_page_token": more}
 
-    def _begin(self, wanted: Any) -> dict[str, Any]:
+    def _begin(self, body: Any) -> dict[str, Any]:
         workflow_id = str(uuid7())
         names = ("description", "correlation_id", "error", "result", "finished_at")
         jobs = [
@@ -322,28 +322,28 @@ class FakeVigil:
                 "name": job["name"], "job_id": str(uuid7()), "job_type": job.get("job_type", job["name"]),
                 "status": "waiting" if job.get("depends_on") else "pending", "error": None, "verdict": None,
             }
-            for job in wanted["jobs"]
+            for job in body["jobs"]
         ]  # fmt: skip
         run = {"workflow_id": workflow_id, **dict.fromkeys(names), "status": "running", "created_at": _now()}
         line = {"at": _now(), "event": "created", "by": "k1", "why": None}
         run |= {"total": len(jobs), "cancel_requested": False, "undecided": [], "events": [line]}
-        self.runs[workflow_id] = {**run, **wanted, "jobs": jobs}
+        self.runs[workflow_id] = {**run, **body, "jobs": jobs}
         return {**self.runs[workflow_id], "next_page_token": None}
 
-    def _create(self, wanted: Any) -> dict[str, Any]:
-        job_id = wanted.get("job_id") or str(uuid7())
+    def _create(self, body: Any) -> dict[str, Any]:
+        job_id = body.get("job_id") or str(uuid7())
         shown: dict[str, Any] = dict.fromkeys(
             ("name", "job_health", "message", "payload", "result", "error", "waiting_for", "verdict", "workflow_id",
              "batch_id", "trace_id", "correlation_id", "scheduled_at", "started_at", "finished_at")
         )  # fmt: skip
         shown |= {
-            "job_id": job_id, "job_type": wanted["job_type"], "queue": "default", "priority": "normal",
-            "status": "scheduled" if wanted.get("scheduled_at") else "pending", "dependency_status": "none",
+            "job_id": job_id, "job_type": body["job_type"], "queue": "default", "priority": "normal",
+            "status": "scheduled" if body.get("scheduled_at") else "pending", "dependency_status": "none",
             "job_stage": "submit", "progress": 0.0, "milestones": [], "fields": {}, "tags": [], "attempt": 1,
-            "max_attempts": wanted.get("retry", {}).get("max_attempts", 1), "depends_on": [],
+            "max_attempts": body.get("retry", {}).get("max_attempts", 1), "depends_on": [],
             "cancel_requested": False, "created_at": _now(), "updated_at": _now(),
         }  # fmt: skip
-        shown |= {name: value for name, value in wanted.items() if name in shown}
+        shown |= {name: value for name, value in body.items() if name in shown}
         self.jobs[job_id] = Job(shown)
         return dict(shown)
 
@@ -382,8 +382,8 @@ class FakeVigil:
             lambda: all(self.jobs[job_id].shown["status"] in TERMINAL for job_id in body["wait_on"]), hold_s
         )
         ended = {job_id: self.jobs[job_id].shown for job_id in body["wait_on"]}
-        wanted = ["job_stage", *body.get("wait_options", {}).get("get_fields", {})]
-        waited = {i: {name: job[name] for name in wanted} for i, job in ended.items() if job["status"] in TERMINAL}
+        names = ["job_stage", *body.get("wait_options", {}).get("get_fields", {})]
+        waited = {i: {name: job[name] for name in names} for i, job in ended.items() if job["status"] in TERMINAL}
         left = {job_id: None for job_id in body["wait_on"] if job_id not in waited}
         status = {"status": "waiting", "wait_on": left} if left else {"status": "met"}
         return {"wait_id": "w1", "waited_jobs": body.get("waited_jobs", {}) | waited, **status}
@@ -398,7 +398,7 @@ class FakeVigil:
 
     def _heartbeat(self, job: Job, body: Any) -> dict[str, Any]:
         if body.get("first") and job.used:
-            raise Problem(409, "LEASE_LOST", "used before")
+            raise Problem(409, "LEASE_LOST", "the lease was used before")
         job.used = True
         job.ends_at = time.monotonic() + body.get("lease", job.lease_s)
         job.shown |= {name: body[name] for name in ("progress", "message") if name in body}
@@ -440,7 +440,7 @@ class FakeVigil:
 
     def _fence(self, job: Job, body: Any) -> None:
         if body.get("lease_token") != job.token:
-            raise Problem(409, "LEASE_LOST", "another has it")
+            raise Problem(409, "LEASE_LOST", "another worker has the lease")
 
     def _allow(self, job: Job, *statuses: str) -> None:
         if job.shown["status"] not in statuses:
@@ -454,7 +454,7 @@ class FakeVigil:
                 if job.shown["attempt"] < job.shown["max_attempts"]:
                     job.shown.update(status="pending", attempt=job.shown["attempt"] + 1)
                 else:
-                    self._ended(job, "failed", error={"code": "LEASE_EXPIRED", "message": "its lease ran out"})
+                    self._ended(job, "failed", error={"code": "LEASE_EXPIRED", "message": "the lease expired"})
                 self.changed.notify_all()
 
     def _long_poll(self, over: Callable[[], Any], hold_s: int) -> None:

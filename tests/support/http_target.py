@@ -1,4 +1,4 @@
-"""An HTTP server that answers as it was told to, and keeps what it was asked."""
+"""An HTTP server with scripted replies that records its requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """A request, and when it came in monotonic time. Header names are lower case."""
+    """One request with its arrival in monotonic time. Header names are in lower case."""
 
     method: str
     path: str
@@ -25,7 +25,7 @@ class RecordedRequest:
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer, after so many seconds or once `release` is called."""
+    """One reply. It is sent after `after_s` seconds, and if `blocked` only after a call of `release`."""
 
     status: int = 200
     body: Any = None
@@ -35,7 +35,7 @@ class Reply:
 
 
 class HttpTarget:
-    """Answers each path by its replies in turn, and with the last of them from then on; 404 where there are none."""
+    """Server that answers each path with its replies in order, and repeats the last one. Other paths get 404."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -44,15 +44,15 @@ class HttpTarget:
         self._released = threading.Event()
 
     def replies(self, path: str, *replies: Reply) -> None:
-        """What to answer to requests for this path, whatever their query."""
+        """Set the replies for a path. The query string of a request is ignored."""
         self._replies[path] = list(replies)
 
     def release(self) -> None:
-        """Answer what is held."""
+        """Send all blocked replies."""
         self._released.set()
 
     def requests(self, path: str) -> list[RecordedRequest]:
-        """What was asked of a path."""
+        """Return the recorded requests for a path."""
         return [asked for asked in self.recorded if asked.path.partition("?")[0] == path]
 
     def _reply(self, path: str) -> Reply:
@@ -61,7 +61,7 @@ class HttpTarget:
 
     @contextmanager
     def serving(self) -> Iterator[HttpTarget]:
-        """On a free port of 127.0.0.1 while the block runs."""
+        """Serve on a free port of 127.0.0.1 inside the block."""
         target = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -75,8 +75,12 @@ class HttpTarget:
                 time.sleep(reply.after_s)
                 content = b"" if reply.body is None else json.dumps(reply.body).encode()
                 self.send_response(reply.status)
-                given = {"content-type": "application/json", "content-length": str(len(content)), **reply.headers}
-                for name, value in given.items():
+                response_headers = {
+                    "content-type": "application/json",
+                    "content-length": str(len(content)),
+                    **reply.headers,
+                }
+                for name, value in response_headers.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
@@ -84,7 +88,7 @@ class HttpTarget:
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
 
             def handle(self) -> None:
-                with suppress(ConnectionError):  # Whoever asked may have gone.
+                with suppress(ConnectionError):  # The client may have closed the connection.
                     super().handle()
 
             def log_message(self, format: str, *args: Any) -> None:

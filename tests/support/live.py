@@ -1,4 +1,4 @@
-"""Sockets and a topic that keep what they are told, and the table's stream as the notifier is handed it."""
+"""Sockets and an SNS topic that record what they receive, and the table's stream as the notifier receives it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ACCESS = Access(namespace=NAMESPACE, scopes=frozenset({Scope.READ}), key_id=KEY)
 
 
 class AwsFault(Exception):
-    """A fault of AWS."""
+    """Error that stands for a fault of AWS."""
 
 
 @dataclass
 class FakeSockets:
-    """What was posted to each connection, in order."""
+    """The frames that were posted to each connection, in order."""
 
     frames: dict[str, list[Any]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
@@ -50,7 +50,7 @@ class FakeSockets:
 
 @dataclass
 class FakeTopic:
-    """What SNS was told."""
+    """The events that were published to SNS."""
 
     events: list[Event] = field(default_factory=list)
     refused_ids: set[str] = field(default_factory=set)
@@ -61,7 +61,7 @@ class FakeTopic:
 
 
 class Stream:
-    """The table's stream, read on from where it was left."""
+    """The table's stream. Each read continues after the last one."""
 
     def __init__(self) -> None:
         self._client: Any = aws("dynamodbstreams")
@@ -72,7 +72,7 @@ class Stream:
         )["ShardIterator"]
 
     def event(self) -> dict[str, Any]:
-        """Every record since the last time, as Lambda hands them over."""
+        """Return all records since the last call, as an event of Lambda."""
         records: list[Any] = []
         while True:
             answer = self._client.get_records(ShardIterator=self._iterator)
@@ -83,7 +83,7 @@ class Stream:
 
 
 class Live:
-    """One namespace with its sockets. Changes wait in the stream until `run_notifier`."""
+    """One namespace with its sockets. Changes stay in the stream until the test calls `run_notifier`."""
 
     def __init__(self, world: World, table: Table) -> None:
         self.world = world
@@ -108,14 +108,14 @@ class Live:
         return connection_id
 
     def send(self, frame: Any, connection_id: str = "c1") -> list[Any]:
-        """Send a message, JSON or as it stands; what came back at once."""
+        """Send a message and return the immediate response frames. A text is sent unchanged, other values as JSON."""
         before = len(self.received(connection_id))
         peer = Peer(access=ACCESS, connection_id=connection_id, sockets=self.sockets)
         subscribe.receive(self.ctx, peer, frame if isinstance(frame, str) else dumps(frame))
         return self.received(connection_id)[before:]
 
     def subscribe(self, *topics: str, connection_id: str = "c1", **rest: Any) -> list[Any]:
-        """Subscribe as "s1"; what came back after the acknowledgement."""
+        """Subscribe with the id "s1" and return the frames after the acknowledgement."""
         frame = {"action": "subscribe", "id": "s1", "topics": list(topics), **rest}
         ack, *events = self.send(frame, connection_id)
         assert (ack["type"], ack["id"]) == ("ack", "s1"), ack
@@ -125,34 +125,34 @@ class Live:
         return self.sockets.frames.get(connection_id, [])
 
     def records(self) -> list[StreamRecord]:
-        """What has happened since the last time."""
+        """Return the stream records since the last call."""
         return stream_records(self.stream.event())
 
     def run_notifier(self, records: list[StreamRecord] | None = None, *, all_changes: bool = False) -> PublishReport:
-        """Tell of these records, or of what has happened since the last time."""
-        told = self.records() if records is None else records
-        return notify(self.ctx, self.sockets, self.topic, told, all_changes=all_changes)
+        """Publish the events of these records, by default of all records since the last call."""
+        batch = self.records() if records is None else records
+        return notify(self.ctx, self.sockets, self.topic, batch, all_changes=all_changes)
 
     def new_frames(self, connection_id: str = "c1") -> list[Any]:
-        """What a socket hears of everything that has happened since the last time."""
+        """Publish everything since the last call and return the frames that one socket receives."""
         before = len(self.received(connection_id))
         assert not self.run_notifier().failed
         return self.received(connection_id)[before:]
 
 
 def envelopes(frames: list[Any]) -> list[Any]:
-    """The events in what a socket was sent, which is nothing else."""
+    """Return the envelopes of frames that must all be events."""
     assert {frame["type"] for frame in frames} <= {"event"}, frames
     return [frame["data"] for frame in frames]
 
 
 def types(frames: list[Any]) -> list[str]:
-    """What the events in what a socket was sent tell of: `job.completed`, `wait.met`."""
+    """Return the event types of frames without their prefix: `job.completed`, `wait.met`."""
     return [envelope["type"].removeprefix("vigil.") for envelope in envelopes(frames)]
 
 
 def stored(table: Table) -> Iterator[dict[str, Any]]:
-    """Every row of the table."""
+    """Yield every row of the table."""
     del table
     pages = aws("dynamodb").get_paginator("scan").paginate(TableName=TABLE_NAME)
     for page in pages:

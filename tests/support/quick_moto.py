@@ -1,8 +1,8 @@
-"""moto's DynamoDB, which is shown no more of a table than a request is about, and no request before the last is done.
+"""Fast paths for moto's DynamoDB: each request sees only the rows that it concerns, and requests run one at a time.
 
-By itself it sorts the whole table for each query, copies it and its stream for each transaction, and lets go of nothing
-that it ever made: what a test takes would grow with the square of what it stores. Of two threads' requests at once both
-may find a condition met, and two records of the stream get one number: whoever reads it then never comes to its end.
+The original moto sorts the whole table for each query, copies the table and its stream for each transaction, and never
+frees an object. The duration of a test would grow with the square of the stored rows. Two concurrent requests may both
+find a condition met. Two stream records may get the same number, and then a reader of the stream never reaches its end.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _lock = Lock()
 
 
 class Part(Table):
-    """Some rows of a table, which for all else is the table itself."""
+    """A view of some rows of a table. Everything else is the table's own."""
 
     def __init__(self, whole: Table, rows: Any) -> None:
         self.__dict__.update(whole.__dict__)
         self.items = rows
 
     def __deepcopy__(self, memo: object) -> Part:
-        """What moto would put back when a transaction fails: the whole was not touched."""
+        """Return the view itself: a failed transaction has nothing to restore, because the table is unchanged."""
         return self
 
 
@@ -53,22 +53,22 @@ def _query_of_rows(
 
 
 def _of_index(table: Table, name: str, hash_key: DynamoType) -> Any:
-    """The rows of a partition of an index, with no more of them than the index has."""
+    """Return the rows of one partition of an index, with only the attributes that the index projects."""
     index = table.get_index(name, error_if_not=True)
     assert index.projection == {"ProjectionType": "KEYS_ONLY"}
-    kept = {*index.table_key_attrs, *index.schema_key_attrs}
+    projected = {*index.table_key_attrs, *index.schema_key_attrs}
     pk = index.schema_key_attrs[0]
-    found: Any = defaultdict(dict)
+    items: Any = defaultdict(dict)
     for partition, rows in list(table.items.items()):
         for place, row in list(rows.items()):
             if pk in row.attrs and row.attrs[pk].value == hash_key.value:
-                found[partition][place] = Item(row.hash_key, row.range_key, {})
-                found[partition][place].attrs.update({key: row.attrs[key] for key in kept if key in row.attrs})
-    return found
+                items[partition][place] = Item(row.hash_key, row.range_key, {})
+                items[partition][place].attrs.update({key: row.attrs[key] for key in projected if key in row.attrs})
+    return items
 
 
 def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, Any]]) -> None:
-    """Copies of the rows are changed, and take the rows' place when all is well."""
+    """Change copies of the rows, and replace the rows by the copies if the transaction succeeds."""
     (name,) = {action["TableName"] for item in transact_items for action in item.values()}
     table = backend.get_table(name)
     written = [action.get("Key") or action["Item"] for item in transact_items for action in item.values()]
@@ -79,11 +79,11 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
             rows[partition][place] = copy.deepcopy(row)
     part, backend = Part(table, rows), copy.copy(backend)  # type: ignore[abstract]
     backend.tables = {name: part}
-    told, shard = [], table.stream_shard
+    records, shard = [], table.stream_shard
     if shard is not None:
         part.stream_shard = StreamShard(shard.account_id, part)
         part.stream_shard.starting_sequence_number = shard.starting_sequence_number + len(shard.items)
-        told = part.stream_shard.items
+        records = part.stream_shard.items
     _transact(backend, transact_items)
     for partition, place in keys:
         if row := rows[partition].get(place):
@@ -91,7 +91,7 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
         else:
             table.items[partition].pop(place, None)
     if shard is not None:
-        shard.items += told
+        shard.items += records
 
 
 def _answer_with_lock(handler: DynamoHandler) -> Any:
@@ -110,14 +110,14 @@ SLOW = [(owner, name, getattr(owner, name)) for owner, name, _ in CHANGES]
 
 
 def install_fast_paths() -> None:
-    """From now on, in all of this process."""
+    """Install the fast paths in the whole process."""
     for change in CHANGES:
         setattr(*change)
 
 
 @contextmanager
 def original_moto() -> Iterator[None]:
-    """moto while the block runs."""
+    """Use the original moto inside the block."""
     for change in SLOW:
         setattr(*change)
     try:

@@ -1,4 +1,4 @@
-"""A webhook's receiver on this machine, and the check of its messages that the specification describes."""
+"""A local receiver of webhooks, and the signature check of the Standard Webhooks specification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLERANCE_S = 300
 
 @dataclass(frozen=True)
 class Post:
-    """What arrived."""
+    """One request that the receiver got."""
 
     path: str
     headers: Mapping[str, str]
@@ -29,19 +29,22 @@ class Post:
         return json.loads(self.body)
 
     def verifies(self, secret: str) -> bool:
-        """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md"""
+        """Check the signature by the specification.
+
+        https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+        """
         key = base64.b64decode(secret.removeprefix("whsec_"))
         timestamp = self.headers["webhook-timestamp"]
         if abs(time.time() - int(timestamp)) > TOLERANCE_S:
             return False
         signed = f"{self.headers['webhook-id']}.{timestamp}.".encode() + self.body
         expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
-        given = [part.partition(",") for part in self.headers["webhook-signature"].split(" ")]
-        return any(version == "v1" and hmac.compare_digest(mac, expected) for version, _, mac in given)
+        signatures = [part.partition(",") for part in self.headers["webhook-signature"].split(" ")]
+        return any(version == "v1" and hmac.compare_digest(mac, expected) for version, _, mac in signatures)
 
 
 class Receiver:
-    """Answers with these statuses, one after the other, and then with 204."""
+    """Receiver that answers with the given statuses in order, and then with 204."""
 
     def __init__(self, *statuses: int) -> None:
         self.posts: list[Post] = []

@@ -1,4 +1,4 @@
-"""Runs of workflows on moto: the stream carried by hand, and their supervisor run in this process."""
+"""Workflow runs on moto. The test delivers the stream, and the supervisor runs in the test's process."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _to_dynamo = TypeSerializer()
 
 
 class StreamedTable:
-    """A table that keeps what its stream would tell of jobs and runs."""
+    """A table that records the stream records of jobs and runs."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self.records: list[StreamRecord] = []
         self.jobs: dict[str, Job] = {}
-        """Each job as its row has it, by id."""
+        """The last stored version of each job by its id."""
         self.runs: dict[str, WorkflowRun] = {}
-        """The same of runs."""
+        """The last stored version of each run by its id."""
         self.on_change: Callable[[Job], None] = lambda _: None
         self._record_count = 0
 
@@ -53,16 +53,16 @@ class StreamedTable:
         self._recording([Key(put.row["pk"], put.row["sk"])], lambda: self._table.put(put))
 
     def update(self, update: Update) -> Row:
-        made: list[Row] = []
-        self._recording([update.key], lambda: made.append(self._table.update(update)))
-        return made[0]
+        rows: list[Row] = []
+        self._recording([update.key], lambda: rows.append(self._table.update(update)))
+        return rows[0]
 
     def transact(self, actions: Sequence[Action]) -> None:
         touched = [_key_of(action) for action in actions if not isinstance(action, Check | Delete)]
         self._recording(touched, lambda: self._table.transact(actions))
 
     def record_change(self, key: Key, old: Row | None) -> None:
-        """A row has been written past the table."""
+        """Record the change of a row that was not written through this table."""
         self._record(key, old, self._table.get(key))
 
     def _recording(self, touched: Sequence[Key], write: Any) -> None:
@@ -70,7 +70,7 @@ class StreamedTable:
         before = {key: self._table.get(key) for key in touched}
         try:
             write()
-        finally:  # Whoever dies after a write has written.
+        finally:  # A process that crashes after a write has written.
             for key in touched:
                 self._record(key, before[key], self._table.get(key))
 
@@ -94,7 +94,7 @@ class StreamedTable:
 
 
 class RunWorld(World):
-    """One namespace and its runs. Nothing goes on until `settle`."""
+    """One namespace and its runs. Nothing happens between two calls of `run_until_idle`."""
 
     def __init__(self, table: DynamoTable) -> None:
         self.table = StreamedTable(table)
@@ -106,7 +106,7 @@ class RunWorld(World):
     # Runs
 
     def run(self, *jobs: Mapping[str, Any], **rest: Any) -> str:
-        """A new run; its id."""
+        """Create a run and return its id."""
         body = {"name": "test", "jobs": list(jobs), **rest}
         new = parse_workflow(NAMESPACE, body, self.ctx.new_id(), now=self.time, find_types=self.ctx.job_types.find_many)
         return create_run.create_run(self.ctx, NAMESPACE, new, actor=KEY).workflow_id
@@ -122,7 +122,7 @@ class RunWorld(World):
         return runs.load_run_state(self.ctx, self.find_run(workflow_id), complete=True)
 
     def statuses(self, workflow_id: str) -> dict[str, str]:
-        """The status of each job, by name, as its own row has it."""
+        """Return the status of each job by its name, read from the job's own row."""
         graph = self.ctx.runs.graph(NAMESPACE, workflow_id)
         return {node.name: self.at(workflow_id, node.name).status for node in graph.nodes}
 
@@ -136,21 +136,23 @@ class RunWorld(World):
         return runs.job_id_at(self.ctx, self.find_run(workflow_id), graph.index_of[name])
 
     def claim(self, queue: str = "default") -> Job | None:
-        """What a worker is given now."""
-        wanted = ClaimRequest(queue=queue, worker="w", limit=1, lease_s=3_600, claim_id=None)
-        found = claim_jobs(self.ctx, NAMESPACE, wanted, actor=KEY, until=self.time)
-        return found[0] if found else None
+        """Claim one job as a worker. Return None if the queue grants none."""
+        request = ClaimRequest(queue=queue, worker="w", limit=1, lease_s=3_600, claim_id=None)
+        jobs = claim_jobs(self.ctx, NAMESPACE, request, actor=KEY, until=self.time)
+        return jobs[0] if jobs else None
 
     def work(self, outcomes: Mapping[str, Any] | None = None, *, queue: str = "default") -> list[str]:
-        """Do all that workers are given, until nothing is left; the names in their order. An outcome is a result, or an
-        exception with an error's code."""
-        done: list[str] = []
+        """Run all jobs that workers can claim, until none is left, and return their names in order.
+
+        An outcome is the result of a job, or an exception whose text is the error code.
+        """
+        names: list[str] = []
         self.run_until_idle()
         while (job := self.claim(queue)) is not None:
             self.finish(job, (outcomes or {}).get(str(job.name)))
-            done.append(str(job.name))
+            names.append(str(job.name))
             self.run_until_idle()
-        return done
+        return names
 
     def finish(self, job: Job, outcome: Any = None) -> None:
         assert job.lease is not None
@@ -161,7 +163,7 @@ class RunWorld(World):
             self.do(change_job.complete, job.job_id, result=outcome, lease_token=job.lease.token)
 
     def run_until_idle(self) -> None:
-        """Everything goes on until nothing does: supervisors, stream, pager."""
+        """Run supervisors, matcher and fan-out function until nothing is left to do."""
         while self.machine.ready() or self.table.records or self.queues.fan_out_messages:
             self.machine.run()
             self.deliver_stream()

@@ -1,6 +1,8 @@
-"""The state machine of statemachines/, run in this process: as much of the Amazon States Language as it is written in.
+"""An in-process interpreter for the state machine in `statemachines/`.
 
-What it has AWS do goes to a table and to a function of the test's; where it waits for its token it stops, until woken.
+It implements the parts of the Amazon States Language that the definition uses. Calls of AWS go to a table and to a
+function of the test. An execution that waits for its task token stops until the test wakes it.
+
 https://states-language.net/spec.html
 """
 
@@ -18,16 +20,16 @@ FUNCTION = "${SupervisorFunctionArn}"
 SDK = "arn:aws:states:::aws-sdk:dynamodb:"
 
 Table = Callable[[str, Mapping[str, Any]], Any]
-"""Carries out an operation of DynamoDB's client on a request of its own form; raises StateFailed."""
+"""Function that runs an operation of the DynamoDB client. It raises StateFailed if the operation fails."""
 
 
 class StateFailed(Exception):
-    """A state has failed, with this error name."""
+    """Error of a failed state. Its text is the error name."""
 
 
 @dataclass
 class Execution:
-    """One execution: where it is, and what it waits for."""
+    """One execution: its current state, its data, and the token that it waits for."""
 
     name: str
     state: str
@@ -39,7 +41,7 @@ class Execution:
 
 @dataclass
 class Machine:
-    """Executions by their names. `act` is the function."""
+    """Executions by their names. `act` stands for the supervisor function."""
 
     table: Table
     act: Callable[[Mapping[str, Any]], Any]
@@ -47,7 +49,7 @@ class Machine:
     definition: Any = field(default_factory=lambda: json.loads(DEFINITION.read_text()))
     _tokens: int = 0
 
-    # What the services ask of supervisors
+    # Port of the services
 
     def start(self, name: str, event: str) -> None:
         if name not in self.executions:
@@ -62,25 +64,25 @@ class Machine:
     def is_running(self, name: str) -> bool:
         return name in self.executions and self.executions[name].status == "RUNNING"
 
-    # What the tests do
+    # Methods for tests
 
     def ready(self) -> list[Execution]:
-        """Those that do not wait."""
+        """Return the running executions that do not wait for a token."""
         return [each for each in self.executions.values() if each.status == "RUNNING" and each.token is None]
 
     def stop(self, name: str, status: str = "ABORTED") -> None:
-        """As somebody does it in the console."""
+        """Stop an execution, as an operator does in the console."""
         self.executions[name].status = status
         self.executions[name].token = None
 
     def run(self) -> None:
-        """Run every execution until it waits or ends."""
+        """Run every execution until it waits for a token or ends."""
         while ready := self.ready():
             for execution in ready:
                 self.step(execution)
 
     def step(self, execution: Execution) -> None:
-        """Run one state. What a function raises leaves the execution where it is: it is retried."""
+        """Run one state. If the function raises an error, the execution stays in this state and is retried."""
         state = self.definition["States"][execution.state]
         execution.visited.append(execution.state)
         try:
@@ -108,7 +110,7 @@ class Machine:
             execution.state = caught[0]["Next"]
 
     def time_out(self, execution: Execution) -> None:
-        """What it waits for has not come in time."""
+        """Apply the timeout of the token that the execution waits for."""
         state = self.definition["States"][execution.state]
         (caught,) = [each for each in state["Catch"] if "States.Timeout" in each["ErrorEquals"]]
         execution.token, execution.state = None, caught["Next"]
@@ -134,12 +136,12 @@ def _matches(rule: Any, data: Any) -> bool:
         return all(_matches(each, data) for each in rule["And"])
     if "Or" in rule:
         return any(_matches(each, data) for each in rule["Or"])
-    there, value = _look_up(rule["Variable"], data)
+    present, value = _look_up(rule["Variable"], data)
     if "IsPresent" in rule:
-        return bool(there == rule["IsPresent"])
+        return bool(present == rule["IsPresent"])
     if "StringEquals" in rule:
-        return bool(there and value == rule["StringEquals"])
-    return bool(there and value > rule["NumericGreaterThan"])
+        return bool(present and value == rule["StringEquals"])
+    return bool(present and value > rule["NumericGreaterThan"])
 
 
 def _look_up(path: str, data: Any) -> tuple[bool, Any]:
@@ -164,8 +166,8 @@ def _filled(parameters: Any, data: Any, token: str | None = None) -> Any:
         elif added := re.fullmatch(r"States\.MathAdd\((\$[.\w]+), (\d+)\)", value):
             filled[name.removesuffix(".$")] = _look_up(added[1], data)[1] + int(added[2])
         else:
-            there, found = _look_up(value, data)
-            if not there:
+            present, resolved = _look_up(value, data)
+            if not present:
                 raise StateFailed("States.ParameterPathFailure")
-            filled[name.removesuffix(".$")] = found
+            filled[name.removesuffix(".$")] = resolved
     return filled

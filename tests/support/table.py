@@ -1,4 +1,4 @@
-"""The table of the template, on moto."""
+"""The table of the template on moto."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from tests.support.template import template
 from vigil_core.store.table import DynamoTable
 
 TABLE_NAME = "vigil"
-OF_A_TABLE = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "StreamSpecification"}
+TABLE_SETTINGS = {"BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "StreamSpecification"}
 
 
 aws = boto3.client if TYPE_CHECKING else cache(boto3.client)
-"""A client. One for all tests: making it takes longer than most of them, and moto gets hold of it all the same."""
+"""Return a boto3 client.
+
+All tests share one client for each service, because its creation takes longer than most tests. moto intercepts it in
+every test.
+"""
 
 
 def create_table() -> DynamoTable:
-    """As the template has it. Call it inside `mock_aws`."""
+    """Create the table as the template defines it. Call it inside `mock_aws`."""
     install_fast_paths()
     client = aws("dynamodb")
     properties = template()["Resources"]["Table"]["Properties"]
-    wanted = {name: value for name, value in properties.items() if name in OF_A_TABLE}
-    wanted["StreamSpecification"] = {"StreamEnabled": True, **wanted["StreamSpecification"]}
-    client.create_table(TableName=TABLE_NAME, **wanted)
+    settings = {name: value for name, value in properties.items() if name in TABLE_SETTINGS}
+    settings["StreamSpecification"] = {"StreamEnabled": True, **settings["StreamSpecification"]}
+    client.create_table(TableName=TABLE_NAME, **settings)
     return DynamoTable(client, TABLE_NAME)

@@ -1,4 +1,4 @@
-"""template.yaml as Python values: an intrinsic such as `!Ref X` reads as `{"Ref": "X"}`."""
+"""`template.yaml` as Python values. An intrinsic function such as `!Ref X` becomes `{"Ref": "X"}`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import yaml
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "template.yaml"
 
-# What PyYAML's constructors take, spelled for the reader; its stubs know no better.
+# The argument of PyYAML's constructors. The type stubs have no more exact type.
 Node: TypeAlias = Any
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that knows CloudFormation's short forms."""
+    """SafeLoader that understands CloudFormation's short forms."""
 
 
 def _intrinsic(loader: _Loader, suffix: str, node: Node) -> dict[str, Any]:
@@ -33,13 +33,13 @@ _Loader.add_multi_constructor("!", _intrinsic)
 
 @cache
 def template() -> dict[str, Any]:
-    """The whole template; not to be changed."""
+    """Return the whole template. The caller must not change it."""
     document: dict[str, Any] = yaml.load(TEMPLATE.read_text(), Loader=_Loader)
     return document
 
 
 def resources(kind: str) -> dict[str, dict[str, Any]]:
-    """The properties of every resource of a type, by logical id."""
+    """Return the properties of every resource of a type by logical id."""
     return {
         name: resource["Properties"] for name, resource in template()["Resources"].items() if resource["Type"] == kind
     }

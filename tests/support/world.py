@@ -1,4 +1,4 @@
-"""The use cases on moto: a context with a clock of its own, and the stream carried to the matcher by hand."""
+"""The use cases on moto, in a context with its own clock. The test delivers the stream to the matcher."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KEY = "key1"
 
 @dataclass
 class FakeQueues:
-    """Queues that keep what is sent."""
+    """Queues that record every message that is sent."""
 
     fan_out_messages: list[FanOutMessage] = field(default_factory=list)
     sweeper_messages: list[tuple[str, int]] = field(default_factory=list)
@@ -67,7 +67,7 @@ class FakeQueues:
 
 @dataclass
 class FakeExecutors:
-    """Executors that keep what they are given, and raise what they are to raise."""
+    """Executors that record every call, and raise `error` if it is set."""
 
     calls: list[Any] = field(default_factory=list)
     invocations: list[tuple[str, Any]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class FakeExecutors:
 
 @dataclass
 class FakeTimers:
-    """Alarms by their names: when, and the event."""
+    """Timers by their names: the time and the event of each."""
 
     armed: dict[str, tuple[datetime, Any]] = field(default_factory=dict)
 
@@ -101,7 +101,7 @@ class FakeTimers:
 
 @dataclass
 class FakePayloadStore:
-    """Objects by their names: the text, and how long it is kept."""
+    """Payload objects by their names: the text and the retention class of each."""
 
     stored: dict[str, tuple[str, RetentionClass]] = field(default_factory=dict)
 
@@ -129,7 +129,7 @@ class FakePayloadStore:
 
 
 class World:
-    """One namespace, its jobs and waits; changes of jobs wait in `unmatched` until `run_matcher`."""
+    """One namespace with its jobs and waits. Job changes stay in `unmatched` until the test calls `run_matcher`."""
 
     def __init__(self, table: Table, *, spec_page_entries: int = SPEC_PAGE_ENTRIES, queue_partitions: int = 1) -> None:
         self.time = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
@@ -164,7 +164,7 @@ class World:
             clock=lambda: self.time,
             new_id=lambda: str(uuid6.uuid7()),
             sleep=self.pass_time,
-            in_parallel=_one_by_one,
+            in_parallel=_map_in_sequence,
         )
 
     def pass_time(self, seconds: float) -> None:
@@ -172,23 +172,23 @@ class World:
 
     # Jobs
 
-    def job(self, **wanted: Any) -> str:
-        """A new job; its id."""
-        known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "has_waits": "job_id" in wanted}
-        new = NewJob(**{**known, **wanted})
+    def job(self, **attributes: Any) -> str:
+        """Create a job and return its id."""
+        known = {"job_id": str(uuid6.uuid7()), "job_type": "test", "has_waits": "job_id" in attributes}
+        new = NewJob(**{**known, **attributes})
         return submit_job.submit(self.ctx, NAMESPACE, new, actor=KEY).job.job_id
 
-    def running(self, **wanted: Any) -> str:
-        job_id = self.job(**wanted)
+    def running(self, **attributes: Any) -> str:
+        job_id = self.job(**attributes)
         self.do(change_job.start, job_id)
         return job_id
 
     def do(self, change: Callable[..., Job], job_id: str, *args: Any, **kwargs: Any) -> Job:
-        """Any change of a job, by its function in `change_job`."""
+        """Apply a change to a job. `change` is a function of the module `transitions`."""
         return change(self.ctx, NAMESPACE, job_id, *args, actor=KEY, **kwargs)
 
-    def report(self, job_id: str, **said: Any) -> Job:
-        return self.do(change_job.report, job_id, Report(**said))
+    def report(self, job_id: str, **report: Any) -> Job:
+        return self.do(change_job.report, job_id, Report(**report))
 
     def complete(self, job_id: str, **kwargs: Any) -> Job:
         return self.do(change_job.complete, job_id, **kwargs)
@@ -200,7 +200,7 @@ class World:
         change_job.delete(self.ctx, NAMESPACE, job_id, actor=KEY)
 
     def run_matcher(self) -> None:
-        """Match every change since the last time, in one batch, and then what that has changed."""
+        """Match all changes since the last call in one batch, and then the changes that result from them."""
         while batch := [job for job in self.unmatched if job.needs_matching]:
             self.unmatched.clear()
             match.match_versions(self.ctx, batch)
@@ -208,18 +208,18 @@ class World:
                 match.handle_job_change(self.ctx, job)
 
     def run_fan_out(self) -> None:
-        """Work off every message for the fan-out function."""
+        """Process every message for the fan-out function."""
         while self.queues.fan_out_messages:
             assert fan_out(self.ctx, loads(self.queues.fan_out_messages.pop(0).body), has_time_left=lambda: True)
 
     def sweep(self) -> int:
-        """One minute's sweep of every shard; how much was due."""
+        """Sweep every partition of the due index once, and return the number of due rows."""
         return sum(sweep.sweep(self.ctx, shard) for shard in range(keys.DUE_PARTITIONS))
 
     # Waits
 
     def wait(self, wait_on: Mapping[str, Any], *, hold_s: float = 0, **rest: Any) -> dict[str, Any]:
-        """Post a wait; its answer."""
+        """Post a wait and return its response."""
         return self.post({"wait_on": wait_on, **rest}, hold_s=hold_s)
 
     def post(self, body: Mapping[str, Any], *, hold_s: float = 0) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class World:
 
 
 class _RecordingJobStore(JobStore):
-    """Keeps the versions that it stores, as the table's stream does."""
+    """Job store that records every version that it stores, as the table's stream does."""
 
     def __init__(
         self,
@@ -251,5 +251,5 @@ class _RecordingJobStore(JobStore):
         self._versions.append(job_from_row({name: value for name, value in state.row.items() if value is not None}))
 
 
-def _one_by_one(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def _map_in_sequence(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     return [work(item) for item in items]
