@@ -1,4 +1,4 @@
-"""A table on moto, made as the template says, and the use cases and the HTTP API on it."""
+"""Fixtures: a table on moto as the template defines it, with the use cases and the HTTP API."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def world(table: DynamoTable) -> World:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    """A key with every scope, in an empty namespace."""
+    """Return a client with every scope in an empty namespace."""
     with deployed():
         yield Client()

@@ -1,4 +1,4 @@
-"""What jobs and waits may cost. `make bench` measures the same on the emulator and writes it down."""
+"""Cost limits of jobs and waits. `make bench` measures the same costs on the emulator and records them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def lab() -> Iterator[Harness]:
 def test_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Harness) -> None:
     life = costs.job_life(lab)
     assert life.total.write_units <= MAX_JOB_WRITE_UNITS
-    # One unit for each of eight versions, one for the list's index, payload and result a row each, and one for the
-    # payload to expire with the job.
+    # Eight versions cost one unit each. So do the index entry of the list, the payload row, the result row, and the TTL
+    # of the payload.
     assert (life.total[WRITE], life.total[INDEX_WRITE]) == (11, 1)
     assert life.by_function["matcher"].write_units == life.by_function["notifier"].write_units == 0
     assert life.total[HTTP] == len(costs.REPORTS) + 3
@@ -61,7 +61,7 @@ def test_job_without_waits_does_not_invoke_the_matcher(lab: Harness) -> None:
 def test_wait_on_a_job_takes_at_most_8_write_units(lab: Harness) -> None:
     wait = costs.wait_life(lab)
     assert wait.total.write_units <= MAX_WAIT_WRITE_UNITS
-    # Entry, wait, its two places in the indexes, and the mark on a job that nobody waited for before.
+    # The wait entry, the wait, its two index entries, and the waiter mark on a job that had no waits before.
     assert wait.registered.write_units == 5
     assert wait.poll.quantities == {REQUESTS: 1, READ: 1}
 
@@ -74,7 +74,7 @@ def test_match_costs_the_same_for_any_number_of_waits(lab: Harness) -> None:
 def test_queue_job_takes_one_more_write_unit_to_create_and_four_to_claim(lab: Harness) -> None:
     tracked, handed_out = costs.job_life(lab).by_step["create"], costs.worker_life(lab)
     assert handed_out["create"].write_units == tracked.write_units + 1
-    # The state, the two places in the index that it leaves and enters, and the worker's row.
+    # The state row, its old and its new index entry, and the worker's row.
     assert handed_out["claim"].write_units == 4
     assert handed_out["heartbeat"].write_units == 1
 
@@ -94,16 +94,16 @@ def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: p
     created, dispatched, called = creating("api"), dispatching("matcher"), calling(None)
     worker = costs.worker_life(lab)
     assert created.write_units == worker["create"].write_units
-    # The state, and the two places in the index that it leaves and enters.
+    # The state row, and its old and its new index entry.
     assert (dispatched.write_units, dispatched[INDEX_WRITE]) == (3, 2)
-    # The sign of life; the result, the state, its place in the index, and how long the payload is kept.
+    # The heartbeat; then the result, the state row, its index entry, and the TTL of the payload.
     assert called.write_units == 5
     assert called[READ] == 4
     assert not handed_over
 
 
 class AnsweringTarget:
-    """A target that answers."""
+    """HTTP target that answers every request."""
 
     def request(self, *_: object, **__: object) -> HttpResponse:
         return HttpResponse(status=200, headers={"content-type": "application/json"}, body=b'{"id": 1}')
@@ -111,7 +111,7 @@ class AnsweringTarget:
 
 class NoSecrets:
     def value(self, *_: object) -> str:
-        raise AssertionError("it names none")
+        raise AssertionError("the target contains no secret")
 
 
 def test_claim_costs_the_same_for_any_queue_length(lab: Harness) -> None:
@@ -129,6 +129,6 @@ def test_request_counter_includes_refused_writes(lab: Harness) -> None:
     job_id = costs.create(lab)
     with lab.billed() as refused:
         lab.call("POST", "/v1/jobs", {**costs.JOB, "job_id": job_id}).problem(409, "JOB_CREATION_FAILED")
-    # The payload that nothing will point to, and the row that stood in the way.
+    # The payload row, which stays without a job, and the refused write of the existing row.
     assert (refused(None)[WRITE], refused(None)[INDEX_WRITE]) == (2, 0)
     assert lab.row(keys.job(NAMESPACE, job_id))["version"] == {"N": "1"}

@@ -1,4 +1,4 @@
-"""What goes to SNS and to the WebSocket API, and what is made of their answers."""
+"""Requests to SNS and to the WebSocket API, and the treatment of their responses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def event(number: int, *, size: int = 10, job_type: str = "build") -> Event:
 
 
 class FakeSns:
-    """The client's `publish_batch`; refuses the messages whose ids a test names."""
+    """SNS client with the operation `publish_batch`. It refuses the messages whose ids the test sets."""
 
     def __init__(self, refuse: set[str]) -> None:
         self.requests: list[list[Any]] = []
@@ -47,7 +47,7 @@ class FakeSns:
 
 
 def sent(*events: Event, refuse: tuple[str, ...] = ()) -> tuple[list[list[str]], list[str]]:
-    """The ids in each request, and of what was not taken."""
+    """Publish events. Return the event ids of each request, and the ids of the refused events."""
     client: Any = FakeSns(set(refuse))
     failed = SnsTopic(client, "arn").publish(events)
     ids = [[json.loads(entry["Message"])["id"] for entry in request] for request in client.requests]

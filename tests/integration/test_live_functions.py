@@ -1,4 +1,4 @@
-"""The functions of the WebSocket and the notifier as they are invoked, with the sample payloads, on moto."""
+"""The WebSocket function and the notifier, invoked with the sample payloads on moto."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CACHED = (wiring.dynamodb, wiring.context, wiring.api_keys, wiring.sns_topic)
 
 
 class Deployed:
-    """The functions, a table with what the samples tell of, and a queue that hears of everything on the topic."""
+    """The functions, a table with the rows of the samples, and a queue that receives every message of the SNS topic."""
 
     def __init__(self, table: DynamoTable, queue_url: str, sockets: FakeSockets) -> None:
         self.table = table
@@ -44,13 +44,13 @@ class Deployed:
         return self.sockets.frames.get(CONNECTION, [])
 
     def send_sample(self, name: str) -> list[Any]:
-        """Send the message of a sample; what came back."""
+        """Send the message of a sample and return the response frames."""
         before = len(self.received)
         assert websocket.handler(sample(name), None) == {"statusCode": 200}
         return self.received[before:]
 
     def sns_messages(self) -> list[Any]:
-        """What came out of the topic."""
+        """Return the messages of the SNS topic."""
         answer: Any = aws("sqs").receive_message(QueueUrl=self._queue_url, MaxNumberOfMessages=10)
         return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
 
@@ -63,7 +63,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
             (record,) = stream_records(sample(name))
             row = record.new()
             assert row is not None
-            # The samples are of a day long past: what they tell of has not expired all the same.
+            # The samples have an old date, but their rows must not be expired.
             table.put(Put(row=row | {"ttl": to_epoch_s(datetime.now(UTC)) + 86_400}))
         ApiKeyStore(table).add(
             ApiKey(
@@ -95,7 +95,7 @@ def test_websocket_samples_get_their_responses_and_leave_no_rows(deployed: Deplo
     assert deployed.send_sample("websocket_ping") == [{"type": "pong", "id": "p1", "data": {}}]
     ack, *told = deployed.send_sample("websocket_subscribe")
     assert (ack["type"], ack["id"], len(ack["data"]["topics"])) == ("ack", "s1", 4)
-    # The job was started more than 24 hours ago.
+    # The job started more than 24 hours ago, so its start is not replayed.
     assert types(told) == ["job.completed", "wait.met"]
     ack, *told = deployed.send_sample("websocket_wait")
     assert (ack["id"], ack["data"]["status"]) == ("w1", "met")
@@ -112,7 +112,7 @@ def test_revoked_key_gets_no_socket(deployed: Deployed) -> None:
 
 @pytest.mark.parametrize("route", ["$connect", "$disconnect", "subscribe"])
 def test_message_action_cannot_choose_the_route(deployed: Deployed, route: str) -> None:
-    """What a message names as its action may be taken for the route."""
+    """Check that the action in a message is not used as the route of API Gateway."""
     event = sample("websocket_ping")
     event["requestContext"]["routeKey"] = route
     assert websocket.handler({**event, "body": json.dumps({"action": route})}, None) == {"statusCode": 200}
@@ -188,7 +188,7 @@ def test_missing_setting_is_named(deployed: Deployed, monkeypatch: pytest.Monkey
 
 
 def test_notifier_samples_have_the_shape_of_stored_rows() -> None:
-    """An image of another shape than the store writes would be a sample of nothing."""
+    """Check the samples against the stores: a row that no store writes would be a useless sample."""
     (job,), (live,), (wait,) = (stream_records(sample(name)) for name in NOTIFIER_SAMPLES)
     for row in (job.old(), job.new()):
         assert row is not None

@@ -1,4 +1,4 @@
-"""What runs of workflows may cost. `make bench` measures the same on the emulator, with larger runs."""
+"""Cost limits of workflow runs. `make bench` measures the same costs on the emulator with larger runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.report import MAX_RUN_DOLLARS, MAX_RUN_JOB_DOLLARS
 from benchmarks.runs import RunLife
 
 FEW, MANY = 10, 40
-# The runs of all tests are told at once, by whichever comes first: on a busy machine that takes minutes.
+# The first test simulates the runs for all tests, which takes minutes on a busy machine.
 pytestmark = pytest.mark.timeout(600)
 
 
 class RunCosts(NamedTuple):
-    """What a run of few jobs and one of many take, and one of few with payloads."""
+    """The costs of a run with few jobs, of one with many jobs, and of one with few jobs that have payloads."""
 
     few: RunLife
     many: RunLife
@@ -39,7 +39,7 @@ def test_million_run_jobs_cost_at_most_12_dollars_and_a_run_0_03_cents(run_costs
     run = run_costs.few.total - runs.scaled(job, FEW)
     assert job.dollars() <= MAX_RUN_JOB_DOLLARS
     assert run.dollars() / 1e6 <= MAX_RUN_DOLLARS
-    # Create 2, release 2, claim 3 and a worker's row in ten claims, complete 2 and a result, and a share of its notes.
+    # Create 2, release 2, claim 3 and a tenth of a worker's row, complete 2 and a result, and a share of state blocks.
     assert job.write_units < 10.5
     assert job[HTTP] == pytest.approx(1 + 1 / runs.MAX_CLAIM_JOBS, abs=0.05)
 
@@ -52,7 +52,7 @@ def test_matcher_reads_one_unit_per_job_without_waits(run_costs: RunCosts) -> No
     matcher = runs.extra_per_job(
         run_costs.few.by_function["matcher"], run_costs.many.by_function["matcher"], MANY - FEW
     )
-    # The job before its release, which may have been cancelled in the meantime.
+    # The read of the job before its release, because it may have been cancelled in the meantime.
     assert matcher[READ] == pytest.approx(1, abs=0.2)
 
 

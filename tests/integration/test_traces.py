@@ -1,4 +1,4 @@
-"""What the functions tell X-Ray of requests, jobs and runs: subsegments that are found by their ids."""
+"""X-Ray subsegments of requests, jobs and runs, which can be found by their ids."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def test_matcher_batch_records_a_subsegment_per_run_and_job(daemon: Daemon, worl
     assert name_and_annotations(daemon.take()) == ("follow_run", ids)
 
     def followed() -> list[dict[str, str]]:
-        """What the next batch of the stream follows jobs of."""
+        """Process the next stream batch and return the annotations of its subsegments for jobs."""
         world.deliver_stream()
         return [about for name, about in map(name_and_annotations, daemon.take_all()) if name == "follow_jobs"]
 
-    assert followed() == [ids], "two jobs at once are ready"
+    assert followed() == [ids], "two jobs become ready at the same time"
     world.run_until_idle()
     daemon.take_all()
     first = world.claim()
@@ -140,7 +140,7 @@ def test_dispatched_job_records_one_subsegment(daemon: Daemon, world: RunWorld) 
     assert sent.count(("dispatch", ids)) == 1
 
 
-# The other functions that work on runs and jobs
+# The other functions for runs and jobs
 
 
 def test_supervisor_records_subsegments_with_run_ids(daemon: Daemon, client: Client) -> None:
@@ -195,6 +195,6 @@ def run_by_id(workflow_id: str) -> Any:
 
 
 def messages(bodies: Sequence[str]) -> dict[str, Any]:
-    """An event of the fan-out function."""
+    """Build an event of the fan-out function."""
     (record,) = sample("fan_out_register")["Records"]
     return {"Records": [{**record, "body": body} for body in bodies]}

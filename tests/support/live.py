@@ -23,7 +23,7 @@ ACCESS = Access(namespace=NAMESPACE, scopes=frozenset({Scope.READ}), key_id=KEY)
 
 
 class AwsFault(Exception):
-    """Error that stands for a fault of AWS."""
+    """Error that simulates a fault of AWS."""
 
 
 @dataclass

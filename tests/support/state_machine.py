@@ -41,7 +41,7 @@ class Execution:
 
 @dataclass
 class Machine:
-    """Executions by their names. `act` stands for the supervisor function."""
+    """Executions by their names. `act` replaces the supervisor function."""
 
     table: Table
     act: Callable[[Mapping[str, Any]], Any]

@@ -1,4 +1,4 @@
-"""What every route has in common."""
+"""Behaviour that all routes have in common."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vigil_core.store.jobs.jobs import JobStore
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> StringIO:
-    """What is logged."""
-    said = StringIO()
-    monkeypatch.setattr(logger.registered_handler, "stream", said)
-    return said
+    """Capture the log output."""
+    output = StringIO()
+    monkeypatch.setattr(logger.registered_handler, "stream", output)
+    return output
 
 
 PROBLEM_KEYS = {

@@ -1,4 +1,4 @@
-"""What bad input gets: a 4xx problem that names each offending field, and nothing stored."""
+"""Invalid input: the response is a 4xx problem that names each invalid field, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_error_response_lists_at_most_one_hundred_problems(client: Client) -> No
 
 @pytest.mark.parametrize("letter", ["x", "é", "\x00", "/", "🚀"])
 def test_error_response_for_huge_names_fits_the_lambda_limit(client: Client, letter: str) -> None:
-    """Answers quote names, and have to fit what Lambda can answer all the same."""
+    """Check the size of error responses that quote huge names: they must fit Lambda's response limit."""
     name = letter * (3_000_000 // len(dumps(letter).encode()))
     for target, body in [
         ("/v1/jobs", {"job_type": "t", name: 1}),

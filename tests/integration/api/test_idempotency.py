@@ -1,4 +1,4 @@
-"""Idempotency-Key."""
+"""Requests with the header Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def count(client: Client) -> int:
 
 
 def shift(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
-    """Let time pass."""
+    """Move the clock forward."""
     object.__setattr__(wiring.context(), "clock", lambda: wiring.now() + by)
 
 
@@ -75,7 +75,7 @@ def test_invalid_idempotency_key_is_refused(client: Client, key: str) -> None:
 
 
 def test_retry_after_a_crash_returns_the_job_created_before(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job was stored, and then the answer was lost."""
+    """Simulate a crash after the job is stored and before the response is sent."""
 
     def die(*_: Any, **__: Any) -> None:
         raise ClientError({"Error": {"Code": "InternalServerError"}}, "PutItem")

@@ -1,4 +1,4 @@
-"""Lists over HTTP: filters, pages, tokens."""
+"""Lists over HTTP: filters, pages and page tokens."""
 
 from __future__ import annotations
 

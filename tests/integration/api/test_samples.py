@@ -1,4 +1,4 @@
-"""The sample payloads of the HTTP API, one after the other: the life of a job and of two waits on it."""
+"""The sample payloads of the HTTP API in sequence: one job from creation to end, and two waits on it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_sample_requests_run_in_sequence_with_expected_statuses(client: Client) 
 
 
 def store_the_sample_wait() -> None:
-    """The wait that the samples ask for by its id, which no client can choose."""
+    """Store the wait whose id the samples contain. A client cannot choose the id of a wait."""
     context = wiring.context()
     body: Any = json.loads(sample("api_create_wait")["body"])
     wait_id = sample("api_get_wait")["pathParameters"]["wait_id"]
@@ -64,7 +64,7 @@ def store_the_sample_wait() -> None:
 
 
 def store_the_sample_run() -> None:
-    """The run that the samples ask for by its id, which no client can choose."""
+    """Store the run whose id the samples contain. A client cannot choose the id of a run."""
     context = wiring.context()
     body: Any = json.loads(sample("api_create_workflow")["body"])
     workflow_id = sample("api_get_workflow")["pathParameters"]["workflow_id"]

@@ -1,4 +1,4 @@
-"""Keys and tickets from their creation to their end, on moto."""
+"""API keys and tickets from creation to expiry or revocation, on moto."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 class World:
-    """The services over one table, with a clock that the test moves and ids that count."""
+    """The services on one table, with a clock that the test moves and consecutive ids."""
 
     def __init__(self, table: Table) -> None:
         self.now = NOON
@@ -255,7 +255,7 @@ def test_table_outage_raises_instead_of_refusing_the_key() -> None:
 
 
 def test_malformed_token_costs_no_table_read() -> None:
-    """A stranger without a well-formed token cannot make Vigil pay for reads."""
+    """Check that a client without a well-formed token cannot cause paid reads."""
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
     ctx = AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)

@@ -1,4 +1,4 @@
-"""The authorizer as API Gateway invokes it, with the sample payloads, on moto."""
+"""The authorizer, invoked like API Gateway does with the sample payloads, on moto."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = ["authorizer_http", "authorizer_websocket_key", "authorizer_websocket_ti
 
 
 def shown(kind: TokenKind) -> Token:
-    """The token in the sample payloads."""
+    """Return the token of the sample payloads."""
     header = sample("authorizer_http")["headers"]["authorization"].removeprefix("Bearer ")
     text = (
         header
@@ -42,7 +42,7 @@ def shown(kind: TokenKind) -> Token:
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A table that knows the samples' key and ticket."""
+    """Store the key and the ticket of the samples in the table."""
     monkeypatch.setenv("TABLE_NAME", TABLE_NAME)
     key, ticket = shown(TokenKind.API_KEY), shown(TokenKind.TICKET)
     scopes = frozenset({Scope.READ, Scope.SUBMIT})
@@ -76,7 +76,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What the function logs; its logger keeps the stream that it found at import."""
+    """Capture the function's log. Its logger retains the output stream of the import time."""
     handler = authorizer.logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)
     written = io.StringIO()
@@ -86,7 +86,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 def allowed(answer: dict[str, Any]) -> bool:
-    """What API Gateway makes of an answer."""
+    """Return whether API Gateway would allow the request after this response."""
     if "isAuthorized" in answer:
         return answer["isAuthorized"] is True
     (statement,) = answer["policyDocument"]["Statement"]

@@ -1,6 +1,6 @@
-"""Very many waits on one job, and a wait on very many jobs. No row grows with them.
+"""Many waits on one job, and a wait on many jobs. No row grows with their number.
 
-Two and a half thousand stand for the 10,000 that there may be: no limit is left to cross beyond that.
+The tests use 2,500 instead of the maximum of 10,000, because no further limit lies between the two numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits import waits
 
-# Of the largest row, as docs/data_model.md has it.
+# The sizes of the largest rows, as `docs/data_model.md` states them.
 JOB_BYTES = 1024
 OPEN_WAIT_BYTES = 3 * 1024
 ENDED_WAIT_BYTES = 5 * 1024
@@ -33,13 +33,13 @@ ENTRY_BYTES = 400
 
 @pytest.fixture
 def world(table: DynamoTable) -> World:
-    """On the same table, written to without the way through HTTP."""
+    """Return a world that writes to the same table directly, without HTTP requests."""
     del table
     return World(empty_table())
 
 
 def largest() -> Counter[str]:
-    """The bytes of the largest row of each entity."""
+    """Return the size of the largest row of each entity in bytes."""
     sizes: Counter[str] = Counter()
     for row in all_rows():
         entity = row["entity"]["S"]
@@ -48,12 +48,12 @@ def largest() -> Counter[str]:
 
 
 def waits_on(world: World, job_id: str, how_many: int) -> list[str]:
-    """Their ids."""
+    """Register waits on one job and return their ids."""
     return [world.wait({job_id: {"job_stage": "boot"}})["wait_id"] for _ in range(how_many)]
 
 
 def wait_outcomes(world: World, wait_ids: Collection[str]) -> Counter[tuple[str | None, ...]]:
-    """How many waits have which status, and saw their job at which stage."""
+    """Count the waits by their status and by the stage at which their job met the condition."""
     found = world.ctx.waits.find_many(NAMESPACE, wait_ids)
     return Counter((wait.status, *(each.stage for each in wait.outcomes.values())) for wait in found.values())
 
@@ -77,11 +77,11 @@ def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows
     world.run_matcher()
     world.complete(job_id)
     world.run_matcher()
-    assert len(world.queues.fan_out_messages) == 2, "left to the fan-out function, a message for each version"
+    assert len(world.queues.fan_out_messages) == 2, "each version is one message for the fan-out function"
     assert world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).has_backlog
     assert largest()["entry"] <= ENTRY_BYTES
     world.run_fan_out()
-    assert wait_outcomes(world, ids) == {("met", "boot"): many}, "the first version that decides counts"
+    assert wait_outcomes(world, ids) == {("met", "boot"): many}, "the first matching version is captured"
     left = world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1)
     assert (left.entries, left.has_backlog) == ([], False)
     assert largest()["job"] <= JOB_BYTES
@@ -94,8 +94,8 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
     jobs = [str(uuid6.uuid7()) for _ in range(many)]
     answer = world.wait(dict.fromkeys(jobs), wait_options={"allow_missing": True})
     assert answer["registering"]
-    assert len(world.queues.fan_out_messages) == 3, "left to the fan-out function, a message for each page"
-    # One that ends before its page is registered counts as well.
+    assert len(world.queues.fan_out_messages) == 3, "each page is one message for the fan-out function"
+    # A job that ends before its page is registered is counted too.
     world.job(job_id=jobs[0])
     world.do(change_job.cancel, jobs[0])
     world.run_matcher()
@@ -106,7 +106,7 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
         world.do(change_job.cancel, job_id)
         if len(world.unmatched) >= 100:
             world.run_matcher()
-    assert world.unmatched, "the last ones decide"
+    assert world.unmatched, "the last jobs end the wait"
     assert world.show(answer)["status"] == "waiting"
     world.run_matcher()
     shown = world.show(answer)

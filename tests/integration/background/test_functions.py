@@ -1,5 +1,7 @@
-"""The functions that no client calls, the matcher, `fan_out`, the sweeper, the caller and the supervisor, as they are
-invoked, with the sample payloads, on moto."""
+"""The background functions, invoked with the sample payloads on moto.
+
+These are the matcher, `fan_out`, the sweeper, the HTTP executor and the supervisor. Clients never call them.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +48,17 @@ from vigil_core.store.waits.waits import WaitStore
 CONTEXT: Any = LambdaContext()
 ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
 WAIT_ID = "019bf000-0000-7000-8000-0000000000ff"
-"""Of a wait that no sample names."""
+"""The id of a wait that no sample contains."""
 
 
 @dataclass
 class Deployed:
-    """The functions, their table and their queues. Waits are posted at a time of the test's choice."""
+    """The functions with their table and queues. The test chooses the time at which a wait is posted."""
 
     monkeypatch: pytest.MonkeyPatch
 
     def post(self, wait_id: str, *job_ids: str, days_ago: int = 0, **options: object) -> list[Any]:
-        """Store a wait for jobs at stage boot; the messages that this sends."""
+        """Store a wait for jobs at stage `boot`, and return the messages that this sends."""
         kept = FakeQueues()
         then = datetime.now(UTC) - timedelta(days=days_ago)
         context = replace(wiring.context(), message_queues=kept, clock=lambda: then)
@@ -75,7 +77,7 @@ class Deployed:
         return wait
 
     def set_page_size(self, entries: int) -> None:
-        """Waits of more entries than this are wide."""
+        """Set the number of entries above which a wait is registered by the fan-out function."""
         waits = WaitStore(DynamoTable(aws("dynamodb"), TABLE_NAME), now=wiring.now, spec_page_entries=entries)
         context = replace(wiring.context(), waits=waits)
         self.monkeypatch.setattr(wiring, "context", lambda: context)
@@ -88,21 +90,21 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
 
 
 def message(name: str) -> Any:
-    """What the one message of a sample says."""
+    """Return the parsed body of a sample's only message."""
     (record,) = sample(name)["Records"]
     return loads(record["body"])
 
 
-def sample_with(name: str, **told: object) -> Any:
-    """A sample whose one message says something else."""
+def sample_with(name: str, **members: object) -> Any:
+    """Return a sample with changed members in its only message."""
     event = sample(name)
     (record,) = event["Records"]
-    record["body"] = json.dumps({**json.loads(record["body"]), **told})
+    record["body"] = json.dumps({**json.loads(record["body"]), **members})
     return event
 
 
 def matcher_sample_jobs() -> tuple[Job, Job]:
-    """The job before and after, in its sample."""
+    """Return the old and the new version of the job in the matcher's sample."""
     (record,) = stream_records(sample("matcher_job_changed"))
     before, after = record.old(), record.new()
     assert before is not None
@@ -134,7 +136,7 @@ def test_matcher_reports_only_the_failed_record(deployed: Deployed, caplog: pyte
 
 
 def test_matcher_sample_has_the_shape_of_stored_rows() -> None:
-    """An image of another shape than the store writes would be a sample of nothing."""
+    """Check the sample against the job store: a row that the store never writes would be a useless sample."""
     (record,) = stream_records(sample("matcher_job_changed"))
     for job, row in zip(matcher_sample_jobs(), (record.old(), record.new()), strict=True):
         assert {name: value for name, value in job_to_row(job).items() if value is not None} == row
@@ -202,12 +204,12 @@ def test_failed_fan_out_message_becomes_visible_again_soon(
 
 
 def pages_queue() -> str:
-    """The URL of the fan-out function's queue."""
+    """Return the URL of the fan-out function's queue."""
     return aws("sqs").get_queue_url(QueueName="fan-out.fifo")["QueueUrl"]
 
 
 def received(body: str) -> str:
-    """A message on the fan-out function's queue that has been taken from it; its receipt handle."""
+    """Send and receive a message of the fan-out function's queue, and return its receipt handle."""
     queues = aws("sqs")
     queues.send_message(QueueUrl=pages_queue(), MessageBody=body, MessageGroupId="g", MessageDeduplicationId="d")
     (message,) = queues.receive_message(QueueUrl=pages_queue())["Messages"]
@@ -218,7 +220,7 @@ def received(body: str) -> str:
 
 
 def expired_a_day_ago(deployed: Deployed) -> str:
-    """The wait that the sweeper's samples are about; its id."""
+    """Store the wait of the sweeper's samples, which expired a day ago, and return its id."""
     asked = message("sweeper_message")
     assert asked in deployed.post(asked["id"], WAIT_ID, days_ago=1, expires_in=600)
     assert deployed.wait(asked["id"]).status == "waiting"
@@ -250,7 +252,7 @@ def test_sweeper_reports_only_the_failed_message(deployed: Deployed) -> None:
     assert deployed.wait(wait_id).status == "expired"
 
 
-# The caller
+# The HTTP executor
 
 
 def test_http_executor_calls_the_target_once_and_completes_the_job(
@@ -309,6 +311,6 @@ def test_supervisor_starts_a_run_and_starts_a_successor_when_stopped(deployed: D
     assert supervisor.handler(stopped, None) == {}
     assert (run().cancel_requested_by, run().supervisor) == ("supervisor", 2)
     assert supervisor.handler(stopped, None) == {}
-    assert run().supervisor == 2, "heard once more, of one that has a successor"
+    assert run().supervisor == 2, "a repeated event starts no second successor"
     executions = aws("stepfunctions").list_executions(stateMachineArn=os.environ["SUPERVISOR_MACHINE"])
     assert sorted(each["name"][37:] for each in executions["executions"]) == ["1-1", "1-2"]

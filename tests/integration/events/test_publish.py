@@ -1,4 +1,4 @@
-"""What happened is told: to whom, in which order, how often, and whatever fails meanwhile."""
+"""The publication of events: receivers, order, number of repetitions, and behaviour during failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TestJobs:
         live.world.do(change_job.cancel, job)
         live.world.delete(job)
         told = live.new_frames()
-        # The creation came before the subscription, but the notifier had not told of it yet.
+        # The job was created before the subscription, but the notifier had not published that event yet.
         assert types(told) == [
             "job.created", "job.started", "job.updated", "job.cancel_requested", "job.cancelled", "job.retried",
             "job.cancelled", "job.deleted",
@@ -354,7 +354,7 @@ class TestFaults:
 
 
 def test_every_event_fits_a_websocket_frame(live: Live) -> None:
-    """32 KB is what a WebSocket frame may take."""
+    """Check the size of events: a WebSocket frame may have at most 32 KB."""
     live.connect()
     live.subscribe("namespace")
     wide = "\U0001f525" * 128
@@ -382,13 +382,13 @@ def test_subscribers_of_a_topic_are_read_once_per_batch(live: Live, monkeypatch:
 
     monkeypatch.setattr(live.ctx.connections, "subscribers", counted)
     live.run_notifier(records)
-    assert sorted(asked) == ["namespace", "queue:default"], "nobody ever subscribed to the job"
+    assert sorted(asked) == ["namespace", "queue:default"], "the job has no subscriber mark"
     asked.clear()
     live.connect()
     live.subscribe(f"job:{job}")
     live.connect("c2")
     live.subscribe(f"job:{job}", connection_id="c2")
-    assert asked == [], "the mark itself is no event"
+    assert asked == [], "the subscriber mark alone causes no event"
     for stage in ("running", "post_run"):
         live.world.report(job, stage=stage)
     live.run_notifier()
@@ -396,7 +396,7 @@ def test_subscribers_of_a_topic_are_read_once_per_batch(live: Live, monkeypatch:
 
 
 def test_event_is_sent_after_the_pending_acknowledgement(live: Live) -> None:
-    """A subscription whose acknowledgement is still on its way hears of nothing before it, and misses nothing."""
+    """Check a quiet subscription: it receives no event before its acknowledgement, and misses none."""
     live.connect()
     soon = live.ctx.now() + timedelta(seconds=2)
     live.ctx.connections.register_topics(NAMESPACE, "c1", "s1", ["namespace"], now=live.ctx.now())

@@ -1,4 +1,4 @@
-"""What a client hears on a WebSocket, whatever it says and whatever happens meanwhile."""
+"""Frames that a client receives on a WebSocket, for any message and during concurrent changes."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ OTHER_UNKNOWN_ID = "019c12de-8f00-7000-8000-000000000002"
 
 @pytest.fixture
 def live(world: World, table: DynamoTable) -> Live:
-    found = Live(world, table)
-    found.connect()
-    return found
+    live = Live(world, table)
+    live.connect()
+    return live
 
 
 def rows_of_sockets(table: DynamoTable) -> list[str]:
-    """What is stored of connections, by their keys."""
+    """Return the keys of all rows of connections and subscriptions."""
     kinds = {"connection", "subscription", "key_connection"}
     return sorted(f"{row['pk']['S']} {row['sk']['S']}" for row in stored(table) if row["entity"]["S"] in kinds)
 
 
 def error_of(frames: list[Any], frame_id: str | None = "s1") -> Any:
-    """The one frame that came back, which is an error."""
+    """Return the data of the only frame, which must be an error."""
     (frame,) = frames
     assert (frame["type"], frame["id"]) == ("error", frame_id), frame
     return frame["data"]
@@ -54,7 +54,7 @@ def pointers(frames: list[Any], frame_id: str | None = "s1") -> list[str]:
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], object]) -> None:
-    """Let something happen right before a step of the connection store, once."""
+    """Call a function once, directly before a step of the connection store."""
     original = getattr(ConnectionStore, step)
     left = [do]
 
@@ -127,7 +127,7 @@ class TestSubscribing:
         assert [e["id"] for e in envelopes(live.subscribe(f"job:{job}"))] == [f"{job}.3"]
 
     def test_update_after_the_acknowledgement_is_sent(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The client acts on what it was told: its subscription's rows may not be written yet."""
+        """Change the job directly after the acknowledgement, when the rows of the subscription may not exist yet."""
         job = live.world.running()
         wait = live.world.wait({job: {"job_stage": "boot"}})
         live.run_notifier()
@@ -147,7 +147,10 @@ class TestSubscribing:
     def test_updates_around_the_subscriber_mark_are_sent_once(
         self, live: Live, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One that the notifier hears of without the mark is told by whoever marks, the next one by the notifier."""
+        """Change the job before and after its subscriber mark is written.
+
+        The subscribing process sends the event before the mark, and the notifier sends the event after it.
+        """
         job = live.world.running()
         live.run_notifier()
         mark = live.ctx.jobs.mark_has_subscribers
@@ -174,7 +177,7 @@ class TestSubscribing:
 
         def act_on_ack(connection_id: str, text: str) -> bool:
             monkeypatch.setattr(live.sockets, "post", post)
-            # Whoever finds it now has to wait for what is being sent.
+            # A notifier that reads the subscription now must wait until the acknowledgement is sent.
             (subscriber,) = live.ctx.connections.subscribers(NAMESPACE, "namespace")
             assert subscriber.is_quiet(live.ctx.now())
             done = post(connection_id, text)
@@ -254,7 +257,7 @@ class TestUnknown:
 
 class TestSince:
     def history(self, live: Live) -> tuple[str, list[Any]]:
-        """A job of 14 versions, more than its own row remembers, and its events as they were told."""
+        """Return a job with 14 versions, more than its state row contains, and its events as they were published."""
         live.connect("witness")
         live.subscribe("namespace", connection_id="witness")
         job = live.world.running()

@@ -1,4 +1,4 @@
-"""Jobs that Vigil itself sets going, on moto: claimed before they are handed over, once for each attempt."""
+"""Jobs of the executors `lambda` and `http`, on moto. Vigil claims each attempt and then invokes its target once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRIES = RetryPolicy(max_attempts=3, initial_delay=10, jitter=False)  # type: ign
 
 
 class ProcessCrashed(BaseException):
-    """The process is gone."""
+    """Error that simulates the crash of the process."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def world(table: Table) -> World:
 
 
 def store_target(world: World, executor: str = "http", **target: Any) -> str:
-    """A target that is stored; its name."""
+    """Store a target and return its name."""
     now = world.ctx.now()
     job_type = JobType(
         namespace=NAMESPACE,
@@ -62,7 +62,7 @@ def store_target(world: World, executor: str = "http", **target: Any) -> str:
 
 
 def new_job(world: World, executor: str = "http", target: Mapping[str, Any] | None = None, **wanted: Any) -> str:
-    """A job of such an executor; its id."""
+    """Create a job of this executor and return its id."""
     return world.job(executor=executor, target_ref=store_target(world, executor, **(target or {})), **wanted)
 
 
@@ -79,7 +79,7 @@ def stream_record(number: str, job: Job) -> StreamRecord:
 
 
 def run_matcher(world: World) -> dict[str, Exception]:
-    """The matcher hears of every change since the last time."""
+    """Deliver all job changes since the last call to the matcher."""
     batch = list(world.unmatched)
     world.unmatched.clear()
     return match_records(world.ctx, [stream_record(str(n), job) for n, job in enumerate(batch) if job.needs_matching])
@@ -90,7 +90,7 @@ class TestDispatch:
         job_id = new_job(world)
         record = stream_record("1", stored_job(world, job_id))
         assert match_records(world.ctx, [record, record]) == {}
-        assert match_records(world.ctx, [record]) == {}, "and once more, late"
+        assert match_records(world.ctx, [record]) == {}, "the record is delivered once more, later"
         (told,) = world.executors.calls
         job = stored_job(world, job_id)
         assert job.lease is not None
@@ -235,7 +235,7 @@ class TestRecovery:
         job_id = new_job(world, priority="high")
         world.pass_time(5)
         run_matcher(world)
-        assert world.sweep() == 0, "nothing is due, and none of its jobs is read"
+        assert world.sweep() == 0, "nothing is due, and no job of the paused queue is read"
         assert world.executors.calls == []
         state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
         assert (state.ready["high"], sum(state.ready.values()), state.paused) == (1, 1, True)
@@ -291,7 +291,7 @@ Answering = Callable[..., HttpResponse]
 
 
 class Target:
-    """Answers, and keeps what was asked."""
+    """HTTP target that records its requests and returns one response."""
 
     def __init__(self, answer: HttpResponse | Exception | None = None) -> None:
         self.answer = answer or HttpResponse(status=200, headers={}, body=b"")
@@ -320,7 +320,7 @@ def answer(status: int, body: bytes = b"", **headers: str) -> HttpResponse:
 
 
 def run_and_call(world: World, target: Target) -> str:
-    """The matcher hears of a job, and its target is called; what became of that."""
+    """Dispatch the new jobs, call the target of the last one, and return the outcome of the call."""
     run_matcher(world)
     world.pass_time(1)
     return call_target(world.ctx, target, Secrets(), world.executors.calls[-1])
@@ -438,10 +438,10 @@ class TestHttpCall:
         target.meanwhile = lambda: again.append(call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1]))
         again: list[str] = []
         assert run_and_call(world, target) == "completed"
-        assert again == ["lease_lost"], "while the first is under way"
+        assert again == ["lease_lost"], "the first call is still running"
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "lease_lost"
         assert len(target.asked) == 1
-        assert stored_job(world, job_id).version == 3, "created, claimed, completed"
+        assert stored_job(world, job_id).version == 3, "the versions are created, claimed and completed"
 
     def test_event_after_lease_expiry_calls_nothing(self, world: World) -> None:
         job_id = new_job(world, retry=TRIES)

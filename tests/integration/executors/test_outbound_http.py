@@ -1,4 +1,4 @@
-"""The guarded way out, against servers on this machine: real sockets, real TLS, names from a table of the test."""
+"""The outbound HTTP client against local servers with real sockets, real TLS, and host names that a test resolves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Serve = Callable[[socket.socket, bytes], None]
 
 
 class Server:
-    """Takes connections one after another and hands each, with the request's head and body, to `serve`."""
+    """Server that accepts one connection at a time and passes it to `serve`, with the head and body of the request."""
 
     def __init__(self, serve: Serve, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[bytes] = []
@@ -121,7 +121,7 @@ def test_host_with_one_private_address_is_refused() -> None:
 
 
 def test_host_is_resolved_once_and_only_those_addresses_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second look would find the inside: that is what DNS rebinding does."""
+    """Check that a host is resolved once. With DNS rebinding, a second lookup returns a private address."""
     looks = iter([["1.1.1.1", "1.0.0.1"]])
     tried: list[tuple[str, int]] = []
 
@@ -176,7 +176,7 @@ def test_endless_response_is_truncated_at_its_limit() -> None:
 
 
 def drip_response(beginning: bytes) -> Serve:
-    """Never silent for long enough for a socket to time out."""
+    """Send bytes often enough that the socket timeout never applies."""
 
     def serve(connection: socket.socket, _: bytes) -> None:
         connection.sendall(beginning)
@@ -277,7 +277,7 @@ def test_invalid_http_response_is_unreachable(text: bytes) -> None:
 
 
 def test_malformed_headers_do_not_log_the_url(caplog: pytest.LogCaptureFixture) -> None:
-    """urllib3 would warn with the URL, whose path may hold a secret."""
+    """Check that urllib3's warning is not logged: its URL may contain a secret in the path."""
     with serving(responding_with(b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n")) as server:
         ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/hooks/s3cret")
     assert "s3cret" not in caplog.text
@@ -288,7 +288,10 @@ def test_malformed_headers_do_not_log_the_url(caplog: pytest.LogCaptureFixture) 
 def tls(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]]:
-    """For a name or an address: a server's side with a certificate for it, and a client's side that trusts that."""
+    """Return a factory of TLS contexts for a name or address.
+
+    It makes a server context with a certificate for the name, and a client context that trusts this certificate.
+    """
     directory = tmp_path_factory.mktemp("tls")
 
     def make(name: str) -> tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]:

@@ -1,4 +1,4 @@
-"""One named job of many: its items run, it ends with the last of them, and nothing makes an item or an end twice."""
+"""Batches: the items run, the batch ends with its last item, and no item and no end is created twice."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from vigil_core.store.table import Action, Delete, DynamoTable, Put, Row, Update
 
 
 class ProcessCrashed(BaseException):
-    """The process is gone, before a write."""
+    """Error that simulates a crash before a write."""
 
 
 class CrashingTable(DynamoTable):
-    """Lets so many writes through, and the process die before the next; None: as many as there are."""
+    """Table that crashes the process after `writes_left` writes. With None, it never crashes."""
 
     writes_left: int | None = None
 
@@ -64,7 +64,7 @@ def at_once(step: Callable[[], object]) -> None:
 
 
 def run_until_idle(world: World, take: Callable[[Callable[[], object]], None] = at_once) -> None:
-    """Hand every record to the matcher and every message to the fan-out function, until there are no more."""
+    """Process every record by the matcher and every message by the fan-out function, until none is left."""
     while world.unmatched or world.queues.fan_out_messages:
         records = [job for job in world.unmatched if job.needs_matching]
         world.unmatched.clear()
@@ -86,7 +86,7 @@ def stored(world: World, job_id: str) -> Job:
 
 
 def batch_of(world: World, size: int, **wanted: Any) -> str:
-    """A batch whose items nobody has to claim."""
+    """Create a batch of executor `none`, whose items need no claim."""
     known = {"executor": "none", "payload": list(range(size)), "batch_size": size}
     return world.job(**{**known, **wanted})
 
@@ -294,7 +294,7 @@ def test_fail_fast_cancels_items_of_pages_created_after_the_failure(
     job_id = batch_of(world, 5, on_item_failure="fail_fast")
     world.run_matcher()
     first_page, *_ = world.queues.fan_out_messages
-    world.queues.fan_out_messages.clear()  # The other pages fail, and end as dead letters.
+    world.queues.fan_out_messages.clear()  # The other pages fail and become dead letters.
     fan_out(world.ctx, loads(first_page.body), has_time_left=lambda: True)
     first, *others = ids(job_id, 5)
     world.fail(first)
@@ -340,7 +340,7 @@ def test_sweeper_ends_a_cancelled_batch_after_its_items(world: World) -> None:
     world.sweep()
     assert (stored(world, only).status, stored(world, job_id).status) == ("cancelled", "running")
     world.pass_time(120)
-    world.sweep()  # The record of the item's end is lost.
+    world.sweep()  # The stream record of the item's end is lost.
     assert stored(world, job_id).status == "cancelled"
     run_until_idle(world)
     assert (stored(world, job_id).status, result(world, job_id)) == ("cancelled", None)
@@ -374,7 +374,7 @@ def test_retried_batch_runs_new_items(world: World) -> None:
         world.do(change_job.retry, ids(job_id, 2)[0])
     again = world.do(change_job.retry, job_id)
     assert (again.status, again.attempt, again.result_ref) == ("pending", 2, None)
-    world.unmatched += late  # Records of the first attempt come again.
+    world.unmatched += late  # Stream records of the first attempt are delivered again.
     run_until_idle(world)
     assert stored(world, job_id).status == "running"
     for each in ids(job_id, 2, attempt=2):

@@ -1,4 +1,4 @@
-"""Batches over HTTP: what is asked for, what is answered."""
+"""Batches over HTTP: requests and responses."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_each_payload_of_a_batch_is_validated_by_its_type(client: Client) -> Non
     wrong = client.post("/v1/jobs", {"job_type": "checked", "batch": [{"n": 1}, {"n": "x"}, {"n": 2}, {"n": None}]})
     assert wrong.pointers() == ["/batch/1/n", "/batch/3/n"]
     made = client.create(job_type="checked", batch=[{"n": 1}])
-    assert made["payload"] == [{"n": 1}], "not the type's payload"
+    assert made["payload"] == [{"n": 1}], "the batch replaces the default payload of the type"
     assert mode_of(made["job_id"]) == "collect"
-    assert client.create(job_type="checked")["payload"] == {"n": 0}, "a mode by default makes no batch"
+    assert client.create(job_type="checked")["payload"] == {"n": 0}, "a default failure mode makes no batch"
 
 
 def test_batch_in_the_defaults_of_a_type_is_refused(client: Client) -> None:

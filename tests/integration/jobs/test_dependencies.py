@@ -1,4 +1,4 @@
-"""Jobs that wait for other jobs: released or skipped exactly when their rule is decided, whoever comes first."""
+"""Jobs with dependencies: each is released or skipped exactly when its rule is decided, in any order of events."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_condition_releases_skips_or_fails_the_job(world: World, condition: str,
     ids=["text", "comparison", "search"],
 )
 def test_condition_with_exponential_work_fails_at_once(condition: str) -> None:
-    """A list that holds one list twice, which holds another twice, and so on: each level is twice the work."""
+    """Check nested lists that contain the same list twice on each level, so that each level doubles the work."""
     inputs = [DependencyResult(name="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
     with pytest.raises(ConditionError, match="too many steps"):
         evaluate(condition, inputs)
@@ -204,7 +204,7 @@ def test_retried_job_applies_its_rule_again(world: World, table: DynamoTable) ->
 
 
 def test_late_removal_of_an_earlier_attempt_does_not_unregister_the_retried_job(world: World) -> None:
-    """A record of the first attempt comes late, when the second has named itself in the same place."""
+    """Deliver a record of the first attempt after the second attempt has registered under the same key."""
     first = world.job()
     job_id = dependent_job(world, first)
     world.run_matcher()
@@ -283,7 +283,10 @@ def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -
 
 
 def test_dependency_that_ends_during_registration_is_not_missed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dependency ends after its dependent's names were written, before it is marked: nobody hears of that end."""
+    """End the dependency after the dependent's rows are written and before the dependency is marked.
+
+    The stream does not report this end to the matcher, so the registration itself must detect it.
+    """
     first = world.job()
     job_id = dependent_job(world, first)
     put = world.ctx.dependencies.put_dependents

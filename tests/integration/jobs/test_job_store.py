@@ -1,4 +1,4 @@
-"""Jobs in the table: what goes in comes out, small, and nobody overwrites anybody."""
+"""Jobs in the table: they are read back unchanged, take little space, and concurrent writes overwrite nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_progress_alone_is_stored_outside_the_state_row_and_merged(world: World,
 
 
 def test_row_of_a_tracked_job_fits_one_write_unit(world: World, table: DynamoTable) -> None:
-    """The size of what is written, as DynamoDB counts it: names and values in UTF-8."""
+    """Check the row size as DynamoDB counts it: attribute names and values in UTF-8."""
     job_id = world.running(name="boot test", tags=["nightly"], payload={"x": 1})
     for stage in ("download", "boot", "setup", "running", "finish"):
         world.report(job_id, stage=stage, progress=Decimal("0.5"), fields={"boot_seconds": 45}, milestones=[stage])
@@ -97,7 +97,7 @@ def test_second_save_of_the_same_version_fails(world: World) -> None:
 
 
 def test_conflicting_report_is_applied_again_to_the_new_version(world: World) -> None:
-    """Somebody else's report lands between our read and our write: ours is applied to what theirs left."""
+    """Save another report between the read and the write of the first one: the first is applied to the new version."""
     job_id = world.running()
     save = world.ctx.jobs.save
     others = iter([Report(milestones=["theirs"])])
@@ -206,7 +206,7 @@ def test_job_and_row_mappers_are_inverse(world: World, table: DynamoTable) -> No
 
 
 class TestWaitMark:
-    """From its first wait on a job is shown to the matcher, whatever else happens to it at that moment."""
+    """The waiter mark: from its first wait on, a job's changes reach the matcher, even if it changes at that moment."""
 
     def test_only_a_job_with_waits_is_sent_to_the_matcher(self, world: World, table: DynamoTable) -> None:
         job_id = world.running()

@@ -1,4 +1,4 @@
-"""Job types over HTTP: defining them, and what they make of creations."""
+"""Job types over HTTP: their definition, and their effect on the creation of jobs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TestDefining:
     def test_concurrent_puts_create_then_replace_the_type(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Both find nothing; one creates, and the other then changes what it created."""
+        """Two requests find no type. One creates it, and the other then replaces it."""
         find = JobTypeStore.find
         first: list[bool] = []
 
@@ -111,7 +111,7 @@ class TestDefining:
 
         monkeypatch.setattr(JobTypeStore, "find", overtaken)
         assert put(client, "flash", {"queue": "two"}).ok()["queue"] == "two"
-        assert first == [True, True], "the other one found nothing, and created it"
+        assert first == [True, True], "the other request found no type and created it"
         assert client.get("/v1/job-types/flash").ok()["queue"] == "two"
 
 
@@ -317,7 +317,7 @@ class TestCreating:
         assert problems == ["/jobs/1/payload/board", "/jobs/4/job_type", "/jobs/5", "/jobs/6/job_type"]
 
     def test_creation_reads_its_types_with_one_request(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One consistent read a creation; in bulk one request for all types."""
+        """Check the reads: one consistent read for one creation, one request for all types of a bulk creation."""
         put(client, "flash", FLASH).ok(201)
         reads: list[list[str]] = []
         get, batch_get = DynamoTable.get, DynamoTable.batch_get
@@ -350,7 +350,7 @@ class TestCreating:
     def test_repeated_request_returns_its_job_despite_a_stricter_type(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first try created the job and died before it answered; meanwhile the type has become stricter."""
+        """Repeat a request that created its job and crashed before the response, after its type became stricter."""
         put(client, "flash", {"defaults": {"payload": {"n": 1}}}).ok(201)
         ids = iter([f"01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4{n}" for n in "123456789abcdef"])
         context = replace(wiring.context(), new_id=lambda: next(ids))
@@ -420,7 +420,7 @@ def raise_crash(*_: object) -> None:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, *, minutes: int) -> None:
-    """So much later."""
+    """Move the clock forward by some minutes."""
     context = wiring.context()
     changed = replace(context, clock=lambda: context.clock() + timedelta(minutes=minutes))
     monkeypatch.setattr(wiring, "context", cache(lambda: changed))

@@ -301,7 +301,7 @@ def test_creation_with_prefer_wait_returns_202_after_the_timeout(client: Client)
 
 
 def test_prefer_wait_returns_when_the_job_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens meanwhile happens in the pauses between two looks."""
+    """Start and complete the job in the pauses between two reads of the long poll."""
     slept: list[float] = []
     meanwhile = iter(["start", "complete"])
 

@@ -1,4 +1,4 @@
-"""Payloads and results that no row can hold: objects, which come and go with their job."""
+"""Payloads and results that are too large for a row: they are S3 objects, and live as long as their job."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def find(world: World, job_id: str) -> Job:
 
 
 def retention_classes(world: World, job_id: str) -> dict[str, str]:
-    """How long each object of a job is kept, by its kind: P for the payload, R for results."""
+    """Return the retention class of each object of a job by its kind: P for the payload, R for results."""
     prefix = f"payloads/{NAMESPACE}/{job_id}/"
     return {key[len(prefix)]: how for key, (_, how) in world.objects.stored.items() if key.startswith(prefix)}
 
 
 def upload(world: World, size: int, namespace: str = NAMESPACE) -> str:
-    """Something of this size, uploaded; its reference."""
+    """Upload an object of this size and return its reference."""
     reference = world.ctx.new_id()
     world.objects.put(keys.upload_name(namespace, reference), "{" * size, retention_class="long")
     return reference
@@ -98,14 +98,14 @@ def test_retried_job_retags_its_objects_as_open(world: World) -> None:
 
 
 def test_retry_during_the_end_leaves_the_object_tagged_as_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The retry comes between the end's write and what follows it."""
+    """Retry the job between the write of its end and the follow-up writes."""
     job_id = world.running(payload=LARGE)
-    let_go: Any = JobStore._expire_side_rows
+    expire_side_rows: Any = JobStore._expire_side_rows
 
     def later(store: JobStore, before: Job, after: Job) -> None:
         monkeypatch.undo()
         world.do(change_job.retry, job_id)
-        let_go(store, before, after)
+        expire_side_rows(store, before, after)
 
     monkeypatch.setattr(JobStore, "_expire_side_rows", later)
     world.fail(job_id)
@@ -147,7 +147,7 @@ def test_large_fallback_becomes_a_large_result(world: World) -> None:
 
 class TestUploads:
     def test_upload_is_passed_on_without_parsing(self, world: World) -> None:
-        """Whatever it is: this one is no JSON."""
+        """Check an upload that is not valid JSON."""
         reference = upload(world, 10)
         job_id = world.running(payload_upload=reference)
         world.complete(job_id, result_upload=upload(world, 3 * MAX_PAYLOAD_BYTES))

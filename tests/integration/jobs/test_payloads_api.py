@@ -1,4 +1,4 @@
-"""Payloads and results that no row can hold, over HTTP."""
+"""Payloads and results that are too large for a row, over HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MB = 1024 * 1024
 
 
 def names() -> list[str]:
-    """The objects in the bucket."""
+    """Return the names of all objects in the bucket."""
     return [each["Key"] for each in aws("s3").list_objects_v2(Bucket=BODIES).get("Contents", [])]
 
 
@@ -26,7 +26,7 @@ def tags(name: str) -> dict[str, str]:
 
 
 def uploaded(client: Client, content: bytes, namespace: str = "demo") -> str:
-    """Something that has been put where the API said; its reference."""
+    """Upload content to the location that the API returns, and return its reference."""
     offered = client.post("/v1/uploads", {"size": len(content)}).ok(201)
     aws("s3").put_object(Bucket=BODIES, Key=f"uploads/{namespace}/{offered['reference']}", Body=content)
     return str(offered["reference"])

@@ -1,4 +1,4 @@
-"""What has ended is kept for a while, then it is gone with all its rows; what is open is not lost."""
+"""Ended jobs and waits are retained for a time and then removed with all their rows. Open ones are never lost."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DAY = 86_400
 
 
 def ttls(table: DynamoTable, job_id: str) -> dict[str, datetime]:
-    """When DynamoDB may remove each row of a job, by the row's entity."""
+    """Return the expiry time of each row of a job by the row's entity."""
     rows = [row for row in stored(table) if row["pk"]["S"] == keys.job(NAMESPACE, job_id).pk]
     return {row["entity"]["S"]: datetime.fromtimestamp(int(row["ttl"]["N"]), UTC) for row in rows}
 
 
 def expire(world: World, table: DynamoTable) -> None:
-    """What DynamoDB does with rows whose time has come, late as it is."""
+    """Remove the expired rows, as DynamoDB does after some delay."""
     for row in list(stored(table)):
         if "ttl" in row and int(row["ttl"]["N"]) <= world.time.timestamp():
             table.batch_write(deletes=[keys.Key(row["pk"]["S"], row["sk"]["S"])])
@@ -53,7 +53,7 @@ def payload_of(world: World, job_id: str) -> str | None:
 
 
 def many_reports(world: World, job_id: str) -> None:
-    """So many that some of the history is moved out of the state."""
+    """Send enough reports that part of the history moves from the state row to other rows."""
     for number in range(10):
         world.report(job_id, fields={"n": number})
 
@@ -100,7 +100,7 @@ def test_retried_job_does_not_expire(world: World, table: DynamoTable) -> None:
 
 
 def test_late_expiry_write_of_an_earlier_end_does_not_affect_a_retried_job(world: World, table: DynamoTable) -> None:
-    """All within one second. Between the end's write and what follows it, somebody retries the job."""
+    """Retry the job between the write of its end and the follow-up writes, all within one second."""
     job_id = world.running(payload={"a": 1})
     before = find(world, job_id)
     world.fail(job_id)

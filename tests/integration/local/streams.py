@@ -1,4 +1,4 @@
-"""Stream mappings and records for these tests."""
+"""Stream mappings and records for the tests of the local stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def described(**more: Any) -> dict[str, Any]:
-    """A mapping as `list_event_source_mappings` describes it."""
+    """Return a mapping in the format of `list_event_source_mappings`."""
     return {
         "UUID": "99297037-1073-46e2-8ff8-edf56ea5aa5c",
         "FunctionArn": FUNCTION,
@@ -27,7 +27,7 @@ def described(**more: Any) -> dict[str, Any]:
 
 
 def mapping(**more: Any) -> StreamMapping:
-    """A mapping that reports item failures and tells a bucket of what it gave up."""
+    """Return a mapping that reports item failures and sends discarded batches to a bucket."""
     settings = {
         "FunctionResponseTypes": ["ReportBatchItemFailures"],
         "DestinationConfig": {"OnFailure": {"Destination": BUCKET}},
@@ -37,7 +37,7 @@ def mapping(**more: Any) -> StreamMapping:
 
 
 def read(sequence: int, **more: Any) -> dict[str, Any]:
-    """A record as `get_records` answers it, of an item of its own."""
+    """Return a record of a separate item in the format of `get_records`."""
     change = {
         "ApproximateCreationDateTime": NOON,
         "Keys": {"pk": {"S": f"item-{sequence}"}, "sk": {"S": "A"}},
@@ -58,5 +58,5 @@ def read(sequence: int, **more: Any) -> dict[str, Any]:
 
 
 def records(count: int) -> list[Record]:
-    """Records 1 to `count`."""
+    """Return the records 1 to `count`."""
     return [Record.parse(read(sequence), mapping()) for sequence in range(1, count + 1)]

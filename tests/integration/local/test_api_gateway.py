@@ -1,4 +1,4 @@
-"""What is read from the OpenAPI body that SAM writes."""
+"""Routes, functions and authorizers in the OpenAPI body that SAM writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrying, splitting and giving up, told as stories of a function that fails in some way."""
+"""Delivery of batches to a function that fails in different ways: retries, bisecting and discarding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Function = Callable[[list[str]], Outcome]
 
 @dataclass
 class RecordingCourier:
-    """A courier that writes everything down, for a function given as what it does with sequence numbers."""
+    """Courier that records its actions. Its function receives the sequence numbers of a batch."""
 
     function: Function
     sent: list[list[str]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class RecordingCourier:
 
 
 def failing_on(*bad: str) -> Function:
-    """Reports the first bad record of a batch, and handles what comes before it."""
+    """Return a function that handles the records before the first bad one and reports this one as failed."""
 
     def function(sequences: list[str]) -> Outcome:
         failures = [{"itemIdentifier": sequence} for sequence in sequences if sequence in bad]
@@ -100,7 +100,7 @@ def test_bisecting_isolates_a_poisoned_record_without_loss_of_others() -> None:
     deliver(mapping(BisectBatchOnFunctionError=True, MaximumRetryAttempts=2), records(8), courier)
     assert courier.discarded == [(["6"], RETRIES_EXHAUSTED, 3, "Unhandled")]
     assert courier.handled == [str(sequence) for sequence in range(1, 9)]
-    # Splitting uses up no try: the record alone has all of its three.
+    # Bisecting uses no retry: the isolated record still gets three attempts.
     assert courier.sent.count(["6"]) == 3
 
 
@@ -179,5 +179,5 @@ def test_open_records_stay_open_when_the_poller_stops() -> None:
     ],
 )
 def test_batch_response_determines_the_record_to_resume_at(body: object, resume: int | None) -> None:
-    """https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.html"""
+    """Check the rules of https://docs.aws.amazon.com/lambda/latest/dg/services-ddb-batchfailurereporting.html."""
     assert first_failure(records(3), body) == resume

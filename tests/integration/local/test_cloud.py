@@ -1,4 +1,4 @@
-"""The local cloud from the outside, with a template of its own that has one of everything that it serves."""
+"""The local stack, tested from outside with a miniature template that has one resource of each supported type."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def client_of(service: str, endpoint_url: str) -> Any:
 
 @dataclass
 class Miniature:
-    """The running miniature and what a test asks of it."""
+    """The running stack of the miniature template, with helpers for tests."""
 
     home: StateDir
     port: int
@@ -62,7 +62,7 @@ class Miniature:
             self.client("dynamodb").put_item(TableName=self.stack.table_name, Item=item)
 
     def times(self, name: str) -> int:
-        """How often the recorder got the item's record."""
+        """Return the number of times that the recorder received the item's record."""
         outputs = self.client("cloudformation").describe_stacks(StackName=self.stack.stack_name)["Stacks"][0]["Outputs"]
         table = next(output["OutputValue"] for output in outputs if output["OutputKey"] == "SeenTableName")
         found = self.client("dynamodb").get_item(TableName=table, Key={"pk": {"S": name}, "sk": {"S": "A"}})
@@ -156,7 +156,7 @@ class TestStreams:
 
 
 class disabled_mapping:
-    """The mapping is off within the block, and the pump has noticed."""
+    """Disable the mapping inside the block, and wait until the stream poller has noticed it."""
 
     def __init__(self, miniature: Miniature) -> None:
         self._miniature = miniature
@@ -209,7 +209,7 @@ class TestRestart:
         assert miniature.delivered("waiting-1", "waiting-2")
         assert miniature.stack.api_key == key
         assert miniature.get("/v1/jobs", key).status_code == 200
-        # What was handled before the stop is not handled again.
+        # Records that were processed before the stop are not processed again.
         assert miniature.times("before") == seen
 
     def test_killed_supervisor_loses_no_records(self, miniature: Miniature) -> None:

@@ -1,4 +1,4 @@
-"""Event patterns, by the examples of AWS's documentation and by what Vigil's template asks for."""
+"""Event patterns: the examples of the AWS documentation, and the patterns of Vigil's template."""
 
 from __future__ import annotations
 

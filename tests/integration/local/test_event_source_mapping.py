@@ -1,4 +1,4 @@
-"""What a mapping is read from, what it sends, and what it tells of records that it gave up."""
+"""Event source mappings: their settings, their events, and their reports on discarded records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the emulator does wrong, and that a correction mends it: each test shows the fault first."""
+"""Faults of the emulator and their patches. Tests without the patch show the fault, tests with it the fix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vigil.local import ministack_patches as corrections
 
 @pytest.fixture(autouse=True)
 def _unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test lays over the emulator is gone after it, and so is all that it stored."""
+    """Remove the patches and the stored data of a test after it."""
     for module, name in [
         (dynamodb, "get_state"),
         (dynamodb, "load_persisted_state"),
@@ -147,7 +147,7 @@ class TestMappings:
         assert looked == ["mappings"]
 
 
-# The emulator leaves the pipes of a process that it ends to the garbage collector.
+# The emulator does not close the pipes of a process that it stops. The garbage collector closes them.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 class TestLayers:
     FUNCTION = "from shared import WORD\n\ndef handler(event, context):\n    print(WORD)\n    return WORD\n"

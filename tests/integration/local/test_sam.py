@@ -1,4 +1,4 @@
-"""What is built is told by its sources, and built once."""
+"""Builds are identified by their sources, and each is built once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 class Builds:
-    """Stands in for `sam build`: counts, and does something meanwhile when told to."""
+    """Replacement for `sam build` that counts its calls and runs `meanwhile` during each."""
 
     def __init__(self) -> None:
         self.count = 0

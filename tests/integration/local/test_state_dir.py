@@ -1,4 +1,4 @@
-"""Which process is alive, told by a lock and not by a file that may be stale."""
+"""The state directory. A lock shows whether a process is alive, because its file may be stale."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_process_lock_is_released_when_its_process_ends(tmp_path: Path) -> None:
         assert not role.claim()
         process.kill()
         process.wait()
-        # The file is still there, and says what is no longer true.
+        # The file still exists, but its content is stale.
         assert (tmp_path / "role.pid").read_text()
         assert role.holder() is None
         assert role.claim(port=1)

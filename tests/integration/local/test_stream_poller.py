@@ -1,4 +1,4 @@
-"""Where a restart resumes, and how often the stream is asked."""
+"""The position from which the stream poller resumes, and the number of its reads."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_reader_waits_until_pending_records_are_processed() -> None:
 
 
 class OneStream:
-    """A stream that is filled while it is read, and a function that takes everything."""
+    """A stream that receives records while it is read, and a function that accepts every record."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""A mutex that jobs wait for: in the order in which they became ready, one at a time, whatever becomes of others."""
+"""Mutexes with a queue: jobs acquire them one at a time in the order in which they became ready, however others end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def status(world: World, job_id: str) -> str:
 
 
 def promote_next(world: World) -> None:
-    """What the matcher does when it hears of a job that has ended, or that stands in line."""
+    """Run the matcher's step for a job that has ended or entered the mutex queue."""
     promote_next_waiter(world.ctx, NAMESPACE, "disk", actor="matcher")
 
 
@@ -39,7 +39,7 @@ def test_jobs_acquire_the_mutex_one_at_a_time_in_arrival_order(world: World) -> 
         assert [status(world, other) for other in jobs[n:]] == ["pending"] + ["waiting"] * (4 - n)
         world.do(change_job.start, job_id)
         promote_next(world)
-        assert [status(world, other) for other in jobs[n + 1 :]] == ["waiting"] * (4 - n), "while it runs, nobody"
+        assert [status(world, other) for other in jobs[n + 1 :]] == ["waiting"] * (4 - n), "the mutex has an owner"
         world.complete(job_id) if n % 2 else world.fail(job_id)
         promote_next(world)
         promote_next(world)
@@ -85,13 +85,16 @@ def test_retried_job_goes_to_the_end_of_the_mutex_queue(world: World) -> None:
     world.do(change_job.start, first)
     world.fail(first)
     world.do(change_job.retry, first)
-    assert status(world, first) == "waiting", "somebody stands in line, though nobody has it"
+    assert status(world, first) == "waiting", "the mutex is free, but another job is queued before it"
     promote_next(world)
     assert (status(world, first), status(world, second)) == ("waiting", "pending")
 
 
 def test_retried_job_acquires_its_former_mutex_again(world: World) -> None:
-    """Its hold still names it; all the same it must be taken, or another may take it at the same moment."""
+    """Check that a retried job acquires the lock again, although it is still its last owner.
+
+    Without a new acquisition, another job could acquire the lock at the same moment.
+    """
     only = queued(world)
     world.do(change_job.cancel, only)
     before = world.ctx.locks.find(NAMESPACE, "mutex", "disk")
@@ -134,7 +137,7 @@ def test_mutex_of_a_crashed_worker_passes_to_the_next_job(world: World) -> None:
     assert status(world, first) == "failed"
     world.pass_time(61)
     world.sweep()
-    assert status(world, second) == "pending", "found by the sweeper, though the stream told nobody"
+    assert status(world, second) == "pending", "the sweeper found it without a stream record"
 
 
 def test_empty_mutex_queue_is_removed_from_the_due_index(world: World) -> None:
@@ -154,8 +157,10 @@ def due_mutexes(world: World) -> int:
 
 
 def test_job_queued_while_the_holder_ends_acquires_the_mutex(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The holder ends, and the line is handed on, between a newcomer's look and its place: it must not stand there for
-    ever."""
+    """End the owner and promote the next job between a new job's read of the lock and the write of its queue entry.
+
+    The new job must not stay in the mutex queue forever.
+    """
     first = queued(world)
     look = take_holds._lock_and_holder
 
@@ -169,7 +174,7 @@ def test_job_queued_while_the_holder_ends_acquires_the_mutex(world: World, monke
     monkeypatch.setattr(take_holds, "_lock_and_holder", look_and_be_overtaken)
     late = queued(world)
     job: Job = change_job.find_job(world.ctx, NAMESPACE, late)
-    assert (job.status, job.needs_matching) == ("waiting", True), "the stream tells of it"
+    assert (job.status, job.needs_matching) == ("waiting", True), "the stream reports it to the matcher"
     promote_next(world)
     assert status(world, late) == "pending"
 

@@ -1,4 +1,4 @@
-"""What operators ask of the admin function: keys, and dead letters in a bucket and two queues, on moto."""
+"""Operator requests to the admin function: API keys, and dead letters in a bucket and two queues, on moto."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOTHING_FAILED: dict[str, Any] = {"batchItemFailures": []}
 
 
 class FakeLambda:
-    """The client's `invoke`; what the functions answer is up to the test."""
+    """Lambda client with the operation `invoke`. The test sets the responses of the functions."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -51,7 +51,7 @@ class FakeLambda:
 
 
 class World:
-    """The admin function over its stores."""
+    """The admin function with its stores."""
 
     def __init__(self) -> None:
         self.now = NOON
@@ -97,11 +97,11 @@ class World:
 
     def ask(self, request: object) -> dict[str, Any]:
         answer = self.admin.handle(request, SOON)
-        json.dumps(answer)  # whatever Lambda is to hand on
+        json.dumps(answer)  # Lambda must be able to serialize every response.
         return answer
 
     def store_dead_letter(self, key: str, function: str = MATCHER, payload: object = None) -> Any:
-        """What Lambda writes when it gives up on a batch."""
+        """Store a dead letter as Lambda writes it when it discards a batch."""
         event = payload or {"Records": [{"eventID": key}]}
         letter = {
             "requestContext": {"functionArn": function, "condition": "RetryAttemptsExhausted"},
@@ -114,7 +114,7 @@ class World:
         return [item["Key"] for item in self.s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
     def take(self, queue: str) -> list[tuple[str, str | None, Any]]:
-        """Everything in a queue: body, group, attributes."""
+        """Receive all messages of a queue: body, group and attributes of each."""
         taken = []
         while messages := self.sqs.receive_message(
             QueueUrl=self.urls[queue],
@@ -298,7 +298,7 @@ def test_redriven_fifo_messages_retain_group_and_order(world: World) -> None:
 
 
 def test_redrive_within_the_deduplication_window_still_delivers(world: World) -> None:
-    """Its queue still remembers the deduplication id that it came with the first time."""
+    """Redrive a message while its queue still remembers the deduplication id of the first delivery."""
     letter: Any = {"MessageBody": "page", "MessageGroupId": "a", "MessageDeduplicationId": "1"}
     world.sqs.send_message(QueueUrl=world.urls["fan_out"], **letter)
     assert len(world.take("fan_out")) == 1

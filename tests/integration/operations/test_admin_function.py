@@ -1,4 +1,4 @@
-"""The admin function as Lambda invokes it: wired from its environment, with the sample payloads, on moto."""
+"""The admin function as Lambda invokes it: configured by its environment, with the sample payloads, on moto."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ BUCKET = "dead-letters"
 
 
 def forget() -> None:
-    """What is built once a process is built once a test."""
+    """Clear the caches of a process, so that each test builds its own objects."""
     for built in (wiring.admin, wiring.context, wiring.api_keys, wiring.web_sockets):
         built.cache_clear()
 
 
 class Context:
-    """Of Lambda's context, what the function looks at."""
+    """The parts of Lambda's context that the function reads."""
 
     def get_remaining_time_in_millis(self) -> int:
         return 300_000
 
 
 class Sockets:
-    """Sockets by the id of their connection; those not among them are gone."""
+    """Open sockets by their connection ids. All other connections are gone."""
 
     def __init__(self, *open_: str) -> None:
         self.open = set(open_)
 
     def post(self, connection_id: str, text: str) -> bool:
-        raise AssertionError("nothing is to be sent")
+        raise AssertionError("the test sends no message")
 
     def close(self, connection_id: str) -> bool:
         was_open = connection_id in self.open

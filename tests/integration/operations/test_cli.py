@@ -1,4 +1,4 @@
-"""The operators' commands, as a person types them, against an admin function that answers for real."""
+"""The operator commands of the CLI, against the real admin function."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 class FakeAws:
-    """Lambda with the admin function behind it, and CloudFormation with one stack of Vigil and one of somebody else."""
+    """Lambda with the real admin function, and CloudFormation with one stack of Vigil and one foreign stack."""
 
     def __init__(self, admin: Admin) -> None:
         self.admin = admin
@@ -65,7 +65,7 @@ class FakeAws:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeAws]:
-    """AWS, seen from an empty directory."""
+    """Run the test in an empty directory with a fake AWS."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv(ADMIN_FUNCTION, "vigil-admin")

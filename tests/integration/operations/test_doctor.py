@@ -1,4 +1,4 @@
-"""The doctor finds each thing that can get stuck, mends it, and finds nothing at a second look."""
+"""The doctor finds everything that can get stuck, repairs it, and finds nothing when it runs again."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from vigil_core.store.locks import queue_entry_put
 from vigil_core.store.table import DynamoTable, Update
 
 LATER = 240
-"""More than the doctor's patience, in seconds."""
+"""A time in seconds that is longer than the doctor's grace."""
 
 
 @dataclass
 class FakeDeadLetters:
-    """Dead letters as a test wants them; a redrive handles all but those that fail again."""
+    """Dead letters that a test sets. A redrive processes all except those in `failing`."""
 
     batches: list[DeadLetterBatch] = field(default_factory=list)
     messages: dict[str, int] = field(default_factory=lambda: {"fan_out": 0, "sweeper": 0})
@@ -53,7 +53,7 @@ class FakeDeadLetters:
 
 @dataclass
 class DoctorWorld:
-    """A world, its table, and a doctor."""
+    """A world with its table, and a doctor for it."""
 
     world: World
     table: DynamoTable
@@ -76,7 +76,7 @@ class DoctorWorld:
         return self.repair(self.examine_now().findings, self.world.time + timedelta(minutes=3))
 
     def sweep(self) -> None:
-        """What the sweeper was asked for."""
+        """Process every message for the sweeper."""
         while self.world.queues.sweeper_messages:
             sweep.on_message(self.world.ctx, loads(self.world.queues.sweeper_messages.pop(0)[0]))
 
@@ -97,7 +97,7 @@ def doctor_world(table: DynamoTable) -> Iterator[DoctorWorld]:
 
 
 def overdue_wait(doctor_world: DoctorWorld) -> str:
-    """A wait whose time is over."""
+    """Create a wait that is past its deadline."""
     job_id = doctor_world.world.job()
     answer = doctor_world.world.wait({job_id: None}, wait_options={"expires_in": 60})
     doctor_world.world.pass_time(60)
@@ -105,7 +105,7 @@ def overdue_wait(doctor_world: DoctorWorld) -> str:
 
 
 def unfinished_registration(doctor_world: DoctorWorld) -> str:
-    """A large wait whose message to the fan-out function is lost."""
+    """Create a large wait whose message to the fan-out function is lost."""
     jobs = [doctor_world.world.job() for _ in range(6)]
     answer = doctor_world.world.wait(dict.fromkeys(jobs))
     assert doctor_world.world.queues.fan_out_messages
@@ -115,7 +115,7 @@ def unfinished_registration(doctor_world: DoctorWorld) -> str:
 
 
 def lost_delivery(doctor_world: DoctorWorld) -> str:
-    """A delivery whose message is lost."""
+    """Create a delivery whose message is lost."""
     world = doctor_world.world
     delivery = Delivery(
         namespace=NAMESPACE, webhook="ci", delivery_id="d1", event_id="e1", event_type="x", body="{}", url=None,
@@ -127,7 +127,7 @@ def lost_delivery(doctor_world: DoctorWorld) -> str:
 
 
 def overdue_schedule(doctor_world: DoctorWorld) -> str:
-    """A schedule whose alarm is lost."""
+    """Create a schedule whose timer is lost."""
     world = doctor_world.world
     timing = ScheduleTiming(cron="*/30 * * * *", rate=None, timezone="UTC", anchor=world.time)
     schedules.put_schedule(
@@ -149,7 +149,7 @@ def queued(world: World) -> str:
 
 
 def stalled_mutex(doctor_world: DoctorWorld) -> str:
-    """A mutex whose holder has ended, and the matcher never heard of it."""
+    """Create a mutex with a queue whose owner ended without a stream record for the matcher."""
     first, _ = queued(doctor_world.world), queued(doctor_world.world)
     doctor_world.world.do(change_job.start, first)
     doctor_world.world.complete(first)
@@ -157,7 +157,7 @@ def stalled_mutex(doctor_world: DoctorWorld) -> str:
 
 
 def abandoned_queue_entry(doctor_world: DoctorWorld) -> str:
-    """A place in line of a job that has ended, before that of one that wants it; the holder is at work."""
+    """Create a mutex queue in which the entry of an ended job is before that of an open job. The owner still runs."""
     world = doctor_world.world
     gone = world.running()
     world.complete(gone)
@@ -170,12 +170,12 @@ def abandoned_queue_entry(doctor_world: DoctorWorld) -> str:
 
 
 def overdue_job(doctor_world: DoctorWorld) -> str:
-    """A job that was to begin."""
+    """Create a job that is past its start time."""
     return doctor_world.world.job(scheduled_at=doctor_world.world.time + timedelta(seconds=30))
 
 
 def job_with_expired_lease(doctor_world: DoctorWorld) -> str:
-    """A job whose worker has died."""
+    """Create a claimed job whose worker has crashed."""
     job_id = doctor_world.world.job(priority="critical")
     wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=30, claim_id=None)
     claimed = claim_jobs(doctor_world.world.ctx, NAMESPACE, wanted, actor=KEY, until=doctor_world.world.time)
@@ -184,7 +184,7 @@ def job_with_expired_lease(doctor_world: DoctorWorld) -> str:
 
 
 def undispatched_job(doctor_world: DoctorWorld) -> str:
-    """A job of Vigil's own that the matcher has not seen."""
+    """Create a job of executor `http` without a stream record for the matcher."""
     now = doctor_world.world.ctx.now()
     job_type = JobType(
         namespace=NAMESPACE, name="kind", executor="http", queue="default", stages=("submit", "complete"), defaults={},
@@ -195,14 +195,14 @@ def undispatched_job(doctor_world: DoctorWorld) -> str:
 
 
 def unindexed_job(doctor_world: DoctorWorld) -> str:
-    """A job that its queue does not show."""
+    """Create a pending job without an index entry."""
     job_id = doctor_world.world.job()
     doctor_world.rewrite(job_id, "REMOVE g1pk, g1sk")
     return job_id
 
 
 def stale_index_entry(doctor_world: DoctorWorld) -> str:
-    """A job that has ended, and that its queue shows to workers."""
+    """Create an ended job that still has an index entry in its queue."""
     job_id = doctor_world.world.running()
     doctor_world.world.complete(job_id)
     place = keys.ready_job(2, doctor_world.world.time, job_id)
@@ -211,7 +211,7 @@ def stale_index_entry(doctor_world: DoctorWorld) -> str:
 
 
 def unevaluated_job(doctor_world: DoctorWorld) -> str:
-    """A job that waits for one that has ended, and the matcher never heard of it."""
+    """Create a waiting job whose dependency ended without a stream record for the matcher."""
     world = doctor_world.world
     before = world.running()
     after = world.job(depends_on=(before,))
@@ -246,7 +246,7 @@ def test_each_stuck_entity_is_found_and_repaired(
     assert (finding.kind, finding.namespace, finding.entity_id) == (kind, NAMESPACE, entity_id)
     assert finding.since is not None
     assert finding.since <= doctor_world.world.time - doctor.GRACE
-    assert doctor_world.found_problems() == [(kind, entity_id)], "a look changes nothing"
+    assert doctor_world.found_problems() == [(kind, entity_id)], "an examination changes nothing"
 
     (outcome,) = doctor_world.repair_all()
     assert outcome is not None
@@ -342,7 +342,7 @@ def test_running_job_with_unindexed_heartbeats_is_overdue_until_repaired(
     assert doctor_world.found_problems() == [("job_overdue", job_id)]
     doctor_world.repair_all()
     assert doctor_world.found_problems() == []
-    assert doctor_world.stored(job_id).status == "running", "its worker is alive"
+    assert doctor_world.stored(job_id).status == "running", "the worker still sends heartbeats"
 
 
 def test_undispatched_job_of_a_paused_queue_is_not_a_finding(doctor_world: DoctorWorld) -> None:

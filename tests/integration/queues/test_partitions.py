@@ -1,4 +1,4 @@
-"""A queue whose jobs are spread over several partitions of the index is one queue all the same, on moto."""
+"""A queue with several partitions of the index behaves as one queue, on moto."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_priority_and_age_order_claims_across_partitions(spread: World) -> None:
         priority = ("low", "normal", "high")[number % 3]
         created.append((spread.job(priority=priority), priority))
     used = {keys.partition_of(job_id, PARTITIONS) for job_id, _ in created}
-    assert len(used) > 1, "or this proves nothing"
+    assert len(used) > 1, "the test needs jobs in several partitions"
     expected = [job_id for wanted in ("high", "normal", "low") for job_id, priority in created if priority == wanted]
     assert [job.job_id for _ in range(2) for job in claim(spread)] == expected
 
@@ -63,7 +63,7 @@ def test_sweep_processes_due_jobs_of_every_partition(spread: World) -> None:
     later = [spread.job(scheduled_at=spread.time + timedelta(seconds=30)) for _ in range(12)]
     spread.pass_time(61)
     assert sweep_queue(spread.ctx, NAMESPACE, "default") == 24
-    assert {status(spread, job_id) for job_id in running} == {"failed"}, "their leases have run out"
+    assert {status(spread, job_id) for job_id in running} == {"failed"}, "their leases have expired"
     assert {status(spread, job_id) for job_id in later} == {"pending"}
 
 

@@ -1,4 +1,4 @@
-"""Queues handed out to workers, on moto: who gets which job, under which lease, and what time does to it."""
+"""Queues and workers, on moto: the order of claims, leases, and changes by time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def claim(
 
 
 def claimed(world: World, **wanted: object) -> tuple[str, str]:
-    """A new job and the token of the lease under which it runs."""
+    """Create and claim a job. Return its id and its lease token."""
     job_id = world.job(**wanted)
     (job,) = claim(world)
     assert job.job_id == job_id
@@ -55,7 +55,7 @@ def heartbeat(world: World, job_id: str, token: str | None, **told: object) -> J
 
 
 class SerialClient:
-    """A client whose requests do not overlap: moto checks a condition and writes in two steps."""
+    """Client whose requests do not overlap, because moto checks a condition and writes in two separate steps."""
 
     def __init__(self, table: DynamoTable) -> None:
         self._client: Any = table._client
@@ -109,7 +109,7 @@ class TestClaims:
             worker.start()
         for worker in workers:
             worker.join()
-        got += [job.job_id for job in claim(world, 10)]  # whoever lost all its races went home early
+        got += [job.job_id for job in claim(world, 10)]  # A worker that lost all its races stopped early.
         assert len(got) == len(set(got))
         assert set(got) == ids
 

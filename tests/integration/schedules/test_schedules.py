@@ -1,4 +1,4 @@
-"""Schedules, run by their alarms and by the sweep: late, twice, altered meanwhile, by a process that dies anywhere."""
+"""Schedules fired by timers and the sweep: late, twice, after changes, and by a process that crashes at any write."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "nightly"
 
 
 def put(world: World, **wanted: Any) -> Schedule:
-    """Define the schedule: every hour, a job of type `report`."""
+    """Store the test's schedule: a job of type `report` every hour."""
     timing = ScheduleTiming(cron=wanted.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
     parts: dict[str, Any] = {
         "namespace": NAMESPACE, "name": NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
@@ -45,14 +45,14 @@ def last_fire(world: World) -> ScheduleFire:
 
 
 def jobs(world: World) -> list[Job]:
-    """Every job there is, the newest first."""
+    """Return all jobs, newest first."""
     listed = world.ctx.listing.newest_first(NAMESPACE, "jobs")
     stored = [world.ctx.jobs.find(NAMESPACE, line.entity_id) for line in listed if line.entity_id]
     return [job for job in stored if job is not None]
 
 
 def armed_timer(world: World) -> dict[str, JsonValue]:
-    """The event of the one alarm that is armed; with it, its time has come."""
+    """Remove the only timer, move the clock to its time, and return its event."""
     ((name, (at, event)),) = world.timers.armed.items()
     del world.timers.armed[name]
     world.time = max(at, world.time)
@@ -115,13 +115,13 @@ def test_sweep_fires_a_schedule_whose_timer_was_lost(world: World) -> None:
     world.timers.armed.clear()
     world.time = datetime(2026, 1, 31, 10, 0, 19, tzinfo=UTC)
     world.sweep()
-    assert jobs(world) == [], "the alarm is given its chance"
+    assert jobs(world) == [], "the sweep leaves a fire to its timer at first"
     world.pass_time(60)
     world.sweep()
     world.sweep()
     assert len(jobs(world)) == 1
     assert last_fire(world).planned_at == datetime(2026, 1, 31, 10, tzinfo=UTC)
-    assert len(world.timers.armed) == 1, "armed for the next time"
+    assert len(world.timers.armed) == 1, "a timer for the next fire exists"
 
 
 def test_early_timer_does_nothing(world: World) -> None:
@@ -168,8 +168,8 @@ def test_job_of_a_crashed_fire_counts_as_overlap(world: World, monkeypatch: pyte
         patch.setattr(world.ctx.schedules, "save", _crash)
         with pytest.raises(RuntimeError, match="died"):
             fire_timer(world)
-    assert len(jobs(world)) == 2, "its job was created before it died"
-    world.pass_time(3600)  # Nobody saw to it until the next run was due.
+    assert len(jobs(world)) == 2, "the job was created before the crash"
+    world.pass_time(3600)  # The crashed fire is not finished before the next one is due.
     world.sweep()
     world.pass_time(60)
     world.sweep()
@@ -178,7 +178,7 @@ def test_job_of_a_crashed_fire_counts_as_overlap(world: World, monkeypatch: pyte
 
 
 def crash_after_creation(world: World, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """Fire once; the process dies when the job exists and the schedule does not say so."""
+    """Fire the schedule, and crash after the creation of the job and before it is recorded in the schedule."""
     with monkeypatch.context() as patch:
         patch.setattr(world.ctx.schedules, "save", _crash)
         with pytest.raises(RuntimeError, match="died"):
@@ -302,11 +302,11 @@ def test_equal_names_in_two_namespaces_have_separate_timers(world: World) -> Non
 
 
 class ProcessCrashed(Exception):
-    """The process, before or after one of its writes."""
+    """Error that simulates a crash before or after a write."""
 
 
 class CrashingTable:
-    """A table whose user dies at its nth write: before it, or when it is done."""
+    """Table that crashes the process at its nth write, before the write or after it."""
 
     def __init__(self, table: DynamoTable, at: int, *, done: bool) -> None:
         self._table, self._left, self._done = table, at, done
@@ -342,7 +342,7 @@ def test_sweep_finishes_a_fire_that_crashed(table: DynamoTable, at: int, done: b
     except ProcessCrashed:
         pass
     else:
-        assert at > 4, "it was to die"
+        assert at > 4, "the process must crash at each of its writes"
     world.pass_time(60)
     world.sweep()
     (job,) = jobs(world)

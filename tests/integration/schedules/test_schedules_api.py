@@ -1,4 +1,4 @@
-"""The routes of schedules."""
+"""Schedules over HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def put(client: Client, name: str = "nightly", status: int = 201, **changed: Any
 
 
 def timers() -> list[Any]:
-    """What is armed, as EventBridge Scheduler has it."""
+    """Return all timers in EventBridge Scheduler."""
     scheduler = aws("scheduler")
     names = [each["Name"] for each in scheduler.list_schedules(GroupName=TIMER_GROUP)["Schedules"]]
     return [scheduler.get_schedule(Name=name, GroupName=TIMER_GROUP) for name in names]
@@ -56,8 +56,8 @@ def test_schedule_creates_one_timer_in_utc(client: Client) -> None:
     event = json.loads(alarm["Target"]["Input"])
     assert {**event["timer"], "generation": "…"} == {"namespace": "demo", "schedule": "nightly", "generation": "…"}
     assert sample("sweeper_timer")["timer"].keys() == event["timer"].keys()
-    assert sweeper(event, None) == {}, "not due yet: nothing happens"
-    assert sweeper(sample("sweeper_timer"), None) == {}, "of no generation that stands"
+    assert sweeper(event, None) == {}, "the timer is early, so nothing happens"
+    assert sweeper(sample("sweeper_timer"), None) == {}, "the timer belongs to no current schedule generation"
     assert client.get("/v1/jobs").ok()["jobs"] == []
 
 

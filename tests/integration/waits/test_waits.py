@@ -1,4 +1,4 @@
-"""What a client of waits sees: the matcher is run by hand where it matters when it runs."""
+"""Waits as a client sees them. Tests run the matcher explicitly where its timing matters."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class TestEndings:
         world.delete(job)
         world.unmatched[:] = world.unmatched[
             -1:
-        ]  # The version that completed it went by unseen: it came before the wait.
+        ]  # The completed version is not matched, because it is older than the wait.
         world.run_matcher()
         assert world.show(answer)["unmet_jobs"][job]["reason"] == "deleted"
         with pytest.raises(JobNotFound):
@@ -499,7 +499,7 @@ def test_waits_are_listed_newest_first(world: World) -> None:
 
 
 def test_wait_matched_before_its_row_exists_is_met(world: World) -> None:
-    """The registrar writes the entry, the job changes and is matched, only then comes the wait's own row."""
+    """Change and match the job after the registrar has written the wait entry and before it writes the wait's row."""
     job = world.running()
     world.run_matcher()
     create, inner = world.ctx.waits.create, world.ctx.waits

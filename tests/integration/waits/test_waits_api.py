@@ -1,4 +1,4 @@
-"""Waits over HTTP. What waits do is tested with the services; here is what HTTP adds."""
+"""Waits over HTTP. The tests of the services cover the behaviour of waits; these cover the HTTP layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_LONG_POLL = {"Prefer": "wait=0"}
 
 
 def waiting(client: Client, **options: Any) -> Any:
-    """A wait on a job that has not ended."""
+    """Create a wait on an open job."""
     body = {"wait_on": {client.create()["job_id"]: None}, "wait_options": options}
     return client.post("/v1/waits", body, headers=NO_LONG_POLL).ok()
 
@@ -28,7 +28,7 @@ def test_wait_on_an_ended_job_returns_at_once(client: Client, target: str) -> No
 
 
 def test_long_poll_on_a_wait_returns_when_it_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody cancels it between two looks; nothing else here would end it."""
+    """Cancel the wait between two reads of the long poll. Nothing else in this test ends it."""
 
     def cancel(_: float) -> None:
         (wait,) = client.get("/v1/waits", status="waiting").ok()["waits"]

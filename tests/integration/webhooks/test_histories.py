@@ -1,4 +1,4 @@
-"""Generated histories of deliveries: messages lost and doubled, processes that die, receivers that fail, replays."""
+"""Generated histories of deliveries: lost and duplicated messages, crashed processes, failing receivers, replays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vigil_core.store.table import DynamoTable
 
 
 class History:
-    """One webhook, jobs that complete, and whatever happens to what it is told of them."""
+    """One webhook, jobs that complete, and faults in the deliveries of their events."""
 
     def __init__(self, table: DynamoTable) -> None:
         self.table = table
@@ -99,7 +99,7 @@ class History:
             restore_table(self.live, self.table)
 
     def drain(self) -> None:
-        """Everything works again."""
+        """Deliver everything without further faults."""
         self.receiver.answer = self.accept
         for _ in range(40):
             run_deliveries(self.world, self.receiver)
@@ -126,7 +126,7 @@ def test_every_event_is_delivered_or_abandoned_after_ten_attempts(actions: list[
             history.do(action)
         history.drain()
         kept = deliveries(history.world)
-        assert len(kept) == history.jobs, "a delivery for each event, and no second one"
+        assert len(kept) == history.jobs, "each event has exactly one delivery"
         for each in kept:
             if each.status == "delivered":
                 assert history.taken[each.delivery_id] > 0
@@ -136,4 +136,4 @@ def test_every_event_is_delivered_or_abandoned_after_ten_attempts(actions: list[
                 body["id"] for _, headers, body in history.receiver.posts if headers["webhook-id"] == each.delivery_id
             }
             assert told <= {each.event_id}
-        assert history.world.sweep() == 0, "nothing is left to do"
+        assert history.world.sweep() == 0, "the due index is empty"

@@ -1,4 +1,4 @@
-"""Webhooks are told of what happened: never zero times, whatever dies or is lost between any two writes."""
+"""Webhooks receive each event at least once, whatever crashes or gets lost between any two writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reply:
 
 @dataclass
 class Receiver:
-    """Answers posts as it is told to; keeps those that arrived."""
+    """Receiver that answers as the test sets it, and records the requests."""
 
     answer: Callable[[], Reply] = lambda: Reply(204)
     posts: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
@@ -89,7 +89,7 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
 
 
 def run_deliveries(world: World, receiver: Receiver) -> list[str]:
-    """What the function does with every message that is there."""
+    """Attempt every delivery in the queue and return the outcomes."""
     messages, world.queues.webhook_messages = world.queues.webhook_messages, []
     return [tell_webhooks.attempt_delivery(world.ctx, receiver, loads(message)) for message in messages]
 
@@ -111,7 +111,7 @@ def test_subscribed_event_is_delivered_once_and_signed(live: Live, receiver: Rec
     expected = signature_headers([hook.secret], kept.delivery_id, live.world.time, kept.body.encode())
     assert expected.items() <= headers.items()
     assert headers["Content-Type"] == "application/json"
-    assert live.world.sweep() == 0, "nothing is due any more"
+    assert live.world.sweep() == 0, "no delivery is due after its success"
 
 
 def test_no_delivery_is_enqueued_without_webhooks(live: Live) -> None:
@@ -177,7 +177,7 @@ def test_wait_with_webhook_requires_the_enabled_signing_webhook(world: World) ->
     assert world.wait({world.job(): None}, wait_options=asked)["status"] == "waiting"
 
 
-# Again
+# Retries
 
 
 def raise_refused() -> Reply:
@@ -189,7 +189,7 @@ def raise_unreachable() -> Reply:
 
 
 def complete_job(live: Live) -> str:
-    """A job whose completion has been handed over to the webhook `ci`."""
+    """Complete a job and enqueue its delivery to the webhook `ci`."""
     job = live.world.running()
     live.world.complete(job)
     live.run_notifier()
@@ -202,7 +202,7 @@ def test_failed_delivery_is_retried_by_the_sweeper(live: Live, receiver: Receive
     complete_job(live)
     receiver.answer = answer
     assert run_deliveries(live.world, receiver) == ["pending"]
-    assert live.world.sweep() == 0, "it is not due yet"
+    assert live.world.sweep() == 0, "the retry is not due yet"
     live.world.pass_time(70)
     assert live.world.sweep() == 1
     receiver.answer = lambda: Reply(200)
@@ -254,7 +254,7 @@ def test_410_disables_the_webhook_until_the_next_put(live: Live, receiver: Recei
     complete_job(live)
     receiver.answer = lambda: Reply(410)
     assert run_deliveries(live.world, receiver) == ["failed", "failed"]
-    assert len(receiver.posts) == 1, "the second is not sent any more"
+    assert len(receiver.posts) == 1, "the second delivery is not sent"
     disabled = manage_webhooks.find_webhook(live.world.ctx, NAMESPACE, "ci")
     assert (disabled.enabled, disabled.disabled_reason) == (False, "The receiver rejects further deliveries (410)")
     complete_job(live)
@@ -315,15 +315,15 @@ def test_retry_goes_to_the_current_address_of_the_webhook(live: Live, receiver: 
     assert [url for url, _, _ in receiver.posts] == [URL, "https://moved.example/"]
 
 
-# Whatever is lost or dies
+# Lost messages and crashes
 
 
 class ProcessCrashed(Exception):
-    """The process is gone."""
+    """Error that simulates the crash of the process."""
 
 
 class _CrashingTable:
-    """A table whose n-th write from now on kills the process, before it or after it."""
+    """Table that crashes the process at the n-th write, before the write or after it."""
 
     def __init__(self, table: DynamoTable, at: int, *, after: bool) -> None:
         self._table = table
@@ -356,7 +356,7 @@ def restore_table(live: Live, table: DynamoTable) -> None:
 def test_notifier_crash_while_enqueueing_leads_to_one_delivery_per_webhook(
     live: Live, table: DynamoTable, receiver: Receiver, at: int, after: bool
 ) -> None:
-    """Its record comes again: every webhook hears of it, and each under one id."""
+    """Deliver the record again after the crash: every webhook gets the event, each under one id."""
     for name in ("a", "b", "c"):
         put(live.world, name)
     live.world.complete(live.world.running())
@@ -372,7 +372,10 @@ def test_notifier_crash_while_enqueueing_leads_to_one_delivery_per_webhook(
 def test_refused_queue_message_is_recovered_by_record_retry_or_sweep(
     live: Live, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sockets and SNS have heard by then; the record comes again, and were it lost, the row is due."""
+    """Refuse the queue message after sockets and SNS got the event.
+
+    The stream delivers the record again. If that fails too, the sweep finds the due row.
+    """
     put(live.world)
     live.connect()
     job = live.world.running()
@@ -402,7 +405,7 @@ def test_sweep_enqueues_a_delivery_whose_message_was_lost(live: Live, receiver: 
     live.world.pass_time(1)
     assert live.world.sweep() == 1
     live.world.pass_time(60)
-    assert live.world.sweep() == 0, "it is on its way, and not sent every minute"
+    assert live.world.sweep() == 0, "the delivery is enqueued, and not enqueued again every minute"
     assert run_deliveries(live.world, receiver) == ["delivered"]
 
 
@@ -410,7 +413,7 @@ def test_sweep_enqueues_a_delivery_whose_message_was_lost(live: Live, receiver: 
 def test_delivery_crash_around_its_write_reuses_the_same_id(
     live: Live, table: DynamoTable, receiver: Receiver, after: bool
 ) -> None:
-    """Its message comes again by itself. Before the write that is a second post, under the same id."""
+    """Receive the message again after the crash. If the write was missing, a second request has the same id."""
     put(live.world)
     complete_job(live)
     messages = list(live.world.queues.webhook_messages)
@@ -542,7 +545,7 @@ def test_failed_delivery_in_a_sweep_does_not_block_the_others(live: Live, receiv
             except sweep.SweepFailed as failed:
                 failures += len(failed.errors)
     assert (len(sent), failures) == (8, 1)
-    assert live.world.sweep() == 1, "the one that failed is still due"
+    assert live.world.sweep() == 1, "the failed delivery is still due"
 
 
 # Lists

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: putting them, their secrets, and what they were sent."""
+"""Webhooks over HTTP: their definition, their secrets, and their deliveries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def put(client: Client, name: str = "ci", **body: Any) -> Reply:
 
 
 def sent(count: int = 1, *, webhook: str = "ci") -> list[str]:
-    """Deliveries, a second apart; their ids, newest first."""
+    """Store deliveries one second apart and return their ids, newest first."""
     ids = []
     for number in range(count):
         event = Event(
@@ -109,7 +109,7 @@ def test_rotation_shows_the_new_secret_and_retains_the_old_one_for_a_day(client:
 def test_invalid_webhook_members_are_named(client: Client, body: Any, pointers: list[str]) -> None:
     reply = client.call("PUT", "/v1/webhooks/ci", body)
     if not pointers:
-        reply.ok(201)  # A name is judged by what it resolves to, each time that it is called.
+        reply.ok(201)  # The outbound policy checks the addresses of a host name at each call.
     else:
         assert reply.pointers() == pointers
 

@@ -1,4 +1,4 @@
-"""The function that tells webhooks, as SQS invokes it, on moto, with a receiver on this machine."""
+"""The webhook function, invoked with SQS messages on moto, and a local receiver."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MESSAGE = json.loads(sample("webhooks_deliver")["Records"][0]["body"])
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """The receiver of the webhook that the sample names; its delivery is stored."""
+    """Store the webhook and the delivery of the sample, and run the webhook's receiver."""
     monkeypatch.setenv("ALLOWED_PRIVATE_HOSTS", "127.0.0.1")
-    made = Receiver()
+    receiver = Receiver()
     now = datetime.now(UTC)
     with deployed():
         wiring.outbound_http.cache_clear()
@@ -36,7 +36,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         hook = Webhook(
             namespace=MESSAGE["namespace"],
             name=MESSAGE["webhook"],
-            url=made.url,
+            url=receiver.url,
             events=("*",),
             enabled=True,
             disabled_reason=None,
@@ -59,9 +59,9 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
             created_at=now,
         )
         store.add_delivery(delivery)
-        yield made
+        yield receiver
         wiring.outbound_http.cache_clear()
-    made.close()
+    receiver.close()
 
 
 def stored() -> Delivery:
@@ -71,7 +71,7 @@ def stored() -> Delivery:
 
 
 def run(event: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
-    """What the function answers, and what it logs."""
+    """Invoke the function and return its response and its log lines."""
     handler = function.logger.registered_handler
     assert isinstance(handler, logging.StreamHandler)
     written = io.StringIO()
@@ -81,7 +81,7 @@ def run(event: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     finally:
         handler.setStream(before)
     assert SECRET.removeprefix("whsec_") not in written.getvalue()
-    assert "vigil.job.completed" not in written.getvalue(), "what is told is not the log's business"
+    assert "vigil.job.completed" not in written.getvalue(), "the log must not contain the event"
     return answer, [json.loads(line) for line in written.getvalue().splitlines()]
 
 
@@ -89,7 +89,7 @@ def test_sample_message_delivers_a_signed_event(receiver: Receiver) -> None:
     answer, (line,) = run(sample("webhooks_deliver"))
     assert answer == {"batchItemFailures": []}
     assert (line["action"], line["outcome"]) == ("webhook", "delivered")
-    assert {name: line[name] for name in MESSAGE} == MESSAGE, "whoever reads the log finds the delivery"
+    assert {name: line[name] for name in MESSAGE} == MESSAGE, "the log line identifies the delivery"
     (post,) = receiver.posts
     assert post.verifies(SECRET)
     assert post.body == b'{"type":"vigil.job.completed"}'

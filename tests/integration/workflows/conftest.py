@@ -1,4 +1,4 @@
-"""Runs of workflows on moto: a table for all tests of a file, which each of them finds empty."""
+"""Workflow runs on moto. All tests of a file share one table, and each test starts with an empty one."""
 
 from __future__ import annotations
 

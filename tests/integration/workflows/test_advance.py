@@ -1,4 +1,4 @@
-"""Runs of workflows, from their creation to their end, on moto."""
+"""Workflow runs from creation to end, on moto."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class _Target:
 
 
 def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -> None:
-    """A job type of this executor, of its name."""
+    """Store a job type with the name of its executor."""
     now = world.ctx.now()
     job_type = JobType(
         namespace=NAMESPACE, name=executor, executor=executor, queue="default", stages=("submit", "complete"),
@@ -116,7 +116,7 @@ def test_delayed_job_uses_results_recorded_before_its_start(world: RunWorld, mon
     world.pass_time(61)
     world.sweep()
     world.run_until_idle()
-    assert world.statuses(run)["later"] == "pending", "a is in another chunk, and its end was heard of before"
+    assert world.statuses(run)["later"] == "pending", "the state of a is in another block and was recorded before"
 
 
 def test_ignored_failure_releases_dependents_of_another_block(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_abort_decision_survives_a_supervisor_crash(world: RunWorld, monkeypatch
 
 
 def test_end_with_already_skipped_successors_reads_no_blocks(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many side by side the first fails: what comes after them all is skipped, and fills a chunk that is over."""
+    """Fail one of many parallel jobs: all later jobs are skipped, and fill a block without open jobs."""
     parts = [f"part-{number:02}" for number in range(graphs.BLOCK_SIZE)]
     world.run(
         *({"name": name} for name in parts),
@@ -182,7 +182,7 @@ def test_end_with_already_skipped_successors_reads_no_blocks(world: RunWorld, mo
 
 
 def test_transitions_over_the_inline_limit_are_applied_by_fan_out(world: RunWorld) -> None:
-    """A chain whose first job fails, with a job at its end that runs whatever comes."""
+    """Fail the first job of a chain whose last job has the trigger rule `always`."""
     total = 1_300
     chain: list[dict[str, Any]] = [
         {"name": "j0"},

@@ -1,4 +1,4 @@
-"""What workers are given of the jobs of runs, on moto."""
+"""Claims of jobs that belong to workflow runs, on moto."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_job_parked_with_its_slot_is_released_before_jobs_without_slot(world: Ru
     )
     world.run_until_idle()
     runs.pause(world.ctx, NAMESPACE, run, actor=KEY)
-    assert world.claim() is None, "who is asked for while the run is paused is held back"
+    assert world.claim() is None, "a job of a paused run is parked"
     world.pass_time(61)
     world.sweep()
     world.run_until_idle()

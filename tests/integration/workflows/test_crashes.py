@@ -1,4 +1,4 @@
-"""Runs whose makers died on the way, on moto."""
+"""Workflow runs after a crash of the process that changes them, on moto."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_repeated_creation_finishes_a_crashed_one(world: RunWorld, monkeypatch: 
 
 
 class CrashingWorld(RunWorld):
-    """A world in which one piece of work is done by somebody who dies at one of his writes. Nobody looks after runs."""
+    """A world in which the process of one action crashes at one of its writes. No sweeper reconciles the runs."""
 
     def __init__(self, writes: int, *, dies_after: bool) -> None:
         self.crashing_table = CrashingTable(empty_table())
@@ -66,7 +66,7 @@ class CrashingWorld(RunWorld):
         super().__init__(self.crashing_table)  # type: ignore[arg-type]
 
     def run_with_crash(self, work: Callable[[], Any]) -> None:
-        """Do this, as far as that goes."""
+        """Do the work until the crash."""
         self.crashing_table.writes_left = self.writes
         try:
             work()
@@ -75,7 +75,7 @@ class CrashingWorld(RunWorld):
         self.crashing_table.writes_left = None
 
     def match_with_crash(self) -> None:
-        """Have the matcher hear of what has happened; it comes again."""
+        """Deliver the stream records to a matcher that crashes. The stream delivers them again later."""
         self.run_with_crash(lambda: match_records(self.ctx, self.table.records))
 
 
@@ -91,9 +91,9 @@ def at_every_write(aws: None, request: pytest.FixtureRequest) -> AtEveryWrite:
             world = CrashingWorld(writes, dies_after=request.param == "after")
             scenario(world)
             if not world.crashed:
-                assert writes > 0, "nobody has died"
+                assert writes > 0, "no process crashed"
                 return
-        raise AssertionError("it never ends")
+        raise AssertionError("the scenario always crashes")
 
     return run_scenario
 

@@ -1,4 +1,4 @@
-"""What is told of a run and of its jobs."""
+"""Events of workflow runs and of their jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_workflow_topic_receives_events_of_the_run_and_its_jobs(live: Live) -> N
     live.run_notifier()
     assert ("vigil.workflow.cancel_requested", run) in types_and_subjects(live, *live.received()[before:])
     kinds = [event.type for event in live.topic.events]
-    assert "vigil.workflow.cancel_requested" not in kinds, "SNS hears of endings"
+    assert "vigil.workflow.cancel_requested" not in kinds, "SNS receives only events of an end"
 
 
 def test_subscription_with_since_replays_run_events(live: Live) -> None:

@@ -1,4 +1,4 @@
-"""Races in runs, on moto."""
+"""Races in workflow runs, on moto."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_late_record_of_the_previous_generation_ends_no_race(world: RunWorld) ->
 
 
 def test_race_lost_through_fan_out_skips_fails_the_run(world: RunWorld) -> None:
-    """The only racer left is skipped among very many: the failure of the other counts from then on."""
+    """Skip the last open racer together with many other jobs: from then on, the failure of the other racer counts."""
     run = world.run(
         {"name": "a", "priority": "critical"},
         {"name": "start", "priority": "high"},

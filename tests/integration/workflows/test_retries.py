@@ -1,4 +1,4 @@
-"""Runs that are ended or begun anew, on moto."""
+"""Retries and ends of workflow runs, on moto."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_retry_frees_the_slot_of_a_waiting_job(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, max_concurrency=1)
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
     found = world.find_run(run)
-    assert world.ctx.runs.acquire_slot(found, 1), "as the matcher may that hears late of its release"
+    assert world.ctx.runs.acquire_slot(found, 1), "as a matcher does that receives the record of the release late"
     world.retry(run, "a")
     assert world.work() == ["a", "b"]
     assert world.find_run(run).status == "completed"

@@ -1,4 +1,4 @@
-"""What the log says of jobs that waited: each decision, with its ids and its reason, and nothing that is secret."""
+"""The verdict log of waiting jobs: each line has the ids and the reason of a verdict, and contains no secret."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OURS = {"trace_id": "t", "correlation_id": "daily-report-001"}
 
 
 class Log:
-    """What was logged since it was last read."""
+    """The log output since the last read."""
 
     def __init__(self, stream: StringIO) -> None:
         self._stream = stream
@@ -30,7 +30,7 @@ class Log:
         return text
 
     def lines(self) -> list[dict[str, Any]]:
-        """Of what was decided, without what every line has."""
+        """Return the lines of verdicts, without the members that every log line has."""
         lines = [json.loads(line) for line in self.text().splitlines()]
         assert {line["level"] for line in lines} <= {"INFO"}
         own = {"level", "location", "timestamp", "service", "message", "action"}

@@ -1,4 +1,4 @@
-"""Workflows over HTTP: what is taken, what is refused, what is shown."""
+"""Workflows over HTTP: accepted requests, refused requests, and responses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def create(client: Client, **changed: Any) -> Any:
 
 
 def begin(workflow_id: str) -> None:
-    """What supervisor and matcher do at first."""
+    """Run the first steps of the supervisor and the matcher."""
     ctx = wiring.context()
     supervise(ctx, {"action": "start", "namespace": "demo", "workflow_id": workflow_id, "supervisor_id": "1-1"})
     run = find_run(ctx, "demo", workflow_id)

@@ -1,4 +1,4 @@
-"""Says what it was asked and by whom."""
+"""An API function that returns the request and its authorizer context."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ VERSION = 1
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """The route, the path and what the authorizer handed on."""
+    """Return the route, the path and the context of the authorizer."""
     print(f"asked for {event['rawPath']}")  # noqa: T201
-    said = event["requestContext"].get("authorizer", {}).get("lambda")
-    body = {"route": event["routeKey"], "path": event["rawPath"], "caller": said, "version": VERSION}
+    context_of_authorizer = event["requestContext"].get("authorizer", {}).get("lambda")
+    body = {"route": event["routeKey"], "path": event["rawPath"], "caller": context_of_authorizer, "version": VERSION}
     return {"statusCode": 404 if event["routeKey"] == "$default" else 200, "body": json.dumps(body)}

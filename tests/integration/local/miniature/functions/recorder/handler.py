@@ -1,4 +1,4 @@
-"""Writes down each record that it gets, under its own partition key in another table; fails as the record says."""
+"""A stream consumer that stores each record under its partition key in another table, and fails as the record asks."""
 
 import os
 import time
@@ -10,7 +10,7 @@ table = boto3.resource("dynamodb").Table(os.environ["SEEN_TABLE"])
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """A partial batch answer: records with `poison` fail always, those with `fragile` the first time."""
+    """Return a partial batch response. Records with `poison` always fail, records with `fragile` fail once."""
     failures = []
     for record in event["Records"]:
         image, sequence = record["dynamodb"]["NewImage"], record["dynamodb"]["SequenceNumber"]
