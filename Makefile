@@ -1,4 +1,4 @@
-# Vigil's commands. `make` alone lists them; each sets up what it needs in .venv first.
+# Vigil's commands. `make` lists them; each one first builds .venv.
 # Needs: Python 3.11 (with its venv module), make, git.
 
 SHELL := /bin/bash
@@ -10,18 +10,18 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-# aws-sam-cli and ministack pin different versions of botocore, so each has a virtual environment of its own.
+# aws-sam-cli and ministack pin different versions of botocore, so each one has its own virtual environment.
 SAM_VENV := $(VENV)/sam
 SAM := $(SAM_VENV)/bin/sam
-# ChromaDB, for the tests of one example: a server of its own and nothing that Vigil imports.
+# ChromaDB, for the tests of one example: a separate server, which Vigil does not import.
 CHROMA_VENV := $(VENV)/chroma
 LAYER := layers/common/python
 
-# `sam build` looks for python3.11 with pip on the PATH; the virtual environment's always has it.
+# `sam build` needs a python3.11 with pip on the PATH, and the virtual environment has one.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export SAM_CLI_TELEMETRY := 0
 export UV_CUSTOM_COMPILE_COMMAND := make lock
-# Nothing here may reach an account by accident. The local stack and moto take any credentials.
+# No command may reach an AWS account by accident. The local stack and moto accept any credentials.
 export AWS_DEFAULT_REGION ?= us-east-1
 
 PYTEST := $(BIN)/python -m pytest
@@ -39,30 +39,30 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' \
 		$(firstword $(MAKEFILE_LIST))
 
-##@ A newcomer's two
+##@ Start here
 
 .PHONY: demo
-demo: venv ## Start everything on this machine and watch jobs being waited for
+demo: venv ## Start a local cloud and show clients that wait for jobs
 	@$(BIN)/vigil demo
 
 .PHONY: test
-test: venv ## Run the fast tests: all that need no stack, a few simulations, one test of a stack per capability
+test: venv ## Run the fast tests: all without a stack, a few simulations, about one stack test per capability
 	@$(PYTEST) $(SPREAD) -m "smoke or not (docker or e2e or fault)"
 
-##@ Setting up
+##@ Setup
 
 .PHONY: venv
-venv: $(VENV)/.ready $(SAM_VENV)/.ready $(CHROMA_VENV)/.ready ## Build .venv from the locked versions (at once when nothing changed)
+venv: $(VENV)/.ready $(SAM_VENV)/.ready $(CHROMA_VENV)/.ready ## Build .venv from the locked versions (does nothing if they are unchanged)
 
 $(BIN)/python:
 	@for python in "$${PYTHON:-python3.11}" python3.11 python3 python; do \
 		if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
 			"$$python" -m venv $(VENV) && exit; \
 			rm -rf $(VENV); \
-			echo "$$python has no working venv module; on Debian and Ubuntu it is in python3.11-venv." >&2; exit 1; \
+			echo "$$python has no working venv module. On Debian and Ubuntu, install python3.11-venv." >&2; exit 1; \
 		fi; \
 	done; \
-	echo "Vigil needs Python 3.11, the runtime of its Lambda functions; none was found on the PATH." >&2; exit 1
+	echo "Vigil needs Python 3.11, the runtime of its Lambda functions; the PATH has none." >&2; exit 1
 
 $(UV): | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements/dev.txt uv
@@ -86,7 +86,7 @@ $(CHROMA_VENV)/.ready: requirements/chroma.txt | $(UV)
 	@touch $@
 
 .PHONY: lock
-lock: | $(UV) ## Lock the versions anew after a change of a list; UPGRADE=1 takes the newest
+lock: | $(UV) ## Lock the dependencies after a change of a list; UPGRADE=1 takes the newest versions
 	@$(COMPILE) pyproject.toml --extra local --group dev $(LAYER)/requirements.in --output-file requirements/dev.txt
 	@$(COMPILE) --group sam --output-file requirements/sam.txt
 	@$(COMPILE) $(LAYER)/requirements.in --constraint requirements/dev.txt --output-file $(LAYER)/requirements.txt
@@ -98,13 +98,13 @@ up: venv ## Start the local stack in the background and deploy to it
 	@$(BIN)/vigil local up --detach
 
 .PHONY: down
-down: venv ## Stop the local stack; its state is kept
+down: venv ## Stop the local stack and keep its state
 	@$(BIN)/vigil local down
 
 ##@ Tests
 
 .PHONY: unit
-unit: venv ## Run the tests that start nothing: unit, integration, contract, a few simulations
+unit: venv ## Run the tests without a stack: unit, integration, contract, a few simulations
 	@$(PYTEST) $(SPREAD) -m "not (docker or e2e or fault)"
 
 .PHONY: e2e
@@ -134,42 +134,45 @@ sam-local: docker venv ## Run the functions in `sam local` containers (needs Doc
 
 .PHONY: docker
 docker:
-	@docker info >/dev/null 2>&1 || { echo "\`make sam-local\` needs a Docker engine that runs and that you may use, and" \
-		"\`docker info\` finds none; every other test is in \`make test-all\`, which needs none." >&2; exit 1; }
+	@docker info >/dev/null 2>&1 || { echo "\`make sam-local\` needs a running Docker engine, and" \
+		"\`docker info\` finds none. \`make test-all\` runs every other test without Docker." >&2; exit 1; }
 
 .PHONY: bench
-bench: venv ## Measure what jobs and waits cost and how fast they are
+bench: venv ## Measure the cost and the speed of jobs and waits
 	@$(BIN)/python -m benchmarks
 
 ##@ Checks
 
 .PHONY: check
-check: lint types imports validate openapi-check schema-check ## Run every check that is not a test
+check: lint types imports validate openapi-check schema-check ## Run all checks except the tests
 
 .PHONY: pr
 pr: check test ## Run the checks and the fast tests; CI also runs `test-rest` and, with Docker, `sam-local`
 
 .PHONY: lint
-lint: venv ## ruff: rules and format
+lint: venv ## Check the rules and the format with ruff
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
 .PHONY: format
-format: venv ## Let ruff mend and format the code
+format: venv ## Fix and format the code with ruff
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
 .PHONY: types
-types: venv ## mypy, strict
+types: venv ## Check the types with mypy (strict)
 	@$(BIN)/mypy
 
 .PHONY: imports
-imports: venv ## The dependency rule
+imports: venv ## Check the dependency rule
 	@$(BIN)/lint-imports --no-logo
 
 .PHONY: validate
-validate: venv ## sam validate --lint
+validate: venv ## Validate the template (`sam validate --lint`) and the files of .github
 	@$(SAM) validate --lint --template-file template.yaml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms $(wildcard .github/ISSUE_TEMPLATE/*_*.yml)
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 .PHONY: openapi
 openapi: venv ## Write docs/openapi.json from the code
@@ -191,10 +194,10 @@ schema-check: venv ## Compare docs/workflow.schema.json with the code
 	@$(BIN)/python -m vigil_core.api.workflows.json_schema | diff -u docs/workflow.schema.json - \
 		|| { echo "docs/workflow.schema.json has drifted from the code: run make schema." >&2; exit 1; }
 
-##@ Cleaning up
+##@ Cleanup
 
 .PHONY: clean
-clean: ## Stop the local stack and remove all that is not in git, .venv included
+clean: ## Stop the local stack and remove everything that git ignores, with .venv
 	@if [ -x $(BIN)/vigil ]; then $(BIN)/vigil local down; fi
 	@rm -rf .aws-sam .local $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

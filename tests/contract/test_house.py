@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -121,3 +122,12 @@ def test_project_version_matches_the_changelog() -> None:
     else:
         assert released[0].startswith(f"[{version}] - ")
         assert not re.search(r"^- ", unreleased, re.MULTILINE)
+
+
+def test_each_ci_job_runs_a_make_target() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for job in jobs.values():
+        commands = [step["run"] for step in job["steps"] if "run" in step]
+        assert commands == ["make ${{ matrix.target }}"]
+        assert set(job["strategy"]["matrix"]["target"]) <= targets
