@@ -162,16 +162,16 @@ def test_job_queued_while_the_holder_ends_acquires_the_mutex(world: World, monke
     The new job must not stay in the mutex queue forever.
     """
     first = queued(world)
-    look = take_holds._lock_and_holder
+    look = take_holds._lock_and_owner
 
     def look_and_be_overtaken(*args: Any) -> Any:
         found = look(*args)
-        monkeypatch.setattr(take_holds, "_lock_and_holder", look)
+        monkeypatch.setattr(take_holds, "_lock_and_owner", look)
         world.do(change_job.cancel, first)
         promote_next(world)
         return found
 
-    monkeypatch.setattr(take_holds, "_lock_and_holder", look_and_be_overtaken)
+    monkeypatch.setattr(take_holds, "_lock_and_owner", look_and_be_overtaken)
     late = queued(world)
     job: Job = change_job.find_job(world.ctx, NAMESPACE, late)
     assert (job.status, job.needs_matching) == ("waiting", True), "the stream reports it to the matcher"

@@ -13,16 +13,23 @@ from vigil_core.domain.workflows.run import NewWorkflowRun
 
 
 class Response(Protocol):
-    """An HTTP response. Header names are lower case. `truncated` is True if the body exceeded the limit."""
+    """An HTTP response."""
 
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """The status code."""
+
     @property
-    def headers(self) -> Mapping[str, str]: ...
+    def headers(self) -> Mapping[str, str]:
+        """The headers, with names in lower case."""
+
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes:
+        """The body, up to the requested limit."""
+
     @property
-    def truncated(self) -> bool: ...
+    def truncated(self) -> bool:
+        """True if the body exceeded the limit."""
 
 
 class HttpClient(Protocol):
@@ -92,12 +99,15 @@ class NoSupervisors:
     """The port of functions that manage no supervisors and have no permission to do so."""
 
     def start(self, _: str, __: str) -> None:
+        """Raise an error."""
         raise RuntimeError("this function does not manage supervisors")
 
     def wake(self, _: str) -> None:
+        """Raise an error."""
         raise RuntimeError("this function does not manage supervisors")
 
     def is_running(self, _: str) -> bool:
+        """Raise an error."""
         raise RuntimeError("this function does not manage supervisors")
 
 
@@ -151,7 +161,9 @@ class NoExecutors:
     """The port of functions that dispatch no jobs and have no permission to do so."""
 
     def call_http(self, _: str) -> None:
+        """Raise an error."""
         raise RuntimeError("this function dispatches no jobs")
 
     def invoke_lambda(self, _: str, __: str) -> None:
+        """Raise an error."""
         raise RuntimeError("this function dispatches no jobs")
