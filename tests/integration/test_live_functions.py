@@ -23,7 +23,7 @@ from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
 from vigil_core.store.stream import progress_from_row, stream_records
 from vigil_core.store.table import DynamoTable, Put
-from vigil_core.store.waits.waits import wait_from_row, wait_to_row
+from vigil_core.store.waits.wait_rows import wait_from_row, wait_to_row
 
 CONNECTION = sample("websocket_connect")["requestContext"]["connectionId"]
 KEY = sample("websocket_connect")["requestContext"]["authorizer"]["key_id"]

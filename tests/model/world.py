@@ -48,7 +48,8 @@ from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import Action, Delete, DynamoTable, Put, QueryPage, Row, Table, Update
-from vigil_core.store.waits.waits import WaitStore, wait_from_row
+from vigil_core.store.waits.wait_rows import wait_from_row
+from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
 from vigil_core.store.workflows.runs import RunStore
 

@@ -27,7 +27,7 @@ from vigil_core.store.waits import waits
 JOB_BYTES = 1024
 OPEN_WAIT_BYTES = 3 * 1024
 ENDED_WAIT_BYTES = 5 * 1024
-CHUNK_BYTES = 600
+BLOCK_BYTES = 600
 ENTRY_BYTES = 400
 
 
@@ -115,7 +115,7 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
     assert len(shown["waited_jobs"]) == wait_answer.MAX_ENTRIES
     assert all(not world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).entries for job_id in jobs)
     assert largest()["wait"] <= ENDED_WAIT_BYTES
-    assert largest()["wait_chunk"] <= CHUNK_BYTES
+    assert largest()["wait_block"] <= BLOCK_BYTES
 
 
 def test_row_of_the_largest_wait_counts_every_block_and_stays_small(world: World) -> None:

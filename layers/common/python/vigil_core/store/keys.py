@@ -336,7 +336,7 @@ def wait(namespace: str, wait_id: str) -> Key:
     return Key(f"{namespace}#wait#{wait_id}", "A")
 
 
-def wait_echo(namespace: str, wait_id: str) -> Key:
+def wait_earlier_answer(namespace: str, wait_id: str) -> Key:
     """Return the key of the earlier answer that a wait returns unchanged."""
     return Key(f"{namespace}#wait#{wait_id}", "E")
 

@@ -39,7 +39,7 @@ from vigil_core.services.webhooks.deliver import deliveries_for, enqueue_deliver
 from vigil_core.store.connections import Subscriber
 from vigil_core.store.stream import StreamRecord, job_version_of, progress_from_row, run_version_of
 from vigil_core.store.table import Row
-from vigil_core.store.waits.waits import wait_from_row
+from vigil_core.store.waits.wait_rows import wait_from_row
 
 
 class PublishEventsContext(

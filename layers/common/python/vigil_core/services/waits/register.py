@@ -1,10 +1,24 @@
-"""Register a wait so that no update is missed and none counts twice.
+"""Register a wait, so that no change of a job is missed and none counts twice.
 
-The jobs are read, the entries are written, the jobs are read again. An update is either seen by the second read, or its
-stream record comes after the entry and the matcher sees it; a version that the first read saw does not count for the
-matcher. Small waits need no more than their own row, which is written last and therefore says by itself that the
-registration is finished. Large ones are stored first and worked off in pages, of which each can be repeated; the last
-page done is their seal.
+The race between the registrar and a change of a job:
+
+1. Write order of the registrar: it reads the jobs, writes the entries, and reads the jobs again (consistently). An
+   entry contains the version that the first read returned.
+2. Read order of the matcher: it receives a change from the stream after the change was written, and then reads the
+   entries of the job. It ignores versions up to the one in the entry.
+3. Conclusion: a change before the second read is returned by that read. A change after it is written after the entries,
+   so the matcher finds them. If both evaluate the same version, the first stored outcome of the entry wins.
+
+An inline wait stores its own row last, so the row means that the registration is complete. A large wait stores its row
+first and is registered page by page. Each page can be repeated, and the registration is complete when all pages are
+marked.
+
+Crashes:
+
+- If the process crashes before the row of an inline wait exists, its entries are orphans, which expire. The client has
+  no answer and repeats the request. The sweeper clears early outcomes.
+- If the process crashes after the row of a large wait exists, the row is in the due index as an incomplete
+  registration. The sweeper calls `resume_registration`.
 """
 
 from __future__ import annotations
@@ -28,35 +42,50 @@ from vigil_core.services.waits import resolve as resolve_wait
 
 
 class RegisterWaitContext(UsesJobs, UsesWaits, UsesListing, UsesMessageQueues, UsesClock, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The jobs and waits, the listing, and the queue of the fan-out function."""
 
 
 MAX_SYNCHRONOUS_PAGES = 1
-"""A wait of more pages than this is registered by the fan-out function: it would outlast the HTTP API's 30 s."""
+"""The fan-out function registers a wait with more pages, because it would exceed the 30 s of the HTTP API."""
+MAX_PROBLEMS = 100
 
 
 def register_wait(ctx: RegisterWaitContext, namespace: str, request: WaitRequest, *, actor: str, wait_id: str) -> Wait:
-    """Store a wait under this id, or find the one that an earlier try of the same request stored.
+    """Register a wait under this id, or continue an earlier registration of the same request.
 
     Raises:
-        JobNotFound: naming every job that does not exist, unless `allow_missing`.
-        ValidationFailed: a stage that the job's order does not hold.
+        JobNotFound: With every job that does not exist, unless `allow_missing`.
+        ValidationFailed: A condition has a stage that its job does not have.
     """
-    stored = ctx.waits.find(namespace, wait_id)
-    if stored is None:
+    wait = ctx.waits.find(namespace, wait_id)
+    if wait is None:
         jobs_by_id = _load_jobs(ctx, namespace, request)
-        stored = _store(ctx, namespace, request, jobs_by_id, actor=actor, wait_id=wait_id)
-    return stored if stored.registration_complete else _register_pages(ctx, stored)
+        entries = _build_entries(request, jobs_by_id)
+        draft = _draft_wait(ctx, namespace, request, entries, actor=actor, wait_id=wait_id)
+        _store_side_rows(ctx, draft, request)
+        if draft.is_inline:
+            return _register_inline(ctx, draft, entries, jobs_by_id)
+        wait = _store_large(ctx, draft, entries)
+    return wait if wait.registration_complete else _register_pages(ctx, wait)
 
 
 def register_page(ctx: RegisterWaitContext, namespace: str, wait_id: str, page: int) -> Wait | None:
-    """Write the entries of one page of a large wait and read its jobs after. Can be repeated; None when all is over."""
+    """Register one page of a large wait. The call is idempotent.
+
+    1. Write order: store the entries and the outcomes of the page, then mark the page.
+    2. The registration is complete when all pages are marked. Only then can counts close the wait as `met` or `unmet`.
+    3. If the process crashes before the mark, the message is delivered again, and the page is repeated. If it crashes
+       after the last mark, the due entry of the registration remains, and the sweeper calls `resume_registration`.
+
+    Returns:
+        The wait, or None if it has ended or does not exist.
+    """
     wait = ctx.waits.find(namespace, wait_id)
     if wait is None or wait.ended:
         return None
     entries = ctx.waits.spec_page(wait, page)
     if entries is None:
-        raise LookupError(f"page {page} of wait {wait_id} was never stored")
+        raise LookupError(f"Page {page} of wait {wait_id} was never stored")
     if page not in wait.registered_pages:
         _write_page(ctx, wait, entries)
         wait = ctx.waits.mark_page_registered(wait, page)
@@ -64,7 +93,7 @@ def register_page(ctx: RegisterWaitContext, namespace: str, wait_id: str, page: 
 
 
 def resume_registration(ctx: RegisterWaitContext, namespace: str, wait_id: str) -> None:
-    """See to whatever a crash left of a registration, in whatever state; nothing when it is finished."""
+    """Complete a registration after a crash, at whatever step it stopped. A complete registration is unchanged."""
     wait = ctx.waits.find(namespace, wait_id)
     if wait is not None and not wait.ended:
         if wait.expires_at <= ctx.now():
@@ -80,51 +109,28 @@ def resume_registration(ctx: RegisterWaitContext, namespace: str, wait_id: str) 
 
 
 def recheck_jobs(ctx: RegisterWaitContext, wait: Wait, entries: Iterable[WaitOnJob]) -> list[EntryOutcome]:
-    """What the jobs are now that the entries are written: an update before this may have had no entry to match, and
-    one of a job for which nobody waited is kept from the matcher."""
+    """Read the jobs again after their entries were written, and return the outcomes.
+
+    The matcher looks for entries only if the job has the waiter mark. Therefore:
+
+    1. Write order: entries, then the waiter mark on each open job without one. The marking write returns the job.
+    2. A change before the mark is part of the returned job, and is evaluated here.
+    3. A change after the mark carries the mark, so the matcher looks for entries and finds them.
+    """
     entry_list = list(entries)
     jobs_by_id = ctx.jobs.find_many(wait.namespace, (entry.job_id for entry in entry_list))
     decided = _outcomes(ctx, wait, entry_list, jobs_by_id)
-    undecided_ids = {entry.job_id for entry in entry_list} - {outcome.job_id for outcome in decided}
-    unmarked = [
-        job for job_id in sorted(undecided_ids) if (job := jobs_by_id.get(job_id)) is not None and not job.has_waits
-    ]
+    open_ids = {entry.job_id for entry in entry_list} - {outcome.job_id for outcome in decided}
+    unmarked = [job for job_id in sorted(open_ids) if (job := jobs_by_id.get(job_id)) is not None and not job.has_waits]
     if not unmarked:
         return decided
     marked_by_id = {job.job_id: job for job in ctx.in_parallel(ctx.jobs.mark_has_waits, unmarked) if job is not None}
-    return [
-        *decided,
-        *_outcomes(ctx, wait, (entry for entry in entry_list if entry.job_id in marked_by_id), marked_by_id),
-    ]
-
-
-def _write_page(ctx: RegisterWaitContext, wait: Wait, entries: Sequence[WaitOnJob]) -> None:
-    """Entries first, jobs after. An earlier try may have got anywhere: what it recorded is counted, not judged anew."""
-    met, unmet = ctx.waits.counted_entries(wait)
-    first_index, last_index = entries[0].index, entries[-1].index
-    recorded = list(
-        ctx.waits.outcomes(wait.namespace, wait.wait_id, after_index=first_index - 1, through_index=last_index)
-    )
-    recorded_indexes = met | unmet | {outcome.index for outcome in recorded}
-    undecided = [entry for entry in entries if entry.index not in recorded_indexes]
-    ctx.waits.put_entries(wait, undecided)
-    decided = recheck_jobs(ctx, wait, undecided)
-    resolve_wait.resolve(ctx, wait.namespace, wait.wait_id, [*recorded, *decided])
-    ctx.waits.remove_entries(wait.namespace, [(o.job_id, wait.wait_id, o.index) for o in decided])
-
-
-def _finish_registration(ctx: RegisterWaitContext, wait: Wait) -> Wait:
-    """After its last page a large wait may be closed by counting, and if it is not, only expiry is left to come.
-
-    The due row of the registration stays until that is done: a crash in between leaves the sweeper to do it again.
-    """
-    if not wait.registration_complete:
-        return wait
-    wait = resolve_wait.close_if_decided(ctx, wait)
-    return wait if wait.ended else ctx.waits.index_expiry(wait) or wait
+    marked_entries = [entry for entry in entry_list if entry.job_id in marked_by_id]
+    return [*decided, *_outcomes(ctx, wait, marked_entries, marked_by_id)]
 
 
 def _load_jobs(ctx: RegisterWaitContext, namespace: str, request: WaitRequest) -> Mapping[str, Job]:
+    """Read the jobs of the request, and check that they and their stages exist."""
     jobs_by_id = ctx.jobs.find_many(namespace, filter(is_uuid7, request.wait_on))
     existing_ids = {job_id for job_id, job in jobs_by_id.items() if not job.deleted}
     unknown_ids = [
@@ -139,37 +145,39 @@ def _load_jobs(ctx: RegisterWaitContext, namespace: str, request: WaitRequest) -
             pointer=f"/wait_on/{escape_pointer_token(job_id)}/job_stage",
             detail=f"unknown stage {stage!r}; this job's stages are {', '.join(jobs_by_id[job_id].stages)}",
         )
-        for job_id, asked in request.wait_on.items()
-        if job_id in existing_ids and (stage := waits.parse_condition(asked).stage) is not None
+        for job_id, raw_condition in request.wait_on.items()
+        if job_id in existing_ids and (stage := waits.parse_condition(raw_condition).stage) is not None
         if not is_known(jobs_by_id[job_id].stages, stage)
     ]
     if problems:
-        raise ValidationFailed(problems[:100])
+        raise ValidationFailed(problems[:MAX_PROBLEMS])
     return jobs_by_id
 
 
-def _store(
+def _build_entries(request: WaitRequest, jobs_by_id: Mapping[str, Job]) -> tuple[WaitOnJob, ...]:
+    return tuple(
+        WaitOnJob(
+            index=index,
+            job_id=job_id,
+            raw_condition=raw_condition,
+            known_version=jobs_by_id[job_id].version if job_id in jobs_by_id else 0,
+        )
+        for index, (job_id, raw_condition) in enumerate(request.wait_on.items())
+    )
+
+
+def _draft_wait(
     ctx: RegisterWaitContext,
     namespace: str,
     request: WaitRequest,
-    jobs_by_id: Mapping[str, Job],
+    entries: tuple[WaitOnJob, ...],
     *,
     actor: str,
     wait_id: str,
 ) -> Wait:
     now = ctx.now()
-    entries = tuple(
-        WaitOnJob(
-            index=index,
-            job_id=job_id,
-            raw_condition=asked,
-            known_version=jobs_by_id[job_id].version if job_id in jobs_by_id else 0,
-        )
-        for index, (job_id, asked) in enumerate(request.wait_on.items())
-    )
     inline = len(entries) <= waits.MAX_INLINE_WAIT_JOBS
-    pages = -(-len(entries) // ctx.waits.spec_page_entries)
-    draft = Wait(
+    return Wait(
         namespace=namespace,
         wait_id=wait_id,
         status="waiting",
@@ -181,42 +189,48 @@ def _store(
         expires_at=now + timedelta(seconds=request.expires_in_s),
         has_waited_jobs=bool(request.waited_jobs),
         wait_on_jobs=entries if inline else None,
-        pages=0 if inline else pages,
+        pages=0 if inline else -(-len(entries) // ctx.waits.spec_page_entries),
     )
-    ctx.listing.mark_day(namespace, "waits", now.date())
+
+
+def _store_side_rows(ctx: RegisterWaitContext, draft: Wait, request: WaitRequest) -> None:
+    """Store the rows to which the wait's own row refers, before that row exists."""
+    ctx.listing.mark_day(draft.namespace, "waits", draft.created_at.date())
     if request.waited_jobs:
-        ctx.waits.put_echo(draft, request.waited_jobs)
-    if inline:
-        return _store_inline(ctx, draft, entries, jobs_by_id)
-    ctx.waits.put_spec(draft, entries)
-    return _create_or_find(ctx, draft)
+        ctx.waits.put_earlier_answer(draft, request.waited_jobs)
 
 
-def _store_inline(
+def _register_inline(
     ctx: RegisterWaitContext, draft: Wait, entries: tuple[WaitOnJob, ...], jobs_by_id: Mapping[str, Job]
 ) -> Wait:
-    resolved = waits.with_outcomes(draft, _outcomes(ctx, draft, entries, jobs_by_id), now=ctx.now())
-    if resolved.ended:
-        return _create_or_find(ctx, resolved)
+    """Register an inline wait: entries, second read, own row, early outcomes.
+
+    1. Write order of the registrar: entries, the wait's own row. Then it reads the early outcomes.
+    2. Write order of the matcher, if it matches an entry and finds no row of the wait: an early outcome. Then it looks
+       for the row once more.
+    3. Conclusion: at least one of the two sees the write of the other, and gives the outcome to the wait. If the
+       registrar crashes after the row exists, the sweeper finds the early outcome in the due index.
+    """
+    decided = waits.with_outcomes(draft, _outcomes(ctx, draft, entries, jobs_by_id), now=ctx.now())
+    if decided.ended:
+        return _create_or_find(ctx, decided)
     ctx.waits.put_entries(draft, entries)
     wait = waits.with_outcomes(draft, recheck_jobs(ctx, draft, entries), now=ctx.now())
     wait = _create_or_find(ctx, wait)
-    # The matcher may have met an entry before the wait's row was there: it left the outcome, and looked once more.
     early_outcomes = list(ctx.waits.outcomes(draft.namespace, draft.wait_id))
     if early_outcomes:
         wait = resolve_wait.resolve(ctx, draft.namespace, draft.wait_id, early_outcomes) or wait
     if wait.outcomes:
-        decided = entries if wait.ended else [entry for entry in entries if entry.index in wait.outcomes]
-        ctx.waits.remove_entries(draft.namespace, [(e.job_id, draft.wait_id, e.index) for e in decided])
+        done = entries if wait.ended else [entry for entry in entries if entry.index in wait.outcomes]
+        ctx.waits.remove_entries(draft.namespace, [(entry.job_id, draft.wait_id, entry.index) for entry in done])
     start_wait_timer(ctx, wait)
     return wait
 
 
-def _create_or_find(ctx: RegisterWaitContext, wait: Wait) -> Wait:
-    if ctx.waits.create(wait):
-        return wait
-    stored = ctx.waits.find(wait.namespace, wait.wait_id)
-    return stored or wait
+def _store_large(ctx: RegisterWaitContext, draft: Wait, entries: Sequence[WaitOnJob]) -> Wait:
+    """Store the packed entries, then the wait's own row with the due entry of the registration."""
+    ctx.waits.put_spec(draft, entries)
+    return _create_or_find(ctx, draft)
 
 
 def _register_pages(ctx: RegisterWaitContext, wait: Wait) -> Wait:
@@ -226,6 +240,41 @@ def _register_pages(ctx: RegisterWaitContext, wait: Wait) -> Wait:
         return wait
     for page in range(wait.pages):
         register_page(ctx, wait.namespace, wait.wait_id, page)
+    return ctx.waits.find(wait.namespace, wait.wait_id) or wait
+
+
+def _write_page(ctx: RegisterWaitContext, wait: Wait, entries: Sequence[WaitOnJob]) -> None:
+    """Write the entries of a page, read their jobs again, and record the outcomes.
+
+    An earlier run of the same page may have crashed at any step. Its stored outcomes are counted, not evaluated again.
+    """
+    met, unmet = ctx.waits.counted_entries(wait)
+    first_index, last_index = entries[0].index, entries[-1].index
+    recorded = list(
+        ctx.waits.outcomes(wait.namespace, wait.wait_id, after_index=first_index - 1, through_index=last_index)
+    )
+    recorded_indexes = met | unmet | {outcome.index for outcome in recorded}
+    open_entries = [entry for entry in entries if entry.index not in recorded_indexes]
+    ctx.waits.put_entries(wait, open_entries)
+    decided = recheck_jobs(ctx, wait, open_entries)
+    resolve_wait.resolve(ctx, wait.namespace, wait.wait_id, [*recorded, *decided])
+    ctx.waits.remove_entries(wait.namespace, [(outcome.job_id, wait.wait_id, outcome.index) for outcome in decided])
+
+
+def _finish_registration(ctx: RegisterWaitContext, wait: Wait) -> Wait:
+    """After the last page, close the wait if its counts decide it, otherwise index its expiry.
+
+    The due entry of the registration remains until then. If the process crashes before, the sweeper repeats this step.
+    """
+    if not wait.registration_complete:
+        return wait
+    wait = resolve_wait.close_if_decided(ctx, wait)
+    return wait if wait.ended else ctx.waits.index_expiry(wait) or wait
+
+
+def _create_or_find(ctx: RegisterWaitContext, wait: Wait) -> Wait:
+    if ctx.waits.create(wait):
+        return wait
     return ctx.waits.find(wait.namespace, wait.wait_id) or wait
 
 

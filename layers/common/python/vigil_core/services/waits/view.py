@@ -26,7 +26,7 @@ WaitAnswer: TypeAlias = dict[str, JsonValue]
 
 def wait_answer(ctx: WaitViewContext, wait: Wait) -> WaitAnswer:
     """Return the wait with its jobs. `wait_on` is present only while the wait is open."""
-    earlier_answer = ctx.waits.echo(wait)
+    earlier_answer = ctx.waits.earlier_answer(wait)
     outcomes, met, unmet = _counted_outcomes(ctx, wait)
     listed_outcomes, all_listed = _take_fitting(outcomes, earlier_answer)
     open_entries = _open_entries(ctx, wait, met | unmet) if not wait.ended or wait.status == "expired" else []
