@@ -1,4 +1,22 @@
-"""Give outcomes to a wait and close it when they decide it. Shared by the matcher, `fan_out` and the registrar."""
+"""Record the outcomes of a wait's entries, and close the wait when they decide it.
+
+The matcher, the registrar, the fan-out function and the sweeper use this module, possibly at the same time.
+
+Inline wait: one conditional write of its row records the outcomes and closes it. A process whose write fails reads the
+row again and decides again.
+
+Large wait:
+
+1. Write order: the outcome row (put if absent), the grow-only sets of the block, the block's counts in the wait's row,
+   the closed row.
+2. Read order: each of these writes returns the new row. The process that adds the last outcome of a block receives the
+   full sets. The process that stores the deciding counts receives them in the wait's row.
+3. Conclusion: at least one process sees the counts that decide the wait, and closes it. The closing write requires the
+   status `waiting`, so the wait is closed once.
+
+If the process crashes between two of these writes, its stream record or message is delivered again. The stored outcome
+is then counted again, which changes nothing in a set.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +36,14 @@ from vigil_core.store.keys import block_of, block_size
 
 
 class ResolveWaitContext(UsesJobs, UsesWaits, UsesClock, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The jobs and waits."""
 
 
 def outcome_of(ctx: ResolveWaitContext, entry: WaitEntry, job: Job) -> EntryOutcome | None:
-    """What this version of a job means for an entry; reads the job's result when the wait collects it."""
+    """Return the outcome of an entry by this version of its job, or None if the entry is still open.
+
+    The job's result is read only if the wait collects it.
+    """
     outcome = waits.evaluate_entry(entry, job)
     if outcome is None or outcome.status == "unmet" or "result" not in entry.get_fields:
         return outcome
@@ -31,9 +52,10 @@ def outcome_of(ctx: ResolveWaitContext, entry: WaitEntry, job: Job) -> EntryOutc
 
 
 def resolve(ctx: ResolveWaitContext, namespace: str, wait_id: str, outcomes: Sequence[EntryOutcome]) -> Wait | None:
-    """Record outcomes, each unless its entry has one, and close the wait if they decide it.
+    """Record outcomes of entries that have none, and close the wait if they decide it. The call is idempotent.
 
-    Can be repeated, by several at once. Returns the wait as far as it is known; None when its row is not there.
+    Returns:
+        The wait as far as this process knows it, or None if its row does not exist.
     """
     wait = ctx.waits.find(namespace, wait_id)
     if wait is None or wait.ended or not outcomes:
@@ -42,73 +64,79 @@ def resolve(ctx: ResolveWaitContext, namespace: str, wait_id: str, outcomes: Seq
 
 
 def close_if_decided(ctx: ResolveWaitContext, wait: Wait) -> Wait:
-    """Close a large wait if what its chunks reported decides it. Before it is sealed, counting proves nothing."""
+    """Close a large wait if its counts decide it. Counts prove nothing before the registration is complete."""
     if not wait.registration_complete:
         return wait
     status = waits.wait_status(wait.counts, wait.options, failed=False)
-    return wait if status == "waiting" else _close(ctx, wait, status)
+    return wait if status == "waiting" else _close_large(ctx, wait, status)
 
 
 def expire(ctx: ResolveWaitContext, namespace: str, wait_id: str) -> None:
-    """End a wait whose time is over; nothing when it is not, or the wait has ended."""
+    """Expire a wait whose deadline has passed. Any other wait is unchanged."""
 
-    def end(wait: Wait) -> Wait:
-        jobs = ctx.jobs.find_many(namespace, (entry.job_id for entry in wait.wait_on_jobs or ()))
-        return waits.expire_inline(wait, {job_id: job.stage for job_id, job in jobs.items()}, now=ctx.now())
+    def expire_inline(wait: Wait) -> Wait:
+        jobs_by_id = ctx.jobs.find_many(namespace, (entry.job_id for entry in wait.wait_on_jobs or ()))
+        return waits.expire_inline(wait, {job_id: job.stage for job_id, job in jobs_by_id.items()}, now=ctx.now())
 
     wait = ctx.waits.find(namespace, wait_id)
     if wait is not None and not wait.ended and wait.expires_at <= ctx.now():
-        _end(ctx, wait, "expired", end)
+        _end(ctx, wait, "expired", expire_inline)
 
 
 def cancel(ctx: ResolveWaitContext, namespace: str, wait_id: str) -> Wait:
-    """End a wait that nobody wants any more. Cancelling twice changes nothing.
+    """Cancel a wait. A cancelled wait is unchanged.
 
     Raises:
-        WaitNotFound: there is none.
-        InvalidTransition: it has ended in another way.
+        WaitNotFound: The namespace has no wait with this id.
+        InvalidTransition: The wait has ended with another status.
     """
     wait = ctx.waits.find(namespace, wait_id) if is_uuid7(wait_id) else None
     if wait is None:
         raise WaitNotFound(wait_id)
     if not wait.ended:
-        wait = _end(ctx, wait, "cancelled", lambda wait: waits.cancel_inline(wait, now=ctx.now()))
+        wait = _end(ctx, wait, "cancelled", lambda current: waits.cancel_inline(current, now=ctx.now()))
     if wait.status != "cancelled":
         raise InvalidTransition(f"Wait {wait_id} has ended: it is {wait.status}")
     return wait
 
 
 def _resolve_inline(ctx: ResolveWaitContext, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
-    def decide(current: Wait) -> Wait:
-        return waits.with_outcomes(current, outcomes, now=ctx.now())
-
-    return _change_inline(ctx, wait, decide)
+    return _change_inline(ctx, wait, lambda current: waits.with_outcomes(current, outcomes, now=ctx.now()))
 
 
 def _resolve_large(ctx: ResolveWaitContext, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
     recorded = ctx.in_parallel(lambda outcome: ctx.waits.put_outcome(wait, outcome), outcomes)
-    # What fails the wait is not counted: else another matcher could find the last chunk full, and the wait met.
+    latest = _count_outcomes(ctx, wait, [outcome for outcome in recorded if outcome.status != "failed"])
     failed_indexes = [outcome.index for outcome in recorded if outcome.status == "failed"]
-    counted_outcomes = sorted((o for o in recorded if o.status != "failed"), key=lambda outcome: outcome.index)
-    latest = wait
-    for block, members in groupby(counted_outcomes, key=lambda outcome: block_of(outcome.index)):
-        met, unmet = ctx.waits.count_outcomes(wait, block, list(members))
-        if wait.counts_every_outcome or met + unmet == block_size(block, wait.total):
-            latest = ctx.waits.update_counts(wait, block, met, unmet) or latest
     if failed_indexes:
-        return _close(ctx, wait, "failed_fast", failed_indexes)
+        return _close_large(ctx, wait, "failed_fast", failed_indexes)
     return close_if_decided(ctx, latest)
 
 
-def _close(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, failed_indexes: Sequence[int] = ()) -> Wait:
+def _count_outcomes(ctx: ResolveWaitContext, wait: Wait, outcomes: Sequence[EntryOutcome]) -> Wait:
+    """Add met and unmet outcomes to their blocks, and store the counts of the blocks in the wait's row.
+
+    A failed outcome is never counted. Otherwise another matcher could find the last block full and close the wait as
+    `met` before this process closes it as `failed_fast`.
+    """
+    latest = wait
+    by_index = sorted(outcomes, key=lambda outcome: outcome.index)
+    for block, members in groupby(by_index, key=lambda outcome: block_of(outcome.index)):
+        met, unmet = ctx.waits.count_outcomes(wait, block, list(members))
+        if wait.counts_every_outcome or met + unmet == block_size(block, wait.total):
+            latest = ctx.waits.update_counts(wait, block, met, unmet) or latest
+    return latest
+
+
+def _close_large(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, failed_indexes: Sequence[int] = ()) -> Wait:
     closed = ctx.waits.close_large(wait, status, now=ctx.now(), extra_met=failed_indexes)
     return closed or ctx.waits.find(wait.namespace, wait.wait_id) or wait
 
 
-def _end(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, decide: waits.WaitTransition) -> Wait:
+def _end(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, decide_inline: waits.WaitTransition) -> Wait:
     if not wait.is_inline:
-        return _close(ctx, wait, status)
-    ended = _change_inline(ctx, wait, lambda current: current if current.ended else decide(current))
+        return _close_large(ctx, wait, status)
+    ended = _change_inline(ctx, wait, lambda current: current if current.ended else decide_inline(current))
     ctx.waits.remove_entries(
         wait.namespace, [(entry.job_id, wait.wait_id, entry.index) for entry in wait.wait_on_jobs or ()]
     )
