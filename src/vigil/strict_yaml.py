@@ -1,4 +1,4 @@
-"""YAML that says what JSON can say, and nothing else: a date stays text, and so does `no`."""
+"""Strict YAML: only the values of JSON. A date stays text, and so does `no`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _KEYWORDS = {"null": re.compile(r"(?:null|~|)\Z"), "bool": re.compile(r"(?:true|
 
 
 class _Loader(yaml.SafeLoader):
-    """Of YAML's types only those of JSON, written as JSON writes them; keys are texts, and none comes twice."""
+    """A loader for JSON's types in JSON's notation. Keys are texts and unique."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc] # It is one of the class there, too.
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc] # The base class declares it as an instance attribute.
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
@@ -26,34 +26,35 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_json_object(self, node: yaml.MappingNode) -> dict[str, Any]:
-        """A mapping, in the order of its keys."""
+        """Construct a mapping in the order of its keys."""
         self.flatten_mapping(node)
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As written, before `<<` brings other keys in, which may be overridden."""
+        """Compose a mapping and reject duplicate keys, before `<<` merges keys that may be overridden."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             text = key.value if isinstance(key, yaml.ScalarNode) else None
             if text in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {text!r} comes a second time", key.start_mark
+                    None, None, f"the key {text!r} occurs a second time", key.start_mark
                 )
             seen |= {text} - {None}
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """What it writes is read by `_Loader`, and by everybody else, as what it was."""
+    """A dumper whose output `_Loader` and other YAML parsers read as the same value."""
 
     def ignore_aliases(self, _: Any) -> bool:
+        """Write repeated values in full."""
         return True
 
 
@@ -66,9 +67,13 @@ _Loader.add_constructor(f"{_BASE}map", _Loader.construct_json_object)
 
 
 def loads(text: str) -> Any:
-    """What one document says. Raises ValueError, with the line, for what is no YAML or more than JSON can say."""
+    """Parse one document.
+
+    Raises:
+        ValueError: The text is not YAML, or contains a value that JSON does not have. The message names the line.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)  # A SafeLoader, and less.
+        return yaml.load(text, Loader=_Loader)  # A restricted SafeLoader.
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         location = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
@@ -78,5 +83,5 @@ def loads(text: str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """The value, which JSON can say, as a document."""
+    """Format a JSON value as a YAML document."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -29,7 +29,8 @@ assert callable(handler.handler)
 import vigil_core, vigil_tasks
 for package in (vigil_core, vigil_tasks):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
 print(json.dumps(sorted({str(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)})))
 """
 

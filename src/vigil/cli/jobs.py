@@ -54,40 +54,25 @@ def create(
         str | None, typer.Option(help="JSON, @FILE to read a file, or - to read stdin.", show_default=False)
     ] = None,
     name: Annotated[str | None, typer.Option(help="The name of the job.", show_default=False)] = None,
-    queue: Annotated[
-        str | None,
-        typer.Option(help="The queue. The default is that of the job type, otherwise `default`.", show_default=False),
-    ] = None,
+    queue: Annotated[str | None, typer.Option(help="The queue, if not the job type's.", show_default=False)] = None,
     priority: Annotated[
         str | None, typer.Option(help="background low normal high critical", show_default=False)
     ] = None,
-    at: Annotated[
-        str | None, typer.Option(help="The start time, such as 2026-01-31T09:30:00Z.", show_default=False)
-    ] = None,
+    at: Annotated[str | None, typer.Option(help="The start: 2026-01-31T09:30:00Z.", show_default=False)] = None,
     attempts: Annotated[int | None, typer.Option(help="The largest number of attempts.", show_default=False)] = None,
-    timeout: Annotated[
-        int | None, typer.Option(help="The longest time of an attempt, in seconds.", show_default=False)
-    ] = None,
-    unique_key: Annotated[
-        str | None, typer.Option(help="A unique key: an open job with it is returned instead.", show_default=False)
-    ] = None,
-    mutex: Annotated[
-        str | None, typer.Option(help="A mutex key: refused while an open job has it.", show_default=False)
-    ] = None,
-    queue_for_mutex: Annotated[
-        bool, typer.Option("--in-line", help="Wait in the mutex queue instead of being refused.")
-    ] = False,
+    timeout: Annotated[int | None, typer.Option(help="Seconds that an attempt may take.", show_default=False)] = None,
+    unique_key: Annotated[str | None, typer.Option(help="At most one open job has it.", show_default=False)] = None,
+    mutex: Annotated[str | None, typer.Option(help="Refused while an open job has it.", show_default=False)] = None,
+    queue_for_mutex: Annotated[bool, typer.Option("--in-line", help="Wait in the mutex queue instead.")] = False,
     after: Annotated[
         list[str] | None,
         typer.Option(help="The id of a job that must end first. May be repeated.", show_default=False),
     ] = None,
     rule: Annotated[
-        str | None,
-        typer.Option(help="The trigger rule for those jobs. The default is all_success.", show_default=False),
+        str | None, typer.Option(help="Their trigger rule, if not all_success.", show_default=False)
     ] = None,
     condition: Annotated[
-        str | None,
-        typer.Option("--if", help="The condition: a JMESPath expression over their results.", show_default=False),
+        str | None, typer.Option("--if", help="A JMESPath condition on their results.", show_default=False)
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag. May be repeated.", show_default=False)] = None,
     field: Annotated[list[str] | None, typer.Option(help="NAME=VALUE. May be repeated.", show_default=False)] = None,

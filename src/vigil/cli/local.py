@@ -101,9 +101,9 @@ def _parameters(texts: list[str]) -> dict[str, str]:
 
 def _follow_logs(home: StateDir, stack: Stack) -> None:
     """Print the logs until Ctrl-C, or until the local cloud ends by itself."""
-    now = int(time.time() * 1000)
+    started_ms = int(time.time() * 1000)
     try:
-        for line in logs.lines(stack, None, since_ms=now, is_following=lambda: home.supervisor.alive):
+        for line in logs.lines(stack, None, since_ms=started_ms, is_following=lambda: home.supervisor.alive):
             _print(line)
     except KeyboardInterrupt:
         console.print()

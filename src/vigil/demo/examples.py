@@ -162,7 +162,7 @@ def chroma_server(root: Path, directory: Path) -> Iterator[str]:
 
 
 def _submit_when_free(client: Vigil, operation: str, payload: Any) -> str:
-    """A new job of an operation, once no other one runs that somebody began before."""
+    """Create a job of an operation and return its id. Retry while another operation has the mutex."""
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:

@@ -112,10 +112,10 @@ class Board:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, ratio=1)
         events = list(self._demo_state.events)
-        shown = events[-EVENT_LINES:]
-        for line in shown:
+        latest = events[-EVENT_LINES:]
+        for line in latest:
             table.add_row(line.event["time"][11:23], line.event["type"], _describe_event(line.event, self._demo_state))
-        for _ in range(EVENT_LINES - len(shown)):
+        for _ in range(EVENT_LINES - len(latest)):
             table.add_row("", "", "")
         return _panel(table, f"events on the WebSocket: {len(events)}")
 
@@ -211,9 +211,9 @@ def plain_line(fact: Fact, demo_state: DemoState) -> str:
             return f"{fact.at_s:5.1f} s  event {fact.event['type']}: {_describe_event(fact.event, demo_state)}"
 
 
-def save_picture(path: Path, title: str, *shown: RenderableType) -> None:
+def save_picture(path: Path, title: str, *parts: RenderableType) -> None:
     """Save a picture as an SVG that loads no font and no other file."""
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(*(part for item in shown for part in (item, "")))
+    console.print(*(part for item in parts for part in (item, "")))
     picture = console.export_svg(title=title, code_format=_PAGE, unique_id="vigil")
     path.write_text("".join(f"{line.rstrip()}\n" for line in picture.splitlines()), encoding="utf-8")
