@@ -47,7 +47,10 @@ def canonical(value: object) -> str:
 
 
 def as_text(value: JsonValue) -> str:
-    """Format a value for `get_fields`: a scalar as text, a list joined by spaces, an object as JSON, null as ""."""
+    """Format a value as text for `get_fields`.
+
+    A list is joined by spaces, an object becomes JSON, and null becomes "".
+    """
     if value is None:
         return ""
     if isinstance(value, str):

@@ -26,7 +26,7 @@ def derive_id(parent_id: str, name: str) -> str:
 
 
 def workflow_job_id(workflow_id: str, name: str) -> str:
-    """Return the id of the job with a name in a run. It is always the same, so a repeated creation finds the job."""
+    """Return the id of the job with a name in a run, so that a repeated creation finds the job."""
     return derive_id(workflow_id, f"job/{name}")
 
 

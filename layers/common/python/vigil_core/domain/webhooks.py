@@ -43,7 +43,6 @@ _PATTERN = re.compile(r"\*|vigil(\.[a-z_]+){0,2}\.\*|vigil\.[a-z_]+\.[a-z_]+")
 _SECRET_PREFIX = "whsec_"
 _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 """Limits of the specification, in bytes."""
-_SECONDS = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,7 +253,7 @@ def workflow_run_event(run: WorkflowRun, entry: RunLogEntry, previous: RunLogEnt
 
 
 def may_fit_in_event(wait: Wait) -> bool:
-    """Return False if the answer of an ended wait has too many jobs for its event, so that building it is useless."""
+    """Return False if the answer of an ended wait has so many jobs that it cannot fit in its event."""
     counts = _wait_counts(wait)
     decided = counts["total"] if wait.status == "expired" else counts["met"] + counts["unmet"]
     return decided * MIN_BYTES_PER_JOB <= MAX_WAIT_BYTES
@@ -288,7 +288,10 @@ def _job_topics(job_id: str, queue: str, workflow_id: str | None) -> tuple[str, 
 
 
 def _final_health(entry: JobLogEntry) -> str | None:
-    """Return the health on the line of a job's end. The reason of a completion is a health other than `success`."""
+    """Return the health of a job from the last line of its history; None for any other line.
+
+    The reason of a completion is its health if that is not `success`.
+    """
     match entry.kind:
         case "completed":
             return entry.reason or "success"

@@ -207,7 +207,7 @@ def _parse_topic(text: JsonValue) -> tuple[SubscriptionTopic | None, str]:
 
 
 def _parse_since(value: JsonValue, topics: Sequence[SubscriptionTopic], problems: list[FieldProblem]) -> dict[str, int]:
-    """Parse the `since` member: the id of one event, or an object with an event id for each of several topics."""
+    """Parse the `since` member: the id of one event, or an object of topics and event ids."""
     if value is None:
         return {}
     if isinstance(value, str):

@@ -226,7 +226,7 @@ def _events_since(ctx: SubscriptionsContext, entity: Entity, version: int) -> It
 
 
 def _run_events_since(ctx: SubscriptionsContext, run: WorkflowRun, version: int) -> Iterator[Event]:
-    """Yield the events of a run after a version, and always the event of its end. Its jobs have their own topics."""
+    """Yield the events of a run (not of its jobs) after a version, and always the event of its end."""
     oldest = ctx.now() - REPLAY_WINDOW
     for previous, line in zip((None, *run.log), run.log, strict=False):
         is_final = run.ended and line is run.log[-1]

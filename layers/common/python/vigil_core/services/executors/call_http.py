@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from vigil_core.domain.errors import (
@@ -15,7 +16,13 @@ from vigil_core.domain.errors import (
     TargetUnreachable,
 )
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.executors.targets import STORED_HEADERS, HttpTarget, SecretUnavailable, template_context
+from vigil_core.domain.executors.targets import (
+    STORED_HEADERS,
+    HttpRequest,
+    HttpTarget,
+    SecretUnavailable,
+    template_context,
+)
 from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, RenderContext, SecretPlaceholder, TemplateFailed
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
@@ -81,35 +88,12 @@ def call_target(
 def _call(
     ctx: CallHttpContext, client: HttpClient, secrets: SecretReader, job: Job, target: HttpTarget, token: str
 ) -> str:
-    def report_failure(code: str, message: str, *, retryable: bool = False, after_s: float = 0) -> str:
-        fail(
-            ctx,
-            job.namespace,
-            job.job_id,
-            JobError(code=code, message=message[:1024]),
-            actor=ACTOR,
-            retryable=retryable,
-            lease_token=token,
-            min_delay=timedelta(seconds=min(after_s, MAX_DELAY_S)),
-        )
-        return code
-
+    """Render the request, send it and report its outcome."""
+    report_failure = partial(_report_failure, ctx, job, token)
     if job.cancel_requested_at is not None:
         return report_failure("CANCELLED", "The job was cancelled before the call")
     try:
-        secret_values = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
-        bodies = ctx.jobs.payloads(job, max_bytes=MAX_RENDERED_BYTES)
-        if bodies.payload_url is not None:
-            return report_failure(
-                "PAYLOAD_TOO_LARGE", f"The payload of a job with executor http has at most {MAX_RENDERED_BYTES} bytes"
-            )
-        payload = bodies.payload
-        dependencies = list(dependency_results_json(load_dependency_results(ctx, job)).values())
-        request = target.render_request(
-            RenderContext(
-                template_context(job, None if payload is None else loads(payload), dependencies), secret_values
-            )
-        )
+        request = _render_request(ctx, secrets, job, target)
         response = client.request(
             request.method,
             request.url,
@@ -118,7 +102,7 @@ def _call(
             timeout_s=target.timeout_s,
             max_response_bytes=MAX_RESPONSE_BYTES,
         )
-    except (TemplateFailed, SecretUnavailable, TargetRefused) as error:
+    except (TemplateFailed, SecretUnavailable, TargetRefused, PayloadTooLarge) as error:
         return report_failure(error.code, error.message)
     except TargetUnreachable as error:
         return report_failure(error.code, error.message, retryable=True)
@@ -135,8 +119,49 @@ def _call(
     return "completed"
 
 
+def _report_failure(
+    ctx: CallHttpContext,
+    job: Job,
+    lease_token: str,
+    code: str,
+    message: str,
+    *,
+    retryable: bool = False,
+    after_s: float = 0,
+) -> str:
+    """Fail the attempt, and return the error code as the outcome for the log."""
+    fail(
+        ctx,
+        job.namespace,
+        job.job_id,
+        JobError(code=code, message=message[:1024]),
+        actor=ACTOR,
+        retryable=retryable,
+        lease_token=lease_token,
+        min_delay=timedelta(seconds=min(after_s, MAX_DELAY_S)),
+    )
+    return code
+
+
+def _render_request(ctx: CallHttpContext, secrets: SecretReader, job: Job, target: HttpTarget) -> HttpRequest:
+    """Read the secrets, the payload and the results of dependencies, and render the request of a job.
+
+    Raises:
+        SecretUnavailable: A secret does not exist, or Vigil has no permission to read it.
+        PayloadTooLarge: The payload exceeds the limit of one rendering.
+        TemplateFailed: The values of the job do not result in a valid request.
+    """
+    secret_values = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
+    bodies = ctx.jobs.payloads(job, max_bytes=MAX_RENDERED_BYTES)
+    if bodies.payload_url is not None:
+        raise PayloadTooLarge(f"The payload of a job with executor http has at most {MAX_RENDERED_BYTES} bytes")
+    payload = None if bodies.payload is None else loads(bodies.payload)
+    dependencies = list(dependency_results_json(load_dependency_results(ctx, job)).values())
+    return target.render_request(RenderContext(template_context(job, payload, dependencies), secret_values))
+
+
 def _result(response: Response) -> JsonValue:
-    """Convert a response to a job result: a JSON body as JSON, other text as a string, anything else as Base64."""
+    """Convert a response to a job result. A JSON body stays JSON, other text is a string, other bytes are Base64."""
     result: dict[str, JsonValue] = {
         "status": response.status,
         "headers": {name: response.headers[name] for name in STORED_HEADERS if name in response.headers},
