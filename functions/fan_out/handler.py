@@ -1,4 +1,4 @@
-"""Does wide work: registers pages of large waits, matches a job that very many wait for."""
+"""Lambda function `fan_out`: do bulk work for large waits, batches and runs, one message at a time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vigil_core.services.background.fan_out import fan_out
 
 logger = Logger()
 
-LOGGED_FIELDS = ("kind", "chunks", "generation", "page")
-"""What of a message stands in the log beside ids, and no row."""
+LOGGED_FIELDS = ("kind", "blocks", "generation", "page")
+"""The members of a message that the log shows, in addition to ids. Rows are not logged."""
 MIN_TIME_LEFT_MS = 30_000
-"""With less than this left the work stops where it is, and its message comes again."""
+"""With less time left, the work stops, and its message is delivered again."""
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> None:
-    """One message at a time, in the order of its group. One that fails or is not finished comes again."""
+    """Process messages in the order of their group. A message that fails or is not finished is delivered again."""
     for record in event["Records"]:
         message = loads(record["body"])
         fields = message if isinstance(message, dict) else {}
-        log_fields = {"action": "wide_work", "message_id": record["messageId"]}
+        log_fields = {"action": "fan_out", "message_id": record["messageId"]}
         log_fields |= ids_in(fields) | {name: fields[name] for name in LOGGED_FIELDS if name in fields}
         with traced(log_fields), wiring.queues().retry_soon_on_error(record["receiptHandle"]):
             try:
@@ -35,8 +35,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> None:
                     has_time_left=lambda: context.get_remaining_time_in_millis() > MIN_TIME_LEFT_MS,
                 )
             except Exception:
-                logger.exception("Wide work failed; it comes again", extra=log_fields)
+                logger.exception("Bulk work failed; the message is delivered again", extra=log_fields)
                 raise
-            logger.info("worked", extra={**log_fields, "finished": finished})
+            logger.info("processed", extra={**log_fields, "finished": finished})
             if not finished:
-                raise TimeoutError("Not finished in time: the message is to come again")
+                raise TimeoutError("Bulk work is not finished in time; the message is delivered again")

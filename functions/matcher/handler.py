@@ -1,4 +1,4 @@
-"""Resolves what waits on jobs that have changed."""
+"""Lambda function `matcher`: process changed jobs and runs from the table's stream."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ logger = Logger()
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Failed records come again; the others of the batch are done."""
+    """Process a batch of stream records, and report the failed ones, which the stream delivers again."""
     records = stream_records(event)
     failed = match_records(wiring.context(), records)
     logger.info("matched", extra={"action": "match", "records": len(records), "failed": len(failed)})
     for record in records:
         if (error := failed.get(record.sequence_number)) is not None:
             logger.error(
-                "A job's change could not be matched; it will be delivered again",
+                "Change could not be processed; the stream delivers it again",
                 extra={"action": "match", "sequence_number": record.sequence_number, "row": record.key},
                 exc_info=error,
             )

@@ -1,4 +1,4 @@
-"""Does what the states of a run's supervisor ask for, and hears of supervisors that have ended before their time."""
+"""Lambda function `supervisor`: perform the actions of supervisors, and replace executions that ended too early."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = Logger()
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """A state's request, or EventBridge's word of an execution."""
+    """Process a request of the state machine, or an event of EventBridge about an ended execution."""
     execution = event.get("detail")
     if execution is not None:
         log_fields = {"action": "execution_ended", "execution": execution["name"], "status": execution["status"]}

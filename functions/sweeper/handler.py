@@ -1,4 +1,4 @@
-"""Does what is due: when an alarm or a message says so, and once a minute whatever was left behind."""
+"""Lambda function `sweeper`: process what is due, on timers and messages, and sweep every minute."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = Logger()
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """A minute's tick starts a sweep of every shard; messages that fail come again."""
+    """Fire a schedule, start the sweep of all partitions, or process messages and report the failed ones."""
     if "timer" in event:
         on_timer(wiring.context(), event["timer"])
         logger.info("schedule_fired", extra={"action": "fire_schedule", **event["timer"]})
         return {}
     if "Records" not in event:
         start_sweep(wiring.context())
-        logger.info("sweeping", extra={"action": "start_sweep"})
+        logger.info("sweep started", extra={"action": "start_sweep"})
         return {}
     failed: list[str] = []
     for record in event["Records"]:
@@ -29,6 +29,8 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
             processed = on_message(wiring.context(), loads(record["body"]))
             logger.info("done", extra={"action": "sweeper", "message_id": record["messageId"], "due_rows": processed})
         except Exception:
-            logger.exception("Due work failed; it comes again", extra={"message_id": record["messageId"]})
+            logger.exception(
+                "Due row failed; its message is delivered again", extra={"message_id": record["messageId"]}
+            )
             failed.append(record["messageId"])
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}

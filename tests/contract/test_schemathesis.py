@@ -31,7 +31,7 @@ RELATIONS = (
     "TARGET_REFUSED", '"/url"', "/events: is required", "webhooks/waits", '"/target', "MISSING_DEPENDENCY",
     "unknown stage", '"/stages', '"/payload_schema', "is no JMESPath expression", '"/cron', '"/rate', '"/timezone',
     "either cron or rate", "either job or workflow", "at least one of status", "no such upload", "/jobs/", "/workflow",
-    "is the name of no job", "replaces ", "must be absent", "is only for a batch",
+    "is not the name of a job", "replaces ", "must be absent", "is only for a batch",
 )  # fmt: skip
 """Parts of refusals that depend on stored data or on other members, which no schema can express."""
 

@@ -27,7 +27,7 @@ def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, lis
             "send_message",
             {
                 "QueueUrl": stack.fan_out_queue_url,
-                "MessageBody": '{"kind": "register", "namespace": "nobody", "wait_id": "none", "page": 0}',
+                "MessageBody": '{"kind": "register_page", "namespace": "nobody", "wait_id": "none", "page": 0}',
                 "MessageGroupId": "trespass",
                 "MessageDeduplicationId": key.namespace,
             },

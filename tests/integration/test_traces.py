@@ -20,7 +20,8 @@ from vigil_core import wiring
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.services.executors.dispatch import dispatch
-from vigil_core.services.workflows.advance import enqueue_blocks
+from vigil_core.services.messages import RunApply
+from vigil_core.services.workflows.blocks import enqueue_blocks
 from vigil_core.services.workflows.commands import find_run
 from vigil_core.store.table import DynamoTable
 
@@ -106,12 +107,12 @@ def test_matcher_batch_records_a_subsegment_per_run_and_job(daemon: Daemon, worl
     ids = {"namespace": NAMESPACE, "workflow_id": run, **OURS}
     world.machine.run()
     world.deliver_stream()
-    assert name_and_annotations(daemon.take()) == ("follow_run", ids)
+    assert name_and_annotations(daemon.take()) == ("advance_run", ids)
 
     def followed() -> list[dict[str, str]]:
         """Process the next stream batch and return the annotations of its subsegments for jobs."""
         world.deliver_stream()
-        return [about for name, about in map(name_and_annotations, daemon.take_all()) if name == "follow_jobs"]
+        return [about for name, about in map(name_and_annotations, daemon.take_all()) if name == "advance_jobs"]
 
     assert followed() == [ids], "two jobs become ready at the same time"
     world.run_until_idle()
@@ -160,10 +161,10 @@ def test_fan_out_records_a_subsegment_with_run_ids(daemon: Daemon, client: Clien
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
     kept = FakeQueues()
-    enqueue_blocks(replace(wiring.context(), message_queues=kept), run_by_id(run["workflow_id"]), "run_settle", [0])
+    enqueue_blocks(replace(wiring.context(), message_queues=kept), run_by_id(run["workflow_id"]), RunApply, [0])
     fan_out.handler(messages([work.body for work in kept.fan_out_messages]), CONTEXT)
     assert name_and_annotations(daemon.take()) == (
-        "wide_work",
+        "fan_out",
         {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS},
     )
 

@@ -156,7 +156,9 @@ class SimulatedRun:
             for name, place in standings.graph.index_of.items()
         }
         return {
-            name: note.state_version for name, note in notes.items() if note is not None and note.state == "undecided"
+            name: note.state_version
+            for name, note in notes.items()
+            if note is not None and note.state == "awaiting_decision"
         }
 
     def retry(self, start: str | None) -> bool:

@@ -85,7 +85,7 @@ class InterleavedRun(SimulatedRun):
         seen = {name: job.status for name, job in self.all().items()}
         assert set(seen.values()) <= TERMINAL, f"open jobs in a run that is {run.status}: {seen}"
         # A cancelled job is ignored by decision like a failed one.
-        pardoned = {name for name in seen if standings.state_of(standings.graph.index_of[name]) == "pardoned"}
+        pardoned = {name for name in seen if standings.state_of(standings.graph.index_of[name]) == "ignored_failure"}
         counted = {status: count for status, count in (run.statistics or {}).items() if count}
         assert counted == Counter("failed" if name in pardoned else status for name, status in seen.items())
         if len(run.log) < MAX_LOG_ENTRIES:
@@ -94,7 +94,7 @@ class InterleavedRun(SimulatedRun):
             place = standings.graph.index_of[name]
             note = standings.block(graphs.block_of(place)).records[place]
             assert note.state_version // 2 == job.version, f"the note on {name} is of another moment"
-            if note.state != "pardoned":
+            if note.state != "ignored_failure":
                 assert note.state == record_of(job).state, f"{name} is {job.status}, noted as {note.state}"
         problems = self._violations(seen, standings)
         assert not problems, str(problems)

@@ -16,9 +16,9 @@ from tests.model.seeds import RUNS, blocks, third
 from tests.support.table import create_table
 from vigil_core.domain.errors import InvalidTransition
 from vigil_core.domain.workflows import graph as graphs
-from vigil_core.domain.workflows import run_state as standings
+from vigil_core.domain.workflows import planning
 from vigil_core.services.queues import claim as claim_jobs
-from vigil_core.services.workflows import advance as follow_run
+from vigil_core.services.workflows import apply, node_states, parking
 from vigil_core.services.workflows import create as create_run
 from vigil_core.services.workflows import reconcile as look_after_run
 from vigil_core.store.keys import Key
@@ -69,7 +69,8 @@ def simulate_plans(lived: Callable[[Plan], None], seeds: Iterable[int]) -> None:
             # With these sizes, small graphs take the paths of large ones.
             sizes.setattr(graphs, "BLOCK_SIZE", plan.chunk_jobs)
             sizes.setattr(create_run, "MAX_SYNCHRONOUS_JOBS", plan.at_once)
-            sizes.setattr(follow_run, "MAX_INLINE_JOBS", plan.narrow)
+            sizes.setattr(apply, "MAX_INLINE_JOBS", plan.narrow)
+            sizes.setattr(parking, "MAX_INLINE_RELEASES", plan.narrow)
             try:
                 lived(plan)
             except BaseException as error:
@@ -98,7 +99,7 @@ def _record_unconditionally(self: RunStore, key: Key, numbers: Mapping[int, int]
     return self._table.update(
         Update(
             key=key,
-            expression=f"SET entity = :entity, schema_version = :one, noted_at = :now, #ttl = :ttl{sets}",
+            expression=f"SET entity = :entity, schema_version = :one, recorded_at = :now, #ttl = :ttl{sets}",
             names={"#ttl": "ttl"},
             values={**{f":j{place}": number for place, number in numbers.items()}, **self._state_block_values()},
         )
@@ -106,16 +107,21 @@ def _record_unconditionally(self: RunStore, key: Key, numbers: Mapping[int, int]
 
 
 FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
-    "an earlier state record replaces a later one": (simulate_as_planned, RunStore, "_note", _record_unconditionally),
-    "slots are not released": (simulate_in_any_order, RunStore, "free_slots", lambda *_: None),
-    "max_concurrency is ignored": (simulate_in_any_order, RunStore, "take_slot", lambda *_: True),
-    "a failed racer fails the run": (simulate_in_any_order, standings, "_may_be_won", lambda *_: False),
+    "an earlier state record replaces a later one": (
+        simulate_as_planned,
+        RunStore,
+        "_record_states",
+        _record_unconditionally,
+    ),
+    "slots are not released": (simulate_in_any_order, RunStore, "release_slots", lambda *_: None),
+    "max_concurrency is ignored": (simulate_in_any_order, RunStore, "acquire_slot", lambda *_: True),
+    "a failed racer fails the run": (simulate_in_any_order, planning, "_race_is_winnable", lambda *_: False),
     "a paused run grants its jobs": (simulate_in_any_order, claim_jobs, "may_start", lambda *_: True),
     "failures are not recorded on the run": (
         simulate_as_planned,
-        follow_run,
-        "_record_failures",
-        lambda _ctx, run, *_: run,
+        node_states,
+        "_record_failure",
+        lambda _ctx, run, *_, **__: run,
     ),
     "the sweeper starts no successor supervisor": (
         simulate_as_planned,
@@ -123,7 +129,7 @@ FAULTS: dict[str, tuple[Callable[[Plan], None], object, str, object]] = {
         "start_successor",
         lambda *_: None,
     ),
-    "a run ends when all processed jobs have ended": (simulate_as_planned, follow_run, "_all_ended", lambda *_: True),
+    "a run ends when all processed jobs have ended": (simulate_as_planned, node_states, "_all_ended", lambda *_: True),
 }
 
 

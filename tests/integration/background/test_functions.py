@@ -157,8 +157,8 @@ def test_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None
     asked = message("fan_out_register")
     wait_id = asked["wait_id"]
     jobs = [f"019bf000-0000-7000-8000-0000000001{n:02}" for n in range(6)]
-    handed_on = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register"]
-    assert [{**sent, "at": asked["at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
+    handed_on = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register_page"]
+    assert [{**sent, "sent_at": asked["sent_at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
     fan_out.handler(sample("fan_out_register"), CONTEXT)
     assert not deployed.wait(wait_id).registration_complete
     fan_out.handler(sample_with("fan_out_register", page=1), CONTEXT)
@@ -239,7 +239,7 @@ def test_tick_of_a_minute_sends_a_sweep_for_every_partition(deployed: Deployed) 
     queues = aws("sqs")
     url = queues.get_queue_url(QueueName="sweeper")["QueueUrl"]
     sent = [loads(m["Body"]) for m in queues.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]]
-    assert sent == [{"kind": "sweep", "shard": shard} for shard in range(DUE_PARTITIONS)]
+    assert sent == [{"kind": "sweep", "partition": partition} for partition in range(DUE_PARTITIONS)]
     assert message("sweeper_sweep") in sent
 
 

@@ -197,7 +197,7 @@ def test_transitions_over_the_inline_limit_are_applied_by_fan_out(world: RunWorl
     world.machine.run()
     world.deliver_stream()
     kinds: list[Any] = [loads(message.body) for message in world.queues.fan_out_messages]
-    assert [(each["kind"], len(each["chunks"])) for each in kinds] == [("run_settle", 16), ("run_settle", 5)]
+    assert [(each["kind"], len(each["blocks"])) for each in kinds] == [("run_apply", 16), ("run_apply", 5)]
     assert world.work() == ["last"]
     assert world.find_run(run).statistics == {
         "scheduled": 0, "waiting": 0, "pending": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 0,

@@ -35,12 +35,12 @@ def test_delayed_job_created_after_its_start_time_starts(world: RunWorld) -> Non
 def test_first_state_record_of_a_version_wins(world: RunWorld) -> None:
     run = world.find_run(world.run({"name": "a"}))
     note = world.ctx.runs.record_states
-    for standing in ("failed", "undecided"):
+    for standing in ("failed", "awaiting_decision"):
         note(run.namespace, run.workflow_id, 0, {0: StateRecord(state=standing, state_version=4)})
     assert world.run_state(run.workflow_id).state_of(0) == "failed"
-    note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="pardoned", state_version=5)})
+    note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="ignored_failure", state_version=5)})
     note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="running", state_version=3)})
-    assert world.run_state(run.workflow_id).state_of(0) == "pardoned"
+    assert world.run_state(run.workflow_id).state_of(0) == "ignored_failure"
 
 
 def test_repeated_creation_finishes_a_crashed_one(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import pytest
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.workflows import advance as follow_run
 from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import parking
 
 
 def test_late_failure_record_frees_no_slot_of_the_next_generation(world: RunWorld) -> None:
@@ -36,7 +36,7 @@ def test_retry_frees_the_slot_of_a_waiting_job(world: RunWorld) -> None:
 def test_parked_entry_of_the_previous_generation_blocks_no_job(
     world: RunWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_run, "PARKED_BATCH", 1)
+    monkeypatch.setattr(parking, "PARKED_BATCH", 1)
     run = world.run(
         {"name": "a", "priority": "high"},
         {"name": "b", "priority": "low"},

@@ -37,7 +37,7 @@ class Log:
         return [
             {"said": line["message"], **{name: value for name, value in line.items() if name not in own}}
             for line in lines
-            if line["action"] == "decide"
+            if line["action"] == "verdict"
         ]
 
 
@@ -118,10 +118,10 @@ def test_parked_and_unparked_jobs_are_logged(world: RunWorld, log: Log) -> None:
     run = world.run({"name": "a"}, {"name": "b"}, max_concurrency=1)
     world.run_until_idle()
     first, second = ("a", "b") if world.at(run, "b").workflow.parked else ("b", "a")
-    assert {(line["said"], line["job"]) for line in log.lines()} == {("released", first), ("held", second)}
+    assert {(line["said"], line["job"]) for line in log.lines()} == {("released", first), ("parked", second)}
     assert world.work() == [first, second]
     (line,) = log.lines()
-    assert (line["said"], line["job"], line["reason"]) == ("let_go", second, "workflow")
+    assert (line["said"], line["job"], line["reason"]) == ("unparked", second, "workflow")
 
 
 def test_job_parked_by_a_paused_run_is_logged_once(world: RunWorld, log: Log) -> None:
@@ -132,11 +132,11 @@ def test_job_parked_by_a_paused_run_is_logged_once(world: RunWorld, log: Log) ->
     for _ in range(2):
         assert world.claim() is None
     (line,) = log.lines()
-    assert (line["said"], line["job"], line["job_id"]) == ("held", "a", world.id_of(run, "a"))
+    assert (line["said"], line["job"], line["job_id"]) == ("parked", "a", world.id_of(run, "a"))
     world.run_until_idle()
     runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
     assert world.work() == ["a"]
-    assert [line["said"] for line in log.lines()] == ["let_go"]
+    assert [line["said"] for line in log.lines()] == ["unparked"]
 
 
 def test_mutex_queueing_and_acquisition_are_logged(world: RunWorld, log: Log) -> None:
@@ -145,7 +145,7 @@ def test_mutex_queueing_and_acquisition_are_logged(world: RunWorld, log: Log) ->
     first, second = world.work()
     told = [(line["said"], line["job"], line["reason"]) for line in log.lines()]
     alone = "it depends on no other job"
-    assert told == [("released", first, alone), ("lined_up", second, alone), ("let_in", second, "mutex")]
+    assert told == [("released", first, alone), ("mutex_queued", second, alone), ("mutex_acquired", second, "mutex")]
 
 
 def test_verdict_of_a_job_without_run_is_logged(world: RunWorld, log: Log) -> None:

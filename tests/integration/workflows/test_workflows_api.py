@@ -9,7 +9,7 @@ import pytest
 from tests.support.api import SOME_ID, Client, pages
 from vigil_core import wiring
 from vigil_core.api.workflows import routes as workflow_routes
-from vigil_core.services.workflows.advance import apply_transitions
+from vigil_core.services.workflows.apply import apply_transitions
 from vigil_core.services.workflows.commands import find_run, load_run_state
 from vigil_core.services.workflows.supervisor import supervise
 

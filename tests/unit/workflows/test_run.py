@@ -59,33 +59,33 @@ def test_each_run_version_adds_one_log_line() -> None:
 
 @pytest.mark.parametrize(("policy", "facts"), [("fail_fast", 1), ("continue_on_failure", 0)])
 def test_first_failure_is_recorded_and_signals_the_supervisor(policy: Any, facts: int) -> None:
-    run = workflows.record_failure(running(failure_policy=policy), "a", undecided=False, now=NOW)
+    run = workflows.record_failure(running(failure_policy=policy), "a", awaits_decision=False, now=NOW)
     assert (run.failed_job, run.signal_count, run.status) == ("a", facts, "running")
     assert run.accepts_starts == (policy != "fail_fast"), "the write that notes it keeps others from starting"
-    assert workflows.record_failure(run, "b", undecided=False, now=NOW) == run
+    assert workflows.record_failure(run, "b", awaits_decision=False, now=NOW) == run
 
 
 def test_failure_that_requires_a_decision_pauses_the_run() -> None:
-    run = workflows.record_failure(running(failure_policy="manual"), "a", undecided=True, now=NOW)
+    run = workflows.record_failure(running(failure_policy="manual"), "a", awaits_decision=True, now=NOW)
     assert (run.status, run.accepts_starts, run.terminating) == ("paused", False, False)
-    second = workflows.record_failure(run, "b", undecided=True, now=NOW)
+    second = workflows.record_failure(run, "b", awaits_decision=True, now=NOW)
     assert second.version == run.version + 1, "whoever is about to resume it has to see this"
     assert kinds(second) == ["created", "started", "paused"]
     with pytest.raises(InvalidTransition, match="2 failed jobs need a decision each"):
-        workflows.resume(second, undecided=2, now=NOW, actor="k")
+        workflows.resume(second, awaiting_decision=2, now=NOW, actor="k")
 
 
 def test_decisions_resume_a_paused_run() -> None:
-    with pytest.raises(InvalidTransition, match="nothing to decide"):
+    with pytest.raises(InvalidTransition, match="awaits no decision"):
         workflows.decide(running(), "a", "skip", now=NOW, actor="k")
-    paused = workflows.record_failure(running(failure_policy="manual"), "a", undecided=True, now=NOW)
+    paused = workflows.record_failure(running(failure_policy="manual"), "a", awaits_decision=True, now=NOW)
     said = workflows.decide(paused, "a", "skip", now=NOW, actor="k")
     assert (said.has_pending_decisions, said.signal_count, said.log[-1].reason) == (True, 1, "skip a")
-    done = workflows.complete_decisions(said, aborted=False, undecided=0, failed_job=None, now=NOW)
+    done = workflows.complete_decisions(said, aborted=False, awaiting_decision=0, failed_job=None, now=NOW)
     assert (done.status, done.has_pending_decisions, done.failed_job) == ("running", False, None)
-    more = workflows.complete_decisions(said, aborted=False, undecided=1, failed_job="b", now=NOW)
+    more = workflows.complete_decisions(said, aborted=False, awaiting_decision=1, failed_job="b", now=NOW)
     assert (more.status, more.failed_job) == ("paused", "b")
-    aborted = workflows.complete_decisions(said, aborted=True, undecided=0, failed_job="a", now=NOW)
+    aborted = workflows.complete_decisions(said, aborted=True, awaiting_decision=0, failed_job="a", now=NOW)
     assert (aborted.status, aborted.terminating) == ("paused", True)
 
 
@@ -94,18 +94,21 @@ def test_run_paused_by_an_operator_requires_a_resume() -> None:
     with pytest.raises(InvalidTransition, match="Cannot pause"):
         workflows.pause(paused, now=NOW, actor="k")
     said = replace(paused, has_pending_decisions=True)
-    assert workflows.complete_decisions(said, aborted=False, undecided=0, failed_job=None, now=NOW).status == "paused"
-    resumed = workflows.resume(paused, undecided=0, now=NOW, actor="k")
+    assert (
+        workflows.complete_decisions(said, aborted=False, awaiting_decision=0, failed_job=None, now=NOW).status
+        == "paused"
+    )
+    resumed = workflows.resume(paused, awaiting_decision=0, now=NOW, actor="k")
     assert (resumed.status, resumed.paused_by_operator) == ("running", False)
     with pytest.raises(InvalidTransition, match="Cannot resume"):
-        workflows.resume(resumed, undecided=0, now=NOW, actor="k")
+        workflows.resume(resumed, awaiting_decision=0, now=NOW, actor="k")
 
 
 def test_cancel_request_is_recorded_once_and_blocks_other_commands() -> None:
     run = workflows.request_cancel(running(), now=NOW, actor="k")
     assert (run.status, run.terminating, run.accepts_starts, run.signal_count) == ("running", True, False, 1)
     assert workflows.request_cancel(run, now=NOW, actor="other") == run
-    with pytest.raises(InvalidTransition, match="running, and stopping"):
+    with pytest.raises(InvalidTransition, match="running and terminating"):
         workflows.pause(run, now=NOW, actor="k")
     with pytest.raises(InvalidTransition, match="Cannot cancel"):
         workflows.request_cancel(ended(run), now=NOW, actor="k")
@@ -161,7 +164,7 @@ def test_retry_resets_the_run() -> None:
     stopped = workflows.begin_cancelling(workflows.request_cancel(running(timeout_s=60), now=NOW, actor="k"), now=NOW)
     over = ended(replace(workflows.drain(stopped, now=NOW), supervisor=3))
     later = NOW + timedelta(hours=1)
-    with pytest.raises(InvalidTransition, match="no job of it has failed"):
+    with pytest.raises(InvalidTransition, match="none of its jobs has failed"):
         workflows.retry(over, frozenset(), now=later, actor="k", start=None)
     with pytest.raises(InvalidTransition, match="Cannot retry"):
         workflows.retry(running(), frozenset({0}), now=later, actor="k", start=None)
@@ -191,6 +194,6 @@ def test_sweeper_checks_become_rarer_but_never_late() -> None:
 def test_run_history_retains_the_last_lines() -> None:
     run = running()
     for _ in range(40):
-        run = workflows.resume(workflows.pause(run, now=NOW, actor="k"), undecided=0, now=NOW, actor="k")
+        run = workflows.resume(workflows.pause(run, now=NOW, actor="k"), awaiting_decision=0, now=NOW, actor="k")
     assert len(run.log) == workflows.MAX_LOG_ENTRIES
     assert run.log[-1].version == run.version

@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 
 from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.workflows.graph import Graph, Node, block_numbers, block_of, indexes_in_block
+from vigil_core.domain.workflows.planning import (
+    failed_nodes,
+    forecast_rule,
+    is_failure,
+    losers,
+    nodes_to_rerun,
+    plan_transitions,
+)
 from vigil_core.domain.workflows.run_state import (
     NodeState,
     RunState,
     StateBlock,
     StateRecord,
-    failed_nodes,
-    forecast_rule,
     initial_state,
-    is_failure,
-    losers,
-    nodes_to_rerun,
-    plan_transitions,
     status_of,
     with_decision,
 )
@@ -207,10 +209,10 @@ def test_delayed_node_is_not_evaluated_before_its_start_time() -> None:
         ({"a": "failed", "b": "running"}, (), False),
         ({"a": "failed", "b": "waiting"}, (), False),
         ({"a": "failed", "b": "completed"}, (), False),
-        ({"a": "failed", "b": "pardoned"}, (), False),
+        ({"a": "failed", "b": "ignored_failure"}, (), False),
         ({"a": "failed", "b": "failed"}, (), True),
-        ({"a": "undecided", "b": "failed"}, (), True),
-        ({"a": "failed", "b": "undecided"}, (), True),
+        ({"a": "awaiting_decision", "b": "failed"}, (), True),
+        ({"a": "failed", "b": "awaiting_decision"}, (), True),
         ({"a": "failed", "b": "skipped"}, (), True),
         ({"a": "cancelled", "b": "cancelled", "c": "cancelled"}, (), True),
         ({"a": "cancelled", "b": "completed"}, (0,), False),
@@ -235,7 +237,7 @@ def test_failures_and_race_losers_are_identified() -> None:
 
 def test_race_loser_counts_as_skipped_for_any_end() -> None:
     jobs = graph((), ())
-    for standing in ("failed", "cancelled", "undecided"):
+    for standing in ("failed", "cancelled", "awaiting_decision"):
         standings = state_of(jobs, lost=(0,), a=standing)
         assert standings.end_state(0) == "skipped"
         assert not standings.is_open(0)
@@ -255,8 +257,8 @@ def test_retry_reruns_unsuccessful_nodes_and_their_successors() -> None:
 
 
 def test_decision_version_is_between_the_failure_and_the_next_version() -> None:
-    failed = StateRecord(state="undecided", state_version=2 * 7)
-    assert 2 * 7 < with_decision(failed, "pardoned").state_version < 2 * 8
+    failed = StateRecord(state="awaiting_decision", state_version=2 * 7)
+    assert 2 * 7 < with_decision(failed, "ignored_failure").state_version < 2 * 8
 
 
 def test_assumed_state_is_replaced_by_the_loaded_one() -> None:

@@ -175,7 +175,7 @@ def _promote_once(ctx: LocksContext, namespace: str, name: str, actor: str) -> N
             continue
         promoted = transitions.acquire_mutex(job, now=ctx.now(), actor=actor)
         ctx.jobs.save(job, promoted, [mutex_acquisition(namespace, lock, now=ctx.now())])
-        log_transition("let_in", [promoted])
+        log_transition("mutex_acquired", [promoted])
         return
 
 

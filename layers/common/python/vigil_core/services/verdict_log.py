@@ -1,4 +1,4 @@
-"""Say in the log what was decided of jobs that waited, and why: a line each, or one for all where they are many."""
+"""The verdict log: one log line for each release and skip with its reason, or one line for many jobs at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vigil_core.domain.jobs.job import Job
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of
 
-Transition: TypeAlias = Literal["released", "lined_up", "held", "let_go", "let_in", "skipped", "failed"]
+Transition: TypeAlias = Literal["released", "mutex_queued", "parked", "unparked", "mutex_acquired", "skipped", "failed"]
 
 MAX_SINGLE_LINES = 5
-"""Jobs of one fate that have a line each; of more, these are named in one line for all."""
+"""The number of jobs with the same transition that get a line each. A line for more jobs names this many."""
 
 
 def log_verdicts(jobs: Sequence[Job]) -> None:
-    """What verdicts have made of jobs."""
+    """Log the transitions that verdicts have caused, grouped by transition."""
     jobs_by_transition: dict[Transition, list[Job]] = {}
     for job in jobs:
         jobs_by_transition.setdefault(_transition_of(job), []).append(job)
@@ -25,12 +25,12 @@ def log_verdicts(jobs: Sequence[Job]) -> None:
 
 
 def log_transition(transition: Transition, jobs: Sequence[Job]) -> None:
-    """Say that this has become of these jobs."""
+    """Log the same transition of these jobs."""
     if len(jobs) <= MAX_SINGLE_LINES:
         for job in jobs:
             logger.info(
                 transition,
-                extra={"action": "decide", **ids_of(job), "job": job.name, "reason": _reason(transition, job)},
+                extra={"action": "verdict", **ids_of(job), "job": job.name, "reason": _reason(transition, job)},
             )
         return
     first_job, ids = jobs[0], [ids_of(job) for job in jobs]
@@ -40,20 +40,23 @@ def log_transition(transition: Transition, jobs: Sequence[Job]) -> None:
         "first": [job.name for job in jobs[:MAX_SINGLE_LINES]],
         "reason": _reason(transition, first_job),
     }
-    logger.info(transition, extra={"action": "decide", **shared_fields, **group_fields})
+    logger.info(transition, extra={"action": "verdict", **shared_fields, **group_fields})
 
 
 def _transition_of(job: Job) -> Transition:
     if job.status in ("skipped", "failed"):
         return "skipped" if job.status == "skipped" else "failed"
     if job.workflow.parked:
-        return "held"
-    return "lined_up" if job.mutex.position is not None else "released"
+        return "parked"
+    return "mutex_queued" if job.mutex.position is not None else "released"
 
 
 def _reason(transition: Transition, job: Job) -> str | None:
-    """The verdict's, but for those that were let go of later. Why a condition could not be evaluated may quote results:
-    of a failure the log has the code, and the job's history the rest."""
-    if transition in ("released", "lined_up", "held", "skipped") and job.dependencies.verdict is not None:
+    """Return the reason of the verdict. A job that was released later has the reason in its history.
+
+    The error of a condition can quote results. The log therefore has only the code of a failure, and the job's history
+    has the message.
+    """
+    if transition in ("released", "mutex_queued", "parked", "skipped") and job.dependencies.verdict is not None:
         return job.dependencies.verdict.reason
     return job.log[-1].reason if job.log else None

@@ -1,4 +1,4 @@
-"""A large graph made small enough to look at: jobs that play the same part share a box. Pure."""
+"""Reduce a large graph to a readable size: similar jobs share one box of the diagram. Pure."""
 
 from __future__ import annotations
 
@@ -12,32 +12,43 @@ from vigil_core.domain.workflows.graph import invert_edges, longest_path_layers
 ClusterKind: TypeAlias = Literal["job", "alike", "sequence", "many"]
 
 MAX_LAYERS = 24
-"""Of a picture before sequences in it are shortened, however few its boxes."""
+"""The number of layers at which sequences are shortened, even if the diagram has few boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """One or more jobs, by their places: `alike` have the same neighbours, a `sequence` runs one by one."""
+    """Jobs that share a box, by their indexes.
+
+    `alike`: jobs with the same neighbours. `sequence`: jobs that run one after the other. `many`: any other group.
+    """
 
     members: tuple[int, ...]
     kind: ClusterKind
     depends_on: tuple[int, ...]
-    """Places of boxes."""
+    """Indexes of clusters."""
 
 
 def cluster_nodes(depends_on: Sequence[Sequence[int]], keys: Sequence[Hashable], *, limit: int) -> list[Cluster]:
-    """The boxes of a graph without cycles: one a job if they are few enough, else as many as there may be, or fewer.
+    """Group the nodes of an acyclic graph into at most `limit` clusters.
 
-    Of a sequence the ends stay, and it is cut where the key changes, as long as there is room.
+    A small graph gets one cluster for each node. Otherwise nodes with the same neighbours are merged first, then
+    sequences, then the nodes of a layer, and finally the nodes of several layers.
+
+    Args:
+        depends_on: For each node the indexes of its dependencies.
+        keys: For each node a key. A sequence keeps its two ends and is split where the key changes, while the limit
+            allows it.
+        limit: The largest number of clusters.
     """
     clusters = [
-        Cluster(members=(n,), kind="job", depends_on=tuple(dict.fromkeys(each))) for n, each in enumerate(depends_on)
+        Cluster(members=(n,), kind="job", depends_on=tuple(dict.fromkeys(dependencies)))
+        for n, dependencies in enumerate(depends_on)
     ]
 
     def fits() -> bool:
         return len(clusters) <= limit
 
-    if fits() and max(longest_path_layers([box.depends_on for box in clusters]), default=0) < MAX_LAYERS:
+    if fits() and max(longest_path_layers([cluster.depends_on for cluster in clusters]), default=0) < MAX_LAYERS:
         return clusters
     previous_count = 0
     while previous_count != len(clusters) and not fits():
@@ -45,30 +56,33 @@ def cluster_nodes(depends_on: Sequence[Sequence[int]], keys: Sequence[Hashable],
         clusters = _merge(clusters, _same_neighbours(clusters), "alike", limit)
         if not fits():
             clusters = _merge(clusters, _sequence_groups(clusters, keys), "sequence", limit)
-    if max(longest_path_layers([box.depends_on for box in clusters]), default=0) >= MAX_LAYERS:
+    if max(longest_path_layers([cluster.depends_on for cluster in clusters]), default=0) >= MAX_LAYERS:
         clusters = _merge(clusters, _sequence_groups(clusters, keys), "sequence", 0)
     if not fits():
         clusters = _merge(clusters, _sequence_groups(clusters, [None] * len(keys)), "sequence", limit)
     if not fits():
-        clusters = _merge(clusters, _by_layer(clusters, lambda column: column), "many", limit)
+        clusters = _merge(clusters, _by_layer(clusters, lambda layer: layer), "many", limit)
     if not fits():
         width = -(-len(clusters) // limit)
-        clusters = _merge(clusters, _by_layer(clusters, lambda column: column // width), "many", 0)
+        clusters = _merge(clusters, _by_layer(clusters, lambda layer: layer // width), "many", 0)
     return clusters
 
 
 def _same_neighbours(clusters: Sequence[Cluster]) -> list[list[int]]:
-    """Boxes that depend on the same ones, and on which the same ones depend."""
-    successors = invert_edges([box.depends_on for box in clusters])
+    """Group the clusters that have the same dependencies and the same successors."""
+    successors = invert_edges([cluster.depends_on for cluster in clusters])
     groups: dict[Hashable, list[int]] = {}
-    for n, box in enumerate(clusters):
-        groups.setdefault((frozenset(box.depends_on), frozenset(successors[n])), []).append(n)
+    for n, cluster in enumerate(clusters):
+        groups.setdefault((frozenset(cluster.depends_on), frozenset(successors[n])), []).append(n)
     return list(groups.values())
 
 
 def _sequence_groups(clusters: Sequence[Cluster], keys: Sequence[Hashable]) -> list[list[int]]:
-    """Boxes of which each is the only one before the next, and the next the only one after it; but for the two ends."""
-    successors = invert_edges([box.depends_on for box in clusters])
+    """Group the inner clusters of sequences.
+
+    In a sequence each cluster is the only dependency of its only successor.
+    """
+    successors = invert_edges([cluster.depends_on for cluster in clusters])
 
     def follows(n: int) -> bool:
         return len(clusters[n].depends_on) == 1 and len(successors[clusters[n].depends_on[0]]) == 1
@@ -91,9 +105,9 @@ def _sequence_groups(clusters: Sequence[Cluster], keys: Sequence[Hashable]) -> l
 
 
 def _by_layer(clusters: Sequence[Cluster], layer_band: Callable[[int], int]) -> list[list[int]]:
-    """Boxes of the same column, or of columns side by side."""
+    """Group the clusters of the same layer, or of the same band of layers."""
     groups: dict[int, list[int]] = {}
-    for n, layer in enumerate(longest_path_layers([box.depends_on for box in clusters])):
+    for n, layer in enumerate(longest_path_layers([cluster.depends_on for cluster in clusters])):
         groups.setdefault(layer_band(layer), []).append(n)
     return list(groups.values())
 
@@ -101,10 +115,10 @@ def _by_layer(clusters: Sequence[Cluster], layer_band: Callable[[int], int]) -> 
 def _merge(
     clusters: Sequence[Cluster], groups: Iterable[Sequence[int]], kind: ClusterKind, limit: int
 ) -> list[Cluster]:
-    """The graph with these groups as one box each, the largest first, and no more of them than it takes."""
+    """Merge groups of clusters, the largest first, until at most `limit` clusters remain."""
     remaining = len(clusters)
     group_of: list[Sequence[int]] = [(n,) for n in range(len(clusters))]
-    """The boxes with which each makes one, itself included."""
+    """For each cluster the group with which it is merged, itself included."""
     for group in sorted((group for group in groups if len(group) > 1), key=len, reverse=True):
         if remaining <= limit:
             break

@@ -1,6 +1,6 @@
-"""Where the boxes of a picture stand, and how the lines between them run: in columns, from left to right. Pure.
+"""Compute the positions of a diagram's boxes and edges, in layers from left to right. Pure.
 
-Sugiyama's method: columns by the longest way, an order within each by barycentres, and places by least squares.
+Sugiyama's method: layers by longest path, order within a layer by barycentres, coordinates by least squares.
 https://en.wikipedia.org/wiki/Layered_graph_drawing
 """
 
@@ -19,12 +19,12 @@ MIN_LAYER_GAP = 56.0
 MAX_LAYER_GAP = 150.0
 MAX_SWEEPS = 6
 PASS_THROUGH_WEIGHT = 6.0
-"""How much straighter a line is kept that only passes by, than one that ends."""
+"""The weight of an edge segment that passes through a layer. A higher weight keeps long edges straighter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutNode:
-    """Something that a line passes through: a box, or the gap in a column on its way. `y` is its middle."""
+    """A point that an edge passes through: a box, or a gap in a layer. `y` is its vertical centre."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class LayoutNode:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Stops, the boxes first, in their order; and for each box the pairs of stops that the lines from it connect."""
+    """The layout nodes, boxes first in their order; and for each box the pairs of nodes that its edges connect."""
 
     nodes: Sequence[LayoutNode]
     edges: Sequence[Sequence[tuple[int, int]]]
@@ -44,16 +44,19 @@ class Layout:
 
 
 def compute_layout(depends_on: Sequence[Sequence[int]], widths: Sequence[float], heights: Sequence[float]) -> Layout:
-    """Places for boxes of these sizes. All lines that leave a box share one way for as long as they go side by side."""
+    """Compute the layout for boxes of these sizes.
+
+    All edges that leave a box share one path for as long as they cross the same layers.
+    """
     layer_of = longest_path_layers(depends_on)
     successors = invert_edges(depends_on)
     edges: list[list[tuple[int, int]]] = []
     for box, others in enumerate(successors):
         path = {layer_of[box]: box}
-        for column in range(layer_of[box] + 1, max((layer_of[other] for other in others), default=0)):
-            path[column] = len(layer_of)
-            layer_of.append(column)
-        hops = [(path[column], path[column + 1]) for column in path if column + 1 in path]
+        for number in range(layer_of[box] + 1, max((layer_of[other] for other in others), default=0)):
+            path[number] = len(layer_of)
+            layer_of.append(number)
+        hops = [(path[number], path[number + 1]) for number in path if number + 1 in path]
         edges.append(hops + [(path[layer_of[other] - 1], other) for other in others])
     predecessors: list[list[int]] = [[] for _ in layer_of]
     node_successors: list[list[int]] = [[] for _ in layer_of]
@@ -62,8 +65,8 @@ def compute_layout(depends_on: Sequence[Sequence[int]], widths: Sequence[float],
             node_successors[one].append(other)
             predecessors[other].append(one)
     layers: list[list[int]] = [[] for _ in range(max(layer_of, default=-1) + 1)]
-    for stop, column in enumerate(layer_of):
-        layers[column].append(stop)
+    for node, layer_number in enumerate(layer_of):
+        layers[layer_number].append(node)
     layers = _reduce_crossings(layers, predecessors, node_successors)
 
     heights_of = [*heights, *[0.0] * (len(layer_of) - len(heights))]
@@ -86,7 +89,10 @@ def compute_layout(depends_on: Sequence[Sequence[int]], widths: Sequence[float],
 def _reduce_crossings(
     layers: list[list[int]], predecessors: Sequence[Sequence[int]], successors: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """The best of some sweeps, there and back, that put each stop at the mean place of its neighbours."""
+    """Order each layer to reduce edge crossings, and return the best order found.
+
+    Several sweeps in both directions move each node to the mean position of its neighbours.
+    """
     position = [0] * len(predecessors)
 
     def record_positions(order: Sequence[int]) -> None:
@@ -141,7 +147,7 @@ def _assign_y_coordinates(
     heights: Sequence[float],
     box_count: int,
 ) -> list[float]:
-    """The middle of each stop, so that lines are as straight as the order within the columns allows."""
+    """Compute the vertical centre of each node. Edges become as straight as the order within the layers allows."""
     ys = [0.0] * len(heights)
 
     def min_distance(one: int, other: int) -> float:
@@ -185,9 +191,9 @@ def _assign_y_coordinates(
 
 
 def _isotonic_regression(targets: Sequence[tuple[float, float]]) -> list[float]:
-    """The numbers closest to those wished for, by weight, of which none is below the one before.
+    """Return the non-decreasing sequence that is closest to the target values, by weighted least squares.
 
-    Pool adjacent violators: https://en.wikipedia.org/wiki/Isotonic_regression
+    Algorithm "pool adjacent violators": https://en.wikipedia.org/wiki/Isotonic_regression
     """
     pools: list[tuple[float, float, int]] = []
     for value, weight in targets:

@@ -1,7 +1,11 @@
-"""A run of a workflow, and everything that may happen to it. Each function returns the next version or raises.
+"""A workflow run and its transitions. Each function returns the next version of the run, or raises.
 
-What its supervisor has to know of is a fact in the run's row: it is counted, and stays. The supervisor says up to which
-fact it has seen; whoever sees that there are more wakes it. So no signal is lost, whoever comes first.
+A signal is a fact that the supervisor must handle. Signals are stored and counted in the run's row, so that none is
+lost:
+
+1. A transition that is a signal sets its attribute and increments `signal_count`.
+2. The supervisor stores its token and the count that it has seen in the same row, then waits.
+3. Whichever write is last, the stream shows both counts together. The matcher wakes the supervisor if they differ.
 """
 
 from __future__ import annotations
@@ -30,14 +34,16 @@ JOB_FAILED = "JOB_FAILED"
 ABORTED = "ABORTED"
 MAX_LOG_ENTRIES = 50
 MAX_DURATION = timedelta(days=360)
-"""A run takes no longer, for its jobs are kept for a year."""
+"""The longest duration of a run. Its jobs are stored for a year."""
 FIRST_CHECK = timedelta(seconds=60)
+"""The time from the creation of a run to the first check by the sweeper."""
 MAX_CHECK_INTERVAL = timedelta(minutes=15)
+"""The longest time between two checks by the sweeper."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunLogEntry:
-    """One line of a run's history."""
+    """One line of the history of a run."""
 
     version: int
     occurred_at: datetime
@@ -49,12 +55,12 @@ class RunLogEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class NewWorkflowRun:
-    """What a client asks for, already validated: jobs in their order, and their graph."""
+    """A validated request for a run: its jobs in their order, and their graph."""
 
     workflow_id: str
     name: str
     jobs: tuple[NewJob, ...]
-    """With what their types and the run add; their payloads too."""
+    """The jobs with their payloads and with the defaults of their types and of the run."""
     graph: Graph
     description: str | None = None
     failure_policy: FailurePolicy = "fail_fast"
@@ -70,7 +76,7 @@ class NewWorkflowRun:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowRun:
-    """One version of a run. Its graph, the bodies of its jobs and how they stand are in rows of their own."""
+    """One version of a run. Its graph, job definitions and node states are in rows of their own."""
 
     namespace: str
     workflow_id: str
@@ -88,9 +94,9 @@ class WorkflowRun:
     total: int
     edges: int
     generation: int
-    """How often it was begun: each retry begins it anew."""
+    """The number of the run's life: 1, and one more for each retry."""
     supervisor: int
-    """How many executions have supervised this generation."""
+    """The number of the supervisor within this generation: 1, and one more for each successor."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None
@@ -99,40 +105,40 @@ class WorkflowRun:
     version: int
     log: tuple[RunLogEntry, ...]
     registration_complete: bool = False
-    """Whether all jobs of this generation are there, so that it may begin."""
+    """Whether all jobs of this generation exist, so that the run may start."""
     signal_count: int = 0
-    """How many things have happened that its supervisor has to know of."""
+    """The number of signals for the supervisor."""
     failed_job: str | None = None
-    """The name of the first job that failed it."""
+    """The name of the first job that failed the run."""
     cancel_requested_by: str | None = None
     deadline_passed: bool = False
     aborted: bool = False
     drained: bool = False
     has_pending_decisions: bool = False
-    """Whether operators have said what the supervisor has not yet done."""
+    """Whether operators have made decisions that the supervisor has not applied."""
     cancelling: bool = False
-    """Whether its supervisor has begun to cancel what is left."""
+    """Whether the supervisor has begun to cancel the remaining jobs."""
     paused_by_operator: bool = False
     rerun: frozenset[int] | None = None
-    """What a retry runs again, while that is being prepared."""
+    """The indexes of the jobs that a retry runs again, until they are prepared."""
     error: JobError | None = None
     result_ref: str | None = None
     statistics: Mapping[JobStatus, int] | None = None
-    """Of an ended run: what they were at its end."""
+    """The number of jobs for each status at the end of the run. None while the run is open."""
     next_check_at: datetime | None = None
-    """When the sweeper is to see whether all is well."""
+    """The time of the next check by the sweeper."""
     stalled_at: datetime | None = None
-    """When it was last announced that nothing goes on."""
+    """The time of the last event about a stall of the run."""
     expires_at: datetime | None = field(default=None, compare=False)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing happens to it any more, but for a retry."""
+        """Whether the run has ended. Only a retry changes an ended run."""
         return self.status in TERMINAL_STATUSES
 
     @property
     def terminating(self) -> bool:
-        """Whether it is certain that what has not ended is to be cancelled."""
+        """Whether the run is certain to end by cancelling its open jobs."""
         failed_fast = self.failure_policy == "fail_fast" and self.failed_job is not None
         return (
             self.cancelling
@@ -144,28 +150,36 @@ class WorkflowRun:
 
     @property
     def accepts_starts(self) -> bool:
-        """Whether its jobs may begin."""
+        """Whether jobs of the run may start."""
         return self.status == "running" and not self.terminating
 
     @property
+    def accepts_transitions(self) -> bool:
+        """Whether waiting jobs of the run may be released or skipped. Released jobs of a paused run are parked."""
+        return self.status != "pending" and not self.ended and not self.terminating
+
+    @property
     def execution_name(self) -> str:
-        """The name of the execution that supervises it: https://docs.aws.amazon.com/step-functions/latest/apireference/
-        API_StartExecution.html keeps names for 90 days."""
+        """The name of the Step Functions execution that supervises the run.
+
+        Step Functions keeps a name for 90 days:
+        https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html
+        """
         return f"{self.workflow_id}-{self.supervisor_id}"
 
     @property
     def supervisor_id(self) -> str:
-        """What its execution calls the generation that it supervises, and itself."""
+        """The id of the current supervisor: the generation and the number of the supervisor."""
         return format_supervisor_id(self.generation, self.supervisor)
 
 
 def format_supervisor_id(generation: int, supervisor: int) -> str:
-    """A generation of a run and the number of the execution that supervises it, as one word."""
+    """Return the id of a supervisor: its run's generation and its own number, joined by a hyphen."""
     return f"{generation}-{supervisor}"
 
 
 def create(namespace: str, new: NewWorkflowRun, *, now: datetime, actor: str) -> WorkflowRun:
-    """The first version: `pending` until all its jobs are there and its supervisor has begun."""
+    """Return the first version: `pending` until all jobs exist and the supervisor has started."""
     entry = RunLogEntry(version=1, occurred_at=now, kind="created", actor=actor, status="pending", reason=new.schedule)
     return WorkflowRun(
         namespace=namespace,
@@ -197,23 +211,26 @@ def create(namespace: str, new: NewWorkflowRun, *, now: datetime, actor: str) ->
 
 
 def mark_registration_complete(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """All its jobs are there."""
+    """Mark the registration of the jobs as complete."""
     return run if run.registration_complete or run.ended else _next(run, now, registration_complete=True, rerun=None)
 
 
 def start(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """Its supervisor listens: jobs may start."""
+    """Set a pending run to `running`. Its supervisor has started, so jobs may start."""
     if run.status != "pending" or not run.registration_complete:
         return run
     return _next(run, now, "started", actor="supervisor", status="running", started_at=run.started_at or now)
 
 
-def record_failure(run: WorkflowRun, job: str, *, undecided: bool, now: datetime) -> WorkflowRun:
-    """A job has failed it. With `undecided` it is paused until an operator decides: written even if it is paused
-    already, for whoever is about to resume it must see this."""
+def record_failure(run: WorkflowRun, job: str, *, awaits_decision: bool, now: datetime) -> WorkflowRun:
+    """Record that a job has failed the run.
+
+    With `awaits_decision`, the run is paused until an operator decides. This writes a version even if the run is paused
+    already: a concurrent resume then fails, reads again, and sees that a decision is open.
+    """
     is_first_failure = run.failed_job is None
     changed = replace(run, failed_job=run.failed_job or job)
-    if undecided:
+    if awaits_decision:
         kind: RunLogKind | None = "paused" if run.status == "running" else None
         status: RunStatus = "paused" if run.status == "running" else run.status
         return _next(changed, now, kind, actor="matcher", reason=f"{job} failed", status=status)
@@ -230,14 +247,14 @@ def record_failure(run: WorkflowRun, job: str, *, undecided: bool, now: datetime
 
 
 def drain(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """No job is open."""
+    """Mark the run as drained: no job is open. This is a signal."""
     if run.drained or run.ended:
         return run
     return _next(run, now, drained=True, signal_count=run.signal_count + 1)
 
 
 def request_cancel(run: WorkflowRun, *, now: datetime, actor: str, reason: str | None = None) -> WorkflowRun:
-    """What has not ended is to be cancelled. Asking twice changes nothing."""
+    """Request the cancellation of the run. This is a signal, and a second request changes nothing."""
     if run.ended:
         raise InvalidTransition(f"Cannot cancel workflow {run.workflow_id}: it is {run.status}")
     if run.cancel_requested_by is not None:
@@ -254,34 +271,34 @@ def request_cancel(run: WorkflowRun, *, now: datetime, actor: str, reason: str |
 
 
 def apply_deadline(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """Its time is over."""
+    """Record that the deadline has passed, if it has. This is a signal."""
     if run.ended or run.deadline_passed or now < run.deadline_at:
         return run
     return _next(run, now, "timed_out", actor="sweeper", deadline_passed=True, signal_count=run.signal_count + 1)
 
 
 def pause(run: WorkflowRun, *, now: datetime, actor: str) -> WorkflowRun:
-    """Nothing new starts; what runs goes on."""
+    """Pause the run: no further job starts, and running jobs continue."""
     if run.status != "running" or run.terminating:
         raise InvalidTransition(f"Cannot pause workflow {run.workflow_id}: it is {_describe_status(run)}")
     return _next(run, now, "paused", actor=actor, status="paused", paused_by_operator=True)
 
 
-def resume(run: WorkflowRun, *, undecided: int, now: datetime, actor: str) -> WorkflowRun:
-    """Go on."""
+def resume(run: WorkflowRun, *, awaiting_decision: int, now: datetime, actor: str) -> WorkflowRun:
+    """Resume a paused run."""
     if run.status != "paused" or run.terminating:
         raise InvalidTransition(f"Cannot resume workflow {run.workflow_id}: it is {_describe_status(run)}")
-    if undecided:
+    if awaiting_decision:
         raise InvalidTransition(
-            f"Cannot resume workflow {run.workflow_id}: {undecided} failed jobs need a decision each"
+            f"Cannot resume workflow {run.workflow_id}: {awaiting_decision} failed jobs need a decision each"
         )
     return _next(run, now, "resumed", actor=actor, status="running", paused_by_operator=False)
 
 
 def decide(run: WorkflowRun, job: str, action: DecisionAction, *, now: datetime, actor: str) -> WorkflowRun:
-    """An operator has said what becomes of a failed job; its supervisor does it."""
+    """Record that an operator has decided on a failed job. This is a signal: the supervisor applies the decision."""
     if run.ended or run.terminating or run.status != "paused":
-        raise InvalidTransition(f"Workflow {run.workflow_id} is {_describe_status(run)}: there is nothing to decide")
+        raise InvalidTransition(f"Workflow {run.workflow_id} is {_describe_status(run)}: it awaits no decision")
     return _next(
         run,
         now,
@@ -294,29 +311,32 @@ def decide(run: WorkflowRun, job: str, action: DecisionAction, *, now: datetime,
 
 
 def complete_decisions(
-    run: WorkflowRun, *, aborted: bool, undecided: int, failed_job: str | None, now: datetime
+    run: WorkflowRun, *, aborted: bool, awaiting_decision: int, failed_job: str | None, now: datetime
 ) -> WorkflowRun:
-    """The supervisor has done what operators decided. It goes on, unless they paused it or more is to be decided."""
+    """Record that the decisions are applied.
+
+    The run resumes unless an operator paused it or further decisions are open.
+    """
     changed = replace(run, has_pending_decisions=False, failed_job=failed_job)
     if aborted:
         return _next(changed, now, aborted=True)
-    if undecided or run.paused_by_operator or run.status != "paused":
+    if awaiting_decision or run.paused_by_operator or run.status != "paused":
         return _next(changed, now)
     return _next(changed, now, "resumed", actor="supervisor", reason="decided", status="running")
 
 
 def begin_cancelling(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """The supervisor begins to cancel what is left."""
+    """Record that the supervisor cancels the remaining jobs."""
     return run if run.cancelling or run.ended else _next(run, now, cancelling=True)
 
 
 def mark_stalled(run: WorkflowRun, reason: str, *, now: datetime) -> WorkflowRun:
-    """Nothing has gone on for as long as its jobs are to be checked for."""
+    """Record that no job has changed during the `health_check_interval` of the run."""
     return _next(run, now, "stalled", actor="sweeper", reason=reason, stalled_at=now)
 
 
 def schedule_next_check(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """When the sweeper is to look next: less and less often, but never later than something is due."""
+    """Set the time of the next check: less and less often, but at the deadline at the latest."""
     age = now - (run.started_at or run.created_at)
     interval = min(max(FIRST_CHECK, age / 4), MAX_CHECK_INTERVAL)
     if run.health_check_interval_s is not None:
@@ -327,7 +347,7 @@ def schedule_next_check(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
 
 
 def next_supervisor_generation(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """The execution that supervised it is no more, or has done enough: the next one takes over."""
+    """Increment the number of the supervisor, so that a successor replaces the current one."""
     return _next(run, now, supervisor=run.supervisor + 1)
 
 
@@ -338,7 +358,14 @@ def end(
     statistics: Mapping[JobStatus, int],
     now: datetime,
 ) -> WorkflowRun:
-    """How a run ends whose jobs have all ended. `first_failure`: the first job that failed it, and its error."""
+    """End a drained run: `cancelled`, `failed` or `completed`.
+
+    Args:
+        run: The run, whose jobs have all ended.
+        first_failure: The first job that failed the run, and its error.
+        statistics: The number of jobs for each status.
+        now: The time of the end.
+    """
     ended = replace(run, statistics=statistics, next_check_at=None, finished_at=now)
     if run.cancel_requested_by is not None:
         return _next(ended, now, "cancelled", actor="supervisor", status="cancelled")
@@ -348,7 +375,7 @@ def end(
             code=TIMED_OUT, message=f"The run took longer than {run.timeout_s or MAX_DURATION.days * 86_400} s"
         )
     elif run.aborted:
-        error = JobError(code=ABORTED, message="An operator decided to abort it")
+        error = JobError(code=ABORTED, message="An operator decided to abort the run")
     elif first_failure is not None:
         failed_job_name, failed_job_error = first_failure
         reason = (
@@ -363,16 +390,16 @@ def end(
 
 
 def with_result(run: WorkflowRun, result_ref: str | None) -> WorkflowRun:
-    """A run that is about to be stored as ended, pointing to what it came to."""
+    """Set the pointer to the result of a run that is about to be stored as ended."""
     return replace(run, result_ref=result_ref)
 
 
 def retry(run: WorkflowRun, rerun: frozenset[int], *, now: datetime, actor: str, start: str | None) -> WorkflowRun:
-    """Begin anew, with what is to run again; what has succeeded is kept."""
+    """Start the next generation of an ended run. Jobs that are not in `rerun` keep their results."""
     if not run.ended:
         raise InvalidTransition(f"Cannot retry workflow {run.workflow_id}: it is {run.status}")
     if not rerun:
-        raise InvalidTransition(f"Cannot retry workflow {run.workflow_id}: no job of it has failed")
+        raise InvalidTransition(f"Cannot retry workflow {run.workflow_id}: none of its jobs has failed")
     return _next(
         run, now, "retried", actor=actor, reason=None if start is None else f"from {start}",
         status="pending", generation=run.generation + 1, supervisor=1, registration_complete=False, rerun=rerun,
@@ -385,7 +412,7 @@ def retry(run: WorkflowRun, rerun: frozenset[int], *, now: datetime, actor: str,
 
 
 def _describe_status(run: WorkflowRun) -> str:
-    return f"{run.status}, and stopping" if run.terminating and not run.ended else run.status
+    return f"{run.status} and terminating" if run.terminating and not run.ended else run.status
 
 
 def _deadline(timeout_s: int | None, now: datetime) -> datetime:

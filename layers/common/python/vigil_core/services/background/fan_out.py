@@ -1,47 +1,44 @@
-"""Work that is too wide for the request or record that caused it, message by message."""
+"""Bulk work that is too large for the request or stream record that caused it. One message is one piece of work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from vigil_core.domain.exact_json import JsonValue
+from vigil_core.services import messages
 from vigil_core.services.background.matcher import match_bulk
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.jobs import batches
 from vigil_core.services.waits.register import register_page
-from vigil_core.services.workflows import advance, create
+from vigil_core.services.workflows import apply, cancellation, create, parking
 
 
 class FanOutContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMessageQueues, Protocol):
-    """What this module uses of the outside world."""
+    """What the bulk work on waits, batches and runs uses together."""
 
 
-def fan_out(ctx: FanOutContext, message: JsonValue, *, has_time_left: Callable[[], bool]) -> bool:
-    """Work off one message of the fan-out function's queue. False when it has to come again for the rest."""
-    assert isinstance(message, Mapping)
-    match message["kind"]:
-        case "register":
-            register_page(ctx, str(message["namespace"]), str(message["wait_id"]), int(str(message["page"])))
-            return True
-        case "match":
+def fan_out(ctx: FanOutContext, document: JsonValue, *, has_time_left: Callable[[], bool]) -> bool:
+    """Process one message of the queue of `fan_out`.
+
+    Returns:
+        False if the time was over before the end, and the message must be delivered again.
+    """
+    match messages.parse_fan_out_request(document):
+        case messages.RegisterPage() as message:
+            register_page(ctx, message.namespace, message.wait_id, message.page)
+        case messages.Match() as message:
             return match_bulk(ctx, message, has_time_left=has_time_left)
-        case "batch_page":
+        case messages.BatchPage() as message:
             batches.process_page(ctx, message)
-            return True
-        case "batch_end":
+        case messages.BatchEnd() as message:
             batches.end_batch(ctx, message)
-            return True
-        case "run_prepare":
+        case messages.RunPrepare() as message:
             create.prepare_block(ctx, message)
-            return True
-        case "run_settle":
-            advance.apply_transitions_bulk(ctx, message)
-            return True
-        case "run_held":
-            return advance.release_parked_bulk(ctx, message, has_time_left=has_time_left)
-        case "run_cancel":
-            advance.cancel_block(ctx, message)
-            return True
-        case kind:
-            raise ValueError(f"a message of unknown kind {kind!r}")
+        case messages.RunApply() as message:
+            apply.apply_transitions_bulk(ctx, message)
+        case messages.RunUnpark() as message:
+            return parking.release_parked_bulk(ctx, message, has_time_left=has_time_left)
+        case messages.RunCancel() as message:
+            cancellation.cancel_block(ctx, message)
+    return True

@@ -1,10 +1,15 @@
-"""The matcher: a job has changed, who waited for that? Every record may come twice, late, or to two at once."""
+"""The matcher: process changed jobs and runs from the table's stream.
+
+For each changed job it resolves the waits on the job, informs its dependents, dispatches it, and advances its run. The
+stream delivers a record at least once, sometimes late, and two processes may have the same record at once. Every step
+can therefore be repeated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -18,32 +23,34 @@ from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import on_dependency_finished, register_with_dependencies
 from vigil_core.services.locks import promote_next_waiter
+from vigil_core.services.messages import Match
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
 from vigil_core.services.workflows.advance import on_jobs_changed, on_run_changed
 from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
 from vigil_core.store.stream import StreamRecord, job_version_of
+from vigil_core.store.table import Row
 
 
 class MatcherContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMessageQueues, Protocol):
-    """What this module uses of the outside world."""
+    """What dispatch uses, the stores of waits and batches, the listing index, and the message queues."""
 
 
 T = TypeVar("T")
 
 MAX_INLINE_WAITS = 200
-"""Up to so many waits on one job are matched at once; `fan_out` handles more, so that the stream goes on."""
+"""The number of wait entries of a job that the matcher resolves itself. `fan_out` resolves more."""
 MAX_MESSAGE_BYTES = 200 * 1024
-"""What a message for the fan-out function carries at most (SQS: 256 KB)."""
+"""The size of the rows in one message to `fan_out`. SQS allows 256 KB for the whole message."""
 
 JobKey: TypeAlias = tuple[str, str]
-"""(namespace, job id)"""
+"""The namespace and the job id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaitMatch:
-    """An entry that a version of its job decides."""
+    """A wait entry, and the outcome that a version of its job decides."""
 
     namespace: str
     entry: WaitEntry
@@ -52,74 +59,130 @@ class WaitMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchResult:
-    """What versions of a job decide: entries of waits, and dependents that hear of its end."""
+    """The wait entries that versions of a job decide, and the dependents to inform about the end of the job."""
 
     wait_matches: list[WaitMatch]
     finished: list[tuple[Dependent, Job]]
 
 
 class MatchFailed(Exception):
-    """Some jobs of a batch could not be matched; what was matched stays, and all of it can be repeated."""
+    """Signal that some jobs of a batch could not be matched. The others are matched, and all can be repeated."""
 
     def __init__(self, errors: Mapping[JobKey, Exception]) -> None:
-        super().__init__(f"{len(errors)} jobs could not be matched, the first because: {next(iter(errors.values()))!r}")
+        super().__init__(f"{len(errors)} jobs could not be matched; first error: {next(iter(errors.values()))!r}")
         self.errors = errors
 
 
-def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
-    """Resolve every wait that these versions decide, versions of one job in their order.
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """A batch of stream records, classified."""
 
-    Raises:
-        MatchFailed: naming the jobs whose versions have to come again.
-    """
-    versions_by_job: dict[JobKey, list[Job]] = {}
-    for job in versions:
-        versions_by_job.setdefault((job.namespace, job.job_id), []).append(job)
-    errors: dict[JobKey, Exception] = {}
-    results = ctx.in_parallel(
-        lambda key: _isolate(errors, [key], lambda: _find_matches(ctx, versions_by_job[key])), versions_by_job
-    )
-    _record_outcomes(
-        ctx, [wait_match for result in results if result is not None for wait_match in result.wait_matches], errors
-    )
-    for result in results:
-        if result is not None:
-            _notify_dependents(ctx, result.finished, errors)
-    for (key, job_versions), result in zip(versions_by_job.items(), results, strict=True):
-        if key not in errors and result is not None:
-            _isolate(errors, [key], lambda versions=job_versions: _purge_deleted_job(ctx, versions))  # type: ignore[misc]
-    if errors:
-        raise MatchFailed(errors)
+    run_changes: dict[str, tuple[Row, Row | None]] = field(default_factory=dict)
+    """The new and the previous row of each changed run, by sequence number."""
+    versions: dict[str, Job] = field(default_factory=dict)
+    """All versions of jobs, by sequence number, in the order of the stream."""
+    previous_versions: dict[str, Job | None] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
+    """The error of each record that must be delivered again, by sequence number."""
+
+    @property
+    def latest_numbers(self) -> dict[JobKey, str]:
+        """The sequence number of the latest version of each job."""
+        return {(job.namespace, job.job_id): number for number, job in self.versions.items()}
+
+    @contextmanager
+    def attribute_failure(self, sequence_number: str) -> Iterator[None]:
+        """Attribute an error to one record: only this record is delivered again."""
+        try:
+            yield
+        except Exception as error:
+            self.failed.setdefault(sequence_number, error)
 
 
 def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[str, Exception]:
-    """Match a batch of the stream's records of jobs and runs; what failed, by sequence number, has to be delivered
-    again."""
-    failed: dict[str, Exception] = {}
-    versions: dict[str, Job] = {}
+    """Process a batch of stream records of jobs and runs.
+
+    1. Each step processes the whole batch before the next one starts, and an error concerns one record only.
+    2. Waits are resolved from every version of a job, because any version may meet a condition. All other steps depend
+       on the current state of the job and use only its latest version in the batch.
+    3. If the process crashes, the stream delivers the batch again, and every step is repeated.
+
+    Returns:
+        The error of each record that must be delivered again, by sequence number.
+    """
+    batch = _classify(records)
+    _start_job_timers(ctx, batch)
+    _process_run_changes(ctx, batch)
+    _process_job_changes(ctx, batch)
+    _advance_runs(ctx, batch)
+    _match_waits_and_dependents(ctx, batch)
+    return batch.failed
+
+
+def _classify(records: Sequence[StreamRecord]) -> _Batch:
+    """Sort the records into changed runs and versions of jobs. Other records are ignored."""
+    batch = _Batch()
     for record in records:
-        with _attribute_failure(failed, record.sequence_number):
+        number = record.sequence_number
+        with batch.attribute_failure(number):
             if (row := record.new()) is not None and row["entity"] == "run":
-                on_run_changed(ctx, row, record.old())
+                batch.run_changes[number] = row, record.old()
             elif (version_pair := job_version_of(record)) is not None:
-                job, previous = version_pair
-                versions[record.sequence_number] = job
-                start_job_timer(ctx, job, previous)
-    latest_numbers = {(job.namespace, job.job_id): sequence_number for sequence_number, job in versions.items()}
-    ctx.in_parallel(lambda number: _handle_job_change(ctx, number, versions[number], failed), latest_numbers.values())
-    jobs_by_run = group_by_run(versions[number] for number in latest_numbers.values())
-    ctx.in_parallel(lambda run: _advance_run(ctx, *run, jobs_by_run[run], latest_numbers, failed), jobs_by_run)
+                batch.versions[number], batch.previous_versions[number] = version_pair
+    return batch
+
+
+def _start_job_timers(ctx: MatcherContext, batch: _Batch) -> None:
+    """Start the timers that are new in a version. A timer that is lost or doubled does no harm: the due row decides."""
+    for number, job in batch.versions.items():
+        with batch.attribute_failure(number):
+            start_job_timer(ctx, job, batch.previous_versions[number])
+
+
+def _process_run_changes(ctx: MatcherContext, batch: _Batch) -> None:
+    """Wake supervisors, and start the jobs of runs that have started or resumed."""
+    for number, (row, previous_row) in batch.run_changes.items():
+        with batch.attribute_failure(number):
+            on_run_changed(ctx, row, previous_row)
+
+
+def _process_job_changes(ctx: MatcherContext, batch: _Batch) -> None:
+    """Dispatch, register and promote jobs, and advance batches: see `handle_job_change`."""
+
+    def process(sequence_number: str) -> None:
+        with batch.attribute_failure(sequence_number):
+            handle_job_change(ctx, batch.versions[sequence_number])
+
+    ctx.in_parallel(process, batch.latest_numbers.values())
+
+
+def _advance_runs(ctx: MatcherContext, batch: _Batch) -> None:
+    """Advance each run once, with the latest versions of all its changed jobs."""
+    latest_numbers = batch.latest_numbers
+    jobs_by_run = group_by_run(batch.versions[number] for number in latest_numbers.values())
+
+    def advance(run_key: tuple[str, str]) -> None:
+        try:
+            on_jobs_changed(ctx, *run_key, jobs_by_run[run_key])
+        except Exception as error:
+            for job in jobs_by_run[run_key]:
+                batch.failed.setdefault(latest_numbers[job.namespace, job.job_id], error)
+
+    ctx.in_parallel(advance, jobs_by_run)
+
+
+def _match_waits_and_dependents(ctx: MatcherContext, batch: _Batch) -> None:
+    """Match all versions. If a job fails, all its versions in the batch are delivered again, in order."""
     try:
-        match_versions(ctx, versions.values())
-    except MatchFailed as error:
-        for sequence_number, job in versions.items():
-            if (reason := error.errors.get((job.namespace, job.job_id))) is not None:
-                failed[sequence_number] = reason
-    return failed
+        match_versions(ctx, batch.versions.values())
+    except MatchFailed as failure:
+        for number, job in batch.versions.items():
+            if (error := failure.errors.get((job.namespace, job.job_id))) is not None:
+                batch.failed[number] = error
 
 
 def handle_job_change(ctx: MatcherContext, job: Job) -> None:
-    """What follows from a job as it is now, besides that others waited for what it is."""
+    """Apply what follows from the current state of a job, apart from its waits, dependents and run."""
     if job.dispatchable:
         dispatch(ctx, job.namespace, job.job_id, actor="matcher")
     if job.awaits_dependencies:
@@ -133,7 +196,7 @@ def handle_job_change(ctx: MatcherContext, job: Job) -> None:
 
 
 def group_by_run(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
-    """Versions of jobs that concern runs, by (namespace, workflow id)."""
+    """Group the versions that affect a run by the run's namespace and id."""
     jobs_by_run: dict[tuple[str, str], list[Job]] = {}
     for job in versions:
         if job.affects_run and job.workflow.workflow_id is not None:
@@ -141,32 +204,48 @@ def group_by_run(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
     return jobs_by_run
 
 
-def _advance_run(
-    ctx: MatcherContext,
-    namespace: str,
-    workflow_id: str,
-    jobs: Sequence[Job],
-    latest_numbers: Mapping[JobKey, str],
-    failed: dict[str, Exception],
-) -> None:
-    try:
-        on_jobs_changed(ctx, namespace, workflow_id, jobs)
-    except Exception as error:
-        for job in jobs:
-            failed.setdefault(latest_numbers[job.namespace, job.job_id], error)
+def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
+    """Resolve the waits that these versions decide, inform the dependents, and purge deleted jobs.
+
+    1. The outcomes are stored in the waits before the entries are removed, and dependents are informed before they are
+       removed. If the process crashes in between, the repeated versions find the same entries and dependents.
+    2. A deleted job is purged last. As long as anything before fails, its rows stay.
+
+    Args:
+        ctx: The stores of jobs and waits.
+        versions: The versions of one or more jobs, those of one job in their order.
+
+    Raises:
+        MatchFailed: The versions of some jobs must be delivered again.
+    """
+    versions_by_job: dict[JobKey, list[Job]] = {}
+    for job in versions:
+        versions_by_job.setdefault((job.namespace, job.job_id), []).append(job)
+    errors: dict[JobKey, Exception] = {}
+    results = _find_all_matches(ctx, versions_by_job, errors)
+    _record_outcomes(ctx, [wait_match for result in results.values() for wait_match in result.wait_matches], errors)
+    for result in results.values():
+        _notify_dependents(ctx, result.finished, errors)
+    for key in [key for key in results if key not in errors]:
+        _isolate(errors, [key], lambda job_versions=versions_by_job[key]: _purge_deleted_job(ctx, job_versions))  # type: ignore[misc]
+    if errors:
+        raise MatchFailed(errors)
 
 
-def _handle_job_change(ctx: MatcherContext, sequence_number: str, job: Job, failed: dict[str, Exception]) -> None:
-    with _attribute_failure(failed, sequence_number):
-        handle_job_change(ctx, job)
+def match_bulk(ctx: MatcherContext, message: Match, *, has_time_left: Callable[[], bool]) -> bool:
+    """Match versions of a job with very many waits and dependents, page by page.
 
+    1. Each page is matched and removed before the next one is read. A message that is delivered again, after a crash or
+       because the time was over, continues with what remains.
+    2. The backlog mark is removed last: later versions of the job queue behind this message until then.
 
-def match_bulk(ctx: MatcherContext, message: Mapping[str, JsonValue], *, has_time_left: Callable[[], bool]) -> bool:
-    """Work off one message of `_queue_up`: all waits on one job, however many. False when time ran out before the end;
-    then the message has to come again, and what is done is not done twice."""
-    rows = message["rows"]
-    assert isinstance(rows, Sequence)
-    versions = [job_from_row(dict(row)) for row in rows if isinstance(row, Mapping)]
+    Returns:
+        False if the time was over before the last page, and the message must be delivered again.
+
+    Raises:
+        MatchFailed: Some waits or dependents must be matched again.
+    """
+    versions = [job_from_row(dict(row)) for row in message.rows]
     namespace, job_id = versions[0].namespace, versions[0].job_id
     cursor = None
     while True:
@@ -185,9 +264,22 @@ def match_bulk(ctx: MatcherContext, message: Mapping[str, JsonValue], *, has_tim
         cursor = page.cursor
 
 
+def _find_all_matches(
+    ctx: MatcherContext, versions_by_job: Mapping[JobKey, Sequence[Job]], errors: dict[JobKey, Exception]
+) -> dict[JobKey, MatchResult]:
+    """Find the matches of each job, except those that fail and those that are left to `fan_out`."""
+    results = ctx.in_parallel(
+        lambda key: _isolate(errors, [key], lambda: _find_matches(ctx, versions_by_job[key])), versions_by_job
+    )
+    return {key: result for key, result in zip(versions_by_job, results, strict=True) if result is not None}
+
+
 def _find_matches(ctx: MatcherContext, versions: Sequence[Job]) -> MatchResult | None:
-    """What these versions of a job decide; None when that is left to `fan_out`. Whoever waits for a job marks it first,
-    and then looks at it himself."""
+    """Find the wait entries and dependents that these versions of a job decide, or None if `fan_out` does it.
+
+    1. A registrar marks the job as having waits before it reads the job once more.
+    2. A version without the mark is older than that read, so the registrar sees it, and the matcher can ignore it.
+    """
     if not any(job.has_waits for job in versions):
         return MatchResult(wait_matches=[], finished=[])
     namespace, job_id = versions[0].namespace, versions[0].job_id
@@ -200,14 +292,8 @@ def _find_matches(ctx: MatcherContext, versions: Sequence[Job]) -> MatchResult |
     )
 
 
-def _purge_deleted_job(ctx: MatcherContext, versions: Sequence[Job]) -> None:
-    """Of a deleted job, whose last version was matched, only the tombstone is kept."""
-    if versions[-1].deleted:
-        ctx.jobs.purge(versions[-1])
-
-
 def _match_entries(ctx: MatcherContext, entries: Iterable[WaitEntry], versions: Sequence[Job]) -> list[WaitMatch]:
-    """For each entry the first of these versions that decides it, if any does."""
+    """Match each entry with the first of these versions that decides it."""
     wait_matches: list[WaitMatch] = []
     for entry in entries:
         for job in versions:
@@ -219,7 +305,7 @@ def _match_entries(ctx: MatcherContext, entries: Iterable[WaitEntry], versions: 
 
 
 def _match_dependents(dependents: Iterable[Dependent], versions: Sequence[Job]) -> list[tuple[Dependent, Job]]:
-    """For each dependent the first of these versions that tells of the job's end, if any does."""
+    """Match each dependent with the first of these versions that shows the end of the job."""
     finished: list[tuple[Dependent, Job]] = []
     for dependent in dependents:
         ended_versions = (job for job in versions if job.ended and job.version > dependent.known_version)
@@ -227,10 +313,46 @@ def _match_dependents(dependents: Iterable[Dependent], versions: Sequence[Job]) 
     return finished
 
 
+def _record_outcomes(ctx: MatcherContext, wait_matches: Sequence[WaitMatch], errors: dict[JobKey, Exception]) -> None:
+    """Record the outcomes of each wait in one write, then remove the decided entries."""
+    matches_by_wait: dict[tuple[str, str], list[WaitMatch]] = {}
+    for wait_match in wait_matches:
+        matches_by_wait.setdefault((wait_match.namespace, wait_match.entry.wait_id), []).append(wait_match)
+
+    def record(wait_key: tuple[str, str]) -> None:
+        group = matches_by_wait[wait_key]
+        job_keys = [(wait_match.namespace, wait_match.outcome.job_id) for wait_match in group]
+        _isolate(errors, job_keys, lambda: _record_wait_outcomes(ctx, *wait_key, group))
+
+    ctx.in_parallel(record, matches_by_wait)
+
+
+def _record_wait_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, group: Sequence[WaitMatch]) -> None:
+    """Record outcomes in one wait, then remove the entries that are no longer needed.
+
+    The registrar stores an inline wait after its entries, so the matcher may find an entry without its wait:
+
+    1. The matcher stores the outcomes as early outcomes, and then tries to resolve the wait once more.
+    2. The registrar stores the wait, and then reads the early outcomes.
+    3. Whichever writes last sees the other's write, so no outcome is lost.
+    """
+    outcomes = [wait_match.outcome for wait_match in group]
+    wait = resolve(ctx, namespace, wait_id, outcomes)
+    if wait is None:
+        for outcome in outcomes:
+            ctx.waits.put_early_outcome(namespace, wait_id, outcome, now=ctx.now())
+        wait = resolve(ctx, namespace, wait_id, outcomes)
+    entries_of_ended_wait = (
+        [(entry.job_id, entry.index) for entry in wait.wait_on_jobs or ()] if wait is not None and wait.ended else []
+    )
+    entries_to_remove = {(outcome.job_id, outcome.index) for outcome in outcomes}.union(entries_of_ended_wait)
+    ctx.waits.remove_entries(namespace, [(job_id, wait_id, index) for job_id, index in sorted(entries_to_remove)])
+
+
 def _notify_dependents(
     ctx: MatcherContext, finished: Sequence[tuple[Dependent, Job]], errors: dict[JobKey, Exception]
 ) -> None:
-    """Have jobs hear of the end of one that they depend on, then forget that they wait for it."""
+    """Inform each dependent about the end of its dependency, then remove the dependent from the dependency."""
 
     def notify(pair: tuple[Dependent, Job]) -> None:
         dependent, job = pair
@@ -244,63 +366,45 @@ def _notify_dependents(
     ctx.in_parallel(notify, finished)
 
 
-def _record_outcomes(ctx: MatcherContext, wait_matches: Sequence[WaitMatch], errors: dict[JobKey, Exception]) -> None:
-    """Hand each wait its outcomes, all of a batch in one go, then forget the entries."""
-    matches_by_wait: dict[tuple[str, str], list[WaitMatch]] = {}
-    for wait_match in wait_matches:
-        matches_by_wait.setdefault((wait_match.namespace, wait_match.entry.wait_id), []).append(wait_match)
-
-    def record(wait_key: tuple[str, str]) -> None:
-        group = matches_by_wait[wait_key]
-        job_keys = [(s.namespace, s.outcome.job_id) for s in group]
-        _isolate(errors, job_keys, lambda: _record_wait_outcomes(ctx, *wait_key, group))
-
-    ctx.in_parallel(record, matches_by_wait)
-
-
-def _record_wait_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, group: Sequence[WaitMatch]) -> None:
-    outcomes = [wait_match.outcome for wait_match in group]
-    wait = resolve(ctx, namespace, wait_id, outcomes)
-    if wait is None:
-        # The registrar stores a small wait after its entries: leave it the outcomes, then look whether it came by.
-        for outcome in outcomes:
-            ctx.waits.put_early_outcome(namespace, wait_id, outcome, now=ctx.now())
-        wait = resolve(ctx, namespace, wait_id, outcomes)
-    entries_of_ended_wait = (
-        [(e.job_id, e.index) for e in wait.wait_on_jobs or ()] if wait is not None and wait.ended else []
-    )
-    entries_to_remove = {(outcome.job_id, outcome.index) for outcome in outcomes}.union(entries_of_ended_wait)
-    ctx.waits.remove_entries(namespace, [(job_id, wait_id, index) for job_id, index in sorted(entries_to_remove)])
+def _purge_deleted_job(ctx: MatcherContext, versions: Sequence[Job]) -> None:
+    """Remove the rows of a deleted job except its tombstone, after its last version has been matched."""
+    if versions[-1].deleted:
+        ctx.jobs.purge(versions[-1])
 
 
 def _enqueue_bulk_match(ctx: MatcherContext, versions: Sequence[Job]) -> None:
-    """Leave these versions to `fan_out`. The mark goes first: whatever comes after has to queue up behind them."""
+    """Send these versions of a job to `fan_out`, in as many messages as their size requires.
+
+    1. The backlog mark is written before the messages are sent. Later versions of the job find the mark and queue
+       behind these messages, which have the same group, so versions are matched in order.
+    2. If the process crashes after the mark, the stream delivers the versions again, and they are sent again.
+    """
     first = versions[0]
     ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version, now=ctx.now())
-    rows: list[str] = []
-    for job in (*versions, None):
-        row = (
-            "" if job is None else dumps({name: value for name, value in job_to_row(job).items() if value is not None})
-        )
-        if rows and (job is None or sum(map(len, rows)) + len(row) > MAX_MESSAGE_BYTES):
-            head = dumps({"kind": "match", **ids_of(first), "at": ctx.clock().isoformat()})
-            body = f'{head[:-1]},"rows":[{",".join(rows)}]}}'
-            ctx.message_queues.send_fan_out([FanOutMessage(group=f"{first.namespace}#{first.job_id}", body=body)])
-            rows = []
+    for rows in _rows_by_message(versions):
+        message = Match(**ids_of(first), sent_at=ctx.clock().isoformat(), rows=rows)
+        group = f"{first.namespace}#{first.job_id}"
+        ctx.message_queues.send_fan_out([FanOutMessage(group=group, body=message.to_json())])
+
+
+def _rows_by_message(versions: Iterable[Job]) -> Iterator[list[Mapping[str, JsonValue]]]:
+    """Yield the rows of the versions, grouped into messages of at most `MAX_MESSAGE_BYTES`, at least one row each."""
+    rows: list[Mapping[str, JsonValue]] = []
+    size = 0
+    for job in versions:
+        row = {name: value for name, value in job_to_row(job).items() if value is not None}
+        row_size = len(dumps(row))
+        if rows and size + row_size > MAX_MESSAGE_BYTES:
+            yield rows
+            rows, size = [], 0
         rows.append(row)
-
-
-@contextmanager
-def _attribute_failure(failed: dict[str, Exception], sequence_number: str) -> Iterator[None]:
-    """What goes wrong in here has this record delivered again, and no other."""
-    try:
-        yield
-    except Exception as error:
-        failed.setdefault(sequence_number, error)
+        size += row_size
+    if rows:
+        yield rows
 
 
 def _isolate(errors: dict[JobKey, Exception], job_keys: Iterable[JobKey], work: Callable[[], T]) -> T | None:
-    """Do one job's or wait's share. What fails there must not keep the others of the batch from theirs."""
+    """Do the work of one job or wait. An error is attributed to its jobs and does not stop the rest of the batch."""
     try:
         return work()
     except Exception as error:

@@ -1,12 +1,16 @@
-"""The sweeper: what is due is done, by a message to the second or by the sweep within a minute. The due row decides."""
+"""The sweeper: process everything that is due.
+
+A timer message makes the sweeper process a due row to the second, and the sweep processes it within a minute. Messages
+are hints: the due row decides what happens, so a message that is late, early, doubled or lost does no harm.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Protocol, cast
+from typing import Protocol
 
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import JsonValue
 from vigil_core.services.context import (
     DispatchesJobs,
     UsesDueIndex,
@@ -22,6 +26,7 @@ from vigil_core.services.context import (
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.locks import promote_next_waiter
+from vigil_core.services.messages import DispatchJob, JobTimer, ScheduleTimer, Sweep, parse_sweeper_request
 from vigil_core.services.queues.sweep import sweep_queue
 from vigil_core.services.schedules.fire import fire_schedule
 from vigil_core.services.waits import register as register_wait
@@ -29,7 +34,7 @@ from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.services.webhooks import deliver as webhook_delivery
 from vigil_core.services.workflows.reconcile import reconcile_run
 from vigil_core.store.due_index import DueItem
-from vigil_core.store.keys import DUE_PARTITIONS, DueKind
+from vigil_core.store.keys import DUE_PARTITIONS
 
 
 class SweeperContext(
@@ -45,61 +50,61 @@ class SweeperContext(
     UsesParseRun,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The due index, and what the processing of each kind of due row uses."""
 
 
 SWEEP_LEASE = timedelta(seconds=55)
-"""As long as a sweep may take: the sweeper function's timeout. The next minute's sweep finds the shard free again."""
+"""The timeout of the sweeper function. The sweep of the next minute can acquire the lease of the partition again."""
 
 
 class SweepFailed(Exception):
-    """Some due work failed; the rest of the shard was done, and the next sweep finds it again."""
+    """Signal that some due rows failed. The other rows of the partition are processed, and the next sweep retries."""
 
     def __init__(self, errors: list[tuple[str, Exception]]) -> None:
-        super().__init__(f"{len(errors)} due rows failed, the first because {errors[0][0]}: {errors[0][1]!r}")
+        super().__init__(f"{len(errors)} due rows failed; first error: {errors[0][0]}: {errors[0][1]!r}")
         self.errors = errors
 
 
 def start_sweep(ctx: SweeperContext) -> None:
-    """A minute has passed: have each shard swept on its own, so that the work is spread over as many invocations."""
-    for shard in range(DUE_PARTITIONS):
-        ctx.message_queues.send_to_sweeper(dumps({"kind": "sweep", "shard": shard}), 0)
+    """Send one message for each partition of the due index, so that each invocation sweeps one partition."""
+    for partition in range(DUE_PARTITIONS):
+        ctx.message_queues.send_to_sweeper(Sweep(partition=partition).to_json(), 0)
 
 
-def on_message(ctx: SweeperContext, message: JsonValue) -> int:
-    """A sweep, or one due row whose time has come: too late, too early or for nothing, the row decides.
+def on_message(ctx: SweeperContext, document: JsonValue) -> int:
+    """Process a message: sweep a partition, or process one due row.
 
-    Returns how many due rows were looked after.
+    Returns:
+        The number of due rows that were processed.
     """
-    assert isinstance(message, Mapping)
-    kind, namespace, entity_id = message["kind"], str(message.get("namespace")), str(message.get("id"))
-    match kind:
-        case "sweep":
-            return sweep(ctx, int(str(message["shard"])))
-        case "job":
-            apply_timers(ctx, namespace, entity_id)
+    match parse_sweeper_request(document):
+        case Sweep(partition=partition):
+            return sweep(ctx, partition)
+        case JobTimer(namespace=namespace, id=job_id):
+            apply_timers(ctx, namespace, job_id)
             return 1
-        case "dispatch":
-            return int(dispatch(ctx, namespace, entity_id, actor="sweeper"))
-        case "wait_expiry" | "queue" | "delivery" | "schedule" | "run":
-            return process_due(ctx, DueItem(kind=cast(DueKind, kind), namespace=namespace, entity_id=entity_id))
-        case _:
-            raise ValueError(f"a message of unknown kind {kind!r}")
+        case DispatchJob(namespace=namespace, id=job_id):
+            return int(dispatch(ctx, namespace, job_id, actor="sweeper"))
+        case message:
+            return process_due(ctx, DueItem(kind=message.KIND, namespace=message.namespace, entity_id=message.id))
 
 
 def on_timer(ctx: SweeperContext, timer: Mapping[str, JsonValue]) -> None:
-    """The time for which a schedule was armed has come."""
-    namespace, name, generation = (str(timer[part]) for part in ("namespace", "schedule", "generation"))
-    fire_schedule(ctx, namespace, name, generation=generation)
+    """Fire the schedule whose timer has elapsed. A timer of an older generation does nothing."""
+    elapsed = ScheduleTimer.from_document(timer)
+    fire_schedule(ctx, elapsed.namespace, elapsed.schedule, generation=elapsed.generation)
 
 
-def sweep(ctx: SweeperContext, shard: int) -> int:
-    """Do everything overdue in one shard; returns how much that was. Nothing while another sweep has the shard.
+def sweep(ctx: SweeperContext, partition: int) -> int:
+    """Process every overdue row of one partition, unless another sweep has the lease of the partition.
+
+    Returns:
+        The number of due rows that were processed.
 
     Raises:
-        SweepFailed: after everything else was done.
+        SweepFailed: Some rows failed. All others are processed before.
     """
-    if not ctx.due_index.acquire_sweep_lease(shard, now=ctx.now(), ttl=SWEEP_LEASE):
+    if not ctx.due_index.acquire_sweep_lease(partition, now=ctx.now(), ttl=SWEEP_LEASE):
         return 0
     errors: list[tuple[str, Exception]] = []
     deliveries: list[DueItem] = []
@@ -112,21 +117,25 @@ def sweep(ctx: SweeperContext, shard: int) -> int:
             errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
             return 0
 
-    for due in ctx.due_index.overdue(shard, ctx.now()):
+    for due in ctx.due_index.overdue(partition, ctx.now()):
         if due.kind == "delivery":
             deliveries.append(due)
         else:
             processed += process_or_collect(due)
-    # Last: there are very many when a receiver is down, and nothing else is to wait for them.
+    # Deliveries come last: there are very many when a receiver is down, and they must not delay anything else.
     processed += sum(ctx.in_parallel(process_or_collect, deliveries))
-    ctx.due_index.release_sweep_lease(shard)
+    ctx.due_index.release_sweep_lease(partition)
     if errors:
         raise SweepFailed(errors)
     return processed
 
 
 def process_due(ctx: SweeperContext, due: DueItem) -> int:
-    """Do what is due, if it still is. Returns how much there was to do: of a queue, how many of its jobs were due."""
+    """Process one due row, if it is still due.
+
+    Returns:
+        The number of due rows that were processed. For a queue, the number of its due jobs.
+    """
     match due.kind:
         case "queue":
             return sweep_queue(ctx, due.namespace, due.entity_id)

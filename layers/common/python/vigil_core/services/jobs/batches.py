@@ -29,6 +29,7 @@ from vigil_core.services.context import (
     UsesThreads,
 )
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change
+from vigil_core.services.messages import BatchEnd, BatchPage
 from vigil_core.services.ports import FanOutMessage
 
 
@@ -62,31 +63,29 @@ def on_item_ended(ctx: BatchesContext, item: Job) -> None:
         return
     page_complete = ctx.batches.record_end_state(batch, index, item.status)
     if page_complete and len(ctx.batches.end_states(batch)) == batch.batch.size:
-        _enqueue(ctx, batch, [("end", {"kind": "batch_end"})])
+        _enqueue(ctx, batch, {"end": BatchEnd(**ids_of(batch), attempt=batch.attempt)})
     elif item.status == "failed" and batch.batch.on_item_failure == "fail_fast":
         _enqueue_pages(ctx, batch, stop=True)
 
 
-def process_page(ctx: BatchesContext, message: Mapping[str, JsonValue]) -> None:
+def process_page(ctx: BatchesContext, message: BatchPage) -> None:
     """Create those items of a page that are not there; with `stop`, cancel all that have not ended."""
-    namespace, batch_id, attempt = _parse_message(message)
+    namespace, batch_id, attempt = message.namespace, message.job_id, message.attempt
     batch = ctx.jobs.find(namespace, batch_id)
     if batch is None or batch.batch.size is None:
         return
-    ids = {
-        index: item_id(batch_id, attempt, index) for index in items_on_page(int(str(message["page"])), batch.batch.size)
-    }
+    ids = {index: item_id(batch_id, attempt, index) for index in items_on_page(message.page, batch.batch.size)}
     jobs_by_id = ctx.jobs.find_many(namespace, ids.values())
     if batch.status == "running" and batch.attempt == attempt:
         _create_items(ctx, batch, [index for index, job_id in ids.items() if job_id not in jobs_by_id])
-    if message["stop"]:
+    if message.stop:
         open_ids = [job_id for job_id in ids.values() if job_id not in jobs_by_id or not jobs_by_id[job_id].ended]
         ctx.in_parallel(lambda job_id: _cancel(ctx, namespace, job_id), open_ids)
 
 
-def end_batch(ctx: BatchesContext, message: Mapping[str, JsonValue]) -> None:
+def end_batch(ctx: BatchesContext, message: BatchEnd) -> None:
     """All items have ended: so does the batch. Its result is stored first."""
-    namespace, batch_id, attempt = _parse_message(message)
+    namespace, batch_id, attempt = message.namespace, message.job_id, message.attempt
     batch = ctx.jobs.find(namespace, batch_id)
     if batch is None or not _is_running(batch, attempt):
         return
@@ -170,28 +169,22 @@ def _is_running(batch: Job, attempt: int) -> bool:
     return batch.status == "running" and batch.attempt == attempt
 
 
-def _parse_message(message: Mapping[str, JsonValue]) -> tuple[str, str, int]:
-    """The attempt of a batch that a message is about: (namespace, job id, attempt)."""
-    return str(message["namespace"]), str(message["job_id"]), int(str(message["attempt"]))
-
-
 def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool) -> None:
     # Two messages of one text within minutes are one for SQS; seeing to a page once for both is as good.
     _enqueue(
         ctx,
         batch,
-        (
-            (str(page), {"kind": "batch_page", "page": page, "stop": stop})
+        {
+            str(page): BatchPage(**ids_of(batch), attempt=batch.attempt, page=page, stop=stop)
             for page in page_numbers(batch.batch.size or 0)
-        ),
+        },
     )
 
 
-def _enqueue(ctx: BatchesContext, batch: Job, messages: Iterable[tuple[str, Mapping[str, JsonValue]]]) -> None:
-    batch_fields = {**ids_of(batch), "attempt": batch.attempt}
+def _enqueue(ctx: BatchesContext, batch: Job, messages: Mapping[str, BatchPage | BatchEnd]) -> None:
     ctx.message_queues.send_fan_out(
         [
-            FanOutMessage(group=f"{batch.job_id}#{group_suffix}", body=dumps({**message, **batch_fields}))
-            for group_suffix, message in messages
+            FanOutMessage(group=f"{batch.job_id}#{group_suffix}", body=message.to_json())
+            for group_suffix, message in messages.items()
         ]
     )

@@ -36,6 +36,7 @@ from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.request import WaitRequest
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob, wait_entry_of
 from vigil_core.services.context import UsesClock, UsesJobs, UsesListing, UsesMessageQueues, UsesThreads, UsesWaits
+from vigil_core.services.messages import RegisterPage
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_wait_timer
 from vigil_core.services.waits import resolve as resolve_wait
@@ -284,12 +285,9 @@ def _enqueue_pages(ctx: RegisterWaitContext, wait: Wait) -> None:
         [
             FanOutMessage(
                 group=f"{wait.wait_id}#{page}",
-                body=dumps(
-                    {
-                        "kind": "register", "namespace": wait.namespace, "wait_id": wait.wait_id, "page": page,
-                        "at": sent_at,
-                    }
-                ),
+                body=RegisterPage(
+                    namespace=wait.namespace, wait_id=wait.wait_id, page=page, sent_at=sent_at
+                ).to_json(),
             )
             for page in range(wait.pages)
             if page not in wait.registered_pages

@@ -14,7 +14,6 @@ from vigil_core.domain.errors import (
     ValidationFailed,
     WebhookNotFound,
 )
-from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.outbound_policy import parse_outbound_url
 from vigil_core.domain.webhooks import MAX_WEBHOOKS, SECRET_BYTES, WAITS_WEBHOOK, Delivery, Webhook, new_secret
 from vigil_core.services.context import (
@@ -24,6 +23,7 @@ from vigil_core.services.context import (
     UsesRandomness,
     UsesWebhooks,
 )
+from vigil_core.services.messages import DeliveryRetry
 from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 from vigil_core.store.keys import delivery_due_id
 
@@ -117,8 +117,8 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
 
     replayed = retry_on_conflict(replay, sleep=ctx.sleep, subject=f"delivery {delivery_id}")
     # The message only saves time: the sweeper finds the due row within a minute, also if the message is lost.
-    message = {"kind": "delivery", "namespace": namespace, "id": delivery_due_id(name, delivery_id)}
-    ctx.message_queues.send_to_sweeper(dumps(message), 0)
+    message = DeliveryRetry(namespace=namespace, id=delivery_due_id(name, delivery_id))
+    ctx.message_queues.send_to_sweeper(message.to_json(), 0)
     return replayed
 
 

@@ -1,4 +1,4 @@
-"""Runs of workflows: found, changed, and what their jobs have to ask them before they begin."""
+"""Commands on workflow runs: pause, resume, cancel, retry, decide; and the start gate of a run's jobs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from vigil_core.domain.errors import (
     ValidationFailed,
     WorkflowNotFound,
 )
-from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.ids import is_uuid7, workflow_job_id
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import block_of
+from vigil_core.domain.workflows.planning import nodes_to_rerun
 from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
-from vigil_core.domain.workflows.run_state import RunState, nodes_to_rerun
+from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.context import ChangesRuns
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.long_poll import long_poll
+from vigil_core.services.messages import SupervisorInput
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.services.verdict_log import log_transition
 from vigil_core.store import keys
@@ -31,11 +32,15 @@ from vigil_core.store.workflows.run_rows import OperatorDecision
 
 
 class RunCommandsContext(ChangesRuns, Protocol):
-    """What this module uses of the outside world."""
+    """The run and job stores, and the supervisors."""
 
 
 def find_run(ctx: RunCommandsContext, namespace: str, workflow_id: str) -> WorkflowRun:
-    """The run as of now. Raises WorkflowNotFound, also for what cannot be an id."""
+    """Return the current version of a run.
+
+    Raises:
+        WorkflowNotFound: The run does not exist, or the text is not an id.
+    """
     run = ctx.runs.find(namespace, workflow_id) if is_uuid7(workflow_id) else None
     if run is None:
         raise WorkflowNotFound(workflow_id)
@@ -45,7 +50,7 @@ def find_run(ctx: RunCommandsContext, namespace: str, workflow_id: str) -> Workf
 def change_run(
     ctx: RunCommandsContext, namespace: str, workflow_id: str, decide: Callable[[WorkflowRun], WorkflowRun]
 ) -> WorkflowRun:
-    """Store what is decided of the run as it is now; decided anew, whenever somebody else was first."""
+    """Change a run with optimistic concurrency, and return the version that is stored."""
     return update_with_retry(
         lambda: find_run(ctx, namespace, workflow_id),
         decide,
@@ -58,19 +63,19 @@ def change_run(
 def long_poll_run(
     ctx: RunCommandsContext, run: WorkflowRun, *, is_done: Callable[[WorkflowRun], bool], until: datetime
 ) -> WorkflowRun:
-    """The run once it is as it was waited for, or as it is when time is over."""
+    """Return the run as soon as `is_done` accepts it, or its current version at `until`."""
     return long_poll(
         ctx, lambda: find_run(ctx, run.namespace, run.workflow_id), is_done=is_done, until=until, latest=run
     )
 
 
 def job_id_at(ctx: RunCommandsContext, run: WorkflowRun, index: int) -> str:
-    """The id of the job at this place."""
+    """Return the id of the job with this index."""
     return workflow_job_id(run.workflow_id, ctx.runs.graph(run.namespace, run.workflow_id).nodes[index].name)
 
 
 def load_run_state(ctx: RunCommandsContext, run: WorkflowRun, *, complete: bool = False) -> RunState:
-    """How its jobs stand, read chunk by chunk when asked for, or all at once."""
+    """Return the state of a run. Its blocks are read when needed, or all at once if `complete`."""
     graph = ctx.runs.graph(run.namespace, run.workflow_id)
     run_state = RunState(
         graph=graph, load_block=lambda block: ctx.runs.state_block(run.namespace, run.workflow_id, block)
@@ -83,21 +88,21 @@ def load_run_state(ctx: RunCommandsContext, run: WorkflowRun, *, complete: bool 
 
 
 def start_supervisor(ctx: RunCommandsContext, run: WorkflowRun) -> None:
-    """Have an execution supervise a run whose jobs are all there. One of that name is as good."""
-    event = {
-        "pk": keys.run(run.namespace, run.workflow_id).pk,
-        "namespace": run.namespace,
-        "workflow_id": run.workflow_id,
-        "generation": str(run.generation),
-        "supervisor": str(run.supervisor),
-        "supervisor_id": run.supervisor_id,
-        "progress": {"loops": 0},
-    }
-    ctx.supervisors.start(run.execution_name, dumps(event))
+    """Start the supervisor of a run whose jobs all exist. If an execution of that name exists, nothing happens."""
+    event = SupervisorInput(
+        pk=keys.run(run.namespace, run.workflow_id).pk,
+        namespace=run.namespace,
+        workflow_id=run.workflow_id,
+        generation=str(run.generation),
+        supervisor=str(run.supervisor),
+        supervisor_id=run.supervisor_id,
+        progress={"loops": 0},
+    )
+    ctx.supervisors.start(run.execution_name, event.to_json())
 
 
 def may_start(ctx: RunCommandsContext, job: Job) -> bool:
-    """Whether the run of a job that is ready lets it begin now. Where it is paused, the job is held back."""
+    """Return whether the run of a ready job allows it to start. If the run is paused, the job is parked."""
     if job.workflow.workflow_id is None or job.workflow.index is None:
         return True
     run = ctx.runs.find(job.namespace, job.workflow.workflow_id)
@@ -109,8 +114,13 @@ def may_start(ctx: RunCommandsContext, job: Job) -> bool:
 
 
 def park(ctx: RunCommandsContext, run: WorkflowRun, job: Job) -> None:
-    """Hold back a job that nobody has begun. It is kept in mind first: whoever lets go sees it there, or its own change
-    has the run looked at again."""
+    """Park a pending job.
+
+    1. The parked row is stored first, then the job changes.
+    2. A release that runs after the first write finds the row. A release that ran before it is repeated: the change of
+       the job leads the matcher to the run, which releases parked jobs once more.
+    3. If the process crashes between the writes, the job is still pending, and the next claim or dispatch parks it.
+    """
     ctx.runs.park(run.namespace, run.workflow_id, job.priority, job.workflow.graph_index)
 
     def decide(current: Job) -> Job:
@@ -118,19 +128,25 @@ def park(ctx: RunCommandsContext, run: WorkflowRun, job: Job) -> None:
 
     with suppress(JobNotFound, InvalidTransition):
         parked = change(ctx, job.namespace, job.job_id, decide)
-        log_transition("held", [parked] if parked.workflow.parked else [])
+        log_transition("parked", [parked] if parked.workflow.parked else [])
 
 
 def require_may_start(ctx: RunCommandsContext, job: Job) -> None:
-    """Raise InvalidTransition where the run of a job does not let it begin."""
+    """Check that the run of a pending job allows it to start.
+
+    Raises:
+        InvalidTransition: The run is paused, or it ends.
+    """
     if job.status == "pending" and not may_start(ctx, job):
-        raise InvalidTransition(f"Cannot start job {job.job_id}: its workflow {job.workflow.workflow_id} holds it back")
+        raise InvalidTransition(
+            f"Cannot start job {job.job_id}: its workflow {job.workflow.workflow_id} starts no jobs now"
+        )
 
 
 def request_cancel(
     ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str, reason: str | None = None
 ) -> WorkflowRun:
-    """Have what has not ended cancelled."""
+    """Request the cancellation of a run. Its supervisor cancels the open jobs."""
     return change_run(
         ctx,
         namespace,
@@ -140,15 +156,15 @@ def request_cancel(
 
 
 def pause(ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
-    """Nothing new starts, from now on."""
+    """Pause a run: no further job starts."""
     return change_run(ctx, namespace, workflow_id, lambda run: workflows.pause(run, now=ctx.now(), actor=actor))
 
 
 def resume(ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:
-    """Go on."""
+    """Resume a paused run."""
 
     def decide(run: WorkflowRun) -> WorkflowRun:
-        return workflows.resume(run, undecided=count_awaiting_decision(ctx, run), now=ctx.now(), actor=actor)
+        return workflows.resume(run, awaiting_decision=count_awaiting_decision(ctx, run), now=ctx.now(), actor=actor)
 
     return change_run(ctx, namespace, workflow_id, decide)
 
@@ -156,11 +172,13 @@ def resume(ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: 
 def retry(
     ctx: RunCommandsContext, namespace: str, workflow_id: str, *, from_job: str | None, actor: str
 ) -> WorkflowRun:
-    """Begin an ended run anew: what failed, what came after it, and with `start` that job and all after it.
+    """Retry an ended run: its failed jobs and the jobs downstream of them run again.
+
+    With `from_job`, that job and all jobs downstream of it run again too.
 
     Raises:
-        ValidationFailed: there is no such job in it.
-        InvalidTransition: it goes on, or nothing of it has failed.
+        ValidationFailed: The run has no job of this name.
+        InvalidTransition: The run is open, or no job of it has failed.
     """
     run = find_run(ctx, namespace, workflow_id)
     run_state = load_run_state(ctx, run, complete=True)
@@ -184,18 +202,21 @@ def put_decision(
     actor: str,
     comment: str | None,
 ) -> WorkflowRun:
-    """Say what is to become of a failed job. The decision is stored first, then the run says that there is one.
+    """Store an operator's decision on a failed job.
+
+    The decision is stored first, then the run counts it as a signal. If the process crashes in between, the supervisor
+    finds the decision together with the next one.
 
     Raises:
-        ValidationFailed: there is no such job in it.
-        InvalidTransition: the job, or the run, waits for no decision.
+        ValidationFailed: The run has no job of this name.
+        InvalidTransition: The job or the run awaits no decision.
     """
     run = find_run(ctx, namespace, workflow_id)
     run_state = load_run_state(ctx, run)
     index = _index_of(run_state, job, "/job")
     state_record = run_state.block(block_of(index)).records.get(index)
-    if state_record is None or state_record.state != "undecided" or run_state.lost_race(index):
-        raise InvalidTransition(f"Job {job} is {run_state.status(index)}: it waits for no decision")
+    if state_record is None or state_record.state != "awaiting_decision" or run_state.lost_race(index):
+        raise InvalidTransition(f"Job {job} is {run_state.status(index)}: it awaits no decision")
     decision = OperatorDecision(
         index=index, state_version=state_record.state_version, action=action, actor=actor, at=ctx.now(), comment=comment
     )
@@ -207,13 +228,13 @@ def put_decision(
 
 def _index_of(run_state: RunState, job: str, pointer: str) -> int:
     if job not in run_state.graph.index_of:
-        raise ValidationFailed.at(pointer, "is the name of no job of this workflow")
+        raise ValidationFailed.at(pointer, "is not the name of a job of this workflow")
     return run_state.graph.index_of[job]
 
 
 def count_awaiting_decision(ctx: RunCommandsContext, run: WorkflowRun) -> int:
-    """How many failed jobs wait for a decision."""
+    """Return the number of failed jobs that await a decision."""
     if run.failure_policy != "manual":
         return 0
     run_state = load_run_state(ctx, run, complete=True)
-    return sum(run_state.state_of(index) == "undecided" for index in range(run.total))
+    return sum(run_state.state_of(index) == "awaiting_decision" for index in range(run.total))

@@ -1,18 +1,20 @@
-"""Create a run: what it is made of first, then the run, then its jobs; a supervisor once all of them are there.
+"""Create a run: its graph and job definitions, then the run, then its jobs, and finally its supervisor.
 
-The graph and the bodies of the jobs are stored before the run is: whoever finds the run can finish it. Jobs have ids
-that follow from the run's and their names, and each is created once, however often a chunk is prepared.
+1. The graph and the job definitions are stored before the run. Any process that finds the run can therefore create its
+   jobs.
+2. The id of a job follows from the run's id and the job's name. A block can be prepared several times, and each job is
+   created once.
+3. If the process crashes before all jobs exist, the repeated request or the sweeper (`reconcile_run`) continues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.ids import workflow_job_id
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
@@ -30,9 +32,11 @@ from vigil_core.services.context import (
     UsesThreads,
 )
 from vigil_core.services.jobs.transitions import change, encode_body
+from vigil_core.services.messages import RunPrepare
 from vigil_core.services.timers import start_run_timer
-from vigil_core.services.workflows import advance
+from vigil_core.services.workflows.blocks import enqueue_blocks
 from vigil_core.services.workflows.commands import change_run, find_run, load_run_state, start_supervisor
+from vigil_core.services.workflows.node_states import record_states
 from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed
 
@@ -46,22 +50,31 @@ class CreateRunContext(
     UsesThreads,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The run and job stores, the listing and queue indexes, the supervisors, and the queue of `fan_out`."""
 
 
 MAX_SYNCHRONOUS_JOBS = 4 * BLOCK_SIZE
-"""Jobs that whoever asks for a run creates himself; of more, the fan-out function does each chunk."""
+"""The number of jobs that the request itself creates. `fan_out` creates the jobs of larger runs, block by block."""
 MAX_UPSTREAM_NAMES = 100
+"""The number of dependency names that a job stores."""
 MAX_UPSTREAM_BYTES = 1_024
+"""The size of the dependency names that a job stores."""
 
 
 def create_run(
     ctx: CreateRunContext, namespace: str, new: NewWorkflowRun, *, actor: str, resumed: bool = False
 ) -> WorkflowRun:
-    """Store a new run, with all of its jobs or with what the fan-out function needs to create them.
+    """Store a new run, and create its jobs here or through `fan_out`.
+
+    Args:
+        ctx: The stores and queues.
+        namespace: The namespace of the client.
+        new: The validated definition.
+        actor: The API key or function that creates the run.
+        resumed: Whether an earlier attempt may have stored the run.
 
     Raises:
-        PayloadTooLarge: a payload is too large to travel in a request.
+        PayloadTooLarge: A payload is larger than a request allows.
     """
     if resumed and (earlier := ctx.runs.find(namespace, new.workflow_id)) is not None:
         return _resume_creation(ctx, earlier)
@@ -83,36 +96,41 @@ def create_run(
         ctx.job_queues.register(namespace, queue)
     try:
         ctx.runs.create(run)
-    except ConditionFailed:  # Somebody else has just created it, or the SDK, whose answer was lost.
+    except ConditionFailed:  # A concurrent request, or an earlier attempt whose answer was lost, has created it.
         return _resume_creation(ctx, find_run(ctx, namespace, run.workflow_id))
     start_run_timer(ctx, run)
     return prepare_jobs(ctx, run)
 
 
 def prepare_jobs(ctx: CreateRunContext, run: WorkflowRun) -> WorkflowRun:
-    """See to it that the jobs of a run are there, created or waiting again. Can be repeated."""
+    """Create the jobs of a run, or return the jobs of a rerun to `waiting`. Can be repeated."""
     if run.total > MAX_SYNCHRONOUS_JOBS:
-        advance.enqueue_blocks(ctx, run, "run_prepare", advance.all_blocks(run))
+        enqueue_blocks(ctx, run, RunPrepare, block_numbers(run.total))
         return run
-    for block in advance.all_blocks(run):
+    for block in block_numbers(run.total):
         _create_or_rerun(ctx, run, block)
     return _mark_complete(ctx, run)
 
 
-def prepare_block(ctx: CreateRunContext, message: Mapping[str, JsonValue]) -> None:
-    """The fan-out function's share of `prepare`. Whoever finishes the last chunk starts the supervisor."""
-    run = ctx.runs.find(str(message["namespace"]), str(message["workflow_id"]))
-    if run is None or run.generation != message["generation"]:
+def prepare_block(ctx: CreateRunContext, message: RunPrepare) -> None:
+    """Prepare the jobs of one block for `fan_out`. The process that prepares the last block starts the supervisor.
+
+    1. The jobs of the block are prepared first, then the block is marked as prepared in the run's row.
+    2. If the process crashes before the mark, the message is delivered again and prepares only the missing jobs.
+    3. The update of the mark returns the marks of all blocks. The last update sees that all blocks are prepared, and
+       so does a repeated one.
+    """
+    run = ctx.runs.find(message.namespace, message.workflow_id)
+    if run is None or run.generation != message.generation:
         return
-    (block,) = advance.block_numbers_in(message)
     if not run.registration_complete:
-        _create_or_rerun(ctx, run, block)
-    if ctx.runs.mark_prepared(run, block) == len(advance.all_blocks(run)):
+        _create_or_rerun(ctx, run, message.block)
+    if ctx.runs.mark_prepared(run, message.block) == len(block_numbers(run.total)):
         _mark_complete(ctx, run)
 
 
 def _resume_creation(ctx: CreateRunContext, run: WorkflowRun) -> WorkflowRun:
-    """A run that an earlier try has created: what that one has left undone is not left to the sweeper."""
+    """Complete the creation of a run that an earlier attempt has stored, without waiting for the sweeper."""
     return run if run.registration_complete else prepare_jobs(ctx, run)
 
 
@@ -138,20 +156,20 @@ def _create_or_rerun(ctx: CreateRunContext, run: WorkflowRun, block: int) -> Non
 
 def _create_jobs(ctx: CreateRunContext, run: WorkflowRun, block: int, indexes: list[int]) -> None:
     graph = ctx.runs.graph(run.namespace, run.workflow_id)
-    bodies = ctx.runs.job_definitions(run.namespace, run.workflow_id, block)
+    definitions = ctx.runs.job_definitions(run.namespace, run.workflow_id, block)
     ids = [workflow_job_id(run.workflow_id, graph.nodes[index].name) for index in indexes]
     jobs_by_id = ctx.jobs.find_many(run.namespace, ids)
 
     def create(position: int) -> None:
-        index, body = indexes[position], bodies[position]
+        index, definition = indexes[position], definitions[position]
         new = replace(
-            body,
+            definition,
             job_id=ids[position],
             workflow_id=run.workflow_id,
             workflow_index=index,
             upstream_names=_truncate_names(graph.dependency_names(index)),
         )
-        with suppress(JobCreationFailed):  # Somebody else has just created it.
+        with suppress(JobCreationFailed):  # A concurrent process has created it.
             _create_job(ctx, run, new)
 
     ctx.in_parallel(create, [position for position, job_id in enumerate(ids) if job_id not in jobs_by_id])
@@ -165,8 +183,13 @@ def _create_job(ctx: CreateRunContext, run: WorkflowRun, new: NewJob) -> None:
 
 
 def _rerun_jobs(ctx: CreateRunContext, run: WorkflowRun, indexes: list[int]) -> None:
-    """Have ended jobs wait again, and note that they do: what is noted of their last attempt is over. Before that, they
-    give up what they had in that life: a place among those that may run at once, or in line for one; a race lost."""
+    """Return ended jobs to `waiting`, and record their new states.
+
+    1. The slots, parked rows and race-loser marks of the previous generation are removed first. A job that waits again
+       therefore never has any of them.
+    2. Then the jobs change, and their states are recorded. If the process crashes in between, the block is prepared
+       again: a job that waits already does not change, and its state is recorded.
+    """
     if run.max_concurrency is not None and indexes:
         ctx.runs.release_slots(run, indexes)
     for key in ctx.runs.parked(run, MAX_JOBS):
@@ -187,11 +210,11 @@ def _rerun_jobs(ctx: CreateRunContext, run: WorkflowRun, indexes: list[int]) -> 
 
     rerun_jobs = [job for job in ctx.in_parallel(rerun, indexes) if job is not None]
     records = {job.workflow.graph_index: record_of(job) for job in rerun_jobs}
-    advance.record_states(ctx, run, load_run_state(ctx, run), records)
+    record_states(ctx, run, load_run_state(ctx, run), records)
 
 
 def _truncate_names(names: list[str]) -> tuple[str, ...]:
-    """As many names as a job's own row can bear."""
+    """Return the first names, as many as fit into a job's row."""
     kept_names: list[str] = []
     size = 0
     for name in names[:MAX_UPSTREAM_NAMES]:

@@ -1,4 +1,4 @@
-"""What a run comes to: an expression over the results of its jobs, or the result of its only job that none follows."""
+"""The output of a run: its output expression over the results of its jobs, or the result of its only last job."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from vigil_core.services.workflows.commands import job_id_at
 
 
 class RunOutputContext(ChangesRuns, UsesDependencies, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The run and job stores, and the results of jobs."""
 
 
 MAX_RESULTS = 100
-"""Jobs whose results an expression sees: those that it names, or else the first."""
+"""The number of jobs whose results an expression can use: the jobs that it names, otherwise the first jobs."""
 
 
 def evaluate_output(ctx: RunOutputContext, run: WorkflowRun, run_state: RunState) -> JsonValue:
-    """What the run came to; None where that cannot be told. An expression that cannot be evaluated gives its reason."""
+    """Return the output of a run, or None if it has none.
+
+    Without an output expression, the output is the result of the only job without successors. An expression that
+    cannot be evaluated gives an object with the reason.
+    """
     graph = run_state.graph
     if run.output is None:
         sink_indexes = [index for index in range(run.total) if not graph.dependents[index]]

@@ -1,4 +1,4 @@
-"""What clients are shown of runs: lists, pages of jobs, statistics, the graph with how its jobs stand."""
+"""Queries on workflow runs: lists, pages of jobs, statistics, and the jobs of a diagram."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vigil_core.services.workflows.commands import job_id_at, load_run_state
 
 
 class RunQueriesContext(ChangesRuns, UsesListing, Protocol):
-    """What this module uses of the outside world."""
+    """The run and job stores, and the listing index."""
 
 
 READ_BATCH = 50
 MAX_NAMES = 100
 MAX_REASONS = 300
-"""Jobs that have failed or were skipped whose reasons are read for a graph; beyond that, how they stand is enough."""
+"""The number of failed and skipped jobs whose reasons a diagram shows. Further jobs show their status only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """Which runs: None lets all of them pass. Times are created_at, `created_before` excluded."""
+    """A filter for runs. None accepts every value. The times apply to `created_at`; `created_before` is exclusive."""
 
     statuses: tuple[RunStatus, ...] | None = None
     name: str | None = None
@@ -40,7 +40,7 @@ class RunFilter:
     created_before: datetime | None = None
 
     def matches(self, run: WorkflowRun) -> bool:
-        """Whether a run passes; the times are left to the index."""
+        """Return whether a run matches. The listing index applies the times."""
         criteria = (
             (self.name, run.name),
             (self.correlation_id, run.correlation_id),
@@ -54,7 +54,10 @@ class RunFilter:
 def list_runs(
     ctx: RunQueriesContext, namespace: str, run_filter: RunFilter, *, before_cursor: str | None, page_size: int
 ) -> tuple[list[WorkflowRun], str | None]:
-    """One page, newest first, and the place to go on before, None at the end. It may be short while there is more."""
+    """Return a page of runs, newest first, and the cursor of the next page, or None at the end.
+
+    A page may be short although further runs exist.
+    """
     index_rows = ctx.listing.newest_first(
         namespace,
         "workflows",
@@ -75,7 +78,7 @@ def list_runs(
 def list_run_jobs(
     ctx: RunQueriesContext, run: WorkflowRun, *, start_index: int, page_size: int
 ) -> tuple[list[Job], int | None]:
-    """Its jobs in the order of the definition, from a place on; and the place to go on from, None at the end."""
+    """Return jobs of a run in the order of the definition, and the index of the next page, or None at the end."""
     indexes = range(start_index, min(start_index + page_size, run.total))
     ids = [job_id_at(ctx, run, index) for index in indexes]
     jobs_by_id = ctx.jobs.find_many(run.namespace, ids, live=True)
@@ -84,21 +87,24 @@ def list_run_jobs(
 
 
 def run_statistics(ctx: RunQueriesContext, run: WorkflowRun) -> Mapping[JobStatus, int]:
-    """How many jobs stand how: of an ended run as they were at its end, else worked out from the notes."""
+    """Return the number of jobs for each status.
+
+    An ended run has stored its statistics. Those of an open run are counted from the node states.
+    """
     return run.statistics or load_run_state(ctx, run, complete=True).statistics()
 
 
 def names_awaiting_decision(ctx: RunQueriesContext, run: WorkflowRun) -> list[str]:
-    """The first of the failed jobs that wait for a decision."""
+    """Return the names of the first failed jobs that await a decision."""
     if run.failure_policy != "manual" or run.ended:
         return []
     run_state = load_run_state(ctx, run, complete=True)
-    undecided_indexes = (index for index in range(run.total) if run_state.state_of(index) == "undecided")
-    return [run_state.graph.nodes[index].name for index in islice(undecided_indexes, MAX_NAMES)]
+    awaiting_indexes = (index for index in range(run.total) if run_state.state_of(index) == "awaiting_decision")
+    return [run_state.graph.nodes[index].name for index in islice(awaiting_indexes, MAX_NAMES)]
 
 
 def diagram_jobs(ctx: RunQueriesContext, run: WorkflowRun) -> Sequence[DiagramJob]:
-    """The jobs of a run for a picture of it."""
+    """Return the jobs of a run for a diagram."""
     run_state = load_run_state(ctx, run, complete=True)
     reasons = _reasons(ctx, run, run_state)
     return [
@@ -116,7 +122,7 @@ def diagram_jobs(ctx: RunQueriesContext, run: WorkflowRun) -> Sequence[DiagramJo
 
 
 def _reasons(ctx: RunQueriesContext, run: WorkflowRun, run_state: RunState) -> dict[int, str]:
-    """Why jobs failed or were skipped."""
+    """Return the reasons of failed and skipped jobs, by index."""
     explained_indexes = [index for index in range(run.total) if run_state.status(index) in ("failed", "skipped")]
     indexes_by_id = {job_id_at(ctx, run, index): index for index in explained_indexes[:MAX_REASONS]}
     reasons: dict[int, str] = {}

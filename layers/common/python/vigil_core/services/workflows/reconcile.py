@@ -1,5 +1,7 @@
-"""What the sweeper sees to for a run that has not ended: its deadline, a supervisor that has died or was not started, a
-signal that was lost, jobs of which none goes on."""
+"""Reconcile an open run: its deadline, a missing supervisor, a lost signal, a stall.
+
+The sweeper calls this for each run whose check is due, which is less and less often while the run is open.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ from vigil_core.services.context import (
     UsesMessageQueues,
     UsesThreads,
 )
-from vigil_core.services.workflows import advance
+from vigil_core.services.workflows.apply import apply_transitions
 from vigil_core.services.workflows.commands import change_run, load_run_state, start_supervisor
 from vigil_core.services.workflows.create import prepare_jobs
+from vigil_core.services.workflows.node_states import finish_if_drained
+from vigil_core.services.workflows.parking import release_parked
 from vigil_core.services.workflows.supervisor import start_successor
 
 
@@ -34,15 +38,22 @@ class ReconcileRunContext(
     UsesThreads,
     Protocol,
 ):
-    """What this module uses of the outside world."""
+    """The run and job stores, the supervisors, the queue of `fan_out`, and what the creation of jobs uses."""
 
 
 MAX_NAMED_JOBS = 5
-"""Jobs that are named as the reason why nothing goes on."""
+"""The number of jobs that the reason of a stall names."""
 
 
 def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) -> None:
-    """Mend what is stuck, say what is late. Can be repeated."""
+    """Apply the deadline of a run, and repair what a crash or a lost message has left behind. Can be repeated.
+
+    1. A run whose creation stopped halfway gets its missing jobs.
+    2. A run without a running supervisor gets one: first the execution that its row names, and if that one has ended, a
+       successor.
+    3. A run with a running supervisor has its jobs advanced once more from the recorded states.
+    4. The next check is scheduled last. If the process crashes before, the run is still due and is checked again.
+    """
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.ended:
         return
@@ -66,7 +77,7 @@ def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) ->
 
 
 def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
-    """A run whose supervisor is at work: what a lost message may have left behind, and whether anything goes on."""
+    """Repair a run whose supervisor is running: wake it if necessary, advance the jobs, and detect a stall."""
     supervisor_token = ctx.runs.supervisor_token(run)
     if supervisor_token is not None and run.signal_count > supervisor_token.seen_signals:
         ctx.supervisors.wake(supervisor_token.token)
@@ -77,9 +88,9 @@ def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
     for block, records in records_by_block.items():
         run_state.put_block(block, records)
     if not run.terminating:
-        advance.apply_transitions(ctx, run, run_state, range(run.total))
-        advance.release_parked(ctx, run)
-    advance.finish_if_drained(ctx, run, load_run_state(ctx, run), block_numbers(run.total)[-1:])
+        apply_transitions(ctx, run, run_state, range(run.total))
+        release_parked(ctx, run)
+    finish_if_drained(ctx, run, load_run_state(ctx, run), block_numbers(run.total)[-1:])
     if run.health_check_interval_s is None:
         return
     interval, now = timedelta(seconds=run.health_check_interval_s), ctx.now()
@@ -91,7 +102,7 @@ def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
 
 
 def _stall_reason(run_state: RunState, run: WorkflowRun) -> str:
-    """In words: how many jobs stand how, and the first of those that others wait for."""
+    """Return the number of open jobs for each status, and the names of the first jobs that the others wait for."""
     names_by_status: dict[str, list[str]] = {}
     for index in range(run.total):
         if run_state.is_open(index):

@@ -1,7 +1,8 @@
-"""What the supervisor of a run does, state by state: begin, cancel the rest, carry out decisions, finalise, hand over.
+"""The actions of a run's supervisor: start, cancel the remaining jobs, apply decisions, finalise, start a successor.
 
-Each names the generation and the execution that asks, and does nothing for one whose place another has taken. Each can
-be repeated.
+The state machine `supervisor` calls these functions, one action for each of its states. Each request names the
+generation of the run and the number of the supervisor, and a superseded supervisor changes nothing. Step Functions
+retries a failed state, so every action can be repeated.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows import run as workflows
-from vigil_core.domain.workflows.graph import block_of
+from vigil_core.domain.workflows.graph import block_numbers, block_of
+from vigil_core.domain.workflows.planning import failed_nodes, is_failure
 from vigil_core.domain.workflows.run import WorkflowRun
-from vigil_core.domain.workflows.run_state import RunState, failed_nodes, is_failure, record_of, with_decision
+from vigil_core.domain.workflows.run_state import RunState, StateRecord, record_of, with_decision
 from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
 from vigil_core.services.jobs.transitions import change
-from vigil_core.services.workflows import advance
+from vigil_core.services.messages import RunCancel, SupervisorInput, SupervisorRequest
+from vigil_core.services.workflows.apply import apply_transitions
+from vigil_core.services.workflows.blocks import enqueue_blocks
 from vigil_core.services.workflows.commands import (
     change_run,
     count_awaiting_decision,
@@ -28,26 +32,38 @@ from vigil_core.services.workflows.commands import (
     load_run_state,
     start_supervisor,
 )
+from vigil_core.services.workflows.node_states import finish_if_drained, record_states
 from vigil_core.services.workflows.output import evaluate_output
 from vigil_core.store.workflows.run_rows import OperatorDecision
 
 
 class SupervisorContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The run and job stores, the dependencies' results, the queue of `fan_out`, the supervisors, and threads."""
 
 
 ACTOR = "supervisor"
 
 
 def supervise(ctx: SupervisorContext, event: Mapping[str, JsonValue]) -> WorkflowRun | None:
-    """Do what one state of the supervisor asks for; the run as it was before, if there is one."""
-    namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
-    run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.supervisor_id != event["supervisor_id"]:
+    """Perform the action that a state of the supervisor requests.
+
+    1. The supervisor stores its token and the signals it has seen in the run's row, and waits. Signals are only ever
+       added, and the matcher wakes the supervisor if it has not seen all of them. No signal is lost.
+    2. A woken supervisor reads the run and selects the action from what the row says, never from the wake-up call. A
+       call that arrives twice has no further effect.
+    3. If the process crashes during an action, Step Functions repeats the action.
+    4. If the execution itself ends too early, `on_execution_ended` or the sweeper starts a successor supervisor.
+
+    Returns:
+        The run before the action, or None if it does not exist.
+    """
+    request = SupervisorRequest.from_document(event)
+    run = ctx.runs.find(request.namespace, request.workflow_id)
+    if run is None or run.supervisor_id != request.supervisor_id:
         return run
-    match event["action"]:
+    match request.action:
         case "start":
-            change_run(ctx, namespace, workflow_id, lambda current: workflows.start(current, now=ctx.now()))
+            start(ctx, run)
         case "cancel_remaining":
             cancel_remaining(ctx, run)
         case "apply_decisions":
@@ -57,59 +73,59 @@ def supervise(ctx: SupervisorContext, event: Mapping[str, JsonValue]) -> Workflo
         case "start_successor":
             start_successor(ctx, run)
         case action:
-            raise ValueError(f"a state of the supervisor asks for an unknown action {action!r}")
+            raise ValueError(f"State of the supervisor requests the unknown action {action!r}")
     return run
 
 
+def start(ctx: SupervisorContext, run: WorkflowRun) -> None:
+    """Set the run to `running`.
+
+    1. The stream delivers this change to the matcher, which starts the roots. The supervisor starts no job itself.
+    2. A run that has started before does not change, so the action can be repeated.
+    """
+    change_run(ctx, run.namespace, run.workflow_id, lambda current: workflows.start(current, now=ctx.now()))
+
+
 def cancel_remaining(ctx: SupervisorContext, run: WorkflowRun) -> None:
-    """Have every job cancelled that has not ended. Nothing follows from their ends but the end of the run."""
+    """Cancel all open jobs of the run. `fan_out` cancels them block by block.
+
+    1. The run is marked as cancelling first. From then on no job is released or skipped, so no job opens again.
+    2. If the process crashes before the messages are sent, the repeated action sends them. A block that is cancelled
+       twice does not change.
+    """
     run = change_run(
         ctx, run.namespace, run.workflow_id, lambda current: workflows.begin_cancelling(current, now=ctx.now())
     )
     if not run.ended:
-        advance.enqueue_blocks(ctx, run, "run_cancel", advance.all_blocks(run))
+        enqueue_blocks(ctx, run, RunCancel, block_numbers(run.total))
 
 
 def apply_decisions(ctx: SupervisorContext, run: WorkflowRun) -> None:
-    """Do what operators have decided so far, all of it; then the run goes on, unless more is to be decided."""
+    """Apply all decisions that operators have made so far, then resume the run unless more decisions are open.
+
+    1. Each decision names the state version of the job that failed. A decision that was applied before, and one about
+       an earlier attempt, no longer matches that version and is passed over.
+    2. Decisions are applied first, then the successors of ignored failures are planned from the states as recorded by
+       then, and the run itself changes last.
+    3. If the process crashes before the run changes, the run still has pending decisions, and the repeated action
+       applies what is missing. Ignored failures are found by their recorded state, not by their decision.
+    """
     run_state = load_run_state(ctx, run, complete=True)
-    aborted = False
-    for decision in ctx.runs.decisions(run):
-        state_record = run_state.block(block_of(decision.index)).records.get(decision.index)
-        if (
-            state_record is None
-            or run_state.state_of(decision.index) != "undecided"
-            or state_record.state_version != decision.state_version
-        ):
-            continue  # Carried out before, or about an attempt that is over.
-        match decision.action:
-            case "retry":
-                _rerun_job(ctx, run, run_state, decision)
-            case "skip":
-                state_record = with_decision(state_record, "pardoned")
-                advance.record_states(ctx, run, run_state, {decision.index: state_record})
-            case "abort":
-                aborted = True  # What is undecided is noted as it is when the rest is cancelled.
-    ignored_indexes = [index for index in range(run.total) if run_state.state_of(index) == "pardoned"]
-    if not aborted:
-        updated_state = load_run_state(ctx, run, complete=True)
-        advance.apply_transitions(ctx, run, updated_state, updated_state.graph.successors(ignored_indexes))
-        advance.finish_if_drained(ctx, run, updated_state, {block_of(index) for index in ignored_indexes})
-
-    def finish_decisions(current: WorkflowRun) -> WorkflowRun:
-        current_state = load_run_state(ctx, current, complete=True)
-        name = next((current_state.graph.nodes[index].name for index in failed_nodes(current_state)), None)
-        return workflows.complete_decisions(
-            current, aborted=aborted, undecided=count_awaiting_decision(ctx, current), failed_job=name, now=ctx.now()
-        )
-
-    change_run(ctx, run.namespace, run.workflow_id, finish_decisions)
+    is_aborted = _apply_each_decision(ctx, run, run_state)
+    if not is_aborted:
+        _continue_after_ignored_failures(ctx, run, run_state)
+    _complete_decisions(ctx, run, is_aborted=is_aborted)
 
 
 def finalise(ctx: SupervisorContext, run: WorkflowRun) -> None:
-    """No job is open: say how the run has ended, with what its jobs came to."""
+    """End a drained run with its status, statistics and result.
+
+    1. The result is stored first, under a name of its own, then the version of the run that points to it. If the
+       process crashes in between, the stored result is an orphan and expires.
+    2. A run that has ended before does not change. The repeated action only sets the TTL of the side rows again.
+    """
     run_state = load_run_state(ctx, run, complete=True)
-    first_failure = _failed_job(ctx, run, run_state)
+    first_failure = _first_failure(ctx, run, run_state)
     output = evaluate_output(ctx, run, run_state)
     result_ref = None if output is None else ctx.runs.put_result(run, ctx.new_id()[-12:], dumps(output))
 
@@ -124,45 +140,116 @@ def finalise(ctx: SupervisorContext, run: WorkflowRun) -> None:
 
 
 def start_successor(ctx: SupervisorContext, run: WorkflowRun) -> None:
-    """The next execution takes over from the one that supervises a run."""
+    """Start the supervisor that succeeds the current one.
+
+    1. The run's supervisor number is incremented first. From then on the current supervisor is superseded: its writes
+       of a token fail, and its requests have no effect.
+    2. If the process crashes before the new execution starts, the sweeper finds that no execution of that name runs,
+       and starts a successor.
+    3. Of two processes that start a successor for the same supervisor, only one increments the number. Both then start
+       the execution of the same name, and Step Functions starts a name once.
+    """
 
     def decide(current: WorkflowRun) -> WorkflowRun:
         is_current = (current.generation, current.supervisor) == (run.generation, run.supervisor)
-        return (
-            workflows.next_supervisor_generation(current, now=ctx.now())
-            if is_current and not current.ended
-            else current
-        )
+        if current.ended or not is_current:
+            return current
+        return workflows.next_supervisor_generation(current, now=ctx.now())
 
     start_supervisor(ctx, change_run(ctx, run.namespace, run.workflow_id, decide))
 
 
 def on_execution_ended(ctx: SupervisorContext, event: JsonValue, status: str) -> WorkflowRun | None:
-    """The execution that was started with this event has ended without having ended its run. One that somebody stopped
-    by hand was meant to stop the run. Returns the run as it was before, if there is one."""
+    """Start a successor for an execution that ended before its run.
+
+    An execution that an operator stopped (status `ABORTED`) cancels the run: stopping it is the request to do so.
+
+    Args:
+        ctx: The run store and the supervisors.
+        event: The input of the execution.
+        status: The status of the execution in Step Functions.
+
+    Returns:
+        The run before the change, or None if it does not exist.
+    """
     assert isinstance(event, Mapping)
-    namespace, workflow_id = str(event["namespace"]), str(event["workflow_id"])
-    run = ctx.runs.find(namespace, workflow_id)
-    if run is None or run.ended or run.supervisor_id != event["supervisor_id"]:
+    request = SupervisorInput.from_document(event)
+    run = ctx.runs.find(request.namespace, request.workflow_id)
+    if run is None or run.ended or run.supervisor_id != request.supervisor_id:
         return run
     if status == "ABORTED":
-        reason = "its execution was stopped"
-        change_run(
-            ctx,
-            namespace,
-            workflow_id,
-            lambda current: (
-                current
-                if current.ended
-                else workflows.request_cancel(current, now=ctx.now(), actor=ACTOR, reason=reason)
-            ),
-        )
+        change_run(ctx, run.namespace, run.workflow_id, lambda current: _cancel_unless_ended(ctx, current))
     start_successor(ctx, run)
     return run
 
 
-def _failed_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -> tuple[str, JobError | None] | None:
-    """The job that failed the run first, and why it failed."""
+def _cancel_unless_ended(ctx: SupervisorContext, run: WorkflowRun) -> WorkflowRun:
+    if run.ended:
+        return run
+    return workflows.request_cancel(run, now=ctx.now(), actor=ACTOR, reason="its execution was stopped")
+
+
+def _apply_each_decision(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -> bool:
+    """Apply the decisions that match the state of their job, and return whether one of them aborts the run."""
+    is_aborted = False
+    for decision in ctx.runs.decisions(run):
+        record = run_state.block(block_of(decision.index)).records.get(decision.index)
+        if record is None or not _is_open_decision(run_state, record, decision):
+            continue
+        match decision.action:
+            case "retry":
+                _rerun_job(ctx, run, run_state, decision)
+            case "skip":
+                record_states(ctx, run, run_state, {decision.index: with_decision(record, "ignored_failure")})
+            case "abort":
+                is_aborted = True  # The failure is recorded as it is when the remaining jobs are cancelled.
+    return is_aborted
+
+
+def _is_open_decision(run_state: RunState, record: StateRecord, decision: OperatorDecision) -> bool:
+    """Return whether a decision is not yet applied, and about the current attempt of its job."""
+    awaits_decision = run_state.state_of(decision.index) == "awaiting_decision"
+    return awaits_decision and record.state_version == decision.state_version
+
+
+def _rerun_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState, decision: OperatorDecision) -> None:
+    """Return a failed job to `waiting`, then record its new state."""
+
+    def decide(current: Job) -> Job:
+        return transitions.rerun(current, now=ctx.now(), actor=decision.actor) if current.ended else current
+
+    with suppress(JobNotFound):
+        job = change(ctx, run.namespace, job_id_at(ctx, run, decision.index), decide)
+        record_states(ctx, run, run_state, {decision.index: record_of(job)})
+
+
+def _continue_after_ignored_failures(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -> None:
+    """Apply the transitions that follow from ignored failures, and finish the run if it is drained."""
+    ignored_indexes = [index for index in range(run.total) if run_state.state_of(index) == "ignored_failure"]
+    updated_state = load_run_state(ctx, run, complete=True)
+    apply_transitions(ctx, run, updated_state, updated_state.graph.successors(ignored_indexes))
+    finish_if_drained(ctx, run, updated_state, {block_of(index) for index in ignored_indexes})
+
+
+def _complete_decisions(ctx: SupervisorContext, run: WorkflowRun, *, is_aborted: bool) -> None:
+    """Record on the run that the decisions are applied."""
+
+    def decide(current: WorkflowRun) -> WorkflowRun:
+        run_state = load_run_state(ctx, current, complete=True)
+        failed_job = next((run_state.graph.nodes[index].name for index in failed_nodes(run_state)), None)
+        return workflows.complete_decisions(
+            current,
+            aborted=is_aborted,
+            awaiting_decision=count_awaiting_decision(ctx, current),
+            failed_job=failed_job,
+            now=ctx.now(),
+        )
+
+    change_run(ctx, run.namespace, run.workflow_id, decide)
+
+
+def _first_failure(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -> tuple[str, JobError | None] | None:
+    """Return the name and error of the first job that failed the run, or None if no job did."""
     index = None if run.failed_job is None else run_state.graph.index_of.get(run.failed_job)
     if index is None or not is_failure(run_state, index):
         index = next(failed_nodes(run_state), None)
@@ -170,12 +257,3 @@ def _failed_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState) -
         return None
     job = ctx.jobs.find(run.namespace, job_id_at(ctx, run, index))
     return run_state.graph.nodes[index].name, job.error if job else None
-
-
-def _rerun_job(ctx: SupervisorContext, run: WorkflowRun, run_state: RunState, decision: OperatorDecision) -> None:
-    def decide(current: Job) -> Job:
-        return transitions.rerun(current, now=ctx.now(), actor=decision.actor) if current.ended else current
-
-    with suppress(JobNotFound):
-        job = change(ctx, run.namespace, job_id_at(ctx, run, decision.index), decide)
-        advance.record_states(ctx, run, run_state, {decision.index: record_of(job)})
