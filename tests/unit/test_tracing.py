@@ -13,7 +13,7 @@ from vigil_core.runtime import tracing
 from vigil_core.runtime.tracing import traced
 from vigil_core.services.parallel import thread_pool_map
 
-ABOUT = {"action": "follow_run", "namespace": "team", "correlation_id": "daily-report-001"}
+ABOUT = {"action": "advance_run", "namespace": "team", "correlation_id": "daily-report-001"}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_subsegments_of_threads_are_separate(daemon: Daemon) -> None:
 def test_failed_work_records_a_subsegment_and_raises(daemon: Daemon) -> None:
     with pytest.raises(KeyError, match="broken"), traced({**ABOUT}):
         raise KeyError("broken")
-    assert daemon.take()["name"] == "follow_run"
+    assert daemon.take()["name"] == "advance_run"
 
 
 @pytest.mark.parametrize(

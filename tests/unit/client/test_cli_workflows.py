@@ -139,7 +139,7 @@ def test_validate_command_works_with_the_api_and_offline(
         "name: x\njobs:\n- {name: a, depends_on: [b]}\n- {name: b, depends_on: [a, c]}\n"
     )
     said = run("workflow", "validate", "--file", "circle.yaml", "--offline", code=1).stderr
-    assert "/jobs/0/depends_on/0: closes a circle: a -> b -> a" in said
+    assert "/jobs/0/depends_on/0: closes a cycle: a -> b -> a" in said
     assert "/jobs/1/depends_on/1: no job has the name 'c'" in said
     (tmp_path / "empty.yaml").write_text("name: x")
     assert run("workflow", "validate", "--file", "empty.yaml", code=1).stderr.startswith("VALIDATION_FAILED: /jobs")

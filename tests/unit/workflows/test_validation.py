@@ -62,7 +62,7 @@ def test_all_problems_are_reported_in_job_order() -> None:
 
 def test_cycle_is_reported_in_execution_order() -> None:
     assert problem_triples(node_specs(a=["c"], b=["a"], c=["b"])) == [
-        ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> c -> a")
+        ("/jobs/0/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a cycle: a -> b -> c -> a")
     ]
 
 
@@ -71,8 +71,8 @@ def test_each_strongly_connected_component_reports_its_shortest_cycle() -> None:
         node_specs(free=[], a=["free", "d", "b"], b=["a"], c=["b"], d=["c"], x=["y", "a"], y=["x"], z=["y"])
     )
     assert found == [
-        ("/jobs/1/depends_on/2", "CIRCULAR_DEPENDENCY", "closes a circle: a -> b -> a"),
-        ("/jobs/5/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a circle: x -> y -> x"),
+        ("/jobs/1/depends_on/2", "CIRCULAR_DEPENDENCY", "closes a cycle: a -> b -> a"),
+        ("/jobs/5/depends_on/0", "CIRCULAR_DEPENDENCY", "closes a cycle: x -> y -> x"),
     ]
 
 
@@ -157,7 +157,7 @@ def test_largest_graphs_are_validated_within_5_seconds() -> None:
     assert graph_problems(web) == []
     assert len(graph_problems(lost)) == MAX_PROBLEMS + 1
     assert time.process_time() - began < 5
-    assert cycle.detail.startswith("closes a circle: job_number_00000 -> job_number_00001 -> ")
+    assert cycle.detail.startswith("closes a cycle: job_number_00000 -> job_number_00001 -> ")
     assert cycle.detail.endswith(" -> job_number_09999 -> job_number_00000")
     assert "(9,951 more)" in cycle.detail
 
@@ -190,7 +190,7 @@ def test_reported_problems_are_exactly_the_real_ones(graph: list[list[int]]) -> 
     before = {n: reached(edges, n) for n in edges}
     knots = {frozenset(other for other in edges if other in before[n] and n in before[other]) for n in edges}
     firsts = sorted(min(knot) for knot in knots if knot)
-    circles = [problem for problem in found if problem.detail.startswith("closes a circle")]
+    circles = [problem for problem in found if problem.detail.startswith("closes a cycle")]
     assert [int(problem.pointer.split("/")[2]) for problem in circles] == firsts
     for problem in circles:
         places = [int(name) for name in problem.detail.split(": ")[1].split(" -> ")]

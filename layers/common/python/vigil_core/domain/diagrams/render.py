@@ -1,6 +1,7 @@
-"""A run's graph as a picture: for Mermaid, for Graphviz, and as an SVG that needs neither. Pure.
+"""Render the graph of a run as a diagram: Mermaid, Graphviz or SVG. Pure.
 
-Names and reasons are anybody's: each language has its own way to say a character that it would otherwise understand.
+Names and reasons come from clients and can contain any character. Each format escapes the characters that have a
+meaning in its own syntax.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.status import JobStatus
 
 COLLAPSE_THRESHOLD = 120
+"""The number of jobs above which the SVG draws similar jobs as one box."""
 MAX_LABEL_CHARS = 160
-"""Characters of a reason or a condition in Mermaid and Graphviz; the SVG shows as much as it has room for."""
+"""The length of a reason or condition in Mermaid and Graphviz. The SVG shows as much as fits into a box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagramJob:
-    """What a picture shows of a job."""
+    """The attributes of a job that a diagram shows."""
 
     name: str
     status: JobStatus
     depends_on: tuple[int, ...]
-    """Places in the sequence of jobs."""
+    """Indexes into the sequence of jobs."""
     job_type: str
     trigger_rule: TriggerRule = "all_success"
     condition: str | None = None
     reason: str | None = None
-    """Why it was skipped, or failed, or what it waits for."""
+    """Why the job failed or was skipped, or what it waits for."""
 
     @property
     def start_rule(self) -> str | None:
-        """On what terms it runs, where that is not the success of all before it."""
+        """The trigger rule and the condition of the job, or None if it starts after the success of all dependencies."""
         rule = None if self.trigger_rule == "all_success" else self.trigger_rule
         condition = None if self.condition is None else f"if {self.condition}"
         return " · ".join(filter(None, (rule, condition))) or None
@@ -47,7 +49,7 @@ class DiagramJob:
 
 @dataclass(frozen=True, kw_only=True)
 class _StatusColours:
-    """Of a status: its strong colour, the text and the ground of its boxes by day, and the same by night."""
+    """The colours of a status: a strong one, and text and background for each theme."""
 
     strong: str
     day: tuple[str, str]
@@ -67,7 +69,10 @@ _STATUS_COLOURS: dict[JobStatus, _StatusColours] = {
 
 
 def mermaid(title: str, jobs: Sequence[DiagramJob]) -> str:
-    """A Mermaid flowchart: https://mermaid.js.org/syntax/flowchart.html"""
+    """Render a Mermaid flowchart.
+
+    Syntax: https://mermaid.js.org/syntax/flowchart.html
+    """
     lines = ["---", f"title: {_yaml_text(title)}", "---", "flowchart LR"]
     for n, job in enumerate(jobs):
         label = "<br/>".join(map(_mermaid_text, _label(job)))
@@ -83,7 +88,10 @@ def mermaid(title: str, jobs: Sequence[DiagramJob]) -> str:
 
 
 def dot(title: str, jobs: Sequence[DiagramJob]) -> str:
-    """A Graphviz digraph: https://graphviz.org/doc/info/lang.html"""
+    """Render a Graphviz digraph.
+
+    Syntax: https://graphviz.org/doc/info/lang.html
+    """
     lines = [
         "digraph workflow {",
         f'    graph [rankdir=LR, label="{_dot_text(title)}", labelloc=t, fontname="Helvetica"];',
@@ -115,48 +123,48 @@ def _truncate(text: str, limit: int) -> str:
 
 _PLAIN_CHARACTER = re.compile(r"(?<=[^\W_])[-_.](?=[^\W_])|[^\W_]| ")
 _MERMAID_ESCAPES = re.compile(r"\\n|\$\$|:fa-")
-"""Mermaid turns numbers back into characters, and these into a new line, a formula or an icon: they are kept apart."""
+"""Sequences that Mermaid turns into a line break, a formula or an icon, even if their characters are escaped."""
 
 
 def _mermaid_text(text: str) -> str:
-    """With every character that Mermaid or its Markdown might understand by its number, `#34;`.
+    """Escape every character with a possible meaning in Mermaid or its Markdown by its number, for example `#34;`.
 
-    Dots, dashes and underscores within words stay: there they mean nothing.
+    Dots, hyphens and underscores within words have no meaning and stay.
     """
-    line = _MERMAID_ESCAPES.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], _one_line(text))
+    line = _MERMAID_ESCAPES.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], _one_line(text))
     return "".join(part if _PLAIN_CHARACTER.match(line, at) else f"#{ord(part)};" for at, part in enumerate(line))
 
 
 def _yaml_text(text: str) -> str:
-    """Between double quotes; `%%{` would begin a directive of Mermaid's even there."""
+    """Quote a YAML string. `%` is escaped, because Mermaid reads `%%{` as a directive even inside quotes."""
     return json.dumps(_one_line(text), ensure_ascii=False).replace("%", r"\u0025")
 
 
 def _dot_text(text: str) -> str:
-    """What stands between double quotes: Graphviz knows escapes after a backslash, and entities as HTML has them."""
+    """Escape a text inside double quotes. Graphviz interprets backslashes and HTML entities there."""
     return _one_line(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-"""Controls, ends of lines, halves of characters: XML cannot say them, and no name holds them, but a reason may."""
+"""Control characters, line separators and lone surrogates. XML excludes them, and a reason may contain them."""
 
 
 def _one_line(text: str) -> str:
     return _CONTROL_CHARACTERS.sub(" ", text)
 
 
-# What follows is the SVG.
+# SVG
 
 _DASHED_STATUSES = frozenset({"cancelled", "skipped"})
 _STATUS_PRIORITY: tuple[JobStatus, ...] = (
     "failed", "running", "pending", "scheduled", "waiting", "cancelled", "skipped", "completed",
 )  # fmt: skip
-"""Of a box of many jobs: the first that any of them has gives the box its colour."""
+"""The colour of a box with several jobs is that of the first of these statuses that one of its jobs has."""
 
 _LEGEND_ORDER: tuple[JobStatus, ...] = (
     "completed", "running", "pending", "scheduled", "waiting", "failed", "cancelled", "skipped",
 )  # fmt: skip
-"""The order in a legend and in a bar."""
+"""The order of the statuses in a legend and in a status bar."""
 
 _ICONS: dict[JobStatus, str] = {
     "scheduled": "M7 3.9V7l2.2 1.4",
@@ -174,15 +182,15 @@ _HEADER = 84.0
 _MIN_WIDTH = 440.0
 _PADDING = 12.0
 _TEXT_OFFSET = 34.0
-"""From the left side of a box, behind its icon."""
+"""The distance of the text from the left side of a box. The icon is before it."""
 _LINE_HEIGHT = 15.0
 _MAX_CARD_WIDTH, _MIN_CARD_WIDTH = 280.0, 132.0
 _MAX_TEXT_WIDTH = _MAX_CARD_WIDTH - _TEXT_OFFSET - _PADDING
-"""For a line of text in the widest box."""
+"""The width of a line of text in the widest box."""
 _BAR_HEIGHT = 12.0
-"""The room that a bar of counts takes in a box."""
+"""The height of the status bar in a box."""
 _PORT_GAP = 9.0
-"""Between the ends of lines at a box; where there is no room for all of them so, they end in one point."""
+"""The distance between the ends of edges at a box. If they do not fit, all edges end at one point."""
 _NARROW_CHARACTERS, _SLIM_CHARACTERS, _BROAD_CHARACTERS = (
     frozenset("iljI.,:;'|! "),
     frozenset("tfr()[]-/*"),
@@ -197,12 +205,12 @@ _FONT_SIZES = {
     "terms": 10.0,
     "reason": 11.0,
 }
-"""Of the text of each look, for reckoning how wide it is; bold counts as larger."""
+"""The font size of each text style, for estimates of the width. Bold text counts as larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A line of text in a box, and how it looks."""
+    """A line of text in a box, with its text style."""
 
     text: str
     look: str
@@ -210,13 +218,13 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Card:
-    """What is written in a box."""
+    """The content of a box."""
 
     status: JobStatus
     lines: Sequence[_Line]
     tooltip: str
     counts: Sequence[tuple[JobStatus, int]] = ()
-    """Of a box of many jobs; it has a bar then."""
+    """The number of jobs for each status in a box with several jobs. Such a box has a status bar."""
 
     @property
     def height(self) -> float:
@@ -229,11 +237,14 @@ class _Card:
 
 
 def svg(title: str, jobs: Sequence[DiagramJob], *, collapse_threshold: int = COLLAPSE_THRESHOLD) -> str:
-    """A picture to look at, by day and by night. Of more jobs than `collapse_over`, those alike are drawn as one."""
+    """Render an SVG for the light and the dark theme.
+
+    If the graph has more jobs than `collapse_threshold`, similar jobs share one box.
+    """
     clusters = cluster_nodes([job.depends_on for job in jobs], [job.status for job in jobs], limit=collapse_threshold)
-    cards = [_cluster_card(box, jobs) for box in clusters]
+    cards = [_cluster_card(cluster, jobs) for cluster in clusters]
     layout_result = compute_layout(
-        [box.depends_on for box in clusters], [card.width for card in cards], [card.height for card in cards]
+        [cluster.depends_on for cluster in clusters], [card.width for card in cards], [card.height for card in cards]
     )
     counts = _status_counts(job.status for job in jobs)
     legend = _legend(counts)
@@ -297,7 +308,7 @@ def _group_card(cluster: Cluster, jobs: Sequence[DiagramJob]) -> _Card:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What the names have in common, `chunk_*`, or one and another of them."""
+    """Return the common prefix of the names, for example `chunk_*`, or the first and the last name."""
     low, high = min(names), max(names)
     differs = next((n for n, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
     common = low[:differs].rstrip("0123456789")
@@ -315,7 +326,7 @@ def _sort_statuses(statuses: Iterable[JobStatus]) -> list[JobStatus]:
 
 
 def _legend(counts: Sequence[tuple[JobStatus, int]]) -> tuple[str, float]:
-    """How many jobs are in which status; and how wide that is."""
+    """Render the legend with the number of jobs for each status, and return it with its width."""
     parts, x = [], 0.0
     for status, count in counts:
         text = f"{count:,} {status}"
@@ -325,7 +336,7 @@ def _legend(counts: Sequence[tuple[JobStatus, int]]) -> tuple[str, float]:
 
 
 def _edges(layout_result: Layout, cards: Sequence[_Card]) -> Iterator[str]:
-    """For each box one path of all lines that leave it, and one of their arrowheads."""
+    """Yield for each box one path with all edges that leave it, and one path with their arrowheads."""
     ends: dict[int, list[int]] = {}
     for hops in layout_result.edges:
         for one, other in hops:
@@ -380,7 +391,7 @@ def _card_svg(card: _Card, layout_result: Layout, n: int) -> str:
 
 
 def _status_bar(card: _Card, width: float, top: float) -> str:
-    """The share of each status, side by side; the smallest can still be seen."""
+    """Render the shares of the statuses side by side. Even the smallest share is visible."""
     min_share = 3.0
     total = sum(count for _, count in card.counts)
     parts, x = [], _TEXT_OFFSET
@@ -403,7 +414,7 @@ def _text(text: str, x: float, y: float, look: str) -> str:
 
 
 def _style(statuses: Sequence[JobStatus]) -> str:
-    """The looks of what is drawn, by day and by night; the ground is drawn too, so what is around does not matter."""
+    """Return the style sheet for both themes. The SVG draws its own background, so it fits on any page."""
     day, night = [], []
     for status in statuses:
         colours = _STATUS_COLOURS[status]
@@ -439,17 +450,17 @@ def _style(statuses: Sequence[JobStatus]) -> str:
 
 
 def _escape_xml(text: str) -> str:
-    """Text for XML: line ends stay, what XML cannot say goes."""
+    """Escape a text for XML. Line breaks stay, and characters that XML excludes are removed."""
     return escape("\n".join(map(_one_line, text.split("\n"))))
 
 
 def _text_width(text: str, look: str) -> float:
-    """How wide the text is, about, in a wide font: there is none to measure it with."""
+    """Estimate the width of a text in a wide font, because the font of the viewer is unknown."""
     return sum(_character_width(character, look) for character in text) * _FONT_SIZES[look]
 
 
 def _character_width(character: str, look: str) -> float:
-    """Of the size of the font."""
+    """Estimate the width of a character, relative to the font size."""
     if character in _BROAD_CHARACTERS or east_asian_width(character) in "WF":
         return 1.02
     if look == "terms":
@@ -462,7 +473,7 @@ def _character_width(character: str, look: str) -> float:
 
 
 def _truncate_to_width(text: str, max_width: float, look: str) -> str:
-    """As much of one line as there is room for."""
+    """Shorten a line to this width."""
     line = _one_line(text)
     if _text_width(line, look) <= max_width:
         return line
@@ -475,7 +486,7 @@ def _truncate_to_width(text: str, max_width: float, look: str) -> str:
 
 
 def _wrap(text: str, look: str, *, max_lines: int = 2) -> list[_Line]:
-    """The text in a few lines, as wide as a box has room for, broken between words where it can be."""
+    """Wrap a text into a few lines of the width of a box, between words if possible."""
     words = [word for word in _one_line(text).split(" ") if word]
     lines = [""]
     for n, word in enumerate(words):

@@ -182,7 +182,10 @@ def nodes_to_rerun(run_state: RunState, start: int | None) -> set[int]:
 
 
 def _race_is_winnable(run_state: RunState, join: int) -> bool:
-    """Return whether a dependency of a race join has won or is still open. The state of the join does not count."""
+    """Return whether a dependency of a race join has won or is still open.
+
+    The state of the join itself does not count.
+    """
     return any(
         run_state.end_state(index) == "success"
         or (run_state.end_state(index) is None and run_state.state_of(index) != "awaiting_decision")

@@ -41,7 +41,10 @@ _END_STATE_OF: Mapping[NodeState, EndState] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StateRecord:
-    """The state of a job with its state version. Of two records of a job, the one with the higher version counts."""
+    """The state of a job with its state version.
+
+    Of two records of a job, the one with the higher version counts.
+    """
 
     state: NodeState
     state_version: int
@@ -49,7 +52,10 @@ class StateRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StateBlock:
-    """The state records of the jobs that share a row. A job without a record has not changed since its creation."""
+    """The state records of the jobs that share a row.
+
+    A job without a record has not changed since its creation.
+    """
 
     records: Mapping[int, StateRecord] = field(default_factory=dict)
     race_losers: frozenset[int] = frozenset()
@@ -152,7 +158,10 @@ def status_of(state: NodeState) -> JobStatus:
 
 
 def record_of(job: Job) -> StateRecord:
-    """Return the state record for a version of a job. Its state version is even: a decision on it is odd."""
+    """Return the state record for a version of a job.
+
+    Its state version is even. The odd number after it is for an operator's decision.
+    """
     verdict = job.dependencies.verdict
     through_failure = job.status == "skipped" and verdict is not None and verdict.through_failure
     return StateRecord(state="skipped_by_failure" if through_failure else job.status, state_version=2 * job.version)

@@ -1,4 +1,4 @@
-"""Whether the jobs of a workflow make a graph that can run: everything that is wrong with it, at once. Pure."""
+"""Validate the graph of a workflow, and report all problems at once. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vigil_core.domain.jobs.dependencies import TriggerRule
 MAX_JOBS = 10_000
 MAX_EDGES = 100_000
 MAX_CONDITION_CHARS = 500_000
-"""Of all different conditions together: reading them takes time."""
+"""The length of all different conditions together. Their parsing takes time."""
 MAX_PROBLEMS = 100
-"""How many are told one by one; how many more there are is told in one."""
+"""The number of problems that are listed. One further problem gives the number of the others."""
 MAX_CYCLE_NAMES = 100
-"""Jobs of a cycle that is spelled out whole; of a longer one, the two ends are."""
+"""The number of jobs up to which a cycle is shown in full. Of a longer cycle, the two ends are shown."""
 SUGGESTION_BUDGET = 4_000_000
-"""Pairs of characters that may be compared, in all, to find out what a misspelled name was meant to be."""
+"""The number of pairs of characters that may be compared to find suggestions for misspelled names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSpec:
-    """What is looked at of a job in a definition."""
+    """The attributes of a job in a definition that the validation needs."""
 
     name: str
     depends_on: tuple[str, ...] = ()
@@ -35,13 +35,13 @@ class NodeSpec:
 
 
 def graph_problems(jobs: Sequence[NodeSpec]) -> list[FieldProblem]:
-    """What is wrong with the graph, in the order of its jobs; empty when it can run.
+    """Return the problems of the graph in the order of its jobs, or an empty list if it can run.
 
-    Pointers are into the definition: `/jobs/3/depends_on/0`.
+    The pointers refer to the definition, for example `/jobs/3/depends_on/0`.
     """
     index_by_name = _index_by_name(jobs)
     all_problems = [*_size_problems(jobs), *_job_problems(jobs, index_by_name), *_cycle_problems(jobs, index_by_name)]
-    all_problems.sort(key=_job_index_of)  # stable: what is wrong with one job stays in order
+    all_problems.sort(key=_job_index_of)  # The sort is stable: the problems of one job stay in order.
     listed, omitted = all_problems[:MAX_PROBLEMS], all_problems[MAX_PROBLEMS:]
     if not omitted:
         return listed
@@ -51,7 +51,7 @@ def graph_problems(jobs: Sequence[NodeSpec]) -> list[FieldProblem]:
 
 
 def condition_size_problems(conditions: Iterable[object]) -> list[FieldProblem]:
-    """That the conditions of all jobs take too long to be understood, if so. Whatever is no text is none."""
+    """Return a problem if the conditions of all jobs together are too long to parse. Only texts are conditions."""
     characters = sum(map(len, {condition for condition in conditions if isinstance(condition, str)}))
     if characters <= MAX_CONDITION_CHARS:
         return []
@@ -60,13 +60,13 @@ def condition_size_problems(conditions: Iterable[object]) -> list[FieldProblem]:
 
 
 def _job_index_of(problem: FieldProblem) -> int:
-    """The job that is meant, as its place; before the first where it is all of them."""
+    """Return the index of the job of a problem, or -1 for a problem of all jobs."""
     _, _, *path = problem.pointer.split("/")
     return int(path[0]) if path else -1
 
 
 def _index_by_name(jobs: Sequence[NodeSpec]) -> dict[str, int]:
-    """Where each name stands; the first, where several jobs have it."""
+    """Return the index of each name. If several jobs have the same name, the first one counts."""
     index_by_name: dict[str, int] = {}
     for index, job in enumerate(jobs):
         index_by_name.setdefault(job.name, index)
@@ -87,7 +87,7 @@ def _size_problems(jobs: Sequence[NodeSpec]) -> Iterator[FieldProblem]:
 
 
 def _job_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) -> Iterator[FieldProblem]:
-    """What can be said of each job by itself, and of the names that it names."""
+    """Yield the problems of each job by itself: its name, dependencies, condition and race."""
     suggestions = _Suggestions(index_by_name)
     condition_problems: dict[str, str | None] = {}
     conditions_too_large = bool(condition_size_problems([job.condition for job in jobs]))
@@ -133,7 +133,7 @@ def _condition_problem(condition: str) -> str | None:
 
 
 class _Suggestions:
-    """What a name that no job has was probably meant to be. Comparing names is slow, so there is an end to it."""
+    """Suggestions for misspelled names. The comparison of names is slow, so its cost is limited."""
 
     def __init__(self, names: Mapping[str, int]) -> None:
         self._names = names
@@ -141,14 +141,14 @@ class _Suggestions:
         self._remaining_budget = SUGGESTION_BUDGET
 
     def for_name(self, name: str) -> str:
-        """A question to put behind the complaint, or nothing."""
+        """Return a question to append to the problem, or an empty text."""
         self._remaining_budget -= len(name) * self._cost_per_character
         close_names = get_close_matches(name, self._names, n=1, cutoff=0.75) if self._remaining_budget >= 0 else []
         return f": did you mean {close_names[0]!r}?" if close_names else ""
 
 
 def _cycle_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) -> Iterator[FieldProblem]:
-    """One for each set of jobs that all wait for each other: the shortest through its first job."""
+    """Yield one problem for each strongly connected component: the shortest cycle through its first job."""
     dependencies = [
         [
             dependency
@@ -162,13 +162,13 @@ def _cycle_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) 
         first, last = cycle[0], cycle[-1]
         yield FieldProblem(
             pointer=f"/jobs/{first}/depends_on/{jobs[first].depends_on.index(jobs[last].name)}",
-            detail=f"closes a circle: {_format_cycle([jobs[place].name for place in cycle])}",
+            detail=f"closes a cycle: {_format_cycle([jobs[index].name for index in cycle])}",
             code=CircularDependency.code,
         )
 
 
 def _format_cycle(names: Sequence[str]) -> str:
-    """A cycle in the order in which its jobs would run."""
+    """Format a cycle in the order in which its jobs would run."""
     closed_cycle = [*names, names[0]]
     if len(names) > MAX_CYCLE_NAMES:
         shown_ends = MAX_CYCLE_NAMES // 4
@@ -177,8 +177,9 @@ def _format_cycle(names: Sequence[str]) -> str:
 
 
 def _strongly_connected_components(dependencies: Sequence[Sequence[int]]) -> list[set[int]]:
-    """The strongly connected components of more than one job, by Tarjan's algorithm with a stack of its own.
+    """Return the strongly connected components of more than one job.
 
+    Tarjan's algorithm, with an explicit stack instead of recursion:
     https://en.wikipedia.org/wiki/Tarjan%27s_strongly_connected_components_algorithm
     """
     components: list[set[int]] = []
@@ -219,7 +220,7 @@ def _strongly_connected_components(dependencies: Sequence[Sequence[int]]) -> lis
 
 
 def _shortest_cycle(dependencies: Sequence[Sequence[int]], component: set[int]) -> list[int]:
-    """The places of a cycle through the first job of a knot, in the order in which they would run."""
+    """Return the shortest cycle through the first job of a component, in the order in which its jobs would run."""
     first = min(component)
     successor_on_path: dict[int, int] = {}
     to_visit = deque([first])

@@ -133,7 +133,10 @@ def _classify(records: Sequence[StreamRecord]) -> _Batch:
 
 
 def _start_job_timers(ctx: MatcherContext, batch: _Batch) -> None:
-    """Start the timers that are new in a version. A timer that is lost or doubled does no harm: the due row decides."""
+    """Start the timers that are new in a version.
+
+    A timer that is lost or doubled does no harm: the due row decides.
+    """
     for number, job in batch.versions.items():
         with batch.attribute_failure(number):
             start_job_timer(ctx, job, batch.previous_versions[number])
@@ -404,7 +407,10 @@ def _rows_by_message(versions: Iterable[Job]) -> Iterator[list[Mapping[str, Json
 
 
 def _isolate(errors: dict[JobKey, Exception], job_keys: Iterable[JobKey], work: Callable[[], T]) -> T | None:
-    """Do the work of one job or wait. An error is attributed to its jobs and does not stop the rest of the batch."""
+    """Do the work of one job or wait, and attribute an error to its jobs.
+
+    The error does not stop the rest of the batch.
+    """
     try:
         return work()
     except Exception as error:

@@ -170,7 +170,7 @@ def _apply(ctx: AdvanceRunContext, changes: _JobChanges, plan: TransitionPlan) -
 
 
 def _finish_if_drained(ctx: AdvanceRunContext, changes: _JobChanges) -> None:
-    """Mark the run as drained if the last open job of a changed block has ended, and no other block has an open job.
+    """Mark the run as drained if no job is open any more.
 
     1. Each end is recorded before the check, and the check reads all blocks consistently. The process that records the
        last end therefore sees that no job is open.

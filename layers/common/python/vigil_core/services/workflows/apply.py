@@ -64,7 +64,9 @@ def apply_plan(ctx: ApplyPlanContext, run: WorkflowRun, run_state: RunState, pla
 
 
 def apply_transitions_bulk(ctx: ApplyPlanContext, message: RunApply) -> None:
-    """Plan the whole run, apply the transitions of the jobs in some blocks, and finish the run if it is drained.
+    """Apply the transitions of the jobs in some blocks, and finish the run if it is drained.
+
+    The whole run is planned, because a skip can reach any block.
 
     1. Messages of the same run are processed in parallel. Each applies the transitions of its own blocks only.
     2. If the process crashes, the message is delivered again and plans from the states recorded by then.
@@ -163,12 +165,15 @@ def _propagate_skips(ctx: ApplyPlanContext, run: WorkflowRun, plan: TransitionPl
 def _apply_verdict(
     ctx: ApplyPlanContext, run: WorkflowRun, job: Job, verdict: Verdict, *, is_satisfied: bool
 ) -> Job | None:
-    """Apply a verdict to a job that waits for its run, and return the job, or None if it was deleted.
+    """Apply a verdict to a job that waits for its run.
 
     1. The condition is evaluated, then the slot is acquired or the parked row is stored, then the job changes.
     2. If the process crashes before the job changes, the job still waits and the next plan releases it. It acquires
        the same slot or stores the same parked row once more.
     3. A job whose attempt has changed since it was read is left alone: the verdict belongs to an earlier generation.
+
+    Returns:
+        The job after the change, or None if it was deleted.
     """
     if not job.awaits_run:
         return job

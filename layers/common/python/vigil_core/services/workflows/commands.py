@@ -102,7 +102,10 @@ def start_supervisor(ctx: RunCommandsContext, run: WorkflowRun) -> None:
 
 
 def may_start(ctx: RunCommandsContext, job: Job) -> bool:
-    """Return whether the run of a ready job allows it to start. If the run is paused, the job is parked."""
+    """Return whether the run of a ready job allows it to start, and park the job if not.
+
+    Only a paused run parks its jobs. A run that terminates cancels them.
+    """
     if job.workflow.workflow_id is None or job.workflow.index is None:
         return True
     run = ctx.runs.find(job.namespace, job.workflow.workflow_id)

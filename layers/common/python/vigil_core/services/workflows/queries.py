@@ -78,7 +78,10 @@ def list_runs(
 def list_run_jobs(
     ctx: RunQueriesContext, run: WorkflowRun, *, start_index: int, page_size: int
 ) -> tuple[list[Job], int | None]:
-    """Return jobs of a run in the order of the definition, and the index of the next page, or None at the end."""
+    """Return a page of jobs of a run in the order of the definition, and the next index.
+
+    The next index is None at the end.
+    """
     indexes = range(start_index, min(start_index + page_size, run.total))
     ids = [job_id_at(ctx, run, index) for index in indexes]
     jobs_by_id = ctx.jobs.find_many(run.namespace, ids, live=True)

@@ -46,7 +46,7 @@ MAX_NAMED_JOBS = 5
 
 
 def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) -> None:
-    """Apply the deadline of a run, and repair what a crash or a lost message has left behind. Can be repeated.
+    """Apply the deadline of a run, and repair the effects of crashes and lost messages. Can be repeated.
 
     1. A run whose creation stopped halfway gets its missing jobs.
     2. A run without a running supervisor gets one: first the execution that its row names, and if that one has ended, a
@@ -102,7 +102,7 @@ def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
 
 
 def _stall_reason(run_state: RunState, run: WorkflowRun) -> str:
-    """Return the number of open jobs for each status, and the names of the first jobs that the others wait for."""
+    """Describe a stall: the number of open jobs by status, and the first jobs that others wait for."""
     names_by_status: dict[str, list[str]] = {}
     for index in range(run.total):
         if run_state.is_open(index):
