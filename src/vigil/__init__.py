@@ -1,1 +1,1 @@
-"""Vigil keeps watch over long-running jobs: what people install."""
+"""The package for users of Vigil: client, worker, command line and local cloud."""
