@@ -1,4 +1,4 @@
-"""Serves operators, who invoke it with AWS credentials: keys, dead letters, what is stuck."""
+"""Lambda function `admin`: API keys, dead letters and the doctor, for operators with AWS credentials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ logger = Logger()
 
 
 def handler(event: object, context: LambdaContext) -> dict[str, Any]:
-    """One answer to each request. CloudTrail knows who asked."""
+    """Run one action. CloudTrail records the identity of the operator."""
     deadline = now() + timedelta(milliseconds=context.get_remaining_time_in_millis())
-    answer = admin().handle(event, deadline)
+    response = admin().handle(event, deadline)
     requested_action = event.get("action") if isinstance(event, dict) else None
-    logger.info("refused" if "error" in answer else "done", extra={"action": "admin", "asked": requested_action})
-    return answer
+    logger.info("refused" if "error" in response else "done", extra={"action": "admin", "requested": requested_action})
+    return response

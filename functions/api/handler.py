@@ -1,4 +1,4 @@
-"""Serves every HTTP route."""
+"""Lambda function `api`: serves every HTTP route."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from vigil_core.wiring import http_api
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """One request, one answer."""
+    """Answer one request."""
     return http_api().handle(event, context)

@@ -1,4 +1,4 @@
-"""Says who is asking, for the HTTP API and the WebSocket API."""
+"""Lambda function `authorizer`: resolves an API key or ticket, for the HTTP API and the WebSocket API."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from vigil_core.store.table import DynamoTable
 
 logger = Logger()
 
-# API Gateway waits, and so does the caller: two tries, both over before this function's 5 seconds are.
+# API Gateway and the client wait for the answer. Two attempts end within this function's timeout of 5 seconds.
 FAIL_FAST_CONFIG = Config(connect_timeout=1, read_timeout=1, retries={"mode": "standard", "total_max_attempts": 2})
 
 
 @cache
 def auth_context() -> AuthContext:
-    """Built once a process. Not in `wiring`, whose imports would make every cold start wait for what it never uses."""
+    """Return the context, built once per process.
+
+    It is not in `wiring`, whose imports would slow down each cold start.
+    """
     table = DynamoTable(
         boto3.client("dynamodb", config=FAIL_FAST_CONFIG), AuthorizerSettings.from_environment().table_name
     )
@@ -33,7 +36,7 @@ def auth_context() -> AuthContext:
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """One answer to each, and one line in the log, which never holds a token."""
+    """Answer one authorizer request, and write one log line without the token."""
     access = authenticate_event(auth_context(), event)
     logger.info(
         "allowed" if access else "refused",

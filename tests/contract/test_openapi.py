@@ -51,6 +51,14 @@ def test_every_operation_has_summary_description_and_security(operation: Operati
     assert ("requestBody" in described) == (operation.method in ("POST", "PUT", "PATCH"))
 
 
+def test_every_operation_has_a_declared_tag_and_every_tag_has_operations() -> None:
+    document = openapi()
+    used = {
+        tag for methods in document["paths"].values() for described in methods.values() for tag in described["tags"]
+    }
+    assert used == {tag["name"] for tag in document["tags"] if tag["description"]}
+
+
 def test_every_reference_resolves_and_every_schema_is_referenced() -> None:
     document = openapi()
     names = {reference.removeprefix("#/components/schemas/") for reference in references(document)}

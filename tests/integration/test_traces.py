@@ -77,7 +77,7 @@ def test_refused_request_records_a_subsegment_with_clean_ids(daemon: Daemon, cli
     client.get("/v1/jobs/" + "%F0%9F%98%80%0A" * 1_000).problem(404, "JOB_NOT_FOUND")
     assert name_and_annotations(daemon.take()) == ("get_job", {"namespace": "demo", "job_id": "\U0001f600?" * 500})
     client.get("/v1/nothing").problem(404, "NOT_FOUND")
-    assert name_and_annotations(daemon.take()) == ("nothing_here", {})
+    assert name_and_annotations(daemon.take()) == ("not_found", {})
 
 
 def test_unsampled_request_records_nothing(daemon: Daemon, client: Client) -> None:

@@ -68,7 +68,7 @@ def _show(examination: Mapping[str, Any], fix: bool) -> None:
             )
             table.add_row(*(escape(cell or "") for cell in cells))
         console.print(table)
-    examined = examination["looked_at"]
+    examined = examination["examined"]
     scope = f"{examined['queues']} queues, {examined['jobs']} jobs and {examined['due']} due rows"
     if not findings:
         console.print(f"[green]✓[/] Nothing is stuck in {scope}.")

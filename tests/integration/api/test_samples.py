@@ -40,7 +40,7 @@ SEQUENCE = [
     ("api_get_workflow", 404), ("api_get_workflow_stats", 200), ("api_get_workflow_graph", 200),
     ("api_pause_workflow", 409), ("api_resume_workflow", 409), ("api_decide_workflow", 409),
     ("api_retry_workflow", 409), ("api_cancel_workflow", 202), ("api_cancel_workflows", 200), ("api_get_workflow", 200),
-    ("api_create_upload", 201), ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_nothing_here", 404),
+    ("api_create_upload", 201), ("api_create_ticket", 201), ("api_get_openapi", 200), ("api_not_found", 404),
 ]  # fmt: skip
 
 

@@ -308,7 +308,7 @@ def test_redrive_within_the_deduplication_window_still_delivers(world: World) ->
 
 
 def test_doctor_action_returns_findings_and_repair_outcomes(world: World) -> None:
-    healthy = {"findings": [], "more": False, "looked_at": {"due": 0, "queues": 0, "jobs": 0}}
+    healthy = {"findings": [], "more": False, "examined": {"due": 0, "queues": 0, "jobs": 0}}
     assert world.ask(sample("admin_doctor")) == healthy
 
     job_id = world.jobs.job(scheduled_at=NOON + timedelta(minutes=1))

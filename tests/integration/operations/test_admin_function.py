@@ -115,7 +115,7 @@ def test_admin_log_contains_no_token(table: DynamoTable) -> None:
     finally:
         handler.setStream(before)
     first, second = (json.loads(line) for line in written.getvalue().splitlines())
-    assert (first["message"], first["asked"], second["message"]) == ("done", "create_key", "refused")
+    assert (first["message"], first["requested"], second["message"]) == ("done", "create_key", "refused")
     assert token.rpartition("_")[2] not in written.getvalue()
 
 

@@ -231,7 +231,7 @@ def finding(number: int = 1, **more: Any) -> dict[str, Any]:
 
 
 def checkup(*findings: dict[str, Any], more: bool = False) -> dict[str, Any]:
-    return {"findings": list(findings), "more": more, "looked_at": {"due": 7, "queues": 2, "jobs": 40}}
+    return {"findings": list(findings), "more": more, "examined": {"due": 7, "queues": 2, "jobs": 40}}
 
 
 def test_doctor_exits_with_0_for_a_healthy_stack(aws: FakeAws) -> None:

@@ -1,4 +1,4 @@
-"""What operators may ask of the admin function, which whoever may invoke it with AWS credentials is allowed to."""
+"""The actions of the admin function, which operators invoke with AWS credentials."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ REPAIR_RESERVE = timedelta(minutes=2)
 
 
 class Admin:
-    """Answers requests `{"action": …, …}` with JSON values. An answer with `error` says what was wrong with the
-    request; faults of AWS are raised."""
+    """Answer requests `{"action": …, …}` with JSON.
+
+    A response with `error` describes an invalid request. Faults of AWS are raised.
+    """
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class Admin:
         self._dead_letters = dead_letters
 
     def handle(self, request: object, until: datetime) -> dict[str, Any]:
-        """Do what is asked, long work only as far as it gets until then."""
+        """Run an action. Long work stops at `until`, and the response contains what was done."""
         try:
             return self._dispatch(request, until)
         except VigilError as error:
@@ -103,13 +105,16 @@ class Admin:
         return {
             "findings": [_finding_json(*pair) for pair in zip(checkup.findings, outcomes, strict=True)],
             "more": checkup.more,
-            "looked_at": {"due": checkup.due_rows, "queues": checkup.queues, "jobs": checkup.jobs},
+            "examined": {"due": checkup.due_rows, "queues": checkup.queues, "jobs": checkup.jobs},
         }
 
 
 def _require_fields(request: Mapping[str, Any], *names: str) -> list[Any]:
-    """The values of the fields that an action takes, None for those that are absent. What is wrong in them is said by
-    the services. Raises ValidationFailed for any other field."""
+    """Return the values of an action's fields. An absent field is None. The services validate the values.
+
+    Raises:
+        ValidationFailed: The request has another field.
+    """
     unknown = [name for name in request if name not in ("action", *names)]
     if unknown:
         raise ValidationFailed(

@@ -1,4 +1,4 @@
-"""The HTTP API: from an event of API Gateway to its answer."""
+"""The HTTP API: from an event of API Gateway to the response."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ from vigil_core.schemas.base import NoContent, NoQuery, ResponseModel
 from vigil_core.schemas.validation import parse_body, parse_query
 
 BASE64_THRESHOLD_CHARS = 500_000
-"""Longer answers travel to API Gateway as Base64, which clients do not see: Lambda's 6 MB are counted as JSON in ASCII,
-where a character can take six bytes."""
+"""Longer responses are Base64 between Lambda and API Gateway, which clients do not see.
+
+Lambda counts its limit of 6 MB in ASCII JSON, where a character can take six bytes.
+"""
 LOGGED_IDS = ("job_id", "wait_id", "workflow_id", "trace_id", "correlation_id")
-"""What of an answer stands in the log: ids alone."""
+"""The members of a response that the log line contains: only ids."""
 
 
 class HttpApi:
-    """Serves operations. The resolver finds the route; what a request says is read and checked here, because the
-    resolver's own validation reads numbers as floats and a body by its Content-Type."""
+    """Serve the operations.
+
+    The resolver only finds the route. This class parses and validates requests, because the resolver's validation
+    parses numbers as floats and depends on the Content-Type.
+    """
 
     def __init__(self, services: Services, operations: Iterable[Operation]) -> None:
         self._services = services
@@ -41,12 +46,12 @@ class HttpApi:
         self._resolver.exception_handler(Exception)(self._error_response)
 
     def handle(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """Answer one request, and say in the log that and how: one line, without payload or token."""
+        """Answer one request, and write one log line about it, without payload and token."""
         request = Request.from_event(event, context, self._services.context.now())
-        log_fields: dict[str, Any] = {"action": "nothing_here"}
-        self._resolver.context.update(request=request, said=log_fields)
+        log_fields: dict[str, Any] = {"action": "not_found"}
+        self._resolver.context.update(request=request, log_fields=log_fields)
         with traced(log_fields), logger.append_context_keys(request_id=request.request_id):
-            # API Gateway has decoded the path, but for %25; the resolver finds no route for all that a name may have.
+            # API Gateway decodes the path except %25. The resolver rejects some characters of names: encode them.
             path = quote(request.path, safe="/%", errors="replace")
             response = self._resolver.resolve({**event, "rawPath": path}, context)  # type: ignore[arg-type]
             logger.info("answered", extra=log_fields | {"status": response["statusCode"]})
@@ -56,7 +61,7 @@ class HttpApi:
         def serve(**path_parameters: str) -> Response[str]:
             ids = {name: unquote(value) for name, value in path_parameters.items()}
             request: Request = self._resolver.context["request"]
-            log_fields: dict[str, Any] = self._resolver.context["said"]
+            log_fields: dict[str, Any] = self._resolver.context["log_fields"]
             log_fields |= {"action": operation.name, **ids}
             call = Call(operation=operation, request=request, services=self._services)
             if operation.scope is not None:
@@ -75,14 +80,14 @@ class HttpApi:
 
     def _route_not_found(self, _: Exception) -> Response[str]:
         request: Request = self._resolver.context["request"]
-        return self._error_response(RouteNotFound(f"Nothing is served at {request.method} {request.path}"))
+        return self._error_response(RouteNotFound(f"There is no route {request.method} {request.path}"))
 
     def _error_response(self, error: Exception) -> Response[str]:
         request: Request = self._resolver.context["request"]
         now = self._services.context.now()
         client_error = to_client_error(error)
         problem = problem_document(client_error, path=request.path, request_id=request.request_id, now=now)
-        self._resolver.context["said"]["error"] = problem.error
+        self._resolver.context["log_fields"]["error"] = problem.error
         return _build_response(
             problem.status, CONTENT_TYPE, dumps(problem.to_json()), retry_after_headers(client_error, now)
         )
@@ -96,7 +101,7 @@ def _build_response(status: int, content_type: str, text: str, headers: Mapping[
 
 
 def _parse_inputs(operation: Operation, request: Request) -> dict[str, Any]:
-    """The body and the query parameters, checked, as the operation takes them."""
+    """Parse the body and the query parameters into the arguments of the handler."""
     inputs: dict[str, Any] = {}
     query = parse_query(operation.query, request.query)
     if operation.query is not NoQuery:

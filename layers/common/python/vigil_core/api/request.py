@@ -1,4 +1,4 @@
-"""A request as API Gateway hands it on (payload format 2.0), made regular: what a route reads of it."""
+"""A request in the payload format 2.0 of API Gateway, in the form that routes read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vigil_core.runtime.lambda_context import LambdaContext
 MAX_BODY_BYTES = 3 * 1024 * 1024
 MAX_LONG_POLL_S = 25
 RESPONSE_RESERVE = timedelta(seconds=3)
-"""What is left of the function's time when a hold ends at the latest, to answer in."""
+"""The part of the function's time that is reserved for the response after a long poll."""
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:;.*)?', re.IGNORECASE | re.ASCII | re.DOTALL)
 _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
@@ -29,7 +29,7 @@ _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 @dataclass(frozen=True)
 class Request:
-    """One request. `answer_by` is when a held answer has to be on its way."""
+    """One request. A long poll ends at `respond_by` at the latest."""
 
     event: Mapping[str, Any]
     arrived_at: datetime
@@ -37,49 +37,53 @@ class Request:
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any], context: LambdaContext, now: datetime) -> Request:
-        """The request that arrived now."""
+        """Return the request of an event that arrives now."""
         remaining = timedelta(milliseconds=context.get_remaining_time_in_millis())
         return cls(event, now, now + remaining - RESPONSE_RESERVE)
 
     @property
     def method(self) -> str:
-        """GET, POST …"""
+        """The HTTP method."""
         return str(self.event["requestContext"]["http"]["method"])
 
     @property
     def path(self) -> str:
-        """The path as it was asked for."""
+        """The path of the request."""
         return str(self.event["rawPath"])
 
     @property
     def request_id(self) -> str:
-        """API Gateway's id of the request, which its access log and the client's answer carry too."""
+        """API Gateway's id of the request, which its access log and the response also contain."""
         return str(self.event["requestContext"]["requestId"])
 
     @cached_property
     def headers(self) -> Mapping[str, str]:
-        """By lower-case name: API Gateway writes them so, `sam local` as the client did."""
+        """The headers by lower-case name. API Gateway sends lower case, `sam local` the client's spelling."""
         return {name.lower(): value for name, value in (self.event.get("headers") or {}).items()}
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """Every parameter, in order, repeated ones too. (`queryStringParameters` joins those by commas.)"""
+        """Every parameter in order. `queryStringParameters` would join repeated parameters with commas."""
         return parse_qsl(self.event.get("rawQueryString") or "", keep_blank_values=True)
 
     @cached_property
     def access(self) -> Access:
-        """What the authorizer found out. Raises Unauthorized when none has been asked."""
+        """The identity and scopes from the authorizer.
+
+        Raises:
+            Unauthorized: The request has not passed the authorizer.
+        """
         context = (self.event["requestContext"].get("authorizer") or {}).get("lambda")
         if not context:
-            raise Unauthorized("This needs an API key: Authorization: Bearer vgl_…")
+            raise Unauthorized("This route needs an API key: Authorization: Bearer vgl_…")
         return Access.from_authorizer_context(context)
 
     def body(self, *, optional: bool) -> JsonValue:
-        """The body as JSON, whatever its Content-Type; {} for an absent one that is `optional`.
+        """Parse the body as JSON, whatever its Content-Type. An absent body is {} if it is `optional`.
 
         Raises:
-            PayloadTooLarge: it is over the limit.
-            MalformedRequest: it is not JSON.
+            PayloadTooLarge: The body exceeds the limit.
+            MalformedRequest: The body is not JSON.
         """
         text = self.event.get("body") or ""
         if self.event.get("isBase64Encoded"):
@@ -90,28 +94,32 @@ class Request:
         else:
             raw = text.encode("utf-8", "surrogatepass")
         if len(raw) > MAX_BODY_BYTES:
-            raise PayloadTooLarge(f"A request takes at most {MAX_BODY_BYTES} bytes")
+            raise PayloadTooLarge(f"A request body has at most {MAX_BODY_BYTES} bytes")
         return {} if optional and not raw.strip() else loads(raw)
 
     @property
     def preferred_wait_s(self) -> int | None:
-        """What `Prefer: wait=N` (RFC 7240) asks for, in seconds, as far as it is granted; None without it."""
+        """The seconds of `Prefer: wait=N` (RFC 7240), limited to the maximum. None without the header."""
         matches = map(_WAIT.fullmatch, self.headers.get("prefer", "").split(","))
         return next((min(int(match[1]), MAX_LONG_POLL_S) for match in matches if match), None)
 
     @property
     def preference_applied(self) -> dict[str, str]:
-        """The header that says what was granted."""
+        """The response header that confirms the long poll, if there was one."""
         return {} if self.preferred_wait_s is None else {"preference-applied": f"wait={self.preferred_wait_s}"}
 
     def long_poll_deadline(self, default_s: int) -> datetime:
-        """When to stop holding the answer: counted from the request's arrival."""
+        """Return the end of the long poll, counted from the arrival of the request."""
         wait_s = default_s if self.preferred_wait_s is None else self.preferred_wait_s
         return min(self.arrived_at + timedelta(seconds=wait_s), self.respond_by)
 
     @property
     def idempotency_key(self) -> str | None:
-        """The Idempotency-Key; quoted and bare are the same. Raises ValidationFailed for one that cannot be."""
+        """The Idempotency-Key. A quoted key and a bare key are the same.
+
+        Raises:
+            ValidationFailed: The key has a wrong length or a control character.
+        """
         header = self.headers.get("idempotency-key")
         if header is None:
             return None
@@ -123,6 +131,6 @@ class Request:
         return key
 
     def matches_etag(self, etag: str) -> bool:
-        """Whether If-None-Match names this ETag."""
+        """Return whether If-None-Match has this ETag."""
         etags = [tag.strip().removeprefix("W/") for tag in self.headers.get("if-none-match", "").split(",")]
         return etag in etags or "*" in etags

@@ -37,7 +37,7 @@ class UploadView(ResponseModel):
 def create_upload(call: Call, body: NewUploadBody) -> RouteResponse:
     """Create an upload for a payload or result over 2 MB.
 
-    Send the content to the URL with PUT, then use the reference in the request that needs it. Also needs the scope
+    Send the content to the URL with PUT, then use the reference in the request that needs it. The API key must have
     `submit` or `work`.
     """
     if not call.access.allows(Scope.WORK):

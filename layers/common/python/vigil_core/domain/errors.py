@@ -1,4 +1,4 @@
-"""Every error that Vigil raises on purpose, with the stable code that a client sees."""
+"""The errors that Vigil raises deliberately, each with the stable code that a client sees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True)
 class FieldProblem:
-    """One thing wrong with a request. `pointer` is an RFC 6901 JSON pointer into the body, or a parameter's name."""
+    """One problem of a request. `pointer` is a JSON pointer (RFC 6901) or the name of a parameter."""
 
     pointer: str
     detail: str
@@ -17,12 +17,12 @@ class FieldProblem:
 
 
 def escape_pointer_token(name: str) -> str:
-    """A key as it stands in a JSON pointer (RFC 6901)."""
+    """Escape a key for a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")
 
 
 class VigilError(Exception):
-    """The root of Vigil's errors: `code` is stable and upper snake case; `str(error)` may be shown to a client."""
+    """The base class of Vigil's errors. `code` is stable and in upper snake case. A client may see `str(error)`."""
 
     code = "VIGIL_ERROR"
 
@@ -33,13 +33,13 @@ class VigilError(Exception):
 
 
 class MalformedRequest(VigilError):
-    """The request cannot be read at all: not JSON, not UTF-8."""
+    """The body is not JSON or not UTF-8."""
 
     code = "MALFORMED_REQUEST"
 
 
 class ValidationFailed(VigilError):
-    """The request can be read, and something in it is wrong; `problems` names each field."""
+    """The request is readable but invalid. `problems` has one entry for each problem."""
 
     code = "VALIDATION_FAILED"
 
@@ -49,24 +49,29 @@ class ValidationFailed(VigilError):
 
     @classmethod
     def at(cls, pointer: str, detail: str) -> ValidationFailed:
-        """The common case of one problem."""
+        """Return an error with one problem."""
         return cls([FieldProblem(pointer=pointer, detail=detail)])
 
 
 class MissingDependency(ValidationFailed):
-    """A job is to depend on jobs that do not exist."""
+    """A job depends on jobs that do not exist."""
 
     code = "MISSING_DEPENDENCY"
 
 
 class CircularDependency(ValidationFailed):
-    """Jobs of a workflow depend, by way of each other, on themselves."""
+    """The dependencies of a workflow's jobs form a cycle."""
 
     code = "CIRCULAR_DEPENDENCY"
 
 
 def raise_if_any(problems: Iterable[FieldProblem]) -> None:
-    """Raise ValidationFailed with these problems, if any; where all are of one kind, the error of that kind."""
+    """Raise an error with these problems, if there are any.
+
+    Raises:
+        MissingDependency, CircularDependency: All problems are of this kind.
+        ValidationFailed: In any other case.
+    """
     all_problems = tuple(problems)
     codes = {problem.code for problem in all_problems}
     error_types = (kind for kind in (MissingDependency, CircularDependency) if codes == {kind.code})
@@ -75,13 +80,13 @@ def raise_if_any(problems: Iterable[FieldProblem]) -> None:
 
 
 class PayloadTooLarge(VigilError):
-    """A part of the request is over its limit in bytes."""
+    """A part of the request exceeds its limit in bytes."""
 
     code = "PAYLOAD_TOO_LARGE"
 
 
 class JobNotFound(VigilError):
-    """The namespace holds no job with this id."""
+    """The namespace has no job with this id."""
 
     code = "JOB_NOT_FOUND"
 
@@ -94,7 +99,7 @@ class JobNotFound(VigilError):
 
 
 class JobTypeNotFound(VigilError):
-    """The namespace holds no job type with this name."""
+    """The namespace has no job type with this name."""
 
     code = "JOB_TYPE_NOT_FOUND"
 
@@ -103,7 +108,7 @@ class JobTypeNotFound(VigilError):
 
 
 class ScheduleNotFound(VigilError):
-    """The namespace holds no schedule with this name."""
+    """The namespace has no schedule with this name."""
 
     code = "SCHEDULE_NOT_FOUND"
 
@@ -112,7 +117,7 @@ class ScheduleNotFound(VigilError):
 
 
 class JobNotCompleted(VigilError):
-    """The result of a job was asked for before the job ended."""
+    """A request needs the result of a job that has not ended."""
 
     code = "JOB_NOT_COMPLETED"
 
@@ -121,25 +126,25 @@ class JobNotCompleted(VigilError):
 
 
 class JobCreationFailed(VigilError):
-    """A job cannot be created now, because of another job."""
+    """Another job prevents the creation of a job."""
 
     code = "JOB_CREATION_FAILED"
 
 
 class InvalidTransition(VigilError):
-    """The job's or wait's state does not allow this."""
+    """The state of the job, run or wait does not allow the change."""
 
     code = "INVALID_TRANSITION"
 
 
 class LeaseLost(VigilError):
-    """A report came from somebody who does not hold the job's lease."""
+    """A report does not have the token of the job's current lease."""
 
     code = "LEASE_LOST"
 
 
 class WaitNotFound(VigilError):
-    """The namespace holds no wait with this id."""
+    """The namespace has no wait with this id."""
 
     code = "WAIT_NOT_FOUND"
 
@@ -148,7 +153,7 @@ class WaitNotFound(VigilError):
 
 
 class WorkflowNotFound(VigilError):
-    """The namespace holds no workflow with this id."""
+    """The namespace has no workflow run with this id."""
 
     code = "WORKFLOW_NOT_FOUND"
 
@@ -157,7 +162,7 @@ class WorkflowNotFound(VigilError):
 
 
 class WebhookNotFound(VigilError):
-    """The namespace holds no webhook with this name."""
+    """The namespace has no webhook with this name."""
 
     code = "WEBHOOK_NOT_FOUND"
 
@@ -166,7 +171,7 @@ class WebhookNotFound(VigilError):
 
 
 class DeliveryNotFound(VigilError):
-    """The webhook has no delivery with this id, or no longer."""
+    """The webhook has no delivery with this id, or the delivery has expired."""
 
     code = "DELIVERY_NOT_FOUND"
 
@@ -175,13 +180,13 @@ class DeliveryNotFound(VigilError):
 
 
 class IdempotencyKeyReused(VigilError):
-    """The same Idempotency-Key came with another body."""
+    """An earlier request had the same Idempotency-Key and another body."""
 
     code = "IDEMPOTENCY_KEY_REUSED"
 
 
 class IdempotencyInProgress(VigilError):
-    """The first request with this Idempotency-Key has not been answered yet."""
+    """The first request with this Idempotency-Key has no answer yet."""
 
     code = "IDEMPOTENCY_IN_PROGRESS"
 
@@ -191,24 +196,24 @@ class IdempotencyInProgress(VigilError):
 
 
 class Forbidden(VigilError):
-    """The key's scopes do not allow this."""
+    """The scopes of the API key do not allow the request."""
 
     code = "FORBIDDEN"
 
 
 class TargetRefused(VigilError):
-    """A request may not be sent to this address; the message says why, and nothing of what the address resolves to."""
+    """The outbound policy forbids this address. The message has the reason, but not the addresses behind the name."""
 
     code = "TARGET_REFUSED"
 
 
 class TargetUnreachable(VigilError):
-    """A request was sent, or tried to be, and no answer came: whether it arrived is not known."""
+    """A request to a target has no answer. It is unknown whether the request arrived."""
 
     code = "TARGET_UNREACHABLE"
 
 
 class StoreConflict(VigilError):
-    """A conditional write lost to another writer; the caller reads again and decides anew."""
+    """Another process changed the row before a conditional write. The caller must read and decide again."""
 
     code = "CONFLICT"

@@ -54,7 +54,7 @@ class RetryOptions(RequestModel):
     """The retry policy.
 
     The delay after the n-th failure is min(`max_delay`, `initial_delay` × `multiplier` ^ (n - 1)) seconds. With
-    `jitter` it is a random time up to that.
+    `jitter` it is a random time up to this delay.
     """
 
     max_attempts: Annotated[int, Field(ge=1, le=MAX_ATTEMPTS), BeforeValidator(integral_to_int)] | None = Field(

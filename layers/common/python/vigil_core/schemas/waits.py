@@ -67,8 +67,12 @@ def _reject(_: Any) -> Any:
     raise ValueError("cannot be part of a condition")
 
 
-def _limit_properties(schema: dict[str, Any]) -> None:
+def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
+
+
+def _limit_properties(schema: dict[str, Any]) -> None:
+    _without_default(schema)
     schema["maxProperties"] = MAX_WAIT_JOBS
 
 
@@ -344,11 +348,22 @@ class WaitView(WaitSummary):
     unmet_jobs: dict[str, UnmetJob] = Field(description="The jobs that cannot meet their conditions any more")
     wait_on: dict[str, Any] = Field(
         default={},
+        json_schema_extra=_without_default,
         description="The jobs that are still open, with their conditions. Absent when the wait has ended",
     )
-    registering: bool = Field(default=False, description="The registration is not complete: some jobs are not read yet")
-    truncated: bool = Field(default=False, description="The answer does not list every job. Read them at `jobs_url`")
-    jobs_url: str = Field(default="", description="Path of the list of the decided jobs, page by page")
+    registering: bool = Field(
+        default=False,
+        json_schema_extra=_without_default,
+        description="The registration is not complete: some jobs are not read yet",
+    )
+    truncated: bool = Field(
+        default=False,
+        json_schema_extra=_without_default,
+        description="The answer does not list every job. Read them at `jobs_url`",
+    )
+    jobs_url: str = Field(
+        default="", json_schema_extra=_without_default, description="Path of the list of the decided jobs, page by page"
+    )
 
 
 class WaitJobOutcome(ResponseModel):
@@ -362,7 +377,7 @@ class WaitJobOutcome(ResponseModel):
 
 
 class WaitJobs(ResponseModel):
-    """One page of the decided jobs of a wait, in the order of `wait_on`. Only a null token marks the end."""
+    """One page of the decided jobs of a wait, in order. Only a null token marks the end."""
 
     jobs: list[WaitJobOutcome]
     next_page_token: str | None

@@ -1,4 +1,4 @@
-"""Do once what a client may ask for twice: `Idempotency-Key`."""
+"""Idempotency keys: a repeated request returns the first answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vigil_core.services.context import UsesClock, UsesIdempotency, UsesIds
 
 
 class IdempotencyContext(UsesIdempotency, UsesClock, UsesIds, Protocol):
-    """What this module uses of the outside world."""
+    """The idempotency keys, the clock and new ids."""
 
 
 HttpResponse: TypeAlias = tuple[int, JsonValue]
-"""An HTTP status and the body that goes with it."""
+"""An HTTP status and its body."""
 
 
 def run_idempotent(
@@ -28,15 +28,27 @@ def run_idempotent(
     request: JsonValue,
     action: Callable[[str, bool], HttpResponse],
 ) -> HttpResponse:
-    """Act, or give the answer that the same request got first.
+    """Run an action, or return the stored answer of the same request.
 
-    `act(reserved_id, resumed)` creates under the reserved id; `resumed` says that an earlier try with this id may have
-    got anywhere, its answer unknown. A refusal (any VigilError) is not kept. After a fault of AWS the reservation
-    stays, so that the next try resumes under the same id once the lock has lapsed.
+    1. Write order: reserve the key with a new id, run the action under that id, store the answer.
+    2. A repeated request reads the reservation first. It returns the stored answer, or fails while the
+       lock of the first request is valid.
+    3. If the process crashes after the reservation, the next request runs the action under the same id. `resumed` is
+       then true: the earlier action may have stopped at any step.
+
+    A refusal (any VigilError) is not stored, and releases the key. After a fault of AWS the reservation remains.
+
+    Args:
+        ctx: The idempotency keys.
+        namespace: The namespace of the API key.
+        route: The route, for which the key is valid.
+        key: The idempotency key. Without it the action simply runs.
+        request: The request. A repeated request must be equal.
+        action: Called as `action(reserved_id, resumed)`. It creates under the reserved id.
 
     Raises:
-        IdempotencyKeyReused: the key came first with another request.
-        IdempotencyInProgress: the first request has not been answered yet.
+        IdempotencyKeyReused: An earlier request had the same key and another body.
+        IdempotencyInProgress: The first request has no answer yet.
     """
     new_id = ctx.new_id()
     if key is None:
@@ -46,7 +58,7 @@ def run_idempotent(
         namespace, route, key, body_hash=body_hash, new_id=new_id, now=ctx.now()
     )
     if reservation.body_hash != body_hash:
-        raise IdempotencyKeyReused("This Idempotency-Key came first with another body")
+        raise IdempotencyKeyReused("An earlier request had this Idempotency-Key and another body")
     if reservation.response is not None:
         status, text = reservation.response
         return status, loads(text)

@@ -1,4 +1,4 @@
-"""Hold an answer: look again and again, less and less often, until there is something to say or time is over."""
+"""Long poll: read a state repeatedly, with growing pauses, until it is done or the time is over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vigil_core.services.context import UsesClock
 
 
 class LongPollContext(UsesClock, Protocol):
-    """What this module uses of the outside world."""
+    """The clock and the pauses of a long poll."""
 
 
 T = TypeVar("T")
@@ -28,7 +28,16 @@ def long_poll(
     latest: T,
     max_pause_s: float = MAX_PAUSE_S,
 ) -> T:
-    """What was seen last: the first that is enough, or whatever it is when time is over. `seen` is the first look."""
+    """Poll until a state is done or the time is over, and return the last state.
+
+    Args:
+        ctx: The clock.
+        poll: Reads the current state.
+        is_done: Decides whether a state ends the long poll.
+        until: The end of the long poll.
+        latest: The state that the caller has already read.
+        max_pause_s: The longest pause between two reads.
+    """
     pause_s = FIRST_PAUSE_S
     while not is_done(latest) and (remaining_s := (until - ctx.now()).total_seconds()) > 0:
         ctx.sleep(min(pause_s, remaining_s))

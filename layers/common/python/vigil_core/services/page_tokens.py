@@ -1,4 +1,4 @@
-"""Page tokens: where a list goes on, in a form that a client can neither read meaning into nor change."""
+"""Page tokens: signed cursors, which a client cannot change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIGNING_KEY_BYTES = 32
 
 
 class PageTokens:
-    """Signs places with the namespace's own secret. `random_bytes(n)` gives n random bytes."""
+    """Sign cursors with the page-token key of the namespace. `random_bytes(n)` returns n random bytes."""
 
     def __init__(self, *, signing_keys: SigningKeyStore, random_bytes: Callable[[int], bytes]) -> None:
         self._signing_keys = signing_keys
@@ -25,13 +25,20 @@ class PageTokens:
         self._keys_by_namespace: dict[str, bytes] = {}
 
     def sign(self, namespace: str, cursor: str | None, *, list_identity: JsonValue) -> str | None:
-        """A token for a place in the list that `of` describes: its route and filters. None for no place."""
+        """Return the token of a cursor in one list, or None without a cursor.
+
+        `list_identity` is the route and the filters of the list.
+        """
         if cursor is None:
             return None
         return _encode(self._mac(namespace, cursor, list_identity) + cursor.encode())
 
     def verify(self, namespace: str, token: str | None, *, list_identity: JsonValue) -> str | None:
-        """The inverse of `sign`. Raises ValidationFailed for a token that was not given out for this very list."""
+        """Return the cursor of a token, or None without a token.
+
+        Raises:
+            ValidationFailed: The token was not signed for this list.
+        """
         if token is None:
             return None
         try:
@@ -39,7 +46,7 @@ class PageTokens:
             mac, cursor = signed[:_MAC_BYTES], signed[_MAC_BYTES:].decode()
         except (binascii.Error, ValueError):
             signed, mac, cursor = b"", b"", ""
-        # Base64 can spell the same bytes in several ways, by bits that its last letter has to spare.
+        # Several Base64 texts encode the same bytes, because the last letter has unused bits. Accept only one of them.
         if token != _encode(signed) or not hmac.compare_digest(mac, self._mac(namespace, cursor, list_identity)):
             raise ValidationFailed.at("?page_token", "is not a token of this list with these filters")
         return cursor

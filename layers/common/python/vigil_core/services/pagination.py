@@ -1,4 +1,4 @@
-"""One page of a list, newest first, filtered: what index `listing` shows is read until the page is full."""
+"""One filtered page of a list, newest first, from the rows of the listing index."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 from vigil_core.store.listing import ListingEntry
 
 MAX_ROWS_READ = 1_000
-"""What one page may read."""
+"""The number of rows that one page may read."""
 MAX_DAYS_READ = 50
-"""Days that one page may look through: each takes a query for each of its shards, even where all has expired."""
+"""The number of days that one page may read. Each day needs one query per partition, even if all rows have expired."""
 MAX_PAGE_BYTES = 1_500_000
-"""Bytes of the variable parts that one page may show: Lambda's answer takes 6 MB, in which JSON is escaped again."""
+"""The size of the variable parts of one page. A Lambda response has at most 6 MB, and its JSON is escaped again."""
 
 T = TypeVar("T")
 
@@ -28,10 +28,21 @@ def fill_page(
     batch_size: int,
     size_of: Callable[[T], int] = lambda _: 0,
 ) -> tuple[list[T], str | None]:
-    """What passes of what is listed, and the place to go on before, None at the end. `before_place` is where the list
-    begins, `size_of` how many bytes one takes.
+    """Fill a page with the listed entities that match.
 
-    A page ends when it is full or has used its budget of reads or bytes; it may be short while there is more.
+    A page ends when it is full or has used its budget of reads or bytes. It may be short although there is more.
+
+    Args:
+        index_rows: The rows of the listing index, newest first.
+        load: Returns entities by id.
+        matches: Decides whether an entity passes the filters.
+        before_cursor: The cursor at which the page starts.
+        page_size: The maximum number of entities.
+        batch_size: The number of entities to load at once.
+        size_of: Returns the variable size of an entity in bytes.
+
+    Returns:
+        The page, and the cursor for the next page, or None at the end.
     """
     page: list[T] = []
     rows_read = page_bytes = days_read = 0
@@ -40,16 +51,16 @@ def fill_page(
         batch = list(islice(index_rows, batch_size))
         if not batch:
             return page, None
-        ids = [line.entity_id for line in batch if line.entity_id is not None]
+        ids = [row.entity_id for row in batch if row.entity_id is not None]
         rows_read += len(ids)
         days_read += len(batch) - len(ids)
         entities_by_id = load(ids)
-        for line in batch:
-            entity = entities_by_id.get(line.entity_id or "")
+        for row in batch:
+            entity = entities_by_id.get(row.entity_id or "")
             if entity is not None and matches(entity):
                 page_bytes += size_of(entity)
                 if len(page) == page_size or (page and page_bytes > MAX_PAGE_BYTES):
                     return page, cursor
                 page.append(entity)
-            cursor = line.cursor
+            cursor = row.cursor
     return page, cursor

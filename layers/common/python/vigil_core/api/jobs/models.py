@@ -51,7 +51,7 @@ class WaitingFor(ResponseModel):
 
 
 class VerdictView(ResponseModel):
-    """The reason why a job was released or skipped, with the number of its dependencies by end state at that time."""
+    """The reason why a job was released or skipped. `inputs` counts its dependencies by end state."""
 
     rule: TriggerRule
     inputs: dict[str, int]
@@ -237,7 +237,7 @@ class JobPosition(ResponseModel):
 
 
 class JobEvent(ResponseModel):
-    """One change of a job. `by` is the id of the API key that caused it, or the name of a function."""
+    """One change of a job. `by` is its actor: the id of an API key, or a function."""
 
     version: int
     at: TimestampText

@@ -447,7 +447,7 @@ def release_job(call: Call, job_id: str, body: ReleaseBody) -> RouteResponse:
 def cancel_job(call: Call, job_id: str) -> RouteResponse:
     """Cancel a job.
 
-    A running job is asked to stop. Any other open job is cancelled at once.
+    A running job receives a cancel request. Any other open job is cancelled at once.
     """
     job = change_job.cancel(call.context, call.namespace, job_id, actor=call.actor)
     return RouteResponse(status=200 if job.ended else 202, body=_job_view(call, job))

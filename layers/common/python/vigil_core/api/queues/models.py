@@ -54,7 +54,7 @@ class QueueDepth(ResponseModel):
 
 
 class WorkerView(ResponseModel):
-    """A worker that claimed a job of the queue during the last day, and the number of jobs that it runs now."""
+    """A worker that claimed jobs during the last day. `running` counts the jobs that it runs now."""
 
     worker: str
     running: int

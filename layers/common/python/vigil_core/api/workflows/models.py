@@ -267,7 +267,7 @@ def _parse_jobs(raw_jobs: Sequence[Any]) -> tuple[list[WorkflowJob | None], list
 
 
 def _node_spec(job: WorkflowJob | None, raw: Any) -> NodeSpec:
-    """Return the parts of a job that the checks of the graph need, also of an invalid job as far as possible."""
+    """Return the parts of a job that the graph checks need, as far as an invalid job has them."""
     if job is not None:
         return NodeSpec(
             name=job.name,

@@ -301,7 +301,7 @@ def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Route
 def cancel_workflow(call: Call, workflow_id: str) -> RouteResponse:
     """Cancel a run.
 
-    Every open job is cancelled. Running jobs are asked to stop first.
+    Every open job is cancelled. Running jobs receive a cancel request first.
     """
     run = runs.request_cancel(call.context, call.namespace, workflow_id, actor=call.actor)
     run = _long_poll(call, run, CANCEL_TIMEOUT_S, lambda current: current.ended)

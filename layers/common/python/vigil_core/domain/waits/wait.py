@@ -21,7 +21,7 @@ EntryStatus: TypeAlias = Literal["met", "unmet", "failed"]
 UnmetReason: TypeAlias = Literal["ended", "deleted", "unknown_stage", "expired"]
 
 MAX_INLINE_WAIT_JOBS = 4
-"""The largest inline wait. Its own row holds everything, and a match closes it with one write."""
+"""The largest inline wait. Its own row contains everything, and a match closes it with one write."""
 MAX_WAIT_JOBS = 10_000
 REGISTRATION_GRACE = timedelta(seconds=60)
 
@@ -66,7 +66,10 @@ class WaitEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitOptions:
-    """The options of a wait. `needed` is the number of jobs that must be met: all, 1 (`any`) or n (`at_least`)."""
+    """The options of a wait.
+
+    `needed` is the number of jobs that must be met: all, 1 (`any`) or n (`at_least`).
+    """
 
     mode: Literal["all", "some"] = "all"
     needed: int

@@ -45,7 +45,7 @@ class WaitRequestsContext(
     UsesThreads,
     Protocol,
 ):
-    """The collaborators of this module."""
+    """The collaborators of wait requests: those of a registration, and those of a webhook check."""
 
 
 def post_wait(

@@ -14,7 +14,7 @@ from vigil_core.services.context import UsesWaits
 
 
 class WaitViewContext(UsesWaits, Protocol):
-    """The collaborators of this module."""
+    """The waits with their outcomes."""
 
 
 MAX_ENTRIES = 1_000

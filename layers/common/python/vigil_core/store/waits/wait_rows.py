@@ -60,7 +60,7 @@ def wait_from_row(row: Row) -> Wait:
 
 
 def wait_to_row(wait: Wait, retention: timedelta = DEFAULT_RETENTION) -> Row:
-    """Convert a new wait or an inline wait to a row. The counts of a large wait are updated in place."""
+    """Convert a new wait or an inline wait to a row. A large wait's counts change in place."""
     key = keys.wait(wait.namespace, wait.wait_id)
     row: Row = {
         **row_head(key, "wait"),

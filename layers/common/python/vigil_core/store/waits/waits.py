@@ -184,7 +184,7 @@ class WaitStore:
     def put_early_outcome(self, namespace: str, wait_id: str, outcome: EntryOutcome, *, now: datetime) -> None:
         """Store an outcome of a wait whose own row does not exist yet.
 
-        The registrar reads it after it has stored the row. If the registrar crashes before that, the sweeper reads it.
+        The registrar reads it after it has stored the row. If the registrar crashes before, the sweeper reads it.
         """
         g1pk, g1sk = keys.due(now + REGISTRATION_GRACE, "wait_registration", namespace, wait_id)
         due = {"g1pk": g1pk, "g1sk": g1sk}
