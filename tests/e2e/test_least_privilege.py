@@ -27,7 +27,8 @@ def attempts(stack: Stack, key: Key, matcher: str, alarms: str) -> dict[str, lis
             "send_message",
             {
                 "QueueUrl": stack.fan_out_queue_url,
-                "MessageBody": '{"kind": "register_page", "namespace": "nobody", "wait_id": "none", "page": 0}',
+                "MessageBody": '{"kind": "register_page", "namespace": "nobody", "wait_id": "none", "page": 0,'
+                '"sent_at": ""}',
                 "MessageGroupId": "trespass",
                 "MessageDeduplicationId": key.namespace,
             },

@@ -289,6 +289,16 @@ class SupervisorInput(_Message):
     """The number of loops that the state machine has made."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SupervisedRun(_Message):
+    """The run and the supervisor in the input of an execution that has ended."""
+
+    namespace: str
+    workflow_id: str
+    supervisor_id: str | None = None
+    """None if an operator started the execution by hand with an incomplete input. Such an execution supervises none."""
+
+
 SupervisorAction: TypeAlias = Literal["start", "cancel_remaining", "apply_decisions", "finalise", "start_successor"]
 
 

@@ -74,15 +74,15 @@ def compute_layout(depends_on: Sequence[Sequence[int]], widths: Sequence[float],
     nodes: dict[int, LayoutNode] = {}
     x = 0.0
     for layer in layers:
-        layer_width = max((widths[stop] for stop in layer if stop < len(widths)), default=0.0)
-        for stop in layer:
-            box = stop < len(widths)
-            nodes[stop] = LayoutNode(x=x, y=ys[stop], width=layer_width, height=heights_of[stop], is_box=box)
-        crossing = sum(len(node_successors[stop]) for stop in layer)
-        max_rise = max((abs(ys[stop] - ys[other]) for stop in layer for other in node_successors[stop]), default=0.0)
+        layer_width = max((widths[node] for node in layer if node < len(widths)), default=0.0)
+        for node in layer:
+            box = node < len(widths)
+            nodes[node] = LayoutNode(x=x, y=ys[node], width=layer_width, height=heights_of[node], is_box=box)
+        crossing = sum(len(node_successors[node]) for node in layer)
+        max_rise = max((abs(ys[node] - ys[other]) for node in layer for other in node_successors[node]), default=0.0)
         gap = min(MIN_LAYER_GAP + crossing * 1.5 + max_rise / 12, MAX_LAYER_GAP)
         x += layer_width + (0.0 if layer is layers[-1] else gap)
-    height = max((stop.y + stop.height / 2 for stop in nodes.values()), default=0.0)
+    height = max((node.y + node.height / 2 for node in nodes.values()), default=0.0)
     return Layout(nodes=[nodes[n] for n in range(len(layer_of))], edges=edges, width=x, height=height)
 
 
@@ -96,16 +96,16 @@ def _reduce_crossings(
     position = [0] * len(predecessors)
 
     def record_positions(order: Sequence[int]) -> None:
-        for index, stop in enumerate(order):
-            position[stop] = index
+        for index, node in enumerate(order):
+            position[node] = index
 
     def sweep(orders: Sequence[list[int]], neighbours: Sequence[Sequence[int]]) -> None:
         for order in orders:
             means = {
-                stop: sum(position[other] for other in neighbours[stop]) / len(neighbours[stop])
-                if neighbours[stop]
-                else float(position[stop])
-                for stop in order
+                node: sum(position[other] for other in neighbours[node]) / len(neighbours[node])
+                if neighbours[node]
+                else float(position[node])
+                for node in order
             }
             order.sort(key=means.__getitem__)
             record_positions(order)
@@ -132,8 +132,8 @@ def _count_crossings(
     count = 0
     for order in layers:
         ends: list[int] = []
-        for stop in order:
-            reached = sorted(position[other] for other in successors[stop])
+        for node in order:
+            reached = sorted(position[other] for other in successors[node])
             count += sum(len(ends) - bisect_right(ends, end) for end in reached)
             for end in reached:
                 insort(ends, end)
@@ -158,19 +158,19 @@ def _assign_y_coordinates(
         offsets = [0.0]
         for one, other in pairwise(order):
             offsets.append(offsets[-1] + min_distance(one, other))
-        targets = [target_of(stop) for stop in order]
+        targets = [target_of(node) for node in order]
         coordinates = _isotonic_regression(
             [(y - offset, weight) for (y, weight), offset in zip(targets, offsets, strict=True)]
         )
-        for stop, place, offset in zip(order, coordinates, offsets, strict=True):
-            ys[stop] = place + offset
+        for node, coordinate, offset in zip(order, coordinates, offsets, strict=True):
+            ys[node] = coordinate + offset
 
     def barycentre_of(*sides: Sequence[Sequence[int]]) -> Callable[[int], tuple[float, float]]:
-        def target(stop: int) -> tuple[float, float]:
-            neighbours = [other for side in sides for other in side[stop]]
+        def target(node: int) -> tuple[float, float]:
+            neighbours = [other for side in sides for other in side[node]]
             if not neighbours:
-                return ys[stop], 0.1
-            weights = [PASS_THROUGH_WEIGHT if stop >= box_count and other >= box_count else 1.0 for other in neighbours]
+                return ys[node], 0.1
+            weights = [PASS_THROUGH_WEIGHT if node >= box_count and other >= box_count else 1.0 for other in neighbours]
             return sum(ys[other] * pull for other, pull in zip(neighbours, weights, strict=True)) / sum(weights), sum(
                 weights
             )

@@ -132,7 +132,9 @@ def _mermaid_text(text: str) -> str:
     Dots, hyphens and underscores within words have no meaning and stay.
     """
     line = _MERMAID_ESCAPES.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], _one_line(text))
-    return "".join(part if _PLAIN_CHARACTER.match(line, at) else f"#{ord(part)};" for at, part in enumerate(line))
+    return "".join(
+        part if _PLAIN_CHARACTER.match(line, position) else f"#{ord(part)};" for position, part in enumerate(line)
+    )
 
 
 def _yaml_text(text: str) -> str:
@@ -213,7 +215,7 @@ class _Line:
     """A line of text in a box, with its text style."""
 
     text: str
-    look: str
+    style: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +234,7 @@ class _Card:
 
     @property
     def width(self) -> float:
-        needed = max(_text_width(line.text, line.look) for line in self.lines) + _TEXT_OFFSET + _PADDING
+        needed = max(_text_width(line.text, line.style) for line in self.lines) + _TEXT_OFFSET + _PADDING
         return min(max(needed, _MIN_CARD_WIDTH), _MAX_CARD_WIDTH)
 
 
@@ -335,27 +337,37 @@ def _legend(counts: Sequence[tuple[JobStatus, int]]) -> tuple[str, float]:
     return "".join(parts), x
 
 
+def _ports(layout_result: Layout) -> dict[tuple[int, int], float]:
+    """Return for each edge segment (source, target) the vertical position of its end at the target.
+
+    The ends at a box are spread in the order of their sources, if the box is high enough for that.
+    """
+    sources_of: dict[int, list[int]] = {}
+    for hops in layout_result.edges:
+        for source, target in hops:
+            sources_of.setdefault(target, []).append(source)
+    ports: dict[tuple[int, int], float] = {}
+    for target, sources in sources_of.items():
+        node = layout_result.nodes[target]
+        sources.sort(key=lambda source: layout_result.nodes[source].y)
+        together = not node.is_box or len(sources) * _PORT_GAP > node.height - 16
+        for position, source in enumerate(sources):
+            offset = 0.0 if together else (position - (len(sources) - 1) / 2) * _PORT_GAP
+            ports[source, target] = node.y + offset
+    return ports
+
+
 def _edges(layout_result: Layout, cards: Sequence[_Card]) -> Iterator[str]:
     """Yield for each box one path with all edges that leave it, and one path with their arrowheads."""
-    ends: dict[int, list[int]] = {}
-    for hops in layout_result.edges:
-        for one, other in hops:
-            ends.setdefault(other, []).append(one)
-    ports: dict[tuple[int, int], float] = {}
-    for other, ones in ends.items():
-        stop = layout_result.nodes[other]
-        ones.sort(key=lambda one: layout_result.nodes[one].y)
-        together = not stop.is_box or len(ones) * _PORT_GAP > stop.height - 16
-        for n, one in enumerate(ones):
-            ports[one, other] = stop.y + (0.0 if together else (n - (len(ones) - 1) / 2) * _PORT_GAP)
+    ports = _ports(layout_result)
     for n, hops in enumerate(layout_result.edges):
         if not hops:
             continue
         curves, heads = [], []
-        for one, other in hops:
-            start, end = layout_result.nodes[one], layout_result.nodes[other]
+        for source, target in hops:
+            start, end = layout_result.nodes[source], layout_result.nodes[target]
             x, y = start.x + start.width, start.y
-            tip, port = end.x - 1.0, ports[one, other]
+            tip, port = end.x - 1.0, ports[source, target]
             to_x = tip - 5 if end.is_box else end.x
             bend = (to_x - x) / 2
             curves.append(
@@ -365,9 +377,9 @@ def _edges(layout_result: Layout, cards: Sequence[_Card]) -> Iterator[str]:
             if end.is_box:
                 heads.append(f"M{tip:.1f} {port:.1f}l-7-3.6v7.2z")
         status = cards[n].status
-        look = status if status in ("completed", "failed") else "skipped" if status in _DASHED_STATUSES else "open"
-        yield f'<path class="line after-{look}" d="{"".join(curves)}"/>'
-        yield f'<path class="head after-{look}" d="{"".join(heads)}"/>'
+        style = status if status in ("completed", "failed") else "skipped" if status in _DASHED_STATUSES else "open"
+        yield f'<path class="line after-{style}" d="{"".join(curves)}"/>'
+        yield f'<path class="head after-{style}" d="{"".join(heads)}"/>'
 
 
 def _card_svg(card: _Card, layout_result: Layout, n: int) -> str:
@@ -383,8 +395,8 @@ def _card_svg(card: _Card, layout_result: Layout, n: int) -> str:
         _icon(card.status, _PADDING - 1, _PADDING - 2),
     ]
     for line_no, line in enumerate(card.lines):
-        look = f"{line.look} {card.status}" if line.look == "status" else line.look
-        parts.append(_text(line.text, _TEXT_OFFSET, _PADDING + 9.5 + _LINE_HEIGHT * line_no, look))
+        style = f"{line.style} {card.status}" if line.style == "status" else line.style
+        parts.append(_text(line.text, _TEXT_OFFSET, _PADDING + 9.5 + _LINE_HEIGHT * line_no, style))
     if card.counts:
         parts.append(_status_bar(card, node.width - _TEXT_OFFSET - _PADDING, node.height - _PADDING - 6))
     return "".join([*parts, "</g>"])
@@ -409,8 +421,8 @@ def _icon(status: JobStatus, x: float, y: float) -> str:
     )
 
 
-def _text(text: str, x: float, y: float, look: str) -> str:
-    return f'<text class="{look}" x="{x:.1f}" y="{y:.1f}">{_escape_xml(text)}</text>'
+def _text(text: str, x: float, y: float, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_escape_xml(text)}</text>'
 
 
 def _style(statuses: Sequence[JobStatus]) -> str:
@@ -454,16 +466,16 @@ def _escape_xml(text: str) -> str:
     return escape("\n".join(map(_one_line, text.split("\n"))))
 
 
-def _text_width(text: str, look: str) -> float:
+def _text_width(text: str, style: str) -> float:
     """Estimate the width of a text in a wide font, because the font of the viewer is unknown."""
-    return sum(_character_width(character, look) for character in text) * _FONT_SIZES[look]
+    return sum(_character_width(character, style) for character in text) * _FONT_SIZES[style]
 
 
-def _character_width(character: str, look: str) -> float:
+def _character_width(character: str, style: str) -> float:
     """Estimate the width of a character, relative to the font size."""
     if character in _BROAD_CHARACTERS or east_asian_width(character) in "WF":
         return 1.02
-    if look == "terms":
+    if style == "terms":
         return 0.62
     if character in _NARROW_CHARACTERS:
         return 0.34
@@ -472,30 +484,30 @@ def _character_width(character: str, look: str) -> float:
     return 0.72 if character.isupper() else 0.62
 
 
-def _truncate_to_width(text: str, max_width: float, look: str) -> str:
+def _truncate_to_width(text: str, max_width: float, style: str) -> str:
     """Shorten a line to this width."""
     line = _one_line(text)
-    if _text_width(line, look) <= max_width:
+    if _text_width(line, style) <= max_width:
         return line
-    max_width -= _text_width("…", look)
+    max_width -= _text_width("…", style)
     for n, character in enumerate(line):
-        max_width -= _character_width(character, look) * _FONT_SIZES[look]
+        max_width -= _character_width(character, style) * _FONT_SIZES[style]
         if max_width < 0:
             return line[:n] + "…"
     return line
 
 
-def _wrap(text: str, look: str, *, max_lines: int = 2) -> list[_Line]:
+def _wrap(text: str, style: str, *, max_lines: int = 2) -> list[_Line]:
     """Wrap a text into a few lines of the width of a box, between words if possible."""
     words = [word for word in _one_line(text).split(" ") if word]
     lines = [""]
     for n, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _text_width(longer, look) > _MAX_TEXT_WIDTH:
+        if lines[-1] and _text_width(longer, style) > _MAX_TEXT_WIDTH:
             if len(lines) == max_lines:
                 lines[-1] = " ".join([lines[-1], *words[n:]])
                 break
             longer = word
             lines.append("")
         lines[-1] = longer
-    return [_Line(text=_truncate_to_width(line, _MAX_TEXT_WIDTH, look), look=look) for line in lines if line]
+    return [_Line(text=_truncate_to_width(line, _MAX_TEXT_WIDTH, style), style=style) for line in lines if line]

@@ -22,7 +22,7 @@ from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, StateRecord, record_of, with_decision
 from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
 from vigil_core.services.jobs.transitions import change
-from vigil_core.services.messages import RunCancel, SupervisorInput, SupervisorRequest
+from vigil_core.services.messages import RunCancel, SupervisedRun, SupervisorRequest
 from vigil_core.services.workflows.apply import apply_transitions
 from vigil_core.services.workflows.blocks import enqueue_blocks
 from vigil_core.services.workflows.commands import (
@@ -173,7 +173,7 @@ def on_execution_ended(ctx: SupervisorContext, event: JsonValue, status: str) ->
         The run before the change, or None if it does not exist.
     """
     assert isinstance(event, Mapping)
-    request = SupervisorInput.from_document(event)
+    request = SupervisedRun.from_document(event)
     run = ctx.runs.find(request.namespace, request.workflow_id)
     if run is None or run.ended or run.supervisor_id != request.supervisor_id:
         return run

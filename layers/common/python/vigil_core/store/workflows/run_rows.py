@@ -76,9 +76,14 @@ def run_from_row(row: Row) -> WorkflowRun:
         version=row["version"],
         log=tuple(
             RunLogEntry(
-                version=version, occurred_at=from_text(at), kind=kind, actor=actor, status=status, reason=reason
+                version=version,
+                occurred_at=from_text(occurred_at),
+                kind=kind,
+                actor=actor,
+                status=status,
+                reason=reason,
             )
-            for version, at, kind, actor, status, reason in log
+            for version, occurred_at, kind, actor, status, reason in log
         ),
         registration_complete=row.get("registration_complete", False),
         signal_count=row.get("signal_count", 0),
@@ -172,10 +177,12 @@ def graph_to_json(graph: Graph) -> JsonValue:
         "names": [node.name for node in nodes],
         "types": [None if node.job_type == node.name else node.job_type for node in nodes],
         "after": [list(node.depends_on) for node in nodes],
-        "rules": {str(at): node.trigger_rule for at, node in enumerate(nodes) if node.trigger_rule != "all_success"},
-        "conditions": {str(at): node.condition for at, node in enumerate(nodes) if node.condition is not None},
-        "races": [at for at, node in enumerate(nodes) if node.cancel_losers],
-        "delayed": [at for at, node in enumerate(nodes) if node.has_start_delay],
+        "rules": {
+            str(index): node.trigger_rule for index, node in enumerate(nodes) if node.trigger_rule != "all_success"
+        },
+        "conditions": {str(index): node.condition for index, node in enumerate(nodes) if node.condition is not None},
+        "races": [index for index, node in enumerate(nodes) if node.cancel_losers],
+        "delayed": [index for index, node in enumerate(nodes) if node.has_start_delay],
     }
 
 
@@ -188,12 +195,12 @@ def graph_from_json(document: Any) -> Graph:
                 name=name,
                 job_type=job_type or name,
                 depends_on=tuple(after),
-                trigger_rule=document["rules"].get(str(at), "all_success"),
-                condition=document["conditions"].get(str(at)),
-                cancel_losers=at in races,
-                has_start_delay=at in delayed,
+                trigger_rule=document["rules"].get(str(index), "all_success"),
+                condition=document["conditions"].get(str(index)),
+                cancel_losers=index in races,
+                has_start_delay=index in delayed,
             )
-            for at, (name, job_type, after) in enumerate(
+            for index, (name, job_type, after) in enumerate(
                 zip(document["names"], document["types"], document["after"], strict=True)
             )
         ]
@@ -292,7 +299,7 @@ def _indexes_to_bitmap(indexes: Iterable[int], total: int) -> bytes:
 
 
 def _indexes_from_bitmap(bits: bytes) -> Iterable[int]:
-    return (8 * at + bit for at, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1)
+    return (8 * position + bit for position, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1)
 
 
 def _parse_time(text: str | None) -> datetime | None:
