@@ -22,9 +22,9 @@ from vigil_core.store import keys
 
 @pytest.fixture
 def lab() -> Iterator[Harness]:
-    with mock_aws(), open_harness() as made:
-        costs.warm_up(made)
-        yield made
+    with mock_aws(), open_harness() as harness:
+        costs.warm_up(harness)
+        yield harness
 
 
 def test_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Harness) -> None:
@@ -50,8 +50,8 @@ def test_creation_with_a_registered_type_costs_the_same(lab: Harness) -> None:
 
 
 def test_report_of_progress_alone_takes_one_write_unit(lab: Harness) -> None:
-    told, alone = costs.job_life(lab), costs.job_life(lab, costs.PROGRESS)
-    assert alone.total.write_units == told.total.write_units
+    life, alone = costs.job_life(lab), costs.job_life(lab, costs.PROGRESS)
+    assert alone.total.write_units == life.total.write_units
 
 
 def test_job_without_waits_does_not_invoke_the_matcher(lab: Harness) -> None:
@@ -72,16 +72,16 @@ def test_match_costs_the_same_for_any_number_of_waits(lab: Harness) -> None:
 
 
 def test_queue_job_takes_one_more_write_unit_to_create_and_four_to_claim(lab: Harness) -> None:
-    tracked, handed_out = costs.job_life(lab).by_step["create"], costs.worker_life(lab)
-    assert handed_out["create"].write_units == tracked.write_units + 1
+    tracked, claimed = costs.job_life(lab).by_step["create"], costs.worker_life(lab)
+    assert claimed["create"].write_units == tracked.write_units + 1
     # The state row, its old and its new index entry, and the worker's row.
-    assert handed_out["claim"].write_units == 4
-    assert handed_out["heartbeat"].write_units == 1
+    assert claimed["claim"].write_units == 4
+    assert claimed["heartbeat"].write_units == 1
 
 
 def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    handed_over: list[str] = []
-    monkeypatch.setattr(LambdaExecutors, "call_http", lambda _, event: handed_over.append(event))
+    invocations: list[str] = []
+    monkeypatch.setattr(LambdaExecutors, "call_http", lambda _, event: invocations.append(event))
     target = {"url": "https://a.example/{{payload.image}}", "body": "{{payload}}"}
     lab.call("PUT", "/v1/job-types/post", {"executor": "http", "target": target}).ok(201)
     with lab.billed() as creating:
@@ -89,8 +89,8 @@ def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: p
     with lab.billed() as dispatching:
         lab.deliver()
     with lab.billed() as calling:
-        told: Any = loads(handed_over.pop())
-        assert call_target(wiring.context(), AnsweringTarget(), NoSecrets(), told) == "completed"
+        call_event: Any = loads(invocations.pop())
+        assert call_target(wiring.context(), AnsweringTarget(), NoSecrets(), call_event) == "completed"
     created, dispatched, called = creating("api"), dispatching("matcher"), calling(None)
     worker = costs.worker_life(lab)
     assert created.write_units == worker["create"].write_units
@@ -99,7 +99,7 @@ def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: p
     # The heartbeat; then the result, the state row, its index entry, and the TTL of the payload.
     assert called.write_units == 5
     assert called[READ] == 4
-    assert not handed_over
+    assert not invocations
 
 
 class AnsweringTarget:

@@ -93,13 +93,13 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployed]:
 def test_websocket_samples_get_their_responses_and_leave_no_rows(deployed: Deployed) -> None:
     assert websocket.handler(sample("websocket_connect"), None) == {"statusCode": 200}
     assert deployed.send_sample("websocket_ping") == [{"type": "pong", "id": "p1", "data": {}}]
-    ack, *told = deployed.send_sample("websocket_subscribe")
+    ack, *frames = deployed.send_sample("websocket_subscribe")
     assert (ack["type"], ack["id"], len(ack["data"]["topics"])) == ("ack", "s1", 4)
     # The job started more than 24 hours ago, so its start is not replayed.
-    assert types(told) == ["job.completed", "wait.met"]
-    ack, *told = deployed.send_sample("websocket_wait")
+    assert types(frames) == ["job.completed", "wait.met"]
+    ack, *frames = deployed.send_sample("websocket_wait")
     assert (ack["id"], ack["data"]["status"]) == ("w1", "met")
-    assert types(told) == ["wait.met"]
+    assert types(frames) == ["wait.met"]
     assert deployed.send_sample("websocket_unsubscribe")[0]["type"] == "ack"
     assert websocket.handler(sample("websocket_disconnect"), None) == {"statusCode": 200}
     assert not [row for row in stored(deployed.table) if row["entity"]["S"] in ("connection", "subscription")]
@@ -132,15 +132,19 @@ def test_notifier_samples_are_published_to_sockets_and_sns(deployed: Deployed) -
     before = len(deployed.received)
     for name in NOTIFIER_SAMPLES:
         assert notifier.handler(sample(name), None) == {"batchItemFailures": []}
-    told = envelopes(deployed.received[before:])
-    assert [envelope["type"] for envelope in told] == ["vigil.job.completed", "vigil.job.progress", "vigil.wait.met"]
-    assert [told[0], told[2]] == replayed
+    published = envelopes(deployed.received[before:])
+    assert [envelope["type"] for envelope in published] == [
+        "vigil.job.completed",
+        "vigil.job.progress",
+        "vigil.wait.met",
+    ]
+    assert [published[0], published[2]] == replayed
     announced = deployed.sns_messages()
-    assert [json.loads(message["Message"]) for message in announced] == [told[0], told[2]]
+    assert [json.loads(message["Message"]) for message in announced] == [published[0], published[2]]
     attributes = [
         {name: attribute["Value"] for name, attribute in message["MessageAttributes"].items()} for message in announced
     ]
-    job_id, wait_id = told[0]["subject"], told[2]["subject"]
+    job_id, wait_id = published[0]["subject"], published[2]["subject"]
     assert attributes == [
         {"type": "vigil.job.completed", "namespace": "demo", "job_type": "build", "job_id": job_id},
         {"type": "vigil.wait.met", "namespace": "demo", "wait_id": wait_id},
@@ -193,9 +197,9 @@ def test_notifier_samples_have_the_shape_of_stored_rows() -> None:
     for row in (job.old(), job.new()):
         assert row is not None
         assert {name: value for name, value in job_to_row(job_from_row(row)).items() if value is not None} == row
-    ended, said = wait.new(), live.new()
+    ended, progress_row = wait.new(), live.new()
     assert ended is not None
-    assert said is not None
-    again = {name: value for name, value in wait_to_row(wait_from_row(ended)).items() if value is not None}
-    assert {name: again[name] for name in ended} == ended
-    assert progress_from_row(said).message == "half way"
+    assert progress_row is not None
+    rewritten = {name: value for name, value in wait_to_row(wait_from_row(ended)).items() if value is not None}
+    assert {name: rewritten[name] for name in ended} == ended
+    assert progress_from_row(progress_row).message == "half way"

@@ -160,9 +160,9 @@ def test_supervisor_records_subsegments_with_run_ids(daemon: Daemon, client: Cli
 def test_fan_out_records_a_subsegment_with_run_ids(daemon: Daemon, client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
     daemon.take_all()
-    kept = FakeQueues()
-    enqueue_blocks(replace(wiring.context(), message_queues=kept), run_by_id(run["workflow_id"]), RunApply, [0])
-    fan_out.handler(messages([work.body for work in kept.fan_out_messages]), CONTEXT)
+    queues = FakeQueues()
+    enqueue_blocks(replace(wiring.context(), message_queues=queues), run_by_id(run["workflow_id"]), RunApply, [0])
+    fan_out.handler(messages([work.body for work in queues.fan_out_messages]), CONTEXT)
     assert name_and_annotations(daemon.take()) == (
         "fan_out",
         {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS},
@@ -173,8 +173,8 @@ def test_http_executor_records_subsegments_with_job_ids(
     daemon: Daemon, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRETS_PREFIX", "vigil")
-    now, handed_over = wiring.now(), FakeExecutors()
-    context = replace(wiring.context(), executors=handed_over)
+    now, executors = wiring.now(), FakeExecutors()
+    context = replace(wiring.context(), executors=executors)
     job_type = JobType(
         namespace="demo", name="call", executor="http", queue="default", stages=("submit", "complete"), defaults={},
         payload_schema=None, description=None, created_at=now, updated_at=now, target={"url": "https://127.0.0.1/"},
@@ -186,7 +186,7 @@ def test_http_executor_records_subsegments_with_job_ids(
     daemon.take_all()
     assert dispatch(context, "demo", job["job_id"], actor="matcher")
     assert name_and_annotations(daemon.take()) == ("dispatch", ids)
-    (event,) = handed_over.calls
+    (event,) = executors.calls
     http_executor.handler(event, None)
     assert name_and_annotations(daemon.take()) == ("call", ids)
 

@@ -49,8 +49,8 @@ def deployed() -> Iterator[None]:
     with mock_aws():
         create_table()
         queues = aws("sqs")
-        pages = queues.create_queue(QueueName="fan-out.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
-        clock = queues.create_queue(QueueName="sweeper")["QueueUrl"]
+        fan_out_queue = queues.create_queue(QueueName="fan-out.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+        sweeper_queue = queues.create_queue(QueueName="sweeper")["QueueUrl"]
         aws("s3").create_bucket(Bucket=BODIES)
         aws("scheduler").create_schedule_group(Name=TIMER_GROUP)
         machine = aws("stepfunctions").create_state_machine(
@@ -59,8 +59,8 @@ def deployed() -> Iterator[None]:
         variables = {
             "TABLE_NAME": TABLE_NAME,
             "SUPERVISOR_MACHINE": machine["stateMachineArn"],
-            "FAN_OUT_QUEUE_URL": pages,
-            "SWEEPER_QUEUE_URL": clock,
+            "FAN_OUT_QUEUE_URL": fan_out_queue,
+            "SWEEPER_QUEUE_URL": sweeper_queue,
             "TIMER_GROUP": TIMER_GROUP,
             "PAYLOAD_BUCKET": BODIES,
             "TIMER_ROLE": "arn:aws:iam::123456789012:role/timer",

@@ -53,7 +53,7 @@ class HttpTarget:
 
     def requests(self, path: str) -> list[RecordedRequest]:
         """Return the recorded requests for a path."""
-        return [asked for asked in self.recorded if asked.path.partition("?")[0] == path]
+        return [request for request in self.recorded if request.path.partition("?")[0] == path]
 
     def _reply(self, path: str) -> Reply:
         left = self._replies.get(path.partition("?")[0], [Reply(404)])

@@ -60,10 +60,10 @@ def _of_index(table: Table, name: str, hash_key: DynamoType) -> Any:
     pk = index.schema_key_attrs[0]
     items: Any = defaultdict(dict)
     for partition, rows in list(table.items.items()):
-        for place, row in list(rows.items()):
+        for sort_key, row in list(rows.items()):
             if pk in row.attrs and row.attrs[pk].value == hash_key.value:
-                items[partition][place] = Item(row.hash_key, row.range_key, {})
-                items[partition][place].attrs.update({key: row.attrs[key] for key in projected if key in row.attrs})
+                items[partition][sort_key] = Item(row.hash_key, row.range_key, {})
+                items[partition][sort_key].attrs.update({key: row.attrs[key] for key in projected if key in row.attrs})
     return items
 
 
@@ -74,9 +74,9 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
     written = [action.get("Key") or action["Item"] for item in transact_items for action in item.values()]
     keys = [(DynamoType(row[table.hash_key_attr]), DynamoType(row[table.range_key_attr])) for row in written]
     rows: Any = defaultdict(dict)
-    for partition, place in keys:
-        if row := table.items[partition].get(place):
-            rows[partition][place] = copy.deepcopy(row)
+    for partition, sort_key in keys:
+        if row := table.items[partition].get(sort_key):
+            rows[partition][sort_key] = copy.deepcopy(row)
     part, backend = Part(table, rows), copy.copy(backend)  # type: ignore[abstract]
     backend.tables = {name: part}
     records, shard = [], table.stream_shard
@@ -85,11 +85,11 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
         part.stream_shard.starting_sequence_number = shard.starting_sequence_number + len(shard.items)
         records = part.stream_shard.items
     _transact(backend, transact_items)
-    for partition, place in keys:
-        if row := rows[partition].get(place):
-            table.items[partition][place] = row
+    for partition, sort_key in keys:
+        if row := rows[partition].get(sort_key):
+            table.items[partition][sort_key] = row
         else:
-            table.items[partition].pop(place, None)
+            table.items[partition].pop(sort_key, None)
     if shard is not None:
         shard.items += records
 

@@ -40,9 +40,9 @@ def test_problem_response_has_every_documented_key(client: Client) -> None:
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/json", "multipart/form-data", "nonsense", None])
 def test_body_is_parsed_as_json_for_any_content_type(client: Client, content_type: str | None) -> None:
-    asked = event(client, "POST", "/v1/jobs", '{"job_type": "t", "payload": [1]}', {})
-    asked["headers"] = {} if content_type is None else {"Content-Type": content_type}
-    answered = handler(asked, LambdaContext())
+    request = event(client, "POST", "/v1/jobs", '{"job_type": "t", "payload": [1]}', {})
+    request["headers"] = {} if content_type is None else {"Content-Type": content_type}
+    answered = handler(request, LambdaContext())
     assert answered["statusCode"] == 202
     assert json.loads(answered["body"])["payload"] == [1]
 
@@ -136,13 +136,19 @@ def test_each_request_logs_one_line_with_ids_and_without_payload(client: Client,
         headers=headers,
     )
     client.post("/v1/tickets")
-    created, ticket = map(json.loads, (said := log.getvalue()).splitlines())
-    assert "classified" not in said
-    assert "vgl_" not in said
-    assert "vgt_" not in said
-    wanted = {"level": "INFO", "action": "create_job", "job_id": job.json["job_id"], "status": 202, "namespace": "demo"}
-    wanted |= {"correlation_id": "c", "trace_id": "x"}
-    assert {name: created[name] for name in wanted} == wanted
+    created, ticket = map(json.loads, (log_text := log.getvalue()).splitlines())
+    assert "classified" not in log_text
+    assert "vgl_" not in log_text
+    assert "vgt_" not in log_text
+    expected = {
+        "level": "INFO",
+        "action": "create_job",
+        "job_id": job.json["job_id"],
+        "status": 202,
+        "namespace": "demo",
+    }
+    expected |= {"correlation_id": "c", "trace_id": "x"}
+    assert {name: created[name] for name in expected} == expected
     assert ticket["action"] == "create_ticket"
 
 

@@ -120,8 +120,8 @@ def test_invalid_base64_returns_400(client: Client) -> None:
     from functions.api.handler import handler
     from tests.support.api import LambdaContext, event
 
-    asked = event(client, "POST", "/v1/jobs", "%%%", {})
-    assert handler({**asked, "isBase64Encoded": True}, LambdaContext())["statusCode"] == 400
+    request = event(client, "POST", "/v1/jobs", "%%%", {})
+    assert handler({**request, "isBase64Encoded": True}, LambdaContext())["statusCode"] == 400
 
 
 def test_all_problems_of_a_report_are_returned_together(client: Client) -> None:
@@ -143,11 +143,11 @@ def test_invalid_progress_is_refused(client: Client, progress: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("progress", "shown"), [("0", 0), ("1", 1), ("1.0", 1), ("1e-400", 0), ("-0.0", 0), ("0." + "3" * 90, 1 / 3)]
+    ("progress", "expected"), [("0", 0), ("1", 1), ("1.0", 1), ("1e-400", 0), ("-0.0", 0), ("0." + "3" * 90, 1 / 3)]
 )
-def test_progress_is_accepted_in_every_number_format(client: Client, progress: str, shown: float) -> None:
+def test_progress_is_accepted_in_every_number_format(client: Client, progress: str, expected: float) -> None:
     path = f"/v1/jobs/{client.running()['job_id']}"
-    assert float(client.call("PATCH", path, body=f'{{"progress": {progress}}}').ok()["progress"]) == shown
+    assert float(client.call("PATCH", path, body=f'{{"progress": {progress}}}').ok()["progress"]) == expected
 
 
 @pytest.mark.parametrize(

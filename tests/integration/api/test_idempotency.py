@@ -21,16 +21,16 @@ def count(client: Client) -> int:
     return len(client.get("/v1/jobs").ok()["jobs"])
 
 
-def shift(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
+def shift(monkeypatch: pytest.MonkeyPatch, delta: timedelta) -> None:
     """Move the clock forward."""
-    object.__setattr__(wiring.context(), "clock", lambda: wiring.now() + by)
+    object.__setattr__(wiring.context(), "clock", lambda: wiring.now() + delta)
 
 
 def test_repeated_request_with_one_key_returns_the_first_response(client: Client) -> None:
     first = client.post("/v1/jobs", WANTED, headers=KEYED)
     client.post(f"/v1/jobs/{first.ok(202)['job_id']}/start").ok()
-    again = client.post("/v1/jobs", {"payload": {"a": 1}, "job_type": "t", "name": None}, headers=KEYED)
-    assert (again.status, again.text, again.headers) == (202, first.text, first.headers)
+    repeated = client.post("/v1/jobs", {"payload": {"a": 1}, "job_type": "t", "name": None}, headers=KEYED)
+    assert (repeated.status, repeated.text, repeated.headers) == (202, first.text, first.headers)
     assert count(client) == 1
 
 
@@ -55,11 +55,11 @@ def test_same_key_is_independent_per_route_and_namespace(client: Client) -> None
 
 def test_failed_response_is_not_stored_for_the_key(client: Client) -> None:
     first = client.create(mutex={"key": "m"})
-    wanted = {"job_type": "t", "mutex": {"key": "m"}}
-    client.post("/v1/jobs", wanted, headers=KEYED).problem(409, "JOB_CREATION_FAILED")
+    body = {"job_type": "t", "mutex": {"key": "m"}}
+    client.post("/v1/jobs", body, headers=KEYED).problem(409, "JOB_CREATION_FAILED")
     client.post("/v1/jobs", {"job_type": 5}, headers=KEYED).problem(422, "VALIDATION_FAILED")
     client.post(f"/v1/jobs/{first['job_id']}/cancel").ok()
-    client.post("/v1/jobs", wanted, headers=KEYED).ok(202)
+    client.post("/v1/jobs", body, headers=KEYED).ok(202)
 
 
 def test_key_can_be_used_again_after_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,22 +96,22 @@ def test_retry_after_a_crash_returns_the_job_created_before(client: Client, monk
 def test_retry_of_a_crashed_bulk_request_creates_only_the_missing_jobs(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = {"jobs": [{"job_type": f"t{number}"} for number in range(5)]}
+    body = {"jobs": [{"job_type": f"t{number}"} for number in range(5)]}
     store = JobStore.create
     calls = iter(range(100))
 
-    def dies_after_three(self: JobStore, *given: Any, **named: Any) -> None:
+    def dies_after_three(self: JobStore, *args: Any, **named: Any) -> None:
         if next(calls) >= 3:
             raise KeyboardInterrupt
-        store(self, *given, **named)
+        store(self, *args, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(JobStore, "create", dies_after_three)
         with pytest.raises(KeyboardInterrupt):
-            client.post("/v1/jobs/bulk", wanted, headers=KEYED)
+            client.post("/v1/jobs/bulk", body, headers=KEYED)
         assert count(client) == 3
     shift(monkeypatch, timedelta(seconds=61))
-    results = client.post("/v1/jobs/bulk", wanted, headers=KEYED).ok()["results"]
+    results = client.post("/v1/jobs/bulk", body, headers=KEYED).ok()["results"]
     assert [result["job"]["job_type"] for result in results] == ["t0", "t1", "t2", "t3", "t4"]
     assert count(client) == 5
 
@@ -120,7 +120,7 @@ def test_repeated_wait_request_with_one_key_registers_one_wait(client: Client) -
     job = client.create()
     headers = {**KEYED, "Prefer": "wait=0"}
     first = client.post("/v1/waits", {"wait_on": {job["job_id"]: None}}, headers=headers)
-    again = client.post("/v1/waits", {"wait_on": {job["job_id"]: None}}, headers=headers)
-    assert first.ok()["wait_id"] == again.ok()["wait_id"]
+    repeated = client.post("/v1/waits", {"wait_on": {job["job_id"]: None}}, headers=headers)
+    assert first.ok()["wait_id"] == repeated.ok()["wait_id"]
     assert len(client.get("/v1/waits").ok()["waits"]) == 1
     client.post("/v1/waits", {"wait_on": {job["job_id"]: {}}}, headers=headers).problem(422, "IDEMPOTENCY_KEY_REUSED")

@@ -19,23 +19,23 @@ def ids(reply: Any) -> list[str]:
 
 
 def test_pages_list_each_job_once_newest_first(client: Client) -> None:
-    made = [client.create()["job_id"] for _ in range(7)]
-    found = pages(client, "/v1/jobs", page_size=3)
-    assert [len(page["jobs"]) for page in found[:2]] == [3, 3]
-    assert [job_id for page in found for job_id in ids(page)] == made[::-1]
-    assert all("payload" not in job and "result" not in job for page in found for job in page["jobs"])
+    job_ids = [client.create()["job_id"] for _ in range(7)]
+    job_pages = pages(client, "/v1/jobs", page_size=3)
+    assert [len(page["jobs"]) for page in job_pages[:2]] == [3, 3]
+    assert [job_id for page in job_pages for job_id in ids(page)] == job_ids[::-1]
+    assert all("payload" not in job and "result" not in job for page in job_pages for job in page["jobs"])
 
 
 def test_each_list_filter_works_alone_and_combined(client: Client) -> None:
-    wanted = client.running(job_type="a", queue="q", tags=["x", "y"], correlation_id="c", trace_id="t")
+    matching_job = client.running(job_type="a", queue="q", tags=["x", "y"], correlation_id="c", trace_id="t")
     other = client.create(job_type="b")
-    both = {wanted["job_id"], other["job_id"]}
+    both = {matching_job["job_id"], other["job_id"]}
     matching = {
         "job_type": "a", "queue": "q", "tag": "x", "correlation_id": "c", "trace_id": "t", "status": "running",
     }  # fmt: skip
     for name, value in matching.items():
-        assert ids(client.get("/v1/jobs", **{name: value}).ok()) == [wanted["job_id"]], name
-    assert ids(client.get("/v1/jobs", **matching).ok()) == [wanted["job_id"]]
+        assert ids(client.get("/v1/jobs", **{name: value}).ok()) == [matching_job["job_id"]], name
+    assert ids(client.get("/v1/jobs", **matching).ok()) == [matching_job["job_id"]]
     assert ids(client.get("/v1/jobs", **{**matching, "tag": "z"}).ok()) == []
     assert set(ids(client.get("/v1/jobs", status=["running", "pending"]).ok())) == both
     assert set(ids(client.get("/v1/jobs", dependency_status="none").ok())) == both
@@ -47,14 +47,14 @@ def test_created_after_is_inclusive_and_created_before_exclusive(client: Client)
     job = client.create()
     at = from_text(job["created_at"])
     later, earlier = to_text(at + timedelta(milliseconds=1)), to_text(at - timedelta(milliseconds=1))
-    for query, found in [
+    for query, count in [
         ({"created_after": to_text(at)}, True),
         ({"created_after": later}, False),
         ({"created_before": to_text(at)}, False),
         ({"created_before": later}, True),
         ({"created_after": earlier, "created_before": later}, True),
     ]:
-        assert ids(client.get("/v1/jobs", **query).ok()) == [job["job_id"]] * found, query
+        assert ids(client.get("/v1/jobs", **query).ok()) == [job["job_id"]] * count, query
 
 
 def test_created_after_accepts_other_time_zones(client: Client) -> None:
@@ -68,17 +68,17 @@ def test_page_ends_when_its_read_budget_is_used(client: Client, monkeypatch: pyt
     first = client.create(queue="rare")
     for _ in range(9):
         client.create()
-    found = pages(client, "/v1/jobs", queue="rare")
-    assert [ids(page) for page in found[:2]] == [[], []]
-    assert [job_id for page in found for job_id in ids(page)] == [first["job_id"]]
+    job_pages = pages(client, "/v1/jobs", queue="rare")
+    assert [ids(page) for page in job_pages[:2]] == [[], []]
+    assert [job_id for page in job_pages for job_id in ids(page)] == [first["job_id"]]
 
 
 def test_page_stays_within_the_response_size_limit(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(list_page, "MAX_PAGE_BYTES", 2_500)
-    made = [client.create(fields={"big": "x" * 1_000})["job_id"] for _ in range(5)]
-    found = pages(client, "/v1/jobs")
-    assert [len(page["jobs"]) for page in found] == [2, 2, 1]
-    assert [job_id for page in found for job_id in ids(page)] == made[::-1]
+    job_ids = [client.create(fields={"big": "x" * 1_000})["job_id"] for _ in range(5)]
+    job_pages = pages(client, "/v1/jobs")
+    assert [len(page["jobs"]) for page in job_pages] == [2, 2, 1]
+    assert [job_id for page in job_pages for job_id in ids(page)] == job_ids[::-1]
 
 
 @pytest.mark.parametrize(

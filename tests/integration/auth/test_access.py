@@ -154,14 +154,14 @@ def test_key_of_another_namespace_cannot_be_revoked(world: World) -> None:
 
 
 def test_keys_of_a_namespace_are_listed_oldest_first(world: World) -> None:
-    made = []
+    created = []
     for _ in range(3):
-        made.append(world.key("demo")[0])
+        created.append(world.key("demo")[0])
         world.now += timedelta(seconds=1)
     world.key("demo-2")
-    world.revoke("demo", made[0].key_id)
+    world.revoke("demo", created[0].key_id)
     listed = list_keys(world.ctx, "demo")
-    assert [key.key_id for key in listed] == [key.key_id for key in made]
+    assert [key.key_id for key in listed] == [key.key_id for key in created]
     assert [key.revoked for key in listed] == [True, False, False]
     assert list_keys(world.ctx, "nobody") == []
 

@@ -47,15 +47,15 @@ def largest() -> Counter[str]:
     return sizes
 
 
-def waits_on(world: World, job_id: str, how_many: int) -> list[str]:
+def waits_on(world: World, job_id: str, count: int) -> list[str]:
     """Register waits on one job and return their ids."""
-    return [world.wait({job_id: {"job_stage": "boot"}})["wait_id"] for _ in range(how_many)]
+    return [world.wait({job_id: {"job_stage": "boot"}})["wait_id"] for _ in range(count)]
 
 
 def wait_outcomes(world: World, wait_ids: Collection[str]) -> Counter[tuple[str | None, ...]]:
     """Count the waits by their status and by the stage at which their job met the condition."""
-    found = world.ctx.waits.find_many(NAMESPACE, wait_ids)
-    return Counter((wait.status, *(each.stage for each in wait.outcomes.values())) for wait in found.values())
+    waits_by_id = world.ctx.waits.find_many(NAMESPACE, wait_ids)
+    return Counter((wait.status, *(each.stage for each in wait.outcomes.values())) for wait in waits_by_id.values())
 
 
 def test_waits_up_to_the_inline_limit_are_matched_without_fan_out(world: World) -> None:
@@ -109,10 +109,10 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
     assert world.unmatched, "the last jobs end the wait"
     assert world.show(answer)["status"] == "waiting"
     world.run_matcher()
-    shown = world.show(answer)
-    assert (shown["status"], shown["counts"]) == ("met", {"total": many, "met": many, "unmet": 0})
-    assert shown["truncated"]
-    assert len(shown["waited_jobs"]) == wait_answer.MAX_ENTRIES
+    response = world.show(answer)
+    assert (response["status"], response["counts"]) == ("met", {"total": many, "met": many, "unmet": 0})
+    assert response["truncated"]
+    assert len(response["waited_jobs"]) == wait_answer.MAX_ENTRIES
     assert all(not world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).entries for job_id in jobs)
     assert largest()["wait"] <= ENDED_WAIT_BYTES
     assert largest()["wait_block"] <= BLOCK_BYTES

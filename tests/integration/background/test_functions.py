@@ -59,16 +59,16 @@ class Deployed:
 
     def post(self, wait_id: str, *job_ids: str, days_ago: int = 0, **options: object) -> list[Any]:
         """Store a wait for jobs at stage `boot`, and return the messages that this sends."""
-        kept = FakeQueues()
-        then = datetime.now(UTC) - timedelta(days=days_ago)
-        context = replace(wiring.context(), message_queues=kept, clock=lambda: then)
+        queues = FakeQueues()
+        posted_at = datetime.now(UTC) - timedelta(days=days_ago)
+        context = replace(wiring.context(), message_queues=queues, clock=lambda: posted_at)
         body: Any = {
             "wait_on": {job_id: {"job_stage": "boot"} for job_id in job_ids},
             "wait_options": {"allow_missing": True, **options},
         }
         post_wait(context, "demo", body, actor="test", poll_until=context.now(), reserved_id=wait_id)
-        return [loads(work.body) for work in kept.fan_out_messages] + [
-            loads(message) for message, _ in kept.sweeper_messages
+        return [loads(work.body) for work in queues.fan_out_messages] + [
+            loads(message) for message, _ in queues.sweeper_messages
         ]
 
     def wait(self, wait_id: str) -> Wait:
@@ -154,11 +154,14 @@ def test_fan_out_matches_a_job_with_many_waits(deployed: Deployed) -> None:
 
 def test_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None:
     deployed.set_page_size(4)
-    asked = message("fan_out_register")
-    wait_id = asked["wait_id"]
+    registration = message("fan_out_register")
+    wait_id = registration["wait_id"]
     jobs = [f"019bf000-0000-7000-8000-0000000001{n:02}" for n in range(6)]
-    handed_on = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register_page"]
-    assert [{**sent, "sent_at": asked["sent_at"]} for sent in handed_on] == [asked, {**asked, "page": 1}]
+    page_messages = [sent for sent in deployed.post(wait_id, *jobs) if sent["kind"] == "register_page"]
+    assert [{**sent, "sent_at": registration["sent_at"]} for sent in page_messages] == [
+        registration,
+        {**registration, "page": 1},
+    ]
     fan_out.handler(sample("fan_out_register"), CONTEXT)
     assert not deployed.wait(wait_id).registration_complete
     fan_out.handler(sample_with("fan_out_register", page=1), CONTEXT)
@@ -166,13 +169,13 @@ def test_fan_out_registers_a_large_wait_page_by_page(deployed: Deployed) -> None
 
 
 def test_fan_out_creates_batch_items_and_ends_the_batch(deployed: Deployed) -> None:
-    asked = message("fan_out_batch_page")
-    batch = NewJob(job_id=asked["job_id"], job_type="test", executor="none", payload=[1, 2], batch_size=2)
-    kept = FakeQueues()
-    context = replace(wiring.context(), message_queues=kept)
+    batch_page = message("fan_out_batch_page")
+    batch = NewJob(job_id=batch_page["job_id"], job_type="test", executor="none", payload=[1, 2], batch_size=2)
+    queues = FakeQueues()
+    context = replace(wiring.context(), message_queues=queues)
     on_batch_changed(context, submit(context, "demo", batch, actor="test").job)
     on_batch_changed(context, find_job(context, "demo", batch.job_id))
-    assert [loads(work.body) for work in kept.fan_out_messages] == [asked]
+    assert [loads(work.body) for work in queues.fan_out_messages] == [batch_page]
     fan_out.handler(sample("fan_out_batch_page"), CONTEXT)
     for index in range(2):
         complete(context, "demo", item_id(batch.job_id, 1, index), actor="test", result=index)
@@ -192,15 +195,15 @@ def test_failed_fan_out_message_becomes_visible_again_soon(
     deployed: Deployed, event: Any, error: type[Exception]
 ) -> None:
     event["Records"][0]["receiptHandle"] = received(event["Records"][0]["body"])
-    given: list[int] = []
+    timeouts: list[int] = []
     queues = wiring.sqs()
     queues.meta.events.register(
         "before-parameter-build.sqs.ChangeMessageVisibility",
-        lambda params, **_: given.append(params["VisibilityTimeout"]),
+        lambda params, **_: timeouts.append(params["VisibilityTimeout"]),
     )
     with pytest.raises(error):
         fan_out.handler(event, CONTEXT)
-    assert given == [15]
+    assert timeouts == [15]
 
 
 def pages_queue() -> str:
@@ -221,10 +224,10 @@ def received(body: str) -> str:
 
 def expired_a_day_ago(deployed: Deployed) -> str:
     """Store the wait of the sweeper's samples, which expired a day ago, and return its id."""
-    asked = message("sweeper_message")
-    assert asked in deployed.post(asked["id"], WAIT_ID, days_ago=1, expires_in=600)
-    assert deployed.wait(asked["id"]).status == "waiting"
-    return str(asked["id"])
+    due_message = message("sweeper_message")
+    assert due_message in deployed.post(due_message["id"], WAIT_ID, days_ago=1, expires_in=600)
+    assert deployed.wait(due_message["id"]).status == "waiting"
+    return str(due_message["id"])
 
 
 @pytest.mark.parametrize("name", ["sweeper_message", "sweeper_sweep"])
@@ -258,11 +261,11 @@ def test_sweeper_reports_only_the_failed_message(deployed: Deployed) -> None:
 def test_http_executor_calls_the_target_once_and_completes_the_job(
     deployed: Deployed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str]] = []
+    requests: list[tuple[str, str]] = []
 
     class Target:
         def request(self, method: str, url: str, **_: object) -> HttpResponse:
-            asked.append((method, url))
+            requests.append((method, url))
             return HttpResponse(status=200, headers={}, body=b"fine")
 
     monkeypatch.setenv("SECRETS_PREFIX", "vigil")
@@ -291,7 +294,7 @@ def test_http_executor_calls_the_target_once_and_completes_the_job(
     job = ctx.jobs.find("demo", event["job_id"])
     assert job is not None
     assert job.status == "completed"
-    assert asked == [("POST", "https://a.example/")]
+    assert requests == [("POST", "https://a.example/")]
 
 
 def test_supervisor_starts_a_run_and_starts_a_successor_when_stopped(deployed: Deployed) -> None:

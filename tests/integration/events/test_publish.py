@@ -38,14 +38,14 @@ class TestJobs:
         live.world.do(change_job.retry, job)
         live.world.do(change_job.cancel, job)
         live.world.delete(job)
-        told = live.new_frames()
+        frames = live.new_frames()
         # The job was created before the subscription, but the notifier had not published that event yet.
-        assert types(told) == [
+        assert types(frames) == [
             "job.created", "job.started", "job.updated", "job.cancel_requested", "job.cancelled", "job.retried",
             "job.cancelled", "job.deleted",
         ]  # fmt: skip
-        assert [frame["id"] for frame in told] == ["s1"] * 8
-        assert [envelope["id"] for envelope in envelopes(told)] == [f"{job}.{version}" for version in range(1, 9)]
+        assert [frame["id"] for frame in frames] == ["s1"] * 8
+        assert [envelope["id"] for envelope in envelopes(frames)] == [f"{job}.{version}" for version in range(1, 9)]
 
     def test_job_event_envelope_has_every_member(self, live: Live) -> None:
         live.connect()
@@ -111,9 +111,11 @@ class TestJobs:
         live.run_notifier()
         live.world.report(job, stage="boot", progress=Decimal("0.5"), message="booted")
         live.world.report(job, stage="setup")
-        told = envelopes(live.new_frames())
-        assert [envelope["id"] for envelope in told] == [f"{job}.3", f"{job}.3.1", f"{job}.4"]
-        assert told[1]["data"] | {"progress": Decimal("0.5"), "message": "booted"} == told[1]["data"]
+        events_received = envelopes(live.new_frames())
+        assert [envelope["id"] for envelope in events_received] == [f"{job}.3", f"{job}.3.1", f"{job}.4"]
+        assert (
+            events_received[1]["data"] | {"progress": Decimal("0.5"), "message": "booted"} == events_received[1]["data"]
+        )
 
     def test_queue_topic_and_namespace_topic_receive_only_their_jobs(self, live: Live, table: DynamoTable) -> None:
         for connection, topic in (("c1", "queue:lab"), ("c2", "queue:default"), ("c3", "namespace")):
@@ -151,13 +153,13 @@ class TestWaits:
         live.subscribe(f"wait:{answer['wait_id']}")
         live.world.report(job, stage="boot")
         live.world.run_matcher()
-        (told,) = envelopes(live.new_frames())
-        assert told["type"] == "vigil.wait.met"
-        assert (told["id"], told["subject"]) == (f"{answer['wait_id']}.2", answer["wait_id"])
-        assert told["data"] == live.world.show(answer)
-        assert told["data"]["waited_jobs"] == {job: {"job_stage": "boot", "root": "/r"}}
+        (event,) = envelopes(live.new_frames())
+        assert event["type"] == "vigil.wait.met"
+        assert (event["id"], event["subject"]) == (f"{answer['wait_id']}.2", answer["wait_id"])
+        assert event["data"] == live.world.show(answer)
+        assert event["data"]["waited_jobs"] == {job: {"job_stage": "boot", "root": "/r"}}
         (announced,) = live.topic.events
-        assert announced.envelope() == told
+        assert announced.envelope() == event
         assert announced.attributes == {"wait_id": answer["wait_id"]}
 
     def test_wait_met_at_registration_is_published(self, live: Live) -> None:
@@ -247,15 +249,15 @@ class TestSns:
         assert event.attributes == {"job_type": "spark", "job_id": job}
 
     def test_event_refused_by_sns_fails_its_record(self, live: Live) -> None:
-        kept, refused = live.world.running(), live.world.running()
-        live.world.complete(kept)
+        published, refused = live.world.running(), live.world.running()
+        live.world.complete(published)
         live.world.complete(refused)
         live.topic.refused_ids = {f"{refused}.3"}
         records = live.records()
-        told = live.run_notifier(records)
-        (failed,) = [r for r in records if r.sequence_number in told.failed]
+        report = live.run_notifier(records)
+        (failed,) = [r for r in records if r.sequence_number in report.failed]
         assert failed.key.pk == f"{NAMESPACE}#job#{refused}"
-        assert isinstance(told.failed[failed.sequence_number], PublishRejected)
+        assert isinstance(report.failed[failed.sequence_number], PublishRejected)
 
 
 class TestFaults:
@@ -268,9 +270,9 @@ class TestFaults:
         records = live.records()
         live.run_notifier(records)
         live.run_notifier(records)
-        told = envelopes(live.received()[1:])
-        assert told[:4] == told[4:]
-        assert len({envelope["id"] for envelope in told}) == 4
+        events_received = envelopes(live.received()[1:])
+        assert events_received[:4] == events_received[4:]
+        assert len({envelope["id"] for envelope in events_received}) == 4
 
     def test_unreadable_record_fails_alone(self, live: Live) -> None:
         live.connect()
@@ -282,8 +284,8 @@ class TestFaults:
             StreamRecord(sequence_number="1", change={**first.change, "NewImage": {"entity": {"S": "job"}}}),
             StreamRecord(sequence_number="2", change={**first.change, "NewImage": {"entity": {"X": "job"}}}),
         ]
-        told = live.run_notifier([*broken[:1], *rest, *broken[1:]])
-        assert list(told.failed) == ["1", "2"]
+        report = live.run_notifier([*broken[:1], *rest, *broken[1:]])
+        assert list(report.failed) == ["1", "2"]
         assert types(live.received()[1:]) == ["job.created"]
 
     def test_rows_of_a_gone_socket_are_deleted_without_failure(self, live: Live, table: DynamoTable) -> None:
@@ -310,10 +312,10 @@ class TestFaults:
         live.world.complete(job)
         live.world.complete(other)
         records = live.records()
-        told = live.run_notifier(records)
+        report = live.run_notifier(records)
         assert types(live.received("good")[1:]) == ["job.completed", "job.completed"]
         assert len(live.topic.events) == 2
-        (failed,) = [r for r in records if r.sequence_number in told.failed]
+        (failed,) = [r for r in records if r.sequence_number in report.failed]
         assert failed.key.pk == f"{NAMESPACE}#job#{job}"
         live.sockets.failing.clear()
         assert not live.run_notifier([failed]).failed
@@ -357,15 +359,19 @@ def test_every_event_fits_a_websocket_frame(live: Live) -> None:
     """Check the size of events: a WebSocket frame may have at most 32 KB."""
     live.connect()
     live.subscribe("namespace")
-    wide = "\U0001f525" * 128
+    long_text = "\U0001f525" * 128
     job = live.world.running(
-        name=wide, queue=wide, job_type=wide, trace_id="\U0001f525" * 1024, correlation_id="\U0001f525" * 1024
+        name=long_text,
+        queue=long_text,
+        job_type=long_text,
+        trace_id="\U0001f525" * 1024,
+        correlation_id="\U0001f525" * 1024,
     )
     live.world.report(job, stage="boot", message="\U0001f525" * 1024, fields={"f": "\U0001f525" * 7_000})
     live.world.wait({job: {"job_stage": "boot"}}, wait_options={"get_fields": {"f": None, "message": None}})
-    told = live.new_frames()
-    assert len(told) == 5
-    assert max(len(dumps(frame).encode()) for frame in told) < 32 * 1024
+    frames = live.new_frames()
+    assert len(frames) == 5
+    assert max(len(dumps(frame).encode()) for frame in frames) < 32 * 1024
 
 
 def test_subscribers_of_a_topic_are_read_once_per_batch(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,26 +379,26 @@ def test_subscribers_of_a_topic_are_read_once_per_batch(live: Live, monkeypatch:
     for stage in ("download", "boot", "setup"):
         live.world.report(job, stage=stage)
     records = live.records()
-    asked: list[str] = []
+    topics: list[str] = []
     read = live.ctx.connections.subscribers
 
     def counted(namespace: str, topic: str) -> Any:
-        asked.append(topic)
+        topics.append(topic)
         return read(namespace, topic)
 
     monkeypatch.setattr(live.ctx.connections, "subscribers", counted)
     live.run_notifier(records)
-    assert sorted(asked) == ["namespace", "queue:default"], "the job has no subscriber mark"
-    asked.clear()
+    assert sorted(topics) == ["namespace", "queue:default"], "the job has no subscriber mark"
+    topics.clear()
     live.connect()
     live.subscribe(f"job:{job}")
     live.connect("c2")
     live.subscribe(f"job:{job}", connection_id="c2")
-    assert asked == [], "the subscriber mark alone causes no event"
+    assert topics == [], "the subscriber mark alone causes no event"
     for stage in ("running", "post_run"):
         live.world.report(job, stage=stage)
     live.run_notifier()
-    assert sorted(asked) == sorted({f"job:{job}", "queue:default", "namespace"})
+    assert sorted(topics) == sorted({f"job:{job}", "queue:default", "namespace"})
 
 
 def test_event_is_sent_after_the_pending_acknowledgement(live: Live) -> None:
@@ -420,9 +426,9 @@ def test_event_is_sent_after_the_pending_acknowledgement(live: Live) -> None:
 
 def test_lost_acknowledgement_delays_events_only_until_the_quiet_period_ends(live: Live) -> None:
     live.connect()
-    begun = live.ctx.now()
-    soon = begun + timedelta(seconds=2)
-    live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=begun, quiet_until=soon)
+    started_at = live.ctx.now()
+    soon = started_at + timedelta(seconds=2)
+    live.ctx.connections.subscribe(NAMESPACE, "c1", "s1", ["namespace"], now=started_at, quiet_until=soon)
     live.world.job()
     assert types(live.new_frames()) == ["job.created"]
     assert live.ctx.now() - soon < timedelta(seconds=0.1)

@@ -110,9 +110,11 @@ class TestSubscribing:
         open_wait = live.world.wait({other: None})
         live.run_notifier()
         announced = {event.event_id: event.envelope() for event in live.topic.events}
-        told = live.subscribe(f"job:{job}", f"wait:{answer['wait_id']}", f"job:{other}", f"wait:{open_wait['wait_id']}")
-        assert types(told) == ["job.failed", "wait.met"]
-        for envelope in envelopes(told):
+        frames = live.subscribe(
+            f"job:{job}", f"wait:{answer['wait_id']}", f"job:{other}", f"wait:{open_wait['wait_id']}"
+        )
+        assert types(frames) == ["job.failed", "wait.met"]
+        for envelope in envelopes(frames):
             assert envelope == announced[envelope["id"]]
 
     def test_update_between_the_two_reads_is_sent_once(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,11 +137,11 @@ class TestSubscribing:
 
         def act_on_ack(connection_id: str, text: str) -> bool:
             monkeypatch.setattr(live.sockets, "post", post)
-            done = post(connection_id, text)
+            is_open = post(connection_id, text)
             live.world.report(job, stage="boot")
             live.world.run_matcher()
             live.run_notifier()
-            return done
+            return is_open
 
         monkeypatch.setattr(live.sockets, "post", act_on_ack)
         assert types(live.subscribe(f"job:{job}", f"wait:{wait['wait_id']}")) == ["job.updated", "wait.met"]
@@ -180,10 +182,10 @@ class TestSubscribing:
             # A notifier that reads the subscription now must wait until the acknowledgement is sent.
             (subscriber,) = live.ctx.connections.subscribers(NAMESPACE, "namespace")
             assert subscriber.is_quiet(live.ctx.now())
-            done = post(connection_id, text)
+            is_open = post(connection_id, text)
             live.world.job()
             pending.extend(live.records())
-            return done
+            return is_open
 
         monkeypatch.setattr(live.sockets, "post", act_on_ack)
         assert live.subscribe("namespace") == []
@@ -265,21 +267,21 @@ class TestSince:
             live.world.report(job, fields={"n": number})
         live.world.report(job, stage="boot")
         live.world.complete(job)
-        told = envelopes(live.new_frames("witness"))
-        assert len(told) == 14
-        return job, told
+        published = envelopes(live.new_frames("witness"))
+        assert len(published) == 14
+        return job, published
 
     @pytest.mark.parametrize("form", [lambda at: at, lambda at: {f"job:{at[:36]}": at}])
     def test_since_replays_later_events_unchanged(self, live: Live, form: Callable[[str], Any]) -> None:
-        job, told = self.history(live)
+        job, published = self.history(live)
         for known in range(14):
-            again = envelopes(live.subscribe(f"job:{job}", since=form(f"{job}.{known}")))
-            assert again == told[known:]
+            replayed = envelopes(live.subscribe(f"job:{job}", since=form(f"{job}.{known}")))
+            assert replayed == published[known:]
 
     def test_since_after_the_end_still_replays_the_end_event(self, live: Live) -> None:
-        job, told = self.history(live)
-        assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.14")) == told[13:]
-        assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.99")) == told[13:]
+        job, published = self.history(live)
+        assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.14")) == published[13:]
+        assert envelopes(live.subscribe(f"job:{job}", since=f"{job}.99")) == published[13:]
 
     def test_since_accepts_the_id_of_a_progress_event(self, live: Live) -> None:
         job = live.world.running()
@@ -445,12 +447,12 @@ class TestHostileMessages:
             assert pointers(live.send(frame), None) == ["/id"]
 
     def test_error_for_any_message_fits_a_frame(self, live: Live) -> None:
-        wide = {f"{number}" + "\U0001f525" * 1_000: "x" for number in range(25)}
+        long_values = {f"{number}" + "\U0001f525" * 1_000: "x" for number in range(25)}
         for frame in (
-            {"action": "ping", **wide},
-            {"action": "subscribe", "id": "s1", "topics": [f"job:{name}" for name in wide]},
-            {"action": "wait", "id": "s1", "wait_on": wide},
-            {"action": "wait", "id": "s1", "wait_on": {name: {name: None} for name in list(wide)[:12]}},
+            {"action": "ping", **long_values},
+            {"action": "subscribe", "id": "s1", "topics": [f"job:{name}" for name in long_values]},
+            {"action": "wait", "id": "s1", "wait_on": long_values},
+            {"action": "wait", "id": "s1", "wait_on": {name: {name: None} for name in list(long_values)[:12]}},
         ):
             (answer,) = live.send(frame)
             assert answer["type"] == "error"

@@ -61,9 +61,9 @@ def store_target(world: World, executor: str = "http", **target: Any) -> str:
     return job_type.target_ref
 
 
-def new_job(world: World, executor: str = "http", target: Mapping[str, Any] | None = None, **wanted: Any) -> str:
+def new_job(world: World, executor: str = "http", target: Mapping[str, Any] | None = None, **attributes: Any) -> str:
     """Create a job of this executor and return its id."""
-    return world.job(executor=executor, target_ref=store_target(world, executor, **(target or {})), **wanted)
+    return world.job(executor=executor, target_ref=store_target(world, executor, **(target or {})), **attributes)
 
 
 def stored_job(world: World, job_id: str) -> Job:
@@ -91,31 +91,31 @@ class TestDispatch:
         record = stream_record("1", stored_job(world, job_id))
         assert match_records(world.ctx, [record, record]) == {}
         assert match_records(world.ctx, [record]) == {}, "the record is delivered once more, later"
-        (told,) = world.executors.calls
+        (event,) = world.executors.calls
         job = stored_job(world, job_id)
         assert job.lease is not None
-        assert (job.status, job.lease.token, job.lease.worker) == ("running", told["lease_token"], "executor http")
-        assert told == {"namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token}
+        assert (job.status, job.lease.token, job.lease.worker) == ("running", event["lease_token"], "executor http")
+        assert event == {"namespace": NAMESPACE, "job_id": job_id, "lease_token": job.lease.token}
 
     def test_invocation_event_contains_payload_fields_and_lease(self, world: World) -> None:
         target = {"function": "resize", "lease": 40}
         job_id = new_job(world, "lambda", target, payload={"n": [1, 2]}, fields={"a": 1}, correlation_id="c")
         run_matcher(world)
-        ((function, told),) = world.executors.invocations
+        ((function, event),) = world.executors.invocations
         assert function == "resize"
-        assert (told["job_id"], told["payload"], told["fields"], told["attempt"]) == (
+        assert (event["job_id"], event["payload"], event["fields"], event["attempt"]) == (
             job_id,
             {"n": [1, 2]},
             {"a": 1},
             1,
         )
-        assert (told["lease"], told["correlation_id"], told["payload_omitted"]) == (40, "c", False)
+        assert (event["lease"], event["correlation_id"], event["payload_omitted"]) == (40, "c", False)
 
     def test_payload_too_large_for_an_event_is_left_out(self, world: World) -> None:
         new_job(world, "lambda", payload="x" * MAX_EVENT_BYTES)
         run_matcher(world)
-        ((_, told),) = world.executors.invocations
-        assert (told["payload"], told["payload_omitted"]) == (None, True)
+        ((_, event),) = world.executors.invocations
+        assert (event["payload"], event["payload_omitted"]) == (None, True)
 
     def test_payload_stored_in_s3_is_left_out_without_a_read(self, world: World) -> None:
         payload = "x" * 500_000
@@ -123,8 +123,8 @@ class TestDispatch:
             "url": "https://a.example/", "body": {"all": "{{payload}}"}
         })  # fmt: skip
         run_matcher(world)
-        ((_, told),) = world.executors.invocations
-        assert (told["job_id"], told["payload"], told["payload_omitted"]) == (function, None, True)
+        ((_, event),) = world.executors.invocations
+        assert (event["job_id"], event["payload"], event["payload_omitted"]) == (function, None, True)
         world.pass_time(1)
         target = Target()
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "completed"
@@ -135,11 +135,11 @@ class TestDispatch:
         for executor in ("worker", "none"):
             world.job(executor=executor)
         job_id = new_job(world)
-        wanted = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
-        granted = claim_jobs.claim_jobs(world.ctx, NAMESPACE, wanted, actor="k", until=world.time)
+        request = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
+        granted = claim_jobs.claim_jobs(world.ctx, NAMESPACE, request, actor="k", until=world.time)
         assert [job.executor for job in granted] == ["worker"]
         run_matcher(world)
-        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+        assert [event["job_id"] for event in world.executors.calls] == [job_id]
 
     def test_concurrent_dispatches_send_the_job_once(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         job_id = new_job(world)
@@ -167,7 +167,7 @@ class TestDispatch:
 
         monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
         assert run_matcher(world) == {}
-        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+        assert [event["job_id"] for event in world.executors.calls] == [job_id]
         assert stored_job(world, job_id).has_waits
 
     def test_function_that_cannot_be_invoked_fails_the_job_without_retry(self, world: World) -> None:
@@ -217,16 +217,16 @@ class TestRecovery:
         assert job.error is not None
         assert (job.attempt, job.error.code) == (2, "LEASE_EXPIRED")
         world.sweep()
-        (told,) = world.executors.calls
+        (event,) = world.executors.calls
         running = stored_job(world, job_id)
         assert running.lease is not None
-        assert (running.status, told["lease_token"]) == ("running", running.lease.token)
+        assert (running.status, event["lease_token"]) == ("running", running.lease.token)
 
     def test_sweep_dispatches_jobs_whose_records_were_lost(self, world: World) -> None:
         ids = [new_job(world, priority=priority) for priority in ("low", "critical", "normal")]
         world.unmatched.clear()
         world.sweep()
-        assert [told["job_id"] for told in world.executors.calls] == [ids[1], ids[2], ids[0]]
+        assert [event["job_id"] for event in world.executors.calls] == [ids[1], ids[2], ids[0]]
         world.sweep()
         assert len(world.executors.calls) == 3
 
@@ -242,7 +242,7 @@ class TestRecovery:
         assert state.oldest_ready == stored_job(world, job_id).created_at
         world.ctx.job_queues.set_paused(NAMESPACE, "default", False)
         world.sweep()
-        assert [told["job_id"] for told in world.executors.calls] == [job_id]
+        assert [event["job_id"] for event in world.executors.calls] == [job_id]
         state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
         assert (sum(state.ready.values()), state.timed["running"]) == (0, 1)
 
@@ -258,26 +258,26 @@ class TestRecovery:
             assert run_matcher(world) == {}
         assert [stored_job(world, job_id).status for job_id in (http, function, large)] == ["running"] * 3
         world.pass_time(1)
-        asked = Target()
-        assert call_target(world.ctx, asked, Secrets(), world.executors.calls[-1]) == "completed"
-        assert asked.asked[0]["url"] == "https://a.example/a%20b"
-        told = {event["job_id"]: event for _, event in world.executors.invocations}
-        assert told[function]["dependencies"][before[1]] == {
+        http_target = Target()
+        assert call_target(world.ctx, http_target, Secrets(), world.executors.calls[-1]) == "completed"
+        assert http_target.asked[0]["url"] == "https://a.example/a%20b"
+        events_by_job = {event["job_id"]: event for _, event in world.executors.invocations}
+        assert events_by_job[function]["dependencies"][before[1]] == {
             "status": "completed", "job_health": "success", "result": None, "truncated": True
         }  # fmt: skip
-        assert told[large]["dependencies"][before[0]]["truncated"]
-        assert told[large]["payload_omitted"]
+        assert events_by_job[large]["dependencies"][before[0]]["truncated"]
+        assert events_by_job[large]["payload_omitted"]
 
     def test_job_queued_for_a_mutex_is_dispatched_when_it_acquires_it(self, world: World) -> None:
         first, second = (new_job(world, mutex_key="m", queue_on_conflict=True) for _ in range(2))
         assert [stored_job(world, job_id).status for job_id in (first, second)] == ["pending", "waiting"]
         run_matcher(world)
-        assert [told["job_id"] for told in world.executors.calls] == [first]
+        assert [event["job_id"] for event in world.executors.calls] == [first]
         world.pass_time(1)
         call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1])
         for job_id in (first, second):
             assert match_records(world.ctx, [stream_record("1", stored_job(world, job_id))]) == {}
-        assert [told["job_id"] for told in world.executors.calls] == [first, second]
+        assert [event["job_id"] for event in world.executors.calls] == [first, second]
 
     def test_cancelled_job_is_not_dispatched(self, world: World) -> None:
         job_id = new_job(world)
@@ -342,20 +342,20 @@ class TestHttpCall:
         body = b'{"rows": 1.50}'
         target = Target(answer(201, body, content_type="application/json", etag='"1"', set_cookie="no"))
         assert run_and_call(world, target) == "completed"
-        (asked,) = target.asked
-        assert (asked["method"], asked["url"]) == ("PUT", "https://a.example/x%2Fy")
-        assert asked["headers"] == {
+        (request,) = target.asked
+        assert (request["method"], request["url"]) == ("PUT", "https://a.example/x%2Fy")
+        assert request["headers"] == {
             "Authorization": f"Bearer {NAMESPACE}:/key", "Content-Type": "application/json",
             "Idempotency-Key": f"{job_id}.1",
         }  # fmt: skip
-        assert (asked["body"], asked["timeout_s"]) == (b'{"n":3}', 7)
+        assert (request["body"], request["timeout_s"]) == (b'{"n":3}', 7)
         job = stored_job(world, job_id)
         assert (job.status, job.health) == ("completed", "success")
         headers = '{"content-type":"application/json","etag":"\\"1\\""}'
         assert world.ctx.jobs.payloads(job).result == f'{{"status":201,"headers":{headers},"body":{{"rows":1.50}}}}'
 
     @pytest.mark.parametrize(
-        ("given", "kept"),
+        ("response", "stored_text"),
         [
             (answer(204), '"body":null'),
             (answer(200, b"plain"), '"body":"plain"'),
@@ -364,13 +364,13 @@ class TestHttpCall:
             (HttpResponse(status=200, headers={}, body=b"cut", truncated=True), '"body":"cut","truncated":true'),
         ],
     )
-    def test_response_body_of_any_type_is_stored(self, world: World, given: HttpResponse, kept: str) -> None:
+    def test_response_body_of_any_type_is_stored(self, world: World, response: HttpResponse, stored_text: str) -> None:
         job_id = new_job(world)
-        assert run_and_call(world, Target(given)) == "completed"
-        assert kept in (world.ctx.jobs.payloads(stored_job(world, job_id)).result or "")
+        assert run_and_call(world, Target(response)) == "completed"
+        assert stored_text in (world.ctx.jobs.payloads(stored_job(world, job_id)).result or "")
 
     @pytest.mark.parametrize(
-        ("given", "status", "code", "delay_s"),
+        ("response", "status", "code", "delay_s"),
         [
             (answer(429, retry_after="25"), "scheduled", "HTTP_429", 25),
             (answer(429, retry_after="3"), "scheduled", "HTTP_429", 10),
@@ -383,10 +383,10 @@ class TestHttpCall:
         ],
     )
     def test_failed_response_sets_error_code_status_and_retry_delay(
-        self, world: World, given: HttpResponse | Exception, status: str, code: str, delay_s: int | None
+        self, world: World, response: HttpResponse | Exception, status: str, code: str, delay_s: int | None
     ) -> None:
         job_id = new_job(world, retry=TRIES)
-        assert run_and_call(world, Target(given)) == code
+        assert run_and_call(world, Target(response)) == code
         job = stored_job(world, job_id)
         assert job.error is not None
         assert (job.status, job.error.code) == (status, code)
@@ -417,9 +417,9 @@ class TestHttpCall:
         self, world: World, target: Mapping[str, Any], code: str
     ) -> None:
         job_id = new_job(world, target=target, retry=TRIES)
-        asked = Target()
-        assert run_and_call(world, asked) == code
-        assert asked.asked == []
+        http_target = Target()
+        assert run_and_call(world, http_target) == code
+        assert http_target.asked == []
         assert stored_job(world, job_id).status == "failed"
 
     def test_payload_too_large_for_a_call_fails_without_a_call(
@@ -435,10 +435,12 @@ class TestHttpCall:
     def test_repeated_event_calls_the_target_once(self, world: World) -> None:
         job_id = new_job(world)
         target = Target()
-        target.meanwhile = lambda: again.append(call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1]))
-        again: list[str] = []
+        target.meanwhile = lambda: repeated_outcomes.append(
+            call_target(world.ctx, Target(), Secrets(), world.executors.calls[-1])
+        )
+        repeated_outcomes: list[str] = []
         assert run_and_call(world, target) == "completed"
-        assert again == ["lease_lost"], "the first call is still running"
+        assert repeated_outcomes == ["lease_lost"], "the first call is still running"
         assert call_target(world.ctx, target, Secrets(), world.executors.calls[-1]) == "lease_lost"
         assert len(target.asked) == 1
         assert stored_job(world, job_id).version == 3, "the versions are created, claimed and completed"
@@ -499,12 +501,12 @@ class TestHttpCall:
 def test_first_heartbeat_of_a_lease_succeeds_once(world: World) -> None:
     new_job(world, "lambda")
     run_matcher(world)
-    ((_, told),) = world.executors.invocations
+    ((_, event),) = world.executors.invocations
     world.pass_time(1)
 
     def begin() -> Job:
         return change_job.heartbeat(
-            world.ctx, NAMESPACE, told["job_id"], lease_token=told["lease_token"], lease_s=None, first=True
+            world.ctx, NAMESPACE, event["job_id"], lease_token=event["lease_token"], lease_s=None, first=True
         )
 
     assert begin().status == "running"

@@ -41,11 +41,11 @@ class Server:
     def _run(self) -> None:
         while True:
             try:
-                taken, _ = self._listener.accept()
+                accepted, _ = self._listener.accept()
             except OSError:
                 return
             try:
-                with self._tls.wrap_socket(taken, server_side=True) if self._tls else taken as connection:
+                with self._tls.wrap_socket(accepted, server_side=True) if self._tls else accepted as connection:
                     self._handle(connection)
             except OSError:
                 continue
@@ -115,14 +115,14 @@ def test_private_host_is_refused_without_a_request() -> None:
 
 
 def test_host_with_one_private_address_is_refused() -> None:
-    asked = OutboundHttpClient(resolve=lambda *_: ["1.1.1.1", "169.254.169.254"])
+    http_client = OutboundHttpClient(resolve=lambda *_: ["1.1.1.1", "169.254.169.254"])
     with pytest.raises(TargetRefused, match="not public"):
-        ask(asked, "https://two-faced.example/")
+        ask(http_client, "https://two-faced.example/")
 
 
 def test_host_is_resolved_once_and_only_those_addresses_are_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that a host is resolved once. With DNS rebinding, a second lookup returns a private address."""
-    looks = iter([["1.1.1.1", "1.0.0.1"]])
+    lookups = iter([["1.1.1.1", "1.0.0.1"]])
     tried: list[tuple[str, int]] = []
 
     def refuse(address: tuple[str, int], timeout: float) -> socket.socket:
@@ -131,7 +131,7 @@ def test_host_is_resolved_once_and_only_those_addresses_are_connected(monkeypatc
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(TargetUnreachable, match="refused"):
-        ask(OutboundHttpClient(resolve=lambda *_: next(looks)), "https://rebinding.example:444/")
+        ask(OutboundHttpClient(resolve=lambda *_: next(lookups)), "https://rebinding.example:444/")
     assert tried == [("1.1.1.1", 444), ("1.0.0.1", 444)]
 
 
@@ -158,11 +158,13 @@ def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy.requests == []
 
 
-@pytest.mark.parametrize(("size", "kept", "truncated"), [(999, 999, False), (1000, 1000, False), (1001, 1000, True)])
-def test_response_body_is_truncated_at_its_limit(size: int, kept: int, truncated: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "received_size", "truncated"), [(999, 999, False), (1000, 1000, False), (1001, 1000, True)]
+)
+def test_response_body_is_truncated_at_its_limit(size: int, received_size: int, truncated: bool) -> None:
     with serving(responding_with(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)) as server:
         answer = ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/")
-    assert (len(answer.body), answer.truncated) == (kept, truncated)
+    assert (len(answer.body), answer.truncated) == (received_size, truncated)
 
 
 def test_endless_response_is_truncated_at_its_limit() -> None:
@@ -198,10 +200,10 @@ def drip_response(beginning: bytes) -> Serve:
 )
 def test_slow_response_fails_at_the_total_timeout(beginning: bytes) -> None:
     with serving(drip_response(beginning)) as server:
-        began = time.monotonic()
+        started_at = time.monotonic()
         with pytest.raises(TargetUnreachable, match="in time"):
             ask(OutboundHttpClient({"localhost"}), f"http://localhost:{server.port}/", timeout_s=0.4)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - started_at < 3
 
 
 def test_slow_tls_handshake_fails_at_the_timeout() -> None:

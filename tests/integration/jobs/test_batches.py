@@ -85,10 +85,10 @@ def stored(world: World, job_id: str) -> Job:
     return change_job.find_job(world.ctx, NAMESPACE, job_id)
 
 
-def batch_of(world: World, size: int, **wanted: Any) -> str:
+def batch_of(world: World, size: int, **attributes: Any) -> str:
     """Create a batch of executor `none`, whose items need no claim."""
     known = {"executor": "none", "payload": list(range(size)), "batch_size": size}
-    return world.job(**{**known, **wanted})
+    return world.job(**{**known, **attributes})
 
 
 def ids(batch_id: str, size: int, attempt: int = 1) -> list[str]:
@@ -170,17 +170,17 @@ def test_items_inherit_the_settings_of_the_batch(world: World) -> None:
 
 def test_claims_return_items_and_never_the_batch(world: World) -> None:
     job_id = batch_of(world, 2, executor="worker")
-    wanted = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
-    assert claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time) == []
+    request = ClaimRequest(queue="default", worker="w", limit=10, lease_s=60, claim_id=None)
+    assert claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time) == []
     run_until_idle(world)
-    claimed = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
+    claimed = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
     assert {each.job_id for each in claimed} == set(ids(job_id, 2))
 
 
 @pytest.mark.parametrize("executor", ["worker", "http", "none"])
 def test_batch_rejects_start_complete_and_fail(world: World, executor: str) -> None:
     job_id = batch_of(world, 1, executor=executor)
-    for change in (world.complete, world.fail, lambda it: world.do(change_job.start, it)):
+    for change in (world.complete, world.fail, lambda item_id: world.do(change_job.start, item_id)):
         with pytest.raises(InvalidTransition):
             change(job_id)
     if executor != "http":
@@ -271,18 +271,18 @@ def test_batch_of_several_pages_runs_every_item_in_order(world: World) -> None:
     world.run_matcher()
     assert len(world.queues.fan_out_messages) == 3
     run_until_idle(world)
-    wanted = ids(job_id, 250)
-    payloads = [world.ctx.jobs.payloads(stored(world, wanted[index])).payload for index in (0, 99, 100, 249)]
+    expected = ids(job_id, 250)
+    payloads = [world.ctx.jobs.payloads(stored(world, expected[index])).payload for index in (0, 99, 100, 249)]
     assert payloads == ["0", "99", "100", "249"]
-    for each in reversed(wanted[1:]):
+    for each in reversed(expected[1:]):
         world.complete(each)
     run_until_idle(world)
     assert stored(world, job_id).status == "running"
-    world.complete(wanted[0], result="last")
+    world.complete(expected[0], result="last")
     run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     entries = result(world, job_id)
-    assert [entry["job_id"] for entry in entries] == wanted
+    assert [entry["job_id"] for entry in entries] == expected
     assert [entry["index"] for entry in entries] == list(range(250))
     assert entries[0]["result"] == "last"
 
@@ -372,8 +372,8 @@ def test_retried_batch_runs_new_items(world: World) -> None:
     run_until_idle(world)
     with pytest.raises(InvalidTransition, match=job_id):
         world.do(change_job.retry, ids(job_id, 2)[0])
-    again = world.do(change_job.retry, job_id)
-    assert (again.status, again.attempt, again.result_ref) == ("pending", 2, None)
+    retried = world.do(change_job.retry, job_id)
+    assert (retried.status, retried.attempt, retried.result_ref) == ("pending", 2, None)
     world.unmatched += late  # Stream records of the first attempt are delivered again.
     run_until_idle(world)
     assert stored(world, job_id).status == "running"
@@ -440,11 +440,11 @@ def test_item_results_over_the_size_limit_are_truncated(world: World, monkeypatc
     monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 12)
     job_id = batch_of(world, 3)
     run_until_idle(world)
-    for each, told in zip(ids(job_id, 3), ["12345678", "123456", 1], strict=True):
-        world.complete(each, result=told)
+    for each, item_result in zip(ids(job_id, 3), ["12345678", "123456", 1], strict=True):
+        world.complete(each, result=item_result)
     run_until_idle(world)
-    shown = [(entry["result"], entry.get("truncated")) for entry in result(world, job_id)]
-    assert shown == [("12345678", None), (None, True), (1, None)]
+    item_results = [(entry["result"], entry.get("truncated")) for entry in result(world, job_id)]
+    assert item_results == [("12345678", None), (None, True), (1, None)]
 
 
 def test_deleted_item_counts_as_ended_without_result(world: World) -> None:

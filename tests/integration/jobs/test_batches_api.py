@@ -22,24 +22,33 @@ def mode_of(job_id: str) -> str:
 
 
 def test_created_batch_shows_its_payloads_without_result(client: Client) -> None:
-    made = client.create(batch=[{"n": 1}, None, 3.5], name="nightly", retry={"max_attempts": 5})
-    assert (made["status"], made["batch_id"], made["attempt"], made["max_attempts"]) == ("pending", None, 1, 1)
-    shown = client.get(f"/v1/jobs/{made['job_id']}").ok()
-    assert shown["payload"] == made["payload"] == [{"n": 1}, None, 3.5]
-    assert shown["result"] is None
+    created = client.create(batch=[{"n": 1}, None, 3.5], name="nightly", retry={"max_attempts": 5})
+    assert (created["status"], created["batch_id"], created["attempt"], created["max_attempts"]) == (
+        "pending",
+        None,
+        1,
+        1,
+    )
+    read_back = client.get(f"/v1/jobs/{created['job_id']}").ok()
+    assert read_back["payload"] == created["payload"] == [{"n": 1}, None, 3.5]
+    assert read_back["result"] is None
 
 
 def test_repeated_idempotency_key_creates_one_batch(client: Client) -> None:
-    wanted = {"job_type": "t", "batch": [1, 2], "on_item_failure": "collect"}
-    first, second = (client.post("/v1/jobs", wanted, headers={"Idempotency-Key": "k"}).ok(202) for _ in range(2))
+    body = {"job_type": "t", "batch": [1, 2], "on_item_failure": "collect"}
+    first, second = (client.post("/v1/jobs", body, headers={"Idempotency-Key": "k"}).ok(202) for _ in range(2))
     assert first == second
-    other = client.post("/v1/jobs", {**wanted, "batch": [2, 1]}, headers={"Idempotency-Key": "k"})
+    other = client.post("/v1/jobs", {**body, "batch": [2, 1]}, headers={"Idempotency-Key": "k"})
     other.problem(422, "IDEMPOTENCY_KEY_REUSED")
 
 
 def test_bulk_request_accepts_a_batch_and_refuses_empty_or_long_ones(client: Client) -> None:
-    asked = [{"job_type": "t", "batch": [1, 2]}, {"job_type": "t", "batch": []}, {"job_type": "t", "batch": [1] * 1001}]
-    good, empty, many = client.post("/v1/jobs/bulk", {"jobs": asked}).ok()["results"]
+    bodies = [
+        {"job_type": "t", "batch": [1, 2]},
+        {"job_type": "t", "batch": []},
+        {"job_type": "t", "batch": [1] * 1001},
+    ]
+    good, empty, many = client.post("/v1/jobs/bulk", {"jobs": bodies}).ok()["results"]
     assert good["job"]["status"] == "pending"
     assert [bad["problem"]["errors"][0]["pointer"] for bad in (empty, many)] == ["/jobs/1/batch", "/jobs/2/batch"]
 
@@ -48,9 +57,9 @@ def test_each_payload_of_a_batch_is_validated_by_its_type(client: Client) -> Non
     client.call("PUT", "/v1/job-types/checked", CHECKED).ok(201)
     wrong = client.post("/v1/jobs", {"job_type": "checked", "batch": [{"n": 1}, {"n": "x"}, {"n": 2}, {"n": None}]})
     assert wrong.pointers() == ["/batch/1/n", "/batch/3/n"]
-    made = client.create(job_type="checked", batch=[{"n": 1}])
-    assert made["payload"] == [{"n": 1}], "the batch replaces the default payload of the type"
-    assert mode_of(made["job_id"]) == "collect"
+    created = client.create(job_type="checked", batch=[{"n": 1}])
+    assert created["payload"] == [{"n": 1}], "the batch replaces the default payload of the type"
+    assert mode_of(created["job_id"]) == "collect"
     assert client.create(job_type="checked")["payload"] == {"n": 0}, "a default failure mode makes no batch"
 
 

@@ -28,8 +28,8 @@ def stored(world: World, job_id: str) -> Job:
     return change_job.find_job(world.ctx, NAMESPACE, job_id)
 
 
-def dependent_job(world: World, *job_ids: str, **wanted: Any) -> str:
-    return world.job(depends_on=job_ids, **wanted)
+def dependent_job(world: World, *job_ids: str, **attributes: Any) -> str:
+    return world.job(depends_on=job_ids, **attributes)
 
 
 def end(world: World, job_id: str, how: str) -> None:
@@ -158,9 +158,9 @@ def test_rule_over_ended_dependencies_is_applied_at_creation(world: World) -> No
 
 
 def test_unknown_dependencies_are_named(world: World) -> None:
-    there, nobody = world.job(), str(uuid6.uuid7())
+    known_id, unknown_id = world.job(), str(uuid6.uuid7())
     with pytest.raises(MissingDependency) as refused:
-        dependent_job(world, there, nobody, "rubbish")
+        dependent_job(world, known_id, unknown_id, "rubbish")
     assert [problem.pointer for problem in refused.value.problems] == ["/depends_on/1", "/depends_on/2"]
 
 
@@ -177,13 +177,13 @@ def test_scheduled_job_applies_its_rule_after_its_start_time(world: World) -> No
 
 
 def test_released_job_still_waits_for_its_mutex(world: World) -> None:
-    first, holder = world.job(), world.job(mutex_key="m")
+    first, owner = world.job(), world.job(mutex_key="m")
     job_id = dependent_job(world, first, mutex_key="m", queue_on_conflict=True)
     end(world, first, "success")
     world.run_matcher()
     job = stored(world, job_id)
     assert (job.status, job.dependencies.status, job.awaits_dependencies) == ("waiting", "satisfied", False)
-    world.do(change_job.cancel, holder)
+    world.do(change_job.cancel, owner)
     world.run_matcher()
     assert stored(world, job_id).status == "pending"
 
@@ -232,8 +232,8 @@ def test_claimed_job_receives_the_results_of_its_dependencies(world: World) -> N
     end(world, first, "success")
     end(world, second, "failed")
     world.run_matcher()
-    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id=None)
-    (job,) = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
+    request = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id=None)
+    (job,) = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
     assert job.job_id == job_id
     inputs = depend.load_dependency_results(world.ctx, job)
     assert [(each.name, each.status, each.result) for each in inputs] == [
@@ -268,9 +268,9 @@ def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch
 def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -> None:
     first, second = world.job(), world.job()
     ids = [dependent_job(world, first, second) for _ in range(6)]
-    born = list(world.unmatched)
+    created_jobs = list(world.unmatched)
     world.unmatched.clear()
-    for job in born:
+    for job in created_jobs:
         match.handle_job_change(world.ctx, job)
     end(world, first, "success")
     end(world, second, "success")
@@ -327,7 +327,7 @@ def test_dependents_over_the_inline_limit_are_released_by_fan_out(
 
 def test_each_rule_counts_skipped_dependencies() -> None:
     one_skipped = DependencyCounts(total=2, success=1, skipped=1)
-    found = {
+    statuses = {
         rule: evaluate_rule(rule, one_skipped)
         for rule in (
             "all_success",
@@ -338,7 +338,7 @@ def test_each_rule_counts_skipped_dependencies() -> None:
             "all_done",
         )
     }
-    assert found == {
+    assert statuses == {
         "all_success": False,
         "none_failed": True,
         "none_failed_min_one_success": True,

@@ -33,9 +33,9 @@ def test_stored_job_is_read_back_unchanged(world: World) -> None:
     )  # fmt: skip
     before = world.report(job_id, stage="boot", progress=Decimal("0.25"), message="m", milestones=["a", "b"])
     assert find(world, job_id) == before
-    done = world.complete(job_id, result=[Decimal("0.1")], health="odd")
-    assert find(world, job_id) == done
-    bodies = world.ctx.jobs.payloads(done)
+    completed = world.complete(job_id, result=[Decimal("0.1")], health="odd")
+    assert find(world, job_id) == completed
+    bodies = world.ctx.jobs.payloads(completed)
     assert (bodies.payload, bodies.result) == ('{"exact":3.14159265358979323846264338327950288}', "[0.1]")
 
 
@@ -103,8 +103,8 @@ def test_conflicting_report_is_applied_again_to_the_new_version(world: World) ->
     others = iter([Report(milestones=["theirs"])])
 
     def meddle(before: Job, after: Job, acquisitions: Any = ()) -> None:
-        for said in others:
-            world.ctx.jobs.save(before, transitions.report(before, said, now=world.ctx.now(), actor="other"))
+        for other_report in others:
+            world.ctx.jobs.save(before, transitions.report(before, other_report, now=world.ctx.now(), actor="other"))
         save(before, after, acquisitions)
 
     world.ctx.jobs.save = meddle  # type: ignore[method-assign]
@@ -122,8 +122,8 @@ class TestCreation:
     def test_resumed_creation_creates_one_job(self, world: World) -> None:
         new = NewJob(job_id=str(uuid6.uuid7()), job_type="t", mutex_key="m")
         first = submit_job.submit(world.ctx, NAMESPACE, new, actor="k")
-        again = submit_job.submit(world.ctx, NAMESPACE, new, actor="k", resumed=True)
-        assert again == first
+        resumed = submit_job.submit(world.ctx, NAMESPACE, new, actor="k", resumed=True)
+        assert resumed == first
 
     def test_payload_over_the_limit_is_refused(self, world: World) -> None:
         with pytest.raises(PayloadTooLarge, match="/payload"):
@@ -139,15 +139,15 @@ class TestCreation:
         assert world.job(unique_key="nightly") == second
 
     def test_mutex_refuses_a_job_while_another_is_open(self, world: World) -> None:
-        holder = world.running(mutex_key="cache")
+        owner = world.running(mutex_key="cache")
         with pytest.raises(JobCreationFailed, match=r"^Another operation is already running$"):
             world.job(mutex_key="cache")
-        world.fail(holder)
+        world.fail(owner)
         second = world.job(mutex_key="cache")
         with pytest.raises(JobCreationFailed):
-            world.do(change_job.retry, holder)
+            world.do(change_job.retry, owner)
         world.do(change_job.cancel, second)
-        world.do(change_job.retry, holder)
+        world.do(change_job.retry, owner)
         with pytest.raises(JobCreationFailed):
             world.job(mutex_key="cache")
 
@@ -243,10 +243,10 @@ class TestWaitMark:
         read = JobStore.find_many
 
         def read_and_be_overtaken(store: JobStore, *args: Any, **kwargs: Any) -> dict[str, Job]:
-            found = read(store, *args, **kwargs)
+            job = read(store, *args, **kwargs)
             if find(world, job_id).stage == "submit":
                 world.report(job_id, stage="boot")
-            return found
+            return job
 
         monkeypatch.setattr(JobStore, "find_many", read_and_be_overtaken)
         assert world.wait({job_id: {"job_stage": "boot"}})["status"] == "met"

@@ -36,24 +36,24 @@ def put(client: Client, name: str, body: Any = None, **more: Any) -> Reply:
     return client.call("PUT", f"/v1/job-types/{quote(name, safe='')}", {} if body is None else body, **more)
 
 
-def without_times(shown: Any) -> Any:
-    return {name: value for name, value in shown.items() if name not in ("created_at", "updated_at")}
+def without_times(job_type: Any) -> Any:
+    return {name: value for name, value in job_type.items() if name not in ("created_at", "updated_at")}
 
 
 class TestDefining:
     def test_put_creates_a_type_once_and_then_returns_it_unchanged(self, client: Client) -> None:
-        made = put(client, "flash", FLASH).ok(201)
-        assert without_times(made) == SHOWN
-        assert made["created_at"] == made["updated_at"]
-        assert put(client, "flash", FLASH).ok(200) == made
-        assert client.get("/v1/job-types/flash").ok() == made
-        assert client.get("/v1/job-types").ok() == {"job_types": [made], "next_page_token": None}
+        created = put(client, "flash", FLASH).ok(201)
+        assert without_times(created) == SHOWN
+        assert created["created_at"] == created["updated_at"]
+        assert put(client, "flash", FLASH).ok(200) == created
+        assert client.get("/v1/job-types/flash").ok() == created
+        assert client.get("/v1/job-types").ok() == {"job_types": [created], "next_page_token": None}
 
     def test_second_put_replaces_the_whole_type(self, client: Client) -> None:
-        made = put(client, "flash", FLASH).ok(201)
+        created = put(client, "flash", FLASH).ok(201)
         changed = put(client, "flash", {"queue": "q"}).ok(200)
-        assert changed["created_at"] == made["created_at"]
-        assert changed["updated_at"] >= made["updated_at"]
+        assert changed["created_at"] == created["created_at"]
+        assert changed["updated_at"] >= created["updated_at"]
         assert without_times(changed) == {
             "name": "flash", "executor": "worker", "target": None, "queue": "q", "stages": list(DEFAULT_STAGES),
             "defaults": {}, "payload_schema": None, "description": None,
@@ -61,10 +61,10 @@ class TestDefining:
         assert client.get("/v1/job-types/flash").ok() == changed
 
     def test_null_members_count_as_absent(self, client: Client) -> None:
-        made = put(client, "plain").ok(201)
+        created = put(client, "plain").ok(201)
         nothing = dict.fromkeys(FLASH)
-        assert put(client, "plain", nothing).ok(200) == made
-        assert put(client, "plain", {"defaults": {"queue": None}}).ok(200) == made
+        assert put(client, "plain", nothing).ok(200) == created
+        assert put(client, "plain", {"defaults": {"queue": None}}).ok(200) == created
 
     def test_deleted_type_is_not_found(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
@@ -102,12 +102,12 @@ class TestDefining:
         first: list[bool] = []
 
         def overtaken(store: JobTypeStore, namespace: str, name: str) -> Any:
-            found = find(store, namespace, name)
+            job_type = find(store, namespace, name)
             if not first:
-                first.append(found is None)
-                wanted = parse_job_type(namespace, name, {"queue": "one"}, wiring.now())
-                first.append(put_job_type(wiring.context(), wanted)[1])
-            return found
+                first.append(job_type is None)
+                other_type = parse_job_type(namespace, name, {"queue": "one"}, wiring.now())
+                first.append(put_job_type(wiring.context(), other_type)[1])
+            return job_type
 
         monkeypatch.setattr(JobTypeStore, "find", overtaken)
         assert put(client, "flash", {"queue": "two"}).ok()["queue"] == "two"
@@ -212,8 +212,8 @@ class TestInvalidTypes:
         schema = {"description": "x" * (64 * 1024 - len(dumps({"description": ""})))}
         defaults = {"payload": "x" * (64 * 1024 - len(dumps({"payload": ""})))}
         stages = [f"{n}".ljust(128, "x") for n in range(62)]
-        made = put(client, "large", {"payload_schema": schema, "defaults": defaults, "stages": stages}).ok(201)
-        assert client.get("/v1/job-types/large").ok() == made
+        created = put(client, "large", {"payload_schema": schema, "defaults": defaults, "stages": stages}).ok(201)
+        assert client.get("/v1/job-types/large").ok() == created
         assert client.create(job_type="large")["payload"] == defaults["payload"]
 
 
@@ -222,17 +222,17 @@ class TestLists:
         names = sorted(f"t{n:02}" for n in range(7))
         for name in reversed(names):
             put(client, name).ok(201)
-        found = pages(client, "/v1/job-types", page_size=3)
-        assert [job_type["name"] for page in found for job_type in page["job_types"]] == names
-        assert [len(page["job_types"]) for page in found[:2]] == [3, 3]
+        type_pages = pages(client, "/v1/job-types", page_size=3)
+        assert [job_type["name"] for page in type_pages for job_type in page["job_types"]] == names
+        assert [len(page["job_types"]) for page in type_pages[:2]] == [3, 3]
 
     def test_large_types_shorten_the_pages(self, client: Client) -> None:
         large = {"payload_schema": {"description": '"' * 32_000}, "defaults": {"payload": '"' * 32_000}}
         for n in range(40):
             put(client, f"t{n:02}", large).ok(201)
-        found = pages(client, "/v1/job-types", page_size=200)
-        assert sum(len(page["job_types"]) for page in found) == 40
-        assert len(found) > 1
+        type_pages = pages(client, "/v1/job-types", page_size=200)
+        assert sum(len(page["job_types"]) for page in type_pages) == 40
+        assert len(type_pages) > 1
 
     def test_page_token_is_refused_for_another_list(self, client: Client) -> None:
         for n in range(3):
@@ -305,11 +305,11 @@ class TestCreating:
     def test_each_bulk_job_follows_its_own_type(self, client: Client) -> None:
         put(client, "flash", FLASH).ok(201)
         put(client, "plain", {"queue": "p"}).ok(201)
-        wanted = [
+        bodies = [
             {"job_type": "flash", "payload": {"board": "aspen"}}, {"job_type": "flash", "payload": {"board": 5}},
             {"job_type": "plain"}, {"job_type": "unregistered"}, {"job_type": 7}, "no job", {"job_type": "x" * 200},
         ]  # fmt: skip
-        results = client.post("/v1/jobs/bulk", {"jobs": wanted}).ok()["results"]
+        results = client.post("/v1/jobs/bulk", {"jobs": bodies}).ok()["results"]
         assert [result["job"]["queue"] for result in results if "job" in result] == ["boards", "p", "default"]
         problems = [
             error["pointer"] for result in results if "problem" in result for error in result["problem"]["errors"]
@@ -357,16 +357,16 @@ class TestCreating:
         monkeypatch.setattr(wiring, "context", cache(lambda: context))
         wiring.http_api.cache_clear()
         key = {"idempotency-key": "k"}
-        asked = {"job_type": "flash"}
+        body = {"job_type": "flash"}
         with monkeypatch.context() as dying:
             dying.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", raise_crash)
-            assert client.post("/v1/jobs", asked, headers=key).status == 500
+            assert client.post("/v1/jobs", body, headers=key).status == 500
         put(client, "flash", {"payload_schema": {"type": "string"}}).ok(200)
         later(monkeypatch, minutes=10)
-        again = client.post("/v1/jobs", asked, headers=key).ok(202)
-        assert again["payload"] == {"n": 1}
+        repeated = client.post("/v1/jobs", body, headers=key).ok(202)
+        assert repeated["payload"] == {"n": 1}
         assert len(client.get("/v1/jobs").ok()["jobs"]) == 1
-        assert client.post("/v1/jobs", asked).pointers() == ["/payload"]
+        assert client.post("/v1/jobs", body).pointers() == ["/payload"]
 
 
 class TestStages:
@@ -402,8 +402,8 @@ class TestStages:
 
     def test_pending_job_without_executor_can_be_completed_or_failed(self, client: Client) -> None:
         put(client, "followed", {"executor": "none"}).ok(201)
-        done = client.create(job_type="followed")
-        assert client.post(f"/v1/jobs/{done['job_id']}/complete", {"result": 1}).ok()["status"] == "completed"
+        completed = client.create(job_type="followed")
+        assert client.post(f"/v1/jobs/{completed['job_id']}/complete", {"result": 1}).ok()["status"] == "completed"
         broken = client.create(job_type="followed")
         error = {"error": {"code": "E", "message": "m"}}
         assert client.post(f"/v1/jobs/{broken['job_id']}/fail", error).ok()["status"] == "failed"

@@ -42,34 +42,46 @@ def test_message_of_a_job_without_name_contains_its_type(client: Client) -> None
 def test_payload_numbers_are_returned_exactly(client: Client) -> None:
     fields = '{"n": 1.50, "unicode": "größe 🚀", "nul": "\\u0000"}'
     text = f'{{"job_type": "t", "payload": {BIG_NUMBERS}, "fields": {fields}}}'
-    made = client.post("/v1/jobs", body=text)
-    job_id = made.ok(202)["job_id"]
-    shown = client.get(f"/v1/jobs/{job_id}")
-    assert shown.ok().keys() == JOB_KEYS
+    created = client.post("/v1/jobs", body=text)
+    job_id = created.ok(202)["job_id"]
+    read_back = client.get(f"/v1/jobs/{job_id}")
+    assert read_back.ok().keys() == JOB_KEYS
     for number in ("12345678901234567890123", "0.1234567890123456789012345678901234567890", "1E+400"):
-        assert number in made.text
-        assert number in shown.text
-    assert shown.json["fields"] == {"n": shown.json["fields"]["n"], "unicode": "größe 🚀", "nul": "\x00"}
-    assert '"n":1.50' in shown.text
+        assert number in created.text
+        assert number in read_back.text
+    assert read_back.json["fields"] == {"n": read_back.json["fields"]["n"], "unicode": "größe 🚀", "nul": "\x00"}
+    assert '"n":1.50' in read_back.text
 
 
 def test_job_is_created_started_reported_and_completed(client: Client) -> None:
     job = client.create(payload={"image": "x"}, trace_id="t-1", correlation_id="c-1")
     path = f"/v1/jobs/{job['job_id']}"
     assert client.post(f"{path}/start").ok()["status"] == "running"
-    said = {"job_stage": "boot", "milestones": ["kernel"], "progress": 0.25, "message": "booting", "fields": {"s": 45}}
-    told = client.patch(path, said).ok()
-    assert told.keys() == JOB_KEYS
-    assert {name: told[name] for name in said} == {**said, "progress": told["progress"]}
-    assert float(told["progress"]) == 0.25
-    assert client.patch(path, {"progress": 0.1}).ok()["progress"] == told["progress"]
+    report = {
+        "job_stage": "boot",
+        "milestones": ["kernel"],
+        "progress": 0.25,
+        "message": "booting",
+        "fields": {"s": 45},
+    }
+    reported = client.patch(path, report).ok()
+    assert reported.keys() == JOB_KEYS
+    assert {name: reported[name] for name in report} == {**report, "progress": reported["progress"]}
+    assert float(reported["progress"]) == 0.25
+    assert client.patch(path, {"progress": 0.1}).ok()["progress"] == reported["progress"]
     assert client.patch(path, {"fields": {"s": None, "t": 1}}).ok()["fields"] == {"t": 1}
-    done = client.post(f"{path}/complete", {"result": {"rows": 3}, "job_health": "degraded", "fields": {"u": 2}}).ok()
-    assert (done["status"], done["job_stage"], done["job_health"]) == ("completed", "complete", "degraded")
-    assert (done["result"], done["payload"], done["progress"]) == ({"rows": 3}, {"image": "x"}, 1)
-    assert done["fields"] == {"t": 1, "u": 2}
+    completed = client.post(
+        f"{path}/complete", {"result": {"rows": 3}, "job_health": "degraded", "fields": {"u": 2}}
+    ).ok()
+    assert (completed["status"], completed["job_stage"], completed["job_health"]) == (
+        "completed",
+        "complete",
+        "degraded",
+    )
+    assert (completed["result"], completed["payload"], completed["progress"]) == ({"rows": 3}, {"image": "x"}, 1)
+    assert completed["fields"] == {"t": 1, "u": 2}
     light = client.get(f"{path}/status").ok()
-    assert light == {name: done[name] for name in light}
+    assert light == {name: completed[name] for name in light}
     assert light.keys() == {"job_id", "status", "job_stage", "job_health", "progress", "message"}
     result = client.get(f"{path}/result").ok()
     assert result == {"job_id": job["job_id"], "status": "completed", "result": {"rows": 3}, "error": None}
@@ -104,16 +116,16 @@ def test_failed_job_shows_its_error_and_can_be_retried(client: Client) -> None:
     failed = client.post(f"{path}/fail", {"error": {"code": "E", "message": "m"}, "retryable": False}).ok()
     assert (failed["status"], failed["job_stage"], failed["job_health"]) == ("failed", "incomplete", "failed")
     assert client.get(f"{path}/result").ok()["error"] == {"code": "E", "message": "m"}
-    again = client.post(f"{path}/retry").ok()
-    assert (again["status"], again["attempt"], again["error"]) == ("pending", 2, None)
+    retried = client.post(f"{path}/retry").ok()
+    assert (retried["status"], retried["attempt"], retried["error"]) == ("pending", 2, None)
     client.post(f"{path}/retry").problem(409, "INVALID_TRANSITION")
 
 
 def test_cancel_ends_a_pending_job_and_requests_the_end_of_a_running_one(client: Client) -> None:
     assert client.post(f"/v1/jobs/{client.create()['job_id']}/cancel").ok(200)["status"] == "cancelled"
     path = f"/v1/jobs/{client.running()['job_id']}"
-    asked = client.post(f"{path}/cancel").ok(202)
-    assert (asked["status"], asked["cancel_requested"]) == ("running", True)
+    cancelling = client.post(f"{path}/cancel").ok(202)
+    assert (cancelling["status"], cancelling["cancel_requested"]) == ("running", True)
     stopped = client.post(f"{path}/fail", {"error": {"code": "STOPPED", "message": "as asked"}}).ok()
     assert stopped["status"] == "cancelled"
     client.post(f"{path}/cancel").problem(409, "INVALID_TRANSITION")
@@ -207,9 +219,9 @@ def test_terminal_and_unknown_stages_are_refused(client: Client, stage: str) -> 
 def test_taken_unique_key_returns_the_existing_job(client: Client) -> None:
     first = client.create(unique_key="nightly", payload=[1])
     reply = client.post("/v1/jobs", {"job_type": "other", "unique_key": "nightly", "payload": [2]})
-    again = reply.ok(200)
-    assert (again["job_id"], again["existing"], again["payload"]) == (first["job_id"], True, [1])
-    assert again.keys() == JOB_KEYS | {"existing", "timestamp"}
+    existing = reply.ok(200)
+    assert (existing["job_id"], existing["existing"], existing["payload"]) == (first["job_id"], True, [1])
+    assert existing.keys() == JOB_KEYS | {"existing", "timestamp"}
     assert reply.headers["location"] == f"/v1/jobs/{first['job_id']}"
     assert Client(namespace="other").create(unique_key="nightly")["job_id"] != first["job_id"]
     client.post(f"/v1/jobs/{first['job_id']}/cancel").ok()
@@ -218,11 +230,11 @@ def test_taken_unique_key_returns_the_existing_job(client: Client) -> None:
 
 def test_mutex_refuses_the_second_job_until_the_first_ends(client: Client) -> None:
     first = client.create(mutex={"key": "deploy"})
-    wanted = {"job_type": "t", "mutex": {"key": "deploy", "on_conflict": "reject"}}
-    problem = client.post("/v1/jobs", wanted).problem(409, "JOB_CREATION_FAILED")
+    body = {"job_type": "t", "mutex": {"key": "deploy", "on_conflict": "reject"}}
+    problem = client.post("/v1/jobs", body).problem(409, "JOB_CREATION_FAILED")
     assert problem["message"] == "Another operation is already running"
     client.post(f"/v1/jobs/{first['job_id']}/cancel").ok()
-    client.post("/v1/jobs", wanted).ok(202)
+    client.post("/v1/jobs", body).ok(202)
     client.post(f"/v1/jobs/{first['job_id']}/retry").problem(409, "JOB_CREATION_FAILED")
 
 
@@ -233,15 +245,15 @@ def test_matching_etag_returns_304(client: Client) -> None:
     assert (same.status, same.text, same.headers["etag"]) == (304, "", etag)
     assert client.get(path, headers={"if-none-match": "*"}).status == 304
     client.patch(path, {"message": "only told"}).ok()
-    told = client.get(path, headers={"if-none-match": etag})
-    assert told.ok()["message"] == "only told"
+    unchanged = client.get(path, headers={"if-none-match": etag})
+    assert unchanged.ok()["message"] == "only told"
     client.patch(path, {"milestones": ["m"]}).ok()
-    assert client.get(path).headers["etag"] not in (etag, told.headers["etag"])
+    assert client.get(path).headers["etag"] not in (etag, unchanged.headers["etag"])
 
 
 def test_bulk_results_are_in_the_order_of_the_request(client: Client) -> None:
     client.create(mutex={"key": "m"}, unique_key="u")
-    wanted = [
+    bodies = [
         {"job_type": "a", "payload": 1},
         {"job_type": 5, "nonsense": 1},
         {"job_type": "b", "mutex": {"key": "m"}},
@@ -250,7 +262,7 @@ def test_bulk_results_are_in_the_order_of_the_request(client: Client) -> None:
         {"job_type": "d", "fields": {"x": "y" * 40_000}},
         {"job_type": "e", "payload": "z" * 2_200_000},
     ]
-    results = client.post("/v1/jobs/bulk", {"jobs": wanted}).ok()["results"]
+    results = client.post("/v1/jobs/bulk", {"jobs": bodies}).ok()["results"]
     assert [result.get("problem", {}).get("error") for result in results] == [
         None, "VALIDATION_FAILED", "JOB_CREATION_FAILED", None, "VALIDATION_FAILED", "VALIDATION_FAILED",
         "PAYLOAD_TOO_LARGE",
@@ -283,8 +295,8 @@ def test_largest_responses_fit_the_lambda_limit(client: Client, letter: str) -> 
     size = len(dumps(letter).encode()) - 2
     payload, field = letter * (2_090_000 // size), letter * (31_000 // size)
     path = f"/v1/jobs/{client.running(payload=payload, fields={'f': field})['job_id']}"
-    done = client.post(f"{path}/complete", {"result": payload}).ok()
-    assert (done["payload"], done["result"]) == (payload, payload)
+    completed = client.post(f"{path}/complete", {"result": payload}).ok()
+    assert (completed["payload"], completed["result"]) == (payload, payload)
     results = client.post("/v1/jobs/bulk", {"jobs": [{"job_type": "t", "fields": {"f": field}}] * 90}).ok()["results"]
     assert {len(result["job"]["fields"]["f"]) for result in results} == {len(field)}
     assert len(client.get("/v1/jobs", page_size=200).ok()["jobs"]) > 40
@@ -319,21 +331,25 @@ def test_prefer_wait_returns_when_the_job_ends(client: Client, monkeypatch: pyte
 
     job = client.running()
     meanwhile = iter(["complete"])
-    held = client.get(f"/v1/jobs/{job['job_id']}", headers={"prefer": "wait=10"})
-    assert (held.ok()["status"], held.headers["preference-applied"]) == ("completed", "wait=10")
+    polled = client.get(f"/v1/jobs/{job['job_id']}", headers={"prefer": "wait=10"})
+    assert (polled.ok()["status"], polled.headers["preference-applied"]) == ("completed", "wait=10")
 
 
 def test_created_job_shows_its_dependencies_and_rule(client: Client) -> None:
     first = client.create()["job_id"]
-    wanted = {"depends_on": [first, first], "trigger_rule": "all_done", "condition": "rows > `1`"}
-    job = client.post("/v1/jobs", {"job_type": "t", **wanted}).ok(202)
+    body = {"depends_on": [first, first], "trigger_rule": "all_done", "condition": "rows > `1`"}
+    job = client.post("/v1/jobs", {"job_type": "t", **body}).ok(202)
     assert (job["status"], job["dependency_status"], job["depends_on"]) == ("waiting", "waiting", [first])
     assert (job["waiting_for"], job["verdict"]) == ({"mutex": None, "jobs": [first], "workflow": None}, None)
     listed = client.get("/v1/jobs?dependency_status=waiting").ok()["jobs"]
     assert [each["job_id"] for each in listed] == [job["job_id"]]
-    shown = client.get(f"/v1/jobs/{job['job_id']}/dependencies").ok()
-    assert (shown["trigger_rule"], shown["condition"], shown["dependents"]) == ("all_done", "rows > `1`", [])
-    assert [(each["job_id"], each["status"]) for each in shown["depends_on"]] == [(first, "pending")]
+    neighbours = client.get(f"/v1/jobs/{job['job_id']}/dependencies").ok()
+    assert (neighbours["trigger_rule"], neighbours["condition"], neighbours["dependents"]) == (
+        "all_done",
+        "rows > `1`",
+        [],
+    )
+    assert [(each["job_id"], each["status"]) for each in neighbours["depends_on"]] == [(first, "pending")]
 
 
 def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:

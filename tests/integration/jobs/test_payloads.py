@@ -40,12 +40,12 @@ def upload(world: World, size: int, namespace: str = NAMESPACE) -> str:
 
 def test_large_payload_and_result_are_stored_in_s3_and_read_back(world: World, table: DynamoTable) -> None:
     job_id = world.running(payload={"text": LARGE})
-    done = world.complete(job_id, result=[LARGE])
+    completed = world.complete(job_id, result=[LARGE])
     bodies = world.ctx.jobs.payloads(find(world, job_id))
     assert (bodies.payload, bodies.result) == (f'{{"text":"{LARGE}"}}', f'["{LARGE}"]')
     assert (bodies.payload_url, bodies.result_url) == (None, None)
     assert retention_classes(world, job_id) == {"P": "ended", "R": "ended"}
-    assert done.payload_ref != done.result_ref
+    assert completed.payload_ref != completed.result_ref
     row = table.get(keys.job(NAMESPACE, job_id))
     assert row is not None
     assert len(str(row)) < 2_000

@@ -21,8 +21,8 @@ def names() -> list[str]:
 
 
 def tags(name: str) -> dict[str, str]:
-    found = aws("s3").get_object_tagging(Bucket=BODIES, Key=name)["TagSet"]
-    return {each["Key"]: each["Value"] for each in found}
+    tag_set = aws("s3").get_object_tagging(Bucket=BODIES, Key=name)["TagSet"]
+    return {each["Key"]: each["Value"] for each in tag_set}
 
 
 def uploaded(client: Client, content: bytes, namespace: str = "demo") -> str:
@@ -38,11 +38,11 @@ def test_large_payload_and_result_are_in_every_response(client: Client) -> None:
     assert job["payload"] == payload
     path = f"/v1/jobs/{job['job_id']}"
     assert client.post(f"{path}/start").ok()["payload"] == payload
-    done = client.post(f"{path}/complete", {"result": result}).ok()
-    assert (done["payload"], done["result"]) == (payload, result)
+    completed = client.post(f"{path}/complete", {"result": result}).ok()
+    assert (completed["payload"], completed["result"]) == (payload, result)
     assert client.get(path).ok()["result"] == result
     assert client.get(f"{path}/result").ok()["result"] == result
-    assert "payload_url" not in done
+    assert "payload_url" not in completed
     assert [tags(name) for name in names()] == [{"retention": "ended"}] * 2
 
 
@@ -84,18 +84,18 @@ def test_signed_urls_use_the_regional_endpoint(monkeypatch: pytest.MonkeyPatch) 
         wiring.s3.cache_clear()
 
 
-@pytest.mark.parametrize("kept", ["open", "ended", "long"])
-def test_object_is_tagged_with_its_retention_class(client: Client, kept: RetentionClass) -> None:
+@pytest.mark.parametrize("retention_class", ["open", "ended", "long"])
+def test_object_is_tagged_with_its_retention_class(client: Client, retention_class: RetentionClass) -> None:
     bucket = PayloadBucket(wiring.s3, BODIES)
-    expected = {} if kept == "long" else {"retention": kept}
-    bucket.put("one", "text", retention_class=kept)
+    expected = {} if retention_class == "long" else {"retention": retention_class}
+    bucket.put("one", "text", retention_class=retention_class)
     assert tags("one") == expected
     bucket.put("two", "text", retention_class="open")
-    bucket.renew("two", retention_class=kept)
+    bucket.renew("two", retention_class=retention_class)
     assert (tags("two"), bucket.get("two")) == (expected, "text")
-    bucket.renew("three", retention_class=kept, source="two")
+    bucket.renew("three", retention_class=retention_class, source="two")
     assert (tags("three"), bucket.size("three")) == (expected, 4)
-    bucket.renew("nobody", retention_class=kept)
+    bucket.renew("nobody", retention_class=retention_class)
     bucket.remove(["one", "two", "nobody"])
     assert (bucket.get("one"), bucket.size("two"), names()) == (None, None, ["three"])
 
@@ -106,25 +106,25 @@ def test_upload_is_accepted_as_payload_and_as_result(client: Client) -> None:
     assert job["payload"] is None
     assert job["payload_url"]
     client.post(f"{path}/start").ok()
-    done = client.post(f"{path}/complete", {"result_ref": uploaded(client, b"[1]")}).ok()
-    assert (done["payload"], done["result"]) == (None, None)
-    assert {"payload_url", "result_url"} <= done.keys()
+    completed = client.post(f"{path}/complete", {"result_ref": uploaded(client, b"[1]")}).ok()
+    assert (completed["payload"], completed["result"]) == (None, None)
+    assert {"payload_url", "result_url"} <= completed.keys()
     answer = client.get(f"{path}/result").ok()
     assert (answer["result"], "result_url" in answer, "payload_url" in answer) == (None, True, False)
 
 
 def test_repeated_creation_with_an_upload_creates_one_job(client: Client) -> None:
     body = {"job_type": "t", "payload_ref": uploaded(client, b"[1]")}
-    first, again = (client.post("/v1/jobs", body, headers={"idempotency-key": "k"}).ok(202) for _ in range(2))
-    assert first == again
+    first, repeated = (client.post("/v1/jobs", body, headers={"idempotency-key": "k"}).ok(202) for _ in range(2))
+    assert first == repeated
 
 
 def test_repeated_upload_request_with_one_key_returns_one_reference(client: Client) -> None:
     def ask(size: int = 5, *, key: str | None = None) -> Any:
         return client.post("/v1/uploads", {"size": size}, headers={"idempotency-key": key} if key else {})
 
-    first, again = ask(key="k").ok(201), ask(key="k").ok(201)
-    assert first["reference"] == again["reference"]
+    first, repeated = ask(key="k").ok(201), ask(key="k").ok(201)
+    assert first["reference"] == repeated["reference"]
     assert len({ask().ok(201)["reference"], ask().ok(201)["reference"], first["reference"]}) == 3
     ask(6, key="k").problem(422, "IDEMPOTENCY_KEY_REUSED")
 
@@ -147,8 +147,8 @@ def test_invalid_upload_reference_is_refused(client: Client, part: dict[str, Any
 
 
 def test_upload_of_another_namespace_is_not_found(client: Client) -> None:
-    theirs = uploaded(Client(namespace="other"), b"[1]", namespace="other")
-    assert client.post("/v1/jobs", {"job_type": "t", "payload_ref": theirs}).pointers() == ["/payload_ref"]
+    foreign_reference = uploaded(Client(namespace="other"), b"[1]", namespace="other")
+    assert client.post("/v1/jobs", {"job_type": "t", "payload_ref": foreign_reference}).pointers() == ["/payload_ref"]
 
 
 def test_type_with_payload_schema_refuses_an_upload(client: Client) -> None:

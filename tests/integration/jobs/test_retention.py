@@ -43,9 +43,9 @@ def find(world: World, job_id: str) -> Job:
 
 
 def listed(world: World) -> list[str]:
-    found, place = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=None, page_size=50)
-    assert place is None
-    return [job.job_id for job in found]
+    listed_jobs, cursor = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=None, page_size=50)
+    assert cursor is None
+    return [job.job_id for job in listed_jobs]
 
 
 def payload_of(world: World, job_id: str) -> str | None:
@@ -106,9 +106,9 @@ def test_late_expiry_write_of_an_earlier_end_does_not_affect_a_retried_job(world
     world.fail(job_id)
     ended = find(world, job_id)
     world.do(change_job.retry, job_id)
-    kept = ttls(table, job_id)
+    expiry_times = ttls(table, job_id)
     world.ctx.jobs._expire_side_rows(before, ended)
-    assert ttls(table, job_id) == kept
+    assert ttls(table, job_id) == expiry_times
 
 
 def test_crash_after_the_end_leaves_only_rows_that_expire_later(
@@ -117,8 +117,8 @@ def test_crash_after_the_end_leaves_only_rows_that_expire_later(
     job_id = world.running(payload={"a": 1})
     monkeypatch.setattr(JobStore, "_expire_side_rows", lambda *_: None)
     world.complete(job_id)
-    its = ttls(table, job_id)
-    assert its["job"] < its["payload"] <= world.time + OPEN_JOB_TTL + RETENTION + timedelta(minutes=1)
+    expiry_times = ttls(table, job_id)
+    assert expiry_times["job"] < expiry_times["payload"] <= world.time + OPEN_JOB_TTL + RETENTION + timedelta(minutes=1)
     world.pass_time(30 * DAY)
     with pytest.raises(JobNotFound):
         find(world, job_id)
@@ -128,11 +128,11 @@ def test_crash_after_the_end_leaves_only_rows_that_expire_later(
 def test_job_open_for_years_retains_all_its_rows(world: World, table: DynamoTable, sign: str) -> None:
     job_id = world.running(payload={"a": 1}, fallback=2)
     many_reports(world, job_id)
-    told: list[Any] = [{"fields": {"n": n}} if sign == "report" else {"message": str(n)} for n in range(8)]
-    for said in told:
+    reports: list[Any] = [{"fields": {"n": n}} if sign == "report" else {"message": str(n)} for n in range(8)]
+    for report in reports:
         world.pass_time(170 * DAY)
         expire(world, table)
-        world.report(job_id, **said)
+        world.report(job_id, **report)
     assert payload_of(world, job_id) == '{"a":1}'
     assert listed(world) == [job_id]
     assert {"job", "payload", "result", "log"} <= ttls(table, job_id).keys()
@@ -191,13 +191,13 @@ def test_list_continues_past_days_without_jobs(world: World, table: DynamoTable)
         world.complete(world.running())
     world.pass_time(30 * DAY)
     expire(world, table)
-    pages, place = 0, None
-    found: list[str] = []
-    while pages == 0 or place is not None:
-        jobs, place = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=place, page_size=50)
-        found += [job.job_id for job in jobs]
+    pages, cursor = 0, None
+    listed_ids: list[str] = []
+    while pages == 0 or cursor is not None:
+        jobs, cursor = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=cursor, page_size=50)
+        listed_ids += [job.job_id for job in jobs]
         pages += 1
-    assert (found, pages) == ([old], 2)
+    assert (listed_ids, pages) == ([old], 2)
 
 
 def test_day_rows_of_a_list_expire(world: World, table: DynamoTable) -> None:

@@ -19,7 +19,7 @@ def route(function: str, **more: Any) -> dict[str, Any]:
 
 def authorizer(**more: Any) -> dict[str, Any]:
     uri = {"Fn::Sub": [URI % "${__FunctionArn__}", {"__FunctionArn__": {"Fn::GetAtt": ["AuthorizerFunction", "Arn"]}}]}
-    said = {
+    document = {
         "type": "request",
         "authorizerUri": uri,
         "authorizerResultTtlInSeconds": 60,
@@ -28,7 +28,7 @@ def authorizer(**more: Any) -> dict[str, Any]:
         "enableSimpleResponses": True,
         **more,
     }
-    return {"type": "apiKey", "x-amazon-apigateway-authorizer": said}
+    return {"type": "apiKey", "x-amazon-apigateway-authorizer": document}
 
 
 def test_routes_functions_and_authorizers_are_read_from_the_body() -> None:

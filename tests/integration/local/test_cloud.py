@@ -65,8 +65,8 @@ class Miniature:
         """Return the number of times that the recorder received the item's record."""
         outputs = self.client("cloudformation").describe_stacks(StackName=self.stack.stack_name)["Stacks"][0]["Outputs"]
         table = next(output["OutputValue"] for output in outputs if output["OutputKey"] == "SeenTableName")
-        found = self.client("dynamodb").get_item(TableName=table, Key={"pk": {"S": name}, "sk": {"S": "A"}})
-        return int(found["Item"]["times"]["N"]) if "Item" in found else 0
+        item = self.client("dynamodb").get_item(TableName=table, Key={"pk": {"S": name}, "sk": {"S": "A"}})
+        return int(item["Item"]["times"]["N"]) if "Item" in item else 0
 
     def delivered(self, *names: str) -> bool:
         return wait_until(lambda: all(self.times(name) for name in names), 30)
@@ -79,8 +79,8 @@ class Miniature:
 
     def dead_letters(self) -> list[dict[str, Any]]:
         buckets = self.client("s3")
-        found = buckets.list_objects_v2(Bucket=self.stack.dead_letter_bucket).get("Contents", [])
-        bodies = [buckets.get_object(Bucket=self.stack.dead_letter_bucket, Key=entry["Key"]) for entry in found]
+        objects = buckets.list_objects_v2(Bucket=self.stack.dead_letter_bucket).get("Contents", [])
+        bodies = [buckets.get_object(Bucket=self.stack.dead_letter_bucket, Key=entry["Key"]) for entry in objects]
         return [json.loads(body["Body"].read()) for body in bodies]
 
 
@@ -139,11 +139,11 @@ class TestStreams:
         miniature.put(*names)
         assert wait_until(lambda: len(miniature.dead_letters()) == 1, 60)
         assert miniature.delivered(*names)
-        (letter,) = miniature.dead_letters()
-        assert letter["requestContext"]["condition"] == "RetryAttemptsExhausted"
-        (record,) = json.loads(letter["payload"])["Records"]
+        (dead_letter,) = miniature.dead_letters()
+        assert dead_letter["requestContext"]["condition"] == "RetryAttemptsExhausted"
+        (record,) = json.loads(dead_letter["payload"])["Records"]
         assert record["dynamodb"]["NewImage"]["pk"] == {"S": "poison"}
-        assert record["dynamodb"]["SequenceNumber"] == letter["DDBStreamBatchInfo"]["startSequenceNumber"]
+        assert record["dynamodb"]["SequenceNumber"] == dead_letter["DDBStreamBatchInfo"]["startSequenceNumber"]
         health = cloud.health(miniature.home)
         assert health.is_healthy
         assert health.dead_letters == 1
@@ -243,8 +243,8 @@ class TestCommands:
     def test_status_command_shows_urls_key_and_health(self, miniature: Miniature) -> None:
         result = CliRunner().invoke(app, ["local", "status"])
         assert result.exit_code == 0
-        for said in (miniature.stack.api_url, miniature.stack.api_key, "RecorderFunction", "Dead letters: 1"):
-            assert said in result.output
+        for expected in (miniature.stack.api_url, miniature.stack.api_key, "RecorderFunction", "Dead letters: 1"):
+            assert expected in result.output
 
     def test_logs_command_filters_by_function_and_refuses_unknown_ones(self, miniature: Miniature) -> None:
         miniature.get("/openapi.json")
@@ -261,12 +261,12 @@ class TestCommands:
     def test_logs_follow_new_lines(self, miniature: Miniature) -> None:
         from vigil.local import logs
 
-        began = int(time.time() * 1000)
-        lines = logs.lines(miniature.stack, None, since_ms=began, is_following=lambda: True)
+        started_ms = int(time.time() * 1000)
+        lines = logs.lines(miniature.stack, None, since_ms=started_ms, is_following=lambda: True)
         miniature.get("/openapi.json?first")
         assert "asked for" in next(lines).text
         miniature.get("/openapi.json?second")
-        assert next(lines).at >= began
+        assert next(lines).at >= started_ms
 
 
 def test_taken_port_is_reported(tmp_path: Path) -> None:

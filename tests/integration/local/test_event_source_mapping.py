@@ -42,9 +42,9 @@ def test_mapping_is_enabled_by_its_state(state: str, enabled: bool) -> None:
 
 
 def test_record_is_encoded_as_lambda_sends_it() -> None:
-    found = read(7, NewImage={"pk": {"S": "a"}, "raw": {"B": b"\x00\xff"}, "set": {"BS": [b"\x01"]}})
-    found["userIdentity"] = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
-    (event,) = json.loads(payload([Record.parse(found, mapping())]))["Records"]
+    raw_record = read(7, NewImage={"pk": {"S": "a"}, "raw": {"B": b"\x00\xff"}, "set": {"BS": [b"\x01"]}})
+    raw_record["userIdentity"] = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
+    (event,) = json.loads(payload([Record.parse(raw_record, mapping())]))["Records"]
     assert event == {
         "eventID": "event-7",
         "eventName": "INSERT",
@@ -90,7 +90,7 @@ def test_single_record_over_the_payload_limit_is_still_sent() -> None:
 
 
 def test_failure_record_has_the_format_of_aws() -> None:
-    told = failure_record(
+    report = failure_record(
         mapping(),
         "shardId-1",
         records(2),
@@ -99,9 +99,9 @@ def test_failure_record_has_the_format_of_aws() -> None:
         function_error="Unhandled",
         now=NOON,
     )
-    request_id = told["requestContext"].pop("requestId")
+    request_id = report["requestContext"].pop("requestId")
     assert len(request_id) == 36
-    assert told == {
+    assert report == {
         "requestContext": {
             "functionArn": FUNCTION,
             "condition": "RetryAttemptsExhausted",

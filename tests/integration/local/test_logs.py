@@ -10,7 +10,7 @@ from vigil.local.logs import Line, parse
 
 
 def test_structured_line_shows_message_and_fields() -> None:
-    said = {
+    log_line = {
         "level": "INFO",
         "location": "handler:12",
         "message": "wait closed",
@@ -22,19 +22,19 @@ def test_structured_line_shows_message_and_fields() -> None:
         "action": "close",
         "jobs": 3,
     }
-    assert parse("vigil-matcher", 5, json.dumps(said)) == Line(
+    assert parse("vigil-matcher", 5, json.dumps(log_line)) == Line(
         5, "vigil-matcher", "INFO", "wait closed action=close jobs=3"
     )
 
 
 def test_exception_is_shown_with_its_traceback() -> None:
-    said = {
+    log_line = {
         "level": "ERROR",
         "message": "failed",
         "exception": "Traceback …\nKeyError: 'a'",
         "exception_name": "KeyError",
     }
-    assert parse("f", 1, json.dumps(said)).text == "failed\nTraceback …\nKeyError: 'a'"
+    assert parse("f", 1, json.dumps(log_line)).text == "failed\nTraceback …\nKeyError: 'a'"
 
 
 @pytest.mark.parametrize("message", ["plain text", '["a"]', '{"no": "message"}', "7"])

@@ -133,18 +133,18 @@ class TestRecordSignal:
 
 class TestMappings:
     def test_patched_emulator_leaves_stream_mappings_to_the_poller(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        looked: list[str] = []
+        polled: list[str] = []
 
         def mappings() -> list[Any]:
-            looked.append("mappings")
+            polled.append("mappings")
             return []
 
         monkeypatch.setattr(lambda_svc, "_iter_all_esms", mappings)
         assert lambda_svc._poll_dynamodb_streams() is False
-        assert looked == ["mappings"]
+        assert polled == ["mappings"]
         corrections.disable_stream_poller()
         assert lambda_svc._poll_dynamodb_streams() is False
-        assert looked == ["mappings"]
+        assert polled == ["mappings"]
 
 
 # The emulator does not close the pipes of a process that it stops. The garbage collector closes them.

@@ -74,11 +74,11 @@ def test_unchanged_sources_are_built_once(checkout: Path, builds: Builds, tmp_pa
 
 
 def test_oldest_builds_over_the_limit_are_removed(checkout: Path, builds: Builds, tmp_path: Path) -> None:
-    made = []
+    directories = []
     for version in range(sam.MAX_BUILDS + 2):
         (checkout / "template.yaml").write_text(str(version))
-        made.append(sam.build(checkout, tmp_path / "log"))
-    assert [template.exists() for template in made] == [False] * 2 + [True] * sam.MAX_BUILDS
+        directories.append(sam.build(checkout, tmp_path / "log"))
+    assert [template.exists() for template in directories] == [False] * 2 + [True] * sam.MAX_BUILDS
 
 
 def test_sources_changed_during_a_build_are_built_again(checkout: Path, builds: Builds, tmp_path: Path) -> None:

@@ -102,9 +102,9 @@ def test_tail_returns_the_last_lines_of_a_log(tmp_path: Path) -> None:
 def test_wait_until_ends_with_the_condition_or_the_timeout() -> None:
     seen = iter([False, False, True])
     assert wait_until(lambda: next(seen), 10, interval_s=0)
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert not wait_until(lambda: False, 0.05, interval_s=0.01)
-    assert time.monotonic() - began >= 0.05
+    assert time.monotonic() - started_at >= 0.05
 
 
 def test_stack_file_of_another_version_raises_a_helpful_error(tmp_path: Path) -> None:

@@ -63,13 +63,13 @@ class OneStream:
     def page(self, ShardIterator: str) -> dict[str, Any]:
         self.asked += 1
         start = int(ShardIterator)
-        found = self.records[start : start + 2]
-        return {"Records": found, "NextShardIterator": str(start + len(found))}
+        records = self.records[start : start + 2]
+        return {"Records": records, "NextShardIterator": str(start + len(records))}
 
 
-@pytest.mark.parametrize(("whole_page", "asked"), [(3, 1), (2, 2)])
+@pytest.mark.parametrize(("whole_page", "reads"), [(3, 1), (2, 2)])
 def test_only_a_full_page_is_followed_by_another_read(
-    monkeypatch: pytest.MonkeyPatch, whole_page: int, asked: int
+    monkeypatch: pytest.MonkeyPatch, whole_page: int, reads: int
 ) -> None:
     monkeypatch.setattr(pump, "FULL_PAGE_RECORDS", whole_page)
     monkeypatch.setattr(pump, "POLL_INTERVAL_S", 60)
@@ -77,7 +77,7 @@ def test_only_a_full_page_is_followed_by_another_read(
     stream.records = [read(1), read(2)]
     reader = ShardReader(stream, mapping(), "shard", None)  # type: ignore[arg-type]
     reader.start()
-    assert wait_until(lambda: reader.progress.position == "2" and stream.asked >= asked, 10)
+    assert wait_until(lambda: reader.progress.position == "2" and stream.asked >= reads, 10)
     reader.stop()
     reader.finish(10)
-    assert stream.asked == asked
+    assert stream.asked == reads

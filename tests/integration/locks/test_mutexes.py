@@ -20,8 +20,8 @@ from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 
 
-def queued(world: World, **wanted: Any) -> str:
-    return world.job(**{"mutex_key": "disk", "queue_on_conflict": True, **wanted})
+def queued(world: World, **attributes: Any) -> str:
+    return world.job(**{"mutex_key": "disk", "queue_on_conflict": True, **attributes})
 
 
 def status(world: World, job_id: str) -> str:
@@ -105,7 +105,7 @@ def test_retried_job_acquires_its_former_mutex_again(world: World) -> None:
     assert after.counter == before.counter + 1
 
 
-def test_rejecting_job_is_refused_while_the_mutex_has_a_holder_or_queue(world: World) -> None:
+def test_rejecting_job_is_refused_while_the_mutex_has_an_owner_or_queue(world: World) -> None:
     first = queued(world)
     with pytest.raises(JobCreationFailed, match="Another operation is already running"):
         world.job(mutex_key="disk")
@@ -118,7 +118,7 @@ def test_rejecting_job_is_refused_while_the_mutex_has_a_holder_or_queue(world: W
     assert status(world, world.job(mutex_key="disk")) == "pending"
 
 
-def test_queued_job_acquires_the_mutex_after_a_rejecting_holder(world: World) -> None:
+def test_queued_job_acquires_the_mutex_after_a_rejecting_owner(world: World) -> None:
     blunt = world.job(mutex_key="disk")
     polite = queued(world)
     world.do(change_job.cancel, blunt)
@@ -129,8 +129,8 @@ def test_queued_job_acquires_the_mutex_after_a_rejecting_holder(world: World) ->
 
 def test_mutex_of_a_crashed_worker_passes_to_the_next_job(world: World) -> None:
     first, second = queued(world), queued(world)
-    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=10, claim_id=None)
-    (job,) = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
+    request = ClaimRequest(queue="default", worker="w", limit=1, lease_s=10, claim_id=None)
+    (job,) = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
     assert job.job_id == first
     world.pass_time(61)
     world.sweep()
@@ -156,20 +156,20 @@ def due_mutexes(world: World) -> int:
     )
 
 
-def test_job_queued_while_the_holder_ends_acquires_the_mutex(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_queued_while_the_owner_ends_acquires_the_mutex(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """End the owner and promote the next job between a new job's read of the lock and the write of its queue entry.
 
     The new job must not stay in the mutex queue forever.
     """
     first = queued(world)
-    look = take_holds._lock_and_owner
+    read_lock = take_holds._lock_and_owner
 
     def look_and_be_overtaken(*args: Any) -> Any:
-        found = look(*args)
-        monkeypatch.setattr(take_holds, "_lock_and_owner", look)
+        lock_and_owner = read_lock(*args)
+        monkeypatch.setattr(take_holds, "_lock_and_owner", read_lock)
         world.do(change_job.cancel, first)
         promote_next(world)
-        return found
+        return lock_and_owner
 
     monkeypatch.setattr(take_holds, "_lock_and_owner", look_and_be_overtaken)
     late = queued(world)

@@ -103,11 +103,11 @@ class World:
     def store_dead_letter(self, key: str, function: str = MATCHER, payload: object = None) -> Any:
         """Store a dead letter as Lambda writes it when it discards a batch."""
         event = payload or {"Records": [{"eventID": key}]}
-        letter = {
+        dead_letter = {
             "requestContext": {"functionArn": function, "condition": "RetryAttemptsExhausted"},
             "payload": json.dumps(event),
         }
-        self.s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(letter).encode())
+        self.s3.put_object(Bucket=BUCKET, Key=key, Body=json.dumps(dead_letter).encode())
         return event
 
     def dead_letter_keys(self) -> list[str]:
@@ -115,7 +115,7 @@ class World:
 
     def take(self, queue: str) -> list[tuple[str, str | None, Any]]:
         """Receive all messages of a queue: body, group and attributes of each."""
-        taken = []
+        received = []
         while messages := self.sqs.receive_message(
             QueueUrl=self.urls[queue],
             MaxNumberOfMessages=10,
@@ -124,9 +124,9 @@ class World:
         ).get("Messages"):
             for message in messages:
                 group = message.get("Attributes", {}).get("MessageGroupId")
-                taken.append((message["Body"], group, message.get("MessageAttributes", {})))
+                received.append((message["Body"], group, message.get("MessageAttributes", {})))
                 self.sqs.delete_message(QueueUrl=self.urls[queue], ReceiptHandle=message["ReceiptHandle"])
-        return taken
+        return received
 
 
 @pytest.fixture
@@ -197,27 +197,27 @@ def test_dead_letters_are_listed_with_their_function_and_records(world: World) -
     world.s3.put_object(Bucket=BUCKET, Key="c", Body=b"somebody's notes")
     world.sqs.send_message(QueueUrl=world.urls["sweeper-dead"], MessageBody="{}")
 
-    shown = world.ask(sample("admin_list_dead_letters"))
-    assert [(batch["key"], batch["function"], batch["records"], batch["problem"]) for batch in shown["batches"]] == [
+    listed = world.ask(sample("admin_list_dead_letters"))
+    assert [(batch["key"], batch["function"], batch["records"], batch["problem"]) for batch in listed["batches"]] == [
         ("a", MATCHER, 2, None),
         ("b", NOTIFIER, 1, None),
         ("c", None, None, "it is not valid JSON"),
     ]
-    assert (shown["total"], shown["messages"]) == (3, {"fan_out": 0, "sweeper": 1})
+    assert (listed["total"], listed["messages"]) == (3, {"fan_out": 0, "sweeper": 1})
     assert world.functions.calls == []
 
 
 def test_long_dead_letter_list_is_truncated_with_its_total(world: World) -> None:
     for number in range(MAX_LISTED + 5):
         world.store_dead_letter(f"{number:04}")
-    shown = world.ask(sample("admin_list_dead_letters"))
-    assert (len(shown["batches"]), shown["total"]) == (MAX_LISTED, MAX_LISTED + 5)
+    listed = world.ask(sample("admin_list_dead_letters"))
+    assert (len(listed["batches"]), listed["total"]) == (MAX_LISTED, MAX_LISTED + 5)
 
 
 def test_redrive_invokes_each_batch_on_its_function_and_removes_it(world: World) -> None:
     first, second = world.store_dead_letter("a"), world.store_dead_letter("b", f"{NOTIFIER}:$LATEST")
-    done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done == {"batches": 2, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 0}}
+    report = world.ask(sample("admin_redrive_dead_letters"))
+    assert report == {"batches": 2, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 0}}
     assert world.functions.calls == [(MATCHER, first), (NOTIFIER, second)]
     assert world.dead_letter_keys() == []
 
@@ -236,17 +236,17 @@ def test_batch_that_fails_again_is_not_removed(world: World, answer: object, pro
     world.store_dead_letter("bad")
     world.store_dead_letter("good", NOTIFIER)
     world.functions.answer = lambda function: answer if function == MATCHER else NOTHING_FAILED
-    done = world.ask(sample("admin_redrive_dead_letters"))
-    assert [(batch["key"], batch["problem"]) for batch in done["failed"]] == [("bad", problem)]
-    assert done["batches"] == 1
+    report = world.ask(sample("admin_redrive_dead_letters"))
+    assert [(batch["key"], batch["problem"]) for batch in report["failed"]] == [("bad", problem)]
+    assert report["batches"] == 1
     assert world.dead_letter_keys() == ["bad"]
 
 
 def test_dead_letter_of_a_foreign_function_is_not_redriven(world: World) -> None:
     foreign_function = "arn:aws:lambda:us-east-1:123456789012:function:pay-everybody"
     world.store_dead_letter("a", foreign_function)
-    done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done["failed"][0]["problem"] == f"{foreign_function} is not a consumer of this stack"
+    report = world.ask(sample("admin_redrive_dead_letters"))
+    assert report["failed"][0]["problem"] == f"{foreign_function} is not a consumer of this stack"
     assert world.functions.calls == []
     assert world.dead_letter_keys() == ["a"]
 
@@ -260,8 +260,8 @@ def test_redrive_stops_before_its_deadline_and_reports_the_rest(world: World) ->
         return NOTHING_FAILED
 
     world.functions.answer = slow
-    done = world.ask(sample("admin_redrive_dead_letters"))
-    assert (done["batches"], done["not_tried"]) == (4, 2)
+    report = world.ask(sample("admin_redrive_dead_letters"))
+    assert (report["batches"], report["not_tried"]) == (4, 2)
     assert world.now <= SOON
     assert world.dead_letter_keys() == ["e", "f"]
 
@@ -272,8 +272,8 @@ def test_redriven_messages_return_to_their_queue_with_attributes(world: World) -
         world.sqs.send_message(
             QueueUrl=world.urls["sweeper-dead"], MessageBody=f"due {number}", MessageAttributes=attributes
         )
-    done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done["messages"] == {"fan_out": 0, "sweeper": 23}
+    report = world.ask(sample("admin_redrive_dead_letters"))
+    assert report["messages"] == {"fan_out": 0, "sweeper": 23}
     assert world.take("sweeper-dead") == []
     expected = [(f"due {number}", None, attributes) for number in range(23)]
     assert sorted(world.take("sweeper"), key=str) == sorted(expected, key=str)
@@ -289,8 +289,8 @@ def test_redriven_fifo_messages_retain_group_and_order(world: World) -> None:
                 MessageGroupId=group,
                 MessageDeduplicationId=f"{group}{number}",
             )
-    done = world.ask(sample("admin_redrive_dead_letters"))
-    assert done["messages"] == {"fan_out": 24, "sweeper": 0}
+    report = world.ask(sample("admin_redrive_dead_letters"))
+    assert report["messages"] == {"fan_out": 24, "sweeper": 0}
     assert world.take("fan_out-dead") == []
     home = world.take("fan_out")
     for group in ("a", "b"):
@@ -299,10 +299,10 @@ def test_redriven_fifo_messages_retain_group_and_order(world: World) -> None:
 
 def test_redrive_within_the_deduplication_window_still_delivers(world: World) -> None:
     """Redrive a message while its queue still remembers the deduplication id of the first delivery."""
-    letter: Any = {"MessageBody": "page", "MessageGroupId": "a", "MessageDeduplicationId": "1"}
-    world.sqs.send_message(QueueUrl=world.urls["fan_out"], **letter)
+    message: Any = {"MessageBody": "page", "MessageGroupId": "a", "MessageDeduplicationId": "1"}
+    world.sqs.send_message(QueueUrl=world.urls["fan_out"], **message)
     assert len(world.take("fan_out")) == 1
-    world.sqs.send_message(QueueUrl=world.urls["fan_out-dead"], **letter)
+    world.sqs.send_message(QueueUrl=world.urls["fan_out-dead"], **message)
     world.ask(sample("admin_redrive_dead_letters"))
     assert len(world.take("fan_out")) == 1
 
@@ -328,8 +328,8 @@ def test_doctor_action_returns_findings_and_repair_outcomes(world: World) -> Non
     }
     assert (dead["kind"], dead["namespace"], dead["id"]) == ("dead_letters", None, "dead-letters")
 
-    done = world.admin.handle({"action": "doctor", "fix": True}, until)
-    assert [(each["repaired"], each["outcome"]) for each in done["findings"]] == [
+    report = world.admin.handle({"action": "doctor", "fix": True}, until)
+    assert [(each["repaired"], each["outcome"]) for each in report["findings"]] == [
         (True, "done"),
         (True, "1 batches handled, 0 messages sent back"),
     ]

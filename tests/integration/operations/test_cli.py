@@ -90,13 +90,13 @@ def run(app: Typer, *words: str) -> Result:
 
 
 def test_create_prints_only_the_key_on_stdout(aws: FakeAws) -> None:
-    done = run(keys.app, "create", "--namespace", "demo", "--scopes", "submit, work", "--name", "build farm")
-    assert done.exit_code == 0, done.output
-    token = parse_token(done.stdout.strip(), TokenKind.API_KEY)
+    result = run(keys.app, "create", "--namespace", "demo", "--scopes", "submit, work", "--name", "build farm")
+    assert result.exit_code == 0, result.output
+    token = parse_token(result.stdout.strip(), TokenKind.API_KEY)
     assert token is not None
-    assert (token.namespace, token.id in done.stderr, token.secret in done.stderr) == ("demo", True, False)
-    asked = {"action": "create_key", "namespace": "demo", "scopes": ["submit", "work"], "name": "build farm"}
-    assert aws.asked == [("vigil-admin", asked)]
+    assert (token.namespace, token.id in result.stderr, token.secret in result.stderr) == ("demo", True, False)
+    request = {"action": "create_key", "namespace": "demo", "scopes": ["submit", "work"], "name": "build farm"}
+    assert aws.asked == [("vigil-admin", request)]
 
 
 def test_list_shows_every_key_without_secrets(aws: FakeAws) -> None:
@@ -104,10 +104,10 @@ def test_list_shows_every_key_without_secrets(aws: FakeAws) -> None:
     parsed = parse_token(token, TokenKind.API_KEY)
     assert parsed is not None
     run(keys.app, "revoke", parsed.id, "--namespace", "demo")
-    shown = run(keys.app, "list", "--namespace", "demo").stdout
+    output = run(keys.app, "list", "--namespace", "demo").stdout
     for expected in (parsed.id, "mine", Scope.ADMIN, "2026-11-21T12:00:00.000Z"):
-        assert expected in shown
-    assert parsed.secret not in shown
+        assert expected in output
+    assert parsed.secret not in output
     assert "nobody has no keys" in run(keys.app, "list", "--namespace", "nobody").stdout
 
 
@@ -116,12 +116,12 @@ def test_revoke_reports_the_closed_websockets(aws: FakeAws) -> None:
         run(keys.app, "create", "--namespace", "demo", "--scopes", "read").stdout.strip(), TokenKind.API_KEY
     )
     assert token is not None
-    done = run(keys.app, "revoke", token.id, "--namespace", "demo")
-    assert (done.exit_code, "closed 2 WebSockets" in done.stdout) == (0, True)
+    result = run(keys.app, "revoke", token.id, "--namespace", "demo")
+    assert (result.exit_code, "closed 2 WebSockets" in result.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["create", "--namespace", "Demo", "--scopes", "read"], "namespace: must be"),
         (["create", "--namespace", "demo", "--scopes", "root"], "scopes/0: must be one of read, submit, work, admin"),
@@ -131,11 +131,11 @@ def test_revoke_reports_the_closed_websockets(aws: FakeAws) -> None:
         (["list"], "--namespace"),
     ],
 )
-def test_invalid_argument_is_reported_with_a_failing_exit_code(aws: FakeAws, words: list[str], said: str) -> None:
-    done = run(keys.app, *words)
-    assert done.exit_code != 0
-    assert said in done.stderr
-    assert done.stdout == ""
+def test_invalid_argument_is_reported_with_a_failing_exit_code(aws: FakeAws, words: list[str], message: str) -> None:
+    result = run(keys.app, *words)
+    assert result.exit_code != 0
+    assert message in result.stderr
+    assert result.stdout == ""
 
 
 def test_named_stack_resolves_its_admin_function(aws: FakeAws) -> None:
@@ -143,10 +143,12 @@ def test_named_stack_resolves_its_admin_function(aws: FakeAws) -> None:
     assert [function for function, _ in aws.asked] == ["prod-admin"]
 
 
-@pytest.mark.parametrize(("stack", "said"), [("nothing", "does not exist"), ("website", "no output AdminFunctionName")])
-def test_stack_without_admin_function_is_refused(aws: FakeAws, stack: str, said: str) -> None:
-    done = run(keys.app, "list", "--namespace", "demo", "--stack", stack)
-    assert (done.exit_code, said in done.stderr) == (1, True)
+@pytest.mark.parametrize(
+    ("stack", "message"), [("nothing", "does not exist"), ("website", "no output AdminFunctionName")]
+)
+def test_stack_without_admin_function_is_refused(aws: FakeAws, stack: str, message: str) -> None:
+    result = run(keys.app, "list", "--namespace", "demo", "--stack", stack)
+    assert (result.exit_code, message in result.stderr) == (1, True)
 
 
 def test_local_stack_of_the_directory_is_the_default(
@@ -165,17 +167,17 @@ def test_local_stack_of_the_directory_is_the_default(
 
 def test_command_without_any_stack_reports_the_option(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ADMIN_FUNCTION)
-    done = run(keys.app, "list", "--namespace", "demo")
-    assert (done.exit_code, "--stack NAME" in done.stderr) == (1, True)
+    result = run(keys.app, "list", "--namespace", "demo")
+    assert (result.exit_code, "--stack NAME" in result.stderr) == (1, True)
 
 
 def test_missing_or_failing_admin_function_is_reported(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
     aws.failing = True
-    done = run(keys.app, "list", "--namespace", "demo")
-    assert (done.exit_code, "throttled" in done.stderr) == (1, True)
+    result = run(keys.app, "list", "--namespace", "demo")
+    assert (result.exit_code, "throttled" in result.stderr) == (1, True)
     monkeypatch.setenv(ADMIN_FUNCTION, "gone")
-    done = run(keys.app, "list", "--namespace", "demo")
-    assert (done.exit_code, "Cannot invoke gone" in done.stderr) == (1, True)
+    result = run(keys.app, "list", "--namespace", "demo")
+    assert (result.exit_code, "Cannot invoke gone" in result.stderr) == (1, True)
 
 
 BATCH = {
@@ -190,9 +192,9 @@ BATCH = {
 
 def test_dead_letters_list_shows_batches_and_messages(aws: FakeAws) -> None:
     aws.scripted = [{"batches": [BATCH], "total": 1, "messages": {"fan_out": 2, "sweeper": 0}}]
-    shown = run(dead_letters.app, "list").stdout
+    output = run(dead_letters.app, "list").stdout
     for expected in ("vigil-matcher", "RetryAttemptsExhausted", "1 batches", "fan_out 2, sweeper 0"):
-        assert expected in shown
+        assert expected in output
 
 
 def test_redrive_repeats_until_nothing_is_left(aws: FakeAws) -> None:
@@ -200,19 +202,19 @@ def test_redrive_repeats_until_nothing_is_left(aws: FakeAws) -> None:
         {"batches": 4, "failed": [], "not_tried": 3, "messages": {"fan_out": 1, "sweeper": 0}},
         {"batches": 3, "failed": [], "not_tried": 0, "messages": {"fan_out": 0, "sweeper": 2}},
     ]
-    done = run(dead_letters.app, "redrive")
-    assert (done.exit_code, "7 batches processed" in done.stdout) == (0, True)
-    assert "fan_out 1, sweeper 2" in done.stdout
+    result = run(dead_letters.app, "redrive")
+    assert (result.exit_code, "7 batches processed" in result.stdout) == (0, True)
+    assert "fan_out 1, sweeper 2" in result.stdout
     assert len(aws.asked) == 2
 
 
 def test_redrive_stops_when_no_batch_succeeds(aws: FakeAws) -> None:
     failed = {**BATCH, "problem": "the function failed: KeyError: 'pk'"}
     aws.scripted = [{"batches": 0, "failed": [failed], "not_tried": 3, "messages": {"fan_out": 0, "sweeper": 0}}]
-    done = run(dead_letters.app, "redrive")
-    assert done.exit_code == 1
+    result = run(dead_letters.app, "redrive")
+    assert result.exit_code == 1
     for expected in ("KeyError", "1 batches failed again, 3 were not tried"):
-        assert expected in done.stdout
+        assert expected in result.stdout
     assert len(aws.asked) == 1
 
 
@@ -236,47 +238,47 @@ def checkup(*findings: dict[str, Any], more: bool = False) -> dict[str, Any]:
 
 def test_doctor_exits_with_0_for_a_healthy_stack(aws: FakeAws) -> None:
     aws.scripted = [checkup()]
-    done = run(main.app, "doctor")
-    assert (done.exit_code, "Nothing is stuck in 2 queues, 40 jobs and 7 due rows" in done.stdout) == (0, True)
+    result = run(main.app, "doctor")
+    assert (result.exit_code, "Nothing is stuck in 2 queues, 40 jobs and 7 due rows" in result.stdout) == (0, True)
     assert aws.asked == [("vigil-admin", {"action": "doctor"})]
 
 
 def test_doctor_shows_findings_with_their_repair_hint(aws: FakeAws) -> None:
     dead = finding(kind="dead_letters", namespace=None, id="dead-letters", since=None)
     aws.scripted = [checkup(finding(), dead, more=True)]
-    done = run(main.app, "doctor")
-    assert done.exit_code == 1
+    result = run(main.app, "doctor")
+    assert result.exit_code == 1
     cells = ["job_overdue", "demo", "job-1", "its timer is [long] overdue", "2026-11-21T12:00:00.000Z", "dead_letters"]
-    for said in (*cells, "apply its timers", "2 findings", "`vigil doctor --fix`", "run the command again"):
-        assert said in done.stdout
+    for expected in (*cells, "apply its timers", "2 findings", "`vigil doctor --fix`", "run the command again"):
+        assert expected in result.stdout
 
 
 def test_doctor_fix_shows_the_outcome_of_each_repair(aws: FakeAws) -> None:
     aws.scripted = [checkup(finding(1, repaired=True, outcome="done"), finding(2, repaired=True, outcome="asked"))]
-    done = run(main.app, "doctor", "--fix")
-    assert (done.exit_code, "2 findings" in done.stdout, "2 of them repaired" in done.stdout) == (0, True, True)
+    result = run(main.app, "doctor", "--fix")
+    assert (result.exit_code, "2 findings" in result.stdout, "2 of them repaired" in result.stdout) == (0, True, True)
     assert aws.asked == [("vigil-admin", {"action": "doctor", "fix": True})]
 
     aws.scripted = [checkup(finding(1, repaired=True, outcome="done"), finding(2, outcome="failed: it broke"))]
-    done = run(main.app, "doctor", "--fix")
-    assert (done.exit_code, "failed: it broke" in done.stdout) == (1, True)
+    result = run(main.app, "doctor", "--fix")
+    assert (result.exit_code, "failed: it broke" in result.stdout) == (1, True)
 
     aws.scripted = [checkup(finding(1))]
-    done = run(main.app, "doctor", "--fix")
-    assert (done.exit_code, "no time was left" in done.stdout) == (1, True)
+    result = run(main.app, "doctor", "--fix")
+    assert (result.exit_code, "no time was left" in result.stdout) == (1, True)
 
 
 def test_doctor_fix_repeats_while_new_findings_appear(aws: FakeAws) -> None:
     first = checkup(finding(1), more=True)
     second = checkup(finding(1, repaired=True, outcome="done"), finding(2, repaired=True, outcome="done"), more=True)
     aws.scripted = [first, second, second]
-    done = run(main.app, "doctor", "--fix", "--json")
-    assert done.exit_code == 0
-    assert json.loads(done.stdout) == second
+    result = run(main.app, "doctor", "--fix", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == second
     assert len(aws.asked) == 3
 
 
 def test_doctor_json_prints_the_findings(aws: FakeAws) -> None:
     aws.scripted = [checkup(finding())]
-    done = run(main.app, "doctor", "--json")
-    assert (done.exit_code, json.loads(done.stdout)) == (1, checkup(finding()))
+    result = run(main.app, "doctor", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, checkup(finding()))

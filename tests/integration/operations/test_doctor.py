@@ -46,9 +46,11 @@ class FakeDeadLetters:
         return DeadLetterList(batches=self.batches, total=len(self.batches), messages=self.messages)
 
     def redrive(self, until: datetime) -> RedriveReport:
-        done = RedriveReport(batches=len(self.batches) - len(self.failing), failed=self.failing, messages=self.messages)
+        report = RedriveReport(
+            batches=len(self.batches) - len(self.failing), failed=self.failing, messages=self.messages
+        )
         self.batches, self.messages = self.failing, {"fan_out": 0, "sweeper": 0}
-        return done
+        return report
 
 
 @dataclass
@@ -163,8 +165,8 @@ def abandoned_queue_entry(doctor_world: DoctorWorld) -> str:
     world.complete(gone)
     first, _ = queued(world), queued(world)
     world.do(change_job.start, first)
-    place = queue_entry_put(doctor_world.stored(gone), 1)
-    doctor_world.table.put(type(place)(row={**place.row, "pk": keys.mutex_queue(NAMESPACE, "disk")}))
+    entry_put = queue_entry_put(doctor_world.stored(gone), 1)
+    doctor_world.table.put(type(entry_put)(row={**entry_put.row, "pk": keys.mutex_queue(NAMESPACE, "disk")}))
     promote_next_waiter(world.ctx, NAMESPACE, "disk", actor="sweeper")
     return "disk"
 
@@ -177,8 +179,8 @@ def overdue_job(doctor_world: DoctorWorld) -> str:
 def job_with_expired_lease(doctor_world: DoctorWorld) -> str:
     """Create a claimed job whose worker has crashed."""
     job_id = doctor_world.world.job(priority="critical")
-    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=30, claim_id=None)
-    claimed = claim_jobs(doctor_world.world.ctx, NAMESPACE, wanted, actor=KEY, until=doctor_world.world.time)
+    request = ClaimRequest(queue="default", worker="w", limit=1, lease_s=30, claim_id=None)
+    claimed = claim_jobs(doctor_world.world.ctx, NAMESPACE, request, actor=KEY, until=doctor_world.world.time)
     assert [job.job_id for job in claimed] == [job_id]
     return job_id
 
@@ -205,8 +207,8 @@ def stale_index_entry(doctor_world: DoctorWorld) -> str:
     """Create an ended job that still has an index entry in its queue."""
     job_id = doctor_world.world.running()
     doctor_world.world.complete(job_id)
-    place = keys.ready_job(2, doctor_world.world.time, job_id)
-    doctor_world.rewrite(job_id, "SET g1pk = :pk, g1sk = :sk", pk=keys.ready_jobs(NAMESPACE, "default"), sk=place)
+    sort_key = keys.ready_job(2, doctor_world.world.time, job_id)
+    doctor_world.rewrite(job_id, "SET g1pk = :pk, g1sk = :sk", pk=keys.ready_jobs(NAMESPACE, "default"), sk=sort_key)
     return job_id
 
 
@@ -278,7 +280,7 @@ def test_recent_problem_within_the_grace_period_is_ignored(
 
 
 def test_repair_produces_the_missing_effect(doctor_world: DoctorWorld) -> None:
-    wait_id, released, begun, shown = (
+    wait_id, released, started_id, indexed_id = (
         overdue_wait(doctor_world),
         unevaluated_job(doctor_world),
         overdue_job(doctor_world),
@@ -287,9 +289,9 @@ def test_repair_produces_the_missing_effect(doctor_world: DoctorWorld) -> None:
     doctor_world.world.pass_time(LATER)
     assert len(doctor_world.repair_all()) == 4
     assert doctor_world.world.show({"wait_id": wait_id})["status"] == "expired"
-    assert [doctor_world.stored(job_id).status for job_id in (released, begun, shown)] == ["pending"] * 3
+    assert [doctor_world.stored(job_id).status for job_id in (released, started_id, indexed_id)] == ["pending"] * 3
     ready = [job.job_id for job in doctor_world.world.ctx.job_queues.ready(NAMESPACE, "default", 10)]
-    assert {released, begun, shown} <= set(ready)
+    assert {released, started_id, indexed_id} <= set(ready)
 
 
 def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: DoctorWorld) -> None:
@@ -304,10 +306,10 @@ def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: DoctorWorld
 def test_healthy_stack_has_no_findings(doctor_world: DoctorWorld) -> None:
     world = doctor_world.world
     undispatched_job(doctor_world)
-    done = world.running()
-    world.wait({done: None})
+    completed_id = world.running()
+    world.wait({completed_id: None})
     open_ = world.job()
-    world.job(depends_on=(done, open_))
+    world.job(depends_on=(completed_id, open_))
     world.wait({open_: None}, wait_options={"expires_in": 3_600})
     retried = world.running(retry=RetryPolicy(max_attempts=2, initial_delay=3_600, jitter=False))  # type: ignore[arg-type]
     world.fail(retried)
@@ -316,7 +318,7 @@ def test_healthy_stack_has_no_findings(doctor_world: DoctorWorld) -> None:
     first, second, _ = queued(world), queued(world), queued(world)
     world.do(change_job.start, first)
     world.do(change_job.cancel, second)
-    world.complete(done)
+    world.complete(completed_id)
     job_with_expired_lease(doctor_world)
     overdue_schedule(doctor_world)
     for _ in range(6):
@@ -353,8 +355,8 @@ def test_undispatched_job_of_a_paused_queue_is_not_a_finding(doctor_world: Docto
 
 
 def test_repair_redrives_dead_letters(doctor_world: DoctorWorld) -> None:
-    letter = DeadLetter(function_arn="f", condition="c", records=1, event="{}")
-    batch = DeadLetterBatch(key="a", stored_at=doctor_world.world.time, dead_letter=letter)
+    dead_letter = DeadLetter(function_arn="f", condition="c", records=1, event="{}")
+    batch = DeadLetterBatch(key="a", stored_at=doctor_world.world.time, dead_letter=dead_letter)
     doctor_world.letters = FakeDeadLetters([batch], {"fan_out": 0, "sweeper": 2})
     (finding,) = doctor_world.examine_now().findings
     assert (finding.kind, finding.namespace, finding.since) == ("dead_letters", None, doctor_world.world.time)

@@ -24,9 +24,9 @@ def spread(table: DynamoTable) -> World:
     return World(table, queue_partitions=PARTITIONS)
 
 
-def claim(world: World, most: int = 10) -> list[Job]:
-    wanted = ClaimRequest(queue="default", worker="w", limit=most, lease_s=60, claim_id=None)
-    return claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
+def claim(world: World, limit: int = 10) -> list[Job]:
+    request = ClaimRequest(queue="default", worker="w", limit=limit, lease_s=60, claim_id=None)
+    return claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
 
 
 def status(world: World, job_id: str) -> JobStatus:
@@ -43,7 +43,12 @@ def test_priority_and_age_order_claims_across_partitions(spread: World) -> None:
         created.append((spread.job(priority=priority), priority))
     used = {keys.partition_of(job_id, PARTITIONS) for job_id, _ in created}
     assert len(used) > 1, "the test needs jobs in several partitions"
-    expected = [job_id for wanted in ("high", "normal", "low") for job_id, priority in created if priority == wanted]
+    expected = [
+        job_id
+        for expected_priority in ("high", "normal", "low")
+        for job_id, priority in created
+        if priority == expected_priority
+    ]
     assert [job.job_id for _ in range(2) for job in claim(spread)] == expected
 
 
@@ -52,10 +57,10 @@ def test_queue_counts_cover_all_partitions(spread: World) -> None:
         spread.job()
     spread.job(scheduled_at=spread.time + timedelta(hours=1))
     claim(spread, 5)
-    shown = queue_state(spread.ctx, NAMESPACE, "default")
-    assert shown.ready["normal"] == 7
-    assert dict(shown.timed) == {"scheduled": 1, "waiting": 0, "running": 5}
-    assert dict(shown.running) == {"w": 5}
+    state = queue_state(spread.ctx, NAMESPACE, "default")
+    assert state.ready["normal"] == 7
+    assert dict(state.timed) == {"scheduled": 1, "waiting": 0, "running": 5}
+    assert dict(state.running) == {"w": 5}
 
 
 def test_sweep_processes_due_jobs_of_every_partition(spread: World) -> None:
@@ -73,9 +78,9 @@ def test_partitions_can_be_added_while_jobs_are_open(table: DynamoTable) -> None
     (leased,) = claim(before, 1)
     spread = World(table, queue_partitions=PARTITIONS)
     new = [spread.job() for _ in range(6)]
-    found = [job.job_id for _ in range(2) for job in claim(spread)]
-    assert sorted([leased.job_id, *found]) == sorted([*old, *new])
+    claimed_ids = [job.job_id for _ in range(2) for job in claim(spread)]
+    assert sorted([leased.job_id, *claimed_ids]) == sorted([*old, *new])
     assert leased.lease is not None
     change_job.complete(spread.ctx, NAMESPACE, leased.job_id, actor=KEY, lease_token=leased.lease.token)
     spread.pass_time(61)
-    assert sweep_queue(spread.ctx, NAMESPACE, "default") == len(found)
+    assert sweep_queue(spread.ctx, NAMESPACE, "default") == len(claimed_ids)

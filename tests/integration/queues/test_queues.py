@@ -28,15 +28,15 @@ RETRY_AT_ONCE = RetryPolicy(max_attempts=3, initial_delay=Decimal(0))
 
 
 def claim(
-    world: World, most: int = 1, *, worker: str = "w", lease_s: int = 60, claim_id: str | None = None
+    world: World, limit: int = 1, *, worker: str = "w", lease_s: int = 60, claim_id: str | None = None
 ) -> list[Job]:
-    wanted = ClaimRequest(queue=QUEUE, worker=worker, limit=most, lease_s=lease_s, claim_id=claim_id)
-    return claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
+    request = ClaimRequest(queue=QUEUE, worker=worker, limit=limit, lease_s=lease_s, claim_id=claim_id)
+    return claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
 
 
-def claimed(world: World, **wanted: object) -> tuple[str, str]:
+def claimed(world: World, **attributes: object) -> tuple[str, str]:
     """Create and claim a job. Return its id and its lease token."""
-    job_id = world.job(**wanted)
+    job_id = world.job(**attributes)
     (job,) = claim(world)
     assert job.job_id == job_id
     assert job.lease
@@ -49,9 +49,9 @@ def stored(world: World, job_id: str) -> Job:
     return job
 
 
-def heartbeat(world: World, job_id: str, token: str | None, **told: object) -> Job:
-    said = {"lease_s": None, "progress": None, "message": None, **told}
-    return change_job.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **said)  # type: ignore[arg-type]
+def heartbeat(world: World, job_id: str, token: str | None, **members: object) -> Job:
+    arguments = {"lease_s": None, "progress": None, "message": None, **members}
+    return change_job.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **arguments)  # type: ignore[arg-type]
 
 
 class SerialClient:
@@ -62,9 +62,9 @@ class SerialClient:
         self._lock = threading.Lock()
 
     def __getattr__(self, operation: str) -> Any:
-        def request(**asked: Any) -> Any:
+        def request(**arguments: Any) -> Any:
             with self._lock:
-                return getattr(self._client, operation)(**asked)
+                return getattr(self._client, operation)(**arguments)
 
         return request
 
@@ -77,8 +77,8 @@ class TestClaims:
         for number, priority in enumerate(order):
             world.pass_time(1)
             ids.append((ranks.index(priority), number, world.job(priority=priority)))
-        handed_out = [job.job_id for _ in range(3) for job in claim(world, 3)]
-        assert handed_out == [job_id for _, _, job_id in sorted(ids)]
+        claimed_ids = [job.job_id for _ in range(3) for job in claim(world, 3)]
+        assert claimed_ids == [job_id for _, _, job_id in sorted(ids)]
 
     def test_claimed_job_runs_under_its_lease(self, world: World) -> None:
         world.job(name="n")
@@ -117,8 +117,8 @@ class TestClaims:
         for _ in range(5):
             world.job()
         first = claim(world, 2, claim_id="c1")
-        again = claim(world, 2, claim_id="c1")
-        assert [(job.job_id, job.lease) for job in again] == [(job.job_id, job.lease) for job in first]
+        repeated = claim(world, 2, claim_id="c1")
+        assert [(job.job_id, job.lease) for job in repeated] == [(job.job_id, job.lease) for job in first]
         assert {job.job_id for job in claim(world, 2, claim_id="c2")}.isdisjoint(job.job_id for job in first)
         assert [stored(world, job.job_id).attempt for job in first] == [1, 1]
 
@@ -156,11 +156,11 @@ class TestClaims:
             change_job.apply_timers(world.ctx, NAMESPACE, job_id)
 
         ctx = replace(world.ctx, sleep=minded)
-        wanted = ClaimRequest(queue=QUEUE, worker="w", limit=1, lease_s=60, claim_id=None)
-        began = world.time
-        granted = claim_jobs(ctx, NAMESPACE, wanted, actor=KEY, until=world.time + timedelta(seconds=20))
+        request = ClaimRequest(queue=QUEUE, worker="w", limit=1, lease_s=60, claim_id=None)
+        started_at = world.time
+        granted = claim_jobs(ctx, NAMESPACE, request, actor=KEY, until=world.time + timedelta(seconds=20))
         assert [job.job_id for job in granted] == [job_id]
-        assert timedelta(seconds=5) <= world.time - began < timedelta(seconds=7)
+        assert timedelta(seconds=5) <= world.time - started_at < timedelta(seconds=7)
 
     def test_stale_index_entries_are_skipped(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         ids = [world.job() for _ in range(3)]
@@ -215,33 +215,38 @@ class TestLeases:
                 heartbeat(world, job_id, wrong)
         assert stored(world, job_id) == before
         change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
-        done = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result={"a": 1}, lease_token=token)
-        assert (done.status, done.lease) == ("completed", None)
+        completed = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result={"a": 1}, lease_token=token)
+        assert (completed.status, completed.lease) == ("completed", None)
 
     def test_repeated_completion_returns_the_completed_job(self, world: World) -> None:
         job_id, token = claimed(world)
-        done = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=1, lease_token=token)
-        assert change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == done
-        assert world.ctx.jobs.payloads(done).result == "1"
+        completed = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=1, lease_token=token)
+        assert change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == completed
+        assert world.ctx.jobs.payloads(completed).result == "1"
         with pytest.raises(LeaseLost):
             change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
 
     def test_repeated_failure_report_uses_one_attempt(self, world: World) -> None:
         job_id, token = claimed(world, retry=RETRY_AT_ONCE)
         for _ in range(2):
-            again = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
-            assert (again.status, again.attempt) == ("pending", 2)
+            repeated = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
+            assert (repeated.status, repeated.attempt) == ("pending", 2)
 
     def test_heartbeat_extends_the_lease_without_an_index_write(self, world: World) -> None:
         job_id, token = claimed(world)
-        shown = stored(world, job_id).indexed_due_at
+        indexed_at = stored(world, job_id).indexed_due_at
         for _ in range(5):
             world.pass_time(50)
             alive = heartbeat(world, job_id, token, progress=Decimal("0.5"), message="half")
             assert alive.lease
             assert alive.lease.expires_at == world.time + timedelta(seconds=60)
         now = stored(world, job_id)
-        assert (now.status, now.progress, now.message, now.indexed_due_at) == ("running", Decimal("0.5"), "half", shown)
+        assert (now.status, now.progress, now.message, now.indexed_due_at) == (
+            "running",
+            Decimal("0.5"),
+            "half",
+            indexed_at,
+        )
 
     def test_sweep_reindexes_an_extended_lease_at_its_new_end(self, world: World) -> None:
         job_id, token = claimed(world)
@@ -354,9 +359,14 @@ class TestTime:
 
     def test_finally_failed_job_completes_with_its_fallback(self, world: World) -> None:
         job_id, token = claimed(world, fallback={"rows": 0})
-        done = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
-        assert (done.status, done.stage, done.health, done.error) == ("completed", "complete", "fallback", ERROR)
-        assert world.ctx.jobs.payloads(done).result == '{"rows":0}'
+        completed = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
+        assert (completed.status, completed.stage, completed.health, completed.error) == (
+            "completed",
+            "complete",
+            "fallback",
+            ERROR,
+        )
+        assert world.ctx.jobs.payloads(completed).result == '{"rows":0}'
 
     def test_attempt_over_its_timeout_fails(self, world: World) -> None:
         job_id = world.job(timeout_s=30, retry=RetryPolicy(max_attempts=2, initial_delay=Decimal(0)))

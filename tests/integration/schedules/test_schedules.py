@@ -22,16 +22,16 @@ from vigil_core.store.table import DynamoTable
 NAME = "nightly"
 
 
-def put(world: World, **wanted: Any) -> Schedule:
+def put(world: World, **members: Any) -> Schedule:
     """Store the test's schedule: a job of type `report` every hour."""
-    timing = ScheduleTiming(cron=wanted.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
+    timing = ScheduleTiming(cron=members.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
     parts: dict[str, Any] = {
         "namespace": NAMESPACE, "name": NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
         "action": "job", "body": {"job_type": "report"}, "enabled": True, "misfire_policy": "skip",
         "overlap_policy": "allow",
         "generation": world.ctx.new_id(), "next_fire_at": None, "created_at": world.time, "updated_at": world.time,
     }  # fmt: skip
-    return schedules.put_schedule(world.ctx, Schedule(**parts | wanted))[0]
+    return schedules.put_schedule(world.ctx, Schedule(**parts | members))[0]
 
 
 def stored_schedule(world: World, name: str = NAME) -> Schedule:
@@ -56,8 +56,8 @@ def armed_timer(world: World) -> dict[str, JsonValue]:
     ((name, (at, event)),) = world.timers.armed.items()
     del world.timers.armed[name]
     world.time = max(at, world.time)
-    told: dict[str, JsonValue] = event["timer"]
-    return told
+    timer_event: dict[str, JsonValue] = event["timer"]
+    return timer_event
 
 
 def fire_timer(world: World) -> None:
@@ -84,14 +84,14 @@ def test_schedule_creates_a_job_at_each_fire_time(world: World) -> None:
 def test_scheduled_job_follows_its_type_at_creation(world: World) -> None:
     put(world)
     schema: dict[str, JsonValue] = {"type": "object"}
-    wanted = JobType(
+    job_type = JobType(
         namespace=NAMESPACE, name="report", executor="none", queue="reports", stages=DEFAULT_STAGES, defaults={},
         payload_schema=None, description=None, created_at=world.time, updated_at=world.time,
     )  # fmt: skip
-    world.ctx.job_types.save(None, wanted)
+    world.ctx.job_types.save(None, job_type)
     fire_timer(world)
     assert [(job.queue, job.executor) for job in jobs(world)] == [("reports", "none")]
-    world.ctx.job_types.save(wanted, replace(wanted, payload_schema=schema, version=2))
+    world.ctx.job_types.save(job_type, replace(job_type, payload_schema=schema, version=2))
     fire_timer(world)
     assert len(jobs(world)) == 1
     refused = last_fire(world)
@@ -308,8 +308,8 @@ class ProcessCrashed(Exception):
 class CrashingTable:
     """Table that crashes the process at its nth write, before the write or after it."""
 
-    def __init__(self, table: DynamoTable, at: int, *, done: bool) -> None:
-        self._table, self._left, self._done = table, at, done
+    def __init__(self, table: DynamoTable, at: int, *, after: bool) -> None:
+        self._table, self._left, self._done = table, at, after
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._table, name)
@@ -328,13 +328,13 @@ class CrashingTable:
         return write
 
 
-@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 7))
-def test_sweep_finishes_a_fire_that_crashed(table: DynamoTable, at: int, done: bool) -> None:
+def test_sweep_finishes_a_fire_that_crashed(table: DynamoTable, at: int, after: bool) -> None:
     world = World(table)
     put(world, body={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
     event = armed_timer(world)
-    mortal: Any = CrashingTable(table, at, done=done)
+    mortal: Any = CrashingTable(table, at, after=after)
     doomed = World(mortal)
     doomed.time, doomed.timers = world.time, world.timers
     try:

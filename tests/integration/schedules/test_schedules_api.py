@@ -29,18 +29,18 @@ def timers() -> list[Any]:
 
 
 def test_schedule_shows_its_next_five_fire_times(client: Client) -> None:
-    made = put(client, job={"job_type": "report", "payload": {"n": 1.50}, "queue": None})
-    assert made == client.get("/v1/schedules/nightly").ok()
-    times = [datetime.fromisoformat(text) for text in made.pop("next_times")]
+    created = put(client, job={"job_type": "report", "payload": {"n": 1.50}, "queue": None})
+    assert created == client.get("/v1/schedules/nightly").ok()
+    times = [datetime.fromisoformat(text) for text in created.pop("next_times")]
     assert len(times) == 5
     assert times == sorted(times)
     assert timedelta(0) < times[0] - datetime.now(UTC) < timedelta(days=1, hours=1)
-    created_at = made.pop("created_at")
-    assert made.pop("updated_at") == created_at
-    assert str(made["job"]["payload"]["n"]) == "1.5"
-    assert made == {
+    created_at = created.pop("created_at")
+    assert created.pop("updated_at") == created_at
+    assert str(created["job"]["payload"]["n"]) == "1.5"
+    assert created == {
         "name": "nightly", "cron": "30 2 * * *", "rate": None, "timezone": "Europe/Berlin", "workflow": None,
-        "job": {"job_type": "report", "payload": {"n": made["job"]["payload"]["n"]}}, "enabled": True,
+        "job": {"job_type": "report", "payload": {"n": created["job"]["payload"]["n"]}}, "enabled": True,
         "missed": "skip", "overlap": "allow", "last_run": None,
     }  # fmt: skip
 
@@ -48,12 +48,12 @@ def test_schedule_shows_its_next_five_fire_times(client: Client) -> None:
 def test_schedule_creates_one_timer_in_utc(client: Client) -> None:
     next_time = put(client)["next_times"][0]
     put(client, status=200)
-    (alarm,) = timers()
-    assert alarm["ScheduleExpression"] == f"at({next_time[:19]})"
-    assert (alarm["ScheduleExpressionTimezone"], alarm["ActionAfterCompletion"]) == ("UTC", "DELETE")
-    assert alarm["FlexibleTimeWindow"] == {"Mode": "OFF"}
-    assert alarm["Target"]["Arn"].endswith(":function:vigil-sweeper")
-    event = json.loads(alarm["Target"]["Input"])
+    (timer,) = timers()
+    assert timer["ScheduleExpression"] == f"at({next_time[:19]})"
+    assert (timer["ScheduleExpressionTimezone"], timer["ActionAfterCompletion"]) == ("UTC", "DELETE")
+    assert timer["FlexibleTimeWindow"] == {"Mode": "OFF"}
+    assert timer["Target"]["Arn"].endswith(":function:vigil-sweeper")
+    event = json.loads(timer["Target"]["Input"])
     assert {**event["timer"], "generation": "…"} == {"namespace": "demo", "schedule": "nightly", "generation": "…"}
     assert sample("sweeper_timer")["timer"].keys() == event["timer"].keys()
     assert sweeper(event, None) == {}, "the timer is early, so nothing happens"
@@ -91,8 +91,8 @@ def test_schedule_created_as_disabled_has_no_timer(client: Client) -> None:
 def test_schedules_are_listed_by_name(client: Client) -> None:
     for name in ("b", "a", "c"):
         put(client, name)
-    found = pages(client, "/v1/schedules", page_size=2)
-    assert [[each["name"] for each in page["schedules"]] for page in found] == [["a", "b"], ["c"]]
+    schedule_pages = pages(client, "/v1/schedules", page_size=2)
+    assert [[each["name"] for each in page["schedules"]] for page in schedule_pages] == [["a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize("name", ["every night", "größe", "100%", "a#b", "a/b"])
@@ -137,8 +137,8 @@ def test_schedule_may_contain_a_workflow(client: Client) -> None:
     workflow = {"name": "w", "jobs": [{"name": "a"}, {"name": "b", "depends_on": ["a"], "start_delay": 60}]}
     assert client.call("PUT", "/v1/schedules/s", {**NIGHTLY, "workflow": workflow}).pointers() == [""]
     timing = {name: NIGHTLY[name] for name in ("cron", "timezone")}
-    made = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": workflow}).ok(201)
-    assert (made["job"], made["workflow"]) == (None, workflow)
+    created = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": workflow}).ok(201)
+    assert (created["job"], created["workflow"]) == (None, workflow)
     broken = {"name": "w", "jobs": [{"name": "a", "depends_on": ["b"]}]}
     reply = client.call("PUT", "/v1/schedules/s", {**timing, "workflow": broken})
     assert [error["pointer"] for error in reply.problem(422, "MISSING_DEPENDENCY")["errors"]] == [

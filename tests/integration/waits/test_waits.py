@@ -133,8 +133,8 @@ class TestGetFields:
         )
         world.report(job, progress=Decimal("0.5"), message="half way")
         world.complete(job, result={"rows": 12345678901234567890123})
-        wanted = ["text", "list", "object", "flag", "absent", "name", "queue", "result", "message", "status"]
-        answer = world.wait({job: None}, wait_options={"get_fields": dict.fromkeys(wanted)})
+        names = ["text", "list", "object", "flag", "absent", "name", "queue", "result", "message", "status"]
+        answer = world.wait({job: None}, wait_options={"get_fields": dict.fromkeys(names)})
         assert answer["waited_jobs"][job] == {
             "job_stage": "complete", "text": "t", "list": "a 1 2.5", "object": '{"k":[1]}', "flag": "true",
             "absent": "", "name": "box", "queue": "default", "result": '{"rows":12345678901234567890123}',
@@ -257,14 +257,14 @@ class TestLongPoll:
                 world.run_matcher()
 
         object.__setattr__(world.ctx, "sleep", someone_else)
-        began = world.time
+        started_at = world.time
         assert world.post(answer, hold_s=20)["status"] == "met"
-        assert (world.time - began).total_seconds() < 1
+        assert (world.time - started_at).total_seconds() < 1
 
     def test_long_poll_returns_waiting_after_its_timeout(self, world: World) -> None:
-        began = world.time
+        started_at = world.time
         assert world.wait({world.running(): None}, hold_s=20)["status"] == "waiting"
-        assert 20 <= (world.time - began).total_seconds() < 20.6
+        assert 20 <= (world.time - started_at).total_seconds() < 20.6
 
     def test_long_poll_with_return_on_progress_returns_after_each_outcome(self, world: World) -> None:
         one, two, three = world.running(), world.running(), world.running()
@@ -273,16 +273,16 @@ class TestLongPoll:
         )
         world.complete(one)
         world.run_matcher()
-        began = world.time
+        started_at = world.time
         answer = world.post(answer, hold_s=20)
-        assert (answer["status"], list(answer["waited_jobs"]), world.time) == ("waiting", [one], began)
+        assert (answer["status"], list(answer["waited_jobs"]), world.time) == ("waiting", [one], started_at)
         assert world.post(answer, hold_s=20)["status"] == "waiting"
-        assert world.time > began
+        assert world.time > started_at
         world.fail(three)
         world.run_matcher()
-        began = world.time
+        started_at = world.time
         assert list(world.post(answer, hold_s=20)["unmet_jobs"]) == [three]
-        assert world.time == began
+        assert world.time == started_at
 
     def test_ended_response_posted_back_is_returned_unchanged(self, world: World) -> None:
         job = world.running()
@@ -405,16 +405,16 @@ class TestLargeWaits:
         world.run_fan_out()
         assert world.show(answer)["status"] == "met"
 
-    @pytest.mark.parametrize(("mode", "enough"), [("any", 1), ({"at_least": 5}, 5)])
-    def test_large_wait_for_some_is_met_by_enough_jobs(self, world: World, mode: Any, enough: int) -> None:
+    @pytest.mark.parametrize(("mode", "sufficient"), [("any", 1), ({"at_least": 5}, 5)])
+    def test_large_wait_for_some_is_met_by_enough_jobs(self, world: World, mode: Any, sufficient: int) -> None:
         jobs = [world.running() for _ in range(8)]
         answer = world.wait(dict.fromkeys(jobs), wait_options={"mode": mode})
         world.run_fan_out()
         for count, job in enumerate(jobs, 1):
             world.complete(job)
             world.run_matcher()
-            assert world.show(answer)["status"] == ("met" if count >= enough else "waiting")
-        assert list(world.show(answer)["waited_jobs"]) == jobs[:enough]
+            assert world.show(answer)["status"] == ("met" if count >= sufficient else "waiting")
+        assert list(world.show(answer)["waited_jobs"]) == jobs[:sufficient]
 
     def test_large_fail_fast_wait_ends_with_the_failed_job(self, world: World) -> None:
         jobs = [world.running() for _ in range(8)]
@@ -488,11 +488,11 @@ def test_waits_are_listed_newest_first(world: World) -> None:
         world.pass_time(3600 * 13)
     waits_api.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], actor="key1")
     listed: list[Any] = []
-    place: str | None = None
+    cursor: str | None = None
     while True:
-        page, place = waits_api.list_waits(world.ctx, NAMESPACE, status="waiting", before_cursor=place, page_size=2)
+        page, cursor = waits_api.list_waits(world.ctx, NAMESPACE, status="waiting", before_cursor=cursor, page_size=2)
         listed += page
-        if place is None:
+        if cursor is None:
             break
     expected = [answers[n]["wait_id"] for n in (4, 3, 1, 0)]
     assert [line["wait_id"] for line in listed] == expected

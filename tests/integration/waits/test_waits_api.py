@@ -37,8 +37,8 @@ def test_long_poll_on_a_wait_returns_when_it_ends(client: Client, monkeypatch: p
     run_at_each_pause(monkeypatch, cancel)
     body = {"wait_on": {client.create()["job_id"]: None}}
     assert client.post("/v1/waits", body).ok()["status"] == "cancelled"
-    held = client.post("/v1/waits", body, headers={"prefer": "wait=99"})
-    assert (held.ok()["status"], held.headers["preference-applied"]) == ("cancelled", "wait=25")
+    polled = client.post("/v1/waits", body, headers={"prefer": "wait=99"})
+    assert (polled.ok()["status"], polled.headers["preference-applied"]) == ("cancelled", "wait=25")
     wait = waiting(client)
     assert client.get(f"/v1/waits/{wait['wait_id']}", headers={"prefer": "wait=9"}).ok()["status"] == "cancelled"
 
@@ -108,12 +108,12 @@ def test_unknown_malformed_and_foreign_waits_return_404(client: Client, method: 
 
 
 def test_waits_are_listed_newest_first_by_status_and_page(client: Client) -> None:
-    made = [waiting(client)["wait_id"] for _ in range(5)]
-    client.delete(f"/v1/waits/{made[2]}").ok()
-    found = [wait["wait_id"] for page in pages(client, "/v1/waits", page_size=2) for wait in page["waits"]]
-    assert found == made[::-1]
+    wait_ids = [waiting(client)["wait_id"] for _ in range(5)]
+    client.delete(f"/v1/waits/{wait_ids[2]}").ok()
+    listed_ids = [wait["wait_id"] for page in pages(client, "/v1/waits", page_size=2) for wait in page["waits"]]
+    assert listed_ids == wait_ids[::-1]
     cancelled = client.get("/v1/waits", status="cancelled").ok()["waits"]
-    assert [wait["wait_id"] for wait in cancelled] == [made[2]]
+    assert [wait["wait_id"] for wait in cancelled] == [wait_ids[2]]
     assert client.get("/v1/waits?status=over").pointers() == ["?status"]
     assert client.get("/v1/waits?page_size=0").pointers() == ["?page_size"]
 
@@ -122,9 +122,9 @@ def test_jobs_of_a_wait_are_listed_page_by_page(client: Client) -> None:
     jobs = [client.ended()["job_id"] for _ in range(6)]
     wait = client.post("/v1/waits", {"wait_on": dict.fromkeys(jobs)}).ok()
     path = f"/v1/waits/{wait['wait_id']}/jobs"
-    found = [line for page in pages(client, path, page_size=4) for line in page["jobs"]]
+    entries = [line for page in pages(client, path, page_size=4) for line in page["jobs"]]
     token = client.get(path, page_size=4).ok()["next_page_token"]
     other = waiting(client)["wait_id"]
     assert client.get(f"/v1/waits/{other}/jobs", page_token=token).pointers() == ["?page_token"]
-    assert [line["job_id"] for line in found] == jobs
-    assert {line["met"] for line in found} == {True}
+    assert [line["job_id"] for line in entries] == jobs
+    assert {line["met"] for line in entries} == {True}

@@ -125,15 +125,15 @@ def test_every_event_is_delivered_or_abandoned_after_ten_attempts(actions: list[
         for action in ["a job completes", *actions]:
             history.do(action)
         history.drain()
-        kept = deliveries(history.world)
-        assert len(kept) == history.jobs, "each event has exactly one delivery"
-        for each in kept:
+        stored = deliveries(history.world)
+        assert len(stored) == history.jobs, "each event has exactly one delivery"
+        for each in stored:
             if each.status == "delivered":
                 assert history.taken[each.delivery_id] > 0
             else:
                 assert history.refused[each.delivery_id] >= MAX_ATTEMPTS
-            told = {
+            received = {
                 body["id"] for _, headers, body in history.receiver.posts if headers["webhook-id"] == each.delivery_id
             }
-            assert told <= {each.event_id}
+            assert received <= {each.event_id}
         assert history.world.sweep() == 0, "the due index is empty"

@@ -70,7 +70,7 @@ def receiver() -> Receiver:
 
 
 def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
-    wanted = Webhook(
+    webhook = Webhook(
         **{
             "namespace": NAMESPACE,
             "name": name,
@@ -85,7 +85,7 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
             **changed,
         }
     )
-    return manage_webhooks.put_webhook(world.ctx, wanted)[0]
+    return manage_webhooks.put_webhook(world.ctx, webhook)[0]
 
 
 def run_deliveries(world: World, receiver: Receiver) -> list[str]:
@@ -106,9 +106,13 @@ def test_subscribed_event_is_delivered_once_and_signed(live: Live, receiver: Rec
     assert run_deliveries(live.world, receiver) == ["delivered"]
     ((url, headers, body),) = receiver.posts
     assert (url, body["type"], body["subject"]) == (URL, "vigil.job.completed", job)
-    (kept,) = deliveries(live.world)
-    assert (kept.status, kept.event_id, [t.status for t in kept.attempts]) == ("delivered", body["id"], [204])
-    expected = signature_headers([hook.secret], kept.delivery_id, live.world.time, kept.body.encode())
+    (delivery,) = deliveries(live.world)
+    assert (delivery.status, delivery.event_id, [t.status for t in delivery.attempts]) == (
+        "delivered",
+        body["id"],
+        [204],
+    )
+    expected = signature_headers([hook.secret], delivery.delivery_id, live.world.time, delivery.body.encode())
     assert expected.items() <= headers.items()
     assert headers["Content-Type"] == "application/json"
     assert live.world.sweep() == 0, "no delivery is due after its success"
@@ -167,14 +171,14 @@ def test_wait_with_a_private_webhook_address_is_refused(world: World, url: str) 
 
 
 def test_wait_with_webhook_requires_the_enabled_signing_webhook(world: World) -> None:
-    asked: Any = {"notify": {"webhook": URL}}
+    options: Any = {"notify": {"webhook": URL}}
     with pytest.raises(ValidationFailed, match="PUT /v1/webhooks/waits"):
-        world.wait({world.job(): None}, wait_options=asked)
+        world.wait({world.job(): None}, wait_options=options)
     put(world, WAITS_WEBHOOK, enabled=False)
     with pytest.raises(ValidationFailed, match="and enable it"):
-        world.wait({world.job(): None}, wait_options=asked)
+        world.wait({world.job(): None}, wait_options=options)
     put(world, WAITS_WEBHOOK)
-    assert world.wait({world.job(): None}, wait_options=asked)["status"] == "waiting"
+    assert world.wait({world.job(): None}, wait_options=options)["status"] == "waiting"
 
 
 # Retries
@@ -207,9 +211,9 @@ def test_failed_delivery_is_retried_by_the_sweeper(live: Live, receiver: Receive
     assert live.world.sweep() == 1
     receiver.answer = lambda: Reply(200)
     assert run_deliveries(live.world, receiver) == ["delivered"]
-    (kept,) = deliveries(live.world)
-    assert len(kept.attempts) == 2
-    assert (kept.attempts[0].status is None) == (kept.attempts[0].error is not None)
+    (delivery,) = deliveries(live.world)
+    assert len(delivery.attempts) == 2
+    assert (delivery.attempts[0].status is None) == (delivery.attempts[0].error is not None)
     ids = {headers["webhook-id"] for _, headers, _ in receiver.posts}
     times = {headers["webhook-timestamp"] for _, headers, _ in receiver.posts}
     assert (len(ids), len(times)) == (1, 2)
@@ -219,16 +223,16 @@ def test_delivery_is_abandoned_after_its_last_attempt_and_can_be_replayed(live: 
     put(live.world)
     complete_job(live)
     receiver.answer = lambda: Reply(500)
-    came = []
+    outcomes = []
     while live.world.queues.webhook_messages:
-        came += run_deliveries(live.world, receiver)
+        outcomes += run_deliveries(live.world, receiver)
         live.world.pass_time(100_000)
         live.world.sweep()
-    assert came == ["pending"] * (MAX_ATTEMPTS - 1) + ["failed"]
-    (kept,) = deliveries(live.world)
-    assert (kept.status, kept.error) == ("failed", f"None of {MAX_ATTEMPTS} attempts succeeded")
+    assert outcomes == ["pending"] * (MAX_ATTEMPTS - 1) + ["failed"]
+    (delivery,) = deliveries(live.world)
+    assert (delivery.status, delivery.error) == ("failed", f"None of {MAX_ATTEMPTS} attempts succeeded")
 
-    manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
+    manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", delivery.delivery_id)
     ((message, delay_s),) = live.world.queues.sweeper_messages[-1:]
     assert delay_s == 0
     sweep.on_message(live.world.ctx, loads(message))
@@ -466,10 +470,10 @@ def test_sweep_finishes_a_replay_that_crashed_after_its_write(
     put(live.world)
     complete_job(live)
     run_deliveries(live.world, receiver)
-    (kept,) = deliveries(live.world)
+    (delivery,) = deliveries(live.world)
     crash_at_write(live, table, 1, after=True)
     with pytest.raises(ProcessCrashed):
-        manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", kept.delivery_id)
+        manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", delivery.delivery_id)
     restore_table(live, table)
     assert live.world.sweep() == 1
     assert run_deliveries(live.world, receiver) == ["delivered"]
@@ -503,8 +507,8 @@ def test_sweep_enqueues_deliveries_after_all_other_work(live: Live, receiver: Re
     overdue = DueStore.overdue
 
     def deliveries_first(store: DueStore, _: int, now: datetime) -> Iterator[DueItem]:
-        found = (due for shard in range(keys.DUE_PARTITIONS) for due in overdue(store, shard, now))
-        yield from sorted(found, key=lambda due: due.kind != "delivery")
+        due_rows = (due for shard in range(keys.DUE_PARTITIONS) for due in overdue(store, shard, now))
+        yield from sorted(due_rows, key=lambda due: due.kind != "delivery")
 
     def noting(messages: Sequence[str]) -> None:
         order.append("delivery")

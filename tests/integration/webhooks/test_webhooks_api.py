@@ -43,20 +43,20 @@ def sent(count: int = 1, *, webhook: str = "ci") -> list[str]:
 
 
 def test_generated_secret_is_shown_only_at_creation(client: Client) -> None:
-    made = put(client, **HOOK, description="tells CI").ok(201)
-    assert is_secret(made["secret"])
-    assert {**made, "created_at": 0, "updated_at": 0, "secret": 0} == {
+    created = put(client, **HOOK, description="tells CI").ok(201)
+    assert is_secret(created["secret"])
+    assert {**created, "created_at": 0, "updated_at": 0, "secret": 0} == {
         **HOOK, "name": "ci", "enabled": True, "disabled_because": None, "description": "tells CI", "secret": 0,
         "created_at": 0, "updated_at": 0,
     }  # fmt: skip
-    hidden = {**made, "secret": None}
+    hidden = {**created, "secret": None}
     assert client.get("/v1/webhooks/ci").ok() == hidden
     assert client.get("/v1/webhooks").ok() == {"webhooks": [hidden]}
-    again = put(client, **HOOK).ok(200)
-    assert again["secret"] is None
-    assert made["secret"] not in client.get("/v1/webhooks/ci/deliveries").text
+    replaced = put(client, **HOOK).ok(200)
+    assert replaced["secret"] is None
+    assert created["secret"] not in client.get("/v1/webhooks/ci/deliveries").text
     other = put(client, "other", **HOOK).ok(201)
-    assert other["secret"] != made["secret"]
+    assert other["secret"] != created["secret"]
 
 
 def test_own_secret_is_stored_and_survives_a_put(client: Client) -> None:
@@ -122,12 +122,12 @@ def test_invalid_webhook_name_is_refused(client: Client, name: str) -> None:
 
 def test_webhook_of_waits_refuses_url_and_events(client: Client) -> None:
     assert put(client, "waits", **HOOK).pointers() == ["/url", "/events"]
-    made = put(client, "waits").ok(201)
-    assert (made["url"], made["events"], is_secret(made["secret"])) == (None, [], True)
+    created = put(client, "waits").ok(201)
+    assert (created["url"], created["events"], is_secret(created["secret"])) == (None, [], True)
     job = client.running()["job_id"]
-    asked = {"wait_on": {job: None}, "wait_options": {"notify": {"webhook": "https://hooks.example.com/w"}}}
-    wait = client.post("/v1/waits", asked, headers={"prefer": "wait=0"}).ok()
-    assert wait["wait_options"] == asked["wait_options"]
+    body = {"wait_on": {job: None}, "wait_options": {"notify": {"webhook": "https://hooks.example.com/w"}}}
+    wait = client.post("/v1/waits", body, headers={"prefer": "wait=0"}).ok()
+    assert wait["wait_options"] == body["wait_options"]
     put(client, "waits", enabled=False).ok(200)
     assert not client.get("/v1/webhooks/waits").ok()["enabled"]
 
@@ -152,9 +152,9 @@ def test_deleted_webhook_is_not_found(client: Client) -> None:
 def test_deliveries_are_listed_page_by_page(client: Client) -> None:
     put(client, **HOOK).ok(201)
     ids = sent(7)
-    found = pages(client, "/v1/webhooks/ci/deliveries", page_size=3)
-    assert [len(page["deliveries"]) for page in found] == [3, 3, 1]
-    listed = [each for page in found for each in page["deliveries"]]
+    delivery_pages = pages(client, "/v1/webhooks/ci/deliveries", page_size=3)
+    assert [len(page["deliveries"]) for page in delivery_pages] == [3, 3, 1]
+    listed = [each for page in delivery_pages for each in page["deliveries"]]
     assert [each["delivery_id"] for each in listed] == ids
     assert listed[0] == {
         "delivery_id": ids[0],

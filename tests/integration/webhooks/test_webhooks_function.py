@@ -65,9 +65,9 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def stored() -> Delivery:
-    found = wiring.context().webhooks.find_delivery(MESSAGE["namespace"], MESSAGE["webhook"], MESSAGE["delivery"])
-    assert found is not None
-    return found
+    delivery = wiring.context().webhooks.find_delivery(MESSAGE["namespace"], MESSAGE["webhook"], MESSAGE["delivery"])
+    assert delivery is not None
+    return delivery
 
 
 def run(event: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:

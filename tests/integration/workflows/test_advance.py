@@ -73,14 +73,14 @@ def test_executors_receive_the_results_of_dependencies(world: RunWorld) -> None:
     _define(world, "http", {"url": "https://a.example/{{dependencies.0.result.id}}"})
     run = world.run({"name": "first"}, *({"name": name, "depends_on": ["first"]} for name in ("lambda", "http")))
     world.work({"first": {"id": "a b"}})
-    ((_, told),) = world.executors.invocations
-    assert told["dependencies"] == {
+    ((_, event),) = world.executors.invocations
+    assert event["dependencies"] == {
         "first": {"status": "completed", "job_health": "success", "result": {"id": "a b"}, "truncated": False}
     }
     world.pass_time(1)
-    asked = _Target()
-    assert call_target(world.ctx, asked, None, world.executors.calls[-1]) == "completed"  # type: ignore[arg-type]
-    assert asked.urls == ["https://a.example/a%20b"]
+    target = _Target()
+    assert call_target(world.ctx, target, None, world.executors.calls[-1]) == "completed"  # type: ignore[arg-type]
+    assert target.urls == ["https://a.example/a%20b"]
     assert world.at(run, "http").status == "completed"
 
 

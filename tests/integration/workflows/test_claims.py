@@ -16,11 +16,11 @@ def test_claim_skips_jobs_of_a_run_that_is_being_cancelled(world: RunWorld) -> N
     world.run_until_idle()
     runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)
     other = world.job(queue="default")
-    wanted = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id="c1")
-    granted = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
+    request = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id="c1")
+    granted = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
     assert [job.job_id for job in granted] == [other]
-    again = claim_jobs(world.ctx, NAMESPACE, wanted, actor=KEY, until=world.time)
-    assert [job.job_id for job in again] == [other]
+    repeated = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
+    assert [job.job_id for job in repeated] == [other]
 
 
 def test_job_parked_with_its_slot_is_released_before_jobs_without_slot(world: RunWorld) -> None:

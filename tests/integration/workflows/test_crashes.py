@@ -34,12 +34,12 @@ def test_delayed_job_created_after_its_start_time_starts(world: RunWorld) -> Non
 
 def test_first_state_record_of_a_version_wins(world: RunWorld) -> None:
     run = world.find_run(world.run({"name": "a"}))
-    note = world.ctx.runs.record_states
-    for standing in ("failed", "awaiting_decision"):
-        note(run.namespace, run.workflow_id, 0, {0: StateRecord(state=standing, state_version=4)})
+    record_states = world.ctx.runs.record_states
+    for state in ("failed", "awaiting_decision"):
+        record_states(run.namespace, run.workflow_id, 0, {0: StateRecord(state=state, state_version=4)})
     assert world.run_state(run.workflow_id).state_of(0) == "failed"
-    note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="ignored_failure", state_version=5)})
-    note(run.namespace, run.workflow_id, 0, {0: StateRecord(state="running", state_version=3)})
+    record_states(run.namespace, run.workflow_id, 0, {0: StateRecord(state="ignored_failure", state_version=5)})
+    record_states(run.namespace, run.workflow_id, 0, {0: StateRecord(state="running", state_version=3)})
     assert world.run_state(run.workflow_id).state_of(0) == "ignored_failure"
 
 

@@ -36,8 +36,8 @@ def test_former_race_loser_counts_as_failed_in_the_next_generation(world: RunWor
     world.retry(run, "first")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
     assert world.statuses(run) == {"first": "completed", "a": "failed", "b": "failed", "join": "cancelled"}
-    standings = world.run_state(run)
-    assert [standings.end_state(standings.graph.index_of[name]) for name in "ab"] == ["failed", "failed"]
+    run_state = world.run_state(run)
+    assert [run_state.end_state(run_state.graph.index_of[name]) for name in "ab"] == ["failed", "failed"]
 
 
 def test_late_record_of_the_previous_generation_ends_no_race(world: RunWorld) -> None:

@@ -26,8 +26,8 @@ def test_late_failure_record_frees_no_slot_of_the_next_generation(world: RunWorl
 def test_retry_frees_the_slot_of_a_waiting_job(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, max_concurrency=1)
     assert world.work({"b": Exception("NO")}) == ["a", "b"]
-    found = world.find_run(run)
-    assert world.ctx.runs.acquire_slot(found, 1), "as a matcher does that receives the record of the release late"
+    stored_run = world.find_run(run)
+    assert world.ctx.runs.acquire_slot(stored_run, 1), "as a matcher does that receives the record of the release late"
     world.retry(run, "a")
     assert world.work() == ["a", "b"]
     assert world.find_run(run).status == "completed"

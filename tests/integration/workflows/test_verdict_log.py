@@ -43,9 +43,9 @@ class Log:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    said = StringIO()
-    monkeypatch.setattr(logger.registered_handler, "stream", said)
-    return Log(said)
+    output = StringIO()
+    monkeypatch.setattr(logger.registered_handler, "stream", output)
+    return Log(output)
 
 
 def test_release_and_skip_log_one_line_each_with_ids_and_reason(world: RunWorld, log: Log) -> None:
@@ -58,23 +58,23 @@ def test_release_and_skip_log_one_line_each_with_ids_and_reason(world: RunWorld,
     )
     world.run_until_idle()
 
-    def line(said: str, name: str, reason: str, **other: str) -> dict[str, Any]:
+    def line(log_text: str, name: str, reason: str, **other: str) -> dict[str, Any]:
         ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, name), **OURS}
-        return {"said": said, **ids, "job": name, "reason": reason, **other}
+        return {"said": log_text, **ids, "job": name, "reason": reason, **other}
 
     assert log.lines() == [line("released", "a", "it depends on no other job")]
     assert world.work({"a": {"rows": 3, "key": "classified"}}) == ["a", "b"]
-    said = log.text()
-    assert "classified" not in said
-    lines = [json.loads(text) for text in said.splitlines()]
-    wanted = [
+    log_text = log.text()
+    assert "classified" not in log_text
+    lines = [json.loads(text) for text in log_text.splitlines()]
+    expected = [
         line("released", "b", "all_success holds: of 1 dependencies 1 success", trace_id="own"),
         line("skipped", "c", "the condition is false"),
         line("skipped", "d", "all_success can no longer hold: of 1 dependencies 1 skipped"),
     ]
-    found = [{name: each.get(name) for name in wanted[0] if name != "said"} for each in lines]
-    assert sorted(found, key=str) == sorted(
-        [{k: v for k, v in each.items() if k != "said"} for each in wanted], key=str
+    logged = [{name: each.get(name) for name in expected[0] if name != "said"} for each in lines]
+    assert sorted(logged, key=str) == sorted(
+        [{k: v for k, v in each.items() if k != "said"} for each in expected], key=str
     )
     assert [each["message"] for each in lines].count("skipped") == 2
 
@@ -92,9 +92,9 @@ def test_condition_error_details_are_not_logged(world: RunWorld, log: Log) -> No
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"], "condition": "abs(a.result.key) > `0`"})
     world.work({"a": {"key": "classified"}})
     assert "classified" in str(world.at(run, "b").dependencies.verdict)
-    said = log.text()
-    assert "classified" not in said
-    (failed,) = [line for line in map(json.loads, said.splitlines()) if line["message"] == "failed"]
+    log_text = log.text()
+    assert "classified" not in log_text
+    (failed,) = [line for line in map(json.loads, log_text.splitlines()) if line["message"] == "failed"]
     assert (failed["job"], failed["reason"]) == ("b", "CONDITION_FAILED")
 
 
@@ -143,9 +143,9 @@ def test_mutex_queueing_and_acquisition_are_logged(world: RunWorld, log: Log) ->
     mutex = {"key": "box", "on_conflict": "queue"}
     world.run({"name": "a", "mutex": mutex}, {"name": "b", "mutex": mutex})
     first, second = world.work()
-    told = [(line["said"], line["job"], line["reason"]) for line in log.lines()]
+    logged = [(line["said"], line["job"], line["reason"]) for line in log.lines()]
     alone = "it depends on no other job"
-    assert told == [("released", first, alone), ("mutex_queued", second, alone), ("mutex_acquired", second, "mutex")]
+    assert logged == [("released", first, alone), ("mutex_queued", second, alone), ("mutex_acquired", second, "mutex")]
 
 
 def test_verdict_of_a_job_without_run_is_logged(world: RunWorld, log: Log) -> None:

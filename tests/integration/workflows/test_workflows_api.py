@@ -38,32 +38,32 @@ def begin(workflow_id: str) -> None:
 def test_created_run_shows_its_settings_and_jobs(client: Client) -> None:
     run = create(client, description="d", correlation_id="c", priority="high", timeout=60)
     assert (run["status"], run["total"], run["failure_policy"], run["timeout"]) == ("pending", 3, "fail_fast", 60)
-    found = client.get(f"/v1/workflows/{run['workflow_id']}").ok()
-    assert [job["name"] for job in found["jobs"]] == ["extract", "transform", "load"]
-    assert [job["depends_on"] for job in found["jobs"]] == [[], ["extract"], ["transform"]]
-    assert [job["job_type"] for job in found["jobs"]] == ["extract", "transform", "spark"]
-    assert [job["dependency_status"] for job in found["jobs"]] == ["none", "waiting", "waiting"]
-    assert {(job["workflow_id"], job["correlation_id"], job["priority"]) for job in found["jobs"]} == {
+    read_back = client.get(f"/v1/workflows/{run['workflow_id']}").ok()
+    assert [job["name"] for job in read_back["jobs"]] == ["extract", "transform", "load"]
+    assert [job["depends_on"] for job in read_back["jobs"]] == [[], ["extract"], ["transform"]]
+    assert [job["job_type"] for job in read_back["jobs"]] == ["extract", "transform", "spark"]
+    assert [job["dependency_status"] for job in read_back["jobs"]] == ["none", "waiting", "waiting"]
+    assert {(job["workflow_id"], job["correlation_id"], job["priority"]) for job in read_back["jobs"]} == {
         (run["workflow_id"], "c", "high")
     }
-    assert found["jobs"][1]["waiting_for"] == {"mutex": None, "jobs": ["extract"], "workflow": None}
-    job = client.get(f"/v1/jobs/{found['jobs'][0]['job_id']}").ok()
+    assert read_back["jobs"][1]["waiting_for"] == {"mutex": None, "jobs": ["extract"], "workflow": None}
+    job = client.get(f"/v1/jobs/{read_back['jobs'][0]['job_id']}").ok()
     assert str(job["payload"]["n"]) == "1.5"
-    assert [event["event"] for event in found["events"]] == ["created"]
+    assert [event["event"] for event in read_back["events"]] == ["created"]
 
 
 def test_jobs_of_a_run_are_listed_page_by_page(client: Client) -> None:
     workflow_id = create(client, jobs=[{"name": f"j{n}"} for n in range(130)])["workflow_id"]
-    found = pages(client, f"/v1/workflows/{workflow_id}", page_size=50)
-    assert [len(page["jobs"]) for page in found] == [50, 50, 30]
-    assert [job["name"] for page in found for job in page["jobs"]] == [f"j{n}" for n in range(130)]
+    run_pages = pages(client, f"/v1/workflows/{workflow_id}", page_size=50)
+    assert [len(page["jobs"]) for page in run_pages] == [50, 50, 30]
+    assert [job["name"] for page in run_pages for job in page["jobs"]] == [f"j{n}" for n in range(130)]
 
 
 def test_many_jobs_of_a_run_are_created_by_fan_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workflow_routes, "PREPARE_TIMEOUT_S", 0)
     workflow_id = create(client, jobs=[{"name": f"j{n}"} for n in range(300)])["workflow_id"]
-    found = client.get(f"/v1/workflows/{workflow_id}").ok()
-    assert (found["status"], found["jobs"], found["next_page_token"] is not None) == ("pending", [], True)
+    read_back = client.get(f"/v1/workflows/{workflow_id}").ok()
+    assert (read_back["status"], read_back["jobs"], read_back["next_page_token"] is not None) == ("pending", [], True)
     stats = client.get(f"/v1/workflows/{workflow_id}/stats").ok()
     assert (stats["total"], stats["waiting"]) == (300, 300)
 
@@ -103,11 +103,11 @@ def test_all_problems_of_a_workflow_are_returned_together(client: Client) -> Non
         {"name": "c", "depends_on": ["b", "nobody"]},
         {"name": "d", "timeout": "soon"},
     ]
-    said = client.post("/v1/workflows/validate", {"name": "w", "jobs": jobs}).problem(422, "VALIDATION_FAILED")
-    found = {error["pointer"]: (error["code"], error["detail"]) for error in said["errors"]}
-    assert found["/jobs/2/depends_on/1"][0] == "MISSING_DEPENDENCY"
-    assert found["/jobs/3/timeout"][0] == "VALIDATION_FAILED"
-    (circle,) = [detail for code, detail in found.values() if code == "CIRCULAR_DEPENDENCY"]
+    problem = client.post("/v1/workflows/validate", {"name": "w", "jobs": jobs}).problem(422, "VALIDATION_FAILED")
+    errors = {error["pointer"]: (error["code"], error["detail"]) for error in problem["errors"]}
+    assert errors["/jobs/2/depends_on/1"][0] == "MISSING_DEPENDENCY"
+    assert errors["/jobs/3/timeout"][0] == "VALIDATION_FAILED"
+    (circle,) = [detail for code, detail in errors.values() if code == "CIRCULAR_DEPENDENCY"]
     assert "a -> b -> c -> a" in circle
     circular = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a", "depends_on": ["a"]}]})
     circular.problem(422, "CIRCULAR_DEPENDENCY")
@@ -127,8 +127,8 @@ def test_conditions_over_the_total_limit_are_refused(client: Client) -> None:
 
 def test_repeated_idempotency_key_creates_one_run(client: Client) -> None:
     headers = {"idempotency-key": "k"}
-    first, again = (client.post("/v1/workflows", CHAIN, headers=headers).ok(202) for _ in range(2))
-    assert first["workflow_id"] == again["workflow_id"]
+    first, repeated = (client.post("/v1/workflows", CHAIN, headers=headers).ok(202) for _ in range(2))
+    assert first["workflow_id"] == repeated["workflow_id"]
     client.post("/v1/workflows", {**CHAIN, "name": "x"}, headers=headers).problem(422, "IDEMPOTENCY_KEY_REUSED")
     assert len(client.get("/v1/workflows").ok()["workflows"]) == 1
 
@@ -158,8 +158,8 @@ def test_jobs_of_a_run_cannot_be_changed_against_the_run(client: Client) -> None
     client.post(f"/v1/jobs/{job['job_id']}/start").ok()
     client.post(f"/v1/jobs/{job['job_id']}/cancel").ok(202)
     client.post(f"/v1/jobs/{job['job_id']}/fail", {"error": {"code": "E", "message": "m"}}).ok()
-    said = client.post(f"/v1/jobs/{job['job_id']}/retry").problem(409, "INVALID_TRANSITION")
-    assert run["workflow_id"] in said["message"]
+    problem = client.post(f"/v1/jobs/{job['job_id']}/retry").problem(409, "INVALID_TRANSITION")
+    assert run["workflow_id"] in problem["message"]
     client.delete(f"/v1/jobs/{job['job_id']}").problem(409, "INVALID_TRANSITION")
     near = client.get(f"/v1/jobs/{job['job_id']}/dependencies").ok()
     assert [each["name"] for each in near["dependents"]] == ["transform"]
@@ -173,8 +173,8 @@ def test_paused_run_grants_no_jobs(client: Client) -> None:
     assert client.post(f"/v1/workflows/{run}/pause").ok()["status"] == "paused"
     client.post(f"/v1/jobs/{job['job_id']}/start").problem(409, "INVALID_TRANSITION")
     assert client.post("/v1/queues/q/claim", {}, headers={"prefer": "wait=0"}).ok()["jobs"] == []
-    held = client.get(f"/v1/jobs/{job['job_id']}").ok()
-    assert (held["status"], held["waiting_for"]["workflow"]) == ("waiting", run)
+    waiting_job = client.get(f"/v1/jobs/{job['job_id']}").ok()
+    assert (waiting_job["status"], waiting_job["waiting_for"]["workflow"]) == ("waiting", run)
     assert client.post(f"/v1/workflows/{run}/resume").ok()["status"] == "running"
     client.post(f"/v1/workflows/{run}/resume").problem(409, "INVALID_TRANSITION")
 
@@ -189,26 +189,26 @@ def test_decision_for_a_job_without_failure_is_refused(client: Client) -> None:
 
 
 def test_bulk_cancel_affects_only_matching_runs(client: Client) -> None:
-    mine = [create(client, correlation_id="mine")["workflow_id"] for _ in range(2)]
+    matching_ids = [create(client, correlation_id="mine")["workflow_id"] for _ in range(2)]
     other = create(client)["workflow_id"]
     assert client.post("/v1/workflows/cancel", {}).pointers() == [""]
-    said = client.post("/v1/workflows/cancel", {"correlation_id": "mine"}).ok()
-    assert sorted(said["cancelled"]) == sorted(mine)
-    assert client.get(f"/v1/workflows/{mine[0]}").ok()["cancel_requested"]
+    response = client.post("/v1/workflows/cancel", {"correlation_id": "mine"}).ok()
+    assert sorted(response["cancelled"]) == sorted(matching_ids)
+    assert client.get(f"/v1/workflows/{matching_ids[0]}").ok()["cancel_requested"]
     assert not client.get(f"/v1/workflows/{other}").ok()["cancel_requested"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kind", "begins"),
+    ("image_format", "kind", "begins"),
     [
         ("mermaid", "text/plain; charset=utf-8", "---"),
         ("dot", "text/plain; charset=utf-8", "digraph"),
         ("svg", "image/svg+xml", "<svg"),
     ],
 )
-def test_graph_is_drawn_in_the_requested_format(client: Client, wanted: str, kind: str, begins: str) -> None:
+def test_graph_is_drawn_in_the_requested_format(client: Client, image_format: str, kind: str, begins: str) -> None:
     run = create(client)["workflow_id"]
-    picture = client.get(f"/v1/workflows/{run}/graph", format=wanted)
+    picture = client.get(f"/v1/workflows/{run}/graph", format=image_format)
     assert (picture.status, picture.headers["content-type"]) == (200, kind)
     assert picture.text.startswith(begins)
     assert "extract" in picture.text
@@ -217,8 +217,8 @@ def test_graph_is_drawn_in_the_requested_format(client: Client, wanted: str, kin
 
 def test_graph_as_json_lists_jobs_dependencies_and_conditions(client: Client) -> None:
     run = create(client)["workflow_id"]
-    shown = client.get(f"/v1/workflows/{run}/graph").ok()
-    assert [(job["name"], job["depends_on"], job["condition"]) for job in shown["jobs"]] == [
+    drawn = client.get(f"/v1/workflows/{run}/graph").ok()
+    assert [(job["name"], job["depends_on"], job["condition"]) for job in drawn["jobs"]] == [
         ("extract", [], None), ("transform", ["extract"], "rows > `0`"), ("load", ["transform"], None),
     ]  # fmt: skip
 
@@ -237,8 +237,8 @@ def test_retry_of_an_open_run_is_refused(client: Client) -> None:
 
 def test_too_large_payload_is_named(client: Client) -> None:
     jobs = [{"name": "a"}, {"name": "b", "payload": "x" * 2_200_000}]
-    said = client.post("/v1/workflows", {"name": "w", "jobs": jobs}).problem(413, "PAYLOAD_TOO_LARGE")
-    assert "/jobs/1/payload" in said["message"]
+    problem = client.post("/v1/workflows", {"name": "w", "jobs": jobs}).problem(413, "PAYLOAD_TOO_LARGE")
+    assert "/jobs/1/payload" in problem["message"]
 
 
 def test_jobs_of_a_run_follow_their_types(client: Client) -> None:

@@ -9,6 +9,6 @@ VERSION = 1
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Return the route, the path and the context of the authorizer."""
     print(f"asked for {event['rawPath']}")  # noqa: T201
-    context_of_authorizer = event["requestContext"].get("authorizer", {}).get("lambda")
-    body = {"route": event["routeKey"], "path": event["rawPath"], "caller": context_of_authorizer, "version": VERSION}
+    authorizer_context = event["requestContext"].get("authorizer", {}).get("lambda")
+    body = {"route": event["routeKey"], "path": event["rawPath"], "caller": authorizer_context, "version": VERSION}
     return {"statusCode": 404 if event["routeKey"] == "$default" else 200, "body": json.dumps(body)}
