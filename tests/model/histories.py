@@ -32,7 +32,7 @@ from vigil_core.services.waits.view import wait_answer
 from vigil_core.store import keys
 from vigil_core.store.jobs import jobs as job_store
 from vigil_core.store.table import row_from_image
-from vigil_core.store.waits import waits as wait_store
+from vigil_core.store.waits import wait_rows
 
 JobKey = tuple[str, str]
 
@@ -153,7 +153,7 @@ class Histories(RuleBasedStateMachine):
             (keys, "DUE_PARTITIONS", 1),
             (sweep, "DUE_PARTITIONS", 1),
             (match, "MAX_INLINE_WAITS", narrow),
-            (wait_store, "MAX_INLINE_VALUES_BYTES", 12 if small_values else 4096),
+            (wait_rows, "MAX_INLINE_VALUES_BYTES", 12 if small_values else 4096),
             (job_store, "MAX_STATE_LOG_LINES", 3),
         ]:
             self.limits.enter_context(mock.patch.object(owner, name, value))

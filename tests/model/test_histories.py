@@ -63,7 +63,7 @@ ALWAYS = WriteCondition(
 FAULTS: dict[str, tuple[object, str, object]] = {
     "a wait ends before its registration is complete": (resolve_wait, "close_if_decided", _close_incomplete),
     "registration skips the second read": (register_wait, "recheck_jobs", lambda *_: []),
-    "a record older than the registration is evaluated": (match, "counts_for", lambda *_: True),
+    "a record older than the registration is evaluated": (match, "is_newer_than", lambda *_: True),
     "a job with waits is not marked": (JobStore, "mark_has_waits", lambda _, job: job),
     "a large wait can be changed after its end": (wait_store, "OPEN", ALWAYS),
 }

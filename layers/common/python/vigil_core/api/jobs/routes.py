@@ -55,7 +55,7 @@ from vigil_core.schemas.jobs import (
 )
 from vigil_core.schemas.validation import parse_body, prefix_pointers
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.jobs.dependencies import upstream_and_downstream
 from vigil_core.services.jobs.listing import JobFilter
 from vigil_core.services.jobs.listing import list_jobs as list_stored_jobs
@@ -292,7 +292,9 @@ def report_job(call: Call, job_id: str, body: ReportBody) -> RouteResponse:
     report = body.to_domain()
     return _job_response(
         call,
-        change_job.report(call.context, call.namespace, job_id, report, actor=call.actor, lease_token=body.lease_token),
+        transitions.report(
+            call.context, call.namespace, job_id, report, actor=call.actor, lease_token=body.lease_token
+        ),
     )
 
 
@@ -308,7 +310,7 @@ def delete_job(call: Call, job_id: str) -> RouteResponse:
 
     Its id stays taken.
     """
-    change_job.delete(call.context, call.namespace, job_id, actor=call.actor)
+    transitions.delete(call.context, call.namespace, job_id, actor=call.actor)
     return RouteResponse(status=204)
 
 
@@ -325,7 +327,7 @@ def start_job(call: Call, job_id: str, body: StartBody) -> RouteResponse:
     Queues no longer hand it out.
     """
     require_may_start(call.context, find_job(call.context, call.namespace, job_id))
-    job = change_job.start(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
+    job = transitions.start(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
     return _job_response(call, job)
 
 
@@ -340,7 +342,7 @@ def complete_job(call: Call, job_id: str, body: CompletionBody) -> RouteResponse
     """Complete a running job with its result."""
     if body.result is not None and body.result_ref is not None:
         raise ValidationFailed.at("/result_ref", "replaces result: send only one of them")
-    job = change_job.complete(
+    job = transitions.complete(
         call.context,
         call.namespace,
         job_id,
@@ -367,7 +369,7 @@ def fail_job(call: Call, job_id: str, body: FailureBody) -> RouteResponse:
     If the retry policy allows it, another attempt follows. Otherwise the job is `failed`, or `completed` with its
     `fallback`. A job with a requested cancel is `cancelled`.
     """
-    job = change_job.fail(
+    job = transitions.fail(
         call.context,
         call.namespace,
         job_id,
@@ -395,7 +397,7 @@ def heartbeat_job(call: Call, job_id: str, body: HeartbeatBody) -> RouteResponse
 
     It extends the lease and stores progress. The answer reports whether the job must stop.
     """
-    job = change_job.heartbeat(
+    job = transitions.heartbeat(
         call.context,
         call.namespace,
         job_id,
@@ -426,7 +428,7 @@ def release_job(call: Call, job_id: str, body: ReleaseBody) -> RouteResponse:
 
     The job is pending again, and the attempt does not count.
     """
-    job = change_job.release(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
+    job = transitions.release(call.context, call.namespace, job_id, actor=call.actor, lease_token=body.lease_token)
     return _job_response(call, job)
 
 
@@ -449,7 +451,7 @@ def cancel_job(call: Call, job_id: str) -> RouteResponse:
 
     A running job receives a cancel request. Any other open job is cancelled at once.
     """
-    job = change_job.cancel(call.context, call.namespace, job_id, actor=call.actor)
+    job = transitions.cancel(call.context, call.namespace, job_id, actor=call.actor)
     return RouteResponse(status=200 if job.ended else 202, body=_job_view(call, job))
 
 
@@ -463,7 +465,7 @@ def cancel_job(call: Call, job_id: str) -> RouteResponse:
 )
 def retry_job(call: Call, job_id: str) -> RouteResponse:
     """Retry a failed, cancelled or skipped job under the same id."""
-    return _job_response(call, change_job.retry(call.context, call.namespace, job_id, actor=call.actor))
+    return _job_response(call, transitions.retry(call.context, call.namespace, job_id, actor=call.actor))
 
 
 def _submit_or_resume(

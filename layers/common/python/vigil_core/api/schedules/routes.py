@@ -10,7 +10,7 @@ from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ScheduleNotFound
 from vigil_core.schemas.base import NoContent, PageQuery, is_valid_name
 from vigil_core.schemas.schedules import ScheduleBody
-from vigil_core.services.schedules import manage as schedules
+from vigil_core.services.schedules import manage as manage_schedules
 
 ROUTES = Routes("schedules")
 
@@ -35,7 +35,7 @@ def put_schedule(call: Call, schedule: str, body: Any) -> RouteResponse:
     definition = parse_schedule(
         call.namespace, schedule, body, now=now, new_id=ctx.new_id, find_types=ctx.job_types.find_many
     )
-    stored, is_new = schedules.put_schedule(ctx, definition)
+    stored, is_new = manage_schedules.put_schedule(ctx, definition)
     return RouteResponse(status=201 if is_new else 200, body=ScheduleView.from_domain(stored, now))
 
 
@@ -68,7 +68,7 @@ def list_schedules(call: Call, query: PageQuery) -> RouteResponse:
 )
 def get_schedule(call: Call, schedule: str) -> RouteResponse:
     """Get a schedule with its last fire and its next planned times."""
-    stored = schedules.find_schedule(call.context, call.namespace, _require_valid_name(schedule))
+    stored = manage_schedules.find_schedule(call.context, call.namespace, _require_valid_name(schedule))
     return RouteResponse(status=200, body=ScheduleView.from_domain(stored, call.context.now()))
 
 
@@ -84,7 +84,7 @@ def delete_schedule(call: Call, schedule: str) -> RouteResponse:
 
     The jobs and runs that it created stay.
     """
-    schedules.delete_schedule(call.context, call.namespace, _require_valid_name(schedule))
+    manage_schedules.delete_schedule(call.context, call.namespace, _require_valid_name(schedule))
     return RouteResponse(status=204)
 
 
@@ -118,7 +118,9 @@ def resume_schedule(call: Call, schedule: str) -> RouteResponse:
 
 
 def _set_enabled(call: Call, name: str, *, enabled: bool) -> RouteResponse:
-    stored = schedules.set_schedule_enabled(call.context, call.namespace, _require_valid_name(name), enabled=enabled)
+    stored = manage_schedules.set_schedule_enabled(
+        call.context, call.namespace, _require_valid_name(name), enabled=enabled
+    )
     return RouteResponse(status=200, body=ScheduleView.from_domain(stored, call.context.now()))
 
 

@@ -20,7 +20,7 @@ from vigil_core.api.workflows.models import (
     parse_workflow,
 )
 from vigil_core.domain.access import Scope
-from vigil_core.domain.diagrams import render as drawings
+from vigil_core.domain.diagrams import render
 from vigil_core.domain.errors import (
     CircularDependency,
     IdempotencyInProgress,
@@ -43,7 +43,7 @@ from vigil_core.schemas.workflows import (
     WorkflowQuery,
 )
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
-from vigil_core.services.workflows import commands as runs
+from vigil_core.services.workflows import commands
 from vigil_core.services.workflows.commands import find_run, job_id_at, long_poll_run
 from vigil_core.services.workflows.create import create_run, prepare_jobs
 from vigil_core.services.workflows.queries import (
@@ -61,9 +61,9 @@ PREPARE_TIMEOUT_S = 20
 DECISION_TIMEOUT_S = 10
 CANCEL_TIMEOUT_S = 3
 GRAPH_RENDERERS = {
-    "mermaid": (drawings.mermaid, "text/plain; charset=utf-8"),
-    "dot": (drawings.dot, "text/plain; charset=utf-8"),
-    "svg": (drawings.svg, "image/svg+xml"),
+    "mermaid": (render.mermaid, "text/plain; charset=utf-8"),
+    "dot": (render.dot, "text/plain; charset=utf-8"),
+    "svg": (render.svg, "image/svg+xml"),
 }
 _RUN_RESPONSES = {200: ResponseSpec(description="The run after the change", models=(WorkflowRunSummary,))}
 
@@ -199,7 +199,7 @@ def cancel_workflows(call: Call, body: CancelWorkflowsBody) -> RouteResponse:
 
     def cancel(run: WorkflowRun) -> str | None:
         try:
-            return runs.request_cancel(call.context, call.namespace, run.workflow_id, actor=call.actor).workflow_id
+            return commands.request_cancel(call.context, call.namespace, run.workflow_id, actor=call.actor).workflow_id
         except InvalidTransition:
             return None  # The run ended after it was listed.
 
@@ -264,8 +264,8 @@ def get_workflow_graph(call: Call, workflow_id: str, query: GraphQuery) -> Route
     run = find_run(call.context, call.namespace, workflow_id)
     jobs = diagram_jobs(call.context, run)
     if query.format in GRAPH_RENDERERS:
-        draw, media = GRAPH_RENDERERS[query.format]
-        return RouteResponse(status=200, body=draw(run.name, jobs), media_type=media)
+        render_graph, media_type = GRAPH_RENDERERS[query.format]
+        return RouteResponse(status=200, body=render_graph(run.name, jobs), media_type=media_type)
     view = GraphView(
         workflow_id=run.workflow_id,
         name=run.name,
@@ -303,7 +303,7 @@ def cancel_workflow(call: Call, workflow_id: str) -> RouteResponse:
 
     Every open job is cancelled. Running jobs receive a cancel request first.
     """
-    run = runs.request_cancel(call.context, call.namespace, workflow_id, actor=call.actor)
+    run = commands.request_cancel(call.context, call.namespace, workflow_id, actor=call.actor)
     run = _long_poll(call, run, CANCEL_TIMEOUT_S, lambda current: current.ended)
     return RouteResponse(status=200 if run.ended else 202, body=WorkflowRunSummary.from_run(run))
 
@@ -321,7 +321,7 @@ def pause_workflow(call: Call, workflow_id: str) -> RouteResponse:
 
     No further job starts. Running jobs continue, and the timeout of the run counts on.
     """
-    return _run_response(runs.pause(call.context, call.namespace, workflow_id, actor=call.actor))
+    return _run_response(commands.pause(call.context, call.namespace, workflow_id, actor=call.actor))
 
 
 @ROUTES.route(
@@ -337,7 +337,7 @@ def resume_workflow(call: Call, workflow_id: str) -> RouteResponse:
 
     It is refused while a failed job needs a decision.
     """
-    return _run_response(runs.resume(call.context, call.namespace, workflow_id, actor=call.actor))
+    return _run_response(commands.resume(call.context, call.namespace, workflow_id, actor=call.actor))
 
 
 @ROUTES.route(
@@ -353,7 +353,7 @@ def retry_workflow(call: Call, workflow_id: str, body: RetryWorkflowBody) -> Rou
     The failed jobs and their successors run again. Successful jobs keep their results, except the job in `from` and
     its successors.
     """
-    run = runs.retry(call.context, call.namespace, workflow_id, from_job=body.from_, actor=call.actor)
+    run = commands.retry(call.context, call.namespace, workflow_id, from_job=body.from_, actor=call.actor)
     return _run_response(
         _long_poll(
             call, prepare_jobs(call.context, run), PREPARE_TIMEOUT_S, lambda current: current.registration_complete
@@ -373,7 +373,7 @@ def decide_workflow(call: Call, workflow_id: str, body: DecisionBody) -> RouteRe
 
     Each failed job needs a decision.
     """
-    run = runs.put_decision(
+    run = commands.put_decision(
         call.context, call.namespace, workflow_id, body.job, body.action, actor=call.actor, comment=body.note
     )
     return _run_response(
