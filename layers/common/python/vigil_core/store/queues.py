@@ -1,5 +1,7 @@
-"""Queues: what is ready in each, what time will change, who works on it. Index `due` shows the jobs, as hints: whoever
-acts on one reads the job itself and writes on a condition."""
+"""Queues in the table: their jobs in index `due`, their workers and their claims.
+
+The index is eventually consistent. A function that acts on an entry reads the job itself and writes conditionally.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,17 @@ from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 from vigil_core.store.table import ABSENT, ConditionFailed, Put, Row, Table, Update, query_all
 
 WORKER_TTL = timedelta(days=1)
-"""A worker that has not claimed for so long is forgotten."""
+"""The time after the last claim for which a queue shows a worker."""
 CLAIM_TTL = timedelta(days=1)
 COUNTED_STATUSES = ("scheduled", "waiting", "running")
 
 Partition: TypeAlias = Callable[[str, str, int], str]
-"""A partition of the index: of namespace, queue and shard."""
+"""The key of an index partition, by namespace, queue and partition number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyJob:
-    """A job that a worker may have, as the index has it. Jobs of one rank have one priority."""
+    """A ready job in the index. `rank` is the rank of its priority."""
 
     job_id: str
     rank: int
@@ -35,7 +37,7 @@ class ReadyJob:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerActivity:
-    """When a worker asked for jobs last, and when it was given one; None when it never was."""
+    """The times of a worker's last claim and of its last granted claim, if any."""
 
     worker: str
     last_seen: datetime
@@ -43,7 +45,7 @@ class WorkerActivity:
 
 
 class QueueStore:
-    """The queues of every namespace. What the index shows of each is spread over partitions, one a shard."""
+    """Reads and writes queues. The index entries of each queue are spread over partitions."""
 
     def __init__(self, table: Table, *, partitions: int = 1) -> None:
         self._table = table
@@ -51,8 +53,10 @@ class QueueStore:
         self._registered: set[tuple[str, str]] = set()
 
     def register(self, namespace: str, queue: str) -> None:
-        """Have a queue listed, and looked after by the sweeper, before its first job is stored. Costs a write once a
-        process and queue."""
+        """Store a queue before its first job, so that lists show it and the sweeper sweeps it.
+
+        The function writes once per process and queue.
+        """
         if (namespace, queue) in self._registered:
             return
         with suppress(ConditionFailed):
@@ -60,47 +64,50 @@ class QueueStore:
         self._registered.add((namespace, queue))
 
     def list_queues(self, namespace: str, *, after: str | None = None) -> Iterator[tuple[str, bool]]:
-        """Every queue that ever had a job or was paused, by name, and whether it is paused."""
+        """Yield every registered queue in order of name, and whether it is paused."""
         bounds = {} if after is None else {"between": (f"{after}\0", "\U0010ffff")}
         for row in query_all(self._table, keys.queues(namespace), **bounds):
             yield row["sk"], row.get("paused", False)
 
     def is_paused(self, namespace: str, queue: str) -> bool:
-        """Whether the queue hands nothing out, consistently."""
+        """Return whether a queue is paused, with a consistent read."""
         row = self._table.get(keys.queue(namespace, queue))
         return row is not None and row.get("paused", False)
 
     def set_paused(self, namespace: str, queue: str, paused: bool) -> None:
-        """Pause or resume a queue, which need not have had a job yet."""
+        """Pause or resume a queue, which may be new."""
         self.register(namespace, queue)
         self._table.update(
             Update(key=keys.queue(namespace, queue), expression="SET paused = :paused", values={":paused": paused})
         )
 
     def ready(self, namespace: str, queue: str, limit: int) -> list[ReadyJob]:
-        """The first jobs that workers may have: by priority, then by age."""
+        """Read the first ready jobs, by priority, then by age."""
         rows = self._first_rows(keys.ready_jobs, namespace, queue, limit)
         return [ReadyJob(job_id=keys.job_of_queue(row["g1sk"]), rank=int(row["g1sk"].split("#")[0])) for row in rows]
 
     def to_dispatch(self, namespace: str, queue: str, limit: int) -> list[str]:
-        """The ids of the first jobs that Vigil itself is to set going: by priority, then by age."""
+        """Read the ids of the first undispatched jobs, by priority, then by age."""
         rows = self._first_rows(keys.jobs_to_dispatch, namespace, queue, limit)
         return [keys.job_of_queue(row["g1sk"]) for row in rows]
 
     def overdue(self, namespace: str, queue: str, status: str, now: datetime, limit: int) -> list[str]:
-        """The ids of jobs of this status that time has changed by now, the longest overdue first."""
+        """Read the ids of due jobs with this status, longest overdue first."""
         bounds = (f"{status}#", f"{status}#{to_text(now)}~")
         rows = self._first_rows(keys.timed_jobs, namespace, queue, limit, between=bounds)
         return [keys.job_of_queue(row["g1sk"]) for row in rows]
 
     def running(self, namespace: str, queue: str) -> Iterator[str]:
-        """The ids of running jobs that the sweeper watches: every one with a lease."""
+        """Yield the ids of the running jobs in the index: all with a lease or a timeout."""
         for row in self._all_rows(keys.timed_jobs, namespace, queue, begins="running#"):
             yield keys.job_of_queue(row["g1sk"])
 
     def indexed_jobs(self, namespace: str, queue: str, *, before: datetime) -> Iterator[str]:
-        """The ids of jobs of a queue that the index shows, page after page: of those that time will change only what it
-        has changed by then, of the waiting those that have been so since before."""
+        """Yield the ids of the queue's jobs in the index.
+
+        Running and scheduled jobs are included if they were due before `before`, waiting jobs if they entered that
+        status before `before`, and ready and undispatched jobs always.
+        """
         for status in ("running", "scheduled", "waiting"):
             bounds = (f"{status}#", f"{status}#{to_text(before)}~")
             for row in self._all_rows(keys.timed_jobs, namespace, queue, between=bounds):
@@ -110,14 +117,16 @@ class QueueStore:
                 yield keys.job_of_queue(row["g1sk"])
 
     def ready_by_priority(self, namespace: str, queue: str) -> Mapping[Priority, int]:
-        """How many jobs workers may have."""
+        """Count the ready jobs per priority."""
         return {
             name: self._count(keys.ready_jobs, namespace, queue, f"{rank}#") for name, rank in PRIORITY_RANKS.items()
         }
 
     def undispatched_by_priority(self, namespace: str, queue: str) -> tuple[Mapping[Priority, int], datetime | None]:
-        """How many jobs Vigil has yet to set going, and since when the oldest of them waits: usually none does, but for
-        a paused queue."""
+        """Count the undispatched jobs per priority, and return the time of the oldest.
+
+        Usually only a paused queue has any.
+        """
         rows = self._all_rows(keys.jobs_to_dispatch, namespace, queue)
         ranks_and_times = [(int(row["g1sk"].split("#")[0]), keys.timed_at(row["g1sk"])) for row in rows]
         counts = Counter(rank for rank, _ in ranks_and_times)
@@ -126,18 +135,18 @@ class QueueStore:
         )
 
     def timed_by_status(self, namespace: str, queue: str) -> Mapping[str, int]:
-        """How many jobs of each other status the index shows; of the running those that have a lease or a timeout."""
+        """Count the scheduled, waiting and running jobs in the index; running ones only with a lease or a timeout."""
         return {status: self._count(keys.timed_jobs, namespace, queue, f"{status}#") for status in COUNTED_STATUSES}
 
     def oldest_ready(self, namespace: str, queue: str) -> datetime | None:
-        """Since when the oldest of the ready jobs has been waiting; None when none is."""
+        """Return the time of the oldest ready job; None if there is none."""
         first_rows: list[Row] = []
         for rank in PRIORITY_RANKS.values():
             first_rows += self._first_rows(keys.ready_jobs, namespace, queue, 1, begins=f"{rank}#")
         return min((keys.timed_at(row["g1sk"]) for row in first_rows), default=None)
 
     def ready_since(self, namespace: str, queue: str, *, before: datetime, limit: int) -> list[str]:
-        """The ids of jobs that have been ready since before that time, of each priority the oldest."""
+        """Read the ids of jobs that became ready before a time; of each priority the oldest, up to `limit`."""
         job_ids: list[str] = []
         for rank in PRIORITY_RANKS.values():
             bounds = (f"{rank}#", f"{rank}#{to_text(before)}")
@@ -146,7 +155,7 @@ class QueueStore:
         return job_ids
 
     def record_worker_activity(self, namespace: str, queue: str, worker: str, *, now: datetime, granted: bool) -> None:
-        """A worker has asked for jobs, and was given some or not."""
+        """Record a claim of a worker and whether it was granted."""
         claimed = ", last_claim_at = :now" if granted else ""
         self._table.update(
             Update(
@@ -163,7 +172,7 @@ class QueueStore:
         )
 
     def workers(self, namespace: str, queue: str, *, now: datetime) -> Iterator[WorkerActivity]:
-        """The workers of the last day, by name."""
+        """Yield the workers of the last day in order of name."""
         for row in query_all(self._table, keys.workers(namespace, queue)):
             last_seen = from_text(row["last_seen"])
             if last_seen > now - WORKER_TTL:
@@ -171,14 +180,18 @@ class QueueStore:
                 yield WorkerActivity(worker=row["sk"], last_seen=last_seen, last_claim_at=claimed_at)
 
     def candidates(self, namespace: str, queue: str, claim_id: str) -> Sequence[str] | None:
-        """The jobs that a claim was about to grant; None when it has not come that far."""
+        """Read the candidates of a claim; None if it has stored none yet."""
         row = self._table.get(keys.claim(namespace, queue, claim_id))
         return None if row is None else tuple(row["candidates"])
 
     def save_candidates(
         self, namespace: str, queue: str, claim_id: str, candidates: Sequence[str], *, now: datetime
     ) -> Sequence[str]:
-        """Keep what a claim is about to grant, before it does. Returns what is kept: the first to come decides."""
+        """Store the candidates of a claim before any is granted.
+
+        Returns:
+            The stored candidates. If another delivery of the same claim was first, these are its candidates.
+        """
         key = keys.claim(namespace, queue, claim_id)
         row = {
             "pk": key.pk,
@@ -195,7 +208,7 @@ class QueueStore:
         return tuple(candidates)
 
     def _first_rows(self, partition_of: Partition, namespace: str, queue: str, limit: int, **bounds: Any) -> list[Row]:
-        """The first of what the index shows, of all shards together."""
+        """Read the first index entries of all partitions together."""
         pages = (
             self._table.query_page(partition_of(namespace, queue, number), index="due", limit=limit, **bounds)
             for number in range(self._partitions)
@@ -204,7 +217,7 @@ class QueueStore:
         return sorted(rows, key=lambda row: str(row["g1sk"]))[:limit]
 
     def _all_rows(self, partition_of: Partition, namespace: str, queue: str, **bounds: Any) -> Iterator[Row]:
-        """All of what the index shows, shard after shard, page after page."""
+        """Yield all index entries, partition after partition."""
         for number in range(self._partitions):
             yield from query_all(self._table, partition_of(namespace, queue, number), index="due", **bounds)
 

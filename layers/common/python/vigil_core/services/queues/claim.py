@@ -1,4 +1,15 @@
-"""Hand jobs of a queue to a worker: by priority, then by age, each under a lease and to one worker only."""
+"""Claims: grant jobs of a queue to a worker, by priority, then by age.
+
+One claim has these steps:
+
+1. Find candidates in index `due`: the first ready jobs and, if these do not suffice, jobs with an expired lease.
+2. With a claim id, save the candidates before any is granted.
+3. Grant candidates one by one until the limit is reached. A grant is a conditional write that starts the job under a
+   lease of this worker.
+4. If nothing was granted, repeat the steps until the long poll ends.
+
+The index is only a hint: step 3 reads each job itself, consistently.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +33,24 @@ from vigil_core.store.queues import ReadyJob
 
 
 class ClaimJobsContext(ChangesRuns, UsesJobQueues, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of a claim."""
 
 
 CANDIDATE_WINDOW = 20
-"""Ready jobs that a claim looks at: enough for some workers at once to find each its own, and with usual names within
-4 KB, which is what half a read unit pays for."""
+"""The number of ready jobs that a claim reads. It gives several concurrent workers a job each. With names of common
+length, 20 index entries fit into 4 KB, which cost half a read unit."""
 MAX_EXPIRED = 10
-"""Leases that a claim takes back which finds too few jobs ready."""
+"""The number of expired leases that a claim reclaims if too few jobs are ready."""
 MAX_PAUSE_S = 1.0
+"""The longest pause between two tries of one long poll."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimRequest:
-    """What a worker asks for. With a `claim_id`, asking again grants the same jobs again."""
+    """A worker's request for jobs.
+
+    A repeated request with the same `claim_id` returns the same jobs.
+    """
 
     queue: str
     worker: str
@@ -47,7 +62,11 @@ class ClaimRequest:
 def claim_jobs(
     ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, *, actor: str, until: datetime
 ) -> list[Job]:
-    """Jobs that now run under leases of this worker; none when there was none until the hold was over."""
+    """Grant jobs to a worker, and wait for some until a time if none is available.
+
+    Returns:
+        The jobs, now running under leases of this worker; an empty list if none became available in time.
+    """
     granted = long_poll(
         ctx,
         lambda: _try_claim(ctx, namespace, request, actor),
@@ -63,19 +82,20 @@ def claim_jobs(
 
 
 def _try_claim(ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str) -> list[Job]:
+    """Grant jobs from the first batch of candidates that has any to grant.
+
+    The crash argument, for a claim with a claim id:
+
+    1. The candidates are stored before the first grant, so every granted job is among them.
+    2. If the process crashes after some grants, or its answer is lost, the worker repeats the claim.
+    3. The repeated claim reads the stored candidates and finds its own leases by the claim id, so it returns the
+       granted jobs again.
+    4. If the worker does not repeat the claim, the leases expire and the sweeper returns the jobs to the queue.
+    """
     paused = ctx.job_queues.is_paused(namespace, request.queue)
     granted: list[Job] = []
     for candidates in _candidate_batches(ctx, namespace, request, actor, paused=paused):
-        remaining = list(candidates)
-        while remaining and len(granted) < request.limit:
-            try:
-                job = _grant(ctx, namespace, remaining.pop(0).job_id, request, actor, paused=paused)
-            except StoreConflict:
-                # Others want the same jobs. In any order each soon finds one that nobody else is trying to get.
-                remaining.sort(key=lambda candidate: (candidate.rank, ctx.jitter()))
-                continue
-            if job is not None:
-                granted.append(job)
+        granted = _grant_batch(ctx, namespace, candidates, request, actor, paused=paused)
         if granted:
             break
     return granted
@@ -84,8 +104,11 @@ def _try_claim(ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, act
 def _candidate_batches(
     ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str, *, paused: bool
 ) -> Iterator[Sequence[ReadyJob]]:
-    """What may be granted. A claim with an id keeps its candidates before it grants any: whoever repeats it tries the
-    same ones, and others only if nobody got any of those."""
+    """Yield batches of candidates: a single one without a claim id, otherwise stored ones.
+
+    With a claim id, batch n is stored under the claim id and n before it is yielded. The first writer decides: of two
+    deliveries of one claim, both use the same batch. Batch n + 1 exists only if batch n granted nothing.
+    """
     if request.claim_id is None:
         if not paused:
             yield _find_candidates(ctx, namespace, request, actor)
@@ -96,7 +119,7 @@ def _candidate_batches(
         saved_ids = ctx.job_queues.candidates(namespace, request.queue, claim_id)
         if saved_ids is None:
             candidates = [] if paused else _find_candidates(ctx, namespace, request, actor)
-            # One that is ready and yet was not granted may be its run's to give: it is not tried for ever.
+            # A run may keep a ready job from starting. Without this filter the claim would try that job forever.
             untried = [candidate for candidate in candidates if candidate.job_id not in tried]
             if not untried:
                 return
@@ -106,15 +129,11 @@ def _candidate_batches(
         yield [ReadyJob(job_id=job_id, rank=0) for job_id in saved_ids]
 
 
-def _spread(ctx: ClaimJobsContext, candidates: Sequence[ReadyJob], limit: int) -> list[ReadyJob]:
-    """The first ones, and as many of the others by lot: of workers that ask at the same moment all but one would come
-    too late for the first, and each soon for the next."""
-    shuffled = sorted(candidates[limit:], key=lambda candidate: (candidate.rank, ctx.jitter()))
-    return [*candidates[:limit], *shuffled[:limit]]
-
-
 def _find_candidates(ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str) -> list[ReadyJob]:
-    """Those that are ready, in their order; where they do not suffice, also those whose leases have run out."""
+    """Read the first ready jobs; if they do not suffice, reclaim expired leases and add their jobs at the end.
+
+    If the process crashes after it reclaims a lease, the job is ready and the next claim finds it.
+    """
     ready = ctx.job_queues.ready(namespace, request.queue, CANDIDATE_WINDOW)
     if len(ready) >= request.limit:
         return ready
@@ -125,18 +144,65 @@ def _find_candidates(ctx: ClaimJobsContext, namespace: str, request: ClaimReques
     return [*ready, *(ReadyJob(job_id=job_id, rank=len(PRIORITY_RANKS)) for job_id in expired_ids)]
 
 
+def _spread(ctx: ClaimJobsContext, candidates: Sequence[ReadyJob], limit: int) -> list[ReadyJob]:
+    """Select the first candidates, and as many random ones of the rest.
+
+    Of workers that claim at the same moment, only one gets the first candidates. The random ones differ from worker to
+    worker, so the others soon get one of those.
+    """
+    shuffled = sorted(candidates[limit:], key=lambda candidate: (candidate.rank, ctx.jitter()))
+    return [*candidates[:limit], *shuffled[:limit]]
+
+
+def _grant_batch(
+    ctx: ClaimJobsContext,
+    namespace: str,
+    candidates: Sequence[ReadyJob],
+    request: ClaimRequest,
+    actor: str,
+    *,
+    paused: bool,
+) -> list[Job]:
+    """Grant candidates in their order until the limit is reached.
+
+    After a conflict, other workers are trying the same jobs: shuffle the remaining candidates of each priority, so that
+    the workers soon try different jobs.
+    """
+    granted: list[Job] = []
+    remaining = list(candidates)
+    while remaining and len(granted) < request.limit:
+        try:
+            job = _grant(ctx, namespace, remaining.pop(0).job_id, request, actor, paused=paused)
+        except StoreConflict:
+            remaining.sort(key=lambda candidate: (candidate.rank, ctx.jitter()))
+            continue
+        if job is not None:
+            granted.append(job)
+    return granted
+
+
 def _grant(
     ctx: ClaimJobsContext, namespace: str, job_id: str, request: ClaimRequest, actor: str, *, paused: bool
 ) -> Job | None:
-    """The job under a lease of this claim; None when it is not to be had, whatever the index says.
+    """Start a job under a lease of this worker.
+
+    The concurrency argument, for two workers that try the same job:
+
+    1. Both read the pending job, version n.
+    2. Each writes version n + 1 with its own lease, conditional on version n. One write succeeds.
+    3. The other one raises StoreConflict. If it belongs to the same claim, delivered twice, it returns the job of the
+       first write.
+
+    Returns:
+        The running job; None if the job is no longer available, whatever the index shows.
 
     Raises:
-        StoreConflict: somebody else was changing it at this moment.
+        StoreConflict: Another process changed the job at the same time.
     """
     job = ctx.jobs.find(namespace, job_id)
     if job is None or job.deleted:
         return None
-    if job.status == "running" and job.lease and request.claim_id and job.lease.claim_id == request.claim_id:
+    if job.status == "running" and _is_lease_of(job, request):
         return job
     if paused or job.status != "pending" or job.executor != "worker" or job.queue != request.queue:
         return None
@@ -155,7 +221,12 @@ def _grant(
         ctx.jobs.save(job, running)
     except StoreConflict:
         latest = ctx.jobs.find(namespace, job_id) if request.claim_id else None
-        if latest and latest.lease and latest.lease.claim_id == request.claim_id:
-            return latest  # This very claim, repeated, was first.
+        if latest is not None and _is_lease_of(latest, request):
+            return latest
         raise
     return running
+
+
+def _is_lease_of(job: Job, request: ClaimRequest) -> bool:
+    """Return whether this claim, in an earlier delivery, has the lease on the job."""
+    return request.claim_id is not None and job.lease is not None and job.lease.claim_id == request.claim_id

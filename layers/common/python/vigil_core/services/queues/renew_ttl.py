@@ -1,4 +1,4 @@
-"""What waits in a queue is not given up, however long it waits: once a day each queue's old jobs are cared for."""
+"""Renewal of the TTL of jobs that stay in a queue for very long, once a day per queue."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from vigil_core.services.context import UsesJobQueues, UsesJobs
 
 
 class RenewTtlContext(UsesJobs, UsesJobQueues, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of the TTL renewal."""
 
 
 MINUTES_PER_DAY = 24 * 60
 MAX_JOBS = 2_000
-"""Jobs of each priority that are looked at in a day, the oldest."""
+"""The number of jobs of each priority, oldest first, that one day's renewal reads."""
 
 
 def renew_queue_ttl(ctx: RenewTtlContext, namespace: str, queue: str, now: datetime) -> None:
-    """Begin the lives of a queue's old jobs anew, if this is the queue's minute of the day. A minute that is left out
-    is made up for by that of the next day, half a year long."""
+    """Renew the TTL of a queue's old ready jobs, if this is the queue's minute of the day.
+
+    A hash of the queue's name selects the minute. If the sweeper misses it, the renewal of one of the following days
+    has the same effect: a job is renewed half a year before its TTL ends.
+    """
     if zlib.crc32(f"{namespace}#{queue}".encode()) % MINUTES_PER_DAY != now.hour * 60 + now.minute:
         return
     old_job_ids = ctx.job_queues.ready_since(

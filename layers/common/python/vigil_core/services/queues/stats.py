@@ -1,4 +1,4 @@
-"""What is in a queue, counted as its index has it, and who works on it."""
+"""Statistics of a queue: depth by priority and status, oldest ready job, and workers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vigil_core.store.queues import WorkerActivity
 
 
 class QueueStatsContext(UsesJobs, UsesJobQueues, UsesClock, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of the statistics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueState:
-    """A queue as it stands. `running` says how many jobs each worker runs under a lease."""
+    """The statistics of a queue."""
 
     paused: bool
     ready: Mapping[Priority, int]
@@ -27,11 +27,14 @@ class QueueState:
     oldest_ready: datetime | None
     workers: Sequence[WorkerActivity]
     running: Mapping[str, int]
+    """The number of jobs that each worker runs under a lease."""
 
 
 def queue_state(ctx: QueueStatsContext, namespace: str, queue: str) -> QueueState:
-    """Costs a request per megabyte of index entries that are counted (some ten thousand jobs), and one per hundred
-    running jobs."""
+    """Count the jobs of a queue in index `due`, and list its workers.
+
+    The function makes one request per megabyte of index entries, about 10,000 jobs, and one per 100 running jobs.
+    """
     ready = ctx.job_queues.ready_by_priority(namespace, queue)
     undispatched, oldest_undispatched = ctx.job_queues.undispatched_by_priority(namespace, queue)
     oldest_times = [at for at in (ctx.job_queues.oldest_ready(namespace, queue), oldest_undispatched) if at is not None]

@@ -1,7 +1,9 @@
-"""What the sweeper does for a queue each minute: whatever time has changed about its jobs, and no message has told."""
+"""The sweep of one queue, which the sweeper runs every minute."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from vigil_core.services.context import DispatchesJobs
@@ -11,24 +13,31 @@ from vigil_core.services.queues.renew_ttl import renew_queue_ttl
 
 
 class QueueSweepContext(DispatchesJobs, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of a sweep."""
 
 
 MAX_JOBS = 2_000
-"""Jobs of a queue that one sweep looks after; what is left over is the next one's."""
+"""The number of jobs of each kind that one sweep handles. The next sweep handles the rest."""
 
 
 class QueueSweepFailed(Exception):
-    """Some jobs of a queue could not be looked after; the others were, and the next sweep finds these again."""
+    """Raised at the end of a sweep if some jobs caused errors. The next sweep finds those jobs again."""
 
 
 def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
-    """Start what is scheduled for now, take back leases that have run out, end what takes too long or was cancelled;
-    dispatch what nobody has, because the queue was paused or because who was to do it died.
-    Returns how many jobs were due.
+    """Apply all due changes to the jobs of a queue.
+
+    1. Renew the TTL of old jobs, once a day.
+    2. Promote scheduled jobs, reclaim expired leases, and enforce timeouts and cancel deadlines.
+    3. Dispatch the jobs that no process dispatched, because the queue was paused or the dispatcher crashed.
+
+    Each step can be repeated. If the sweeper crashes, the next sweep does the remaining work.
+
+    Returns:
+        The number of due jobs.
 
     Raises:
-        QueueNotMinded: after everything else was done.
+        QueueSweepFailed: Some jobs caused errors; all others were handled.
     """
     now = ctx.now()
     renew_queue_ttl(ctx, namespace, queue, now)
@@ -37,27 +46,30 @@ def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
         for status in ("scheduled", "running")
         for job_id in ctx.job_queues.overdue(namespace, queue, status, now, MAX_JOBS)
     ]
-    errors: list[tuple[str, Exception]] = []
-
     undispatched_ids = ctx.job_queues.to_dispatch(namespace, queue, MAX_JOBS)
     if undispatched_ids and ctx.job_queues.is_paused(namespace, queue):
         undispatched_ids = []
-
-    def apply_due_timers(job_id: str) -> None:
-        try:
-            apply_timers(ctx, namespace, job_id)
-        except Exception as error:
-            errors.append((job_id, error))
-
-    def dispatch_job(job_id: str) -> None:
-        try:
-            dispatch(ctx, namespace, job_id, actor="sweeper")
-        except Exception as error:
-            errors.append((job_id, error))
-
-    ctx.in_parallel(apply_due_timers, overdue_ids)
-    ctx.in_parallel(dispatch_job, undispatched_ids)
+    errors = _run_for_each(ctx, partial(apply_timers, ctx, namespace), overdue_ids)
+    errors += _run_for_each(ctx, partial(dispatch, ctx, namespace, actor="sweeper"), undispatched_ids)
     if errors:
         first_id, reason = errors[0]
-        raise QueueSweepFailed(f"{len(errors)} jobs of queue {queue!r}, the first, {first_id}, because: {reason!r}")
+        raise QueueSweepFailed(
+            f"The sweep of queue {queue!r} failed for {len(errors)} jobs, first for {first_id}: {reason!r}"
+        )
     return len(overdue_ids) + len(undispatched_ids)
+
+
+def _run_for_each(
+    ctx: QueueSweepContext, step: Callable[[str], object], job_ids: Iterable[str]
+) -> list[tuple[str, Exception]]:
+    """Run a step for each job in parallel, and return the errors with their job ids."""
+    errors: list[tuple[str, Exception]] = []
+
+    def run(job_id: str) -> None:
+        try:
+            step(job_id)
+        except Exception as error:
+            errors.append((job_id, error))
+
+    ctx.in_parallel(run, job_ids)
+    return errors
