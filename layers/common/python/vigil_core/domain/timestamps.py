@@ -1,4 +1,4 @@
-"""Times on the wire and in the table: ISO 8601, UTC, milliseconds, ending in `Z`. They sort as text."""
+"""Timestamps in JSON and in the table: ISO 8601, UTC, milliseconds, ending in `Z`, sortable as text. Pure."""
 
 from __future__ import annotations
 
@@ -6,30 +6,38 @@ from datetime import UTC, datetime
 
 
 def to_text(timestamp: datetime) -> str:
-    """`2026-01-31T09:30:00.123Z`. Raises ValueError for a time without a zone."""
+    """Format a timestamp, for example `2026-01-31T09:30:00.123Z`.
+
+    Raises:
+        ValueError: The timestamp has no time zone.
+    """
     if timestamp.tzinfo is None:
-        raise ValueError("a time needs a zone")
+        raise ValueError("a timestamp needs a time zone")
     return timestamp.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def from_text(text: str) -> datetime:
-    """The inverse of `to_text`; takes any ISO 8601 time with a zone. Raises ValueError otherwise."""
+    """Parse any ISO 8601 timestamp with a time zone; the inverse of `to_text`.
+
+    Raises:
+        ValueError: The text is malformed or has no time zone.
+    """
     timestamp = datetime.fromisoformat(text)
     if timestamp.tzinfo is None:
-        raise ValueError("a time needs a zone, such as Z")
+        raise ValueError("a timestamp needs a time zone, such as Z")
     return timestamp.astimezone(UTC)
 
 
 def to_epoch_s(timestamp: datetime) -> int:
-    """Whole seconds since 1970, rounded down: what DynamoDB's TTL takes."""
+    """Convert a timestamp to whole seconds since 1970, rounded down, as a DynamoDB TTL requires."""
     return int(timestamp.timestamp())
 
 
 def from_epoch_s(seconds: int) -> datetime:
-    """The inverse of `to_epoch_s`."""
+    """Convert seconds since 1970 to a timestamp; the inverse of `to_epoch_s`."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def truncate_to_ms(timestamp: datetime) -> datetime:
-    """The moment without what the wire cannot carry."""
+    """Drop the microseconds below a millisecond, which the text format cannot represent."""
     return timestamp.replace(microsecond=timestamp.microsecond // 1000 * 1000)

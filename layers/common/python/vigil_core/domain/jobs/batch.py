@@ -1,4 +1,4 @@
-"""One named job of many: how its items are numbered, named and paged. Pure."""
+"""Batches: ids and pages of items. Pure."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ OnItemFailure: TypeAlias = Literal["continue", "fail_fast", "collect"]
 MAX_ITEMS = 1_000
 ITEMS_FAILED = "ITEMS_FAILED"
 PAGE_SIZE = 100
-"""How many items are created or cancelled in one go, and share one row that says which of them have ended."""
+"""The number of items that one message creates or cancels, and whose end states share one row."""
 
 
 def item_id(batch_id: str, attempt: int, index: int) -> str:
-    """The id of the item at this place, in the batch's nth attempt: always the same, so that no repeat makes two."""
+    """Derive the id of an item from batch, attempt and index, so that a repeated creation makes no second item."""
     return derive_id(batch_id, f"item/{attempt}/{index}")
 
 
 def page_of(index: int) -> int:
-    """The page on which an item is."""
+    """Return the page number of an item."""
     return index // PAGE_SIZE
 
 
 def page_numbers(size: int) -> range:
-    """The pages of a batch of so many items."""
+    """Return the page numbers of a batch with `size` items."""
     return range(page_of(size - 1) + 1)
 
 
 def items_on_page(page: int, size: int) -> range:
-    """The places of the items on a page."""
+    """Return the indexes of the items on a page."""
     return range(page * PAGE_SIZE, min((page + 1) * PAGE_SIZE, size))

@@ -1,7 +1,7 @@
-"""Conditions on the results of other jobs: JMESPath, evaluated on a budget. Pure.
+"""Conditions on the results of dependencies: JMESPath, evaluated with a budget. Pure.
 
-https://jmespath.org/specification.html. An expression of a few characters can double a list with each step, so what an
-evaluation may do is counted: steps, and the sizes of what they make.
+The language: https://jmespath.org/specification.html. A short expression can double a list with each step. Therefore
+the evaluation counts its steps and the sizes of their values against a budget.
 """
 
 from __future__ import annotations
@@ -16,60 +16,68 @@ from jmespath.visitor import TreeInterpreter
 
 MAX_CHARS = 1_024
 STEP_BUDGET = 200_000
-"""Steps of an evaluation, and elements and characters that they make, all together."""
+"""The limit for the steps of an evaluation plus the elements and characters that they produce."""
 SIZE_BUDGET = 5_000_000
-"""Elements and characters of all values that an evaluation has in hand, written out: a list that holds another list
-twice is small, and comparing it or making text of it is not."""
+"""The limit for the elements and characters of all intermediate values, each written out in full. A list that contains
+another list twice takes little memory, but a comparison or a conversion to text processes its full size."""
 
 
 class ConditionError(Exception):
-    """The condition cannot be understood, or not be evaluated on these results; the message says why."""
+    """Raised if a condition is malformed or cannot be evaluated on the results; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyResult:
-    """What a condition sees of a job: `result` is JSON text, None when there is none."""
+    """A dependency as a condition sees it; `result` is JSON text, or None without a result."""
 
     name: str
-    """By which the condition calls it: its id, or in a run its name."""
+    """The id of the job, or its name in a run."""
     status: str
     health: str | None
     result: str | None
     truncated: bool = False
-    """Whether there is a result that is too large to be shown here."""
+    """Whether the job has a result that is too large for the condition."""
 
 
 def check_expression(condition: str) -> None:
-    """Raise ConditionError when the text is no JMESPath expression."""
+    """Check the syntax of an expression.
+
+    Raises:
+        ConditionError: The text is not a JMESPath expression.
+    """
     _parse(condition)
 
 
 def evaluate(condition: str, dependencies: Sequence[DependencyResult]) -> bool:
-    """Whether the condition holds: false is what JMESPath calls false.
+    """Evaluate a condition to true or false, by JMESPath's rules of truth.
 
     Raises:
-        ConditionError: with the reason.
+        ConditionError: The condition cannot be evaluated.
     """
     value = evaluate_expression(condition, dependencies)
     return value is True or not (value is False or value is None or value in ("", [], {}))
 
 
 def evaluate_expression(expression: str, dependencies: Sequence[DependencyResult]) -> Any:
-    """What an expression finds in jobs and their results.
+    """Evaluate an expression on jobs and their results.
 
-    Each job is an object under its name (`extract.result.rows`, `"<id>".status`), and what their results say, as far as
-    these are objects, is at the root: of two the later, before both the names.
+    Each job is an object under its name (`extract.result.rows`, `"<id>".status`). In addition, the members of all
+    results that are objects are at the root. A later result replaces an earlier one, and a job name replaces both.
 
     Raises:
-        ConditionError: with the reason.
+        ConditionError: The expression cannot be evaluated.
     """
     merged_results: dict[str, Any] = {}
     by_name: dict[str, Any] = {}
     try:
-        for each in dependencies:
-            # Conditions compare numbers as JMESPath's own literals are read: as floats and integers.
-            result = None if each.result is None else json.loads(each.result)
-            by_name[each.name] = {"status": each.status, "job_health": each.health, "result": result}
+        for dependency in dependencies:
+            # `json` reads numbers as floats and integers, as JMESPath reads its literals.
+            result = None if dependency.result is None else json.loads(dependency.result)
+            by_name[dependency.name] = {
+                "status": dependency.status,
+                "job_health": dependency.health,
+                "result": result,
+            }
             merged_results |= result if isinstance(result, Mapping) else {}
         return _BudgetedInterpreter().visit(_parse(expression), merged_results | by_name)
     except ConditionError:
@@ -81,7 +89,7 @@ def evaluate_expression(expression: str, dependencies: Sequence[DependencyResult
 
 
 def field_names(expression: str) -> list[str]:
-    """The names of fields that an expression mentions anywhere."""
+    """Return the names of all fields in an expression, each once."""
     names: list[str] = []
     pending = [_parse(expression)]
     while pending:
@@ -102,16 +110,17 @@ def _parse(condition: str) -> Any:
 
 
 class _BudgetedInterpreter(TreeInterpreter):
-    """An interpreter that gives up when its budget is spent."""
+    """A JMESPath interpreter that raises ConditionError when its budget is spent."""
 
     def __init__(self) -> None:
         super().__init__()
         self._steps_left = STEP_BUDGET
         self._size_left = SIZE_BUDGET
         self._sizes: dict[int, tuple[Any, int]] = {}
-        """By identity; the value stands beside its weight so that no other gets its identity."""
+        """The sizes by object id. Each entry keeps its value alive, so that no other value gets the same id."""
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a node, and charge the step and its value to the budget."""
         self._spend(1)
         value = super().visit(node, *args, **kwargs)
         self._spend(len(value) if isinstance(value, str | list | dict) and node["type"] != "current" else 0)
@@ -121,7 +130,7 @@ class _BudgetedInterpreter(TreeInterpreter):
         return value
 
     def _size_of(self, value: Any) -> int:
-        """How large a value is, written out; each is weighed once, and what it holds before it."""
+        """Return the size of a value written out in full. Each value is measured once, after its members."""
         if isinstance(value, str):
             return 1 + len(value)
         if not isinstance(value, list | dict):

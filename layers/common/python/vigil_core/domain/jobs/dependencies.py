@@ -1,6 +1,6 @@
-"""What a job waits for before it may run: how other jobs end, judged by a trigger rule. Pure.
+"""Dependencies of a job: end states, trigger rules and verdicts. Pure.
 
-Rules by the names that Airflow gave them: https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/dags.html
+The trigger rules have the names of Airflow: https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/dags.html
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ EndState: TypeAlias = Literal["success", "failed", "skipped", "cancelled"]
 DependencyStatus: TypeAlias = Literal["none", "waiting", "satisfied", "failed"]
 END_STATES: tuple[EndState, ...] = get_args(EndState)
 RULES_UNAFFECTED_BY_FAILURE: frozenset[TriggerRule] = frozenset({"all_failed", "none_skipped"})
-"""Rules that no failure keeps from holding: who is skipped by one of them is not so because others failed."""
+"""The rules that a failure cannot violate. A job that one of them skips is not skipped through a failure."""
 MAX_DEPENDENCIES = 100
-"""Of one job: its row names them all."""
+"""The number of dependencies of one job. Its row contains them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dependency:
-    """A job that another depends on. What it was up to `known_version` does not count, but as what it is then."""
+    """A dependency of a job, with its version when the job was created. Earlier versions have no effect."""
 
     job_id: str
     known_version: int
@@ -34,7 +34,7 @@ class Dependency:
 
 @dataclass(frozen=True, kw_only=True)
 class Dependent:
-    """A job that waits for another to end, in its nth attempt; `index` is the other's place among its dependencies."""
+    """A job that waits for a dependency in a certain attempt; `index` is the number of the dependency."""
 
     job_id: str
     attempt: int
@@ -44,7 +44,7 @@ class Dependent:
 
 @dataclass(frozen=True, kw_only=True)
 class DependencyCounts:
-    """How many dependencies there are, and how many of them have ended in which way."""
+    """The number of dependencies in total and per end state."""
 
     total: int
     success: int = 0
@@ -54,36 +54,36 @@ class DependencyCounts:
 
     @property
     def failed_or_cancelled(self) -> int:
-        """What counts as failed: a cancel does."""
+        """The number of failed dependencies; a cancelled one counts as failed."""
         return self.failed + self.cancelled
 
     @property
     def done(self) -> int:
-        """How many have ended."""
+        """The number of ended dependencies."""
         return self.success + self.failed_or_cancelled + self.skipped
 
     def inputs(self) -> dict[str, int]:
-        """By name, as a verdict shows them."""
+        """Return the counts by name, as a verdict shows them."""
         return {"total": self.total, **{ending: getattr(self, ending) for ending in END_STATES}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Why a job was released or skipped. `through_failure`: it was skipped because others failed, and counts as failed
-    for those that depend on it."""
+    """The decision to release or skip a job, with its reason."""
 
     rule: TriggerRule
     inputs: Mapping[str, int]
     reason: str
     through_failure: bool = False
+    """Whether the job was skipped because dependencies failed. It then counts as failed for its own dependents."""
 
     def with_reason(self, reason: str) -> Verdict:
-        """The same, but for the reason."""
+        """Return this verdict with another reason."""
         return replace(self, reason=reason)
 
 
 def end_state_of(status: JobStatus, verdict: Verdict | None) -> EndState | None:
-    """What the end of a job means for those that depend on it; None while it has not ended."""
+    """Return the end state of a job as its dependents count it; None for an open job."""
     if status not in TERMINAL:
         return None
     if status == "skipped" and verdict is not None and verdict.through_failure:
@@ -93,7 +93,7 @@ def end_state_of(status: JobStatus, verdict: Verdict | None) -> EndState | None:
 
 
 def evaluate_rule(rule: TriggerRule, counts: DependencyCounts) -> bool | None:
-    """Whether the rule is satisfied (True), can no longer be (False), or may still go either way (None)."""
+    """Evaluate a trigger rule: True if satisfied, False if it can no longer be satisfied, None if undecided."""
     all_done = counts.done >= counts.total
 
     def all_match(mismatches: int) -> bool | None:
@@ -118,8 +118,8 @@ def evaluate_rule(rule: TriggerRule, counts: DependencyCounts) -> bool | None:
         case "none_failed":
             return all_match(counts.failed_or_cancelled)
         case "none_failed_min_one_success":
-            held = all_match(counts.failed_or_cancelled)
-            return any_matches(counts.success) if held else held
+            none_failed = all_match(counts.failed_or_cancelled)
+            return any_matches(counts.success) if none_failed else none_failed
         case "none_skipped":
             return all_match(counts.skipped)
         case "always":
@@ -127,7 +127,7 @@ def evaluate_rule(rule: TriggerRule, counts: DependencyCounts) -> bool | None:
 
 
 def rule_verdict(rule: TriggerRule, counts: DependencyCounts, is_satisfied: bool) -> Verdict:
-    """The verdict by the rule alone, in words."""
+    """Build the verdict of a trigger rule, without the condition."""
     ended_counts = (
         ", ".join(f"{getattr(counts, ending)} {ending}" for ending in END_STATES if getattr(counts, ending)) or "none"
     )

@@ -1,4 +1,4 @@
-"""Job types: what all jobs of a kind have in common, given a name once so that no creation has to repeat it."""
+"""Job types: the executor, target, queue, stages, defaults and payload schema of jobs of one kind. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from vigil_core.domain.jobs.job import Executor
 
 @dataclass(frozen=True, kw_only=True)
 class JobType:
-    """One version of a job type. `defaults` is part of a creation's body; `payload_schema` None lets any payload pass.
+    """One version of a job type.
 
-    It is read when a job is created and never after: what a job took from its type stays with the job.
+    `defaults` are members of a creation request. Without a `payload_schema`, every payload is valid. Only the creation
+    of a job reads its type, and copies what it needs into the job.
     """
 
     namespace: str
@@ -29,16 +30,16 @@ class JobType:
     created_at: datetime
     updated_at: datetime
     target: Mapping[str, JsonValue] | None = None
-    """What the executors `lambda` and `http` have run."""
+    """The target of the executors `lambda` and `http`."""
     version: int = 1
 
     @property
     def target_ref(self) -> str | None:
-        """The name of this very target: the same for the same, so that a job keeps the one that it was created with."""
+        """The hash of the target. A job stores it, and so keeps the target of its creation."""
         return None if self.target is None else hashlib.sha256(canonical(self.target).encode()).hexdigest()[:32]
 
     def as_next_version(self, previous: JobType) -> JobType:
-        """This as the next version of what stands under the same name; that itself when nothing differs."""
+        """Return this definition as the version after `previous`, or `previous` itself if the definitions are equal."""
         after = replace(self, created_at=previous.created_at, version=previous.version + 1)
         unchanged = replace(after, updated_at=previous.updated_at, version=previous.version) == previous
         return previous if unchanged else after

@@ -1,4 +1,4 @@
-"""How much work a regular expression can be: an upper bound from its text alone, for an engine without backtracking."""
+"""An upper bound for the cost of a regular expression in an engine without backtracking. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]|\{(\d+)(?:,(\d*))?\}|.", r
 
 
 def regex_cost(pattern: str) -> int:
-    """How many single characters the pattern spells out once every counted repetition is written in full.
+    """Count the single characters of a pattern with every counted repetition written in full.
 
-    An engine that reads its text once does at most so many steps for each character of it. `a{3}` weighs 3 and
-    `(ab{2}){5}` 15; a class or an escape weighs 1.
+    An engine without backtracking takes at most this number of steps per character of its text. `a{3}` costs 3 and
+    `(ab{2}){5}` costs 15; a class or an escape costs 1.
     """
     group_costs, last_cost = [0], 0
     for part in _PARTS.finditer(pattern):

@@ -1,4 +1,4 @@
-"""How long a job is kept: for a while after its end, and for a year after it was last cared for while it is open."""
+"""Retention: the expiry of open and ended jobs. Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from datetime import datetime, timedelta
 from vigil_core.domain.jobs.job import Job
 
 DEFAULT_RETENTION = timedelta(days=30)
-"""How long what has ended is kept, unless the deployment says otherwise."""
+"""The retention of ended jobs and runs, unless the deployment sets another one."""
 OPEN_JOB_TTL = timedelta(days=365)
-"""How long an open job is kept from its creation or start time on; anything done to it in the second half of that
-begins the time anew."""
+"""The life of an open job from its creation or start time. A change in the second half of it renews it."""
 
 
 def expires_at_of(before: Job | None, after: Job, retention: timedelta) -> datetime:
-    """When a version of a job is over and done with: with its end, `retention` later. `before` is the version that it
-    follows, or the same one when there is no other."""
+    """Compute the expiry of a version of a job.
+
+    An ended job expires `retention` after its end. An open job keeps the expiry of `before` until a renewal is needed.
+
+    Args:
+        before: The previous version; the same version if there is no other.
+        after: The version to store.
+        retention: The retention of ended jobs.
+    """
     if after.finished_at is not None:
         return _truncate_to_seconds(after.finished_at + retention)
     current_expiry = None if before is None or before.ended else before.expires_at
     if current_expiry is not None and not needs_renewal(current_expiry, after):
         return current_expiry
-    # No two attempts have the same: what was meant for the one before is told apart.
+    # Each attempt has another expiry, so that a conditional update of one attempt cannot affect the next.
     return _truncate_to_seconds(_ttl_start(after) + OPEN_JOB_TTL + timedelta(seconds=after.attempt))
 
 
 def needs_renewal(expires_at: datetime, job: Job) -> bool:
-    """Whether an open job is in the second half of its life."""
+    """Return whether an open job is in the second half of its life."""
     return expires_at - _ttl_start(job) < OPEN_JOB_TTL / 2
 
 
@@ -35,5 +41,5 @@ def _ttl_start(job: Job) -> datetime:
 
 
 def _truncate_to_seconds(timestamp: datetime) -> datetime:
-    """What DynamoDB's TTL can carry."""
+    """Drop the microseconds, which a DynamoDB TTL cannot represent."""
     return timestamp.replace(microsecond=0)

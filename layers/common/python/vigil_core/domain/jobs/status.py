@@ -1,4 +1,4 @@
-"""The life of a job: which status may follow which. Whatever is not in this table is refused and changes nothing."""
+"""The statuses of a job and the allowed transitions. Pure."""
 
 from __future__ import annotations
 
@@ -23,4 +23,5 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     "cancelled": frozenset({"pending"}),
     "skipped": frozenset({"pending"}),
 }
-"""From a terminal status there is only the operator's retry. Executor `none` may also end straight from `pending`."""
+"""The statuses that may follow each status. A terminal status permits only an operator's retry. Jobs of the executors
+`none` and `join` may also end directly from `pending`."""

@@ -52,10 +52,7 @@ def create(
 
     The job is `scheduled` if its start time is in the future, `waiting` if it has dependencies, otherwise `pending`.
     """
-    status: JobStatus = "waiting" if depends_on or new.workflow_id is not None else "pending"
-    # In a run, the job is `scheduled` even after its start time: the run state says so. The sweeper promotes it.
-    if new.scheduled_at is not None and (new.scheduled_at > now or new.workflow_id is not None):
-        status = "scheduled"
+    status = _first_status(new, depends_on, now)
     first_entry = JobLogEntry(
         version=1, occurred_at=now, kind="created", actor=actor, status=status, stage=stages.SUBMIT
     )
@@ -100,21 +97,37 @@ def create(
         target_ref=new.target_ref,
         has_waits=new.has_waits,
         mutex=MutexState(key=new.mutex_key, queue_on_conflict=new.queue_on_conflict),
-        dependencies=DependencyState(
-            depends_on=tuple(depends_on),
-            trigger_rule=new.trigger_rule,
-            condition=new.condition,
-            status="waiting" if depends_on or new.upstream_names else "none",
-        ),
-        batch=BatchMembership(
-            size=new.batch_size,
-            on_item_failure=new.on_item_failure,
-            batch_id=new.batch_id,
-            index=new.batch_index,
-        ),
-        workflow=WorkflowMembership(
-            workflow_id=new.workflow_id, index=new.workflow_index, upstream_names=tuple(new.upstream_names)
-        ),
+        dependencies=_dependencies_of(new, depends_on),
+        batch=_batch_of(new),
+        workflow=_workflow_of(new),
+    )
+
+
+def _first_status(new: NewJob, depends_on: Sequence[Dependency], now: datetime) -> JobStatus:
+    # In a run, the job is `scheduled` even after its start time: the run state says so. The sweeper promotes it.
+    if new.scheduled_at is not None and (new.scheduled_at > now or new.workflow_id is not None):
+        return "scheduled"
+    return "waiting" if depends_on or new.workflow_id is not None else "pending"
+
+
+def _dependencies_of(new: NewJob, depends_on: Sequence[Dependency]) -> DependencyState:
+    return DependencyState(
+        depends_on=tuple(depends_on),
+        trigger_rule=new.trigger_rule,
+        condition=new.condition,
+        status="waiting" if depends_on or new.upstream_names else "none",
+    )
+
+
+def _batch_of(new: NewJob) -> BatchMembership:
+    return BatchMembership(
+        size=new.batch_size, on_item_failure=new.on_item_failure, batch_id=new.batch_id, index=new.batch_index
+    )
+
+
+def _workflow_of(new: NewJob) -> WorkflowMembership:
+    return WorkflowMembership(
+        workflow_id=new.workflow_id, index=new.workflow_index, upstream_names=tuple(new.upstream_names)
     )
 
 
@@ -506,7 +519,7 @@ def retry(job: Job, *, now: datetime, actor: str) -> Job:
 
 
 def delete(job: Job, *, now: datetime, actor: str) -> Job:
-    """Build the tombstone of an ended job. It is a version like any other, so the matcher decides the job's waits."""
+    """Build the tombstone of an ended job. Like any version, it lets the matcher decide the job's waits."""
     if not job.ended:
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only an ended job can be deleted")
     if job.workflow.in_run:
@@ -544,9 +557,10 @@ def _fail_attempt(
     lease_expired: bool = False,
     min_delay: timedelta = timedelta(0),
 ) -> Job:
-    """Handle a failed attempt: requeue the job for the next one, or end it, with its fallback if it has one.
+    """Handle a failed attempt: requeue the job for the next one, or end it.
 
-    After a lease expiry the next attempt starts at once, otherwise after the backoff delay.
+    After a lease expiry the next attempt starts at once, otherwise after the backoff delay. A job without a further
+    attempt completes with its fallback, if it has one, and fails otherwise.
     """
     if job.cancel_requested_at is not None:
         return _cancel(job, now, actor, error=error)

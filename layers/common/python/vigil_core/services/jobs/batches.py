@@ -1,8 +1,20 @@
-"""A batch: one named job of many. The matcher hears of it and of the ends of its items; what is wide, `fan_out` does.
+"""Batches: one job whose items are created from a list of payloads.
 
-The batch runs before it has items, and a page of items is always seen to in the order in which it was asked for: so
-whoever stops a batch finds every item that it has, or makes those that are missing only to cancel them. How an item
-ended is noted once; whoever notes the last one reads them all, and the batch ends by one conditional write.
+The matcher receives the changes of batches and items. It sends bulk work to `fan_out`, in pages of items.
+
+Stopping a batch reaches every item:
+
+1. The batch becomes `running` before any of its items exists.
+2. The messages about one page form a group, and SQS delivers a group in order. So a stop is processed after the
+   creation of its page.
+3. If the creation crashed, the stop creates the missing items of its page and cancels them.
+
+A batch ends exactly once:
+
+1. The end state of each item is recorded once, in a set of its page.
+2. The process that completes a page reads all pages. The process that completes the last page finds all items ended,
+   and requests the end of the batch.
+3. One conditional write ends the batch. A second request finds it ended.
 """
 
 from __future__ import annotations
@@ -34,15 +46,15 @@ from vigil_core.services.ports import FanOutMessage
 
 
 class BatchesContext(ChangesJobs, UsesBatches, UsesListing, UsesJobQueues, UsesMessageQueues, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of batches."""
 
 
 MAX_RESULT_BYTES = 1024 * 1024
-"""Of all results of items that the result of their batch holds, together."""
+"""The limit of all item results together in the result of their batch."""
 
 
 def on_batch_changed(ctx: BatchesContext, batch: Job) -> None:
-    """What follows from a batch as it is now: it begins, gets its items, or has them cancelled. Can be repeated."""
+    """Start a pending batch, or request the creation or cancellation of a running batch's items. Can be repeated."""
     if batch.status == "pending":
         with suppress(JobNotFound):
             change(
@@ -56,7 +68,7 @@ def on_batch_changed(ctx: BatchesContext, batch: Job) -> None:
 
 
 def on_item_ended(ctx: BatchesContext, item: Job) -> None:
-    """An item has ended: that may end its batch, or stop it. Can be repeated."""
+    """Record the end of an item, which may end or stop its batch. Can be repeated."""
     batch = ctx.jobs.find(item.namespace, str(item.batch.batch_id))
     index = item.batch.index or 0
     if batch is None or batch.status != "running" or item.job_id != item_id(batch.job_id, batch.attempt, index):
@@ -69,7 +81,7 @@ def on_item_ended(ctx: BatchesContext, item: Job) -> None:
 
 
 def process_page(ctx: BatchesContext, message: BatchPage) -> None:
-    """Create those items of a page that are not there; with `stop`, cancel all that have not ended."""
+    """Create the missing items of a page; with `stop`, then cancel the open ones."""
     namespace, batch_id, attempt = message.namespace, message.job_id, message.attempt
     batch = ctx.jobs.find(namespace, batch_id)
     if batch is None or batch.batch.size is None:
@@ -84,7 +96,13 @@ def process_page(ctx: BatchesContext, message: BatchPage) -> None:
 
 
 def end_batch(ctx: BatchesContext, message: BatchEnd) -> None:
-    """All items have ended: so does the batch. Its result is stored first."""
+    """End a batch whose items have all ended.
+
+    1. Store the result.
+    2. Write the ended version, which points to the result.
+
+    If the process crashes after step 1, SQS delivers the message again and both steps run again.
+    """
     namespace, batch_id, attempt = message.namespace, message.job_id, message.attempt
     batch = ctx.jobs.find(namespace, batch_id)
     if batch is None or not _is_running(batch, attempt):
@@ -107,8 +125,8 @@ def _create_items(ctx: BatchesContext, batch: Job, indexes: Iterable[int]) -> No
     missing_indexes = list(indexes)
     if not missing_indexes:
         return
-    bodies = ctx.jobs.payloads(replace(batch, result_ref=batch.fallback_ref))
-    payloads, fallback = loads(bodies.payload or "[]"), bodies.result
+    stored = ctx.jobs.payloads(replace(batch, result_ref=batch.fallback_ref))
+    payloads, fallback = loads(stored.payload or "[]"), stored.result
     assert isinstance(payloads, list)
     ctx.listing.mark_day(batch.namespace, "jobs", ctx.now().date())
     ctx.job_queues.register(batch.namespace, batch.queue)
@@ -120,7 +138,7 @@ def _create_items(ctx: BatchesContext, batch: Job, indexes: Iterable[int]) -> No
         payload, nonce = payloads[index], ctx.new_id()[-12:]
         text = None if payload is None else dumps(payload)
         item = ctx.jobs.put_payloads(item, nonce, payload=text, fallback=fallback)
-        with suppress(JobCreationFailed):  # Somebody else has just created it.
+        with suppress(JobCreationFailed):  # Another delivery of the message created the item first.
             ctx.jobs.create(item)
 
     ctx.in_parallel(create, missing_indexes)
@@ -132,7 +150,7 @@ def _cancel(ctx: BatchesContext, namespace: str, job_id: str) -> None:
 
 
 def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStatus]) -> list[JsonValue]:
-    """What became of each item, in order. A result for which there is no room is left out, and its item says so."""
+    """Build the result of a batch: one entry per item, in order. `truncated` replaces a result over the limit."""
     ids = {index: item_id(batch.job_id, batch.attempt, index) for index in sorted(end_statuses)}
     items_by_id = ctx.jobs.find_many(batch.namespace, ids.values())
     bytes_left = MAX_RESULT_BYTES
@@ -140,13 +158,13 @@ def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStat
     for page in page_numbers(len(ids)):
         items = [items_by_id[ids[index]] for index in items_on_page(page, len(ids)) if ids[index] in items_by_id]
         read_result = partial(ctx.jobs.payloads, payload=False, max_bytes=bytes_left)
-        bodies = ctx.in_parallel(read_result, items)
-        bodies_by_id = {item.job_id: body for item, body in zip(items, bodies, strict=True)}
+        page_payloads = ctx.in_parallel(read_result, items)
+        payloads_by_id = {item.job_id: stored for item, stored in zip(items, page_payloads, strict=True)}
         for index in items_on_page(page, len(ids)):
-            item, body = items_by_id.get(ids[index]), bodies_by_id.get(ids[index])
-            text = None if body is None else body.result
+            item, stored = items_by_id.get(ids[index]), payloads_by_id.get(ids[index])
+            text = None if stored is None else stored.result
             size = len((text or "").encode())
-            truncated = size > bytes_left or (body is not None and body.result_url is not None)
+            truncated = size > bytes_left or (stored is not None and stored.result_url is not None)
             bytes_left -= 0 if truncated else size
             results.append(
                 {
@@ -170,7 +188,7 @@ def _is_running(batch: Job, attempt: int) -> bool:
 
 
 def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool) -> None:
-    # Two messages of one text within minutes are one for SQS; seeing to a page once for both is as good.
+    # SQS drops a message equal to another one of the last 5 minutes. Processing the page once has the same effect.
     _enqueue(
         ctx,
         batch,

@@ -1,8 +1,13 @@
-"""Jobs that wait for other jobs to end: watched by the matcher once they wait, released or skipped when their rule is
-decided.
+"""Dependencies of jobs outside a run: registration, trigger rules, release and skip.
 
-Whoever waits names himself at his dependencies and reads them after; whoever ends is matched after he was written. One
-of the two sees the other. How a dependency ended is noted once, so that the same tally decides whoever comes last.
+No end of a dependency is missed:
+
+1. The waiting job first writes its dependent rows, one at each dependency, and then reads the dependencies.
+2. A dependency first writes its end, and the stream then delivers it to the matcher, which reads the dependent rows.
+3. If the end is written before the read of step 1, the waiting job sees it. Otherwise the matcher sees the dependent
+   row. At least one of the two records the end.
+
+Each end state is recorded once, so every process that evaluates the trigger rule last sees the same counts.
 """
 
 from __future__ import annotations
@@ -38,25 +43,25 @@ from vigil_core.store.jobs.jobs import JobPayloads
 
 
 class DependenciesContext(ChangesJobs, UsesDependencies, UsesRuns, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of dependencies."""
 
 
 MAX_RESULT_BYTES = 256 * 1024
-"""Of all results that a condition or a worker is shown of a job's dependencies, together."""
+"""The limit of all dependency results together that a condition or a worker receives."""
 
 MAX_RELATED_JOBS = 1_000
-"""Shown of the jobs that wait for one."""
+"""The number of dependents that a job shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedDependencies:
-    """The jobs that a new job is to depend on, as of now, and how those have ended that have."""
+    """The dependencies of a new job with their current versions, and the end states of the ended ones."""
 
     dependencies: tuple[Dependency, ...] = ()
     end_states: tuple[EndState, ...] = ()
 
     def ready_now(self, job: Job) -> Job:
-        """A job about to be created: ready at once, where its rule holds already and it has no condition."""
+        """Make an unsaved new job `pending` if its trigger rule is satisfied already and it has no condition."""
         if not job.awaits_dependencies or job.dependencies.condition is not None:
             return job
         counts = DependencyCounts(
@@ -68,7 +73,11 @@ class ResolvedDependencies:
 
 
 def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
-    """Look at the jobs that a new one is to depend on. Raises MissingDependency, naming each that does not exist."""
+    """Read the dependencies of a new job.
+
+    Raises:
+        MissingDependency: Some of them do not exist; the error has one problem for each.
+    """
     if not job_ids:
         return ResolvedDependencies()
     unique_ids = list(dict.fromkeys(job_ids))
@@ -95,7 +104,15 @@ def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequ
 
 
 def register_with_dependencies(ctx: DependenciesContext, job: Job) -> None:
-    """See to it that the end of each dependency is heard of, and judge by those that have ended. Can be repeated."""
+    """Register a waiting job with its dependencies. Can be repeated.
+
+    1. Write a dependent row at each dependency.
+    2. Read the dependencies, and mark the open ones so that the matcher receives their versions. A mark returns the
+       dependency after the write, so an end between read and mark is not missed.
+    3. Record the end states of the ended ones, and apply the trigger rule to the counts.
+
+    If the process crashes, the stream delivers the waiting version again and all steps run again.
+    """
     ctx.dependencies.put_dependents(job)
     jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.dependencies.depends_on))
     unmarked = [other for other in jobs_by_id.values() if not other.ended and not other.has_waits]
@@ -106,7 +123,7 @@ def register_with_dependencies(ctx: DependenciesContext, job: Job) -> None:
 
 
 def verdict_at(ctx: DependenciesContext, job: Job) -> datetime | None:
-    """Since when it is certain what is to become of a job that waits for others; None while that is open."""
+    """Return the time since which the trigger rule of a waiting job is decided; None if it is undecided."""
     jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.dependencies.depends_on))
     end_states = list((_end_states(job, jobs_by_id) | ctx.dependencies.end_states(job)).values())
     counts = DependencyCounts(
@@ -118,7 +135,7 @@ def verdict_at(ctx: DependenciesContext, job: Job) -> datetime | None:
 
 
 def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, dependency: Job) -> None:
-    """A job has ended on which another depends."""
+    """Record the end of a dependency, and apply the trigger rule of the dependent."""
     end_state = end_state_of(dependency.status, dependency.dependencies.verdict)
     assert end_state is not None
     job = ctx.jobs.find(dependency.namespace, dependent.job_id)
@@ -127,15 +144,20 @@ def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, depen
 
 
 def load_dependency_results(ctx: DependenciesContext, job: Job) -> list[DependencyResult]:
-    """The dependencies of a job with their results, at most a hundred; nothing is read for one that has none."""
+    """Read the dependencies of a job with their results, at most 100. A job without dependencies costs no request."""
     if not (job.dependencies.depends_on or job.workflow.upstream_names):
         return []
     return load_results(ctx, job.namespace, _dependency_names(ctx, job))
 
 
 def load_results(ctx: DependenciesContext, namespace: str, names_by_id: Mapping[str, str]) -> list[DependencyResult]:
-    """Jobs with their results, given by their ids what they are called; a result that would make them too many bytes is
-    left out."""
+    """Read jobs with their results. A result over the limit of all results is left out.
+
+    Args:
+        ctx: The collaborators.
+        namespace: The namespace of the jobs.
+        names_by_id: The name under which a condition refers to each job.
+    """
     jobs_by_id = ctx.jobs.find_many(namespace, names_by_id)
     existing_jobs = [jobs_by_id[job_id] for job_id in names_by_id if job_id in jobs_by_id]
     bytes_left = MAX_RESULT_BYTES
@@ -144,16 +166,16 @@ def load_results(ctx: DependenciesContext, namespace: str, names_by_id: Mapping[
     def read(job: Job) -> JobPayloads:
         return ctx.jobs.payloads(job, payload=False, max_bytes=MAX_RESULT_BYTES)
 
-    for job, bodies in zip(existing_jobs, ctx.in_parallel(read, existing_jobs), strict=True):
-        size = len((bodies.result or "").encode())
-        fits = size <= bytes_left and bodies.result_url is None
+    for job, job_payloads in zip(existing_jobs, ctx.in_parallel(read, existing_jobs), strict=True):
+        size = len((job_payloads.result or "").encode())
+        fits = size <= bytes_left and job_payloads.result_url is None
         bytes_left -= size if fits else 0
         results.append(
             DependencyResult(
                 name=names_by_id[job.job_id],
                 status=job.status,
                 health=job.health,
-                result=bodies.result if fits else None,
+                result=job_payloads.result if fits else None,
                 truncated=not fits,
             )
         )
@@ -161,7 +183,7 @@ def load_results(ctx: DependenciesContext, namespace: str, names_by_id: Mapping[
 
 
 def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, dict[str, JsonValue]]:
-    """Dependencies as whoever runs the job is told of them, by the names by which the job calls them, in its order."""
+    """Build the `dependencies` member that the job's worker or function receives, by name, in the job's order."""
     return {
         result.name: {
             "status": result.status,
@@ -174,7 +196,7 @@ def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, di
 
 
 def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Job], list[Job]]:
-    """The jobs on which it depends, and those that wait for it."""
+    """Read the dependencies and the dependents of a job."""
     upstream_ids = [dependency.job_id for dependency in job.dependencies.depends_on]
     downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS)
     if job.workflow.workflow_id is not None and job.workflow.index is not None:
@@ -202,7 +224,7 @@ def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Jo
 
 
 def _dependency_names(ctx: DependenciesContext, job: Job) -> dict[str, str]:
-    """By their ids, what a job calls its dependencies: by id, or in a run by name."""
+    """Return the names of a job's dependencies by id. Outside a run, the name is the id."""
     if job.workflow.workflow_id is None or job.workflow.index is None:
         return {dependency.job_id: dependency.job_id for dependency in job.dependencies.depends_on}
     names = ctx.runs.graph(job.namespace, job.workflow.workflow_id).dependency_names(job.workflow.index)
@@ -210,7 +232,7 @@ def _dependency_names(ctx: DependenciesContext, job: Job) -> dict[str, str]:
 
 
 def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
-    """How the dependencies have ended that have, by their numbers. One that is gone counts as cancelled."""
+    """Return the end states of the ended dependencies by index. A dependency that is gone counts as cancelled."""
     end_states: dict[int, EndState] = {}
     for index, dependency in enumerate(job.dependencies.depends_on):
         dependency_job = jobs_by_id.get(dependency.job_id)
@@ -225,6 +247,7 @@ def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
 
 
 def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCounts) -> None:
+    """Release, skip or fail a waiting job if the counts decide its trigger rule."""
     is_satisfied = evaluate_rule(job.dependencies.trigger_rule, counts)
     if is_satisfied is None:
         return
@@ -246,7 +269,7 @@ def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCo
 
 
 def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
-    """Whether the condition holds, too; None when it cannot be evaluated."""
+    """Evaluate the condition of a job; the first value is None if it cannot be evaluated."""
     try:
         passed = evaluate(str(job.dependencies.condition), load_dependency_results(ctx, job))
     except ConditionError as error:

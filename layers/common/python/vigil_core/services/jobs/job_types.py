@@ -1,4 +1,4 @@
-"""Define job types, and hold creations to them."""
+"""Job types: definition, deletion and validation of payloads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from vigil_core.services.optimistic import update_with_retry
 
 
 class JobTypesContext(UsesJobTypes, UsesClock, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of job types."""
 
 
 def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool]:
-    """Store a type under its name, over what stands there; the type as it is now, and whether it is new.
+    """Create a job type or replace the one with the same name.
+
+    Returns:
+        The current version, and whether the job type is new. An equal definition makes no version.
 
     Raises:
-        ValidationFailed: its payload_schema is none, or one that would take too long to apply.
+        ValidationFailed: The `payload_schema` is not a JSON Schema, or validation with it would take too long.
     """
     if job_type.payload_schema is not None:
-        # Imported here: it takes a tenth of a second, and most requests need no JSON Schema.
+        # The import takes 0.1 s, and most requests need no JSON Schema.
         from vigil_core.services.jobs.payload_schema import check_schema
 
         check_schema(job_type.payload_schema)
@@ -44,7 +47,11 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
 
 
 def find_job_type(ctx: JobTypesContext, namespace: str, name: str) -> JobType:
-    """The type as it is now. Raises JobTypeNotFound."""
+    """Read a job type.
+
+    Raises:
+        JobTypeNotFound: No job type has this name.
+    """
     job_type = ctx.job_types.find(namespace, name)
     if job_type is None:
         raise JobTypeNotFound(name)
@@ -52,14 +59,25 @@ def find_job_type(ctx: JobTypesContext, namespace: str, name: str) -> JobType:
 
 
 def delete_job_type(ctx: JobTypesContext, namespace: str, name: str) -> None:
-    """Forget a type; its jobs stay as they are. Raises JobTypeNotFound."""
+    """Delete a job type. Its jobs do not change.
+
+    Raises:
+        JobTypeNotFound: No job type has this name.
+    """
     if not ctx.job_types.remove(namespace, name):
         raise JobTypeNotFound(name)
 
 
 def check_payloads(job_type: JobType, payloads: Mapping[str, JsonValue]) -> None:
-    """Hold payloads to their type. Raises ValidationFailed with a pointer to each problem, at most 20: each payload is
-    given under its own."""
+    """Validate payloads against the `payload_schema` of their job type.
+
+    Args:
+        job_type: The job type.
+        payloads: The payloads by their JSON pointers in the request.
+
+    Raises:
+        ValidationFailed: Some payloads are invalid; the error has up to 20 problems with their pointers.
+    """
     if job_type.payload_schema is not None:
         from vigil_core.services.jobs.payload_schema import check_instances
 

@@ -1,4 +1,4 @@
-"""List jobs, newest first, filtered."""
+"""Lists of jobs, newest first, with filters."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from vigil_core.services.pagination import fill_page
 
 
 class JobListingContext(UsesJobs, UsesListing, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of the listing."""
 
 
 READ_BATCH = 50
-"""State and live row of each: the hundred keys of one BatchGetItem."""
+"""The number of jobs per request: a BatchGetItem takes 100 keys, and each job has a state row and a live row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """Which jobs: None lets all of them pass. Times are created_at, `created_before` excluded."""
+    """The filters of a list of jobs; None matches every job.
+
+    The times refer to `created_at`; `created_before` is exclusive.
+    """
 
     statuses: tuple[str, ...] | None = None
     job_type: str | None = None
@@ -37,7 +40,7 @@ class JobFilter:
     created_before: datetime | None = None
 
     def matches(self, job: Job) -> bool:
-        """Whether a job passes; the times are left to the index."""
+        """Return whether a job matches all filters except the times, which the index query applies."""
         criteria = (
             (self.job_type, job.job_type),
             (self.queue, job.queue),
@@ -57,9 +60,9 @@ class JobFilter:
 def list_jobs(
     ctx: JobListingContext, namespace: str, job_filter: JobFilter, *, before_cursor: str | None, page_size: int
 ) -> tuple[list[Job], str | None]:
-    """One page, and the place to go on before, None at the end.
+    """Read one page of jobs, and the cursor before which the next page starts; None at the end.
 
-    A page ends when it is full or has used its budget of reads or bytes; it may be short while there is more.
+    A page ends when it is full or has used its budget of reads or bytes, so it can be short before the end.
     """
     index_rows = ctx.listing.newest_first(
         namespace,

@@ -1,4 +1,4 @@
-"""Hold an answer until a job has ended."""
+"""The long poll on a job."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from vigil_core.services.long_poll import long_poll
 
 
 class JobLongPollContext(ChangesJobs, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of the long poll."""
 
 
 def long_poll_job(ctx: JobLongPollContext, namespace: str, job_id: str, *, until: datetime) -> Job:
-    """The job once it has ended, or as it is when time is over. Raises JobNotFound."""
+    """Wait until a job has ended, and return it; at the latest at `until`, open or not.
+
+    Raises:
+        JobNotFound: The job does not exist.
+    """
 
     def poll() -> Job:
         return find_job(ctx, namespace, job_id)

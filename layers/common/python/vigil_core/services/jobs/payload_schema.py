@@ -1,8 +1,13 @@
-"""JSON Schema (draft 2020-12) for payloads: which schemas are taken, and what is wrong with a payload.
+"""JSON Schema (draft 2020-12) for payloads: validation of schemas, and of payloads against them.
 
-Both schema and payload come from outside, and neither may keep the function busy. Schemas are bounded when they are
-put; a payload is checked on a budget of steps; patterns are matched by an engine without backtracking; no reference
-leads out of the schema. Imported by those who meet a schema, for the library takes a tenth of a second to load.
+Clients supply both schema and payload, so both have limits on the work that they cause:
+
+1. The size of a schema and the cost of its patterns are limited when it is stored.
+2. The validation of a payload has a budget of steps.
+3. Patterns run in an engine without backtracking.
+4. References stay inside the schema.
+
+The library takes 0.1 s to load, so only functions that meet a schema import this module.
 """
 
 from __future__ import annotations
@@ -31,16 +36,16 @@ from vigil_core.domain.jobs.pattern_cost import MAX_PATTERN_CHARS, regex_cost
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SUBSCHEMAS = 500
 MAX_SCHEMA_DEPTH = 32
-"""Of subschemas within each other."""
+"""The limit for the nesting of subschemas."""
 MAX_REGEX_COST = 1_000
-"""Of all patterns of a schema."""
+"""The limit for the cost of all patterns of a schema together."""
 MAX_PROBLEMS = 20
 MAX_DETAIL_CHARS = 200
 MAX_STEPS = 200_000
-"""What one payload may take to check, some 5 µs each."""
+"""The budget of one validation. A step takes about 5 µs."""
 STEPS_PER_REFERENCE = 10
 CHARACTERS_PER_STEP = 400
-"""How many characters a pattern that weighs 1 looks at in the time of a step."""
+"""The number of characters that a pattern of cost 1 reads in the time of one step."""
 MAX_DIGITS = 1_000
 
 _SINGLE_KEYWORDS = {
@@ -49,28 +54,32 @@ _SINGLE_KEYWORDS = {
 }  # fmt: skip
 _LIST_KEYWORDS = {"allOf", "anyOf", "oneOf", "prefixItems"}
 _MAPPING_KEYWORDS = {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
-"""Where a schema has further schemas in it."""
+"""The keywords whose values are subschemas: one, a list, or a mapping of them."""
 
 
 class _BudgetExceeded(Exception):
-    """The budget is used up."""
+    """Raised when the budget is spent."""
 
 
 @dataclass
 class _CheckState:
-    """One payload's check: its budget, and the patterns compiled for it."""
+    """The state of one validation: its remaining budget and its compiled patterns."""
 
     steps_left: int = MAX_STEPS
     patterns: dict[str, tuple[int, TypeAdapter[str]]] = field(default_factory=dict)
 
     def spend(self, steps: int) -> None:
-        """Take from the budget. Raises _TooMuch."""
+        """Charge steps to the budget.
+
+        Raises:
+            _BudgetExceeded: The budget is spent.
+        """
         self.steps_left -= steps
         if self.steps_left < 0:
             raise _BudgetExceeded
 
     def matches(self, pattern: str, text: str) -> bool:
-        """Whether the pattern is found anywhere in the text."""
+        """Return whether a pattern matches anywhere in a text."""
         if pattern not in self.patterns:
             self.patterns[pattern] = regex_cost(pattern), _compile(pattern)
         cost, compiled = self.patterns[pattern]
@@ -86,29 +95,34 @@ _check_state: ContextVar[_CheckState] = ContextVar("_check_state")
 
 
 def check_schema(schema: Mapping[str, JsonValue]) -> None:
-    """Refuse what is no schema, and what could not be applied within bounds.
+    """Check that a schema is valid and within the limits.
 
     Raises:
-        ValidationFailed: with a pointer below /payload_schema to each problem, at most 20.
+        ValidationFailed: The schema has problems; the error has up to 20, with pointers below `/payload_schema`.
     """
     subschemas = dict(islice(_subschemas(schema, ""), MAX_SUBSCHEMAS + 1))
     if len(subschemas) > MAX_SUBSCHEMAS:
-        raise ValidationFailed.at("/payload_schema", f"has more than {MAX_SUBSCHEMAS} schemas in it")
+        raise ValidationFailed.at("/payload_schema", f"has more than {MAX_SUBSCHEMAS} subschemas")
     _raise_if_any(_problems(subschemas))
 
 
 def check_instances(schema: Mapping[str, JsonValue], payloads: Mapping[str, JsonValue]) -> None:
-    """Hold payloads to a schema that `check_schema` took, on one budget for all. No payload at all is checked as null.
+    """Validate payloads against a checked schema, with one budget for all. An absent payload counts as null.
+
+    Args:
+        schema: A schema that `check_schema` accepted.
+        payloads: The payloads by their JSON pointers in the request.
 
     Raises:
-        ValidationFailed: with a pointer below that of its payload to each problem, at most 20.
+        ValidationFailed: Some payloads are invalid; the error has up to 20 problems, with pointers below those of the
+            payloads.
     """
     pointer = ""
     token = _check_state.set(_CheckState())
     try:
         with localcontext() as context:
             context.prec = MAX_DIGITS
-            # By "$schema" the library would leave this validator; "$id" is the base of references that lead elsewhere.
+            # "$schema" would make the library use another validator; "$id" would permit references to other documents.
             normalized_schema = _normalize(
                 {name: subschema for name, subschema in schema.items() if name not in ("$schema", "$id")}
             )
@@ -130,13 +144,13 @@ def check_instances(schema: Mapping[str, JsonValue], payloads: Mapping[str, Json
 
 
 def _raise_if_any(problems: Iterable[FieldProblem]) -> None:
-    """Raises ValidationFailed for any problem: the first 20, each once, whatever ways led to it."""
+    """Raise ValidationFailed with the first 20 distinct problems, if there are any."""
     if unique_problems := tuple(dict.fromkeys(islice(problems, 10 * MAX_PROBLEMS)))[:MAX_PROBLEMS]:
         raise ValidationFailed(unique_problems)
 
 
 def _subschemas(schema: JsonValue, pointer: str, depth: int = 0) -> Iterator[tuple[str, JsonValue]]:
-    """The schema and every schema in it, each under its pointer. What is not a schema where one should be, too."""
+    """Yield a schema and all its subschemas by pointer, including malformed ones."""
     yield pointer, schema
     if not isinstance(schema, Mapping):
         return
@@ -155,6 +169,7 @@ def _subschemas(schema: JsonValue, pointer: str, depth: int = 0) -> Iterator[tup
 
 
 def _problems(subschemas: Mapping[str, JsonValue]) -> Iterator[FieldProblem]:
+    """Yield the problems of a schema: syntax, references, placement of keywords, and patterns."""
     anchors = {
         f"#{subschema[keyword]}"
         for subschema in subschemas.values()
@@ -177,19 +192,19 @@ def _problems(subschemas: Mapping[str, JsonValue]) -> Iterator[FieldProblem]:
             continue
         for keyword in {"$ref", "$dynamicRef"} & subschema.keys():
             if unquote(str(subschema[keyword])) not in targets:
-                yield FieldProblem(pointer=f"{base}/{keyword}", detail="leads to no schema within this one")
+                yield FieldProblem(pointer=f"{base}/{keyword}", detail="refers to no schema inside this one")
         if subschema.get("$schema", DIALECT) != DIALECT:
-            yield FieldProblem(pointer=f"{base}/$schema", detail=f"only {DIALECT} is known")
+            yield FieldProblem(pointer=f"{base}/$schema", detail=f"must be {DIALECT}")
         for keyword in {"$id", "$schema"} & subschema.keys() if pointer else ():
-            yield FieldProblem(pointer=f"{base}/{keyword}", detail="can only stand at the root")
+            yield FieldProblem(pointer=f"{base}/{keyword}", detail="is only allowed at the root")
         if "unevaluatedProperties" in subschema and has_pattern_properties:
-            # The library would match those with an engine that backtracks.
+            # For this combination, the library matches the patterns with a backtracking engine.
             yield FieldProblem(
-                pointer=f"{base}/unevaluatedProperties", detail="cannot be told beside patternProperties"
+                pointer=f"{base}/unevaluatedProperties", detail="is not supported together with patternProperties"
             )
         for location, pattern in _patterns(subschema):
             total_cost += regex_cost(pattern) if len(pattern) <= MAX_PATTERN_CHARS else MAX_REGEX_COST + 1
-            detail = f"all patterns together spell out more than {MAX_REGEX_COST} characters"
+            detail = f"all patterns together have more than {MAX_REGEX_COST} characters, repetitions included"
             if total_cost <= MAX_REGEX_COST:
                 detail = _pattern_error(pattern)
             if detail:
@@ -204,16 +219,16 @@ def _patterns(subschema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _pattern_error(pattern: str) -> str:
-    """Why a pattern is none; "" for one."""
+    """Return the problem of a malformed pattern; an empty text for a valid one."""
     try:
         _compile(pattern)
     except SchemaError as error:
-        return f"is no pattern here: {str(error).strip().rpartition('error: ')[2].strip()}"
+        return f"is not a supported pattern: {str(error).strip().rpartition('error: ')[2].strip()}"
     return ""
 
 
 def _compile(pattern: str) -> TypeAdapter[str]:
-    """By pydantic's engine, Rust's `regex`: in time that grows with the text, never with the ways to read it."""
+    """Compile a pattern for Rust's `regex`, which pydantic uses and whose time is linear in the text."""
     return TypeAdapter(Annotated[str, StringConstraints(pattern=pattern)])
 
 
@@ -222,7 +237,7 @@ def _length(value: object) -> int:
 
 
 def _with_budget(name: str, keyword: Callable[..., Any]) -> Callable[..., Iterator[ValidationError]]:
-    """A keyword's check that counts: each application is a step, and what it runs through some more."""
+    """Wrap the check of a keyword so that it charges each application and the size of its values."""
     min_steps = STEPS_PER_REFERENCE if name in ("$ref", "$dynamicRef") else 1
 
     def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -259,7 +274,7 @@ def _properties(validator: Any, properties: Any, instance: Any, _: Any) -> Itera
 
 def _member(validator: Any, name: str, value: Any, subschema: Any) -> Iterator[ValidationError]:
     if subschema is False:
-        # The library would blame the object, not its member.
+        # The library would report the object instead of its member.
         yield ValidationError("", path=[name])
     else:
         yield from validator.descend(value, subschema, path=name)
@@ -274,15 +289,18 @@ def _unique_items(_: Any, is_unique: bool, instance: Any, __: Any) -> Iterator[V
 
 
 def _is_schema(_: Any, __: Any, instance: Any, ___: Any) -> Iterator[ValidationError]:
-    """In place of a schema's schemas, each of which is looked at by itself: no depth, and pointers that are whole."""
+    """Check only the type of a subschema, in place of the recursive check of the library.
+
+    `_problems` checks each subschema separately, which limits the depth and gives complete pointers.
+    """
     if not isinstance(instance, dict | bool):
         yield ValidationError("must be a schema: an object, true or false")
 
 
 def _normalize(value: Any) -> Any:
-    """JSON as the library compares it: 1.0 is the integer 1, as JSON Schema has it; equal numbers are spelled alike.
+    """Normalise numbers for the library: 1.0 becomes the integer 1, and equal numbers become identical.
 
-    A whole number of too many digits stays a Decimal.
+    An integer of more than `MAX_DIGITS` digits stays a Decimal.
     """
     if isinstance(value, Mapping):
         return {name: _normalize(item) for name, item in value.items()}
@@ -305,7 +323,7 @@ def _pointer(error: ValidationError) -> str:
 
 
 def _detail(error: ValidationError) -> str:
-    """The rule, not what broke it: a payload may hold secrets, and be long."""
+    """Describe the violated rule, without the value: a payload may contain secrets and be long."""
     if error.validator in ("required", "$dynamicRef"):
         detail = error.message
     elif not error.validator:
@@ -329,7 +347,7 @@ _PayloadValidator = extend(  # type: ignore[no-untyped-call]
 
 
 def _metaschemas() -> Registry[Any]:
-    """The schemas of schemas. Without their "$schema", by which the library would leave the validator that it is in."""
+    """Load the metaschemas without their "$schema", which would make the library use another validator."""
     registry: Registry[Any] = Registry()
     for uri in jsonschema_specifications.REGISTRY:
         contents = jsonschema_specifications.REGISTRY.contents(uri)

@@ -1,4 +1,4 @@
-"""Payloads and results of several jobs in one answer."""
+"""Payloads and results of several jobs in one response."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from vigil_core.store.keys import parse_object_ref
 
 
 class PayloadsContext(UsesJobs, UsesThreads, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of the payloads."""
 
 
 MAX_TOTAL_BYTES = 10 * MAX_ROW_BYTES
-"""Of the payloads and results of several jobs together, whose other parts take room too: as much as a claim of ten jobs
-brings whose payloads are in rows."""
+"""The limit of all payloads and results in one response, which also has the other members of the jobs. It equals the
+payloads of ten claimed jobs, each in a row of the largest size."""
 
 
 def bodies_of_jobs(ctx: PayloadsContext, jobs: Sequence[Job]) -> list[JobPayloads]:
-    """Those of each job: rows whole, objects as far as there is room, URLs in place of the rest."""
+    """Read the payloads and results of jobs.
+
+    Every payload in a row is read. Payload objects are read while the limit permits; the others become URLs.
+    """
     refs = [[parse_object_ref(ref) for ref in (job.payload_ref, job.result_ref) if ref] for job in jobs]
     bytes_left = MAX_TOTAL_BYTES - sum(MAX_ROW_BYTES for job_refs in refs for parsed in job_refs if parsed is None)
     byte_limits: list[int] = []

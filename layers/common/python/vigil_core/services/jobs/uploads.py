@@ -1,4 +1,4 @@
-"""Payloads and results too large for a request: put straight into the bucket, then named in one."""
+"""Uploads: payloads and results that a client puts directly into the bucket, because a request has no room for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vigil_core.services.context import UsesClock, UsesJobs
 
 
 class UploadsContext(UsesJobs, UsesClock, Protocol):
-    """What this module uses of the outside world."""
+    """The collaborators of uploads."""
 
 
 URL_TTL = timedelta(hours=1)
@@ -20,7 +20,7 @@ URL_TTL = timedelta(hours=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """Where to put so many bytes, and the reference to name them by."""
+    """An upload URL for a number of bytes, and the reference of the upload."""
 
     reference: str
     url: str
@@ -29,14 +29,18 @@ class Upload:
 
 
 def create_upload_url(ctx: UploadsContext, namespace: str, reference: str, size: int) -> Upload:
-    """A place for an upload of exactly this size, in this namespace and no other."""
+    """Create a signed URL for an upload of exactly this size. Only jobs of this namespace can adopt the upload."""
     url = ctx.jobs.upload_url(namespace, reference, size)
     return Upload(reference=reference, url=url, size=size, expires_at=ctx.now() + URL_TTL)
 
 
 def require_uploaded(ctx: UploadsContext, namespace: str, reference: str, name: str) -> str:
-    """The reference of an upload that is there. Raises ValidationFailed, naming the part that named it."""
+    """Check that an upload has arrived, and return its reference.
+
+    Raises:
+        ValidationFailed: The upload does not exist; the problem points to the member `name`.
+    """
     size = ctx.jobs.upload_size(namespace, reference)
     if size is None or size > MAX_UPLOAD_BYTES:
-        raise ValidationFailed.at(f"/{name}", "there is no such upload: it has not arrived, or was a day ago")
+        raise ValidationFailed.at(f"/{name}", "there is no such upload: it has not arrived, or it expired after a day")
     return reference

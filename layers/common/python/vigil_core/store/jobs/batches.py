@@ -1,4 +1,4 @@
-"""Which items of a batch have ended, and how: in rows beside the batch, one for each page of items."""
+"""End states of the items of a batch, in one row per page of items."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vigil_core.store import keys
 from vigil_core.store.table import Row, Table, Update, query_all
 
 TTL_MARGIN = timedelta(days=365)
-"""After a batch would itself be gone, were it not renewed meanwhile."""
+"""The time for which a page row outlives its batch, in case the TTL of the batch is renewed meanwhile."""
 
 
 class BatchStore:
-    """Reads and writes how items have ended. Each ends once, so noting it twice changes nothing."""
+    """Reads and writes end states of items. An item ends once, so a repeated record changes nothing."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def record_end_state(self, batch: Job, index: int, end_state: JobStatus) -> bool:
-        """Note how an item of the attempt under way has ended; whether all on its page now have."""
+        """Record the end state of an item of the current attempt, and return whether its page is complete."""
         page = page_of(index)
         row = self._table.update(
             Update(
@@ -40,7 +40,7 @@ class BatchStore:
         return len(_end_states(row)) == len(items_on_page(page, batch.batch.size or 0))
 
     def end_states(self, batch: Job) -> dict[int, JobStatus]:
-        """How the items of the attempt under way have ended, by their places; those that have not are absent."""
+        """Read the end states of the ended items of the current attempt, by index."""
         first = keys.batch_page(batch.namespace, batch.job_id, batch.attempt, 0)
         rows = query_all(self._table, first.pk, begins=keys.batch_pages(batch.attempt))
         return {index: end_state for row in rows for index, end_state in _end_states(row).items()}

@@ -1,6 +1,6 @@
-"""Who depends on whom: a row at each dependency that names its dependent, and how the dependencies of a job have ended.
+"""Dependencies in the table: a row per dependent at each dependency, and the end states of a job's dependencies.
 
-A dependent's row stands beside the entries of waits, so that one query finds everybody who waits for a job.
+The dependent rows are next to the wait entries of a job, so one query finds everything that waits for the job.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition, query_all
 
 TTL_MARGIN = timedelta(days=365)
-"""After a waiting job would itself be gone, were it not renewed meanwhile."""
+"""The time for which the rows outlive the waiting job, in case its TTL is renewed meanwhile."""
 
 
 class DependencyStore:
-    """Reads and writes what lone jobs wait for."""
+    """Reads and writes the dependencies of jobs outside a run."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def put_dependents(self, job: Job) -> None:
-        """Name a job at each of its dependencies. Can be repeated."""
+        """Store a dependent row at each dependency of a job. Can be repeated."""
         self._table.batch_write(
             puts=[
                 {
@@ -41,40 +41,45 @@ class DependencyStore:
         )
 
     def remove_dependent(self, namespace: str, job_id: str, dependent: Dependent) -> None:
-        """Forget that a job waited for this one, unless it does so again in another attempt."""
+        """Remove a dependent row, unless it belongs to another attempt of the dependent."""
         key = keys.entry(namespace, job_id, dependent.job_id, dependent.index)
         same_attempt = WriteCondition(expression="attempt = :attempt", values={":attempt": dependent.attempt})
         with suppress(ConditionFailed):
             self._table.delete(Delete(key=key, condition=same_attempt))
 
     def dependents(self, namespace: str, job_id: str, limit: int) -> list[str]:
-        """The ids of the jobs that wait for this one to end, at most so many."""
+        """Read the ids of up to `limit` dependents of a job."""
         rows = query_all(self._table, keys.entries_of_job(namespace, job_id), limit=limit)
         dependent_ids = (dependent_from_row(row).job_id for row in rows if row["entity"] == "dependent")
         return list(islice(dependent_ids, limit))
 
     def end_states(self, job: Job) -> dict[int, EndState]:
-        """How dependencies have ended, as far as that was noted: by their numbers."""
+        """Read the recorded end states of a job's dependencies, by index."""
         row = self._table.get(keys.dependencies(job.namespace, job.job_id, job.attempt)) or {}
         return {int(index): end_state for end_state in END_STATES for index in row.get(end_state, ())}
 
     def record_end_states(self, job: Job, end_states: Mapping[int, EndState]) -> DependencyCounts:
-        """Note how dependencies have ended, each the first time it does; returns the tally of all that have."""
+        """Record end states of dependencies, and return the counts of all recorded ones.
+
+        1. Read the recorded end states, and drop each new one whose dependency is recorded already.
+        2. Write the rest on condition that none of these dependencies is recorded.
+        3. If another process recorded one of them first, start again. So each dependency counts once.
+        """
         key = keys.dependencies(job.namespace, job.job_id, job.attempt)
         while True:
             row = self._table.get(key) or {}
             recorded = set().union(*(row.get(end_state, set()) for end_state in END_STATES))
-            new = {index: ending for index, ending in end_states.items() if index not in recorded}
+            new = {index: end_state for index, end_state in end_states.items() if index not in recorded}
             if not new:
                 return _counts(job, row)
             try:
                 return _counts(job, self._table.update(_record_update(key, new, _ttl(job))))
             except ConditionFailed:
-                continue  # Somebody else has just noted one of these.
+                continue
 
 
 def dependent_from_row(row: Row) -> Dependent:
-    """A row beside the entries of waits."""
+    """Read a dependent from its row, which is next to the wait entries."""
     job_id, index = row["sk"].split("#")
     return Dependent(
         job_id=job_id, attempt=int(row["attempt"]), index=int(index), known_version=int(row["known_version"])
@@ -82,29 +87,29 @@ def dependent_from_row(row: Row) -> Dependent:
 
 
 def _record_update(key: keys.Key, new: Mapping[int, EndState], ttl: int) -> Update:
-    """One write that adds each index to the set of its ending, if it is in none."""
+    """Build the update that adds each index to the set of its end state, unless a set has it already."""
     index_sets: dict[EndState, set[int]] = {}
     for index, end_state in new.items():
         index_sets.setdefault(end_state, set()).add(index)
-    conditions = [f"NOT contains({ending}, :i{index})" for index in new for ending in END_STATES]
+    conditions = [f"NOT contains({end_state}, :i{index})" for index in new for end_state in END_STATES]
     return Update(
         key=key,
         expression=(
-            f"ADD {', '.join(f'{e} :{e}' for e in index_sets)} SET entity = :entity, schema_version = :one, #ttl = :ttl"
+            f"ADD {', '.join(f'{name} :{name}' for name in index_sets)} SET entity = :entity, schema_version = :one, #ttl = :ttl"
         ),
         names={"#ttl": "ttl"},
         values={
             ":entity": "dependencies",
             ":one": 1,
             ":ttl": ttl,
-            **{f":{ending}": found for ending, found in index_sets.items()},
+            **{f":{end_state}": indexes for end_state, indexes in index_sets.items()},
         },
         condition=WriteCondition(expression=" AND ".join(conditions), values={f":i{index}": index for index in new}),
     )
 
 
 def _ttl(job: Job) -> int:
-    """Beyond what an open job is kept for."""
+    """Return a TTL after the expiry of an open job."""
     return to_epoch_s((job.expires_at or job.updated_at) + TTL_MARGIN)
 
 

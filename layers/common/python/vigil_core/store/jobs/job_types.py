@@ -1,4 +1,4 @@
-"""Job types: rows of one partition a namespace, listed together by name, each read by its key when a job is created."""
+"""Job types in the table: one partition per namespace, sorted by name."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Delete, Put
 
 
 class JobTypeStore:
-    """The job types of every namespace."""
+    """Reads and writes job types and their targets."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def find(self, namespace: str, name: str) -> JobType | None:
-        """The type as it is now. One consistent read of its row: a unit for each 4 KB."""
+        """Read a job type consistently, at one read unit per 4 KB."""
         row = self._table.get(keys.job_type(namespace, name))
         return _from_row(namespace, row) if row else None
 
     def find_many(self, namespace: str, names: Iterable[str]) -> dict[str, JobType]:
-        """Those that exist, by name. A request per hundred."""
+        """Read the existing job types of a list of names, at one request per 100."""
         rows = self._table.batch_get([keys.job_type(namespace, name) for name in names])
         return {key.sk: _from_row(namespace, row) for key, row in rows.items()}
 
     def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[JobType], str | None]:
-        """Types by name, from after this one; and the name to go on after, None at the end.
+        """Read a page of job types in order of name, and the name after which the next page starts.
 
-        A page ends early where DynamoDB ends it, after 1 MB.
+        The name is None at the end. A page can be shorter than `limit`, because DynamoDB ends it after 1 MB.
         """
         pk = keys.job_types(namespace)
         cursor = None if after is None else keys.job_type(namespace, after)._asdict()
@@ -39,13 +39,19 @@ class JobTypeStore:
         return [_from_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
 
     def save(self, before: JobType | None, after: JobType) -> None:
-        """Store the version that follows `before`. Raises ConditionFailed when the type has moved on since."""
+        """Store the version after `before`.
+
+        Raises:
+            ConditionFailed: The job type has changed since `before` was read.
+        """
         condition = ABSENT if before is None else version_is(before.version)
         self._table.put(Put(row=_to_row(after), condition=condition))
 
     def store_target(self, job_type: JobType) -> None:
-        """Store the type's target under its own name, before the type and its jobs: it stays, whatever becomes of
-        them."""
+        """Store the target of a job type under its hash, before the job type itself.
+
+        The target stays when the job type changes or is deleted, because jobs refer to it.
+        """
         if job_type.target is None or job_type.target_ref is None:
             return
         pk, sk = keys.target(job_type.namespace, job_type.target_ref)
@@ -53,15 +59,15 @@ class JobTypeStore:
         self._table.put(Put(row=row))
 
     def target(self, namespace: str, target_ref: str) -> Mapping[str, Any]:
-        """What a job that was created with it has run. One consistent read."""
+        """Read a target consistently."""
         row = self._table.get(keys.target(namespace, target_ref))
         if row is None:
-            raise LookupError(f"there is no target {target_ref}")
+            raise LookupError(f"target {target_ref} does not exist")
         document: Any = loads(row["target"])
         return dict(document)
 
     def remove(self, namespace: str, name: str) -> bool:
-        """Remove a type; whether there was one."""
+        """Remove a job type, and return whether it existed."""
         try:
             self._table.delete(Delete(key=keys.job_type(namespace, name), condition=PRESENT))
         except ConditionFailed:
@@ -79,7 +85,7 @@ def _to_row(job_type: JobType) -> Row:
         "executor": job_type.executor,
         "queue": job_type.queue,
         "stages": list(job_type.stages),
-        # As text, so that what goes in comes out, number for number.
+        # JSON text keeps every number exactly.
         "defaults": dumps(job_type.defaults) if job_type.defaults else None,
         "payload_schema": None if job_type.payload_schema is None else dumps(job_type.payload_schema),
         "target": None if job_type.target is None else dumps(job_type.target),

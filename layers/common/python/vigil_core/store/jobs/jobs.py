@@ -1,4 +1,4 @@
-"""Jobs in the table: the state row, what is reported alone, payload and result, the history."""
+"""Jobs in the table: state row, live row, payload, result, fallback and older history."""
 
 from __future__ import annotations
 
@@ -38,50 +38,52 @@ from vigil_core.store.table import (
 )
 
 MAX_STATE_LOG_LINES = 8
-"""More lines than that go to a row of their own: the state row is to stay within one write unit."""
+"""The number of history lines in the state row. Older lines go to a row of their own, so that a write of the state row
+costs one write unit."""
 TTL_NAMES = {"#ttl": "ttl"}
 
 
 MAX_ROW_BYTES = 350 * 1024
-"""What one row holds with room to spare (DynamoDB: 400 KB). A payload or result beyond that is an object."""
+"""The largest payload or result in a row, below DynamoDB's limit of 400 KB. A larger one becomes an S3 object."""
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
-"""Of a payload or result that travels in requests and answers, as JSON text."""
+"""The limit of a payload or result in a request, as JSON text."""
 MAX_RESPONSE_PAYLOAD_BYTES = 2 * MAX_PAYLOAD_BYTES
-"""Of payloads and results in one answer: Lambda's 6 MB hold that in Base64, with all that is told besides."""
+"""The limit of payloads and results in one response. In Base64, and with the other members, it fits into the 6 MB of a
+Lambda response."""
 
 
 RetentionClass: TypeAlias = Literal["open", "ended", "long"]
-"""How long an object is kept, from when it was stored or kept anew: two years, as long as an ended job, for ever."""
+"""The life of an S3 object after its last renewal: two years, the retention of ended jobs, or without end."""
 
 
 class PayloadStore(Protocol):
-    """What keeps payloads and results that no row can hold."""
+    """The store of payloads and results that are too large for a row."""
 
     def put(self, key: str, text: str, *, retention_class: RetentionClass) -> None:
         """Store an object."""
 
     def get(self, key: str) -> str | None:
-        """An object's text; None when it is not there any more."""
+        """Read the text of an object; None if it no longer exists."""
 
     def renew(self, key: str, *, retention_class: RetentionClass, source: str | None = None) -> None:
-        """Have an object kept as long as a new one; or make it of another."""
+        """Restart the life of an object; with `source`, create it as a copy of that object."""
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Forget objects."""
+        """Remove objects."""
 
     def url(self, key: str) -> str:
-        """Where an object can be read for a while, by anybody who has the URL."""
+        """Sign a URL to read an object."""
 
     def upload_url(self, key: str, size: int) -> str:
-        """Where an object of exactly this size in bytes can be put for a while, by anybody who has the URL."""
+        """Sign a URL to upload an object of exactly `size` bytes."""
 
     def size(self, key: str) -> int | None:
-        """How large an object is; None when there is none."""
+        """Return the size of an object in bytes; None if it does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobPayloads:
-    """Payload and result of a job as JSON text; None where there is none, or where its URL stands in for it."""
+    """The payload and result of a job as JSON text; None if absent or replaced by a URL."""
 
     payload: str | None
     result: str | None
@@ -91,18 +93,17 @@ class JobPayloads:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedJob:
-    """A job, and where index `due` shows it; None for nowhere."""
+    """A job and the key of its entry in index `due`; None without an entry."""
 
     job: Job
     index_entry: tuple[str, str] | None
 
 
 class JobStore:
-    """Reads and writes jobs. Ids and decisions come from the caller. What has expired is not found: DynamoDB takes days
-    to remove it.
+    """Reads and writes jobs. Reads ignore expired jobs, because DynamoDB may take days to remove them.
 
-    A job's rows expire together. The state says when; what is written beside it before the end (payload, fallback,
-    older history) is kept for `retention` longer than that, and once the job has ended is given the state's time.
+    All rows of a job expire together. While the job is open, its side rows (payload, fallback, older history) expire
+    `retention` later than the state row. When the job ends, they get the expiry of the state row.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class JobStore:
         self._queue_partitions = queue_partitions
 
     def find(self, namespace: str, job_id: str) -> Job | None:
-        """The job as a reader sees it; a tombstone has `deleted` set. One read unit, consistent."""
+        """Read a job consistently, at one read unit; a tombstone has `deleted` set."""
         key = keys.job(namespace, job_id)
         rows = self._table.query_page(key.pk, between=("A", "B")).rows
         by_sk = {row["sk"]: row for row in rows}
@@ -131,14 +132,14 @@ class JobStore:
     def find_many(
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
     ) -> dict[str, Job]:
-        """The jobs that exist, by id; tombstones included. With `live`, progress and message as reported last."""
+        """Read the existing jobs by id, including tombstones; with `live`, include the live rows."""
         indexed_jobs = self.find_indexed(namespace, job_ids, live=live, consistent=consistent)
-        return {job_id: shown.job for job_id, shown in indexed_jobs.items()}
+        return {job_id: indexed.job for job_id, indexed in indexed_jobs.items()}
 
     def find_indexed(
         self, namespace: str, job_ids: Iterable[str], *, live: bool = False, consistent: bool = True
     ) -> dict[str, IndexedJob]:
-        """The same, each with the place at which index `due` shows it."""
+        """Read jobs like `find_many`, each with the key of its entry in index `due`."""
         unique_ids = list(dict.fromkeys(job_ids))
         row_keys = [keys.job(namespace, job_id) for job_id in unique_ids]
         if live:
@@ -152,14 +153,14 @@ class JobStore:
             for job_id in unique_ids
             if (row := rows.get(keys.job(namespace, job_id))) is not None
         }
-        return {job_id: shown for job_id, shown in indexed_jobs.items() if not self._has_expired(shown.job)}
+        return {job_id: indexed for job_id, indexed in indexed_jobs.items() if not self._has_expired(indexed.job)}
 
     def create(self, job: Job, acquisitions: Sequence[LockAcquisition] = ()) -> None:
-        """Store the first version, together with the holds that it takes.
+        """Store the first version of a job in one transaction with its lock acquisitions.
 
         Raises:
-            JobCreationFailed: the id is taken.
-            ConditionFailed: a hold was taken by somebody else since it was read.
+            JobCreationFailed: The id is taken.
+            ConditionFailed: Another job has acquired one of the locks since it was read.
         """
         job = replace(job, expires_at=self.expiry_of(job))
         if job.scheduled_at is not None and job.scheduled_at > job.created_at:
@@ -173,16 +174,26 @@ class JobStore:
             )
         except ConditionFailed as error:
             if error.index == 0 and error.old is not None and job_from_row(error.old) == job:
-                return  # The SDK repeated a request whose answer was lost, and met what it wrote itself.
+                return  # The SDK repeated a request whose response was lost. The first one had stored the job.
             if error.index == 0:
                 raise JobCreationFailed(f"Job with ID {job.job_id} already exists") from error
             raise
 
     def save(self, before: Job, after: Job, acquisitions: Sequence[LockAcquisition] = ()) -> None:
-        """Store the version that follows `before`; nothing when they are the same.
+        """Store the version after `before`; write nothing if the two are equal.
+
+        1. A version that only differs in live attributes: write the live row, and nothing else.
+        2. Extend the TTL of the side rows if the state row gets a later expiry.
+        3. Move older history lines to a row of their own if the state row has too many.
+        4. Write the state row on condition that the version is still that of `before`, in one transaction with the
+           lock acquisitions.
+        5. If the job has ended, give the side rows the expiry of the state row.
+
+        If the process crashes before step 4, only TTLs and copies of history lines have changed, which has no effect.
+        If it crashes after step 4, the side rows of the ended job expire later than the state row.
 
         Raises:
-            ConditionFailed: the job has moved on since it was read.
+            ConditionFailed: The job has changed since `before` was read.
         """
         if after == before:
             return
@@ -207,7 +218,7 @@ class JobStore:
             self._expire_side_rows(before, after)
 
     def renew_ttl(self, job: Job) -> None:
-        """Begin the life of an open job anew, if it is in its second half; nothing otherwise. Changes no version."""
+        """Renew the TTL of an open job in the second half of its life, without a new version."""
         expires_at = expires_at_of(job, replace(job, updated_at=self._now()), self._retention)
         if job.ended or expires_at == job.expires_at:
             return
@@ -225,15 +236,15 @@ class JobStore:
             )
 
     def put_payload(self, job: Job, nonce: str, text: str) -> str:
-        """Store a payload, before the job that points to it. Returns the pointer."""
+        """Store a payload before the job that points to it, and return the pointer."""
         return self._put_payload_text(job, keys.payload(job.namespace, job.job_id, nonce), "payload", text)
 
     def put_fallback(self, job: Job, nonce: str, text: str) -> str:
-        """Store what is the result of a job that fails for good. Returns the pointer."""
+        """Store the fallback of a job, and return the pointer."""
         return self._put_payload_text(job, keys.result(job.namespace, job.job_id, 0, nonce), "result", text)
 
     def put_payloads(self, job: Job, nonce: str, *, payload: str | None, fallback: str | None) -> Job:
-        """Store what a job is to be created with, where there is any. Returns the job, pointing to it."""
+        """Store the payload and fallback of a new job, if any, and return the job with its pointers."""
         return replace(
             job,
             payload_ref=None if payload is None else self.put_payload(job, nonce, payload),
@@ -241,19 +252,19 @@ class JobStore:
         )
 
     def upload_url(self, namespace: str, reference: str, size: int) -> str:
-        """Where something of this size can be uploaded, to be adopted by a job of this namespace."""
+        """Sign a URL for an upload of `size` bytes, which a job of this namespace can adopt."""
         return self._objects.upload_url(keys.upload_name(namespace, reference), size)
 
     def upload_size(self, namespace: str, reference: str) -> int | None:
-        """How large an upload is; None when there is none."""
+        """Return the size of an upload in bytes; None if it does not exist."""
         return self._objects.size(keys.upload_name(namespace, reference))
 
     def adopt_payload(self, job: Job, nonce: str, reference: str) -> str:
-        """Make an upload, which stays as it is, the payload of a job to be created. Returns the pointer."""
+        """Copy an upload to the payload of a new job, and return the pointer."""
         return self._adopt(job, keys.payload(job.namespace, job.job_id, nonce).sk, reference)
 
     def adopt_result(self, job: Job, nonce: str, reference: str) -> str:
-        """Make an upload, which stays as it is, the result of a job that ends. Returns the pointer."""
+        """Copy an upload to the result of a job, and return the pointer."""
         return self._adopt(job, keys.result(job.namespace, job.job_id, job.attempt, nonce).sk, reference)
 
     def _adopt(self, job: Job, sk: str, reference: str) -> str:
@@ -262,15 +273,15 @@ class JobStore:
         return keys.object_ref(None, sk)
 
     def index_entry_of(self, job: Job) -> tuple[str, str] | None:
-        """Where index `due` is to show a job; None for nowhere."""
+        """Return the key that a job must have in index `due`; None for no entry."""
         row = {} if job.deleted else index_attributes(job, self._queue_partitions)
         return (row["g1pk"], row["g1sk"]) if row else None
 
     def repair_index_entry(self, job: Job) -> None:
-        """Show a job in index `due` where its state says. Changes no version.
+        """Write the correct key in index `due` into a job's row, without a new version.
 
         Raises:
-            ConditionFailed: the job has moved on since it was read.
+            ConditionFailed: The job has changed since it was read.
         """
         entry = self.index_entry_of(job)
         expression = "REMOVE g1pk, g1sk" if entry is None else "SET g1pk = :g1pk, g1sk = :g1sk"
@@ -284,13 +295,19 @@ class JobStore:
         )
 
     def mark_has_waits(self, job: Job) -> Job | None:
-        """From now on the matcher is to see each version of the job; returns the job as it is now, None when it is
-        gone."""
+        """Mark a job so that the matcher receives each later version of it.
+
+        Returns:
+            The job after the mark; None if it no longer exists.
+        """
         return self._mark(job, "SET has_waits = :true, needs_matching = :true")
 
     def mark_has_subscribers(self, job: Job) -> Job | None:
-        """From now on the notifier is to look who subscribed to the job; returns the job as it is now, None when it is
-        gone."""
+        """Mark a job so that the notifier looks up its subscriptions for each later version.
+
+        Returns:
+            The job after the mark; None if it no longer exists.
+        """
         return self._mark(job, "SET has_subscribers = :true")
 
     def _mark(self, job: Job, expression: str) -> Job | None:
@@ -302,16 +319,23 @@ class JobStore:
         return job_from_row(row)
 
     def put_result(self, job: Job, nonce: str, text: str) -> str:
-        """Store the result of a job that ends, before the version that points to it. Returns the pointer."""
+        """Store a result before the version that points to it, and return the pointer."""
         return self._put_payload_text(job, keys.result(job.namespace, job.job_id, job.attempt, nonce), "result", text)
 
     def expiry_of(self, job: Job) -> datetime:
-        """When this version expires, as far as it says so itself."""
+        """Compute the expiry of a version that has no predecessor."""
         return expires_at_of(job, job, self._retention)
 
     def payloads(self, job: Job, *, payload: bool = True, max_bytes: int = MAX_RESPONSE_PAYLOAD_BYTES) -> JobPayloads:
-        """Payload and result: rows in one request, and a request for each object that fits into the room in bytes; a
-        URL in place of one that does not. The payload only if it is wanted."""
+        """Read the payload and the result of a job.
+
+        All rows cost one request, and each object costs one more.
+
+        Args:
+            job: The job.
+            payload: Whether to read the payload.
+            max_bytes: The limit of all objects together. An object over it becomes a URL.
+        """
         ref_by_name = {"payload": job.payload_ref if payload else None, "result": job.result_ref}
         refs = {name: ref for name, ref in ref_by_name.items() if ref is not None}
         pk = keys.job(job.namespace, job.job_id).pk
@@ -333,7 +357,7 @@ class JobStore:
         return JobPayloads(**values)
 
     def history(self, job: Job) -> list[JobLogEntry]:
-        """Every line of the job's history, oldest first."""
+        """Read the complete history of a job, oldest line first."""
         pk = keys.job(job.namespace, job.job_id).pk
         lines = {
             line.version: line
@@ -344,7 +368,7 @@ class JobStore:
         return [lines[version] for version in sorted(lines) if version <= job.version]
 
     def purge(self, job: Job) -> None:
-        """Remove every row of a job but its tombstone, and its objects."""
+        """Remove the objects of a deleted job, and all its rows except the tombstone."""
         if objects := self._object_keys(job, job.result_ref):
             self._objects.remove(objects)
         pk = keys.job(job.namespace, job.job_id).pk
@@ -374,21 +398,31 @@ class JobStore:
         return job.expires_at is not None and job.expires_at <= self._now()
 
     def _side_row_ttl(self, job: Job) -> int:
-        """Of a row beside the state of a job that may yet end, as late as that."""
+        """Return the TTL of a side row: the job's expiry, plus the retention while the job is open."""
         expires_at = job.expires_at or self.expiry_of(job)
         return to_epoch_s(expires_at if job.ended else expires_at + self._retention)
 
     def _extend_ttl(self, job: Job) -> None:
-        """What lies beside the state is to be kept as long as it, before the state itself is: a job must not lose its
-        payload."""
+        """Extend the life of the side rows and objects, before that of the state row.
+
+        Otherwise a job could lose its payload after a crash between the two writes.
+        """
         for key in self._object_keys(job):
             self._objects.renew(key, retention_class=_retention_class(job))
         self._set_ttl(job, job, PRESENT)
         self._extend_day_ttl(job)
 
     def _expire_side_rows(self, before: Job, after: Job) -> None:
-        """What lies beside the state of a job that has ended is to expire with it; not what somebody who revives the
-        job has prolonged meanwhile."""
+        """Give the side rows and objects of an ended job the expiry of its state row.
+
+        A concurrent retry of the job must keep its side rows:
+
+        1. A retry first extends the TTL of the side rows, then writes the open version.
+        2. This function updates a row on condition that its TTL is still that of `before`, so it changes no extended
+           row.
+        3. Objects have no conditions. Therefore the function reads the job after it has set their retention class, and
+           extends them again if the job is open.
+        """
         unchanged_ttl = WriteCondition(
             expression="#ttl = :was", names=TTL_NAMES, values={":was": self._side_row_ttl(before)}
         )
@@ -397,7 +431,6 @@ class JobStore:
         for key in objects:
             self._objects.renew(key, retention_class=_retention_class(after))
         if objects and (current := self.find(after.namespace, after.job_id)) is not None and not current.ended:
-            # Somebody has revived the job meanwhile, and objects know no conditions.
             self._extend_ttl(current)
 
     def _set_ttl(self, before: Job, job: Job, condition: WriteCondition) -> None:
@@ -418,13 +451,13 @@ class JobStore:
                 )
 
     def _object_keys(self, job: Job, *extra_refs: str | None) -> list[str]:
-        """The objects beside the state of a job that may yet end, and of these pointers besides."""
+        """Return the keys of the payload object, the fallback object, and the objects of further pointers."""
         refs = dict.fromkeys(ref for ref in (job.payload_ref, job.fallback_ref, *extra_refs) if ref is not None)
         parsed = filter(None, map(keys.parse_object_ref, refs))
         return [keys.object_name(job.namespace, job.job_id, sk) for _, sk in parsed]
 
     def _extend_day_ttl(self, job: Job) -> None:
-        """The day of a job that lives longer than usual is to be found in lists as long as it."""
+        """Extend the TTL of the row of the job's creation day, so that lists show the job until it expires."""
         until = (job.expires_at or job.created_at) + self._retention
         extend_day_ttl(self._table, job.namespace, "jobs", job.created_at.date(), expires_at=until)
 
@@ -436,8 +469,11 @@ def _retention_class(job: Job) -> RetentionClass:
 
 
 def _unchanged(job: Job) -> WriteCondition:
-    """The row is the version that was read, and nobody has begun to wait for the job or to follow it since: a version
-    without the mark would be kept from the matcher, or told nobody."""
+    """Build the condition that neither the version nor the marks of a job have changed since it was read.
+
+    A wait or a subscription may mark the row without a new version. A write that removed the mark would hide later
+    versions from the matcher or from the notifier.
+    """
     condition = version_is(job.version)
     unmarked = [
         name for name, marked in (("has_waits", job.has_waits), ("has_subscribers", job.has_subscribers)) if not marked
@@ -447,8 +483,8 @@ def _unchanged(job: Job) -> WriteCondition:
 
 
 def _lock_writes(before: Job | None, after: Job, acquisitions: Sequence[LockAcquisition]) -> list[Put | Delete]:
-    """What is written together with a version: the holds that it takes, the place in line that it takes or leaves."""
-    writes: list[Put | Delete] = [lock_put(after, claim) for claim in acquisitions]
+    """Build the writes of a version's transaction: lock acquisitions, and the queue entry that it adds or removes."""
+    writes: list[Put | Delete] = [lock_put(after, acquisition) for acquisition in acquisitions]
     if after.mutex.position is not None and (before is None or before.mutex.position != after.mutex.position):
         writes.append(queue_entry_put(after, after.mutex.position))
     if before is not None and before.mutex.position is not None and after.mutex.position is None:
