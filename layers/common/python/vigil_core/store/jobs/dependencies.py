@@ -92,11 +92,10 @@ def _record_update(key: keys.Key, new: Mapping[int, EndState], ttl: int) -> Upda
     for index, end_state in new.items():
         index_sets.setdefault(end_state, set()).add(index)
     conditions = [f"NOT contains({end_state}, :i{index})" for index in new for end_state in END_STATES]
+    additions = ", ".join(f"{end_state} :{end_state}" for end_state in index_sets)
     return Update(
         key=key,
-        expression=(
-            f"ADD {', '.join(f'{name} :{name}' for name in index_sets)} SET entity = :entity, schema_version = :one, #ttl = :ttl"
-        ),
+        expression=f"ADD {additions} SET entity = :entity, schema_version = :one, #ttl = :ttl",
         names={"#ttl": "ttl"},
         values={
             ":entity": "dependencies",
