@@ -26,7 +26,7 @@ from vigil_core.services.workflows.commands import find_run
 from vigil_core.store.table import DynamoTable
 
 CONTEXT: Any = LambdaContext()
-OURS = {"trace_id": "1-67890abc-fedcba9876543210fedcba98", "correlation_id": "daily-report-001"}
+TRACE_IDS = {"trace_id": "1-67890abc-fedcba9876543210fedcba98", "correlation_id": "daily-report-001"}
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def name_and_annotations(sent: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def test_job_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: Client) -> None:
-    job = client.post("/v1/jobs", {"job_type": "t", "payload": "classified", **OURS}).ok(202)
-    ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
+    job = client.post("/v1/jobs", {"job_type": "t", "payload": "classified", **TRACE_IDS}).ok(202)
+    ids = {"namespace": "demo", "job_id": job["job_id"], **TRACE_IDS}
     assert name_and_annotations(sent := daemon.take()) == ("create_job", ids)
     assert "classified" not in str(sent)
     client.get(f"/v1/jobs/{job['job_id']}").ok()
@@ -66,8 +66,8 @@ def test_job_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: C
 
 
 def test_workflow_request_records_a_subsegment_with_its_ids(daemon: Daemon, client: Client) -> None:
-    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
-    ids = {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS}
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **TRACE_IDS}).ok(202)
+    ids = {"namespace": "demo", "workflow_id": run["workflow_id"], **TRACE_IDS}
     assert name_and_annotations(daemon.take()) == ("create_workflow", ids)
     client.get(f"/v1/workflows/{run['workflow_id']}").ok()
     assert name_and_annotations(daemon.take()) == ("get_workflow", ids)
@@ -82,7 +82,7 @@ def test_refused_request_records_a_subsegment_with_clean_ids(daemon: Daemon, cli
 
 def test_unsampled_request_records_nothing(daemon: Daemon, client: Client) -> None:
     daemon.trace(sampled=False)
-    client.post("/v1/jobs", {"job_type": "t", **OURS}).ok(202)
+    client.post("/v1/jobs", {"job_type": "t", **TRACE_IDS}).ok(202)
     assert daemon.take_all() == []
 
 
@@ -91,7 +91,7 @@ def test_requests_succeed_without_an_xray_daemon(
 ) -> None:
     monkeypatch.setenv("AWS_XRAY_DAEMON_ADDRESS", "127.0.0.1:1")
     for _ in range(3):
-        client.post("/v1/jobs", {"job_type": "t", **OURS}).ok(202)
+        client.post("/v1/jobs", {"job_type": "t", **TRACE_IDS}).ok(202)
 
 
 # The matcher
@@ -103,8 +103,8 @@ def test_matcher_batch_records_a_subsegment_per_run_and_job(daemon: Daemon, worl
         {"name": "b"},
         {"name": "c", "depends_on": ["a"], "trace_id": "own"},
     ]
-    run = world.run(*jobs, **OURS)
-    ids = {"namespace": NAMESPACE, "workflow_id": run, **OURS}
+    run = world.run(*jobs, **TRACE_IDS)
+    ids = {"namespace": NAMESPACE, "workflow_id": run, **TRACE_IDS}
     world.machine.run()
     world.deliver_stream()
     assert name_and_annotations(daemon.take()) == ("advance_run", ids)
@@ -127,17 +127,17 @@ def test_matcher_batch_records_a_subsegment_per_run_and_job(daemon: Daemon, worl
 
 def test_unsampled_matcher_batch_records_nothing(daemon: Daemon, world: RunWorld) -> None:
     daemon.trace(sampled=False)
-    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, **OURS)
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, **TRACE_IDS)
     assert world.work() == ["a", "b"]
     assert world.find_run(run).status == "completed"
     assert daemon.take_all() == []
 
 
 def test_dispatched_job_records_one_subsegment(daemon: Daemon, world: RunWorld) -> None:
-    run = world.run({"name": "join", "executor": "join"}, **OURS)
+    run = world.run({"name": "join", "executor": "join"}, **TRACE_IDS)
     world.run_until_idle()
     sent = [name_and_annotations(each) for each in daemon.take_all()]
-    ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, "join"), **OURS}
+    ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, "join"), **TRACE_IDS}
     assert sent.count(("dispatch", ids)) == 1
 
 
@@ -146,26 +146,26 @@ def test_dispatched_job_records_one_subsegment(daemon: Daemon, world: RunWorld) 
 
 def test_supervisor_records_subsegments_with_run_ids(daemon: Daemon, client: Client) -> None:
     begin = sample("supervisor_start")
-    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **TRACE_IDS}).ok(202)
     daemon.take_all()
     ids = {"namespace": "demo", "workflow_id": run["workflow_id"]}
     supervisor.handler({**begin, **ids}, None)
-    assert name_and_annotations(daemon.take()) == ("start", {**ids, **OURS})
+    assert name_and_annotations(daemon.take()) == ("start", {**ids, **TRACE_IDS})
     stopped = sample("supervisor_stopped")
     stopped["detail"]["input"] = dumps({**loads(stopped["detail"]["input"]), **ids})  # type: ignore[dict-item]
     supervisor.handler(stopped, None)
-    assert name_and_annotations(daemon.take()) == ("execution_ended", {**ids, **OURS})
+    assert name_and_annotations(daemon.take()) == ("execution_ended", {**ids, **TRACE_IDS})
 
 
 def test_fan_out_records_a_subsegment_with_run_ids(daemon: Daemon, client: Client) -> None:
-    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **OURS}).ok(202)
+    run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "a"}], **TRACE_IDS}).ok(202)
     daemon.take_all()
     queues = FakeQueues()
     enqueue_blocks(replace(wiring.context(), message_queues=queues), run_by_id(run["workflow_id"]), RunApply, [0])
     fan_out.handler(messages([work.body for work in queues.fan_out_messages]), CONTEXT)
     assert name_and_annotations(daemon.take()) == (
         "fan_out",
-        {"namespace": "demo", "workflow_id": run["workflow_id"], **OURS},
+        {"namespace": "demo", "workflow_id": run["workflow_id"], **TRACE_IDS},
     )
 
 
@@ -181,8 +181,8 @@ def test_http_executor_records_subsegments_with_job_ids(
     )  # fmt: skip
     context.job_types.store_target(job_type)
     context.job_types.save(None, job_type)
-    job = client.post("/v1/jobs", {"job_type": "call", **OURS}).ok(202)
-    ids = {"namespace": "demo", "job_id": job["job_id"], **OURS}
+    job = client.post("/v1/jobs", {"job_type": "call", **TRACE_IDS}).ok(202)
+    ids = {"namespace": "demo", "job_id": job["job_id"], **TRACE_IDS}
     daemon.take_all()
     assert dispatch(context, "demo", job["job_id"], actor="matcher")
     assert name_and_annotations(daemon.take()) == ("dispatch", ids)

@@ -12,7 +12,7 @@ from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, ApiKey, Scope
 from vigil_core.domain.events.event import Event
 from vigil_core.domain.exact_json import dumps, loads
-from vigil_core.services.events import subscriptions as subscribe
+from vigil_core.services.events import subscriptions
 from vigil_core.services.events.publish import PublishReport, notify
 from vigil_core.services.events.subscriptions import Peer
 from vigil_core.store.auth.api_keys import ApiKeyStore
@@ -104,14 +104,14 @@ class Live:
         )
 
     def connect(self, connection_id: str = "c1") -> str:
-        assert subscribe.connect(self.ctx, self.api_keys, ACCESS, connection_id)
+        assert subscriptions.connect(self.ctx, self.api_keys, ACCESS, connection_id)
         return connection_id
 
     def send(self, frame: Any, connection_id: str = "c1") -> list[Any]:
         """Send a message and return the immediate response frames. A text is sent unchanged, other values as JSON."""
         before = len(self.received(connection_id))
         peer = Peer(access=ACCESS, connection_id=connection_id, sockets=self.sockets)
-        subscribe.receive(self.ctx, peer, frame if isinstance(frame, str) else dumps(frame))
+        subscriptions.receive(self.ctx, peer, frame if isinstance(frame, str) else dumps(frame))
         return self.received(connection_id)[before:]
 
     def subscribe(self, *topics: str, connection_id: str = "c1", **rest: Any) -> list[Any]:

@@ -18,12 +18,12 @@ from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.background.matcher import match_records
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
-from vigil_core.services.workflows import reconcile as look_after_run
-from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.services.workflows import reconcile as run_reconciler
+from vigil_core.services.workflows import supervisor
 from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.keys import Key
 from vigil_core.store.stream import StreamRecord
@@ -158,9 +158,9 @@ class RunWorld(World):
         assert job.lease is not None
         if isinstance(outcome, Exception):
             error = JobError(code=str(outcome) or "BROKEN", message="it broke")
-            self.do(change_job.fail, job.job_id, error, lease_token=job.lease.token)
+            self.do(transitions.fail, job.job_id, error, lease_token=job.lease.token)
         else:
-            self.do(change_job.complete, job.job_id, result=outcome, lease_token=job.lease.token)
+            self.do(transitions.complete, job.job_id, result=outcome, lease_token=job.lease.token)
 
     def run_until_idle(self) -> None:
         """Run supervisors, matcher and fan-out function until nothing is left to do."""
@@ -177,10 +177,10 @@ class RunWorld(World):
             raise next(iter(failed.values()))
 
     def reconcile(self, workflow_id: str) -> None:
-        look_after_run.reconcile_run(self.ctx, NAMESPACE, workflow_id)
+        run_reconciler.reconcile_run(self.ctx, NAMESPACE, workflow_id)
 
     def _act(self, event: Mapping[str, Any]) -> Any:
-        supervise.supervise(self.ctx, event)
+        supervisor.supervise(self.ctx, event)
         return {}
 
     def _for_machine(self, operation: str, request: Mapping[str, Any]) -> Any:

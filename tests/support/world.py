@@ -14,14 +14,13 @@ from vigil_core.api.schedules.models import parse_scheduled_job
 from vigil_core.api.workflows.models import parse_workflow
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
-from vigil_core.services.background import matcher as match
-from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.background import matcher, sweeper
 from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.context import Context
 from vigil_core.services.jobs import submit as submit_job
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.ports import FanOutMessage
-from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.waits import requests
 from vigil_core.store import keys
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.due_index import DueStore
@@ -180,7 +179,7 @@ class World:
 
     def running(self, **attributes: Any) -> str:
         job_id = self.job(**attributes)
-        self.do(change_job.start, job_id)
+        self.do(transitions.start, job_id)
         return job_id
 
     def do(self, change: Callable[..., Job], job_id: str, *args: Any, **kwargs: Any) -> Job:
@@ -188,24 +187,24 @@ class World:
         return change(self.ctx, NAMESPACE, job_id, *args, actor=KEY, **kwargs)
 
     def report(self, job_id: str, **report: Any) -> Job:
-        return self.do(change_job.report, job_id, Report(**report))
+        return self.do(transitions.report, job_id, Report(**report))
 
     def complete(self, job_id: str, **kwargs: Any) -> Job:
-        return self.do(change_job.complete, job_id, **kwargs)
+        return self.do(transitions.complete, job_id, **kwargs)
 
     def fail(self, job_id: str) -> Job:
-        return self.do(change_job.fail, job_id, JobError(code="BROKEN", message="it broke"))
+        return self.do(transitions.fail, job_id, JobError(code="BROKEN", message="it broke"))
 
     def delete(self, job_id: str) -> None:
-        change_job.delete(self.ctx, NAMESPACE, job_id, actor=KEY)
+        transitions.delete(self.ctx, NAMESPACE, job_id, actor=KEY)
 
     def run_matcher(self) -> None:
         """Match all changes since the last call in one batch, and then the changes that result from them."""
         while batch := [job for job in self.unmatched if job.needs_matching]:
             self.unmatched.clear()
-            match.match_versions(self.ctx, batch)
+            matcher.match_versions(self.ctx, batch)
             for job in batch:
-                match.handle_job_change(self.ctx, job)
+                matcher.handle_job_change(self.ctx, job)
 
     def run_fan_out(self) -> None:
         """Process every message for the fan-out function."""
@@ -214,7 +213,7 @@ class World:
 
     def sweep(self) -> int:
         """Sweep every partition of the due index once, and return the number of due rows."""
-        return sum(sweep.sweep(self.ctx, shard) for shard in range(keys.DUE_PARTITIONS))
+        return sum(sweeper.sweep(self.ctx, shard) for shard in range(keys.DUE_PARTITIONS))
 
     # Waits
 
@@ -224,10 +223,10 @@ class World:
 
     def post(self, body: Mapping[str, Any], *, hold_s: float = 0) -> dict[str, Any]:
         until = self.time + timedelta(seconds=hold_s)
-        return waits_api.post_wait(self.ctx, NAMESPACE, body, actor=KEY, poll_until=until)
+        return requests.post_wait(self.ctx, NAMESPACE, body, actor=KEY, poll_until=until)
 
     def show(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        return waits_api.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), poll_until=self.time)
+        return requests.show_wait(self.ctx, NAMESPACE, str(answer["wait_id"]), poll_until=self.time)
 
 
 class _RecordingJobStore(JobStore):

@@ -10,8 +10,8 @@ import pytest
 from tests.support.api import Client, pages
 from vigil_core import wiring
 from vigil_core.domain.timestamps import from_text, to_text
-from vigil_core.services import pagination as list_page
-from vigil_core.services.jobs import listing as list_jobs
+from vigil_core.services import pagination
+from vigil_core.services.jobs import listing
 
 
 def ids(reply: Any) -> list[str]:
@@ -63,8 +63,8 @@ def test_created_after_accepts_other_time_zones(client: Client) -> None:
 
 
 def test_page_ends_when_its_read_budget_is_used(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_page, "MAX_ROWS_READ", 4)
-    monkeypatch.setattr(list_jobs, "READ_BATCH", 2)
+    monkeypatch.setattr(pagination, "MAX_ROWS_READ", 4)
+    monkeypatch.setattr(listing, "READ_BATCH", 2)
     first = client.create(queue="rare")
     for _ in range(9):
         client.create()
@@ -74,7 +74,7 @@ def test_page_ends_when_its_read_budget_is_used(client: Client, monkeypatch: pyt
 
 
 def test_page_stays_within_the_response_size_limit(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_page, "MAX_PAGE_BYTES", 2_500)
+    monkeypatch.setattr(pagination, "MAX_PAGE_BYTES", 2_500)
     job_ids = [client.create(fields={"big": "x" * 1_000})["job_id"] for _ in range(5)]
     job_pages = pages(client, "/v1/jobs")
     assert [len(page["jobs"]) for page in job_pages] == [2, 2, 1]

@@ -15,10 +15,10 @@ from benchmarks.units import item_bytes
 from tests.model.moto_table import all_rows, empty_table
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.waits.wait import MAX_WAIT_JOBS
-from vigil_core.services.background import matcher as match
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.background import matcher
+from vigil_core.services.jobs import transitions
 from vigil_core.services.waits import register as register_wait
-from vigil_core.services.waits import view as wait_answer
+from vigil_core.services.waits import view
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits import waits
@@ -61,15 +61,15 @@ def wait_outcomes(world: World, wait_ids: Collection[str]) -> Counter[tuple[str 
 def test_waits_up_to_the_inline_limit_are_matched_without_fan_out(world: World) -> None:
     job_id = world.running()
     world.run_matcher()
-    ids = waits_on(world, job_id, match.MAX_INLINE_WAITS)
+    ids = waits_on(world, job_id, matcher.MAX_INLINE_WAITS)
     world.report(job_id, stage="boot")
     world.run_matcher()
     assert not world.queues.fan_out_messages
-    assert wait_outcomes(world, ids) == {("met", "boot"): match.MAX_INLINE_WAITS}
+    assert wait_outcomes(world, ids) == {("met", "boot"): matcher.MAX_INLINE_WAITS}
 
 
 def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows(world: World) -> None:
-    many = 12 * match.MAX_INLINE_WAITS + 1
+    many = 12 * matcher.MAX_INLINE_WAITS + 1
     job_id = world.running()
     world.run_matcher()
     ids = waits_on(world, job_id, many)
@@ -90,20 +90,20 @@ def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows
 
 def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> None:
     many = 2 * waits.SPEC_PAGE_ENTRIES + waits.SPEC_PAGE_ENTRIES // 2
-    assert many > max(register_wait.MAX_SYNCHRONOUS_PAGES * waits.SPEC_PAGE_ENTRIES, wait_answer.MAX_ENTRIES)
+    assert many > max(register_wait.MAX_SYNCHRONOUS_PAGES * waits.SPEC_PAGE_ENTRIES, view.MAX_ENTRIES)
     jobs = [str(uuid6.uuid7()) for _ in range(many)]
     answer = world.wait(dict.fromkeys(jobs), wait_options={"allow_missing": True})
     assert answer["registering"]
     assert len(world.queues.fan_out_messages) == 3, "each page is one message for the fan-out function"
     # A job that ends before its page is registered is counted too.
     world.job(job_id=jobs[0])
-    world.do(change_job.cancel, jobs[0])
+    world.do(transitions.cancel, jobs[0])
     world.run_matcher()
     world.run_fan_out()
     assert "registering" not in world.show(answer)
     for job_id in jobs[1:]:
         world.job(job_id=job_id)
-        world.do(change_job.cancel, job_id)
+        world.do(transitions.cancel, job_id)
         if len(world.unmatched) >= 100:
             world.run_matcher()
     assert world.unmatched, "the last jobs end the wait"
@@ -112,7 +112,7 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
     response = world.show(answer)
     assert (response["status"], response["counts"]) == ("met", {"total": many, "met": many, "unmet": 0})
     assert response["truncated"]
-    assert len(response["waited_jobs"]) == wait_answer.MAX_ENTRIES
+    assert len(response["waited_jobs"]) == view.MAX_ENTRIES
     assert all(not world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).entries for job_id in jobs)
     assert largest()["wait"] <= ENDED_WAIT_BYTES
     assert largest()["wait_block"] <= BLOCK_BYTES

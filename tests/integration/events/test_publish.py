@@ -15,7 +15,7 @@ from vigil_core.domain.events import event as events
 from vigil_core.domain.events.event import MAX_WAIT_BYTES
 from vigil_core.domain.exact_json import dumps
 from vigil_core.services.events.publish import PublishRejected, events_of
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits.waits import WaitStore
@@ -31,12 +31,12 @@ class TestJobs:
         live.connect()
         job = live.world.job()
         live.subscribe(f"job:{job}")
-        live.world.do(change_job.start, job)
+        live.world.do(transitions.start, job)
         live.world.report(job, stage="boot", milestones=["up"])
-        live.world.do(change_job.cancel, job)
+        live.world.do(transitions.cancel, job)
         live.world.fail(job)
-        live.world.do(change_job.retry, job)
-        live.world.do(change_job.cancel, job)
+        live.world.do(transitions.retry, job)
+        live.world.do(transitions.cancel, job)
         live.world.delete(job)
         frames = live.new_frames()
         # The job was created before the subscription, but the notifier had not published that event yet.
@@ -51,7 +51,7 @@ class TestJobs:
         live.connect()
         live.subscribe("namespace")
         job = live.world.job(name="nightly", queue="lab", priority="high", trace_id="t", correlation_id="c")
-        live.world.do(change_job.start, job)
+        live.world.do(transitions.start, job)
         live.world.report(job, stage="boot")
         live.world.complete(job, health="degraded")
         started, completed = envelopes(live.new_frames())[1::2]
@@ -232,7 +232,7 @@ class TestSns:
     def test_sns_receives_only_end_events_unless_all_changes_are_enabled(self, live: Live) -> None:
         for end in (live.world.complete, live.world.fail):
             end(live.world.running())
-        live.world.do(change_job.cancel, live.world.job())
+        live.world.do(transitions.cancel, live.world.job())
         records = live.records()
         live.run_notifier(records)
         endings = ["vigil.job.completed", "vigil.job.failed", "vigil.job.cancelled"]

@@ -17,9 +17,9 @@ from vigil_core.domain.events.websocket_protocol import MAX_MESSAGE_BYTES, MAX_T
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.auth.disconnect import disconnect_key
-from vigil_core.services.events import subscriptions as subscribe
+from vigil_core.services.events import subscriptions
 from vigil_core.services.events.subscriptions import MAX_SUBSCRIBED_TOPICS, Peer
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.store.connections import ConnectionStore
 from vigil_core.store.table import DynamoTable
 
@@ -75,22 +75,22 @@ class TestConnecting:
         connection = live.ctx.connections.get(NAMESPACE, "c1")
         assert connection is not None
         assert connection.access == ACCESS
-        subscribe.disconnect(live.ctx, ACCESS, "c1")
+        subscriptions.disconnect(live.ctx, ACCESS, "c1")
         assert rows_of_sockets(table) == []
-        subscribe.disconnect(live.ctx, ACCESS, "c1")
+        subscriptions.disconnect(live.ctx, ACCESS, "c1")
 
     def test_key_revoked_during_connect_gets_no_socket(
         self, live: Live, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        subscribe.disconnect(live.ctx, ACCESS, "c1")
+        subscriptions.disconnect(live.ctx, ACCESS, "c1")
         before_step(monkeypatch, "connect", lambda: live.api_keys.revoke(NAMESPACE, KEY, live.ctx.now()))
-        assert not subscribe.connect(live.ctx, live.api_keys, ACCESS, "c2")
+        assert not subscriptions.connect(live.ctx, live.api_keys, ACCESS, "c2")
         assert rows_of_sockets(table) == []
 
     def test_revoked_key_loses_only_its_own_sockets(self, live: Live) -> None:
         live.connect("c2")
         other = Access(namespace=NAMESPACE, scopes=ACCESS.scopes, key_id="other")
-        subscribe.connect(live.ctx, live.api_keys, other, "c3")
+        subscriptions.connect(live.ctx, live.api_keys, other, "c3")
         assert disconnect_key(live.ctx.connections, live.sockets, NAMESPACE, KEY) == 2
         assert live.sockets.closed == ["c1", "c2"]
 
@@ -157,7 +157,7 @@ class TestSubscribing:
         live.run_notifier()
         mark = live.ctx.jobs.mark_has_subscribers
 
-        def overtaken(unmarked: Job) -> Job | None:
+        def mark_between_updates(unmarked: Job) -> Job | None:
             live.world.report(job, stage="boot")
             live.run_notifier()
             marked = mark(unmarked)
@@ -165,7 +165,7 @@ class TestSubscribing:
             live.run_notifier()
             return marked
 
-        monkeypatch.setattr(live.ctx.jobs, "mark_has_subscribers", overtaken)
+        monkeypatch.setattr(live.ctx.jobs, "mark_has_subscribers", mark_between_updates)
         assert sorted(e["id"] for e in envelopes(live.subscribe(f"job:{job}"))) == [f"{job}.3", f"{job}.4"]
         live.world.complete(job)
         assert types(live.new_frames()) == ["job.completed"]
@@ -199,8 +199,8 @@ class TestSubscribing:
         live.world.fail(job)
         live.run_notifier()
         assert types(live.subscribe(f"job:{job}")) == ["job.failed"]
-        live.world.do(change_job.retry, job)
-        live.world.do(change_job.start, job)
+        live.world.do(transitions.retry, job)
+        live.world.do(transitions.start, job)
         assert types(live.new_frames()) == ["job.retried", "job.started"]
 
     def test_second_subscribe_with_the_same_id_adds_topics(self, live: Live, table: DynamoTable) -> None:
@@ -244,7 +244,7 @@ class TestUnknown:
         job = live.world.running()
         other_tenant = Access(namespace="others", scopes=frozenset({Scope.ADMIN}), key_id="k")
         peer = Peer(access=other_tenant, connection_id="c9", sockets=live.sockets)
-        subscribe.receive(live.ctx, peer, dumps({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))
+        subscriptions.receive(live.ctx, peer, dumps({"action": "subscribe", "id": "s1", "topics": [f"job:{job}"]}))
         assert error_of(live.received("c9")) == {"error": "JOB_NOT_FOUND", "message": f"Job with ID {job} not found"}
 
     def test_subscription_to_a_deleted_job_is_refused(self, live: Live) -> None:

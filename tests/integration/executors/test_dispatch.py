@@ -20,9 +20,9 @@ from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.executors.call_http import call_target
 from vigil_core.services.executors.dispatch import BUSY_DELAY, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.queues import claim as claim_jobs
-from vigil_core.services.queues import stats as show_queue
+from vigil_core.services.queues import stats
 from vigil_core.services.queues.claim import ClaimRequest
 from vigil_core.store.jobs.job_rows import job_to_row
 from vigil_core.store.stream import StreamRecord
@@ -145,12 +145,12 @@ class TestDispatch:
         job_id = new_job(world)
         save = world.ctx.jobs.save
 
-        def overtaken(before: Job, after: Job) -> None:
+        def save_after_another(before: Job, after: Job) -> None:
             monkeypatch.undo()
             assert dispatch(world.ctx, NAMESPACE, job_id, actor="sweeper")
             save(before, after)
 
-        monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
+        monkeypatch.setattr(world.ctx.jobs, "save", save_after_another)
         assert not dispatch(world.ctx, NAMESPACE, job_id, actor="matcher")
         assert len(world.executors.calls) == 1
 
@@ -160,12 +160,12 @@ class TestDispatch:
         job_id = new_job(world)
         save = world.ctx.jobs.save
 
-        def overtaken(before: Job, after: Job) -> None:
+        def save_after_another(before: Job, after: Job) -> None:
             monkeypatch.undo()
             world.ctx.jobs.mark_has_waits(before)
             save(before, after)
 
-        monkeypatch.setattr(world.ctx.jobs, "save", overtaken)
+        monkeypatch.setattr(world.ctx.jobs, "save", save_after_another)
         assert run_matcher(world) == {}
         assert [event["job_id"] for event in world.executors.calls] == [job_id]
         assert stored_job(world, job_id).has_waits
@@ -237,13 +237,13 @@ class TestRecovery:
         run_matcher(world)
         assert world.sweep() == 0, "nothing is due, and no job of the paused queue is read"
         assert world.executors.calls == []
-        state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
+        state = stats.queue_state(world.ctx, NAMESPACE, "default")
         assert (state.ready["high"], sum(state.ready.values()), state.paused) == (1, 1, True)
         assert state.oldest_ready == stored_job(world, job_id).created_at
         world.ctx.job_queues.set_paused(NAMESPACE, "default", False)
         world.sweep()
         assert [event["job_id"] for event in world.executors.calls] == [job_id]
-        state = show_queue.queue_state(world.ctx, NAMESPACE, "default")
+        state = stats.queue_state(world.ctx, NAMESPACE, "default")
         assert (sum(state.ready.values()), state.timed["running"]) == (0, 1)
 
     def test_dispatched_job_receives_the_results_of_its_dependencies(self, world: World) -> None:
@@ -281,7 +281,7 @@ class TestRecovery:
 
     def test_cancelled_job_is_not_dispatched(self, world: World) -> None:
         job_id = new_job(world)
-        world.do(change_job.cancel, job_id)
+        world.do(transitions.cancel, job_id)
         run_matcher(world)
         world.sweep()
         assert world.executors.calls == []
@@ -484,7 +484,7 @@ class TestHttpCall:
     def test_job_with_a_cancel_request_is_not_called(self, world: World) -> None:
         job_id = new_job(world)
         run_matcher(world)
-        world.do(change_job.cancel, job_id)
+        world.do(transitions.cancel, job_id)
         world.pass_time(1)
         target = Target()
         call_target(world.ctx, target, Secrets(), world.executors.calls[-1])
@@ -505,7 +505,7 @@ def test_first_heartbeat_of_a_lease_succeeds_once(world: World) -> None:
     world.pass_time(1)
 
     def begin() -> Job:
-        return change_job.heartbeat(
+        return transitions.heartbeat(
             world.ctx, NAMESPACE, event["job_id"], lease_token=event["lease_token"], lease_s=None, first=True
         )
 

@@ -13,10 +13,9 @@ from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.batch import item_id
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.background import matcher as match
+from vigil_core.services.background import matcher
 from vigil_core.services.background.fan_out import fan_out
-from vigil_core.services.jobs import batches as batch
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import batches, transitions
 from vigil_core.services.jobs.listing import JobFilter, list_jobs
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store.keys import Key
@@ -77,12 +76,12 @@ def run_until_idle(world: World, take: Callable[[Callable[[], object]], None] = 
 
 
 def process_record(world: World, job: Job) -> None:
-    match.handle_job_change(world.ctx, job)
-    match.match_versions(world.ctx, [job])
+    matcher.handle_job_change(world.ctx, job)
+    matcher.match_versions(world.ctx, [job])
 
 
 def stored(world: World, job_id: str) -> Job:
-    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+    return transitions.find_job(world.ctx, NAMESPACE, job_id)
 
 
 def batch_of(world: World, size: int, **attributes: Any) -> str:
@@ -180,7 +179,7 @@ def test_claims_return_items_and_never_the_batch(world: World) -> None:
 @pytest.mark.parametrize("executor", ["worker", "http", "none"])
 def test_batch_rejects_start_complete_and_fail(world: World, executor: str) -> None:
     job_id = batch_of(world, 1, executor=executor)
-    for change in (world.complete, world.fail, lambda item_id: world.do(change_job.start, item_id)):
+    for change in (world.complete, world.fail, lambda item_id: world.do(transitions.start, item_id)):
         with pytest.raises(InvalidTransition):
             change(job_id)
     if executor != "http":
@@ -197,7 +196,7 @@ def test_retry_and_timeout_apply_to_items_and_not_to_the_batch(world: World) -> 
     run_until_idle(world)
     (only,) = ids(job_id, 1)
     assert (stored(world, job_id).max_attempts, stored(world, only).max_attempts) == (1, 2)
-    world.do(change_job.start, only)
+    world.do(transitions.start, only)
     world.pass_time(11)
     world.sweep()
     assert (stored(world, job_id).status, stored(world, only).attempt) == ("running", 2)
@@ -236,30 +235,30 @@ def test_repeated_records_and_messages_change_a_batch_once(world: World) -> None
 
 @pytest.mark.parametrize("mode", ["continue", "fail_fast"])
 def test_batch_ends_correctly_after_a_crash_before_any_write(table: DynamoTable, mode: str) -> None:
-    mortal = CrashingTable(table._client, table._name)
-    world = World(mortal)
+    crashing_table = CrashingTable(table._client, table._name)
+    world = World(crashing_table)
     deaths = 0
 
-    def dying(step: Callable[[], object]) -> None:
+    def crash_each_step(step: Callable[[], object]) -> None:
         nonlocal deaths
         for writes in range(100):
-            mortal.writes_left = writes
+            crashing_table.writes_left = writes
             try:
                 step()
             except ProcessCrashed:
                 deaths += 1
             else:
-                mortal.writes_left = None
+                crashing_table.writes_left = None
                 return
 
     job_id = batch_of(world, 4, on_item_failure=mode, mutex_key="m")
-    run_until_idle(world, dying)
+    run_until_idle(world, crash_each_step)
     first, *others = ids(job_id, 4)
     world.fail(first)
     if mode == "continue":
         for each in others:
             world.complete(each, result=each)
-    run_until_idle(world, dying)
+    run_until_idle(world, crash_each_step)
     assert stored(world, job_id).status == "failed"
     assert [each["job_id"] for each in result(world, job_id)] == [first, *others]
     assert [stored(world, each).version for each in (job_id, first, *others)] == [3, 2, 2, 2, 2]
@@ -309,8 +308,8 @@ def test_cancelled_batch_ends_after_its_running_items(world: World) -> None:
     run_until_idle(world)
     first, second, third = ids(job_id, 3)
     world.complete(first, result=1)
-    world.do(change_job.start, second)
-    assert world.do(change_job.cancel, job_id).status == "running"
+    world.do(transitions.start, second)
+    assert world.do(transitions.cancel, job_id).status == "running"
     run_until_idle(world)
     assert stored(world, second).cancel_requested_at is not None
     assert (stored(world, third).status, stored(world, job_id).status) == ("cancelled", "running")
@@ -324,7 +323,7 @@ def test_cancel_after_the_last_item_leaves_the_batch_completed(world: World) -> 
     job_id = batch_of(world, 1)
     run_until_idle(world)
     world.complete(ids(job_id, 1)[0])
-    world.do(change_job.cancel, job_id)
+    world.do(transitions.cancel, job_id)
     run_until_idle(world)
     assert stored(world, job_id).status == "completed"
 
@@ -333,8 +332,8 @@ def test_sweeper_ends_a_cancelled_batch_after_its_items(world: World) -> None:
     job_id = batch_of(world, 1)
     run_until_idle(world)
     (only,) = ids(job_id, 1)
-    world.do(change_job.start, only)
-    world.do(change_job.cancel, job_id)
+    world.do(transitions.start, only)
+    world.do(transitions.cancel, job_id)
     run_until_idle(world)
     world.pass_time(61)
     world.sweep()
@@ -348,7 +347,7 @@ def test_sweeper_ends_a_cancelled_batch_after_its_items(world: World) -> None:
 
 def test_batch_cancelled_before_start_creates_no_items(world: World) -> None:
     job_id = batch_of(world, 2)
-    assert world.do(change_job.cancel, job_id).status == "cancelled"
+    assert world.do(transitions.cancel, job_id).status == "cancelled"
     run_until_idle(world)
     assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
 
@@ -356,7 +355,7 @@ def test_batch_cancelled_before_start_creates_no_items(world: World) -> None:
 def test_page_processed_after_the_end_creates_no_items(world: World) -> None:
     job_id = batch_of(world, 2)
     world.run_matcher()
-    world.do(change_job.cancel, job_id)
+    world.do(transitions.cancel, job_id)
     world.pass_time(181)
     world.sweep()
     world.run_fan_out()
@@ -371,8 +370,8 @@ def test_retried_batch_runs_new_items(world: World) -> None:
     late = list(world.unmatched)
     run_until_idle(world)
     with pytest.raises(InvalidTransition, match=job_id):
-        world.do(change_job.retry, ids(job_id, 2)[0])
-    retried = world.do(change_job.retry, job_id)
+        world.do(transitions.retry, ids(job_id, 2)[0])
+    retried = world.do(transitions.retry, job_id)
     assert (retried.status, retried.attempt, retried.result_ref) == ("pending", 2, None)
     world.unmatched += late  # Stream records of the first attempt are delivered again.
     run_until_idle(world)
@@ -400,7 +399,7 @@ def test_batch_releases_its_mutex_when_the_last_item_ends(world: World) -> None:
 
 
 def test_batch_creates_items_after_its_start_time_dependencies_and_mutex(world: World) -> None:
-    holder, first = world.running(mutex_key="m"), world.running()
+    owner, first = world.running(mutex_key="m"), world.running()
     job_id = batch_of(
         world,
         1,
@@ -420,7 +419,7 @@ def test_batch_creates_items_after_its_start_time_dependencies_and_mutex(world: 
         step()
         run_until_idle(world)
         assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 1)) == {}
-    world.complete(holder)
+    world.complete(owner)
     run_until_idle(world)
     world.complete(ids(job_id, 1)[0])
     run_until_idle(world)
@@ -437,7 +436,7 @@ def test_unique_key_of_a_batch_is_free_after_its_end(world: World) -> None:
 
 
 def test_item_results_over_the_size_limit_are_truncated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MAX_RESULT_BYTES", 12)
+    monkeypatch.setattr(batches, "MAX_RESULT_BYTES", 12)
     job_id = batch_of(world, 3)
     run_until_idle(world)
     for each, item_result in zip(ids(job_id, 3), ["12345678", "123456", 1], strict=True):

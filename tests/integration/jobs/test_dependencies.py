@@ -16,16 +16,15 @@ from vigil_core.domain.errors import MissingDependency
 from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
 from vigil_core.domain.jobs.dependencies import DependencyCounts, evaluate_rule
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.background import matcher as match
-from vigil_core.services.jobs import dependencies as depend
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.background import matcher
+from vigil_core.services.jobs import dependencies, transitions
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 
 
 def stored(world: World, job_id: str) -> Job:
-    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+    return transitions.find_job(world.ctx, NAMESPACE, job_id)
 
 
 def dependent_job(world: World, *job_ids: str, **attributes: Any) -> str:
@@ -34,9 +33,9 @@ def dependent_job(world: World, *job_ids: str, **attributes: Any) -> str:
 
 def end(world: World, job_id: str, how: str) -> None:
     if how == "cancelled":
-        world.do(change_job.cancel, job_id)
+        world.do(transitions.cancel, job_id)
         return
-    world.do(change_job.start, job_id)
+    world.do(transitions.start, job_id)
     world.complete(job_id, result={"rows": 3}) if how == "success" else world.fail(job_id)
 
 
@@ -171,7 +170,7 @@ def test_scheduled_job_applies_its_rule_after_its_start_time(world: World) -> No
     world.run_matcher()
     assert stored(world, job_id).status == "scheduled"
     world.pass_time(30)
-    change_job.apply_timers(world.ctx, NAMESPACE, job_id)
+    transitions.apply_timers(world.ctx, NAMESPACE, job_id)
     world.run_matcher()
     assert stored(world, job_id).status == "pending"
 
@@ -183,7 +182,7 @@ def test_released_job_still_waits_for_its_mutex(world: World) -> None:
     world.run_matcher()
     job = stored(world, job_id)
     assert (job.status, job.dependencies.status, job.awaits_dependencies) == ("waiting", "satisfied", False)
-    world.do(change_job.cancel, owner)
+    world.do(transitions.cancel, owner)
     world.run_matcher()
     assert stored(world, job_id).status == "pending"
 
@@ -192,12 +191,12 @@ def test_retried_job_applies_its_rule_again(world: World, table: DynamoTable) ->
     first = world.job()
     job_id = dependent_job(world, first)
     world.run_matcher()
-    world.do(change_job.cancel, job_id)
+    world.do(transitions.cancel, job_id)
     end(world, first, "success")
     world.run_matcher()
     assert stored(world, job_id).status == "cancelled"
     assert not table.query_page(keys.entries_of_job(NAMESPACE, first)).rows
-    world.do(change_job.retry, job_id)
+    world.do(transitions.retry, job_id)
     assert stored(world, job_id).status == "waiting"
     world.run_matcher()
     assert stored(world, job_id).status == "pending"
@@ -209,8 +208,8 @@ def test_late_removal_of_an_earlier_attempt_does_not_unregister_the_retried_job(
     job_id = dependent_job(world, first)
     world.run_matcher()
     late = world.ctx.waits.entries_of_job(NAMESPACE, first, limit=10).dependents
-    world.do(change_job.cancel, job_id)
-    world.do(change_job.retry, job_id)
+    world.do(transitions.cancel, job_id)
+    world.do(transitions.retry, job_id)
     world.run_matcher()
     world.ctx.dependencies.remove_dependent(NAMESPACE, first, late[0])
     end(world, first, "success")
@@ -235,7 +234,7 @@ def test_claimed_job_receives_the_results_of_its_dependencies(world: World) -> N
     request = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id=None)
     (job,) = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
     assert job.job_id == job_id
-    inputs = depend.load_dependency_results(world.ctx, job)
+    inputs = dependencies.load_dependency_results(world.ctx, job)
     assert [(each.name, each.status, each.result) for each in inputs] == [
         (first, "completed", '{"rows":3}'),
         (second, "failed", None),
@@ -243,17 +242,17 @@ def test_claimed_job_receives_the_results_of_its_dependencies(world: World) -> N
 
 
 def test_dependency_results_over_the_size_limit_are_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depend, "MAX_RESULT_BYTES", 15)
+    monkeypatch.setattr(dependencies, "MAX_RESULT_BYTES", 15)
     first, second = world.job(), world.job()
     for each in (first, second):
         end(world, each, "success")
-    inputs = depend.load_dependency_results(world.ctx, stored(world, dependent_job(world, first, second)))
+    inputs = dependencies.load_dependency_results(world.ctx, stored(world, dependent_job(world, first, second)))
     assert [(each.result, each.truncated) for each in inputs] == [('{"rows":3}', False), (None, True)]
 
 
 def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = world.job(payload="p" * 500_000)
-    world.do(change_job.start, first)
+    world.do(transitions.start, first)
     world.complete(first, result="r" * 500_000)
     job = stored(world, dependent_job(world, first))
 
@@ -261,7 +260,7 @@ def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch
         raise AssertionError(f"{key} is read, and has no place")
 
     monkeypatch.setattr(world.objects, "get", read)
-    (only,) = depend.load_dependency_results(world.ctx, job)
+    (only,) = dependencies.load_dependency_results(world.ctx, job)
     assert (only.result, only.truncated) == (None, True)
 
 
@@ -271,13 +270,13 @@ def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -
     created_jobs = list(world.unmatched)
     world.unmatched.clear()
     for job in created_jobs:
-        match.handle_job_change(world.ctx, job)
+        matcher.handle_job_change(world.ctx, job)
     end(world, first, "success")
     end(world, second, "success")
     versions = [job for job in world.unmatched if job.needs_matching and job.ended]
     assert len(versions) == 2
     for order in permutations([*versions, *versions]):
-        match.match_versions(world.ctx, [replace(job) for job in order])
+        matcher.match_versions(world.ctx, [replace(job) for job in order])
     assert [stored(world, job_id).version for job_id in ids] == [2] * 6
     assert {stored(world, job_id).status for job_id in ids} == {"pending"}
 
@@ -291,13 +290,13 @@ def test_dependency_that_ends_during_registration_is_not_missed(world: World, mo
     job_id = dependent_job(world, first)
     put = world.ctx.dependencies.put_dependents
 
-    def put_and_be_overtaken(job: Job) -> None:
+    def put_then_end_dependency(job: Job) -> None:
         put(job)
         end(world, first, "success")
         assert not stored(world, first).needs_matching
 
-    monkeypatch.setattr(type(world.ctx.dependencies), "put_dependents", lambda _, job: put_and_be_overtaken(job))
-    match.handle_job_change(world.ctx, stored(world, job_id))
+    monkeypatch.setattr(type(world.ctx.dependencies), "put_dependents", lambda _, job: put_then_end_dependency(job))
+    matcher.handle_job_change(world.ctx, stored(world, job_id))
     assert stored(world, job_id).status == "pending"
 
 
@@ -305,16 +304,16 @@ def test_upstream_and_downstream_jobs_are_returned(world: World) -> None:
     first = world.job(name="first")
     second = dependent_job(world, first)
     world.run_matcher()
-    before, behind = depend.upstream_and_downstream(world.ctx, stored(world, first))
+    before, behind = dependencies.upstream_and_downstream(world.ctx, stored(world, first))
     assert (before, [job.job_id for job in behind]) == ([], [second])
-    before, behind = depend.upstream_and_downstream(world.ctx, stored(world, second))
+    before, behind = dependencies.upstream_and_downstream(world.ctx, stored(world, second))
     assert ([job.name for job in before], behind) == (["first"], [])
 
 
 def test_dependents_over_the_inline_limit_are_released_by_fan_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(match, "MAX_INLINE_WAITS", 3)
+    monkeypatch.setattr(matcher, "MAX_INLINE_WAITS", 3)
     first = world.job()
     ids = [dependent_job(world, first) for _ in range(8)]
     world.run_matcher()

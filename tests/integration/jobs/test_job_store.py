@@ -14,7 +14,7 @@ from vigil_core.domain.errors import JobCreationFailed, JobNotFound, PayloadTooL
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob, Report
 from vigil_core.services.jobs import submit as submit_job
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions as job_transitions
 from vigil_core.store import keys
 from vigil_core.store.jobs import job_rows
 from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES, JobStore
@@ -22,7 +22,7 @@ from vigil_core.store.table import ConditionFailed, DynamoTable, query_all
 
 
 def find(world: World, job_id: str) -> Job:
-    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+    return job_transitions.find_job(world.ctx, NAMESPACE, job_id)
 
 
 def test_stored_job_is_read_back_unchanged(world: World) -> None:
@@ -48,7 +48,7 @@ def test_progress_alone_is_stored_outside_the_state_row_and_merged(world: World,
     world.report(job_id, stage="boot")
     assert (find(world, job_id).progress, find(world, job_id).message) == (Decimal("0.5"), "half")
     world.fail(job_id)
-    world.do(change_job.retry, job_id)
+    world.do(job_transitions.retry, job_id)
     assert (find(world, job_id).progress, find(world, job_id).message) == (Decimal(0), None)
 
 
@@ -102,12 +102,12 @@ def test_conflicting_report_is_applied_again_to_the_new_version(world: World) ->
     save = world.ctx.jobs.save
     others = iter([Report(milestones=["theirs"])])
 
-    def meddle(before: Job, after: Job, acquisitions: Any = ()) -> None:
+    def write_after_another(before: Job, after: Job, acquisitions: Any = ()) -> None:
         for other_report in others:
             world.ctx.jobs.save(before, transitions.report(before, other_report, now=world.ctx.now(), actor="other"))
         save(before, after, acquisitions)
 
-    world.ctx.jobs.save = meddle  # type: ignore[method-assign]
+    world.ctx.jobs.save = write_after_another  # type: ignore[method-assign]
     world.report(job_id, milestones=["ours"])
     assert find(world, job_id).milestones == ("theirs", "ours")
 
@@ -132,7 +132,7 @@ class TestCreation:
     def test_unique_key_returns_the_live_job(self, world: World) -> None:
         first = world.job(unique_key="nightly")
         assert world.job(unique_key="nightly") == first
-        world.do(change_job.start, first)
+        world.do(job_transitions.start, first)
         world.complete(first)
         second = world.job(unique_key="nightly")
         assert second != first
@@ -145,9 +145,9 @@ class TestCreation:
         world.fail(owner)
         second = world.job(mutex_key="cache")
         with pytest.raises(JobCreationFailed):
-            world.do(change_job.retry, owner)
-        world.do(change_job.cancel, second)
-        world.do(change_job.retry, owner)
+            world.do(job_transitions.retry, owner)
+        world.do(job_transitions.cancel, second)
+        world.do(job_transitions.retry, owner)
         with pytest.raises(JobCreationFailed):
             world.job(mutex_key="cache")
 
@@ -155,12 +155,12 @@ class TestCreation:
         create = world.ctx.jobs.create
         rivals = iter([NewJob(job_id=str(uuid6.uuid7()), job_type="t", mutex_key="m")])
 
-        def meddle(job: Job, acquisitions: Any = ()) -> None:
+        def write_after_another(job: Job, acquisitions: Any = ()) -> None:
             for rival in rivals:
                 submit_job.submit(world.ctx, NAMESPACE, rival, actor="rival")
             create(job, acquisitions)
 
-        world.ctx.jobs.create = meddle  # type: ignore[method-assign]
+        world.ctx.jobs.create = write_after_another  # type: ignore[method-assign]
         with pytest.raises(JobCreationFailed, match="already running"):
             world.job(mutex_key="m")
 
@@ -180,7 +180,7 @@ class TestDeletion:
 
     def test_sweeper_enforces_a_cancel_after_its_grace(self, world: World) -> None:
         job_id = world.running()
-        world.do(change_job.cancel, job_id)
+        world.do(job_transitions.cancel, job_id)
         world.pass_time(59)
         assert world.sweep() == 0
         world.pass_time(2)
@@ -192,7 +192,7 @@ class TestDeletion:
 def test_jobs_and_keys_of_another_namespace_are_separate(world: World) -> None:
     job_id = world.job(unique_key="u", mutex_key="m")
     with pytest.raises(JobNotFound):
-        change_job.find_job(world.ctx, "other", job_id)
+        job_transitions.find_job(world.ctx, "other", job_id)
     other = NewJob(job_id=str(uuid6.uuid7()), job_type="t", unique_key="u", mutex_key="m")
     assert not submit_job.submit(world.ctx, "other", other, actor="k").existing
 
@@ -242,13 +242,13 @@ class TestWaitMark:
         job_id = world.running()
         read = JobStore.find_many
 
-        def read_and_be_overtaken(store: JobStore, *args: Any, **kwargs: Any) -> dict[str, Job]:
+        def read_then_change(store: JobStore, *args: Any, **kwargs: Any) -> dict[str, Job]:
             job = read(store, *args, **kwargs)
             if find(world, job_id).stage == "submit":
                 world.report(job_id, stage="boot")
             return job
 
-        monkeypatch.setattr(JobStore, "find_many", read_and_be_overtaken)
+        monkeypatch.setattr(JobStore, "find_many", read_then_change)
         assert world.wait({job_id: {"job_stage": "boot"}})["status"] == "met"
 
     def test_wait_met_at_registration_leaves_no_mark(self, world: World) -> None:

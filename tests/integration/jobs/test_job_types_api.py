@@ -101,7 +101,7 @@ class TestDefining:
         find = JobTypeStore.find
         first: list[bool] = []
 
-        def overtaken(store: JobTypeStore, namespace: str, name: str) -> Any:
+        def find_during_creation(store: JobTypeStore, namespace: str, name: str) -> Any:
             job_type = find(store, namespace, name)
             if not first:
                 first.append(job_type is None)
@@ -109,7 +109,7 @@ class TestDefining:
                 first.append(put_job_type(wiring.context(), other_type)[1])
             return job_type
 
-        monkeypatch.setattr(JobTypeStore, "find", overtaken)
+        monkeypatch.setattr(JobTypeStore, "find", find_during_creation)
         assert put(client, "flash", {"queue": "two"}).ok()["queue"] == "two"
         assert first == [True, True], "the other request found no type and created it"
         assert client.get("/v1/job-types/flash").ok()["queue"] == "two"
@@ -358,8 +358,8 @@ class TestCreating:
         wiring.http_api.cache_clear()
         key = {"idempotency-key": "k"}
         body = {"job_type": "flash"}
-        with monkeypatch.context() as dying:
-            dying.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", raise_crash)
+        with monkeypatch.context() as patched:
+            patched.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", raise_crash)
             assert client.post("/v1/jobs", body, headers=key).status == 500
         put(client, "flash", {"payload_schema": {"type": "string"}}).ok(200)
         later(monkeypatch, minutes=10)

@@ -10,7 +10,7 @@ import pytest
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import PayloadTooLarge, ValidationFailed
 from vigil_core.domain.jobs.job import Job
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.jobs.payloads import MAX_TOTAL_BYTES, bodies_of_jobs
 from vigil_core.store import keys
 from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES, MAX_RESPONSE_PAYLOAD_BYTES, MAX_ROW_BYTES, JobStore
@@ -22,7 +22,7 @@ LARGEST = "x" * (MAX_PAYLOAD_BYTES - 2)
 
 
 def find(world: World, job_id: str) -> Job:
-    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+    return transitions.find_job(world.ctx, NAMESPACE, job_id)
 
 
 def retention_classes(world: World, job_id: str) -> dict[str, str]:
@@ -93,7 +93,7 @@ def test_retried_job_retags_its_objects_as_open(world: World) -> None:
     assert retention_classes(world, job_id) == {"P": "open"}
     world.fail(job_id)
     assert retention_classes(world, job_id) == {"P": "ended"}
-    world.do(change_job.retry, job_id)
+    world.do(transitions.retry, job_id)
     assert retention_classes(world, job_id) == {"P": "open"}
 
 
@@ -104,7 +104,7 @@ def test_retry_during_the_end_leaves_the_object_tagged_as_open(world: World, mon
 
     def later(store: JobStore, before: Job, after: Job) -> None:
         monkeypatch.undo()
-        world.do(change_job.retry, job_id)
+        world.do(transitions.retry, job_id)
         expire_side_rows(store, before, after)
 
     monkeypatch.setattr(JobStore, "_expire_side_rows", later)
@@ -125,7 +125,7 @@ def test_object_is_renewed_with_its_job(world: World) -> None:
 def test_object_of_a_far_scheduled_job_is_retained_until_then(world: World) -> None:
     job_id = world.job(payload=LARGE, scheduled_at=world.time + timedelta(days=1_000))
     assert retention_classes(world, job_id) == {"P": "long"}
-    world.do(change_job.cancel, job_id)
+    world.do(transitions.cancel, job_id)
     assert retention_classes(world, job_id) == {"P": "ended"}
 
 

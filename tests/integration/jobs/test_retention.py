@@ -12,11 +12,11 @@ from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import JobNotFound
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.retention import OPEN_JOB_TTL
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.jobs.listing import JobFilter, list_jobs
 from vigil_core.services.pagination import MAX_DAYS_READ
 from vigil_core.services.queues.renew_ttl import MINUTES_PER_DAY, renew_queue_ttl
-from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.waits import requests
 from vigil_core.store import keys
 from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.table import DynamoTable
@@ -39,7 +39,7 @@ def expire(world: World, table: DynamoTable) -> None:
 
 
 def find(world: World, job_id: str) -> Job:
-    return change_job.find_job(world.ctx, NAMESPACE, job_id)
+    return transitions.find_job(world.ctx, NAMESPACE, job_id)
 
 
 def listed(world: World) -> list[str]:
@@ -89,12 +89,12 @@ def test_retried_job_does_not_expire(world: World, table: DynamoTable) -> None:
     many_reports(world, job_id)
     world.fail(job_id)
     world.pass_time(29 * DAY)
-    world.do(change_job.retry, job_id)
+    world.do(transitions.retry, job_id)
     world.pass_time(100 * DAY)
     expire(world, table)
     assert payload_of(world, job_id) == '{"a":1}'
     assert len(world.ctx.jobs.history(find(world, job_id))) == 14
-    world.do(change_job.start, job_id)
+    world.do(transitions.start, job_id)
     world.complete(job_id)
     assert set(ttls(table, job_id).values()) == {world.time + RETENTION}
 
@@ -105,7 +105,7 @@ def test_late_expiry_write_of_an_earlier_end_does_not_affect_a_retried_job(world
     before = find(world, job_id)
     world.fail(job_id)
     ended = find(world, job_id)
-    world.do(change_job.retry, job_id)
+    world.do(transitions.retry, job_id)
     expiry_times = ttls(table, job_id)
     world.ctx.jobs._expire_side_rows(before, ended)
     assert ttls(table, job_id) == expiry_times
@@ -223,7 +223,7 @@ def test_ended_wait_is_retained_and_then_expires(table: DynamoTable, jobs: int) 
     assert row["ttl"] == (world.time + RETENTION).timestamp()
     world.pass_time(30 * DAY)
     assert world.ctx.waits.find(NAMESPACE, wait_id) is None
-    assert waits_api.list_waits(world.ctx, NAMESPACE, status=None, before_cursor=None, page_size=50) == ([], None)
+    assert requests.list_waits(world.ctx, NAMESPACE, status=None, before_cursor=None, page_size=50) == ([], None)
     world.pass_time(2 * DAY)
     expire(world, table)
     assert not [row for row in stored(table) if wait_id in row["pk"]["S"] + row["sk"]["S"]]

@@ -19,7 +19,7 @@ from ministack.core import iam_actions, lambda_runtime
 from ministack.core.persistence import _json_default, _json_object_hook
 from ministack.services import dynamodb, lambda_svc
 
-from vigil.local import ministack_patches as corrections
+from vigil.local import ministack_patches
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ class TestStreamRecords:
         assert sequences() == []
 
     def test_stream_records_survive_a_restart_with_the_patch(self) -> None:
-        corrections.keep_stream_records()
+        ministack_patches.keep_stream_records()
         table_with_one_item()
         before = sequences()
         restart()
@@ -89,7 +89,7 @@ class TestStreamRecords:
     def test_state_saved_without_stream_records_loads(self) -> None:
         table_with_one_item()
         saved = dynamodb.get_state()
-        corrections.keep_stream_records()
+        ministack_patches.keep_stream_records()
         dynamodb.reset()
         dynamodb.load_persisted_state(saved)
         assert sequences() == []
@@ -103,31 +103,31 @@ def fill_pipe(pipe: int) -> None:
 
 class TestRecordSignal:
     def test_each_record_writes_one_byte_to_the_pipe(self) -> None:
-        ear, bell = os.pipe()
-        os.set_blocking(ear, False)
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
         try:
             table_with_one_item()
             with pytest.raises(BlockingIOError):
-                os.read(ear, 100)
-            corrections.signal_stream_records(bell)
+                os.read(read_end, 100)
+            ministack_patches.signal_stream_records(write_end)
             call("PutItem", TableName="jobs", Item={"pk": {"S": "two"}})
             call("PutItem", TableName="jobs", Item={"pk": {"S": "three"}})
-            assert len(os.read(ear, 100)) == 2
+            assert len(os.read(read_end, 100)) == 2
         finally:
-            os.close(ear)
-            os.close(bell)
+            os.close(read_end)
+            os.close(write_end)
 
     def test_full_or_closed_pipe_does_not_fail_a_table_write(self) -> None:
-        ear, bell = os.pipe()
+        read_end, write_end = os.pipe()
         table_with_one_item()
-        corrections.signal_stream_records(bell)
+        ministack_patches.signal_stream_records(write_end)
         try:
-            fill_pipe(bell)
+            fill_pipe(write_end)
             call("PutItem", TableName="jobs", Item={"pk": {"S": "full"}})
         finally:
-            os.close(ear)
+            os.close(read_end)
         call("PutItem", TableName="jobs", Item={"pk": {"S": "deaf"}})
-        os.close(bell)
+        os.close(write_end)
         assert len(sequences()) == 3
 
 
@@ -142,7 +142,7 @@ class TestMappings:
         monkeypatch.setattr(lambda_svc, "_iter_all_esms", mappings)
         assert lambda_svc._poll_dynamodb_streams() is False
         assert polled == ["mappings"]
-        corrections.disable_stream_poller()
+        ministack_patches.disable_stream_poller()
         assert lambda_svc._poll_dynamodb_streams() is False
         assert polled == ["mappings"]
 
@@ -188,13 +188,13 @@ class TestLayers:
         assert len(list(tmp_path.rglob("shared.py"))) == 2
 
     def test_layer_is_unpacked_once_with_the_patch(self, workers: list[Any], tmp_path: Path) -> None:
-        corrections.share_layers()
+        ministack_patches.share_layers()
         assert self.answers(workers) == ["from the layer"] * 2
         assert len(list(tmp_path.rglob("shared.py"))) == 1
         assert [worker.config for worker in workers] == [self.CONFIG] * 2
 
     def test_concurrent_workers_unpack_the_layer_once(self, workers: list[Any], tmp_path: Path) -> None:
-        corrections.share_layers()
+        ministack_patches.share_layers()
         threads = [threading.Thread(target=worker.invoke, args=({}, "request")) for worker in workers]
         for thread in threads:
             thread.start()
@@ -204,10 +204,10 @@ class TestLayers:
 
 
 def test_other_emulator_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    corrections.check_version()
+    ministack_patches.check_version()
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "9.9.9")
     with pytest.raises(RuntimeError, match=r"9\.9\.9"):
-        corrections.check_version()
+        ministack_patches.check_version()
 
 
 class TestActions:
@@ -221,7 +221,7 @@ class TestActions:
         assert self.needed("sns", "PublishBatch") == "sns:PublishBatch"
 
     def test_batch_call_requires_the_single_message_action_with_the_patch(self) -> None:
-        corrections.authorize_batches_as_messages()
+        ministack_patches.authorize_batches_as_messages()
         assert self.needed("sns", "PublishBatch") == "sns:Publish"
         assert self.needed("sqs", "SendMessageBatch") == "sqs:SendMessage"
         assert self.needed("sqs", "ReceiveMessage") == "sqs:ReceiveMessage"
@@ -242,6 +242,6 @@ class TestScheduleGroups:
 
     @pytest.mark.parametrize("request_", [CREATE, DELETE])
     def test_schedule_group_is_named_in_the_arn_with_the_patch(self, request_: Any) -> None:
-        corrections.authorize_schedules_by_group()
+        ministack_patches.authorize_schedules_by_group()
         assert self.resource(*request_) == "arn:aws:scheduler:us-east-1:1:schedule/mine/s"
         assert self.resource("POST", b"{}", {}) == "arn:aws:scheduler:us-east-1:1:schedule/default/s"

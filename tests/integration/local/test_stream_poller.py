@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.local.streams import mapping, read
-from vigil.local import stream_poller as pump
+from vigil.local import stream_poller
 from vigil.local.state_dir import wait_until
 from vigil.local.stream_poller import SequenceTracker, ShardReader
 
@@ -71,8 +71,8 @@ class OneStream:
 def test_only_a_full_page_is_followed_by_another_read(
     monkeypatch: pytest.MonkeyPatch, whole_page: int, reads: int
 ) -> None:
-    monkeypatch.setattr(pump, "FULL_PAGE_RECORDS", whole_page)
-    monkeypatch.setattr(pump, "POLL_INTERVAL_S", 60)
+    monkeypatch.setattr(stream_poller, "FULL_PAGE_RECORDS", whole_page)
+    monkeypatch.setattr(stream_poller, "POLL_INTERVAL_S", 60)
     stream = OneStream()
     stream.records = [read(1), read(2)]
     reader = ShardReader(stream, mapping(), "shard", None)  # type: ignore[arg-type]

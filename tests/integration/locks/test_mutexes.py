@@ -12,8 +12,8 @@ from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.errors import JobCreationFailed
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import RetryPolicy
-from vigil_core.services import locks as take_holds
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services import locks
+from vigil_core.services.jobs import transitions
 from vigil_core.services.locks import promote_next_waiter
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store import keys
@@ -25,7 +25,7 @@ def queued(world: World, **attributes: Any) -> str:
 
 
 def status(world: World, job_id: str) -> str:
-    return change_job.find_job(world.ctx, NAMESPACE, job_id).status
+    return transitions.find_job(world.ctx, NAMESPACE, job_id).status
 
 
 def promote_next(world: World) -> None:
@@ -37,7 +37,7 @@ def test_jobs_acquire_the_mutex_one_at_a_time_in_arrival_order(world: World) -> 
     jobs = [queued(world) for _ in range(5)]
     for n, job_id in enumerate(jobs):
         assert [status(world, other) for other in jobs[n:]] == ["pending"] + ["waiting"] * (4 - n)
-        world.do(change_job.start, job_id)
+        world.do(transitions.start, job_id)
         promote_next(world)
         assert [status(world, other) for other in jobs[n + 1 :]] == ["waiting"] * (4 - n), "the mutex has an owner"
         world.complete(job_id) if n % 2 else world.fail(job_id)
@@ -50,12 +50,12 @@ def test_jobs_acquire_the_mutex_one_at_a_time_in_arrival_order(world: World) -> 
 def test_job_retains_its_mutex_during_a_retry_delay(world: World) -> None:
     first = queued(world, retry=RetryPolicy(max_attempts=2, initial_delay=Decimal(20), jitter=False))
     second = queued(world)
-    world.do(change_job.start, first)
+    world.do(transitions.start, first)
     world.fail(first)
     promote_next(world)
     assert (status(world, first), status(world, second)) == ("scheduled", "waiting")
     world.pass_time(20)
-    change_job.apply_timers(world.ctx, NAMESPACE, first)
+    transitions.apply_timers(world.ctx, NAMESPACE, first)
     assert (status(world, first), status(world, second)) == ("pending", "waiting")
 
 
@@ -64,17 +64,17 @@ def test_scheduled_job_requests_its_mutex_at_its_start_time(world: World) -> Non
     now = queued(world)
     assert (status(world, later), status(world, now)) == ("scheduled", "pending")
     world.pass_time(30)
-    change_job.apply_timers(world.ctx, NAMESPACE, later)
+    transitions.apply_timers(world.ctx, NAMESPACE, later)
     assert status(world, later) == "waiting"
-    world.do(change_job.cancel, now)
+    world.do(transitions.cancel, now)
     promote_next(world)
     assert status(world, later) == "pending"
 
 
 def test_cancelled_job_leaves_the_mutex_queue(world: World, table: DynamoTable) -> None:
     first, second, third = (queued(world) for _ in range(3))
-    world.do(change_job.cancel, second)
-    world.do(change_job.cancel, first)
+    world.do(transitions.cancel, second)
+    world.do(transitions.cancel, first)
     promote_next(world)
     assert status(world, third) == "pending"
     assert not table.query_page(keys.mutex_queue(NAMESPACE, "disk")).rows
@@ -82,9 +82,9 @@ def test_cancelled_job_leaves_the_mutex_queue(world: World, table: DynamoTable) 
 
 def test_retried_job_goes_to_the_end_of_the_mutex_queue(world: World) -> None:
     first, second = queued(world), queued(world)
-    world.do(change_job.start, first)
+    world.do(transitions.start, first)
     world.fail(first)
-    world.do(change_job.retry, first)
+    world.do(transitions.retry, first)
     assert status(world, first) == "waiting", "the mutex is free, but another job is queued before it"
     promote_next(world)
     assert (status(world, first), status(world, second)) == ("waiting", "pending")
@@ -96,9 +96,9 @@ def test_retried_job_acquires_its_former_mutex_again(world: World) -> None:
     Without a new acquisition, another job could acquire the lock at the same moment.
     """
     only = queued(world)
-    world.do(change_job.cancel, only)
+    world.do(transitions.cancel, only)
     before = world.ctx.locks.find(NAMESPACE, "mutex", "disk")
-    world.do(change_job.retry, only)
+    world.do(transitions.retry, only)
     after = world.ctx.locks.find(NAMESPACE, "mutex", "disk")
     assert before
     assert after
@@ -110,19 +110,19 @@ def test_rejecting_job_is_refused_while_the_mutex_has_an_owner_or_queue(world: W
     with pytest.raises(JobCreationFailed, match="Another operation is already running"):
         world.job(mutex_key="disk")
     second = queued(world)
-    world.do(change_job.cancel, first)
+    world.do(transitions.cancel, first)
     with pytest.raises(JobCreationFailed):
         world.job(mutex_key="disk")
     promote_next(world)
-    world.do(change_job.cancel, second)
+    world.do(transitions.cancel, second)
     assert status(world, world.job(mutex_key="disk")) == "pending"
 
 
 def test_queued_job_acquires_the_mutex_after_a_rejecting_owner(world: World) -> None:
     blunt = world.job(mutex_key="disk")
     polite = queued(world)
-    world.do(change_job.cancel, blunt)
-    assert change_job.find_job(world.ctx, NAMESPACE, blunt).needs_matching
+    world.do(transitions.cancel, blunt)
+    assert transitions.find_job(world.ctx, NAMESPACE, blunt).needs_matching
     promote_next(world)
     assert status(world, polite) == "pending"
 
@@ -143,7 +143,7 @@ def test_mutex_of_a_crashed_worker_passes_to_the_next_job(world: World) -> None:
 def test_empty_mutex_queue_is_removed_from_the_due_index(world: World) -> None:
     first, second = queued(world), queued(world)
     for job_id in (second, first):
-        world.do(change_job.cancel, job_id)
+        world.do(transitions.cancel, job_id)
     assert due_mutexes(world) == 1
     promote_next(world)
     assert due_mutexes(world) == 0
@@ -162,18 +162,18 @@ def test_job_queued_while_the_owner_ends_acquires_the_mutex(world: World, monkey
     The new job must not stay in the mutex queue forever.
     """
     first = queued(world)
-    read_lock = take_holds._lock_and_owner
+    read_lock = locks._lock_and_owner
 
-    def look_and_be_overtaken(*args: Any) -> Any:
+    def read_then_end_owner(*args: Any) -> Any:
         lock_and_owner = read_lock(*args)
-        monkeypatch.setattr(take_holds, "_lock_and_owner", read_lock)
-        world.do(change_job.cancel, first)
+        monkeypatch.setattr(locks, "_lock_and_owner", read_lock)
+        world.do(transitions.cancel, first)
         promote_next(world)
         return lock_and_owner
 
-    monkeypatch.setattr(take_holds, "_lock_and_owner", look_and_be_overtaken)
+    monkeypatch.setattr(locks, "_lock_and_owner", read_then_end_owner)
     late = queued(world)
-    job: Job = change_job.find_job(world.ctx, NAMESPACE, late)
+    job: Job = transitions.find_job(world.ctx, NAMESPACE, late)
     assert (job.status, job.needs_matching) == ("waiting", True), "the stream reports it to the matcher"
     promote_next(world)
     assert status(world, late) == "pending"
@@ -181,10 +181,10 @@ def test_job_queued_while_the_owner_ends_acquires_the_mutex(world: World, monkey
 
 def test_history_shows_the_mutex_as_reason_of_the_release(world: World) -> None:
     first, second = queued(world), queued(world)
-    world.do(change_job.start, first)
-    world.do(change_job.fail, first, JobError(code="E", message="m"))
+    world.do(transitions.start, first)
+    world.do(transitions.fail, first, JobError(code="E", message="m"))
     promote_next(world)
-    history = world.ctx.jobs.history(change_job.find_job(world.ctx, NAMESPACE, second))
+    history = world.ctx.jobs.history(transitions.find_job(world.ctx, NAMESPACE, second))
     assert [(line.kind, line.status, line.reason) for line in history] == [
         ("created", "waiting", None),
         ("ready", "pending", "mutex"),

@@ -17,15 +17,15 @@ from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.domain.schedules import Schedule, ScheduleTiming
 from vigil_core.domain.webhooks import Delivery
-from vigil_core.services.background import sweeper as sweep
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.background import sweeper
+from vigil_core.services.jobs import transitions
 from vigil_core.services.locks import promote_next_waiter
 from vigil_core.services.operations import doctor
 from vigil_core.services.operations.dead_letters import DeadLetterBatch, DeadLetterList, RedriveReport
 from vigil_core.services.operations.doctor import Checkup, Finding, RepairOutcome
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.schedules import manage as schedules
-from vigil_core.services.webhooks import deliver as tell_webhooks
+from vigil_core.services.webhooks import deliver
 from vigil_core.store import keys
 from vigil_core.store.locks import queue_entry_put
 from vigil_core.store.table import DynamoTable, Update
@@ -80,10 +80,10 @@ class DoctorWorld:
     def sweep(self) -> None:
         """Process every message for the sweeper."""
         while self.world.queues.sweeper_messages:
-            sweep.on_message(self.world.ctx, loads(self.world.queues.sweeper_messages.pop(0)[0]))
+            sweeper.on_message(self.world.ctx, loads(self.world.queues.sweeper_messages.pop(0)[0]))
 
     def stored(self, job_id: str) -> Job:
-        return change_job.find_job(self.world.ctx, NAMESPACE, job_id)
+        return transitions.find_job(self.world.ctx, NAMESPACE, job_id)
 
     def rewrite(self, job_id: str, expression: str, **values: Any) -> None:
         values = {f":{name}": value for name, value in values.items()}
@@ -123,7 +123,7 @@ def lost_delivery(doctor_world: DoctorWorld) -> str:
         namespace=NAMESPACE, webhook="ci", delivery_id="d1", event_id="e1", event_type="x", body="{}", url=None,
         status="pending", created_at=world.time, next_attempt_at=world.time,
     )  # fmt: skip
-    tell_webhooks.enqueue_deliveries(world.ctx, [delivery])
+    deliver.enqueue_deliveries(world.ctx, [delivery])
     world.queues.webhook_messages.clear()
     return keys.delivery_due_id("ci", "d1")
 
@@ -153,7 +153,7 @@ def queued(world: World) -> str:
 def stalled_mutex(doctor_world: DoctorWorld) -> str:
     """Create a mutex with a queue whose owner ended without a stream record for the matcher."""
     first, _ = queued(doctor_world.world), queued(doctor_world.world)
-    doctor_world.world.do(change_job.start, first)
+    doctor_world.world.do(transitions.start, first)
     doctor_world.world.complete(first)
     return "disk"
 
@@ -164,7 +164,7 @@ def abandoned_queue_entry(doctor_world: DoctorWorld) -> str:
     gone = world.running()
     world.complete(gone)
     first, _ = queued(world), queued(world)
-    world.do(change_job.start, first)
+    world.do(transitions.start, first)
     entry_put = queue_entry_put(doctor_world.stored(gone), 1)
     doctor_world.table.put(type(entry_put)(row={**entry_put.row, "pk": keys.mutex_queue(NAMESPACE, "disk")}))
     promote_next_waiter(world.ctx, NAMESPACE, "disk", actor="sweeper")
@@ -296,7 +296,7 @@ def test_repair_produces_the_missing_effect(doctor_world: DoctorWorld) -> None:
 
 def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: DoctorWorld) -> None:
     first, second = queued(doctor_world.world), queued(doctor_world.world)
-    doctor_world.world.do(change_job.start, first)
+    doctor_world.world.do(transitions.start, first)
     doctor_world.world.complete(first)
     doctor_world.world.pass_time(LATER)
     doctor_world.repair_all()
@@ -316,8 +316,8 @@ def test_healthy_stack_has_no_findings(doctor_world: DoctorWorld) -> None:
     world.job(scheduled_at=world.time + timedelta(hours=1))
     world.running(timeout_s=7_200)
     first, second, _ = queued(world), queued(world), queued(world)
-    world.do(change_job.start, first)
-    world.do(change_job.cancel, second)
+    world.do(transitions.start, first)
+    world.do(transitions.cancel, second)
     world.complete(completed_id)
     job_with_expired_lease(doctor_world)
     overdue_schedule(doctor_world)
@@ -340,7 +340,7 @@ def test_running_job_with_unindexed_heartbeats_is_overdue_until_repaired(
     assert lease is not None
     for _ in range(20):
         doctor_world.world.pass_time(20)
-        change_job.heartbeat(doctor_world.world.ctx, NAMESPACE, job_id, lease_token=lease.token, lease_s=30)
+        transitions.heartbeat(doctor_world.world.ctx, NAMESPACE, job_id, lease_token=lease.token, lease_s=30)
     assert doctor_world.found_problems() == [("job_overdue", job_id)]
     doctor_world.repair_all()
     assert doctor_world.found_problems() == []
@@ -401,7 +401,7 @@ def test_failed_repair_does_not_block_the_others(doctor_world: DoctorWorld, monk
     def on_time(ctx: Any, namespace: str, job_id: str, *, actor: str) -> None:
         if job_id == broken:
             raise RuntimeError("no")
-        change_job.apply_timers(ctx, namespace, job_id, actor=actor)
+        transitions.apply_timers(ctx, namespace, job_id, actor=actor)
 
     monkeypatch.setattr(doctor, "apply_timers", on_time)
     assert {outcome.message for outcome in doctor_world.repair_all() if outcome} == {

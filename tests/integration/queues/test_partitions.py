@@ -9,7 +9,7 @@ import pytest
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
 from vigil_core.services.queues.sweep import sweep_queue
@@ -81,6 +81,6 @@ def test_partitions_can_be_added_while_jobs_are_open(table: DynamoTable) -> None
     claimed_ids = [job.job_id for _ in range(2) for job in claim(spread)]
     assert sorted([leased.job_id, *claimed_ids]) == sorted([*old, *new])
     assert leased.lease is not None
-    change_job.complete(spread.ctx, NAMESPACE, leased.job_id, actor=KEY, lease_token=leased.lease.token)
+    transitions.complete(spread.ctx, NAMESPACE, leased.job_id, actor=KEY, lease_token=leased.lease.token)
     spread.pass_time(61)
     assert sweep_queue(spread.ctx, NAMESPACE, "default") == len(claimed_ids)

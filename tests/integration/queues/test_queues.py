@@ -16,7 +16,7 @@ from vigil_core.domain.errors import InvalidTransition, JobNotFound, LeaseLost
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.domain.jobs.retry import RetryPolicy
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions as job_transitions
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
 from vigil_core.store.table import DynamoTable
@@ -51,7 +51,7 @@ def stored(world: World, job_id: str) -> Job:
 
 def heartbeat(world: World, job_id: str, token: str | None, **members: object) -> Job:
     arguments = {"lease_s": None, "progress": None, "message": None, **members}
-    return change_job.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **arguments)  # type: ignore[arg-type]
+    return job_transitions.heartbeat(world.ctx, NAMESPACE, job_id, lease_token=token, **arguments)  # type: ignore[arg-type]
 
 
 class SerialClient:
@@ -153,7 +153,7 @@ class TestClaims:
 
         def minded(seconds: float) -> None:
             sleep(seconds)
-            change_job.apply_timers(world.ctx, NAMESPACE, job_id)
+            job_transitions.apply_timers(world.ctx, NAMESPACE, job_id)
 
         ctx = replace(world.ctx, sleep=minded)
         request = ClaimRequest(queue=QUEUE, worker="w", limit=1, lease_s=60, claim_id=None)
@@ -167,7 +167,7 @@ class TestClaims:
         hints = world.ctx.job_queues.ready(NAMESPACE, QUEUE, 25)
         claim(world, 1)
         deleted = ids[1]
-        world.do(change_job.cancel, deleted)
+        world.do(job_transitions.cancel, deleted)
         world.delete(deleted)
         monkeypatch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
         assert [job.job_id for job in claim(world, 10)] == ids[2:]
@@ -203,33 +203,37 @@ class TestLeases:
         before = stored(world, job_id)
         for wrong in (None, "stale"):
             for change, args in (
-                (change_job.report, (BOOTING,)),
-                (change_job.complete, ()),
-                (change_job.fail, (ERROR,)),
-                (change_job.start, ()),
-                (change_job.release, ()),
+                (job_transitions.report, (BOOTING,)),
+                (job_transitions.complete, ()),
+                (job_transitions.fail, (ERROR,)),
+                (job_transitions.start, ()),
+                (job_transitions.release, ()),
             ):
                 with pytest.raises(LeaseLost):
                     change(world.ctx, NAMESPACE, job_id, *args, actor=KEY, lease_token=wrong)
             with pytest.raises(LeaseLost):
                 heartbeat(world, job_id, wrong)
         assert stored(world, job_id) == before
-        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
-        completed = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result={"a": 1}, lease_token=token)
+        job_transitions.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
+        completed = job_transitions.complete(
+            world.ctx, NAMESPACE, job_id, actor=KEY, result={"a": 1}, lease_token=token
+        )
         assert (completed.status, completed.lease) == ("completed", None)
 
     def test_repeated_completion_returns_the_completed_job(self, world: World) -> None:
         job_id, token = claimed(world)
-        completed = change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=1, lease_token=token)
-        assert change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == completed
+        completed = job_transitions.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=1, lease_token=token)
+        assert (
+            job_transitions.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == completed
+        )
         assert world.ctx.jobs.payloads(completed).result == "1"
         with pytest.raises(LeaseLost):
-            change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
+            job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
 
     def test_repeated_failure_report_uses_one_attempt(self, world: World) -> None:
         job_id, token = claimed(world, retry=RETRY_AT_ONCE)
         for _ in range(2):
-            repeated = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
+            repeated = job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
             assert (repeated.status, repeated.attempt) == ("pending", 2)
 
     def test_heartbeat_extends_the_lease_without_an_index_write(self, world: World) -> None:
@@ -267,7 +271,7 @@ class TestLeases:
         back = stored(world, job_id)
         assert (back.status, back.attempt, back.lease, back.stage) == ("pending", 2, None, "submit")
         with pytest.raises(LeaseLost):
-            change_job.complete(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
+            job_transitions.complete(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         assert claim(world)[0].job_id == job_id
         world.pass_time(61)
         world.sweep()
@@ -289,9 +293,9 @@ class TestLeases:
 
     def test_released_job_returns_to_its_queue(self, world: World) -> None:
         job_id, token = claimed(world)
-        change_job.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
+        job_transitions.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
         heartbeat(world, job_id, token, progress=Decimal("0.7"))
-        back = change_job.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
+        back = job_transitions.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         assert (back.status, back.attempt, back.stage) == ("pending", 1, "submit")
         assert stored(world, job_id).progress == 0
         assert claim(world)[0].job_id == job_id
@@ -299,7 +303,7 @@ class TestLeases:
     def test_late_heartbeat_does_not_change_the_lease_of_the_next_worker(self, world: World) -> None:
         job_id, token = claimed(world)
         late = stored(world, job_id)
-        change_job.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
+        job_transitions.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         (job,) = claim(world, worker="next", lease_s=600)
         assert job.lease
         world.ctx.jobs.save(late, transitions.heartbeat(late, now=world.time, lease_token=token))
@@ -309,7 +313,7 @@ class TestLeases:
 
     def test_heartbeat_does_not_extend_the_lease_beyond_the_enforced_cancel(self, world: World) -> None:
         job_id, token = claimed(world)
-        world.do(change_job.cancel, job_id)
+        world.do(job_transitions.cancel, job_id)
         for _ in range(5):
             world.pass_time(10)
             assert heartbeat(world, job_id, token).cancel_requested_at
@@ -342,24 +346,26 @@ class TestTime:
         for delay in (10, 20, 25):
             (job,) = claim(world)
             assert job.lease
-            failed = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=job.lease.token)
+            failed = job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=job.lease.token)
             assert (failed.status, failed.scheduled_at) == ("scheduled", world.time + timedelta(seconds=delay))
             assert (failed.error, failed.fields, failed.stage) == (ERROR, {"a": 1}, "submit")
             world.pass_time(delay)
             world.sweep()
         (job,) = claim(world)
         assert job.lease
-        last = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=job.lease.token)
+        last = job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=job.lease.token)
         assert (last.status, last.attempt, last.health) == ("failed", 4, "failed")
 
     def test_failure_that_is_not_retryable_ends_the_job(self, world: World) -> None:
         job_id, token = claimed(world, retry=RETRY_AT_ONCE)
-        failed = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, retryable=False, lease_token=token)
+        failed = job_transitions.fail(
+            world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, retryable=False, lease_token=token
+        )
         assert failed.status == "failed"
 
     def test_finally_failed_job_completes_with_its_fallback(self, world: World) -> None:
         job_id, token = claimed(world, fallback={"rows": 0})
-        completed = change_job.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
+        completed = job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
         assert (completed.status, completed.stage, completed.health, completed.error) == (
             "completed",
             "complete",
@@ -396,7 +402,7 @@ class TestTime:
         job_id, _ = claimed(world, retry=RETRY_AT_ONCE)
         world.pass_time(61)
         for _ in range(3):
-            change_job.apply_timers(world.ctx, NAMESPACE, job_id)
+            job_transitions.apply_timers(world.ctx, NAMESPACE, job_id)
         assert stored(world, job_id).attempt == 2
 
 
@@ -417,11 +423,11 @@ class TestCounts:
         assert [(seen.worker, seen.last_claim_at) for seen in state.workers] == [("box", world.time)]
 
     def test_ended_jobs_leave_no_queue_entries(self, world: World) -> None:
-        for end in (change_job.complete, change_job.release):
+        for end in (job_transitions.complete, job_transitions.release):
             job_id, token = claimed(world)
             end(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
-            if end is change_job.release:
-                world.do(change_job.cancel, job_id)
+            if end is job_transitions.release:
+                world.do(job_transitions.cancel, job_id)
         state = queue_state(world.ctx, NAMESPACE, QUEUE)
         assert sum(state.ready.values()) + sum(state.timed.values()) == 0
 

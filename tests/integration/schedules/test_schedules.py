@@ -14,8 +14,8 @@ from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.domain.schedules import Schedule, ScheduleFire, ScheduleTiming
-from vigil_core.services.background import sweeper as sweep
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.background import sweeper
+from vigil_core.services.jobs import transitions
 from vigil_core.services.schedules import manage as schedules
 from vigil_core.store.table import DynamoTable
 
@@ -61,7 +61,7 @@ def armed_timer(world: World) -> dict[str, JsonValue]:
 
 
 def fire_timer(world: World) -> None:
-    sweep.on_timer(world.ctx, armed_timer(world))
+    sweeper.on_timer(world.ctx, armed_timer(world))
 
 
 def test_schedule_creates_a_job_at_each_fire_time(world: World) -> None:
@@ -105,7 +105,7 @@ def test_timer_that_fires_twice_creates_one_job(world: World) -> None:
     put(world)
     event = armed_timer(world)
     for _ in range(3):
-        sweep.on_timer(world.ctx, event)
+        sweeper.on_timer(world.ctx, event)
     assert len(jobs(world)) == 1
     assert stored_schedule(world).version == 2
 
@@ -128,7 +128,7 @@ def test_early_timer_does_nothing(world: World) -> None:
     put(world)
     event = armed_timer(world)
     world.time -= timedelta(seconds=10)
-    sweep.on_timer(world.ctx, event)
+    sweeper.on_timer(world.ctx, event)
     assert jobs(world) == []
 
 
@@ -153,7 +153,7 @@ def test_fire_is_skipped_while_the_previous_job_is_open(world: World) -> None:
     fire_timer(world)
     (job,) = jobs(world)
     assert last_fire(world).outcome == "overlap"
-    world.do(change_job.cancel, job.job_id)
+    world.do(transitions.cancel, job.job_id)
     fire_timer(world)
     assert last_fire(world).outcome == "created"
     assert len(jobs(world)) == 2
@@ -163,7 +163,7 @@ def test_job_of_a_crashed_fire_counts_as_overlap(world: World, monkeypatch: pyte
     put(world, overlap_policy="skip")
     fire_timer(world)
     (first,) = jobs(world)
-    world.do(change_job.cancel, first.job_id)
+    world.do(transitions.cancel, first.job_id)
     with monkeypatch.context() as patch:
         patch.setattr(world.ctx.schedules, "save", _crash)
         with pytest.raises(RuntimeError, match="died"):
@@ -203,7 +203,7 @@ def test_job_of_a_crashed_fire_blocks_overlap_after_the_schedule_changes(
     for _ in range(2):
         fire_timer(world)
         assert (last_fire(world).outcome, jobs(world)) == ("overlap", [job])
-    world.do(change_job.cancel, job.job_id)
+    world.do(transitions.cancel, job.job_id)
     fire_timer(world)
     assert last_fire(world).outcome == "created"
     assert stored_schedule(world).unrecorded == ()
@@ -252,7 +252,7 @@ def test_timer_of_a_replaced_schedule_does_nothing(world: World) -> None:
     put(world, cron="30 * * * *")
     assert [at.minute for at, _ in world.timers.armed.values()] == [30]
     world.time = datetime(2026, 1, 31, 10, tzinfo=UTC)
-    sweep.on_timer(world.ctx, event["timer"])
+    sweeper.on_timer(world.ctx, event["timer"])
     world.sweep()
     assert [last_fire(world).planned_at.minute] == [30]
 
@@ -262,7 +262,7 @@ def test_changed_body_applies_to_the_next_fire(world: World) -> None:
     event = armed_timer(world)
     world.pass_time(1)
     put(world, body={"job_type": "other"})
-    sweep.on_timer(world.ctx, event)
+    sweeper.on_timer(world.ctx, event)
     assert [job.job_type for job in jobs(world)] == ["other"]
 
 
@@ -270,13 +270,13 @@ def test_paused_schedule_neither_fires_nor_catches_up(world: World) -> None:
     put(world, misfire_policy="run_once")
     event = armed_timer(world)
     schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=False)
-    sweep.on_timer(world.ctx, event)
+    sweeper.on_timer(world.ctx, event)
     world.pass_time(86_400)
     world.sweep()
     assert (jobs(world), world.timers.armed) == ([], {})
     resumed = schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
     assert resumed.next_fire_at == world.time + timedelta(hours=1)
-    sweep.on_timer(world.ctx, event)
+    sweeper.on_timer(world.ctx, event)
     assert jobs(world) == []
     fire_timer(world)
     assert len(jobs(world)) == 1
@@ -286,12 +286,12 @@ def test_timer_of_a_deleted_schedule_does_not_fire_a_new_one_of_that_name(world:
     put(world)
     event = armed_timer(world)
     schedules.delete_schedule(world.ctx, NAMESPACE, NAME)
-    sweep.on_timer(world.ctx, event)
+    sweeper.on_timer(world.ctx, event)
     world.pass_time(3_600)
     world.sweep()
     put(world)
     world.time = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    sweep.on_timer(world.ctx, event)
+    sweeper.on_timer(world.ctx, event)
     assert jobs(world) == []
 
 
@@ -334,11 +334,11 @@ def test_sweep_finishes_a_fire_that_crashed(table: DynamoTable, at: int, after: 
     world = World(table)
     put(world, body={"job_type": "report", "payload": {"a": 1}, "unique_key": "one"})
     event = armed_timer(world)
-    mortal: Any = CrashingTable(table, at, after=after)
-    doomed = World(mortal)
-    doomed.time, doomed.timers = world.time, world.timers
+    crashing_table: Any = CrashingTable(table, at, after=after)
+    crashing_world = World(crashing_table)
+    crashing_world.time, crashing_world.timers = world.time, world.timers
     try:
-        sweep.on_timer(doomed.ctx, event)
+        sweeper.on_timer(crashing_world.ctx, event)
     except ProcessCrashed:
         pass
     else:

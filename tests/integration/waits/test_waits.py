@@ -10,9 +10,9 @@ import uuid6
 
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, ValidationFailed, WaitNotFound
-from vigil_core.services.background import matcher as match
-from vigil_core.services.jobs import transitions as change_job
-from vigil_core.services.waits import requests as waits_api
+from vigil_core.services.background import matcher
+from vigil_core.services.jobs import transitions
+from vigil_core.services.waits import requests
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, query_all
@@ -120,7 +120,7 @@ class TestConditions:
         answer = world.wait({good: None, bad: {}, gone: None})
         world.complete(good)
         world.fail(bad)
-        world.do(change_job.cancel, gone)
+        world.do(transitions.cancel, gone)
         world.run_matcher()
         stages = {job: values["job_stage"] for job, values in world.show(answer)["waited_jobs"].items()}
         assert stages == {good: "complete", bad: "incomplete", gone: "incomplete"}
@@ -208,14 +208,14 @@ class TestEndings:
         job = world.running()
         answer = world.wait({job: None})
         for _ in range(2):
-            cancelled = waits_api.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], actor="key1")
+            cancelled = requests.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], actor="key1")
             assert cancelled["status"] == "cancelled"
         world.complete(job)
         world.run_matcher()
         assert world.show(answer)["waited_jobs"] == {}
         met = world.wait({job: None})
         with pytest.raises(InvalidTransition):
-            waits_api.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], actor="key1")
+            requests.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], actor="key1")
 
     def test_deleted_job_is_unmet_with_reason_deleted(self, world: World) -> None:
         job = world.running()
@@ -452,7 +452,7 @@ class TestLargeWaits:
         listed: list[Any] = []
         after: int | None = -1
         while after is not None:
-            page, after = waits_api.list_wait_jobs(
+            page, after = requests.list_wait_jobs(
                 world.ctx, NAMESPACE, answer["wait_id"], after_index=after, page_size=2
             )
             listed += page
@@ -466,7 +466,7 @@ class TestManyWaitsOnOneJob:
     def test_fan_out_matches_waits_over_the_inline_limit_with_the_first_version(
         self, world: World, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(match, "MAX_INLINE_WAITS", 3)
+        monkeypatch.setattr(matcher, "MAX_INLINE_WAITS", 3)
         job = world.running()
         world.run_matcher()
         answers = [world.wait({job: {"light": "green"}}, wait_options={"get_fields": {"n": None}}) for _ in range(8)]
@@ -486,11 +486,11 @@ def test_waits_are_listed_newest_first(world: World) -> None:
     for _ in range(5):
         answers.append(world.wait({job: None}))
         world.pass_time(3600 * 13)
-    waits_api.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], actor="key1")
+    requests.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], actor="key1")
     listed: list[Any] = []
     cursor: str | None = None
     while True:
-        page, cursor = waits_api.list_waits(world.ctx, NAMESPACE, status="waiting", before_cursor=cursor, page_size=2)
+        page, cursor = requests.list_waits(world.ctx, NAMESPACE, status="waiting", before_cursor=cursor, page_size=2)
         listed += page
         if cursor is None:
             break
@@ -520,6 +520,6 @@ def test_second_resolution_changes_nothing(world: World) -> None:
     batch = list(world.unmatched)
     world.run_matcher()
     first = world.show(answer)
-    match.match_versions(world.ctx, batch)
+    matcher.match_versions(world.ctx, batch)
     resolve_wait.expire(world.ctx, NAMESPACE, answer["wait_id"])
     assert world.show(answer) == first

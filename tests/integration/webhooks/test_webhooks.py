@@ -14,9 +14,9 @@ from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable, ValidationFailed, WebhookNotFound
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.webhooks import MAX_ATTEMPTS, MAX_WEBHOOKS, WAITS_WEBHOOK, Delivery, Webhook, signature_headers
-from vigil_core.services.background import sweeper as sweep
+from vigil_core.services.background import sweeper
 from vigil_core.services.waits import resolve as resolve_wait
-from vigil_core.services.webhooks import deliver as tell_webhooks
+from vigil_core.services.webhooks import deliver
 from vigil_core.services.webhooks import manage as manage_webhooks
 from vigil_core.store import keys
 from vigil_core.store.due_index import DueItem, DueStore
@@ -51,7 +51,7 @@ class Receiver:
         timeout_s: float,
         max_response_bytes: int,
     ) -> Reply:
-        assert (method, timeout_s) == ("POST", tell_webhooks.ATTEMPT_TIMEOUT_S)
+        assert (method, timeout_s) == ("POST", deliver.ATTEMPT_TIMEOUT_S)
         self.posts.append((url, dict(headers), loads(body or b"")))
         return self.answer()
 
@@ -91,7 +91,7 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
 def run_deliveries(world: World, receiver: Receiver) -> list[str]:
     """Attempt every delivery in the queue and return the outcomes."""
     messages, world.queues.webhook_messages = world.queues.webhook_messages, []
-    return [tell_webhooks.attempt_delivery(world.ctx, receiver, loads(message)) for message in messages]
+    return [deliver.attempt_delivery(world.ctx, receiver, loads(message)) for message in messages]
 
 
 def deliveries(world: World, name: str = "ci") -> list[Delivery]:
@@ -235,7 +235,7 @@ def test_delivery_is_abandoned_after_its_last_attempt_and_can_be_replayed(live: 
     manage_webhooks.replay_delivery(live.world.ctx, NAMESPACE, "ci", delivery.delivery_id)
     ((message, delay_s),) = live.world.queues.sweeper_messages[-1:]
     assert delay_s == 0
-    sweep.on_message(live.world.ctx, loads(message))
+    sweeper.on_message(live.world.ctx, loads(message))
     receiver.answer = lambda: Reply(200)
     assert run_deliveries(live.world, receiver) == ["delivered"]
     assert deliveries(live.world)[0].status == "delivered"
@@ -457,7 +457,7 @@ def test_sweeper_crash_while_enqueueing_a_delivery_is_recovered(
     live.world.queues.webhook_messages.clear()
     live.world.pass_time(900)
     crash_at_write(live, table, 1, after=after)
-    with pytest.raises(sweep.SweepFailed):
+    with pytest.raises(sweeper.SweepFailed):
         live.world.sweep()
     restore_table(live, table)
     live.world.sweep()
@@ -522,7 +522,7 @@ def test_sweep_enqueues_deliveries_after_all_other_work(live: Live, receiver: Re
         patched.setattr(resolve_wait, "expire", expiring)
         patched.setattr(live.world.queues, "send_deliveries", noting)
         patched.setattr(DueStore, "overdue", deliveries_first)
-        sweep.sweep(live.world.ctx, 0)
+        sweeper.sweep(live.world.ctx, 0)
     assert live.world.show(wait)["status"] == "expired"
     assert order == ["wait", "delivery"]
 
@@ -545,8 +545,8 @@ def test_failed_delivery_in_a_sweep_does_not_block_the_others(live: Live, receiv
         failures = 0
         for shard in range(keys.DUE_PARTITIONS):
             try:
-                sweep.sweep(live.world.ctx, shard)
-            except sweep.SweepFailed as failed:
+                sweeper.sweep(live.world.ctx, shard)
+            except sweeper.SweepFailed as failed:
                 failures += len(failed.errors)
     assert (len(sent), failures) == (8, 1)
     assert live.world.sweep() == 1, "the failed delivery is still due"

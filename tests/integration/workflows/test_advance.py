@@ -10,13 +10,13 @@ from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job_type import JobType
-from vigil_core.domain.workflows import graph as graphs
+from vigil_core.domain.workflows import graph
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services.executors.call_http import call_target
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
-from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.services.workflows import supervisor
 from vigil_core.store.workflows.runs import RunStore
 
 
@@ -105,7 +105,7 @@ def _define(world: RunWorld, executor: Literal["lambda", "http"], target: Any) -
 
 
 def test_delayed_job_uses_results_recorded_before_its_start(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(graph, "BLOCK_SIZE", 2)
     run = world.run(
         {"name": "a"},
         {"name": "b"},
@@ -120,7 +120,7 @@ def test_delayed_job_uses_results_recorded_before_its_start(world: RunWorld, mon
 
 
 def test_ignored_failure_releases_dependents_of_another_block(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "BLOCK_SIZE", 2)
+    monkeypatch.setattr(graph, "BLOCK_SIZE", 2)
     run = world.run(
         {"name": "slow", "queue": "slow"},
         {"name": "after", "depends_on": ["slow", "a"], "trigger_rule": "one_success"},
@@ -138,13 +138,13 @@ def test_abort_decision_survives_a_supervisor_crash(world: RunWorld, monkeypatch
     world.work({"a": Exception("NO")})
     runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", actor=KEY, comment=None)
 
-    def die(*_: object) -> None:
+    def raise_crash(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(supervise, "change_run", die)
+        patched.setattr(supervisor, "change_run", raise_crash)
         with pytest.raises(KeyboardInterrupt):
-            supervise.apply_decisions(world.ctx, world.find_run(run))
+            supervisor.apply_decisions(world.ctx, world.find_run(run))
     world.run_until_idle()
     error = world.find_run(run).error
     assert error is not None
@@ -154,7 +154,7 @@ def test_abort_decision_survives_a_supervisor_crash(world: RunWorld, monkeypatch
 
 def test_end_with_already_skipped_successors_reads_no_blocks(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail one of many parallel jobs: all later jobs are skipped, and fill a block without open jobs."""
-    parts = [f"part-{number:02}" for number in range(graphs.BLOCK_SIZE)]
+    parts = [f"part-{number:02}" for number in range(graph.BLOCK_SIZE)]
     world.run(
         *({"name": name} for name in parts),
         {"name": "join", "depends_on": parts},

@@ -17,7 +17,7 @@ from vigil_core.domain.workflows.run_state import StateRecord
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
-from vigil_core.services.workflows import supervisor as supervise
+from vigil_core.services.workflows import supervisor
 
 
 def test_delayed_job_created_after_its_start_time_starts(world: RunWorld) -> None:
@@ -58,9 +58,9 @@ def test_repeated_creation_finishes_a_crashed_one(world: RunWorld, monkeypatch: 
 class CrashingWorld(RunWorld):
     """A world in which the process of one action crashes at one of its writes. No sweeper reconciles the runs."""
 
-    def __init__(self, writes: int, *, dies_after: bool) -> None:
+    def __init__(self, writes: int, *, crash_after_write: bool) -> None:
         self.crashing_table = CrashingTable(empty_table())
-        self.crashing_table.crash_after_write = dies_after
+        self.crashing_table.crash_after_write = crash_after_write
         self.writes = writes
         self.crashed = False
         super().__init__(self.crashing_table)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def at_every_write(aws: None, request: pytest.FixtureRequest) -> AtEveryWrite:
 
     def run_scenario(scenario: Callable[[CrashingWorld], None]) -> None:
         for writes in range(30):
-            world = CrashingWorld(writes, dies_after=request.param == "after")
+            world = CrashingWorld(writes, crash_after_write=request.param == "after")
             scenario(world)
             if not world.crashed:
                 assert writes > 0, "no process crashed"
@@ -162,7 +162,7 @@ def test_run_is_cancelled_after_a_crash_during_its_cancellation(at_every_write: 
         world.run_with_crash(world.machine.run)
         if execution.status == "RUNNING" and execution.token is None:
             world.machine.stop(execution.name, "FAILED")
-            supervise.on_execution_ended(world.ctx, execution.data, "FAILED")
+            supervisor.on_execution_ended(world.ctx, execution.data, "FAILED")
         world.run_until_idle()
         assert world.statuses(run) == {"a": "cancelled", "b": "cancelled"}
         assert world.find_run(run).status == "cancelled"

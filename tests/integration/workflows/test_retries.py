@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import parking
 
@@ -54,7 +54,7 @@ def test_parked_entry_of_the_previous_generation_blocks_no_job(
 def test_cancelled_job_without_decision_is_counted_as_cancelled(world: RunWorld) -> None:
     run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]}, failure_policy="manual")
     world.run_until_idle()
-    world.do(change_job.cancel, world.id_of(run, "a"))
+    world.do(transitions.cancel, world.id_of(run, "a"))
     world.run_until_idle()
     assert world.find_run(run).status == "paused"
     runs.request_cancel(world.ctx, NAMESPACE, run, actor=KEY)

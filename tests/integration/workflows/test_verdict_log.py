@@ -11,10 +11,10 @@ import pytest
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.runtime.logging import logger
-from vigil_core.services.jobs import transitions as change_job
+from vigil_core.services.jobs import transitions
 from vigil_core.services.workflows import commands as runs
 
-OURS = {"trace_id": "t", "correlation_id": "daily-report-001"}
+TRACE_IDS = {"trace_id": "t", "correlation_id": "daily-report-001"}
 
 
 class Log:
@@ -54,12 +54,12 @@ def test_release_and_skip_log_one_line_each_with_ids_and_reason(world: RunWorld,
         {"name": "b", "depends_on": ["a"], "trace_id": "own"},
         {"name": "c", "depends_on": ["a"], "condition": "a.result.rows > `5`"},
         {"name": "d", "depends_on": ["c"]},
-        **OURS,
+        **TRACE_IDS,
     )
     world.run_until_idle()
 
     def line(log_text: str, name: str, reason: str, **other: str) -> dict[str, Any]:
-        ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, name), **OURS}
+        ids = {"namespace": NAMESPACE, "workflow_id": run, "job_id": world.id_of(run, name), **TRACE_IDS}
         return {"said": log_text, **ids, "job": name, "reason": reason, **other}
 
     assert log.lines() == [line("released", "a", "it depends on no other job")]
@@ -101,14 +101,14 @@ def test_condition_error_details_are_not_logged(world: RunWorld, log: Log) -> No
 def test_many_equal_verdicts_share_one_line(world: RunWorld, log: Log) -> None:
     total = 150
     chain = [{"name": f"n{n}", "depends_on": [f"n{n - 1}"] if n else []} for n in range(total)]
-    run = world.run(*chain, failure_policy="continue_on_failure", **OURS)
+    run = world.run(*chain, failure_policy="continue_on_failure", **TRACE_IDS)
     world.run_until_idle()
     log.text()
     assert world.work({"n0": Exception("NO")}) == ["n0"]
     assert world.at(run, f"n{total - 1}").status == "skipped"
     (line,) = log.lines()
     assert line == {
-        "said": "skipped", "namespace": NAMESPACE, "workflow_id": run, **OURS, "jobs": total - 1,
+        "said": "skipped", "namespace": NAMESPACE, "workflow_id": run, **TRACE_IDS, "jobs": total - 1,
         "first": ["n1", "n2", "n3", "n4", "n5"],
         "reason": "all_success can no longer hold: of 1 dependencies 1 failed",
     }  # fmt: skip
@@ -153,7 +153,7 @@ def test_verdict_of_a_job_without_run_is_logged(world: RunWorld, log: Log) -> No
     job_id = world.job(depends_on=(other,), name="report", correlation_id="daily-report-001")
     world.run_until_idle()
     assert log.lines() == []
-    world.fail(world.do(change_job.start, other).job_id)
+    world.fail(world.do(transitions.start, other).job_id)
     world.run_until_idle()
     (line,) = log.lines()
     assert line == {
