@@ -11,7 +11,7 @@ from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import PayloadTooLarge, ValidationFailed
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.jobs import transitions
-from vigil_core.services.jobs.payloads import MAX_TOTAL_BYTES, bodies_of_jobs
+from vigil_core.services.jobs.payloads import MAX_TOTAL_BYTES, payloads_of_jobs
 from vigil_core.store import keys
 from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES, MAX_RESPONSE_PAYLOAD_BYTES, MAX_ROW_BYTES, JobStore
 from vigil_core.store.table import DynamoTable
@@ -81,7 +81,7 @@ def test_wait_collects_a_large_result_from_s3(world: World) -> None:
 
 def test_response_of_many_jobs_has_urls_for_payloads_over_its_limit(world: World) -> None:
     jobs = [find(world, world.job(payload=payload)) for payload in (LARGEST, 1, LARGEST, LARGE)]
-    first, small, second, third = bodies_of_jobs(world.ctx, jobs)
+    first, small, second, third = payloads_of_jobs(world.ctx, jobs)
     assert [len(each.payload or "") for each in (first, small, third)] == [MAX_PAYLOAD_BYTES, 1, len(LARGE) + 2]
     assert second.payload is None
     assert second.payload_url is not None

@@ -22,7 +22,7 @@ from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import QUEUE_PATTERN, NoContent, PageQuery
 from vigil_core.schemas.queues import ClaimBody
 from vigil_core.services.jobs.dependencies import load_dependency_results
-from vigil_core.services.jobs.payloads import bodies_of_jobs
+from vigil_core.services.jobs.payloads import payloads_of_jobs
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
 from vigil_core.services.timers import request_queue_sweep
@@ -57,7 +57,7 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
     granted = claim_jobs(
         call.context, call.namespace, request, actor=call.actor, until=call.request.long_poll_deadline(0)
     )
-    payloads_by_job = bodies_of_jobs(call.context, granted)
+    payloads_by_job = payloads_of_jobs(call.context, granted)
     results_by_job = [load_dependency_results(call.context, job) for job in granted]
     claimed_jobs = [
         ClaimedJob.from_claim(job, job.lease, payloads, dependency_results)

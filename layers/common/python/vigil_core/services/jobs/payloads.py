@@ -20,7 +20,7 @@ MAX_TOTAL_BYTES = 10 * MAX_ROW_BYTES
 payloads of ten claimed jobs, each in a row of the largest size."""
 
 
-def bodies_of_jobs(ctx: PayloadsContext, jobs: Sequence[Job]) -> list[JobPayloads]:
+def payloads_of_jobs(ctx: PayloadsContext, jobs: Sequence[Job]) -> list[JobPayloads]:
     """Read the payloads and results of jobs.
 
     Every payload in a row is read. Payload objects are read while the limit permits; the others become URLs.

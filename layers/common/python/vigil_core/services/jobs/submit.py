@@ -10,7 +10,7 @@ from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobQueues, UsesListing, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependencies import resolve_dependencies
-from vigil_core.services.jobs.transitions import encode_body
+from vigil_core.services.jobs.transitions import encode_payload
 from vigil_core.services.jobs.uploads import require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_new_job
 from vigil_core.services.optimistic import retry_on_conflict
@@ -65,11 +65,11 @@ def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, re
     """
     name = "payload" if new.batch_size is None else "batch"
     payloads = _EncodedPayloads(
-        payload=None if new.payload is None else encode_body(new.payload, name),
+        payload=None if new.payload is None else encode_payload(new.payload, name),
         upload=None
         if new.payload_upload is None
         else require_uploaded(ctx, namespace, new.payload_upload, "payload_ref"),
-        fallback=None if new.fallback is None else encode_body(new.fallback, "fallback"),
+        fallback=None if new.fallback is None else encode_payload(new.fallback, "fallback"),
     )
 
     def try_create() -> Submission:

@@ -162,7 +162,9 @@ def complete(
         if result_upload is not None:
             upload = require_uploaded(ctx, namespace, result_upload, "result_ref")
             return transitions.with_result(completed, ctx.jobs.adopt_result(completed, nonce, upload))
-        return transitions.with_result(completed, ctx.jobs.put_result(completed, nonce, encode_body(result, "result")))
+        return transitions.with_result(
+            completed, ctx.jobs.put_result(completed, nonce, encode_payload(result, "result"))
+        )
 
     return change(ctx, namespace, job_id, decide)
 
@@ -223,7 +225,7 @@ def delete(ctx: TransitionsContext, namespace: str, job_id: str, *, actor: str) 
     change(ctx, namespace, job_id, lambda job: transitions.delete(job, now=ctx.now(), actor=actor))
 
 
-def encode_body(body: JsonValue, name: str) -> str:
+def encode_payload(body: JsonValue, name: str) -> str:
     """Serialise a payload or result to the text that is stored.
 
     Raises:

@@ -31,7 +31,7 @@ from vigil_core.services.context import (
     UsesMessageQueues,
     UsesThreads,
 )
-from vigil_core.services.jobs.transitions import change, encode_body
+from vigil_core.services.jobs.transitions import change, encode_payload
 from vigil_core.services.messages import RunPrepare
 from vigil_core.services.timers import start_run_timer
 from vigil_core.services.workflows.blocks import enqueue_blocks
@@ -81,7 +81,7 @@ def create_run(
     for index, job in enumerate(new.jobs):
         for name, body in (("payload", job.payload), ("fallback", job.fallback)):
             if body is not None:
-                encode_body(body, f"jobs/{index}/{name}")
+                encode_payload(body, f"jobs/{index}/{name}")
     run = workflows.create(namespace, new, now=ctx.now(), actor=actor)
     ctx.runs.put_graph(namespace, run.workflow_id, new.graph)
     ctx.in_parallel(
