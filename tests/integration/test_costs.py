@@ -21,14 +21,14 @@ from vigil_core.store import keys
 
 
 @pytest.fixture
-def lab() -> Iterator[Harness]:
+def harness() -> Iterator[Harness]:
     with mock_aws(), open_harness() as harness:
         costs.warm_up(harness)
         yield harness
 
 
-def test_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Harness) -> None:
-    life = costs.job_life(lab)
+def test_tracked_job_with_five_reports_takes_at_most_12_write_units(harness: Harness) -> None:
+    life = costs.job_life(harness)
     assert life.total.write_units <= MAX_JOB_WRITE_UNITS
     # Eight versions cost one unit each. So do the index entry of the list, the payload row, the result row, and the TTL
     # of the payload.
@@ -37,62 +37,62 @@ def test_tracked_job_with_five_reports_takes_at_most_12_write_units(lab: Harness
     assert life.total[HTTP] == len(costs.REPORTS) + 3
 
 
-def test_creation_with_a_registered_type_costs_the_same(lab: Harness) -> None:
+def test_creation_with_a_registered_type_costs_the_same(harness: Harness) -> None:
     def created(job_type: str) -> dict[str, float]:
-        with lab.billed() as billed:
-            lab.call("POST", "/v1/jobs", {**costs.JOB, "job_type": job_type}).ok(202)
+        with harness.billed() as billed:
+            harness.call("POST", "/v1/jobs", {**costs.JOB, "job_type": job_type}).ok(202)
         return dict(billed(None).quantities)
 
-    lab.call("PUT", "/v1/job-types/flash_test", {"stages": ["flash", "boot", "test", "reboot"]}).ok(201)
+    harness.call("PUT", "/v1/job-types/flash_test", {"stages": ["flash", "boot", "test", "reboot"]}).ok(201)
     usual = created("usual")
     assert usual[READ] == 1
     assert created("flash_test") == usual
 
 
-def test_report_of_progress_alone_takes_one_write_unit(lab: Harness) -> None:
-    life, alone = costs.job_life(lab), costs.job_life(lab, costs.PROGRESS)
+def test_report_of_progress_alone_takes_one_write_unit(harness: Harness) -> None:
+    life, alone = costs.job_life(harness), costs.job_life(harness, costs.PROGRESS)
     assert alone.total.write_units == life.total.write_units
 
 
-def test_job_without_waits_does_not_invoke_the_matcher(lab: Harness) -> None:
-    assert costs.job_life(lab).total["lambda.matcher"] == 0
+def test_job_without_waits_does_not_invoke_the_matcher(harness: Harness) -> None:
+    assert costs.job_life(harness).total["lambda.matcher"] == 0
 
 
-def test_wait_on_a_job_takes_at_most_8_write_units(lab: Harness) -> None:
-    wait = costs.wait_life(lab)
+def test_wait_on_a_job_takes_at_most_8_write_units(harness: Harness) -> None:
+    wait = costs.wait_life(harness)
     assert wait.total.write_units <= MAX_WAIT_WRITE_UNITS
     # The wait entry, the wait, its two index entries, and the waiter mark on a job that had no waits before.
     assert wait.registered.write_units == 5
     assert wait.poll.quantities == {REQUESTS: 1, READ: 1}
 
 
-def test_match_costs_the_same_for_any_number_of_waits(lab: Harness) -> None:
-    few, many = costs.match_among(lab, 10), costs.match_among(lab, 1_000)
+def test_match_costs_the_same_for_any_number_of_waits(harness: Harness) -> None:
+    few, many = costs.match_among(harness, 10), costs.match_among(harness, 1_000)
     assert few == many
 
 
-def test_queue_job_takes_one_more_write_unit_to_create_and_four_to_claim(lab: Harness) -> None:
-    tracked, claimed = costs.job_life(lab).by_step["create"], costs.worker_life(lab)
+def test_queue_job_takes_one_more_write_unit_to_create_and_four_to_claim(harness: Harness) -> None:
+    tracked, claimed = costs.job_life(harness).by_step["create"], costs.worker_life(harness)
     assert claimed["create"].write_units == tracked.write_units + 1
     # The state row, its old and its new index entry, and the worker's row.
     assert claimed["claim"].write_units == 4
     assert claimed["heartbeat"].write_units == 1
 
 
-def test_executor_job_costs_as_much_as_a_worker_job(lab: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executor_job_costs_as_much_as_a_worker_job(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     invocations: list[str] = []
     monkeypatch.setattr(LambdaExecutors, "call_http", lambda _, event: invocations.append(event))
     target = {"url": "https://a.example/{{payload.image}}", "body": "{{payload}}"}
-    lab.call("PUT", "/v1/job-types/post", {"executor": "http", "target": target}).ok(201)
-    with lab.billed() as creating:
-        lab.call("POST", "/v1/jobs", {**costs.WORKER_JOB, "job_type": "post"}).ok(202)
-    with lab.billed() as dispatching:
-        lab.deliver()
-    with lab.billed() as calling:
+    harness.call("PUT", "/v1/job-types/post", {"executor": "http", "target": target}).ok(201)
+    with harness.billed() as creating:
+        harness.call("POST", "/v1/jobs", {**costs.WORKER_JOB, "job_type": "post"}).ok(202)
+    with harness.billed() as dispatching:
+        harness.deliver()
+    with harness.billed() as calling:
         call_event: Any = loads(invocations.pop())
         assert call_target(wiring.context(), AnsweringTarget(), NoSecrets(), call_event) == "completed"
     created, dispatched, called = creating("api"), dispatching("matcher"), calling(None)
-    worker = costs.worker_life(lab)
+    worker = costs.worker_life(harness)
     assert created.write_units == worker["create"].write_units
     # The state row, and its old and its new index entry.
     assert (dispatched.write_units, dispatched[INDEX_WRITE]) == (3, 2)
@@ -114,21 +114,21 @@ class NoSecrets:
         raise AssertionError("the target contains no secret")
 
 
-def test_claim_costs_the_same_for_any_queue_length(lab: Harness) -> None:
-    assert costs.claim_among(lab, 10) == costs.claim_among(lab, 300)
+def test_claim_costs_the_same_for_any_queue_length(harness: Harness) -> None:
+    assert costs.claim_among(harness, 10) == costs.claim_among(harness, 300)
 
 
-def test_idle_minute_costs_a_lease_and_a_read_per_partition_and_three_reads_per_queue(lab: Harness) -> None:
-    minute = costs.idle_minute(lab)
+def test_idle_minute_costs_a_lease_and_a_read_per_partition_and_three_reads_per_queue(harness: Harness) -> None:
+    minute = costs.idle_minute(harness)
     assert minute.write_units == 2 * keys.DUE_PARTITIONS
     queues = 2
     assert minute[READ] == 0.5 * keys.DUE_PARTITIONS + queues * 3 * 0.5
 
 
-def test_request_counter_includes_refused_writes(lab: Harness) -> None:
-    job_id = costs.create(lab)
-    with lab.billed() as refused:
-        lab.call("POST", "/v1/jobs", {**costs.JOB, "job_id": job_id}).problem(409, "JOB_CREATION_FAILED")
+def test_request_counter_includes_refused_writes(harness: Harness) -> None:
+    job_id = costs.create(harness)
+    with harness.billed() as refused:
+        harness.call("POST", "/v1/jobs", {**costs.JOB, "job_id": job_id}).problem(409, "JOB_CREATION_FAILED")
     # The payload row, which stays without a job, and the refused write of the existing row.
     assert (refused(None)[WRITE], refused(None)[INDEX_WRITE]) == (2, 0)
-    assert lab.row(keys.job(NAMESPACE, job_id))["version"] == {"N": "1"}
+    assert harness.row(keys.job(NAMESPACE, job_id))["version"] == {"N": "1"}

@@ -46,7 +46,7 @@ class FakeSns:
         return {"Failed": [{"Id": entry["Id"], "Code": "InternalError", "SenderFault": False} for entry in refused]}
 
 
-def sent(*events: Event, refuse: tuple[str, ...] = ()) -> tuple[list[list[str]], list[str]]:
+def publish(*events: Event, refuse: tuple[str, ...] = ()) -> tuple[list[list[str]], list[str]]:
     """Publish events. Return the event ids of each request, and the ids of the refused events."""
     client: Any = FakeSns(set(refuse))
     failed = SnsTopic(client, "arn").publish(events)
@@ -59,20 +59,20 @@ def sent(*events: Event, refuse: tuple[str, ...] = ()) -> tuple[list[list[str]],
 
 class TestSns:
     def test_events_are_published_in_requests_of_ten(self) -> None:
-        ids, failed = sent(*(event(number) for number in range(23)))
+        ids, failed = publish(*(event(number) for number in range(23)))
         assert [len(request) for request in ids] == [10, 10, 3]
         assert [event_id for request in ids for event_id in request] == [f"job.{number}" for number in range(23)]
         assert failed == []
 
     def test_publish_request_stays_below_256_kb(self) -> None:
-        ids, _ = sent(*(event(number, size=60 * 1024) for number in range(9)))
+        ids, _ = publish(*(event(number, size=60 * 1024) for number in range(9)))
         assert [len(request) for request in ids] == [4, 4, 1]
 
     def test_no_events_make_no_request(self) -> None:
-        assert sent() == ([], [])
+        assert publish() == ([], [])
 
     def test_events_refused_by_sns_are_returned(self) -> None:
-        _, failed = sent(*(event(number) for number in range(12)), refuse=("job.3", "job.11"))
+        _, failed = publish(*(event(number) for number in range(12)), refuse=("job.3", "job.11"))
         assert failed == ["job.3", "job.11"]
 
     @pytest.mark.parametrize("odd", ["\uffff", "\ufffe", "\U0001f525", "ü"])

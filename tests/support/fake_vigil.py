@@ -69,7 +69,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = '{"message": "Service Unavailable"}'
 
-    def strikes(self, request: Request) -> bool:
+    def matches(self, request: Request) -> bool:
         return self.left > 0 and request.method == self.method and re.search(self.path, request.path) is not None
 
 
@@ -197,7 +197,7 @@ class FakeVigil:
         """Return status, body and headers, or None to close the connection without a response."""
         with self.changed:
             self.requests.append(request)
-            fault = next((fault for fault in self.faults if fault.strikes(request)), None)
+            fault = next((fault for fault in self.faults if fault.matches(request)), None)
             if fault:
                 fault.left -= 1
             if fault and not fault.after:
@@ -219,36 +219,36 @@ class FakeVigil:
         route = ROUTE.fullmatch(parts.path)
         assert route, request.path
         kind, name, verb = (unquote(part) if part else None for part in route.groups())
-        hold_s = int(request.headers.get("prefer", "wait=0").removeprefix("wait="))
+        poll_s = int(request.headers.get("prefer", "wait=0").removeprefix("wait="))
         match (request.method, kind, name, verb):
             case ("POST", "jobs" | "workflows", None, None):
                 key = request.headers["idempotency-key"]
                 if key not in self._once:
-                    create = self._create if kind == "jobs" else self._begin
+                    create = self._create if kind == "jobs" else self._start_run
                     self._once[key] = 202, create(request.body)
                 return self._once[key]
             case (method, "workflows", name, verb):
                 if name in self.runs and method == "GET" and not verb:
-                    self._long_poll(lambda: self.runs[str(name)]["status"] not in ("running", "paused"), hold_s)
+                    self._long_poll(lambda: self.runs[str(name)]["status"] not in ("running", "paused"), poll_s)
                 return 200, self._workflow_route(method, name, verb, request.body, parse_qs(parts.query))
             case ("GET", "jobs", None, None):
                 return 200, self._list(parse_qs(parts.query))
             case ("POST", "queues", str(queue), "claim"):
-                return 200, {"jobs": self._claim(queue, request.body, hold_s)}
+                return 200, {"jobs": self._claim(queue, request.body, poll_s)}
             case ("POST", "waits", None, None):
-                return 200, self._wait(request.body, hold_s)
+                return 200, self._wait(request.body, poll_s)
             case (method, "jobs", str(job_id), verb):
-                return self._job_route(method, job_id, verb, request.body, hold_s)
+                return self._job_route(method, job_id, verb, request.body, poll_s)
         raise Problem(404, "NOT_FOUND", f"no route {request.method} {request.path}")
 
-    def _job_route(self, method: str, job_id: str, verb: str | None, body: Any, hold_s: int) -> tuple[int, Any]:
+    def _job_route(self, method: str, job_id: str, verb: str | None, body: Any, poll_s: int) -> tuple[int, Any]:
         if job_id not in self.jobs:
             raise Problem(404, "JOB_NOT_FOUND", f"Job with ID {job_id} not found")
         job = self.jobs[job_id]
         shown = job.shown
         match (method, verb):
             case ("GET", None):
-                self._long_poll(lambda: shown["status"] in TERMINAL, hold_s)
+                self._long_poll(lambda: shown["status"] in TERMINAL, poll_s)
             case ("GET", "status"):
                 return 200, {"job_id": job_id, "status": shown["status"]}
             case ("GET", "result"):
@@ -314,7 +314,7 @@ class FakeVigil:
         more = str(start + size) if start + size < len(statuses) else None
         return {**run, "jobs": run["jobs"][start : start + size], "next_page_token": more}
 
-    def _begin(self, body: Any) -> dict[str, Any]:
+    def _start_run(self, body: Any) -> dict[str, Any]:
         workflow_id = str(uuid7())
         names = ("description", "correlation_id", "error", "result", "finished_at")
         jobs = [
@@ -358,9 +358,9 @@ class FakeVigil:
         more = start + size < len(newest_first)
         return {"jobs": newest_first[start : start + size], "next_page_token": str(start + size) if more else None}
 
-    def _claim(self, queue: str, body: Any, hold_s: int) -> list[dict[str, Any]]:
+    def _claim(self, queue: str, body: Any, poll_s: int) -> list[dict[str, Any]]:
         if body["claim_id"] not in self._claims:
-            self._long_poll(lambda: self._ready(queue), hold_s)
+            self._long_poll(lambda: self._ready(queue), poll_s)
             granted = self._ready(queue)[: body["max"]]
             for job in granted:
                 job.token, job.lease_s, job.worker = str(uuid4()), body["lease"], body.get("worker")
@@ -377,9 +377,9 @@ class FakeVigil:
         ready = [job for job in self.jobs.values() if (job.shown["queue"], job.shown["status"]) == (queue, "pending")]
         return sorted(ready, key=lambda job: -PRIORITIES.index(job.shown["priority"]))
 
-    def _wait(self, body: Any, hold_s: int) -> dict[str, Any]:
+    def _wait(self, body: Any, poll_s: int) -> dict[str, Any]:
         self._long_poll(
-            lambda: all(self.jobs[job_id].shown["status"] in TERMINAL for job_id in body["wait_on"]), hold_s
+            lambda: all(self.jobs[job_id].shown["status"] in TERMINAL for job_id in body["wait_on"]), poll_s
         )
         ended = {job_id: self.jobs[job_id].shown for job_id in body["wait_on"]}
         names = ["job_stage", *body.get("wait_options", {}).get("get_fields", {})]
@@ -457,8 +457,8 @@ class FakeVigil:
                     self._ended(job, "failed", error={"code": "LEASE_EXPIRED", "message": "the lease expired"})
                 self.changed.notify_all()
 
-    def _long_poll(self, over: Callable[[], Any], hold_s: int) -> None:
-        deadline = time.monotonic() + hold_s
+    def _long_poll(self, over: Callable[[], Any], poll_s: int) -> None:
+        deadline = time.monotonic() + poll_s
         while not (over() or self.closing) and time.monotonic() < deadline:
             self.changed.wait(0.05)
             self._expire_leases()

@@ -28,14 +28,14 @@ _answer = DynamoHandler.call_action
 _lock = Lock()
 
 
-class Part(Table):
+class TableView(Table):
     """A view of some rows of a table. Everything else is the table's own."""
 
     def __init__(self, whole: Table, rows: Any) -> None:
         self.__dict__.update(whole.__dict__)
         self.items = rows
 
-    def __deepcopy__(self, memo: object) -> Part:
+    def __deepcopy__(self, memo: object) -> TableView:
         """Return the view itself: a failed transaction has nothing to restore, because the table is unchanged."""
         return self
 
@@ -48,7 +48,7 @@ def _query_of_rows(
         rows = {hash_key: table.items[hash_key]} if hash_key in table.items else {}
     else:
         rows = _of_index(table, index, hash_key)
-    part = Part(table, rows)  # type: ignore[abstract]
+    part = TableView(table, rows)  # type: ignore[abstract]
     return _query(part, hash_key, comparison, values, limit, start, forward, projection, index, *rest, **named)
 
 
@@ -77,7 +77,7 @@ def _transact_on_rows(backend: DynamoDBBackend, transact_items: list[dict[str, A
     for partition, sort_key in keys:
         if row := table.items[partition].get(sort_key):
             rows[partition][sort_key] = copy.deepcopy(row)
-    part, backend = Part(table, rows), copy.copy(backend)  # type: ignore[abstract]
+    part, backend = TableView(table, rows), copy.copy(backend)  # type: ignore[abstract]
     backend.tables = {name: part}
     records, shard = [], table.stream_shard
     if shard is not None:

@@ -217,12 +217,12 @@ class World:
 
     # Waits
 
-    def wait(self, wait_on: Mapping[str, Any], *, hold_s: float = 0, **rest: Any) -> dict[str, Any]:
+    def wait(self, wait_on: Mapping[str, Any], *, poll_s: float = 0, **rest: Any) -> dict[str, Any]:
         """Post a wait and return its response."""
-        return self.post({"wait_on": wait_on, **rest}, hold_s=hold_s)
+        return self.post({"wait_on": wait_on, **rest}, poll_s=poll_s)
 
-    def post(self, body: Mapping[str, Any], *, hold_s: float = 0) -> dict[str, Any]:
-        until = self.time + timedelta(seconds=hold_s)
+    def post(self, body: Mapping[str, Any], *, poll_s: float = 0) -> dict[str, Any]:
+        until = self.time + timedelta(seconds=poll_s)
         return requests.post_wait(self.ctx, NAMESPACE, body, actor=KEY, poll_until=until)
 
     def show(self, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def count(client: Client) -> int:
     return len(client.get("/v1/jobs").ok()["jobs"])
 
 
-def shift(monkeypatch: pytest.MonkeyPatch, delta: timedelta) -> None:
+def move_clock(monkeypatch: pytest.MonkeyPatch, delta: timedelta) -> None:
     """Move the clock forward."""
     object.__setattr__(wiring.context(), "clock", lambda: wiring.now() + delta)
 
@@ -64,7 +64,7 @@ def test_failed_response_is_not_stored_for_the_key(client: Client) -> None:
 
 def test_key_can_be_used_again_after_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     client.post("/v1/jobs", NEW_JOB, headers=KEYED).ok(202)
-    shift(monkeypatch, timedelta(hours=24, seconds=2))
+    move_clock(monkeypatch, timedelta(hours=24, seconds=2))
     client.post("/v1/jobs", {**NEW_JOB, "payload": 2}, headers=KEYED).ok(202)
 
 
@@ -88,7 +88,7 @@ def test_retry_after_a_crash_returns_the_job_created_before(client: Client, monk
     early.problem(409, "IDEMPOTENCY_IN_PROGRESS")
     assert 1 <= int(early.headers["retry-after"]) <= 60
     client.post("/v1/jobs", {**NEW_JOB, "payload": 2}, headers=KEYED).problem(422, "IDEMPOTENCY_KEY_REUSED")
-    shift(monkeypatch, timedelta(seconds=61))
+    move_clock(monkeypatch, timedelta(seconds=61))
     resumed = client.post("/v1/jobs", NEW_JOB, headers=KEYED).ok(202)
     assert [job["job_id"] for job in client.get("/v1/jobs").ok()["jobs"]] == [resumed["job_id"]]
 
@@ -110,7 +110,7 @@ def test_retry_of_a_crashed_bulk_request_creates_only_the_missing_jobs(
         with pytest.raises(KeyboardInterrupt):
             client.post("/v1/jobs/bulk", body, headers=KEYED)
         assert count(client) == 3
-    shift(monkeypatch, timedelta(seconds=61))
+    move_clock(monkeypatch, timedelta(seconds=61))
     results = client.post("/v1/jobs/bulk", body, headers=KEYED).ok()["results"]
     assert [result["job"]["job_type"] for result in results] == ["t0", "t1", "t2", "t3", "t4"]
     assert count(client) == 5

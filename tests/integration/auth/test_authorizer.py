@@ -27,7 +27,7 @@ CONTEXT = {"namespace": "demo", "scopes": "read,submit", "key_id": "000000000000
 CASES = ["authorizer_http", "authorizer_websocket_key", "authorizer_websocket_ticket"]
 
 
-def shown(kind: TokenKind) -> Token:
+def sample_token(kind: TokenKind) -> Token:
     """Return the token of the sample payloads."""
     header = sample("authorizer_http")["headers"]["authorization"].removeprefix("Bearer ")
     text = (
@@ -44,7 +44,7 @@ def shown(kind: TokenKind) -> Token:
 def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Store the key and the ticket of the samples in the table."""
     monkeypatch.setenv("TABLE_NAME", TABLE_NAME)
-    key, ticket = shown(TokenKind.API_KEY), shown(TokenKind.TICKET)
+    key, ticket = sample_token(TokenKind.API_KEY), sample_token(TokenKind.TICKET)
     scopes = frozenset({Scope.READ, Scope.SUBMIT})
     now = datetime.now(UTC)
     with mock_aws():
@@ -121,7 +121,7 @@ def test_ticket_opens_one_websocket_only(stored: None) -> None:
 
 
 def test_ticket_is_refused_for_http_and_stays_unused(stored: None) -> None:
-    ticket = shown(TokenKind.TICKET).to_text()
+    ticket = sample_token(TokenKind.TICKET).to_text()
     event = {**sample("authorizer_http"), "headers": {}, "queryStringParameters": {"ticket": ticket}}
     assert refused(event)
     assert refused({**event, "headers": {"authorization": f"Bearer {ticket}"}})
@@ -135,7 +135,7 @@ def test_invalid_ticket_is_refused_despite_a_valid_key(stored: None) -> None:
 @pytest.mark.parametrize("name", ["authorization", "Authorization", "AUTHORIZATION"])
 @pytest.mark.parametrize("case", ["authorizer_http", "authorizer_websocket_key"])
 def test_authorization_header_name_is_case_insensitive(stored: None, case: str, name: str) -> None:
-    bearer = f"Bearer {shown(TokenKind.API_KEY).to_text()}"
+    bearer = f"Bearer {sample_token(TokenKind.API_KEY).to_text()}"
     assert allowed(authorizer.handler({**sample(case), "headers": {"host": "x", name: bearer}}, None))
 
 
@@ -179,8 +179,8 @@ def test_allowed_request_logs_one_line_without_secrets(stored: None, case: str, 
     entry = json.loads(line)
     assert (entry["level"], entry["message"], entry["action"]) == ("INFO", "allowed", "authorize")
     assert (entry["namespace"], entry["key_id"]) == ("demo", CONTEXT["key_id"])
-    assert shown(TokenKind.API_KEY).secret not in line
-    assert shown(TokenKind.TICKET).secret not in line
+    assert sample_token(TokenKind.API_KEY).secret not in line
+    assert sample_token(TokenKind.TICKET).secret not in line
 
 
 def test_refusal_is_logged_without_the_received_token(stored: None, log: io.StringIO) -> None:

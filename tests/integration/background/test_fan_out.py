@@ -38,7 +38,7 @@ def world(table: DynamoTable) -> World:
     return World(empty_table())
 
 
-def largest() -> Counter[str]:
+def largest_rows() -> Counter[str]:
     """Return the size of the largest row of each entity in bytes."""
     sizes: Counter[str] = Counter()
     for row in all_rows():
@@ -79,13 +79,13 @@ def test_waits_over_the_inline_limit_are_matched_by_fan_out_without_growing_rows
     world.run_matcher()
     assert len(world.queues.fan_out_messages) == 2, "each version is one message for the fan-out function"
     assert world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).has_backlog
-    assert largest()["entry"] <= ENTRY_BYTES
+    assert largest_rows()["entry"] <= ENTRY_BYTES
     world.run_fan_out()
     assert wait_outcomes(world, ids) == {("met", "boot"): many}, "the first matching version is captured"
     left = world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1)
     assert (left.entries, left.has_backlog) == ([], False)
-    assert largest()["job"] <= JOB_BYTES
-    assert largest()["wait"] <= JOB_BYTES
+    assert largest_rows()["job"] <= JOB_BYTES
+    assert largest_rows()["wait"] <= JOB_BYTES
 
 
 def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> None:
@@ -114,8 +114,8 @@ def test_wait_on_thousands_of_jobs_ends_without_growing_rows(world: World) -> No
     assert response["truncated"]
     assert len(response["waited_jobs"]) == view.MAX_ENTRIES
     assert all(not world.ctx.waits.entries_of_job(NAMESPACE, job_id, limit=1).entries for job_id in jobs)
-    assert largest()["wait"] <= ENDED_WAIT_BYTES
-    assert largest()["wait_block"] <= BLOCK_BYTES
+    assert largest_rows()["wait"] <= ENDED_WAIT_BYTES
+    assert largest_rows()["wait_block"] <= BLOCK_BYTES
 
 
 def test_row_of_the_largest_wait_counts_every_block_and_stays_small(world: World) -> None:
@@ -127,6 +127,6 @@ def test_row_of_the_largest_wait_counts_every_block_and_stays_small(world: World
     for chunk in range(-(-MAX_WAIT_JOBS // keys.BLOCK_ENTRIES)):
         wait = world.ctx.waits.update_counts(wait, chunk, met=half, unmet=half)
         assert wait is not None
-    assert largest()["wait"] <= OPEN_WAIT_BYTES
+    assert largest_rows()["wait"] <= OPEN_WAIT_BYTES
     assert world.ctx.waits.close_large(wait, "expired", now=world.time)
-    assert largest()["wait"] <= ENDED_WAIT_BYTES
+    assert largest_rows()["wait"] <= ENDED_WAIT_BYTES

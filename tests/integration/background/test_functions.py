@@ -194,7 +194,7 @@ def test_fan_out_creates_batch_items_and_ends_the_batch(deployed: Deployed) -> N
 def test_failed_fan_out_message_becomes_visible_again_soon(
     deployed: Deployed, event: Any, error: type[Exception]
 ) -> None:
-    event["Records"][0]["receiptHandle"] = received(event["Records"][0]["body"])
+    event["Records"][0]["receiptHandle"] = receive_message(event["Records"][0]["body"])
     timeouts: list[int] = []
     queues = wiring.sqs()
     queues.meta.events.register(
@@ -206,23 +206,23 @@ def test_failed_fan_out_message_becomes_visible_again_soon(
     assert timeouts == [15]
 
 
-def pages_queue() -> str:
+def fan_out_queue_url() -> str:
     """Return the URL of the fan-out function's queue."""
     return aws("sqs").get_queue_url(QueueName="fan-out.fifo")["QueueUrl"]
 
 
-def received(body: str) -> str:
+def receive_message(body: str) -> str:
     """Send and receive a message of the fan-out function's queue, and return its receipt handle."""
     queues = aws("sqs")
-    queues.send_message(QueueUrl=pages_queue(), MessageBody=body, MessageGroupId="g", MessageDeduplicationId="d")
-    (message,) = queues.receive_message(QueueUrl=pages_queue())["Messages"]
+    queues.send_message(QueueUrl=fan_out_queue_url(), MessageBody=body, MessageGroupId="g", MessageDeduplicationId="d")
+    (message,) = queues.receive_message(QueueUrl=fan_out_queue_url())["Messages"]
     return message["ReceiptHandle"]
 
 
 # The sweeper
 
 
-def expired_a_day_ago(deployed: Deployed) -> str:
+def store_expired_wait(deployed: Deployed) -> str:
     """Store the wait of the sweeper's samples, which expired a day ago, and return its id."""
     due_message = message("sweeper_message")
     assert due_message in deployed.post(due_message["id"], WAIT_ID, days_ago=1, expires_in=600)
@@ -232,7 +232,7 @@ def expired_a_day_ago(deployed: Deployed) -> str:
 
 @pytest.mark.parametrize("name", ["sweeper_message", "sweeper_sweep"])
 def test_sweeper_expires_an_overdue_wait(deployed: Deployed, name: str) -> None:
-    wait_id = expired_a_day_ago(deployed)
+    wait_id = store_expired_wait(deployed)
     assert sweeper.handler(sample(name), None) == ALL_DONE
     assert deployed.wait(wait_id).status == "expired"
 
@@ -247,7 +247,7 @@ def test_tick_of_a_minute_sends_a_sweep_for_every_partition(deployed: Deployed) 
 
 
 def test_sweeper_reports_only_the_failed_message(deployed: Deployed) -> None:
-    wait_id = expired_a_day_ago(deployed)
+    wait_id = store_expired_wait(deployed)
     (bad,) = sample_with("sweeper_sweep", kind="nonsense")["Records"]
     (good,) = sample("sweeper_message")["Records"]
     answer = sweeper.handler({"Records": [bad, good]}, None)

@@ -89,7 +89,7 @@ def ask(
     )
 
 
-def to_here(*names: str) -> Callable[[str, int], Sequence[str]]:
+def resolve_to_localhost(*names: str) -> Callable[[str, int], Sequence[str]]:
     return lambda host, _: ["127.0.0.1"] if host in names else []
 
 
@@ -342,7 +342,7 @@ def test_certificate_for_the_host_of_the_url_is_accepted(name: str, tls: Tls) ->
     asked_for: list[str | None] = []
     its_side.sni_callback = lambda _, server_name, __: asked_for.append(server_name)
     with serving(OK, its_side) as server:
-        outgoing = OutboundHttpClient({name}, resolve=to_here(name), tls=our_side)
+        outgoing = OutboundHttpClient({name}, resolve=resolve_to_localhost(name), tls=our_side)
         assert ask(outgoing, f"https://{name}:{server.port}/").body == b"ok"
         assert asked_for == [name if name == "hooks.example" else None]
 
@@ -350,7 +350,7 @@ def test_certificate_for_the_host_of_the_url_is_accepted(name: str, tls: Tls) ->
 def test_certificate_for_another_host_is_refused(tls: Tls) -> None:
     its_side, our_side = tls("other.example")
     with serving(OK, its_side) as server:
-        outgoing = OutboundHttpClient({"hooks.example"}, resolve=to_here("hooks.example"), tls=our_side)
+        outgoing = OutboundHttpClient({"hooks.example"}, resolve=resolve_to_localhost("hooks.example"), tls=our_side)
         with pytest.raises(TargetUnreachable, match=r"certificate of hooks\.example"):
             ask(outgoing, f"https://hooks.example:{server.port}/")
     assert server.requests == []
@@ -359,7 +359,7 @@ def test_certificate_for_another_host_is_refused(tls: Tls) -> None:
 def test_certificate_of_an_unknown_authority_is_refused(tls: Tls) -> None:
     its_side, _ = tls("hooks.example")
     with serving(OK, its_side) as server:
-        outgoing = OutboundHttpClient({"hooks.example"}, resolve=to_here("hooks.example"))
+        outgoing = OutboundHttpClient({"hooks.example"}, resolve=resolve_to_localhost("hooks.example"))
         with pytest.raises(TargetUnreachable, match=r"certificate of hooks\.example"):
             ask(outgoing, f"https://hooks.example:{server.port}/")
     assert server.requests == []

@@ -90,7 +90,7 @@ def batch_of(world: World, size: int, **attributes: Any) -> str:
     return world.job(**{**known, **attributes})
 
 
-def ids(batch_id: str, size: int, attempt: int = 1) -> list[str]:
+def item_ids(batch_id: str, size: int, attempt: int = 1) -> list[str]:
     return [item_id(batch_id, attempt, index) for index in range(size)]
 
 
@@ -106,7 +106,7 @@ def result(world: World, job_id: str) -> Any:
 def test_failed_item_ends_the_batch_by_its_failure_mode(world: World, mode: str, status: str, last: str) -> None:
     job_id = batch_of(world, 3, on_item_failure=mode, name="nightly")
     run_until_idle(world)
-    first, second, third = ids(job_id, 3)
+    first, second, third = item_ids(job_id, 3)
     assert stored(world, job_id).status == "running"
     world.complete(first, result={"rows": 3})
     world.fail(second)
@@ -137,7 +137,7 @@ def test_failed_item_ends_the_batch_by_its_failure_mode(world: World, mode: str,
 def test_batch_completes_when_all_items_complete(world: World, mode: str) -> None:
     job_id = batch_of(world, 2, on_item_failure=mode)
     run_until_idle(world)
-    for each in ids(job_id, 2):
+    for each in item_ids(job_id, 2):
         world.complete(each, result=1)
     run_until_idle(world)
     assert stored(world, job_id).status == "completed"
@@ -152,7 +152,7 @@ def test_items_inherit_the_settings_of_the_batch(world: World) -> None:
         unique_key="u",
     )  # fmt: skip
     run_until_idle(world)
-    first, second = (stored(world, each) for each in ids(job_id, 2))
+    first, second = (stored(world, each) for each in item_ids(job_id, 2))
     assert (first.batch.batch_id, first.batch.index, second.batch.index) == (job_id, 0, 1)
     assert (first.job_type, first.queue, first.priority, first.name) == ("flash", "boards", "high", None)
     assert (first.fields, first.tags, first.timeouts.attempt_s, first.timeouts.heartbeat_s) == (
@@ -164,7 +164,7 @@ def test_items_inherit_the_settings_of_the_batch(world: World) -> None:
     assert (first.trace_id, first.correlation_id, first.unique_key, first.status) == ("tr", "co", None, "pending")
     assert [world.ctx.jobs.payloads(each).payload for each in (first, second)] == ['{"n":1}', None]
     listed, _ = list_jobs(world.ctx, NAMESPACE, JobFilter(batch_id=job_id), before_cursor=None, page_size=50)
-    assert {each.job_id for each in listed} == set(ids(job_id, 2))
+    assert {each.job_id for each in listed} == set(item_ids(job_id, 2))
 
 
 def test_claims_return_items_and_never_the_batch(world: World) -> None:
@@ -173,7 +173,7 @@ def test_claims_return_items_and_never_the_batch(world: World) -> None:
     assert claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time) == []
     run_until_idle(world)
     claimed = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
-    assert {each.job_id for each in claimed} == set(ids(job_id, 2))
+    assert {each.job_id for each in claimed} == set(item_ids(job_id, 2))
 
 
 @pytest.mark.parametrize("executor", ["worker", "http", "none"])
@@ -194,7 +194,7 @@ def test_retry_and_timeout_apply_to_items_and_not_to_the_batch(world: World) -> 
 
     job_id = world.job(payload=[1], batch_size=1, retry=RetryPolicy(max_attempts=2), timeout_s=10, executor="none")
     run_until_idle(world)
-    (only,) = ids(job_id, 1)
+    (only,) = item_ids(job_id, 1)
     assert (stored(world, job_id).max_attempts, stored(world, only).max_attempts) == (1, 2)
     world.do(transitions.start, only)
     world.pass_time(11)
@@ -207,7 +207,7 @@ def test_retry_and_timeout_apply_to_items_and_not_to_the_batch(world: World) -> 
 def test_fallback_applies_to_each_failed_item(world: World) -> None:
     job_id = batch_of(world, 2, fallback={"none": True})
     run_until_idle(world)
-    first, second = ids(job_id, 2)
+    first, second = item_ids(job_id, 2)
     world.complete(first, result=1)
     world.fail(second)
     run_until_idle(world)
@@ -225,7 +225,7 @@ def test_repeated_records_and_messages_change_a_batch_once(world: World) -> None
 
     job_id = batch_of(world, 3, on_item_failure="fail_fast")
     run_until_idle(world, twice)
-    first, second, third = ids(job_id, 3)
+    first, second, third = item_ids(job_id, 3)
     world.complete(first)
     world.fail(second)
     run_until_idle(world, twice)
@@ -253,7 +253,7 @@ def test_batch_ends_correctly_after_a_crash_before_any_write(table: DynamoTable,
 
     job_id = batch_of(world, 4, on_item_failure=mode, mutex_key="m")
     run_until_idle(world, crash_each_step)
-    first, *others = ids(job_id, 4)
+    first, *others = item_ids(job_id, 4)
     world.fail(first)
     if mode == "continue":
         for each in others:
@@ -270,7 +270,7 @@ def test_batch_of_several_pages_runs_every_item_in_order(world: World) -> None:
     world.run_matcher()
     assert len(world.queues.fan_out_messages) == 3
     run_until_idle(world)
-    expected = ids(job_id, 250)
+    expected = item_ids(job_id, 250)
     payloads = [world.ctx.jobs.payloads(stored(world, expected[index])).payload for index in (0, 99, 100, 249)]
     assert payloads == ["0", "99", "100", "249"]
     for each in reversed(expected[1:]):
@@ -295,7 +295,7 @@ def test_fail_fast_cancels_items_of_pages_created_after_the_failure(
     first_page, *_ = world.queues.fan_out_messages
     world.queues.fan_out_messages.clear()  # The other pages fail and become dead letters.
     fan_out(world.ctx, loads(first_page.body), has_time_left=lambda: True)
-    first, *others = ids(job_id, 5)
+    first, *others = item_ids(job_id, 5)
     world.fail(first)
     run_until_idle(world)
     assert stored(world, job_id).status == "failed"
@@ -306,7 +306,7 @@ def test_fail_fast_cancels_items_of_pages_created_after_the_failure(
 def test_cancelled_batch_ends_after_its_running_items(world: World) -> None:
     job_id = batch_of(world, 3)
     run_until_idle(world)
-    first, second, third = ids(job_id, 3)
+    first, second, third = item_ids(job_id, 3)
     world.complete(first, result=1)
     world.do(transitions.start, second)
     assert world.do(transitions.cancel, job_id).status == "running"
@@ -322,7 +322,7 @@ def test_cancelled_batch_ends_after_its_running_items(world: World) -> None:
 def test_cancel_after_the_last_item_leaves_the_batch_completed(world: World) -> None:
     job_id = batch_of(world, 1)
     run_until_idle(world)
-    world.complete(ids(job_id, 1)[0])
+    world.complete(item_ids(job_id, 1)[0])
     world.do(transitions.cancel, job_id)
     run_until_idle(world)
     assert stored(world, job_id).status == "completed"
@@ -331,7 +331,7 @@ def test_cancel_after_the_last_item_leaves_the_batch_completed(world: World) -> 
 def test_sweeper_ends_a_cancelled_batch_after_its_items(world: World) -> None:
     job_id = batch_of(world, 1)
     run_until_idle(world)
-    (only,) = ids(job_id, 1)
+    (only,) = item_ids(job_id, 1)
     world.do(transitions.start, only)
     world.do(transitions.cancel, job_id)
     run_until_idle(world)
@@ -349,7 +349,7 @@ def test_batch_cancelled_before_start_creates_no_items(world: World) -> None:
     job_id = batch_of(world, 2)
     assert world.do(transitions.cancel, job_id).status == "cancelled"
     run_until_idle(world)
-    assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
+    assert world.ctx.jobs.find_many(NAMESPACE, item_ids(job_id, 2)) == {}
 
 
 def test_page_processed_after_the_end_creates_no_items(world: World) -> None:
@@ -359,35 +359,35 @@ def test_page_processed_after_the_end_creates_no_items(world: World) -> None:
     world.pass_time(181)
     world.sweep()
     world.run_fan_out()
-    assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 2)) == {}
+    assert world.ctx.jobs.find_many(NAMESPACE, item_ids(job_id, 2)) == {}
 
 
 def test_retried_batch_runs_new_items(world: World) -> None:
     job_id = batch_of(world, 2)
     run_until_idle(world)
-    for each in ids(job_id, 2):
+    for each in item_ids(job_id, 2):
         world.fail(each)
     late = list(world.unmatched)
     run_until_idle(world)
     with pytest.raises(InvalidTransition, match=job_id):
-        world.do(transitions.retry, ids(job_id, 2)[0])
+        world.do(transitions.retry, item_ids(job_id, 2)[0])
     retried = world.do(transitions.retry, job_id)
     assert (retried.status, retried.attempt, retried.result_ref) == ("pending", 2, None)
     world.unmatched += late  # Stream records of the first attempt are delivered again.
     run_until_idle(world)
     assert stored(world, job_id).status == "running"
-    for each in ids(job_id, 2, attempt=2):
+    for each in item_ids(job_id, 2, attempt=2):
         world.complete(each, result=2)
     run_until_idle(world)
     assert stored(world, job_id).status == "completed"
-    assert [entry["job_id"] for entry in result(world, job_id)] == ids(job_id, 2, attempt=2)
+    assert [entry["job_id"] for entry in result(world, job_id)] == item_ids(job_id, 2, attempt=2)
 
 
 def test_batch_releases_its_mutex_when_the_last_item_ends(world: World) -> None:
     job_id = batch_of(world, 2, mutex_key="m")
     behind = world.job(mutex_key="m", queue_on_conflict=True)
     run_until_idle(world)
-    first, second = ids(job_id, 2)
+    first, second = item_ids(job_id, 2)
     world.fail(first)
     run_until_idle(world)
     assert stored(world, behind).status == "waiting"
@@ -418,10 +418,10 @@ def test_batch_creates_items_after_its_start_time_dependencies_and_mutex(world: 
     for step in steps:
         step()
         run_until_idle(world)
-        assert world.ctx.jobs.find_many(NAMESPACE, ids(job_id, 1)) == {}
+        assert world.ctx.jobs.find_many(NAMESPACE, item_ids(job_id, 1)) == {}
     world.complete(owner)
     run_until_idle(world)
-    world.complete(ids(job_id, 1)[0])
+    world.complete(item_ids(job_id, 1)[0])
     run_until_idle(world)
     assert (stored(world, job_id).status, stored(world, after).status) == ("completed", "pending")
 
@@ -430,7 +430,7 @@ def test_unique_key_of_a_batch_is_free_after_its_end(world: World) -> None:
     job_id = batch_of(world, 1, unique_key="u")
     run_until_idle(world)
     assert batch_of(world, 1, unique_key="u") == job_id
-    world.complete(ids(job_id, 1)[0])
+    world.complete(item_ids(job_id, 1)[0])
     run_until_idle(world)
     assert batch_of(world, 1, unique_key="u") != job_id
 
@@ -439,7 +439,7 @@ def test_item_results_over_the_size_limit_are_truncated(world: World, monkeypatc
     monkeypatch.setattr(batches, "MAX_RESULT_BYTES", 12)
     job_id = batch_of(world, 3)
     run_until_idle(world)
-    for each, item_result in zip(ids(job_id, 3), ["12345678", "123456", 1], strict=True):
+    for each, item_result in zip(item_ids(job_id, 3), ["12345678", "123456", 1], strict=True):
         world.complete(each, result=item_result)
     run_until_idle(world)
     item_results = [(entry["result"], entry.get("truncated")) for entry in result(world, job_id)]
@@ -449,7 +449,7 @@ def test_item_results_over_the_size_limit_are_truncated(world: World, monkeypatc
 def test_deleted_item_counts_as_ended_without_result(world: World) -> None:
     job_id = batch_of(world, 2)
     run_until_idle(world)
-    first, second = ids(job_id, 2)
+    first, second = item_ids(job_id, 2)
     world.complete(first, result=1)
     world.delete(first)
     run_until_idle(world)

@@ -362,7 +362,7 @@ class TestCreating:
             patched.setattr("vigil_core.store.idempotency.IdempotencyStore.save_response", raise_crash)
             assert client.post("/v1/jobs", body, headers=key).status == 500
         put(client, "flash", {"payload_schema": {"type": "string"}}).ok(200)
-        later(monkeypatch, minutes=10)
+        pass_minutes(monkeypatch, minutes=10)
         repeated = client.post("/v1/jobs", body, headers=key).ok(202)
         assert repeated["payload"] == {"n": 1}
         assert len(client.get("/v1/jobs").ok()["jobs"]) == 1
@@ -419,7 +419,7 @@ def raise_crash(*_: object) -> None:
     raise OSError("the function died")
 
 
-def later(monkeypatch: pytest.MonkeyPatch, *, minutes: int) -> None:
+def pass_minutes(monkeypatch: pytest.MonkeyPatch, *, minutes: int) -> None:
     """Move the clock forward by some minutes."""
     context = wiring.context()
     changed = replace(context, clock=lambda: context.clock() + timedelta(minutes=minutes))

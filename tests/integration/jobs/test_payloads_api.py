@@ -15,17 +15,17 @@ from vigil_core.gateways.payload_bucket import PayloadBucket, RetentionClass
 MB = 1024 * 1024
 
 
-def names() -> list[str]:
+def object_names() -> list[str]:
     """Return the names of all objects in the bucket."""
     return [each["Key"] for each in aws("s3").list_objects_v2(Bucket=BODIES).get("Contents", [])]
 
 
-def tags(name: str) -> dict[str, str]:
+def object_tags(name: str) -> dict[str, str]:
     tag_set = aws("s3").get_object_tagging(Bucket=BODIES, Key=name)["TagSet"]
     return {each["Key"]: each["Value"] for each in tag_set}
 
 
-def uploaded(client: Client, content: bytes, namespace: str = "demo") -> str:
+def upload(client: Client, content: bytes, namespace: str = "demo") -> str:
     """Upload content to the location that the API returns, and return its reference."""
     offered = client.post("/v1/uploads", {"size": len(content)}).ok(201)
     aws("s3").put_object(Bucket=BODIES, Key=f"uploads/{namespace}/{offered['reference']}", Body=content)
@@ -43,7 +43,7 @@ def test_large_payload_and_result_are_in_every_response(client: Client) -> None:
     assert client.get(path).ok()["result"] == result
     assert client.get(f"{path}/result").ok()["result"] == result
     assert "payload_url" not in completed
-    assert [tags(name) for name in names()] == [{"retention": "ended"}] * 2
+    assert [object_tags(name) for name in object_names()] == [{"retention": "ended"}] * 2
 
 
 def test_claim_response_has_urls_for_payloads_over_its_limit(client: Client) -> None:
@@ -61,7 +61,7 @@ def test_claim_response_has_urls_for_payloads_over_its_limit(client: Client) -> 
 def test_more_than_2_mb_is_refused_inline(client: Client, part: str) -> None:
     reply = client.post("/v1/jobs", {"job_type": "t", part: "x" * (2 * MB - 1)})
     assert f"/{part}" in reply.problem(413, "PAYLOAD_TOO_LARGE")["message"]
-    assert names() == []
+    assert object_names() == []
 
 
 def test_upload_url_is_signed_for_size_and_namespace(client: Client) -> None:
@@ -89,24 +89,24 @@ def test_object_is_tagged_with_its_retention_class(client: Client, retention_cla
     bucket = PayloadBucket(wiring.s3, BODIES)
     expected = {} if retention_class == "long" else {"retention": retention_class}
     bucket.put("one", "text", retention_class=retention_class)
-    assert tags("one") == expected
+    assert object_tags("one") == expected
     bucket.put("two", "text", retention_class="open")
     bucket.renew("two", retention_class=retention_class)
-    assert (tags("two"), bucket.get("two")) == (expected, "text")
+    assert (object_tags("two"), bucket.get("two")) == (expected, "text")
     bucket.renew("three", retention_class=retention_class, source="two")
-    assert (tags("three"), bucket.size("three")) == (expected, 4)
+    assert (object_tags("three"), bucket.size("three")) == (expected, 4)
     bucket.renew("nobody", retention_class=retention_class)
     bucket.remove(["one", "two", "nobody"])
-    assert (bucket.get("one"), bucket.size("two"), names()) == (None, None, ["three"])
+    assert (bucket.get("one"), bucket.size("two"), object_names()) == (None, None, ["three"])
 
 
 def test_upload_is_accepted_as_payload_and_as_result(client: Client) -> None:
-    job = client.create(payload_ref=uploaded(client, b"not {json"))
+    job = client.create(payload_ref=upload(client, b"not {json"))
     path = f"/v1/jobs/{job['job_id']}"
     assert job["payload"] is None
     assert job["payload_url"]
     client.post(f"{path}/start").ok()
-    completed = client.post(f"{path}/complete", {"result_ref": uploaded(client, b"[1]")}).ok()
+    completed = client.post(f"{path}/complete", {"result_ref": upload(client, b"[1]")}).ok()
     assert (completed["payload"], completed["result"]) == (None, None)
     assert {"payload_url", "result_url"} <= completed.keys()
     answer = client.get(f"{path}/result").ok()
@@ -114,7 +114,7 @@ def test_upload_is_accepted_as_payload_and_as_result(client: Client) -> None:
 
 
 def test_repeated_creation_with_an_upload_creates_one_job(client: Client) -> None:
-    body = {"job_type": "t", "payload_ref": uploaded(client, b"[1]")}
+    body = {"job_type": "t", "payload_ref": upload(client, b"[1]")}
     first, repeated = (client.post("/v1/jobs", body, headers={"idempotency-key": "k"}).ok(202) for _ in range(2))
     assert first == repeated
 
@@ -147,13 +147,13 @@ def test_invalid_upload_reference_is_refused(client: Client, part: dict[str, Any
 
 
 def test_upload_of_another_namespace_is_not_found(client: Client) -> None:
-    foreign_reference = uploaded(Client(namespace="other"), b"[1]", namespace="other")
+    foreign_reference = upload(Client(namespace="other"), b"[1]", namespace="other")
     assert client.post("/v1/jobs", {"job_type": "t", "payload_ref": foreign_reference}).pointers() == ["/payload_ref"]
 
 
 def test_type_with_payload_schema_refuses_an_upload(client: Client) -> None:
     client.call("PUT", "/v1/job-types/checked", {"payload_schema": {"type": "object"}}).ok(201)
-    reply = client.post("/v1/jobs", {"job_type": "checked", "payload_ref": uploaded(client, b"{}")})
+    reply = client.post("/v1/jobs", {"job_type": "checked", "payload_ref": upload(client, b"{}")})
     assert reply.pointers() == ["/payload_ref"]
 
 

@@ -13,7 +13,7 @@ BUCKET = "arn:aws:s3:::dead-letters"
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def described(**more: Any) -> dict[str, Any]:
+def described_mapping(**more: Any) -> dict[str, Any]:
     """Return a mapping in the format of `list_event_source_mappings`."""
     return {
         "UUID": "99297037-1073-46e2-8ff8-edf56ea5aa5c",
@@ -33,10 +33,10 @@ def mapping(**more: Any) -> StreamMapping:
         "DestinationConfig": {"OnFailure": {"Destination": BUCKET}},
         **more,
     }
-    return StreamMapping.parse(described(**settings))
+    return StreamMapping.parse(described_mapping(**settings))
 
 
-def read(sequence: int, **more: Any) -> dict[str, Any]:
+def raw_record(sequence: int, **more: Any) -> dict[str, Any]:
     """Return a record of a separate item in the format of `get_records`."""
     change = {
         "ApproximateCreationDateTime": NOON,
@@ -59,4 +59,4 @@ def read(sequence: int, **more: Any) -> dict[str, Any]:
 
 def records(count: int) -> list[Record]:
     """Return the records 1 to `count`."""
-    return [Record.parse(read(sequence), mapping()) for sequence in range(1, count + 1)]
+    return [Record.parse(raw_record(sequence), mapping()) for sequence in range(1, count + 1)]

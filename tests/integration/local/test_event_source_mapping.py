@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.integration.local.streams import BUCKET, FUNCTION, NOON, STREAM, described, mapping, read, records
+from tests.integration.local.streams import (
+    BUCKET,
+    FUNCTION,
+    NOON,
+    STREAM,
+    described_mapping,
+    mapping,
+    raw_record,
+    records,
+)
 from vigil.local.event_source_mapping import (
     MAX_PAYLOAD_BYTES,
     NO_LIMIT,
@@ -21,7 +30,7 @@ from vigil.local.event_source_mapping import (
 
 
 def test_absent_mapping_settings_have_the_aws_defaults() -> None:
-    parsed = StreamMapping.parse(described())
+    parsed = StreamMapping.parse(described_mapping())
     assert parsed.maximum_retries == NO_LIMIT
     assert parsed.maximum_age_s == NO_LIMIT
     assert parsed.parallelization == 1
@@ -42,9 +51,9 @@ def test_mapping_is_enabled_by_its_state(state: str, enabled: bool) -> None:
 
 
 def test_record_is_encoded_as_lambda_sends_it() -> None:
-    raw_record = read(7, NewImage={"pk": {"S": "a"}, "raw": {"B": b"\x00\xff"}, "set": {"BS": [b"\x01"]}})
-    raw_record["userIdentity"] = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
-    (event,) = json.loads(payload([Record.parse(raw_record, mapping())]))["Records"]
+    record_with_bytes = raw_record(7, NewImage={"pk": {"S": "a"}, "raw": {"B": b"\x00\xff"}, "set": {"BS": [b"\x01"]}})
+    record_with_bytes["userIdentity"] = {"PrincipalId": "dynamodb.amazonaws.com", "Type": "Service"}
+    (event,) = json.loads(payload([Record.parse(record_with_bytes, mapping())]))["Records"]
     assert event == {
         "eventID": "event-7",
         "eventName": "INSERT",
@@ -65,8 +74,8 @@ def test_record_is_encoded_as_lambda_sends_it() -> None:
 
 
 def test_records_with_the_same_partition_key_share_a_partition() -> None:
-    first = Record.parse(read(1, Keys={"pk": {"S": "a"}, "sk": {"S": "A"}}), mapping())
-    second = Record.parse(read(2, Keys={"pk": {"S": "a"}, "sk": {"S": "B"}}), mapping())
+    first = Record.parse(raw_record(1, Keys={"pk": {"S": "a"}, "sk": {"S": "A"}}), mapping())
+    second = Record.parse(raw_record(2, Keys={"pk": {"S": "a"}, "sk": {"S": "B"}}), mapping())
     assert first.partition == second.partition != records(3)[2].partition
 
 
@@ -77,7 +86,7 @@ def test_batch_ends_at_its_maximum_size() -> None:
 
 def test_batch_ends_before_the_invocation_payload_limit() -> None:
     def large(sequence: int) -> dict[str, Any]:
-        return read(sequence, NewImage={"text": {"S": "ä" * (400_000 // 2)}})
+        return raw_record(sequence, NewImage={"text": {"S": "ä" * (400_000 // 2)}})
 
     many = [Record.parse(large(sequence), mapping()) for sequence in range(40)]
     batch = take_batch(many, 40)
@@ -85,7 +94,7 @@ def test_batch_ends_before_the_invocation_payload_limit() -> None:
 
 
 def test_single_record_over_the_payload_limit_is_still_sent() -> None:
-    large = Record.parse(read(1, NewImage={"text": {"S": "a" * (MAX_PAYLOAD_BYTES + 1)}}), mapping())
+    large = Record.parse(raw_record(1, NewImage={"text": {"S": "a" * (MAX_PAYLOAD_BYTES + 1)}}), mapping())
     assert take_batch([large, *records(1)], 10) == [large]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.local.streams import mapping, read
+from tests.integration.local.streams import mapping, raw_record
 from vigil.local import stream_poller
 from vigil.local.state_dir import wait_until
 from vigil.local.stream_poller import SequenceTracker, ShardReader
@@ -74,7 +74,7 @@ def test_only_a_full_page_is_followed_by_another_read(
     monkeypatch.setattr(stream_poller, "FULL_PAGE_RECORDS", whole_page)
     monkeypatch.setattr(stream_poller, "POLL_INTERVAL_S", 60)
     stream = OneStream()
-    stream.records = [read(1), read(2)]
+    stream.records = [raw_record(1), raw_record(2)]
     reader = ShardReader(stream, mapping(), "shard", None)  # type: ignore[arg-type]
     reader.start()
     assert wait_until(lambda: reader.progress.position == "2" and stream.asked >= reads, 10)

@@ -26,7 +26,7 @@ from vigil_core.store.table import DynamoTable
 BUCKET = "dead-letters"
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Clear the caches of a process, so that each test builds its own objects."""
     for built in (wiring.admin, wiring.context, wiring.api_keys, wiring.web_sockets):
         built.cache_clear()
@@ -79,9 +79,9 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[DynamoTable]:
             monkeypatch.setenv(
                 f"{name.upper()}_FUNCTION", f"arn:aws:lambda:us-east-1:123456789012:function:vigil-{name}"
             )
-        forget()
+        clear_caches()
         yield create_table()
-    forget()
+    clear_caches()
 
 
 def ask(request: object) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def claim(
     return claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
 
 
-def claimed(world: World, **attributes: object) -> tuple[str, str]:
+def claimed_job(world: World, **attributes: object) -> tuple[str, str]:
     """Create and claim a job. Return its id and its lease token."""
     job_id = world.job(**attributes)
     (job,) = claim(world)
@@ -199,7 +199,7 @@ class TestPause:
 
 class TestLeases:
     def test_reports_without_the_current_lease_token_are_refused(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         before = stored(world, job_id)
         for wrong in (None, "stale"):
             for change, args in (
@@ -221,7 +221,7 @@ class TestLeases:
         assert (completed.status, completed.lease) == ("completed", None)
 
     def test_repeated_completion_returns_the_completed_job(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         completed = job_transitions.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=1, lease_token=token)
         assert (
             job_transitions.complete(world.ctx, NAMESPACE, job_id, actor=KEY, result=2, lease_token=token) == completed
@@ -231,13 +231,13 @@ class TestLeases:
             job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
 
     def test_repeated_failure_report_uses_one_attempt(self, world: World) -> None:
-        job_id, token = claimed(world, retry=RETRY_AT_ONCE)
+        job_id, token = claimed_job(world, retry=RETRY_AT_ONCE)
         for _ in range(2):
             repeated = job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
             assert (repeated.status, repeated.attempt) == ("pending", 2)
 
     def test_heartbeat_extends_the_lease_without_an_index_write(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         indexed_at = stored(world, job_id).indexed_due_at
         for _ in range(5):
             world.pass_time(50)
@@ -253,7 +253,7 @@ class TestLeases:
         )
 
     def test_sweep_reindexes_an_extended_lease_at_its_new_end(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         world.pass_time(50)
         heartbeat(world, job_id, token)
         version = stored(world, job_id).version
@@ -265,7 +265,7 @@ class TestLeases:
         assert now.indexed_due_at == now.lease.expires_at
 
     def test_expired_lease_returns_job_to_queue_and_counts_the_attempt(self, world: World) -> None:
-        job_id, token = claimed(world, retry=RetryPolicy(max_attempts=2))
+        job_id, token = claimed_job(world, retry=RetryPolicy(max_attempts=2))
         world.pass_time(61)
         world.sweep()
         back = stored(world, job_id)
@@ -280,19 +280,19 @@ class TestLeases:
         assert (lost.status, lost.error.code) == ("failed", "LEASE_EXPIRED")
 
     def test_claim_reclaims_an_expired_lease_at_once(self, world: World) -> None:
-        job_id, _ = claimed(world, retry=RETRY_AT_ONCE)
+        job_id, _ = claimed_job(world, retry=RETRY_AT_ONCE)
         world.pass_time(61)
         (job,) = claim(world, worker="other")
         assert (job.job_id, job.attempt) == (job_id, 2)
 
     def test_expired_lease_cannot_be_extended(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         world.pass_time(60)
         with pytest.raises(LeaseLost):
             heartbeat(world, job_id, token)
 
     def test_released_job_returns_to_its_queue(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         job_transitions.report(world.ctx, NAMESPACE, job_id, BOOTING, actor=KEY, lease_token=token)
         heartbeat(world, job_id, token, progress=Decimal("0.7"))
         back = job_transitions.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
@@ -301,7 +301,7 @@ class TestLeases:
         assert claim(world)[0].job_id == job_id
 
     def test_late_heartbeat_does_not_change_the_lease_of_the_next_worker(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         late = stored(world, job_id)
         job_transitions.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         (job,) = claim(world, worker="next", lease_s=600)
@@ -312,7 +312,7 @@ class TestLeases:
         assert now.lease.expires_at == job.lease.expires_at
 
     def test_heartbeat_does_not_extend_the_lease_beyond_the_enforced_cancel(self, world: World) -> None:
-        job_id, token = claimed(world)
+        job_id, token = claimed_job(world)
         world.do(job_transitions.cancel, job_id)
         for _ in range(5):
             world.pass_time(10)
@@ -357,14 +357,14 @@ class TestTime:
         assert (last.status, last.attempt, last.health) == ("failed", 4, "failed")
 
     def test_failure_that_is_not_retryable_ends_the_job(self, world: World) -> None:
-        job_id, token = claimed(world, retry=RETRY_AT_ONCE)
+        job_id, token = claimed_job(world, retry=RETRY_AT_ONCE)
         failed = job_transitions.fail(
             world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, retryable=False, lease_token=token
         )
         assert failed.status == "failed"
 
     def test_finally_failed_job_completes_with_its_fallback(self, world: World) -> None:
-        job_id, token = claimed(world, fallback={"rows": 0})
+        job_id, token = claimed_job(world, fallback={"rows": 0})
         completed = job_transitions.fail(world.ctx, NAMESPACE, job_id, ERROR, actor=KEY, lease_token=token)
         assert (completed.status, completed.stage, completed.health, completed.error) == (
             "completed",
@@ -399,7 +399,7 @@ class TestTime:
         assert (over.status, over.error.code) == ("failed", "TIMED_OUT")
 
     def test_repeated_timer_changes_the_job_once(self, world: World) -> None:
-        job_id, _ = claimed(world, retry=RETRY_AT_ONCE)
+        job_id, _ = claimed_job(world, retry=RETRY_AT_ONCE)
         world.pass_time(61)
         for _ in range(3):
             job_transitions.apply_timers(world.ctx, NAMESPACE, job_id)
@@ -424,7 +424,7 @@ class TestCounts:
 
     def test_ended_jobs_leave_no_queue_entries(self, world: World) -> None:
         for end in (job_transitions.complete, job_transitions.release):
-            job_id, token = claimed(world)
+            job_id, token = claimed_job(world)
             end(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
             if end is job_transitions.release:
                 world.do(job_transitions.cancel, job_id)

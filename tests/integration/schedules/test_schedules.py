@@ -19,14 +19,14 @@ from vigil_core.services.jobs import transitions
 from vigil_core.services.schedules import manage as schedules
 from vigil_core.store.table import DynamoTable
 
-NAME = "nightly"
+SCHEDULE_NAME = "nightly"
 
 
 def put(world: World, **members: Any) -> Schedule:
     """Store the test's schedule: a job of type `report` every hour."""
     timing = ScheduleTiming(cron=members.pop("cron", "0 * * * *"), rate=None, timezone="UTC", anchor=world.time)
     parts: dict[str, Any] = {
-        "namespace": NAMESPACE, "name": NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
+        "namespace": NAMESPACE, "name": SCHEDULE_NAME, "schedule_id": world.ctx.new_id(), "timing": timing,
         "action": "job", "body": {"job_type": "report"}, "enabled": True, "misfire_policy": "skip",
         "overlap_policy": "allow",
         "generation": world.ctx.new_id(), "next_fire_at": None, "created_at": world.time, "updated_at": world.time,
@@ -34,7 +34,7 @@ def put(world: World, **members: Any) -> Schedule:
     return schedules.put_schedule(world.ctx, Schedule(**parts | members))[0]
 
 
-def stored_schedule(world: World, name: str = NAME) -> Schedule:
+def stored_schedule(world: World, name: str = SCHEDULE_NAME) -> Schedule:
     return schedules.find_schedule(world.ctx, NAMESPACE, name)
 
 
@@ -197,9 +197,9 @@ def test_job_of_a_crashed_fire_blocks_overlap_after_the_schedule_changes(
     if change == "replace":
         put(world, cron="30 * * * *", overlap_policy="skip")
     else:
-        schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=False)
+        schedules.set_schedule_enabled(world.ctx, NAMESPACE, SCHEDULE_NAME, enabled=False)
         world.pass_time(60)
-        schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
+        schedules.set_schedule_enabled(world.ctx, NAMESPACE, SCHEDULE_NAME, enabled=True)
     for _ in range(2):
         fire_timer(world)
         assert (last_fire(world).outcome, jobs(world)) == ("overlap", [job])
@@ -269,12 +269,12 @@ def test_changed_body_applies_to_the_next_fire(world: World) -> None:
 def test_paused_schedule_neither_fires_nor_catches_up(world: World) -> None:
     put(world, misfire_policy="run_once")
     event = armed_timer(world)
-    schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=False)
+    schedules.set_schedule_enabled(world.ctx, NAMESPACE, SCHEDULE_NAME, enabled=False)
     sweeper.on_timer(world.ctx, event)
     world.pass_time(86_400)
     world.sweep()
     assert (jobs(world), world.timers.armed) == ([], {})
-    resumed = schedules.set_schedule_enabled(world.ctx, NAMESPACE, NAME, enabled=True)
+    resumed = schedules.set_schedule_enabled(world.ctx, NAMESPACE, SCHEDULE_NAME, enabled=True)
     assert resumed.next_fire_at == world.time + timedelta(hours=1)
     sweeper.on_timer(world.ctx, event)
     assert jobs(world) == []
@@ -285,7 +285,7 @@ def test_paused_schedule_neither_fires_nor_catches_up(world: World) -> None:
 def test_timer_of_a_deleted_schedule_does_not_fire_a_new_one_of_that_name(world: World) -> None:
     put(world)
     event = armed_timer(world)
-    schedules.delete_schedule(world.ctx, NAMESPACE, NAME)
+    schedules.delete_schedule(world.ctx, NAMESPACE, SCHEDULE_NAME)
     sweeper.on_timer(world.ctx, event)
     world.pass_time(3_600)
     world.sweep()

@@ -245,7 +245,7 @@ class TestEndings:
 class TestLongPoll:
     def test_long_poll_returns_when_the_wait_ends(self, world: World) -> None:
         job = world.running()
-        answer = world.wait({job: None}, hold_s=0)
+        answer = world.wait({job: None}, poll_s=0)
         finished = False
 
         def someone_else(seconds: float) -> None:
@@ -258,12 +258,12 @@ class TestLongPoll:
 
         object.__setattr__(world.ctx, "sleep", someone_else)
         started_at = world.time
-        assert world.post(answer, hold_s=20)["status"] == "met"
+        assert world.post(answer, poll_s=20)["status"] == "met"
         assert (world.time - started_at).total_seconds() < 1
 
     def test_long_poll_returns_waiting_after_its_timeout(self, world: World) -> None:
         started_at = world.time
-        assert world.wait({world.running(): None}, hold_s=20)["status"] == "waiting"
+        assert world.wait({world.running(): None}, poll_s=20)["status"] == "waiting"
         assert 20 <= (world.time - started_at).total_seconds() < 20.6
 
     def test_long_poll_with_return_on_progress_returns_after_each_outcome(self, world: World) -> None:
@@ -274,14 +274,14 @@ class TestLongPoll:
         world.complete(one)
         world.run_matcher()
         started_at = world.time
-        answer = world.post(answer, hold_s=20)
+        answer = world.post(answer, poll_s=20)
         assert (answer["status"], list(answer["waited_jobs"]), world.time) == ("waiting", [one], started_at)
-        assert world.post(answer, hold_s=20)["status"] == "waiting"
+        assert world.post(answer, poll_s=20)["status"] == "waiting"
         assert world.time > started_at
         world.fail(three)
         world.run_matcher()
         started_at = world.time
-        assert list(world.post(answer, hold_s=20)["unmet_jobs"]) == [three]
+        assert list(world.post(answer, poll_s=20)["unmet_jobs"]) == [three]
         assert world.time == started_at
 
     def test_ended_response_posted_back_is_returned_unchanged(self, world: World) -> None:

@@ -11,7 +11,7 @@ from tests.support.api import SOME_ID, Client, pages, run_at_each_pause
 NO_LONG_POLL = {"Prefer": "wait=0"}
 
 
-def waiting(client: Client, **options: Any) -> Any:
+def open_wait(client: Client, **options: Any) -> Any:
     """Create a wait on an open job."""
     body = {"wait_on": {client.create()["job_id"]: None}, "wait_options": options}
     return client.post("/v1/waits", body, headers=NO_LONG_POLL).ok()
@@ -39,7 +39,7 @@ def test_long_poll_on_a_wait_returns_when_it_ends(client: Client, monkeypatch: p
     assert client.post("/v1/waits", body).ok()["status"] == "cancelled"
     polled = client.post("/v1/waits", body, headers={"prefer": "wait=99"})
     assert (polled.ok()["status"], polled.headers["preference-applied"]) == ("cancelled", "wait=25")
-    wait = waiting(client)
+    wait = open_wait(client)
     assert client.get(f"/v1/waits/{wait['wait_id']}", headers={"prefer": "wait=9"}).ok()["status"] == "cancelled"
 
 
@@ -48,7 +48,7 @@ def test_wait_without_prefer_header_returns_at_once(client: Client, monkeypatch:
         raise AssertionError
 
     run_at_each_pause(monkeypatch, fail)
-    wait = waiting(client)
+    wait = open_wait(client)
     assert wait["status"] == client.get(f"/v1/waits/{wait['wait_id']}").ok()["status"] == "waiting"
 
 
@@ -84,7 +84,7 @@ def test_invalid_wait_is_refused_and_not_stored(client: Client, body: Any, point
 
 
 def test_wait_is_shown_cancelled_and_shown_again(client: Client) -> None:
-    wait = waiting(client)
+    wait = open_wait(client)
     path = f"/v1/waits/{wait['wait_id']}"
     assert client.get(path).ok() == wait
     assert client.get(path, headers=NO_LONG_POLL).headers["preference-applied"] == "wait=0"
@@ -102,13 +102,13 @@ def test_met_wait_cannot_be_cancelled(client: Client) -> None:
 @pytest.mark.parametrize("wait_id", [SOME_ID, "7", "x" * 1000])
 def test_unknown_malformed_and_foreign_waits_return_404(client: Client, method: str, name: str, wait_id: str) -> None:
     client.call(method, f"/v1/waits/{wait_id}{name}").problem(404, "WAIT_NOT_FOUND")
-    wait = waiting(client)
+    wait = open_wait(client)
     foreign = Client(namespace="other").call(method, f"/v1/waits/{wait['wait_id']}{name}")
     foreign.problem(404, "WAIT_NOT_FOUND")
 
 
 def test_waits_are_listed_newest_first_by_status_and_page(client: Client) -> None:
-    wait_ids = [waiting(client)["wait_id"] for _ in range(5)]
+    wait_ids = [open_wait(client)["wait_id"] for _ in range(5)]
     client.delete(f"/v1/waits/{wait_ids[2]}").ok()
     listed_ids = [wait["wait_id"] for page in pages(client, "/v1/waits", page_size=2) for wait in page["waits"]]
     assert listed_ids == wait_ids[::-1]
@@ -124,7 +124,7 @@ def test_jobs_of_a_wait_are_listed_page_by_page(client: Client) -> None:
     path = f"/v1/waits/{wait['wait_id']}/jobs"
     entries = [line for page in pages(client, path, page_size=4) for line in page["jobs"]]
     token = client.get(path, page_size=4).ok()["next_page_token"]
-    other = waiting(client)["wait_id"]
+    other = open_wait(client)["wait_id"]
     assert client.get(f"/v1/waits/{other}/jobs", page_token=token).pointers() == ["?page_token"]
     assert [line["job_id"] for line in entries] == jobs
     assert {line["met"] for line in entries} == {True}

@@ -21,7 +21,7 @@ def put(client: Client, name: str = "ci", **body: Any) -> Reply:
     return client.call("PUT", f"/v1/webhooks/{quote(name, safe='')}", body)
 
 
-def sent(count: int = 1, *, webhook: str = "ci") -> list[str]:
+def store_deliveries(count: int = 1, *, webhook: str = "ci") -> list[str]:
     """Store deliveries one second apart and return their ids, newest first."""
     ids = []
     for number in range(count):
@@ -151,7 +151,7 @@ def test_deleted_webhook_is_not_found(client: Client) -> None:
 
 def test_deliveries_are_listed_page_by_page(client: Client) -> None:
     put(client, **HOOK).ok(201)
-    ids = sent(7)
+    ids = store_deliveries(7)
     delivery_pages = pages(client, "/v1/webhooks/ci/deliveries", page_size=3)
     assert [len(page["deliveries"]) for page in delivery_pages] == [3, 3, 1]
     listed = [each for page in delivery_pages for each in page["deliveries"]]
@@ -175,7 +175,7 @@ def test_deliveries_are_listed_page_by_page(client: Client) -> None:
 
 def test_replayed_delivery_is_due_at_once(client: Client) -> None:
     put(client, **HOOK).ok(201)
-    (delivery_id,) = sent()
+    (delivery_id,) = store_deliveries()
     path = f"/v1/webhooks/ci/deliveries/{delivery_id}/replay"
     replayed = client.post(path).ok(202)
     assert (replayed["status"], len(replayed["tries"])) == ("pending", 1)

@@ -103,7 +103,7 @@ def test_create_command_reads_the_definition_from_file_or_stdin(run: Run, fake: 
 def test_create_command_with_wait_exits_by_the_outcome(
     run: Run, fake: FakeVigil, yaml_file: str, monkeypatch: pytest.MonkeyPatch, ends: str, code: int
 ) -> None:
-    begin = fake._begin
+    begin = fake._start_run
     monkeypatch.setattr(fake, "_begin", lambda wanted: begin({**wanted, "status": ends}))
     made = run("workflow", "create", "--file", yaml_file, "--wait", "--timeout", "0.1", code=code)
     workflow_id = next(iter(fake.runs))
