@@ -31,9 +31,9 @@ from vigil.models import (
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.batch import OnItemFailure
-from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.jobs.status import TERMINAL, JobStatus
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.domain.timestamps import to_text
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from vigil.errors import VigilError
 from vigil.models import Mutex, Retry
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
 from vigil_core.domain.jobs.batch import OnItemFailure
-from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import Priority
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.domain.workflows.validation import NodeSpec, graph_problems
 
 FailurePolicy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]

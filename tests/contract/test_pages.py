@@ -12,10 +12,10 @@ from tests.support.pages import matches_shown, python_session, session
 from tests.support.template import template
 from vigil_core.api.problems import HTTP_STATUS
 from vigil_core.api.routes import OPERATIONS
-from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import BUILT_IN_NAMES
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.domain.jobs.status import STATUSES
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.domain.schedules import FireOutcome
 from vigil_core.domain.waits.request import MAX_EXPIRES_S
 from vigil_core.domain.waits.wait import UnmetReason, WaitStatus

@@ -19,8 +19,8 @@ from tests.model.seeds import WORLDS, blocks, third
 from tests.support.table import create_table
 from tests.support.world import KEY, NAMESPACE
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
-from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.job import Job, JobError, NewJob
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.services.background import matcher as match
 from vigil_core.services.jobs import dependencies as depend
 from vigil_core.services.jobs import submit as submit_job

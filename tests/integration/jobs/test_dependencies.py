@@ -14,8 +14,8 @@ import uuid6
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.errors import MissingDependency
 from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
-from vigil_core.domain.jobs.dependencies import DependencyCounts, evaluate_rule
 from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.trigger_rules import DependencyCounts, evaluate_rule
 from vigil_core.services.background import matcher
 from vigil_core.services.jobs import dependencies, transitions
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.domain.workflows.graph import Graph, Node, block_numbers, block_of, indexes_in_block
 from vigil_core.domain.workflows.planning import (
     failed_nodes,

@@ -10,10 +10,11 @@ from vigil_core.domain.exact_json import integral_to_int
 from vigil_core.domain.jobs import job as jobs
 from vigil_core.domain.jobs.batch import MAX_ITEMS, OnItemFailure
 from vigil_core.domain.jobs.conditions import MAX_CHARS
-from vigil_core.domain.jobs.dependencies import MAX_DEPENDENCIES, DependencyStatus, TriggerRule
+from vigil_core.domain.jobs.dependencies import MAX_DEPENDENCIES, DependencyStatus
 from vigil_core.domain.jobs.job import MAX_MILESTONES, Priority
 from vigil_core.domain.jobs.retry import MAX_ATTEMPTS, RetryPolicy
 from vigil_core.domain.jobs.status import JobStatus
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.domain.timestamps import to_text, truncate_to_ms
 from vigil_core.schemas.base import (
     DEFAULT_PAGE_SIZE,

@@ -11,9 +11,10 @@ from pydantic import Field
 from vigil_core.api.problems import Problem
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs.conditions import DependencyResult
-from vigil_core.domain.jobs.dependencies import DependencyStatus, TriggerRule, Verdict
+from vigil_core.domain.jobs.dependencies import DependencyStatus
 from vigil_core.domain.jobs.job import Job, JobLogEntry, JobLogKind, Priority
 from vigil_core.domain.jobs.status import JobStatus
+from vigil_core.domain.jobs.trigger_rules import TriggerRule, Verdict
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import Fraction, ResponseModel, TimestampText
 from vigil_core.store.jobs.jobs import JobPayloads

@@ -16,8 +16,8 @@ from unicodedata import east_asian_width
 
 from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes
 from vigil_core.domain.diagrams.layout import Layout, compute_layout
-from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.status import JobStatus
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 
 COLLAPSE_THRESHOLD = 120
 """The number of jobs above which the SVG draws similar jobs as one box."""

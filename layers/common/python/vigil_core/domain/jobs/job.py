@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs import stages
 from vigil_core.domain.jobs.batch import OnItemFailure
-from vigil_core.domain.jobs.dependencies import TriggerRule
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.domain.jobs.status import TERMINAL, JobStatus
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 from vigil_core.domain.jobs.value_objects import (
     BatchMembership,
     DependencyState,

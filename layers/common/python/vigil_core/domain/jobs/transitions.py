@@ -11,7 +11,7 @@ from vigil_core.domain.errors import InvalidTransition, LeaseLost, ValidationFai
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.jobs import stages
 from vigil_core.domain.jobs.batch import ITEMS_FAILED, item_id
-from vigil_core.domain.jobs.dependencies import Dependency, DependencyStatus, Verdict
+from vigil_core.domain.jobs.dependencies import Dependency, DependencyStatus
 from vigil_core.domain.jobs.job import (
     CONDITION_FAILED,
     DISPATCHED_EXECUTORS,
@@ -28,6 +28,7 @@ from vigil_core.domain.jobs.job import (
 )
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.jobs.status import TRANSITIONS, JobStatus
+from vigil_core.domain.jobs.trigger_rules import Verdict
 from vigil_core.domain.jobs.value_objects import (
     BatchMembership,
     DependencyState,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vigil_core.domain.jobs.batch import OnItemFailure
-from vigil_core.domain.jobs.dependencies import Dependency, DependencyStatus, TriggerRule, Verdict
+from vigil_core.domain.jobs.dependencies import Dependency, DependencyStatus
+from vigil_core.domain.jobs.trigger_rules import TriggerRule, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

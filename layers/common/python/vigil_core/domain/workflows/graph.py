@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 
 BLOCK_SIZE = 64
 """The number of jobs whose state records share one row."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
-from vigil_core.domain.jobs.dependencies import DependencyCounts, Verdict, evaluate_rule, rule_verdict
+from vigil_core.domain.jobs.trigger_rules import DependencyCounts, Verdict, evaluate_rule, rule_verdict
 from vigil_core.domain.workflows.run_state import RunState, StateRecord
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vigil_core.domain.jobs.dependencies import EndState
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import STATUSES, JobStatus
+from vigil_core.domain.jobs.trigger_rules import EndState
 from vigil_core.domain.workflows.graph import Graph, Node, block_numbers, block_of, indexes_in_block
 
 FailurePolicy: TypeAlias = Literal["fail_fast", "continue_on_failure", "manual"]

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from vigil_core.domain.errors import CircularDependency, FieldProblem, MissingDependency
 from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, check_expression
-from vigil_core.domain.jobs.dependencies import TriggerRule
+from vigil_core.domain.jobs.trigger_rules import TriggerRule
 
 MAX_JOBS = 10_000
 MAX_EDGES = 100_000

@@ -23,19 +23,17 @@ from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.ids import is_uuid7, workflow_job_id
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
-from vigil_core.domain.jobs.dependencies import (
+from vigil_core.domain.jobs.dependencies import MAX_DEPENDENCIES, Dependency, Dependent
+from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.trigger_rules import (
     END_STATES,
-    MAX_DEPENDENCIES,
-    Dependency,
     DependencyCounts,
-    Dependent,
     EndState,
     Verdict,
     end_state_of,
     evaluate_rule,
     rule_verdict,
 )
-from vigil_core.domain.jobs.job import Job
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesRuns, UsesThreads
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.verdict_log import log_verdicts

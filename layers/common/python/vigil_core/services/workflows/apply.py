@@ -8,8 +8,8 @@ from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.jobs import transitions
-from vigil_core.domain.jobs.dependencies import Verdict
 from vigil_core.domain.jobs.job import Job, JobError
+from vigil_core.domain.jobs.trigger_rules import Verdict
 from vigil_core.domain.workflows.graph import block_of, indexes_in_block
 from vigil_core.domain.workflows.planning import TransitionPlan, plan_blocks, plan_transitions
 from vigil_core.domain.workflows.run import WorkflowRun

@@ -10,8 +10,9 @@ from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
-from vigil_core.domain.jobs.dependencies import END_STATES, DependencyCounts, Dependent, EndState
+from vigil_core.domain.jobs.dependencies import Dependent
 from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.trigger_rules import END_STATES, DependencyCounts, EndState
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition, query_all

@@ -9,12 +9,13 @@ from decimal import Decimal
 from typing import Any
 
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
-from vigil_core.domain.jobs.dependencies import Dependency, Verdict
+from vigil_core.domain.jobs.dependencies import Dependency
 from vigil_core.domain.jobs.job import Job, JobError, JobLogEntry, JobLogKind, Priority
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.domain.jobs.stages import COMPLETE, DEFAULT_STAGES, SUBMIT
 from vigil_core.domain.jobs.status import JobStatus
+from vigil_core.domain.jobs.trigger_rules import Verdict
 from vigil_core.domain.jobs.value_objects import (
     BatchMembership,
     DependencyState,
