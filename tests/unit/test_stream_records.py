@@ -9,7 +9,7 @@ def test_stream_images_are_decoded_into_rows() -> None:
     image = {
         "entity": {"S": "wait"},
         "version": {"N": "3"},
-        "counted_met": {"B": "AAEC/w=="},
+        "final_met": {"B": "AAEC/w=="},
         "outcomes": {"M": {"B": {"S": "no binary"}}},
     }
     event = {"Records": [{"dynamodb": {"SequenceNumber": "111", "NewImage": image}}]}
@@ -18,6 +18,6 @@ def test_stream_images_are_decoded_into_rows() -> None:
     assert record.new() == {
         "entity": "wait",
         "version": 3,
-        "counted_met": b"\x00\x01\x02\xff",
+        "final_met": b"\x00\x01\x02\xff",
         "outcomes": {"B": "no binary"},
     }
