@@ -219,7 +219,9 @@ class Vigil:
     def await_completion(
         self, job_id: str, timeout: float | timedelta, poll_interval: float = 0.1
     ) -> JobStatusInfo | None:
-        """Wait for a job to end and return it, or return its state at the timeout. Return None if it does not exist.
+        """Wait for a job to end and return it, or return its state at the timeout.
+
+        Return None if it does not exist.
 
         Args:
             timeout: The longest time to wait, in seconds if it is a number.
@@ -380,7 +382,9 @@ class Vigil:
         return self._transition_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
 
     def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.1) -> Json | None:
-        """Wait for a run to end and return it, or return its state at the timeout. Return None if it does not exist.
+        """Wait for a run to end and return it, or return its state at the timeout.
+
+        Return None if it does not exist.
 
         The arguments are those of `await_completion`.
         """
@@ -605,7 +609,10 @@ class Vigil:
 
 
 def _path(job_id: str, *suffix: str) -> str:
-    """Return the path of a job. Text that is not an id never reaches a URL: such a job does not exist."""
+    """Return the path of a job.
+
+    Text that is not an id never reaches a URL: such a job does not exist.
+    """
     if not is_uuid7(job_id):
         raise VigilError("JOB_NOT_FOUND", f"Job with ID {job_id} not found", status=HTTPStatus.NOT_FOUND)
     return "/".join(("/v1/jobs", job_id, *suffix))

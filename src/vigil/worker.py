@@ -182,7 +182,9 @@ _Event: TypeAlias = _StopRequested | _GraceOver | _JobEnded | _JobsClaimed | _Cl
 
 
 class Worker:
-    """Runs `handler` on the jobs of a queue, each in a thread. It claims only as many jobs as it has free threads.
+    """Runs `handler` on the jobs of a queue, each in a thread.
+
+    It claims only as many jobs as it has free threads.
 
     Args:
         concurrency: The largest number of jobs at the same time.

@@ -167,7 +167,10 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Part:
-    """One or more jobs of a workflow that a next job may depend on: it runs after all of them have succeeded."""
+    """One or more jobs of a workflow that a later job may depend on.
+
+    The later job runs after all of them have succeeded.
+    """
 
     workflow: Workflow
     names: tuple[str, ...]

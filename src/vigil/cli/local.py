@@ -124,7 +124,10 @@ def down(root: Root = HERE, directory: Directory = None) -> None:
 @app.command()
 @exit_on_local_error
 def status(root: Root = HERE, directory: Directory = None) -> None:
-    """Show the state of the local cloud. Exit code 0 if it is healthy, 1 if not, 3 if it is not running."""
+    """Show the state of the local cloud.
+
+    Exit code 0 if it is healthy, 1 if not, 3 if it is not running.
+    """
     home = StateDir.of(root, directory)
     health = cloud.health(home)
     if not health.running or health.stack is None:

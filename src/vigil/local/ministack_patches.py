@@ -136,7 +136,9 @@ def share_layers() -> None:
 
 
 def authorize_batches_as_messages() -> None:
-    """Authorize a batch of messages as the action on a single message, as AWS does. This matters if roles are enforced.
+    """Authorize a batch of messages as the action on a single message, as AWS does.
+
+    This matters if roles are enforced.
 
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsqs.html
     https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsns.html

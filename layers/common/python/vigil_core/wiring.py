@@ -232,7 +232,7 @@ def api_keys() -> ApiKeyStore:
 
 @cache
 def auth_context() -> AuthContext:
-    """The collaborators of the auth services."""
+    """Build the collaborators of the auth services."""
     table = DynamoTable(dynamodb(), CoreSettings.from_environment().table_name)
     return AuthContext(api_keys=api_keys(), tickets=TicketStore(table), now=now)
 

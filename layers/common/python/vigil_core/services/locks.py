@@ -191,7 +191,7 @@ class Stall:
 
 
 def find_stall(ctx: LocksContext, namespace: str, name: str) -> Stall | None:
-    """Return the stall of a mutex queue: a queued job with a free mutex, or an entry without a queued job."""
+    """Find the stall of a mutex queue: a queued job with a free mutex, or an entry without its job."""
     lock, owner = _lock_and_owner(ctx, namespace, "mutex", name)
     first_entry = None if lock is None else ctx.locks.first_queued(namespace, name)
     if lock is None or first_entry is None:

@@ -1,4 +1,4 @@
-"""The verdict log: one log line for each release and skip with its reason, or one line for many jobs at once."""
+"""The verdict log: one line for each release and skip with its reason, or one for many jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bulk work that is too large for the request or stream record that caused it. One message is one piece of work."""
+"""Bulk work that is too large for the request or stream record that caused it.
+
+One message is one piece of work.
+"""
 
 from __future__ import annotations
 

@@ -161,7 +161,10 @@ def _render_request(ctx: CallHttpContext, secrets: SecretReader, job: Job, targe
 
 
 def _result(response: Response) -> JsonValue:
-    """Convert a response to a job result. A JSON body stays JSON, other text is a string, other bytes are Base64."""
+    """Convert a response to a job result.
+
+    A JSON body stays JSON, other text is a string, other bytes are Base64.
+    """
     result: dict[str, JsonValue] = {
         "status": response.status,
         "headers": {name: response.headers[name] for name in STORED_HEADERS if name in response.headers},

@@ -1,4 +1,4 @@
-"""The output of a run: its output expression over the results of its jobs, or the result of its only last job."""
+"""The output of a run: an expression over its jobs' results, or the result of its only last job."""
 
 from __future__ import annotations
 
