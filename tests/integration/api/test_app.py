@@ -30,9 +30,9 @@ PROBLEM_KEYS = {
 
 
 def test_problem_response_has_every_documented_key(client: Client) -> None:
-    problem = client.get("/v1/jobs/nobody").problem(404, "JOB_NOT_FOUND")
+    problem = client.get("/v1/jobs/absent").problem(404, "JOB_NOT_FOUND")
     assert problem.keys() == PROBLEM_KEYS
-    assert problem["instance"] == "/v1/jobs/nobody"
+    assert problem["instance"] == "/v1/jobs/absent"
     assert problem["request_id"] == "JKJaXmPLvHcESHA="
     assert problem["detail"] == problem["message"]
     assert client.post("/v1/jobs", {}).problem(422, "VALIDATION_FAILED").keys() == PROBLEM_KEYS | {"errors"}

@@ -163,7 +163,7 @@ def test_keys_of_a_namespace_are_listed_oldest_first(world: World) -> None:
     listed = list_keys(world.ctx, "demo")
     assert [key.key_id for key in listed] == [key.key_id for key in created]
     assert [key.revoked for key in listed] == [True, False, False]
-    assert list_keys(world.ctx, "nobody") == []
+    assert list_keys(world.ctx, "absent") == []
 
 
 def test_keys_over_several_pages_are_all_listed(world: World) -> None:

@@ -258,7 +258,7 @@ class TestWaitMark:
 
     def test_missing_job_is_not_marked(self, world: World) -> None:
         job = find(world, world.running())
-        nobody = replace(job, job_id=str(uuid6.uuid7()))
-        assert world.ctx.jobs.mark_has_waits(nobody) is None
+        missing_job = replace(job, job_id=str(uuid6.uuid7()))
+        assert world.ctx.jobs.mark_has_waits(missing_job) is None
         with pytest.raises(JobNotFound):
-            find(world, nobody.job_id)
+            find(world, missing_job.job_id)

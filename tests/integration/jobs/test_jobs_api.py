@@ -155,7 +155,7 @@ def test_client_chosen_id_is_accepted_once(client: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "/status", "/result", "/events"])
-@pytest.mark.parametrize("job_id", [SOME_ID, SOME_ID.upper(), "7", "nobody", "a%00b", "x" * 2000, "ü", "null"])
+@pytest.mark.parametrize("job_id", [SOME_ID, SOME_ID.upper(), "7", "absent", "a%00b", "x" * 2000, "ü", "null"])
 def test_unknown_or_malformed_job_id_returns_404(client: Client, job_id: str, name: str) -> None:
     reply = client.get(f"/v1/jobs/{job_id}{name}")
     assert reply.status == 404
@@ -353,11 +353,13 @@ def test_created_job_shows_its_dependencies_and_rule(client: Client) -> None:
 
 
 def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:
-    nobody = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
-    reply = client.post("/v1/jobs", {"job_type": "t", "depends_on": [nobody, "7"]})
+    unknown_id = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
+    reply = client.post("/v1/jobs", {"job_type": "t", "depends_on": [unknown_id, "7"]})
     problem = reply.problem(422, "MISSING_DEPENDENCY")
     assert [error["pointer"] for error in problem["errors"]] == ["/depends_on/0", "/depends_on/1"]
     assert {error["code"] for error in problem["errors"]} == {"MISSING_DEPENDENCY"}
-    bulk = client.post("/v1/jobs/bulk", {"jobs": [{"job_type": "t"}, {"job_type": "t", "depends_on": [nobody]}]}).ok()
+    bulk = client.post(
+        "/v1/jobs/bulk", {"jobs": [{"job_type": "t"}, {"job_type": "t", "depends_on": [unknown_id]}]}
+    ).ok()
     assert bulk["results"][1]["problem"]["error"] == "MISSING_DEPENDENCY"
     assert bulk["results"][1]["problem"]["errors"][0]["pointer"] == "/jobs/1/depends_on/0"

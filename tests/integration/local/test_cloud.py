@@ -255,7 +255,7 @@ class TestCommands:
         one = CliRunner().invoke(app, ["local", "logs", miniature.stack.admin_function])
         assert "made a key" in one.output
         assert "asked for" not in one.output
-        unknown = CliRunner().invoke(app, ["local", "logs", "nobody"])
+        unknown = CliRunner().invoke(app, ["local", "logs", "absent"])
         assert unknown.exit_code == 1
 
     def test_logs_follow_new_lines(self, miniature: Miniature) -> None:

@@ -108,7 +108,7 @@ def test_list_shows_every_key_without_secrets(aws: FakeAws) -> None:
     for expected in (parsed.id, "mine", Scope.ADMIN, "2026-11-21T12:00:00.000Z"):
         assert expected in output
     assert parsed.secret not in output
-    assert "nobody has no keys" in run(keys.app, "list", "--namespace", "nobody").stdout
+    assert "empty has no keys" in run(keys.app, "list", "--namespace", "empty").stdout
 
 
 def test_revoke_reports_the_closed_websockets(aws: FakeAws) -> None:

@@ -121,7 +121,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"rate": "1 day", "job": {"job_type": "t", "scheduled_at": "2030-01-01T00:00:00Z"}}, ["/job/scheduled_at"]),
     ({"rate": "1 day", "job": {"job_type": "t", "priority": "urgent"}}, ["/job/priority"]),
     ({"rate": "1 day", "job": {"job_type": "t", "payload": "x" * 70_000}}, ["/job"]),
-    ({"rate": "1 day", "nobody": 1}, ["/nobody"]),
+    ({"rate": "1 day", "unknown": 1}, ["/unknown"]),
 ]
 
 

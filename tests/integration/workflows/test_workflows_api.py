@@ -100,7 +100,7 @@ def test_all_problems_of_a_workflow_are_returned_together(client: Client) -> Non
     jobs = [
         {"name": "a", "depends_on": ["c"]},
         {"name": "b", "depends_on": ["a"]},
-        {"name": "c", "depends_on": ["b", "nobody"]},
+        {"name": "c", "depends_on": ["b", "absent"]},
         {"name": "d", "timeout": "soon"},
     ]
     problem = client.post("/v1/workflows/validate", {"name": "w", "jobs": jobs}).problem(422, "VALIDATION_FAILED")
@@ -184,7 +184,7 @@ def test_decision_for_a_job_without_failure_is_refused(client: Client) -> None:
     begin(run)
     decide = f"/v1/workflows/{run}/decisions"
     client.post(decide, {"job": "extract", "action": "skip"}).problem(409, "INVALID_TRANSITION")
-    assert client.post(decide, {"job": "nobody", "action": "skip"}).pointers() == ["/job"]
+    assert client.post(decide, {"job": "absent", "action": "skip"}).pointers() == ["/job"]
     assert client.post(decide, {"job": "extract", "action": "hope"}).pointers() == ["/action"]
 
 
@@ -232,7 +232,7 @@ def test_unknown_workflow_id_returns_404(client: Client, workflow_id: str, path:
 def test_retry_of_an_open_run_is_refused(client: Client) -> None:
     run = create(client)["workflow_id"]
     client.post(f"/v1/workflows/{run}/retry").problem(409, "INVALID_TRANSITION")
-    assert client.post(f"/v1/workflows/{run}/retry", {"from": "nobody"}).pointers() == ["/from"]
+    assert client.post(f"/v1/workflows/{run}/retry", {"from": "absent"}).pointers() == ["/from"]
 
 
 def test_too_large_payload_is_named(client: Client) -> None:
