@@ -29,7 +29,8 @@ from vigil_core.store.jobs.batches import BatchStore
 from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.jobs.job_types import JobTypeStore
-from vigil_core.store.jobs.jobs import JobStore, RetentionClass
+from vigil_core.store.jobs.jobs import JobStore
+from vigil_core.store.jobs.payloads import RetentionClass
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
 from vigil_core.store.queues import QueueStore

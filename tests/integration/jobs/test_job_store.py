@@ -17,7 +17,8 @@ from vigil_core.services.jobs import submit as submit_job
 from vigil_core.services.jobs import transitions as job_transitions
 from vigil_core.store import keys
 from vigil_core.store.jobs import job_rows
-from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES, JobStore
+from vigil_core.store.jobs.jobs import JobStore
+from vigil_core.store.jobs.payloads import MAX_PAYLOAD_BYTES
 from vigil_core.store.table import ConditionFailed, DynamoTable, query_all
 
 

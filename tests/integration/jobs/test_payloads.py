@@ -11,9 +11,10 @@ from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import PayloadTooLarge, ValidationFailed
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.jobs import transitions
-from vigil_core.services.jobs.payloads import MAX_TOTAL_BYTES, payloads_of_jobs
+from vigil_core.services.jobs.response_payloads import MAX_TOTAL_BYTES, payloads_of_jobs
 from vigil_core.store import keys
-from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES, MAX_RESPONSE_PAYLOAD_BYTES, MAX_ROW_BYTES, JobStore
+from vigil_core.store.jobs.jobs import JobStore
+from vigil_core.store.jobs.payloads import MAX_PAYLOAD_BYTES, MAX_RESPONSE_PAYLOAD_BYTES, MAX_ROW_BYTES
 from vigil_core.store.table import DynamoTable
 
 DAY = 86_400

@@ -35,7 +35,8 @@ from vigil_core.store.idempotency import IdempotencyStore
 from vigil_core.store.jobs.batches import BatchStore
 from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_types import JobTypeStore
-from vigil_core.store.jobs.jobs import JobStore, PayloadStore
+from vigil_core.store.jobs.jobs import JobStore
+from vigil_core.store.jobs.payloads import PayloadStore
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
 from vigil_core.store.queues import QueueStore

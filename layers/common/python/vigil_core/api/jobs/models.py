@@ -17,7 +17,7 @@ from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.jobs.trigger_rules import TriggerRule, Verdict
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import Fraction, ResponseModel, TimestampText
-from vigil_core.store.jobs.jobs import JobPayloads
+from vigil_core.store.jobs.payloads import JobPayloads
 
 _URL = (
     "A URL from which the {0} can be read for an hour, if it is too large for the answer or was uploaded. `{0}` is null"

@@ -14,7 +14,7 @@ from vigil_core.domain.jobs.job import Job, Priority
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import ResponseModel, TimestampText
-from vigil_core.store.jobs.jobs import JobPayloads
+from vigil_core.store.jobs.payloads import JobPayloads
 
 
 class ClaimedJob(JobView):

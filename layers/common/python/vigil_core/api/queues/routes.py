@@ -22,7 +22,7 @@ from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import QUEUE_PATTERN, NoContent, PageQuery
 from vigil_core.schemas.queues import ClaimBody
 from vigil_core.services.jobs.dependencies import load_dependency_results
-from vigil_core.services.jobs.payloads import payloads_of_jobs
+from vigil_core.services.jobs.response_payloads import payloads_of_jobs
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
 from vigil_core.services.timers import request_queue_sweep

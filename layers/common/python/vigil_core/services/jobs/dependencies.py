@@ -37,7 +37,7 @@ from vigil_core.domain.jobs.trigger_rules import (
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesRuns, UsesThreads
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.verdict_log import log_verdicts
-from vigil_core.store.jobs.jobs import JobPayloads
+from vigil_core.store.jobs.payloads import JobPayloads
 
 
 class DependenciesContext(ChangesJobs, UsesDependencies, UsesRuns, UsesThreads, Protocol):

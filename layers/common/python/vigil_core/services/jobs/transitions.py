@@ -22,7 +22,7 @@ from vigil_core.services.context import ChangesJobs
 from vigil_core.services.jobs.uploads import require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_retry
 from vigil_core.services.optimistic import update_with_retry
-from vigil_core.store.jobs.jobs import MAX_PAYLOAD_BYTES
+from vigil_core.store.jobs.payloads import MAX_PAYLOAD_BYTES
 from vigil_core.store.locks import LockAcquisition
 
 

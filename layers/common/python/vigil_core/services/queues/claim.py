@@ -14,19 +14,18 @@ The index is only a hint: step 3 reads each job itself, consistently.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Protocol
 
-from vigil_core.domain.errors import JobNotFound, StoreConflict
+from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.services.context import ChangesRuns, UsesJobQueues
-from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.long_poll import long_poll
+from vigil_core.services.queues.leases import reclaim_expired_leases
 from vigil_core.services.workflows.commands import may_start
 from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 from vigil_core.store.queues import ReadyJob
@@ -130,17 +129,11 @@ def _candidate_batches(
 
 
 def _find_candidates(ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, actor: str) -> list[ReadyJob]:
-    """Read the first ready jobs; if they do not suffice, reclaim expired leases and add their jobs at the end.
-
-    If the process crashes after it reclaims a lease, the job is ready and the next claim finds it.
-    """
+    """Read the first ready jobs; if they do not suffice, reclaim expired leases and add their jobs at the end."""
     ready = ctx.job_queues.ready(namespace, request.queue, CANDIDATE_WINDOW)
     if len(ready) >= request.limit:
         return ready
-    expired_ids = ctx.job_queues.overdue(namespace, request.queue, "running", ctx.now(), MAX_EXPIRED)
-    for job_id in expired_ids:
-        with suppress(JobNotFound, StoreConflict):
-            apply_timers(ctx, namespace, job_id, actor=actor)
+    expired_ids = reclaim_expired_leases(ctx, namespace, request.queue, limit=MAX_EXPIRED, actor=actor)
     return [*ready, *(ReadyJob(job_id=job_id, rank=len(PRIORITY_RANKS)) for job_id in expired_ids)]
 
 

@@ -28,7 +28,7 @@ def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
     """Apply all due changes to the jobs of a queue.
 
     1. Renew the TTL of old jobs, once a day.
-    2. Promote scheduled jobs, reclaim expired leases, and enforce timeouts and cancel deadlines.
+    2. Promote scheduled jobs, reclaim expired leases (see `leases`), and enforce timeouts and cancel deadlines.
     3. Dispatch the jobs that no process dispatched, because the queue was paused or the dispatcher crashed.
 
     Each step can be repeated. If the sweeper crashes, the next sweep does the remaining work.

@@ -20,7 +20,7 @@ from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import StateBlock, StateRecord
 from vigil_core.store import keys
 from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
-from vigil_core.store.jobs.jobs import MAX_ROW_BYTES, PayloadStore
+from vigil_core.store.jobs.payloads import MAX_ROW_BYTES, PayloadStore
 from vigil_core.store.table import (
     ABSENT,
     ConditionFailed,

@@ -7,12 +7,12 @@ from typing import Protocol
 
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.context import UsesJobs, UsesThreads
-from vigil_core.store.jobs.jobs import MAX_ROW_BYTES, JobPayloads
+from vigil_core.store.jobs.payloads import MAX_ROW_BYTES, JobPayloads
 from vigil_core.store.keys import parse_object_ref
 
 
-class PayloadsContext(UsesJobs, UsesThreads, Protocol):
-    """The collaborators of the payloads."""
+class ResponsePayloadsContext(UsesJobs, UsesThreads, Protocol):
+    """The job store, and the threads that read payloads in parallel."""
 
 
 MAX_TOTAL_BYTES = 10 * MAX_ROW_BYTES
@@ -20,7 +20,7 @@ MAX_TOTAL_BYTES = 10 * MAX_ROW_BYTES
 payloads of ten claimed jobs, each in a row of the largest size."""
 
 
-def payloads_of_jobs(ctx: PayloadsContext, jobs: Sequence[Job]) -> list[JobPayloads]:
+def payloads_of_jobs(ctx: ResponsePayloadsContext, jobs: Sequence[Job]) -> list[JobPayloads]:
     """Read the payloads and results of jobs.
 
     Every payload in a row is read. Payload objects are read while the limit permits; the others become URLs.
