@@ -109,7 +109,8 @@ unit: venv ## Run the tests without a stack: unit, integration, contract, a few 
 
 .PHONY: e2e
 e2e: venv ## Run all tests of the local stack
-	@$(PYTEST) $(STACKS) -m "e2e and not docker and not slow"
+	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or alone)"
+	@$(PYTEST) -m "alone and not slow" tests/e2e
 
 .PHONY: simulate
 simulate: venv ## Run all simulations: 300 runs, 1,000 histories, planted faults
@@ -121,7 +122,8 @@ test-all: test test-rest ## Run every test that needs neither Docker nor AWS, ex
 .PHONY: test-rest
 test-rest: venv ## Run what `test-all` adds to `test`
 	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py
-	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or smoke)"
+	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or alone or smoke)"
+	@$(PYTEST) -m "alone and not slow" tests/e2e
 
 .PHONY: test-slow
 test-slow: venv ## Run the longest tests: 2,000 jobs of 20 workers, runs of 10,000 jobs, 3,000 histories

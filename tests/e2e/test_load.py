@@ -20,7 +20,7 @@ WAITS = 500
 CLIENTS = 8
 
 logger = logging.getLogger(__name__)
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(400)]
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def test_claims_follow_priority_then_age_and_worker_routes_succeed(client: Clien
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.alone
 def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, client: Client) -> None:
     ids = set(client.jobs(JOBS))
     done: list[str] = []
@@ -79,6 +80,7 @@ def test_twenty_workers_complete_each_job_exactly_once(stack: Stack, key: Key, c
     assert len(queue["workers"]) == WORKERS
 
 
+@pytest.mark.alone
 def test_jobs_of_crashed_workers_are_completed_by_other_workers(stack: Stack, key: Key, client: Client) -> None:
     """Drop one job in ten without a report; the next claim reclaims it."""
     ids = client.jobs(60, retry={"max_attempts": 20, "initial_delay": 0})

@@ -241,6 +241,7 @@ def test_invalid_wait_requests_are_refused_and_store_nothing(client: Client) -> 
     assert client.get("/v1/waits")["waits"] == []
 
 
+@pytest.mark.alone
 def test_wait_on_ten_thousand_jobs_is_met_without_growing_rows(client: Client, aws: Aws, key: Key) -> None:
     """Register a wait through the fan-out function; two of its jobs are created later and meet it.
 
@@ -268,6 +269,7 @@ def test_wait_on_ten_thousand_jobs_is_met_without_growing_rows(client: Client, a
     assert max(size(row) for row in rows if row["entity"]["S"] != "wait_spec") < LARGEST_ROW_BYTES
 
 
+@pytest.mark.alone
 def test_thousands_of_waits_on_one_job_are_met_without_growing_rows(client: Client, aws: Aws, key: Key) -> None:
     """Match more waits than the matcher does inline: the fan-out function matches them, and no row grows with them."""
     job_id = client.running()

@@ -701,6 +701,7 @@ def test_timed_out_job_fails_or_completes_with_its_fallback(client: Client) -> N
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.alone
 def test_run_of_a_thousand_parallel_jobs_has_exact_counts(client: Client) -> None:
     """Performance Considerations: a thousand parallel jobs between two others, counted exactly.
 
