@@ -18,7 +18,7 @@ from vigil_core.domain.schedules import (
     ScheduleFire,
     ScheduleTiming,
     after_fire,
-    next_fire,
+    due_fire,
     parse_rate,
     parse_timezone,
     replace_definition,
@@ -163,13 +163,13 @@ def schedule(timing: ScheduleTiming, missed: MisfirePolicy = "skip") -> Schedule
 @pytest.mark.parametrize("late", [timedelta(0), MISFIRE_GRACE])
 def test_fire_within_the_grace_is_not_a_misfire(late: timedelta) -> None:
     hourly = schedule(cron("0 * * * *"))
-    assert next_fire(hourly, at("2026-01-01T01:00") + late) == (at("2026-01-01T01:00"), False)
+    assert due_fire(hourly, at("2026-01-01T01:00") + late) == (at("2026-01-01T01:00"), False)
 
 
 def test_misfires_are_coalesced_into_the_latest_or_skipped() -> None:
     now = at("2026-01-01T05:30")
-    assert next_fire(schedule(cron("0 * * * *")), now) == (at("2026-01-01T05:00"), True)
-    assert next_fire(schedule(cron("0 * * * *"), "run_once"), now) == (at("2026-01-01T05:00"), False)
+    assert due_fire(schedule(cron("0 * * * *")), now) == (at("2026-01-01T05:00"), True)
+    assert due_fire(schedule(cron("0 * * * *"), "run_once"), now) == (at("2026-01-01T05:00"), False)
 
 
 def test_next_fire_after_misfires_is_in_the_future() -> None:
@@ -184,7 +184,7 @@ def test_early_timer_does_not_fire_the_same_time_twice() -> None:
     now = at("2026-01-01T00:59:59")
     hourly = schedule(cron("0 * * * *"))
     assert hourly.is_due(now)
-    planned_at, missed = next_fire(hourly, now)
+    planned_at, missed = due_fire(hourly, now)
     assert (planned_at, missed) == (at("2026-01-01T01:00"), False)
     assert after_fire(hourly, ScheduleFire(planned_at=planned_at, fired_at=now, outcome="created")).next_fire_at == at(
         "2026-01-01T02:00"

@@ -228,8 +228,8 @@ def set_enabled(before: Schedule, enabled: bool, *, now: datetime, generation: s
     return with_next_fire(after, now=now, generation=generation)
 
 
-def next_fire(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
-    """Return the planned time that a due schedule must process, and whether to skip it as a misfire.
+def due_fire(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
+    """Return the latest planned time that has passed, and whether to skip it as a misfire.
 
     If several planned times have passed, they are coalesced into the latest one.
     """
@@ -239,7 +239,7 @@ def next_fire(schedule: Schedule, now: datetime) -> tuple[datetime, bool]:
 
 
 def skipped_fires(schedule: Schedule, planned_at: datetime) -> list[datetime]:
-    """Return the planned times without a record whose job may exist, other than this one, in order."""
+    """Return the earlier planned times without a recorded outcome, in order: a crash may have left their job."""
     return [at for at in _unrecorded(schedule, lambda at: at < planned_at, planned_at) if at != planned_at]
 
 
@@ -266,12 +266,12 @@ def after_fire(schedule: Schedule, fire: ScheduleFire, *, active_id: str | None 
 
 
 def _unrecorded_at(schedule: Schedule, now: datetime) -> tuple[datetime, ...]:
-    """Return the planned times without a record as of now, for a version that plans other times."""
+    """Return the unrecorded planned times until now, which a version with another timing must keep."""
     return tuple(_unrecorded(schedule, lambda at: at <= now + CLOCK_SKEW_TOLERANCE, now)[-MAX_UNRECORDED:])
 
 
 def _unrecorded(schedule: Schedule, is_over: Callable[[datetime], bool], until: datetime) -> list[datetime]:
-    """Return the times that earlier versions left, then those of this version within a day before `until`."""
+    """Return the unrecorded times of earlier versions, then the past times of this one within a day before `until`."""
     if schedule.next_fire_at is None:
         return list(schedule.unrecorded)
     since = max(schedule.next_fire_at, until - FIRE_LOOKBACK) - timedelta(seconds=1)

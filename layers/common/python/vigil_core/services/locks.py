@@ -72,7 +72,9 @@ def locks_for_retry(ctx: LocksContext, job: Job) -> list[LockAcquisition]:
 
 
 def locks_for_release(ctx: LocksContext, job: Job) -> list[LockAcquisition]:
-    """Return the mutex that a job of a run acquires at its release, if it does not queue for it.
+    """Return the mutex that a job of a run acquires when the run releases the job.
+
+    The list is empty if the job queues for its mutex instead, or owns it already.
 
     Raises:
         JobCreationFailed: Another open job has the mutex.
@@ -89,12 +91,13 @@ def acquire_or_enqueue(ctx: LocksContext, before: Job | None, after: Job) -> tup
     """Let a job that becomes ready acquire its mutex, or enter the mutex queue.
 
     1. Read the lock, then its owner.
-    2. If the job has the mutex already (a retry within its life), change nothing.
+    2. If the job has the mutex already (it retries without having ended in between), change nothing.
     3. If the mutex is free and its queue is empty, acquire it with the write of the job.
     4. Otherwise allocate the next mutex position. The write of the job then includes its queue entry.
 
-    If the process crashes in step 4 before the job is saved, the position stays unused and the lock looks contested.
-    The sweeper checks contested locks every minute, finds the queue empty, and records that.
+    If the process crashes in step 4 before the job is saved, the position stays unused and the lock stays marked as
+    contested, as if a job were queued. The sweeper checks contested locks every minute, finds the queue empty, and
+    records that.
 
     Args:
         ctx: The collaborators.

@@ -49,7 +49,7 @@ class SubscriptionTopic:
 
 @dataclass(frozen=True, kw_only=True)
 class Subscribe:
-    """Subscribe to topics. `since` maps topics, as text, to the version that the client already knows."""
+    """Subscribe to topics. `since` maps a topic, as text, to the version in the last event id seen."""
 
     message_id: str
     topics: tuple[SubscriptionTopic, ...]
@@ -169,7 +169,7 @@ def _problems_within_limit(problems: Iterable[FieldProblem]) -> Iterator[JsonVal
 
 
 def _cut(text: str, limit: int) -> str:
-    """Cut a text to a number of bytes of JSON, in which a character has at most six bytes."""
+    """Cut a text so that it needs at most `limit` bytes as JSON, where one character takes up to six."""
     return text if len(dumps(text).encode()) <= limit else f"{text[: limit // 6]}…"
 
 
@@ -207,7 +207,7 @@ def _parse_topic(text: JsonValue) -> tuple[SubscriptionTopic | None, str]:
 
 
 def _parse_since(value: JsonValue, topics: Sequence[SubscriptionTopic], problems: list[FieldProblem]) -> dict[str, int]:
-    """Parse the `since` member: the id of one event, or an object of topics and event ids."""
+    """Parse the `since` member, one event id or an object of topics and event ids, to versions by topic."""
     if value is None:
         return {}
     if isinstance(value, str):

@@ -62,7 +62,10 @@ class Verdict:
 
 
 def end_state_of(status: JobStatus, verdict: Verdict | None) -> EndState | None:
-    """Return the end state of a job as its dependents count it; None for an open job."""
+    """Return the end state of a job as its dependents count it; None for an open job.
+
+    The verdict tells why a skipped job was skipped: a job skipped through a failure counts as failed.
+    """
     if status not in TERMINAL:
         return None
     if status == "skipped" and verdict is not None and verdict.through_failure:
@@ -106,7 +109,7 @@ def evaluate_rule(rule: TriggerRule, counts: DependencyCounts) -> bool | None:
 
 
 def rule_verdict(rule: TriggerRule, counts: DependencyCounts, is_satisfied: bool) -> Verdict:
-    """Build the verdict of a trigger rule, without the condition."""
+    """Build the verdict of a trigger rule. The job's condition is not evaluated here."""
     ended_counts = (
         ", ".join(f"{getattr(counts, ending)} {ending}" for ending in END_STATES if getattr(counts, ending)) or "none"
     )

@@ -1,7 +1,10 @@
 """Resolve an API key or a ticket to the namespace and scopes of the client.
 
-Both functions return None for any input that proves nothing, whatever its type. Errors of AWS are raised: an outage
-does not mean that a key is wrong.
+A key and a ticket contain their namespace, an id and a secret. The namespace and the id name the row; the secret must
+match the hash in that row.
+
+Both functions return None for any input that is not a valid key or ticket, even if it is not a string. Errors of AWS
+are raised: an outage does not mean that a key is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ class AuthenticateContext(UsesApiKeys, UsesTickets, UsesTime, Protocol):
 
 
 def authenticate_header(ctx: AuthenticateContext, authorization: object) -> Access | None:
-    """Return the access of an Authorization header, `Bearer <API key>`."""
+    """Resolve the API key of an Authorization header, `Bearer <API key>`, to its namespace and scopes.
+
+    Returns:
+        The access of the key; None if the key is unknown, wrong or revoked.
+    """
     if not isinstance(authorization, str) or authorization[: len(_SCHEME)].lower() != _SCHEME:
         return None
     token = parse_token(authorization[len(_SCHEME) :].strip(), TokenKind.API_KEY)
@@ -30,7 +37,11 @@ def authenticate_header(ctx: AuthenticateContext, authorization: object) -> Acce
 
 
 def authenticate_ticket(ctx: AuthenticateContext, text: object) -> Access | None:
-    """Return the access of a ticket, and consume the ticket."""
+    """Resolve a ticket to the namespace and scopes of its key, and consume the ticket.
+
+    Returns:
+        The access of the ticket; None if it is unknown, wrong, expired or used, or if its key was revoked.
+    """
     token = parse_token(text, TokenKind.TICKET)
     ticket = token and ctx.tickets.find(token.namespace, token.id)
     if not token or not ticket or not token.matches_hash(ticket.secret_hash) or ticket.expires_at <= ctx.now():

@@ -3,7 +3,7 @@
 Two paths reclaim an expired lease, and each can be repeated:
 
 1. A claim that finds too few ready jobs calls `reclaim_expired_leases` and grants the reclaimed jobs at once.
-2. The sweep of the queue (`sweep_queue`) applies the timers of all overdue jobs within a minute.
+2. The sweeper runs `sweep_queue` every minute. It applies the timers of all overdue jobs, expired leases included.
 
 Both end in `domain.jobs.transitions.apply_timers`: the job returns to `pending` while it has attempts left. Otherwise
 it completes with its fallback or fails with LEASE_EXPIRED. A report with the old token is refused with LEASE_LOST.
@@ -26,7 +26,8 @@ class LeasesContext(ChangesJobs, UsesJobQueues, Protocol):
 def reclaim_expired_leases(ctx: LeasesContext, namespace: str, queue: str, *, limit: int, actor: str) -> list[str]:
     """Reclaim expired leases of a queue, longest expired first.
 
-    A conflict means that another process reclaims the same lease, or that a worker has extended it after all. If the
+    A conflict means that another process reclaims the same lease, or that a worker has extended it after all. Then
+    the job is left as it is. If the
     process crashes after it reclaims a lease, the job is ready and the next claim finds it.
 
     Returns:

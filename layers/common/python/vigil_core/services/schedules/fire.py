@@ -93,7 +93,7 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
 def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, str | None]:
     """Create the job or run; return the outcome, and the id of the earlier one that it would overlap."""
     now = ctx.now()
-    planned_at, misfired = schedules.next_fire(schedule, now)
+    planned_at, misfired = schedules.due_fire(schedule, now)
     new_id = schedule.created_id_at(planned_at)
 
     def exists() -> bool:

@@ -5,7 +5,7 @@ The matcher, the registrar, the fan-out function and the sweeper use this module
 Inline wait: one conditional write of its row records the outcomes and closes it. A process whose write fails reads the
 row again and decides again.
 
-Large wait:
+Large wait. Its entries are counted in blocks of 64, each with a set of met and a set of unmet entries that only grow:
 
 1. Write order: the outcome row (put if absent), the grow-only sets of the block, the block's counts in the wait's row,
    the closed row.
@@ -64,7 +64,10 @@ def resolve(ctx: ResolveWaitContext, namespace: str, wait_id: str, outcomes: Seq
 
 
 def close_if_decided(ctx: ResolveWaitContext, wait: Wait) -> Wait:
-    """Close a large wait if its counts decide it. Counts prove nothing before the registration is complete."""
+    """Close a large wait if its counts decide it.
+
+    The wait stays open until its registration is complete, because entries may still be missing from the counts.
+    """
     if not wait.registration_complete:
         return wait
     status = waits.wait_status(wait.counts, wait.options, failed=False)
@@ -134,6 +137,7 @@ def _close_large(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, failed
 
 
 def _end(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, decide_inline: waits.WaitTransition) -> Wait:
+    """End a wait by expiry or cancel, and remove its entries from the jobs if it is inline."""
     if not wait.is_inline:
         return _close_large(ctx, wait, status)
     ended = _change_inline(ctx, wait, lambda current: current if current.ended else decide_inline(current))
@@ -144,7 +148,7 @@ def _end(ctx: ResolveWaitContext, wait: Wait, status: WaitStatus, decide_inline:
 
 
 def _change_inline(ctx: ResolveWaitContext, wait: Wait, decide: waits.WaitTransition) -> Wait:
-    """One conditional write on the wait's row decides every race."""
+    """Change an inline wait by one conditional write of its row, which decides every race."""
 
     def save(before: Wait, after: Wait) -> Wait:
         if after is not before:

@@ -1,6 +1,9 @@
 """Deliver events to webhooks: store a delivery as a row, enqueue it as a message, and attempt it.
 
-The row decides. From its first write until it is delivered or abandoned, it has an entry in the due index. If a process
+The row, not the message, decides whether an attempt is due. A failed attempt stores the time of the next one, or ends
+the delivery after the last one: see `domain.webhooks.Delivery.after_attempt`.
+
+From its first write until it is delivered or abandoned, it has an entry in the due index. If a process
 crashes between two writes, or a message is lost, the sweeper therefore enqueues the delivery again. A message names the
 number of its attempt; a repeated or late message does nothing.
 """
@@ -100,6 +103,7 @@ def attempt_delivery(ctx: DeliverWebhooksContext, http_client: HttpClient, messa
 def _attempt(
     ctx: DeliverWebhooksContext, http_client: HttpClient, delivery: Delivery, webhook: Webhook | None
 ) -> Delivery:
+    """Post the event, and return the delivery after this attempt: delivered, due again, or abandoned."""
     url = delivery.url or (webhook and webhook.url)
     if webhook is None or not webhook.enabled or not url:
         reason = "The webhook is disabled" if webhook else "The webhook was deleted"

@@ -48,11 +48,13 @@ MAX_NAMED_JOBS = 5
 def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) -> None:
     """Apply the deadline of a run, and repair the effects of crashes and lost messages. Can be repeated.
 
-    1. A run whose creation stopped halfway gets its missing jobs.
-    2. A run without a running supervisor gets one: first the execution that its row names, and if that one has ended, a
+    1. A run past its deadline gets the signal to end.
+    2. A run whose creation stopped halfway gets its missing jobs.
+    3. A run without a running supervisor gets one: first the execution that its row names, and if that one has ended, a
        successor.
-    3. A run with a running supervisor has its jobs advanced once more from the recorded states.
-    4. The next check is scheduled last. If the process crashes before, the run is still due and is checked again.
+    4. A run with a running supervisor is repaired: a lost signal is sent again, its jobs are advanced once more from
+       the recorded states, and a stall is reported.
+    5. The next check is scheduled last. If the process crashes before, the run is still due and is checked again.
     """
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.ended:
@@ -77,7 +79,10 @@ def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) ->
 
 
 def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
-    """Repair a run whose supervisor is running: wake it if necessary, advance the jobs, and detect a stall."""
+    """Repair a run whose supervisor is running: wake it if necessary, and advance the jobs.
+
+    A run has stalled if it is open and no job has changed for its health check interval.
+    """
     supervisor_token = ctx.runs.supervisor_token(run)
     if supervisor_token is not None and run.signal_count > supervisor_token.seen_signals:
         ctx.supervisors.wake(supervisor_token.token)

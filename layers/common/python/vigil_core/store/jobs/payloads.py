@@ -149,11 +149,11 @@ class JobPayloadStore:
         return JobPayloads(**values)
 
     def expiry_of(self, job: Job) -> datetime:
-        """Compute the expiry of a version that has no predecessor."""
+        """Compute the expiry of the first version of a job."""
         return expires_at_of(job, job, self._retention)
 
     def _put_payload_text(self, job: Job, key: keys.Key, entity: str, text: str) -> str:
-        """Store the text in a row, or in S3 if it is larger, and return the pointer."""
+        """Store the text in a row, or in S3 above `MAX_ROW_BYTES`, and return the pointer."""
         size = len(text.encode())
         if size > MAX_ROW_BYTES:
             self._objects.put(
