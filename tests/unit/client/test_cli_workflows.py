@@ -103,8 +103,8 @@ def test_create_command_reads_the_definition_from_file_or_stdin(run: Run, fake: 
 def test_create_command_with_wait_exits_by_the_outcome(
     run: Run, fake: FakeVigil, yaml_file: str, monkeypatch: pytest.MonkeyPatch, ends: str, code: int
 ) -> None:
-    begin = fake._start_run
-    monkeypatch.setattr(fake, "_begin", lambda wanted: begin({**wanted, "status": ends}))
+    start_run = fake._start_run
+    monkeypatch.setattr(fake, "_start_run", lambda body: start_run({**body, "status": ends}))
     made = run("workflow", "create", "--file", yaml_file, "--wait", "--timeout", "0.1", code=code)
     workflow_id = next(iter(fake.runs))
     assert made.stdout == f"{workflow_id}\n{workflow_id} is {ends}.\n"
