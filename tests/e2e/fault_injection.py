@@ -28,20 +28,20 @@ def one_in_twenty(event: dict[str, Any], context: object) -> dict[str, Any]:
             _own(event, context)
         case _:
             _own(event, context)
-            raise RuntimeError("injected fault after the work")
+            raise RuntimeError("injected-fault after the work")
     return {"batchItemFailures": [{"itemIdentifier": records[unlucky]["dynamodb"]["SequenceNumber"]}]}
 
 
 def poisoned(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Fail for one record, whatever else is in its batch."""
     if "poison-pill" in json.dumps(event):
-        raise RuntimeError("injected fault by a poisoned record")
+        raise RuntimeError("injected-fault by a poisoned record")
     return _own(event, context)
 
 
 def broken(event: dict[str, Any], context: object) -> dict[str, Any]:
     """Fail for every event."""
-    raise RuntimeError("injected fault")
+    raise RuntimeError("injected-fault")
 
 
 def ignore_events(_: dict[str, Any], __: object) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_poisoned_record_does_not_block_other_waits_and_can_be_redriven(
         assert client.post_wait(waits[bad])["status"] == "waiting"
         again = vigil(directory, "dead-letters", "redrive")
         assert again.returncode == 1
-        assert "injected fault" in again.stdout, "it says why"
+        assert "injected-fault" in again.stdout, "it says why"
     listed = vigil(directory, "dead-letters", "list")
     assert "vigil-matcher" in listed.stdout, listed.stderr
     redriven = vigil(directory, "dead-letters", "redrive")

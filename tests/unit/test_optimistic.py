@@ -6,6 +6,7 @@ import pytest
 
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.services.optimistic import MAX_ATTEMPTS, retry_on_conflict, update_with_retry
+from vigil_core.store.table import ConditionFailed
 
 
 class Counter:
@@ -77,3 +78,15 @@ def test_step_runs_again_after_a_conflict() -> None:
         return outcome
 
     assert retry_on_conflict(step, sleep=lambda _: None, subject="the step") == "done"
+
+
+def test_conflict_of_another_kind_ends_the_update_at_once() -> None:
+    calls = []
+
+    def step() -> None:
+        calls.append(1)
+        raise StoreConflict("The table had retried this conflict itself")
+
+    with pytest.raises(StoreConflict, match="retried this conflict"):
+        retry_on_conflict(step, sleep=lambda _: None, subject="x", retry_on=ConditionFailed)
+    assert len(calls) == 1

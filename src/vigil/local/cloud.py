@@ -147,6 +147,7 @@ def running_stack(
 def _ensure_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...], say: Say) -> int:
     """Start the supervisor if none runs, and return its process id."""
     holder = state_dir.supervisor.holder()
+    orphan = None
     if holder is not None:
         if holder["port"] != port:
             raise LocalError(
@@ -157,9 +158,17 @@ def _ensure_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...
         # An emulator whose supervisor was killed may hold the port: the new supervisor stops it.
         if port_in_use(port) and not state_dir.emulator.alive:
             raise LocalError(f"Port {port} is taken by another program; choose another one with --port.")
+        orphan = state_dir.emulator.holder()
         _start_supervisor(state_dir, port, addresses)
         holder = state_dir.supervisor.holder()
-    if holder is None or not wait_until(lambda: is_healthy(port), START_TIMEOUT_S):
+
+    def is_ready() -> bool:
+        # Until the new supervisor has stopped it, the orphan of a killed one still answers.
+        emulator = state_dir.emulator.holder()
+        is_orphan = emulator is not None and orphan is not None and emulator["pid"] == orphan["pid"]
+        return not is_orphan and is_healthy(port)
+
+    if holder is None or not wait_until(is_ready, START_TIMEOUT_S):
         raise LocalError("The emulator does not answer.", tail(state_dir.emulator_log))
     return int(holder["pid"])
 

@@ -12,9 +12,9 @@ from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_poin
 from vigil_core.domain.exact_json import JsonValue
 
 MAX_PROBLEMS = 100
-LIST_FORM = "<list>"
-OBJECT_FORM = "<object>"
-WORD_FORM = "<word>"
+LIST_FORM = "\0list"
+OBJECT_FORM = "\0object"
+WORD_FORM = "\0word"
 """Tags of the alternatives of a union. pydantic adds them to the location of a problem; a pointer leaves them out."""
 
 M = TypeVar("M", bound=BaseModel)

@@ -24,7 +24,6 @@ Row: TypeAlias = dict[str, Any]
 
 BATCH_GET_LIMIT = 100
 BATCH_WRITE_LIMIT = 25
-TRANSACTION_LIMIT = 100
 _MAX_RETRIES = 6
 
 _to_dynamo = TypeSerializer()

@@ -28,7 +28,6 @@ RunLogKind: TypeAlias = Literal[
 ]  # fmt: skip
 DecisionAction: TypeAlias = Literal["retry", "skip", "abort"]
 
-RUN_STATUSES: tuple[RunStatus, ...] = ("pending", "running", "paused", "completed", "failed", "cancelled")
 TERMINAL_STATUSES: frozenset[RunStatus] = frozenset({"completed", "failed", "cancelled"})
 JOB_FAILED = "JOB_FAILED"
 ABORTED = "ABORTED"

@@ -111,8 +111,8 @@ def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[
         The error of each record that must be delivered again, by sequence number.
     """
     batch = _classify(records)
-    _start_job_timers(ctx, batch)
     _process_run_changes(ctx, batch)
+    _start_job_timers(ctx, batch)
     _process_job_changes(ctx, batch)
     _advance_runs(ctx, batch)
     _match_waits_and_dependents(ctx, batch)
@@ -396,7 +396,7 @@ def _rows_by_message(versions: Iterable[Job]) -> Iterator[list[Mapping[str, Json
     size = 0
     for job in versions:
         row = {name: value for name, value in job_to_row(job).items() if value is not None}
-        row_size = len(dumps(row))
+        row_size = len(dumps(row).encode())
         if rows and size + row_size > MAX_MESSAGE_BYTES:
             yield rows
             rows, size = [], 0

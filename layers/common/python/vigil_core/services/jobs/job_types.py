@@ -10,6 +10,7 @@ from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.services.context import UsesClock, UsesJobTypes
 from vigil_core.services.optimistic import update_with_retry
+from vigil_core.store.table import ConditionFailed
 
 
 class JobTypesContext(UsesJobTypes, UsesClock, Protocol):
@@ -43,6 +44,7 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
         save,
         sleep=ctx.sleep,
         subject=f"job type {job_type.name}",
+        retry_on=ConditionFailed,
     )
 
 

@@ -14,6 +14,7 @@ from vigil_core.services.jobs.transitions import encode_payload
 from vigil_core.services.jobs.uploads import require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_new_job
 from vigil_core.services.optimistic import retry_on_conflict
+from vigil_core.store.table import ConditionFailed
 
 
 class SubmitJobContext(ChangesJobs, UsesDependencies, UsesListing, UsesJobQueues, UsesRuns, UsesThreads, Protocol):
@@ -77,7 +78,9 @@ def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, re
             return earlier
         return _try_create(ctx, namespace, new, payloads, actor)
 
-    return retry_on_conflict(try_create, sleep=ctx.sleep, subject=f"the locks of job {new.job_id}")
+    return retry_on_conflict(
+        try_create, sleep=ctx.sleep, subject=f"the locks of job {new.job_id}", retry_on=ConditionFailed
+    )
 
 
 def _try_create(

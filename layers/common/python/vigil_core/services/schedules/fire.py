@@ -31,6 +31,7 @@ from vigil_core.services.jobs.submit import find_earlier_submission, submit
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.services.schedules.manage import start_timer
 from vigil_core.services.workflows.create import create_run
+from vigil_core.store.table import ConditionFailed
 
 
 class FireScheduleContext(
@@ -84,7 +85,12 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
         return fired
 
     fired = update_with_retry(
-        lambda: ctx.schedules.find(namespace, name), fire_if_due, save, sleep=ctx.sleep, subject=f"schedule {name}"
+        lambda: ctx.schedules.find(namespace, name),
+        fire_if_due,
+        save,
+        sleep=ctx.sleep,
+        subject=f"schedule {name}",
+        retry_on=ConditionFailed,
     )
     if fired is not None:
         start_timer(ctx, fired)

@@ -14,6 +14,7 @@ from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.schedules import Schedule, replace_definition, set_enabled, with_next_fire
 from vigil_core.services.context import UsesClock, UsesIds, UsesSchedules, UsesTimers
 from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
+from vigil_core.store.table import ConditionFailed
 
 
 class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, Protocol):
@@ -75,7 +76,7 @@ def delete_schedule(ctx: ManageSchedulesContext, namespace: str, name: str) -> N
         ctx.schedules.remove(schedule)
         _cancel_timer(ctx, schedule)
 
-    retry_on_conflict(remove, sleep=ctx.sleep, subject=f"schedule {name}")
+    retry_on_conflict(remove, sleep=ctx.sleep, subject=f"schedule {name}", retry_on=ConditionFailed)
 
 
 def start_timer(ctx: ManageSchedulesContext, schedule: Schedule) -> None:
@@ -97,7 +98,12 @@ def _change(
         return before, after
 
     before, after = update_with_retry(
-        lambda: ctx.schedules.find(namespace, name), decide, save, sleep=ctx.sleep, subject=f"schedule {name}"
+        lambda: ctx.schedules.find(namespace, name),
+        decide,
+        save,
+        sleep=ctx.sleep,
+        subject=f"schedule {name}",
+        retry_on=ConditionFailed,
     )
     if before is not None and _timer_name(before) != _timer_name(after):
         _cancel_timer(ctx, before)

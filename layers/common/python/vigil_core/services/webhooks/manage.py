@@ -26,6 +26,7 @@ from vigil_core.services.context import (
 from vigil_core.services.messages import DeliveryRetry
 from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 from vigil_core.store.keys import delivery_due_id
+from vigil_core.store.table import ConditionFailed
 
 
 class ManageWebhooksContext(
@@ -115,7 +116,7 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
             raise StoreConflict(f"Delivery {delivery_id} has changed")
         return after
 
-    replayed = retry_on_conflict(replay, sleep=ctx.sleep, subject=f"delivery {delivery_id}")
+    replayed = retry_on_conflict(replay, sleep=ctx.sleep, subject=f"delivery {delivery_id}", retry_on=ConditionFailed)
     # The message only saves time: the sweeper finds the due row within a minute, also if the message is lost.
     message = DeliveryRetry(namespace=namespace, id=delivery_due_id(name, delivery_id))
     ctx.message_queues.send_to_sweeper(message.to_json(), 0)
@@ -144,7 +145,12 @@ def _change(
         return after, before is None
 
     return update_with_retry(
-        lambda: ctx.webhooks.find(namespace, name), change, save, sleep=ctx.sleep, subject=f"webhook {name}"
+        lambda: ctx.webhooks.find(namespace, name),
+        change,
+        save,
+        sleep=ctx.sleep,
+        subject=f"webhook {name}",
+        retry_on=ConditionFailed,
     )
 
 

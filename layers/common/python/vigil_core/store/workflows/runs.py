@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Any
 
+from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job import NewJob, Priority
 from vigil_core.domain.jobs.retention import DEFAULT_RETENTION, OPEN_JOB_TTL
@@ -290,7 +291,8 @@ class RunStore:
         )
 
     def _record_states(self, key: keys.Key, numbers: Mapping[int, int]) -> Row:
-        while True:  # Each conflict removes at least one record, the one that another writer has overtaken.
+        # Each conflict removes at least one record, the one that another writer has overtaken.
+        for _ in range(len(numbers) + 1):
             sets = "".join(f", j{index} = :j{index}" for index in numbers)
             is_newer = " AND ".join(f"(attribute_not_exists(j{index}) OR j{index} < :m{index})" for index in numbers)
             try:
@@ -320,6 +322,7 @@ class RunStore:
                 }
                 if not numbers:
                     return old
+        raise StoreConflict(f"Too many concurrent changes of {key.pk}: try again")
 
     # Concurrency slots
 
