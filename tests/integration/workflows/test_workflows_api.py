@@ -248,3 +248,15 @@ def test_jobs_of_a_run_follow_their_types(client: Client) -> None:
     run = client.post("/v1/workflows", {"name": "w", "jobs": [{"name": "extract", "payload": {"source": 1}}]}).ok(202)
     (job,) = client.get(f"/v1/workflows/{run['workflow_id']}").ok()["jobs"]
     assert job["queue"] == "etl"
+
+
+def test_wait_conditions_and_get_fields_know_the_workflow_of_a_job(client: Client) -> None:
+    run = create(client)
+    job_id = client.get(f"/v1/workflows/{run['workflow_id']}").ok()["jobs"][0]["job_id"]
+    body = {
+        "wait_on": {job_id: {"workflow_id": run["workflow_id"]}},
+        "wait_options": {"get_fields": {"workflow_id": None}},
+    }
+    wait = client.post("/v1/waits", body, headers={"prefer": "wait=0"}).ok()
+    assert wait["status"] == "met"
+    assert wait["waited_jobs"][job_id]["workflow_id"] == run["workflow_id"]

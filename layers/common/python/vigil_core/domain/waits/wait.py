@@ -251,7 +251,7 @@ def _built_in_value(job: Job, name: str) -> JsonValue:
         "priority": job.priority,
         "attempt": job.attempt,
         "milestones": list(job.milestones),
-        "workflow_id": None,
+        "workflow_id": job.workflow.workflow_id,
         "progress": job.progress,
         "message": job.message,
     }
