@@ -280,7 +280,11 @@ class SimulatedRun:
 
     def _report_ended_execution(self) -> None:
         execution, status = self.ended_executions.pop()
+        crashes = self.crashes
         self.retry_after_crash(lambda: supervise.on_execution_ended(self.world.ctx, execution.data, status))
+        if self.crashes > crashes:
+            # The crashed process may have named a successor without starting it. Only the sweeper finds that.
+            self.needs_sweep = True
 
     def _maybe_wake(self, token: str) -> None:
         if self.chance.random() < 0.05:
