@@ -21,7 +21,7 @@ LAYER := layers/common/python
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export SAM_CLI_TELEMETRY := 0
 export UV_CUSTOM_COMPILE_COMMAND := make lock
-# No command may reach an AWS account by accident. The local stack and moto accept any credentials.
+# No command may reach an AWS account by accident. The local cloud and moto accept any credentials.
 export AWS_DEFAULT_REGION ?= us-east-1
 
 PYTEST := $(BIN)/python -m pytest
@@ -91,14 +91,14 @@ lock: | $(UV) ## Lock the dependencies after a change of a list; UPGRADE=1 takes
 	@$(COMPILE) --group sam --output-file requirements/sam.txt
 	@$(COMPILE) $(LAYER)/requirements.in --constraint requirements/dev.txt --output-file $(LAYER)/requirements.txt
 
-##@ The local stack
+##@ The local cloud
 
 .PHONY: up
-up: venv ## Start the local stack in the background and deploy to it
+up: venv ## Start the local cloud in the background and deploy to it
 	@$(BIN)/vigil local up --detach
 
 .PHONY: down
-down: venv ## Stop the local stack and keep its state
+down: venv ## Stop the local cloud and keep its state
 	@$(BIN)/vigil local down
 
 ##@ Tests
@@ -108,7 +108,7 @@ unit: venv ## Run the tests without a stack: unit, integration, contract, a few 
 	@$(PYTEST) $(SPREAD) -m "not (docker or e2e or fault)"
 
 .PHONY: e2e
-e2e: venv ## Run all tests of the local stack
+e2e: venv ## Run all tests of the local cloud
 	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or alone)"
 	@$(PYTEST) -m "alone and not slow" tests/e2e
 
@@ -199,7 +199,7 @@ schema-check: venv ## Compare docs/workflow.schema.json with the code
 ##@ Cleanup
 
 .PHONY: clean
-clean: ## Stop the local stack and remove everything that git ignores, with .venv
+clean: ## Stop the local cloud and remove everything that git ignores, with .venv
 	@if [ -x $(BIN)/vigil ]; then $(BIN)/vigil local down; fi
 	@rm -rf .aws-sam .local $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
