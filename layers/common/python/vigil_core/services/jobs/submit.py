@@ -18,7 +18,7 @@ from vigil_core.store.table import ConditionFailed
 
 
 class SubmitJobContext(ChangesJobs, UsesDependencies, UsesListing, UsesJobQueues, UsesRuns, UsesThreads, Protocol):
-    """What this module uses."""
+    """What a change of a job uses, and the dependencies, runs, lists and queues that a new job joins."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from vigil_core.store.locks import LockAcquisition
 
 
 class TransitionsContext(ChangesJobs, Protocol):
-    """What this module uses."""
+    """The job store with its locks, and the time, ids and jitter of a change."""
 
 
 LOST_JOB_ERRORS = (JobNotFound, InvalidTransition, LeaseLost)

@@ -17,19 +17,7 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services import locks
-from vigil_core.services.background.sweeper import process_due
-from vigil_core.services.context import (
-    DispatchesJobs,
-    UsesDueIndex,
-    UsesListing,
-    UsesMessageQueues,
-    UsesParseJob,
-    UsesParseRun,
-    UsesSchedules,
-    UsesTimers,
-    UsesWaits,
-    UsesWebhooks,
-)
+from vigil_core.services.background.sweeper import SweeperContext, process_due
 from vigil_core.services.jobs import dependencies
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.operations.dead_letters import DeadLettersContext, list_dead_letters
@@ -43,19 +31,7 @@ from vigil_core.store.locks import STALL_CHECK_INTERVAL
 from vigil_core.store.table import ConditionFailed
 
 
-class DoctorContext(
-    DispatchesJobs,
-    UsesWaits,
-    UsesListing,
-    UsesDueIndex,
-    UsesWebhooks,
-    UsesSchedules,
-    UsesMessageQueues,
-    UsesTimers,
-    UsesParseJob,
-    UsesParseRun,
-    Protocol,
-):
+class DoctorContext(SweeperContext, Protocol):
     """Read access to everything that can be stuck, and what the repairs use: those of the sweeper and the matcher."""
 
 
