@@ -140,9 +140,10 @@ def test_pause_resume_and_cancel_commands_change_the_run(shell: Shell, vigil: Vi
 
 def test_race_of_the_builder_cancels_the_second_job(vigil: Vigil) -> None:
     workflow = Workflow("mirrors")
-    race(workflow.parallel(["near", "far"]), name="fastest").then("use")
+    mirrors = [{"name": name, "queue": name} for name in ("near", "far")]  # one queue would hand out either job first
+    race(workflow.parallel(mirrors), name="fastest").then("use")
     workflow_id = vigil.create_workflow(workflow)["workflow_id"]
-    work(vigil, "default", "near")
+    work(vigil, "near", "near")
     eventually(lambda: vigil.workflow_stats(workflow_id)["cancelled"] == 1)
     work(vigil, "default", "use")
     ended = vigil.await_workflow(workflow_id, timeout=60)
