@@ -356,6 +356,7 @@ def end(
     first_failure: tuple[str, JobError | None] | None,
     statistics: Mapping[JobStatus, int],
     now: datetime,
+    output_error: JobError | None = None,
 ) -> WorkflowRun:
     """End a drained run: `cancelled`, `failed` or `completed`.
 
@@ -364,6 +365,7 @@ def end(
         first_failure: The first job that failed the run, and its error.
         statistics: The number of jobs for each status.
         now: The time of the end.
+        output_error: The reason why the run has no valid output. It fails a run that would otherwise be completed.
     """
     ended = replace(run, statistics=statistics, next_check_at=None, finished_at=now)
     if run.cancel_requested_by is not None:
@@ -383,6 +385,8 @@ def end(
             else f"failed: {failed_job_error.code}: {failed_job_error.message}"
         )
         error = JobError(code=JOB_FAILED, message=f"Job {failed_job_name} {reason}"[:1024])
+    else:
+        error = output_error
     if error is None:
         return _next(ended, now, "completed", actor="supervisor", status="completed", error=None)
     return _next(ended, now, "failed", actor="supervisor", reason=error.code, status="failed", error=error)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from vigil_core.domain.errors import JobNotFound
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows import run as workflows
@@ -33,7 +33,7 @@ from vigil_core.services.workflows.commands import (
     start_supervisor,
 )
 from vigil_core.services.workflows.node_states import finish_if_drained, record_states
-from vigil_core.services.workflows.output import evaluate_output
+from vigil_core.services.workflows.output import store_output
 from vigil_core.store.workflows.run_rows import OperatorDecision
 
 
@@ -123,17 +123,24 @@ def finalise(ctx: SupervisorContext, run: WorkflowRun) -> None:
     1. The result is stored first, under a name of its own, then the version of the run that points to it. If the
        process crashes in between, the stored result is an orphan and expires.
     2. A run that has ended before does not change. The repeated action only sets the TTL of the side rows again.
+    3. An output that is invalid or cannot be stored fails the run. No value that a client or a worker chose keeps the
+       run open.
     """
     run_state = load_run_state(ctx, run, complete=True)
     first_failure = _first_failure(ctx, run, run_state)
-    output = evaluate_output(ctx, run, run_state)
-    result_ref = None if output is None else ctx.runs.put_result(run, ctx.new_id()[-12:], dumps(output))
+    output = store_output(ctx, run, run_state)
 
     def decide(current: WorkflowRun) -> WorkflowRun:
         if current.ended or not current.drained:
             return current
-        ended = workflows.end(current, first_failure=first_failure, statistics=run_state.statistics(), now=ctx.now())
-        return workflows.with_result(ended, result_ref)
+        ended = workflows.end(
+            current,
+            first_failure=first_failure,
+            output_error=output.error,
+            statistics=run_state.statistics(),
+            now=ctx.now(),
+        )
+        return workflows.with_result(ended, output.result_ref)
 
     ended = change_run(ctx, run.namespace, run.workflow_id, decide)
     ctx.runs.set_side_row_ttl(ended)
