@@ -16,6 +16,7 @@ from pathlib import Path
 from uvicorn import Config, Server
 
 from vigil.local import ministack_patches
+from vigil.local.origin_guard import OriginRule, guard
 from vigil.local.state_dir import StateDir
 
 LOOPBACK = "127.0.0.1"
@@ -41,7 +42,7 @@ def main(state_dir: StateDir, port: int, wakeup_fd: int, addresses: list[str]) -
 
     # With these libraries, a request costs half the CPU time of hypercorn, which ministack uses by default.
     config = Config(
-        app,
+        guard(app, OriginRule(addresses)),
         loop="uvloop",
         http="httptools",
         ws="websockets-sansio",
