@@ -11,16 +11,20 @@ from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.schemas.job_types import JobDefaults
 from vigil_core.schemas.jobs import MAX_TAGS, NewJobBody
 from vigil_core.schemas.validation import parse_body
+from vigil_core.services.cpu_limits import SchemaCpu
 from vigil_core.services.jobs.job_types import check_payloads
 
 
-def build_new_job(body: NewJobBody, job_type: JobType | None, job_id: str) -> jobs.NewJob:
+def build_new_job(
+    body: NewJobBody, job_type: JobType | None, job_id: str, schema_cpu: SchemaCpu | None = None
+) -> jobs.NewJob:
     """Return the job to create.
 
     Args:
         body: The request.
         job_type: The definition of its job type, or None if there is none.
         job_id: The id of the job if the request has none.
+        schema_cpu: The CPU time of all schema checks of the request, if it creates several jobs.
 
     Raises:
         ValidationFailed: Members exclude each other, the payload does not satisfy the schema of the job type, or there
@@ -39,6 +43,7 @@ def build_new_job(body: NewJobBody, job_type: JobType | None, job_id: str) -> jo
         {"/payload": merged.payload}
         if merged.batch is None
         else {f"/batch/{index}": payload for index, payload in enumerate(merged.batch)},
+        schema_cpu,
     )
     return replace(
         merged.to_domain(job_id), executor=job_type.executor, stages=job_type.stages, target_ref=job_type.target_ref

@@ -54,6 +54,7 @@ from vigil_core.schemas.jobs import (
     StartBody,
 )
 from vigil_core.schemas.validation import parse_body, prefix_pointers
+from vigil_core.services.cpu_limits import SchemaCpu
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.jobs import transitions
 from vigil_core.services.jobs.dependencies import upstream_and_downstream
@@ -124,12 +125,13 @@ def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
         types = call.context.job_types.find_many(call.namespace, set(_job_type_names(body.jobs)))
+        schema_cpu = SchemaCpu(len(body.jobs))
 
         def create(numbered_body: tuple[int, JsonValue]) -> BulkItem:
             number, raw_body = numbered_body
             try:
                 body, new_id = parse_body(NewJobBody, raw_body), derive_id(reserved_id, str(number))
-                submitted = _submit_or_resume(call, body, new_id, resumed, lambda _, name: types.get(name))
+                submitted = _submit_or_resume(call, body, new_id, resumed, lambda _, name: types.get(name), schema_cpu)
             except Exception as error:
                 return BulkFailure(problem=call.problem(prefix_pointers(f"/jobs/{number}", error)))
             job = JobSummary.from_job(submitted.job)
@@ -474,11 +476,12 @@ def _submit_or_resume(
     reserved_id: str,
     resumed: bool,
     find_type: Callable[[str, str], JobType | None],
+    schema_cpu: SchemaCpu | None = None,
 ) -> Submission:
     previous = find_earlier_submission(call.context, call.namespace, body.job_id or reserved_id) if resumed else None
     if previous is not None:
         return previous
-    new = build_new_job(body, find_type(call.namespace, body.job_type), reserved_id)
+    new = build_new_job(body, find_type(call.namespace, body.job_type), reserved_id, schema_cpu)
     return submit(call.context, call.namespace, new, actor=call.actor, resumed=resumed)
 
 

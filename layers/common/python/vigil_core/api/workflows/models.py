@@ -27,6 +27,7 @@ from vigil_core.schemas.base import ResponseModel, TimestampText
 from vigil_core.schemas.jobs import NewJobBody
 from vigil_core.schemas.validation import MAX_PROBLEMS, parse_body, prefix_pointers
 from vigil_core.schemas.workflows import WorkflowBody, WorkflowJob
+from vigil_core.services.cpu_limits import SchemaCpu
 
 
 class WorkflowStatistics(ResponseModel):
@@ -239,9 +240,10 @@ def _build_new_jobs(
 ) -> list[job_rules.NewJob]:
     new_jobs: list[job_rules.NewJob] = []
     problems: list[FieldProblem] = []
+    schema_cpu = SchemaCpu(len(bodies))
     for index, body in enumerate(bodies):
         try:
-            new_jobs.append(_new_job(body, run, types.get(body.job_type or body.name), now=now))
+            new_jobs.append(_new_job(body, run, types.get(body.job_type or body.name), schema_cpu, now=now))
         except ValidationFailed as error:
             problems += _located_problems(index, error)
     raise_if_any(problems[:MAX_PROBLEMS])
@@ -282,14 +284,16 @@ def _node_spec(job: WorkflowJob | None, raw: Any) -> NodeSpec:
     return NodeSpec(name=name if isinstance(name, str) else f"\0{id(raw)}", depends_on=tuple(names))
 
 
-def _new_job(body: WorkflowJob, run: WorkflowBody, job_type: JobType | None, *, now: datetime) -> job_rules.NewJob:
+def _new_job(
+    body: WorkflowJob, run: WorkflowBody, job_type: JobType | None, schema_cpu: SchemaCpu, *, now: datetime
+) -> job_rules.NewJob:
     if body.executor is not None and any(_inherited_member(body, name) is not None for name in ("payload", "batch")):
         raise ValidationFailed.at("/executor", "must be absent with payload or batch: a join runs nothing")
     members = {name: getattr(body, name) for name in NewJobBody.model_fields if name in type(body).model_fields}
     standalone_body = NewJobBody.model_construct(
         **{**members, "job_type": body.job_type or body.name, "depends_on": None}
     )
-    new = build_new_job(standalone_body, job_type, "")
+    new = build_new_job(standalone_body, job_type, "", schema_cpu)
     delayed_until = None if body.start_delay is None else truncate_to_ms(now + timedelta(seconds=body.start_delay))
     start_times = [moment for moment in (new.scheduled_at, delayed_until) if moment is not None and moment > now]
     return replace(

@@ -228,7 +228,10 @@ def _render_url(template: Template, context: RenderContext) -> str:
             url += fragment
             in_path = in_path and "?" not in fragment
             continue
-        url += _percent_encode(context.scalar(fragment), fragment, in_path=in_path)
+        text = context.scalar(fragment)
+        url += text if len(text) > MAX_URL_CHARS else _percent_encode(text, fragment, in_path=in_path)
+        if len(url) > MAX_URL_CHARS:
+            break
     if len(url) > MAX_URL_CHARS:
         raise TemplateFailed(f"the rendered URL is longer than {MAX_URL_CHARS} characters")
     path = url.partition("?")[0].partition("://")[2]

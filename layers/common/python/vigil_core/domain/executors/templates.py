@@ -19,6 +19,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Final, Literal, TypeAlias, cast
 
+from vigil_core.domain.cpu_budget import UNLIMITED, CpuBudget, CpuLimitExceeded
 from vigil_core.domain.errors import VigilError
 from vigil_core.domain.exact_json import JsonValue, dumps
 
@@ -123,8 +124,14 @@ class Template:
 class RenderContext:
     """The values of a job and the secrets for one rendering. It counts the bytes that the rendering inserts."""
 
-    def __init__(self, roots: Mapping[str, JsonValue], secrets: Mapping[SecretPlaceholder, str]) -> None:
+    def __init__(
+        self,
+        roots: Mapping[str, JsonValue],
+        secrets: Mapping[SecretPlaceholder, str],
+        cpu: CpuBudget = UNLIMITED,
+    ) -> None:
         self._roots = roots
+        self._cpu = cpu
         self._secrets = secrets
         self._remaining_bytes = MAX_RENDERED_BYTES
 
@@ -132,8 +139,12 @@ class RenderContext:
         """Return the value of a placeholder.
 
         Raises:
-            TemplateFailed: There is no such value, or the rendering exceeds its maximum size.
+            TemplateFailed: There is no such value, or the rendering exceeds its maximum size or its CPU time.
         """
+        try:
+            self._cpu.check()
+        except CpuLimitExceeded as error:
+            raise TemplateFailed(f"the rendering takes too long: {error}") from error
         value = self._secrets[placeholder] if isinstance(placeholder, SecretPlaceholder) else self._lookup(placeholder)
         if value is not ABSENT:
             self._remaining_bytes -= len(value if isinstance(value, str) else dumps(value))

@@ -1,29 +1,49 @@
-"""Conditions on the results of dependencies: JMESPath, evaluated with a budget. Pure.
+"""Conditions on the results of dependencies: JMESPath, evaluated with budgets. Pure.
 
-The language: https://jmespath.org/specification.html. A short expression can double a list with each step. Therefore
-the evaluation counts its steps and the sizes of their values against a budget.
+The language: https://jmespath.org/specification.html. A short expression can double a list with each step. Therefore:
+
+1. The evaluation counts its steps and the values that it produces.
+2. A function or comparison that processes a value in full is charged before it runs, so no single step is large.
+3. The CPU time of the evaluation is measured, together with the time to parse the results.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jmespath
+from jmespath.exceptions import JMESPathTypeError
+from jmespath.functions import Functions
 from jmespath.visitor import TreeInterpreter
+
+from vigil_core.domain.cpu_budget import UNLIMITED, CpuBudget, CpuLimitExceeded
 
 MAX_CHARS = 1_024
 STEP_BUDGET = 200_000
-"""The limit for the steps of an evaluation plus the elements and characters that they produce."""
-SIZE_BUDGET = 5_000_000
-"""The limit for the elements and characters of all intermediate values, each written out in full. A list that contains
-another list twice takes little memory, but a comparison or a conversion to text processes its full size."""
+"""The limit `expression_steps`: the steps of an evaluation plus the elements that they produce."""
+VALUE_BUDGET = 500_000
+"""The limit `expression_values`: the values that comparisons and functions process in full."""
+CHAR_BUDGET = 8_000_000
+"""The limit `expression_chars`: the characters that functions search or produce."""
+CPU_CHECK_INTERVAL = 200
+"""The number of steps between two measurements of the CPU time, which take about 0.5 µs each."""
 
 
 class ConditionError(Exception):
     """Raised if a condition is malformed or cannot be evaluated on the results; the message is the reason."""
+
+
+class ExpressionLimitExceeded(ConditionError):
+    """Raised if an evaluation exceeds one of its limits; `limit` is the name of the limit."""
+
+    def __init__(self, limit: str, message: str) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,43 +68,65 @@ def check_expression(condition: str) -> None:
     _parse(condition)
 
 
-def evaluate(condition: str, dependencies: Sequence[DependencyResult]) -> bool:
+def evaluate(condition: str, dependencies: Sequence[DependencyResult], cpu: CpuBudget = UNLIMITED) -> bool:
     """Evaluate a condition to true or false, by JMESPath's rules of truth.
 
     Raises:
         ConditionError: The condition cannot be evaluated.
     """
-    value = evaluate_expression(condition, dependencies)
+    value = _evaluate(condition, dependencies, cpu, _BudgetedInterpreter(cpu))
     return value is True or not (value is False or value is None or value in ("", [], {}))
 
 
-def evaluate_expression(expression: str, dependencies: Sequence[DependencyResult]) -> Any:
+def evaluate_expression(expression: str, dependencies: Sequence[DependencyResult], cpu: CpuBudget = UNLIMITED) -> Any:
     """Evaluate an expression on jobs and their results.
 
     Each job is an object under its name (`extract.result.rows`, `"<id>".status`). In addition, the members of all
     results that are objects are at the root. A later result replaces an earlier one, and a job name replaces both.
 
     Raises:
-        ConditionError: The expression cannot be evaluated.
+        ConditionError: The expression cannot be evaluated, or its value is too large to write out in full.
     """
+    interpreter = _BudgetedInterpreter(cpu)
+    value = _evaluate(expression, dependencies, cpu, interpreter)
+    with _as_condition_errors():
+        interpreter.charge_in_full(value)
+    return value
+
+
+def _evaluate(
+    expression: str, dependencies: Sequence[DependencyResult], cpu: CpuBudget, interpreter: _BudgetedInterpreter
+) -> Any:
     merged_results: dict[str, Any] = {}
     by_name: dict[str, Any] = {}
-    try:
+    with _as_condition_errors():
         for dependency in dependencies:
             # `json` reads numbers as floats and integers, as JMESPath reads its literals.
             result = None if dependency.result is None else json.loads(dependency.result)
+            cpu.check()
             by_name[dependency.name] = {
                 "status": dependency.status,
                 "job_health": dependency.health,
                 "result": result,
             }
             merged_results |= result if isinstance(result, Mapping) else {}
-        return _BudgetedInterpreter().visit(_parse(expression), merged_results | by_name)
+        return interpreter.visit(_parse(expression), merged_results | by_name)
+
+
+@contextmanager
+def _as_condition_errors() -> Iterator[None]:
+    """Raise every error of an evaluation as a ConditionError. A value in the message is shortened."""
+    try:
+        yield
     except ConditionError:
         raise
+    except CpuLimitExceeded as error:
+        raise ExpressionLimitExceeded(error.limit, str(error)) from error
     except RecursionError as error:
         raise ConditionError("it is nested too deeply") from error
     except Exception as error:
+        if isinstance(error, JMESPathTypeError) and isinstance(error.current_value, str | list | dict):
+            error.current_value = reprlib.repr(error.current_value)
         raise ConditionError(f"{type(error).__name__}: {error}"[:500]) from error
 
 
@@ -110,38 +152,126 @@ def _parse(condition: str) -> Any:
 
 
 class _BudgetedInterpreter(TreeInterpreter):
-    """A JMESPath interpreter that raises ConditionError when its budget is spent."""
+    """A JMESPath interpreter that raises ExpressionLimitExceeded when one of its budgets is spent.
 
-    def __init__(self) -> None:
+    A step on a list or an object charges the elements that it adds. A step that processes its operands in full
+    (a comparison, a conversion to text, a search) charges their full size first: a list that contains another list
+    twice takes little memory, but the step processes it twice.
+    """
+
+    def __init__(self, cpu: CpuBudget) -> None:
         super().__init__()
+        self._cpu = cpu
         self._steps_left = STEP_BUDGET
-        self._size_left = SIZE_BUDGET
-        self._sizes: dict[int, tuple[Any, int]] = {}
-        """The sizes by object id. Each entry keeps its value alive, so that no other value gets the same id."""
+        self._values_left = VALUE_BUDGET
+        self._chars_left = CHAR_BUDGET
+        self._steps_at_check = STEP_BUDGET
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a node, and charge the step and its value to the budget."""
+        """Evaluate a node, and charge the step."""
         self._spend(1)
         value = super().visit(node, *args, **kwargs)
-        self._spend(len(value) if isinstance(value, str | list | dict) and node["type"] != "current" else 0)
-        self._size_left -= self._size_of(value)
-        if self._size_left < 0:
-            raise ConditionError("it takes too many steps")
+        if node["type"] in _PRODUCING_NODES and isinstance(value, list | dict):
+            self._spend(len(value))
         return value
 
-    def _size_of(self, value: Any) -> int:
-        """Return the size of a value written out in full. Each value is measured once, after its members."""
-        if isinstance(value, str):
-            return 1 + len(value)
-        if not isinstance(value, list | dict):
-            return 1
-        known = self._sizes.get(id(value))
-        if known is None:
-            parts = value.values() if isinstance(value, dict) else value
-            known = self._sizes[id(value)] = value, 1 + len(value) + sum(map(self._size_of, parts))
-        return known[1]
+    def visit_comparator(self, node: Any, value: Any) -> Any:
+        """Compare two values, after one of them is charged in full. Values of different lengths differ at once."""
+        left, right = (self.visit(child, value) for child in node["children"])
+        if isinstance(left, list | dict) and isinstance(right, list | dict) and len(left) == len(right):
+            self.charge_in_full(left)
+        return super().visit_comparator(node | {"children": [_literal(left), _literal(right)]}, value)
 
-    def _spend(self, cost: int) -> None:
-        self._steps_left -= cost
+    def visit_flatten(self, node: Any, value: Any) -> Any:
+        """Flatten a list, after the elements of the result are charged."""
+        base = self.visit(node["children"][0], value)
+        if isinstance(base, list):
+            self._spend(sum(len(element) if isinstance(element, list) else 1 for element in base))
+        return super().visit_flatten(node | {"children": [_literal(base)]}, value)
+
+    def visit_function_expression(self, node: Any, value: Any) -> Any:
+        """Call a function, after its work is charged."""
+        arguments = [self.visit(child, value) for child in node["children"]]
+        if node["value"] not in _CONSTANT_TIME_FUNCTIONS:
+            self._spend(sum(len(argument) for argument in arguments if isinstance(argument, list | dict)))
+        charge = _FUNCTION_CHARGES.get(node["value"])
+        if charge is not None:
+            charge(self, arguments)
+        return _FUNCTIONS.call_function(node["value"], arguments)
+
+    def charge_in_full(self, value: Any) -> None:
+        """Charge all values and characters of a value, each as often as it occurs."""
+        pending = [value]
+        while pending:
+            item = pending.pop()
+            self._values_left -= 1
+            if isinstance(item, str):
+                self.charge_chars(len(item))
+            elif isinstance(item, list):
+                pending += item[: self._values_left + 1]
+            elif isinstance(item, dict):
+                self.charge_chars(sum(map(len, item)))
+                pending += item.values()
+            if self._values_left - len(pending) < 0:
+                raise ExpressionLimitExceeded(
+                    "expression_values", f"it exceeds the limit expression_values ({VALUE_BUDGET})"
+                )
+            if self._values_left % _VALUES_PER_CPU_CHECK == 0:
+                self._cpu.check()
+
+    def charge_chars(self, chars: int) -> None:
+        """Charge the characters of a text."""
+        self._chars_left -= chars
+        if self._chars_left < 0:
+            raise ExpressionLimitExceeded("expression_chars", f"it exceeds the limit expression_chars ({CHAR_BUDGET})")
+
+    def _spend(self, steps: int) -> None:
+        self._steps_left -= steps
         if self._steps_left < 0:
-            raise ConditionError("it takes too many steps")
+            raise ExpressionLimitExceeded("expression_steps", f"it exceeds the limit expression_steps ({STEP_BUDGET})")
+        if self._steps_at_check - self._steps_left >= CPU_CHECK_INTERVAL:
+            self._steps_at_check = self._steps_left
+            self._cpu.check()
+
+
+def _literal(value: Any) -> Any:
+    """Build the node of a value that is evaluated already."""
+    return {"type": "literal", "value": value, "children": []}
+
+
+_FUNCTIONS = Functions()
+_VALUES_PER_CPU_CHECK = 1_000
+_PRODUCING_NODES = frozenset(
+    {"projection", "filter_projection", "value_projection", "slice", "multi_select_list", "multi_select_dict"}
+)
+"""The nodes that make a list or an object, apart from those that are charged beforehand."""
+_CONSTANT_TIME_FUNCTIONS = frozenset({"length", "not_null", "to_array", "type"})
+
+
+def _charge_all(interpreter: _BudgetedInterpreter, arguments: Sequence[Any]) -> None:
+    for argument in arguments:
+        interpreter.charge_in_full(argument)
+
+
+def _charge_text(interpreter: _BudgetedInterpreter, arguments: Sequence[Any]) -> None:
+    interpreter.charge_chars(sum(len(argument) for argument in arguments if isinstance(argument, str)))
+
+
+def _charge_join(interpreter: _BudgetedInterpreter, arguments: Sequence[Any]) -> None:
+    match arguments:
+        case [str(separator), list(texts)]:
+            text_chars = sum(len(text) for text in texts if isinstance(text, str))
+            interpreter.charge_chars(len(separator) * len(texts) + text_chars)
+
+
+_FUNCTION_CHARGES: Mapping[str, Callable[[_BudgetedInterpreter, Sequence[Any]], None]] = {
+    "contains": _charge_all,
+    "join": _charge_join,
+    "max": _charge_all,
+    "min": _charge_all,
+    "reverse": _charge_text,
+    "sort": _charge_all,
+    "to_number": _charge_all,
+    "to_string": _charge_all,
+}
+"""The functions that process their arguments in full."""

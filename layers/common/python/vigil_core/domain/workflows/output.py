@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from vigil_core.domain.cpu_budget import UNLIMITED, CpuBudget
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.conditions import DependencyResult, evaluate_expression
 from vigil_core.domain.text_limits import sanitize
@@ -27,13 +28,13 @@ class OutputInvalid(Exception):
         super().__init__(sanitize(reason)[:MAX_REASON_CHARS])
 
 
-def evaluate_output(expression: str, results: Sequence[DependencyResult]) -> str:
+def evaluate_output(expression: str, results: Sequence[DependencyResult], cpu: CpuBudget = UNLIMITED) -> str:
     """Evaluate an output expression to JSON text.
 
     Raises:
         OutputInvalid: The expression cannot be evaluated, or its value is not JSON or too large.
     """
-    value = _require_valid("cannot be evaluated", lambda: evaluate_expression(expression, results))
+    value = _require_valid("cannot be evaluated", lambda: evaluate_expression(expression, results, cpu))
     text = _require_valid("is not JSON", lambda: dumps(value))
     size = _require_valid("is not JSON", lambda: len(text.encode()))
     if size > MAX_OUTPUT_BYTES:

@@ -28,6 +28,7 @@ from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
 from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobTypes, UsesRuns, UsesThreads
+from vigil_core.services.cpu_limits import template_budget
 from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, heartbeat
 from vigil_core.services.ports import HttpClient, Response
@@ -157,7 +158,9 @@ def _render_request(ctx: CallHttpContext, secrets: SecretReader, job: Job, targe
         raise PayloadTooLarge(f"The payload of a job with executor http has at most {MAX_RENDERED_BYTES} bytes")
     payload = None if bodies.payload is None else loads(bodies.payload)
     dependencies = list(dependency_results_json(load_dependency_results(ctx, job)).values())
-    return target.render_request(RenderContext(template_context(job, payload, dependencies), secret_values))
+    return target.render_request(
+        RenderContext(template_context(job, payload, dependencies), secret_values, template_budget())
+    )
 
 
 def _result(response: Response) -> JsonValue:

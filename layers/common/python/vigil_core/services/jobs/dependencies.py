@@ -35,6 +35,7 @@ from vigil_core.domain.jobs.trigger_rules import (
     rule_verdict,
 )
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesRuns, UsesThreads
+from vigil_core.services.cpu_limits import expression_budget
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.verdict_log import log_verdicts
 from vigil_core.store.jobs.payloads import JobPayloads
@@ -269,7 +270,7 @@ def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCo
 def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
     """Evaluate the condition of a job; the first value is None if it cannot be evaluated."""
     try:
-        passed = evaluate(str(job.dependencies.condition), load_dependency_results(ctx, job))
+        passed = evaluate(str(job.dependencies.condition), load_dependency_results(ctx, job), expression_budget())
     except ConditionError as error:
         return None, verdict.with_reason(f"the condition cannot be evaluated: {error}")
     return passed, verdict if passed else verdict.with_reason("the condition is false")

@@ -9,6 +9,7 @@ from vigil_core.domain.errors import JobTypeNotFound
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.services.context import UsesClock, UsesJobTypes
+from vigil_core.services.cpu_limits import SchemaCpu
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.store.table import ConditionFailed
 
@@ -70,12 +71,13 @@ def delete_job_type(ctx: JobTypesContext, namespace: str, name: str) -> None:
         raise JobTypeNotFound(name)
 
 
-def check_payloads(job_type: JobType, payloads: Mapping[str, JsonValue]) -> None:
+def check_payloads(job_type: JobType, payloads: Mapping[str, JsonValue], cpu: SchemaCpu | None = None) -> None:
     """Validate payloads against the `payload_schema` of their job type.
 
     Args:
         job_type: The job type.
         payloads: The payloads by their JSON pointers in the request.
+        cpu: The CPU time of all checks of the request, if there are others.
 
     Raises:
         ValidationFailed: Some payloads are invalid; the error has up to 20 problems with their pointers.
@@ -83,4 +85,4 @@ def check_payloads(job_type: JobType, payloads: Mapping[str, JsonValue]) -> None
     if job_type.payload_schema is not None:
         from vigil_core.services.jobs.payload_schema import check_instances
 
-        check_instances(job_type.payload_schema, payloads)
+        check_instances(job_type.payload_schema, payloads, cpu)

@@ -3,8 +3,8 @@
 Clients supply both schema and payload, so both have limits on the work that they cause:
 
 1. The size of a schema and the cost of its patterns are limited when it is stored.
-2. The validation of a payload has a budget of steps.
-3. Patterns run in an engine without backtracking.
+2. The validation of a payload has a budget of steps, and each check a budget of CPU time, which is measured.
+3. Patterns run in an engine without backtracking, in the form that the estimate of their cost has read.
 4. References stay inside the schema.
 
 The library takes 0.1 s to load, so only functions that meet a schema import this module.
@@ -13,6 +13,7 @@ The library takes 0.1 s to load, so only functions that meet a schema import thi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
@@ -29,9 +30,16 @@ from pydantic_core import SchemaError
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from vigil_core.domain.cpu_budget import CpuBudget, CpuLimitExceeded
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_pointer_token
 from vigil_core.domain.exact_json import JsonValue, canonical, dumps
-from vigil_core.domain.jobs.pattern_cost import MAX_PATTERN_CHARS, regex_cost
+from vigil_core.domain.jobs.pattern_cost import (
+    MAX_PATTERN_CHARS,
+    UnsupportedPattern,
+    parse_pattern,
+    regex_cost,
+)
+from vigil_core.services.cpu_limits import SchemaCpu
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_SUBSCHEMAS = 500
@@ -44,8 +52,8 @@ MAX_DETAIL_CHARS = 200
 MAX_STEPS = 200_000
 """The budget of one validation. A step takes about 5 µs."""
 STEPS_PER_REFERENCE = 10
-CHARACTERS_PER_STEP = 400
-"""The number of characters that a pattern of cost 1 reads in the time of one step."""
+BYTES_PER_STEP = 200
+"""The number of bytes that a pattern of cost 1 reads in the time of one step."""
 MAX_DIGITS = 1_000
 
 _SINGLE_KEYWORDS = {
@@ -58,13 +66,17 @@ _MAPPING_KEYWORDS = {"$defs", "definitions", "dependentSchemas", "patternPropert
 
 
 class _BudgetExceeded(Exception):
-    """Raised when the budget is spent."""
+    """Raised when the budget of steps is spent."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it exceeds the limit payload_schema_steps ({MAX_STEPS})")
 
 
 @dataclass
 class _CheckState:
-    """The state of one validation: its remaining budget and its compiled patterns."""
+    """The state of one check: its remaining budgets and its compiled patterns."""
 
+    cpu: CpuBudget
     steps_left: int = MAX_STEPS
     patterns: dict[str, tuple[int, TypeAdapter[str]]] = field(default_factory=dict)
 
@@ -73,17 +85,20 @@ class _CheckState:
 
         Raises:
             _BudgetExceeded: The budget is spent.
+            CpuLimitExceeded: The CPU time is spent.
         """
         self.steps_left -= steps
         if self.steps_left < 0:
             raise _BudgetExceeded
+        self.cpu.check()
 
     def matches(self, pattern: str, text: str) -> bool:
-        """Return whether a pattern matches anywhere in a text."""
+        """Return whether a pattern matches anywhere in a text. The match is charged before it runs."""
         if pattern not in self.patterns:
             self.patterns[pattern] = regex_cost(pattern), _compile(pattern)
         cost, compiled = self.patterns[pattern]
-        self.spend(cost * len(text) // CHARACTERS_PER_STEP)
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        self.spend(cost * size // BYTES_PER_STEP)
         try:
             compiled.validate_python(text)
         except NoMatch:
@@ -100,47 +115,78 @@ def check_schema(schema: Mapping[str, JsonValue]) -> None:
     Raises:
         ValidationFailed: The schema has problems; the error has up to 20, with pointers below `/payload_schema`.
     """
-    subschemas = dict(islice(_subschemas(schema, ""), MAX_SUBSCHEMAS + 1))
-    if len(subschemas) > MAX_SUBSCHEMAS:
-        raise ValidationFailed.at("/payload_schema", f"has more than {MAX_SUBSCHEMAS} subschemas")
-    _raise_if_any(_problems(subschemas))
+    with _limited(SchemaCpu(), lambda: "/payload_schema", "takes too long to check"):
+        subschemas = dict(islice(_subschemas(schema, ""), MAX_SUBSCHEMAS + 1))
+        if len(subschemas) > MAX_SUBSCHEMAS:
+            raise ValidationFailed.at("/payload_schema", f"has more than {MAX_SUBSCHEMAS} subschemas")
+        _raise_if_any(_problems(subschemas))
 
 
-def check_instances(schema: Mapping[str, JsonValue], payloads: Mapping[str, JsonValue]) -> None:
+def check_instances(
+    schema: Mapping[str, JsonValue], payloads: Mapping[str, JsonValue], cpu: SchemaCpu | None = None
+) -> None:
     """Validate payloads against a checked schema, with one budget for all. An absent payload counts as null.
 
     Args:
         schema: A schema that `check_schema` accepted.
         payloads: The payloads by their JSON pointers in the request.
+        cpu: The CPU time of all checks of the request, if there are others.
 
     Raises:
         ValidationFailed: Some payloads are invalid; the error has up to 20 problems, with pointers below those of the
             payloads.
     """
-    pointer = ""
-    token = _check_state.set(_CheckState())
-    try:
-        with localcontext() as context:
-            context.prec = MAX_DIGITS
-            # "$schema" would make the library use another validator; "$id" would permit references to other documents.
-            normalized_schema = _normalize(
-                {name: subschema for name, subschema in schema.items() if name not in ("$schema", "$id")}
-            )
-            validator = _PayloadValidator(normalized_schema, registry=Registry())
+    pointer = next(iter(payloads), "")
+    cpu = cpu or SchemaCpu()
+    with (
+        _limited(cpu, lambda: pointer, "takes too long to check against its type's payload_schema"),
+        localcontext() as context,
+    ):
+        context.prec = MAX_DIGITS
+        validator = cpu.validators.get(id(schema))
+        if validator is None:
+            validator = cpu.validators[id(schema)] = _build_validator(schema)
 
-            def problems() -> Iterator[FieldProblem]:
-                nonlocal pointer
-                for pointer, payload in payloads.items():
-                    for error in validator.iter_errors(_normalize(payload)):
-                        yield FieldProblem(pointer=f"{pointer}{_pointer(error)}", detail=_detail(error))
+        def problems() -> Iterator[FieldProblem]:
+            nonlocal pointer
+            for pointer, payload in payloads.items():
+                for error in validator.iter_errors(_normalize(payload)):
+                    # The library has written the whole value into the error.
+                    _check_state.get().cpu.check()
+                    yield FieldProblem(pointer=f"{pointer}{_pointer(error)}", detail=_detail(error))
 
-            _raise_if_any(problems())
-    except (_BudgetExceeded, RecursionError) as error:
-        raise ValidationFailed.at(pointer, "takes too long to check against its type's payload_schema") from error
-    except ArithmeticError as error:
-        raise ValidationFailed.at(pointer, f"has a number of more than {MAX_DIGITS} digits") from error
-    finally:
-        _check_state.reset(token)
+        _raise_if_any(problems())
+
+
+def _build_validator(schema: Mapping[str, JsonValue]) -> Any:
+    # "$schema" would make the library use another validator; "$id" would permit references to other documents.
+    kept_members = {name: subschema for name, subschema in schema.items() if name not in ("$schema", "$id")}
+    return _PayloadValidator(_normalize(kept_members), registry=Registry())
+
+
+@contextmanager
+def _limited(cpu: SchemaCpu, pointer: Callable[[], str], detail: str) -> Iterator[None]:
+    """Run a check with its budgets, and report an exceeded limit as a problem at a pointer.
+
+    Raises:
+        ValidationFailed: A limit was exceeded.
+    """
+    with cpu.measure() as cpu_budget:
+        token = _check_state.set(_CheckState(cpu_budget))
+        try:
+            yield
+        except (_BudgetExceeded, CpuLimitExceeded) as error:
+            raise ValidationFailed.at(pointer(), f"{detail}: {error}") from error
+        except RecursionError as error:
+            raise ValidationFailed.at(pointer(), f"{detail}: it is nested too deeply") from error
+        except UnsupportedPattern as error:
+            raise ValidationFailed.at(
+                pointer(), f"cannot be checked: its type's pattern is refused: {error}"
+            ) from error
+        except ArithmeticError as error:
+            raise ValidationFailed.at(pointer(), f"has a number of more than {MAX_DIGITS} digits") from error
+        finally:
+            _check_state.reset(token)
 
 
 def _raise_if_any(problems: Iterable[FieldProblem]) -> None:
@@ -186,7 +232,7 @@ def _problems(subschemas: Mapping[str, JsonValue]) -> Iterator[FieldProblem]:
         if not isinstance(subschema, Mapping):
             continue
         base = f"/payload_schema{pointer}"
-        errors = list(_METASCHEMA.iter_errors(_normalize(subschema)))
+        errors = list(islice(_METASCHEMA.iter_errors(_normalize(subschema)), MAX_PROBLEMS))
         yield from (FieldProblem(pointer=f"{base}{_pointer(error)}", detail=_detail(error)) for error in errors)
         if errors:
             continue
@@ -203,7 +249,12 @@ def _problems(subschemas: Mapping[str, JsonValue]) -> Iterator[FieldProblem]:
                 pointer=f"{base}/unevaluatedProperties", detail="is not supported together with patternProperties"
             )
         for location, pattern in _patterns(subschema):
-            total_cost += regex_cost(pattern) if len(pattern) <= MAX_PATTERN_CHARS else MAX_REGEX_COST + 1
+            _check_state.get().cpu.check()
+            try:
+                total_cost += regex_cost(pattern) if len(pattern) <= MAX_PATTERN_CHARS else MAX_REGEX_COST + 1
+            except UnsupportedPattern as error:
+                yield FieldProblem(pointer=f"{base}{location}", detail=f"is not a supported pattern: {error}")
+                continue
             detail = f"all patterns together have more than {MAX_REGEX_COST} characters, repetitions included"
             if total_cost <= MAX_REGEX_COST:
                 detail = _pattern_error(pattern)
@@ -228,8 +279,13 @@ def _pattern_error(pattern: str) -> str:
 
 
 def _compile(pattern: str) -> TypeAdapter[str]:
-    """Compile a pattern for Rust's `regex`, which pydantic uses and whose time is linear in the text."""
-    return TypeAdapter(Annotated[str, StringConstraints(pattern=pattern)])
+    """Compile the canonical form of a pattern for Rust's `regex`, which pydantic uses. Its time is linear in the text.
+
+    Raises:
+        UnsupportedPattern: The pattern is not in the supported grammar.
+        SchemaError: The engine refuses the pattern.
+    """
+    return TypeAdapter(Annotated[str, StringConstraints(pattern=parse_pattern(pattern)[0])])
 
 
 def _length(value: object) -> int:
@@ -282,8 +338,10 @@ def _member(validator: Any, name: str, value: Any, subschema: Any) -> Iterator[V
 
 def _unique_items(_: Any, is_unique: bool, instance: Any, __: Any) -> Iterator[ValidationError]:
     if is_unique and isinstance(instance, list):
-        texts = [canonical(item) for item in instance]
-        _check_state.get().spend(sum(map(len, texts)) // CHARACTERS_PER_STEP)
+        texts: list[str] = []
+        for item in instance:
+            texts.append(canonical(item))
+            _check_state.get().spend(len(texts[-1]) // BYTES_PER_STEP)
         if len(set(texts)) < len(texts):
             yield ValidationError("")
 
@@ -302,9 +360,14 @@ def _normalize(value: Any) -> Any:
 
     An integer of more than `MAX_DIGITS` digits stays a Decimal.
     """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
     if isinstance(value, Mapping):
+        _check_state.get().cpu.check()
         return {name: _normalize(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
+        _check_state.get().cpu.check()
         return [_normalize(item) for item in value]
     if isinstance(value, Decimal):
         is_whole = value.adjusted() < MAX_DIGITS and value == value.to_integral_value()
@@ -333,6 +396,22 @@ def _detail(error: ValidationError) -> str:
     return detail if len(detail) <= MAX_DETAIL_CHARS else f"{detail[:MAX_DETAIL_CHARS]}…"
 
 
+def _with_charged_evolve(validator_class: Any) -> Any:
+    """Make every step into a subschema charge the budget.
+
+    The library follows references without applying a keyword where it looks for evaluated members.
+    """
+    library_evolve = validator_class.evolve
+
+    def evolve(self: Any, **changes: Any) -> Any:
+        if (state := _check_state.get(None)) is not None:
+            state.spend(1)
+        return library_evolve(self, **changes)
+
+    validator_class.evolve = evolve
+    return validator_class
+
+
 _CHECKS = Draft202012Validator.VALIDATORS | {
     "additionalProperties": _additional_properties,
     "pattern": _pattern,
@@ -341,8 +420,10 @@ _CHECKS = Draft202012Validator.VALIDATORS | {
     "uniqueItems": _unique_items,
 }
 _TYPES = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
-_PayloadValidator = extend(  # type: ignore[no-untyped-call]
-    Draft202012Validator, {name: _with_budget(name, check) for name, check in _CHECKS.items()}, type_checker=_TYPES
+_PayloadValidator = _with_charged_evolve(
+    extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator, {name: _with_budget(name, check) for name, check in _CHECKS.items()}, type_checker=_TYPES
+    )
 )
 
 
@@ -359,6 +440,13 @@ def _metaschemas() -> Registry[Any]:
 
 _METASCHEMAS = _metaschemas()
 _MetaschemaValidator = extend(  # type: ignore[no-untyped-call]
-    Draft202012Validator, {"$dynamicRef": _is_schema}, type_checker=_TYPES
+    Draft202012Validator,
+    {
+        name: _with_budget(name, check)
+        for name, check in (
+            Draft202012Validator.VALIDATORS | {"$dynamicRef": _is_schema, "uniqueItems": _unique_items}
+        ).items()
+    },
+    type_checker=_TYPES,
 )
 _METASCHEMA = _MetaschemaValidator(_METASCHEMAS.contents(DIALECT), registry=_METASCHEMAS)

@@ -12,6 +12,7 @@ from vigil_core.domain.workflows.output import OUTPUT_INVALID, OutputInvalid, ev
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesThreads
+from vigil_core.services.cpu_limits import expression_budget
 from vigil_core.services.jobs.dependencies import load_results
 from vigil_core.services.workflows.commands import job_id_at
 
@@ -37,7 +38,8 @@ DATA_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeErr
 def store_output(ctx: RunOutputContext, run: WorkflowRun, run_state: RunState) -> StoredOutput:
     """Store the output of a run.
 
-    An output that is invalid or cannot be stored is returned as an error, with which the run ends. Raises only errors that another attempt can overcome, so that no run remains open because of its own data.
+    An output that is invalid or cannot be stored is returned as an error, with which the run ends. Raises only errors
+    that another attempt can overcome, so that no run remains open because of its own data.
     """
     try:
         text = _output_text(ctx, run, run_state)
@@ -67,7 +69,7 @@ def _output_text(ctx: RunOutputContext, run: WorkflowRun, run_state: RunState) -
         return results[0].result if results else None
     named_indexes = [graph.index_of[name] for name in field_names(run.output) if name in graph.index_of]
     results = _load_results(ctx, run, run_state, (named_indexes or list(range(run.total)))[:MAX_RESULTS])
-    return evaluate_output(run.output, results)
+    return evaluate_output(run.output, results, expression_budget())
 
 
 def _load_results(
