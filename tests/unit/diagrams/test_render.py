@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -250,3 +250,40 @@ def test_ten_thousand_jobs_are_drawn_within_4_seconds() -> None:
         assert time.process_time() - began < 4
         assert len(picture) < 1_000_000
         assert counted(picture) == (10_000, 10_000)
+
+
+def ladder(size: int) -> list[Sequence[int]]:
+    """Return a chain in which each job has a leaf. Each merge finds only the last two jobs alike."""
+    return [[max(n - 2, 0)] if n % 2 == 0 and n else [n - 1] if n else [] for n in range(size)]
+
+
+def reversed_ladder(size: int) -> list[Sequence[int]]:
+    return [[] if n % 2 == 0 else [n - 1, *([n - 2] if n > 2 else [])] for n in range(size)]
+
+
+def comb(size: int) -> list[Sequence[int]]:
+    """Return a chain whose jobs have chains of seven jobs."""
+    return [[n - 8] if n >= 8 and n % 8 == 0 else [n - 1] if n else [] for n in range(size)]
+
+
+def lattice(size: int) -> list[Sequence[int]]:
+    return [[other for other in (n - 1, n - 2) if other >= 0] for n in range(size)]
+
+
+def tree(size: int) -> list[Sequence[int]]:
+    return [[(n - 1) // 2] if n else [] for n in range(size)]
+
+
+@pytest.mark.parametrize("shape", [ladder, reversed_ladder, comb, lattice, tree])
+def test_time_of_diagram_grows_with_the_size_of_the_graph(shape: Callable[[int], list[Sequence[int]]]) -> None:
+    def duration(size: int) -> float:
+        jobs = [drawn(f"job_{n}", *others) for n, others in enumerate(shape(size))]
+        durations = []
+        for _ in range(3):
+            began = time.process_time()
+            picture = svg("shape", jobs)
+            durations.append(time.process_time() - began)
+            assert counted(picture) == (size, size)
+        return min(durations)
+
+    assert duration(10_000) < 8 * duration(2_500)

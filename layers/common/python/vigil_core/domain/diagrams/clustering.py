@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby
 from typing import Literal, TypeAlias
 
 from vigil_core.domain.workflows.graph import invert_edges, longest_path_layers
@@ -13,6 +13,9 @@ ClusterKind: TypeAlias = Literal["job", "alike", "sequence", "many"]
 
 MAX_LAYERS = 24
 """The number of layers at which sequences are shortened, even if the diagram has few boxes."""
+MIN_ROUNDS = 8
+MIN_ROUND_PROGRESS = 0.1
+"""The share of the clusters that each further round must merge. A ladder gives each round only its last two jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ def cluster_nodes(depends_on: Sequence[Sequence[int]], keys: Sequence[Hashable],
     A small graph gets one cluster for each node. Otherwise nodes with the same neighbours are merged first, then
     sequences, then the nodes of a layer, and finally the nodes of several layers.
 
+    The time is linear in the size of the graph: the rounds of merges end when they merge too few nodes.
+
     Args:
         depends_on: For each node the indexes of its dependencies.
         keys: For each node a key. A sequence keeps its two ends and is split where the key changes, while the limit
@@ -50,12 +55,16 @@ def cluster_nodes(depends_on: Sequence[Sequence[int]], keys: Sequence[Hashable],
 
     if fits() and max(longest_path_layers([cluster.depends_on for cluster in clusters]), default=0) < MAX_LAYERS:
         return clusters
-    previous_count = 0
-    while previous_count != len(clusters) and not fits():
+    for round_number in count():
         previous_count = len(clusters)
+        if fits():
+            break
         clusters = _merge(clusters, _same_neighbours(clusters), "alike", limit)
         if not fits():
             clusters = _merge(clusters, _sequence_groups(clusters, keys), "sequence", limit)
+        removed_count = previous_count - len(clusters)
+        if not removed_count or (round_number >= MIN_ROUNDS and removed_count < previous_count * MIN_ROUND_PROGRESS):
+            break
     if max(longest_path_layers([cluster.depends_on for cluster in clusters]), default=0) >= MAX_LAYERS:
         clusters = _merge(clusters, _sequence_groups(clusters, keys), "sequence", 0)
     if not fits():
