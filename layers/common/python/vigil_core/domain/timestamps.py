@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+MAX_TIMESTAMP = datetime(9000, 1, 1, tzinfo=UTC)
+"""The latest time of a request. Every expiry that is computed from such a time stays before the year 10,000."""
+
 
 def to_text(timestamp: datetime) -> str:
     """Format a timestamp, for example `2026-01-31T09:30:00.123Z`.
@@ -26,6 +29,21 @@ def from_text(text: str) -> datetime:
     if timestamp.tzinfo is None:
         raise ValueError("a timestamp needs a time zone, such as Z")
     return timestamp.astimezone(UTC)
+
+
+def from_request(value: object) -> datetime:
+    """Parse a time of a request: ISO 8601 with a time zone, at most `MAX_TIMESTAMP`.
+
+    Raises:
+        ValueError: The value is not such a time.
+    """
+    try:
+        timestamp = from_text(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("must be an ISO 8601 time with a zone, such as Z") from error
+    if timestamp > MAX_TIMESTAMP:
+        raise ValueError(f"must be at most {to_text(MAX_TIMESTAMP)}")
+    return timestamp
 
 
 def to_epoch_s(timestamp: datetime) -> int:

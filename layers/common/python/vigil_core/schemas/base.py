@@ -25,7 +25,7 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.conditions import ConditionError, check_expression
 from vigil_core.domain.jobs.job import MAX_FIELDS_BYTES, RESERVED_FIELD_NAMES
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
-from vigil_core.domain.timestamps import from_text
+from vigil_core.domain.timestamps import from_request
 
 MAX_LEASE_S = 43_200
 DEFAULT_PAGE_SIZE = 50
@@ -127,13 +127,6 @@ def _parse_page_size(value: Any) -> int:
     raise ValueError(f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
 
 
-def _parse_timestamp(value: Any) -> datetime:
-    try:
-        return from_text(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError("must be an ISO 8601 time with a zone, such as Z") from error
-
-
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
 """A name, type, stage, milestone or key."""
 QueueName: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=QUEUE_PATTERN)]
@@ -173,7 +166,7 @@ Multiplier: TypeAlias = Annotated[
     Decimal, PlainValidator(_number_up_to(100)), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100})
 ]
 Timestamp: TypeAlias = Annotated[
-    datetime, PlainValidator(_parse_timestamp), WithJsonSchema({"type": "string", "format": "date-time"})
+    datetime, PlainValidator(from_request), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
 PageSize: TypeAlias = Annotated[
     int,

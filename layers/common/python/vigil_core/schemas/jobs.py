@@ -107,7 +107,7 @@ class NewJobBody(RequestModel):
     trace_id: Text | None = None
     correlation_id: Text | None = None
     scheduled_at: Annotated[Timestamp, PlainSerializer(to_text)] | None = Field(
-        default=None, description="The job does not start before this time"
+        default=None, description="The job does not start before this time, which is at most 9000-01-01T00:00:00Z"
     )
     retry: RetryOptions | None = Field(default=None, description="One attempt when absent")
     timeout: Seconds | None = Field(default=None, description="Longest time of one attempt, in seconds")
