@@ -108,6 +108,7 @@ class Transport:
                     timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, timeout_s)),
                 )
                 if response.is_success:
+                    _pause_without_slot(response, long_poll_s, deadline)
                     return response
                 error = VigilError.of(response)
                 carried_out = error.status is not None and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
@@ -150,6 +151,17 @@ class Transport:
     def _backoff_delay_s(self, attempt: int, error: VigilError) -> float:
         """Return the pause before a retry: what `Retry-After` demands plus an exponential backoff with full jitter."""
         return (error.retry_after_s or 0.0) + random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2**attempt))
+
+
+def _pause_without_slot(response: httpx.Response, long_poll_s: int, deadline: float | None) -> None:
+    """Pause as the API demands if a long poll had no slot. Otherwise the loops of callers would run hot."""
+    if not long_poll_s or response.headers.get("preference-applied") != "wait=0":
+        return
+    demanded = response.headers.get("retry-after", "")
+    pause_s = min(float(demanded) if demanded.isdecimal() else 1.0, long_poll_s)
+    if deadline is not None:
+        pause_s = min(pause_s, deadline - time.monotonic())
+    time.sleep(max(0.0, pause_s))
 
 
 def _resolve_connection(api_url: str | None, api_key: str | None) -> tuple[str, str]:

@@ -42,6 +42,7 @@ from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.keys import Key
+from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
 from vigil_core.store.queues import QueueStore
@@ -197,6 +198,7 @@ class World:
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, FakePayloadStore(), now=lambda: self.now),
+            limits=LimitStores.over(table, now=lambda: self.now, concurrency=10),
             message_queues=_Queues(self),
             timers=FakeTimers(),
             parse_job=partial(parse_scheduled_job, find_type=job_types.find),

@@ -31,6 +31,7 @@ from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.jobs.payloads import RetentionClass
+from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
 from vigil_core.store.queues import QueueStore
@@ -45,6 +46,7 @@ R = TypeVar("R")
 
 NAMESPACE = "team"
 KEY = "key1"
+CONCURRENCY = 10
 
 
 @dataclass
@@ -154,6 +156,7 @@ class World:
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, self.objects, now=lambda: self.time),
+            limits=LimitStores.over(table, now=lambda: self.time, concurrency=CONCURRENCY),
             message_queues=self.queues,
             executors=self.executors,
             timers=self.timers,

@@ -22,7 +22,15 @@ from typing import Any
 
 from vigil.local import api_gateway as http_api
 from vigil.local import sam
-from vigil.local.emulator import NO_PROXY_OPENER, START_TIMEOUT_S, STOP_TIMEOUT_S, is_healthy, port_in_use, stop_orphan
+from vigil.local.emulator import (
+    NO_PROXY_OPENER,
+    START_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    concurrency,
+    is_healthy,
+    port_in_use,
+    stop_orphan,
+)
 from vigil.local.errors import LocalError
 from vigil.local.stack import REGION, STACK_NAME, Stack, client_config, endpoint, session
 from vigil.local.state_dir import StateDir, read_json, tail, wait_until
@@ -208,7 +216,11 @@ def _start_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...]
 def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: Mapping[str, str], say: Say) -> None:
     aws = session()
     endpoint_url = endpoint(port)
-    all_parameters = {"ExecuteApiBase": f"http://localhost:{port}/_aws/execute-api", **parameters}
+    all_parameters = {
+        "ExecuteApiBase": f"http://localhost:{port}/_aws/execute-api",
+        "Concurrency": concurrency(),
+        **parameters,
+    }
     fingerprint = f"{sources}-{_digest(all_parameters)}"
     if _deployed_fingerprint(endpoint_url) == fingerprint and _functions_exist(endpoint_url):
         say("Nothing changed since the last deployment")

@@ -48,6 +48,11 @@ def max_concurrency() -> int:
     return max(16, min(256, memory // _GIB * 10))
 
 
+def concurrency() -> str:
+    """Return the number of concurrent executions: that of the environment, otherwise what fits into memory."""
+    return os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(max_concurrency())
+
+
 def environment(state_dir: StateDir, port: int) -> dict[str, str]:
     """Return the whole environment of the emulator.
 
@@ -70,7 +75,7 @@ def environment(state_dir: StateDir, port: int) -> dict[str, str]:
         # Vigil does not use these two services, and each would take a fixed port.
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
-        "LAMBDA_ACCOUNT_CONCURRENCY": os.environ.get("VIGIL_LOCAL_CONCURRENCY") or str(max_concurrency()),
+        "LAMBDA_ACCOUNT_CONCURRENCY": concurrency(),
         # With enforcement, a function has only the permissions of its role, as on AWS.
         "AUTH": os.environ.get("VIGIL_LOCAL_ENFORCE_IAM") or "false",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,

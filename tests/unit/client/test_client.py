@@ -12,9 +12,11 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import pytest
 
 from tests.support.fake_vigil import API_KEY, FakeVigil
+from vigil import _transport
 from vigil.client import JobFailed, JobStatusInfo, Vigil, VigilError, legacy_status
 from vigil.local import Stack
 from vigil_core.domain.jobs.status import STATUSES, JobStatus
@@ -375,3 +377,19 @@ def test_stack_file_of_another_version_raises_a_helpful_error(below: Path) -> No
     (below / ".local/stack.json").write_text("{}")
     with pytest.raises(VigilError, match="vigil local up"):
         Vigil()
+
+
+@pytest.mark.parametrize(("retry_after", "pause_s"), [("2", 2.0), ("60", 25.0), ("", 1.0), ("soon", 1.0)])
+def test_client_pauses_if_its_long_poll_had_no_slot(
+    monkeypatch: pytest.MonkeyPatch, retry_after: str, pause_s: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    response = httpx.Response(200, headers={"preference-applied": "wait=0", "retry-after": retry_after})
+    _transport._pause_without_slot(response, 25, None)
+    assert pauses == [pause_s]
+    _transport._pause_without_slot(response, 25, time.monotonic() + 0.5)
+    assert pauses[1] == pytest.approx(0.5, abs=0.2)
+    _transport._pause_without_slot(response, 0, None)
+    _transport._pause_without_slot(httpx.Response(200, headers={"preference-applied": "wait=25"}), 25, None)
+    assert len(pauses) == 2

@@ -21,7 +21,13 @@ from vigil_core.gateways.sns import SnsTopic
 from vigil_core.gateways.sqs import SqsQueues
 from vigil_core.gateways.step_functions import StepFunctionsSupervisors
 from vigil_core.gateways.websocket import WebSockets
-from vigil_core.runtime.settings import CoreSettings, NotifierSettings, OutboundSettings, WebSocketSettings
+from vigil_core.runtime.settings import (
+    DEFAULT_CONCURRENCY,
+    CoreSettings,
+    NotifierSettings,
+    OutboundSettings,
+    WebSocketSettings,
+)
 from vigil_core.services.auth.context import AuthContext
 from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
@@ -37,6 +43,7 @@ from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.jobs.payloads import PayloadStore
+from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
 from vigil_core.store.queues import QueueStore
@@ -168,6 +175,7 @@ def context() -> Context:
         supervisors=StepFunctionsSupervisors(step_functions, settings.supervisor_machine),
         retention=settings.retention,
         queue_partitions=settings.queue_partitions,
+        concurrency=settings.concurrency,
     )
 
 
@@ -181,22 +189,11 @@ def context_of(
     supervisors: Supervisors | None = None,
     retention: timedelta = DEFAULT_RETENTION,
     queue_partitions: int = 1,
+    concurrency: int = DEFAULT_CONCURRENCY,
 ) -> Context:
     """Build a context over any table."""
     job_types = JobTypeStore(table)
-
-    def job_of(namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
-        # Imported here because most functions parse no body.
-        from vigil_core.api.schedules.models import parse_scheduled_job
-
-        return parse_scheduled_job(namespace, body, job_id, find_type=job_types.find)
-
-    def run_of(
-        namespace: str, body: Mapping[str, JsonValue], workflow_id: str, now: datetime, schedule: str | None
-    ) -> NewWorkflowRun:
-        from vigil_core.api.workflows.models import parse_workflow
-
-        return parse_workflow(namespace, body, workflow_id, now=now, find_types=job_types.find_many, schedule=schedule)
+    limits = LimitStores.over(table, now=now, concurrency=concurrency)
 
     return Context(
         jobs=JobStore(table, payload_store, now=now, retention=retention, queue_partitions=queue_partitions),
@@ -213,15 +210,45 @@ def context_of(
         webhooks=WebhookStore(table),
         schedules=ScheduleStore(table),
         runs=RunStore(table, payload_store, now=now, retention=retention),
+        limits=limits,
         message_queues=queues,
         executors=executors or NoExecutors(),
         supervisors=supervisors or NoSupervisors(),
         timers=timers,
-        parse_job=job_of,
-        parse_run=run_of,
+        parse_job=partial(_parse_job, job_types),
+        parse_run=partial(_parse_run, job_types, limits),
         clock=now,
         new_id=lambda: str(uuid7()),
         allowed_private_hosts=OutboundSettings.from_environment().allowed_private_hosts,
+    )
+
+
+def _parse_job(job_types: JobTypeStore, namespace: str, body: Mapping[str, JsonValue], job_id: str) -> NewJob:
+    # Imported here because most functions parse no body.
+    from vigil_core.api.schedules.models import parse_scheduled_job
+
+    return parse_scheduled_job(namespace, body, job_id, find_type=job_types.find)
+
+
+def _parse_run(
+    job_types: JobTypeStore,
+    limits: LimitStores,
+    namespace: str,
+    body: Mapping[str, JsonValue],
+    workflow_id: str,
+    now: datetime,
+    schedule: str | None,
+) -> NewWorkflowRun:
+    from vigil_core.api.workflows.models import parse_workflow
+
+    return parse_workflow(
+        namespace,
+        body,
+        workflow_id,
+        now=now,
+        find_types=job_types.find_many,
+        schedule=schedule,
+        max_jobs=limits.namespaces.limit(namespace, "jobs_per_request"),
     )
 
 

@@ -36,7 +36,8 @@ _REQUEST_HEADERS: Mapping[RequestHeader, Mapping[str, Any]] = {
 _RESPONSE_HEADERS: Mapping[ResponseHeader, str] = {
     "ETag": "Changes with each change of the job",
     "Location": "Path of the job or run",
-    "Preference-Applied": "The length of the long poll, if `Prefer` requested one",
+    "Preference-Applied": "The length of the long poll, if `Prefer` requested one. `wait=0` if it had no slot",
+    "Retry-After": "Seconds until the next request, if the long poll had no slot",
 }
 _INFO = {
     "title": "Vigil",

@@ -23,9 +23,11 @@ from vigil_core.domain.errors import (
     JobNotFound,
     JobTypeNotFound,
     LeaseLost,
+    LimitExceeded,
     MalformedRequest,
     MissingDependency,
     PayloadTooLarge,
+    RequestLimitExceeded,
     ScheduleNotFound,
     StoreConflict,
     TargetRefused,
@@ -70,6 +72,7 @@ class Problem(ResponseModel):
     timestamp: TimestampText
     request_id: str
     errors: list[FieldProblemView] = Field(default=[], description="Present if the request is invalid")
+    limit: str = Field(default="", description="The name of the limit that the request exceeds. Present only then")
 
 
 class Unauthorized(VigilError):
@@ -118,9 +121,11 @@ HTTP_STATUS: Mapping[type[VigilError], int] = {
     MissingDependency: 422,
     CircularDependency: 422,
     IdempotencyKeyReused: 422,
+    RequestLimitExceeded: 422,
     TargetRefused: 422,
     TargetUnreachable: 424,
     TooManyRequests: 429,
+    LimitExceeded: 429,
     InternalError: 500,
 }
 
@@ -161,6 +166,8 @@ def problem_document(error: VigilError, *, path: str, request_id: str, now: date
         timestamp=to_text(now),
         request_id=request_id,
     )
+    if isinstance(error, LimitExceeded | RequestLimitExceeded):
+        return document.model_copy(update={"limit": error.limit})
     if not isinstance(error, ValidationFailed):
         return document
     field_problems = [
@@ -173,6 +180,8 @@ def retry_after_headers(error: VigilError, now: datetime) -> dict[str, str]:
     """Return a Retry-After header for an error that a later retry can avoid, otherwise nothing."""
     if isinstance(error, IdempotencyInProgress):
         return {"retry-after": str(max(1, math.ceil((error.until - now).total_seconds())))}
+    if isinstance(error, LimitExceeded):
+        return {"retry-after": str(error.retry_after_s)}
     return {"retry-after": "1"} if isinstance(error, TooManyRequests) else {}
 
 

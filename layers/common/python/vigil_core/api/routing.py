@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_type_hints
 
 from pydantic import BaseModel
@@ -15,11 +16,15 @@ from vigil_core.domain.errors import VigilError
 from vigil_core.schemas.base import NoQuery, RequestModel
 from vigil_core.services.auth.tickets import TicketsContext
 from vigil_core.services.context import Context
+from vigil_core.services.long_poll import SlotRequest
 from vigil_core.services.page_tokens import PageTokens
 
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 RequestHeader: TypeAlias = Literal["Idempotency-Key", "If-None-Match", "Prefer"]
-ResponseHeader: TypeAlias = Literal["ETag", "Location", "Preference-Applied"]
+ResponseHeader: TypeAlias = Literal["ETag", "Location", "Preference-Applied", "Retry-After"]
+
+RETRY_AFTER_NO_SLOT_S = 2
+"""The pause before a client polls again, if its long poll had no slot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,18 @@ class Call:
     def actor(self) -> str:
         """The actor that the history shows: the id of the API key."""
         return self.access.key_id
+
+    @cached_property
+    def slot(self) -> SlotRequest:
+        """The request for the slot that a long poll needs."""
+        return SlotRequest(namespace=self.namespace)
+
+    @property
+    def preference_applied(self) -> dict[str, str]:
+        """The response headers that confirm the long poll, or report that it had no slot."""
+        if self.slot.refused:
+            return {"preference-applied": "wait=0", "retry-after": str(RETRY_AFTER_NO_SLOT_S)}
+        return self.request.preference_applied
 
     def problem(self, error: Exception) -> Problem:
         """Return the problem document of an error of this request or of a part of it."""

@@ -85,6 +85,27 @@ class PayloadTooLarge(VigilError):
     code = "PAYLOAD_TOO_LARGE"
 
 
+class RequestLimitExceeded(VigilError):
+    """A request exceeds a limit of the namespace, and a repetition would exceed it too."""
+
+    code = "REQUEST_LIMIT_EXCEEDED"
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        super().__init__(message, limit=limit)
+        self.limit = limit
+
+
+class LimitExceeded(VigilError):
+    """A limit of the namespace is reached. A later repetition of the request may succeed."""
+
+    code = "LIMIT_EXCEEDED"
+
+    def __init__(self, message: str, *, limit: str, retry_after_s: int = 1) -> None:
+        super().__init__(message, limit=limit)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
 class JobNotFound(VigilError):
     """The namespace has no job with this id."""
 

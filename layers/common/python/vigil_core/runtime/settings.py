@@ -11,6 +11,9 @@ from vigil_core.domain.errors import VigilError
 from vigil_core.domain.jobs.retention import DEFAULT_RETENTION
 from vigil_core.domain.outbound_policy import parse_allowed_hosts
 
+DEFAULT_CONCURRENCY = 10
+"""The concurrent executions of a new AWS account."""
+
 
 class MissingSetting(VigilError):
     """The environment lacks a variable that the template sets."""
@@ -47,6 +50,8 @@ class CoreSettings:
     supervisor_machine: str | None
     retention: timedelta
     queue_partitions: int
+    concurrency: int
+    """The concurrent executions of all functions of the account."""
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -54,6 +59,7 @@ class CoreSettings:
         return cls(
             table_name=setting("TABLE_NAME"),
             queue_partitions=int(os.environ.get("QUEUE_PARTITIONS", "1")),
+            concurrency=int(os.environ.get("CONCURRENCY", DEFAULT_CONCURRENCY)),
             fan_out_queue_url=os.environ.get("FAN_OUT_QUEUE_URL"),
             sweeper_queue_url=os.environ.get("SWEEPER_QUEUE_URL"),
             http_executor_function=os.environ.get("HTTP_EXECUTOR_FUNCTION"),

@@ -34,6 +34,7 @@ from vigil_core.store.jobs.batches import BatchStore
 from vigil_core.store.jobs.dependencies import DependencyStore
 from vigil_core.store.jobs.job_types import JobTypeStore
 from vigil_core.store.jobs.jobs import JobStore
+from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
 from vigil_core.store.queues import QueueStore
@@ -139,6 +140,13 @@ class UsesRuns(Protocol):
 
     @property
     def runs(self) -> RunStore: ...
+
+
+class UsesLimits(Protocol):
+    """Access to the limits of namespaces, their counters and the slots of long polls."""
+
+    @property
+    def limits(self) -> LimitStores: ...
 
 
 class UsesMessageQueues(Protocol):
@@ -256,6 +264,7 @@ class Stores:
     webhooks: WebhookStore
     schedules: ScheduleStore
     runs: RunStore
+    limits: LimitStores
 
 
 @dataclass(frozen=True, kw_only=True)

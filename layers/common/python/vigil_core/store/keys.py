@@ -1,8 +1,8 @@
 """The keys of the table: this module alone builds and parses them.
 
 A partition key begins with its namespace, so that nothing crosses from one namespace to another. Only the sweeper's
-index and its sweep leases span namespaces. Namespaces, ids and partition numbers contain no `#`. A part that may
-contain one (a key of the user) is the last part or is hashed.
+index, its sweep leases and the slots of long polls span namespaces. Namespaces, ids and partition numbers contain no
+`#`. A part that may contain one (a key of the user) is the last part or is hashed.
 """
 
 from __future__ import annotations
@@ -417,6 +417,41 @@ def subscription_to_topic(namespace: str, topic: str, connection_id: str, subscr
 def connection_of_key(namespace: str, key_id: str, connection_id: str) -> Key:
     """Return the key by which a connection is found from its API key."""
     return Key(f"{namespace}#key#{key_id}", connection_id)
+
+
+# Limits
+COUNTER_ROWS = 8
+"""The number of rows over which the counters of a namespace are spread."""
+
+
+def namespace(name: str) -> Key:
+    """Return the key of the state and the limits of a namespace."""
+    return Key(f"{name}#namespace", "A")
+
+
+def counters(namespace: str) -> str:
+    """Return the partition key of the counters of a namespace."""
+    return f"{namespace}#counters"
+
+
+def counter(namespace: str, row: int) -> Key:
+    """Return the key of one row of the counters of a namespace."""
+    return Key(counters(namespace), str(row))
+
+
+def upload_counter(namespace: str, day: date) -> Key:
+    """Return the key of the row that counts the uploads of one day."""
+    return Key(f"{namespace}#uploads", day.isoformat())
+
+
+def request_window(namespace: str, window: int) -> Key:
+    """Return the key of the row with the requests leased in one window of the request rate."""
+    return Key(f"{namespace}#requests", str(window))
+
+
+def long_poll_slots(row: int) -> Key:
+    """Return the key of one row of long-poll slots, which all namespaces share."""
+    return Key(f"long-polls#{row}", "A")
 
 
 # Lists: index `listing`

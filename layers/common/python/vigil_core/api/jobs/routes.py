@@ -34,12 +34,14 @@ from vigil_core.domain.errors import (
     LeaseLost,
     MissingDependency,
     PayloadTooLarge,
+    RequestLimitExceeded,
     ValidationFailed,
 )
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.ids import derive_id
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.job_type import JobType
+from vigil_core.domain.limits import check_jobs_per_request, count_jobs
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import NoContent, RequestModel, is_valid_name
 from vigil_core.schemas.jobs import (
@@ -79,11 +81,13 @@ _IDEMPOTENCY_ERRORS = (IdempotencyKeyReused, IdempotencyInProgress)
         200: ResponseSpec(
             description="The job: it ended during the long poll, or an open job already has the `unique_key`",
             models=(JobView,),
-            headers=("Location", "Preference-Applied"),
+            headers=("Location", "Preference-Applied", "Retry-After"),
         ),
-        202: ResponseSpec(description="The new job", models=(JobView,), headers=("Location", "Preference-Applied")),
+        202: ResponseSpec(
+            description="The new job", models=(JobView,), headers=("Location", "Preference-Applied", "Retry-After")
+        ),
     },
-    problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, *_IDEMPOTENCY_ERRORS),
+    problems=(JobCreationFailed, MissingDependency, PayloadTooLarge, RequestLimitExceeded, *_IDEMPOTENCY_ERRORS),
 )
 def create_job(call: Call, body: NewJobBody) -> RouteResponse:
     """Create a job.
@@ -95,7 +99,9 @@ def create_job(call: Call, body: NewJobBody) -> RouteResponse:
         submitted = _submit_or_resume(call, body, reserved_id, resumed, call.context.job_types.find)
         job = submitted.job
         if call.request.preferred_wait_s:
-            job = long_poll_job(call.context, call.namespace, job.job_id, until=call.request.long_poll_deadline(0))
+            job = long_poll_job(
+                call.context, call.namespace, job.job_id, until=call.request.long_poll_deadline(0), slot=call.slot
+            )
         if submitted.existing:
             return 200, JobView.from_existing_job(job, call.context.jobs.payloads(job), call.context.now()).to_json()
         if job.ended and call.request.preferred_wait_s:
@@ -103,7 +109,7 @@ def create_job(call: Call, body: NewJobBody) -> RouteResponse:
         return 202, JobView.from_new_job(job, submitted.payload, submitted.payload_url).to_json()
 
     status, document = _run_idempotent(call, body, execute)
-    headers = {"location": f"/v1/jobs/{document['job_id']}", **call.request.preference_applied}
+    headers = {"location": f"/v1/jobs/{document['job_id']}", **call.preference_applied}
     return RouteResponse(status=status, body=document, headers=headers)
 
 
@@ -115,13 +121,16 @@ def create_job(call: Call, body: NewJobBody) -> RouteResponse:
     responses={
         200: ResponseSpec(description="The outcome for each job, in the order of the request", models=(BulkResponse,))
     },
-    problems=_IDEMPOTENCY_ERRORS,
+    problems=(RequestLimitExceeded, *_IDEMPOTENCY_ERRORS),
 )
 def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
     """Create up to 100 jobs.
 
-    A job that cannot be created has a problem in its place. It does not affect the others.
+    A job that cannot be created has a problem in its place. It does not affect the others. A request that exceeds a
+    limit of the namespace is refused as a whole.
     """
+    limit = call.context.limits.namespaces.limit(call.namespace, "jobs_per_request")
+    check_jobs_per_request(count_jobs(body.jobs), limit)
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
         types = call.context.job_types.find_many(call.namespace, set(_job_type_names(body.jobs)))
@@ -179,8 +188,12 @@ def list_jobs(call: Call, query: JobQuery) -> RouteResponse:
     scope=Scope.READ,
     headers=("Prefer", "If-None-Match"),
     responses={
-        200: ResponseSpec(description="The job", models=(JobView,), headers=("ETag", "Preference-Applied")),
-        304: ResponseSpec(description="The job still has this ETag", headers=("ETag", "Preference-Applied")),
+        200: ResponseSpec(
+            description="The job", models=(JobView,), headers=("ETag", "Preference-Applied", "Retry-After")
+        ),
+        304: ResponseSpec(
+            description="The job still has this ETag", headers=("ETag", "Preference-Applied", "Retry-After")
+        ),
     },
     problems=(JobNotFound,),
 )
@@ -189,9 +202,9 @@ def get_job(call: Call, job_id: str) -> RouteResponse:
 
     With `Prefer: wait=N` the answer arrives when the job has ended, or after N seconds.
     """
-    job = long_poll_job(call.context, call.namespace, job_id, until=call.request.long_poll_deadline(0))
+    job = long_poll_job(call.context, call.namespace, job_id, until=call.request.long_poll_deadline(0), slot=call.slot)
     etag = f'"{job.version}.{job.live_version}"'
-    headers = {"etag": etag, **call.request.preference_applied}
+    headers = {"etag": etag, **call.preference_applied}
     if call.request.matches_etag(etag):
         return RouteResponse(status=304, headers=headers)
     return RouteResponse(status=200, body=_job_view(call, job), headers=headers)

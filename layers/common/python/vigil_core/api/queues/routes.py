@@ -38,7 +38,9 @@ _QUEUE_RESPONSES = {200: ResponseSpec(description="The queue", models=(QueueView
     scope=Scope.WORK,
     headers=("Prefer",),
     responses={
-        200: ResponseSpec(description="The claimed jobs", models=(ClaimedJobs,), headers=("Preference-Applied",)),
+        200: ResponseSpec(
+            description="The claimed jobs", models=(ClaimedJobs,), headers=("Preference-Applied", "Retry-After")
+        ),
     },
 )
 def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
@@ -55,7 +57,12 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
         claim_id=body.claim_id,
     )
     granted = claim_jobs(
-        call.context, call.namespace, request, actor=call.actor, until=call.request.long_poll_deadline(0)
+        call.context,
+        call.namespace,
+        request,
+        actor=call.actor,
+        until=call.request.long_poll_deadline(0),
+        slot=call.slot,
     )
     payloads_by_job = payloads_of_jobs(call.context, granted)
     results_by_job = [load_dependency_results(call.context, job) for job in granted]
@@ -64,7 +71,7 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
         for job, payloads, dependency_results in zip(granted, payloads_by_job, results_by_job, strict=True)
         if job.lease
     ]
-    return RouteResponse(status=200, body=ClaimedJobs(jobs=claimed_jobs), headers=call.request.preference_applied)
+    return RouteResponse(status=200, body=ClaimedJobs(jobs=claimed_jobs), headers=call.preference_applied)
 
 
 @ROUTES.route(

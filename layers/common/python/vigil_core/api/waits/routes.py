@@ -39,6 +39,7 @@ def create_wait(call: Call, body: Any) -> RouteResponse:
             body,
             actor=call.actor,
             poll_until=call.request.long_poll_deadline(DEFAULT_LONG_POLL_S),
+            slot=call.slot,
             reserved_id=reserved_id,
         )
 
@@ -50,7 +51,7 @@ def create_wait(call: Call, body: Any) -> RouteResponse:
         request=body,
         action=execute,
     )
-    return RouteResponse(status=status, body=document, headers=call.request.preference_applied)
+    return RouteResponse(status=status, body=document, headers=call.preference_applied)
 
 
 def wait_for_jobs(call: Call, body: Any) -> RouteResponse:
@@ -67,7 +68,9 @@ for _path, _handler in (("/v1/waits", create_wait), ("/scheduler/wait-jobs", wai
         _path,
         scope=Scope.READ,
         headers=("Idempotency-Key", "Prefer"),
-        responses={200: ResponseSpec(description="The wait", models=(WaitView,), headers=("Preference-Applied",))},
+        responses={
+            200: ResponseSpec(description="The wait", models=(WaitView,), headers=("Preference-Applied", "Retry-After"))
+        },
         problems=(JobNotFound, IdempotencyKeyReused, IdempotencyInProgress),
         documented_body=WaitBody,
     )(_handler)
@@ -103,7 +106,9 @@ def list_waits(call: Call, query: WaitQuery) -> RouteResponse:
     "/v1/waits/{wait_id}",
     scope=Scope.READ,
     headers=("Prefer",),
-    responses={200: ResponseSpec(description="The wait", models=(WaitView,), headers=("Preference-Applied",))},
+    responses={
+        200: ResponseSpec(description="The wait", models=(WaitView,), headers=("Preference-Applied", "Retry-After"))
+    },
     problems=(WaitNotFound,),
 )
 def get_wait(call: Call, wait_id: str) -> RouteResponse:
@@ -112,9 +117,9 @@ def get_wait(call: Call, wait_id: str) -> RouteResponse:
     With `Prefer: wait=N` the answer arrives when the wait is done, or after N seconds.
     """
     document = wait_requests.show_wait(
-        call.context, call.namespace, wait_id, poll_until=call.request.long_poll_deadline(0)
+        call.context, call.namespace, wait_id, poll_until=call.request.long_poll_deadline(0), slot=call.slot
     )
-    return RouteResponse(status=200, body=document, headers=call.request.preference_applied)
+    return RouteResponse(status=200, body=document, headers=call.preference_applied)
 
 
 @ROUTES.route(

@@ -18,11 +18,12 @@ from vigil_core.domain.jobs import job as job_rules
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.status import JobStatus
+from vigil_core.domain.limits import check_jobs_per_request, count_jobs
 from vigil_core.domain.timestamps import to_text, truncate_to_ms
 from vigil_core.domain.workflows.graph import Graph, Node
 from vigil_core.domain.workflows.run import NewWorkflowRun, RunLogEntry, RunLogKind, RunStatus, WorkflowRun
 from vigil_core.domain.workflows.run_state import FailurePolicy
-from vigil_core.domain.workflows.validation import NodeSpec, condition_size_problems, graph_problems
+from vigil_core.domain.workflows.validation import MAX_JOBS, NodeSpec, condition_size_problems, graph_problems
 from vigil_core.schemas.base import ResponseModel, TimestampText
 from vigil_core.schemas.jobs import NewJobBody
 from vigil_core.schemas.validation import MAX_PROBLEMS, parse_body, prefix_pointers
@@ -200,13 +201,16 @@ def parse_workflow(
     now: datetime,
     find_types: FindTypes,
     schedule: str | None = None,
+    max_jobs: int = MAX_JOBS,
 ) -> NewWorkflowRun:
     """Parse a workflow and add the defaults of the job types.
 
     Raises:
+        RequestLimitExceeded: The jobs and the items of their batches are more than `max_jobs`.
         ValidationFailed: With every problem, up to `MAX_PROBLEMS`.
     """
     parsed = parse_body(WorkflowBody, body)
+    check_jobs_per_request(count_jobs(parsed.jobs), max_jobs)
     raise_if_any(condition_size_problems([raw.get("condition") for raw in parsed.jobs if isinstance(raw, Mapping)]))
     job_bodies, problems = _parse_jobs(parsed.jobs)
     node_specs = [_node_spec(job_body, raw) for job_body, raw in zip(job_bodies, parsed.jobs, strict=True)]

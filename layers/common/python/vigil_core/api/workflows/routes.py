@@ -28,11 +28,12 @@ from vigil_core.domain.errors import (
     InvalidTransition,
     MissingDependency,
     PayloadTooLarge,
+    RequestLimitExceeded,
     ValidationFailed,
     WorkflowNotFound,
 )
 from vigil_core.domain.exact_json import JsonValue, loads
-from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.domain.workflows.run import NewWorkflowRun, WorkflowRun
 from vigil_core.schemas.base import NoContent, PageQuery
 from vigil_core.schemas.workflows import (
     CancelWorkflowsBody,
@@ -43,6 +44,7 @@ from vigil_core.schemas.workflows import (
     WorkflowQuery,
 )
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
+from vigil_core.services.long_poll import SlotRequest
 from vigil_core.services.workflows import commands
 from vigil_core.services.workflows.commands import find_run, job_id_at, long_poll_run
 from vigil_core.services.workflows.create import create_run, prepare_jobs
@@ -60,6 +62,8 @@ PREPARE_TIMEOUT_S = 20
 """Longest time to wait for the creation of all jobs before the answer."""
 DECISION_TIMEOUT_S = 10
 CANCEL_TIMEOUT_S = 3
+WAIT_WITHOUT_SLOT = timedelta(seconds=1)
+"""The time that a command waits for its effect if there is no slot for a long poll."""
 GRAPH_RENDERERS = {
     "mermaid": (render.mermaid, "text/plain; charset=utf-8"),
     "dot": (render.dot, "text/plain; charset=utf-8"),
@@ -78,13 +82,22 @@ _RUN_RESPONSES = {200: ResponseSpec(description="The run after the change", mode
         200: ResponseSpec(
             description="The run, which ended during the long poll",
             models=(WorkflowRunView,),
-            headers=("Location", "Preference-Applied"),
+            headers=("Location", "Preference-Applied", "Retry-After"),
         ),
         202: ResponseSpec(
-            description="The new run", models=(WorkflowRunSummary,), headers=("Location", "Preference-Applied")
+            description="The new run",
+            models=(WorkflowRunSummary,),
+            headers=("Location", "Preference-Applied", "Retry-After"),
         ),
     },
-    problems=(MissingDependency, CircularDependency, PayloadTooLarge, IdempotencyKeyReused, IdempotencyInProgress),
+    problems=(
+        MissingDependency,
+        CircularDependency,
+        PayloadTooLarge,
+        RequestLimitExceeded,
+        IdempotencyKeyReused,
+        IdempotencyInProgress,
+    ),
 )
 def create_workflow(call: Call, body: Any) -> RouteResponse:
     """Start a workflow run.
@@ -95,7 +108,7 @@ def create_workflow(call: Call, body: Any) -> RouteResponse:
     ctx = call.context
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
-        new = parse_workflow(call.namespace, body, reserved_id, now=ctx.now(), find_types=ctx.job_types.find_many)
+        new = _parse_workflow(call, body, reserved_id)
         run = create_run(ctx, call.namespace, new, actor=call.actor, resumed=resumed)
         run = _long_poll(call, run, PREPARE_TIMEOUT_S, lambda current: current.registration_complete)
         if call.request.preferred_wait_s:
@@ -113,7 +126,7 @@ def create_workflow(call: Call, body: Any) -> RouteResponse:
         action=execute,
     )
     document = cast(dict[str, Any], stored_response)
-    headers = {"location": f"/v1/workflows/{document['workflow_id']}", **call.request.preference_applied}
+    headers = {"location": f"/v1/workflows/{document['workflow_id']}", **call.preference_applied}
     return RouteResponse(status=status, body=document, headers=headers)
 
 
@@ -123,15 +136,14 @@ def create_workflow(call: Call, body: Any) -> RouteResponse:
     scope=Scope.READ,
     documented_body=WorkflowBody,
     responses={200: ResponseSpec(description="The workflow is valid", models=(WorkflowValidation,))},
-    problems=(MissingDependency, CircularDependency),
+    problems=(MissingDependency, CircularDependency, RequestLimitExceeded),
 )
 def validate_workflow(call: Call, body: Any) -> RouteResponse:
     """Validate a workflow without storing it.
 
     The answer lists every problem.
     """
-    ctx = call.context
-    new = parse_workflow(call.namespace, body, ctx.new_id(), now=ctx.now(), find_types=ctx.job_types.find_many)
+    new = _parse_workflow(call, body, call.context.new_id())
     return RouteResponse(
         status=200, body=WorkflowValidation(valid=True, jobs=len(new.jobs), edges=new.graph.edge_count)
     )
@@ -215,7 +227,9 @@ def cancel_workflows(call: Call, body: CancelWorkflowsBody) -> RouteResponse:
     headers=("Prefer",),
     responses={
         200: ResponseSpec(
-            description="The run with a page of its jobs", models=(WorkflowRunView,), headers=("Preference-Applied",)
+            description="The run with a page of its jobs",
+            models=(WorkflowRunView,),
+            headers=("Preference-Applied", "Retry-After"),
         )
     },
     problems=(WorkflowNotFound,),
@@ -227,7 +241,7 @@ def get_workflow(call: Call, workflow_id: str, query: PageQuery) -> RouteRespons
     after N seconds.
     """
     run = _long_poll_until_ended(call, find_run(call.context, call.namespace, workflow_id))
-    return RouteResponse(status=200, body=_run_view(call, run, query), headers=call.request.preference_applied)
+    return RouteResponse(status=200, body=_run_view(call, run, query), headers=call.preference_applied)
 
 
 @ROUTES.route(
@@ -381,19 +395,35 @@ def decide_workflow(call: Call, workflow_id: str, body: DecisionBody) -> RouteRe
     )
 
 
+def _parse_workflow(call: Call, body: Any, workflow_id: str) -> NewWorkflowRun:
+    return parse_workflow(
+        call.namespace,
+        body,
+        workflow_id,
+        now=call.context.now(),
+        find_types=call.context.job_types.find_many,
+        max_jobs=call.context.limits.namespaces.limit(call.namespace, "jobs_per_request"),
+    )
+
+
 def _run_response(run: WorkflowRun) -> RouteResponse:
     return RouteResponse(status=200, body=WorkflowRunSummary.from_run(run))
 
 
 def _long_poll_until_ended(call: Call, run: WorkflowRun) -> WorkflowRun:
     return long_poll_run(
-        call.context, run, is_done=lambda current: current.ended, until=call.request.long_poll_deadline(0)
+        call.context,
+        run,
+        is_done=lambda current: current.ended,
+        until=call.request.long_poll_deadline(0),
+        slot=call.slot,
     )
 
 
 def _long_poll(call: Call, run: WorkflowRun, max_wait_s: int, is_done: Callable[[WorkflowRun], bool]) -> WorkflowRun:
     until = min(call.context.now() + timedelta(seconds=max_wait_s), call.request.respond_by)
-    return long_poll_run(call.context, run, is_done=is_done, until=until)
+    slot = SlotRequest(namespace=call.namespace, wait_without=WAIT_WITHOUT_SLOT)
+    return long_poll_run(call.context, run, is_done=is_done, until=until, slot=slot)
 
 
 def _run_view(call: Call, run: WorkflowRun, query: PageQuery) -> WorkflowRunView:

@@ -48,6 +48,7 @@ from vigil_core.services.context import (
     UsesConnections,
     UsesIds,
     UsesJobs,
+    UsesLimits,
     UsesListing,
     UsesMessageQueues,
     UsesRandomness,
@@ -65,6 +66,7 @@ from vigil_core.store.connections import Connection
 
 class SubscriptionsContext(
     UsesJobs,
+    UsesLimits,
     UsesWaits,
     UsesListing,
     UsesConnections,

@@ -23,15 +23,15 @@ from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.lease import Lease
-from vigil_core.services.context import ChangesRuns, UsesJobQueues
-from vigil_core.services.long_poll import long_poll
+from vigil_core.services.context import ChangesRuns, UsesJobQueues, UsesLimits
+from vigil_core.services.long_poll import SlotRequest, long_poll
 from vigil_core.services.queues.leases import reclaim_expired_leases
 from vigil_core.services.workflows.commands import may_start
 from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 from vigil_core.store.queues import ReadyJob
 
 
-class ClaimJobsContext(ChangesRuns, UsesJobQueues, Protocol):
+class ClaimJobsContext(ChangesRuns, UsesJobQueues, UsesLimits, Protocol):
     """The collaborators of a claim."""
 
 
@@ -59,7 +59,13 @@ class ClaimRequest:
 
 
 def claim_jobs(
-    ctx: ClaimJobsContext, namespace: str, request: ClaimRequest, *, actor: str, until: datetime
+    ctx: ClaimJobsContext,
+    namespace: str,
+    request: ClaimRequest,
+    *,
+    actor: str,
+    until: datetime,
+    slot: SlotRequest | None = None,
 ) -> list[Job]:
     """Grant jobs to a worker, and wait for some until a time if none is available.
 
@@ -72,6 +78,7 @@ def claim_jobs(
         is_done=bool,
         until=until,
         latest=_try_claim(ctx, namespace, request, actor),
+        slot=slot,
         max_pause_s=MAX_PAUSE_S,
     )
     ctx.job_queues.record_worker_activity(

@@ -11,7 +11,14 @@ from datetime import datetime
 from typing import Protocol
 
 from vigil_core.domain import schedules
-from vigil_core.domain.errors import JobCreationFailed, PayloadTooLarge, ValidationFailed, VigilError
+from vigil_core.domain.errors import (
+    JobCreationFailed,
+    LimitExceeded,
+    PayloadTooLarge,
+    RequestLimitExceeded,
+    ValidationFailed,
+    VigilError,
+)
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.schedules import FireOutcome, Schedule, ScheduleFire
 from vigil_core.domain.workflows.run import WorkflowRun
@@ -125,7 +132,7 @@ def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, s
             )
         new_job = ctx.parse_job(schedule.namespace, schedule.body, new_id)
         submission = submit(ctx, schedule.namespace, new_job, actor=ACTOR, resumed=True)
-    except (JobCreationFailed, PayloadTooLarge, ValidationFailed) as error:
+    except (JobCreationFailed, LimitExceeded, PayloadTooLarge, RequestLimitExceeded, ValidationFailed) as error:
         # Two concurrent calls create one job: the slower call is refused and finds the job.
         return fire_of("created", new_id) if exists() else fire_of("refused", error=_job_error(error))
     return fire_of("existing" if submission.existing else "created", submission.job.job_id)

@@ -17,6 +17,7 @@ from vigil_core.services.context import (
     UsesClock,
     UsesIds,
     UsesJobs,
+    UsesLimits,
     UsesListing,
     UsesMessageQueues,
     UsesRandomness,
@@ -24,7 +25,7 @@ from vigil_core.services.context import (
     UsesWaits,
     UsesWebhooks,
 )
-from vigil_core.services.long_poll import long_poll
+from vigil_core.services.long_poll import SlotRequest, long_poll
 from vigil_core.services.pagination import MAX_DAYS_READ, MAX_ROWS_READ
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.services.waits.register import register_wait
@@ -34,6 +35,7 @@ from vigil_core.services.webhooks.manage import check_wait_webhook
 
 class WaitRequestsContext(
     UsesJobs,
+    UsesLimits,
     UsesWaits,
     UsesListing,
     UsesWebhooks,
@@ -56,6 +58,7 @@ def post_wait(
     actor: str,
     poll_until: datetime,
     reserved_id: str | None = None,
+    slot: SlotRequest | None = None,
 ) -> WaitAnswer:
     """Register a wait, or continue the wait whose answer is posted back. Then wait until it is done.
 
@@ -75,16 +78,18 @@ def post_wait(
         if request.options.webhook is not None:
             check_wait_webhook(ctx, namespace, request.options.webhook, "/wait_options/notify/webhook")
         wait = register_wait(ctx, namespace, request, actor=actor, wait_id=reserved_id or ctx.new_id())
-    return wait_answer(ctx, _long_poll(ctx, wait, poll_until, request))
+    return wait_answer(ctx, _long_poll(ctx, wait, poll_until, request, slot))
 
 
-def show_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, poll_until: datetime) -> WaitAnswer:
+def show_wait(
+    ctx: WaitRequestsContext, namespace: str, wait_id: str, *, poll_until: datetime, slot: SlotRequest | None = None
+) -> WaitAnswer:
     """Return the wait once it is done, or at `poll_until`.
 
     Raises:
         WaitNotFound: The namespace has no wait with this id.
     """
-    return wait_answer(ctx, _long_poll(ctx, find_wait(ctx, namespace, wait_id), poll_until, None))
+    return wait_answer(ctx, _long_poll(ctx, find_wait(ctx, namespace, wait_id), poll_until, None, slot))
 
 
 def cancel_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, actor: str) -> WaitAnswer:
@@ -162,7 +167,9 @@ def _find_posted(ctx: WaitRequestsContext, namespace: str, request: WaitRequest)
     return ctx.waits.find(namespace, request.wait_id)
 
 
-def _long_poll(ctx: WaitRequestsContext, wait: Wait, until: datetime, request: WaitRequest | None) -> Wait:
+def _long_poll(
+    ctx: WaitRequestsContext, wait: Wait, until: datetime, request: WaitRequest | None, slot: SlotRequest | None
+) -> Wait:
     """Poll until the wait has ended, or until a client that requested progress can receive a new outcome."""
     return long_poll(
         ctx,
@@ -170,6 +177,7 @@ def _long_poll(ctx: WaitRequestsContext, wait: Wait, until: datetime, request: W
         is_done=lambda current: current.ended or _has_new_outcome(current, request),
         until=until,
         latest=wait,
+        slot=slot,
     )
 
 

@@ -21,9 +21,9 @@ from vigil_core.domain.workflows.graph import block_of
 from vigil_core.domain.workflows.planning import nodes_to_rerun
 from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
-from vigil_core.services.context import ChangesRuns
+from vigil_core.services.context import ChangesRuns, UsesLimits
 from vigil_core.services.jobs.transitions import change
-from vigil_core.services.long_poll import long_poll
+from vigil_core.services.long_poll import SlotRequest, long_poll
 from vigil_core.services.messages import SupervisorInput
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.services.verdict_log import log_transition
@@ -33,6 +33,10 @@ from vigil_core.store.workflows.run_rows import OperatorDecision
 
 class RunCommandsContext(ChangesRuns, Protocol):
     """The run and job stores, and the supervisors."""
+
+
+class LongPollRunContext(RunCommandsContext, UsesLimits, Protocol):
+    """The collaborators of the long poll on a run."""
 
 
 def find_run(ctx: RunCommandsContext, namespace: str, workflow_id: str) -> WorkflowRun:
@@ -61,12 +65,19 @@ def change_run(
 
 
 def long_poll_run(
-    ctx: RunCommandsContext, run: WorkflowRun, *, is_done: Callable[[WorkflowRun], bool], until: datetime
+    ctx: LongPollRunContext,
+    run: WorkflowRun,
+    *,
+    is_done: Callable[[WorkflowRun], bool],
+    until: datetime,
+    slot: SlotRequest | None = None,
 ) -> WorkflowRun:
     """Return the run as soon as `is_done` accepts it, or its current version at `until`."""
-    return long_poll(
-        ctx, lambda: find_run(ctx, run.namespace, run.workflow_id), is_done=is_done, until=until, latest=run
-    )
+
+    def poll() -> WorkflowRun:
+        return find_run(ctx, run.namespace, run.workflow_id)
+
+    return long_poll(ctx, poll, is_done=is_done, until=until, latest=run, slot=slot)
 
 
 def job_id_at(ctx: RunCommandsContext, run: WorkflowRun, index: int) -> str:

@@ -1,0 +1,254 @@
+"""The rows of limits: the settings of a namespace, and the slots of long polls.
+
+The counters are in `store/counters.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Self
+from zlib import crc32
+
+from vigil_core.domain.limits import (
+    LIMIT_NAMES,
+    LimitName,
+    NamespaceSettings,
+    NamespaceState,
+    max_long_polls,
+)
+from vigil_core.domain.timestamps import to_epoch_s
+from vigil_core.store import keys
+from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition
+
+SETTINGS_CACHE = timedelta(seconds=45)
+"""The age at which a process reads the settings of a namespace again. A suspension takes effect within 60 s."""
+SLOTS_PER_ROW = 32
+"""As many slots as fit into one write unit."""
+_SLOT_TTL = timedelta(days=1)
+_MAX_ROWS_TRIED = 3
+_MS_DIGITS = 13
+
+
+class NamespaceStore:
+    """The states and the overrides of namespaces. A process caches them for `SETTINGS_CACHE`."""
+
+    def __init__(self, table: Table, *, now: Callable[[], datetime], concurrency: int) -> None:
+        self._table = table
+        self._now = now
+        self._concurrency = concurrency
+        self._cache: dict[str, tuple[datetime, NamespaceSettings]] = {}
+
+    def settings(self, namespace: str) -> NamespaceSettings:
+        """Return the settings of a namespace, at most `SETTINGS_CACHE` old."""
+        cached = self._cache.get(namespace)
+        if cached is None or not cached[0] <= self._now() < cached[0] + SETTINGS_CACHE:
+            cached = self._now(), self.read(namespace)
+            self._cache[namespace] = cached
+        return cached[1]
+
+    def limit(self, namespace: str, name: LimitName) -> int:
+        """Return the value of a limit, at most `SETTINGS_CACHE` old."""
+        return self.settings(namespace).limit(name, self._concurrency)
+
+    def is_active(self, namespace: str) -> bool:
+        """Return whether a namespace works, as of at most `SETTINGS_CACHE` ago."""
+        return self.settings(namespace).active
+
+    def read(self, namespace: str) -> NamespaceSettings:
+        """Read the current settings of a namespace."""
+        key = keys.namespace(namespace)
+        row = self._table.batch_get([key], consistent=False).get(key)
+        return NamespaceSettings(namespace=namespace) if row is None else _settings(namespace, row)
+
+    def set_limit(self, namespace: str, name: LimitName, value: int | None) -> NamespaceSettings:
+        """Override a limit, or restore its default with None."""
+        attribute = f"limit_{name}"
+        change = "REMOVE #limit" if value is None else "SET #limit = :value"
+        return self._update(namespace, change, {"#limit": attribute}, {} if value is None else {":value": value})
+
+    def set_state(self, namespace: str, state: NamespaceState) -> NamespaceSettings:
+        """Store the state of a namespace."""
+        return self._update(namespace, "SET #state = :state", {"#state": "state"}, {":state": str(state)})
+
+    def remove(self, namespace: str) -> None:
+        """Remove the settings of a namespace: it is active, with the default limits."""
+        self._table.delete(Delete(key=keys.namespace(namespace)))
+        self._cache.pop(namespace, None)
+
+    def _update(
+        self, namespace: str, change: str, names: Mapping[str, str], values: Mapping[str, object]
+    ) -> NamespaceSettings:
+        head = "entity = :entity, schema_version = :one"
+        verb, _, rest = change.partition(" ")
+        expression = f"SET {head}, {rest}" if verb == "SET" else f"SET {head} {change}"
+        row = self._table.update(
+            Update(
+                key=keys.namespace(namespace),
+                expression=expression,
+                names=names,
+                values={":entity": "namespace", ":one": 1, **values},
+            )
+        )
+        self._cache.pop(namespace, None)
+        return _settings(namespace, row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongPollSlot:
+    """The right of one request to wait, until the time in `value`."""
+
+    key: keys.Key
+    attribute: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongPollStore:
+    """The slots of long polls. All namespaces share them, and each may have a part of them.
+
+    A row has up to 32 slots. The value of a slot is the end of its long poll, the hash of its namespace, and a nonce. A
+    slot whose end has passed is free, so a crashed process frees its slot by doing nothing.
+
+    The slots are spread over rows, and a namespace may have the same part of each row. So one row decides alone.
+    """
+
+    table: Table
+    concurrency: int
+    choose: Callable[[int], int] = field(default=random.randrange)
+    """Returns a random number from 0 up to its argument."""
+
+    def acquire(self, namespace: str, limit: int, *, until: datetime, now: datetime) -> LongPollSlot | None:
+        """Acquire a slot for a request, or return None if the namespace or the stack has no free one.
+
+        1. Read a row. If the namespace has its part of the slots, or no slot is free, there is no slot in this row.
+        2. Write a free slot, on the condition that it is still free.
+        3. If the row that the write returns shows more slots of the namespace than its part, a concurrent request has
+           passed step 1 as well: give the slot back.
+
+        Args:
+            namespace: The namespace of the request.
+            limit: The number of slots that the namespace may have in all rows.
+            until: The time at which the slot becomes free by itself.
+            now: The current time.
+        """
+        total = max_long_polls(self.concurrency)
+        rows = -(-total // SLOTS_PER_ROW)
+        share = -(-min(limit, total) // rows)
+        first = self.choose(rows)
+        for offset in range(min(rows, _MAX_ROWS_TRIED)):
+            row = (first + offset) % rows
+            slots = SLOTS_PER_ROW if row < rows - 1 else total - SLOTS_PER_ROW * (rows - 1)
+            slot = self._acquire_in(keys.long_poll_slots(row), slots, share, namespace, until, now)
+            if slot is not None:
+                return slot
+        return None
+
+    def release(self, slot: LongPollSlot) -> None:
+        """Free a slot, unless another request has acquired it after its end."""
+        unchanged = WriteCondition(expression="#slot = :value", values={":value": slot.value})
+        try:
+            self.table.update(
+                Update(key=slot.key, expression="REMOVE #slot", names={"#slot": slot.attribute}, condition=unchanged)
+            )
+        except ConditionFailed:
+            return
+
+    def used(self, namespace: str, now: datetime) -> int:
+        """Count the slots of a namespace."""
+        rows = -(-max_long_polls(self.concurrency) // SLOTS_PER_ROW)
+        found = self.table.batch_get([keys.long_poll_slots(row) for row in range(rows)])
+        return sum(_count(row, namespace, now) for row in found.values())
+
+    def _acquire_in(
+        self, key: keys.Key, slots: int, share: int, namespace: str, until: datetime, now: datetime
+    ) -> LongPollSlot | None:
+        row = self.table.get(key) or {}
+        for _ in range(2):
+            free = [name for name in map(_slot_name, range(slots)) if not _is_used(row.get(name), now)]
+            if not free or _count(row, namespace, now) >= share:
+                return None
+            name = free[self.choose(len(free))]
+            value = f"{_ms(until)}{_tag(namespace)}{self.choose(10_000):04}"
+            is_free = WriteCondition(
+                expression="attribute_not_exists(#slot) OR #slot < :now", values={":now": _ms(now)}
+            )
+            slot = LongPollSlot(key=key, attribute=name, value=value)
+            try:
+                row = self.table.update(
+                    Update(
+                        key=key,
+                        expression="SET #slot = :value, entity = :entity, schema_version = :one, #ttl = :ttl",
+                        names={"#slot": name, "#ttl": "ttl"},
+                        values={
+                            ":value": value,
+                            ":entity": "long_poll_slots",
+                            ":one": 1,
+                            ":ttl": to_epoch_s(until + _SLOT_TTL),
+                        },
+                        condition=is_free,
+                    )
+                )
+            except ConditionFailed as error:
+                row = error.old or {}
+                continue
+            if _count(row, namespace, now) <= share:
+                return slot
+            self.release(slot)
+            return None
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitStores:
+    """The rows of limits."""
+
+    namespaces: NamespaceStore
+    long_polls: LongPollStore
+
+    @classmethod
+    def over(cls, table: Table, *, now: Callable[[], datetime], concurrency: int) -> Self:
+        """Build the stores over a table.
+
+        Args:
+            table: The table.
+            now: Returns the current time.
+            concurrency: The concurrent executions of the stack.
+        """
+        return cls(
+            namespaces=NamespaceStore(table, now=now, concurrency=concurrency),
+            long_polls=LongPollStore(table=table, concurrency=concurrency),
+        )
+
+
+def _settings(namespace: str, row: Row) -> NamespaceSettings:
+    return NamespaceSettings(
+        namespace=namespace,
+        state=NamespaceState(row.get("state", NamespaceState.ACTIVE)),
+        overrides={name: row[f"limit_{name}"] for name in LIMIT_NAMES if f"limit_{name}" in row},
+    )
+
+
+def _slot_name(number: int) -> str:
+    return f"s{number}"
+
+
+def _is_used(value: str | None, now: datetime) -> bool:
+    return value is not None and value[:_MS_DIGITS] >= _ms(now)
+
+
+def _count(row: Row, namespace: str, now: datetime) -> int:
+    """Count the slots of a namespace in a row."""
+    tag = _tag(namespace)
+    values = (row.get(_slot_name(number)) for number in range(SLOTS_PER_ROW))
+    return sum(_is_used(value, now) and str(value)[_MS_DIGITS : _MS_DIGITS + len(tag)] == tag for value in values)
+
+
+def _ms(at: datetime) -> str:
+    return f"{int(at.timestamp() * 1000):0{_MS_DIGITS}}"
+
+
+def _tag(namespace: str) -> str:
+    return f"{crc32(namespace.encode()):08x}"
