@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 from uuid import uuid4
 
+from vigil import _forks as forks
 from vigil.client import Vigil
 from vigil.errors import VigilError
 from vigil.models import Json
@@ -41,10 +42,14 @@ _MIN_REQUEST_TIMEOUT_S = 5.0
 """The shortest timeout of a heartbeat or outcome, even for a short lease: an idle API takes seconds to answer."""
 
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 class ClaimedJob(JobHandle):
     """A claimed job, as its handler sees it. `document` is the whole answer of the claim."""
 
     log = LOG
+    max_heartbeat_interval_s = 5.0
 
     def __init__(self, client: Vigil, document: Json, lease_s: float) -> None:
         super().__init__(document, lease_s)
@@ -99,7 +104,13 @@ class ClaimedJob(JobHandle):
         if isinstance(outcome, Completed):
             return client.complete(self.job_id, outcome.result, lease_token=self._token)
         return client.fail(
-            self.job_id, outcome.code, outcome.message, retryable=outcome.retryable, lease_token=self._token
+            self.job_id,
+            outcome.code,
+            outcome.message,
+            exception_type=outcome.type,
+            traceback=outcome.traceback,
+            retryable=outcome.retryable,
+            lease_token=self._token,
         )
 
     def _send_report(
@@ -380,12 +391,12 @@ class Worker:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous_handlers = {
-            number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        previous_handlers = {number: signal.signal(number, lambda *_: self.stop()) for number in _STOP_SIGNALS}
+        forks.reset_in_children(_STOP_SIGNALS)
         try:
             yield
         finally:
+            forks.reset_in_children(())
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler or signal.SIG_DFL)
 

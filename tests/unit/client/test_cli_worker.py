@@ -19,8 +19,25 @@ from vigil.client import Vigil
 DEADLINE_S = 30
 
 TASKS = """
+import multiprocessing
 import time
 from pathlib import Path
+
+processes = multiprocessing.get_context("fork")
+
+def terminate(job):
+    child = processes.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join(10)
+    is_alive = child.is_alive()
+    child.kill()
+    return "alive" if is_alive else "ended"
+
+def pool(job):
+    with processes.Pool(2) as pool:
+        pool.map(abs, [-1, -2, -3])
+    return "ended"
 
 def work(job):
     if job.payload == "stay":
@@ -134,3 +151,12 @@ def test_unknown_task_function_prints_one_error_line(run: Run, tmp_path: Path, t
     said = run("worker", "run", "--queue", "q", task, code=2)
     assert says in said.stderr
     assert len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("task", ["terminate", "pool"])
+def test_child_processes_of_a_job_end_on_sigterm(client: Vigil, fake: FakeVigil, start: Start, task: str) -> None:
+    job_ids = [submit(client) for _ in range(8)]
+    worker = start(f"tasks:{task}", "--hold", "0")
+    assert [fake.ended(job_id)["result"] for job_id in job_ids] == ["ended"] * 8
+    worker.terminate()
+    assert worker.wait(DEADLINE_S) == 0

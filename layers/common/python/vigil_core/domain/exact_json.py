@@ -37,8 +37,15 @@ def loads(text: str | bytes) -> JsonValue:
 
 
 def dumps(value: object) -> str:
-    """Return compact JSON on one line, with the keys in their given order."""
-    return simplejson.dumps(value, use_decimal=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Return compact JSON on one line, with the keys in their given order.
+
+    Raises:
+        TypeError: The value contains an object that JSON has no form for, such as bytes.
+        ValueError: The value contains NaN or an infinity.
+    """
+    return simplejson.dumps(
+        value, use_decimal=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, encoding=None
+    )
 
 
 def canonical(value: object) -> str:
