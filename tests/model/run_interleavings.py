@@ -158,9 +158,9 @@ class InterleavedRun(SimulatedRun):
             if (name, moment) in self.decided:
                 continue
             action: Any = self.chance.choices(["retry", "skip", "abort"], [6, 8, 0 if kindly else 1])[0]
-            decide = partial(
-                runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, action, actor=KEY, comment=None
-            )
+            ctx = self.world.ctx
+            decide = partial(runs.put_decision, ctx, NAMESPACE, self.run_id, name, action)
+            decide = partial(decide, decision_id=ctx.new_id(), actor=KEY, comment=None)
             with suppress(InvalidTransition):
                 self.retry_after_crash(decide)
                 self.decided[name, moment] = action

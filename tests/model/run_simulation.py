@@ -172,7 +172,7 @@ class PlannedSimulation(SimulatedRun):
         decide = partial(
             runs.put_decision, self.world.ctx, NAMESPACE, self.run_id, name, self.pending_decisions[name].action
         )
-        self.retry_after_crash(partial(decide, actor=KEY, comment=None))
+        self.retry_after_crash(partial(decide, decision_id=self.world.ctx.new_id(), actor=KEY, comment=None))
 
     def _finish(self, name: str) -> None:
         _, job = self.work_in_progress.pop(name)

@@ -128,7 +128,7 @@ def test_ignored_failure_releases_dependents_of_another_block(world: RunWorld, m
         failure_policy="manual",
     )
     world.work({"a": Exception("NO")})
-    runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", actor=KEY, comment=None)
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "skip", decision_id="d1", actor=KEY, comment=None)
     world.run_until_idle()
     assert world.statuses(run)["after"] == "pending"
 
@@ -136,7 +136,7 @@ def test_ignored_failure_releases_dependents_of_another_block(world: RunWorld, m
 def test_abort_decision_survives_a_supervisor_crash(world: RunWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     run = world.run({"name": "a"}, {"name": "b", "queue": "other"}, failure_policy="manual")
     world.work({"a": Exception("NO")})
-    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", actor=KEY, comment=None)
+    runs.put_decision(world.ctx, NAMESPACE, run, "a", "abort", decision_id="d1", actor=KEY, comment=None)
 
     def raise_crash(*_: object) -> None:
         raise KeyboardInterrupt

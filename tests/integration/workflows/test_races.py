@@ -14,7 +14,7 @@ def test_failure_of_the_last_racer_requires_a_decision(world: RunWorld) -> None:
     run = world.run(*RACE, JOIN, failure_policy="manual")
     world.work({"a": Exception("NO"), "b": Exception("NO")})
     assert world.find_run(run).status == "paused"
-    runs.put_decision(world.ctx, NAMESPACE, run, "b", "skip", actor=KEY, comment=None)
+    runs.put_decision(world.ctx, NAMESPACE, run, "b", "skip", decision_id="d1", actor=KEY, comment=None)
     assert world.work() == ["join"]
     assert world.find_run(run).status == "completed"
 

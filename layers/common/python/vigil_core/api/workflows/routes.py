@@ -380,19 +380,41 @@ def retry_workflow(call: Call, workflow_id: str, body: RetryWorkflowBody) -> Rou
     "/v1/workflows/{workflow_id}/decisions",
     scope=Scope.SUBMIT,
     responses=_RUN_RESPONSES,
-    problems=(WorkflowNotFound, InvalidTransition),
+    problems=(WorkflowNotFound, InvalidTransition, IdempotencyKeyReused, IdempotencyInProgress),
 )
 def decide_workflow(call: Call, workflow_id: str, body: DecisionBody) -> RouteResponse:
     """Decide on a failed job of a run with the policy `manual`.
 
-    Each failed job needs a decision.
+    Each failed job needs one decision. The first one counts: every other is 409.
     """
-    run = commands.put_decision(
-        call.context, call.namespace, workflow_id, body.job, body.action, actor=call.actor, comment=body.note
+    ctx = call.context
+
+    def execute(reserved_id: str, resumed: bool) -> HttpResponse:
+        del resumed  # A repeated decision under the same id is idempotent.
+        run = commands.put_decision(
+            ctx,
+            call.namespace,
+            workflow_id,
+            body.job,
+            body.action,
+            decision_id=reserved_id,
+            actor=call.actor,
+            comment=body.note,
+        )
+        run = _long_poll(
+            call, run, DECISION_TIMEOUT_S, lambda current: not current.has_pending_decisions or current.ended
+        )
+        return 200, WorkflowRunSummary.from_run(run).to_json()
+
+    status, document = run_idempotent(
+        ctx,
+        call.namespace,
+        route=f"POST /v1/workflows/{workflow_id}/decisions",
+        key=call.request.idempotency_key,
+        request=body.model_dump(),
+        action=execute,
     )
-    return _run_response(
-        _long_poll(call, run, DECISION_TIMEOUT_S, lambda current: not current.has_pending_decisions or current.ended)
-    )
+    return RouteResponse(status=status, body=cast(dict[str, Any], document))
 
 
 def _parse_workflow(call: Call, body: Any, workflow_id: str) -> NewWorkflowRun:

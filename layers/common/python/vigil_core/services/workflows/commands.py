@@ -213,31 +213,63 @@ def put_decision(
     job: str,
     action: DecisionAction,
     *,
+    decision_id: str,
     actor: str,
     comment: str | None,
 ) -> WorkflowRun:
     """Store an operator's decision on a failed job.
 
-    The decision is stored first, then the run counts it as a signal. If the process crashes in between, the supervisor
-    finds the decision together with the next one.
+    1. The decision is put unless the failure already has one: of several operators, one succeeds.
+    2. The run counts the decision as a signal.
+    3. If the process crashes in between, the next decision on the job does step 2 for the stored one, also when it is
+       then refused.
+
+    Args:
+        ctx: The run store.
+        namespace: The namespace of the run.
+        workflow_id: The run.
+        job: The name of the failed job.
+        action: What the operator decides.
+        decision_id: The id of the decision. The same decision repeated under its id succeeds again.
+        actor: The operator.
+        comment: A note for the history.
 
     Raises:
         ValidationFailed: The run has no job of this name.
-        InvalidTransition: The job or the run awaits no decision.
+        InvalidTransition: The job or the run awaits no decision, or the failure already has one.
     """
     run = find_run(ctx, namespace, workflow_id)
     run_state = load_run_state(ctx, run)
     index = _index_of(run_state, job, "/job")
-    state_record = run_state.block(block_of(index)).records.get(index)
-    if state_record is None or state_record.state != "awaiting_decision" or run_state.lost_race(index):
+    record = run_state.block(block_of(index)).records.get(index)
+    if record is None or record.state != "awaiting_decision" or run_state.lost_race(index):
+        applied = ctx.runs.decision(run, index)
+        if applied is not None and applied.decision_id == decision_id:
+            return run
         raise InvalidTransition(f"Job {job} is {run_state.status(index)}: it awaits no decision")
-    decision = OperatorDecision(
-        index=index, state_version=state_record.state_version, action=action, actor=actor, at=ctx.now(), comment=comment
+    stored = ctx.runs.put_decision(
+        run,
+        OperatorDecision(
+            decision_id=decision_id,
+            index=index,
+            state_version=record.state_version,
+            action=action,
+            actor=actor,
+            at=ctx.now(),
+            comment=comment,
+        ),
     )
-    ctx.runs.put_decision(run, decision)
-    return change_run(
-        ctx, namespace, workflow_id, lambda current: workflows.decide(current, job, action, now=ctx.now(), actor=actor)
-    )
+    is_ours = stored.decision_id == decision_id
+    if is_ours or not run.has_pending_decisions:
+        run = change_run(
+            ctx,
+            namespace,
+            workflow_id,
+            lambda current: workflows.decide(current, job, stored.action, now=ctx.now(), actor=stored.actor),
+        )
+    if not is_ours:
+        raise InvalidTransition(f"Job {job} already has a decision: {stored.action}")
+    return run
 
 
 def _index_of(run_state: RunState, job: str, pointer: str) -> int:

@@ -38,6 +38,7 @@ class SupervisorToken:
 class OperatorDecision:
     """An operator's choice for a failed job. It is valid for one state version of the job."""
 
+    decision_id: str
     index: int
     state_version: int
     action: DecisionAction
@@ -270,6 +271,7 @@ def prepared_count(numbers: Iterable[int], generation: int) -> int:
 def decision_to_attributes(decision: OperatorDecision) -> Row:
     """Convert a decision to the attributes of its row. The key holds the job's index."""
     return {
+        "decision_id": decision.decision_id,
         "state_version": decision.state_version,
         "action": decision.action,
         "actor": decision.actor,
@@ -281,6 +283,7 @@ def decision_to_attributes(decision: OperatorDecision) -> Row:
 def decision_from_row(row: Row) -> OperatorDecision:
     """Convert a row to an operator's decision."""
     return OperatorDecision(
+        decision_id=row.get("decision_id", ""),
         index=int(row["sk"].removeprefix(keys.DECISIONS)),
         state_version=row["state_version"],
         action=row["action"],

@@ -381,10 +381,30 @@ class RunStore:
 
     # Operators' decisions
 
-    def put_decision(self, run: WorkflowRun, decision: OperatorDecision) -> None:
-        """Store a decision, before the run counts it as a signal. A later decision on the same job replaces it."""
+    def put_decision(self, run: WorkflowRun, decision: OperatorDecision) -> OperatorDecision:
+        """Store a decision unless the failure has one, before the run counts it as a signal.
+
+        A decision on an earlier failure of the same job is replaced.
+
+        Returns:
+            The decision that is stored now: this one, or the earlier one on the same failure.
+        """
         key = keys.decision(run.namespace, run.workflow_id, decision.index)
-        self._table.put(Put(row={**self._head(key, "decision"), **decision_to_attributes(decision)}))
+        is_first = WriteCondition(
+            expression=f"{ABSENT.expression} OR state_version < :state_version",
+            values={":state_version": decision.state_version},
+        )
+        row = {**self._head(key, "decision"), **decision_to_attributes(decision)}
+        try:
+            self._table.put(Put(row=row, condition=is_first))
+        except ConditionFailed:
+            return self.decision(run, decision.index) or decision
+        return decision
+
+    def decision(self, run: WorkflowRun, index: int) -> OperatorDecision | None:
+        """Return the last decision on a job of a run, whether the supervisor has applied it or not."""
+        row = self._table.get(keys.decision(run.namespace, run.workflow_id, index))
+        return None if row is None else decision_from_row(row)
 
     def decisions(self, run: WorkflowRun) -> list[OperatorDecision]:
         """Return all decisions of a run, including those that the supervisor has applied."""
