@@ -379,7 +379,11 @@ class Vigil:
 
     def decide(self, workflow_id: str, job: str, action: Decision, note: str | None = None) -> Json:
         """Decide on a failed job, by its name, that has paused a run of failure policy `manual`. Return the run."""
-        return self._transition_run(workflow_id, "decisions", {"job": job, "action": action, "note": note})
+        body = _without_none({"job": job, "action": action, "note": note})
+        # The key makes the repetition after a lost answer return the first answer, not a refusal.
+        return self._transport.call(
+            "POST", _workflow_path(workflow_id, "decisions"), body, headers=_idempotency_headers(str(uuid4()))
+        )
 
     def await_workflow(self, workflow_id: str, timeout: float | timedelta, poll_interval: float = 0.1) -> Json | None:
         """Wait for a run to end and return it, or return its state at the timeout.
@@ -505,14 +509,34 @@ class Vigil:
         )
 
     def fail(
-        self, job_id: str, code: str, message: str, *, retryable: bool = True, lease_token: str | None = None
+        self,
+        job_id: str,
+        code: str,
+        message: str,
+        *,
+        exception_type: str | None = None,
+        traceback: str | None = None,
+        retryable: bool = True,
+        lease_token: str | None = None,
     ) -> Json:
-        """Fail an attempt and return the job. With `retryable`, the retry policy of the job applies."""
-        error = {"code": code, "message": message}
+        """Fail an attempt and return the job. With `retryable`, the retry policy of the job applies.
+
+        Args:
+            job_id: The job.
+            code: The error code for programs.
+            message: The message for people, at most 1,024 characters.
+            exception_type: The full name of the exception.
+            traceback: The last lines of the traceback, at most 1,024 characters.
+            retryable: Whether another attempt may follow.
+            lease_token: The token of the claim.
+        """
+        error = _without_none({"code": code, "message": message, "type": exception_type, "traceback": traceback})
         body = {"error": error, "retryable": retryable, "lease_token": lease_token}
-        return self._transition_job(
-            job_id, "fail", body, was_done=lambda job: job["status"] != "running" and job["error"] == error
-        )
+
+        def was_done(job: Json) -> bool:
+            return job["status"] != "running" and error.items() <= (job["error"] or {}).items()
+
+        return self._transition_job(job_id, "fail", body, was_done=was_done)
 
     def release(self, job_id: str, *, lease_token: str) -> Json:
         """Release a claimed job and return it. The job becomes pending again and the attempt does not count."""

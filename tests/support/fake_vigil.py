@@ -42,8 +42,13 @@ class Job:
     token: str | None = None
     lease_s: float = 0
     ends_at: float = 0
+    lease_text: str = ""
     worker: str | None = None
     used: bool = False
+
+    def extend_lease(self, lease_s: float) -> None:
+        self.ends_at = time.monotonic() + lease_s
+        self.lease_text = f"{_now()} + {self.ends_at}"
 
 
 @dataclass
@@ -361,16 +366,17 @@ class FakeVigil:
     def _claim(self, queue: str, body: Any, poll_s: int) -> list[dict[str, Any]]:
         if body["claim_id"] not in self._claims:
             self._long_poll(lambda: self._ready(queue), poll_s)
-            granted = self._ready(queue)[: body["max"]]
-            for job in granted:
+            ready = self._ready(queue)[: body["max"]]
+            for job in ready:
                 job.token, job.lease_s, job.worker = str(uuid4()), body["lease"], body.get("worker")
-                job.ends_at = time.monotonic() + job.lease_s
+                job.extend_lease(job.lease_s)
                 job.shown.update(status="running", started_at=_now())
-            self._claims[body["claim_id"]] = [(job.shown["job_id"], job.token or "") for job in granted]
+            self._claims[body["claim_id"]] = [(job.shown["job_id"], job.token or "") for job in ready]
             self.most_leased = max(self.most_leased, sum(job.token is not None for job in self.jobs.values()))
+        granted = [(self.jobs[job_id], token) for job_id, token in self._claims[body["claim_id"]]]
         return [
-            {**self.jobs[job_id].shown, "lease_token": token, "lease_expires_at": _now(), "dependencies": {}}
-            for job_id, token in self._claims[body["claim_id"]]
+            {**job.shown, "lease_token": token, "lease_expires_at": job.lease_text, "dependencies": {}}
+            for job, token in granted
         ]
 
     def _ready(self, queue: str) -> list[Job]:
@@ -400,13 +406,14 @@ class FakeVigil:
         if body.get("first") and job.used:
             raise Problem(409, "LEASE_LOST", "the lease was used before")
         job.used = True
-        job.ends_at = time.monotonic() + body.get("lease", job.lease_s)
+        if body.keys() - {"lease_token"} or job.ends_at - time.monotonic() <= job.lease_s / 2:
+            job.extend_lease(body.get("lease", job.lease_s))
         job.shown |= {name: body[name] for name in ("progress", "message") if name in body}
         return {
             "job_id": job.shown["job_id"],
             "status": "running",
             "cancel_requested": job.shown["cancel_requested"],
-            "lease_expires_at": _now(),
+            "lease_expires_at": job.lease_text,
         }
 
     def _complete(self, job: Job, body: Any) -> dict[str, Any]:

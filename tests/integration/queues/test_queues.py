@@ -300,13 +300,26 @@ class TestLeases:
         assert stored(world, job_id).progress == 0
         assert claim(world)[0].job_id == job_id
 
+    def test_heartbeat_without_content_writes_nothing_in_the_first_half_of_the_lease(self, world: World) -> None:
+        job_id, token = claimed_job(world)
+        claimed = stored(world, job_id)
+        for seconds in (10, 19):
+            world.pass_time(seconds)
+            heartbeat(world, job_id, token)
+            assert stored(world, job_id) == claimed
+        world.pass_time(1)
+        extended = heartbeat(world, job_id, token)
+        assert stored(world, job_id).lease == extended.lease
+        assert extended.lease
+        assert extended.lease.expires_at == world.time + timedelta(seconds=60)
+
     def test_late_heartbeat_does_not_change_the_lease_of_the_next_worker(self, world: World) -> None:
         job_id, token = claimed_job(world)
         late = stored(world, job_id)
         job_transitions.release(world.ctx, NAMESPACE, job_id, actor=KEY, lease_token=token)
         (job,) = claim(world, worker="next", lease_s=600)
         assert job.lease
-        world.ctx.jobs.save(late, transitions.heartbeat(late, now=world.time, lease_token=token))
+        world.ctx.jobs.save(late, transitions.heartbeat(late, now=world.time, lease_token=token, message="late"))
         now = stored(world, job_id)
         assert now.lease
         assert now.lease.expires_at == job.lease.expires_at

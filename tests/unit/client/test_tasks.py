@@ -93,9 +93,8 @@ def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVig
     event = new_event(client, payload={})
     run(lambda job: job.payload["nothing"], event)
     error = fake.job(event["job_id"])["error"]
-    assert error["code"] == "KeyError"
-    assert error["message"].splitlines()[0] == "'nothing'"
-    assert error["message"].splitlines()[-1] == "KeyError: 'nothing'"
+    assert (error["code"], error["type"], error["message"]) == ("KeyError", "builtins.KeyError", "'nothing'")
+    assert error["traceback"].splitlines()[-1] == "KeyError: 'nothing'"
     assert fake.requests_to("POST", f"/v1/jobs/{event['job_id']}/fail")[0].body["retryable"] is True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -77,12 +78,11 @@ def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVig
     job_id = submit(client, payload={})
     with working(client, handle):
         error = fake.ended(job_id)["error"]
-    assert error["code"] == "KeyError"
-    said, *trace = error["message"].splitlines()
-    assert said == "'nothing'"
+    assert (error["code"], error["type"], error["message"]) == ("KeyError", "builtins.KeyError", "'nothing'")
+    trace = error["traceback"].splitlines()
     assert trace[0] == "Traceback (most recent call last):"
-    assert trace[-1] == "KeyError: 'nothing'"
     assert "in handle" in trace[1]
+    assert trace[-1] == "KeyError: 'nothing'"
     assert fake.requests_to("POST", f"/v1/jobs/{job_id}/fail")[0].body["retryable"] is True
 
 
@@ -95,10 +95,11 @@ def test_any_exception_message_is_reported_within_limits(client: Vigil, fake: Fa
 
     job_id = submit(client)
     with working(client, handle):
-        message = fake.ended(job_id)["error"]["message"]
-    assert 0 < len(message) <= 1024
-    assert "\x00" not in message
-    message.encode()
+        error = fake.ended(job_id)["error"]
+    for text in (error["message"], error["traceback"]):
+        assert 0 < len(text) <= 1024
+        assert "\x00" not in text
+        text.encode()
 
 
 def test_exception_without_usable_text_is_reported_by_its_type(client: Vigil, fake: FakeVigil) -> None:
@@ -115,7 +116,9 @@ def test_exception_without_usable_text_is_reported_by_its_type(client: Vigil, fa
 
 
 @pytest.mark.parametrize(
-    "result", [object(), {1, 2}, float("nan"), "\ud800"], ids=["object", "set", "nan", "lone surrogate"]
+    "result",
+    [object(), {1, 2}, b"text", {"rows": [b"\xff"]}, bytearray(b"text"), float("nan"), "\ud800"],
+    ids=["object", "set", "bytes", "nested bytes", "bytearray", "nan", "lone surrogate"],
 )
 def test_result_that_is_not_json_fails_the_job(client: Vigil, fake: FakeVigil, result: object) -> None:
     job_id = submit(client)
@@ -505,3 +508,50 @@ def test_jobs_claimed_after_the_stop_are_released(client: Vigil, fake: FakeVigil
 def test_concurrency_of_zero_is_refused(client: Vigil) -> None:
     with pytest.raises(ValueError, match="concurrency"):
         Worker(client, "q", lambda _: None, concurrency=0)
+
+
+def test_coroutine_function_runs_as_a_coroutine(client: Vigil, fake: FakeVigil) -> None:
+    async def handle(job: ClaimedJob) -> object:
+        await asyncio.sleep(0)
+        if job.payload == "fail":
+            raise Permanent("as planned")
+        return {"payload": job.payload}
+
+    job_ids = [submit(client, payload=payload) for payload in ("fail", "succeed")]
+    with working(client, handle, concurrency=2):
+        failed, completed = (fake.ended(job_id) for job_id in job_ids)
+    assert (failed["status"], failed["error"]["message"]) == ("failed", "as planned")
+    assert (completed["status"], completed["result"]) == ("completed", {"payload": "succeed"})
+
+
+def test_handler_sees_a_cancel_within_seven_seconds_under_a_long_lease(client: Vigil, fake: FakeVigil) -> None:
+    seen_after: list[float] = []
+
+    def handle(job: ClaimedJob) -> None:
+        client.cancel(job.job_id)
+        requested_at = time.monotonic()
+        set_(job.cancel_requested)
+        seen_after.append(time.monotonic() - requested_at)
+
+    job_id = submit(client)
+    with working(client, handle, lease=3600):
+        fake.ended(job_id)
+    assert seen_after[0] < 7
+
+
+def test_frequent_heartbeats_extend_the_lease_only_in_its_second_half(
+    client: Vigil, fake: FakeVigil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClaimedJob, "max_heartbeat_interval_s", 0.1)
+    leases: list[str] = []
+
+    def handle(job: ClaimedJob) -> None:
+        path = f"/v1/jobs/{job.job_id}/heartbeat"
+        while len(fake.requests_to("POST", path)) < 12:
+            leases.append(fake.jobs[job.job_id].lease_text)
+            time.sleep(0.02)
+
+    job_id = submit(client)
+    with working(client, handle, lease=1):
+        assert fake.ended(job_id)["status"] == "completed"
+    assert 2 <= len(set(leases)) <= 4

@@ -11,13 +11,13 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
 
 from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.text_limits import format_exception, sanitize, truncate_message
+from vigil_core.domain.text_limits import exception_message, exception_type, last_lines, sanitize, truncate_message
 from vigil_tasks.errors import ApiError, Cancelled, Permanent
 
 MAX_CODE_CHARS = 128
@@ -40,6 +40,13 @@ class Failed:
     code: str
     message: str
     retryable: bool
+    type: str | None = None
+    traceback: str | None = None
+
+    def to_error(self) -> dict[str, str]:
+        """Return the error of the report, without the members that are unknown."""
+        error = {"code": self.code, "message": self.message, "type": self.type, "traceback": self.traceback}
+        return {name: text for name, text in error.items() if text is not None}
 
 
 Outcome: TypeAlias = Completed | Failed
@@ -56,6 +63,8 @@ class JobHandle(ABC):
     """
 
     log: ClassVar[logging.Logger]
+    max_heartbeat_interval_s: ClassVar[float] = math.inf
+    """The longest time between two heartbeats, however long the lease is: each one asks for a cancel request."""
 
     def __init__(self, document: Mapping[str, Any], lease_s: float) -> None:
         self.job_id: str = document["job_id"]
@@ -69,6 +78,7 @@ class JobHandle(ABC):
         self.lost = threading.Event()
         self._token: str = document["lease_token"]
         self._lease_s = lease_s
+        self._lease_expires_at: str | None = document.get("lease_expires_at")
         # Monotonic time of this machine: the system clocks of this machine and of Vigil may differ.
         self._lease_renewed_at = time.monotonic()
         self._deadline = math.inf
@@ -149,9 +159,14 @@ class JobHandle(ABC):
     # Running the handler
 
     def _run_handler(self, handler: Callable[[Self], Any]) -> Outcome:
-        """Run the handler and return its outcome. A result that is not JSON is a failure of the handler."""
+        """Run the handler and return its outcome. A result that is not JSON is a failure of the handler.
+
+        A coroutine runs in an event loop of its own, in the thread of the handler.
+        """
         try:
             result = handler(self)
+            if isinstance(result, Coroutine):
+                result = _run_coroutine(result)
             dumps(result).encode()
         except BaseException as error:
             first_frame = error.__traceback__  # This method's own; the report starts with the handler's.
@@ -160,7 +175,13 @@ class JobHandle(ABC):
             )
             self.log.warning("job %s failed\n%s", self.job_id, trace.rstrip())
             code = "CANCELLED" if isinstance(error, Cancelled) else type(error).__name__[:MAX_CODE_CHARS]
-            return Failed(code, format_exception(error, trace), retryable=not isinstance(error, Permanent))
+            return Failed(
+                code,
+                exception_message(error),
+                retryable=not isinstance(error, Permanent),
+                type=exception_type(error),
+                traceback=last_lines(trace),
+            )
         return Completed(result)
 
     @contextmanager
@@ -175,10 +196,10 @@ class JobHandle(ABC):
             thread.join()
 
     def _heartbeat_loop(self) -> None:
-        """Send a heartbeat every third of the lease, and sooner if there is progress or if the last one failed."""
-        interval_s = self._lease_s / 3
+        """Send a heartbeat every third of the lease or more often, and at once after progress or a failed heartbeat."""
+        interval_s = min(self._lease_s / 3, self.max_heartbeat_interval_s)
         min_interval_s = min(PROGRESS_INTERVAL_S, interval_s / 2)
-        next_heartbeat_at = self._lease_renewed_at + interval_s
+        next_heartbeat_at = time.monotonic() + interval_s
         while True:
             self._has_progress.wait(max(0.0, min(next_heartbeat_at, self._deadline) - time.monotonic()))
             with self._report_lock:
@@ -209,7 +230,9 @@ class JobHandle(ABC):
                 with self._progress_lock:
                     self._unsent_progress = progress | self._unsent_progress
             return False
-        self._lease_renewed_at = sent_at
+        if answer.get("lease_expires_at") != self._lease_expires_at:  # Early heartbeats extend no lease.
+            self._lease_expires_at = answer.get("lease_expires_at")
+            self._lease_renewed_at = sent_at
         self._note_cancel_request(answer)
         return True
 
@@ -238,3 +261,12 @@ class JobHandle(ABC):
     def _raise_if_lost(self) -> None:
         if self.lost.is_set():
             raise Cancelled(f"The lease of job {self.job_id} is lost")
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio  # Only a handler that is a coroutine function pays for this import.
+
+    async def run() -> Any:
+        return await coroutine
+
+    return asyncio.run(run())

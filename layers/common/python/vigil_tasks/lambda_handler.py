@@ -95,8 +95,7 @@ class Task(JobHandle):
     def _send_outcome(self, outcome: Outcome) -> Any:
         if isinstance(outcome, Completed):
             return self._request("POST", "/complete", {"result": outcome.result})
-        error = {"code": outcome.code, "message": outcome.message}
-        return self._request("POST", "/fail", {"error": error, "retryable": outcome.retryable})
+        return self._request("POST", "/fail", {"error": outcome.to_error(), "retryable": outcome.retryable})
 
     def _send_report(
         self,

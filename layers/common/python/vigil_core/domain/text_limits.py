@@ -17,17 +17,23 @@ def truncate_message(text: str) -> str:
     return sanitized if len(sanitized) <= MAX_MESSAGE_CHARS else sanitized[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
-def format_exception(error: BaseException, trace: str) -> str:
-    """Return the text of an exception, and as many of the last lines of its traceback as fit."""
+def exception_message(error: BaseException) -> str:
+    """Return the text of an exception, or the name of its type if it has none."""
     try:
-        summary = truncate_message(str(error) or type(error).__name__)
+        return truncate_message(str(error) or type(error).__name__)
     except Exception:  # The `__str__` of an exception can fail, too.
-        summary = type(error).__name__
-    message = summary
-    tail = ""
-    for line in reversed(trace.rstrip().splitlines()):
-        tail = f"{line}\n{tail}" if tail else line
-        if len(summary) + 1 + len(tail) > MAX_MESSAGE_CHARS:
-            break
-        message = f"{summary}\n{tail}"
-    return message
+        return type(error).__name__
+
+
+def exception_type(error: BaseException) -> str:
+    """Return the full name of an exception's type, such as `json.decoder.JSONDecodeError`."""
+    return truncate_message(f"{type(error).__module__}.{type(error).__qualname__}")
+
+
+def last_lines(text: str) -> str:
+    """Return the last lines of a text that fit into a message, or the end of the last line."""
+    lines = sanitize(text).rstrip().splitlines()
+    tail = lines.pop()[-MAX_MESSAGE_CHARS:] if lines else ""
+    while lines and len(lines[-1]) + 1 + len(tail) <= MAX_MESSAGE_CHARS:
+        tail = f"{lines.pop()}\n{tail}"
+    return tail

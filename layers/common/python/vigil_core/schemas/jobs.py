@@ -221,6 +221,8 @@ class JobErrorBody(RequestModel):
 
     code: Name = Field(examples=["OUT_OF_DISK"])
     message: Text
+    type: Text | None = Field(default=None, description="Full name of the exception", examples=["builtins.OSError"])
+    traceback: Text | None = Field(default=None, description="Last lines of the traceback")
 
 
 class FailureBody(RequestModel):

@@ -12,7 +12,7 @@ from vigil_core.api.problems import Problem
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs.conditions import DependencyResult
 from vigil_core.domain.jobs.dependencies import DependencyStatus
-from vigil_core.domain.jobs.job import Job, JobLogEntry, JobLogKind, Priority
+from vigil_core.domain.jobs.job import Job, JobError, JobLogEntry, JobLogKind, Priority
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.jobs.trigger_rules import TriggerRule, Verdict
 from vigil_core.domain.timestamps import to_text
@@ -64,11 +64,25 @@ class VerdictView(ResponseModel):
         return cls(rule=verdict.rule, inputs=dict(verdict.inputs), reason=verdict.reason)
 
 
-class JobErrorView(ResponseModel):
-    """The reason of a failure."""
+class ErrorView(ResponseModel):
+    """The reason why a run failed or a creation was refused."""
 
     code: str
     message: str
+
+
+class JobErrorView(ErrorView):
+    """The reason of a failed attempt, with the exception of its worker if the worker reported one."""
+
+    type: str | None = Field(description="Full name of the exception")
+    traceback: str | None = Field(description="Last lines of the traceback")
+
+    @classmethod
+    def from_domain(cls, error: JobError | None) -> JobErrorView | None:
+        """Return the reason of the failure, if there is one."""
+        if error is None:
+            return None
+        return cls(code=error.code, message=error.message, type=error.type, traceback=error.traceback)
 
 
 class JobSummary(ResponseModel):
@@ -223,7 +237,7 @@ class JobResult(ResponseModel):
     @classmethod
     def from_job(cls, job: Job, payloads: JobPayloads) -> JobResult:
         """Return the result or the error."""
-        error = job.error and JobErrorView(code=job.error.code, message=job.error.message)
+        error = JobErrorView.from_domain(job.error)
         result_members = {
             name: value for name, value in _payload_members(payloads).items() if name.startswith("result")
         }
@@ -336,7 +350,7 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "milestones": list(job.milestones),
         "fields": dict(job.fields),
         "tags": list(job.tags),
-        "error": None if job.error is None else JobErrorView(code=job.error.code, message=job.error.message),
+        "error": JobErrorView.from_domain(job.error),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "depends_on": list(job.workflow.upstream_names) if job.workflow.in_run else _dependency_ids(job),

@@ -388,7 +388,7 @@ def fail_job(call: Call, job_id: str, body: FailureBody) -> RouteResponse:
         call.context,
         call.namespace,
         job_id,
-        JobError(code=body.error.code, message=body.error.message),
+        JobError(**body.error.model_dump()),
         actor=call.actor,
         retryable=body.retryable is not False,
         lease_token=body.lease_token,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from vigil_core.api.jobs.models import JobErrorView
+from vigil_core.api.jobs.models import ErrorView
 from vigil_core.api.jobs.new_job import build_new_job
 from vigil_core.api.workflows.models import FindTypes, parse_workflow
 from vigil_core.domain.errors import ValidationFailed
@@ -40,7 +40,7 @@ class ScheduleFireView(ResponseModel):
     outcome: FireOutcome
     job_id: str | None
     workflow_id: str | None
-    error: JobErrorView | None
+    error: ErrorView | None
 
 
 class ScheduleView(ResponseModel):
@@ -82,7 +82,7 @@ class ScheduleView(ResponseModel):
                 outcome=fire.outcome,
                 job_id=fire.created_id if schedule.action == "job" else None,
                 workflow_id=fire.created_id if schedule.action == "workflow" else None,
-                error=fire.error and JobErrorView(code=fire.error.code, message=fire.error.message),
+                error=fire.error and ErrorView(code=fire.error.code, message=fire.error.message),
             ),
             created_at=to_text(schedule.created_at),
             updated_at=to_text(schedule.updated_at),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from vigil_core.api.jobs.models import JobErrorView, JobSummary
+from vigil_core.api.jobs.models import ErrorView, JobSummary
 from vigil_core.api.jobs.new_job import build_new_job
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
 from vigil_core.domain.exact_json import JsonValue
@@ -95,7 +95,7 @@ class WorkflowRunSummary(ResponseModel):
     health_check_interval: int | None
     total: int = Field(description="Number of jobs")
     generation: int = Field(description="1, and one more for each retry of the run")
-    error: JobErrorView | None
+    error: ErrorView | None
     cancel_requested: bool
     trace_id: str | None
     correlation_id: str | None
@@ -355,7 +355,7 @@ def _summary_members(run: WorkflowRun) -> dict[str, Any]:
         "health_check_interval": run.health_check_interval_s,
         "total": run.total,
         "generation": run.generation,
-        "error": run.error and JobErrorView(code=run.error.code, message=run.error.message),
+        "error": run.error and ErrorView(code=run.error.code, message=run.error.message),
         "cancel_requested": run.cancel_requested_by is not None,
         "trace_id": run.trace_id,
         "correlation_id": run.correlation_id,

@@ -75,6 +75,10 @@ class JobError:
 
     code: str
     message: str
+    type: str | None = None
+    """The full name of the exception, as the language of the worker writes it."""
+    traceback: str | None = None
+    """The last lines of the traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -305,7 +305,8 @@ def heartbeat(
 ) -> Job:
     """Record a heartbeat, with progress and message if given. It makes no version, so waits do not see it.
 
-    A heartbeat extends the lease by its duration, or by `length_s`, from now, but not beyond the cancel deadline.
+    A heartbeat extends the lease by its duration, or by `length_s`, from now, but not beyond the cancel deadline. A
+    heartbeat without content changes nothing in the first half of the lease.
 
     Args:
         job: The running job.
@@ -326,6 +327,9 @@ def heartbeat(
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only a running job accepts heartbeats")
     if first and job.lease is not None and job.lease.used:
         raise LeaseLost(f"The lease on job {job.job_id} was used before: another process runs the job")
+    has_content = first or not (length_s is progress is message is None)
+    if job.lease is not None and job.lease.is_in_first_half(now) and not has_content:
+        return job
     return replace(
         job,
         progress=job.progress if progress is None else max(job.progress, progress),

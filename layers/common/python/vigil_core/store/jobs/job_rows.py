@@ -157,7 +157,7 @@ def _progress_to_row(job: Job) -> Row:
         "message": job.message,
         "milestones": list(job.milestones) or None,
         "fields": dumps(job.fields) if job.fields else None,
-        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
+        "error": None if job.error is None else _error_attributes(job.error),
         "attempt": _unless_default(1, job.attempt),
         "max_attempts": _unless_default(1, job.max_attempts),
         "lease": job.lease and _lease_to_row(job.lease),
@@ -171,6 +171,11 @@ def _progress_to_row(job: Job) -> Row:
         "live_version": _unless_default(0, job.live_version),
         "log": log_to_text(job.log, job.created_at),
     }
+
+
+def _error_attributes(error: JobError) -> Row:
+    attributes = {"code": error.code, "message": error.message, "type": error.type, "traceback": error.traceback}
+    return {name: text for name, text in attributes.items() if text is not None}
 
 
 def _timeouts_to_row(timeouts: Timeouts) -> Row:
