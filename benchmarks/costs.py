@@ -158,7 +158,7 @@ def wait_life(harness: Harness) -> WaitLife:
 
 
 def worker_life(harness: Harness) -> Mapping[str, Bill]:
-    """Return the costs by step of a job that a worker claims, sends one heartbeat for, and completes."""
+    """Return the costs by step of a job that a worker claims, sends one heartbeat with progress for, and completes."""
     by_step: dict[str, Bill] = {}
     lease: dict[str, Any] = {}
 
@@ -173,7 +173,7 @@ def worker_life(harness: Harness) -> Mapping[str, Bill]:
     steps: Mapping[str, Callable[[], object]] = {
         "create": lambda: create(harness, WORKER_JOB),
         "claim": claim,
-        "heartbeat": lambda: report("heartbeat", {}),
+        "heartbeat": lambda: report("heartbeat", {"progress": 0.5}),
         "complete": lambda: report("complete", RESULT),
     }
     for name, step in steps.items():

@@ -113,9 +113,10 @@ def test_history_longer_than_the_state_row_is_in_order(client: Client) -> None:
 def test_failed_job_shows_its_error_and_can_be_retried(client: Client) -> None:
     job = client.running()
     path = f"/v1/jobs/{job['job_id']}"
-    failed = client.post(f"{path}/fail", {"error": {"code": "E", "message": "m"}, "retryable": False}).ok()
+    error = {"code": "E", "message": "m", "type": "java.io.IOException", "traceback": "at Main.java:1"}
+    failed = client.post(f"{path}/fail", {"error": error, "retryable": False}).ok()
     assert (failed["status"], failed["job_stage"], failed["job_health"]) == ("failed", "incomplete", "failed")
-    assert client.get(f"{path}/result").ok()["error"] == {"code": "E", "message": "m"}
+    assert client.get(f"{path}/result").ok()["error"] == error
     retried = client.post(f"{path}/retry").ok()
     assert (retried["status"], retried["attempt"], retried["error"]) == ("pending", 2, None)
     client.post(f"{path}/retry").problem(409, "INVALID_TRANSITION")
