@@ -221,8 +221,8 @@ def _worker_job(results: Json) -> Section:
         columns=["", *_COST_COLUMNS],
         rows=rows,
         notes=[
-            "The job is created with a payload, claimed by a worker, kept by one heartbeat with progress and completed with a "
-            "result. The figures include the stream's work, except in the last two rows."
+            "The job is created with a payload, claimed by a worker, kept by one heartbeat with progress and completed "
+            "with a result. The figures include the stream's work, except in the last two rows."
         ],
     )
 

@@ -327,7 +327,7 @@ def heartbeat(
         raise InvalidTransition(f"Job {job.job_id} is {job.status}: only a running job accepts heartbeats")
     if first and job.lease is not None and job.lease.used:
         raise LeaseLost(f"The lease on job {job.job_id} was used before: another process runs the job")
-    has_content = first or not (length_s is progress is message is None)
+    has_content = first or (length_s, progress, message) != (None, None, None)
     if job.lease is not None and job.lease.is_in_first_half(now) and not has_content:
         return job
     return replace(
