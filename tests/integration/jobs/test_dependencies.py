@@ -13,7 +13,13 @@ import uuid6
 
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.errors import MissingDependency
-from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
+from vigil_core.domain.jobs.conditions import (
+    ConditionError,
+    DependencyResult,
+    check_expression,
+    evaluate,
+    evaluate_expression,
+)
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.trigger_rules import DependencyCounts, evaluate_rule
 from vigil_core.services.background import matcher
@@ -143,6 +149,46 @@ def test_condition_with_exponential_work_fails_at_once(condition: str) -> None:
     inputs = [DependencyResult(name="x", status="completed", health=None, result='{"a": [1], "b": [1]}')]
     with pytest.raises(ConditionError, match=r"it exceeds the limit expression_(values|chars|steps)"):
         evaluate(condition, inputs)
+
+
+@pytest.mark.parametrize(
+    "literal", ['"\\ud800"', '["\\udfff"]', '{"\\ud800": 1}', "1e999", "-1e999", "[[1e400]]", "9" * 4301]
+)
+def test_expression_with_a_refused_literal_is_refused(literal: str) -> None:
+    for template in ("`{}`", "abs(`{}`)", "[a, b[?x == `{}`]] | [0]"):
+        with pytest.raises(ConditionError):
+            check_expression(template.format(literal)[:1024] if len(literal) < 100 else f"`{literal}`")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["&a", "[&a]", "{x: &a}", "n", "[n]", "sum(`[1e308, 1e308]`)", "sum(l)", "avg(`[1e308, 1e308]`)", "max([n, `1`])"],
+)
+def test_value_of_an_expression_that_is_no_json_is_an_error(expression: str) -> None:
+    digits = "9" * 4300
+    inputs = [
+        DependencyResult(name="x", status="completed", health=None, result=f'{{"n":1e999,"l":[{digits},{digits}]}}')
+    ]
+    with pytest.raises(ConditionError):
+        evaluate_expression(expression, inputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1", 1), ("-1.50", -1.5), ("1e3", 1000.0), ("inf", None), ("nan", None), ("-Infinity", None), ("1e999", None),
+        ("1_000", None), (" 1", None), ("0x1", None), ("9" * 4301, None), ("1e99999999999999999999", None), ("", None),
+    ],
+    ids=lambda value: str(value)[:12],
+)  # fmt: skip
+def test_function_to_number_accepts_the_numbers_of_json(text: str, number: float | None) -> None:
+    inputs = [DependencyResult(name="x", status="completed", health=None, result=f'{{"t":"{text}","s":["{text}"]}}')]
+    assert evaluate_expression("to_number(t)", inputs) == number
+    assert evaluate_expression("s[].to_number(@)", inputs) == [number] * (number is not None)
+
+
+def test_error_of_a_condition_quotes_no_half_pair() -> None:
+    assert "\ud800" not in str(ConditionError("no \ud800 here"))
 
 
 def test_rule_over_ended_dependencies_is_applied_at_creation(world: World) -> None:

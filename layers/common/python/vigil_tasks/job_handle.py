@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
 
 from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.text_limits import exception_message, exception_type, last_lines, sanitize, truncate_message
+from vigil_core.domain.text_limits import exception_message, exception_type, last_lines, truncate_message
+from vigil_core.domain.text_rule import sanitize
 from vigil_tasks.errors import ApiError, Cancelled, Permanent
 
 MAX_CODE_CHARS = 128

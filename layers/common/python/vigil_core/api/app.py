@@ -18,7 +18,7 @@ from vigil_core.runtime.lambda_context import LambdaContext
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import traced
 from vigil_core.schemas.base import NoContent, NoQuery, ResponseModel
-from vigil_core.schemas.validation import parse_body, parse_query
+from vigil_core.schemas.validation import message_pointers, parse_body, parse_query
 
 BASE64_THRESHOLD_CHARS = 500_000
 """Longer responses are Base64 between Lambda and API Gateway, which clients do not see.
@@ -107,7 +107,8 @@ def _parse_inputs(operation: Operation, request: Request) -> dict[str, Any]:
     if operation.query is not NoQuery:
         inputs["query"] = query
     if operation.takes_body:
-        json = request.body(optional=operation.body_optional)
+        messages = message_pointers(operation.body or operation.documented_body)
+        json = request.body(optional=operation.body_optional, message_pointers=messages)
         body = parse_body(operation.body, json) if operation.body else json
         if not isinstance(body, NoContent):
             inputs["body"] = body

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 from pydantic import Field
 
 from vigil_core.domain.errors import (
+    MAX_POINTER_CHARS,
     CircularDependency,
     DeliveryNotFound,
     Forbidden,
@@ -45,7 +46,6 @@ from vigil_core.schemas.base import ResponseModel, TimestampText
 CONTENT_TYPE = "application/problem+json"
 MAX_MESSAGE_CHARS = 500_000
 """Enough for the ids of 10,000 unknown jobs. It limits the echo of a client's own text."""
-MAX_POINTER_CHARS = 1_000
 
 
 class FieldProblemView(ResponseModel):

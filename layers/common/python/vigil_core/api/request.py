@@ -16,6 +16,7 @@ from vigil_core.api.problems import Unauthorized
 from vigil_core.domain.access import Access
 from vigil_core.domain.errors import MalformedRequest, PayloadTooLarge, ValidationFailed
 from vigil_core.domain.exact_json import JsonValue, loads
+from vigil_core.domain.text_rule import MAX_NAME_CHARS, NAME_RULE, is_name
 from vigil_core.runtime.lambda_context import LambdaContext
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
@@ -24,7 +25,6 @@ RESPONSE_RESERVE = timedelta(seconds=3)
 """The part of the function's time that is reserved for the response after a long poll."""
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:;.*)?', re.IGNORECASE | re.ASCII | re.DOTALL)
-_KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,13 @@ class Request:
             raise Unauthorized("This route needs an API key: Authorization: Bearer vgl_…")
         return Access.from_authorizer_context(context)
 
-    def body(self, *, optional: bool) -> JsonValue:
+    def body(self, *, optional: bool, message_pointers: frozenset[str] = frozenset()) -> JsonValue:
         """Parse the body as JSON, whatever its Content-Type. An absent body is {} if it is `optional`.
 
         Raises:
             PayloadTooLarge: The body exceeds the limit.
             MalformedRequest: The body is not JSON.
+            ValidationFailed: The body contains a number or a text that Vigil refuses.
         """
         text = self.event.get("body") or ""
         if self.event.get("isBase64Encoded"):
@@ -95,7 +96,7 @@ class Request:
             raw = text.encode("utf-8", "surrogatepass")
         if len(raw) > MAX_BODY_BYTES:
             raise PayloadTooLarge(f"A request body has at most {MAX_BODY_BYTES} bytes")
-        return {} if optional and not raw.strip() else loads(raw)
+        return {} if optional and not raw.strip() else loads(raw, message_pointers=message_pointers)
 
     @property
     def preferred_wait_s(self) -> int | None:
@@ -118,7 +119,7 @@ class Request:
         """The Idempotency-Key. A quoted key and a bare key are the same.
 
         Raises:
-            ValidationFailed: The key has a wrong length or a control character.
+            ValidationFailed: The key has a wrong length, or a character that no name contains.
         """
         header = self.headers.get("idempotency-key")
         if header is None:
@@ -126,8 +127,8 @@ class Request:
         key = header.strip()
         if len(key) > 1 and key[0] == key[-1] == '"':
             key = key[1:-1]
-        if not _KEY.fullmatch(key):
-            raise ValidationFailed.at("Idempotency-Key", "must be 1 to 128 characters, none a control character")
+        if not is_name(key):
+            raise ValidationFailed.at("Idempotency-Key", f"must be 1 to {MAX_NAME_CHARS} characters, and {NAME_RULE}")
         return key
 
     def matches_etag(self, etag: str) -> bool:

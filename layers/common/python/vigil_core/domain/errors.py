@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+MAX_POINTER_CHARS = 1_000
+"""The length of a pointer in an error: a key can be as long as the body."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldProblem:
@@ -45,7 +48,7 @@ class ValidationFailed(VigilError):
 
     def __init__(self, problems: Iterable[FieldProblem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in self.problems))
+        super().__init__("; ".join(f"{p.pointer[:MAX_POINTER_CHARS] or '/'}: {p.detail}" for p in self.problems))
 
     @classmethod
     def at(cls, pointer: str, detail: str) -> ValidationFailed:

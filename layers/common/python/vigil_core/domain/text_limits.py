@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from vigil_core.domain.text_rule import sanitize
+
 MAX_MESSAGE_CHARS = 1_024
 """Maximum length of a message in the API, in characters."""
-
-
-def sanitize(text: str) -> str:
-    """Replace NUL characters and halves of surrogate pairs, which neither the API nor a log accepts."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def truncate_message(text: str) -> str:

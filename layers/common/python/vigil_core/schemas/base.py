@@ -25,6 +25,16 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.conditions import ConditionError, check_expression
 from vigil_core.domain.jobs.job import MAX_FIELDS_BYTES, RESERVED_FIELD_NAMES
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
+from vigil_core.domain.text_limits import MAX_MESSAGE_CHARS
+from vigil_core.domain.text_rule import (
+    LABEL_PATTERN,
+    MAX_NAME_CHARS,
+    NAME_PATTERN,
+    NAME_RULE,
+    QUEUE_PATTERN,
+    obeys_name_rule,
+    sanitize,
+)
 from vigil_core.domain.timestamps import from_request
 
 MAX_LEASE_S = 43_200
@@ -32,8 +42,6 @@ DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 200
 
 UUID7_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
-NAME_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
-QUEUE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f/%]+$"
 EXAMPLE_ID = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
 
 
@@ -66,6 +74,17 @@ def require_valid_expression(text: str) -> str:
     return text
 
 
+def require_name_rule(value: str) -> str:
+    """Return a name unchanged. The pattern of a name lacks the noncharacters beyond the first plane.
+
+    Raises:
+        ValueError: The name contains one of them.
+    """
+    if not value.isascii() and not obeys_name_rule(value):
+        raise ValueError(NAME_RULE)
+    return value
+
+
 def max_json_bytes(limit: int) -> Callable[[Any], Any]:
     """Return a validator that limits the size of a value as JSON."""
 
@@ -84,6 +103,14 @@ def is_valid_name(text: object) -> bool:
     except ValidationError:
         return False
     return True
+
+
+class MessageText:
+    """The mark of a text for people, in which Vigil replaces what it cannot store."""
+
+
+def _sanitize_message(value: object) -> object:
+    return sanitize(value) if isinstance(value, str) else value
 
 
 def _require_uuid7(value: str) -> str:
@@ -127,11 +154,20 @@ def _parse_page_size(value: Any) -> int:
     raise ValueError(f"must be a whole number from 1 to {MAX_PAGE_SIZE}")
 
 
-Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
+Name: TypeAlias = Annotated[
+    str, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=NAME_PATTERN), AfterValidator(require_name_rule)
+]
 """A name, type, stage, milestone or key."""
-QueueName: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=QUEUE_PATTERN)]
+QueueName: TypeAlias = Annotated[
+    str, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=QUEUE_PATTERN), AfterValidator(require_name_rule)
+]
 """The name of a queue. It is part of paths, and some gateways decode `/` and `%` in paths."""
-Text: TypeAlias = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
+Label: TypeAlias = Annotated[str, Field(max_length=1024, pattern=LABEL_PATTERN), AfterValidator(require_name_rule)]
+"""An id, tag or token: a name that may be longer, or empty."""
+Message: TypeAlias = Annotated[
+    str, BeforeValidator(_sanitize_message), Field(max_length=MAX_MESSAGE_CHARS), MessageText()
+]
+"""A text for people. NUL characters and halves of surrogate pairs are replaced."""
 Id: TypeAlias = Annotated[
     str,
     AfterValidator(_require_uuid7),
@@ -145,7 +181,7 @@ Fields: TypeAlias = Annotated[
             "type": "object",
             "propertyNames": {
                 "minLength": 1,
-                "maxLength": 128,
+                "maxLength": MAX_NAME_CHARS,
                 "pattern": NAME_PATTERN,
                 "not": {"enum": sorted(RESERVED_FIELD_NAMES)},
             },
@@ -175,7 +211,7 @@ PageSize: TypeAlias = Annotated[
 ]
 PageToken: TypeAlias = Annotated[str, Field(max_length=1024, description="`next_page_token` of the previous page")]
 LeaseToken: TypeAlias = Annotated[
-    Text | None,
+    Label | None,
     Field(
         description="The lease token of the claim. A report without the token of the current lease is 409 `LEASE_LOST`"
     ),

@@ -10,7 +10,7 @@ from vigil_core.domain.exact_json import integral_to_int
 from vigil_core.domain.executors import targets
 from vigil_core.domain.jobs.job import Executor
 from vigil_core.domain.jobs.stages import COMPLETE, DEFAULT_STAGES, INCOMPLETE, MAX_STAGES, SUBMIT
-from vigil_core.schemas.base import Name, QueueName, RequestModel, Text, max_json_bytes
+from vigil_core.schemas.base import Message, Name, QueueName, RequestModel, max_json_bytes
 from vigil_core.schemas.jobs import NewJobBody
 
 MAX_PART_BYTES = 64 * 1024
@@ -101,4 +101,4 @@ class JobTypeBody(RequestModel):
         examples=[{"type": "object", "required": ["kernel"]}],
         description="A JSON Schema, draft 2020-12, that every payload must satisfy",
     )
-    description: Text | None = None
+    description: Message | None = None

@@ -21,8 +21,10 @@ from vigil_core.schemas.base import (
     Delay,
     Fields,
     Id,
+    Label,
     LeaseSeconds,
     LeaseToken,
+    Message,
     Multiplier,
     Name,
     PageSize,
@@ -31,7 +33,6 @@ from vigil_core.schemas.base import (
     QueueName,
     RequestModel,
     Seconds,
-    Text,
     Timestamp,
     require_valid_expression,
 )
@@ -87,12 +88,12 @@ class NewJobBody(RequestModel):
         description="The reference of an upload, instead of a `payload` over 2 MB. Vigil does not read the upload",
     )
     fields: Fields | None = None
-    tags: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MAX_TAGS)] | None = None
+    tags: Annotated[list[Annotated[Label, Field(min_length=1)]], Field(max_length=MAX_TAGS)] | None = None
     unique_key: Name | None = Field(
         default=None, description="While an open job has this key, a creation with the same key returns that job"
     )
     mutex: MutexOptions | None = None
-    depends_on: Annotated[list[Text], Field(max_length=MAX_DEPENDENCIES)] | None = Field(
+    depends_on: Annotated[list[Label], Field(max_length=MAX_DEPENDENCIES)] | None = Field(
         default=None,
         description="Ids of existing jobs. The job waits until they have ended and `trigger_rule` is satisfied",
     )
@@ -104,8 +105,8 @@ class NewJobBody(RequestModel):
         description="JMESPath over the results of the dependencies. If it is false, the job is skipped",
         examples=["validation_status == 'valid'"],
     )
-    trace_id: Text | None = None
-    correlation_id: Text | None = None
+    trace_id: Label | None = None
+    correlation_id: Label | None = None
     scheduled_at: Annotated[Timestamp, PlainSerializer(to_text)] | None = Field(
         default=None, description="The job does not start before this time, which is at most 9000-01-01T00:00:00Z"
     )
@@ -184,7 +185,7 @@ class ReportBody(RequestModel):
         default=None, description="Milestones to add to those of the job"
     )
     progress: Progress | None = None
-    message: Text | None = None
+    message: Message | None = None
     fields: Fields | None = Field(
         default=None, description="Fields to merge into those of the job. A null removes a field"
     )
@@ -220,9 +221,9 @@ class JobErrorBody(RequestModel):
     """The reason of a failure."""
 
     code: Name = Field(examples=["OUT_OF_DISK"])
-    message: Text
-    type: Text | None = Field(default=None, description="Full name of the exception", examples=["builtins.OSError"])
-    traceback: Text | None = Field(default=None, description="Last lines of the traceback")
+    message: Message
+    type: Message | None = Field(default=None, description="Full name of the exception", examples=["builtins.OSError"])
+    traceback: Message | None = Field(default=None, description="Last lines of the traceback")
 
 
 class FailureBody(RequestModel):
@@ -241,7 +242,7 @@ class HeartbeatBody(RequestModel):
         default=None, description="New length of the lease, in seconds from now. The previous length when absent"
     )
     progress: Progress | None = None
-    message: Text | None = None
+    message: Message | None = None
     first: bool | None = Field(
         default=None,
         description="If true, the heartbeat is 409 `LEASE_LOST` unless it is the first under this lease. A worker that "
@@ -261,12 +262,12 @@ class JobQuery(RequestModel):
     status: list[JobStatus] | None = Field(default=None, description="May be repeated: any of these statuses")
     job_type: Name | None = None
     queue: Name | None = None
-    tag: Text | None = None
-    workflow_id: Text | None = None
-    batch_id: Text | None = Field(default=None, description="The items of this batch")
+    tag: Label | None = None
+    workflow_id: Label | None = None
+    batch_id: Label | None = Field(default=None, description="The items of this batch")
     dependency_status: DependencyStatus | None = None
-    correlation_id: Text | None = None
-    trace_id: Text | None = None
+    correlation_id: Label | None = None
+    trace_id: Label | None = None
     created_after: Timestamp | None = Field(default=None, description="Created at or after this time")
     created_before: Timestamp | None = Field(default=None, description="Created before this time")
     page_size: PageSize = DEFAULT_PAGE_SIZE

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar, get_origin
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_pointer_token
-from vigil_core.domain.exact_json import JsonValue
+from vigil_core.domain.exact_json import MAX_PROBLEMS, JsonValue
+from vigil_core.domain.text_rule import LABEL_PATTERN, NAME_PATTERN, NAME_RULE, QUEUE_PATTERN
+from vigil_core.schemas.base import MessageText
 
-MAX_PROBLEMS = 100
 LIST_FORM = "\0list"
 OBJECT_FORM = "\0object"
 WORD_FORM = "\0word"
@@ -40,6 +42,18 @@ def parse_body(model: type[M], body: JsonValue, *, context: Mapping[str, Any] | 
             FieldProblem(pointer=_pointer(problem["loc"]), detail=_detail(problem))
             for problem in error.errors(include_url=False)[:MAX_PROBLEMS]
         ) from error
+
+
+@cache
+def message_pointers(model: type[BaseModel] | None) -> frozenset[str]:
+    """Return the JSON pointers of the messages for people in a body, for `exact_json.loads`."""
+    if model is None:
+        return frozenset()
+    return frozenset(
+        f"/{escape_pointer_token(field.alias or name)}{pointer}"
+        for name, field in model.model_fields.items()
+        for pointer in _pointers_in_type((field.annotation, *field.metadata))
+    )
 
 
 def prefix_pointers(pointer: str, error: Exception) -> Exception:
@@ -81,6 +95,17 @@ def _is_list(annotation: Any) -> bool:
     return any(get_origin(part) is list for part in (annotation, *getattr(annotation, "__args__", ())))
 
 
+def _pointers_in_type(parts: tuple[Any, ...]) -> Iterator[str]:
+    """Yield "" for a message, the pointers inside a model, and both for the alternatives of a union."""
+    for part in parts:
+        if isinstance(part, MessageText):
+            yield ""
+        elif isinstance(part, type) and issubclass(part, BaseModel):
+            yield from message_pointers(part)
+        elif get_origin(part) not in (list, dict):
+            yield from _pointers_in_type(get_args(part))
+
+
 def _pointer(location: tuple[int | str, ...]) -> str:
     # pydantic marks a problem with a key of a mapping by the step "[key]" after the key.
     steps = location[:-1] if location and location[-1] == "[key]" else location
@@ -97,5 +122,9 @@ def _detail(problem: Mapping[str, Any]) -> str:
             return str(problem["ctx"]["error"])
         case "model_type":
             return "must be an object"
+        case "string_pattern_mismatch" if problem["ctx"]["pattern"] in (NAME_PATTERN, LABEL_PATTERN):
+            return NAME_RULE
+        case "string_pattern_mismatch" if problem["ctx"]["pattern"] == QUEUE_PATTERN:
+            return f"{NAME_RULE}, and neither / nor %"
         case _:
             return str(problem["msg"])

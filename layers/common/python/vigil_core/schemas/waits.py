@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -23,8 +23,9 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, escape_pointer_token, raise_if_any
-from vigil_core.domain.exact_json import JsonValue, dumps, integral_to_int
+from vigil_core.domain.exact_json import MAX_PROBLEMS, JsonValue, dumps, integral_to_int
 from vigil_core.domain.outbound_policy import MAX_URL_CHARS
+from vigil_core.domain.text_rule import MAX_NAME_CHARS, NAME_PATTERN, NAME_RULE, obeys_name_rule
 from vigil_core.domain.waits.request import (
     DEFAULT_EXPIRES_S,
     MAX_CONDITION_BYTES,
@@ -43,8 +44,9 @@ from vigil_core.schemas.base import (
     ResponseModel,
     TimestampText,
     max_json_bytes,
+    require_name_rule,
 )
-from vigil_core.schemas.validation import LIST_FORM, MAX_PROBLEMS, OBJECT_FORM, WORD_FORM, parse_body
+from vigil_core.schemas.validation import LIST_FORM, OBJECT_FORM, WORD_FORM, parse_body
 
 _MAX_BYTES_PER_CHAR = 6
 """The longest form of a character in JSON: `\\u0000`."""
@@ -108,7 +110,7 @@ def _mode_form(value: Any) -> str | None:
     return WORD_FORM if value in ("all", "any") else None
 
 
-_NonEmptyText = Annotated[str, Field(min_length=1)]
+_WaitedName = Annotated[str, Field(min_length=1, pattern=NAME_PATTERN), AfterValidator(require_name_rule)]
 _Forbidden = Annotated[Any, PlainValidator(_reject), WithJsonSchema({"not": {}})]
 _ExpectedValue = Annotated[
     str | bool | int | Decimal | float,
@@ -117,11 +119,11 @@ _ExpectedValue = Annotated[
     WithJsonSchema({"type": ["string", "number", "boolean"]}),
 ]
 _Milestones = Annotated[
-    _NonEmptyText | Annotated[list[_NonEmptyText], Field(min_length=1)],
+    _WaitedName | Annotated[list[_WaitedName], Field(min_length=1)],
     Field(union_mode="left_to_right"),
     _ErrorMessage("must be the name of a milestone, or a list of at least one name"),
 ]
-_FieldName = Annotated[str, Field(min_length=1, max_length=128)]
+_FieldName = Annotated[_WaitedName, Field(max_length=MAX_NAME_CHARS)]
 _Objects = Annotated[
     dict[str, Any],
     AfterValidator(_check_objects),
@@ -138,7 +140,7 @@ class WaitConditionBody(TypedDict, total=False, extra_items=_ExpectedValue):  # 
     value, compared as text.
     """
 
-    job_stage: Annotated[_NonEmptyText, Field(description="This stage or a later one")]
+    job_stage: Annotated[_WaitedName, Field(description="This stage or a later one")]
     milestone: Annotated[_Milestones, Field(description="This milestone, or every milestone of the list")]
     milestones: Annotated[_Milestones, Field(description="The same as `milestone`")]
     progress: _Forbidden
@@ -278,12 +280,12 @@ def parse_wait_request(body: JsonValue) -> WaitRequest:
     is_new = members.get("wait_id") is None and isinstance(wait_on, Mapping) and len(wait_on) > 0
     # An answer that is posted back lists fewer jobs than its wait has: the stored wait limits `at_least`.
     max_at_least = min(len(wait_on), MAX_WAIT_JOBS) if is_new and isinstance(wait_on, Mapping) else MAX_WAIT_JOBS
-    size_problems = _size_problems(wait_on) if isinstance(wait_on, Mapping) else []
+    entry_problems = [*_size_problems(wait_on), *_name_problems(wait_on)] if isinstance(wait_on, Mapping) else []
     try:
         parsed = parse_body(WaitBody, body, context={"max_at_least": max_at_least})
     except ValidationFailed as error:
-        raise ValidationFailed([*error.problems, *size_problems][:MAX_PROBLEMS]) from error
-    raise_if_any(size_problems[:MAX_PROBLEMS])
+        raise ValidationFailed([*error.problems, *entry_problems][:MAX_PROBLEMS]) from error
+    raise_if_any(entry_problems[:MAX_PROBLEMS])
     options = parsed.wait_options or WaitOptionsBody()
     raw_options = members.get("wait_options")
     return WaitRequest(
@@ -310,6 +312,15 @@ def _size_problems(wait_on: Mapping[str, JsonValue]) -> list[FieldProblem]:
         if len(repr(condition)) * _MAX_BYTES_PER_CHAR > MAX_CONDITION_BYTES
         if len(dumps(condition).encode()) > MAX_CONDITION_BYTES
     ]
+
+
+def _name_problems(wait_on: Mapping[str, JsonValue]) -> Iterator[FieldProblem]:
+    """Yield the names of fields that no job can have."""
+    for job_id, condition in wait_on.items():
+        for name in condition if isinstance(condition, Mapping) else ():
+            if not obeys_name_rule(name):
+                pointer = f"/wait_on/{escape_pointer_token(job_id)}/{escape_pointer_token(name)}"
+                yield FieldProblem(pointer=pointer, detail=NAME_RULE)
 
 
 class WaitCountsView(ResponseModel):

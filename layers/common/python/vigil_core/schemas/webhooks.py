@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from vigil_core.domain.outbound_policy import MAX_URL_CHARS
 from vigil_core.domain.webhooks import WAITS_WEBHOOK, is_event_pattern, is_secret
-from vigil_core.schemas.base import RequestModel, Text
+from vigil_core.schemas.base import Message, RequestModel
 
 MAX_PATTERNS = 50
 
@@ -69,7 +69,7 @@ class WebhookBody(RequestModel):
     enabled: bool | None = Field(
         default=None, description="True when absent: a PUT without it enables a disabled webhook"
     )
-    description: Text | None = None
+    description: Message | None = None
     secret: WebhookSecret | None = Field(
         default=None, description="A new signing secret. The previous secret also signs for one more day"
     )

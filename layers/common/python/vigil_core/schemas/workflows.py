@@ -14,12 +14,13 @@ from vigil_core.domain.workflows.run_state import FailurePolicy
 from vigil_core.domain.workflows.validation import MAX_JOBS
 from vigil_core.schemas.base import (
     DEFAULT_PAGE_SIZE,
+    Label,
+    Message,
     Name,
     PageSize,
     PageToken,
     RequestModel,
     Seconds,
-    Text,
     Timestamp,
     require_valid_expression,
 )
@@ -71,7 +72,7 @@ class WorkflowBody(RequestModel):
 
     version: Literal["1"] | None = Field(default=None, description="Version of this format. `1` when absent")
     name: Name = Field(examples=["data_pipeline"])
-    description: Text | None = None
+    description: Message | None = None
     failure_policy: FailurePolicy | None = Field(
         default=None,
         description="What the failure of a job does to the run. `fail_fast` (default): all open jobs are cancelled. "
@@ -97,8 +98,8 @@ class WorkflowBody(RequestModel):
         "result is that of the only job without successors",
         examples=["{rows: extract.result.rows}"],
     )
-    trace_id: Text | None = None
-    correlation_id: Text | None = Field(default=None, examples=["daily-report-001"])
+    trace_id: Label | None = None
+    correlation_id: Label | None = Field(default=None, examples=["daily-report-001"])
     jobs: Annotated[list[Any], Field(min_length=1, max_length=MAX_JOBS)] = Field(
         json_schema_extra={"items": {"$ref": "#/components/schemas/WorkflowJob"}}
     )
@@ -122,7 +123,7 @@ class DecisionBody(RequestModel):
         description="`retry`: start another attempt. `skip`: continue as if the job had succeeded, without a result. "
         "`abort`: fail the run"
     )
-    note: Text | None = None
+    note: Message | None = None
 
 
 class CancelWorkflowsBody(RequestModel):
@@ -130,7 +131,7 @@ class CancelWorkflowsBody(RequestModel):
 
     status: Literal["pending", "running", "paused"] | None = None
     name: Name | None = None
-    correlation_id: Text | None = None
+    correlation_id: Label | None = None
     created_before: Annotated[Timestamp, WithJsonSchema({"type": "string", "format": "date-time"})] | None = None
     page_token: PageToken | None = None
 
@@ -140,8 +141,8 @@ class WorkflowQuery(RequestModel):
 
     status: list[RunStatus] | None = Field(default=None, description="May be repeated: any of these statuses")
     name: Name | None = None
-    correlation_id: Text | None = None
-    trace_id: Text | None = None
+    correlation_id: Label | None = None
+    trace_id: Label | None = None
     created_after: Timestamp | None = Field(default=None, description="Created at or after this time")
     created_before: Timestamp | None = Field(default=None, description="Created before this time")
     page_size: PageSize = DEFAULT_PAGE_SIZE

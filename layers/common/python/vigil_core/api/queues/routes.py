@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from itertools import islice
 
@@ -18,8 +17,9 @@ from vigil_core.api.queues.models import (
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.domain.access import Scope
 from vigil_core.domain.errors import ValidationFailed
+from vigil_core.domain.text_rule import MAX_NAME_CHARS, NAME_RULE, is_name
 from vigil_core.domain.timestamps import to_text
-from vigil_core.schemas.base import QUEUE_PATTERN, NoContent, PageQuery
+from vigil_core.schemas.base import NoContent, PageQuery
 from vigil_core.schemas.queues import ClaimBody
 from vigil_core.services.jobs.dependencies import load_dependency_results
 from vigil_core.services.jobs.response_payloads import payloads_of_jobs
@@ -150,7 +150,7 @@ def _require_queue_name(queue: str) -> str:
     Raises:
         ValidationFailed: No queue can have this name.
     """
-    if len(queue) > 128 or not re.fullmatch(QUEUE_PATTERN, queue):
-        detail = "must be 1 to 128 characters, none a control character, / or %"
+    if not is_name(queue) or "/" in queue or "%" in queue:
+        detail = f"must be 1 to {MAX_NAME_CHARS} characters, {NAME_RULE}, and neither / nor %"
         raise ValidationFailed.at("{queue}", detail)
     return queue

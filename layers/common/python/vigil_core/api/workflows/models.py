@@ -13,7 +13,7 @@ from pydantic import Field, WithJsonSchema
 from vigil_core.api.jobs.models import ErrorView, JobSummary
 from vigil_core.api.jobs.new_job import build_new_job
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
-from vigil_core.domain.exact_json import JsonValue
+from vigil_core.domain.exact_json import MAX_PROBLEMS, JsonValue
 from vigil_core.domain.jobs import job as job_rules
 from vigil_core.domain.jobs.job import Priority
 from vigil_core.domain.jobs.job_type import JobType
@@ -26,7 +26,7 @@ from vigil_core.domain.workflows.run_state import FailurePolicy
 from vigil_core.domain.workflows.validation import MAX_JOBS, NodeSpec, condition_size_problems, graph_problems
 from vigil_core.schemas.base import ResponseModel, TimestampText
 from vigil_core.schemas.jobs import NewJobBody
-from vigil_core.schemas.validation import MAX_PROBLEMS, parse_body, prefix_pointers
+from vigil_core.schemas.validation import parse_body, prefix_pointers
 from vigil_core.schemas.workflows import WorkflowBody, WorkflowJob
 from vigil_core.services.cpu_limits import SchemaCpu
 

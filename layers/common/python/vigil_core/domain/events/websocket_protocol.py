@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -10,6 +9,7 @@ from typing import Literal, TypeAlias
 from vigil_core.domain.errors import FieldProblem, PayloadTooLarge, ValidationFailed, VigilError, escape_pointer_token
 from vigil_core.domain.events.event import NAMESPACE_TOPIC, Event, parse_event_id
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.text_rule import is_name
 
 TopicKind: TypeAlias = Literal["job", "wait", "workflow", "queue", "namespace"]
 ServerMessageType: TypeAlias = Literal["ack", "event", "error", "pong"]
@@ -21,8 +21,7 @@ MAX_ERROR_BYTES = 12 * 1024
 """Maximum size of the message of an error, and of its problems: every frame stays below 32 KB."""
 MAX_ERROR_PART_BYTES = 1_024
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
-_NAME_RULE = "1 to 128 characters, none of them a control character"
+_NAME_RULE = "1 to 128 characters without control characters, bidi controls and noncharacters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ def decode_message(text: str) -> Mapping[str, JsonValue]:
     Raises:
         PayloadTooLarge: The message is too large.
         MalformedRequest: The message is not JSON.
-        ValidationFailed: The message is not a JSON object.
+        ValidationFailed: The message is not a JSON object, or contains a number or a text that Vigil refuses.
     """
     if len(text) > MAX_MESSAGE_BYTES or len(text.encode(errors="replace")) > MAX_MESSAGE_BYTES:
         raise PayloadTooLarge(f"a message has at most {MAX_MESSAGE_BYTES} bytes")
@@ -100,7 +99,7 @@ def decode_message(text: str) -> Mapping[str, JsonValue]:
 def message_id_of(message: Mapping[str, JsonValue]) -> str | None:
     """Return the id of a message, which its answers repeat. None if the id is missing or invalid."""
     message_id = message.get("id")
-    return message_id if isinstance(message_id, str) and _NAME.fullmatch(message_id) else None
+    return message_id if isinstance(message_id, str) and is_name(message_id) else None
 
 
 def parse_message(message: Mapping[str, JsonValue]) -> ClientMessage:
@@ -192,11 +191,7 @@ def _parse_topic(text: JsonValue) -> tuple[SubscriptionTopic | None, str]:
         return SubscriptionTopic(kind="namespace", name=""), ""
     kind, colon, name = text.partition(":") if isinstance(text, str) else ("", "", "")
     if colon and kind == "queue":
-        return (
-            (SubscriptionTopic(kind="queue", name=name), "")
-            if _NAME.fullmatch(name)
-            else (None, f"a queue: {_NAME_RULE}")
-        )
+        return (SubscriptionTopic(kind="queue", name=name), "") if is_name(name) else (None, f"a queue: {_NAME_RULE}")
     if colon and kind == "job":
         return SubscriptionTopic(kind="job", name=name), ""
     if colon and kind == "wait":

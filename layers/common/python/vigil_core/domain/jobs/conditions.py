@@ -10,6 +10,7 @@ The language: https://jmespath.org/specification.html. A short expression can do
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,13 @@ from typing import Any
 
 import jmespath
 from jmespath.exceptions import JMESPathTypeError
-from jmespath.functions import Functions
+from jmespath.functions import Functions, signature
 from jmespath.visitor import TreeInterpreter
 
 from vigil_core.domain.cpu_budget import UNLIMITED, CpuBudget, CpuLimitExceeded
+from vigil_core.domain.exact_json import JsonValue, json_problems
+from vigil_core.domain.number_rule import parse_number
+from vigil_core.domain.text_rule import sanitize
 
 MAX_CHARS = 1_024
 STEP_BUDGET = 200_000
@@ -36,6 +40,10 @@ CPU_CHECK_INTERVAL = 200
 
 class ConditionError(Exception):
     """Raised if a condition is malformed or cannot be evaluated on the results; the message is the reason."""
+
+    def __init__(self, reason: str) -> None:
+        # An error of the library quotes values.
+        super().__init__(sanitize(reason))
 
 
 class ExpressionLimitExceeded(ConditionError):
@@ -78,20 +86,25 @@ def evaluate(condition: str, dependencies: Sequence[DependencyResult], cpu: CpuB
     return value is True or not (value is False or value is None or value in ("", [], {}))
 
 
-def evaluate_expression(expression: str, dependencies: Sequence[DependencyResult], cpu: CpuBudget = UNLIMITED) -> Any:
+def evaluate_expression(
+    expression: str, dependencies: Sequence[DependencyResult], cpu: CpuBudget = UNLIMITED
+) -> JsonValue:
     """Evaluate an expression on jobs and their results.
 
     Each job is an object under its name (`extract.result.rows`, `"<id>".status`). In addition, the members of all
     results that are objects are at the root. A later result replaces an earlier one, and a job name replaces both.
 
     Raises:
-        ConditionError: The expression cannot be evaluated, or its value is too large to write out in full.
+        ConditionError: The expression cannot be evaluated, or its value is no JSON under the rules for numbers and
+            texts, or too large to write out in full.
     """
     interpreter = _BudgetedInterpreter(cpu)
     value = _evaluate(expression, dependencies, cpu, interpreter)
     with _as_condition_errors():
         interpreter.charge_in_full(value)
-    return value
+        for problem in json_problems(value):
+            raise ConditionError(f"its value is not valid at {problem.pointer or '/'}: {problem.detail}")
+    return value  # type: ignore[no-any-return]
 
 
 def _evaluate(
@@ -144,11 +157,48 @@ def field_names(expression: str) -> list[str]:
 
 def _parse(condition: str) -> Any:
     try:
-        return jmespath.compile(condition).parsed
+        root = jmespath.compile(condition).parsed
+        _check_literals(root)
+    except ConditionError:
+        raise
     except RecursionError as error:
         raise ConditionError("it is nested too deeply") from error
     except Exception as error:
         raise ConditionError(" ".join(str(error).split())[:500]) from error
+    return root
+
+
+def _check_literals(root: Any) -> None:
+    """Check the literals of an expression against the rules for numbers and texts.
+
+    Raises:
+        ConditionError: A literal breaks a rule.
+    """
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if node["type"] == "literal":
+            for problem in json_problems(node["value"]):
+                raise ConditionError(f"a literal {problem.detail}")
+        pending += [child for child in node["children"] if isinstance(child, dict) and "type" in child]
+
+
+class _Functions(Functions):
+    """The functions of JMESPath. `to_number` accepts the numbers of JSON only, as the specification requires."""
+
+    @signature({"types": []})
+    def _func_to_number(self, argument: object) -> object:
+        if isinstance(argument, int | float) and not isinstance(argument, bool):
+            return argument
+        if not isinstance(argument, str):
+            return None
+        try:
+            number = parse_number(argument)
+            # The library computes with integers and floats.
+            value = number if isinstance(number, int) else float(number)
+        except ValueError:
+            return None
+        return value if isinstance(value, int) or math.isfinite(value) else None
 
 
 class _BudgetedInterpreter(TreeInterpreter):
@@ -239,7 +289,7 @@ def _literal(value: Any) -> Any:
     return {"type": "literal", "value": value, "children": []}
 
 
-_FUNCTIONS = Functions()
+_FUNCTIONS = _Functions()
 _VALUES_PER_CPU_CHECK = 1_000
 _PRODUCING_NODES = frozenset(
     {"projection", "filter_projection", "value_projection", "slice", "multi_select_list", "multi_select_dict"}

@@ -12,7 +12,7 @@ from typing import TypeVar
 from vigil_core.domain.cpu_budget import UNLIMITED, CpuBudget
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.conditions import DependencyResult, evaluate_expression
-from vigil_core.domain.text_limits import sanitize
+from vigil_core.domain.text_rule import sanitize
 
 OUTPUT_INVALID = "OUTPUT_INVALID"
 MAX_OUTPUT_BYTES = 6_000_000

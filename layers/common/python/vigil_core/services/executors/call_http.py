@@ -14,8 +14,10 @@ from vigil_core.domain.errors import (
     PayloadTooLarge,
     TargetRefused,
     TargetUnreachable,
+    ValidationFailed,
+    VigilError,
 )
-from vigil_core.domain.exact_json import JsonValue, loads
+from vigil_core.domain.exact_json import JsonValue, json_problems, loads
 from vigil_core.domain.executors.targets import (
     STORED_HEADERS,
     HttpRequest,
@@ -27,6 +29,7 @@ from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, RenderCont
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
 from vigil_core.domain.retry_after import parse_retry_after
+from vigil_core.domain.text_rule import sanitize
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobTypes, UsesRuns, UsesThreads
 from vigil_core.services.cpu_limits import template_budget
 from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
@@ -46,6 +49,12 @@ MAX_EXCERPT_CHARS = 500
 REPORTING_MARGIN_S = 30
 """Time that the lease adds to the timeout of the call: for the reads before it and the report after it."""
 TOO_MANY_REQUESTS = 429
+
+
+class ResponseInvalid(VigilError):
+    """A target responds with JSON that has a number or a text that Vigil refuses."""
+
+    code = "RESPONSE_INVALID"
 
 
 class SecretReader(Protocol):
@@ -115,7 +124,7 @@ def _call(
         )
     try:
         complete(ctx, job.namespace, job.job_id, actor=ACTOR, result=_result(response), lease_token=token)
-    except PayloadTooLarge as error:
+    except (PayloadTooLarge, ResponseInvalid) as error:
         return report_failure(error.code, error.message)
     return "completed"
 
@@ -167,6 +176,9 @@ def _result(response: Response) -> JsonValue:
     """Convert a response to a job result.
 
     A JSON body stays JSON, other text is a string, other bytes are Base64.
+
+    Raises:
+        ResponseInvalid: The body is JSON with a number or a text that Vigil refuses.
     """
     result: dict[str, JsonValue] = {
         "status": response.status,
@@ -184,11 +196,21 @@ def _result(response: Response) -> JsonValue:
     result["body"] = text
     if not response.truncated and "json" in response.headers.get("content-type", "").lower():
         with suppress(MalformedRequest):
-            result["body"] = loads(text)
+            body = _parse_body(text)
+            # The result has one level more than the body. A body that is too deep stays text.
+            if not any(json_problems({"body": body})):
+                result["body"] = body
     return result
 
 
+def _parse_body(text: str) -> JsonValue:
+    try:
+        return loads(text)
+    except ValidationFailed as error:
+        raise ResponseInvalid(f"The body of the response is refused: {error.message}") from error
+
+
 def _error_message(response: Response) -> str:
-    text = response.body.decode("utf-8", "replace").replace("\x00", "\ufffd").strip()
+    text = sanitize(response.body.decode("utf-8", "replace")).strip()
     excerpt = text if len(text) <= MAX_EXCERPT_CHARS else f"{text[: MAX_EXCERPT_CHARS - 1]}…"
     return f"The target responded with status {response.status}" + (f": {excerpt}" if excerpt else "")
