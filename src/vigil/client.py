@@ -184,6 +184,13 @@ class Vigil:
         """Return the current dependencies (`depends_on`) and `dependents` of a job."""
         return self._transport.call("GET", _path(job_id, "dependencies"))
 
+    def dependency_results(self, job_id: str) -> Iterator[Json]:
+        """Yield all dependencies of a job in its order, with `name`, `status` and `result`, of whatever size."""
+        for dependency in self._dependency_pages(job_id):
+            if dependency.pop("truncated"):
+                dependency["result"] = self._result_of(dependency["job_id"])
+            yield dependency
+
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Yield jobs without payload and result, newest first.
 
@@ -563,6 +570,14 @@ class Vigil:
             if (url := document.pop(f"{name}_url", None)) is not None:
                 document[name] = _parse_json(self._transport.transfer("GET", url))
         return document
+
+    def _dependency_pages(self, job_id: str) -> Iterator[Json]:
+        """Yield all dependencies of a job. A large result is left out, and its dependency is `truncated`."""
+        return self._pages(_path(job_id, "dependencies", "results"), "dependencies", None, {})
+
+    def _result_of(self, job_id: str) -> Any:
+        """Return the result of an ended job, whatever its status."""
+        return self._fetch_urls(self._transport.call("GET", _path(job_id, "result")))["result"]
 
     # Requests
 

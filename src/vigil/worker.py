@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -134,6 +134,12 @@ class ClaimedJob(JobHandle):
         remaining_s = self._lease_renewed_at + self._lease_s - time.monotonic()
         within_s = max(_MIN_REQUEST_TIMEOUT_S, min(self._lease_s / 3, remaining_s))
         return self._client.bounded(within_s).heartbeat(self.job_id, lease_token=self._token, **progress)
+
+    def _fetch_dependencies(self) -> Iterable[Mapping[str, Any]]:
+        return self._client._dependency_pages(self.job_id)
+
+    def _fetch_result(self, job_id: str) -> Any:
+        return self._client._result_of(job_id)
 
     def _is_lease_over(self) -> bool:
         return time.monotonic() >= self._lease_renewed_at + self._lease_s

@@ -21,7 +21,8 @@ ALLOWED = {
     Scope.READ: {
         "list_jobs", "get_job", "get_job_status", "get_job_result", "get_job_events", "create_wait", "wait_for_jobs",
         "list_waits", "get_wait", "get_wait_jobs", "cancel_wait", "create_ticket", "list_queues", "get_queue",
-        "list_job_types", "get_job_type", "get_job_dependencies", "list_schedules", "get_schedule",
+        "list_job_types", "get_job_type", "get_job_dependencies", "list_dependency_results",
+        "list_schedules", "get_schedule",
         "list_workflows", "get_workflow", "get_workflow_stats", "get_workflow_graph", "validate_workflow",
     },
     Scope.SUBMIT: {

@@ -32,7 +32,7 @@ def test_released_job_receives_the_results_of_its_dependencies(client: Client) -
     client.complete(validate, result={"validation_status": "valid"})
     (job,) = client.post("/v1/queues/reports/claim", {}, prefer="wait=10")["jobs"]
     assert job["dependencies"][extract] == {
-        "status": "completed", "job_health": "success", "result": {"rows": 3}, "truncated": False,
+        "job_id": extract, "status": "completed", "job_health": "success", "result": {"rows": 3}, "truncated": False,
     }  # fmt: skip
     assert job["verdict"]["inputs"] == {"total": 2, "success": 2, "failed": 0, "skipped": 0, "cancelled": 0}
 

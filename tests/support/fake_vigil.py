@@ -22,7 +22,7 @@ from vigil_core.domain.timestamps import to_text
 
 API_KEY = "vgl_test_k1_secret"
 PRIORITIES = ("background", "low", "normal", "high", "critical")
-ROUTE = re.compile(r"/v1/(jobs|queues|waits|workflows)(?:/([^/]*))?(?:/([^/]*))?")
+ROUTE = re.compile(r"/v1/(jobs|queues|waits|workflows)(?:/([^/]*))?(?:/([^/]*(?:/results)?))?")
 
 
 class Problem(Exception):
@@ -88,6 +88,8 @@ class FakeVigil:
         self.expired_leases: list[str] = []
         self.runs: dict[str, dict[str, Any]] = {}
         self.most_leased = 0
+        self.depends_on: dict[str, dict[str, str]] = {}
+        """The ids of the dependencies of a job by name. A claim contains the first two, with short results only."""
         self._once: dict[str, tuple[int, Any]] = {}
         self._claims: dict[str, list[tuple[str, str]]] = {}
         self.changed = threading.Condition(threading.RLock())
@@ -243,6 +245,8 @@ class FakeVigil:
             case ("POST", "waits", None, None):
                 return 200, self._wait(request.body, poll_s)
             case (method, "jobs", str(job_id), verb):
+                if verb == "dependencies/results":
+                    return 200, self._dependency_page(job_id, parse_qs(parts.query))
                 return self._job_route(method, job_id, verb, request.body, poll_s)
         raise Problem(404, "NOT_FOUND", f"no route {request.method} {request.path}")
 
@@ -375,9 +379,39 @@ class FakeVigil:
             self.most_leased = max(self.most_leased, sum(job.token is not None for job in self.jobs.values()))
         granted = [(self.jobs[job_id], token) for job_id, token in self._claims[body["claim_id"]]]
         return [
-            {**job.shown, "lease_token": token, "lease_expires_at": job.lease_text, "dependencies": {}}
+            {
+                **job.shown,
+                "lease_token": token,
+                "lease_expires_at": job.lease_text,
+                **self.inline_dependencies(job.shown["job_id"]),
+            }
             for job, token in granted
         ]
+
+    def inline_dependencies(self, job_id: str) -> dict[str, Any]:
+        """Return the members about dependencies of a claim or an event."""
+        names = self.depends_on.get(job_id, {})
+        entries = {name: self._dependency(names[name]) for name in list(names)[:2]}
+        is_truncated = len(names) > 2 or any(entry["truncated"] for entry in entries.values())
+        return {
+            "dependencies": entries,
+            "dependencies_truncated": is_truncated,
+            "dependencies_url": f"/v1/jobs/{job_id}/dependencies/results" if is_truncated else None,
+        }
+
+    def _dependency(self, job_id: str, max_chars: int = 20) -> dict[str, Any]:
+        shown = self.jobs[job_id].shown
+        fits = len(json.dumps(shown["result"])) <= max_chars
+        return {
+            "job_id": job_id, "status": shown["status"], "job_health": shown["job_health"],
+            "result": shown["result"] if fits else None, "truncated": not fits,
+        }  # fmt: skip
+
+    def _dependency_page(self, job_id: str, query: dict[str, list[str]]) -> dict[str, Any]:
+        names, start = self.depends_on.get(job_id, {}), int(query.get("page_token", ["0"])[0])
+        page = [{"name": name, **self._dependency(names[name], 40)} for name in list(names)[start : start + 2]]
+        more = str(start + 2) if start + 2 < len(names) else None
+        return {"job_id": job_id, "dependencies": page, "next_page_token": more}
 
     def _ready(self, queue: str) -> list[Job]:
         ready = [job for job in self.jobs.values() if (job.shown["queue"], job.shown["status"]) == (queue, "pending")]

@@ -263,7 +263,7 @@ class TestRecovery:
         assert http_target.asked[0]["url"] == "https://a.example/a%20b"
         events_by_job = {event["job_id"]: event for _, event in world.executors.invocations}
         assert events_by_job[function]["dependencies"][before[1]] == {
-            "status": "completed", "job_health": "success", "result": None, "truncated": True
+            "job_id": before[1], "status": "completed", "job_health": "success", "result": None, "truncated": True
         }  # fmt: skip
         assert events_by_job[large]["dependencies"][before[0]]["truncated"]
         assert events_by_job[large]["payload_omitted"]

@@ -24,6 +24,7 @@ from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.trigger_rules import DependencyCounts, evaluate_rule
 from vigil_core.services.background import matcher
 from vigil_core.services.jobs import dependencies, transitions
+from vigil_core.services.jobs.dependency_results import load_inline_results
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
@@ -280,34 +281,11 @@ def test_claimed_job_receives_the_results_of_its_dependencies(world: World) -> N
     request = ClaimRequest(queue="default", worker="w", limit=1, lease_s=60, claim_id=None)
     (job,) = claim_jobs(world.ctx, NAMESPACE, request, actor=KEY, until=world.time)
     assert job.job_id == job_id
-    inputs = dependencies.load_dependency_results(world.ctx, job)
-    assert [(each.name, each.status, each.result) for each in inputs] == [
+    inline = load_inline_results(world.ctx, job)
+    assert [(each.name, each.status, each.result) for each in inline.results] == [
         (first, "completed", '{"rows":3}'),
         (second, "failed", None),
     ]
-
-
-def test_dependency_results_over_the_size_limit_are_left_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "MAX_RESULT_BYTES", 15)
-    first, second = world.job(), world.job()
-    for each in (first, second):
-        end(world, each, "success")
-    inputs = dependencies.load_dependency_results(world.ctx, stored(world, dependent_job(world, first, second)))
-    assert [(each.result, each.truncated) for each in inputs] == [('{"rows":3}', False), (None, True)]
-
-
-def test_large_result_in_s3_is_left_out_without_a_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = world.job(payload="p" * 500_000)
-    world.do(transitions.start, first)
-    world.complete(first, result="r" * 500_000)
-    job = stored(world, dependent_job(world, first))
-
-    def read(key: str) -> str | None:
-        raise AssertionError(f"{key} is read, and has no place")
-
-    monkeypatch.setattr(world.objects, "get", read)
-    (only,) = dependencies.load_dependency_results(world.ctx, job)
-    assert (only.result, only.truncated) == (None, True)
 
 
 def test_records_in_any_order_and_repeated_release_each_job_once(world: World) -> None:

@@ -75,8 +75,15 @@ def test_executors_receive_the_results_of_dependencies(world: RunWorld) -> None:
     world.work({"first": {"id": "a b"}})
     ((_, event),) = world.executors.invocations
     assert event["dependencies"] == {
-        "first": {"status": "completed", "job_health": "success", "result": {"id": "a b"}, "truncated": False}
+        "first": {
+            "job_id": world.id_of(run, "first"),
+            "status": "completed",
+            "job_health": "success",
+            "result": {"id": "a b"},
+            "truncated": False,
+        }
     }
+    assert (event["dependencies_truncated"], event["dependencies_url"]) == (False, None)
     world.pass_time(1)
     target = _Target()
     assert call_target(world.ctx, target, None, world.executors.calls[-1]) == "completed"  # type: ignore[arg-type]

@@ -89,6 +89,31 @@ def test_large_payload_is_downloaded_from_its_url(client: Vigil, fake: FakeVigil
     assert fake.job(event["job_id"])["result"] == {"rows": [1]}
 
 
+def test_function_sees_every_dependency_with_its_result(client: Vigil, fake: FakeVigil) -> None:
+    results = {"a": 1, "b": "x" * 30, "c": "y" * 100}
+    ids = {}
+    for name, result in results.items():
+        ids[name] = client.submit("test").job_id
+        client.start(ids[name])
+        client.complete(ids[name], result)
+    event = new_event(client)
+    fake.depends_on[event["job_id"]] = ids
+    event |= fake.inline_dependencies(event["job_id"])
+    run(lambda job: {name: entry["result"] for name, entry in job.dependencies.items()}, event)
+    assert fake.job(event["job_id"])["result"] == results
+
+
+def test_large_result_of_a_dependency_is_downloaded_from_its_url(client: Vigil, fake: FakeVigil) -> None:
+    event = new_event(client)
+    entry = {"job_id": event["job_id"], "status": "completed", "job_health": "success", "result": None}
+    event |= {"dependencies": {"a": {**entry, "truncated": True}}, "dependencies_truncated": True}
+    answers: list[Any] = [{"result": None, "result_url": f"{fake.url}/v1/large"}, {"rows": [1]}]
+    act = fake._act
+    fake._act = lambda request: (200, answers.pop(0)) if request.method == "GET" else act(request)  # type: ignore[method-assign]
+    run(lambda job: job.dependencies["a"]["result"], event)
+    assert fake.job(event["job_id"])["result"] == {"rows": [1]}
+
+
 def test_exception_fails_the_job_with_its_traceback(client: Vigil, fake: FakeVigil) -> None:
     event = new_event(client, payload={})
     run(lambda job: job.payload["nothing"], event)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -55,10 +55,66 @@ def test_return_value_becomes_the_result(client: Vigil, fake: FakeVigil) -> None
     assert (job["status"], job["result"]) == ("completed", {"doubled": 42, "box": "aspen"})
     (handled,) = seen
     assert (handled.job_id, handled.job_type, handled.name) == (job_id, "test", "nightly")
-    assert (handled.attempt, handled.dependencies) == (1, {})
+    assert (handled.attempt, dict(handled.dependencies)) == (1, {})
     claim = fake.requests_to("POST", "/v1/queues/q/claim")[0]
     assert claim.headers["prefer"] == "wait=1"
     assert {**claim.body, "claim_id": ""} == {"max": 1, "lease": 10, "worker": "w1", "claim_id": ""}
+
+
+RESULTS = {"a": 1, "b": "x" * 30, "c": None, "d": "y" * 100, "e": {"rows": [1, 2]}}
+"""Results of dependencies: in the claim, left out of the claim, on a further page, and left out of that as well."""
+
+
+def with_dependencies(client: Vigil, fake: FakeVigil, results: Mapping[str, Any]) -> str:
+    """Create a job that depends on completed jobs with these results, and return its id."""
+    ids = {}
+    for name, result in results.items():
+        job_id = client.submit("test", queue="other").job_id
+        client.start(job_id)
+        client.complete(job_id, result)
+        ids[name] = job_id
+    job_id = submit(client)
+    fake.depends_on[job_id] = ids
+    return job_id
+
+
+def test_handler_sees_every_dependency_with_its_result(client: Vigil, fake: FakeVigil) -> None:
+    job_id = with_dependencies(client, fake, RESULTS)
+
+    def handle(job: ClaimedJob) -> object:
+        assert job.dependencies.status("a") == "completed"
+        return {
+            "large": job.dependencies["b"]["result"],
+            "all": {name: entry["result"] for name, entry in job.dependencies.items()},
+        }
+
+    with working(client, handle):
+        job = fake.ended(job_id)
+    assert (job["status"], job["error"]) == ("completed", None)
+    assert job["result"] == {"large": RESULTS["b"], "all": RESULTS}
+    assert len(fake.requests_to("GET", f"/v1/jobs/{job_id}/dependencies/results.*")) == 3
+
+
+def test_dependencies_of_a_complete_claim_cost_no_request(client: Vigil, fake: FakeVigil) -> None:
+    job_id = with_dependencies(client, fake, {"a": 1, "b": 2})
+    with working(client, lambda job: sorted(name for name in job.dependencies if "other" not in job.dependencies)):
+        assert fake.ended(job_id)["result"] == ["a", "b"]
+    assert fake.requests_to("GET", ".*") == []
+
+
+def test_result_that_cannot_be_read_fails_the_job(client: Vigil, fake: FakeVigil) -> None:
+    job_id = with_dependencies(client, fake, {"a": "x" * 50})
+    fake.refuse("GET", "/result$", 404)
+    with working(client, lambda job: job.dependencies["a"]["result"]):
+        job = fake.ended(job_id)
+    assert (job["status"], job["result"]) == ("failed", None)
+
+
+def test_client_lists_dependencies_with_their_results(client: Vigil, fake: FakeVigil) -> None:
+    job_id = with_dependencies(client, fake, RESULTS)
+    listed = list(client.dependency_results(job_id))
+    assert {entry["name"]: entry["result"] for entry in listed} == RESULTS
+    assert set(listed[0]) == {"name", "job_id", "status", "job_health", "result"}
 
 
 def test_worker_long_polls_claims_for_twenty_seconds(client: Vigil, fake: FakeVigil) -> None:

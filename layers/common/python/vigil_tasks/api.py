@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from vigil_core.domain.exact_json import dumps
@@ -52,11 +53,36 @@ class Api:
     def payload(self, job_path: str, deadline: float) -> Any:
         """Read the payload of a job. A payload that is too large for an answer is read from its URL."""
         job = self.request("GET", job_path, None, deadline)
-        if (url := job.get("payload_url")) is None:
-            return job["payload"]
-        # The URL is signed and needs no key.
-        with urlopen(Request(url), timeout=_REQUEST_TIMEOUT_S) as response:
-            return json.loads(response.read())
+        return job["payload"] if (url := job.get("payload_url")) is None else self._download(url, deadline)
+
+    def result(self, job_path: str, deadline: float) -> Any:
+        """Read the result of a job. A result that is too large for an answer is read from its URL."""
+        job = self.request("GET", f"{job_path}/result", None, deadline)
+        return job["result"] if (url := job.get("result_url")) is None else self._download(url, deadline)
+
+    def dependencies(self, job_path: str, deadline: float) -> Iterator[Any]:
+        """Yield all dependencies of a job, page by page."""
+        query = "page_size=200"
+        while True:
+            page = self.request("GET", f"{job_path}/dependencies/results?{query}", None, deadline)
+            yield from page["dependencies"]
+            if not page["next_page_token"]:
+                return
+            query = urlencode({"page_size": 200, "page_token": page["next_page_token"]})
+
+    def _download(self, url: str, deadline: float) -> Any:
+        """Read an object from its signed URL, which needs no key. Retry until `deadline` (monotonic time)."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                with urlopen(Request(url), timeout=_REQUEST_TIMEOUT_S) as response:
+                    return json.loads(response.read())
+            except (URLError, OSError, HTTPException, ValueError) as failure:
+                error = TaskError(UNREACHABLE, f"A large payload or result cannot be read: {type(failure).__name__}")
+            if time.monotonic() + pause_s >= deadline:
+                raise error
+            time.sleep(pause_s)
+            pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         request = Request(

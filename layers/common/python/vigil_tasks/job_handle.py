@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.text_limits import exception_message, exception_type, last_lines, truncate_message
 from vigil_core.domain.text_rule import sanitize
+from vigil_tasks.dependencies import Dependencies
 from vigil_tasks.errors import ApiError, Cancelled, Permanent
 
 MAX_CODE_CHARS = 128
@@ -74,7 +75,12 @@ class JobHandle(ABC):
         self.payload: Any = document["payload"]
         self.fields: dict[str, Any] = document["fields"]
         self.attempt: int = document["attempt"]
-        self.dependencies: dict[str, Any] = document["dependencies"]
+        self.dependencies = Dependencies(
+            document["dependencies"],
+            is_complete=not document.get("dependencies_truncated"),
+            fetch_all=self._fetch_dependencies,
+            fetch_result=self._fetch_result,
+        )
         self.cancel_requested = threading.Event()
         self.lost = threading.Event()
         self._token: str = document["lease_token"]
@@ -156,6 +162,14 @@ class JobHandle(ABC):
     @abstractmethod
     def _send_heartbeat(self, progress: Mapping[str, Any]) -> Mapping[str, Any]:
         """Send one heartbeat with the progress and return the answer."""
+
+    @abstractmethod
+    def _fetch_dependencies(self) -> Iterable[Mapping[str, Any]]:
+        """Read all dependencies of the job, page by page."""
+
+    @abstractmethod
+    def _fetch_result(self, job_id: str) -> Any:
+        """Read the result of another job."""
 
     # Running the handler
 

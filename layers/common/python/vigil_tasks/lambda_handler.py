@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
@@ -42,7 +42,7 @@ class Task(JobHandle):
         self.tags: list[str] = event["tags"]
         self.event = event
         self._api = api
-        self._path = f"/v1/jobs/{quote(self.job_id, safe='')}"
+        self._path = _job_path(self.job_id)
         self._deadline = deadline
 
     def _run(self, function: TaskFunction) -> None:
@@ -115,11 +115,21 @@ class Task(JobHandle):
         answer: Mapping[str, Any] = self._request("POST", "/heartbeat", progress, retry_window_s=0)
         return answer
 
+    def _fetch_dependencies(self) -> Iterable[Mapping[str, Any]]:
+        return self._api.dependencies(self._path, self._deadline)
+
+    def _fetch_result(self, job_id: str) -> Any:
+        return self._api.result(_job_path(job_id), self._deadline)
+
     def _request(
         self, method: str, action: str, body: Mapping[str, Any], *, retry_window_s: float = _RETRY_WINDOW_S
     ) -> Any:
         deadline = min(time.monotonic() + retry_window_s, self._deadline + REPORT_MARGIN_S / 2)
         return self._api.request(method, self._path + action, {**body, "lease_token": self._token}, deadline)
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 TaskFunction: TypeAlias = Callable[[Task], Any]

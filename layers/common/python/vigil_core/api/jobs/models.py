@@ -196,22 +196,39 @@ class Dependencies(ResponseModel):
 
 
 class DependencyResultView(ResponseModel):
-    """The outcome of a dependency of a claimed job."""
+    """The outcome of a dependency of a job."""
 
+    job_id: str
     status: JobStatus
     job_health: str | None
     result: Any
-    truncated: bool = Field(description="The result is too large for this answer. Read it from the job")
+    truncated: bool = Field(
+        description="The result is left out because of its size, and `result` is null. Read it from the job's `/result`"
+    )
 
     @classmethod
     def from_domain(cls, dependency: DependencyResult) -> DependencyResultView:
         """Return the outcome."""
-        return cls(
-            status=cast(JobStatus, dependency.status),
-            job_health=dependency.health,
-            result=parse_stored_json(dependency.result),
-            truncated=dependency.truncated,
-        )
+        return cls(**_dependency_result_members(dependency))
+
+
+class NamedDependencyResult(DependencyResultView):
+    """The outcome of a dependency of a job, with the dependency's name: its id, or its name in a workflow."""
+
+    name: str
+
+    @classmethod
+    def from_domain(cls, dependency: DependencyResult) -> NamedDependencyResult:
+        """Return the outcome."""
+        return cls(name=dependency.name, **_dependency_result_members(dependency))
+
+
+class DependencyResultList(ResponseModel):
+    """One page of the dependencies of a job, in the job's order. Only a null token marks the end."""
+
+    job_id: str
+    dependencies: list[NamedDependencyResult]
+    next_page_token: str | None
 
 
 class JobStatusView(ResponseModel):
@@ -366,6 +383,16 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "scheduled_at": to_text(job.scheduled_at) if job.scheduled_at else None,
         "started_at": to_text(job.started_at) if job.started_at else None,
         "finished_at": to_text(job.finished_at) if job.finished_at else None,
+    }
+
+
+def _dependency_result_members(dependency: DependencyResult) -> dict[str, Any]:
+    return {
+        "job_id": dependency.job_id,
+        "status": cast(JobStatus, dependency.status),
+        "job_health": dependency.health,
+        "result": parse_stored_json(dependency.result),
+        "truncated": dependency.truncated,
     }
 
 

@@ -12,6 +12,7 @@ from vigil_core.api.jobs.models import (
     BulkSuccess,
     Dependencies,
     DependencyJob,
+    DependencyResultList,
     HeartbeatResponse,
     JobEvents,
     JobList,
@@ -19,6 +20,7 @@ from vigil_core.api.jobs.models import (
     JobStatusView,
     JobSummary,
     JobView,
+    NamedDependencyResult,
     VerdictView,
 )
 from vigil_core.api.jobs.new_job import build_new_job
@@ -43,7 +45,7 @@ from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.limits import check_jobs_per_request, count_jobs
 from vigil_core.domain.timestamps import to_text
-from vigil_core.schemas.base import NoContent, RequestModel, is_valid_name
+from vigil_core.schemas.base import NoContent, PageQuery, RequestModel, is_valid_name
 from vigil_core.schemas.jobs import (
     CompletionBody,
     FailureBody,
@@ -60,6 +62,7 @@ from vigil_core.services.cpu_limits import SchemaCpu
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.jobs import transitions
 from vigil_core.services.jobs.dependencies import upstream_and_downstream
+from vigil_core.services.jobs.dependency_results import load_results_page
 from vigil_core.services.jobs.listing import JobFilter
 from vigil_core.services.jobs.listing import list_jobs as list_stored_jobs
 from vigil_core.services.jobs.long_poll import long_poll_job
@@ -290,6 +293,34 @@ def get_job_dependencies(call: Call, job_id: str) -> RouteResponse:
         dependents=list(map(DependencyJob.from_job, downstream)),
     )
     return RouteResponse(status=200, body=view)
+
+
+@ROUTES.route(
+    "GET",
+    "/v1/jobs/{job_id}/dependencies/results",
+    scope=Scope.READ,
+    responses={200: ResponseSpec(description="One page of dependencies", models=(DependencyResultList,))},
+    problems=(JobNotFound,),
+)
+def list_dependency_results(call: Call, job_id: str, query: PageQuery) -> RouteResponse:
+    """List the dependencies of a job with their results, in the job's order.
+
+    A page may be short. Only a null token marks the end.
+    """
+    job = find_job(call.context, call.namespace, job_id)
+    tokens = call.services.page_tokens
+    scope = ["list_dependency_results", job_id]
+    cursor = tokens.verify(call.namespace, query.page_token, list_identity=scope)
+    page, next_start = load_results_page(call.context, job, start=int(cursor or 0), page_size=query.page_size)
+    next_token = tokens.sign(call.namespace, None if next_start is None else str(next_start), list_identity=scope)
+    return RouteResponse(
+        status=200,
+        body=DependencyResultList(
+            job_id=job_id,
+            dependencies=list(map(NamedDependencyResult.from_domain, page)),
+            next_page_token=next_token,
+        ),
+    )
 
 
 @ROUTES.route(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from vigil_core.api.jobs.models import DependencyResultView, JobView
-from vigil_core.domain.jobs.conditions import DependencyResult
+from vigil_core.domain.jobs.dependency_results import InlineResults, dependencies_url
 from vigil_core.domain.jobs.job import Job, Priority
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.timestamps import to_text
@@ -22,19 +21,25 @@ class ClaimedJob(JobView):
 
     lease_token: str
     lease_expires_at: TimestampText
-    dependencies: dict[str, DependencyResultView]
+    dependencies_truncated: bool = Field(description="Whether `dependencies` leaves out a dependency or a result")
+    dependencies_url: str | None = Field(
+        description="The path of all dependencies with their results, page by page, if `dependencies` is truncated"
+    )
+    dependencies: dict[str, DependencyResultView] = Field(
+        description="The first dependencies by name: up to 100, with up to 256 KB of results"
+    )
 
     @classmethod
-    def from_claim(
-        cls, job: Job, lease: Lease, payloads: JobPayloads, dependency_results: Sequence[DependencyResult]
-    ) -> ClaimedJob:
+    def from_claim(cls, job: Job, lease: Lease, payloads: JobPayloads, inline_results: InlineResults) -> ClaimedJob:
         """Return the job for its worker."""
         view = JobView.with_payloads(job, payloads)
         return cls(
             **{name: getattr(view, name) for name in view.model_fields_set},
             lease_token=lease.token,
             lease_expires_at=to_text(lease.expires_at),
-            dependencies={result.name: DependencyResultView.from_domain(result) for result in dependency_results},
+            dependencies={result.name: DependencyResultView.from_domain(result) for result in inline_results.results},
+            dependencies_truncated=inline_results.truncated,
+            dependencies_url=dependencies_url(job.job_id) if inline_results.truncated else None,
         )
 
 

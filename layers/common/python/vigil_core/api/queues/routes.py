@@ -21,7 +21,7 @@ from vigil_core.domain.text_rule import MAX_NAME_CHARS, NAME_RULE, is_name
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import NoContent, PageQuery
 from vigil_core.schemas.queues import ClaimBody
-from vigil_core.services.jobs.dependencies import load_dependency_results
+from vigil_core.services.jobs.dependency_results import load_inline_results
 from vigil_core.services.jobs.response_payloads import payloads_of_jobs
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
@@ -65,10 +65,10 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
         slot=call.slot,
     )
     payloads_by_job = payloads_of_jobs(call.context, granted)
-    results_by_job = [load_dependency_results(call.context, job) for job in granted]
+    inline_results_by_job = [load_inline_results(call.context, job) for job in granted]
     claimed_jobs = [
-        ClaimedJob.from_claim(job, job.lease, payloads, dependency_results)
-        for job, payloads, dependency_results in zip(granted, payloads_by_job, results_by_job, strict=True)
+        ClaimedJob.from_claim(job, job.lease, payloads, inline_results)
+        for job, payloads, inline_results in zip(granted, payloads_by_job, inline_results_by_job, strict=True)
         if job.lease
     ]
     return RouteResponse(status=200, body=ClaimedJobs(jobs=claimed_jobs), headers=call.preference_applied)

@@ -11,6 +11,8 @@ from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError,
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.domain.executors.templates import (
     Absent,
+    NamedList,
+    PathPlaceholder,
     Placeholder,
     RenderContext,
     SecretPlaceholder,
@@ -132,13 +134,27 @@ class HttpTarget:
 
     def secrets(self) -> frozenset[SecretPlaceholder]:
         """Return every secret that the target names."""
-        templates = [Template.parse(text) for text in (self.url, *self.headers.values())]
-        placeholders = (
-            placeholder
-            for template in (*templates, *templates_in_json(self.body))
-            for placeholder in template.placeholders
+        return frozenset(
+            placeholder for placeholder in self._placeholders() if isinstance(placeholder, SecretPlaceholder)
         )
-        return frozenset(placeholder for placeholder in placeholders if isinstance(placeholder, SecretPlaceholder))
+
+    def used_dependencies(self, names: Sequence[str]) -> frozenset[str]:
+        """Return those dependencies of a job, by name in the job's order, that the templates use."""
+        items = NamedList(names, names)
+        used: set[str] = set()
+        for placeholder in self._placeholders():
+            if not isinstance(placeholder, PathPlaceholder) or placeholder.names[0] != "dependencies":
+                continue
+            if len(placeholder.names) == 1:
+                return frozenset(names)
+            if (index := items.index_of(placeholder.names[1])) is not None:
+                used.add(names[index])
+        return frozenset(used)
+
+    def _placeholders(self) -> Iterator[Placeholder]:
+        templates = [Template.parse(text) for text in (self.url, *self.headers.values())]
+        for template in (*templates, *templates_in_json(self.body)):
+            yield from template.placeholders
 
     def render_request(self, context: RenderContext) -> HttpRequest:
         """Render the request for one job.
@@ -158,7 +174,7 @@ class HttpTarget:
         )
 
 
-def template_context(job: Job, payload: JsonValue, dependencies: Sequence[JsonValue]) -> dict[str, JsonValue]:
+def template_context(job: Job, payload: JsonValue, dependencies: NamedList) -> dict[str, JsonValue]:
     """Return the values of a job for the templates of its target, with dependencies in their order in the job."""
     return {
         "payload": payload,

@@ -2,7 +2,8 @@
 
 There are three kinds of placeholder:
 
-- A path of names, `{{payload.items.0.id}}`. With a final `?` the value may be absent.
+- A path of names, `{{payload.items.0.id}}`. With a final `?` the value may be absent. A dependency has a number and a
+  name: `{{dependencies.0.result}}` or `{{dependencies.extract.result}}`.
 - A secret by name, `{{secret:ssm:/name}}` or `{{secret:secretsmanager:/name#key}}`.
 - `{{"{{"}}`, which renders as two braces.
 
@@ -76,6 +77,18 @@ class SecretPlaceholder:
 
     def __str__(self) -> str:
         return "{{secret:" + self.source + ":" + self.name + (f"#{self.key}" if self.key else "") + "}}"
+
+
+class NamedList(list[JsonValue]):
+    """A list whose items also have names. A placeholder may use either."""
+
+    def __init__(self, names: Sequence[str], items: Sequence[JsonValue]) -> None:
+        super().__init__(items)
+        self._index_of = {name: index for index, name in enumerate(names)}
+
+    def index_of(self, name: str) -> int | None:
+        """Return the index of an item by its number or name, or None. A number counts as a number."""
+        return item_index(name, len(self)) if name.isdecimal() else self._index_of.get(name)
 
 
 Placeholder: TypeAlias = PathPlaceholder | SecretPlaceholder
@@ -175,15 +188,18 @@ class RenderContext:
         for name in path.names:
             if isinstance(node, Mapping) and name in node:
                 node = node[name]
-            elif (
-                _is_list(node) and name.isdecimal() and len(name) < 10 and int(name) < len(cast(Sequence[object], node))
-            ):
-                node = cast(Sequence[JsonValue], node)[int(name)]
+            elif _is_list(node) and (index := _index_in(cast(Sequence[JsonValue], node), name)) is not None:
+                node = cast(Sequence[JsonValue], node)[index]
             elif path.optional:
                 return ABSENT
             else:
                 raise TemplateFailed(f"the job has no value for {path}")
         return ABSENT if node is None and path.optional else node
+
+
+def item_index(name: str, length: int) -> int | None:
+    """Return the index that a number in a path stands for, or None if no item has it."""
+    return int(name) if name.isdecimal() and len(name) < 10 and int(name) < length else None
 
 
 def render(template: Template, render_placeholder: Callable[[Placeholder], str]) -> str:
@@ -227,6 +243,10 @@ def templates_in_json(value: JsonValue) -> Iterator[Template]:
     elif _is_list(value):
         for item in cast(Sequence[JsonValue], value):
             yield from templates_in_json(item)
+
+
+def _index_in(items: Sequence[JsonValue], name: str) -> int | None:
+    return items.index_of(name) if isinstance(items, NamedList) else item_index(name, len(items))
 
 
 def _is_list(value: JsonValue) -> bool:

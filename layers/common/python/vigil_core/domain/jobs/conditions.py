@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,10 @@ from vigil_core.domain.exact_json import JsonValue, json_problems
 from vigil_core.domain.number_rule import parse_number
 from vigil_core.domain.text_rule import sanitize
 
+_CHAINS = frozenset(
+    {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection", "flatten"}
+)
+"""The kinds of nodes of which only the first child is evaluated at the root, and the others on its value."""
 MAX_CHARS = 1_024
 STEP_BUDGET = 200_000
 """The limit `expression_steps`: the steps of an evaluation plus the elements that they produce."""
@@ -64,7 +68,8 @@ class DependencyResult:
     health: str | None
     result: str | None
     truncated: bool = False
-    """Whether the job has a result that is too large for the condition."""
+    """Whether the job has a result that is left out, because it is too large for the reader."""
+    job_id: str = ""
 
 
 def check_expression(condition: str) -> None:
@@ -143,16 +148,44 @@ def _as_condition_errors() -> Iterator[None]:
         raise ConditionError(f"{type(error).__name__}: {error}"[:500]) from error
 
 
-def field_names(expression: str) -> list[str]:
-    """Return the names of all fields in an expression, each once."""
-    names: list[str] = []
+def root_names(expression: str) -> list[str] | None:
+    """Return the names that an expression looks up at the root, each once: names of jobs, or members of results.
+
+    Returns:
+        None if the expression uses the root in another way, for example by `@` or `keys(@)`. Every job and every
+        member of a result can then matter.
+    """
+    names: dict[str, None] = {}
     pending = [_parse(expression)]
     while pending:
         node = pending.pop()
         if node["type"] == "field":
-            names.append(node["value"])
-        pending += [child for child in node["children"] if isinstance(child, dict) and "type" in child]
-    return list(dict.fromkeys(names))
+            names[node["value"]] = None
+        elif node["type"] in ("current", "identity"):
+            return None
+        elif node["type"] in _CHAINS:
+            pending.append(node["children"][0])
+        elif node["type"] != "expref":
+            pending += reversed([child for child in node["children"] if isinstance(child, dict)])
+    return list(names)
+
+
+def select_jobs(expression: str, names: Sequence[str]) -> Sequence[str]:
+    """Return the names of the jobs that an expression needs: those that it names, if it names nothing else."""
+    named = root_names(expression)
+    if named is None or not set(named) <= set(names):
+        return names
+    wanted = frozenset(named)
+    return [name for name in names if name in wanted]
+
+
+def result_of_one_job(expression: str, names: Container[str]) -> str | None:
+    """Return the name of the job whose result is the value of an expression, or None for any other expression."""
+    node = _parse(expression)
+    if node["type"] != "subexpression" or any(child["type"] != "field" for child in node["children"]):
+        return None
+    name, *members = [str(child["value"]) for child in node["children"]]
+    return name if members == ["result"] and name in names else None
 
 
 def _parse(condition: str) -> Any:

@@ -35,6 +35,8 @@ MAX_MILESTONES = 256
 TIMED_OUT = "TIMED_OUT"
 LEASE_EXPIRED = "LEASE_EXPIRED"
 CONDITION_FAILED = "CONDITION_FAILED"
+CONDITION_ERRORS = frozenset({CONDITION_FAILED, "RESULT_TOO_LARGE", "RESULT_UNAVAILABLE"})
+"""The errors of a condition that cannot be evaluated. A retry of the job evaluates it again."""
 CANCEL_GRACE = timedelta(seconds=60)
 """The time that a running job has to end after a cancel request."""
 BATCH_CANCEL_GRACE = timedelta(seconds=180)

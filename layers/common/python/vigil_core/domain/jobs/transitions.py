@@ -13,7 +13,7 @@ from vigil_core.domain.jobs import stages
 from vigil_core.domain.jobs.batch import ITEMS_FAILED, item_id
 from vigil_core.domain.jobs.dependencies import Dependency, DependencyStatus
 from vigil_core.domain.jobs.job import (
-    CONDITION_FAILED,
+    CONDITION_ERRORS,
     DISPATCHED_EXECUTORS,
     LEASE_EXPIRED,
     MAX_FIELDS_BYTES,
@@ -213,7 +213,7 @@ def apply_verdict(
     verdict: Verdict,
     *,
     is_satisfied: bool,
-    condition_result: bool | None,
+    condition_result: bool | JobError,
     now: datetime,
     actor: str,
     parked: bool = False,
@@ -224,7 +224,7 @@ def apply_verdict(
         job: The waiting job.
         verdict: The verdict of the trigger rule, or of the condition after it.
         is_satisfied: Whether the trigger rule is satisfied.
-        condition_result: True releases the job, False skips it. None fails it: the condition cannot be evaluated.
+        condition_result: True releases the job, False skips it. An error fails it: the condition cannot be evaluated.
         now: The time of the verdict.
         actor: The cause of the change.
         parked: Whether the run keeps the released job from starting for now.
@@ -233,14 +233,13 @@ def apply_verdict(
     if job.workflow.in_run and not job.workflow.upstream_names:
         status = "none"
     dependencies = job.dependencies.decided(status, verdict)
+    if isinstance(condition_result, JobError):
+        return _fail_for_good(job, now, actor, condition_result, dependencies=dependencies)
     if condition_result and parked:
         workflow = job.workflow.with_parked(True)
         return _next(job, now, actor, "waiting", reason="workflow", workflow=workflow, dependencies=dependencies)
     if condition_result:
         return _next(job, now, actor, "ready", reason="dependencies", status="pending", dependencies=dependencies)
-    if condition_result is None:
-        error = JobError(code=CONDITION_FAILED, message=verdict.reason)
-        return _fail_for_good(job, now, actor, error, dependencies=dependencies)
     return _end(
         job, now, actor, "skipped", reason=verdict.reason, stage=stages.INCOMPLETE, health="skipped",
         dependencies=dependencies,
@@ -514,7 +513,7 @@ def retry(job: Job, *, now: datetime, actor: str) -> Job:
         raise InvalidTransition(f"Cannot retry job {job.job_id}: it is an item, retry its batch {job.batch.batch_id}")
     has_started = job.dependencies.status == "satisfied" and job.status != "skipped"
     needs_verdict = bool(job.dependencies.depends_on) and (
-        not has_started or (job.error is not None and job.error.code == CONDITION_FAILED)
+        not has_started or (job.error is not None and job.error.code in CONDITION_ERRORS)
     )
     if needs_verdict:
         return _reset(job, now, actor, status="waiting", dependency_status="waiting")

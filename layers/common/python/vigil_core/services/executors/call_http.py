@@ -25,14 +25,21 @@ from vigil_core.domain.executors.targets import (
     SecretUnavailable,
     template_context,
 )
-from vigil_core.domain.executors.templates import MAX_RENDERED_BYTES, RenderContext, SecretPlaceholder, TemplateFailed
+from vigil_core.domain.executors.templates import (
+    MAX_RENDERED_BYTES,
+    NamedList,
+    RenderContext,
+    SecretPlaceholder,
+    TemplateFailed,
+)
+from vigil_core.domain.jobs.dependency_results import ResultUnreadable
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
 from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.domain.text_rule import sanitize
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobTypes, UsesRuns, UsesThreads
 from vigil_core.services.cpu_limits import template_budget
-from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
+from vigil_core.services.jobs.dependency_results import dependency_ids, dependency_results_json, load_all_results
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, heartbeat
 from vigil_core.services.ports import HttpClient, Response
 
@@ -112,7 +119,7 @@ def _call(
             timeout_s=target.timeout_s,
             max_response_bytes=MAX_RESPONSE_BYTES,
         )
-    except (TemplateFailed, SecretUnavailable, TargetRefused, PayloadTooLarge) as error:
+    except (TemplateFailed, SecretUnavailable, TargetRefused, PayloadTooLarge, ResultUnreadable) as error:
         return report_failure(error.code, error.message)
     except TargetUnreachable as error:
         return report_failure(error.code, error.message, retryable=True)
@@ -159,6 +166,7 @@ def _render_request(ctx: CallHttpContext, secrets: SecretReader, job: Job, targe
     Raises:
         SecretUnavailable: A secret does not exist, or Vigil has no permission to read it.
         PayloadTooLarge: The payload exceeds the limit of one rendering.
+        ResultUnreadable: The results of the dependencies that the templates use cannot all be read.
         TemplateFailed: The values of the job do not result in a valid request.
     """
     secret_values = {secret: secrets.value(job.namespace, secret) for secret in target.secrets()}
@@ -166,10 +174,22 @@ def _render_request(ctx: CallHttpContext, secrets: SecretReader, job: Job, targe
     if bodies.payload_url is not None:
         raise PayloadTooLarge(f"The payload of a job with executor http has at most {MAX_RENDERED_BYTES} bytes")
     payload = None if bodies.payload is None else loads(bodies.payload)
-    dependencies = list(dependency_results_json(load_dependency_results(ctx, job)).values())
-    return target.render_request(
-        RenderContext(template_context(job, payload, dependencies), secret_values, template_budget())
-    )
+    context = template_context(job, payload, _referenced_dependencies(ctx, job, target))
+    return target.render_request(RenderContext(context, secret_values, template_budget()))
+
+
+def _referenced_dependencies(ctx: CallHttpContext, job: Job, target: HttpTarget) -> NamedList:
+    """Read the dependencies that the templates of the target use. The others are null, and no template sees them.
+
+    Raises:
+        ResultUnreadable: Their results are too large, or one of them no longer exists.
+    """
+    ids_by_name = dependency_ids(ctx, job)
+    names = list(ids_by_name)
+    used = target.used_dependencies(names)
+    results = load_all_results(ctx, job.namespace, {name: ids_by_name[name] for name in names if name in used})
+    values = dependency_results_json(results)
+    return NamedList(names, [values.get(name) for name in names])
 
 
 def _result(response: Response) -> JsonValue:

@@ -6,6 +6,7 @@ returns the job to its queue.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
@@ -14,13 +15,21 @@ from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget
 from vigil_core.domain.jobs import transitions
+from vigil_core.domain.jobs.dependency_results import ResultUnreadable, dependencies_url
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.context import DispatchesJobs
-from vigil_core.services.jobs.dependencies import dependency_results_json, load_dependency_results
+from vigil_core.services.jobs.dependency_results import (
+    JOBS_PER_READ,
+    dependency_ids,
+    dependency_results_json,
+    load_all_results,
+    load_inline_results,
+    results_by_name_text,
+)
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, complete, fail, snooze
 from vigil_core.services.optimistic import retry_on_conflict
 from vigil_core.services.workflows.commands import may_start
@@ -106,15 +115,33 @@ def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
 
 
 def _join(ctx: DispatchContext, job: Job, actor: str) -> None:
-    """Complete a join with the results of its dependencies; a race with the result of its winner."""
-    dependency_results = load_dependency_results(ctx, job)
-    results = {result.name: None if result.result is None else loads(result.result) for result in dependency_results}
-    result: JsonValue = results
-    if job.dependencies.trigger_rule == "one_success":
-        # The first completed dependency in the job's order: a cancelled loser may have completed all the same.
-        result = next((results[result.name] for result in dependency_results if result.status == "completed"), None)
+    """Complete a join with the results of its dependencies; a race with the result of its winner.
+
+    The winner's result is copied without being read. If the results of any other join cannot all be read, it fails.
+    """
+    ids_by_name = dependency_ids(ctx, job)
     with suppress(*LOST_JOB_ERRORS):
-        complete(ctx, job.namespace, job.job_id, actor=actor, result=result)
+        try:
+            if job.dependencies.trigger_rule == "one_success":
+                winner = _winner(ctx, job, list(ids_by_name.values()))
+                complete(ctx, job.namespace, job.job_id, actor=actor, result_source=winner)
+            else:
+                text = results_by_name_text(load_all_results(ctx, job.namespace, ids_by_name))
+                complete(ctx, job.namespace, job.job_id, actor=actor, result_text=text)
+        except ResultUnreadable as error:
+            job_error = JobError(code=error.code, message=error.message)
+            fail(ctx, job.namespace, job.job_id, job_error, actor=actor, retryable=False)
+
+
+def _winner(ctx: DispatchContext, job: Job, job_ids: Sequence[str]) -> Job | None:
+    """Return the first completed dependency in the job's order: a cancelled loser may have completed all the same."""
+    for start in range(0, len(job_ids), JOBS_PER_READ):
+        part = job_ids[start : start + JOBS_PER_READ]
+        jobs_by_id = ctx.jobs.find_many(job.namespace, part)
+        for job_id in part:
+            if job_id in jobs_by_id and jobs_by_id[job_id].status == "completed":
+                return jobs_by_id[job_id]
+    return None
 
 
 def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
@@ -128,7 +155,8 @@ def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
         return len(dumps(event).encode()) <= MAX_EVENT_BYTES
 
     bodies = ctx.jobs.payloads(job, max_bytes=MAX_EVENT_BYTES)
-    dependencies = dependency_results_json(load_dependency_results(ctx, job))
+    inline = load_inline_results(ctx, job)
+    dependencies = dependency_results_json(inline.results)
     event: dict[str, JsonValue] = {
         "job_id": job.job_id,
         "namespace": job.namespace,
@@ -145,6 +173,8 @@ def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
         "trace_id": job.trace_id,
         "correlation_id": job.correlation_id,
         "dependencies": dependencies,
+        "dependencies_truncated": inline.truncated,
+        "dependencies_url": dependencies_url(job.job_id) if inline.truncated else None,
         "payload_omitted": bodies.payload_url is not None,
         "payload": None if bodies.payload is None else loads(bodies.payload),
     }
@@ -152,6 +182,8 @@ def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
         return dumps(event)
     event |= {"payload_omitted": True, "payload": None}
     if not fits(event):
-        trimmed = {job_id: {**result, "result": None, "truncated": True} for job_id, result in dependencies.items()}
-        event["dependencies"] = trimmed
+        event["dependencies"] = {
+            name: {**result, "result": None, "truncated": True} for name, result in dependencies.items()
+        }
+        event |= {"dependencies_truncated": True, "dependencies_url": dependencies_url(job.job_id)}
     return dumps(event)

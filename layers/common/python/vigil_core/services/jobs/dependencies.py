@@ -19,12 +19,12 @@ from datetime import datetime
 from typing import Protocol
 
 from vigil_core.domain.errors import FieldProblem, JobNotFound, MissingDependency
-from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.ids import is_uuid7, workflow_job_id
 from vigil_core.domain.jobs import transitions
-from vigil_core.domain.jobs.conditions import ConditionError, DependencyResult, evaluate
-from vigil_core.domain.jobs.dependencies import MAX_DEPENDENCIES, Dependency, Dependent
-from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.conditions import ConditionError, evaluate, select_jobs
+from vigil_core.domain.jobs.dependencies import Dependency, Dependent
+from vigil_core.domain.jobs.dependency_results import ResultUnreadable
+from vigil_core.domain.jobs.job import CONDITION_FAILED, Job, JobError
 from vigil_core.domain.jobs.trigger_rules import (
     END_STATES,
     DependencyCounts,
@@ -36,17 +36,14 @@ from vigil_core.domain.jobs.trigger_rules import (
 )
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesRuns, UsesThreads
 from vigil_core.services.cpu_limits import expression_budget
+from vigil_core.services.jobs.dependency_results import dependency_ids, load_all_results
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.verdict_log import log_verdicts
-from vigil_core.store.jobs.payloads import JobPayloads
 
 
 class DependenciesContext(ChangesJobs, UsesDependencies, UsesRuns, UsesThreads, Protocol):
     """The collaborators of dependencies."""
 
-
-MAX_RESULT_BYTES = 256 * 1024
-"""The limit of all dependency results together that a condition or a worker receives."""
 
 MAX_RELATED_JOBS = 1_000
 """The number of dependents that a job shows."""
@@ -142,58 +139,6 @@ def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, depen
         _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, {dependent.index: end_state}))
 
 
-def load_dependency_results(ctx: DependenciesContext, job: Job) -> list[DependencyResult]:
-    """Read the dependencies of a job with their results, at most 100. A job without dependencies costs no request."""
-    if not (job.dependencies.depends_on or job.workflow.upstream_names):
-        return []
-    return load_results(ctx, job.namespace, _dependency_names(ctx, job))
-
-
-def load_results(ctx: DependenciesContext, namespace: str, names_by_id: Mapping[str, str]) -> list[DependencyResult]:
-    """Read jobs with their results. A result over the limit of all results is left out.
-
-    Args:
-        ctx: The collaborators.
-        namespace: The namespace of the jobs.
-        names_by_id: The name under which a condition refers to each job.
-    """
-    jobs_by_id = ctx.jobs.find_many(namespace, names_by_id)
-    existing_jobs = [jobs_by_id[job_id] for job_id in names_by_id if job_id in jobs_by_id]
-    bytes_left = MAX_RESULT_BYTES
-    results: list[DependencyResult] = []
-
-    def read(job: Job) -> JobPayloads:
-        return ctx.jobs.payloads(job, payload=False, max_bytes=MAX_RESULT_BYTES)
-
-    for job, job_payloads in zip(existing_jobs, ctx.in_parallel(read, existing_jobs), strict=True):
-        size = len((job_payloads.result or "").encode())
-        fits = size <= bytes_left and job_payloads.result_url is None
-        bytes_left -= size if fits else 0
-        results.append(
-            DependencyResult(
-                name=names_by_id[job.job_id],
-                status=job.status,
-                health=job.health,
-                result=job_payloads.result if fits else None,
-                truncated=not fits,
-            )
-        )
-    return results
-
-
-def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, dict[str, JsonValue]]:
-    """Build the `dependencies` member that the job's worker or function receives, by name, in the job's order."""
-    return {
-        result.name: {
-            "status": result.status,
-            "job_health": result.health,
-            "result": None if result.result is None else loads(result.result),
-            "truncated": result.truncated,
-        }
-        for result in results
-    }
-
-
 def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Job], list[Job]]:
     """Read the dependencies and the dependents of a job."""
     upstream_ids = [dependency.job_id for dependency in job.dependencies.depends_on]
@@ -220,14 +165,6 @@ def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Jo
         if job_id in jobs_by_id and (jobs_by_id[job_id].awaits_dependencies or jobs_by_id[job_id].workflow.in_run)
     ]
     return [jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id], downstream_jobs
-
-
-def _dependency_names(ctx: DependenciesContext, job: Job) -> dict[str, str]:
-    """Return the names of a job's dependencies by id. Outside a run, the name is the id."""
-    if job.workflow.workflow_id is None or job.workflow.index is None:
-        return {dependency.job_id: dependency.job_id for dependency in job.dependencies.depends_on}
-    names = ctx.runs.graph(job.namespace, job.workflow.workflow_id).dependency_names(job.workflow.index)
-    return {workflow_job_id(job.workflow.workflow_id, name): name for name in names[:MAX_DEPENDENCIES]}
 
 
 def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
@@ -267,10 +204,18 @@ def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCo
         log_verdicts([] if updated.awaits_dependencies else [updated])
 
 
-def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | None, Verdict]:
-    """Evaluate the condition of a job; the first value is None if it cannot be evaluated."""
+def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | JobError, Verdict]:
+    """Evaluate the condition of a job; the first value is the reason of the failure if it cannot be evaluated.
+
+    Only the results that the condition needs are read.
+    """
+    condition = str(job.dependencies.condition)
     try:
-        passed = evaluate(str(job.dependencies.condition), load_dependency_results(ctx, job), expression_budget())
-    except ConditionError as error:
-        return None, verdict.with_reason(f"the condition cannot be evaluated: {error}")
+        ids_by_name = dependency_ids(ctx, job)
+        needed = {name: ids_by_name[name] for name in select_jobs(condition, list(ids_by_name))}
+        passed = evaluate(condition, load_all_results(ctx, job.namespace, needed), expression_budget())
+    except (ConditionError, ResultUnreadable) as error:
+        failed = verdict.with_reason(f"the condition cannot be evaluated: {error}")
+        code = error.code if isinstance(error, ResultUnreadable) else CONDITION_FAILED
+        return JobError(code=code, message=failed.reason), failed
     return passed, verdict if passed else verdict.with_reason("the condition is false")

@@ -140,31 +140,49 @@ def complete(
     actor: str,
     result: JsonValue = None,
     result_upload: str | None = None,
+    result_text: str | None = None,
+    result_source: Job | None = None,
     health: str = "success",
     fields: Mapping[str, JsonValue] | None = None,
     lease_token: str | None = None,
 ) -> Job:
     """Complete a job.
 
-    1. Store the result, or adopt its upload.
+    1. Store the result, adopt its upload, or copy the result of another job.
     2. Write the completed version, which points to the result.
 
     If the process crashes after step 1, the job is unchanged and the stored result expires unused.
+
+    Args:
+        ctx: The collaborators.
+        namespace: The namespace of the job.
+        job_id: The job.
+        actor: The cause of the change.
+        result: The result, up to the limit of a request body.
+        result_upload: The reference of the upload that becomes the result.
+        result_text: The result as JSON text, of any size.
+        result_source: The job whose result becomes the result, of any size.
+        health: The health of the completed job.
+        fields: Fields to set.
+        lease_token: The token of the worker's lease; None for a job without a lease.
     """
+
+    def put_result(completed: Job) -> str | None:
+        nonce = ctx.new_id()[-12:]
+        if result_upload is not None:
+            upload = require_uploaded(ctx, namespace, result_upload, "result_ref")
+            return ctx.jobs.adopt_result(completed, nonce, upload)
+        if result_source is not None:
+            return ctx.jobs.copy_result(completed, nonce, result_source)
+        text = encode_payload(result, "result") if result_text is None and result is not None else result_text
+        return None if text is None else ctx.jobs.put_result(completed, nonce, text)
 
     def decide(job: Job) -> Job:
         completed = transitions.complete(
             job, now=ctx.now(), actor=actor, health=health, fields=fields, lease_token=lease_token
         )
-        if completed is job or (result is None and result_upload is None):
-            return completed
-        nonce = ctx.new_id()[-12:]
-        if result_upload is not None:
-            upload = require_uploaded(ctx, namespace, result_upload, "result_ref")
-            return transitions.with_result(completed, ctx.jobs.adopt_result(completed, nonce, upload))
-        return transitions.with_result(
-            completed, ctx.jobs.put_result(completed, nonce, encode_payload(result, "result"))
-        )
+        result_ref = None if completed is job else put_result(completed)
+        return completed if result_ref is None else transitions.with_result(completed, result_ref)
 
     return change(ctx, namespace, job_id, decide)
 

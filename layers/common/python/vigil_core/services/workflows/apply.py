@@ -177,13 +177,13 @@ def _apply_verdict(
     """
     if not job.awaits_run:
         return job
-    passed: bool | None = is_satisfied
+    passed: bool | JobError = is_satisfied
     if is_satisfied and job.dependencies.condition:
         passed, verdict = apply_condition(ctx, job, verdict)
-    parked = bool(passed) and not try_acquire_slot(ctx, run, job)
+    parked = passed is True and not try_acquire_slot(ctx, run, job)
     if parked:
         ctx.runs.park(run.namespace, run.workflow_id, job.priority, job.workflow.graph_index)
-    starts = bool(passed) and not parked
+    starts = passed is True and not parked
 
     def is_unchanged(current: Job) -> bool:
         return current.awaits_run and current.attempt == job.attempt

@@ -6,17 +6,18 @@ between the two writes, no job points to the payload, and its TTL or its S3 life
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, Protocol, TypeAlias
 
+from vigil_core.domain.jobs.dependency_results import ResultUnavailable
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.retention import OPEN_JOB_TTL, expires_at_of
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
 from vigil_core.store.jobs.job_rows import row_head
-from vigil_core.store.table import Put, Table
+from vigil_core.store.table import Put, Row, Table
 
 MAX_ROW_BYTES = 350 * 1024
 """The largest payload or result in a row, below DynamoDB's limit of 400 KB. A larger one becomes an S3 object."""
@@ -25,6 +26,9 @@ MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 MAX_RESPONSE_PAYLOAD_BYTES = 2 * MAX_PAYLOAD_BYTES
 """The limit of payloads and results in one response. In Base64, and with the other members, it fits into the 6 MB of a
 Lambda response."""
+
+RESULT_ROWS_PER_READ = 25
+"""The number of rows with results that one request reads, to limit the memory that they need."""
 
 RetentionClass: TypeAlias = Literal["open", "ended", "long"]
 """The life of an S3 object after its last renewal: two years, the retention of ended jobs, or without end."""
@@ -63,6 +67,31 @@ class JobPayloads:
     result: str | None
     payload_url: str | None = None
     result_url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """The result of a job as JSON text, with its size in bytes.
+
+    Without text, the job has no result, unless a flag gives another reason.
+    """
+
+    text: str | None = None
+    size: int = 0
+    is_over_limit: bool = False
+    """Whether the result was not read because of the limit of the reader."""
+    is_missing: bool = False
+    """Whether the job points to a result that no longer exists."""
+    is_upload: bool = False
+    """Whether a client uploaded the text, which may be anything."""
+
+    @classmethod
+    def of(cls, text: str | None, max_bytes: int) -> StoredResult:
+        """Return a stored text, unless it is missing or over the limit."""
+        if text is None:
+            return cls(is_missing=True)
+        size = len(text.encode())
+        return cls(text=text, size=size) if size <= max_bytes else cls(is_over_limit=True)
 
 
 class JobPayloadStore:
@@ -148,6 +177,87 @@ class JobPayloadStore:
                 values[name] = self._objects.get(key)
         return JobPayloads(**values)
 
+    def results(
+        self, jobs: Sequence[Job], *, max_bytes: int, uploads: bool = False
+    ) -> Iterator[tuple[Job, StoredResult]]:
+        """Read the results of jobs one after the other. A result over the rest of the limit is not returned.
+
+        Args:
+            jobs: The jobs.
+            max_bytes: The limit of all results together.
+            uploads: Whether to read uploaded results. Otherwise they count as over the limit.
+        """
+        for start in range(0, len(jobs), RESULT_ROWS_PER_READ):
+            part = jobs[start : start + RESULT_ROWS_PER_READ]
+            row_keys = [
+                _result_key(job, ref) for job in part if (ref := job.result_ref) and not keys.parse_object_ref(ref)
+            ]
+            rows = self._table.batch_get(row_keys) if row_keys else {}
+            for job in part:
+                stored = self._stored_result(job, rows, max_bytes, uploads)
+                max_bytes -= stored.size
+                yield job, stored
+
+    def _stored_result(self, job: Job, rows: Mapping[keys.Key, Row], max_bytes: int, uploads: bool) -> StoredResult:
+        if job.result_ref is None:
+            return StoredResult()
+        if (parsed := keys.parse_object_ref(job.result_ref)) is None:
+            row = rows.get(_result_key(job, job.result_ref))
+            return StoredResult.of(None if row is None else str(row["body"]), max_bytes)
+        size, sk = parsed
+        name, is_upload = keys.object_name(job.namespace, job.job_id, sk), size is None
+        if size is None and uploads and (size := self._objects.size(name)) is None:
+            return StoredResult(is_missing=True)
+        if size is None or size > max_bytes:
+            return StoredResult(is_over_limit=True, is_upload=is_upload)
+        return replace(StoredResult.of(self._objects.get(name), max_bytes), is_upload=is_upload)
+
+    def copy_result(self, job: Job, nonce: str, source: Job) -> str | None:
+        """Copy the result of another job to a job, and return the pointer; None if the source has no result.
+
+        An object is copied inside S3, so its size does not matter.
+
+        Raises:
+            ResultUnavailable: The result no longer exists.
+        """
+        key = keys.result(job.namespace, job.job_id, job.attempt, nonce)
+        name = keys.object_name(job.namespace, job.job_id, key.sk)
+        if (size := self.copy_result_object(source, name, retention_class_of(job))) is not None:
+            return keys.object_ref(size or None, key.sk)
+        text = self.row_result(source)
+        return None if text is None else self.put_result(job, nonce, text)
+
+    def row_result(self, job: Job) -> str | None:
+        """Read the result of a job from its row; None if the job has no result.
+
+        Raises:
+            ResultUnavailable: The row no longer exists.
+        """
+        if job.result_ref is None:
+            return None
+        row = self._table.get(_result_key(job, job.result_ref))
+        if row is None:
+            raise ResultUnavailable(f"The result of job {job.job_id} no longer exists")
+        return str(row["body"])
+
+    def copy_result_object(self, job: Job, name: str, retention_class: RetentionClass) -> int | None:
+        """Copy the result of a job to another object, if the result is an object.
+
+        Returns:
+            The size of the result, 0 for an upload; None if the result is not an object.
+
+        Raises:
+            ResultUnavailable: The object no longer exists.
+        """
+        parsed = keys.parse_object_ref(job.result_ref or "")
+        if parsed is None:
+            return None
+        source = keys.object_name(job.namespace, job.job_id, parsed[1])
+        if self._objects.size(source) is None:
+            raise ResultUnavailable(f"The result of job {job.job_id} no longer exists")
+        self._objects.renew(name, retention_class=retention_class, source=source)
+        return parsed[0] or 0
+
     def expiry_of(self, job: Job) -> datetime:
         """Compute the expiry of the first version of a job."""
         return expires_at_of(job, job, self._retention)
@@ -174,6 +284,10 @@ class JobPayloadStore:
         refs = dict.fromkeys(ref for ref in (job.payload_ref, job.fallback_ref, *extra_refs) if ref is not None)
         parsed = filter(None, map(keys.parse_object_ref, refs))
         return [keys.object_name(job.namespace, job.job_id, sk) for _, sk in parsed]
+
+
+def _result_key(job: Job, ref: str) -> keys.Key:
+    return keys.Key(keys.job(job.namespace, job.job_id).pk, ref)
 
 
 def retention_class_of(job: Job) -> RetentionClass:

@@ -225,6 +225,11 @@ class RunStore:
         self._table.put(Put(row={**self._head(key, "run_result"), "body": text}))
         return key.sk
 
+    def result_object(self, run: WorkflowRun, nonce: str) -> tuple[str, Callable[[int | None], str]]:
+        """Return the name of an object for a run's result, and a function from its size to its pointer."""
+        sk = keys.run_result(run.namespace, run.workflow_id, run.generation, nonce).sk
+        return keys.run_object_name(run.namespace, run.workflow_id, sk), lambda size: keys.object_ref(size, sk)
+
     def result(self, run: WorkflowRun) -> tuple[str | None, str | None]:
         """Return the result as (JSON text, None), or (None, URL) if it is too large for an answer."""
         if run.result_ref is None:
