@@ -57,7 +57,7 @@ class InterleavedRun(SimulatedRun):
         for _ in range(60 + 4 * len(self.jobs)):
             self.run_until_idle()
             assert not self.violations, str(self.violations)
-            if self.run.ended:
+            if self.run.ended and all(job.ended for job in self.all().values()):
                 return
             self._decide(kindly=True)
             self.run_until_idle()
@@ -87,11 +87,16 @@ class InterleavedRun(SimulatedRun):
         # A cancelled job is ignored by decision like a failed one.
         pardoned = {name for name in seen if standings.state_of(standings.graph.index_of[name]) == "ignored_failure"}
         counted = {status: count for status, count in (run.statistics or {}).items() if count}
-        assert counted == Counter("failed" if name in pardoned else status for name, status in seen.items())
+        lost = {name for name in seen if standings.lost_race(standings.graph.index_of[name])}
+        assert counted == Counter(
+            "failed" if name in pardoned else "cancelled" if name in lost else status for name, status in seen.items()
+        )
         if len(run.log) < MAX_LOG_ENTRIES:
             assert sum(line.kind in TERMINAL_STATUSES for line in run.log) == run.generation, "it ends once"
         for name, job in self.all().items():
             place = standings.graph.index_of[name]
+            if name in lost:  # The run does not record what a race loser reports after the end of the run.
+                continue
             note = standings.block(graphs.block_of(place)).records[place]
             assert note.state_version // 2 == job.version, f"the note on {name} is of another moment"
             if note.state != "ignored_failure":
@@ -190,7 +195,7 @@ class InterleavedRun(SimulatedRun):
         told = Reference(self.plan)
         for name, its in told.jobs.items():
             its.status, its.end, its.lost = seen[name], _end_of(jobs[name]), name in lost
-            if its.lost and its.end != "success":
+            if its.lost:
                 its.end = "skipped"
             elif name in self.ignored_failures and its.status in BAD:
                 its.end = "success"

@@ -34,6 +34,11 @@ class Reference:
             self.now, _, what, name = act = min(acts | due)
             acts.discard(act)
             self._apply_action(what, self.jobs.get(name))
+        # The losers of races stop after the end of the run. Nothing of that changes the run.
+        while stopping := [job for job in self.jobs.values() if job.next]:
+            loser = min(stopping, key=lambda job: (job.at, job.name))
+            self.now = loser.at
+            self._apply_action(loser.next, loser)
 
     def retry(self, start: str | None) -> bool:
         """Retry the run; return whether there is a job to rerun."""
@@ -89,6 +94,7 @@ class Reference:
             for other in [other for other in job.before if job.race and other.end is None]:
                 other.lost = True
                 self._apply_action("cancel", other)
+                other.end = "skipped"
 
     def _apply_action(self, what: str, job: Any) -> None:
         """Apply an action to a job or to the run."""
@@ -131,7 +137,7 @@ class Reference:
 
     def _end(self, job: Any, status: str, result: Any = None) -> None:
         job.status, job.result, job.next = status, result, ""
-        job.end = "success" if status == "completed" else "skipped" if job.lost else status
+        job.end = "skipped" if job.lost else "success" if status == "completed" else status
         if not self.stops and self.failed(job):
             if self.policy == "fail_fast":
                 self._apply_action("failure", job)

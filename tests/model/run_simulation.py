@@ -60,6 +60,7 @@ class PlannedSimulation(SimulatedRun):
         for _ in range(2_000):
             self.run_until_idle()
             if self.run.ended:
+                self._finish_losers()
                 return
             self._claim_ready_jobs()
             self._schedule_decisions()
@@ -71,6 +72,13 @@ class PlannedSimulation(SimulatedRun):
                 self.disturb_supervisor()
             do()
         raise AssertionError(f"there is no end to it: {self.world.statuses(self.run_id)}")
+
+    def _finish_losers(self) -> None:
+        """Let the losers of races stop, which the run does not wait for."""
+        while any(not job.ended for job in self.all().values()):
+            self.world.time, _, do = min(self._due(), key=lambda what: what[:2])
+            do()
+            self.run_until_idle()
 
     def records(self) -> list[StreamRecord]:
         """Return the events, without those of jobs whose condition could not be evaluated, before their turn."""
@@ -102,7 +110,9 @@ class PlannedSimulation(SimulatedRun):
             assert told.failed(told.jobs[run.error.message.split()[1]]), f"{run.error} names none that failed"
         # A cancelled job is ignored by decision like a failed one.
         pardoned = [name for name, its in told.jobs.items() if its.status in BAD and its.end == "success"]
-        counted = Counter("failed" if name in pardoned else its.status for name, its in told.jobs.items())
+        counted = Counter(
+            "failed" if name in pardoned else "cancelled" if its.lost else its.status for name, its in told.jobs.items()
+        )
         assert {status: count for status, count in (run.statistics or {}).items() if count} == counted
 
     # Actions

@@ -21,6 +21,7 @@ from vigil_core.domain.workflows.planning import (
     plan_transitions,
 )
 from vigil_core.domain.workflows.run_state import (
+    OPEN_STATES,
     NodeState,
     RunState,
     StateBlock,
@@ -235,14 +236,19 @@ def test_failures_and_race_losers_are_identified() -> None:
     assert losers(state_of(jobs, lost=(1,), a="completed", b="cancelled"), 2) == []
 
 
-def test_race_loser_counts_as_skipped_for_any_end() -> None:
-    jobs = graph((), ())
-    for standing in ("failed", "cancelled", "awaiting_decision"):
-        standings = state_of(jobs, lost=(0,), a=standing)
-        assert standings.end_state(0) == "skipped"
-        assert not standings.is_open(0)
-    assert state_of(jobs, lost=(0,), a="completed").end_state(0) == "success"
-    assert state_of(jobs, lost=(0,), a="running").is_open(0)
+@pytest.mark.parametrize("state", get_args(NodeState))
+def test_race_loser_counts_as_skipped_and_cancelled_in_any_state(state: NodeState) -> None:
+    standings = state_of(graph((), ()), lost=(0,), a=state, b="completed")
+    assert (standings.end_state(0), standings.status(0)) == ("skipped", "cancelled")
+    assert not standings.is_open(0)
+    assert standings.is_drained()
+    assert standings.may_still_run(0) == (state in OPEN_STATES)
+
+
+def test_waiting_race_loser_is_not_released() -> None:
+    jobs = graph((), (0,), (1,), c={"trigger_rule": "all_done"})
+    plan = plan_transitions(state_of(jobs, lost=(1,), a="completed"), [1, 2])
+    assert (set(plan.releases), set(plan.skips)) == ({2}, set())
 
 
 def test_retry_reruns_unsuccessful_nodes_and_their_successors() -> None:

@@ -75,7 +75,7 @@ def plan_transitions(run_state: RunState, indexes: Iterable[int]) -> TransitionP
         if run_state.status(index) == "skipped":
             already_skipped.add(index)
             push_successors(index)
-        if run_state.state_of(index) != "waiting":
+        if run_state.state_of(index) != "waiting" or run_state.lost_race(index):
             continue
         is_satisfied, counts = forecast_rule(run_state, index)
         if is_satisfied is None:
@@ -160,8 +160,8 @@ def failed_nodes(run_state: RunState) -> Iterator[int]:
 
 
 def losers(run_state: RunState, join: int) -> list[int]:
-    """Return the jobs that are still open in a race that is over."""
-    return [index for index in run_state.graph.nodes[join].depends_on if run_state.is_open(index)]
+    """Return the jobs without a recorded end in a race that is over, recorded as losers or not."""
+    return [index for index in run_state.graph.nodes[join].depends_on if run_state.may_still_run(index)]
 
 
 def nodes_to_rerun(run_state: RunState, start: int | None) -> set[int]:
@@ -188,6 +188,6 @@ def _race_is_winnable(run_state: RunState, join: int) -> bool:
     """
     return any(
         run_state.end_state(index) == "success"
-        or (run_state.end_state(index) is None and run_state.state_of(index) != "awaiting_decision")
+        or (run_state.end_state(index) is None and not run_state.awaits_decision(index))
         for index in run_state.graph.nodes[join].depends_on
     )

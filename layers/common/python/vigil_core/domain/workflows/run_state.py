@@ -29,7 +29,7 @@ NodeState: TypeAlias = Literal[
 """
 
 OPEN_STATES: frozenset[NodeState] = frozenset({"waiting", "scheduled", "pending", "running", "awaiting_decision"})
-"""The states of open jobs. A run with an open job does not end."""
+"""The states of open jobs. A run with an open job does not end, unless the job has lost its race."""
 _STATUS_OF: Mapping[NodeState, JobStatus] = {
     "skipped_by_failure": "skipped", "awaiting_decision": "failed", "ignored_failure": "failed",
 }  # fmt: skip
@@ -59,7 +59,7 @@ class StateBlock:
 
     records: Mapping[int, StateRecord] = field(default_factory=dict)
     race_losers: frozenset[int] = frozenset()
-    """The jobs that were cancelled because another job won their race."""
+    """The jobs that were open when another job won their race. They count as ended from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +107,34 @@ class RunState:
         return initial_state(self.graph.nodes[index]) if record is None else record.state
 
     def status(self, index: int) -> JobStatus:
-        """Return the status of a job."""
-        return status_of(self.state_of(index))
+        """Return the status of a job as the run counts it.
+
+        A race loser counts as cancelled, also while it still runs.
+        """
+        return "cancelled" if self.lost_race(index) else status_of(self.state_of(index))
 
     def lost_race(self, index: int) -> bool:
-        """Return whether a job was cancelled because another job won its race."""
+        """Return whether a job was open when another job won its race."""
         return index in self.block(block_of(index)).race_losers
 
     def end_state(self, index: int) -> EndState | None:
-        """Return the end state of a job as its successors count it, or None while the job is open."""
-        state = self.state_of(index)
-        if state in ("failed", "cancelled", "awaiting_decision") and self.lost_race(index):
-            return "skipped"
-        return _END_STATE_OF.get(state)
+        """Return the end state of a job as its successors count it, or None while the job is open.
+
+        A race loser counts as skipped, whatever it reports after the end of its race.
+        """
+        return "skipped" if self.lost_race(index) else _END_STATE_OF.get(self.state_of(index))
 
     def is_open(self, index: int) -> bool:
         """Return whether the run must wait for a job."""
-        return self.state_of(index) in OPEN_STATES and self.end_state(index) is None
+        return self.state_of(index) in OPEN_STATES and not self.lost_race(index)
+
+    def may_still_run(self, index: int) -> bool:
+        """Return whether no end of a job is recorded. This includes a race loser that has not stopped yet."""
+        return self.state_of(index) in OPEN_STATES
+
+    def awaits_decision(self, index: int) -> bool:
+        """Return whether a job has failed and an operator must decide on the failure."""
+        return self.state_of(index) == "awaiting_decision" and not self.lost_race(index)
 
     def is_latest(self, index: int, record: StateRecord) -> bool:
         """Return whether no record of a later version of a job is stored.

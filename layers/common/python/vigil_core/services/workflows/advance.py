@@ -49,6 +49,8 @@ class _JobChanges:
     """The newest version of each changed job, by index. `_record` removes versions that are no longer the latest."""
     waiting_indexes: Sequence[int] = ()
     """The changed jobs that wait for their run, including those that `_record` removed from `jobs`."""
+    loser_indexes: Sequence[int] = ()
+    """The jobs that have lost a race which one of the changed jobs ended. For the run, they have ended."""
 
     @property
     def ended_indexes(self) -> list[int]:
@@ -72,6 +74,9 @@ def on_jobs_changed(ctx: AdvanceRunContext, namespace: str, workflow_id: str, ve
 
 def _on_jobs_changed(ctx: AdvanceRunContext, run: WorkflowRun, versions: Sequence[Job]) -> None:
     changes = _load_state(ctx, run, versions)
+    if run.ended:
+        _cancel_losers(ctx, changes)
+        return
     changes = _record(ctx, changes)
     if changes.run.ended or not changes.run.registration_complete:
         return
@@ -134,15 +139,25 @@ def _record_ends(ctx: AdvanceRunContext, changes: _JobChanges) -> _JobChanges:
     run = record_failures(ctx, changes.run, changes.run_state, changes.ended_indexes)
     if changes.has_freed_slots:
         ctx.runs.release_slots(run, changes.ended_indexes)
-    if run.accepts_transitions:
-        for index, job in changes.jobs.items():
-            if changes.run_state.graph.nodes[index].cancel_losers and job.dependencies.status == "satisfied":
-                cancel_losers(ctx, run, changes.run_state, index)
-    return replace(changes, run=run)
+    changes = replace(changes, run=run)
+    return replace(changes, loser_indexes=_cancel_losers(ctx, changes)) if run.accepts_transitions else changes
+
+
+def _cancel_losers(ctx: AdvanceRunContext, changes: _JobChanges) -> list[int]:
+    """Cancel the losers of each race that one of the changed jobs ended, and return them.
+
+    The run may end as soon as its losers are recorded. A process that repeats the change afterwards cancels them.
+    """
+    return [
+        loser
+        for index, job in changes.jobs.items()
+        if changes.run_state.graph.nodes[index].cancel_losers and job.dependencies.status == "satisfied"
+        for loser in cancel_losers(ctx, changes.run, changes.run_state, index)
+    ]
 
 
 def _plan(changes: _JobChanges) -> TransitionPlan:
-    """Plan the transitions of the ended jobs' successors and of the changed jobs that wait.
+    """Plan the transitions of the successors of ended jobs and race losers, and of the changed jobs that wait.
 
     1. The dependencies of a job that has just begun to wait may have ended before, so their states are loaded. For a
        successor of an ended job, the blocks that are loaded suffice: see `forecast_rule`.
@@ -151,7 +166,7 @@ def _plan(changes: _JobChanges) -> TransitionPlan:
     """
     for index in changes.waiting_indexes:
         changes.run_state.load_dependencies(index)
-    successors = changes.run_state.graph.successors(changes.ended_indexes)
+    successors = changes.run_state.graph.successors([*changes.ended_indexes, *changes.loser_indexes])
     return plan_transitions(changes.run_state, [*successors, *changes.waiting_indexes])
 
 
@@ -176,7 +191,7 @@ def _finish_if_drained(ctx: AdvanceRunContext, changes: _JobChanges) -> None:
        last end therefore sees that no job is open.
     2. If that process crashes before the mark, the stream delivers its versions again, and the check is repeated.
     """
-    changed_indexes = (*changes.ended_indexes, *changes.waiting_indexes)
+    changed_indexes = (*changes.ended_indexes, *changes.waiting_indexes, *changes.loser_indexes)
     finish_if_drained(ctx, changes.run, changes.run_state, {block_of(index) for index in changed_indexes})
 
 

@@ -17,10 +17,10 @@ from vigil_core.domain.ids import is_uuid7, workflow_job_id
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.workflows import run as workflows
-from vigil_core.domain.workflows.graph import block_of
+from vigil_core.domain.workflows.graph import block_of, group_by_block
 from vigil_core.domain.workflows.planning import nodes_to_rerun
 from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
-from vigil_core.domain.workflows.run_state import RunState
+from vigil_core.domain.workflows.run_state import RunState, record_of
 from vigil_core.services.context import ChangesRuns, UsesLimits
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.long_poll import SlotRequest, long_poll
@@ -37,6 +37,10 @@ class RunCommandsContext(ChangesRuns, Protocol):
 
 class LongPollRunContext(RunCommandsContext, UsesLimits, Protocol):
     """The collaborators of the long poll on a run."""
+
+
+MAX_NAMED_JOBS = 5
+"""The number of jobs that an error names."""
 
 
 def find_run(ctx: RunCommandsContext, namespace: str, workflow_id: str) -> WorkflowRun:
@@ -192,10 +196,12 @@ def retry(
 
     Raises:
         ValidationFailed: The run has no job of this name.
-        InvalidTransition: The run is open, or no job of it has failed.
+        InvalidTransition: The run is open, no job of it has failed, or a job that lost a race still runs.
     """
     run = find_run(ctx, namespace, workflow_id)
     run_state = load_run_state(ctx, run, complete=True)
+    if run.ended:
+        _complete_races(ctx, run, run_state)
     rerun_indexes = nodes_to_rerun(run_state, None if from_job is None else _index_of(run_state, from_job, "/from"))
 
     def decide(current: WorkflowRun) -> WorkflowRun:
@@ -204,6 +210,35 @@ def retry(
     retried = change_run(ctx, namespace, workflow_id, decide)
     ctx.runs.set_side_row_ttl(retried)
     return retried
+
+
+def _complete_races(ctx: RunCommandsContext, run: WorkflowRun, run_state: RunState) -> None:
+    """Record the ends of race losers that ended after the run, and release their slots.
+
+    1. A loser that still runs would report into the next generation. Therefore the retry waits for its end.
+    2. If the process crashes, the repeated retry does the same once more.
+
+    Raises:
+        InvalidTransition: A loser has not ended.
+    """
+    indexes_by_id = {
+        job_id_at(ctx, run, index): index
+        for index in range(run.total)
+        if run_state.lost_race(index) and run_state.may_still_run(index)
+    }
+    jobs = list(ctx.jobs.find_many(run.namespace, indexes_by_id).values())
+    running_names = sorted(str(job.name) for job in jobs if not job.ended)
+    if running_names:
+        raise InvalidTransition(
+            f"Cannot retry workflow {run.workflow_id}: {', '.join(running_names[:MAX_NAMED_JOBS])} lost a race and "
+            "has not stopped yet"
+        )
+    records = {indexes_by_id[job.job_id]: record_of(job) for job in jobs}
+    for block, indexes in group_by_block(records).items():
+        block_records = {index: records[index] for index in indexes}
+        run_state.put_block(block, ctx.runs.record_states(run.namespace, run.workflow_id, block, block_records))
+    if run.max_concurrency is not None and records:
+        ctx.runs.release_slots(run, records)
 
 
 def put_decision(
@@ -283,4 +318,4 @@ def count_awaiting_decision(ctx: RunCommandsContext, run: WorkflowRun) -> int:
     if run.failure_policy != "manual":
         return 0
     run_state = load_run_state(ctx, run, complete=True)
-    return sum(run_state.state_of(index) == "awaiting_decision" for index in range(run.total))
+    return sum(run_state.awaits_decision(index) for index in range(run.total))

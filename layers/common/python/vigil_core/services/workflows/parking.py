@@ -181,7 +181,7 @@ def _reclaim_leaked_slots(ctx: ReleaseParkedContext, run: WorkflowRun, index: in
     A slot leaks if a process acquires it for a job whose end was processed before.
     """
     run_state = load_run_state(ctx, run)
-    leaked_slots = [owner for owner in ctx.runs.slot_owners(run) if not run_state.is_open(owner)]
+    leaked_slots = [owner for owner in ctx.runs.slot_owners(run) if not run_state.may_still_run(owner)]
     if not leaked_slots:
         return False
     ctx.runs.release_slots(run, leaked_slots)

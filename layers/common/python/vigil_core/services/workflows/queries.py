@@ -102,7 +102,7 @@ def names_awaiting_decision(ctx: RunQueriesContext, run: WorkflowRun) -> list[st
     if run.failure_policy != "manual" or run.ended:
         return []
     run_state = load_run_state(ctx, run, complete=True)
-    awaiting_indexes = (index for index in range(run.total) if run_state.state_of(index) == "awaiting_decision")
+    awaiting_indexes = (index for index in range(run.total) if run_state.awaits_decision(index))
     return [run_state.graph.nodes[index].name for index in islice(awaiting_indexes, MAX_NAMES)]
 
 

@@ -272,14 +272,34 @@ class RunStore:
             if not remaining:
                 return state_block_from_row(row)
 
-    def record_race_losers(self, namespace: str, workflow_id: str, block: int, indexes: Iterable[int]) -> StateBlock:
-        """Record that these jobs have lost their race, and return the block after the update."""
+    def record_race_losers(
+        self, namespace: str, workflow_id: str, block: int, open_records: Mapping[int, StateRecord | None]
+    ) -> StateBlock:
+        """Record that these open jobs have lost their race, and return the block after the update.
+
+        Args:
+            namespace: The namespace of the run.
+            workflow_id: The run.
+            block: The block of the jobs.
+            open_records: The state record of each job as it was read. None: the job has no record.
+
+        Raises:
+            ConditionFailed: One of the records has changed, so the job may have ended before the race.
+        """
+        numbers = {index: record and record_to_number(record) for index, record in open_records.items()}
         row = self._table.update(
             Update(
                 key=keys.run_state_block(namespace, workflow_id, block),
                 expression=f"ADD race_losers :indexes {SET_STATE_BLOCK_HEAD}",
                 names={"#ttl": "ttl"},
-                values={":indexes": set(indexes), **self._state_block_values()},
+                values={":indexes": set(numbers), **self._state_block_values()},
+                condition=WriteCondition(
+                    expression=" AND ".join(
+                        f"attribute_not_exists(j{index})" if number is None else f"j{index} = :seen{index}"
+                        for index, number in numbers.items()
+                    ),
+                    values={f":seen{index}": number for index, number in numbers.items() if number is not None},
+                ),
             )
         )
         return state_block_from_row(row)
