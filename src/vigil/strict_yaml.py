@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import yaml
@@ -15,6 +17,10 @@ _NUMBERS = {
 _KEYWORDS = {"null": re.compile(r"(?:null|~|)\Z"), "bool": re.compile(r"(?:true|false)\Z")}
 
 
+MAX_VALUES = 1_000_000
+"""A document has at most this many values and keys, each counted as often as aliases repeat it."""
+
+
 class _Loader(yaml.SafeLoader):
     """A loader for JSON's types in JSON's notation. Keys are texts and unique."""
 
@@ -22,7 +28,7 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.removeprefix(_BASE) in ("null", "bool", "int", "float", "str", "seq")
+        if tag is None or tag.removeprefix(_BASE) in ("null", "bool", "int", "str", "seq")
     }
 
     def construct_json_object(self, node: yaml.MappingNode) -> dict[str, Any]:
@@ -35,6 +41,19 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> Decimal:
+        """Construct a number with a fraction or an exponent, with all its digits."""
+        return Decimal(self.construct_scalar(node))
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Compose the document, and reject it if its aliases expand to too many values."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None and _expanded_count(root, {}) > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"its aliases expand to more than {MAX_VALUES} values", root.start_mark
+            )
+        return root
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping and reject duplicate keys, before `<<` merges keys that may be overridden."""
@@ -58,12 +77,27 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _expanded_count(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Return the number of values and keys below a node. Each node is visited once, however often it is repeated."""
+    if node not in counts:
+        counts[node] = 1  # A node that contains itself; the constructor rejects it.
+        counts[node] += sum(_expanded_count(child, counts) for child in _children(node))
+    return counts[node]
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+        yield from child if isinstance(child, tuple) else (child,)
+
+
 for _name, _pattern in (_NUMBERS | _KEYWORDS).items():
     _firsts = ["-", *"0123456789"] if _name in _NUMBERS else ["n", "~", "t", "f", ""]
     _Loader.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
     _Dumper.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
 _Loader.add_implicit_resolver(f"{_BASE}merge", re.compile(r"<<\Z"), ["<"])
 _Loader.add_constructor(f"{_BASE}map", _Loader.construct_json_object)
+_Loader.add_constructor(f"{_BASE}float", _Loader.construct_decimal)
+_Dumper.add_representer(Decimal, lambda dumper, number: dumper.represent_scalar(f"{_BASE}float", str(number)))
 
 
 def loads(text: str) -> Any:

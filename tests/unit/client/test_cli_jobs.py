@@ -53,6 +53,7 @@ def test_create_command_reads_the_payload_from_file_or_stdin(
     ("options", "says"),
     [
         (["--payload", "{"], "--payload is not JSON"),
+        (["--payload", '{"a": NaN}'], "--payload is not JSON: NaN"),
         (["--payload", "@nothing"], "No such file"),
         (["--field", "box"], "NAME=VALUE"),
         (["--at", "tomorrow"], "--at takes a time"),

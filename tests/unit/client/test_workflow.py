@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,24 @@ def test_written_definition_file_is_read_back_unchanged(tmp_path: Path, write: C
     assert Workflow.from_file(tmp_path / "file").to_dict() == workflow.to_dict()
 
 
+def alias_bomb(first: str, doubled: str) -> str:
+    """Return a short document whose last value has 2 to the power of 60 parts."""
+    values = [first, *(doubled.format(f"a{number}") for number in range(60))]
+    return "".join(f"a{number}: &a{number} {value}\n" for number, value in enumerate(values))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("- a\n- b\n", "not a workflow definition"),
         ('{"name": "x", "jobs": [}', "not JSON"),
         ('{"name": "x", "limit": NaN, "jobs": []}', "NaN is not a number"),
+        ('{"name": "x", "jobs": [{"name": "a", "name": "b"}]}', "'name' occurs a second time"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)), "aliases expand"),
+        (
+            "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
+            "aliases",
+        ),
         ("name: [\n", "not YAML.*line 2"),
         ("name: x\nname: y\n", "'name' occurs a second time.*line 2"),
         ("1: x\n", "the key 1 is not text"),
@@ -189,17 +202,24 @@ def test_yaml_scalars_follow_json_and_others_are_text() -> None:
     )
     assert yamltext.loads(text) == {
         "date": "2026-01-31", "country": "no", "on": "on", "octal": "010", "time": "1:30", "hex": "0x1F",
-        "v": 1.1, "big": 1000.0, "n": None, "inf": ".inf",
+        "v": Decimal("1.10"), "big": 1000.0, "n": None, "inf": ".inf",
     }  # fmt: skip
     merged = "base: &base {a: 1, b: 2}\njob: {<<: *base, b: 3}\n"
     assert yamltext.loads(merged)["job"] == {"a": 1, "b": 3}
+
+
+def test_numbers_of_a_definition_keep_their_digits() -> None:
+    for text in ('{"name": "x", "version": 1.10, "jobs": []}', "name: x\nversion: 1.10\njobs: []\n"):
+        workflow = Workflow.from_text(text)
+        assert str(workflow.to_dict()["version"]) == "1.10"
+        assert "version: 1.10" in workflow.to_yaml()
 
 
 scalars = (
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.decimals(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs", "Cc"]))
     | st.sampled_from(["no", "1e3", "0x1F", "1:30", "2026-01-31", "~", "", "-1", "<<", "=", "1_000", "010", ".5", "y"])
 )
