@@ -4,7 +4,7 @@
 #   examples/run_as_job.sh JOB_TYPE COMMAND [ARGUMENT...]
 #
 # Print the job's id on stderr first. The command's exit code becomes the job's result or error, and the exit code of this
-# script.
+# script. SIGTERM and a cancel of the job end the command; if the machine fails, the job fails two minutes later.
 # VIGIL_URL and VIGIL_KEY name the Vigil to use; the default is the local cloud of this directory.
 set -eu
 VIGIL_URL=${VIGIL_URL:-$(sed -n 's/.*"api_url": "\(.*\)".*/\1/p' .local/stack.json)}
@@ -17,13 +17,33 @@ call() { # METHOD PATH BODY
 
 job_type=$1
 shift
-job=$(call POST /v1/jobs "{\"job_type\": \"$job_type\"}" | sed 's/.*"job_id":"\([^"]*\)".*/\1/')
+job=$(call POST /v1/jobs "{\"job_type\": \"$job_type\", \"heartbeat_timeout\": 120}" |
+  sed 's/.*"job_id":"\([^"]*\)".*/\1/')
 echo "$job" >&2
 call POST "/v1/jobs/$job/start" '{}' >/dev/null
 call PATCH "/v1/jobs/$job" "{\"job_stage\": \"running\", \"fields\": {\"host\": \"$(uname -n)\"}}" >/dev/null
 
+"$@" <&0 &
+command=$!
+trap 'kill -TERM "$command" 2>/dev/null || true' TERM INT HUP
+
+heartbeats() { # End the command if a client cancels the job.
+  while sleep 20; do
+    case $(call POST "/v1/jobs/$job/heartbeat" '{}' 2>/dev/null) in
+    *'"cancel_requested":true'*) kill -TERM "$command" ;;
+    esac
+  done
+}
+heartbeats >/dev/null 2>&1 &
+heartbeats=$!
+
 code=0
-"$@" || code=$?
+wait "$command" || code=$?
+while kill -0 "$command" 2>/dev/null; do # A signal ended the `wait`, not the command.
+  code=0
+  wait "$command" || code=$?
+done
+kill "$heartbeats" 2>/dev/null || true
 if [ "$code" -eq 0 ]; then
   call POST "/v1/jobs/$job/complete" '{"result": {"exit_code": 0}}' >/dev/null
 else

@@ -114,10 +114,25 @@ def test_command_run_as_job_reports_its_exit_code(
         assert (job["status"], job["result"]) == ("completed", {"exit_code": 0})
         expected = {"job_stage": "complete", "job_health": "success"}
     else:
-        assert (job["status"], job["error"]) == ("failed", {"code": "EXIT_3", "message": "exit code 3"})
+        assert (job["status"], job["error"]["code"], job["error"]["message"]) == ("failed", "EXIT_3", "exit code 3")
         expected = {"job_stage": "incomplete", "job_health": "failed"}
     assert waited.returncode == (1 if code else 0)
     assert loads(waited.stdout)["waited_jobs"] == {job["job_id"]: expected}
+
+
+def test_sigterm_ends_a_command_that_runs_as_a_job(here: Path, environment: dict[str, str], client: Client) -> None:
+    script = [str(ROOT / "examples" / "run_as_job.sh"), "nightly", "sh", "-c", "echo started; exec sleep 100"]
+    with subprocess.Popen(
+        script, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as ran:
+        assert ran.stdout
+        assert ran.stderr
+        job_id = ran.stderr.readline().strip()
+        assert ran.stdout.readline() == "started\n"
+        ran.terminate()
+        assert ran.wait(30) == 143
+    job = client.get(f"/v1/jobs/{job_id}")
+    assert (job["status"], job["error"]["code"]) == ("failed", "EXIT_143")
 
 
 def test_waiting_for_an_unknown_job_exits_with_code_2(here: Path, environment: dict[str, str]) -> None:
