@@ -54,6 +54,14 @@ class FanOutContext(LambdaContext):
         return 300_000
 
 
+class SweeperContext(LambdaContext):
+    """A context with the remaining time of the sweeper function."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return a minute."""
+        return 60_000
+
+
 class Harness:
     """The functions, the request counter, and the stream, which `deliver` passes to its consumers."""
 
@@ -122,7 +130,9 @@ class Harness:
         url = os.environ["SWEEPER_QUEUE_URL"]
         while messages := self._messages.receive_message(QueueUrl=url, MaxNumberOfMessages=1).get("Messages"):
             records = [{"messageId": message["MessageId"], "body": message["Body"]} for message in messages]
-            answers.append(self._run("sweeper", partial(functions.sweeper.handler.handler, {"Records": records}, None)))
+            answers.append(
+                self._run("sweeper", partial(functions.sweeper.handler.handler, {"Records": records}, SweeperContext()))
+            )
             for message in messages:
                 self._messages.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
         assert not any(answer.get("batchItemFailures") for answer in answers), answers

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from aws_lambda_powertools import Logger
 
 from vigil_core import wiring
 from vigil_core.domain.exact_json import loads
-from vigil_core.services.background.sweeper import on_message, on_timer, start_sweep
+from vigil_core.runtime.lambda_context import LambdaContext
+from vigil_core.services.background.sweeper import is_sweep, on_message, on_timer, start_sweep
 
 logger = Logger()
 
 
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Fire a schedule, start the sweep of all partitions, or process messages and report the failed ones."""
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Fire a schedule, start the sweep of all partitions, or process messages and report the failed ones.
+
+    Sweeps are processed last, because they take long.
+    """
     if "timer" in event:
         on_timer(wiring.context(), event["timer"])
         logger.info("schedule_fired", extra={"action": "fire_schedule", **event["timer"]})
@@ -24,9 +29,10 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
         logger.info("sweep started", extra={"action": "start_sweep"})
         return {}
     failed: list[str] = []
-    for record in event["Records"]:
+    for record in sorted(event["Records"], key=lambda record: is_sweep(loads(record["body"]))):
         try:
-            processed = on_message(wiring.context(), loads(record["body"]))
+            time_left = timedelta(milliseconds=context.get_remaining_time_in_millis())
+            processed = on_message(wiring.context(), loads(record["body"]), time_left=time_left)
             logger.info("done", extra={"action": "sweeper", "message_id": record["messageId"], "due_rows": processed})
         except Exception:
             logger.exception(

@@ -191,6 +191,10 @@ class Vigil:
                 dependency["result"] = self._result_of(dependency["job_id"])
             yield dependency
 
+    def history(self, job_id: str) -> Iterator[Json]:
+        """Yield the changes of a job, oldest first, page by page."""
+        return self._pages(_path(job_id, "events"), "events", None, {})
+
     def jobs(self, *, limit: int | None = None, **filters: str | Sequence[str] | None) -> Iterator[Json]:
         """Yield jobs without payload and result, newest first.
 

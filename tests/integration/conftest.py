@@ -8,9 +8,16 @@ import pytest
 from moto import mock_aws
 
 from tests.support.api import Client, deployed
+from tests.support.row_expiry import require_ttls
 from tests.support.table import create_table
 from tests.support.world import World
 from vigil_core.store.table import DynamoTable
+
+
+@pytest.fixture(autouse=True)
+def every_row_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that writes a row without a TTL, unless the row is configuration."""
+    require_ttls(monkeypatch)
 
 
 @pytest.fixture

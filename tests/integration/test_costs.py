@@ -118,11 +118,12 @@ def test_claim_costs_the_same_for_any_queue_length(harness: Harness) -> None:
     assert costs.claim_among(harness, 10) == costs.claim_among(harness, 300)
 
 
-def test_idle_minute_costs_a_lease_and_a_read_per_partition_and_three_reads_per_queue(harness: Harness) -> None:
+def test_idle_minute_costs_a_lease_and_two_reads_per_partition_and_three_per_queue(harness: Harness) -> None:
     minute = costs.idle_minute(harness)
     assert minute.write_units == 2 * keys.DUE_PARTITIONS
     queues = 2
-    assert minute[READ] == 0.5 * keys.DUE_PARTITIONS + queues * 3 * 0.5
+    # Of each partition, one query of the due rows and one of the queues.
+    assert minute[READ] == 2 * 0.5 * keys.DUE_PARTITIONS + queues * 3 * 0.5
 
 
 def test_request_counter_includes_refused_writes(harness: Harness) -> None:

@@ -19,7 +19,7 @@ from vigil_core.domain.ids import derive_id_at
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.background.matcher import match_records
-from vigil_core.services.background.sweeper import SweepFailed
+from vigil_core.services.background.sweep import SweepFailed
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.store.jobs.job_rows import job_from_row
 from vigil_core.store.keys import Key

@@ -25,7 +25,7 @@ from vigil_core.domain.workflows import graph as graphs
 from vigil_core.domain.workflows.run import MAX_LOG_ENTRIES, TERMINAL_STATUSES
 from vigil_core.domain.workflows.run_state import RunState, record_of
 from vigil_core.services.background import sweeper as sweep
-from vigil_core.services.background.sweeper import SweepFailed
+from vigil_core.services.background.sweep import SweepFailed
 from vigil_core.services.jobs import transitions as change_job
 from vigil_core.services.workflows import commands as runs
 

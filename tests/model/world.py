@@ -182,7 +182,7 @@ class World:
         """Return a context to inspect the world; its calls belong to no actor."""
 
     def _context(self, table: Table, spec_page_entries: int) -> Context:
-        job_types = JobTypeStore(table)
+        job_types = JobTypeStore(table, now=lambda: self.now)
         return Context(
             jobs=JobStore(table, FakePayloadStore(), now=lambda: self.now),
             job_types=job_types,
@@ -193,7 +193,7 @@ class World:
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due_index=DueStore(table),
-            job_queues=QueueStore(table),
+            job_queues=QueueStore(table, now=lambda: self.now),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),

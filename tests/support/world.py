@@ -139,7 +139,7 @@ class World:
         self.executors = FakeExecutors()
         self.timers = FakeTimers()
         self.objects = FakePayloadStore()
-        job_types = JobTypeStore(table)
+        job_types = JobTypeStore(table, now=lambda: self.time)
         self.unmatched: list[Job] = []
         self.ctx = Context(
             jobs=_RecordingJobStore(table, self.objects, lambda: self.time, self.unmatched, queue_partitions),
@@ -151,7 +151,7 @@ class World:
             idempotency=IdempotencyStore(table),
             listing=ListingStore(table),
             due_index=DueStore(table),
-            job_queues=QueueStore(table, partitions=queue_partitions),
+            job_queues=QueueStore(table, now=lambda: self.time, partitions=queue_partitions),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
             schedules=ScheduleStore(table),

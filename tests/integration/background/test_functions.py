@@ -46,6 +46,16 @@ from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits.waits import WaitStore
 
 CONTEXT: Any = LambdaContext()
+
+
+class SweeperContext(LambdaContext):
+    """A context with the remaining time of the sweeper function."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 60_000
+
+
+SWEEPER_CONTEXT = SweeperContext()
 ALL_DONE: dict[str, Any] = {"batchItemFailures": []}
 WAIT_ID = "019bf000-0000-7000-8000-0000000000ff"
 """The id of a wait that no sample contains."""
@@ -233,12 +243,12 @@ def store_expired_wait(deployed: Deployed) -> str:
 @pytest.mark.parametrize("name", ["sweeper_message", "sweeper_sweep"])
 def test_sweeper_expires_an_overdue_wait(deployed: Deployed, name: str) -> None:
     wait_id = store_expired_wait(deployed)
-    assert sweeper.handler(sample(name), None) == ALL_DONE
+    assert sweeper.handler(sample(name), SWEEPER_CONTEXT) == ALL_DONE
     assert deployed.wait(wait_id).status == "expired"
 
 
 def test_tick_of_a_minute_sends_a_sweep_for_every_partition(deployed: Deployed) -> None:
-    assert sweeper.handler(sample("sweeper_tick"), None) == {}
+    assert sweeper.handler(sample("sweeper_tick"), SWEEPER_CONTEXT) == {}
     queues = aws("sqs")
     url = queues.get_queue_url(QueueName="sweeper")["QueueUrl"]
     sent = [loads(m["Body"]) for m in queues.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]]
@@ -250,7 +260,7 @@ def test_sweeper_reports_only_the_failed_message(deployed: Deployed) -> None:
     wait_id = store_expired_wait(deployed)
     (bad,) = sample_with("sweeper_sweep", kind="nonsense")["Records"]
     (good,) = sample("sweeper_message")["Records"]
-    answer = sweeper.handler({"Records": [bad, good]}, None)
+    answer = sweeper.handler({"Records": [bad, good]}, SWEEPER_CONTEXT)
     assert answer == {"batchItemFailures": [{"itemIdentifier": bad["messageId"]}]}
     assert deployed.wait(wait_id).status == "expired"
 

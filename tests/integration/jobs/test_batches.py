@@ -460,3 +460,34 @@ def test_deleted_item_counts_as_ended_without_result(world: World) -> None:
         ("completed", None),
         ("completed", 2),
     ]
+
+
+# Deletion
+
+
+@pytest.mark.parametrize("repetitions", [0, 1, 3])
+def test_deleted_batch_deletes_the_items_of_all_attempts(world: World, repetitions: int) -> None:
+    batch_id = batch_of(world, 3)
+    run_until_idle(world)
+    for attempt in (1, 2):
+        for job_id in item_ids(batch_id, 3, attempt):
+            world.do(transitions.cancel, job_id)
+        run_until_idle(world)
+        if attempt == 1:
+            world.do(transitions.retry, batch_id)
+            run_until_idle(world)
+    other = world.job()
+    world.delete(batch_id)
+    remaining = repetitions
+
+    def take(step: Callable[[], object]) -> None:
+        nonlocal remaining
+        if remaining:
+            # The process crashes after the step, and the record or message is delivered again.
+            remaining -= 1
+            step()
+        step()
+
+    run_until_idle(world, take)
+    listed, _ = list_jobs(world.ctx, NAMESPACE, JobFilter(), before_cursor=None, page_size=200)
+    assert [job.job_id for job in listed] == [other]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.api import KEY_ID, SOME_ID, Client, run_at_each_pause
+from tests.support.api import KEY_ID, SOME_ID, Client, pages, run_at_each_pause
 from vigil_core.domain.exact_json import dumps
+from vigil_core.store.table import DynamoTable
 
 JOB_KEYS = {
     "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",
@@ -108,6 +109,39 @@ def test_history_longer_than_the_state_row_is_in_order(client: Client) -> None:
         client.patch(path, {"milestones": [f"m{number}"]}).ok()
     versions = [event["version"] for event in client.get(f"{path}/events").ok()["events"]]
     assert versions == list(range(1, 33))
+
+
+@pytest.mark.parametrize("page_size", [1, 7, 8, 9, 50])
+def test_pages_of_a_history_are_equal_to_the_whole(client: Client, page_size: int) -> None:
+    job_id = client.running()["job_id"]
+    for number in range(40):
+        client.patch(f"/v1/jobs/{job_id}", {"milestones": [f"m{number}"], "job_stage": f"s{number % 3}"})
+    path = f"/v1/jobs/{job_id}/events"
+    whole = client.get(path, page_size=200).ok()
+    assert whole["next_page_token"] is None
+    listed = pages(client, path, page_size=page_size)
+    assert [event for page in listed for event in page["events"]] == whole["events"]
+    assert {len(page["events"]) for page in listed[:-1]} <= {page_size}
+
+
+def test_page_of_a_history_reads_only_its_own_rows(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = client.running()["job_id"]
+    for number in range(120):
+        client.patch(f"/v1/jobs/{job_id}", {"milestones": [f"m{number % 5}"], "fields": {"n": number}}).ok()
+    path = f"/v1/jobs/{job_id}/events"
+    token = client.get(path, page_size=60).ok()["next_page_token"]
+    rows_read: list[int] = []
+    query_page = DynamoTable.query_page
+
+    def counted(self: DynamoTable, pk: str, **bounds: Any) -> Any:
+        page = query_page(self, pk, **bounds)
+        rows_read.append(len(page.rows))
+        return page
+
+    monkeypatch.setattr(DynamoTable, "query_page", counted)
+    page = client.get(path, page_size=10, page_token=token).ok()
+    assert [event["version"] for event in page["events"]] == list(range(61, 71))
+    assert sum(rows_read) <= 6, "the state row, the row before the page, and the rows of the page"
 
 
 def test_failed_job_shows_its_error_and_can_be_retried(client: Client) -> None:

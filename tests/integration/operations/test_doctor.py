@@ -165,7 +165,7 @@ def abandoned_queue_entry(doctor_world: DoctorWorld) -> str:
     world.complete(gone)
     first, _ = queued(world), queued(world)
     world.do(transitions.start, first)
-    entry_put = queue_entry_put(doctor_world.stored(gone), 1)
+    entry_put = queue_entry_put(doctor_world.stored(gone), 1, ttl=4_000_000_000)
     doctor_world.table.put(type(entry_put)(row={**entry_put.row, "pk": keys.mutex_queue(NAMESPACE, "disk")}))
     promote_next_waiter(world.ctx, NAMESPACE, "disk", actor="sweeper")
     return "disk"

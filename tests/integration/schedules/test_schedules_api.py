@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from functions.sweeper.handler import handler as sweeper
-from tests.support.api import TIMER_GROUP, Client, pages
+from tests.support.api import TIMER_GROUP, Client, LambdaContext, pages
 from tests.support.events import sample
 from tests.support.table import aws
 
@@ -56,8 +56,10 @@ def test_schedule_creates_one_timer_in_utc(client: Client) -> None:
     event = json.loads(timer["Target"]["Input"])
     assert {**event["timer"], "generation": "…"} == {"namespace": "demo", "schedule": "nightly", "generation": "…"}
     assert sample("sweeper_timer")["timer"].keys() == event["timer"].keys()
-    assert sweeper(event, None) == {}, "the timer is early, so nothing happens"
-    assert sweeper(sample("sweeper_timer"), None) == {}, "the timer belongs to no current schedule generation"
+    assert sweeper(event, LambdaContext()) == {}, "the timer is early, so nothing happens"
+    assert sweeper(sample("sweeper_timer"), LambdaContext()) == {}, (
+        "the timer belongs to no current schedule generation"
+    )
     assert client.get("/v1/jobs").ok()["jobs"] == []
 
 

@@ -24,7 +24,7 @@ from tests.support.live import Live
 from tests.support.table import create_table
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.webhooks import MAX_ATTEMPTS
-from vigil_core.services.background import sweeper
+from vigil_core.services.background.sweep import SweepFailed
 from vigil_core.services.webhooks import manage as manage_webhooks
 from vigil_core.store.table import DynamoTable
 
@@ -93,7 +93,7 @@ class History:
         crash_at_write(self.live, self.table, 1, after=len(self.receiver.posts) % 2 == 0)
         try:
             work()
-        except (ProcessCrashed, sweeper.SweepFailed):
+        except (ProcessCrashed, SweepFailed):
             pass
         finally:
             restore_table(self.live, self.table)

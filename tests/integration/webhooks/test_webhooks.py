@@ -15,6 +15,7 @@ from vigil_core.domain.errors import TargetRefused, TargetUnreachable, Validatio
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.webhooks import MAX_ATTEMPTS, MAX_WEBHOOKS, WAITS_WEBHOOK, Delivery, Webhook, signature_headers
 from vigil_core.services.background import sweeper
+from vigil_core.services.background.sweep import SweepFailed
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.services.webhooks import deliver
 from vigil_core.services.webhooks import manage as manage_webhooks
@@ -457,7 +458,7 @@ def test_sweeper_crash_while_enqueueing_a_delivery_is_recovered(
     live.world.queues.webhook_messages.clear()
     live.world.pass_time(900)
     crash_at_write(live, table, 1, after=after)
-    with pytest.raises(sweeper.SweepFailed):
+    with pytest.raises(SweepFailed):
         live.world.sweep()
     restore_table(live, table)
     live.world.sweep()
@@ -546,7 +547,7 @@ def test_failed_delivery_in_a_sweep_does_not_block_the_others(live: Live, receiv
         for shard in range(keys.DUE_PARTITIONS):
             try:
                 sweeper.sweep(live.world.ctx, shard)
-            except sweeper.SweepFailed as failed:
+            except SweepFailed as failed:
                 failures += len(failed.errors)
     assert (len(sent), failures) == (8, 1)
     assert live.world.sweep() == 1, "the failed delivery is still due"

@@ -184,6 +184,24 @@ def test_client_lists_jobs_of_all_pages(client: Vigil) -> None:
     assert list(client.jobs(status="failed")) == []
 
 
+def test_client_follows_the_pages_of_a_history(client: Vigil, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = client.submit("test").job_id
+    answers = [
+        {"job_id": job_id, "events": [{"version": 1}], "next_page_token": "t"},
+        {"job_id": job_id, "events": [{"version": 2}], "next_page_token": None},
+    ]
+    queries: list[Any] = []
+
+    def call(method: str, path: str, *_: Any, query: dict[str, Any], **__: Any) -> Any:
+        queries.append((method, path, query.get("page_token")))
+        return answers[len(queries) - 1]
+
+    monkeypatch.setattr(client._transport, "call", call)
+    assert [event["version"] for event in client.history(job_id)] == [1, 2]
+    path = f"/v1/jobs/{job_id}/events"
+    assert queries == [("GET", path, None), ("GET", path, "t")]
+
+
 @pytest.mark.parametrize("fault", ["drop", 429, 502, 503, 504])
 def test_lost_response_creates_one_job(client: Vigil, fake: FakeVigil, fault: Any) -> None:
     if fault == "drop":

@@ -192,7 +192,7 @@ def context_of(
     concurrency: int = DEFAULT_CONCURRENCY,
 ) -> Context:
     """Build a context over any table."""
-    job_types = JobTypeStore(table)
+    job_types = JobTypeStore(table, now=now)
     limits = LimitStores.over(table, now=now, concurrency=concurrency)
 
     return Context(
@@ -205,7 +205,7 @@ def context_of(
         idempotency=IdempotencyStore(table),
         listing=ListingStore(table),
         due_index=DueStore(table),
-        job_queues=QueueStore(table, partitions=queue_partitions),
+        job_queues=QueueStore(table, now=now, retention=retention, partitions=queue_partitions),
         connections=ConnectionStore(table),
         webhooks=WebhookStore(table),
         schedules=ScheduleStore(table),

@@ -97,12 +97,16 @@ class Match(_JobMessage):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPage(_JobMessage):
-    """Create the missing items on one page of a batch, and with `stop` cancel the open ones."""
+    """Create the missing items on one page of a batch, and with `stop` cancel the open ones.
+
+    With `delete`, which the items of a deleted batch receive, delete the items instead.
+    """
 
     KIND = "batch_page"
     attempt: int
     page: int
     stop: bool
+    delete: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,24 @@ class Sweep(_KindMessage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepQueues(_KindMessage):
+    """Sweep further queues of one partition, under the sweep lease of a chain of such messages.
+
+    Attributes:
+        partition: The partition of the due index.
+        chain: The owner of the sweep lease.
+        namespace: The namespace whose queues follow; None for the first queues of other namespaces.
+        after: The queue, or without a namespace the namespace, after which the invocation starts.
+    """
+
+    KIND = "sweep_queues"
+    partition: int
+    chain: str
+    namespace: str | None = None
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _DueMessage(_KindMessage):
     """A message about one row, by the id that its due row has."""
 
@@ -248,9 +270,9 @@ class RunCheck(_DueRowMessage):
 
 
 DueRequest: TypeAlias = WaitExpiry | QueueSweep | DeliveryRetry | ScheduleDue | RunCheck
-SweeperRequest: TypeAlias = Sweep | JobTimer | DispatchJob | DueRequest
+SweeperRequest: TypeAlias = Sweep | SweepQueues | JobTimer | DispatchJob | DueRequest
 _SWEEPER_KINDS: Sequence[type[SweeperRequest]] = (
-    Sweep, JobTimer, DispatchJob, WaitExpiry, QueueSweep, DeliveryRetry, ScheduleDue, RunCheck,
+    Sweep, SweepQueues, JobTimer, DispatchJob, WaitExpiry, QueueSweep, DeliveryRetry, ScheduleDue, RunCheck,
 )  # fmt: skip
 
 

@@ -75,9 +75,12 @@ def batch_page(namespace: str, job_id: str, attempt: int, page: int) -> Key:
     return Key(f"{namespace}#job#{job_id}", f"{batch_pages(attempt)}{page:03}")
 
 
+LOG = "L#"
+
+
 def log(namespace: str, job_id: str, first_version: int) -> Key:
     """Return the key of the row with older history lines, from this version on."""
-    return Key(f"{namespace}#job#{job_id}", f"L#{first_version:010}")
+    return Key(f"{namespace}#job#{job_id}", f"{LOG}{first_version:010}")
 
 
 # Payloads and results too large for a row: objects, each named after the row that it replaces
@@ -200,7 +203,24 @@ def timed_at(g1sk: str) -> datetime:
 
 def queue_due(namespace: str, name: str) -> tuple[str, str]:
     """Return (g1pk, g1sk), the keys of index `due` by which every sweep finds a queue."""
-    return due_partition(partition_of(f"{namespace}#{name}", DUE_PARTITIONS)), f"0#queue#{namespace}#{name}"
+    return due_partition(partition_of(f"{namespace}#{name}", DUE_PARTITIONS)), f"{QUEUES_DUE}{namespace}#{name}"
+
+
+QUEUES_DUE = "0#queue#"
+"""The prefix of the sort keys of queues in index `due`. It sorts before every time."""
+AFTER_HASH = "$"
+"""The character after `#`, which separates the parts of a key and occurs in no namespace."""
+
+
+def queues_due_after(namespace: str | None) -> tuple[str, str]:
+    """Return the bounds of the queues in index `due` of all namespaces, or of those after a namespace."""
+    low = QUEUES_DUE if namespace is None else f"{QUEUES_DUE}{namespace}{AFTER_HASH}"
+    return low, QUEUES_DUE.replace("#", AFTER_HASH)
+
+
+def queues_due_of(namespace: str, *, after: str) -> tuple[str, str]:
+    """Return the bounds of the queues in index `due` of one namespace after a queue."""
+    return f"{QUEUES_DUE}{namespace}#{after}\0", f"{QUEUES_DUE}{namespace}{AFTER_HASH}"
 
 
 # Job types
@@ -493,9 +513,9 @@ def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
     return at, cast(DueKind, kind), namespace, entity_id
 
 
-def sweep_lease(partition: int) -> Key:
-    """Return the key of the sweep lease of a partition of index `due`."""
-    return Key("sweep#lease", str(partition))
+def sweep_lease(name: str) -> Key:
+    """Return the key of a sweep lease: of a partition of index `due`, or of the queues of a namespace in it."""
+    return Key("sweep#lease", name)
 
 
 # Large waits: entries in blocks

@@ -9,18 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any, TypeAlias
 
 from vigil_core.domain.jobs.job import Priority
+from vigil_core.domain.jobs.retention import DEFAULT_RETENTION, OPEN_JOB_TTL
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
 from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
-from vigil_core.store.table import ABSENT, ConditionFailed, Put, Row, Table, Update, query_all
+from vigil_core.store.table import ABSENT, ConditionFailed, Put, Row, Table, Update, WriteCondition, query_all
 
 WORKER_TTL = timedelta(days=1)
 """The time after the last claim for which a queue shows a worker."""
 CLAIM_TTL = timedelta(days=1)
+MIN_QUEUE_TTL = timedelta(days=30)
+"""The life of a queue after its last job, unless the retention of jobs is longer."""
+MAX_REMEMBERED_QUEUES = 10_000
 COUNTED_STATUSES = ("scheduled", "waiting", "running")
 
 Partition: TypeAlias = Callable[[str, str, int], str]
@@ -47,21 +51,37 @@ class WorkerActivity:
 class QueueStore:
     """Reads and writes queues. The index entries of each queue are spread over partitions."""
 
-    def __init__(self, table: Table, *, partitions: int = 1) -> None:
+    def __init__(
+        self,
+        table: Table,
+        *,
+        now: Callable[[], datetime],
+        retention: timedelta = DEFAULT_RETENTION,
+        partitions: int = 1,
+    ) -> None:
         self._table = table
+        self._now = now
+        self._retention = retention
         self._partitions = partitions
-        self._registered: set[tuple[str, str]] = set()
+        self._ttls: dict[tuple[str, str], int] = {}
 
     def register(self, namespace: str, queue: str) -> None:
-        """Store a queue before its first job, so that lists show it and the sweeper sweeps it.
+        """Store a queue before a job joins it, or extend its TTL, so that lists show it and the sweeper sweeps it.
 
-        The function writes once per process and queue.
+        The function writes once per process, queue and day. A queue expires when it has had no job for `MIN_QUEUE_TTL`.
         """
-        if (namespace, queue) in self._registered:
+        ttl = queue_ttl(self._now(), self._retention)
+        if self._ttls.get((namespace, queue), 0) >= ttl:
             return
-        with suppress(ConditionFailed):
-            self._table.put(Put(row=_queue_row(namespace, queue), condition=ABSENT))
-        self._registered.add((namespace, queue))
+        extend_queue_ttl(self._table, namespace, queue, ttl=ttl)
+        if len(self._ttls) >= MAX_REMEMBERED_QUEUES:
+            self._ttls.clear()
+        self._ttls[namespace, queue] = ttl
+
+    def has_jobs(self, namespace: str, queue: str) -> bool:
+        """Return whether the index has any job of a queue."""
+        partitions = (keys.timed_jobs, keys.ready_jobs, keys.jobs_to_dispatch)
+        return any(self._first_rows(partition_of, namespace, queue, 1) for partition_of in partitions)
 
     def list_queues(self, namespace: str, *, after: str | None = None) -> Iterator[tuple[str, bool]]:
         """Yield every registered queue in order of name, and whether it is paused."""
@@ -75,10 +95,18 @@ class QueueStore:
         return row is not None and row.get("paused", False)
 
     def set_paused(self, namespace: str, queue: str, paused: bool) -> None:
-        """Pause or resume a queue, which may be new."""
+        """Pause or resume a queue, which may be new. A pause lasts at least a year, also without jobs."""
         self.register(namespace, queue)
+        values: dict[str, Any] = {":paused": paused}
+        if paused:
+            values[":ttl"] = to_epoch_s(self._now() + OPEN_JOB_TTL)
         self._table.update(
-            Update(key=keys.queue(namespace, queue), expression="SET paused = :paused", values={":paused": paused})
+            Update(
+                key=keys.queue(namespace, queue),
+                expression="SET paused = :paused" + (", #ttl = :ttl" if paused else ""),
+                names={"#ttl": "ttl"} if paused else {},
+                values=values,
+            )
         )
 
     def ready(self, namespace: str, queue: str, limit: int) -> list[ReadyJob]:
@@ -228,14 +256,23 @@ class QueueStore:
         )
 
 
-def _queue_row(namespace: str, queue: str) -> Row:
-    key = keys.queue(namespace, queue)
+def queue_ttl(now: datetime, retention: timedelta) -> int:
+    """Return the TTL of a queue whose last job was created now: the end of a day, so that it changes once a day."""
+    expires_on = (now + max(retention, MIN_QUEUE_TTL) + timedelta(days=1)).date()
+    return to_epoch_s(datetime.combine(expires_on, time.min, tzinfo=UTC))
+
+
+def extend_queue_ttl(table: Table, namespace: str, queue: str, *, ttl: int) -> None:
+    """Store a queue, or extend its TTL; do nothing if it expires later anyway."""
     g1pk, g1sk = keys.queue_due(namespace, queue)
-    return {
-        "pk": key.pk,
-        "sk": key.sk,
-        "entity": "queue",
-        "schema_version": 1,
-        "g1pk": g1pk,
-        "g1sk": g1sk,
-    }
+    values = {":entity": "queue", ":one": 1, ":g1pk": g1pk, ":g1sk": g1sk, ":ttl": ttl}
+    with suppress(ConditionFailed):
+        table.update(
+            Update(
+                key=keys.queue(namespace, queue),
+                expression="SET entity = :entity, schema_version = :one, g1pk = :g1pk, g1sk = :g1sk, #ttl = :ttl",
+                names={"#ttl": "ttl"},
+                values=values,
+                condition=WriteCondition(expression=f"{ABSENT.expression} OR #ttl < :ttl"),
+            )
+        )

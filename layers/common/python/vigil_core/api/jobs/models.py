@@ -281,17 +281,22 @@ class JobEvent(ResponseModel):
 
 
 class JobEvents(ResponseModel):
-    """The history of a job, oldest change first."""
+    """One page of the history of a job, oldest change first. Only a null token marks the end."""
 
     job_id: str
     events: list[JobEvent]
+    next_page_token: str | None
 
     @classmethod
-    def from_log(cls, job_id: str, entries: Sequence[JobLogEntry]) -> JobEvents:
-        """Return the history. Each change starts at the position of the previous one."""
+    def from_log(
+        cls, job_id: str, previous: JobLogEntry | None, entries: Sequence[JobLogEntry], next_page_token: str | None
+    ) -> JobEvents:
+        """Return a page of the history. Each change starts at the position of the previous one."""
         positions = [JobPosition(status=entry.status, stage=entry.stage) for entry in entries]
+        first = None if previous is None else JobPosition(status=previous.status, stage=previous.stage)
         return cls(
             job_id=job_id,
+            next_page_token=next_page_token,
             events=[
                 JobEvent(
                     version=entry.version,
@@ -302,7 +307,7 @@ class JobEvents(ResponseModel):
                     to=after,
                     why=entry.reason,
                 )
-                for entry, before, after in zip(entries, [None, *positions], positions, strict=False)
+                for entry, before, after in zip(entries, [first, *positions], positions, strict=False)
             ],
         )
 

@@ -256,16 +256,25 @@ def get_job_result(call: Call, job_id: str) -> RouteResponse:
     "GET",
     "/v1/jobs/{job_id}/events",
     scope=Scope.READ,
-    responses={200: ResponseSpec(description="The history, oldest change first", models=(JobEvents,))},
+    responses={200: ResponseSpec(description="One page of the history, oldest change first", models=(JobEvents,))},
     problems=(JobNotFound,),
 )
-def get_job_events(call: Call, job_id: str) -> RouteResponse:
+def get_job_events(call: Call, job_id: str, query: PageQuery) -> RouteResponse:
     """Get the history of a job.
 
     Each change has its time, its actor, and the status and stage before and after.
     """
+    scope = ["get_job_events", job_id]
+    tokens = call.services.page_tokens
+    last_version = int(tokens.verify(call.namespace, query.page_token, list_identity=scope) or 0)
     job = find_job(call.context, call.namespace, job_id)
-    return RouteResponse(status=200, body=JobEvents.from_log(job_id, call.context.jobs.history(job)))
+    # One line before the page, for the position at which its first change starts, and one after it.
+    lines = call.context.jobs.history(job, from_version=max(last_version, 1), limit=query.page_size + 2)
+    previous = lines.pop(0) if last_version else None
+    page = lines[: query.page_size]
+    cursor = str(page[-1].version) if len(lines) > len(page) else None
+    next_token = tokens.sign(call.namespace, cursor, list_identity=scope)
+    return RouteResponse(status=200, body=JobEvents.from_log(job_id, previous, page, next_token))
 
 
 @ROUTES.route(

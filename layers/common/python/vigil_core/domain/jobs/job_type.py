@@ -36,10 +36,15 @@ class JobType:
     @property
     def target_ref(self) -> str | None:
         """The hash of the target. A job stores it, and so keeps the target of its creation."""
-        return None if self.target is None else hashlib.sha256(canonical(self.target).encode()).hexdigest()[:32]
+        return None if self.target is None else target_ref_of(self.target)
 
     def as_next_version(self, previous: JobType) -> JobType:
         """Return this definition as the version after `previous`, or `previous` itself if the definitions are equal."""
         after = replace(self, created_at=previous.created_at, version=previous.version + 1)
         unchanged = replace(after, updated_at=previous.updated_at, version=previous.version) == previous
         return previous if unchanged else after
+
+
+def target_ref_of(target: Mapping[str, JsonValue]) -> str:
+    """Return the hash under which a target is stored."""
+    return hashlib.sha256(canonical(target).encode()).hexdigest()[:32]

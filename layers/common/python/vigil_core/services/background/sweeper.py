@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from vigil_core.domain.exact_json import JsonValue
+from vigil_core.services.background.sweep import SweepContext, sweep_more_queues, sweep_partition
 from vigil_core.services.context import (
     DispatchesJobs,
     UsesDueIndex,
@@ -26,7 +27,14 @@ from vigil_core.services.context import (
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.locks import promote_next_waiter
-from vigil_core.services.messages import DispatchJob, JobTimer, ScheduleTimer, Sweep, parse_sweeper_request
+from vigil_core.services.messages import (
+    DispatchJob,
+    JobTimer,
+    ScheduleTimer,
+    Sweep,
+    SweepQueues,
+    parse_sweeper_request,
+)
 from vigil_core.services.queues.sweep import sweep_queue
 from vigil_core.services.schedules.fire import fire_schedule
 from vigil_core.services.waits import register as register_wait
@@ -38,6 +46,7 @@ from vigil_core.store.keys import DUE_PARTITIONS
 
 
 class SweeperContext(
+    SweepContext,
     DispatchesJobs,
     UsesWaits,
     UsesListing,
@@ -53,16 +62,8 @@ class SweeperContext(
     """The due index, and what the processing of each kind of due row uses."""
 
 
-SWEEP_LEASE = timedelta(seconds=55)
-"""The timeout of the sweeper function. The sweep of the next minute can acquire the lease of the partition again."""
-
-
-class SweepFailed(Exception):
-    """Signal that some due rows failed. The other rows of the partition are processed, and the next sweep retries."""
-
-    def __init__(self, errors: list[tuple[str, Exception]]) -> None:
-        super().__init__(f"{len(errors)} due rows failed; first error: {errors[0][0]}: {errors[0][1]!r}")
-        self.errors = errors
+MIN_SWEEP_TIME = timedelta(seconds=50)
+"""The time that a sweep takes at most. With less time left, an invocation passes the message to another one."""
 
 
 def start_sweep(ctx: SweeperContext) -> None:
@@ -71,15 +72,31 @@ def start_sweep(ctx: SweeperContext) -> None:
         ctx.message_queues.send_to_sweeper(Sweep(partition=partition).to_json(), 0)
 
 
-def on_message(ctx: SweeperContext, document: JsonValue) -> int:
-    """Process a message: sweep a partition, or process one due row.
+def is_sweep(document: JsonValue) -> bool:
+    """Return whether a message takes long, so that an invocation processes its other messages before."""
+    return isinstance(document, Mapping) and document.get("kind") in (Sweep.KIND, SweepQueues.KIND)
+
+
+def on_message(ctx: SweeperContext, document: JsonValue, *, time_left: timedelta = timedelta(minutes=1)) -> int:
+    """Process a message: sweep a partition or a part of its queues, or process one due row.
+
+    Args:
+        ctx: The collaborators.
+        document: The message.
+        time_left: The time that the invocation has left.
 
     Returns:
         The number of due rows that were processed.
     """
-    match parse_sweeper_request(document):
+    request = parse_sweeper_request(document)
+    if isinstance(request, Sweep | SweepQueues) and time_left < MIN_SWEEP_TIME:
+        ctx.message_queues.send_to_sweeper(request.to_json(), 0)
+        return 0
+    match request:
         case Sweep(partition=partition):
             return sweep(ctx, partition)
+        case SweepQueues():
+            return sweep_more_queues(ctx, request)
         case JobTimer(namespace=namespace, id=job_id):
             apply_timers(ctx, namespace, job_id)
             return 1
@@ -96,38 +113,12 @@ def on_timer(ctx: SweeperContext, timer: Mapping[str, JsonValue]) -> None:
 
 
 def sweep(ctx: SweeperContext, partition: int) -> int:
-    """Process every overdue row of one partition, unless another sweep has the lease of the partition.
-
-    Returns:
-        The number of due rows that were processed.
+    """Sweep one partition of the due index, and return the number of due rows and due jobs that were processed.
 
     Raises:
         SweepFailed: Some rows failed. All others are processed before.
     """
-    if not ctx.due_index.acquire_sweep_lease(partition, now=ctx.now(), ttl=SWEEP_LEASE):
-        return 0
-    errors: list[tuple[str, Exception]] = []
-    deliveries: list[DueItem] = []
-    processed = 0
-
-    def process_or_collect(due: DueItem) -> int:
-        try:
-            return process_due(ctx, due)
-        except Exception as error:
-            errors.append((f"{due.kind} of {due.namespace} {due.entity_id}", error))
-            return 0
-
-    for due in ctx.due_index.overdue(partition, ctx.now()):
-        if due.kind == "delivery":
-            deliveries.append(due)
-        else:
-            processed += process_or_collect(due)
-    # Deliveries come last: there are very many when a receiver is down, and they must not delay anything else.
-    processed += sum(ctx.in_parallel(process_or_collect, deliveries))
-    ctx.due_index.release_sweep_lease(partition)
-    if errors:
-        raise SweepFailed(errors)
-    return processed
+    return sweep_partition(ctx, partition, lambda due: process_due(ctx, due))
 
 
 def process_due(ctx: SweeperContext, due: DueItem) -> int:

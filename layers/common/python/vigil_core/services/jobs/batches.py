@@ -9,6 +9,13 @@ Stopping a batch reaches every item:
    creation of its page.
 3. If the creation crashed, the stop creates the missing items of its page and cancels them.
 
+A deleted batch deletes its items:
+
+1. A batch is deleted only after its end, when all its items have ended.
+2. The matcher receives the tombstone and requests the deletion of each page of each attempt. If it crashes, the stream
+   delivers the tombstone again.
+3. A page can be repeated: an item that is deleted already stays so.
+
 A batch ends exactly once:
 
 1. The end state of each item is recorded once, in a set of its page.
@@ -40,7 +47,7 @@ from vigil_core.services.context import (
     UsesMessageQueues,
     UsesThreads,
 )
-from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change
+from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change, delete
 from vigil_core.services.messages import BatchEnd, BatchPage
 from vigil_core.services.ports import FanOutMessage
 
@@ -54,8 +61,11 @@ MAX_RESULT_BYTES = 1024 * 1024
 
 
 def on_batch_changed(ctx: BatchesContext, batch: Job) -> None:
-    """Start a pending batch, or request the creation or cancellation of a running batch's items. Can be repeated."""
-    if batch.status == "pending":
+    """Start a pending batch, or request the creation, cancellation or deletion of its items. Can be repeated."""
+    if batch.deleted:
+        for attempt in range(1, batch.attempt + 1):
+            _enqueue_pages(ctx, replace(batch, attempt=attempt), stop=False, delete=True)
+    elif batch.status == "pending":
         with suppress(JobNotFound):
             change(
                 ctx,
@@ -81,13 +91,17 @@ def on_item_ended(ctx: BatchesContext, item: Job) -> None:
 
 
 def process_page(ctx: BatchesContext, message: BatchPage) -> None:
-    """Create the missing items of a page; with `stop`, then cancel the open ones."""
+    """Create the missing items of a page; with `stop`, then cancel the open ones; with `delete`, delete them."""
     namespace, batch_id, attempt = message.namespace, message.job_id, message.attempt
     batch = ctx.jobs.find(namespace, batch_id)
     if batch is None or batch.batch.size is None:
         return
     ids = {index: item_id(batch_id, attempt, index) for index in items_on_page(message.page, batch.batch.size)}
     jobs_by_id = ctx.jobs.find_many(namespace, ids.values())
+    if message.delete:
+        existing_ids = [job_id for job_id, item in jobs_by_id.items() if not item.deleted]
+        ctx.in_parallel(lambda job_id: _delete(ctx, namespace, job_id), existing_ids)
+        return
     if batch.status == "running" and batch.attempt == attempt:
         _create_items(ctx, batch, [index for index, job_id in ids.items() if job_id not in jobs_by_id])
     if message.stop:
@@ -149,6 +163,11 @@ def _cancel(ctx: BatchesContext, namespace: str, job_id: str) -> None:
         cancel(ctx, namespace, job_id, actor="fan_out")
 
 
+def _delete(ctx: BatchesContext, namespace: str, job_id: str) -> None:
+    with suppress(*LOST_JOB_ERRORS):
+        delete(ctx, namespace, job_id, actor="fan_out")
+
+
 def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStatus]) -> list[JsonValue]:
     """Build the result of a batch: one entry per item, in order. `truncated` replaces a result over the limit."""
     ids = {index: item_id(batch.job_id, batch.attempt, index) for index in sorted(end_statuses)}
@@ -187,13 +206,13 @@ def _is_running(batch: Job, attempt: int) -> bool:
     return batch.status == "running" and batch.attempt == attempt
 
 
-def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool) -> None:
+def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool, delete: bool | None = None) -> None:
     # SQS drops a message equal to another one of the last 5 minutes. Processing the page once has the same effect.
     _enqueue(
         ctx,
         batch,
         {
-            str(page): BatchPage(**ids_of(batch), attempt=batch.attempt, page=page, stop=stop)
+            str(page): BatchPage(**ids_of(batch), attempt=batch.attempt, page=page, stop=stop, delete=delete)
             for page in page_numbers(batch.batch.size or 0)
         },
     )

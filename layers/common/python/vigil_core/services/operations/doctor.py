@@ -199,15 +199,14 @@ def repair(ctx: DoctorContext, findings: Iterable[Finding], until: datetime) -> 
 def _examine_due(ctx: DoctorContext, examination: _Examination) -> None:
     """Find overdue rows, and collect the namespaces with queues and the contested mutexes."""
     for partition in range(DUE_PARTITIONS):
+        for listed in ctx.due_index.first_queues(partition, after_namespace=None, limit=1):
+            examination.namespaces.add(listed.namespace)
         due_items = ctx.due_index.overdue(partition, ctx.now() + STALL_CHECK_INTERVAL)
         for due in examination.bounded(due_items, MAX_DUE_ROWS):
             examination.due_rows += 1
-            if due.at is None:
-                examination.namespaces.add(due.namespace)
-                continue
             if due.kind == "mutex":
                 examination.mutexes.add((due.namespace, due.entity_id))
-            if due.at <= examination.before and not examination.must_stop():
+            if due.at is not None and due.at <= examination.before and not examination.must_stop():
                 examination.findings.append(_overdue_finding(ctx, due))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from vigil_core.services.context import DispatchesJobs
 from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.fair_order import Step
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.queues.renew_ttl import renew_queue_ttl
 
@@ -24,20 +25,17 @@ class QueueSweepFailed(Exception):
     """Raised at the end of a sweep if some jobs caused errors. The next sweep finds those jobs again."""
 
 
-def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
-    """Apply all due changes to the jobs of a queue.
+def find_due_steps(ctx: QueueSweepContext, namespace: str, queue: str) -> list[Step]:
+    """Find all due changes of the jobs of a queue.
 
-    1. Renew the TTL of old jobs, once a day.
+    1. Renew the TTL of the queue and of old jobs, once a day.
     2. Promote scheduled jobs, reclaim expired leases (see `leases`), and enforce timeouts and cancel deadlines.
     3. Dispatch the jobs that no process dispatched, because the queue was paused or the dispatcher crashed.
 
     Each step can be repeated. If the sweeper crashes, the next sweep does the remaining work.
 
     Returns:
-        The number of due jobs.
-
-    Raises:
-        QueueSweepFailed: Some jobs caused errors; all others were handled.
+        The steps 2 and 3: one for each due job.
     """
     now = ctx.now()
     renew_queue_ttl(ctx, namespace, queue, now)
@@ -49,27 +47,34 @@ def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
     undispatched_ids = ctx.job_queues.to_dispatch(namespace, queue, MAX_JOBS)
     if undispatched_ids and ctx.job_queues.is_paused(namespace, queue):
         undispatched_ids = []
-    errors = _run_for_each(ctx, partial(apply_timers, ctx, namespace), overdue_ids)
-    errors += _run_for_each(ctx, partial(dispatch, ctx, namespace, actor="sweeper"), undispatched_ids)
-    if errors:
-        first_id, reason = errors[0]
-        raise QueueSweepFailed(
-            f"The sweep of queue {queue!r} failed for {len(errors)} jobs, first for {first_id}: {reason!r}"
-        )
-    return len(overdue_ids) + len(undispatched_ids)
+
+    def step(job_id: str, change: Callable[[], object]) -> Step:
+        label = f"job {job_id} in queue {queue!r} of {namespace}"
+        return Step(namespace=namespace, label=label, run=lambda: (change(), 1)[1])
+
+    return [
+        *(step(job_id, partial(apply_timers, ctx, namespace, job_id)) for job_id in overdue_ids),
+        *(step(job_id, partial(dispatch, ctx, namespace, job_id, actor="sweeper")) for job_id in undispatched_ids),
+    ]
 
 
-def _run_for_each(
-    ctx: QueueSweepContext, step: Callable[[str], object], job_ids: Iterable[str]
-) -> list[tuple[str, Exception]]:
-    """Run a step for each job in parallel, and return the errors with their job ids."""
+def sweep_queue(ctx: QueueSweepContext, namespace: str, queue: str) -> int:
+    """Apply all due changes to the jobs of a queue, and return the number of due jobs.
+
+    Raises:
+        QueueSweepFailed: Some jobs caused errors; all others were handled.
+    """
+    steps = find_due_steps(ctx, namespace, queue)
     errors: list[tuple[str, Exception]] = []
 
-    def run(job_id: str) -> None:
+    def run(step: Step) -> None:
         try:
-            step(job_id)
+            step.run()
         except Exception as error:
-            errors.append((job_id, error))
+            errors.append((step.label, error))
 
-    ctx.in_parallel(run, job_ids)
-    return errors
+    ctx.in_parallel(run, steps)
+    if errors:
+        label, reason = errors[0]
+        raise QueueSweepFailed(f"{len(errors)} jobs of queue {queue!r} failed, first {label}: {reason!r}")
+    return len(steps)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.timestamps import from_text, to_text
 from vigil_core.store import keys
+from vigil_core.store.jobs.targets import TARGET_TTL, TargetStore
 from vigil_core.store.table import ABSENT, PRESENT, ConditionFailed, Delete, Put, Row, Table, version_is
 
 
 class JobTypeStore:
     """Reads and writes job types and their targets."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, *, now: Callable[[], datetime]) -> None:
         self._table = table
+        self._targets = TargetStore(table)
+        self._now = now
 
     def find(self, namespace: str, name: str) -> JobType | None:
         """Read a job type consistently, at one read unit per 4 KB."""
@@ -50,21 +54,14 @@ class JobTypeStore:
     def store_target(self, job_type: JobType) -> None:
         """Store the target of a job type under its hash, before the job type itself.
 
-        The target stays when the job type changes or is deleted, because jobs refer to it.
+        The target stays when the job type changes or is deleted, because jobs refer to it. It expires after them.
         """
-        if job_type.target is None or job_type.target_ref is None:
-            return
-        pk, sk = keys.target(job_type.namespace, job_type.target_ref)
-        row = {"pk": pk, "sk": sk, "entity": "target", "schema_version": 1, "target": dumps(job_type.target)}
-        self._table.put(Put(row=row))
+        if job_type.target is not None:
+            self._targets.put(job_type.namespace, job_type.target, expires_at=self._now() + TARGET_TTL)
 
     def target(self, namespace: str, target_ref: str) -> Mapping[str, Any]:
         """Read a target consistently."""
-        row = self._table.get(keys.target(namespace, target_ref))
-        if row is None:
-            raise LookupError(f"target {target_ref} does not exist")
-        document: Any = loads(row["target"])
-        return dict(document)
+        return self._targets.find(namespace, target_ref)
 
     def remove(self, namespace: str, name: str) -> bool:
         """Remove a job type, and return whether it existed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,14 +21,17 @@ from vigil_core.store.jobs.job_rows import (
     log_to_row,
 )
 from vigil_core.store.jobs.payloads import JobPayloadStore, PayloadStore, retention_class_of
+from vigil_core.store.jobs.targets import TargetStore
 from vigil_core.store.listing import extend_day_ttl
-from vigil_core.store.locks import LockAcquisition, lock_put, queue_entry_put
+from vigil_core.store.locks import LockAcquisition, lock_put, queue_entry_put, ttl_extensions
+from vigil_core.store.queues import extend_queue_ttl, queue_ttl
 from vigil_core.store.table import (
     ABSENT,
     PRESENT,
     ConditionFailed,
     Delete,
     Put,
+    Row,
     Table,
     Update,
     WriteCondition,
@@ -40,6 +43,9 @@ MAX_STATE_LOG_LINES = 8
 """The number of history lines in the state row. Older lines go to a row of their own, so that a write of the state row
 costs one write unit."""
 TTL_NAMES = {"#ttl": "ttl"}
+QUEUE_CHECK_AGE = timedelta(days=7)
+"""The age from which a job extends the TTL of its queue when it enters index `due`. A younger job has extended it at
+its creation, and the sweep extends it each day while the queue has jobs in the index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,7 @@ class JobStore(JobPayloadStore):
     ) -> None:
         super().__init__(table, objects, now=now, retention=retention)
         self._queue_partitions = queue_partitions
+        self._targets = TargetStore(table)
 
     def find(self, namespace: str, job_id: str) -> Job | None:
         """Read a job consistently, at one read unit; a tombstone has `deleted` set."""
@@ -113,11 +120,12 @@ class JobStore(JobPayloadStore):
         job = replace(job, expires_at=self.expiry_of(job))
         if job.scheduled_at is not None and job.scheduled_at > job.created_at:
             self._extend_day_ttl(job)
+        self._keep_target(job)
         try:
             self._write(
                 [
                     Put(row=job_to_row(job, queue_partitions=self._queue_partitions), condition=ABSENT),
-                    *_lock_writes(None, job, acquisitions),
+                    *_lock_writes(None, job, acquisitions, ttl=self._side_row_ttl(job)),
                 ]
             )
         except ConditionFailed as error:
@@ -151,7 +159,8 @@ class JobStore(JobPayloadStore):
             return
         after = replace(after, expires_at=expires_at_of(before, after, self._retention))
         if not after.ended and after.expires_at != before.expires_at:
-            self._extend_ttl(after)
+            self._extend_ttl(after, acquisitions)
+        self._keep_queue(before, after)
         if len(after.log) > MAX_STATE_LOG_LINES:
             *older, newest = after.log
             self._table.put(Put(row=log_to_row(after, older) | {"ttl": self._side_row_ttl(after)}))
@@ -159,7 +168,7 @@ class JobStore(JobPayloadStore):
         self._write(
             [
                 Put(row=job_to_row(after, queue_partitions=self._queue_partitions), condition=_unchanged(before)),
-                *_lock_writes(before, after, acquisitions),
+                *_lock_writes(before, after, acquisitions, ttl=self._side_row_ttl(after)),
             ]
         )
         if after.ended and not before.ended:
@@ -229,16 +238,26 @@ class JobStore(JobPayloadStore):
             return None
         return job_from_row(row)
 
-    def history(self, job: Job) -> list[JobLogEntry]:
-        """Read the complete history of a job, oldest line first."""
-        pk = keys.job(job.namespace, job.job_id).pk
-        lines = {
-            line.version: line
-            for row in query_all(self._table, pk, begins="L#")
-            for line in log_from_text(row["log"], job.created_at)
-        }
-        lines |= {line.version: line for line in job.log}
-        return [lines[version] for version in sorted(lines) if version <= job.version]
+    def history(self, job: Job, *, from_version: int = 1, limit: int | None = None) -> list[JobLogEntry]:
+        """Read the history of a job from a version on, oldest line first, at most `limit` lines.
+
+        The older lines are in rows named after their first versions, so only the rows with these lines are read.
+        """
+        lines = {line.version: line for line in job.log}
+        if from_version < job.log[0].version:
+            through = job.log[0].version if limit is None else from_version + limit
+            for row in self._log_rows(job, from_version, through):
+                lines = {line.version: line for line in log_from_text(row["log"], job.created_at)} | lines
+        versions = [version for version in sorted(lines) if from_version <= version <= job.version]
+        return [lines[version] for version in versions[:limit]]
+
+    def _log_rows(self, job: Job, from_version: int, before_version: int) -> Iterator[Row]:
+        """Yield the rows with the history lines of some versions."""
+        pk, first = keys.job(job.namespace, job.job_id).pk, keys.log(job.namespace, job.job_id, from_version).sk
+        earlier = self._table.query_page(pk, between=(keys.LOG, first), newest_first=True, limit=1).rows
+        low = earlier[0]["sk"] if earlier else first
+        last = keys.log(job.namespace, job.job_id, before_version).sk
+        return query_all(self._table, pk, between=(low, last))
 
     def purge(self, job: Job) -> None:
         """Remove the objects of a deleted job, and all its rows except the tombstone."""
@@ -259,8 +278,8 @@ class JobStore(JobPayloadStore):
     def _has_expired(self, job: Job) -> bool:
         return job.expires_at is not None and job.expires_at <= self._now()
 
-    def _extend_ttl(self, job: Job) -> None:
-        """Extend the life of the side rows and objects, before that of the state row.
+    def _extend_ttl(self, job: Job, acquisitions: Sequence[LockAcquisition] = ()) -> None:
+        """Extend the life of the side rows, objects, locks and target, before that of the state row.
 
         Otherwise a job could lose its payload after a crash between the two writes.
         """
@@ -268,6 +287,28 @@ class JobStore(JobPayloadStore):
             self._objects.renew(key, retention_class=retention_class_of(job))
         self._set_ttl(job, job, PRESENT)
         self._extend_day_ttl(job)
+        self._keep_target(job)
+        acquired = [(acquisition.kind, acquisition.name) for acquisition in acquisitions]
+        for update in ttl_extensions(job, ttl=self._side_row_ttl(job), acquired=acquired):
+            with suppress(ConditionFailed):
+                self._table.update(update)
+
+    def _keep_target(self, job: Job) -> None:
+        """Let the target of a job live as long as its side rows."""
+        if job.target_ref is not None:
+            until = (job.expires_at or self.expiry_of(job)) + self._retention
+            self._targets.keep_until(job.namespace, job.target_ref, job.job_type, until)
+
+    def _keep_queue(self, before: Job, after: Job) -> None:
+        """Extend the TTL of the queue of an old job that enters index `due`.
+
+        Only the sweep of its queue finds the job there, and the queue may have had no other job for long.
+        """
+        if after.updated_at - before.created_at < QUEUE_CHECK_AGE:
+            return
+        if self.index_entry_of(before) is None and self.index_entry_of(after) is not None:
+            ttl = queue_ttl(self._now(), self._retention)
+            extend_queue_ttl(self._table, after.namespace, after.queue, ttl=ttl)
 
     def _expire_side_rows(self, before: Job, after: Job) -> None:
         """Give the side rows and objects of an ended job the expiry of its state row.
@@ -327,11 +368,13 @@ def _unchanged(job: Job) -> WriteCondition:
     return WriteCondition(expression=expression, values=condition.values)
 
 
-def _lock_writes(before: Job | None, after: Job, acquisitions: Sequence[LockAcquisition]) -> list[Put | Delete]:
+def _lock_writes(
+    before: Job | None, after: Job, acquisitions: Sequence[LockAcquisition], *, ttl: int
+) -> list[Put | Delete]:
     """Build the writes of a version's transaction: lock acquisitions, and the queue entry that it adds or removes."""
-    writes: list[Put | Delete] = [lock_put(after, acquisition) for acquisition in acquisitions]
+    writes: list[Put | Delete] = [lock_put(after, acquisition, ttl=ttl) for acquisition in acquisitions]
     if after.mutex.position is not None and (before is None or before.mutex.position != after.mutex.position):
-        writes.append(queue_entry_put(after, after.mutex.position))
+        writes.append(queue_entry_put(after, after.mutex.position, ttl=ttl))
     if before is not None and before.mutex.position is not None and after.mutex.position is None:
         writes.append(
             Delete(key=keys.mutex_queue_entry(before.namespace, str(before.mutex.key), before.mutex.position))
