@@ -218,7 +218,7 @@ class Job:
 
     @property
     def affects_batch(self) -> bool:
-        """Whether the job is a batch whose items must exist by now or must be deleted, or an item that has ended."""
+        """Whether the job is a batch whose items must exist or be deleted, or an item that has ended."""
         if self.batch.is_batch:
             return self.deleted or self.status in ("pending", "running")
         return self.batch.is_item and self.ended

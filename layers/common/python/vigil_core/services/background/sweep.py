@@ -93,7 +93,10 @@ def sweep_partition(ctx: SweepContext, partition: int, process: ProcessDue) -> i
 
 
 def sweep_more_queues(ctx: SweepContext, message: SweepQueues) -> int:
-    """Sweep the next part of a chain, and pass the rest on. Do nothing if another chain has the sweep lease."""
+    """Sweep the next part of a chain, and pass the rest on.
+
+    Do nothing if another chain has the sweep lease.
+    """
     lease = _chain_lease(message.partition, message.namespace)
     if not ctx.due_index.extend_sweep_lease(lease, message.chain, now=ctx.now(), ttl=SWEEP_LEASE):
         return 0
