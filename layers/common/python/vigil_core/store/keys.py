@@ -514,7 +514,7 @@ def parse_due(g1sk: str) -> tuple[str, DueKind, str, str]:
 
 
 def sweep_lease(name: str) -> Key:
-    """Return the key of a sweep lease: of a partition of index `due`, or of the queues of a namespace in it."""
+    """Return the key of a sweep lease."""
     return Key("sweep#lease", name)
 
 

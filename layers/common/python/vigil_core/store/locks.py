@@ -153,7 +153,7 @@ def mutex_acquisition(namespace: str, lock: Lock, *, now: datetime) -> LockAcqui
 
 
 def lock_put(job: Job, acquisition: LockAcquisition, *, ttl: int) -> Put:
-    """Build the write that makes a job the owner of a lock, which expires with the side rows of the job."""
+    """Build the write of a lock with its owner, which expires with the side rows of the owner."""
     row: Row = {
         **_head(keys.lock(job.namespace, acquisition.kind, acquisition.name), "lock"),
         "job_id": job.job_id,
@@ -172,7 +172,7 @@ def queue_entry_put(job: Job, position: int, *, ttl: int) -> Put:
 
 
 def ttl_extensions(job: Job, *, ttl: int, acquired: Collection[tuple[keys.LockKind, str]] = ()) -> list[Update]:
-    """Build the updates that let the locks and the queue entry of an open job live as long as the job.
+    """Build the updates that let the locks and the queue entry of a job live as long.
 
     Args:
         job: The job.

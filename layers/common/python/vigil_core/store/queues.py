@@ -66,9 +66,9 @@ class QueueStore:
         self._ttls: dict[tuple[str, str], int] = {}
 
     def register(self, namespace: str, queue: str) -> None:
-        """Store a queue before a job joins it, or extend its TTL, so that lists show it and the sweeper sweeps it.
+        """Store a queue before a job joins it, or extend its TTL.
 
-        The function writes once per process, queue and day. A queue expires when it has had no job for `MIN_QUEUE_TTL`.
+        Lists show the queue, and the sweeper sweeps it. The function writes once per process, queue and day. A queue expires when it has had no job for `MIN_QUEUE_TTL`.
         """
         ttl = queue_ttl(self._now(), self._retention)
         if self._ttls.get((namespace, queue), 0) >= ttl:
@@ -257,7 +257,7 @@ class QueueStore:
 
 
 def queue_ttl(now: datetime, retention: timedelta) -> int:
-    """Return the TTL of a queue whose last job was created now: the end of a day, so that it changes once a day."""
+    """Return the TTL of a queue whose last job was created now, which changes once a day."""
     expires_on = (now + max(retention, MIN_QUEUE_TTL) + timedelta(days=1)).date()
     return to_epoch_s(datetime.combine(expires_on, time.min, tzinfo=UTC))
 

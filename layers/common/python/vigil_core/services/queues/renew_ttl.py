@@ -1,4 +1,4 @@
-"""Renewal of the TTL of queues with jobs, and of jobs that stay in a queue for very long, once a day per queue."""
+"""Renewal of the TTL of queues with jobs, and of jobs that stay long, once a day per queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_JOBS = 2_000
 
 
 def renew_queue_ttl(ctx: RenewTtlContext, namespace: str, queue: str, now: datetime) -> None:
-    """Renew the TTL of a queue and of its old ready jobs, if this is the queue's minute of the day.
+    """Renew the TTL of a queue and of its old ready jobs, in the queue's minute of the day.
 
     A hash of the queue's name selects the minute. If the sweeper misses it, the renewal of one of the following days
     has the same effect: a queue is renewed a month, and a job half a year before its TTL ends. A queue without jobs in

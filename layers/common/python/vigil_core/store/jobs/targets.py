@@ -59,7 +59,7 @@ class TargetStore:
         self._remember(namespace, target_ref, self._write(update, ttl))
 
     def keep_until(self, namespace: str, target_ref: str, job_type: str, expires_at: datetime) -> None:
-        """Extend the TTL of a target to that of a job that refers to it, or store an expired target again.
+        """Extend the TTL of a target to that of a job, or store an expired target again.
 
         Args:
             namespace: The namespace.
