@@ -68,7 +68,8 @@ class QueueStore:
     def register(self, namespace: str, queue: str) -> None:
         """Store a queue before a job joins it, or extend its TTL.
 
-        Lists show the queue, and the sweeper sweeps it. The function writes once per process, queue and day. A queue expires when it has had no job for `MIN_QUEUE_TTL`.
+        Lists show the queue, and the sweeper sweeps it. The function writes once per process, queue and day. A queue
+        expires when it has had no job for `MIN_QUEUE_TTL`.
         """
         ttl = queue_ttl(self._now(), self._retention)
         if self._ttls.get((namespace, queue), 0) >= ttl:
