@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.template import resources, template
+from vigil_core.services import fair_shares
 
 ROOT = Path(__file__).resolve().parents[2]
 FUNCTIONS = resources("AWS::Serverless::Function")
@@ -107,6 +108,13 @@ def test_discarded_stream_batch_is_stored_in_the_dead_letter_bucket() -> None:
         assert mapping["MaximumRecordAgeInSeconds"] < 24 * 3600, "the stream itself forgets after a day, in silence"
         for pattern in mapping["FilterCriteria"]["Filters"]:
             assert json.loads(pattern["Pattern"])["eventName"] == ["INSERT", "MODIFY"], "TTL's removals are no news"
+
+
+def test_namespace_has_at_most_half_of_the_concurrency_of_bulk_work() -> None:
+    concurrency = resources("AWS::Lambda::EventSourceMapping")["FanOutMessages"]["ScalingConfig"]["MaximumConcurrency"]
+    assert concurrency == fair_shares.FAN_OUT_CONCURRENCY
+    groups = {fair_shares.fan_out_group("team", f"entity-{n}", n % 7) for n in range(1_000)}
+    assert len(groups) <= concurrency // 2
 
 
 def test_queue_visibility_timeout_is_six_times_the_function_timeout() -> None:

@@ -34,6 +34,7 @@ def main(state_dir: StateDir, port: int, wakeup_fd: int, addresses: list[str]) -
     from ministack.app import app
 
     ministack_patches.disable_stream_poller()
+    ministack_patches.deliver_groups_in_parallel()
     ministack_patches.keep_stream_records()
     ministack_patches.signal_stream_records(wakeup_fd)
     ministack_patches.share_layers()

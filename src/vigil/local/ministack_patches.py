@@ -47,6 +47,26 @@ def disable_stream_poller() -> None:
     lambda_svc._poll_dynamodb_streams = lambda: False
 
 
+def deliver_groups_in_parallel() -> None:
+    """Deliver the groups of a FIFO queue in parallel if a batch has one message, up to the mapping's concurrency.
+
+    The emulator processes one batch of a FIFO queue at a time, because a batch of several messages may span groups. A
+    batch of one message cannot, and the emulator's queue delivers no message of a group in flight.
+    """
+    from ministack.services import lambda_svc
+
+    limit_of = lambda_svc._sqs_esm_concurrency
+
+    @functools.wraps(limit_of)
+    def limit_of_groups(esm: dict[str, Any], func_rec: Any, config: Any, queue: dict[str, Any] | None = None) -> int:
+        is_fifo = bool((queue or {}).get("is_fifo"))
+        standard_queue = None if is_fifo and esm.get("BatchSize") == 1 else queue
+        limit: int = limit_of(esm, func_rec, config, standard_queue)
+        return limit
+
+    lambda_svc._sqs_esm_concurrency = limit_of_groups
+
+
 def keep_stream_records() -> None:
     """Save the stream of a table together with the table.
 

@@ -22,7 +22,9 @@ from vigil_core.domain.jobs.conditions import (
 )
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.trigger_rules import DependencyCounts, evaluate_rule
+from vigil_core.services import expressions
 from vigil_core.services.background import matcher
+from vigil_core.services.expressions import InlineExpressions
 from vigil_core.services.jobs import dependencies, transitions
 from vigil_core.services.jobs.dependency_results import load_inline_results
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
@@ -190,6 +192,54 @@ def test_function_to_number_accepts_the_numbers_of_json(text: str, number: float
 
 def test_error_of_a_condition_quotes_no_half_pair() -> None:
     assert "\ud800" not in str(ConditionError("no \ud800 here"))
+
+
+EXPENSIVE = "rows[?" + "||".join(["@==`-1`"] * 60) + "] == `[]`"
+
+
+def evaluating_inline(world: World) -> World:
+    """Give the world the CPU budgets that one batch of stream records has."""
+    world.ctx = world.ctx.with_expressions(InlineExpressions())
+    return world
+
+
+def test_expensive_conditions_of_many_dependents_are_evaluated_by_fan_out(world: World) -> None:
+    full_ctx, first = world.ctx, world.job()
+    expensive_ids = [dependent_job(world, first, condition=EXPENSIVE) for _ in range(10)]
+    world.run_matcher()
+    world.do(transitions.start, first)
+    world.complete(first, result={"rows": list(range(300))})
+    evaluating_inline(world).run_matcher()
+    assert [stored(world, job_id).status for job_id in expensive_ids].count("waiting") >= 8
+    world.ctx = full_ctx
+    world.run_fan_out()
+    world.run_matcher()
+    assert {stored(world, job_id).status for job_id in expensive_ids} == {"pending"}
+    assert not world.queues.fan_out_messages
+
+
+def test_cheap_conditions_are_evaluated_by_the_matcher(world: World) -> None:
+    first = world.job()
+    job_ids = [dependent_job(world, first, condition="rows > `1`") for _ in range(10)]
+    world.run_matcher()
+    end(world, first, "success")
+    evaluating_inline(world).run_matcher()
+    assert {stored(world, job_id).status for job_id in job_ids} == {"pending"}
+    assert not world.queues.fan_out_messages
+
+
+def test_condition_on_ended_dependencies_is_deferred_and_evaluated_by_fan_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expressions, "INLINE_CPU_S", 0)
+    full_ctx, first = world.ctx, world.job()
+    end(world, first, "success")
+    job_id = dependent_job(world, first, condition="rows > `1`")
+    evaluating_inline(world).run_matcher()
+    assert stored(world, job_id).status == "waiting"
+    world.ctx = full_ctx
+    world.run_fan_out()
+    assert stored(world, job_id).status == "pending"
 
 
 def test_rule_over_ended_dependencies_is_applied_at_creation(world: World) -> None:

@@ -13,6 +13,7 @@ from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.workflows import graph
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.gateways.outbound_http import HttpResponse
+from vigil_core.services import expressions
 from vigil_core.services.executors.call_http import call_target
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
@@ -210,3 +211,25 @@ def test_transitions_over_the_inline_limit_are_applied_by_fan_out(world: RunWorl
         "scheduled": 0, "waiting": 0, "pending": 0, "running": 0, "completed": 1, "failed": 1, "cancelled": 0,
         "skipped": total - 2,
     }  # fmt: skip
+
+
+def test_run_whose_conditions_exceed_the_share_of_the_stream_ends_as_usual(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let `fan_out` evaluate every condition: no batch of stream records has CPU time for one."""
+    monkeypatch.setattr(expressions, "INLINE_CPU_S", 0)
+    run = world.run(
+        {"name": "a"},
+        {"name": "yes", "depends_on": ["a"], "condition": "n > `1`"},
+        {"name": "no", "depends_on": ["a"], "condition": "n > `2`"},
+        {"name": "broken", "depends_on": ["a"], "condition": "abs('x')", "retry": {"max_attempts": 1}},
+        {"name": "after-no", "depends_on": ["no"]},
+        {"name": "after-yes", "depends_on": ["yes"], "condition": "yes.status == 'completed'"},
+        failure_policy="continue_on_failure",
+    )
+    assert world.work({"a": {"n": 2}}) == ["a", "yes", "after-yes"]
+    assert world.statuses(run) == {
+        "a": "completed", "yes": "completed", "no": "skipped", "broken": "failed", "after-no": "skipped",
+        "after-yes": "completed",
+    }  # fmt: skip
+    assert world.find_run(run).ended

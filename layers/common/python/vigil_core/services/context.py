@@ -11,11 +11,12 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 from vigil_core.domain.timestamps import truncate_to_ms
+from vigil_core.services.expressions import Expressions, UnsharedExpressions
 from vigil_core.services.parallel import POOL_THREADS, R, T, thread_pool_map
 from vigil_core.services.ports import (
     Executors,
@@ -227,6 +228,16 @@ class UsesAllowedPrivateHosts(Protocol):
     def allowed_private_hosts(self) -> frozenset[str]: ...
 
 
+class UsesExpressions(Protocol):
+    """Access to the CPU budgets of conditions."""
+
+    @property
+    def expressions(self) -> Expressions: ...
+
+    def with_expressions(self, expressions: Expressions) -> Self:
+        """Return this context with other CPU budgets of conditions."""
+
+
 class UsesThreads(Protocol):
     """Access to a `map` function that runs on a pool of threads."""
 
@@ -242,7 +253,9 @@ class ChangesRuns(ChangesJobs, UsesRuns, UsesSupervisors, Protocol):
     """The collaborators of every change of a workflow run."""
 
 
-class DispatchesJobs(ChangesRuns, UsesJobTypes, UsesDependencies, UsesJobQueues, UsesExecutors, UsesThreads, Protocol):
+class DispatchesJobs(
+    ChangesRuns, UsesJobTypes, UsesDependencies, UsesJobQueues, UsesExecutors, UsesExpressions, UsesThreads, Protocol
+):
     """The collaborators of the dispatch of a job to its executor."""
 
 
@@ -299,6 +312,8 @@ class Environment:
         default_factory=lambda: thread_pool_map(POOL_THREADS)
     )
 
+    expressions: Expressions = field(default_factory=UnsharedExpressions)
+
     def now(self) -> datetime:
         """Return the current time in milliseconds, the precision of the API."""
         return truncate_to_ms(self.clock())
@@ -310,3 +325,7 @@ class Context(Stores, Gateways, Readers, Environment):
 
     The actor of a change without an API key is the name of the function that makes it.
     """
+
+    def with_expressions(self, expressions: Expressions) -> Self:
+        """Return this context with other CPU budgets of conditions."""
+        return replace(self, expressions=expressions)

@@ -96,6 +96,14 @@ class Match(_JobMessage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegisterDependencies(_JobMessage):
+    """Register a waiting job with its dependencies, and evaluate its condition if they have ended."""
+
+    KIND = "register_dependencies"
+    sent_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchPage(_JobMessage):
     """Create the missing items on one page of a batch, and with `stop` cancel the open ones.
 
@@ -161,9 +169,11 @@ class RunUnpark(_RunMessage):
     sent_at: str
 
 
-FanOutRequest: TypeAlias = RegisterPage | Match | BatchPage | BatchEnd | RunPrepare | RunApply | RunCancel | RunUnpark
+FanOutRequest: TypeAlias = (
+    RegisterPage | Match | RegisterDependencies | BatchPage | BatchEnd | RunPrepare | RunApply | RunCancel | RunUnpark
+)
 _FAN_OUT_KINDS: Sequence[type[FanOutRequest]] = (
-    RegisterPage, Match, BatchPage, BatchEnd, RunPrepare, RunApply, RunCancel, RunUnpark,
+    RegisterPage, Match, RegisterDependencies, BatchPage, BatchEnd, RunPrepare, RunApply, RunCancel, RunUnpark,
 )  # fmt: skip
 
 

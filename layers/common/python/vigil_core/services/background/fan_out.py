@@ -13,6 +13,7 @@ from vigil_core.services import messages
 from vigil_core.services.background.matcher import match_bulk
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.jobs import batches
+from vigil_core.services.jobs.dependencies import register_waiting_job
 from vigil_core.services.waits.register import register_page
 from vigil_core.services.workflows import apply, cancellation, create, parking
 
@@ -32,6 +33,8 @@ def fan_out(ctx: FanOutContext, document: JsonValue, *, has_time_left: Callable[
             register_page(ctx, message.namespace, message.wait_id, message.page)
         case messages.Match() as message:
             return match_bulk(ctx, message, has_time_left=has_time_left)
+        case messages.RegisterDependencies() as message:
+            register_waiting_job(ctx, message.namespace, message.job_id)
         case messages.BatchPage() as message:
             batches.process_page(ctx, message)
         case messages.BatchEnd() as message:

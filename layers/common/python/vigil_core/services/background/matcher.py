@@ -20,10 +20,12 @@ from vigil_core.domain.waits.wait import EntryOutcome, WaitEntry, is_newer_than
 from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.expressions import ExpressionsDeferred, InlineExpressions
+from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import on_dependency_finished, register_with_dependencies
 from vigil_core.services.locks import promote_next_waiter
-from vigil_core.services.messages import Match
+from vigil_core.services.messages import Match, RegisterDependencies
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
@@ -106,10 +108,12 @@ def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[
     2. Waits are resolved from every version of a job, because any version may meet a condition. All other steps depend
        on the current state of the job and use only its latest version in the batch.
     3. If the process crashes, the stream delivers the batch again, and every step is repeated.
+    4. Conditions that need more CPU time than a namespace has in one batch are evaluated by `fan_out`.
 
     Returns:
         The error of each record that must be delivered again, by sequence number.
     """
+    ctx = ctx.with_expressions(InlineExpressions())
     batch = _classify(records)
     _process_run_changes(ctx, batch)
     _start_job_timers(ctx, batch)
@@ -189,7 +193,10 @@ def handle_job_change(ctx: MatcherContext, job: Job) -> None:
     if job.dispatchable:
         dispatch(ctx, job.namespace, job.job_id, actor="matcher")
     if job.awaits_dependencies:
-        register_with_dependencies(ctx, job)
+        try:
+            register_with_dependencies(ctx, job)
+        except ExpressionsDeferred:
+            _enqueue_registration(ctx, job)
     if job.affects_mutex:
         promote_next_waiter(ctx, job.namespace, str(job.mutex.key), actor="matcher")
     if job.affects_batch and job.batch.is_batch:
@@ -227,9 +234,12 @@ def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
     errors: dict[JobKey, Exception] = {}
     results = _find_all_matches(ctx, versions_by_job, errors)
     _record_outcomes(ctx, [wait_match for result in results.values() for wait_match in result.wait_matches], errors)
+    deferred: set[JobKey] = set()
     for result in results.values():
-        _notify_dependents(ctx, result.finished, errors)
-    for key in [key for key in results if key not in errors]:
+        deferred |= _notify_dependents(ctx, result.finished, errors)
+    for key in [key for key in results if key in deferred and key not in errors]:
+        _isolate(errors, [key], lambda job_versions=versions_by_job[key]: _enqueue_bulk_match(ctx, job_versions))  # type: ignore[misc]
+    for key in [key for key in results if key not in errors and key not in deferred]:
         _isolate(errors, [key], lambda job_versions=versions_by_job[key]: _purge_deleted_job(ctx, job_versions))  # type: ignore[misc]
     if errors:
         raise MatchFailed(errors)
@@ -354,19 +364,37 @@ def _record_wait_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, gro
 
 def _notify_dependents(
     ctx: MatcherContext, finished: Sequence[tuple[Dependent, Job]], errors: dict[JobKey, Exception]
-) -> None:
-    """Inform each dependent about the end of its dependency, then remove the dependent from the dependency."""
+) -> set[JobKey]:
+    """Inform each dependent about the end of its dependency, then remove the dependent from the dependency.
+
+    Returns:
+        The dependencies that have dependents left, whose conditions `fan_out` must evaluate.
+    """
+    deferred: set[JobKey] = set()
 
     def notify(pair: tuple[Dependent, Job]) -> None:
         dependent, job = pair
 
         def work() -> None:
-            on_dependency_finished(ctx, dependent, job)
-            ctx.dependencies.remove_dependent(job.namespace, job.job_id, dependent)
+            try:
+                on_dependency_finished(ctx, dependent, job)
+            except ExpressionsDeferred:
+                deferred.add((job.namespace, job.job_id))
+            else:
+                ctx.dependencies.remove_dependent(job.namespace, job.job_id, dependent)
 
         _isolate(errors, [(job.namespace, job.job_id)], work)
 
     ctx.in_parallel(notify, finished)
+    return deferred
+
+
+def _enqueue_registration(ctx: MatcherContext, job: Job) -> None:
+    """Let `fan_out` register a job with its dependencies. All steps of a registration can be repeated."""
+    message = RegisterDependencies(**ids_of(job), sent_at=ctx.clock().isoformat())
+    ctx.message_queues.send_fan_out(
+        [FanOutMessage(group=fan_out_group(job.namespace, job.job_id), body=message.to_json())]
+    )
 
 
 def _purge_deleted_job(ctx: MatcherContext, versions: Sequence[Job]) -> None:
@@ -386,7 +414,7 @@ def _enqueue_bulk_match(ctx: MatcherContext, versions: Sequence[Job]) -> None:
     ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version, now=ctx.now())
     for rows in _rows_by_message(versions):
         message = Match(**ids_of(first), sent_at=ctx.clock().isoformat(), rows=rows)
-        group = f"{first.namespace}#{first.job_id}"
+        group = fan_out_group(first.namespace, first.job_id)
         ctx.message_queues.send_fan_out([FanOutMessage(group=group, body=message.to_json())])
 
 

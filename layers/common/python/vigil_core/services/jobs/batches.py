@@ -47,6 +47,7 @@ from vigil_core.services.context import (
     UsesMessageQueues,
     UsesThreads,
 )
+from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs.transitions import LOST_JOB_ERRORS, cancel, change, delete
 from vigil_core.services.messages import BatchEnd, BatchPage
 from vigil_core.services.ports import FanOutMessage
@@ -85,7 +86,7 @@ def on_item_ended(ctx: BatchesContext, item: Job) -> None:
         return
     page_complete = ctx.batches.record_end_state(batch, index, item.status)
     if page_complete and len(ctx.batches.end_states(batch)) == batch.batch.size:
-        _enqueue(ctx, batch, {"end": BatchEnd(**ids_of(batch), attempt=batch.attempt)})
+        _enqueue(ctx, batch, {0: BatchEnd(**ids_of(batch), attempt=batch.attempt)})
     elif item.status == "failed" and batch.batch.on_item_failure == "fail_fast":
         _enqueue_pages(ctx, batch, stop=True)
 
@@ -212,16 +213,16 @@ def _enqueue_pages(ctx: BatchesContext, batch: Job, *, stop: bool, delete: bool 
         ctx,
         batch,
         {
-            str(page): BatchPage(**ids_of(batch), attempt=batch.attempt, page=page, stop=stop, delete=delete)
+            page: BatchPage(**ids_of(batch), attempt=batch.attempt, page=page, stop=stop, delete=delete)
             for page in page_numbers(batch.batch.size or 0)
         },
     )
 
 
-def _enqueue(ctx: BatchesContext, batch: Job, messages: Mapping[str, BatchPage | BatchEnd]) -> None:
+def _enqueue(ctx: BatchesContext, batch: Job, messages: Mapping[int, BatchPage | BatchEnd]) -> None:
     ctx.message_queues.send_fan_out(
         [
-            FanOutMessage(group=f"{batch.job_id}#{group_suffix}", body=message.to_json())
-            for group_suffix, message in messages.items()
+            FanOutMessage(group=fan_out_group(batch.namespace, batch.job_id, number), body=message.to_json())
+            for number, message in messages.items()
         ]
     )

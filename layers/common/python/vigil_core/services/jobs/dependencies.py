@@ -34,14 +34,17 @@ from vigil_core.domain.jobs.trigger_rules import (
     evaluate_rule,
     rule_verdict,
 )
-from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesRuns, UsesThreads
-from vigil_core.services.cpu_limits import expression_budget
+from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesExpressions, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependency_results import dependency_ids, load_all_results
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.verdict_log import log_verdicts
 
 
-class DependenciesContext(ChangesJobs, UsesDependencies, UsesRuns, UsesThreads, Protocol):
+class RelatedJobsContext(ChangesJobs, UsesDependencies, UsesRuns, UsesThreads, Protocol):
+    """The collaborators that read dependencies and dependents."""
+
+
+class DependenciesContext(RelatedJobsContext, UsesExpressions, Protocol):
     """The collaborators of dependencies."""
 
 
@@ -68,7 +71,7 @@ class ResolvedDependencies:
         return transitions.create_ready(job, rule_verdict(job.dependencies.trigger_rule, counts, is_satisfied=True))
 
 
-def resolve_dependencies(ctx: DependenciesContext, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
+def resolve_dependencies(ctx: RelatedJobsContext, namespace: str, job_ids: Sequence[str]) -> ResolvedDependencies:
     """Read the dependencies of a new job.
 
     Raises:
@@ -139,7 +142,14 @@ def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, depen
         _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, {dependent.index: end_state}))
 
 
-def upstream_and_downstream(ctx: DependenciesContext, job: Job) -> tuple[list[Job], list[Job]]:
+def register_waiting_job(ctx: DependenciesContext, namespace: str, job_id: str) -> None:
+    """Register a job with its dependencies if it still waits for them."""
+    job = ctx.jobs.find(namespace, job_id)
+    if job is not None and job.awaits_dependencies:
+        register_with_dependencies(ctx, job)
+
+
+def upstream_and_downstream(ctx: RelatedJobsContext, job: Job) -> tuple[list[Job], list[Job]]:
     """Read the dependencies and the dependents of a job."""
     upstream_ids = [dependency.job_id for dependency in job.dependencies.depends_on]
     downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS)
@@ -208,12 +218,18 @@ def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tup
     """Evaluate the condition of a job; the first value is the reason of the failure if it cannot be evaluated.
 
     Only the results that the condition needs are read.
+
+    Raises:
+        ExpressionsDeferred: `fan_out` must evaluate it.
     """
     condition = str(job.dependencies.condition)
     try:
+        ctx.expressions.require_share(job.namespace)
         ids_by_name = dependency_ids(ctx, job)
         needed = {name: ids_by_name[name] for name in select_jobs(condition, list(ids_by_name))}
-        passed = evaluate(condition, load_all_results(ctx, job.namespace, needed), expression_budget())
+        results = load_all_results(ctx, job.namespace, needed)
+        with ctx.expressions.measure(job.namespace) as cpu:
+            passed = evaluate(condition, results, cpu)
     except (ConditionError, ResultUnreadable) as error:
         failed = verdict.with_reason(f"the condition cannot be evaluated: {error}")
         code = error.code if isinstance(error, ResultUnreadable) else CONDITION_FAILED

@@ -36,6 +36,7 @@ from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.request import WaitRequest
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob, wait_entry_of
 from vigil_core.services.context import UsesClock, UsesJobs, UsesListing, UsesMessageQueues, UsesThreads, UsesWaits
+from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.messages import RegisterPage
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_wait_timer
@@ -284,7 +285,7 @@ def _enqueue_pages(ctx: RegisterWaitContext, wait: Wait) -> None:
     ctx.message_queues.send_fan_out(
         [
             FanOutMessage(
-                group=f"{wait.wait_id}#{page}",
+                group=fan_out_group(wait.namespace, wait.wait_id, page),
                 body=RegisterPage(
                     namespace=wait.namespace, wait_id=wait.wait_id, page=page, sent_at=sent_at
                 ).to_json(),

@@ -25,7 +25,7 @@ from vigil_core.domain.workflows.planning import TransitionPlan, as_awaiting_dec
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, record_of
 from vigil_core.runtime.tracing import ids_of, traced
-from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
+from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesExpressions, UsesMessageQueues, UsesThreads
 from vigil_core.services.workflows.apply import apply_plan, apply_transitions
 from vigil_core.services.workflows.cancellation import cancel_losers
 from vigil_core.services.workflows.commands import load_run_state
@@ -35,7 +35,7 @@ from vigil_core.store.table import Row
 from vigil_core.store.workflows.run_rows import SupervisorToken, run_from_row, supervisor_token_from_row
 
 
-class AdvanceRunContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
+class AdvanceRunContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesExpressions, UsesThreads, Protocol):
     """The run and job stores, the dependencies' results, the queue of `fan_out`, the supervisors, and threads."""
 
 

@@ -14,7 +14,8 @@ from vigil_core.domain.workflows.graph import block_of, indexes_in_block
 from vigil_core.domain.workflows.planning import TransitionPlan, plan_blocks, plan_transitions
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, record_of
-from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
+from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesExpressions, UsesMessageQueues, UsesThreads
+from vigil_core.services.expressions import ExpressionsDeferred
 from vigil_core.services.jobs.dependencies import apply_condition
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.locks import locks_for_release
@@ -27,7 +28,7 @@ from vigil_core.services.workflows.parking import try_acquire_slot
 from vigil_core.store.jobs.job_rows import PRIORITY_RANKS
 
 
-class ApplyPlanContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
+class ApplyPlanContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesExpressions, UsesThreads, Protocol):
     """The run and job stores, the dependencies' results, the queue of `fan_out`, and threads."""
 
 
@@ -50,7 +51,8 @@ def apply_plan(ctx: ApplyPlanContext, run: WorkflowRun, run_state: RunState, pla
        application of the same plan has no further effect.
     2. If the process crashes, the change that led here is delivered again. The new plan contains the transitions that
        are missing, because the recorded skips are planned from once more (`TransitionPlan.already_skipped`).
-    3. A plan of more than `MAX_INLINE_JOBS` transitions goes to `fan_out`. Its messages plan once more.
+    3. A plan of more than `MAX_INLINE_JOBS` transitions goes to `fan_out`, and so does a plan whose conditions need
+       more CPU time than the batch has for the namespace. The messages plan once more, from the states recorded then.
     """
     decided: set[int] = set()
     while not plan.is_empty:
@@ -59,7 +61,11 @@ def apply_plan(ctx: ApplyPlanContext, run: WorkflowRun, run_state: RunState, pla
             blocks = {block_of(index) for index in decided}
             enqueue_blocks(ctx, run, RunApply, blocks, per_message=BLOCKS_PER_MESSAGE)
             return
-        run, run_state = _apply_once(ctx, run, run_state, plan)
+        try:
+            run, run_state = _apply_once(ctx, run, run_state, plan)
+        except ExpressionsDeferred:
+            enqueue_blocks(ctx, run, RunApply, {block_of(index) for index in decided}, per_message=BLOCKS_PER_MESSAGE)
+            return
         plan = plan_transitions(run_state, _undecided_successors(run_state, plan, decided))
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import UsesClock, UsesMessageQueues
+from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.messages import RunApply, RunCancel, RunPrepare
 from vigil_core.services.ports import FanOutMessage
 
@@ -24,7 +25,7 @@ def enqueue_blocks(
     *,
     per_message: int = 1,
 ) -> None:
-    """Send the blocks of a run to `fan_out`, which processes the messages in parallel.
+    """Send the blocks of a run to `fan_out`, which processes some messages in parallel.
 
     Args:
         ctx: The message queues and the clock.
@@ -37,7 +38,7 @@ def enqueue_blocks(
     ctx.message_queues.send_fan_out(
         [
             FanOutMessage(
-                group=f"{run.workflow_id}#{sorted_numbers[start]}",
+                group=fan_out_group(run.namespace, run.workflow_id, sorted_numbers[start] // per_message),
                 body=message_type(
                     **ids_of(run),
                     generation=run.generation,

@@ -12,6 +12,7 @@ from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import ChangesRuns, UsesMessageQueues
+from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.locks import locks_for_release
 from vigil_core.services.messages import RunUnpark
@@ -55,7 +56,9 @@ def release_parked(ctx: ReleaseParkedContext, run: WorkflowRun) -> None:
     if _release_while(ctx, run, lambda count: count < MAX_INLINE_RELEASES):
         return
     message = RunUnpark(**ids_of(run), sent_at=ctx.now().isoformat())
-    ctx.message_queues.send_fan_out([FanOutMessage(group=f"{run.workflow_id}#parked", body=message.to_json())])
+    ctx.message_queues.send_fan_out(
+        [FanOutMessage(group=fan_out_group(run.namespace, run.workflow_id), body=message.to_json())]
+    )
 
 
 def release_parked_bulk(ctx: ReleaseParkedContext, message: RunUnpark, *, has_time_left: Callable[[], bool]) -> bool:

@@ -16,11 +16,13 @@ from vigil_core.domain.workflows.run_state import RunState
 from vigil_core.services.context import (
     ChangesRuns,
     UsesDependencies,
+    UsesExpressions,
     UsesJobQueues,
     UsesListing,
     UsesMessageQueues,
     UsesThreads,
 )
+from vigil_core.services.expressions import InlineExpressions
 from vigil_core.services.workflows.apply import apply_transitions
 from vigil_core.services.workflows.commands import change_run, load_run_state, start_supervisor
 from vigil_core.services.workflows.create import prepare_jobs
@@ -32,6 +34,7 @@ from vigil_core.services.workflows.supervisor import start_successor
 class ReconcileRunContext(
     ChangesRuns,
     UsesDependencies,
+    UsesExpressions,
     UsesListing,
     UsesJobQueues,
     UsesMessageQueues,
@@ -93,7 +96,7 @@ def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
     for block, records in records_by_block.items():
         run_state.put_block(block, records)
     if not run.terminating:
-        apply_transitions(ctx, run, run_state, range(run.total))
+        apply_transitions(ctx.with_expressions(InlineExpressions()), run, run_state, range(run.total))
         release_parked(ctx, run)
     finish_if_drained(ctx, run, load_run_state(ctx, run), block_numbers(run.total)[-1:])
     if run.health_check_interval_s is None:

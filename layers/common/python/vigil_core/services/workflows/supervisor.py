@@ -20,7 +20,8 @@ from vigil_core.domain.workflows.graph import block_numbers, block_of
 from vigil_core.domain.workflows.planning import failed_nodes, is_failure
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, StateRecord, record_of, with_decision
-from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads
+from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesExpressions, UsesMessageQueues, UsesThreads
+from vigil_core.services.expressions import InlineExpressions
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.messages import RunCancel, SupervisedRun, SupervisorRequest
 from vigil_core.services.workflows.apply import apply_transitions
@@ -37,7 +38,7 @@ from vigil_core.services.workflows.output import store_output
 from vigil_core.store.workflows.run_rows import OperatorDecision
 
 
-class SupervisorContext(ChangesRuns, UsesDependencies, UsesMessageQueues, UsesThreads, Protocol):
+class SupervisorContext(ChangesRuns, UsesDependencies, UsesExpressions, UsesMessageQueues, UsesThreads, Protocol):
     """The run and job stores, the dependencies' results, the queue of `fan_out`, the supervisors, and threads."""
 
 
@@ -234,7 +235,8 @@ def _continue_after_ignored_failures(ctx: SupervisorContext, run: WorkflowRun, r
     """Apply the transitions that follow from ignored failures, and finish the run if it is drained."""
     ignored_indexes = [index for index in range(run.total) if run_state.state_of(index) == "ignored_failure"]
     updated_state = load_run_state(ctx, run, complete=True)
-    apply_transitions(ctx, run, updated_state, updated_state.graph.successors(ignored_indexes))
+    inline_ctx = ctx.with_expressions(InlineExpressions())
+    apply_transitions(inline_ctx, run, updated_state, updated_state.graph.successors(ignored_indexes))
     finish_if_drained(ctx, run, updated_state, {block_of(index) for index in ignored_indexes})
 
 
