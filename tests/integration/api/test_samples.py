@@ -27,6 +27,7 @@ SEQUENCE = [
     ("api_report_job", 200), ("api_report_job_lease_lost", 409), ("api_get_job_status", 200),
     ("api_delete_job", 409), ("api_cancel_job", 202), ("api_complete_job", 200), ("api_get_job_result", 200),
     ("api_get_job_dependencies", 200),
+    ("api_list_dependency_results", 200),
     ("api_get_job_events", 200), ("api_wait_for_jobs", 200), ("api_cancel_wait", 200), ("api_retry_job", 409),
     ("api_fail_job", 409), ("api_delete_job", 204),
     ("api_put_job_type", 201), ("api_put_job_type", 200), ("api_get_job_type", 200), ("api_list_job_types", 200),

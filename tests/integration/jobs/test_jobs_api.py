@@ -13,6 +13,7 @@ from vigil_core.store.table import DynamoTable
 JOB_KEYS = {
     "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",
     "progress", "message", "milestones", "fields", "tags", "payload", "result", "error", "attempt", "max_attempts",
+    "executor", "retry", "timeout", "heartbeat_timeout", "unique_key", "mutex", "trigger_rule", "condition",
     "depends_on", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id", "correlation_id", "cancel_requested",
     "created_at", "updated_at", "scheduled_at", "started_at", "finished_at",
 }  # fmt: skip
@@ -29,6 +30,7 @@ def test_created_job_has_every_documented_key(client: Client) -> None:
     assert absent == {
         "job_health", "payload", "result", "error", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id",
         "correlation_id", "scheduled_at", "started_at", "finished_at",
+        "retry", "timeout", "heartbeat_timeout", "unique_key", "mutex", "trigger_rule", "condition",
     }  # fmt: skip
     assert (job["status"], job["job_stage"], job["progress"]) == ("pending", "submit", 0)
     assert (job["queue"], job["priority"], job["dependency_status"]) == ("default", "normal", "none")
@@ -154,6 +156,20 @@ def test_failed_job_shows_its_error_and_can_be_retried(client: Client) -> None:
     retried = client.post(f"{path}/retry").ok()
     assert (retried["status"], retried["attempt"], retried["error"]) == ("pending", 2, None)
     client.post(f"{path}/retry").problem(409, "INVALID_TRANSITION")
+
+
+def test_job_shows_the_options_of_its_creation(client: Client) -> None:
+    options = {
+        "retry": {"max_attempts": 5, "initial_delay": 0.5, "max_delay": 60, "multiplier": 1.5, "jitter": False},
+        "timeout": 30, "heartbeat_timeout": 20, "unique_key": "u", "mutex": {"key": "m", "on_conflict": "queue"},
+        "trigger_rule": "all_done", "condition": "`true`",
+    }  # fmt: skip
+    dependency = client.create()["job_id"]
+    job = client.create(depends_on=[dependency], **options)
+    assert {name: job[name] for name in options} == options
+    assert job["executor"] == "worker"
+    (listed,) = client.get("/v1/jobs?status=waiting").ok()["jobs"]
+    assert {name: listed[name] for name in options} == options
 
 
 def test_cancel_ends_a_pending_job_and_requests_the_end_of_a_running_one(client: Client) -> None:

@@ -219,6 +219,7 @@ LeaseToken: TypeAlias = Annotated[
 Seconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_DELAY_S), BeforeValidator(integral_to_int)]
 LeaseSeconds: TypeAlias = Annotated[int, Field(ge=1, le=MAX_LEASE_S), BeforeValidator(integral_to_int)]
 TimestampText: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Number: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number"})]
 Fraction: TypeAlias = Annotated[Decimal, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 
 _NAME_ADAPTER: TypeAdapter[str] = TypeAdapter(Name)

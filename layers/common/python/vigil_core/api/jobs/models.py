@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal, cast
 
@@ -12,11 +13,11 @@ from vigil_core.api.problems import Problem
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs.conditions import DependencyResult
 from vigil_core.domain.jobs.dependencies import DependencyStatus
-from vigil_core.domain.jobs.job import Job, JobError, JobLogEntry, JobLogKind, Priority
+from vigil_core.domain.jobs.job import Executor, Job, JobError, JobLogEntry, JobLogKind, Priority
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.jobs.trigger_rules import TriggerRule, Verdict
 from vigil_core.domain.timestamps import to_text
-from vigil_core.schemas.base import Fraction, ResponseModel, TimestampText
+from vigil_core.schemas.base import Fraction, Number, ResponseModel, TimestampText
 from vigil_core.store.jobs.payloads import JobPayloads
 
 _URL = (
@@ -85,6 +86,23 @@ class JobErrorView(ErrorView):
         return cls(code=error.code, message=error.message, type=error.type, traceback=error.traceback)
 
 
+class MutexView(ResponseModel):
+    """The mutex of a job."""
+
+    key: str
+    on_conflict: Literal["reject", "queue"]
+
+
+class RetryPolicyView(ResponseModel):
+    """The retry policy of a job. Delays are in seconds."""
+
+    max_attempts: int
+    initial_delay: Number
+    max_delay: Number
+    multiplier: Number
+    jitter: bool
+
+
 class JobSummary(ResponseModel):
     """A job without its payload and result."""
 
@@ -105,7 +123,17 @@ class JobSummary(ResponseModel):
     error: JobErrorView | None
     attempt: int
     max_attempts: int
+    executor: Executor
+    retry: RetryPolicyView | None
+    timeout: int | None
+    heartbeat_timeout: int | None
+    unique_key: str | None
+    mutex: MutexView | None
     depends_on: list[str]
+    trigger_rule: TriggerRule | None = Field(
+        description="Null for a job without dependencies, and for a job of a run, whose graph contains it"
+    )
+    condition: str | None = Field(description="Null for a job of a run, whose graph contains it")
     waiting_for: WaitingFor | None
     verdict: VerdictView | None
     workflow_id: str | None
@@ -375,6 +403,7 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "error": JobErrorView.from_domain(job.error),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
+        **_option_members(job),
         "depends_on": list(job.workflow.upstream_names) if job.workflow.in_run else _dependency_ids(job),
         "waiting_for": WaitingFor.from_job(job),
         "verdict": None if job.dependencies.verdict is None else VerdictView.from_domain(job.dependencies.verdict),
@@ -388,6 +417,22 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "scheduled_at": to_text(job.scheduled_at) if job.scheduled_at else None,
         "started_at": to_text(job.started_at) if job.started_at else None,
         "finished_at": to_text(job.finished_at) if job.finished_at else None,
+    }
+
+
+def _option_members(job: Job) -> dict[str, Any]:
+    """Return the options that the creation of the job set."""
+    mutex, dependencies = job.mutex, job.dependencies
+    on_conflict = "queue" if mutex.queue_on_conflict else "reject"
+    return {
+        "executor": job.executor,
+        "retry": None if job.retry is None else RetryPolicyView(**asdict(job.retry)),
+        "timeout": job.timeouts.attempt_s,
+        "heartbeat_timeout": job.timeouts.heartbeat_s,
+        "unique_key": job.unique_key,
+        "mutex": None if mutex.key is None else MutexView(key=mutex.key, on_conflict=on_conflict),
+        "trigger_rule": dependencies.trigger_rule if dependencies.depends_on else None,
+        "condition": dependencies.condition,
     }
 
 
