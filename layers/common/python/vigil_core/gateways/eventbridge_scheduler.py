@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from vigil_core.domain.exact_json import to_ascii
+
 if TYPE_CHECKING:
     from mypy_boto3_scheduler.client import EventBridgeSchedulerClient
 
@@ -57,7 +59,7 @@ class SchedulerTimers:
                 Target={
                     "Arn": self._function_arn,
                     "RoleArn": self._role_arn,
-                    "Input": event,
+                    "Input": to_ascii(event),
                     # After that time, the sweep does the work of a lost timer.
                     "RetryPolicy": {"MaximumEventAgeInSeconds": 60, "MaximumRetryAttempts": 3},
                 },

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from vigil_core.domain.exact_json import to_ascii
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class LambdaFunctions:
     def invoke(self, function_arn: str, event: str) -> FunctionResponse:
         """Invoke a function with an event (JSON text) and wait for its response."""
         response = self._client.invoke(
-            FunctionName=function_arn, InvocationType="RequestResponse", Payload=event.encode()
+            FunctionName=function_arn, InvocationType="RequestResponse", Payload=to_ascii(event).encode()
         )
         return FunctionResponse(failed="FunctionError" in response, body=response["Payload"].read())
 
@@ -79,7 +80,7 @@ class LambdaExecutors:
             ExecutorBusy: A retry may succeed.
         """
         try:
-            self._client().invoke(FunctionName=function, InvocationType="Event", Payload=event.encode())
+            self._client().invoke(FunctionName=function, InvocationType="Event", Payload=to_ascii(event).encode())
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in PERMANENT_ERRORS:

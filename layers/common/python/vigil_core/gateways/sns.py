@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import simplejson
-
 from vigil_core.domain.events.event import Event
+from vigil_core.domain.exact_json import dumps, to_ascii
 
 if TYPE_CHECKING:
     from mypy_boto3_sns.client import SNSClient
@@ -44,8 +43,7 @@ def _entry(event: Event) -> PublishBatchRequestEntryTypeDef:
     attributes = {"type": event.type, "namespace": event.namespace, **event.attributes}
     return {
         "Id": "",
-        # ASCII output escapes the characters that JSON allows and XML does not.
-        "Message": simplejson.dumps(event.envelope(), use_decimal=True, ensure_ascii=True, separators=(",", ":")),
+        "Message": to_ascii(dumps(event.envelope())),
         "MessageAttributes": {
             name: {"DataType": "String", "StringValue": _NOT_XML.sub("\ufffd", value)}
             for name, value in attributes.items()

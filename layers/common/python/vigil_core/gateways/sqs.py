@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vigil_core.domain.errors import VigilError
+from vigil_core.domain.exact_json import to_ascii
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -60,26 +61,30 @@ class SqsQueues:
     def send_fan_out(self, messages: Sequence[GroupedMessage]) -> None:
         """Send work to `fan_out`, in order within each group, or raise NotSent if SQS keeps refusing a message."""
         url = self._url(self._fan_out_url)
+        bodies = [to_ascii(message.body) for message in messages]
         entries: list[Any] = [
             {
                 "Id": str(number),
-                "MessageBody": message.body,
+                "MessageBody": body,
                 "MessageGroupId": message.group,
-                "MessageDeduplicationId": hashlib.sha256(message.body.encode()).hexdigest(),
+                "MessageDeduplicationId": hashlib.sha256(body.encode()).hexdigest(),
             }
-            for number, message in enumerate(messages)
+            for number, (message, body) in enumerate(zip(messages, bodies, strict=True))
         ]
         for start in range(0, len(entries), _MAX_BATCH_ENTRIES):
             self._send(url, entries[start : start + _MAX_BATCH_ENTRIES])
 
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
         """Invoke the sweeper with a message after a delay of at most 900 seconds."""
-        self._client().send_message(QueueUrl=self._url(self._sweeper_url), MessageBody=message, DelaySeconds=delay_s)
+        body = to_ascii(message)
+        self._client().send_message(QueueUrl=self._url(self._sweeper_url), MessageBody=body, DelaySeconds=delay_s)
 
     def send_deliveries(self, messages: Sequence[str]) -> None:
         """Enqueue webhook deliveries, or raise NotSent if SQS keeps refusing a message."""
         url = self._url(self._webhooks_url)
-        entries: list[Any] = [{"Id": str(number), "MessageBody": body} for number, body in enumerate(messages)]
+        entries: list[Any] = [
+            {"Id": str(number), "MessageBody": to_ascii(body)} for number, body in enumerate(messages)
+        ]
         for start in range(0, len(entries), _MAX_BATCH_ENTRIES):
             self._send(url, entries[start : start + _MAX_BATCH_ENTRIES])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vigil_core.domain.exact_json import to_ascii
+
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions.client import SFNClient
 
@@ -26,7 +28,7 @@ class StepFunctionsSupervisors:
         """Start an execution; do nothing if an execution of that name exists, running or ended."""
         client = self._client()
         try:
-            client.start_execution(stateMachineArn=self._state_machine_arn, name=name, input=event)
+            client.start_execution(stateMachineArn=self._state_machine_arn, name=name, input=to_ascii(event))
         except client.exceptions.ExecutionAlreadyExists:
             return
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vigil_core.domain.exact_json import to_ascii
+
 if TYPE_CHECKING:
     from mypy_boto3_apigatewaymanagementapi.client import ApiGatewayManagementApiClient
 
@@ -17,7 +19,7 @@ class WebSockets:
     def post(self, connection_id: str, text: str) -> bool:
         """Send a message and return True; return False if the client has disconnected."""
         try:
-            self._client.post_to_connection(ConnectionId=connection_id, Data=text.encode())
+            self._client.post_to_connection(ConnectionId=connection_id, Data=to_ascii(text).encode())
         except self._client.exceptions.GoneException:
             return False
         return True

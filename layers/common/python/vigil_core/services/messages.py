@@ -7,12 +7,17 @@ it is delivered again and ends as a dead letter.
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Self, TypeAlias, TypeVar, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast
 
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads
 from vigil_core.store.keys import DueKind
+
+MAX_MATCH_BYTES = 200 * 1024
+"""The size of the rows in one `Match`, as ASCII JSON. SQS allows 256 KB for the whole message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +96,26 @@ class Match(_JobMessage):
 
     KIND = "match"
     sent_at: str
-    rows: Sequence[Mapping[str, JsonValue]]
+    rows: Sequence[Mapping[str, JsonValue]] | None = None
     """The rows of the versions, in order."""
+    packed_rows: str | None = None
+    """Instead of `rows`: their compressed JSON in Base64."""
+
+    @classmethod
+    def of_rows(cls, ids: Mapping[str, str], sent_at: str, rows: Sequence[Mapping[str, JsonValue]]) -> Self:
+        """Return the message of these rows. One row of much non-ASCII text exceeds a message, and is compressed."""
+        message = cls(**ids, sent_at=sent_at, rows=rows)
+        if ascii_size(rows) <= MAX_MATCH_BYTES:
+            return message
+        packed_rows = b64encode(zlib.compress(dumps(rows).encode(), 9)).decode()
+        return replace(message, rows=None, packed_rows=packed_rows)
+
+    def unpack_rows(self) -> Sequence[Mapping[str, JsonValue]]:
+        """Return the rows of the versions, in order."""
+        if self.packed_rows is None:
+            return self.rows or ()
+        rows: Any = loads(zlib.decompress(b64decode(self.packed_rows)))
+        return cast("Sequence[Mapping[str, JsonValue]]", rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.jobs.job import TIMED_OUT, Job, JobLogEntry
 from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.waits.wait import Wait
@@ -261,7 +261,7 @@ def may_fit_in_event(wait: Wait) -> bool:
 
 def wait_event_data(wait: Wait, wait_document: Mapping[str, JsonValue] | None) -> Mapping[str, JsonValue]:
     """Return the answer of a wait; if it is too long, return counts and the URL of the wait."""
-    if wait_document is not None and len(dumps(wait_document).encode()) <= MAX_WAIT_BYTES:
+    if wait_document is not None and ascii_size(wait_document) <= MAX_WAIT_BYTES:
         return wait_document
     return {
         "wait_id": wait.wait_id,

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from vigil_core.domain.errors import FieldProblem, PayloadTooLarge, ValidationFailed, VigilError, escape_pointer_token
 from vigil_core.domain.events.event import NAMESPACE_TOPIC, Event, parse_event_id
-from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads
 from vigil_core.domain.text_rule import is_name
 
 TopicKind: TypeAlias = Literal["job", "wait", "workflow", "queue", "namespace"]
@@ -161,15 +161,15 @@ def _problems_within_limit(problems: Iterable[FieldProblem]) -> Iterator[JsonVal
             "pointer": _cut(problem.pointer, MAX_ERROR_PART_BYTES),
             "detail": _cut(problem.detail, MAX_ERROR_PART_BYTES),
         }
-        remaining_bytes -= len(dumps(document).encode())
+        remaining_bytes -= ascii_size(document)
         if remaining_bytes < 0:
             return
         yield document
 
 
 def _cut(text: str, limit: int) -> str:
-    """Cut a text so that it needs at most `limit` bytes as JSON, where one character takes up to six."""
-    return text if len(dumps(text).encode()) <= limit else f"{text[: limit // 6]}…"
+    """Cut a text so that it needs at most `limit` bytes as ASCII JSON, where one character takes up to twelve."""
+    return text if ascii_size(text) <= limit else f"{text[: limit // 12]}…"
 
 
 def _parse_topics(value: JsonValue, problems: list[FieldProblem]) -> tuple[SubscriptionTopic, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, TypeAlias, TypeVar
 
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.jobs.dependencies import Dependent
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import EntryOutcome, WaitEntry, is_newer_than
@@ -25,7 +25,7 @@ from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import on_dependency_finished, register_with_dependencies
 from vigil_core.services.locks import promote_next_waiter
-from vigil_core.services.messages import Match, RegisterDependencies
+from vigil_core.services.messages import MAX_MATCH_BYTES, Match, RegisterDependencies
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
@@ -43,8 +43,6 @@ T = TypeVar("T")
 
 MAX_INLINE_WAITS = 200
 """The number of wait entries of a job that the matcher resolves itself. `fan_out` resolves more."""
-MAX_MESSAGE_BYTES = 200 * 1024
-"""The size of the rows in one message to `fan_out`. SQS allows 256 KB for the whole message."""
 
 JobKey: TypeAlias = tuple[str, str]
 """The namespace and the job id."""
@@ -258,7 +256,7 @@ def match_bulk(ctx: MatcherContext, message: Match, *, has_time_left: Callable[[
     Raises:
         MatchFailed: Some waits or dependents must be matched again.
     """
-    versions = [job_from_row(dict(row)) for row in message.rows]
+    versions = [job_from_row(dict(row)) for row in message.unpack_rows()]
     namespace, job_id = versions[0].namespace, versions[0].job_id
     cursor = None
     while True:
@@ -413,19 +411,19 @@ def _enqueue_bulk_match(ctx: MatcherContext, versions: Sequence[Job]) -> None:
     first = versions[0]
     ctx.waits.open_backlog(first.namespace, first.job_id, versions[-1].version, now=ctx.now())
     for rows in _rows_by_message(versions):
-        message = Match(**ids_of(first), sent_at=ctx.clock().isoformat(), rows=rows)
+        message = Match.of_rows(ids_of(first), ctx.clock().isoformat(), rows)
         group = fan_out_group(first.namespace, first.job_id)
         ctx.message_queues.send_fan_out([FanOutMessage(group=group, body=message.to_json())])
 
 
 def _rows_by_message(versions: Iterable[Job]) -> Iterator[list[Mapping[str, JsonValue]]]:
-    """Yield the rows of the versions, grouped into messages of at most `MAX_MESSAGE_BYTES`, at least one row each."""
+    """Yield the rows of the versions, grouped into messages of at most `MAX_MATCH_BYTES`, at least one row each."""
     rows: list[Mapping[str, JsonValue]] = []
     size = 0
     for job in versions:
         row = {name: value for name, value in job_to_row(job).items() if value is not None}
-        row_size = len(dumps(row).encode())
-        if rows and size + row_size > MAX_MESSAGE_BYTES:
+        row_size = ascii_size(row)
+        if rows and size + row_size > MAX_MATCH_BYTES:
             yield rows
             rows, size = [], 0
         rows.append(row)

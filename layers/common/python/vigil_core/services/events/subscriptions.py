@@ -37,7 +37,7 @@ from vigil_core.domain.events.websocket_protocol import (
     message_id_of,
     parse_message,
 )
-from vigil_core.domain.exact_json import JsonValue, dumps
+from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits.wait import Wait
@@ -162,7 +162,7 @@ def _register_wait(ctx: SubscriptionsContext, peer: Peer, frame: RegisterWait) -
         ctx, namespace, frame.body, actor=peer.access.key_id, poll_until=ctx.now()
     )
     wait_id = str(wait_answer["wait_id"])
-    if len(dumps(wait_answer).encode()) > MAX_WAIT_BYTES:
+    if ascii_size(wait_answer) > MAX_WAIT_BYTES:
         wait_answer = wait_event_data(find_wait(ctx, namespace, wait_id), None)
     topic = SubscriptionTopic(kind="wait", name=wait_id)
     _start_subscription(ctx, peer, frame.message_id, [topic], {topic.text: 0}, wait_answer)

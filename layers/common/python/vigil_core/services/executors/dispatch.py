@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from vigil_core.domain.errors import StoreConflict
-from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.dependency_results import ResultUnreadable, dependencies_url
@@ -152,7 +152,7 @@ def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
     """
 
     def fits(event: object) -> bool:
-        return len(dumps(event).encode()) <= MAX_EVENT_BYTES
+        return ascii_size(event) <= MAX_EVENT_BYTES
 
     bodies = ctx.jobs.payloads(job, max_bytes=MAX_EVENT_BYTES)
     inline = load_inline_results(ctx, job)
