@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vigil.cli.terminal import echo
 from vigil_core.domain.exact_json import dumps, loads
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class AdminFunction:
 
 def fail(message: str, exit_code: int = 1) -> typer.Exit:
     """Print an error message on stderr and return the exception that ends the command."""
-    typer.secho(message, err=True, fg=typer.colors.RED)
+    echo(message, err=True, color=typer.colors.RED)
     return typer.Exit(exit_code)
 
 

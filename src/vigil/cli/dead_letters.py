@@ -6,10 +6,10 @@ from collections import Counter
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from vigil.cli.admin import AdminFunction, StackOption
+from vigil.cli.terminal import Console
 
 app = typer.Typer(help="List and redrive dead letters, with AWS credentials.", no_args_is_help=True)
 

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from vigil.cli.admin import AdminFunction, StackOption
-from vigil_core.domain.exact_json import dumps
+from vigil.cli.terminal import Console, escape, print_json
 
 
 def doctor(
@@ -28,7 +26,7 @@ def doctor(
     )
     findings = examination["findings"]
     if as_json:
-        typer.echo(dumps(examination))
+        print_json(examination, indent=None)
     else:
         _show(examination, fix)
     if any(not finding["repaired"] for finding in findings):

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from vigil.cli.admin import fail
 from vigil.cli.api import exit_on_refusal
+from vigil.cli.terminal import Console, echo, escape, print_json
 
 if TYPE_CHECKING:
     from vigil.client import Json, Vigil
@@ -102,7 +101,7 @@ def create(
         if as_json:
             print_json(client.job(created.job_id))
         else:
-            typer.echo(created.job_id)
+            echo(created.job_id)
 
 
 @app.command()
@@ -216,7 +215,7 @@ def status(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"job_id": job_id, "status": job_status})
     else:
-        typer.echo(job_status)
+        echo(job_status)
     if job_status == "not_found":
         raise typer.Exit(1)
 
@@ -311,11 +310,6 @@ def styled(status: str) -> str:
     """Return a status in its colour, as Rich markup."""
     style = _STYLES.get(status)
     return f"[{style}]{status}[/]" if style else status
-
-
-def print_json(value: Any) -> None:
-    """Print JSON for programs, without wrapping and colours."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def _read_json(source: str) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from vigil.cli.admin import AdminFunction, NamespaceOption, StackOption
+from vigil.cli.terminal import Console, echo
 
 app = typer.Typer(help="Create, list and revoke API keys, with AWS credentials.", no_args_is_help=True)
 
@@ -26,10 +26,8 @@ def create(
     admin = AdminFunction.for_stack(stack)
     scope_list = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     response = admin.invoke("create_key", namespace=namespace, scopes=scope_list, name=name)
-    typer.echo(
-        f"Key {response['key']['key_id']} for {namespace} on {admin.label}. Keep it: it is not shown again.", err=True
-    )
-    typer.echo(response["token"])
+    echo(f"Key {response['key']['key_id']} for {namespace} on {admin.label}. Keep it: it is not shown again.", err=True)
+    echo(response["token"])
 
 
 @app.command("list")
@@ -52,4 +50,4 @@ def revoke(
 ) -> None:
     """Revoke a key permanently. Its WebSockets close at once; the API refuses it within 60 seconds."""
     response = AdminFunction.for_stack(stack).invoke("revoke_key", namespace=namespace, key_id=key_id)
-    typer.echo(f"Revoked {key_id} at {response['key']['revoked_at']}; closed {response['disconnected']} WebSockets.")
+    echo(f"Revoked {key_id} at {response['key']['revoked_at']}; closed {response['disconnected']} WebSockets.")

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from vigil.cli.terminal import Console, escape
 from vigil.local import cloud, logs
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack

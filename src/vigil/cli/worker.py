@@ -12,6 +12,7 @@ import typer
 
 from vigil.cli.admin import fail
 from vigil.cli.api import exit_on_refusal
+from vigil.cli.terminal import LogFormatter
 
 if TYPE_CHECKING:
     from vigil.worker import Handler
@@ -56,7 +57,9 @@ def run(
     from vigil.worker import Worker
 
     handler = _load_handler(task)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    log_lines = logging.StreamHandler(sys.stderr)
+    log_lines.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log_lines])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with exit_on_refusal(), Vigil() as client:
         queue_worker = Worker(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
@@ -28,9 +27,9 @@ from vigil.cli.jobs import (
     console,
     dependencies,
     details_table,
-    print_json,
     styled,
 )
+from vigil.cli.terminal import echo, escape, escape_json, print_json
 
 if TYPE_CHECKING:
     from vigil.client import Json, Vigil
@@ -102,14 +101,14 @@ def create(
         workflow_id = run["workflow_id"]
         if wait:
             if not as_json:
-                typer.echo(workflow_id)
+                echo(workflow_id)
             run = client.await_workflow(workflow_id, timedelta.max if timeout is None else timeout) or run
     if as_json:
         print_json(run)
     elif wait:
         _print_status(run)
     else:
-        typer.echo(workflow_id)
+        echo(workflow_id)
     if wait:
         _exit_by_status(run)
 
@@ -135,7 +134,7 @@ def validate(
     if as_json:
         print_json(summary)
     else:
-        typer.echo(f"{definition.name} is valid: {summary['jobs']:,} jobs, {summary['edges']:,} dependencies.")
+        echo(f"{definition.name} is valid: {summary['jobs']:,} jobs, {summary['edges']:,} dependencies.")
 
 
 @app.command("list")
@@ -256,7 +255,8 @@ def graph(
     with api_client() as client:
         text = client.workflow_graph(workflow_id, format.value)
     if output is None:
-        typer.echo(text.rstrip("\n"))
+        text = text.rstrip("\n")
+        echo(escape_json(text) if format is Format.json else text)
         return
     try:
         output.write_text(text, encoding="utf-8")
@@ -292,7 +292,7 @@ def cancel(
             print_json(list(cancelled))
             return
         for cancelled_id in cancelled:
-            typer.echo(cancelled_id)
+            echo(cancelled_id)
 
 
 @app.command()

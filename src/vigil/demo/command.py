@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from vigil.cli.local import HERE, Directory, Root, exit_on_local_error
+from vigil.cli.terminal import Console, escape
 from vigil.local import cloud
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -16,6 +16,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from vigil.cli.terminal import Console
 from vigil.demo.facts import Check, ClientAnswered, DemoState, EventReceived, Fact, MachineReported
 from vigil.demo.story import CLIENTS, LATE_CLIENTS, MACHINES, Client, Json, relevant_part
 

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.scalars import HOSTILE_TEXTS
 from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes
 from vigil_core.domain.diagrams.layout import compute_layout
 from vigil_core.domain.diagrams.render import DiagramJob, dot, mermaid, svg
 from vigil_core.domain.jobs.status import STATUSES, JobStatus
+from vigil_core.domain.text_rule import printable
 from vigil_core.domain.workflows.graph import longest_path_layers
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -60,6 +62,17 @@ BRANCHES = [
     ),
     drawn("tell", 1, 2, status="waiting", trigger_rule="one_success", reason="waits for process"),
 ]
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=lambda text: ascii(text)[:12])
+@pytest.mark.parametrize("draw", [svg, dot, mermaid])
+def test_diagram_contains_no_unprintable_character(draw: Callable[..., str], text: str) -> None:
+    jobs = [
+        drawn(f"a{text}", status="failed", job_type=f"t{text}", reason=f"r{text}", condition=f"c{text}"),
+        *(drawn(f"{n}{text}", 0, status="waiting", reason=text) for n in range(40)),
+    ]
+    for line in draw(text, jobs).split("\n"):
+        assert printable(line) == line
 
 
 def test_svg_shows_names_statuses_rules_and_reasons() -> None:

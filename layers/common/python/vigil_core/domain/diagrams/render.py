@@ -18,6 +18,7 @@ from vigil_core.domain.diagrams.clustering import Cluster, cluster_nodes
 from vigil_core.domain.diagrams.layout import Layout, compute_layout
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.domain.jobs.trigger_rules import TriggerRule
+from vigil_core.domain.text_rule import printable
 
 COLLAPSE_THRESHOLD = 120
 """The number of jobs above which the SVG draws similar jobs as one box."""
@@ -147,12 +148,13 @@ def _dot_text(text: str) -> str:
     return _one_line(text).replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 
-_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
-"""Control characters, line separators and lone surrogates. XML excludes them, and a reason may contain them."""
+_BLANKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+"""Tabs and line separators."""
 
 
 def _one_line(text: str) -> str:
-    return _CONTROL_CHARACTERS.sub(" ", text)
+    """Make a foreign text printable, on one line. XML excludes the characters that this replaces."""
+    return printable(_BLANKS.sub(" ", text))
 
 
 # SVG
