@@ -168,7 +168,7 @@ def _problems_within_limit(problems: Iterable[FieldProblem]) -> Iterator[JsonVal
 
 
 def _cut(text: str, limit: int) -> str:
-    """Cut a text so that it needs at most `limit` bytes as ASCII JSON, where one character takes up to twelve."""
+    """Cut a text to `limit` bytes as ASCII JSON, where one character takes up to twelve."""
     return text if ascii_size(text) <= limit else f"{text[: limit // 12]}…"
 
 
