@@ -46,7 +46,10 @@ def test_http_jobs_create_fill_and_query_a_collection(
         for name in ("create_collection", "add_documents", "query_documents")
     )
     collection = client.get(f"/v1/jobs/{created}/result")["result"]["body"]
-    assert (collection["name"], collection["metadata"]) == ("fruit", {"description": "What grows on trees"})
+    metadata = {"created_by": "vigil", "description": "What grows on trees"}
+    assert (collection["name"], collection["metadata"]) == ("fruit", metadata)
+    bare = {"job_type": "create_collection", "payload": {"name": "bare"}}
+    assert client.post("/v1/jobs", bare, prefer="wait=20")["status"] == "completed"
     assert client.get(f"/v1/jobs/{filled}")["depends_on"] == [created]
     answer = client.get(f"/v1/jobs/{found}/result")["result"]
     assert (answer["status"], answer["body"]["documents"]) == (200, [["A pear", "An apple"]])
