@@ -403,6 +403,18 @@ def test_created_job_shows_its_dependencies_and_rule(client: Client) -> None:
     assert [(each["job_id"], each["status"]) for each in neighbours["depends_on"]] == [(first, "pending")]
 
 
+def test_condition_outside_its_view_is_refused(client: Client) -> None:
+    first, other = (client.post("/v1/jobs", {"job_type": "x"}).ok(202)["job_id"] for _ in range(2))
+    jobs: list[dict[str, Any]] = [
+        {"condition": "`false`"},
+        {"condition": "rows > `0`"},
+        {"depends_on": [first], "condition": f'"{other}".result.rows > `0`'},
+    ]
+    for members in jobs:
+        assert client.post("/v1/jobs", {"job_type": "x", **members}).pointers() == ["/condition"]
+    client.post("/v1/jobs", {"job_type": "x", "depends_on": [first], "condition": f'"{first}".result.rows'}).ok(202)
+
+
 def test_unknown_dependency_is_refused_with_its_pointer(client: Client) -> None:
     unknown_id = "01980c4e-5a00-7c3b-9e21-3f6b0a1d2c4e"
     reply = client.post("/v1/jobs", {"job_type": "t", "depends_on": [unknown_id, "7"]})

@@ -10,9 +10,10 @@ import uuid6
 
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, ValidationFailed, WaitNotFound
+from vigil_core.domain.events.event import wait_event_data
 from vigil_core.services.background import matcher
 from vigil_core.services.jobs import transitions
-from vigil_core.services.waits import requests
+from vigil_core.services.waits import requests, view
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, query_all
@@ -159,6 +160,28 @@ class TestEndings:
         assert answer["status"] == "failed_fast"
         assert answer["waited_jobs"] == {bad: {"job_stage": "incomplete"}}
         assert "wait_on" not in answer
+
+    @pytest.mark.parametrize("total", [3, 8])
+    def test_counts_do_not_contain_the_job_that_failed_the_wait(self, world: World, total: int) -> None:
+        jobs = [world.running() for _ in range(total)]
+        options = {"fail_fast": None, "get_fields": {"error": None}}
+        answer = world.wait(dict.fromkeys(jobs), wait_options=options)
+        world.run_fan_out()
+        world.complete(jobs[0])
+        world.run_matcher()
+        world.fail(jobs[1])
+        world.run_matcher()
+        answer = world.show(answer)
+        assert (answer["status"], answer["counts"]) == ("failed_fast", {"total": total, "met": 1, "unmet": 0})
+        assert answer["waited_jobs"] == {
+            jobs[0]: {"job_stage": "complete", "error": ""},
+            jobs[1]: {"job_stage": "incomplete", "error": '{"code":"BROKEN","message":"it broke"}'},
+        }
+        wait = world.ctx.waits.find(NAMESPACE, str(answer["wait_id"]))
+        assert wait is not None
+        assert wait_event_data(wait, None)["counts"] == answer["counts"]
+        listed, _ = view.jobs_page(world.ctx, wait, after_index=-1, page_size=10)
+        assert {entry["job_id"]: entry["met"] for entry in listed} == {jobs[0]: True, jobs[1]: False}
 
     def test_fail_fast_wait_on_an_already_incomplete_job_ends_at_once(self, world: World) -> None:
         slow, bad = world.running(), world.running()

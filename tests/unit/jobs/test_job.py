@@ -16,6 +16,7 @@ from vigil_core.domain.errors import InvalidTransition, ValidationFailed
 from vigil_core.domain.jobs import status as lifecycle
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
+from vigil_core.domain.jobs.retry import RetryPolicy
 
 NOW = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=5)
@@ -162,6 +163,29 @@ class TestCancel:
     def test_completion_after_a_cancel_request_is_completed(self) -> None:
         asked = transitions.cancel(running(), now=NOW, actor="k")
         assert transitions.complete(asked, now=LATER, actor="k").status == "completed"
+
+
+@given(
+    max_attempts=st.integers(1, 5),
+    lives=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    is_batch=st.booleans(),
+)
+def test_each_life_of_a_job_has_all_attempts_of_its_policy(max_attempts: int, lives: list[int], is_batch: bool) -> None:
+    """Check lives that end by a cancel after some failed attempts, with a retry after each."""
+    policy = RetryPolicy(max_attempts=max_attempts, initial_delay=Decimal(0))
+    allowed = 1 if is_batch else max_attempts
+    job = pending(retry=policy, batch_size=2 if is_batch else None)
+    for failures in lives:
+        first = job.attempt
+        assert job.max_attempts == first + allowed - 1
+        for _ in range(0 if is_batch else min(failures, allowed - 1)):
+            job = transitions.start(job, now=NOW, actor="k")
+            job = transitions.fail(job, BROKEN, now=NOW, actor="k", jitter=0)
+            assert job.status == "pending"
+        job = transitions.cancel(job, now=NOW, actor="k")
+        last = job.attempt
+        job = transitions.retry(job, now=NOW, actor="k")
+        assert job.attempt == last + 1
 
 
 def test_retry_resets_the_job_and_retains_its_fields() -> None:

@@ -124,7 +124,14 @@ def test_conditions_over_the_limits_are_refused() -> None:
     ]
     assert time.process_time() - began < 1
     assert (
-        graph_problems([NodeSpec(name=str(n), condition="validation_status == 'valid'") for n in range(MAX_JOBS)]) == []
+        graph_problems(
+            [
+                NodeSpec(name=str(n), depends_on=(str(n - 1),), condition="validation_status == 'valid'")
+                for n in range(1, MAX_JOBS)
+            ]
+            + [NodeSpec(name="0")]
+        )
+        == []
     )
 
 

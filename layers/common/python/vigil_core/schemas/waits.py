@@ -146,6 +146,7 @@ class WaitConditionBody(TypedDict, total=False, extra_items=_ExpectedValue):  # 
     progress: _Forbidden
     message: _Forbidden
     result: _Forbidden
+    error: _Forbidden
 
 
 class AtLeastMode(RequestModel):

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from vigil_core.domain.errors import ValidationFailed
+from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import job as jobs
+from vigil_core.domain.jobs.conditions import root_use
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.schemas.job_types import JobDefaults
 from vigil_core.schemas.jobs import MAX_TAGS, NewJobBody
@@ -18,7 +20,20 @@ from vigil_core.services.jobs.job_types import check_payloads
 def build_new_job(
     body: NewJobBody, job_type: JobType | None, job_id: str, schema_cpu: SchemaCpu | None = None
 ) -> jobs.NewJob:
-    """Return the job to create.
+    """Return the job to create outside a workflow. The arguments are those of `merge_new_job`.
+
+    Raises:
+        ValidationFailed: As `merge_new_job`, or the condition names data outside its view.
+    """
+    new = merge_new_job(body, job_type, job_id, schema_cpu)
+    _check_condition(new)
+    return new
+
+
+def merge_new_job(
+    body: NewJobBody, job_type: JobType | None, job_id: str, schema_cpu: SchemaCpu | None = None
+) -> jobs.NewJob:
+    """Return the job that a request describes, with the defaults of its job type.
 
     Args:
         body: The request.
@@ -48,6 +63,17 @@ def build_new_job(
     return replace(
         merged.to_domain(job_id), executor=job_type.executor, stages=job_type.stages, target_ref=job_type.target_ref
     )
+
+
+def _check_condition(new: jobs.NewJob) -> None:
+    """Check that a condition sees the data that it names: the dependencies of the job."""
+    if new.condition is None:
+        return
+    if not new.depends_on:
+        raise ValidationFailed.at("/condition", "needs `depends_on`: without dependencies there are no results to test")
+    for name in root_use(new.condition).names:
+        if is_uuid7(name) and name not in new.depends_on:
+            raise ValidationFailed.at("/condition", f"names the job {name}, which is not in `depends_on`")
 
 
 def _check_combinations(body: NewJobBody) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from vigil_core.api.jobs.models import ErrorView, JobSummary
-from vigil_core.api.jobs.new_job import build_new_job
+from vigil_core.api.jobs.new_job import merge_new_job
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, raise_if_any
 from vigil_core.domain.exact_json import MAX_PROBLEMS, JsonValue
 from vigil_core.domain.jobs import job as job_rules
@@ -278,6 +278,7 @@ def _node_spec(job: WorkflowJob | None, raw: Any) -> NodeSpec:
         return NodeSpec(
             name=job.name,
             depends_on=tuple(job.depends_on or ()),
+            condition=_inherited_member(job, "condition"),
             cancel_losers=job.cancel_losers or False,
             trigger_rule=_inherited_member(job, "trigger_rule") or "all_success",
         )
@@ -297,7 +298,7 @@ def _new_job(
     standalone_body = NewJobBody.model_construct(
         **{**members, "job_type": body.job_type or body.name, "depends_on": None}
     )
-    new = build_new_job(standalone_body, job_type, "", schema_cpu)
+    new = merge_new_job(standalone_body, job_type, "", schema_cpu)
     delayed_until = None if body.start_delay is None else truncate_to_ms(now + timedelta(seconds=body.start_delay))
     start_times = [moment for moment in (new.scheduled_at, delayed_until) if moment is not None and moment > now]
     return replace(

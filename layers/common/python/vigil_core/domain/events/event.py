@@ -255,7 +255,7 @@ def workflow_run_event(run: WorkflowRun, entry: RunLogEntry, previous: RunLogEnt
 def may_fit_in_event(wait: Wait) -> bool:
     """Return False if the answer of an ended wait has so many jobs that it cannot fit in its event."""
     counts = _wait_counts(wait)
-    decided = counts["total"] if wait.status == "expired" else counts["met"] + counts["unmet"]
+    decided = counts["total"] if wait.status == "expired" else counts["met"] + counts["unmet"] + wait.failed_count
     return decided * MIN_BYTES_PER_JOB <= MAX_WAIT_BYTES
 
 
@@ -279,7 +279,7 @@ def _wait_counts(wait: Wait) -> dict[str, int]:
     """Return the counts of a wait. A large wait that has ended has the counts of its closing write."""
     if wait.is_inline or not wait.ended:
         return {"total": wait.total, "met": wait.counts.met, "unmet": wait.counts.unmet}
-    return {"total": wait.total, "met": len(wait.final_met), "unmet": len(wait.final_unmet)}
+    return {"total": wait.total, "met": len(wait.final_met) - wait.failed_count, "unmet": len(wait.final_unmet)}
 
 
 def _job_topics(job_id: str, queue: str, workflow_id: str | None) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ _CHAINS = frozenset(
     {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection", "flatten"}
 )
 """The kinds of nodes of which only the first child is evaluated at the root, and the others on its value."""
+JOB_MEMBERS = ("result", "status", "job_health")
+"""The members of a job in an expression."""
 MAX_CHARS = 1_024
 STEP_BUDGET = 200_000
 """The limit `expression_steps`: the steps of an evaluation plus the elements that they produce."""
@@ -148,35 +150,48 @@ def _as_condition_errors() -> Iterator[None]:
         raise ConditionError(f"{type(error).__name__}: {error}"[:500]) from error
 
 
-def root_names(expression: str) -> list[str] | None:
-    """Return the names that an expression looks up at the root, each once: names of jobs, or members of results.
+@dataclass(frozen=True, kw_only=True)
+class RootUse:
+    """The data that an expression uses at the root."""
 
-    Returns:
-        None if the expression uses the root in another way, for example by `@` or `keys(@)`. Every job and every
-        member of a result can then matter.
+    names: Mapping[str, bool]
+    """The names that it looks up: of jobs, or of members of results. True if it treats the name as that of a job."""
+    is_whole: bool
+    """Whether it uses the root in another way, for example by `@` or `keys(@)`. Every name can then matter."""
+
+
+def root_use(expression: str) -> RootUse:
+    """Return the data that an expression uses at the root.
+
+    Raises:
+        ConditionError: The text is not a JMESPath expression.
     """
-    names: dict[str, None] = {}
+    names: dict[str, bool] = {}
+    is_whole = False
     pending = [_parse(expression)]
     while pending:
         node = pending.pop()
+        children = node["children"]
         if node["type"] == "field":
-            names[node["value"]] = None
+            names.setdefault(node["value"], False)
         elif node["type"] in ("current", "identity"):
-            return None
+            is_whole = True
         elif node["type"] in _CHAINS:
-            pending.append(node["children"][0])
+            first = children[0]
+            if node["type"] == "subexpression" and first["type"] == "field" and children[1]["type"] == "field":
+                names[first["value"]] = names.get(first["value"], False) or children[1]["value"] in JOB_MEMBERS
+            pending.append(first)
         elif node["type"] != "expref":
-            pending += reversed([child for child in node["children"] if isinstance(child, dict)])
-    return list(names)
+            pending += reversed([child for child in children if isinstance(child, dict)])
+    return RootUse(names=names, is_whole=is_whole)
 
 
 def select_jobs(expression: str, names: Sequence[str]) -> Sequence[str]:
     """Return the names of the jobs that an expression needs: those that it names, if it names nothing else."""
-    named = root_names(expression)
-    if named is None or not set(named) <= set(names):
+    use = root_use(expression)
+    if use.is_whole or not use.names.keys() <= set(names):
         return names
-    wanted = frozenset(named)
-    return [name for name in names if name in wanted]
+    return [name for name in names if name in use.names]
 
 
 def result_of_one_job(expression: str, names: Container[str]) -> str | None:

@@ -54,7 +54,7 @@ BUILT_IN_NAMES = frozenset(
 )  # fmt: skip
 """The names other than fields that a wait condition can test."""
 
-RESERVED_FIELD_NAMES = BUILT_IN_NAMES | {"milestone", "progress", "message", "result"}
+RESERVED_FIELD_NAMES = BUILT_IN_NAMES | {"milestone", "progress", "message", "result", "error"}
 """The names that no field may have, because a condition or `get_fields` gives them another meaning."""
 
 
@@ -126,6 +126,11 @@ class NewJob:
     workflow_index: int | None = None
     upstream_names: Sequence[str] = ()
 
+    @property
+    def attempts_per_life(self) -> int:
+        """The number of attempts from the creation to the end. The retry policy of a batch applies to its items."""
+        return 1 if self.retry is None or self.batch_size is not None else self.retry.max_attempts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -191,6 +196,14 @@ class Job:
     dependencies: DependencyState = field(default=DependencyState())
     batch: BatchMembership = field(default=BatchMembership())
     workflow: WorkflowMembership = field(default=WorkflowMembership())
+
+    @property
+    def attempts_per_life(self) -> int:
+        """The number of attempts from an operator's retry to the end.
+
+        The attempt never decreases, because the keys of results contain it. Its limit grows instead.
+        """
+        return 1 if self.retry is None or self.batch.is_batch else self.retry.max_attempts
 
     @property
     def ended(self) -> bool:

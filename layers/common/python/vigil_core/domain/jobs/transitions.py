@@ -76,7 +76,7 @@ def create(
         tags=tuple(new.tags),
         error=None,
         attempt=1,
-        max_attempts=new.retry.max_attempts if new.retry and new.batch_size is None else 1,
+        max_attempts=new.attempts_per_life,
         trace_id=new.trace_id,
         correlation_id=new.correlation_id,
         unique_key=new.unique_key,
@@ -540,11 +540,11 @@ def _reset(
     dependency_status: DependencyStatus,
     verdict: Verdict | None = None,
 ) -> Job:
-    """Return an ended job to its start for the next attempt. It keeps fields and milestones."""
+    """Return an ended job to its start for the next attempt, with all attempts of its retry policy left."""
     return _next(
         job, now, actor, "retried", status=status, dependencies=job.dependencies.decided(dependency_status, verdict),
         stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
-        attempt=job.attempt + 1, max_attempts=max(job.max_attempts, job.attempt + 1), result_ref=None,
+        attempt=job.attempt + 1, max_attempts=job.attempt + job.attempts_per_life, result_ref=None,
         cancel_requested_at=None, started_at=None, finished_at=None, lease=None,
         mutex=job.mutex.at(None), workflow=job.workflow.with_parked(False),
     )  # fmt: skip

@@ -211,7 +211,7 @@ def field_text(job: Job, name: str) -> str | None:
     """Return a built-in or a field of a job as text, or None if the job does not have it."""
     value = (
         _built_in_value(job, name)
-        if name in BUILT_IN_NAMES or name in {"progress", "message"}
+        if name in BUILT_IN_NAMES or name in {"progress", "message", "error"}
         else job.fields.get(name)
     )
     return None if value is None else as_text(value)
@@ -254,6 +254,7 @@ def _built_in_value(job: Job, name: str) -> JsonValue:
         "workflow_id": job.workflow.workflow_id,
         "progress": job.progress,
         "message": job.message,
+        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
     }
     return values[name]
 
@@ -286,6 +287,9 @@ class Wait:
     met_counts: Mapping[int, int] = field(default_factory=dict)
     unmet_counts: Mapping[int, int] = field(default_factory=dict)
     final_met: frozenset[int] = frozenset()
+    """The entries that the answer shows as decided other than as unmet, including those that failed the wait."""
+    final_failed: int = 0
+    """The number of entries of a large wait that failed it. They are in `final_met`, but no count contains them."""
     final_unmet: frozenset[int] = frozenset()
 
     @property
@@ -317,11 +321,18 @@ class Wait:
         return self.options.mode == "some" or self.options.return_on_progress
 
     @property
+    def failed_count(self) -> int:
+        """The number of entries that failed the wait."""
+        if self.is_inline:
+            return sum(outcome.status == "failed" for outcome in self.outcomes.values())
+        return self.final_failed
+
+    @property
     def counts(self) -> WaitCounts:
         """The counts that this row knows."""
         if self.is_inline:
-            met = sum(o.status != "unmet" for o in self.outcomes.values())
-            return WaitCounts(total=self.total, met=met, unmet=len(self.outcomes) - met)
+            statuses = [outcome.status for outcome in self.outcomes.values()]
+            return WaitCounts(total=self.total, met=statuses.count("met"), unmet=statuses.count("unmet"))
         return WaitCounts(total=self.total, met=sum(self.met_counts.values()), unmet=sum(self.unmet_counts.values()))
 
 

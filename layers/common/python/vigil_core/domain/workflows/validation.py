@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from vigil_core.domain.errors import CircularDependency, FieldProblem, MissingDependency
-from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, check_expression
+from vigil_core.domain.jobs.conditions import MAX_CHARS, ConditionError, RootUse, root_use
 from vigil_core.domain.jobs.trigger_rules import TriggerRule
 
 MAX_JOBS = 10_000
@@ -89,7 +89,7 @@ def _size_problems(jobs: Sequence[NodeSpec]) -> Iterator[FieldProblem]:
 def _job_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) -> Iterator[FieldProblem]:
     """Yield the problems of each job by itself: its name, dependencies, condition and race."""
     suggestions = _Suggestions(index_by_name)
-    condition_problems: dict[str, str | None] = {}
+    parsed_conditions: dict[str, RootUse | str] = {}
     conditions_too_large = bool(condition_size_problems([job.condition for job in jobs]))
     for job_index, job in enumerate(jobs):
         job_pointer = f"/jobs/{job_index}"
@@ -111,9 +111,11 @@ def _job_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) ->
                 )
             dependency_names.add(name)
         if job.condition is not None and not conditions_too_large:
-            if job.condition not in condition_problems:
-                condition_problems[job.condition] = _condition_problem(job.condition)
-            if problem := condition_problems[job.condition]:
+            if job.condition not in parsed_conditions:
+                parsed_conditions[job.condition] = _parse_condition(job.condition)
+            parsed = parsed_conditions[job.condition]
+            problem = parsed if isinstance(parsed, str) else _view_problem(parsed, job, index_by_name, suggestions)
+            if problem is not None:
                 yield FieldProblem(pointer=f"{job_pointer}/condition", detail=problem)
         if job.cancel_losers and (job.trigger_rule != "one_success" or len(dependency_names) < 2):
             yield FieldProblem(
@@ -122,13 +124,33 @@ def _job_problems(jobs: Sequence[NodeSpec], index_by_name: Mapping[str, int]) ->
             )
 
 
-def _condition_problem(condition: str) -> str | None:
+def _parse_condition(condition: str) -> RootUse | str:
+    """Return the data that a condition uses, or the problem of its text."""
     if len(condition) > MAX_CHARS:
         return f"has {len(condition):,} characters: at most {MAX_CHARS:,} are allowed"
     try:
-        check_expression(condition)
+        return root_use(condition)
     except ConditionError as error:
         return f"is no JMESPath expression: {error}"
+
+
+def _view_problem(
+    use: RootUse, job: NodeSpec, index_by_name: Mapping[str, int], suggestions: _Suggestions
+) -> str | None:
+    """Return the problem of a condition that names data outside its view: the direct dependencies of its job.
+
+    A name that no job has is a member of a result, unless the condition uses it like a misspelled job.
+    """
+    if not job.depends_on and (use.names or use.is_whole):
+        return "names results, but the job depends on no other job"
+    dependency_names = frozenset(job.depends_on)
+    for name, is_like_job in use.names.items():
+        if name in dependency_names:
+            continue
+        if name in index_by_name:
+            return f"names the job {name!r}, which is not in `depends_on`: a condition sees only direct dependencies"
+        if is_like_job and (suggestion := suggestions.for_name(name)):
+            return f"names {name!r}, and no job has that name{suggestion}"
     return None
 
 

@@ -31,7 +31,7 @@ def wait_answer(ctx: WaitViewContext, wait: Wait) -> WaitAnswer:
     listed_outcomes, all_listed = _take_fitting(outcomes, earlier_answer)
     open_entries = _open_entries(ctx, wait, met | unmet) if not wait.ended or wait.status == "expired" else []
     members = _summary_members(wait) | {
-        "counts": WaitCountsView(total=wait.total, met=len(met), unmet=len(unmet)),
+        "counts": WaitCountsView(total=wait.total, met=len(met) - wait.failed_count, unmet=len(unmet)),
         "waited_jobs": {
             **earlier_answer,
             **{outcome.job_id: dict(outcome.values) for outcome in listed_outcomes if outcome.status != "unmet"},
@@ -94,13 +94,16 @@ def _outcome_json(outcome: EntryOutcome) -> WaitAnswer:
         return WaitJobOutcome(
             job_id=outcome.job_id, met=False, job_stage=outcome.stage, reason=outcome.reason
         ).to_json()
-    return WaitJobOutcome(job_id=outcome.job_id, met=True, values=dict(outcome.values)).to_json()
+    return WaitJobOutcome(job_id=outcome.job_id, met=outcome.status == "met", values=dict(outcome.values)).to_json()
 
 
 def _counted_outcomes(
     ctx: WaitViewContext, wait: Wait, *, after_index: int = -1
 ) -> tuple[Iterable[EntryOutcome], frozenset[int], frozenset[int]]:
-    """Return the outcomes that count, lazily and in order, and the indexes of the met and the unmet entries."""
+    """Return the outcomes that count, lazily and in order, and the indexes of the met and the unmet entries.
+
+    The entries that failed the wait are among the met ones, because the answer shows their values.
+    """
     if wait.is_inline:
         unmet = frozenset(outcome.index for outcome in wait.outcomes.values() if outcome.status == "unmet")
         return _with_values(ctx, wait), frozenset(wait.outcomes) - unmet, unmet

@@ -55,6 +55,7 @@ def wait_from_row(row: Row) -> Wait:
         met_counts={int(block): n for block, n in row.get("met_counts", {}).items()},
         unmet_counts={int(block): n for block, n in row.get("unmet_counts", {}).items()},
         final_met=from_bitmap(row.get("final_met", b"")),
+        final_failed=int(row.get("final_failed", 0)),
         final_unmet=from_bitmap(row.get("final_unmet", b"")),
     )
 

@@ -323,16 +323,18 @@ class WaitStore:
         `extra_met` are the entries that closed it by failing. The answer shows them, although they were never counted.
         """
         met, unmet = self.counted_entries(wait)
+        failed = set(extra_met) - met
         return self._update_open(Update(
             key=keys.wait(wait.namespace, wait.wait_id),
             expression=(
                 "SET #status = :status, ended_at = :now, final_met = :met, final_unmet = :unmet, "
-                "version = version + :one, #ttl = :ttl REMOVE g1pk, g1sk"
+                "version = version + :one, #ttl = :ttl, final_failed = :failed REMOVE g1pk, g1sk"
             ),
             names={"#status": "status", "#ttl": "ttl"},
             values={
                 ":status": status, ":now": to_text(now), ":one": 1, ":ttl": to_epoch_s(now + self._retention),
-                ":met": to_bitmap({*met, *extra_met}, wait.total), ":unmet": to_bitmap(unmet, wait.total),
+                ":met": to_bitmap({*met, *failed}, wait.total), ":failed": len(failed),
+                ":unmet": to_bitmap(unmet, wait.total),
             },
         ))  # fmt: skip
 

@@ -208,6 +208,8 @@ def graph_from_json(document: Any) -> Graph:
     )
 
 
+_JSON_MEMBERS = ("payload", "fallback")
+"""The members that may be any JSON value. An empty object or list is a value, and only null is none."""
 _DEFINITION_FIELDS = {new_job_field.name: new_job_field for new_job_field in fields(NewJob)}
 
 
@@ -221,7 +223,7 @@ def definition_to_json(definition: NewJob) -> JsonValue:
     return {
         name: value
         for name, value in values.items()
-        if value != _DEFINITION_FIELDS[name].default and value not in ((), {})
+        if value != _DEFINITION_FIELDS[name].default and (name in _JSON_MEMBERS or value not in ((), {}))
     }
 
 
