@@ -27,6 +27,7 @@ import functions.sweeper.handler
 from benchmarks.cost_model import HTTP, INVOCATION, SQS, TRANSITIONS, Bill
 from benchmarks.request_counter import RequestCounter
 from tests.support.api import Client, LambdaContext, Reply
+from tests.support.dead_letters import InvokedFunction
 from tests.support.state_machine import Machine, StateFailed
 from tests.support.table import TABLE_NAME, create_table
 from tests.support.template import resources
@@ -193,7 +194,7 @@ class Harness:
 
     def _invoke_consumer(self, name: str, records: Sequence[Record]) -> None:
         event = {"Records": [json.loads(record.text) for record in records]}
-        answer = self._run(name, lambda: CONSUMERS[name].handler(event, LambdaContext()))
+        answer = self._run(name, lambda: CONSUMERS[name].handler(event, InvokedFunction()))
         assert not answer["batchItemFailures"], (name, answer)
 
     def _run(self, function: str, work: Callable[[], Any]) -> Any:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from aws_lambda_powertools import Logger
+from aws_lambda_powertools import Logger, Metrics
 
 from vigil_core import wiring
 from vigil_core.runtime.batch_response import batch_response
+from vigil_core.runtime.lambda_context import InvokedFunction
+from vigil_core.runtime.metrics import count_dead_letters
 from vigil_core.services.background.matcher import match_records
+from vigil_core.services.background.stream_consumer import StreamConsumer, consume
 from vigil_core.store.stream import stream_records
 
 logger = Logger()
+metrics = Metrics(namespace="Vigil")
 
 
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Process a batch of stream records, and report the failed ones, which the stream delivers again."""
+def handler(event: dict[str, Any], context: InvokedFunction) -> dict[str, Any]:
+    """Process a batch of stream records, and report those that the stream must deliver again."""
     records = stream_records(event)
-    failed = match_records(wiring.context(), records)
-    logger.info("matched", extra={"action": "match", "records": len(records), "failed": len(failed)})
-    for record in records:
-        if (error := failed.get(record.sequence_number)) is not None:
-            logger.error(
-                "Change could not be processed; the stream delivers it again",
-                extra={"action": "match", "sequence_number": record.sequence_number, "row": record.key},
-                exc_info=error,
-            )
-    return batch_response(failed)
+    consumer = StreamConsumer(
+        name="matcher", function_arn=context.invoked_function_arn, dead_letters=wiring.dead_letters
+    )
+    report = consume(consumer, records, lambda batch: match_records(wiring.context(), batch))
+    count_dead_letters(metrics, report.dead_letters)
+    logger.info("matched", extra={"action": "match", "records": len(records), "failed": len(report.failed)})
+    return batch_response(report.failed)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics
 
 from vigil_core.runtime.batch_response import batch_response
-from vigil_core.runtime.metrics import count_events
+from vigil_core.runtime.lambda_context import InvokedFunction
+from vigil_core.runtime.metrics import count_dead_letters, count_events
 from vigil_core.runtime.settings import NotifierSettings
+from vigil_core.services.background.stream_consumer import StreamConsumer, consume
 from vigil_core.services.events.publish import notify
-from vigil_core.store.stream import stream_records
-from vigil_core.wiring import context, sns_topic, web_sockets
+from vigil_core.store.stream import StreamRecord, stream_records
+from vigil_core.wiring import context, dead_letters, sns_topic, web_sockets
 
 logger = Logger()
 metrics = Metrics(namespace="Vigil")
 
 
-def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
-    """Publish the events of a batch of stream records. Lambda delivers only the failed records again."""
-    records = stream_records(event)
+def handler(event: dict[str, Any], function: InvokedFunction) -> dict[str, Any]:
+    """Publish the events of a batch of stream records, and report those that the stream must deliver again."""
+    consumer = StreamConsumer(name="notifier", function_arn=function.invoked_function_arn, dead_letters=dead_letters)
+    report = consume(consumer, stream_records(event), _notify)
+    count_dead_letters(metrics, report.dead_letters)
+    return batch_response(report.failed)
+
+
+def _notify(records: Sequence[StreamRecord]) -> Mapping[str, Exception]:
     all_changes = NotifierSettings.from_environment().all_changes
     report = notify(context(), web_sockets(), sns_topic(), records, all_changes=all_changes)
     count_events(metrics, report.by_type)
@@ -35,11 +44,4 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
             "failed": len(report.failed),
         },
     )
-    for record in records:
-        if (error := report.failed.get(record.sequence_number)) is not None:
-            logger.error(
-                "publishing a change failed; the record is delivered again",
-                extra={"action": "notify", "sequence_number": record.sequence_number, "row": record.key},
-                exc_info=error,
-            )
-    return batch_response(report.failed)
+    return report.failed

@@ -12,6 +12,7 @@ from moto import mock_aws
 
 from functions.notifier import handler as notifier
 from functions.websocket import handler as websocket
+from tests.support.dead_letters import FUNCTION, FakeDeadLetters
 from tests.support.events import sample
 from tests.support.live import FakeSockets, envelopes, stored, types
 from tests.support.table import TABLE_NAME, aws, create_table
@@ -131,7 +132,7 @@ def test_notifier_samples_are_published_to_sockets_and_sns(deployed: Deployed) -
     replayed = envelopes(deployed.send_sample("websocket_subscribe")[1:])
     before = len(deployed.received)
     for name in NOTIFIER_SAMPLES:
-        assert notifier.handler(sample(name), None) == {"batchItemFailures": []}
+        assert notifier.handler(sample(name), FUNCTION) == {"batchItemFailures": []}
     published = envelopes(deployed.received[before:])
     assert [envelope["type"] for envelope in published] == [
         "vigil.job.completed",
@@ -155,20 +156,22 @@ def test_all_job_events_go_to_sns_when_enabled(deployed: Deployed, monkeypatch: 
     event = sample("notifier_job_completed")
     image = event["Records"][0]["dynamodb"]
     image["NewImage"] = image.pop("OldImage")
-    notifier.handler(event, None)
+    notifier.handler(event, FUNCTION)
     assert deployed.sns_messages() == []
     monkeypatch.setenv("SNS_JOB_EVENTS", "all")
-    notifier.handler(event, None)
+    notifier.handler(event, FUNCTION)
     assert [json.loads(message["Message"])["type"] for message in deployed.sns_messages()] == ["vigil.job.started"]
 
 
-def test_unreadable_record_is_reported_and_others_are_published(
-    deployed: Deployed, caplog: pytest.LogCaptureFixture
+def test_unreadable_record_is_a_dead_letter_and_others_are_published(
+    deployed: Deployed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dead_letters = FakeDeadLetters()
+    monkeypatch.setattr(notifier, "dead_letters", lambda: dead_letters)
     good, bad = sample("notifier_job_completed")["Records"] + sample("notifier_progress")["Records"]
     bad["dynamodb"]["NewImage"] = {"entity": {"S": "live"}}
-    answer = notifier.handler({"Records": [good, bad]}, None)
-    assert answer == {"batchItemFailures": [{"itemIdentifier": bad["dynamodb"]["SequenceNumber"]}]}
+    assert notifier.handler({"Records": [good, bad]}, FUNCTION) == {"batchItemFailures": []}
+    assert list(dead_letters.stored) == [f"vigil/notifier/{bad['dynamodb']['SequenceNumber']}"]
     assert len(deployed.sns_messages()) == 1
     _, error = caplog.records
     assert (error.levelname, vars(error)["row"]) == ("ERROR", (bad["dynamodb"]["Keys"]["pk"]["S"], "B"))
@@ -178,7 +181,10 @@ def test_unreadable_record_is_reported_and_others_are_published(
 def test_each_invocation_logs_one_line_without_private_data(
     deployed: Deployed, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    (notifier if name.startswith("notifier") else websocket).handler(sample(name), None)
+    if name.startswith("notifier"):
+        notifier.handler(sample(name), FUNCTION)
+    else:
+        websocket.handler(sample(name), None)
     (line,) = caplog.records
     assert line.levelname == "INFO"
     assert not [word for word in ("half way", "arm64", "nightly") if word in str(vars(line))]
@@ -188,7 +194,7 @@ def test_each_invocation_logs_one_line_without_private_data(
 def test_missing_setting_is_named(deployed: Deployed, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.delenv(missing)
     with pytest.raises(MissingSetting, match=missing):
-        notifier.handler(sample("notifier_job_completed"), None)
+        notifier.handler(sample("notifier_job_completed"), FUNCTION)
 
 
 def test_notifier_samples_have_the_shape_of_stored_rows() -> None:

@@ -35,7 +35,7 @@ WRITES = frozenset({"put", "update", "delete", "batch_write", "transact"})
 _to_dynamo = TypeSerializer()
 
 
-class ProcessCrashed(Exception):
+class ProcessCrashed(BaseException):
     """The process has crashed."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.table import TABLE_NAME, aws
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.access import Access, ApiKey, Scope
-from vigil_core.domain.events.event import Event
+from vigil_core.domain.events.event import Event, PublishRejected
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.services.events import subscriptions
 from vigil_core.services.events.publish import PublishReport, notify
@@ -22,7 +22,7 @@ from vigil_core.store.table import Table
 ACCESS = Access(namespace=NAMESPACE, scopes=frozenset({Scope.READ}), key_id=KEY)
 
 
-class AwsFault(Exception):
+class AwsFault(ConnectionError):
     """Error that simulates a fault of AWS."""
 
 
@@ -55,9 +55,10 @@ class FakeTopic:
     events: list[Event] = field(default_factory=list)
     refused_ids: set[str] = field(default_factory=set)
 
-    def publish(self, events: Sequence[Event]) -> list[Event]:
+    def publish(self, events: Sequence[Event]) -> dict[str, PublishRejected]:
         self.events += [event for event in events if event.event_id not in self.refused_ids]
-        return [event for event in events if event.event_id in self.refused_ids]
+        refused = [event.event_id for event in events if event.event_id in self.refused_ids]
+        return {event_id: PublishRejected("refused", transient=True) for event_id in refused}
 
 
 class Stream:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from functions.supervisor import handler as supervisor
 from functions.sweeper import handler as sweeper
 from tests.support.api import LambdaContext
 from tests.support.api import deployed as on_moto
+from tests.support.dead_letters import FUNCTION, FUNCTION_ARN, FakeDeadLetters
 from tests.support.events import sample
 from tests.support.table import TABLE_NAME, aws
 from tests.support.world import FakeExecutors, FakeQueues
@@ -66,6 +67,10 @@ class Deployed:
     """The functions with their table and queues. The test chooses the time at which a wait is posted."""
 
     monkeypatch: pytest.MonkeyPatch
+    dead_letters: FakeDeadLetters = field(default_factory=FakeDeadLetters)
+
+    def __post_init__(self) -> None:
+        self.monkeypatch.setattr(wiring, "dead_letters", lambda: self.dead_letters)
 
     def post(self, wait_id: str, *job_ids: str, days_ago: int = 0, **options: object) -> list[Any]:
         """Store a wait for jobs at stage `boot`, and return the messages that this sends."""
@@ -128,21 +133,38 @@ def matcher_sample_jobs() -> tuple[Job, Job]:
 def test_matcher_ends_a_wait_on_the_changed_job(deployed: Deployed) -> None:
     _, job = matcher_sample_jobs()
     deployed.post(WAIT_ID, job.job_id, get_fields=["boot_seconds"])
-    assert matcher.handler(sample("matcher_job_changed"), None) == ALL_DONE
+    assert matcher.handler(sample("matcher_job_changed"), FUNCTION) == ALL_DONE
     wait = deployed.wait(WAIT_ID)
     assert wait.status == "met"
     (outcome,) = wait.outcomes.values()
     assert (outcome.job_id, outcome.values["boot_seconds"]) == (job.job_id, "41")
 
 
-def test_matcher_reports_only_the_failed_record(deployed: Deployed, caplog: pytest.LogCaptureFixture) -> None:
-    _, job = matcher_sample_jobs()
-    deployed.post(WAIT_ID, job.job_id)
+def batch_with_an_unreadable_record() -> dict[str, Any]:
+    """Return an event of the matcher whose first record is unreadable, and whose second one is valid."""
     good, bad = sample("matcher_job_changed")["Records"] * 2
     bad = {**bad, "dynamodb": {**bad["dynamodb"], "SequenceNumber": "7", "NewImage": {"entity": {"S": "job"}}}}
-    assert matcher.handler({"Records": [bad, good]}, None) == {"batchItemFailures": [{"itemIdentifier": "7"}]}
+    return {"Records": [bad, good]}
+
+
+def test_matcher_stores_an_unreadable_record_and_processes_the_others(
+    deployed: Deployed, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, job = matcher_sample_jobs()
+    deployed.post(WAIT_ID, job.job_id)
+    event = batch_with_an_unreadable_record()
+    assert matcher.handler(event, FUNCTION) == ALL_DONE
     assert deployed.wait(WAIT_ID).status == "met"
-    assert [line.levelname for line in caplog.records] == ["INFO", "ERROR"]
+    assert [line.levelname for line in caplog.records] == ["ERROR", "INFO"]
+    (letter,) = deployed.dead_letters.parsed()
+    assert (letter.function_arn, letter.condition, letter.records) == (FUNCTION_ARN, "PermanentError", 1)
+    assert json.loads(letter.event) == {"Records": event["Records"][:1]}
+
+
+def test_record_is_delivered_again_if_its_dead_letter_cannot_be_stored(deployed: Deployed) -> None:
+    deployed.dead_letters.error = ConnectionError("the bucket does not answer")
+    answer = matcher.handler(batch_with_an_unreadable_record(), FUNCTION)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "7"}]}
 
 
 def test_matcher_sample_has_the_shape_of_stored_rows() -> None:

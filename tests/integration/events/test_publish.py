@@ -12,9 +12,9 @@ import pytest
 from tests.support.live import Live, envelopes, stored, types
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.events import event as events
-from vigil_core.domain.events.event import MAX_WAIT_BYTES
+from vigil_core.domain.events.event import MAX_WAIT_BYTES, PublishRejected
 from vigil_core.domain.exact_json import dumps
-from vigil_core.services.events.publish import PublishRejected, events_of
+from vigil_core.services.events.publish import events_of
 from vigil_core.services.jobs import transitions
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import DynamoTable

@@ -323,8 +323,8 @@ def test_retry_goes_to_the_current_address_of_the_webhook(live: Live, receiver: 
 # Lost messages and crashes
 
 
-class ProcessCrashed(Exception):
-    """Error that simulates the crash of the process."""
+class ProcessCrashed(ConnectionError):
+    """Error that simulates the crash of the process, or a lost connection."""
 
 
 class _CrashingTable:

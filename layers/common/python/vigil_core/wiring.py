@@ -26,13 +26,22 @@ from vigil_core.runtime.settings import (
     CoreSettings,
     NotifierSettings,
     OutboundSettings,
+    StreamConsumerSettings,
     WebSocketSettings,
 )
 from vigil_core.services.auth.context import AuthContext
 from vigil_core.services.context import Context
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.services.parallel import POOL_THREADS
-from vigil_core.services.ports import Executors, MessageQueues, NoExecutors, NoSupervisors, Supervisors, Timers
+from vigil_core.services.ports import (
+    DeadLetterWriter,
+    Executors,
+    MessageQueues,
+    NoExecutors,
+    NoSupervisors,
+    Supervisors,
+    Timers,
+)
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
 from vigil_core.store.connections import ConnectionStore
@@ -154,6 +163,14 @@ def s3() -> S3Client:
     """
     s3_config = Config(signature_version="s3v4", s3={"addressing_style": "path"})
     return boto3.client("s3", config=CLIENT_CONFIG.merge(s3_config))
+
+
+@cache
+def dead_letters() -> DeadLetterWriter:
+    """Build the bucket for stream records that cannot be processed. Its first use builds the client."""
+    from vigil_core.gateways.dead_letter_bucket import DeadLetterBucket
+
+    return DeadLetterBucket(s3(), StreamConsumerSettings.from_environment().dead_letter_bucket)
 
 
 @cache

@@ -1,4 +1,6 @@
-"""Dead letters of the stream: the objects that AWS Lambda stores in the bucket for batches that failed too often.
+"""Dead letters of the stream: objects in a bucket, one for a batch of records that could not be processed.
+
+AWS Lambda stores a batch that failed too often. A consumer stores a record that it cannot process, in the same format.
 
 https://docs.aws.amazon.com/lambda/latest/dg/services-dynamodb-errors.html
 """
@@ -7,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import simplejson
 
 from vigil_core.domain.errors import MalformedRequest, VigilError
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
@@ -30,6 +34,24 @@ class DeadLetter:
     def is_for(self, function_arn: str) -> bool:
         """Return True if the batch belongs to a function, in any of its versions."""
         return self.function_arn == function_arn or self.function_arn.startswith(f"{function_arn}:")
+
+
+def dead_letter_body(function_arn: str, condition: str, record: Mapping[str, object], *, error: str) -> bytes:
+    """Build the object for one stream record, in the format of Lambda, with the name of the error.
+
+    The text is ASCII, because a record may contain what UTF-8 cannot encode.
+    """
+    document = {
+        "requestContext": {"functionArn": function_arn, "condition": condition},
+        "error": error,
+        "payload": simplejson.dumps({"Records": [record]}, use_decimal=True, ensure_ascii=True),
+    }
+    return simplejson.dumps(document, ensure_ascii=True).encode()
+
+
+def dead_letter_key(consumer: str, sequence_number: str) -> str:
+    """Return the name of the object for one stream record. A record that is stored twice has one object."""
+    return f"vigil/{consumer}/{sequence_number}"
 
 
 def parse_dead_letter(body: bytes) -> DeadLetter:

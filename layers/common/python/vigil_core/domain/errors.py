@@ -25,9 +25,13 @@ def escape_pointer_token(name: str) -> str:
 
 
 class VigilError(Exception):
-    """The base class of Vigil's errors. `code` is stable and in upper snake case. A client may see `str(error)`."""
+    """The base class of Vigil's errors. `code` is stable and in upper snake case. A client may see `str(error)`.
+
+    `transient` is true if the same work may succeed later, because the data did not cause the error.
+    """
 
     code = "VIGIL_ERROR"
+    transient = False
 
     def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
@@ -213,6 +217,7 @@ class IdempotencyInProgress(VigilError):
     """The first request with this Idempotency-Key has no answer yet."""
 
     code = "IDEMPOTENCY_IN_PROGRESS"
+    transient = True
 
     def __init__(self, until: datetime) -> None:
         super().__init__("A request with this Idempotency-Key is still being processed")
@@ -235,9 +240,11 @@ class TargetUnreachable(VigilError):
     """A request to a target has no answer. It is unknown whether the request arrived."""
 
     code = "TARGET_UNREACHABLE"
+    transient = True
 
 
 class StoreConflict(VigilError):
     """Another process changed the row before a conditional write. The caller must read and decide again."""
 
     code = "CONFLICT"
+    transient = True

@@ -35,6 +35,10 @@ class DeadLetterBucket:
         ]
         return sorted(objects, key=lambda item: (item.stored_at, item.key))
 
+    def put(self, key: str, body: bytes) -> None:
+        """Store an object, or replace it."""
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ContentType="application/json")
+
     def read(self, key: str) -> bytes:
         """Read the bytes of an object."""
         return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()

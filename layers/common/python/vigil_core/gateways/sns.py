@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from vigil_core.domain.events.event import Event
+from vigil_core.domain.events.event import Event, PublishRejected
 from vigil_core.domain.exact_json import dumps, to_ascii
 
 if TYPE_CHECKING:
@@ -27,16 +27,21 @@ class SnsTopic:
         self._client = client
         self._arn = arn
 
-    def publish(self, events: Sequence[Event]) -> list[Event]:
-        """Publish events and return those that SNS refused; a fault of the whole request is raised."""
-        failed: list[Event] = []
+    def publish(self, events: Sequence[Event]) -> dict[str, PublishRejected]:
+        """Publish events and return the rejected ones by event id; a fault of the whole request is raised."""
+        rejected: dict[str, PublishRejected] = {}
         for batch in _batches([(event, _entry(event)) for event in events]):
             entries: list[PublishBatchRequestEntryTypeDef] = [
                 {**entry, "Id": str(number)} for number, (_, entry) in enumerate(batch)
             ]
             response = self._client.publish_batch(TopicArn=self._arn, PublishBatchRequestEntries=entries)
-            failed += [batch[int(failure["Id"])][0] for failure in response.get("Failed", [])]
-        return failed
+            for failure in response.get("Failed", []):
+                event = batch[int(failure["Id"])][0]
+                rejected[event.event_id] = PublishRejected(
+                    f"SNS rejected {event.event_id}: {failure['Code']}",
+                    transient=not failure.get("SenderFault", False),
+                )
+        return rejected
 
 
 def _entry(event: Event) -> PublishBatchRequestEntryTypeDef:

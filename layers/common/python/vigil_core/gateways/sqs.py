@@ -33,9 +33,13 @@ class GroupedMessage(Protocol):
 
 
 class NotSent(VigilError):
-    """SQS refused a message."""
+    """SQS refused a message. The error is permanent if the message itself is the reason."""
 
     code = "NOT_SENT"
+
+    def __init__(self, message: str, *, transient: bool = True) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class SqsQueues:
@@ -105,11 +109,13 @@ class SqsQueues:
         return url
 
     def _send(self, url: str, entries: list[Any]) -> None:
-        remaining, error_codes = entries, dict[str, str]()
+        remaining, failures = entries, dict[str, Any]()
         for _ in range(_MAX_SEND_ATTEMPTS):
             response = self._client().send_message_batch(QueueUrl=url, Entries=remaining)
-            error_codes = {failure["Id"]: failure["Code"] for failure in response.get("Failed", [])}
-            remaining = [entry for entry in remaining if entry["Id"] in error_codes]
+            failures = {failure["Id"]: failure for failure in response.get("Failed", [])}
+            remaining = [entry for entry in remaining if entry["Id"] in failures]
             if not remaining:
                 return
-        raise NotSent(f"SQS refused {len(remaining)} messages: {', '.join(sorted(set(error_codes.values())))}")
+        codes = ", ".join(sorted({failure["Code"] for failure in failures.values()}))
+        is_permanent = all(failure.get("SenderFault", False) for failure in failures.values())
+        raise NotSent(f"SQS refused {len(remaining)} messages: {codes}", transient=not is_permanent)

@@ -14,3 +14,11 @@ class LambdaContext(Protocol):
 
     def get_remaining_time_in_millis(self) -> int:
         """Return the time before Lambda ends the invocation."""
+
+
+class InvokedFunction(Protocol):
+    """The same context, for functions that need only their own name."""
+
+    @property
+    def invoked_function_arn(self) -> str:
+        """The ARN of the function."""

@@ -27,6 +27,13 @@ METRIC_BY_EVENT_TYPE = {
 """The metric name of each counted event type. CloudWatch bills each name per month."""
 
 
+def count_dead_letters(metrics: Metrics, count: int) -> None:
+    """Add the number of stream records that became dead letters. An alarm watches this metric."""
+    if count:
+        metrics.add_metric(name="DeadLetters", unit=MetricUnit.Count, value=count)
+        metrics.flush_metrics()
+
+
 def count_events(metrics: Metrics, by_type: Mapping[str, int]) -> None:
     """Add the numbers of events to the metrics. A redelivered record is counted again."""
     for event_type, name in METRIC_BY_EVENT_TYPE.items():

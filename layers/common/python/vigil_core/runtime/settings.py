@@ -19,6 +19,7 @@ class MissingSetting(VigilError):
     """The environment lacks a variable that the template sets."""
 
     code = "MISSING_SETTING"
+    transient = True
 
 
 def setting(name: str) -> str:
@@ -71,6 +72,18 @@ class CoreSettings:
             supervisor_machine=os.environ.get("SUPERVISOR_MACHINE"),
             retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT_RETENTION.days))),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConsumerSettings:
+    """Settings of the functions that consume the stream: the bucket for records that they cannot process."""
+
+    dead_letter_bucket: str
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the settings, or raise MissingSetting."""
+        return cls(dead_letter_bucket=setting("DEAD_LETTER_BUCKET"))
 
 
 @dataclass(frozen=True, kw_only=True)

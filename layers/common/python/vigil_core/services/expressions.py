@@ -26,6 +26,8 @@ _INLINE_LIMIT = "inline_cpu_ms"
 class ExpressionsDeferred(Exception):
     """Signal that a condition must be evaluated by `fan_out`: its namespace has used its share of the batch."""
 
+    transient = True
+
 
 class Expressions(Protocol):
     """The CPU budgets of conditions."""

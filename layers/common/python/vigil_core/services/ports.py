@@ -143,6 +143,13 @@ class FanOutMessage:
     body: str
 
 
+class DeadLetterWriter(Protocol):
+    """Stores records that a consumer of the stream cannot process."""
+
+    def put(self, key: str, body: bytes) -> None:
+        """Store an object, or replace it."""
+
+
 class Executors(Protocol):
     """The executors to which Vigil dispatches jobs.
 

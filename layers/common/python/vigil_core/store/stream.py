@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,8 @@ class StreamRecord:
 
     sequence_number: str
     change: Mapping[str, Any]
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """The whole record as Lambda delivers it, so that it can be stored and delivered again."""
 
     @property
     def key(self) -> Key:
@@ -60,7 +62,7 @@ class StreamRecord:
 def stream_records(event: Mapping[str, Any]) -> list[StreamRecord]:
     """Return the records of a Lambda event, in the order of the stream."""
     return [
-        StreamRecord(sequence_number=record["dynamodb"]["SequenceNumber"], change=record["dynamodb"])
+        StreamRecord(sequence_number=record["dynamodb"]["SequenceNumber"], change=record["dynamodb"], source=record)
         for record in event["Records"]
     ]
 

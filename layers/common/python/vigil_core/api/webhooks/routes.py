@@ -7,7 +7,7 @@ from typing import Any
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.api.webhooks.models import DeliveryList, DeliveryView, WebhookList, WebhookView, parse_webhook
 from vigil_core.domain.access import Scope
-from vigil_core.domain.errors import DeliveryNotFound, WebhookNotFound
+from vigil_core.domain.errors import DeliveryNotFound, InvalidTransition, WebhookNotFound
 from vigil_core.schemas.base import NoContent, PageQuery, is_valid_name
 from vigil_core.schemas.webhooks import RotateSecretBody, WebhookBody
 from vigil_core.services.webhooks import manage as manage_webhooks
@@ -126,7 +126,7 @@ def list_deliveries(call: Call, webhook: str, query: PageQuery) -> RouteResponse
     scope=Scope.ADMIN,
     body=NoContent,
     responses={202: ResponseSpec(description="The delivery, which Vigil sends again", models=(DeliveryView,))},
-    problems=(WebhookNotFound, DeliveryNotFound),
+    problems=(WebhookNotFound, DeliveryNotFound, InvalidTransition),
 )
 def replay_delivery(call: Call, webhook: str, delivery_id: str) -> RouteResponse:
     """Send a delivery once more under the same id.

@@ -13,6 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, TypeAlias
 
+from vigil_core.domain.errors import VigilError
 from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.jobs.job import TIMED_OUT, Job, JobLogEntry
 from vigil_core.domain.timestamps import to_text
@@ -28,6 +29,16 @@ MAX_WAIT_BYTES = 16 * 1024
 MIN_BYTES_PER_JOB = len('"0190a5e4-0000-7000-8000-000000000000":{"job_stage":""},')
 
 _EVENT_ID = re.compile(r"(?P<entity_id>[0-9a-f-]{36})\.(?P<version>[0-9]{1,10})(\.[0-9]{1,10})?")
+
+
+class PublishRejected(VigilError):
+    """SNS accepted a request but rejected this event in it. The error is permanent if the event is the reason."""
+
+    code = "PUBLISH_REJECTED"
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,7 @@ class ExecutorBusy(VigilError):
     """The function of a job may not have been invoked. A later invocation can succeed."""
 
     code = "FUNCTION_BUSY"
+    transient = True
 
 
 class SecretUnavailable(VigilError):

@@ -35,6 +35,7 @@ MAX_MILESTONES = 256
 TIMED_OUT = "TIMED_OUT"
 LEASE_EXPIRED = "LEASE_EXPIRED"
 CONDITION_FAILED = "CONDITION_FAILED"
+PROCESSING_FAILED = "PROCESSING_FAILED"
 CONDITION_ERRORS = frozenset({CONDITION_FAILED, "RESULT_TOO_LARGE", "RESULT_UNAVAILABLE"})
 """The errors of a condition that cannot be evaluated. A retry of the job evaluates it again."""
 CANCEL_GRACE = timedelta(seconds=60)

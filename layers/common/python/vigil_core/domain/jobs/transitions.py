@@ -246,10 +246,10 @@ def apply_verdict(
     )  # fmt: skip
 
 
-def fail_before_start(job: Job, verdict: Verdict, error: JobError, *, now: datetime, actor: str) -> Job:
-    """Fail a released job that cannot start."""
-    dependencies = job.dependencies.decided("satisfied", verdict)
-    return _fail_for_good(job, now, actor, error, dependencies=dependencies)
+def fail_for_good(job: Job, error: JobError, *, now: datetime, actor: str, verdict: Verdict | None = None) -> Job:
+    """Fail an open job without another attempt. With a verdict, the job was released and cannot start."""
+    dependencies = job.dependencies if verdict is None else job.dependencies.decided("satisfied", verdict)
+    return job if job.ended else _fail_for_good(job, now, actor, error, dependencies=dependencies)
 
 
 def unpark(job: Job, *, now: datetime, actor: str) -> Job:

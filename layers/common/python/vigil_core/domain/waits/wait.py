@@ -18,7 +18,7 @@ from vigil_core.domain.jobs.job import BUILT_IN_NAMES, Job
 WaitStatus: TypeAlias = Literal["waiting", "met", "unmet", "failed_fast", "expired", "cancelled"]
 EntryStatus: TypeAlias = Literal["met", "unmet", "failed"]
 """`failed`: the job is at stage `incomplete`, and the wait is a fail-fast wait."""
-UnmetReason: TypeAlias = Literal["ended", "deleted", "unknown_stage", "expired"]
+UnmetReason: TypeAlias = Literal["ended", "deleted", "unknown_stage", "expired", "processing_failed"]
 
 MAX_INLINE_WAIT_JOBS = 4
 """The largest inline wait. Its own row contains everything, and a match closes it with one write."""
@@ -196,6 +196,14 @@ def evaluate_entry(wait_entry: WaitEntry, job: Job | None, *, result: JsonValue 
     return EntryOutcome(
         index=wait_on_job.index, job_id=wait_on_job.job_id, status=status, version=job.version, stage=job.stage,
         values=capture_fields(job, wait_entry.get_fields, result),
+    )  # fmt: skip
+
+
+def unprocessable_entry(wait_on_job: WaitOnJob, job: Job) -> EntryOutcome:
+    """Return the outcome of an entry that cannot be evaluated, or whose captured values cannot be stored."""
+    return EntryOutcome(
+        index=wait_on_job.index, job_id=wait_on_job.job_id, status="unmet", version=job.version, stage=job.stage,
+        reason="processing_failed",
     )  # fmt: skip
 
 

@@ -245,6 +245,13 @@ def record_failure(run: WorkflowRun, job: str, *, awaits_decision: bool, now: da
     )
 
 
+def abort(run: WorkflowRun, error: JobError, *, now: datetime) -> WorkflowRun:
+    """Let the run end with an error, because it cannot continue. This is a signal. A terminating run is unchanged."""
+    if run.ended or run.terminating:
+        return run
+    return _next(run, now, aborted=True, error=error, signal_count=run.signal_count + 1)
+
+
 def drain(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
     """Mark the run as drained: no job is open. This is a signal."""
     if run.drained or run.ended:
@@ -376,7 +383,7 @@ def end(
             code=TIMED_OUT, message=f"The run took longer than {run.timeout_s or MAX_DURATION.days * 86_400} s"
         )
     elif run.aborted:
-        error = JobError(code=ABORTED, message="An operator decided to abort the run")
+        error = run.error or JobError(code=ABORTED, message="An operator decided to abort the run")
     elif first_failure is not None:
         failed_job_name, failed_job_error = first_failure
         reason = (

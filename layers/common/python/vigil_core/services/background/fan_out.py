@@ -6,16 +6,22 @@ One message is one piece of work.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
+from vigil_core.domain.errors import InvalidTransition, WaitNotFound
 from vigil_core.domain.exact_json import JsonValue
+from vigil_core.runtime.failures import contain
 from vigil_core.services import messages
 from vigil_core.services.background.matcher import match_bulk
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import register_waiting_job
+from vigil_core.services.jobs.unprocessable import fail_unprocessable
 from vigil_core.services.waits.register import register_page
+from vigil_core.services.waits.resolve import cancel as cancel_wait
 from vigil_core.services.workflows import apply, cancellation, create, parking
+from vigil_core.services.workflows.commands import abort_unprocessable
 
 
 class FanOutContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMessageQueues, Protocol):
@@ -25,10 +31,41 @@ class FanOutContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMes
 def fan_out(ctx: FanOutContext, document: JsonValue, *, has_time_left: Callable[[], bool]) -> bool:
     """Process one message of the queue of `fan_out`.
 
+    A permanent error ends the work of the message, if that has an end with a reason: the batch fails, the run aborts,
+    the wait is cancelled. Any other message is delivered again, and becomes a dead letter in the end.
+
     Returns:
         False if the time was over before the end, and the message must be delivered again.
     """
-    match messages.parse_fan_out_request(document):
+    request = messages.parse_fan_out_request(document)
+
+    def end_work(error: Exception) -> bool:
+        _end_work(ctx, request, error)
+        return True
+
+    return contain(lambda: _process(ctx, request, has_time_left=has_time_left), end_work)
+
+
+def _end_work(ctx: FanOutContext, request: messages.FanOutRequest, error: Exception) -> None:
+    """End the batch, run or wait of a message with a permanent error.
+
+    Raises:
+        Exception: The same error, if the message has no such object.
+    """
+    match request:
+        case messages.BatchPage() | messages.BatchEnd() | messages.RegisterDependencies() as message:
+            fail_unprocessable(ctx, message.namespace, message.job_id, error, actor="fan_out")
+        case messages.RunApply() | messages.RunUnpark() as message:
+            abort_unprocessable(ctx, message.namespace, message.workflow_id, error)
+        case messages.RegisterPage() as message:
+            with suppress(InvalidTransition, WaitNotFound):
+                cancel_wait(ctx, message.namespace, message.wait_id)
+        case _:
+            raise error
+
+
+def _process(ctx: FanOutContext, request: messages.FanOutRequest, *, has_time_left: Callable[[], bool]) -> bool:
+    match request:
         case messages.RegisterPage() as message:
             register_page(ctx, message.namespace, message.wait_id, message.page)
         case messages.Match() as message:

@@ -3,20 +3,26 @@
 For each changed job it resolves the waits on the job, informs its dependents, dispatches it, and advances its run. The
 stream delivers a record at least once, sometimes late, and two processes may have the same record at once. Every step
 can therefore be repeated.
+
+Each step contains its permanent errors: the job fails, the run aborts, or the wait entry is unmet, with the name of the
+error as the reason. What a step cannot end remains an error of its record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Protocol, TypeAlias, TypeVar
 
 from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.jobs.dependencies import Dependent
 from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.wait import EntryOutcome, WaitEntry, is_newer_than
+from vigil_core.runtime.failures import add_error, contain
 from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.executors.dispatch import dispatch
@@ -24,13 +30,16 @@ from vigil_core.services.expressions import ExpressionsDeferred, InlineExpressio
 from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import on_dependency_finished, register_with_dependencies
+from vigil_core.services.jobs.unprocessable import fail_unprocessable
 from vigil_core.services.locks import promote_next_waiter
 from vigil_core.services.messages import MAX_MATCH_BYTES, Match, RegisterDependencies
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
 from vigil_core.services.workflows.advance import on_jobs_changed, on_run_changed
+from vigil_core.services.workflows.commands import abort_unprocessable
 from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
+from vigil_core.store.keys import parse_run
 from vigil_core.store.stream import StreamRecord, job_version_of
 from vigil_core.store.table import Row
 
@@ -96,7 +105,7 @@ class _Batch:
         try:
             yield
         except Exception as error:
-            self.failed.setdefault(sequence_number, error)
+            add_error(self.failed, sequence_number, error)
 
 
 def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[str, Exception]:
@@ -141,14 +150,17 @@ def _start_job_timers(ctx: MatcherContext, batch: _Batch) -> None:
     """
     for number, job in batch.versions.items():
         with batch.attribute_failure(number):
-            start_job_timer(ctx, job, batch.previous_versions[number])
+            contain(partial(start_job_timer, ctx, job, batch.previous_versions[number]), lambda _: None)
 
 
 def _process_run_changes(ctx: MatcherContext, batch: _Batch) -> None:
     """Wake supervisors, and start the jobs of runs that have started or resumed."""
     for number, (row, previous_row) in batch.run_changes.items():
         with batch.attribute_failure(number):
-            on_run_changed(ctx, row, previous_row)
+            contain(
+                partial(on_run_changed, ctx, row, previous_row),
+                partial(abort_unprocessable, ctx, *parse_run(row["pk"])),
+            )
 
 
 def _process_job_changes(ctx: MatcherContext, batch: _Batch) -> None:
@@ -168,10 +180,13 @@ def _advance_runs(ctx: MatcherContext, batch: _Batch) -> None:
 
     def advance(run_key: tuple[str, str]) -> None:
         try:
-            on_jobs_changed(ctx, *run_key, jobs_by_run[run_key])
+            contain(
+                partial(on_jobs_changed, ctx, *run_key, jobs_by_run[run_key]),
+                partial(abort_unprocessable, ctx, *run_key),
+            )
         except Exception as error:
             for job in jobs_by_run[run_key]:
-                batch.failed.setdefault(latest_numbers[job.namespace, job.job_id], error)
+                add_error(batch.failed, latest_numbers[job.namespace, job.job_id], error)
 
     ctx.in_parallel(advance, jobs_by_run)
 
@@ -183,24 +198,43 @@ def _match_waits_and_dependents(ctx: MatcherContext, batch: _Batch) -> None:
     except MatchFailed as failure:
         for number, job in batch.versions.items():
             if (error := failure.errors.get((job.namespace, job.job_id))) is not None:
-                batch.failed[number] = error
+                add_error(batch.failed, number, error)
 
 
 def handle_job_change(ctx: MatcherContext, job: Job) -> None:
-    """Apply what follows from the current state of a job, apart from its waits, dependents and run."""
+    """Apply what follows from the current state of a job, apart from its waits, dependents and run.
+
+    A permanent error fails the job whose data causes it: the job itself, the first job of the mutex queue, or the
+    batch of an item.
+    """
+    fail_job = partial(fail_unprocessable, ctx, job.namespace, job.job_id)
     if job.dispatchable:
-        dispatch(ctx, job.namespace, job.job_id, actor="matcher")
+        contain(partial(dispatch, ctx, job.namespace, job.job_id, actor="matcher"), fail_job)
     if job.awaits_dependencies:
         try:
-            register_with_dependencies(ctx, job)
+            contain(partial(register_with_dependencies, ctx, job), fail_job)
         except ExpressionsDeferred:
             _enqueue_registration(ctx, job)
     if job.affects_mutex:
-        promote_next_waiter(ctx, job.namespace, str(job.mutex.key), actor="matcher")
+        mutex = str(job.mutex.key)
+        contain(
+            partial(promote_next_waiter, ctx, job.namespace, mutex, actor="matcher"),
+            partial(_fail_first_queued, ctx, job.namespace, mutex),
+        )
     if job.affects_batch and job.batch.is_batch:
-        batches.on_batch_changed(ctx, job)
+        contain(partial(batches.on_batch_changed, ctx, job), fail_job)
     elif job.affects_batch:
-        batches.on_item_ended(ctx, job)
+        contain(
+            partial(batches.on_item_ended, ctx, job),
+            partial(fail_unprocessable, ctx, job.namespace, str(job.batch.batch_id)),
+        )
+
+
+def _fail_first_queued(ctx: MatcherContext, namespace: str, mutex: str, error: Exception) -> None:
+    """Fail the first job of a mutex queue, which cannot be promoted. Its end promotes the next one."""
+    first_entry = ctx.locks.first_queued(namespace, mutex)
+    if first_entry is not None:
+        fail_unprocessable(ctx, namespace, first_entry.job_id, error)
 
 
 def group_by_run(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
@@ -308,11 +342,16 @@ def _match_entries(ctx: MatcherContext, entries: Iterable[WaitEntry], versions: 
     wait_matches: list[WaitMatch] = []
     for entry in entries:
         for job in versions:
-            outcome = outcome_of(ctx, entry, job) if is_newer_than(entry, job) else None
+            outcome = _outcome_of(ctx, entry, job) if is_newer_than(entry, job) else None
             if outcome is not None:
                 wait_matches.append(WaitMatch(namespace=job.namespace, entry=entry, outcome=outcome))
                 break
     return wait_matches
+
+
+def _outcome_of(ctx: MatcherContext, entry: WaitEntry, job: Job) -> EntryOutcome | None:
+    """Return the outcome of an entry. It is unmet if the data prevents its evaluation."""
+    return contain(partial(outcome_of, ctx, entry, job), lambda _: waits.unprocessable_entry(entry.wait_on_job, job))
 
 
 def _match_dependents(dependents: Iterable[Dependent], versions: Sequence[Job]) -> list[tuple[Dependent, Job]]:
@@ -339,7 +378,31 @@ def _record_outcomes(ctx: MatcherContext, wait_matches: Sequence[WaitMatch], err
 
 
 def _record_wait_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, group: Sequence[WaitMatch]) -> None:
-    """Record outcomes in one wait, then remove the entries that are no longer needed.
+    """Record outcomes in one wait. An outcome that cannot be stored becomes unmet, and the others keep their values."""
+
+    def record_alone(wait_match: WaitMatch) -> None:
+        contain(
+            partial(_store_outcomes, ctx, namespace, wait_id, [wait_match.outcome]),
+            lambda _: _store_outcomes(ctx, namespace, wait_id, [_without_values(wait_match.outcome)]),
+        )
+
+    contain(
+        partial(_store_outcomes, ctx, namespace, wait_id, [wait_match.outcome for wait_match in group]),
+        lambda _: _for_each(record_alone, group),
+    )
+
+
+def _for_each(work: Callable[[T], object], items: Iterable[T]) -> None:
+    for item in items:
+        work(item)
+
+
+def _without_values(outcome: EntryOutcome) -> EntryOutcome:
+    return replace(outcome, status="unmet", values={}, reason="processing_failed")
+
+
+def _store_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, outcomes: Sequence[EntryOutcome]) -> None:
+    """Store outcomes in one wait, then remove the entries that are no longer needed.
 
     The registrar stores an inline wait after its entries, so the matcher may find an entry without its wait:
 
@@ -347,7 +410,6 @@ def _record_wait_outcomes(ctx: MatcherContext, namespace: str, wait_id: str, gro
     2. The registrar stores the wait, and then reads the early outcomes.
     3. Whichever writes last sees the other's write, so no outcome is lost.
     """
-    outcomes = [wait_match.outcome for wait_match in group]
     wait = resolve(ctx, namespace, wait_id, outcomes)
     if wait is None:
         for outcome in outcomes:
@@ -375,7 +437,10 @@ def _notify_dependents(
 
         def work() -> None:
             try:
-                on_dependency_finished(ctx, dependent, job)
+                contain(
+                    partial(on_dependency_finished, ctx, dependent, job),
+                    partial(fail_unprocessable, ctx, job.namespace, dependent.job_id),
+                )
             except ExpressionsDeferred:
                 deferred.add((job.namespace, job.job_id))
             else:
@@ -441,5 +506,5 @@ def _isolate(errors: dict[JobKey, Exception], job_keys: Iterable[JobKey], work: 
         return work()
     except Exception as error:
         for key in job_keys:
-            errors.setdefault(key, error)
+            add_error(errors, key, error)
         return None

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from vigil_core.domain.events.event import (
     Event,
+    PublishRejected,
     job_event,
     may_fit_in_event,
     progress_event,
@@ -24,6 +25,7 @@ from vigil_core.domain.events.event import (
 from vigil_core.domain.events.websocket_protocol import event_text
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.webhooks import Delivery
+from vigil_core.runtime.failures import add_error, apply_in_halves, contain
 from vigil_core.services.context import (
     UsesClock,
     UsesConnections,
@@ -33,7 +35,7 @@ from vigil_core.services.context import (
     UsesWaits,
     UsesWebhooks,
 )
-from vigil_core.services.events.sockets import Sockets, send_messages
+from vigil_core.services.events.sockets import Sockets, close_socket, send_messages
 from vigil_core.services.waits.view import wait_answer
 from vigil_core.services.webhooks.deliver import deliveries_for, enqueue_deliveries
 from vigil_core.store.connections import Subscriber
@@ -62,12 +64,8 @@ ACK_POLL_S = 0.02
 class EventTopic(Protocol):
     """The SNS topic of the stack."""
 
-    def publish(self, events: Sequence[Event]) -> list[Event]:
-        """Publish events, and return those that were rejected."""
-
-
-class PublishRejected(Exception):
-    """SNS accepted a request but rejected this message in it."""
+    def publish(self, events: Sequence[Event]) -> Mapping[str, PublishRejected]:
+        """Publish events, and return the rejected ones by event id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +128,8 @@ def notify(
     4. Store and enqueue the webhook deliveries.
 
     Each connection receives its messages in the order of the records. A failure is attributed to its records, and does
-    not affect other records or connections.
+    not affect other records or connections. A permanent error ends the work that causes it: a socket that cannot
+    receive a message is closed, and a delivery that cannot be stored or enqueued is abandoned.
 
     If the process crashes after any step, Lambda delivers the batch again and every step is repeated. A repeated event
     has the same id, so its receivers can drop it.
@@ -231,8 +230,9 @@ def _is_heartbeat(row: Row, previous_row: Row | None) -> bool:
 
 
 def wait_ended_event(ctx: PublishEventsContext, wait: Wait) -> Event:
-    """Create the event of an ended wait, with its answer if it is short enough."""
-    return wait_event(wait, wait_answer(ctx, wait) if may_fit_in_event(wait) else None)
+    """Create the event of an ended wait, with its answer if it is short enough and can be built."""
+    answer = contain(lambda: wait_answer(ctx, wait) if may_fit_in_event(wait) else None, lambda _: None)
+    return wait_event(wait, answer)
 
 
 def _find_subscribers(
@@ -311,15 +311,20 @@ def _send(
     errors: _Errors,
 ) -> None:
     with _attribute_failure(errors, [record for record, _ in messages]):
-        send_messages(ctx, sockets, *connection, (text for _, text in messages))
+        contain(
+            lambda: send_messages(ctx, sockets, *connection, (text for _, text in messages)),
+            lambda _: close_socket(ctx, sockets, *connection),
+        )
 
 
 def _publish(event_topic: EventTopic, pending_events: Sequence[_PendingEvent], errors: _Errors) -> None:
-    with _attribute_failure(errors, [item.record for item in pending_events]):
-        rejected_ids = {event.event_id for event in event_topic.publish([item.event for item in pending_events])}
-        for item in pending_events:
-            if item.event.event_id in rejected_ids:
-                errors.setdefault(item.record, PublishRejected(f"SNS rejected {item.event.event_id}"))
+    def publish(items: Sequence[_PendingEvent]) -> None:
+        rejected = event_topic.publish([item.event for item in items])
+        for item in items:
+            if (rejection := rejected.get(item.event.event_id)) is not None:
+                add_error(errors, item.record, rejection)
+
+    apply_in_halves(pending_events, publish, partial(_attribute, errors))
 
 
 def _webhook_tasks(
@@ -334,11 +339,18 @@ def _webhook_tasks(
         by_namespace.setdefault(item.event.namespace, []).append(item)
 
     def collect(namespace: str, items: Sequence[_PendingEvent]) -> None:
-        records = [item.record for item in items]
-        with _attribute_failure(errors, records):
-            pending_deliveries.append((records, deliveries_for(ctx, namespace, [item.event for item in items])))
+        deliveries = deliveries_for(ctx, namespace, [item.event for item in items])
+        pending_deliveries.append(([item.record for item in items], deliveries))
 
-    return [partial(collect, namespace, items) for namespace, items in by_namespace.items()]
+    return [
+        partial(apply_in_halves, items, partial(collect, namespace), partial(_attribute, errors))
+        for namespace, items in by_namespace.items()
+    ]
+
+
+def _attribute(errors: _Errors, items: Sequence[_PendingEvent], error: Exception) -> None:
+    for item in items:
+        add_error(errors, item.record, error)
 
 
 @contextmanager
@@ -348,4 +360,4 @@ def _attribute_failure(errors: _Errors, records: Iterable[str]) -> Iterator[None
         yield
     except Exception as error:
         for record in records:
-            errors.setdefault(record, error)
+            add_error(errors, record, error)

@@ -35,3 +35,14 @@ def send_messages(
             ctx.connections.disconnect(namespace, connection_id)
             return False
     return True
+
+
+def close_socket(ctx: SocketsContext, sockets: Sockets, namespace: str, connection_id: str) -> bool:
+    """Close a WebSocket that cannot receive a message, and remove its connection. The client can connect again.
+
+    Returns:
+        False, like `send_messages` for a closed WebSocket.
+    """
+    ctx.connections.disconnect(namespace, connection_id)
+    sockets.close(connection_id)
+    return False

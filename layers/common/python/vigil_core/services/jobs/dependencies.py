@@ -34,6 +34,7 @@ from vigil_core.domain.jobs.trigger_rules import (
     evaluate_rule,
     rule_verdict,
 )
+from vigil_core.runtime.failures import contain, error_name
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesExpressions, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependency_results import dependency_ids, load_all_results
 from vigil_core.services.jobs.transitions import change
@@ -222,16 +223,24 @@ def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tup
     Raises:
         ExpressionsDeferred: `fan_out` must evaluate it.
     """
-    condition = str(job.dependencies.condition)
-    try:
-        ctx.expressions.require_share(job.namespace)
-        ids_by_name = dependency_ids(ctx, job)
-        needed = {name: ids_by_name[name] for name in select_jobs(condition, list(ids_by_name))}
-        results = load_all_results(ctx, job.namespace, needed)
-        with ctx.expressions.measure(job.namespace) as cpu:
-            passed = evaluate(condition, results, cpu)
-    except (ConditionError, ResultUnreadable) as error:
-        failed = verdict.with_reason(f"the condition cannot be evaluated: {error}")
-        code = error.code if isinstance(error, ResultUnreadable) else CONDITION_FAILED
-        return JobError(code=code, message=failed.reason), failed
-    return passed, verdict if passed else verdict.with_reason("the condition is false")
+
+    def failed(code: str, reason: str) -> tuple[JobError, Verdict]:
+        # The reason can quote a literal of the condition, which may contain half of a surrogate pair.
+        text = reason.encode(errors="replace").decode()
+        failed_verdict = verdict.with_reason(f"the condition cannot be evaluated: {text}")
+        return JobError(code=code, message=failed_verdict.reason), failed_verdict
+
+    def evaluate_now() -> tuple[bool | JobError, Verdict]:
+        condition = str(job.dependencies.condition)
+        try:
+            ctx.expressions.require_share(job.namespace)
+            ids_by_name = dependency_ids(ctx, job)
+            needed = {name: ids_by_name[name] for name in select_jobs(condition, list(ids_by_name))}
+            results = load_all_results(ctx, job.namespace, needed)
+            with ctx.expressions.measure(job.namespace) as cpu:
+                passed = evaluate(condition, results, cpu)
+        except (ConditionError, ResultUnreadable) as error:
+            return failed(error.code if isinstance(error, ResultUnreadable) else CONDITION_FAILED, str(error))
+        return passed, verdict if passed else verdict.with_reason("the condition is false")
+
+    return contain(evaluate_now, lambda error: failed(CONDITION_FAILED, error_name(error)))

@@ -11,6 +11,8 @@ number of its attempt; a repeated or late message does nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
@@ -26,6 +28,7 @@ from vigil_core.domain.webhooks import (
     is_deliverable,
     signature_headers,
 )
+from vigil_core.runtime.failures import apply_in_halves, contain, error_name, is_transient
 from vigil_core.services.context import UsesClock, UsesMessageQueues, UsesRandomness, UsesThreads, UsesWebhooks
 from vigil_core.services.ports import HttpClient
 from vigil_core.store.keys import parse_delivery_due_id
@@ -65,10 +68,42 @@ def deliveries_for(ctx: DeliverWebhooksContext, namespace: str, events: Iterable
 
 
 def enqueue_deliveries(ctx: DeliverWebhooksContext, deliveries: Sequence[Delivery]) -> None:
-    """Store deliveries and enqueue them. A repeated call neither stores nor attempts a delivery twice."""
-    stored = ctx.in_parallel(ctx.webhooks.add_delivery, deliveries)
-    if messages := [_message(delivery) for delivery in stored if delivery.status == "pending"]:
-        ctx.message_queues.send_deliveries(messages)
+    """Store deliveries and enqueue them. A repeated call neither stores nor attempts a delivery twice.
+
+    A delivery whose own data makes that impossible is abandoned, with the name of the error as the reason.
+    """
+    stored = ctx.in_parallel(partial(_add_or_abandon, ctx), deliveries)
+    _send(ctx, [delivery for delivery in stored if delivery.status == "pending"])
+
+
+def _add_or_abandon(ctx: DeliverWebhooksContext, delivery: Delivery) -> Delivery:
+    """Store a delivery. If its event cannot be stored, store it without the event as an abandoned one."""
+
+    def abandon(error: Exception) -> Delivery:
+        abandoned = delivery.abandoned(f"The event cannot be stored: {error_name(error)}", ctx.now())
+        return ctx.webhooks.add_delivery(replace(abandoned, body=""))
+
+    return contain(partial(ctx.webhooks.add_delivery, delivery), abandon)
+
+
+def _send(ctx: DeliverWebhooksContext, deliveries: Sequence[Delivery]) -> None:
+    """Enqueue deliveries together, and abandon each one whose message the queue refuses for good.
+
+    Raises:
+        Exception: A transient error. Some deliveries may be enqueued; the due index has the others.
+    """
+
+    def send(group: Sequence[Delivery]) -> None:
+        ctx.message_queues.send_deliveries([_message(delivery) for delivery in group])
+
+    def on_error(group: Sequence[Delivery], error: Exception) -> None:
+        if is_transient(error):
+            raise error
+        for delivery in group:
+            abandoned = delivery.abandoned(f"The delivery cannot be enqueued: {error_name(error)}", ctx.now())
+            ctx.webhooks.save_delivery(delivery, abandoned, check_next_attempt=False)
+
+    apply_in_halves(deliveries, send, on_error)
 
 
 def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> None:
@@ -81,7 +116,7 @@ def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> Non
         or ctx.now() < delivery.next_attempt_at
     ):
         return
-    ctx.message_queues.send_deliveries([_message(delivery)])
+    _send(ctx, [delivery])
     ctx.webhooks.save_delivery(delivery, delivery.enqueued(ctx.now()), check_next_attempt=True)
 
 
@@ -95,8 +130,10 @@ def attempt_delivery(ctx: DeliverWebhooksContext, http_client: HttpClient, messa
     delivery = ctx.webhooks.find_delivery(namespace, name, str(message["delivery"]))
     if delivery is None or delivery.status != "pending" or delivery.failed_attempts + 1 != message["try"]:
         return "stale"
-    webhook = ctx.webhooks.find(namespace, name)
-    updated = _attempt(ctx, http_client, delivery, webhook)
+    updated = contain(
+        lambda: _attempt(ctx, http_client, delivery, ctx.webhooks.find(namespace, name)),
+        lambda error: delivery.abandoned(f"The delivery cannot be attempted: {error_name(error)}", ctx.now()),
+    )
     return updated.status if ctx.webhooks.save_delivery(delivery, updated, check_next_attempt=False) else "stale"
 
 

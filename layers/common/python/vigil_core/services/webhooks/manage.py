@@ -9,6 +9,7 @@ from typing import Protocol
 from vigil_core.domain.errors import (
     DeliveryNotFound,
     FieldProblem,
+    InvalidTransition,
     StoreConflict,
     TargetRefused,
     ValidationFailed,
@@ -104,6 +105,7 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
     Raises:
         WebhookNotFound: There is no such webhook.
         DeliveryNotFound: The webhook has no such delivery.
+        InvalidTransition: The event of the delivery could not be stored.
     """
     find_webhook(ctx, namespace, name)
 
@@ -111,6 +113,8 @@ def replay_delivery(ctx: ManageWebhooksContext, namespace: str, name: str, deliv
         before = ctx.webhooks.find_delivery(namespace, name, delivery_id)
         if before is None:
             raise DeliveryNotFound(delivery_id)
+        if not before.body:
+            raise InvalidTransition(f"Delivery {delivery_id} cannot be replayed: its event could not be stored")
         after = before.replayed(ctx.now())
         if not ctx.webhooks.save_delivery(before, after, check_next_attempt=False):
             raise StoreConflict(f"Delivery {delivery_id} has changed")

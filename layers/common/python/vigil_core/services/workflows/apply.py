@@ -14,10 +14,12 @@ from vigil_core.domain.workflows.graph import block_of, indexes_in_block
 from vigil_core.domain.workflows.planning import TransitionPlan, plan_blocks, plan_transitions
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, record_of
+from vigil_core.runtime.failures import contain
 from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesExpressions, UsesMessageQueues, UsesThreads
 from vigil_core.services.expressions import ExpressionsDeferred
 from vigil_core.services.jobs.dependencies import apply_condition
 from vigil_core.services.jobs.transitions import change
+from vigil_core.services.jobs.unprocessable import fail_unprocessable
 from vigil_core.services.locks import locks_for_release
 from vigil_core.services.messages import RunApply
 from vigil_core.services.verdict_log import log_verdicts
@@ -171,6 +173,16 @@ def _propagate_skips(ctx: ApplyPlanContext, run: WorkflowRun, plan: TransitionPl
 def _apply_verdict(
     ctx: ApplyPlanContext, run: WorkflowRun, job: Job, verdict: Verdict, *, is_satisfied: bool
 ) -> Job | None:
+    """Apply a verdict to a job. If its data makes that impossible, fail the job, so that its run continues."""
+    return contain(
+        lambda: _decide_job(ctx, run, job, verdict, is_satisfied=is_satisfied),
+        lambda error: fail_unprocessable(ctx, job.namespace, job.job_id, error),
+    )
+
+
+def _decide_job(
+    ctx: ApplyPlanContext, run: WorkflowRun, job: Job, verdict: Verdict, *, is_satisfied: bool
+) -> Job | None:
     """Apply a verdict to a job that waits for its run.
 
     1. The condition is evaluated, then the slot is acquired or the parked row is stored, then the job changes.
@@ -210,7 +222,7 @@ def _apply_verdict(
     def fail_start(current: Job, error: JobError) -> Job:
         if not is_unchanged(current):
             return current
-        return transitions.fail_before_start(current, verdict, error, now=ctx.now(), actor=ACTOR)
+        return transitions.fail_for_good(current, error, now=ctx.now(), actor=ACTOR, verdict=verdict)
 
     with suppress(JobNotFound):
         try:

@@ -23,6 +23,7 @@ from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, record_of
 from vigil_core.services.context import ChangesRuns, UsesLimits
 from vigil_core.services.jobs.transitions import change
+from vigil_core.services.jobs.unprocessable import processing_error
 from vigil_core.services.long_poll import SlotRequest, long_poll
 from vigil_core.services.messages import SupervisorInput
 from vigil_core.services.optimistic import update_with_retry
@@ -171,6 +172,16 @@ def request_cancel(
         workflow_id,
         lambda run: workflows.request_cancel(run, now=ctx.now(), actor=actor, reason=reason),
     )
+
+
+def abort_unprocessable(ctx: RunCommandsContext, namespace: str, workflow_id: str, error: Exception) -> None:
+    """Let a run fail that Vigil cannot process, with the name of the error as the reason. Can be repeated.
+
+    Its supervisor cancels the open jobs and finalises it. A run that is gone, ended or terminating is unchanged.
+    """
+    run_error = processing_error("run", error)
+    with suppress(WorkflowNotFound):
+        change_run(ctx, namespace, workflow_id, lambda run: workflows.abort(run, run_error, now=ctx.now()))
 
 
 def pause(ctx: RunCommandsContext, namespace: str, workflow_id: str, *, actor: str) -> WorkflowRun:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from vigil_core.domain.errors import StoreConflict, VigilError
 from vigil_core.domain.ids import workflow_job_id
 from vigil_core.domain.jobs.conditions import ConditionError, result_of_one_job, select_jobs
 from vigil_core.domain.jobs.dependency_results import ResultUnavailable, ResultUnreadable
@@ -14,6 +13,7 @@ from vigil_core.domain.workflows.graph import Graph
 from vigil_core.domain.workflows.output import OUTPUT_INVALID, OutputInvalid, evaluate_output
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState
+from vigil_core.runtime.failures import is_transient
 from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesThreads
 from vigil_core.services.cpu_limits import expression_budget
 from vigil_core.services.jobs.dependency_results import load_all_results
@@ -31,15 +31,11 @@ class StoredOutput:
     error: JobError | None = None
 
 
-DATA_ERRORS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError, VigilError)
-"""The errors that a value can cause. They recur at each attempt, unlike the errors of the network and of AWS."""
-
-
 def store_output(ctx: RunOutputContext, run: WorkflowRun, run_state: RunState) -> StoredOutput:
     """Store the output of a run.
 
-    An output that is invalid or cannot be stored is returned as an error, with which the run ends. Raises only errors
-    that another attempt can overcome, so that no run remains open because of its own data.
+    An output that is invalid or cannot be stored is returned as an error, with which the run ends. Raises only
+    transient errors, so that no run remains open because of its own data.
     """
     try:
         return StoredOutput(result_ref=_store(ctx, run, run_state.graph))
@@ -47,9 +43,9 @@ def store_output(ctx: RunOutputContext, run: WorkflowRun, run_state: RunState) -
         return _as_error(str(error))
     except ResultUnreadable as error:
         return _as_error(error.message, error.code)
-    except StoreConflict:
-        raise
-    except DATA_ERRORS as error:
+    except Exception as error:
+        if is_transient(error):
+            raise
         return _as_error(str(OutputInvalid(f"The output cannot be stored: {type(error).__name__}: {error}")))
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.runtime.failures import contain
 from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import ChangesRuns, UsesMessageQueues
 from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs.transitions import change
+from vigil_core.services.jobs.unprocessable import fail_unprocessable
 from vigil_core.services.locks import locks_for_release
 from vigil_core.services.messages import RunUnpark
 from vigil_core.services.ports import FanOutMessage
@@ -120,7 +123,10 @@ def _release_one(ctx: ReleaseParkedContext, run: WorkflowRun, key: keys.Key, rel
     if job is not None and job.workflow.parked:
         if run.max_concurrency is not None and not _acquire_or_reclaim(ctx, run, index):
             return "no_slot"
-        _unpark(ctx, job, released)
+        contain(
+            partial(_unpark, ctx, job, released),
+            partial(fail_unprocessable, ctx, job.namespace, job.job_id),
+        )
     ctx.runs.unpark(key)
     return "released"
 
@@ -150,8 +156,8 @@ def _fail_parked(ctx: ReleaseParkedContext, job: Job, job_error: JobError) -> No
     def decide(current: Job) -> Job:
         if not current.workflow.parked or current.dependencies.verdict is None:
             return current
-        return transitions.fail_before_start(
-            current, current.dependencies.verdict, job_error, now=ctx.now(), actor=ACTOR
+        return transitions.fail_for_good(
+            current, job_error, now=ctx.now(), actor=ACTOR, verdict=current.dependencies.verdict
         )
 
     log_transition("failed", [change(ctx, job.namespace, job.job_id, decide)])
