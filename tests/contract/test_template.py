@@ -110,9 +110,12 @@ def test_discarded_stream_batch_is_stored_in_the_dead_letter_bucket() -> None:
             assert json.loads(pattern["Pattern"])["eventName"] == ["INSERT", "MODIFY"], "TTL's removals are no news"
 
 
-def test_namespace_has_at_most_half_of_the_concurrency_of_bulk_work() -> None:
-    concurrency = resources("AWS::Lambda::EventSourceMapping")["FanOutMessages"]["ScalingConfig"]["MaximumConcurrency"]
+def test_namespace_has_at_most_half_of_the_concurrency_of_its_work() -> None:
+    mappings = resources("AWS::Lambda::EventSourceMapping")
+    concurrency = mappings["FanOutMessages"]["ScalingConfig"]["MaximumConcurrency"]
     assert concurrency == fair_shares.FAN_OUT_CONCURRENCY
+    invocations = mappings["WebhookMessages"]["ScalingConfig"]["MaximumConcurrency"]
+    assert invocations == fair_shares.WEBHOOK_INVOCATIONS >= 2 * fair_shares.WEBHOOK_INVOCATIONS_PER_NAMESPACE
     groups = {fair_shares.fan_out_group("team", f"entity-{n}", n % 7) for n in range(1_000)}
     assert len(groups) <= concurrency // 2
 

@@ -52,6 +52,7 @@ from vigil_core.store.table import Action, Delete, DynamoTable, Put, QueryPage, 
 from vigil_core.store.waits.wait_rows import wait_from_row
 from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.work_slots import WorkSlotStore
 from vigil_core.store.workflows.runs import RunStore
 
 T = TypeVar("T")
@@ -196,6 +197,7 @@ class World:
             job_queues=QueueStore(table, now=lambda: self.now),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
+            work_slots=WorkSlotStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, FakePayloadStore(), now=lambda: self.now),
             limits=LimitStores.over(table, now=lambda: self.now, concurrency=10),
@@ -541,7 +543,7 @@ class _Queues:
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
         self._world.call(f"asks to be woken in {delay_s} s for {message}", lambda: self._world.wake_ups.append(message))
 
-    def send_deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str], *, delay_s: int = 0) -> None:
         raise AssertionError("nobody has a webhook here")
 
 

@@ -39,6 +39,7 @@ from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Delete, Put, Table
 from vigil_core.store.waits.waits import SPEC_PAGE_ENTRIES, WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.work_slots import WorkSlotStore
 from vigil_core.store.workflows.runs import RunStore
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class FakeQueues:
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
         self.sweeper_messages.append((message, delay_s))
 
-    def send_deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str], *, delay_s: int = 0) -> None:
         self.webhook_messages += messages
 
 
@@ -154,6 +155,7 @@ class World:
             job_queues=QueueStore(table, now=lambda: self.time, partitions=queue_partitions),
             connections=ConnectionStore(table),
             webhooks=WebhookStore(table),
+            work_slots=WorkSlotStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, self.objects, now=lambda: self.time),
             limits=LimitStores.over(table, now=lambda: self.time, concurrency=CONCURRENCY),

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
+from vigil_core.domain.outbound_policy import RequestInterrupted, SlowRequestPolicy
 from vigil_core.gateways.outbound_http import HttpResponse, OutboundHttpClient
 
 Serve = Callable[[socket.socket, bytes], None]
@@ -368,3 +369,48 @@ def test_certificate_of_an_unknown_authority_is_refused(tls: Tls) -> None:
 def test_https_request_to_a_host_without_tls_is_unreachable(tls: Tls) -> None:
     with serving(OK) as server, pytest.raises(TargetUnreachable):
         ask(OutboundHttpClient({"localhost"}), f"https://localhost:{server.port}/", timeout_s=1)
+
+
+class TestSlowRequestPolicy:
+    @pytest.mark.parametrize("may_continue", [True, False])
+    def test_slow_request_continues_only_if_it_may(self, may_continue: bool) -> None:
+        questions: list[float] = []
+
+        def decide() -> bool:
+            questions.append(time.monotonic())
+            return may_continue
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(5)
+
+            def answer() -> None:
+                connection, _ = server.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65_536)
+                    time.sleep(0.5)
+                    connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            client = OutboundHttpClient({"127.0.0.1"})
+            port, began = server.getsockname()[1], time.monotonic()
+
+            def request() -> int:
+                return client.request(
+                    "POST",
+                    f"http://127.0.0.1:{port}/",
+                    headers={},
+                    body=b"{}",
+                    timeout_s=5,
+                    max_response_bytes=100,
+                    slow_policy=SlowRequestPolicy(slow_after_s=0.1, may_continue=decide),
+                ).status
+
+            if may_continue:
+                assert request() == 204
+            else:
+                with pytest.raises(RequestInterrupted):
+                    request()
+                assert time.monotonic() - began < 0.45
+            thread.join()
+        assert len(questions) == 1

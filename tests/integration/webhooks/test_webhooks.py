@@ -13,12 +13,15 @@ from tests.support.live import Live
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable, ValidationFailed, WebhookNotFound
 from vigil_core.domain.exact_json import loads
+from vigil_core.domain.outbound_policy import RequestInterrupted, SlowRequestPolicy
 from vigil_core.domain.webhooks import MAX_ATTEMPTS, MAX_WEBHOOKS, WAITS_WEBHOOK, Delivery, Webhook, signature_headers
 from vigil_core.services.background import sweeper
 from vigil_core.services.background.sweep import SweepFailed
+from vigil_core.services.fair_shares import WEBHOOK_INVOCATIONS_PER_NAMESPACE
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.services.webhooks import deliver
 from vigil_core.services.webhooks import manage as manage_webhooks
+from vigil_core.services.webhooks.slow_receivers import InvocationSlots
 from vigil_core.store import keys
 from vigil_core.store.due_index import DueItem, DueStore
 from vigil_core.store.table import DynamoTable, Put
@@ -41,6 +44,7 @@ class Receiver:
 
     answer: Callable[[], Reply] = lambda: Reply(204)
     posts: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    is_slow: bool = False
 
     def request(
         self,
@@ -51,9 +55,12 @@ class Receiver:
         body: bytes | None,
         timeout_s: float,
         max_response_bytes: int,
+        slow_policy: SlowRequestPolicy | None = None,
     ) -> Reply:
         assert (method, timeout_s) == ("POST", deliver.ATTEMPT_TIMEOUT_S)
         self.posts.append((url, dict(headers), loads(body or b"")))
+        if self.is_slow and slow_policy is not None and not slow_policy.may_continue():
+            raise RequestInterrupted
         return self.answer()
 
     def event_types(self) -> list[str]:
@@ -89,10 +96,13 @@ def put(world: World, name: str = "ci", **changed: Any) -> Webhook:
     return manage_webhooks.put_webhook(world.ctx, webhook)[0]
 
 
-def run_deliveries(world: World, receiver: Receiver) -> list[str]:
-    """Attempt every delivery in the queue and return the outcomes."""
+def run_deliveries(world: World, receiver: Receiver, slots: InvocationSlots | None = None) -> list[str]:
+    """Attempt every delivery in the queue, in one invocation, and return the outcomes."""
     messages, world.queues.webhook_messages = world.queues.webhook_messages, []
-    return [deliver.attempt_delivery(world.ctx, receiver, loads(message)) for message in messages]
+    slots = slots or InvocationSlots(world.ctx)
+    outcomes: list[str] = [deliver.attempt_delivery(world.ctx, receiver, loads(message), slots) for message in messages]
+    slots.release()
+    return outcomes
 
 
 def deliveries(world: World, name: str = "ci") -> list[Delivery]:
@@ -579,3 +589,58 @@ def test_webhooks_over_the_limit_of_a_namespace_are_refused(world: World) -> Non
     with pytest.raises(ValidationFailed, match="at most"):
         put(world, "one more")
     assert put(world, "h0", url="https://other.example/").url == "https://other.example/"
+
+
+def test_slow_receivers_of_a_namespace_use_its_slots_only(live: Live) -> None:
+    """Let two invocations wait for slow receivers. The third one interrupts its request and defers the delivery."""
+    world = live.world
+    put(world)
+    receiver = Receiver(is_slow=True)
+    for _ in range(3):
+        world.complete(world.running())
+    live.run_notifier()
+    busy = [InvocationSlots(world.ctx) for _ in range(WEBHOOK_INVOCATIONS_PER_NAMESPACE)]
+    assert all(slots.acquire(NAMESPACE) for slots in busy)
+    before = deliveries(world)
+    assert run_deliveries(world, receiver) == ["deferred"] * 3
+    assert deliveries(world) == before
+    posts = len(receiver.posts)
+    assert run_deliveries(world, receiver) == ["deferred"] * 3
+    assert len(receiver.posts) == posts, "a deferred delivery sends no request without a slot"
+    assert InvocationSlots(world.ctx).acquire("other")
+    busy[0].release()
+    assert run_deliveries(world, receiver) == ["delivered"] * 3
+    assert not world.queues.webhook_messages
+
+
+def test_slot_of_a_crashed_invocation_becomes_free(live: Live) -> None:
+    world = live.world
+    assert all(InvocationSlots(world.ctx).acquire(NAMESPACE) for _ in range(WEBHOOK_INVOCATIONS_PER_NAMESPACE))
+    assert not InvocationSlots(world.ctx).acquire(NAMESPACE)
+    world.pass_time(61)
+    assert InvocationSlots(world.ctx).acquire(NAMESPACE)
+
+
+def test_fast_delivery_acquires_no_slot(live: Live, table: DynamoTable) -> None:
+    world = live.world
+    put(world)
+    world.complete(world.running())
+    live.run_notifier()
+    assert run_deliveries(world, Receiver()) == ["delivered"]
+    assert table.get(keys.work_slots(NAMESPACE, "webhooks")) is None
+
+
+def test_message_that_the_sweeper_has_replaced_does_nothing(live: Live) -> None:
+    world = live.world
+    put(world)
+    receiver = Receiver()
+    world.complete(world.running())
+    live.run_notifier()
+    old = list(world.queues.webhook_messages)
+    world.queues.webhook_messages.clear()
+    world.pass_time(3600)
+    world.sweep()
+    new = list(world.queues.webhook_messages)
+    assert len(new) == 1
+    world.queues.webhook_messages = [*old, *new]
+    assert run_deliveries(world, receiver) == ["stale", "delivered"]

@@ -61,6 +61,7 @@ from vigil_core.store.signing_keys import SigningKeyStore
 from vigil_core.store.table import DynamoTable, Table
 from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.work_slots import WorkSlotStore
 from vigil_core.store.workflows.runs import RunStore
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def context_of(
         job_queues=QueueStore(table, now=now, retention=retention, partitions=queue_partitions),
         connections=ConnectionStore(table),
         webhooks=WebhookStore(table),
+        work_slots=WorkSlotStore(table),
         schedules=ScheduleStore(table),
         runs=RunStore(table, payload_store, now=now, retention=retention),
         limits=limits,

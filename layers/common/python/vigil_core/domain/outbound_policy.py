@@ -7,7 +7,7 @@ address. The hosts that a deployment allows by name (`host` or `host:port`) are 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal, TypeAlias
@@ -65,6 +65,19 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 
 Address: TypeAlias = IPv4Address | IPv6Address
+
+
+class RequestInterrupted(Exception):
+    """Signal that a slow request was interrupted, because its work may not take long now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowRequestPolicy:
+    """The decision whether a request that is slow may continue."""
+
+    slow_after_s: float
+    """The time after which a request is slow."""
+    may_continue: Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True)

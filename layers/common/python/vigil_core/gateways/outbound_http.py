@@ -25,7 +25,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from vigil_core.domain.errors import TargetRefused, TargetUnreachable
-from vigil_core.domain.outbound_policy import OutboundTarget, check_addresses, check_headers, parse_outbound_url
+from vigil_core.domain.outbound_policy import (
+    OutboundTarget,
+    RequestInterrupted,
+    SlowRequestPolicy,
+    check_addresses,
+    check_headers,
+    parse_outbound_url,
+)
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
 """Returns the addresses of a host, best first. Raises OSError."""
@@ -86,21 +93,23 @@ class OutboundHttpClient:
         body: bytes | None,
         timeout_s: float,
         max_response_bytes: int,
+        slow_policy: SlowRequestPolicy | None = None,
     ) -> HttpResponse:
         """Send one request, which takes at most `timeout_s` in total.
 
         Raises:
             TargetRefused: The outbound policy forbids the request.
+            RequestInterrupted: The request was slow, and `slow_policy` did not let it continue.
             TargetUnreachable: The host could not be reached, or its response is not HTTP.
         """
         check_headers(method, headers)
         target = parse_outbound_url(url, self._allowed)
-        deadline = self._monotonic() + timeout_s
-        addresses = self._addresses(target, timeout_s)
+        deadline = _Deadline(self._monotonic, timeout_s, slow_policy)
+        addresses = self._addresses(target, deadline)
         with (
             _map_errors(target),
             self._connect(target, addresses, deadline) as sock,
-            _enforce_deadline(sock, self._time_left(deadline)),
+            _enforce_deadline(sock, deadline),
         ):
             connection = self._connection(target, sock, timeout_s)
             try:
@@ -117,7 +126,7 @@ class OutboundHttpClient:
             finally:
                 connection.close()
 
-    def _addresses(self, target: OutboundTarget, timeout_s: float) -> Sequence[str]:
+    def _addresses(self, target: OutboundTarget, deadline: _Deadline) -> Sequence[str]:
         """Resolve the host and check all of its addresses.
 
         The resolver has no timeout of its own, so it runs in a daemon thread that this method abandons at the deadline.
@@ -131,9 +140,12 @@ class OutboundHttpClient:
                 results.put(error)
 
         threading.Thread(target=resolve, name="resolve", daemon=True).start()
+        result = None
         try:
-            result = results.get(timeout=timeout_s)
-        except Empty:
+            while result is None:
+                with suppress(Empty):
+                    result = results.get(timeout=deadline.step_s())
+        except TimeoutError:
             raise TargetUnreachable("The host name was not resolved in time") from None
         if isinstance(result, UnicodeError) or (isinstance(result, OSError) and result.errno in _UNKNOWN_HOST_ERRORS):
             raise TargetRefused("The host does not exist") from result
@@ -142,13 +154,23 @@ class OutboundHttpClient:
         check_addresses(map(ip_address, result), is_allowlisted=target.is_allowlisted)
         return result
 
-    def _connect(self, target: OutboundTarget, addresses: Sequence[str], deadline: float) -> socket.socket:
+    def _connect(self, target: OutboundTarget, addresses: Sequence[str], deadline: _Deadline) -> socket.socket:
         """Connect to the first address that accepts a connection; each address gets a share of the time."""
         for remaining in range(len(addresses), 1, -1):
-            address = addresses[-remaining]
             with suppress(OSError):
-                return socket.create_connection((address, target.port), timeout=self._time_left(deadline) / remaining)
-        return socket.create_connection((addresses[-1], target.port), timeout=self._time_left(deadline))
+                return self._connect_to(addresses[-remaining], target.port, deadline, remaining)
+        return self._connect_to(addresses[-1], target.port, deadline, 1)
+
+    def _connect_to(self, address: str, port: int, deadline: _Deadline, addresses_left: int) -> socket.socket:
+        while True:
+            share_s = deadline.left_s() / addresses_left
+            step_s = deadline.step_s()
+            try:
+                return socket.create_connection((address, port), timeout=min(share_s, step_s))
+            except TimeoutError:
+                if share_s < step_s:
+                    raise
+                deadline.extend()
 
     def _connection(self, target: OutboundTarget, sock: socket.socket, timeout_s: float) -> HTTPConnection:
         """Build an HTTP connection over a connected socket."""
@@ -163,39 +185,84 @@ class OutboundHttpClient:
         secure.sock = self._tls.wrap_socket(sock, server_hostname=target.host)
         return secure
 
-    def _time_left(self, deadline: float) -> float:
-        time_left = deadline - self._monotonic()
-        if time_left <= 0:
+
+class _Deadline:
+    """The end of a request, and before it the time at which a slow request must be allowed to continue."""
+
+    def __init__(self, monotonic: Callable[[], float], timeout_s: float, slow_policy: SlowRequestPolicy | None) -> None:
+        self._monotonic = monotonic
+        self._slow_policy = slow_policy
+        started_at = monotonic()
+        self._ends_at = started_at + timeout_s
+        self._slow_at = None if slow_policy is None else started_at + min(slow_policy.slow_after_s, timeout_s)
+
+    def left_s(self) -> float:
+        """Return the time until the end.
+
+        Raises:
+            TimeoutError: The end has passed.
+        """
+        left_s = self._ends_at - self._monotonic()
+        if left_s <= 0:
             raise TimeoutError
-        return time_left
+        return left_s
+
+    def step_s(self) -> float:
+        """Return the time until the request is slow, or until its end.
+
+        Raises:
+            TimeoutError: The end has passed.
+            RequestInterrupted: The request is slow, and may not continue.
+        """
+        if self._slow_at is not None and self._monotonic() >= self._slow_at:
+            self.extend()
+        return self.left_s() if self._slow_at is None else max(self._slow_at - self._monotonic(), 0.001)
+
+    def extend(self) -> None:
+        """Decide after a step without an answer whether the request continues.
+
+        Raises:
+            TimeoutError: The end has passed.
+            RequestInterrupted: The request is slow, and may not continue.
+        """
+        if self._slow_at is None or self._slow_policy is None:
+            raise TimeoutError
+        if not self._slow_policy.may_continue():
+            raise RequestInterrupted
+        self._slow_at = None
 
 
 @contextmanager
-def _enforce_deadline(sock: socket.socket, after_s: float) -> Iterator[None]:
+def _enforce_deadline(sock: socket.socket, deadline: _Deadline) -> Iterator[None]:
     """Shut a connection down at its deadline, because the timeout of a socket restarts with every byte.
 
     Raises:
         TimeoutError: The deadline has passed, even if the shutdown looks like the end of a response.
+        RequestInterrupted: The request was slow, and might not continue.
     """
-    expired = threading.Event()
+    finished = threading.Event()
+    failures: list[TimeoutError | RequestInterrupted] = []
     # TLS takes over the socket; its duplicate still refers to the same connection.
     with sock.dup() as duplicate:
 
-        def shut_down() -> None:
-            expired.set()
-            with suppress(OSError):
-                duplicate.shutdown(socket.SHUT_RDWR)
+        def watch() -> None:
+            try:
+                while not finished.wait(deadline.step_s()):
+                    deadline.extend()
+            except (TimeoutError, RequestInterrupted) as failure:
+                failures.append(failure)
+                with suppress(OSError):
+                    duplicate.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(after_s, shut_down)
-        timer.daemon = True
-        timer.start()
+        watcher = threading.Thread(target=watch, name="deadline", daemon=True)
+        watcher.start()
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()
-            if expired.is_set():
-                raise TimeoutError
+            finished.set()
+            watcher.join()
+            if failures:
+                raise failures[0]
 
 
 def _read(response: BaseHTTPResponse, max_bytes: int) -> HttpResponse:

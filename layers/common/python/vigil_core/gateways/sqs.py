@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -80,14 +81,19 @@ class SqsQueues:
 
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
         """Invoke the sweeper with a message after a delay of at most 900 seconds."""
-        body = to_ascii(message)
-        self._client().send_message(QueueUrl=self._url(self._sweeper_url), MessageBody=body, DelaySeconds=delay_s)
+        self._client().send_message(
+            QueueUrl=self._url(self._sweeper_url),
+            MessageBody=to_ascii(message),
+            DelaySeconds=delay_s,
+            **_fair_queue_group(message),
+        )
 
-    def send_deliveries(self, messages: Sequence[str]) -> None:
+    def send_deliveries(self, messages: Sequence[str], *, delay_s: int = 0) -> None:
         """Enqueue webhook deliveries, or raise NotSent if SQS keeps refusing a message."""
         url = self._url(self._webhooks_url)
         entries: list[Any] = [
-            {"Id": str(number), "MessageBody": to_ascii(body)} for number, body in enumerate(messages)
+            {"Id": str(number), "MessageBody": to_ascii(body), "DelaySeconds": delay_s, **_fair_queue_group(body)}
+            for number, body in enumerate(messages)
         ]
         for start in range(0, len(entries), _MAX_BATCH_ENTRIES):
             self._send(url, entries[start : start + _MAX_BATCH_ENTRIES])
@@ -119,3 +125,12 @@ class SqsQueues:
         codes = ", ".join(sorted({failure["Code"] for failure in failures.values()}))
         is_permanent = all(failure.get("SenderFault", False) for failure in failures.values())
         raise NotSent(f"SQS refused {len(remaining)} messages: {codes}", transient=not is_permanent)
+
+
+def _fair_queue_group(body: str) -> dict[str, Any]:
+    """Return the parameter that makes a standard queue fair: SQS delivers the other groups first if one has a backlog.
+
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
+    """
+    namespace = json.loads(body).get("namespace")
+    return {"MessageGroupId": namespace} if namespace else {}

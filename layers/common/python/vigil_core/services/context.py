@@ -42,6 +42,7 @@ from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits.waits import WaitStore
 from vigil_core.store.webhooks import WebhookStore
+from vigil_core.store.work_slots import WorkSlotStore
 from vigil_core.store.workflows.runs import RunStore
 
 
@@ -127,6 +128,13 @@ class UsesWebhooks(Protocol):
 
     @property
     def webhooks(self) -> WebhookStore: ...
+
+
+class UsesWorkSlots(Protocol):
+    """Access to the slots of work that takes long."""
+
+    @property
+    def work_slots(self) -> WorkSlotStore: ...
 
 
 class UsesSchedules(Protocol):
@@ -275,6 +283,7 @@ class Stores:
     job_queues: QueueStore
     connections: ConnectionStore
     webhooks: WebhookStore
+    work_slots: WorkSlotStore
     schedules: ScheduleStore
     runs: RunStore
     limits: LimitStores

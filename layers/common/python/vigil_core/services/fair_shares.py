@@ -2,7 +2,7 @@
 
 - The bulk work of `fan_out` has lanes. The messages of a namespace have few message groups, and SQS delivers one
   message of a group at a time, so a namespace occupies at most its lanes, without a read or a write.
-- Other work that takes long holds a slot, a row with an owner and an expiry: see `services/slots.py`.
+- A webhook delivery to a slow receiver needs a slot with an owner and an expiry: see `webhooks/slow_receivers.py`.
 
 The template sets the concurrency of each function. `tests/contract/test_template.py` compares it with these numbers.
 """
@@ -14,6 +14,9 @@ from zlib import crc32
 FAN_OUT_CONCURRENCY = 10
 FAN_OUT_LANES = FAN_OUT_CONCURRENCY // 2
 """The number of message groups of a namespace, and so of its messages that `fan_out` processes at once."""
+WEBHOOK_INVOCATIONS = 5
+WEBHOOK_INVOCATIONS_PER_NAMESPACE = WEBHOOK_INVOCATIONS // 2
+"""The number of invocations of `webhooks` that wait for slow receivers of one namespace."""
 
 
 def fan_out_group(namespace: str, entity_id: str, number: int = 0) -> str:

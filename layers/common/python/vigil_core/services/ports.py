@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job import NewJob
+from vigil_core.domain.outbound_policy import SlowRequestPolicy
 from vigil_core.domain.workflows.run import NewWorkflowRun
 
 
@@ -44,11 +45,22 @@ class HttpClient(Protocol):
         body: bytes | None,
         timeout_s: float,
         max_response_bytes: int,
+        slow_policy: SlowRequestPolicy | None = None,
     ) -> Response:
         """Send one request.
 
+        Args:
+            method: The HTTP method.
+            url: The address.
+            headers: The headers.
+            body: The body.
+            timeout_s: The time for the whole exchange.
+            max_response_bytes: The size of the response body; the rest is not read.
+            slow_policy: Decides whether a slow request may continue. Without it, every request may.
+
         Raises:
             TargetRefused: The outbound policy does not allow the address.
+            RequestInterrupted: The request was slow, and may not continue.
             TargetUnreachable: There is no response, for example because of a timeout.
         """
 
@@ -65,8 +77,8 @@ class MessageQueues(Protocol):
     def send_to_sweeper(self, message: str, delay_s: int) -> None:
         """Wake the sweeper for one due row after a delay of at most 15 minutes."""
 
-    def send_deliveries(self, messages: Sequence[str]) -> None:
-        """Send deliveries to the function `webhooks`, in any order."""
+    def send_deliveries(self, messages: Sequence[str], *, delay_s: int = 0) -> None:
+        """Send deliveries to the function `webhooks`, in any order, after a delay of at most 15 minutes."""
 
 
 class Timers(Protocol):

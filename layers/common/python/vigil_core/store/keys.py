@@ -469,6 +469,11 @@ def request_window(namespace: str, window: int) -> Key:
     return Key(f"{namespace}#requests", str(window))
 
 
+def work_slots(namespace: str, kind: str) -> Key:
+    """Return the key of the row with the slots of one kind of work of a namespace."""
+    return Key(f"{namespace}#slots", kind)
+
+
 def long_poll_slots(row: int) -> Key:
     """Return the key of one row of long-poll slots, which all namespaces share."""
     return Key(f"long-polls#{row}", "A")
