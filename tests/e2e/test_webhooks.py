@@ -125,7 +125,7 @@ def test_private_webhook_addresses_are_refused_or_never_called(client: Client, r
     client.job()
     (refused,) = finished(client, "ci")
     assert [tried["status"] for tried in refused["tries"]] == [None]
-    assert refused["tries"][0]["error"] == "The host has an address that is not public"
+    assert "an address that is not public" in refused["tries"][0]["error"]
     assert receiver.posts == []
 
 

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.model.moto_table import all_rows
 from tests.model.reference import NEVER, JobView, Version, WaitCase, deviation, expected_change
 from tests.model.world import UNINTERRUPTED, Actor, Deviation, Fate, Pace, World, is_server_error, uuid7
+from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import JobNotFound, ValidationFailed
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.jobs.job import Job, JobError, NewJob, Report
@@ -91,6 +92,11 @@ WAIT = st.fixed_dictionaries(
         "progress": st.booleans(),
     }
 )
+
+
+def _admin(namespace: str, key_id: str) -> Access:
+    """Return the access of a key that may cancel all waits."""
+    return Access(namespace=namespace, scopes=frozenset({Scope.ADMIN}), key_id=key_id)
 
 
 @dataclass(eq=False)
@@ -234,7 +240,10 @@ class Histories(RuleBasedStateMachine):
 
         actor = self.world.begin(
             "client", f"cancel wait {case.wait_id}",
-            lambda name: waits_api.cancel_wait(self.world.ctx, case.namespace, case.wait_id, actor=name), over,
+            lambda name: waits_api.cancel_wait(
+                self.world.ctx, case.namespace, case.wait_id, access=_admin(case.namespace, name)
+            ),
+            over,
         )  # fmt: skip
         self.world.advance(actor, pace)
 

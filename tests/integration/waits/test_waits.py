@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import uuid6
 
-from tests.support.world import NAMESPACE, World
+from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import InvalidTransition, JobNotFound, ValidationFailed, WaitNotFound
 from vigil_core.domain.events.event import wait_event_data
 from vigil_core.services.background import matcher
@@ -17,6 +18,8 @@ from vigil_core.services.waits import requests, view
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, query_all
+
+ACCESS = Access(namespace=NAMESPACE, scopes=frozenset({Scope.READ}), key_id=KEY)
 
 
 class TestApiExamples:
@@ -231,14 +234,14 @@ class TestEndings:
         job = world.running()
         answer = world.wait({job: None})
         for _ in range(2):
-            cancelled = requests.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], actor="key1")
+            cancelled = requests.cancel_wait(world.ctx, NAMESPACE, answer["wait_id"], access=ACCESS)
             assert cancelled["status"] == "cancelled"
         world.complete(job)
         world.run_matcher()
         assert world.show(answer)["waited_jobs"] == {}
         met = world.wait({job: None})
         with pytest.raises(InvalidTransition):
-            requests.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], actor="key1")
+            requests.cancel_wait(world.ctx, NAMESPACE, met["wait_id"], access=ACCESS)
 
     def test_deleted_job_is_unmet_with_reason_deleted(self, world: World) -> None:
         job = world.running()
@@ -509,7 +512,7 @@ def test_waits_are_listed_newest_first(world: World) -> None:
     for _ in range(5):
         answers.append(world.wait({job: None}))
         world.pass_time(3600 * 13)
-    requests.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], actor="key1")
+    requests.cancel_wait(world.ctx, NAMESPACE, answers[2]["wait_id"], access=ACCESS)
     listed: list[Any] = []
     cursor: str | None = None
     while True:

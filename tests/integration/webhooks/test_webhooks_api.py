@@ -67,7 +67,7 @@ def test_own_secret_is_stored_and_survives_a_put(client: Client) -> None:
     put(client, url="https://moved.example/", events=["*"]).ok(200)
     stored = wiring.context().webhooks.find("demo", "ci")
     assert stored is not None
-    assert (stored.secret, stored.url, stored.previous_secret) == (OWN, "https://moved.example/", None)
+    assert (stored.secret, stored.url, stored.previous_secrets) == (OWN, "https://moved.example/", ())
 
 
 def test_rotation_shows_the_new_secret_and_retains_the_old_one_for_a_day(client: Client) -> None:
@@ -78,7 +78,7 @@ def test_rotation_shows_the_new_secret_and_retains_the_old_one_for_a_day(client:
     stored = wiring.context().webhooks.find("demo", "ci")
     assert stored is not None
     now = datetime.now(UTC)
-    assert stored.signing_secrets(now) == (third, second)
+    assert stored.signing_secrets(now) == (third, second, first)
     assert stored.signing_secrets(now + timedelta(hours=25)) == (third,)
 
 

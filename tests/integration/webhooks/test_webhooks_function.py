@@ -124,4 +124,4 @@ def test_host_outside_the_allowed_private_hosts_is_not_called(
     store.save(hook, replace(hook, url=receiver.url.replace("http:", "https:"), version=2))
     run(sample("webhooks_deliver"))
     assert receiver.posts == []
-    assert stored().attempts[0].error == "The host has an address that is not public"
+    assert "an address that is not public" in str(stored().attempts[0].error)

@@ -239,6 +239,7 @@ def context_of(
         clock=now,
         new_id=lambda: str(uuid7()),
         allowed_private_hosts=OutboundSettings.from_environment().allowed_private_hosts,
+        stack_name=OutboundSettings.from_environment().stack_name,
     )
 
 

@@ -17,6 +17,7 @@ from vigil_core.domain.errors import TargetRefused
 Scheme: TypeAlias = Literal["http", "https"]
 
 MAX_URL_CHARS = 2_048
+ALLOWLIST_HINT: Final = "The parameter AllowedPrivateHosts of the deployment can allow the host"
 
 _PORTS: Final[Mapping[str, int]] = {"http": 80, "https": 443}
 _URL = re.compile(
@@ -119,7 +120,7 @@ def parse_outbound_url(url: str, allowed_hosts: Collection[str]) -> OutboundTarg
     host = _normalize_host(authority["host"])
     is_allowlisted = is_allowed(host, port, allowed_hosts)
     if scheme != "https" and not is_allowlisted:
-        raise TargetRefused("A URL must begin with https://")
+        raise TargetRefused(f"A URL must begin with https://. {ALLOWLIST_HINT}")
     if (ip_literal := _parse_ip_literal(host)) is not None:
         check_addresses([ip_literal], is_allowlisted=is_allowlisted)
     return OutboundTarget(
@@ -138,7 +139,7 @@ def check_addresses(addresses: Iterable[Address], *, is_allowlisted: bool) -> No
         TargetRefused: One of the addresses is not public, and the host is not on the allowlist.
     """
     if not is_allowlisted and not all(map(is_public, addresses)):
-        raise TargetRefused("The host has an address that is not public")
+        raise TargetRefused(f"The host has an address that is not public. {ALLOWLIST_HINT}")
 
 
 def is_public(address: Address) -> bool:

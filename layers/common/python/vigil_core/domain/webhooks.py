@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
+from vigil_core.domain.errors import InvalidTransition
 from vigil_core.domain.events.event import Event
 from vigil_core.domain.exact_json import dumps
-from vigil_core.domain.timestamps import to_epoch_s
+from vigil_core.domain.timestamps import to_epoch_s, to_text
 
 DeliveryStatus: TypeAlias = Literal["pending", "delivered", "failed"]
 
@@ -28,6 +29,8 @@ MAX_WEBHOOKS = 50
 SECRET_BYTES = 32
 SECRET_OVERLAP = timedelta(hours=24)
 """After a rotation, deliveries are also signed with the previous secret for this time."""
+MAX_PREVIOUS_SECRETS = 4
+"""The number of replaced secrets that are valid at once. Each adds a signature to every delivery."""
 RETRY_DELAYS_S: Final = (60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 """Delays from each failed attempt to the next one."""
 MAX_ATTEMPTS: Final = len(RETRY_DELAYS_S) + 1
@@ -46,6 +49,14 @@ _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviousSecret:
+    """A replaced secret, which signs deliveries until a time."""
+
+    secret: str = field(repr=False)
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Webhook:
     """One version of a webhook. Only the webhook named `waits` has no `url`."""
 
@@ -57,8 +68,8 @@ class Webhook:
     disabled_reason: str | None
     description: str | None
     secret: str = field(repr=False)
-    previous_secret: str | None = field(default=None, repr=False)
-    previous_secret_until: datetime | None = None
+    previous_secrets: tuple[PreviousSecret, ...] = ()
+    """The replaced secrets, newest first."""
     created_at: datetime
     updated_at: datetime
     version: int = 1
@@ -73,13 +84,23 @@ class Webhook:
         )
 
     def as_next_version(self, before: Webhook, now: datetime) -> Webhook:
-        """Return this webhook as the version after `before`. A replaced secret stays valid during the overlap."""
+        """Return this webhook as the version after `before`. Each replaced secret stays valid during its overlap.
+
+        Raises:
+            InvalidTransition: Too many replaced secrets are still valid.
+        """
         after = replace(self, created_at=before.created_at, updated_at=now, version=before.version + 1)
         if self.secret == before.secret:
-            return replace(
-                after, previous_secret=before.previous_secret, previous_secret_until=before.previous_secret_until
+            return replace(after, previous_secrets=before.previous_secrets)
+        replaced = PreviousSecret(secret=before.secret, until=now + SECRET_OVERLAP)
+        valid = [previous for previous in (replaced, *before.previous_secrets) if previous.until > now]
+        previous_secrets = tuple(previous for previous in valid if previous.secret != self.secret)
+        if len(previous_secrets) > MAX_PREVIOUS_SECRETS:
+            raise InvalidTransition(
+                f"Webhook {self.name} has {MAX_PREVIOUS_SECRETS} replaced secrets that are still valid: "
+                f"rotate again after {to_text(previous_secrets[-1].until)}"
             )
-        return replace(after, previous_secret=before.secret, previous_secret_until=now + SECRET_OVERLAP)
+        return replace(after, previous_secrets=previous_secrets)
 
     def disabled(self, reason: str, now: datetime) -> Webhook:
         """Return the webhook without deliveries until a client replaces its definition."""
@@ -87,13 +108,7 @@ class Webhook:
 
     def signing_secrets(self, now: datetime) -> tuple[str, ...]:
         """Return the secrets that sign a delivery now."""
-        if (
-            self.previous_secret is not None
-            and self.previous_secret_until is not None
-            and now < self.previous_secret_until
-        ):
-            return self.secret, self.previous_secret
-        return (self.secret,)
+        return self.secret, *(previous.secret for previous in self.previous_secrets if now < previous.until)
 
 
 @dataclass(frozen=True, kw_only=True)

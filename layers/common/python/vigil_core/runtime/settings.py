@@ -173,11 +173,19 @@ class NotifierSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OutboundSettings:
-    """Settings of every function that calls addresses of users: the private hosts that are allowed."""
+    """Settings of every function that checks or calls targets of users.
+
+    Vigil may call the private hosts of the list. It never invokes its own functions, whose names begin with that of the
+    stack.
+    """
 
     allowed_private_hosts: frozenset[str]
+    stack_name: str
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read `ALLOWED_PRIVATE_HOSTS`, which is empty or a list with commas."""
-        return cls(allowed_private_hosts=parse_allowed_hosts(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")))
+        """Read `ALLOWED_PRIVATE_HOSTS`, which is empty or a list with commas, and `STACK_NAME`."""
+        return cls(
+            allowed_private_hosts=parse_allowed_hosts(os.environ.get("ALLOWED_PRIVATE_HOSTS", "")),
+            stack_name=os.environ.get("STACK_NAME", ""),
+        )

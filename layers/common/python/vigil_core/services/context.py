@@ -246,6 +246,13 @@ class UsesExpressions(Protocol):
         """Return this context with other CPU budgets of conditions."""
 
 
+class UsesStackName(Protocol):
+    """Access to the name of the stack, with which the names of Vigil's own functions begin."""
+
+    @property
+    def stack_name(self) -> str: ...
+
+
 class UsesThreads(Protocol):
     """Access to a `map` function that runs on a pool of threads."""
 
@@ -262,7 +269,15 @@ class ChangesRuns(ChangesJobs, UsesRuns, UsesSupervisors, Protocol):
 
 
 class DispatchesJobs(
-    ChangesRuns, UsesJobTypes, UsesDependencies, UsesJobQueues, UsesExecutors, UsesExpressions, UsesThreads, Protocol
+    ChangesRuns,
+    UsesJobTypes,
+    UsesDependencies,
+    UsesJobQueues,
+    UsesExecutors,
+    UsesExpressions,
+    UsesThreads,
+    UsesStackName,
+    Protocol,
 ):
     """The collaborators of the dispatch of a job to its executor."""
 
@@ -315,6 +330,7 @@ class Environment:
     new_id: Callable[[], str]
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     allowed_private_hosts: frozenset[str] = frozenset()
+    stack_name: str = ""
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
     in_parallel: Callable[[Callable[[T], R], Iterable[T]], list[R]] = field(

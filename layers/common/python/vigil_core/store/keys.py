@@ -112,6 +112,11 @@ def upload_name(namespace: str, upload_id: str) -> str:
     return f"uploads/{namespace}/{upload_id}"
 
 
+def upload(namespace: str, upload_id: str) -> Key:
+    """Return the key of the row with the job to which an upload belongs."""
+    return Key(f"{namespace}#upload#{upload_id}", "A")
+
+
 def lock(namespace: str, kind: LockKind, name: str) -> Key:
     """Return the key of a lock: a unique key or a mutex."""
     return Key(f"{namespace}#lock#{kind}#{name}", "A")

@@ -9,7 +9,7 @@ from typing import Any
 
 from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
-from vigil_core.domain.webhooks import DELIVERY_TTL, Delivery, DeliveryAttempt, Webhook
+from vigil_core.domain.webhooks import DELIVERY_TTL, Delivery, DeliveryAttempt, PreviousSecret, Webhook
 from vigil_core.store import keys
 from vigil_core.store.table import (
     ABSENT,
@@ -129,8 +129,8 @@ def _webhook_row(webhook: Webhook) -> Row:
         "disabled_reason": webhook.disabled_reason,
         "description": webhook.description,
         "secret": webhook.secret,
-        "previous_secret": webhook.previous_secret,
-        "previous_secret_until": webhook.previous_secret_until and to_text(webhook.previous_secret_until),
+        "previous_secrets": [[previous.secret, to_text(previous.until)] for previous in webhook.previous_secrets]
+        or None,
         "created_at": to_text(webhook.created_at),
         "updated_at": to_text(webhook.updated_at),
         "version": webhook.version,
@@ -147,8 +147,9 @@ def _webhook(row: Row) -> Webhook:
         disabled_reason=row.get("disabled_reason"),
         description=row.get("description"),
         secret=row["secret"],
-        previous_secret=row.get("previous_secret"),
-        previous_secret_until=from_text(row["previous_secret_until"]) if "previous_secret_until" in row else None,
+        previous_secrets=tuple(
+            PreviousSecret(secret=secret, until=from_text(until)) for secret, until in row.get("previous_secrets", ())
+        ),
         created_at=from_text(row["created_at"]),
         updated_at=from_text(row["updated_at"]),
         version=row["version"],

@@ -155,8 +155,9 @@ def get_wait_jobs(call: Call, wait_id: str, query: PageQuery) -> RouteResponse:
 def cancel_wait(call: Call, wait_id: str) -> RouteResponse:
     """Cancel a wait.
 
-    It stays readable. A repeated request changes nothing.
+    It stays readable. A repeated request changes nothing. A key of scope `read` or `work` cancels only the waits that
+    it registered itself.
     """
     return RouteResponse(
-        status=200, body=wait_requests.cancel_wait(call.context, call.namespace, wait_id, actor=call.actor)
+        status=200, body=wait_requests.cancel_wait(call.context, call.namespace, wait_id, access=call.access)
     )

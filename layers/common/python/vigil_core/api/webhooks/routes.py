@@ -26,6 +26,7 @@ ROUTES = Routes("webhooks")
             description="The new webhook with its secret, which is shown only here", models=(WebhookView,)
         ),
     },
+    problems=(InvalidTransition,),
 )
 def put_webhook(call: Call, webhook: str, body: Any) -> RouteResponse:
     """Create or replace a webhook.
@@ -87,12 +88,12 @@ def delete_webhook(call: Call, webhook: str) -> RouteResponse:
             description="The webhook with its new secret, which is shown only here", models=(WebhookView,)
         )
     },
-    problems=(WebhookNotFound,),
+    problems=(WebhookNotFound, InvalidTransition),
 )
 def rotate_webhook_secret(call: Call, webhook: str, body: RotateSecretBody) -> RouteResponse:
     """Replace the signing secret of a webhook.
 
-    For one day, messages also have a signature of the previous secret.
+    For one day, messages also have a signature of the replaced secret. At most four replaced secrets are valid at once.
     """
     stored = manage_webhooks.rotate_secret(call.context, call.namespace, _require_valid_name(webhook), body.secret)
     return RouteResponse(status=200, body=WebhookView.from_domain(stored, with_secret=True))

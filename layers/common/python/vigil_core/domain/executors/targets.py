@@ -62,6 +62,18 @@ class ExecutorBusy(VigilError):
     transient = True
 
 
+def is_own_function(function: str, stack_name: str) -> bool:
+    """Return whether a function belongs to Vigil itself: its name begins with the stack's name, but not with `-task-`.
+
+    Args:
+        function: The name or the ARN, with or without a version or alias.
+        stack_name: The name of the stack; empty if it is unknown.
+    """
+    name = function.rpartition(":function:")[2].partition(":")[0].lower()
+    prefix = f"{stack_name.lower()}-"
+    return bool(stack_name) and name.startswith(prefix) and not name.startswith(f"{prefix}task-")
+
+
 class SecretUnavailable(VigilError):
     """A secret of a target cannot be read: it does not exist, or Vigil has no permission."""
 
@@ -114,6 +126,12 @@ class HttpTarget:
             body=document.get("body"),
             timeout_s=document.get("timeout") or DEFAULT_CALL_TIMEOUT_S,
         )
+
+    @property
+    def origin(self) -> str:
+        """The beginning of the URL, which has no placeholders: scheme, host and port."""
+        match = _AUTHORITY.match(self.url)
+        return match.group() if match else self.url
 
     def validate(self) -> None:
         """Check every part of the target.

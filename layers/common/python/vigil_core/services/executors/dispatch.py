@@ -13,7 +13,7 @@ from typing import Protocol
 
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads
-from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget
+from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget, is_own_function
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.dependency_results import ResultUnreadable, dependencies_url
 from vigil_core.domain.jobs.job import Job, JobError
@@ -100,6 +100,7 @@ def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
         if target is None:
             ctx.executors.call_http(dumps({**ids_of(job), "lease_token": lease.token}))
         else:
+            _refuse_own_function(ctx, target)
             ctx.executors.invoke_lambda(target.function, _lambda_event(ctx, running, lease))
     except ExecutorRefused as refusal:
         error = JobError(code=refusal.code, message=refusal.message)
@@ -112,6 +113,16 @@ def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
             snooze(ctx, namespace, job_id, ctx.now() + BUSY_DELAY, actor=actor, lease_token=lease.token)
         return "snoozed"
     return "dispatched"
+
+
+def _refuse_own_function(ctx: DispatchContext, target: LambdaTarget) -> None:
+    """Refuse a target whose job type was defined before the check, or by a stack of another name.
+
+    Raises:
+        ExecutorRefused: The target is a function of Vigil.
+    """
+    if is_own_function(target.function, ctx.stack_name):
+        raise ExecutorRefused(f"The function {target.function} belongs to Vigil: no job invokes it")
 
 
 def _join(ctx: DispatchContext, job: Job, actor: str) -> None:

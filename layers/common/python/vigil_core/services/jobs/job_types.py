@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from vigil_core.domain.errors import JobTypeNotFound
+from vigil_core.domain.errors import FieldProblem, JobTypeNotFound, TargetRefused, ValidationFailed
 from vigil_core.domain.exact_json import JsonValue
+from vigil_core.domain.executors.targets import HttpTarget, LambdaTarget, is_own_function
 from vigil_core.domain.jobs.job_type import JobType
-from vigil_core.services.context import UsesClock, UsesJobTypes
+from vigil_core.domain.outbound_policy import parse_outbound_url
+from vigil_core.services.context import UsesAllowedPrivateHosts, UsesClock, UsesJobTypes, UsesStackName
 from vigil_core.services.cpu_limits import SchemaCpu
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.store.table import ConditionFailed
 
 
-class JobTypesContext(UsesJobTypes, UsesClock, Protocol):
+class JobTypesContext(UsesJobTypes, UsesClock, UsesAllowedPrivateHosts, UsesStackName, Protocol):
     """The collaborators of job types."""
 
 
@@ -25,13 +27,15 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
         The current version, and whether the job type is new. An equal definition makes no version.
 
     Raises:
-        ValidationFailed: The `payload_schema` is not a JSON Schema, or validation with it would take too long.
+        ValidationFailed: The `payload_schema` is not a JSON Schema, or validation with it would take too long. Or no
+            job could ever call the target.
     """
     if job_type.payload_schema is not None:
         # The import takes 0.1 s, and most requests need no JSON Schema.
         from vigil_core.services.jobs.payload_schema import check_schema
 
         check_schema(job_type.payload_schema)
+    _check_target(ctx, job_type)
 
     def save(before: JobType | None, after: JobType) -> tuple[JobType, bool]:
         if after != before:
@@ -47,6 +51,24 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
         subject=f"job type {job_type.name}",
         retry_on=ConditionFailed,
     )
+
+
+def _check_target(ctx: JobTypesContext, job_type: JobType) -> None:
+    """Refuse a target that no job can ever call.
+
+    Raises:
+        ValidationFailed: The outbound policy forbids the host of the URL, or the function belongs to Vigil.
+    """
+    if job_type.target is None:
+        return
+    if job_type.executor == "http":
+        try:
+            parse_outbound_url(f"{HttpTarget.from_document(job_type.target).origin}/", ctx.allowed_private_hosts)
+        except TargetRefused as error:
+            problem = FieldProblem(pointer="/target/url", detail=error.message, code=error.code)
+            raise ValidationFailed([problem]) from error
+    elif is_own_function(LambdaTarget.from_document(job_type.target).function, ctx.stack_name):
+        raise ValidationFailed.at("/target/function", "belongs to Vigil: no job invokes it")
 
 
 def find_job_type(ctx: JobTypesContext, namespace: str, name: str) -> JobType:

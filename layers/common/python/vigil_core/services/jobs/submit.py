@@ -11,7 +11,7 @@ from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobQueues, UsesListing, UsesRuns, UsesThreads
 from vigil_core.services.jobs.dependencies import resolve_dependencies
 from vigil_core.services.jobs.transitions import encode_payload
-from vigil_core.services.jobs.uploads import require_uploaded
+from vigil_core.services.jobs.uploads import claim_upload, require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_new_job
 from vigil_core.services.optimistic import retry_on_conflict
 from vigil_core.store.table import ConditionFailed
@@ -104,6 +104,7 @@ def _try_create(
     )
     job = ctx.jobs.put_payloads(job, nonce, payload=payloads.payload, fallback=payloads.fallback)
     if payloads.upload is not None:
+        claim_upload(ctx, namespace, payloads.upload, job.job_id, "payload_ref")
         job = replace(job, payload_ref=ctx.jobs.adopt_payload(job, nonce, payloads.upload))
     job, mutex_acquisitions = acquire_or_enqueue(ctx, None, dependencies.ready_now(job))
     ctx.jobs.create(job, (*locks.acquisitions, *mutex_acquisitions))

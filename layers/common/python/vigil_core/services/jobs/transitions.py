@@ -19,7 +19,7 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.services.context import ChangesJobs
-from vigil_core.services.jobs.uploads import require_uploaded
+from vigil_core.services.jobs.uploads import claim_upload, require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_retry
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.store.jobs.payloads import MAX_PAYLOAD_BYTES
@@ -171,6 +171,7 @@ def complete(
         nonce = ctx.new_id()[-12:]
         if result_upload is not None:
             upload = require_uploaded(ctx, namespace, result_upload, "result_ref")
+            claim_upload(ctx, namespace, upload, job_id, "result_ref")
             return ctx.jobs.adopt_result(completed, nonce, upload)
         if result_source is not None:
             return ctx.jobs.copy_result(completed, nonce, result_source)

@@ -44,3 +44,14 @@ def require_uploaded(ctx: UploadsContext, namespace: str, reference: str, name: 
     if size is None or size > MAX_UPLOAD_BYTES:
         raise ValidationFailed.at(f"/{name}", "there is no such upload: it has not arrived, or it expired after a day")
     return reference
+
+
+def claim_upload(ctx: UploadsContext, namespace: str, reference: str, job_id: str, name: str) -> None:
+    """Let an upload belong to a job. The same job may name it again, for example in a repeated request.
+
+    Raises:
+        ValidationFailed: The upload belongs to another job; the problem points to the member `name`.
+    """
+    owner = ctx.jobs.claim_upload(namespace, reference, job_id)
+    if owner != job_id:
+        raise ValidationFailed.at(f"/{name}", f"the upload belongs to job {owner}, which named it first")

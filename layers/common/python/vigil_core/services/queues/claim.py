@@ -14,7 +14,7 @@ The index is only a hint: step 3 reads each job itself, consistently.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Protocol
@@ -69,9 +69,13 @@ def claim_jobs(
 ) -> list[Job]:
     """Grant jobs to a worker, and wait for some until a time if none is available.
 
+    A `claim_id` belongs to its API key: another key with the same `claim_id` makes another claim.
+
     Returns:
         The jobs, now running under leases of this worker; an empty list if none became available in time.
     """
+    if request.claim_id is not None:
+        request = replace(request, claim_id=f"{actor}#{request.claim_id}")
     granted = long_poll(
         ctx,
         lambda: _try_claim(ctx, namespace, request, actor),

@@ -6,6 +6,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Protocol
 
+from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.errors import ValidationFailed, WaitNotFound
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.ids import is_uuid7
@@ -92,14 +93,16 @@ def show_wait(
     return wait_answer(ctx, _long_poll(ctx, find_wait(ctx, namespace, wait_id), poll_until, None, slot))
 
 
-def cancel_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, actor: str) -> WaitAnswer:
-    """Cancel a wait.
+def cancel_wait(ctx: WaitRequestsContext, namespace: str, wait_id: str, *, access: Access) -> WaitAnswer:
+    """Cancel a wait. A key without the scopes `submit` and `admin` may cancel only the waits that it registered.
 
     Raises:
         WaitNotFound: The namespace has no wait with this id.
+        Forbidden: The key may not cancel the wait.
         InvalidTransition: The wait has ended with another status.
     """
-    del actor  # A wait has no history.
+    if find_wait(ctx, namespace, wait_id).created_by != access.key_id:
+        access.require(Scope.SUBMIT)
     return wait_answer(ctx, resolve_wait.cancel(ctx, namespace, wait_id))
 
 

@@ -63,10 +63,11 @@ def put_webhook(ctx: ManageWebhooksContext, webhook: Webhook) -> tuple[Webhook, 
 def rotate_secret(ctx: ManageWebhooksContext, namespace: str, name: str, secret: str | None) -> Webhook:
     """Replace the signing secret of a webhook by the given one, or by a new one.
 
-    For one day, deliveries are signed with the previous secret as well.
+    For one day, deliveries are signed with the replaced secret as well, whatever follows.
 
     Raises:
         WebhookNotFound: There is no such webhook.
+        InvalidTransition: Too many replaced secrets are still valid.
     """
 
     def change(before: Webhook | None) -> Webhook:

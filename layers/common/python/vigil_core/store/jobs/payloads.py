@@ -17,7 +17,7 @@ from vigil_core.domain.jobs.retention import OPEN_JOB_TTL, expires_at_of
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
 from vigil_core.store.jobs.job_rows import row_head
-from vigil_core.store.table import Put, Row, Table
+from vigil_core.store.table import ABSENT, ConditionFailed, Put, Row, Table
 
 MAX_ROW_BYTES = 350 * 1024
 """The largest payload or result in a row, below DynamoDB's limit of 400 KB. A larger one becomes an S3 object."""
@@ -29,6 +29,9 @@ Lambda response."""
 
 RESULT_ROWS_PER_READ = 25
 """The number of rows with results that one request reads, to limit the memory that they need."""
+
+UPLOAD_TTL = timedelta(days=3)
+"""Longer than S3 keeps an upload: a day, and the rest of the day on which it expires."""
 
 RetentionClass: TypeAlias = Literal["open", "ended", "long"]
 """The life of an S3 object after its last renewal: two years, the retention of ended jobs, or without end."""
@@ -132,6 +135,19 @@ class JobPayloadStore:
     def upload_size(self, namespace: str, reference: str) -> int | None:
         """Return the size of an upload in bytes; None if it does not exist."""
         return self._objects.size(keys.upload_name(namespace, reference))
+
+    def claim_upload(self, namespace: str, reference: str, job_id: str) -> str:
+        """Let an upload belong to a job, unless it belongs to another one; return the job that has it."""
+        row = {
+            **row_head(keys.upload(namespace, reference), "upload"),
+            "job_id": job_id,
+            "ttl": to_epoch_s(self._now() + UPLOAD_TTL),
+        }
+        try:
+            self._table.put(Put(row=row, condition=ABSENT))
+        except ConditionFailed as error:
+            return str(error.old["job_id"]) if error.old else job_id
+        return job_id
 
     def adopt_payload(self, job: Job, nonce: str, reference: str) -> str:
         """Copy an upload to the payload of a new job, and return the pointer."""
