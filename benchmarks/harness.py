@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -34,7 +35,9 @@ from tests.support.template import resources
 from vigil.local.event_filters import passes
 from vigil.local.event_source_mapping import Record, StreamMapping
 from vigil_core import wiring
+from vigil_core.store import counters, limits
 from vigil_core.store.keys import Key
+from vigil_core.store.table import DynamoTable
 
 NAMESPACE = "bench"
 CONSUMERS: dict[str, ModuleType] = {
@@ -154,6 +157,13 @@ class Harness:
         answer = self._stream.get_shard_iterator(**self._shard, ShardIteratorType="LATEST")
         self._iterator = answer["ShardIterator"]
 
+    def create_due_counter(self) -> None:
+        """Create the counter row with the due time of the recount, so that no measurement contains its index entry."""
+        table = DynamoTable(self.rows, TABLE_NAME)
+        first_row = counters.CounterStore(table, now=wiring.now, choose=lambda _: 0)
+        first_row.add(NAMESPACE, jobs=1)
+        first_row.add(NAMESPACE, jobs=-1)
+
     @contextmanager
     def billed(self) -> Iterator[Callable[[str | None], Bill]]:
         """Count inside the block. The given function returns the bill in total or of one function."""
@@ -236,7 +246,13 @@ def open_harness() -> Iterator[Harness]:
         with patch.dict(os.environ, variables):
             _forget_clients()
             new_harness = Harness(session, uncounted_session)
-            with patch.object(wiring, "StepFunctionsSupervisors", lambda *_: new_harness.supervisors):
+            new_harness.create_due_counter()
+            with (
+                patch.object(wiring, "StepFunctionsSupervisors", lambda *_: new_harness.supervisors),
+                # A process reads these rows once in a time, not once in a request: no measurement contains the read.
+                patch.object(counters, "CACHE", timedelta(days=1)),
+                patch.object(limits, "SETTINGS_CACHE", timedelta(days=1)),
+            ):
                 yield new_harness
     finally:
         _forget_clients()

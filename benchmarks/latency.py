@@ -125,9 +125,9 @@ class SampleTaker:
             timeout=40,
             trust_env=False,
         )
-        key_partition = keys.connection_of_key(self._namespace, stack.key_id, "").pk
+        key_partition = keys.connections(self._namespace)
         (row,) = table.query_page(key_partition).rows
-        self._connection = row["sk"]
+        self._connection = row["sk"].split("#", 1)[1]
         self._count = 0
         self._jobs: dict[str, str] = {}
 

@@ -10,6 +10,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from vigil_core.domain.access import Access
+from vigil_core.domain.errors import LimitExceeded
 from vigil_core.services.events.subscriptions import Peer, connect, disconnect, receive
 from vigil_core.wiring import api_keys, context, web_sockets
 
@@ -23,8 +24,11 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     status, outcome = 200, "done"
     match request["eventType"]:
         case "CONNECT":
-            if not connect(context(), api_keys(), access, connection_id):
-                status, outcome = 403, "refused"
+            try:
+                if not connect(context(), api_keys(), access, connection_id):
+                    status, outcome = 403, "refused"
+            except LimitExceeded:
+                status, outcome = 429, "refused"
         case "MESSAGE":
             peer = Peer(access=access, connection_id=connection_id, sockets=web_sockets())
             outcome = receive(context(), peer, event.get("body") or "")

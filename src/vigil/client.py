@@ -420,6 +420,10 @@ class Vigil:
                 return run
             time.sleep(min(poll_interval, remaining))
 
+    def usage(self) -> Json:
+        """Return the limits of the namespace and what it uses of them (docs/limits.md)."""
+        return self._transport.call("GET", "/v1/usage")
+
     # Claims and reports. `lease_token` is the token of the claim; a job started without a lease has none.
 
     def claim(

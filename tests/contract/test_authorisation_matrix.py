@@ -24,6 +24,7 @@ ALLOWED = {
         "list_job_types", "get_job_type", "get_job_dependencies", "list_dependency_results",
         "list_schedules", "get_schedule",
         "list_workflows", "get_workflow", "get_workflow_stats", "get_workflow_graph", "validate_workflow",
+        "get_usage",
     },
     Scope.SUBMIT: {
         "create_upload", "create_job", "create_jobs", "cancel_job", "retry_job", "delete_job", "create_workflow",

@@ -10,7 +10,7 @@ import pytest
 from vigil_core.store.keys import Key
 from vigil_core.store.table import Action, DynamoTable, Put, Row, Update
 
-CONFIGURATION = frozenset({"schedule", "job_type", "webhook", "api_key", "signing_key"})
+CONFIGURATION = frozenset({"schedule", "job_type", "webhook", "api_key", "signing_key", "namespace"})
 """The rows that stay until a client or an operator deletes them."""
 
 

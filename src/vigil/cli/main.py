@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import typer
 
-from vigil.cli import dead_letters, jobs, keys, local, worker, workflows
+from vigil.cli import dead_letters, jobs, keys, limits, local, worker, workflows
 from vigil.cli.doctor import doctor
 
 app = typer.Typer(no_args_is_help=True, help="Track long-running jobs, and wait for them.")
@@ -16,11 +16,13 @@ if find_spec("vigil.demo"):  # Only a clone of the repository contains the demo.
 
     app.command()(demo)
 app.command()(doctor)
+app.command()(limits.usage)
 app.add_typer(local.app, name="local")
 app.add_typer(jobs.app, name="job")
 app.add_typer(workflows.app, name="workflow")
 app.add_typer(worker.app, name="worker")
 app.add_typer(keys.app, name="keys")
+app.add_typer(limits.app, name="limit")
 app.add_typer(dead_letters.app, name="dead-letters")
 
 

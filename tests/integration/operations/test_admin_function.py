@@ -95,6 +95,8 @@ def test_every_admin_sample_gets_a_response(table: DynamoTable) -> None:
     key = ask(sample("admin_create_key"))["key"]
     assert ask(sample("admin_list_keys"))["keys"] == [key]
     assert ask({**sample("admin_revoke_key"), "key_id": key["key_id"]})["disconnected"] == 0
+    assert [limit["limit"] for limit in ask(sample("admin_list_limits"))["limits"]][1] == 100_000
+    assert [limit["limit"] for limit in ask(sample("admin_set_limit"))["limits"]][1] == 500_000
     assert ask(sample("admin_list_dead_letters"))["total"] == 0
     assert ask(sample("admin_redrive_dead_letters"))["batches"] == 0
     assert ask(sample("admin_doctor"))["findings"] == []

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from vigil_core.domain.access import ApiKey, sort_scopes
+from vigil_core.domain.access import ApiKey, require_namespace, sort_scopes
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
+from vigil_core.domain.limits import LIMITS, parse_override
 from vigil_core.domain.timestamps import to_text
 from vigil_core.services.auth.api_keys import ApiKeysContext, create_key, list_keys, revoke_key
 from vigil_core.services.operations import doctor
@@ -19,7 +20,16 @@ from vigil_core.services.operations.dead_letters import (
 )
 from vigil_core.services.operations.doctor import DoctorContext, Finding, RepairOutcome
 
-ACTIONS = ("create_key", "list_keys", "revoke_key", "list_dead_letters", "redrive_dead_letters", "doctor")
+ACTIONS = (
+    "create_key",
+    "list_keys",
+    "revoke_key",
+    "list_limits",
+    "set_limit",
+    "list_dead_letters",
+    "redrive_dead_letters",
+    "doctor",
+)
 
 RESPONSE_RESERVE = timedelta(seconds=15)
 REPAIR_RESERVE = timedelta(minutes=2)
@@ -73,6 +83,12 @@ class Admin:
                     self._keys, *_require_fields(request, "namespace", "key_id"), disconnect=self._disconnect
                 )
                 return {"key": _key_json(key), "disconnected": disconnected}
+            case "list_limits":
+                return self._list_limits(require_namespace(*_require_fields(request, "namespace")))
+            case "set_limit":
+                namespace, name, value = _require_fields(request, "namespace", "limit", "value")
+                self._ctx.limits.namespaces.set_limit(require_namespace(namespace), *parse_override(name, value))
+                return self._list_limits(namespace)
             case "list_dead_letters":
                 _require_fields(request)
                 summary = list_dead_letters(self._dead_letters)
@@ -92,6 +108,23 @@ class Admin:
                 return self._run_doctor(*_require_fields(request, "fix"), until=until)
             case _:
                 raise ValidationFailed.at("/action", f"must be one of {', '.join(ACTIONS)}")
+
+    def _list_limits(self, namespace: str) -> dict[str, Any]:
+        namespaces = self._ctx.limits.namespaces
+        overrides = namespaces.read(namespace).overrides
+        return {
+            "limits": [
+                {
+                    "name": name,
+                    "limit": overrides.get(name, namespaces.default(name)),
+                    "default": namespaces.default(name),
+                    "overridden": name in overrides,
+                    "unit": limit.unit,
+                    "counts": limit.counts,
+                }
+                for name, limit in LIMITS.items()
+            ]
+        }
 
     def _run_doctor(self, fix: object, *, until: datetime) -> dict[str, Any]:
         if fix not in (None, True, False):

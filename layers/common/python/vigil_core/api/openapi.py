@@ -13,7 +13,14 @@ from pydantic.json_schema import models_json_schema
 from vigil_core.api.problems import CONTENT_TYPE, HTTP_STATUS, InternalError, Problem, TooManyRequests, Unauthorized
 from vigil_core.api.request import MAX_LONG_POLL_S
 from vigil_core.api.routing import Operation, RequestHeader, ResponseHeader, ResponseSpec
-from vigil_core.domain.errors import Forbidden, MalformedRequest, PayloadTooLarge, ValidationFailed, VigilError
+from vigil_core.domain.errors import (
+    Forbidden,
+    LimitExceeded,
+    MalformedRequest,
+    PayloadTooLarge,
+    ValidationFailed,
+    VigilError,
+)
 from vigil_core.schemas.base import EXAMPLE_ID, NoQuery
 
 _REF = "#/components/schemas/{model}"
@@ -58,6 +65,7 @@ _TAGS = {
     "workflows": "Graphs of jobs with a failure policy, and their runs.",
     "schedules": "Definitions that create a job or a workflow run at planned times.",
     "webhooks": "HTTP addresses that receive signed events, and their deliveries.",
+    "limits": "What a namespace may use, and what it uses.",
     "auth": "Credentials of connections.",
     "operations": "Information about this API.",
 }
@@ -194,7 +202,7 @@ def _possible_errors(operation: Operation) -> set[type[VigilError]]:
     """Return the errors of the handler, and those of the code that runs before or around every handler."""
     common_errors: set[type[VigilError]] = {ValidationFailed, TooManyRequests, InternalError}
     if operation.scope is not None:
-        common_errors |= {Unauthorized, Forbidden}
+        common_errors |= {Unauthorized, Forbidden, LimitExceeded}
     if operation.takes_body:
         common_errors |= {MalformedRequest, PayloadTooLarge}
     return common_errors | set(operation.problems)

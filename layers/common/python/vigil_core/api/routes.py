@@ -8,6 +8,7 @@ from typing import Any
 from vigil_core.api import auth, uploads
 from vigil_core.api.jobs import job_type_routes
 from vigil_core.api.jobs import routes as job_routes
+from vigil_core.api.limits import routes as limit_routes
 from vigil_core.api.openapi import build_document
 from vigil_core.api.queues import routes as queue_routes
 from vigil_core.api.routing import Call, Operation, ResponseSpec, RouteResponse, Routes
@@ -49,6 +50,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *workflow_routes.ROUTES.operations,
     *schedule_routes.ROUTES.operations,
     *webhook_routes.ROUTES.operations,
+    *limit_routes.ROUTES.operations,
     *auth.ROUTES.operations,
     *ROUTES.operations,
 )

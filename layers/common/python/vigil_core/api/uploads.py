@@ -8,8 +8,9 @@ from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import ResponseModel, TimestampText
 from vigil_core.schemas.uploads import NewUploadBody
-from vigil_core.services.idempotency import run_idempotent
+from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.jobs.uploads import create_upload_url
+from vigil_core.services.limits.admission import admit_upload
 
 ROUTES = Routes("jobs")
 
@@ -42,13 +43,19 @@ def create_upload(call: Call, body: NewUploadBody) -> RouteResponse:
     """
     if not call.access.allows(Scope.WORK):
         call.access.require(Scope.SUBMIT)
+
+    def reserve(reserved_id: str, resumed: bool) -> HttpResponse:
+        if not resumed:
+            admit_upload(call.context, call.namespace, body.size)
+        return 201, reserved_id
+
     status, reference = run_idempotent(
         call.context,
         call.namespace,
         route="POST /v1/uploads",
         key=call.request.idempotency_key,
         request=body.model_dump(),
-        action=lambda reserved_id, _: (201, reserved_id),
+        action=reserve,
     )
     # A repeated request returns the same reference with a new signed URL.
     upload = create_upload_url(call.context, call.namespace, str(reference), body.size)

@@ -121,6 +121,11 @@ class Access:
         """Return True if one of the scopes equals or includes this one."""
         return any(scope in _INCLUDED_SCOPES[granted] for granted in self.scopes)
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the key allows nothing but `read`."""
+        return not self.allows(Scope.SUBMIT) and not self.allows(Scope.WORK)
+
     def require(self, scope: Scope) -> None:
         """Check that a scope is allowed.
 
@@ -152,6 +157,17 @@ def namespace_problems(namespace: object) -> list[FieldProblem]:
         return []
     detail = "must be 1 to 63 of a–z, 0–9 and -, and begin with a letter"
     return [FieldProblem(pointer="/namespace", detail=detail)]
+
+
+def require_namespace(namespace: object) -> str:
+    """Return the namespace of a request.
+
+    Raises:
+        ValidationFailed: The namespace is invalid.
+    """
+    if problems := namespace_problems(namespace):
+        raise ValidationFailed(problems)
+    return str(namespace)
 
 
 def parse_key_request(namespace: object, scopes: object, name: object) -> tuple[str, frozenset[Scope], str | None]:

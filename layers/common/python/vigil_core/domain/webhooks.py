@@ -24,8 +24,6 @@ DeliveryStatus: TypeAlias = Literal["pending", "delivered", "failed"]
 
 WAITS_WEBHOOK: Final = "waits"
 """The webhook without a URL of its own. Its secret signs the deliveries to the URLs that waits name."""
-MAX_WEBHOOKS = 50
-"""Maximum per namespace: every event is compared with each webhook."""
 SECRET_BYTES = 32
 SECRET_OVERLAP = timedelta(hours=24)
 """After a rotation, deliveries are also signed with the previous secret for this time."""

@@ -275,6 +275,7 @@ class DispatchesJobs(
     UsesJobQueues,
     UsesExecutors,
     UsesExpressions,
+    UsesLimits,
     UsesThreads,
     UsesStackName,
     Protocol,

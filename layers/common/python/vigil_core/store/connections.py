@@ -7,6 +7,7 @@ removed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -158,8 +159,18 @@ class ConnectionStore:
 
     def connection_ids_of_key(self, namespace: str, key_id: str) -> Iterator[str]:
         """Yield the ids of the connections opened with an API key."""
-        for row in query_all(self._table, keys.connection_of_key(namespace, key_id, "").pk):
-            yield row["sk"]
+        prefix = keys.connection_of_key(namespace, key_id, "").sk
+        for row in query_all(self._table, keys.connections(namespace), begins=prefix):
+            yield row["sk"].removeprefix(prefix)
+
+    def open_by_key(self, namespace: str, now: datetime) -> Counter[str]:
+        """Count the connections of a namespace by the API key that opened them."""
+        rows = query_all(self._table, keys.connections(namespace))
+        return Counter(row["sk"].split("#", 1)[0] for row in rows if row["ttl"] > to_epoch_s(now))
+
+    def all_connection_ids(self, namespace: str) -> list[str]:
+        """Return the ids of all connections of a namespace."""
+        return [row["sk"].split("#", 1)[1] for row in query_all(self._table, keys.connections(namespace))]
 
 
 def _subscription_keys(

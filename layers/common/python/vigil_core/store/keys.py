@@ -22,7 +22,9 @@ BLOCK_ENTRIES = 64
 """The number of entries of a large wait that one block row counts."""
 
 ListName: TypeAlias = Literal["jobs", "waits", "workflows"]
-DueKind: TypeAlias = Literal["wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run"]
+DueKind: TypeAlias = Literal[
+    "recount", "wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run"
+]
 LockKind: TypeAlias = Literal["unique", "mutex"]
 
 
@@ -439,9 +441,14 @@ def subscription_to_topic(namespace: str, topic: str, connection_id: str, subscr
     return Key(subscribers(namespace, topic), f"{connection_id}#{subscription_id}")
 
 
+def connections(namespace: str) -> str:
+    """Return the partition key of the open connections of a namespace."""
+    return f"{namespace}#connections"
+
+
 def connection_of_key(namespace: str, key_id: str, connection_id: str) -> Key:
-    """Return the key by which a connection is found from its API key."""
-    return Key(f"{namespace}#key#{key_id}", connection_id)
+    """Return the key by which a connection is found from its namespace and its API key."""
+    return Key(connections(namespace), f"{key_id}#{connection_id}")
 
 
 # Limits

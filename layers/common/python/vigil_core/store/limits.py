@@ -6,7 +6,7 @@ The counters are in `store/counters.py`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Self
@@ -17,14 +17,17 @@ from vigil_core.domain.limits import (
     LimitName,
     NamespaceSettings,
     NamespaceState,
+    default_limit,
     max_long_polls,
 )
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
+from vigil_core.store.counters import CounterStore
 from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition
 
 SETTINGS_CACHE = timedelta(seconds=45)
 """The age at which a process reads the settings of a namespace again. A suspension takes effect within 60 s."""
+MAX_REMEMBERED_QUEUES = 10_000
 SLOTS_PER_ROW = 32
 """As many slots as fit into one write unit."""
 _SLOT_TTL = timedelta(days=1)
@@ -52,6 +55,10 @@ class NamespaceStore:
     def limit(self, namespace: str, name: LimitName) -> int:
         """Return the value of a limit, at most `SETTINGS_CACHE` old."""
         return self.settings(namespace).limit(name, self._concurrency)
+
+    def default(self, name: LimitName) -> int:
+        """Return the default of a limit."""
+        return default_limit(name, self._concurrency)
 
     def is_active(self, namespace: str) -> bool:
         """Return whether a namespace works, as of at most `SETTINGS_CACHE` ago."""
@@ -206,7 +213,10 @@ class LimitStores:
     """The rows of limits."""
 
     namespaces: NamespaceStore
+    counters: CounterStore
     long_polls: LongPollStore
+    known_queues: dict[str, set[str]] = field(default_factory=dict)
+    """The queues by namespace that the process has found to exist, or has admitted."""
 
     @classmethod
     def over(cls, table: Table, *, now: Callable[[], datetime], concurrency: int) -> Self:
@@ -219,8 +229,15 @@ class LimitStores:
         """
         return cls(
             namespaces=NamespaceStore(table, now=now, concurrency=concurrency),
+            counters=CounterStore(table, now=now),
             long_polls=LongPollStore(table=table, concurrency=concurrency),
         )
+
+    def remember_queues(self, namespace: str, names: Iterable[str]) -> None:
+        """Remember that these queues exist."""
+        if sum(map(len, self.known_queues.values())) > MAX_REMEMBERED_QUEUES:
+            self.known_queues.clear()
+        self.known_queues.setdefault(namespace, set()).update(names)
 
 
 def _settings(namespace: str, row: Row) -> NamespaceSettings:

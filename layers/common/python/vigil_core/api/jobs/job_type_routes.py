@@ -7,7 +7,7 @@ from typing import Any
 from vigil_core.api.jobs.job_type_models import JobTypeList, JobTypeView, parse_job_type
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.domain.access import Scope
-from vigil_core.domain.errors import JobTypeNotFound
+from vigil_core.domain.errors import JobTypeNotFound, RequestLimitExceeded
 from vigil_core.schemas.base import PageQuery, is_valid_name
 from vigil_core.schemas.job_types import JobTypeBody
 from vigil_core.services.jobs import job_types
@@ -24,6 +24,7 @@ ROUTES = Routes("jobs")
         200: ResponseSpec(description="The replaced job type", models=(JobTypeView,)),
         201: ResponseSpec(description="The new job type", models=(JobTypeView,)),
     },
+    problems=(RequestLimitExceeded,),
 )
 def put_job_type(call: Call, job_type: str, body: Any) -> RouteResponse:
     """Create or replace a job type.

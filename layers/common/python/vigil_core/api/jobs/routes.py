@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 from vigil_core.api.jobs.models import (
@@ -68,6 +69,7 @@ from vigil_core.services.jobs.listing import list_jobs as list_stored_jobs
 from vigil_core.services.jobs.long_poll import long_poll_job
 from vigil_core.services.jobs.submit import Submission, find_earlier_submission, submit
 from vigil_core.services.jobs.transitions import find_job
+from vigil_core.services.limits.admission import JobReservation, require_queues, require_room_for_jobs, reserve_jobs
 from vigil_core.services.workflows.commands import require_may_start
 
 ROUTES = Routes("jobs")
@@ -133,17 +135,21 @@ def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
     limit of the namespace is refused as a whole.
     """
     limit = call.context.limits.namespaces.limit(call.namespace, "jobs_per_request")
-    check_jobs_per_request(count_jobs(body.jobs), limit)
+    total = count_jobs(body.jobs)
+    check_jobs_per_request(total, limit)
 
     def execute(reserved_id: str, resumed: bool) -> HttpResponse:
         types = call.context.job_types.find_many(call.namespace, set(_job_type_names(body.jobs)))
+        require_queues(call.context, call.namespace, set(_queue_names(body.jobs, types)))
         schema_cpu = SchemaCpu(len(body.jobs))
 
         def create(numbered_body: tuple[int, JsonValue]) -> BulkItem:
             number, raw_body = numbered_body
             try:
                 body, new_id = parse_body(NewJobBody, raw_body), derive_id(reserved_id, str(number))
-                submitted = _submit_or_resume(call, body, new_id, resumed, lambda _, name: types.get(name), schema_cpu)
+                submitted = _submit_or_resume(
+                    call, body, new_id, resumed, lambda _, name: types.get(name), schema_cpu, reserved=True
+                )
             except Exception as error:
                 return BulkFailure(problem=call.problem(prefix_pointers(f"/jobs/{number}", error)))
             job = JobSummary.from_job(submitted.job)
@@ -151,7 +157,13 @@ def create_jobs(call: Call, body: NewJobsBody) -> RouteResponse:
                 return BulkSuccess(job_id=job.job_id, job=job, existing=True)
             return BulkSuccess(job_id=job.job_id, job=job)
 
-        return 200, BulkResponse(results=call.context.in_parallel(create, enumerate(body.jobs))).to_json()
+        # If an earlier try of the request crashed, its jobs are still counted.
+        counted = nullcontext(JobReservation()) if resumed else reserve_jobs(call.context, call.namespace, total)
+        with counted as reservation:
+            results = call.context.in_parallel(create, enumerate(body.jobs))
+            not_new = [raw for raw, item in zip(body.jobs, results, strict=True) if not _is_new(item)]
+            reservation.unused = count_jobs(not_new)
+        return 200, BulkResponse(results=results).to_json()
 
     status, document = _run_idempotent(call, body, execute)
     return RouteResponse(status=status, body=document)
@@ -520,6 +532,7 @@ def cancel_job(call: Call, job_id: str) -> RouteResponse:
 )
 def retry_job(call: Call, job_id: str) -> RouteResponse:
     """Retry a failed, cancelled or skipped job under the same id."""
+    require_room_for_jobs(call.context, call.namespace)
     return _job_response(call, transitions.retry(call.context, call.namespace, job_id, actor=call.actor))
 
 
@@ -530,12 +543,14 @@ def _submit_or_resume(
     resumed: bool,
     find_type: Callable[[str, str], JobType | None],
     schema_cpu: SchemaCpu | None = None,
+    *,
+    reserved: bool = False,
 ) -> Submission:
     previous = find_earlier_submission(call.context, call.namespace, body.job_id or reserved_id) if resumed else None
     if previous is not None:
         return previous
     new = build_new_job(body, find_type(call.namespace, body.job_type), reserved_id, schema_cpu)
-    return submit(call.context, call.namespace, new, actor=call.actor, resumed=resumed)
+    return submit(call.context, call.namespace, new, actor=call.actor, resumed=resumed, reserved=reserved)
 
 
 def _job_type_names(bodies: Iterable[JsonValue]) -> Iterator[str]:
@@ -543,6 +558,22 @@ def _job_type_names(bodies: Iterable[JsonValue]) -> Iterator[str]:
         name = raw_body.get("job_type") if isinstance(raw_body, Mapping) else None
         if isinstance(name, str) and is_valid_name(name):
             yield name
+
+
+def _queue_names(bodies: Iterable[JsonValue], types: Mapping[str, JobType]) -> Iterator[str]:
+    """Yield the queues of job bodies: their own, or those of their job types."""
+    for raw_body in bodies:
+        if isinstance(raw_body, Mapping):
+            job_type = types.get(str(raw_body.get("job_type")))
+            default = "default" if job_type is None else job_type.defaults.get("queue") or job_type.queue
+            queue = raw_body.get("queue") or default
+            if is_valid_name(queue):
+                yield str(queue)
+
+
+def _is_new(item: BulkItem) -> bool:
+    """Return whether an item of a bulk request is a new job."""
+    return isinstance(item, BulkSuccess) and "existing" not in item.model_fields_set
 
 
 def _run_idempotent(

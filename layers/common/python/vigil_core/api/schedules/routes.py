@@ -7,7 +7,7 @@ from typing import Any
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.api.schedules.models import ScheduleList, ScheduleView, parse_schedule
 from vigil_core.domain.access import Scope
-from vigil_core.domain.errors import ScheduleNotFound
+from vigil_core.domain.errors import RequestLimitExceeded, ScheduleNotFound
 from vigil_core.schemas.base import NoContent, PageQuery, is_valid_name
 from vigil_core.schemas.schedules import ScheduleBody
 from vigil_core.services.schedules import manage as manage_schedules
@@ -24,6 +24,7 @@ ROUTES = Routes("schedules")
         200: ResponseSpec(description="The replaced schedule", models=(ScheduleView,)),
         201: ResponseSpec(description="The new schedule", models=(ScheduleView,)),
     },
+    problems=(RequestLimitExceeded,),
 )
 def put_schedule(call: Call, schedule: str, body: Any) -> RouteResponse:
     """Create or replace a schedule.

@@ -39,6 +39,7 @@ def create_wait(call: Call, body: Any) -> RouteResponse:
             body,
             actor=call.actor,
             poll_until=call.request.long_poll_deadline(DEFAULT_LONG_POLL_S),
+            read_only=call.access.read_only,
             slot=call.slot,
             reserved_id=reserved_id,
         )

@@ -7,7 +7,7 @@ from typing import Any
 from vigil_core.api.routing import Call, ResponseSpec, RouteResponse, Routes
 from vigil_core.api.webhooks.models import DeliveryList, DeliveryView, WebhookList, WebhookView, parse_webhook
 from vigil_core.domain.access import Scope
-from vigil_core.domain.errors import DeliveryNotFound, InvalidTransition, WebhookNotFound
+from vigil_core.domain.errors import DeliveryNotFound, InvalidTransition, RequestLimitExceeded, WebhookNotFound
 from vigil_core.schemas.base import NoContent, PageQuery, is_valid_name
 from vigil_core.schemas.webhooks import RotateSecretBody, WebhookBody
 from vigil_core.services.webhooks import manage as manage_webhooks
@@ -26,7 +26,7 @@ ROUTES = Routes("webhooks")
             description="The new webhook with its secret, which is shown only here", models=(WebhookView,)
         ),
     },
-    problems=(InvalidTransition,),
+    problems=(InvalidTransition, RequestLimitExceeded),
 )
 def put_webhook(call: Call, webhook: str, body: Any) -> RouteResponse:
     """Create or replace a webhook.

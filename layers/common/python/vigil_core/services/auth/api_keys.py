@@ -11,8 +11,8 @@ from vigil_core.domain.access import (
     ApiKey,
     Token,
     TokenKind,
-    namespace_problems,
     parse_key_request,
+    require_namespace,
 )
 from vigil_core.domain.errors import ValidationFailed
 from vigil_core.services.auth.context import UsesApiKeys, UsesRandomHex, UsesTime
@@ -56,7 +56,7 @@ def list_keys(ctx: ApiKeysContext, namespace: object) -> list[ApiKey]:
     Raises:
         ValidationFailed: The namespace is invalid.
     """
-    return ctx.api_keys.find_all(_require_namespace(namespace))
+    return ctx.api_keys.find_all(require_namespace(namespace))
 
 
 def revoke_key(
@@ -82,14 +82,8 @@ def revoke_key(
     Raises:
         ValidationFailed: The namespace is invalid or has no such key.
     """
-    valid_namespace = _require_namespace(namespace)
+    valid_namespace = require_namespace(namespace)
     key = ctx.api_keys.revoke(valid_namespace, key_id, ctx.now()) if isinstance(key_id, str) and key_id else None
     if key is None:
         raise ValidationFailed.at("/key_id", f"the namespace {valid_namespace} has no such key")
     return key, disconnect(key.namespace, key.key_id)
-
-
-def _require_namespace(namespace: object) -> str:
-    if problems := namespace_problems(namespace):
-        raise ValidationFailed(problems)
-    return str(namespace)

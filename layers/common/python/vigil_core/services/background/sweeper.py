@@ -26,6 +26,7 @@ from vigil_core.services.context import (
 )
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs.transitions import apply_timers
+from vigil_core.services.limits.recount import recount
 from vigil_core.services.locks import promote_next_waiter
 from vigil_core.services.messages import (
     DispatchJob,
@@ -140,6 +141,8 @@ def process_due(ctx: SweeperContext, due: DueItem) -> int:
             webhook_delivery.requeue_due(ctx, due.namespace, due.entity_id)
         case "run":
             reconcile_run(ctx, due.namespace, due.entity_id)
+        case "recount":
+            recount(ctx, due.namespace)
         case "schedule":
             fire_schedule(ctx, due.namespace, due.entity_id)
     return 1

@@ -29,6 +29,7 @@ from vigil_core.runtime.failures import add_error, apply_in_halves, contain
 from vigil_core.services.context import (
     UsesClock,
     UsesConnections,
+    UsesLimits,
     UsesMessageQueues,
     UsesRandomness,
     UsesThreads,
@@ -36,6 +37,7 @@ from vigil_core.services.context import (
     UsesWebhooks,
 )
 from vigil_core.services.events.sockets import Sockets, close_socket, send_messages
+from vigil_core.services.limits.counting import count_ends
 from vigil_core.services.waits.view import wait_answer
 from vigil_core.services.webhooks.deliver import deliveries_for, enqueue_deliveries
 from vigil_core.store.connections import Subscriber
@@ -46,6 +48,7 @@ from vigil_core.store.waits.wait_rows import wait_from_row
 
 class PublishEventsContext(
     UsesWaits,
+    UsesLimits,
     UsesConnections,
     UsesWebhooks,
     UsesMessageQueues,
@@ -126,6 +129,7 @@ def notify(
     2. Send them to the subscribers of own topics (one job, wait or run), which expect them soonest.
     3. In parallel: send them to the subscribers of shared topics, publish to SNS, and collect webhook deliveries.
     4. Store and enqueue the webhook deliveries.
+    5. Count the ends of jobs and waits for the limits of their namespaces.
 
     Each connection receives its messages in the order of the records. A failure is attributed to its records, and does
     not affect other records or connections. A permanent error ends the work that causes it: a socket that cannot
@@ -173,6 +177,7 @@ def notify(
     for sequence_numbers, deliveries in pending_deliveries:
         with _attribute_failure(errors, sequence_numbers):
             enqueue_deliveries(ctx, deliveries)
+    count_ends(ctx, record_list, errors)
     return PublishReport(
         events=len(pending_events),
         messages=sum(map(len, (*own_outbox.values(), *shared_outbox.values()))),

@@ -40,6 +40,7 @@ from vigil_core.domain.events.websocket_protocol import (
 from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.limits import LimitName, limit_error
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.services.context import (
@@ -108,14 +109,34 @@ def connect(ctx: SubscriptionsContext, api_keys: ApiKeyStore, access: Access, co
     """Store a new connection, and return False if its key does not allow it.
 
     The key is read after the connection is stored. A revocation marks the key first and then closes its stored
-    connections, so no connection of a revoked key stays open.
+    connections, so no connection of a revoked key stays open. The open connections are counted after it is stored too:
+    of several connections that exceed a limit together, each one that counts them all is refused.
+
+    Raises:
+        LimitExceeded: The namespace or the key has too many open connections.
     """
     ctx.connections.connect(Connection(connection_id=connection_id, access=access, connected_at=ctx.now()))
     key = api_keys.find(access.namespace, access.key_id)
-    if key is not None and not key.revoked and access.allows(Scope.READ):
-        return True
-    ctx.connections.disconnect(access.namespace, connection_id)
-    return False
+    if key is None or key.revoked or not access.allows(Scope.READ):
+        ctx.connections.disconnect(access.namespace, connection_id)
+        return False
+    if (error := _connection_limit_error(ctx, access)) is not None:
+        ctx.connections.disconnect(access.namespace, connection_id)
+        raise error
+    return True
+
+
+def _connection_limit_error(ctx: SubscriptionsContext, access: Access) -> VigilError | None:
+    open_by_key = ctx.connections.open_by_key(access.namespace, ctx.now())
+    used: Mapping[LimitName, int] = {
+        "websocket_connections": open_by_key.total(),
+        "websocket_connections_per_key": open_by_key[access.key_id],
+    }
+    for name, count in used.items():
+        limit = ctx.limits.namespaces.limit(access.namespace, name)
+        if count > limit:
+            return limit_error(name, limit)
+    return None
 
 
 def disconnect(ctx: SubscriptionsContext, access: Access, connection_id: str) -> None:
@@ -159,7 +180,7 @@ def _register_wait(ctx: SubscriptionsContext, peer: Peer, frame: RegisterWait) -
     _check_topic_limit(ctx, peer, frame.message_id, {"wait:"})
     namespace = peer.access.namespace
     wait_answer: Mapping[str, JsonValue] = post_wait(
-        ctx, namespace, frame.body, actor=peer.access.key_id, poll_until=ctx.now()
+        ctx, namespace, frame.body, actor=peer.access.key_id, poll_until=ctx.now(), read_only=peer.access.read_only
     )
     wait_id = str(wait_answer["wait_id"])
     if ascii_size(wait_answer) > MAX_WAIT_BYTES:

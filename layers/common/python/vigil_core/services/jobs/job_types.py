@@ -10,13 +10,14 @@ from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.executors.targets import HttpTarget, LambdaTarget, is_own_function
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.outbound_policy import parse_outbound_url
-from vigil_core.services.context import UsesAllowedPrivateHosts, UsesClock, UsesJobTypes, UsesStackName
+from vigil_core.services.context import UsesAllowedPrivateHosts, UsesClock, UsesJobTypes, UsesLimits, UsesStackName
 from vigil_core.services.cpu_limits import SchemaCpu
+from vigil_core.services.limits.admission import require_room_for
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.store.table import ConditionFailed
 
 
-class JobTypesContext(UsesJobTypes, UsesClock, UsesAllowedPrivateHosts, UsesStackName, Protocol):
+class JobTypesContext(UsesJobTypes, UsesClock, UsesAllowedPrivateHosts, UsesStackName, UsesLimits, Protocol):
     """The collaborators of job types."""
 
 
@@ -27,6 +28,7 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
         The current version, and whether the job type is new. An equal definition makes no version.
 
     Raises:
+        RequestLimitExceeded: The namespace has too many job types.
         ValidationFailed: The `payload_schema` is not a JSON Schema, or validation with it would take too long. Or no
             job could ever call the target.
     """
@@ -38,6 +40,8 @@ def put_job_type(ctx: JobTypesContext, job_type: JobType) -> tuple[JobType, bool
     _check_target(ctx, job_type)
 
     def save(before: JobType | None, after: JobType) -> tuple[JobType, bool]:
+        if before is None:
+            require_room_for(ctx, after.namespace, "job_types")
         if after != before:
             ctx.job_types.store_target(after)
             ctx.job_types.save(before, after)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vigil_core.domain.exact_json import JsonValue, loads
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
-from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobQueues, UsesListing, UsesRuns, UsesThreads
-from vigil_core.services.jobs.dependencies import resolve_dependencies
+from vigil_core.services.context import (
+    ChangesJobs,
+    UsesDependencies,
+    UsesJobQueues,
+    UsesLimits,
+    UsesListing,
+    UsesRuns,
+    UsesThreads,
+)
+from vigil_core.services.jobs.dependencies import ResolvedDependencies, resolve_dependencies
 from vigil_core.services.jobs.transitions import encode_payload
 from vigil_core.services.jobs.uploads import claim_upload, require_uploaded
-from vigil_core.services.locks import acquire_or_enqueue, locks_for_new_job
+from vigil_core.services.limits.admission import require_queues, reserve_jobs
+from vigil_core.services.locks import NewJobLocks, acquire_or_enqueue, locks_for_new_job
 from vigil_core.services.optimistic import retry_on_conflict
 from vigil_core.store.table import ConditionFailed
 
 
-class SubmitJobContext(ChangesJobs, UsesDependencies, UsesListing, UsesJobQueues, UsesRuns, UsesThreads, Protocol):
+class SubmitJobContext(
+    ChangesJobs, UsesDependencies, UsesListing, UsesJobQueues, UsesRuns, UsesThreads, UsesLimits, Protocol
+):
     """What a change of a job uses, and the dependencies, runs, lists and queues that a new job joins."""
 
 
@@ -41,7 +53,9 @@ class _EncodedPayloads:
     """The reference of the upload that becomes the payload."""
 
 
-def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, resumed: bool = False) -> Submission:
+def submit(
+    ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, resumed: bool = False, reserved: bool = False
+) -> Submission:
     """Create a job.
 
     1. Read the dependencies and the locks that the job needs. An open job with the same unique key is the answer.
@@ -57,8 +71,11 @@ def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, re
         new: The request.
         actor: The API key or the function that creates the job.
         resumed: Whether an earlier try of the same request reserved the id. A job with the id is then its answer.
+        reserved: Whether the caller has counted the job.
 
     Raises:
+        LimitExceeded: The namespace has too many open jobs.
+        RequestLimitExceeded: The namespace has too many queues.
         MissingDependency: A dependency does not exist.
         JobCreationFailed: The id is taken, or another open job has the mutex.
         PayloadTooLarge: The payload or fallback is over the limit of a request body.
@@ -76,7 +93,7 @@ def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, re
     def try_create() -> Submission:
         if resumed and (earlier := find_earlier_submission(ctx, namespace, new.job_id)) is not None:
             return earlier
-        return _try_create(ctx, namespace, new, payloads, actor)
+        return _try_create(ctx, namespace, new, payloads, actor, reserved=reserved)
 
     return retry_on_conflict(
         try_create, sleep=ctx.sleep, subject=f"the locks of job {new.job_id}", retry_on=ConditionFailed
@@ -84,7 +101,7 @@ def submit(ctx: SubmitJobContext, namespace: str, new: NewJob, *, actor: str, re
 
 
 def _try_create(
-    ctx: SubmitJobContext, namespace: str, new: NewJob, payloads: _EncodedPayloads, actor: str
+    ctx: SubmitJobContext, namespace: str, new: NewJob, payloads: _EncodedPayloads, actor: str, *, reserved: bool
 ) -> Submission:
     """Run the steps of `submit` once.
 
@@ -95,7 +112,21 @@ def _try_create(
     locks = locks_for_new_job(ctx, namespace, new)
     if locks.existing_job is not None:
         return Submission(job=locks.existing_job, existing=True)
+    with nullcontext() if reserved else reserve_jobs(ctx, namespace, 1 + (new.batch_size or 0)):
+        return _create(ctx, namespace, new, payloads, actor, dependencies, locks)
+
+
+def _create(
+    ctx: SubmitJobContext,
+    namespace: str,
+    new: NewJob,
+    payloads: _EncodedPayloads,
+    actor: str,
+    dependencies: ResolvedDependencies,
+    locks: NewJobLocks,
+) -> Submission:
     now = ctx.now()
+    require_queues(ctx, namespace, [new.queue])
     ctx.listing.mark_day(namespace, "jobs", now.date())
     ctx.job_queues.register(namespace, new.queue)
     nonce = ctx.new_id()[-12:]

@@ -53,6 +53,7 @@ READ_BATCH = 100
 ACTOR = "admin"
 
 FindingKind: TypeAlias = Literal[
+    "recount",
     "wait_expiry",
     "wait_registration",
     "delivery",
@@ -66,6 +67,7 @@ FindingKind: TypeAlias = Literal[
     "dead_letters",
 ]
 _OVERDUE_TEXTS: Mapping[str, tuple[str, str]] = {
+    "recount": ("the recount of the namespace is overdue", "continue it"),
     "wait_expiry": ("the wait has expired but is open", "expire it"),
     "wait_registration": ("the registration is incomplete", "resume the registration"),
     "delivery": ("the retry is overdue", "enqueue the delivery"),

@@ -12,12 +12,13 @@ from typing import Protocol
 from vigil_core.domain.errors import ScheduleNotFound
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.schedules import Schedule, replace_definition, set_enabled, with_next_fire
-from vigil_core.services.context import UsesClock, UsesIds, UsesSchedules, UsesTimers
+from vigil_core.services.context import UsesClock, UsesIds, UsesLimits, UsesSchedules, UsesTimers
+from vigil_core.services.limits.admission import require_room_for
 from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 from vigil_core.store.table import ConditionFailed
 
 
-class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, Protocol):
+class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, UsesLimits, Protocol):
     """The schedules, their timers, the time, and new generations."""
 
 
@@ -26,10 +27,14 @@ def put_schedule(ctx: ManageSchedulesContext, schedule: Schedule) -> tuple[Sched
 
     Returns:
         The stored schedule, and True if it is new.
+
+    Raises:
+        RequestLimitExceeded: The namespace has too many schedules.
     """
 
     def decide(before: Schedule | None) -> Schedule:
         if before is None:
+            require_room_for(ctx, schedule.namespace, "schedules")
             return with_next_fire(schedule, now=schedule.created_at, generation=schedule.generation)
         return replace_definition(before, schedule)
 

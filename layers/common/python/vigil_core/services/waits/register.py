@@ -35,7 +35,15 @@ from vigil_core.domain.jobs.stages import is_known
 from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.request import WaitRequest
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob, wait_entry_of
-from vigil_core.services.context import UsesClock, UsesJobs, UsesListing, UsesMessageQueues, UsesThreads, UsesWaits
+from vigil_core.services.context import (
+    UsesClock,
+    UsesJobs,
+    UsesLimits,
+    UsesListing,
+    UsesMessageQueues,
+    UsesThreads,
+    UsesWaits,
+)
 from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.messages import RegisterPage
 from vigil_core.services.ports import FanOutMessage
@@ -43,7 +51,9 @@ from vigil_core.services.timers import start_wait_timer
 from vigil_core.services.waits import resolve as resolve_wait
 
 
-class RegisterWaitContext(UsesJobs, UsesWaits, UsesListing, UsesMessageQueues, UsesClock, UsesThreads, Protocol):
+class RegisterWaitContext(
+    UsesJobs, UsesWaits, UsesListing, UsesMessageQueues, UsesClock, UsesThreads, UsesLimits, Protocol
+):
     """The jobs and waits, the listing, and the queue of the fan-out function."""
 
 
@@ -276,6 +286,8 @@ def _finish_registration(ctx: RegisterWaitContext, wait: Wait) -> Wait:
 
 def _create_or_find(ctx: RegisterWaitContext, wait: Wait) -> Wait:
     if ctx.waits.create(wait):
+        if not wait.ended:
+            ctx.limits.counters.add(wait.namespace, waits_by_key={wait.created_by: 1})
         return wait
     return ctx.waits.find(wait.namespace, wait.wait_id) or wait
 

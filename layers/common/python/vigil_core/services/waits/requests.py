@@ -26,6 +26,7 @@ from vigil_core.services.context import (
     UsesWaits,
     UsesWebhooks,
 )
+from vigil_core.services.limits.admission import require_room_for_wait
 from vigil_core.services.long_poll import SlotRequest, long_poll
 from vigil_core.services.pagination import MAX_DAYS_READ, MAX_ROWS_READ
 from vigil_core.services.waits import resolve as resolve_wait
@@ -59,6 +60,7 @@ def post_wait(
     actor: str,
     poll_until: datetime,
     reserved_id: str | None = None,
+    read_only: bool = False,
     slot: SlotRequest | None = None,
 ) -> WaitAnswer:
     """Register a wait, or continue the wait whose answer is posted back. Then wait until it is done.
@@ -68,6 +70,7 @@ def post_wait(
     Raises:
         ValidationFailed: With every problem of the body.
         JobNotFound: With all unknown jobs.
+        LimitExceeded: The namespace, or its key of scope `read`, has too many open waits.
     """
     request = parse_wait_request(body)
     wait = _find_posted(ctx, namespace, request)
@@ -78,6 +81,7 @@ def post_wait(
             raise ValidationFailed.at("/wait_options/mode/at_least", "must not exceed the number of jobs in wait_on")
         if request.options.webhook is not None:
             check_wait_webhook(ctx, namespace, request.options.webhook, "/wait_options/notify/webhook")
+        require_room_for_wait(ctx, namespace, actor, read_only=read_only)
         wait = register_wait(ctx, namespace, request, actor=actor, wait_id=reserved_id or ctx.new_id())
     return wait_answer(ctx, _long_poll(ctx, wait, poll_until, request, slot))
 

@@ -16,14 +16,16 @@ from vigil_core.domain.errors import (
     WebhookNotFound,
 )
 from vigil_core.domain.outbound_policy import parse_outbound_url
-from vigil_core.domain.webhooks import MAX_WEBHOOKS, SECRET_BYTES, WAITS_WEBHOOK, Delivery, Webhook, new_secret
+from vigil_core.domain.webhooks import SECRET_BYTES, WAITS_WEBHOOK, Delivery, Webhook, new_secret
 from vigil_core.services.context import (
     UsesAllowedPrivateHosts,
     UsesClock,
+    UsesLimits,
     UsesMessageQueues,
     UsesRandomness,
     UsesWebhooks,
 )
+from vigil_core.services.limits.admission import require_room_for
 from vigil_core.services.messages import DeliveryRetry
 from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 from vigil_core.store.keys import delivery_due_id
@@ -31,7 +33,7 @@ from vigil_core.store.table import ConditionFailed
 
 
 class ManageWebhooksContext(
-    UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesAllowedPrivateHosts, Protocol
+    UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesAllowedPrivateHosts, UsesLimits, Protocol
 ):
     """The webhooks, the sweeper's queue, the time, random secrets, and the exempt hosts of the outbound policy."""
 
@@ -45,15 +47,15 @@ def put_webhook(ctx: ManageWebhooksContext, webhook: Webhook) -> tuple[Webhook, 
         The stored webhook, and True if it is new.
 
     Raises:
-        ValidationFailed: The outbound policy forbids the URL, or the namespace has too many webhooks.
+        RequestLimitExceeded: The namespace has too many webhooks.
+        ValidationFailed: The outbound policy forbids the URL.
     """
     if webhook.url is not None:
         _check_address(ctx, webhook.url, "/url")
 
     def change(before: Webhook | None) -> Webhook:
         if before is None:
-            if len(ctx.webhooks.find_all(webhook.namespace)) >= MAX_WEBHOOKS:
-                raise ValidationFailed.at("{webhook}", f"a namespace has at most {MAX_WEBHOOKS} webhooks")
+            require_room_for(ctx, webhook.namespace, "webhooks")
             return replace(webhook, secret=webhook.secret or _new_secret(ctx))
         return replace(webhook, secret=webhook.secret or before.secret).as_next_version(before, ctx.now())
 

@@ -27,11 +27,13 @@ from vigil_core.services.context import (
     ChangesRuns,
     UsesDependencies,
     UsesJobQueues,
+    UsesLimits,
     UsesListing,
     UsesMessageQueues,
     UsesThreads,
 )
 from vigil_core.services.jobs.transitions import change, encode_payload
+from vigil_core.services.limits.admission import require_queues, reserve_jobs
 from vigil_core.services.messages import RunPrepare
 from vigil_core.services.timers import start_run_timer
 from vigil_core.services.workflows.blocks import enqueue_blocks
@@ -45,6 +47,7 @@ class CreateRunContext(
     ChangesRuns,
     UsesDependencies,
     UsesListing,
+    UsesLimits,
     UsesJobQueues,
     UsesMessageQueues,
     UsesThreads,
@@ -74,7 +77,9 @@ def create_run(
         resumed: Whether an earlier attempt may have stored the run.
 
     Raises:
+        LimitExceeded: The namespace has too many open jobs.
         PayloadTooLarge: A payload is larger than a request allows.
+        RequestLimitExceeded: The namespace has too many queues.
     """
     if resumed and (earlier := ctx.runs.find(namespace, new.workflow_id)) is not None:
         return _resume_creation(ctx, earlier)
@@ -82,7 +87,21 @@ def create_run(
         for name, body in (("payload", job.payload), ("fallback", job.fallback)):
             if body is not None:
                 encode_payload(body, f"jobs/{index}/{name}")
-    run = workflows.create(namespace, new, now=ctx.now(), actor=actor)
+    require_queues(ctx, namespace, {job.queue for job in new.jobs})
+    amount = sum(1 + (job.batch_size or 0) for job in new.jobs)
+    with reserve_jobs(ctx, namespace, amount) as reservation:
+        run = workflows.create(namespace, new, now=ctx.now(), actor=actor)
+        is_new = _store_run(ctx, new, run)
+        reservation.unused = 0 if is_new else amount
+    if not is_new:
+        return _resume_creation(ctx, find_run(ctx, namespace, run.workflow_id))
+    start_run_timer(ctx, run)
+    return prepare_jobs(ctx, run)
+
+
+def _store_run(ctx: CreateRunContext, new: NewWorkflowRun, run: WorkflowRun) -> bool:
+    """Store the definition of a run, then the run. Return False if the run exists already."""
+    namespace = run.namespace
     ctx.runs.put_graph(namespace, run.workflow_id, new.graph)
     ctx.in_parallel(
         lambda block: ctx.runs.put_job_definitions(
@@ -97,9 +116,8 @@ def create_run(
     try:
         ctx.runs.create(run)
     except ConditionFailed:  # A concurrent request, or an earlier attempt whose answer was lost, has created it.
-        return _resume_creation(ctx, find_run(ctx, namespace, run.workflow_id))
-    start_run_timer(ctx, run)
-    return prepare_jobs(ctx, run)
+        return False
+    return True
 
 
 def prepare_jobs(ctx: CreateRunContext, run: WorkflowRun) -> WorkflowRun:

@@ -1,0 +1,1 @@
+"""Use cases of limits: admission, counting, request rates, and the state of namespaces."""
