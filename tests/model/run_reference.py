@@ -65,10 +65,13 @@ class Reference:
     def _advance(self) -> bool:
         """Do everything that follows at once, and return whether anything is left:
 
-        a waiting job is decided as soon as its rule allows it, a ready job starts.
+        a waiting job is decided as soon as its rule allows it, a scheduled one skipped, a ready job starts.
         """
         while judged := [
-            job for job in self.jobs.values() if job.status == "waiting" and self._is_satisfied(job) is not None
+            job
+            for job in self.jobs.values()
+            if (job.status == "waiting" and self._is_satisfied(job) is not None)
+            or (job.status == "scheduled" and self._is_satisfied(job) is False)
         ]:
             self._apply_rule(judged[0], self._is_satisfied(judged[0]))
         paused = any(job.next in ("retry", "skip", "abort") for job in self.jobs.values())
@@ -88,7 +91,7 @@ class Reference:
             job.status, job.at, job.next = "failed", self.now, "failed"
         elif not held or job.condition == "false" or (job.wants and job.before[0].result != job.wants):
             bad = any(other.end in BAD for other in job.before) and job.rule not in UNAFFECTED_BY_FAILURES
-            job.status, job.end = "skipped", "failed" if bad and not held else "skipped"
+            job.status, job.end, job.next = "skipped", "failed" if bad and not held else "skipped", ""
         else:
             job.status = "ready"
             for other in [other for other in job.before if job.race and other.end is None]:

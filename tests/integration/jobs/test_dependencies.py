@@ -272,6 +272,40 @@ def test_scheduled_job_applies_its_rule_after_its_start_time(world: World) -> No
     assert stored(world, job_id).status == "pending"
 
 
+@pytest.mark.parametrize("failed_at", ["before creation", "before registration", "after registration"])
+def test_scheduled_job_that_can_never_run_is_skipped_before_its_start_time(world: World, failed_at: str) -> None:
+    first = world.job()
+    if failed_at == "before creation":
+        end(world, first, "failed")
+    job_id = dependent_job(world, first, scheduled_at=world.time + timedelta(hours=1))
+    after = dependent_job(world, job_id, trigger_rule="all_done")
+    if failed_at == "before registration":
+        end(world, first, "failed")
+    world.run_matcher()
+    if failed_at == "after registration":
+        assert stored(world, job_id).status == "scheduled"
+        end(world, first, "failed")
+        world.run_matcher()
+    skipped = stored(world, job_id)
+    assert (skipped.status, skipped.dependencies.status) == ("skipped", "failed")
+    assert skipped.dependencies.verdict is not None
+    assert skipped.dependencies.verdict.through_failure
+    assert stored(world, after).status == "pending"
+    world.pass_time(3_600)
+    transitions.apply_timers(world.ctx, NAMESPACE, job_id)
+    assert stored(world, job_id).version == skipped.version
+
+
+def test_retry_delay_of_a_released_job_ignores_its_dependencies(world: World) -> None:
+    """A job between two attempts is scheduled as well, but its rule has been decided."""
+    job = replace(
+        stored(world, world.job()),
+        status="scheduled",
+        dependencies=replace(stored(world, dependent_job(world, world.job())).dependencies, status="satisfied"),
+    )
+    assert not job.can_be_skipped
+
+
 def test_released_job_still_waits_for_its_mutex(world: World) -> None:
     first, owner = world.job(), world.job(mutex_key="m")
     job_id = dependent_job(world, first, mutex_key="m", queue_on_conflict=True)

@@ -233,3 +233,42 @@ def test_run_whose_conditions_exceed_the_share_of_the_stream_ends_as_usual(
         "after-yes": "completed",
     }  # fmt: skip
     assert world.find_run(run).ended
+
+
+def test_delayed_job_that_can_never_run_is_skipped_at_once(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "parent"},
+        {"name": "child", "depends_on": ["parent"], "start_delay": 3_600},
+        {"name": "grandchild", "depends_on": ["child"], "start_delay": 7_200},
+        {"name": "report", "depends_on": ["grandchild"], "trigger_rule": "all_done"},
+        failure_policy="continue_on_failure",
+    )
+    assert world.work({"parent": Exception("NO")}) == ["parent", "report"]
+    assert world.find_run(run).status == "failed"
+    assert world.statuses(run) == {
+        "parent": "failed", "child": "skipped", "grandchild": "skipped", "report": "completed",
+    }  # fmt: skip
+
+
+def test_delayed_job_whose_rule_is_satisfied_starts_at_its_time(world: RunWorld) -> None:
+    run = world.run({"name": "parent"}, {"name": "child", "depends_on": ["parent"], "start_delay": 60})
+    assert world.work() == ["parent"]
+    assert world.statuses(run) == {"parent": "completed", "child": "scheduled"}
+    world.pass_time(60)
+    world.sweep()
+    assert world.work() == ["child"]
+    assert world.find_run(run).status == "completed"
+
+
+def test_late_start_record_of_an_earlier_generation_starts_no_job(world: RunWorld) -> None:
+    """While a retry is being prepared, the record that started the previous generation arrives once more."""
+    run = world.run({"name": "a"}, {"name": "b", "depends_on": ["a"]})
+    world.work({"a": Exception("NO")})
+    runs.retry(world.ctx, NAMESPACE, run, from_job=None, actor=KEY)
+    retried = world.find_run(run)
+    create_run._create_or_rerun(world.ctx, retried, 0)
+    world.table.records += world.delivered
+    world.deliver_stream()
+    assert world.at(run, "a").status == "waiting"
+    create_run.prepare_jobs(world.ctx, retried)
+    assert world.work() == ["a", "b"]

@@ -262,6 +262,11 @@ class Job:
         return self.dependencies.status == "waiting" or (self.workflow.in_run and self.dependencies.verdict is None)
 
     @property
+    def can_be_skipped(self) -> bool:
+        """Whether the dependencies may still skip the job. They decide before its start time, too."""
+        return self.status in ("scheduled", "waiting") and self.awaits_verdict
+
+    @property
     def cancel_due_at(self) -> datetime | None:
         """The time at which the sweeper enforces an outstanding cancel request."""
         if self.cancel_requested_at is None or self.status != "running":

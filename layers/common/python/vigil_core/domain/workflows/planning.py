@@ -53,7 +53,8 @@ def plan_transitions(run_state: RunState, indexes: Iterable[int]) -> TransitionP
     3. The successors of a job that was skipped before are visited as well. If the process that recorded the skip
        crashed before it planned them, this plan contains their transitions.
 
-    Jobs that do not wait, and jobs whose trigger rule is still open, get no transition.
+    Jobs that do not wait, and jobs whose trigger rule is still open, get no transition. A job before its start time is
+    skipped if its rule can no longer be satisfied, but not released.
     """
     depth = run_state.graph.depth
     releases: dict[int, Verdict] = {}
@@ -75,10 +76,11 @@ def plan_transitions(run_state: RunState, indexes: Iterable[int]) -> TransitionP
         if run_state.status(index) == "skipped":
             already_skipped.add(index)
             push_successors(index)
-        if run_state.state_of(index) != "waiting" or run_state.lost_race(index):
+        state = run_state.state_of(index)
+        if state not in ("waiting", "scheduled") or run_state.lost_race(index):
             continue
         is_satisfied, counts = forecast_rule(run_state, index)
-        if is_satisfied is None:
+        if is_satisfied is None or (is_satisfied and state == "scheduled"):
             continue
         node = run_state.graph.nodes[index]
         verdict = rule_verdict(node.trigger_rule, counts, is_satisfied)

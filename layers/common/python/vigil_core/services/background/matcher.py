@@ -210,7 +210,7 @@ def handle_job_change(ctx: MatcherContext, job: Job) -> None:
     fail_job = partial(fail_unprocessable, ctx, job.namespace, job.job_id)
     if job.dispatchable:
         contain(partial(dispatch, ctx, job.namespace, job.job_id, actor="matcher"), fail_job)
-    if job.awaits_dependencies:
+    if job.can_be_skipped and not job.workflow.in_run:
         try:
             contain(partial(register_with_dependencies, ctx, job), fail_job)
         except ExpressionsDeferred:

@@ -104,14 +104,15 @@ def resolve_dependencies(ctx: RelatedJobsContext, namespace: str, job_ids: Seque
 
 
 def register_with_dependencies(ctx: DependenciesContext, job: Job) -> None:
-    """Register a waiting job with its dependencies. Can be repeated.
+    """Register a waiting or scheduled job with its dependencies. Can be repeated.
 
     1. Write a dependent row at each dependency.
     2. Read the dependencies, and mark the open ones so that the matcher receives their versions. A mark returns the
        dependency after the write, so an end between read and mark is not missed.
     3. Record the end states of the ended ones, and apply the trigger rule to the counts.
 
-    If the process crashes, the stream delivers the waiting version again and all steps run again.
+    If the process crashes, the stream delivers the version again and all steps run again. A scheduled job registers
+    again at its start time: until then, its dependencies can skip it, but not release it.
     """
     ctx.dependencies.put_dependents(job)
     jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.dependencies.depends_on))
@@ -139,7 +140,7 @@ def on_dependency_finished(ctx: DependenciesContext, dependent: Dependent, depen
     end_state = end_state_of(dependency.status, dependency.dependencies.verdict)
     assert end_state is not None
     job = ctx.jobs.find(dependency.namespace, dependent.job_id)
-    if job is not None and job.awaits_dependencies and job.attempt == dependent.attempt:
+    if job is not None and job.can_be_skipped and job.attempt == dependent.attempt:
         _apply_trigger_rule(ctx, job, ctx.dependencies.record_end_states(job, {dependent.index: end_state}))
 
 
@@ -173,7 +174,7 @@ def upstream_and_downstream(ctx: RelatedJobsContext, job: Job) -> tuple[list[Job
     downstream_jobs = [
         jobs_by_id[job_id]
         for job_id in downstream_ids
-        if job_id in jobs_by_id and (jobs_by_id[job_id].awaits_dependencies or jobs_by_id[job_id].workflow.in_run)
+        if job_id in jobs_by_id and (jobs_by_id[job_id].can_be_skipped or jobs_by_id[job_id].workflow.in_run)
     ]
     return [jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id], downstream_jobs
 
@@ -194,9 +195,9 @@ def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:
 
 
 def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCounts) -> None:
-    """Release, skip or fail a waiting job if the counts decide its trigger rule."""
+    """Release, skip or fail a waiting job, or skip a scheduled one, if the counts decide its trigger rule."""
     is_satisfied = evaluate_rule(job.dependencies.trigger_rule, counts)
-    if is_satisfied is None:
+    if is_satisfied is None or (is_satisfied and not job.awaits_dependencies):
         return
     verdict = rule_verdict(job.dependencies.trigger_rule, counts, is_satisfied)
     passed, verdict = (
@@ -204,7 +205,8 @@ def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCo
     )
 
     def decide(current: Job) -> Job:
-        if not current.awaits_dependencies or current.attempt != job.attempt:
+        may_change = current.awaits_dependencies if is_satisfied else current.can_be_skipped
+        if not may_change or current.attempt != job.attempt:
             return current
         return transitions.apply_verdict(
             current, verdict, is_satisfied=is_satisfied, condition_result=passed, now=ctx.now(), actor="matcher"
@@ -212,7 +214,7 @@ def _apply_trigger_rule(ctx: DependenciesContext, job: Job, counts: DependencyCo
 
     with suppress(JobNotFound):
         updated = change(ctx, job.namespace, job.job_id, decide)
-        log_verdicts([] if updated.awaits_dependencies else [updated])
+        log_verdicts([] if updated.can_be_skipped else [updated])
 
 
 def apply_condition(ctx: DependenciesContext, job: Job, verdict: Verdict) -> tuple[bool | JobError, Verdict]:

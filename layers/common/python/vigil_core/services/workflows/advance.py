@@ -196,15 +196,22 @@ def _finish_if_drained(ctx: AdvanceRunContext, changes: _JobChanges) -> None:
 
 
 def on_run_changed(ctx: AdvanceRunContext, row: Row, previous_row: Row | None) -> None:
-    """Wake the supervisor of a changed run, and start jobs if the run starts or resumes. Can be repeated."""
+    """Wake the supervisor of a changed run, and start jobs if the run starts or resumes. Can be repeated.
+
+    A record can arrive late, when a retry of the run is being prepared. Jobs therefore start only if the run as it is
+    now has the same generation and accepts transitions.
+    """
     run = run_from_row(row)
     with traced({"action": "advance_run", **ids_of(run)}):
         _wake_supervisor(ctx, run, supervisor_token_from_row(row))
-        is_running = run.status == "running"
-        if is_running and (previous_row is None or previous_row["status"] != "running"):
-            if previous_row is not None and previous_row["status"] == "pending":
-                _start_jobs(ctx, run)
-            release_parked(ctx, run)
+        if run.status != "running" or (previous_row is not None and previous_row["status"] == "running"):
+            return
+        current = ctx.runs.find(run.namespace, run.workflow_id)
+        if current is None or current.generation != run.generation or not current.accepts_transitions:
+            return
+        if previous_row is not None and previous_row["status"] == "pending":
+            _start_jobs(ctx, current)
+        release_parked(ctx, current)
 
 
 def _wake_supervisor(ctx: AdvanceRunContext, run: WorkflowRun, supervisor_token: SupervisorToken | None) -> None:

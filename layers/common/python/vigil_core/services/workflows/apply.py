@@ -116,7 +116,7 @@ def _apply_once(
         [
             job
             for job in (*skipped, *released)
-            if jobs_by_index[job.workflow.graph_index].awaits_run and not job.awaits_run
+            if jobs_by_index[job.workflow.graph_index].can_be_skipped and not job.can_be_skipped
         ]
     )
     return _propagate_skips(ctx, run, plan)
@@ -183,7 +183,7 @@ def _apply_verdict(
 def _decide_job(
     ctx: ApplyPlanContext, run: WorkflowRun, job: Job, verdict: Verdict, *, is_satisfied: bool
 ) -> Job | None:
-    """Apply a verdict to a job that waits for its run.
+    """Apply a verdict to a job that waits for its run. A verdict that skips also applies before the start time.
 
     1. The condition is evaluated, then the slot is acquired or the parked row is stored, then the job changes.
     2. If the process crashes before the job changes, the job still waits and the next plan releases it. It acquires
@@ -193,7 +193,11 @@ def _decide_job(
     Returns:
         The job after the change, or None if it was deleted.
     """
-    if not job.awaits_run:
+
+    def may_change(current: Job) -> bool:
+        return current.awaits_run if is_satisfied else current.can_be_skipped
+
+    if not may_change(job):
         return job
     passed: bool | JobError = is_satisfied
     if is_satisfied and job.dependencies.condition:
@@ -204,7 +208,7 @@ def _decide_job(
     starts = passed is True and not parked
 
     def is_unchanged(current: Job) -> bool:
-        return current.awaits_run and current.attempt == job.attempt
+        return may_change(current) and current.attempt == job.attempt
 
     def decide(current: Job) -> Job:
         if not is_unchanged(current):
