@@ -31,7 +31,7 @@ def start_wait_timer(ctx: TimersContext, wait: Wait) -> None:
 
 
 def start_job_timer(ctx: TimersContext, job: Job, previous: Job | None) -> None:
-    """Start the timer of a job's start or timeout, if this version has set the time and it is soon."""
+    """Start the timer of a job's start, timeout or cancel, if this version has set a time that is soon."""
     timer_at = job.timer_at
     if timer_at is not None and (previous is None or previous.timer_at != timer_at):
         _start_timer(ctx, JobTimer(namespace=job.namespace, id=job.job_id), timer_at)
@@ -40,6 +40,12 @@ def start_job_timer(ctx: TimersContext, job: Job, previous: Job | None) -> None:
 def start_run_timer(ctx: TimersContext, run: WorkflowRun) -> None:
     """Start the timer for the deadline of a run, if it is due soon."""
     _start_timer(ctx, RunCheck(namespace=run.namespace, id=run.workflow_id), run.deadline_at)
+
+
+def start_cancel_timer(ctx: TimersContext, run: WorkflowRun) -> None:
+    """Start the timer for the check whether the supervisor of a cancelled run has begun to end it."""
+    if run.next_check_at is not None:
+        _start_timer(ctx, RunCheck(namespace=run.namespace, id=run.workflow_id), run.next_check_at)
 
 
 def request_queue_sweep(ctx: TimersContext, namespace: str, queue: str) -> None:

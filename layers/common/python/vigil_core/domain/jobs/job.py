@@ -40,8 +40,9 @@ CONDITION_ERRORS = frozenset({CONDITION_FAILED, "RESULT_TOO_LARGE", "RESULT_UNAV
 """The errors of a condition that cannot be evaluated. A retry of the job evaluates it again."""
 CANCEL_GRACE = timedelta(seconds=60)
 """The time that a running job has to end after a cancel request."""
-BATCH_CANCEL_GRACE = timedelta(seconds=180)
-"""The same time for a batch. Its items receive their cancel requests one by one and have their own grace each."""
+BATCH_CANCEL_GRACE = timedelta(seconds=100)
+"""The same time for a batch. Its items receive their cancel requests one by one and have their own grace each. Every
+cancel thereby ends its job within two minutes."""
 DISPATCHED_EXECUTORS = frozenset({"lambda", "http", "join"})
 """The executors whose pending jobs Vigil starts itself. A `join` completes with the results of its dependencies."""
 TARGETED_EXECUTORS = frozenset({"lambda", "http"})
@@ -291,8 +292,10 @@ class Job:
 
     @property
     def timer_at(self) -> datetime | None:
-        """The time of the next change that must happen to the second: the start, or the timeout of the attempt."""
-        return self.scheduled_at if self.status == "scheduled" else self.times_out_at
+        """The time of the next change that must happen to the second: the start, the timeout or the forced cancel."""
+        if self.status == "scheduled":
+            return self.scheduled_at
+        return min((at for at in (self.times_out_at, self.cancel_due_at) if at is not None), default=None)
 
     @property
     def due_at(self) -> datetime | None:

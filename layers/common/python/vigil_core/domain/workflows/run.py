@@ -36,6 +36,8 @@ MAX_DURATION = timedelta(days=360)
 """The longest duration of a run. Its jobs are stored for a year."""
 FIRST_CHECK = timedelta(seconds=60)
 """The time from the creation of a run to the first check by the sweeper."""
+CANCEL_CHECK = timedelta(seconds=15)
+"""The time from the request to cancel a run to the check whether its supervisor has begun to do so."""
 MAX_CHECK_INTERVAL = timedelta(minutes=15)
 """The longest time between two checks by the sweeper."""
 
@@ -272,6 +274,7 @@ def request_cancel(run: WorkflowRun, *, now: datetime, actor: str, reason: str |
         actor=actor,
         reason=reason,
         cancel_requested_by=actor,
+        next_check_at=min(now + CANCEL_CHECK, run.next_check_at or now + CANCEL_CHECK),
         signal_count=run.signal_count + 1,
     )
 
@@ -342,9 +345,12 @@ def mark_stalled(run: WorkflowRun, reason: str, *, now: datetime) -> WorkflowRun
 
 
 def schedule_next_check(run: WorkflowRun, *, now: datetime) -> WorkflowRun:
-    """Set the time of the next check: less and less often, but at the deadline at the latest."""
+    """Set the time of the next check: less and less often, but at the deadline at the latest.
+
+    A terminating run is checked each minute, so that it ends even if no supervisor ends it.
+    """
     age = now - (run.started_at or run.created_at)
-    interval = min(max(FIRST_CHECK, age / 4), MAX_CHECK_INTERVAL)
+    interval = FIRST_CHECK if run.terminating else min(max(FIRST_CHECK, age / 4), MAX_CHECK_INTERVAL)
     if run.health_check_interval_s is not None:
         interval = min(interval, timedelta(seconds=run.health_check_interval_s))
     return _next(

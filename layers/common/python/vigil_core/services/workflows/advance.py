@@ -26,6 +26,7 @@ from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, record_of
 from vigil_core.runtime.tracing import ids_of, traced
 from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesExpressions, UsesMessageQueues, UsesThreads
+from vigil_core.services.timers import start_cancel_timer
 from vigil_core.services.workflows.apply import apply_plan, apply_transitions
 from vigil_core.services.workflows.cancellation import cancel_losers
 from vigil_core.services.workflows.commands import load_run_state
@@ -204,6 +205,9 @@ def on_run_changed(ctx: AdvanceRunContext, row: Row, previous_row: Row | None) -
     run = run_from_row(row)
     with traced({"action": "advance_run", **ids_of(run)}):
         _wake_supervisor(ctx, run, supervisor_token_from_row(row))
+        is_cancelled = run.cancel_requested_by is not None and not run.ended
+        if is_cancelled and (previous_row is None or "cancel_requested_by" not in previous_row):
+            start_cancel_timer(ctx, run)
         if run.status != "running" or (previous_row is not None and previous_row["status"] == "running"):
             return
         current = ctx.runs.find(run.namespace, run.workflow_id)

@@ -183,7 +183,7 @@ def _apply_verdict(
 def _decide_job(
     ctx: ApplyPlanContext, run: WorkflowRun, job: Job, verdict: Verdict, *, is_satisfied: bool
 ) -> Job | None:
-    """Apply a verdict to a job that waits for its run. A verdict that skips also applies before the start time.
+    """Apply a verdict to a job that waits for its run, or skip a job before its start time.
 
     1. The condition is evaluated, then the slot is acquired or the parked row is stored, then the job changes.
     2. If the process crashes before the job changes, the job still waits and the next plan releases it. It acquires

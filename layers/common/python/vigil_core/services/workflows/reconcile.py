@@ -25,11 +25,11 @@ from vigil_core.services.context import (
 )
 from vigil_core.services.expressions import InlineExpressions
 from vigil_core.services.workflows.apply import apply_transitions
-from vigil_core.services.workflows.commands import change_run, load_run_state, start_supervisor
+from vigil_core.services.workflows.commands import change_run, find_run, load_run_state, start_supervisor
 from vigil_core.services.workflows.create import prepare_jobs
 from vigil_core.services.workflows.node_states import finish_if_drained
 from vigil_core.services.workflows.parking import release_parked
-from vigil_core.services.workflows.supervisor import start_successor
+from vigil_core.services.workflows.supervisor import cancel_remaining, finalise, start_successor
 
 
 class ReconcileRunContext(
@@ -59,14 +59,16 @@ def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) ->
        successor.
     4. A run with a running supervisor is repaired: a lost signal is sent again, its jobs are advanced once more from
        the recorded states, and a stall is reported.
-    5. The next check is scheduled last. If the process crashes before, the run is still due and is checked again.
+    5. A run that was cancelled before this check and is still open is cancelled, and finalised when it is drained, by
+       this function. Each action can be repeated, so the supervisor may do the same.
+    6. The next check is scheduled last. If the process crashes before, the run is still due and is checked again.
     """
     run = ctx.runs.find(namespace, workflow_id)
     if run is None or run.ended:
         return
     run = change_run(ctx, namespace, workflow_id, lambda current: workflows.apply_deadline(current, now=ctx.now()))
     if not run.registration_complete:
-        if ctx.now() - run.updated_at >= FIRST_CHECK:
+        if run.cancel_requested_by is not None or ctx.now() - run.updated_at >= FIRST_CHECK:
             prepare_jobs(ctx, run)
     elif ctx.supervisors.is_running(run.execution_name):
         _repair(ctx, run)
@@ -75,12 +77,28 @@ def reconcile_run(ctx: ReconcileRunContext, namespace: str, workflow_id: str) ->
             start_supervisor(ctx, run)
         if run.status != "pending" or not ctx.supervisors.is_running(run.execution_name):
             start_successor(ctx, run)
+    if run.cancel_requested_by is not None:
+        _end_cancelled_run(ctx, run)
     change_run(
         ctx,
         namespace,
         workflow_id,
         lambda current: current if current.ended else workflows.schedule_next_check(current, now=ctx.now()),
     )
+
+
+def _end_cancelled_run(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
+    """Do what the supervisor of a cancelled run has not done: cancel the open jobs, or finalise the drained run.
+
+    A supervisor that has begun to cancel the jobs within the last half minute continues by itself.
+    """
+    current = find_run(ctx, run.namespace, run.workflow_id)
+    if current.ended or not current.registration_complete:
+        return
+    if current.drained:
+        finalise(ctx, current)
+    elif not current.cancelling or ctx.now() - current.updated_at >= FIRST_CHECK / 2:
+        cancel_remaining(ctx, current)
 
 
 def _repair(ctx: ReconcileRunContext, run: WorkflowRun) -> None:
