@@ -121,7 +121,8 @@ test-all: test test-rest ## Run every test that needs neither Docker nor AWS, ex
 
 .PHONY: test-rest
 test-rest: venv ## Run what `test-all` adds to `test`
-	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py
+	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py \
+		tests/contract/test_hostile_scalars.py
 	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or alone or smoke)"
 	@$(PYTEST) -m "alone and not slow" tests/e2e
 

@@ -57,6 +57,11 @@ def all_rows() -> list[dict[str, Any]]:
     return [dynamo_to_dict(item.to_json()["Attributes"]) for item in _table().all_items()]
 
 
+def row_count() -> int:
+    """Return the number of rows."""
+    return sum(map(len, _table().items.values()))
+
+
 def _answer(operation: str, request: dict[str, Any]) -> Any:
     handler = DynamoHandler()
     handler.current_account, handler.region, handler.body = DEFAULT_ACCOUNT_ID, REGION, request

@@ -216,6 +216,24 @@ def test_unknown_or_malformed_job_id_returns_404(client: Client, job_id: str, na
 def test_error_message_contains_the_unknown_job_id(client: Client) -> None:
     problem = client.get(f"/v1/jobs/{SOME_ID}").problem(404, "JOB_NOT_FOUND")
     assert problem["message"] == problem["detail"] == f"Job with ID {SOME_ID} not found"
+    assert "hint" not in problem
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "kind"),
+    [
+        ("/v1/jobs/job123", None, "Job"),
+        ("/v1/waits/job123", None, "Wait"),
+        ("/v1/workflows/job123", None, "Workflow"),
+        ("/v1/waits", {"wait_on": {"job123": None}}, "Job"),
+        ("/v1/waits", {"wait_on": {"job123": None}, "wait_options": {"allow_missing": True}}, "Job"),
+    ],
+)
+def test_hint_states_the_form_of_ids(client: Client, target: str, body: Any, kind: str) -> None:
+    reply = client.get(target) if body is None else client.post(target, body)
+    problem = reply.problem(404, f"{kind.upper()}_NOT_FOUND")
+    assert problem["message"] == f"{kind} with ID job123 not found"
+    assert "UUIDv7" in problem["hint"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,22 @@ class TestConditions:
         job = world.running(fields={"value": value})
         assert world.wait({job: {"value": expected}})["status"] == "met"
 
+    @pytest.mark.parametrize(
+        ("value", "expected", "status"),
+        [
+            (Decimal("1.50"), Decimal("1.5"), "met"),
+            (7, Decimal("7.0"), "met"),
+            (Decimal("1e2"), 100, "met"),
+            (Decimal("0.1"), Decimal("0.10000000000000000000000000000000000000001"), "waiting"),
+            ("1.50", Decimal("1.5"), "waiting"),
+            ("6.10", "6.1", "waiting"),
+            (True, 1, "waiting"),
+        ],
+    )
+    def test_two_numbers_are_compared_as_numbers(self, world: World, value: Any, expected: Any, status: str) -> None:
+        job = world.running(fields={"value": value})
+        assert world.wait({job: {"value": expected}})["status"] == status
+
     def test_absent_field_matches_no_value(self, world: World) -> None:
         job = world.running()
         assert world.wait({job: {"nothing": ""}})["status"] == "waiting"

@@ -71,6 +71,7 @@ class Problem(ResponseModel):
     message: str
     timestamp: TimestampText
     request_id: str
+    hint: str = Field(default="", description="Advice, for example the form of an id. Present if there is any")
     errors: list[FieldProblemView] = Field(default=[], description="Present if the request is invalid")
     limit: str = Field(default="", description="The name of the limit that the request exceeds. Present only then")
 
@@ -168,6 +169,8 @@ def problem_document(error: VigilError, *, path: str, request_id: str, now: date
     )
     if isinstance(error, LimitExceeded | RequestLimitExceeded):
         return document.model_copy(update={"limit": error.limit})
+    if error.hint is not None:
+        document = document.model_copy(update={"hint": error.hint})
     if not isinstance(error, ValidationFailed):
         return document
     field_problems = [

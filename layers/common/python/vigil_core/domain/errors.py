@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from vigil_core.domain.ids import is_uuid7
+
 MAX_POINTER_CHARS = 1_000
 """The length of a pointer in an error: a key can be as long as the body."""
 
@@ -37,6 +39,11 @@ class VigilError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details
+
+    @property
+    def hint(self) -> str | None:
+        """Advice in addition to the message, or None."""
+        return None
 
 
 class MalformedRequest(VigilError):
@@ -113,6 +120,10 @@ class LimitExceeded(VigilError):
         self.retry_after_s = retry_after_s
 
 
+def _id_hint(*ids: str) -> str | None:
+    return None if all(map(is_uuid7, ids)) else "Ids of jobs, waits and workflow runs are UUIDv7 in lower case"
+
+
 class JobNotFound(VigilError):
     """The namespace has no job with this id."""
 
@@ -124,6 +135,11 @@ class JobNotFound(VigilError):
         )
         super().__init__(message, job_ids=list(job_ids))
         self.job_ids = job_ids
+
+    @property
+    def hint(self) -> str | None:
+        """The form of an id, if one of the ids has another form."""
+        return _id_hint(*self.job_ids)
 
 
 class JobTypeNotFound(VigilError):
@@ -178,6 +194,12 @@ class WaitNotFound(VigilError):
 
     def __init__(self, wait_id: str) -> None:
         super().__init__(f"Wait with ID {wait_id} not found", wait_id=wait_id)
+        self.wait_id = wait_id
+
+    @property
+    def hint(self) -> str | None:
+        """The form of an id, if the id has another form."""
+        return _id_hint(self.wait_id)
 
 
 class WorkflowNotFound(VigilError):
@@ -187,6 +209,12 @@ class WorkflowNotFound(VigilError):
 
     def __init__(self, workflow_id: str) -> None:
         super().__init__(f"Workflow with ID {workflow_id} not found", workflow_id=workflow_id)
+        self.workflow_id = workflow_id
+
+    @property
+    def hint(self) -> str | None:
+        """The form of an id, if the id has another form."""
+        return _id_hint(self.workflow_id)
 
 
 class WebhookNotFound(VigilError):

@@ -137,7 +137,7 @@ class WaitConditionBody(TypedDict, total=False, extra_items=_ExpectedValue):  # 
     """The condition of one job. Without members: the job has ended.
 
     One version of the job must satisfy all members. A member with another name is a field or built-in and its expected
-    value, compared as text.
+    value. Two numbers are compared as numbers, everything else as text.
     """
 
     job_stage: Annotated[_WaitedName, Field(description="This stage or a later one")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 from vigil_core.domain.exact_json import JsonValue, as_text
@@ -32,7 +33,7 @@ class WaitCondition:
 
     stage: str | None = None
     milestones: tuple[str, ...] = ()
-    equals: tuple[tuple[str, str], ...] = ()
+    equals: tuple[tuple[str, JsonValue], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +114,14 @@ def parse_condition(raw_condition: JsonValue) -> WaitCondition:
     members = raw_condition if isinstance(raw_condition, Mapping) else {}
     stage: str | None = None
     milestones: list[str] = []
-    equals: list[tuple[str, str]] = []
+    equals: list[tuple[str, JsonValue]] = []
     for name, expected in members.items():
         if name == "job_stage":
             stage = as_text(expected)
         elif name in ("milestone", "milestones"):
             milestones += map(as_text, expected if isinstance(expected, list | tuple) else [expected])
         else:
-            equals.append((name, as_text(expected)))
+            equals.append((name, expected))
     return WaitCondition(stage=stage, milestones=tuple(milestones), equals=tuple(equals))
 
 
@@ -147,7 +148,7 @@ def matches(condition: WaitCondition, job: Job) -> bool:
         return False
     if not set(condition.milestones) <= set(job.milestones):
         return False
-    return all(field_text(job, name) == expected for name, expected in condition.equals)
+    return all(_has_value(job, name, expected) for name, expected in condition.equals)
 
 
 def evaluate(condition: WaitCondition, job: Job | None, *, fail_fast: bool) -> EntryStatus | None:
@@ -217,12 +218,28 @@ def capture_fields(job: Job, names: Iterable[str], result: JsonValue = None) -> 
 
 def field_text(job: Job, name: str) -> str | None:
     """Return a built-in or a field of a job as text, or None if the job does not have it."""
-    value = (
-        _built_in_value(job, name)
-        if name in BUILT_IN_NAMES or name in {"progress", "message", "error"}
-        else job.fields.get(name)
-    )
+    value = _field_value(job, name)
     return None if value is None else as_text(value)
+
+
+def _has_value(job: Job, name: str, expected: JsonValue) -> bool:
+    """Return whether a built-in or a field has a value. Two numbers are compared as numbers, all else as text."""
+    value = _field_value(job, name)
+    if value is None:
+        return False
+    if _is_number(value) and _is_number(expected):
+        return value == expected
+    return as_text(value) == as_text(expected)
+
+
+def _is_number(value: JsonValue) -> bool:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
+
+
+def _field_value(job: Job, name: str) -> JsonValue:
+    if name in BUILT_IN_NAMES or name in {"progress", "message", "error"}:
+        return _built_in_value(job, name)
+    return job.fields.get(name)
 
 
 def wait_status(counts: WaitCounts, options: WaitOptions, *, failed: bool) -> WaitStatus:

@@ -202,7 +202,7 @@ def _result(response: Response) -> JsonValue:
     """
     result: dict[str, JsonValue] = {
         "status": response.status,
-        "headers": {name: response.headers[name] for name in STORED_HEADERS if name in response.headers},
+        "headers": {name: sanitize(response.headers[name]) for name in STORED_HEADERS if name in response.headers},
         "body": None,
     }
     if response.truncated:
