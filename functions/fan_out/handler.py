@@ -33,6 +33,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> None:
                     wiring.context(),
                     message,
                     has_time_left=lambda: context.get_remaining_time_in_millis() > MIN_TIME_LEFT_MS,
+                    sockets=wiring.web_sockets,
                 )
             except Exception:
                 logger.exception("Bulk work failed; the message is delivered again", extra=log_fields)

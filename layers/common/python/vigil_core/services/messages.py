@@ -127,6 +127,22 @@ class RegisterDependencies(_JobMessage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SocketEvents(_KindMessage):
+    """Send events to WebSockets of a namespace whose share of a batch was used."""
+
+    KIND = "socket_events"
+    namespace: str
+    sent_at: str
+    part: int
+    events: Sequence[JsonValue]
+    """The envelopes."""
+    recipients: Sequence[Sequence[JsonValue]]
+    """For each subscription its connection id, its id, and the numbers of its envelopes in order."""
+    token: str | None = None
+    """The backlog mark that this message removes, if it is the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchPage(_JobMessage):
     """Create the missing items on one page of a batch, and with `stop` cancel the open ones.
 
@@ -193,10 +209,20 @@ class RunUnpark(_RunMessage):
 
 
 FanOutRequest: TypeAlias = (
-    RegisterPage | Match | RegisterDependencies | BatchPage | BatchEnd | RunPrepare | RunApply | RunCancel | RunUnpark
+    RegisterPage
+    | Match
+    | RegisterDependencies
+    | SocketEvents
+    | BatchPage
+    | BatchEnd
+    | RunPrepare
+    | RunApply
+    | RunCancel
+    | RunUnpark
 )
 _FAN_OUT_KINDS: Sequence[type[FanOutRequest]] = (
-    RegisterPage, Match, RegisterDependencies, BatchPage, BatchEnd, RunPrepare, RunApply, RunCancel, RunUnpark,
+    RegisterPage, Match, RegisterDependencies, SocketEvents, BatchPage, BatchEnd, RunPrepare, RunApply, RunCancel,
+    RunUnpark,
 )  # fmt: skip
 
 

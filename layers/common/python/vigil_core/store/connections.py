@@ -15,7 +15,16 @@ from datetime import datetime, timedelta
 from vigil_core.domain.access import Access, Scope, sort_scopes
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
 from vigil_core.store import keys
-from vigil_core.store.table import Row, Table, Update, query_all
+from vigil_core.store.table import (
+    ConditionFailed,
+    Delete,
+    Put,
+    Row,
+    Table,
+    Update,
+    WriteCondition,
+    query_all,
+)
 
 CONNECTION_TTL = timedelta(hours=3)
 """API Gateway closes a WebSocket after 2 hours."""
@@ -71,6 +80,33 @@ class ConnectionStore:
         """Read a connection that has not been removed; its socket may be closed already."""
         row = self._table.get(keys.connection(namespace, connection_id))
         return _connection(row) if row else None
+
+    def has_socket_backlog(self, namespace: str, now: datetime) -> bool:
+        """Return whether messages to the sockets of a namespace are in the queue of `fan_out`."""
+        row = self._table.get(keys.socket_backlog(namespace))
+        return row is not None and now < from_text(row["until"])
+
+    def open_socket_backlog(self, namespace: str, token: str, *, until: datetime) -> None:
+        """Store the backlog mark with the name of the last message. It replaces an earlier mark."""
+        key = keys.socket_backlog(namespace)
+        row = {
+            "pk": key.pk,
+            "sk": key.sk,
+            "entity": "socket_backlog",
+            "schema_version": 1,
+            "token": token,
+            "until": to_text(until),
+            "ttl": to_epoch_s(until),
+        }
+        self._table.put(Put(row=row))
+
+    def close_socket_backlog(self, namespace: str, token: str) -> None:
+        """Remove the backlog mark, unless it names a later message."""
+        is_last = WriteCondition(expression="#token = :token", names={"#token": "token"}, values={":token": token})
+        try:
+            self._table.delete(Delete(key=keys.socket_backlog(namespace), condition=is_last))
+        except ConditionFailed:
+            return
 
     def disconnect(self, namespace: str, connection_id: str) -> None:
         """Remove all rows of a connection.

@@ -481,6 +481,11 @@ def request_window(namespace: str, window: int) -> Key:
     return Key(f"{namespace}#requests", str(window))
 
 
+def socket_backlog(namespace: str) -> Key:
+    """Return the key of the mark that messages to the sockets of a namespace are in the queue of `fan_out`."""
+    return Key(f"{namespace}#sockets", "backlog")
+
+
 def work_slots(namespace: str, kind: str) -> Key:
     """Return the key of the row with the slots of one kind of work of a namespace."""
     return Key(f"{namespace}#slots", kind)

@@ -14,7 +14,16 @@ from vigil_core.domain.exact_json import JsonValue
 from vigil_core.runtime.failures import contain
 from vigil_core.services import messages
 from vigil_core.services.background.matcher import match_bulk
-from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
+from vigil_core.services.context import (
+    DispatchesJobs,
+    UsesBatches,
+    UsesConnections,
+    UsesListing,
+    UsesMessageQueues,
+    UsesWaits,
+)
+from vigil_core.services.events.outbox import send_backlog
+from vigil_core.services.events.sockets import Sockets
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import register_waiting_job
 from vigil_core.services.jobs.unprocessable import fail_unprocessable
@@ -24,20 +33,36 @@ from vigil_core.services.workflows import apply, cancellation, create, parking
 from vigil_core.services.workflows.commands import abort_unprocessable
 
 
-class FanOutContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesMessageQueues, Protocol):
+class FanOutContext(DispatchesJobs, UsesBatches, UsesWaits, UsesListing, UsesConnections, UsesMessageQueues, Protocol):
     """What the bulk work on waits, batches and runs uses together."""
 
 
-def fan_out(ctx: FanOutContext, document: JsonValue, *, has_time_left: Callable[[], bool]) -> bool:
+def fan_out(
+    ctx: FanOutContext,
+    document: JsonValue,
+    *,
+    has_time_left: Callable[[], bool],
+    sockets: Callable[[], Sockets] | None = None,
+) -> bool:
     """Process one message of the queue of `fan_out`.
 
     A permanent error ends the work of the message, if that has an end with a reason: the batch fails, the run aborts,
     the wait is cancelled. Any other message is delivered again, and becomes a dead letter in the end.
 
+    Args:
+        ctx: The collaborators.
+        document: The message.
+        has_time_left: Returns whether the work may continue with its next part.
+        sockets: Returns the open WebSockets, for the messages that need them.
+
     Returns:
         False if the time was over before the end, and the message must be delivered again.
     """
     request = messages.parse_fan_out_request(document)
+    if isinstance(request, messages.SocketEvents):
+        assert sockets is not None
+        send_backlog(ctx, sockets(), request)
+        return True
 
     def end_work(error: Exception) -> bool:
         _end_work(ctx, request, error)

@@ -22,13 +22,13 @@ from vigil_core.domain.events.event import (
     wait_event,
     workflow_run_event,
 )
-from vigil_core.domain.events.websocket_protocol import event_text
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.webhooks import Delivery
 from vigil_core.runtime.failures import add_error, apply_in_halves, contain
 from vigil_core.services.context import (
     UsesClock,
     UsesConnections,
+    UsesIds,
     UsesLimits,
     UsesMessageQueues,
     UsesRandomness,
@@ -36,7 +36,8 @@ from vigil_core.services.context import (
     UsesWaits,
     UsesWebhooks,
 )
-from vigil_core.services.events.sockets import Sockets, close_socket, send_messages
+from vigil_core.services.events.outbox import BatchSender, Connection, Outbox, OutgoingEvent
+from vigil_core.services.events.sockets import Sockets
 from vigil_core.services.limits.counting import count_ends
 from vigil_core.services.waits.view import wait_answer
 from vigil_core.services.webhooks.deliver import deliveries_for, enqueue_deliveries
@@ -53,6 +54,7 @@ class PublishEventsContext(
     UsesWebhooks,
     UsesMessageQueues,
     UsesClock,
+    UsesIds,
     UsesRandomness,
     UsesThreads,
     Protocol,
@@ -109,8 +111,6 @@ class _PendingEvent:
 _Errors: TypeAlias = dict[str, Exception]
 _Subscribers: TypeAlias = Mapping[tuple[str, str], Sequence[Subscriber]]
 """The subscribers of (namespace, topic)."""
-_Outbox: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
-"""The messages for (namespace, connection id) in order, each as (record, text)."""
 _PendingDeliveries: TypeAlias = list[tuple[Sequence[str], Sequence[Delivery]]]
 """The webhook deliveries of a namespace, with the records from which they derive."""
 
@@ -128,8 +128,9 @@ def notify(
     1. Create the events of all records.
     2. Send them to the subscribers of own topics (one job, wait or run), which expect them soonest.
     3. In parallel: send them to the subscribers of shared topics, publish to SNS, and collect webhook deliveries.
-    4. Store and enqueue the webhook deliveries.
-    5. Count the ends of jobs and waits for the limits of their namespaces.
+    4. Send what exceeds the share of a namespace to `fan_out`.
+    5. Store and enqueue the webhook deliveries.
+    6. Count the ends of jobs and waits for the limits of their namespaces.
 
     Each connection receives its messages in the order of the records. A failure is attributed to its records, and does
     not affect other records or connections. A permanent error ends the work that causes it: a socket that cannot
@@ -157,7 +158,8 @@ def notify(
     own_outbox = _build_outbox(
         pending_events, _find_subscribers(ctx, [(item, item.own_topics) for item in pending_events], errors)
     )
-    ctx.in_parallel(_run_task, _send_tasks(ctx, sockets, own_outbox, errors))
+    sender = BatchSender(ctx=ctx, sockets=sockets, on_error=partial(_attribute_to_records, errors))
+    ctx.in_parallel(_run_task, sender.tasks(own_outbox))
     shared_outbox = _build_outbox(
         pending_events,
         _find_subscribers(ctx, [(item, item.shared_topics) for item in pending_events], errors),
@@ -168,11 +170,12 @@ def notify(
         for item in pending_events
         if item.event.audience == "ending" or (all_changes and item.event.audience == "change")
     ]
-    tasks: list[Callable[[], None]] = _send_tasks(ctx, sockets, shared_outbox, errors)
+    tasks = sender.tasks(shared_outbox)
     tasks.append(partial(_publish, event_topic, for_sns, errors))
     pending_deliveries: _PendingDeliveries = []
     tasks += _webhook_tasks(ctx, pending_events, pending_deliveries, errors)
     ctx.in_parallel(_run_task, tasks)
+    sender.send_deferred()
     # The deliveries are stored last, so that no open WebSocket waits for the writes.
     for sequence_numbers, deliveries in pending_deliveries:
         with _attribute_failure(errors, sequence_numbers):
@@ -279,12 +282,14 @@ def _acknowledged_subscribers(ctx: PublishEventsContext, namespace: str, topic: 
 
 
 def _build_outbox(
-    pending_events: Iterable[_PendingEvent], subscribers: _Subscribers, already_sent: _Outbox | None = None
-) -> _Outbox:
+    pending_events: Iterable[_PendingEvent], subscribers: _Subscribers, already_sent: Outbox | None = None
+) -> Outbox:
     """Collect the messages for each connection. A subscription with several matching topics receives an event once."""
-    outbox: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    sent = {(connection, message) for connection, messages in (already_sent or {}).items() for message in messages}
-    for item in pending_events:
+    outbox: dict[Connection, list[OutgoingEvent]] = {}
+    sent = {
+        (connection, message.identity) for connection, messages in (already_sent or {}).items() for message in messages
+    }
+    for position, item in enumerate(pending_events):
         namespace = item.event.namespace
         recipients = {
             (subscriber.connection_id, subscriber.subscription_id)
@@ -292,34 +297,16 @@ def _build_outbox(
             for subscriber in subscribers.get((namespace, topic), ())
         }
         for connection_id, subscription_id in sorted(recipients):
-            message = (item.record, event_text(subscription_id, item.event))
-            if ((namespace, connection_id), message) not in sent:
+            message = OutgoingEvent(
+                record=item.record, position=position, subscription_id=subscription_id, event=item.event
+            )
+            if ((namespace, connection_id), message.identity) not in sent:
                 outbox.setdefault((namespace, connection_id), []).append(message)
     return outbox
 
 
 def _run_task(task: Callable[[], None]) -> None:
     task()
-
-
-def _send_tasks(
-    ctx: PublishEventsContext, sockets: Sockets, outbox: _Outbox, errors: _Errors
-) -> list[Callable[[], None]]:
-    return [partial(_send, ctx, sockets, connection, messages, errors) for connection, messages in outbox.items()]
-
-
-def _send(
-    ctx: PublishEventsContext,
-    sockets: Sockets,
-    connection: tuple[str, str],
-    messages: Sequence[tuple[str, str]],
-    errors: _Errors,
-) -> None:
-    with _attribute_failure(errors, [record for record, _ in messages]):
-        contain(
-            lambda: send_messages(ctx, sockets, *connection, (text for _, text in messages)),
-            lambda _: close_socket(ctx, sockets, *connection),
-        )
 
 
 def _publish(event_topic: EventTopic, pending_events: Sequence[_PendingEvent], errors: _Errors) -> None:
@@ -351,6 +338,11 @@ def _webhook_tasks(
         partial(apply_in_halves, items, partial(collect, namespace), partial(_attribute, errors))
         for namespace, items in by_namespace.items()
     ]
+
+
+def _attribute_to_records(errors: _Errors, records: Sequence[str], error: Exception) -> None:
+    for record in records:
+        add_error(errors, record, error)
 
 
 def _attribute(errors: _Errors, items: Sequence[_PendingEvent], error: Exception) -> None:
