@@ -7,10 +7,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.world import KEY, NAMESPACE, World
 from vigil_core.domain.errors import InvalidTransition, JobCreationFailed
 from vigil_core.domain.exact_json import loads
+from vigil_core.domain.jobs import batch
 from vigil_core.domain.jobs.batch import item_id
 from vigil_core.domain.jobs.job import Job
 from vigil_core.services.background import matcher
@@ -381,6 +384,39 @@ def test_retried_batch_runs_new_items(world: World) -> None:
     run_until_idle(world)
     assert stored(world, job_id).status == "completed"
     assert [entry["job_id"] for entry in result(world, job_id)] == item_ids(job_id, 2, attempt=2)
+
+
+@given(
+    outcomes=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4),
+    page_size=st.integers(1, 5),
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_retried_batch_keeps_its_completed_items(world: World, outcomes: list[list[bool]], page_size: int) -> None:
+    """Check several retries: each runs only the items that have not completed, and the result has all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "PAGE_SIZE", page_size)
+        job_id = batch_of(world, 5)
+        expected: dict[int, str] = {}
+        for attempt, succeeds in enumerate([*outcomes, [True] * 5], 1):
+            run_until_idle(world)
+            ids = item_ids(job_id, 5, attempt)
+            created = world.ctx.jobs.find_many(NAMESPACE, ids)
+            assert set(created) == {ids[index] for index in range(5) if index not in expected}
+            for index, each in enumerate(ids):
+                if each in created and succeeds[index]:
+                    world.complete(each, result=index)
+                    expected[index] = each
+                elif each in created:
+                    world.fail(each)
+            run_until_idle(world)
+            assert stored(world, job_id).status == ("completed" if len(expected) == 5 else "failed")
+            entries = result(world, job_id)
+            shown = {entry["index"]: entry["job_id"] for entry in entries if entry["status"] == "completed"}
+            assert shown == expected
+            assert all(entry["result"] == entry["index"] for entry in entries if entry["index"] in expected)
+            if len(expected) == 5:
+                break
+            world.do(transitions.retry, job_id)
 
 
 def test_batch_releases_its_mutex_when_the_last_item_ends(world: World) -> None:

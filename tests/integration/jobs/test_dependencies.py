@@ -27,6 +27,7 @@ from vigil_core.services.background import matcher
 from vigil_core.services.expressions import InlineExpressions
 from vigil_core.services.jobs import dependencies, transitions
 from vigil_core.services.jobs.dependency_results import load_inline_results
+from vigil_core.services.jobs.open_dependencies import open_dependencies
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
@@ -88,6 +89,22 @@ def test_each_trigger_rule_releases_or_skips_the_job_or_leaves_it_waiting(
         assert job.dependencies.verdict.rule == rule
         assert job.dependencies.verdict.inputs["total"] == len(endings)
         assert rule in job.dependencies.verdict.reason
+        failed = {other for other, how in zip(before, endings, strict=True) if how in ("failed", "cancelled")}
+        assert set(job.dependencies.verdict.failures) == failed
+        assert all(other in job.dependencies.verdict.explanation for other in failed)
+
+
+def test_only_open_dependencies_are_waited_for(world: World) -> None:
+    before = [world.job() for _ in range(3)]
+    job_id = dependent_job(world, *before, trigger_rule="all_done")
+    world.run_matcher()
+    for number, other in enumerate(before):
+        job = stored(world, job_id)
+        assert open_dependencies(world.ctx, [job]) == {job_id: before[number:]}
+        end(world, other, ["failed", "success", "cancelled"][number])
+        world.delete(other)
+        world.run_matcher()
+    assert open_dependencies(world.ctx, [stored(world, job_id)]) == {}
 
 
 def test_skip_caused_by_a_failure_propagates_as_a_failure(world: World) -> None:

@@ -15,6 +15,7 @@ from vigil_core.domain.workflows.run import WorkflowRun
 from vigil_core.gateways.outbound_http import HttpResponse
 from vigil_core.services import expressions
 from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.jobs.open_dependencies import open_dependencies
 from vigil_core.services.workflows import commands as runs
 from vigil_core.services.workflows import create as create_run
 from vigil_core.services.workflows import supervisor
@@ -26,6 +27,20 @@ def test_chain_runs_jobs_one_after_another(world: RunWorld) -> None:
     assert world.work({"c": {"rows": 3}}) == ["a", "b", "c"]
     assert world.find_run(run).status == "completed"
     assert world.statuses(run) == {"a": "completed", "b": "completed", "c": "completed"}
+
+
+def test_only_open_jobs_of_the_run_are_waited_for(world: RunWorld) -> None:
+    run = world.run(
+        {"name": "a"}, {"name": "b", "queue": "other"}, {"name": "c", "depends_on": ["a", "b"]}, {"name": "d"},
+        failure_policy="continue_on_failure",
+    )  # fmt: skip
+    jobs = [world.at(run, name) for name in "abcd"]
+    assert open_dependencies(world.ctx, jobs) == {jobs[0].job_id: [], jobs[1].job_id: [], jobs[3].job_id: []} | {
+        jobs[2].job_id: ["a", "b"]
+    }
+    world.work()
+    waiting = world.at(run, "c")
+    assert open_dependencies(world.ctx, [waiting, world.at(run, "b")]) == {waiting.job_id: ["b"]}
 
 
 def test_fail_fast_cancels_the_remaining_jobs(world: RunWorld) -> None:

@@ -163,7 +163,7 @@ def test_skips_propagate_with_their_reasons() -> None:
     assert set(found.skips) == {1, 2, 3}
     assert all(verdict.through_failure for verdict in found.skips.values())
     assert set(found.releases) == {4}
-    assert found.releases[4].reason == "one_failed holds: of 2 dependencies 2 failed"
+    assert found.releases[4].explanation == "one_failed holds: of 2 dependencies 2 failed (a, c)"
 
 
 def test_successors_of_already_skipped_nodes_are_evaluated() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 
@@ -20,6 +21,9 @@ from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import Fraction, Number, ResponseModel, TimestampText
 from vigil_core.store.jobs.payloads import JobPayloads
 
+OpenDependencies: TypeAlias = Mapping[str, Sequence[str]]
+"""The open dependencies of waiting jobs, by job id. A job without an entry shows all its dependencies."""
+
 _URL = (
     "A URL from which the {0} can be read for an hour, if it is too large for the answer or was uploaded. `{0}` is null"
 )
@@ -30,39 +34,46 @@ class WaitingFor(ResponseModel):
 
     mutex: str | None = Field(description="Key of the mutex in whose mutex queue the job is")
     jobs: list[str] | None = Field(
-        description="Dependencies of the job: ids, or names in a workflow. `/dependencies` shows their statuses"
+        description="Dependencies that are still open, up to 100: ids, or names in a workflow"
     )
     workflow: str | None = Field(
         description="Id of the run that parks the job, because it is paused or has reached `max_concurrency`"
     )
 
     @classmethod
-    def from_job(cls, job: Job) -> WaitingFor | None:
+    def from_job(cls, job: Job, open_dependencies: OpenDependencies) -> WaitingFor | None:
         """Return the reason, or None if nothing prevents the start."""
         if job.mutex.position is not None:
             return cls(mutex=job.mutex.key, jobs=None, workflow=None)
-        if job.awaits_dependencies:
-            return cls(
-                mutex=None, jobs=[dependency.job_id for dependency in job.dependencies.depends_on], workflow=None
-            )
-        if job.awaits_run:
-            return cls(mutex=None, jobs=list(job.workflow.upstream_names), workflow=None)
+        if job.awaits_dependencies or job.awaits_run:
+            names = job.workflow.upstream_names if job.awaits_run else _dependency_ids(job)
+            return cls(mutex=None, jobs=list(open_dependencies.get(job.job_id, names)), workflow=None)
         if job.workflow.parked:
             return cls(mutex=None, jobs=None, workflow=job.workflow.workflow_id)
         return None
 
 
 class VerdictView(ResponseModel):
-    """The reason why a job was released or skipped. `inputs` counts its dependencies by end state."""
+    """The reason why a job was released or skipped.
+
+    `inputs` counts its dependencies by end state. `failed` names the first failed or cancelled ones, and so does
+    `reason`.
+    """
 
     rule: TriggerRule
     inputs: dict[str, int]
+    failed: list[str] = Field(description="Up to 3 of the failed or cancelled dependencies: names in a run, or ids")
     reason: str
 
     @classmethod
     def from_domain(cls, verdict: Verdict) -> VerdictView:
         """Return the verdict."""
-        return cls(rule=verdict.rule, inputs=dict(verdict.inputs), reason=verdict.reason)
+        return cls(
+            rule=verdict.rule,
+            inputs=dict(verdict.inputs),
+            failed=list(verdict.failures),
+            reason=verdict.explanation,
+        )
 
 
 class ErrorView(ResponseModel):
@@ -148,9 +159,9 @@ class JobSummary(ResponseModel):
     finished_at: TimestampText | None
 
     @classmethod
-    def from_job(cls, job: Job) -> JobSummary:
+    def from_job(cls, job: Job, open_dependencies: OpenDependencies = MappingProxyType({})) -> JobSummary:
         """Return the job without its payload and result."""
-        return cls(**_summary_members(job))
+        return cls(**_summary_members(job, open_dependencies))
 
 
 class JobView(JobSummary):
@@ -169,9 +180,11 @@ class JobView(JobSummary):
     )
 
     @classmethod
-    def with_payloads(cls, job: Job, payloads: JobPayloads) -> JobView:
+    def with_payloads(
+        cls, job: Job, payloads: JobPayloads, open_dependencies: OpenDependencies = MappingProxyType({})
+    ) -> JobView:
         """Return the job with its payload and result."""
-        return cls(**_summary_members(job), **_payload_members(payloads))
+        return cls(**_summary_members(job, open_dependencies), **_payload_members(payloads))
 
     @classmethod
     def from_new_job(cls, job: Job, payload: JsonValue, payload_url: str | None) -> JobView:
@@ -384,7 +397,7 @@ def parse_stored_json(text: str | None) -> JsonValue:
     return None if text is None else loads(text)
 
 
-def _summary_members(job: Job) -> dict[str, Any]:
+def _summary_members(job: Job, open_dependencies: OpenDependencies = MappingProxyType({})) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "name": job.name,
@@ -405,7 +418,7 @@ def _summary_members(job: Job) -> dict[str, Any]:
         "max_attempts": job.max_attempts,
         **_option_members(job),
         "depends_on": list(job.workflow.upstream_names) if job.workflow.in_run else _dependency_ids(job),
-        "waiting_for": WaitingFor.from_job(job),
+        "waiting_for": WaitingFor.from_job(job, open_dependencies),
         "verdict": None if job.dependencies.verdict is None else VerdictView.from_domain(job.dependencies.verdict),
         "workflow_id": job.workflow.workflow_id,
         "batch_id": job.batch.batch_id,

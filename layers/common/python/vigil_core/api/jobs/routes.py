@@ -67,6 +67,7 @@ from vigil_core.services.jobs.dependency_results import load_results_page
 from vigil_core.services.jobs.listing import JobFilter
 from vigil_core.services.jobs.listing import list_jobs as list_stored_jobs
 from vigil_core.services.jobs.long_poll import long_poll_job
+from vigil_core.services.jobs.open_dependencies import open_dependencies
 from vigil_core.services.jobs.submit import Submission, find_earlier_submission, submit
 from vigil_core.services.jobs.transitions import find_job
 from vigil_core.services.limits.admission import JobReservation, require_queues, require_room_for_jobs, reserve_jobs
@@ -192,8 +193,10 @@ def list_jobs(call: Call, query: JobQuery) -> RouteResponse:
         page_size=query.page_size,
     )
     next_token = tokens.sign(call.namespace, cursor, list_identity=scope)
+    open_by_job = open_dependencies(call.context, page)
     return RouteResponse(
-        status=200, body=JobList(jobs=[JobSummary.from_job(job) for job in page], next_page_token=next_token)
+        status=200,
+        body=JobList(jobs=[JobSummary.from_job(job, open_by_job) for job in page], next_page_token=next_token),
     )
 
 
@@ -592,4 +595,4 @@ def _job_response(call: Call, job: Job) -> RouteResponse:
 
 
 def _job_view(call: Call, job: Job) -> JobView:
-    return JobView.with_payloads(job, call.context.jobs.payloads(job))
+    return JobView.with_payloads(job, call.context.jobs.payloads(job), open_dependencies(call.context, [job]))

@@ -44,6 +44,7 @@ from vigil_core.schemas.workflows import (
     WorkflowQuery,
 )
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
+from vigil_core.services.jobs.open_dependencies import open_dependencies
 from vigil_core.services.long_poll import SlotRequest
 from vigil_core.services.workflows import commands
 from vigil_core.services.workflows.commands import find_run, job_id_at, long_poll_run
@@ -452,13 +453,14 @@ def _run_view(call: Call, run: WorkflowRun, query: PageQuery) -> WorkflowRunView
     tokens, scope = call.services.page_tokens, ["get_workflow", run.workflow_id]
     start = int(tokens.verify(call.namespace, query.page_token, list_identity=scope) or 0)
     jobs, next_index = list_run_jobs(call.context, run, start_index=start, page_size=query.page_size)
+    open_by_job = open_dependencies(call.context, jobs)
     text, url = call.context.runs.result(run)
     return WorkflowRunView.with_jobs(
         run,
         result=None if text is None else loads(text),
         result_url=url,
         undecided=names_awaiting_decision(call.context, run),
-        jobs=[JobSummary.from_job(job) for job in jobs],
+        jobs=[JobSummary.from_job(job, open_by_job) for job in jobs],
         next_page_token=tokens.sign(
             call.namespace, None if next_index is None else str(next_index), list_identity=scope
         ),

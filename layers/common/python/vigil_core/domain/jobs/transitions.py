@@ -546,6 +546,7 @@ def _reset(
         stage=stages.SUBMIT, health=None, progress=Decimal(0), message=None, error=None,
         attempt=job.attempt + 1, max_attempts=job.attempt + job.attempts_per_life, result_ref=None,
         cancel_requested_at=None, started_at=None, finished_at=None, lease=None,
+        batch=job.batch.retried(job.attempt + 1, has_completed=job.status == "completed"),
         mutex=job.mutex.at(None), workflow=job.workflow.with_parked(False),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ The rules have the names of Airflow: https://airflow.apache.org/docs/apache-airf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -16,7 +16,10 @@ TriggerRule: TypeAlias = Literal[
     "none_failed_min_one_success", "none_skipped", "always",
 ]  # fmt: skip
 EndState: TypeAlias = Literal["success", "failed", "skipped", "cancelled"]
+MAX_NAMED_FAILURES = 3
+"""The number of failed dependencies that a verdict names."""
 END_STATES: tuple[EndState, ...] = get_args(EndState)
+FAILED_END_STATES: frozenset[EndState] = frozenset({"failed", "cancelled"})
 RULES_UNAFFECTED_BY_FAILURE: frozenset[TriggerRule] = frozenset({"all_failed", "none_skipped"})
 """The rules that a failure cannot violate. A job that one of them skips is not skipped through a failure."""
 
@@ -30,6 +33,14 @@ class DependencyCounts:
     failed: int = 0
     skipped: int = 0
     cancelled: int = 0
+    failures: tuple[str, ...] = ()
+    """The first failed or cancelled dependencies: names in a run, otherwise ids."""
+
+    @classmethod
+    def of(cls, total: int, ended: Mapping[EndState, int], failures: Sequence[str] = ()) -> DependencyCounts:
+        """Return the counts of a mapping. Only the first failures are kept."""
+        by_end_state = {end_state: ended.get(end_state, 0) for end_state in END_STATES}
+        return cls(total=total, failures=tuple(failures[:MAX_NAMED_FAILURES]), **by_end_state)
 
     @property
     def failed_or_cancelled(self) -> int:
@@ -55,6 +66,16 @@ class Verdict:
     reason: str
     through_failure: bool = False
     """Whether the job was skipped because dependencies failed. It then counts as failed for its own dependents."""
+    failures: tuple[str, ...] = ()
+    """The first failed or cancelled dependencies."""
+
+    @property
+    def explanation(self) -> str:
+        """The reason with the names of the failed dependencies."""
+        if not self.failures:
+            return self.reason
+        unnamed = self.inputs.get("failed", 0) + self.inputs.get("cancelled", 0) - len(self.failures)
+        return f"{self.reason} ({', '.join(self.failures)}{f' and {unnamed} more' if unnamed > 0 else ''})"
 
     def with_reason(self, reason: str) -> Verdict:
         """Return this verdict with another reason."""
@@ -117,6 +138,7 @@ def rule_verdict(rule: TriggerRule, counts: DependencyCounts, is_satisfied: bool
     return Verdict(
         rule=rule,
         inputs=counts.inputs(),
+        failures=counts.failures,
         reason=f"{rule} {state}: of {counts.total} dependencies {ended_counts}",
         through_failure=not is_satisfied and counts.failed_or_cancelled > 0 and rule not in RULES_UNAFFECTED_BY_FAILURE,
     )

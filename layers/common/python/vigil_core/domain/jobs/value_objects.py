@@ -45,11 +45,17 @@ class BatchMembership:
     """The batch of an item."""
     index: int | None = None
     """The index of an item in its batch."""
+    kept_since: int = 1
+    """The first attempt of a batch whose completed items a later attempt keeps."""
 
     @property
     def is_batch(self) -> bool:
         """Whether the job is a batch: it runs nothing itself, and its items do."""
         return self.size is not None
+
+    def retried(self, next_attempt: int, *, has_completed: bool) -> BatchMembership:
+        """Return this membership for the next attempt. A completed batch keeps no items: it runs all of them again."""
+        return replace(self, kept_since=next_attempt) if self.is_batch and has_completed else self
 
     @property
     def is_item(self) -> bool:

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
-from vigil_core.domain.jobs.trigger_rules import DependencyCounts, Verdict, evaluate_rule, rule_verdict
+from vigil_core.domain.jobs.trigger_rules import (
+    FAILED_END_STATES,
+    MAX_NAMED_FAILURES,
+    DependencyCounts,
+    EndState,
+    Verdict,
+    evaluate_rule,
+    rule_verdict,
+)
 from vigil_core.domain.workflows.run_state import RunState, StateRecord
 
 
@@ -120,7 +128,8 @@ def forecast_rule(run_state: RunState, index: int) -> tuple[bool | None, Depende
     """
     node = run_state.graph.nodes[index]
     dependencies_by_block = run_state.graph.dependencies_by_block[index]
-    ended: Counter[str] = Counter()
+    ended: Counter[EndState] = Counter()
+    failures: list[str] = []
     is_satisfied, has_open_dependency = None, False
     for block_number in sorted(dependencies_by_block, key=lambda block: not run_state.is_loaded(block)):
         if is_satisfied is None and has_open_dependency and not run_state.is_loaded(block_number):
@@ -130,8 +139,10 @@ def forecast_rule(run_state: RunState, index: int) -> tuple[bool | None, Depende
                 has_open_dependency = True
             else:
                 ended[end_state] += 1
-        is_satisfied = evaluate_rule(node.trigger_rule, DependencyCounts(total=len(node.depends_on), **ended))
-    counts = DependencyCounts(total=len(node.depends_on), **ended)
+                if end_state in FAILED_END_STATES and len(failures) < MAX_NAMED_FAILURES:
+                    failures.append(run_state.graph.nodes[dependency].name)
+        is_satisfied = evaluate_rule(node.trigger_rule, DependencyCounts.of(len(node.depends_on), ended))
+    counts = DependencyCounts.of(len(node.depends_on), ended, failures)
     return evaluate_rule(node.trigger_rule, counts) if node.depends_on else True, counts
 
 

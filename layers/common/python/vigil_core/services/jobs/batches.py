@@ -16,6 +16,11 @@ A deleted batch deletes its items:
    delivers the tombstone again.
 3. A page can be repeated: an item that is deleted already stays so.
 
+A retried batch keeps the items that completed, and creates items only for the others:
+
+1. The page that creates the items of an attempt finds the completed items of earlier attempts, and records their end.
+2. A completed item never changes, so a page that is processed again keeps the same items.
+
 A batch ends exactly once:
 
 1. The end state of each item is recorded once, in a set of its page.
@@ -26,7 +31,7 @@ A batch ends exactly once:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -35,7 +40,7 @@ from typing import Protocol
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.jobs import transitions
-from vigil_core.domain.jobs.batch import item_id, items_on_page, page_numbers
+from vigil_core.domain.jobs.batch import item_id, items_on_page, page_numbers, page_of
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import JobStatus
 from vigil_core.runtime.tracing import ids_of
@@ -84,11 +89,19 @@ def on_item_ended(ctx: BatchesContext, item: Job) -> None:
     index = item.batch.index or 0
     if batch is None or batch.status != "running" or item.job_id != item_id(batch.job_id, batch.attempt, index):
         return
-    page_complete = ctx.batches.record_end_state(batch, index, item.status)
-    if page_complete and len(ctx.batches.end_states(batch)) == batch.batch.size:
-        _enqueue(ctx, batch, {0: BatchEnd(**ids_of(batch), attempt=batch.attempt)})
-    elif item.status == "failed" and batch.batch.on_item_failure == "fail_fast":
+    if _record_ends(ctx, batch, page_of(index), [index], item.status):
+        return
+    if item.status == "failed" and batch.batch.on_item_failure == "fail_fast":
         _enqueue_pages(ctx, batch, stop=True)
+
+
+def _record_ends(ctx: BatchesContext, batch: Job, page: int, indexes: Collection[int], end_state: JobStatus) -> bool:
+    """Record the end of items on one page. If all items have ended, request the batch's end and return True."""
+    page_complete = ctx.batches.record_end_state(batch, page, indexes, end_state)
+    if not page_complete or len(ctx.batches.end_states(batch)) < (batch.batch.size or 0):
+        return False
+    _enqueue(ctx, batch, {0: BatchEnd(**ids_of(batch), attempt=batch.attempt)})
+    return True
 
 
 def process_page(ctx: BatchesContext, message: BatchPage) -> None:
@@ -104,10 +117,29 @@ def process_page(ctx: BatchesContext, message: BatchPage) -> None:
         ctx.in_parallel(lambda job_id: _delete(ctx, namespace, job_id), existing_ids)
         return
     if batch.status == "running" and batch.attempt == attempt:
-        _create_items(ctx, batch, [index for index, job_id in ids.items() if job_id not in jobs_by_id])
+        missing_indexes = [index for index, job_id in ids.items() if job_id not in jobs_by_id]
+        kept_indexes = _kept_items(ctx, batch, missing_indexes).keys()
+        _create_items(ctx, batch, [index for index in missing_indexes if index not in kept_indexes])
+        if kept_indexes:
+            _record_ends(ctx, batch, message.page, kept_indexes, "completed")
     if message.stop:
         open_ids = [job_id for job_id in ids.values() if job_id not in jobs_by_id or not jobs_by_id[job_id].ended]
         ctx.in_parallel(lambda job_id: _cancel(ctx, namespace, job_id), open_ids)
+
+
+def _kept_items(ctx: BatchesContext, batch: Job, indexes: Collection[int]) -> dict[int, Job]:
+    """Return the items that completed in an earlier attempt, by index. The batch keeps them and runs them no more.
+
+    An item that is kept once stays so: a completed job never changes, and no item of this attempt is created for it.
+    """
+    kept: dict[int, Job] = {}
+    for attempt in range(batch.attempt - 1, batch.batch.kept_since - 1, -1):
+        ids = {item_id(batch.job_id, attempt, index): index for index in indexes if index not in kept}
+        jobs_by_id = ctx.jobs.find_many(batch.namespace, ids) if ids else {}
+        kept |= {
+            ids[job_id]: item for job_id, item in jobs_by_id.items() if item.status == "completed" and not item.deleted
+        }
+    return kept
 
 
 def end_batch(ctx: BatchesContext, message: BatchEnd) -> None:
@@ -173,6 +205,8 @@ def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStat
     """Build the result of a batch: one entry per item, in order. `truncated` replaces a result over the limit."""
     ids = {index: item_id(batch.job_id, batch.attempt, index) for index in sorted(end_statuses)}
     items_by_id = ctx.jobs.find_many(batch.namespace, ids.values())
+    for index, kept in _kept_items(ctx, batch, [i for i in ids if ids[i] not in items_by_id]).items():
+        ids[index], items_by_id[kept.job_id] = kept.job_id, kept
     bytes_left = MAX_RESULT_BYTES
     results: list[JsonValue] = []
     for page in page_numbers(len(ids)):
@@ -184,7 +218,8 @@ def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStat
             item, stored = items_by_id.get(ids[index]), payloads_by_id.get(ids[index])
             text = None if stored is None else stored.result
             size = len((text or "").encode())
-            truncated = size > bytes_left or (stored is not None and stored.result_url is not None)
+            is_missing = text is None and (item is None or item.result_ref is not None)
+            truncated = size > bytes_left or is_missing
             bytes_left -= 0 if truncated else size
             results.append(
                 {

@@ -12,6 +12,7 @@ Each end state is recorded once, so every process that evaluates the trigger rul
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from vigil_core.domain.jobs.dependencies import Dependency, Dependent
 from vigil_core.domain.jobs.dependency_results import ResultUnreadable
 from vigil_core.domain.jobs.job import CONDITION_FAILED, Job, JobError
 from vigil_core.domain.jobs.trigger_rules import (
-    END_STATES,
+    FAILED_END_STATES,
     DependencyCounts,
     EndState,
     Verdict,
@@ -59,14 +60,14 @@ class ResolvedDependencies:
 
     dependencies: tuple[Dependency, ...] = ()
     end_states: tuple[EndState, ...] = ()
+    failures: tuple[str, ...] = ()
+    """The ids of the failed and the cancelled dependencies."""
 
     def ready_now(self, job: Job) -> Job:
         """Make an unsaved new job `pending` if its trigger rule is satisfied already and it has no condition."""
         if not job.awaits_dependencies or job.dependencies.condition is not None:
             return job
-        counts = DependencyCounts(
-            total=len(self.dependencies), **{end_state: self.end_states.count(end_state) for end_state in END_STATES}
-        )
+        counts = DependencyCounts.of(len(self.dependencies), Counter(self.end_states), self.failures)
         if not evaluate_rule(job.dependencies.trigger_rule, counts):
             return job
         return transitions.create_ready(job, rule_verdict(job.dependencies.trigger_rule, counts, is_satisfied=True))
@@ -92,14 +93,16 @@ def resolve_dependencies(ctx: RelatedJobsContext, namespace: str, job_ids: Seque
             )
             for job_id in missing_ids
         )
-    end_states = (
-        end_state_of(jobs_by_id[job_id].status, jobs_by_id[job_id].dependencies.verdict) for job_id in unique_ids
-    )
+    end_states = {
+        job_id: end_state_of(jobs_by_id[job_id].status, jobs_by_id[job_id].dependencies.verdict)
+        for job_id in unique_ids
+    }
     return ResolvedDependencies(
         dependencies=tuple(
             Dependency(job_id=job_id, known_version=jobs_by_id[job_id].version) for job_id in unique_ids
         ),
-        end_states=tuple(end_state for end_state in end_states if end_state is not None),
+        end_states=tuple(end_state for end_state in end_states.values() if end_state is not None),
+        failures=tuple(job_id for job_id, end_state in end_states.items() if end_state in FAILED_END_STATES),
     )
 
 
@@ -127,9 +130,7 @@ def verdict_at(ctx: DependenciesContext, job: Job) -> datetime | None:
     """Return the time since which the trigger rule of a waiting job is decided; None if it is undecided."""
     jobs_by_id = ctx.jobs.find_many(job.namespace, (dependency.job_id for dependency in job.dependencies.depends_on))
     end_states = list((_end_states(job, jobs_by_id) | ctx.dependencies.end_states(job)).values())
-    counts = DependencyCounts(
-        total=len(job.dependencies.depends_on), **{end_state: end_states.count(end_state) for end_state in END_STATES}
-    )
+    counts = DependencyCounts.of(len(job.dependencies.depends_on), Counter(end_states))
     if evaluate_rule(job.dependencies.trigger_rule, counts) is None:
         return None
     return max([job.updated_at, *(other.updated_at for other in jobs_by_id.values() if other.ended)])

@@ -133,5 +133,5 @@ def _reasons(ctx: RunQueriesContext, run: WorkflowRun, run_state: RunState) -> d
         if job.error is not None:
             reasons[indexes_by_id[job_id]] = f"{job.error.code}: {job.error.message}"
         elif job.dependencies.verdict is not None:
-            reasons[indexes_by_id[job_id]] = job.dependencies.verdict.reason
+            reasons[indexes_by_id[job_id]] = job.dependencies.verdict.explanation
     return reasons

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 
-from vigil_core.domain.jobs.batch import items_on_page, page_of
+from vigil_core.domain.jobs.batch import items_on_page
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.status import TERMINAL, JobStatus
 from vigil_core.domain.timestamps import to_epoch_s
@@ -21,16 +22,15 @@ class BatchStore:
     def __init__(self, table: Table) -> None:
         self._table = table
 
-    def record_end_state(self, batch: Job, index: int, end_state: JobStatus) -> bool:
-        """Record the end state of an item of the current attempt, and return whether its page is complete."""
-        page = page_of(index)
+    def record_end_state(self, batch: Job, page: int, indexes: Collection[int], end_state: JobStatus) -> bool:
+        """Record an end state of items on one page of the current attempt, and return whether the page is complete."""
         row = self._table.update(
             Update(
                 key=keys.batch_page(batch.namespace, batch.job_id, batch.attempt, page),
                 expression="ADD #ending :index SET entity = :entity, schema_version = :one, #ttl = :ttl",
                 names={"#ending": end_state, "#ttl": "ttl"},
                 values={
-                    ":index": {index},
+                    ":index": set(indexes),
                     ":entity": "batch_page",
                     ":one": 1,
                     ":ttl": to_epoch_s((batch.expires_at or batch.updated_at) + TTL_MARGIN),

@@ -5,14 +5,14 @@ The dependent rows are next to the wait entries of a job, so one query finds eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
 from vigil_core.domain.jobs.dependencies import Dependent
 from vigil_core.domain.jobs.job import Job
-from vigil_core.domain.jobs.trigger_rules import END_STATES, DependencyCounts, EndState
+from vigil_core.domain.jobs.trigger_rules import END_STATES, FAILED_END_STATES, DependencyCounts, EndState
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition, query_all
@@ -58,6 +58,14 @@ class DependencyStore:
         """Read the recorded end states of a job's dependencies, by index."""
         row = self._table.get(keys.dependencies(job.namespace, job.job_id, job.attempt)) or {}
         return {int(index): end_state for end_state in END_STATES for index in row.get(end_state, ())}
+
+    def end_states_of_jobs(self, jobs: Sequence[Job]) -> dict[str, frozenset[int]]:
+        """Read which dependencies of several jobs are recorded as ended, by job id and index."""
+        ids = {keys.dependencies(job.namespace, job.job_id, job.attempt): job.job_id for job in jobs}
+        return {
+            ids[key]: frozenset(int(index) for end_state in END_STATES for index in row.get(end_state, ()))
+            for key, row in self._table.batch_get(list(ids)).items()
+        }
 
     def record_end_states(self, job: Job, end_states: Mapping[int, EndState]) -> DependencyCounts:
         """Record end states of dependencies, and return the counts of all recorded ones.
@@ -114,8 +122,12 @@ def _ttl(job: Job) -> int:
 
 
 def _counts(job: Job, row: Row) -> DependencyCounts:
-    return DependencyCounts(
-        total=len(job.dependencies.depends_on), **{end_state: len(row.get(end_state, ())) for end_state in END_STATES}
+    depends_on = job.dependencies.depends_on
+    failed_indexes = sorted(int(index) for end_state in FAILED_END_STATES for index in row.get(end_state, ()))
+    return DependencyCounts.of(
+        len(depends_on),
+        {end_state: len(row.get(end_state, ())) for end_state in END_STATES},
+        [depends_on[index].job_id for index in failed_indexes],
     )
 
 

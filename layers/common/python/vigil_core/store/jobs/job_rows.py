@@ -228,6 +228,7 @@ def _batch_to_row(batch: BatchMembership) -> Row:
         "on_item_failure": _unless_default("continue", batch.on_item_failure),
         "batch_id": batch.batch_id,
         "batch_index": batch.index,
+        "batch_kept_since": _unless_default(1, batch.kept_since),
     }
 
 
@@ -237,6 +238,7 @@ def _batch_from_row(row: Row) -> BatchMembership:
         on_item_failure=row.get("on_item_failure", "continue"),
         batch_id=row.get("batch_id"),
         index=row.get("batch_index"),
+        kept_since=row.get("batch_kept_since", 1),
     )
 
 
@@ -392,12 +394,19 @@ def _verdict_to_row(verdict: Verdict) -> Row:
         "inputs": dict(verdict.inputs),
         "reason": verdict.reason,
         "through_failure": verdict.through_failure,
+        **({"failures": list(verdict.failures)} if verdict.failures else {}),
     }
 
 
 def _verdict_from_row(row: Row) -> Verdict:
     inputs = {name: int(count) for name, count in row["inputs"].items()}
-    return Verdict(rule=row["rule"], inputs=inputs, reason=row["reason"], through_failure=row["through_failure"])
+    return Verdict(
+        rule=row["rule"],
+        inputs=inputs,
+        reason=row["reason"],
+        through_failure=row["through_failure"],
+        failures=tuple(row.get("failures", ())),
+    )
 
 
 def retry_to_row(retry: RetryPolicy) -> Row:
