@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from types import ModuleType
@@ -35,6 +36,7 @@ from tests.support.template import resources
 from vigil.local.event_filters import passes
 from vigil.local.event_source_mapping import Record, StreamMapping
 from vigil_core import wiring
+from vigil_core.domain.limits import LIMITS
 from vigil_core.store import counters, limits
 from vigil_core.store.keys import Key
 from vigil_core.store.table import DynamoTable
@@ -252,6 +254,7 @@ def open_harness() -> Iterator[Harness]:
                 # A process reads these rows once in a time, not once in a request: no measurement contains the read.
                 patch.object(counters, "CACHE", timedelta(days=1)),
                 patch.object(limits, "SETTINGS_CACHE", timedelta(days=1)),
+                patch.dict(LIMITS, {"requests_per_second": replace(LIMITS["requests_per_second"], default=10**9)}),
             ):
                 yield new_harness
     finally:

@@ -19,6 +19,7 @@ from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import traced
 from vigil_core.schemas.base import NoContent, NoQuery, ResponseModel
 from vigil_core.schemas.validation import message_pointers, parse_body, parse_query
+from vigil_core.services.limits.admission import admit_request
 
 BASE64_THRESHOLD_CHARS = 500_000
 """Longer responses are Base64 between Lambda and API Gateway, which clients do not see.
@@ -66,6 +67,7 @@ class HttpApi:
             call = Call(operation=operation, request=request, services=self._services)
             if operation.scope is not None:
                 log_fields |= {"namespace": call.namespace, "key_id": call.actor}
+                admit_request(call.context, call.namespace)
                 call.access.require(operation.scope)
             response = operation.handler(call, **ids, **_parse_inputs(operation, request))
             body = response.body.to_json() if isinstance(response.body, ResponseModel) else response.body

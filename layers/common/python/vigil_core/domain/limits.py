@@ -49,7 +49,7 @@ def _limit(name: LimitName, default: int | None, unit: str, status: Literal[422,
     return Limit(name=name, default=default, unit=unit, status=status, counts=counts)
 
 
-LIMITS: Mapping[LimitName, Limit] = {
+LIMITS: dict[LimitName, Limit] = {
     limit.name: limit
     for limit in (
         _limit("jobs_per_request", 10_000, "jobs", 422, "the jobs that one request creates, with the items of batches"),

@@ -21,6 +21,7 @@ from vigil_core.domain.limits import (
     max_long_polls,
 )
 from vigil_core.domain.timestamps import to_epoch_s
+from vigil_core.domain.token_bucket import WINDOW_S, Lease, Refuse, TokenBucket
 from vigil_core.store import keys
 from vigil_core.store.counters import CounterStore
 from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition
@@ -28,6 +29,8 @@ from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, 
 SETTINGS_CACHE = timedelta(seconds=45)
 """The age at which a process reads the settings of a namespace again. A suspension takes effect within 60 s."""
 MAX_REMEMBERED_QUEUES = 10_000
+MAX_BUCKETS = 1_000
+REQUEST_WINDOW_TTL_S = 60
 SLOTS_PER_ROW = 32
 """As many slots as fit into one write unit."""
 _SLOT_TTL = timedelta(days=1)
@@ -208,6 +211,50 @@ class LongPollStore:
         return None
 
 
+class RequestRateStore:
+    """The request rates of namespaces: a token bucket in this process, and one row for each window."""
+
+    def __init__(self, table: Table, *, now: Callable[[], datetime], concurrency: int) -> None:
+        self._table = table
+        self._now = now
+        self._concurrency = concurrency
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def try_request(self, namespace: str, rate: int) -> int | None:
+        """Admit a request, or return the seconds after which a repetition may succeed."""
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.clear()
+        bucket, now_s = self._buckets.setdefault(namespace, TokenBucket()), self._now().timestamp()
+        decision = bucket.request(now_s, rate, self._concurrency)
+        if isinstance(decision, Lease):
+            self._lease(namespace, bucket, decision)
+            decision = bucket.request(now_s, rate, self._concurrency)
+        return decision.retry_after_s if isinstance(decision, Refuse) else None
+
+    def _lease(self, namespace: str, bucket: TokenBucket, lease: Lease) -> None:
+        """Lease a block from the row of the window, on the condition that the capacity suffices."""
+        has_room = WriteCondition(
+            expression="attribute_not_exists(leased) OR leased <= :room",
+            values={":room": lease.capacity - lease.tokens},
+        )
+        update = Update(
+            key=keys.request_window(namespace, lease.window),
+            expression="ADD leased :tokens SET entity = :entity, schema_version = :one, #ttl = :ttl",
+            names={"#ttl": "ttl"},
+            values={
+                ":tokens": lease.tokens,
+                ":entity": "request_window",
+                ":one": 1,
+                ":ttl": (lease.window + 1) * WINDOW_S + REQUEST_WINDOW_TTL_S,
+            },
+            condition=has_room,
+        )
+        try:
+            bucket.on_lease(lease, "granted", self._table.update(update)["leased"])
+        except ConditionFailed as error:
+            bucket.on_lease(lease, "refused", (error.old or {}).get("leased", lease.capacity))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LimitStores:
     """The rows of limits."""
@@ -215,6 +262,7 @@ class LimitStores:
     namespaces: NamespaceStore
     counters: CounterStore
     long_polls: LongPollStore
+    request_rates: RequestRateStore
     known_queues: dict[str, set[str]] = field(default_factory=dict)
     """The queues by namespace that the process has found to exist, or has admitted."""
 
@@ -231,6 +279,7 @@ class LimitStores:
             namespaces=NamespaceStore(table, now=now, concurrency=concurrency),
             counters=CounterStore(table, now=now),
             long_polls=LongPollStore(table=table, concurrency=concurrency),
+            request_rates=RequestRateStore(table, now=now, concurrency=concurrency),
         )
 
     def remember_queues(self, namespace: str, names: Iterable[str]) -> None:

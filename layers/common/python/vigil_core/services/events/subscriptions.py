@@ -60,6 +60,7 @@ from vigil_core.services.context import (
 )
 from vigil_core.services.events.publish import wait_ended_event
 from vigil_core.services.events.sockets import Sockets, send_messages
+from vigil_core.services.limits.admission import admit_request
 from vigil_core.services.waits.requests import find_wait, post_wait
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.connections import Connection
@@ -151,6 +152,7 @@ def receive(ctx: SubscriptionsContext, peer: Peer, text: str) -> str:
         message = decode_message(text)
         frame_id = message_id_of(message)
         peer.access.require(Scope.READ)
+        admit_request(ctx, peer.access.namespace)
         match parse_message(message):
             case Subscribe() as frame:
                 _subscribe(ctx, peer, frame)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from vigil_core.domain.errors import LimitExceeded
 from vigil_core.domain.limits import limit_error
 from vigil_core.services.context import UsesClock, UsesLimits
 from vigil_core.store.counters import Configuration, Counts
@@ -25,6 +26,19 @@ class JobReservation:
     """The jobs that a request may create. `unused` of them were not created after all."""
 
     unused: int = 0
+
+
+def admit_request(ctx: AdmissionContext, namespace: str) -> None:
+    """Count a request of a client against the request rate of its namespace.
+
+    Raises:
+        LimitExceeded: The namespace sends too many requests.
+    """
+    rate = ctx.limits.namespaces.limit(namespace, "requests_per_second")
+    retry_after_s = ctx.limits.request_rates.try_request(namespace, rate)
+    if retry_after_s is not None:
+        message = f"{limit_error('requests_per_second', rate).message}. Try again in {retry_after_s} s"
+        raise LimitExceeded(message, limit="requests_per_second", retry_after_s=retry_after_s)
 
 
 @contextmanager
