@@ -50,7 +50,7 @@ class RequestCounter:
         self._counts: Counter[str] = Counter()
         self._half_units: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._schemas: dict[str, tuple[list[str], list[list[str]]]] = {}
+        self._schemas: dict[str, tuple[list[str], list[tuple[list[str], list[str]]]]] = {}
         self.largest: dict[str, int] = {}
         """The size of the largest item written of each entity, in bytes."""
         self.agreement = Agreement()
@@ -169,25 +169,28 @@ class RequestCounter:
 
     def _index_units(self, table: str, before: Item | None, after: Item | None) -> int:
         table_key, indexes = self._schema(table)
-        return sum(index_write_units(index, table_key, before, after) for index in indexes)
+        return sum(index_write_units(key, table_key, before, after, included) for key, included in indexes)
 
     def _record_size(self, item: Item | None) -> None:
         if item and "entity" in item:
             entity = item["entity"]["S"]
             self.largest[entity] = max(self.largest.get(entity, 0), item_bytes(item))
 
-    def _schema(self, table: str) -> tuple[list[str], list[list[str]]]:
-        """Return the attribute names of the table's key and of each index's key.
-
-        Every index of the template contains only keys.
-        """
+    def _schema(self, table: str) -> tuple[list[str], list[tuple[list[str], list[str]]]]:
+        """Return the attribute names of the table's key, and of each index's key and further attributes."""
         if table not in self._schemas:
             described = self._uncounted_client.describe_table(TableName=table)["Table"]
             indexes = described.get("GlobalSecondaryIndexes", [])
-            assert all(index["Projection"]["ProjectionType"] == "KEYS_ONLY" for index in indexes), indexes
+            assert all(index["Projection"]["ProjectionType"] != "ALL" for index in indexes), indexes
             self._schemas[table] = (
                 [key["AttributeName"] for key in described["KeySchema"]],
-                [[key["AttributeName"] for key in index["KeySchema"]] for index in indexes],
+                [
+                    (
+                        [key["AttributeName"] for key in index["KeySchema"]],
+                        list(index["Projection"].get("NonKeyAttributes", ())),
+                    )
+                    for index in indexes
+                ],
             )
         return self._schemas[table]
 

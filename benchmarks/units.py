@@ -36,21 +36,30 @@ def write_units(before: Item | None, after: Item | None) -> int:
 
 
 def index_write_units(
-    index_key: Iterable[str], table_key: Iterable[str], before: Item | None, after: Item | None
+    index_key: Iterable[str],
+    table_key: Iterable[str],
+    before: Item | None,
+    after: Item | None,
+    included: Iterable[str] = (),
 ) -> int:
-    """Return the write units of the same write in an index that contains only keys.
+    """Return the write units of the same write in an index that contains keys and the `included` attributes.
 
-    A new or removed entry takes one write, a moved entry two, and an unchanged entry none.
+    A new or removed entry takes one write, a moved entry two, a changed entry one, and an unchanged entry none.
     """
     index_names = list(index_key)
-    names = [*index_names, *table_key]
+    key_names = [*index_names, *table_key]
+    names = [*key_names, *included]
 
     def entry(item: Item | None) -> dict[str, Any] | None:
-        return {name: item[name] for name in names} if item and all(name in item for name in index_names) else None
+        if not item or not all(name in item for name in index_names):
+            return None
+        return {name: item[name] for name in names if name in item}
 
     old, new = entry(before), entry(after)
     if old == new:
         return 0
+    if old and new and all(old[name] == new[name] for name in key_names):
+        return math.ceil(max(item_bytes(old), item_bytes(new)) / WRITE_BYTES)
     return sum(math.ceil(item_bytes(item) / WRITE_BYTES) for item in (old, new) if item is not None)
 
 

@@ -55,8 +55,7 @@ def _query_of_rows(
 def _of_index(table: Table, name: str, hash_key: DynamoType) -> Any:
     """Return the rows of one partition of an index, with only the attributes that the index projects."""
     index = table.get_index(name, error_if_not=True)
-    assert index.projection == {"ProjectionType": "KEYS_ONLY"}
-    projected = {*index.table_key_attrs, *index.schema_key_attrs}
+    projected = {*index.table_key_attrs, *index.schema_key_attrs, *index.projection.get("NonKeyAttributes", ())}
     pk = index.schema_key_attrs[0]
     items: Any = defaultdict(dict)
     for partition, rows in list(table.items.items()):

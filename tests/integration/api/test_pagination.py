@@ -65,10 +65,10 @@ def test_created_after_accepts_other_time_zones(client: Client) -> None:
 def test_page_ends_when_its_read_budget_is_used(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pagination, "MAX_ROWS_READ", 4)
     monkeypatch.setattr(listing, "READ_BATCH", 2)
-    first = client.create(queue="rare")
+    first = client.create(trace_id="rare")
     for _ in range(9):
         client.create()
-    job_pages = pages(client, "/v1/jobs", queue="rare")
+    job_pages = pages(client, "/v1/jobs", trace_id="rare")
     assert [ids(page) for page in job_pages[:2]] == [[], []]
     assert [job_id for page in job_pages for job_id in ids(page)] == [first["job_id"]]
 

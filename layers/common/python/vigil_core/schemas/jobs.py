@@ -267,6 +267,7 @@ class JobQuery(RequestModel):
     batch_id: Label | None = Field(default=None, description="The items of this batch")
     dependency_status: DependencyStatus | None = None
     correlation_id: Label | None = None
+    unique_key: Name | None = Field(default=None, description="The open job that has this `unique_key`")
     trace_id: Label | None = None
     created_after: Timestamp | None = Field(default=None, description="Created at or after this time")
     created_before: Timestamp | None = Field(default=None, description="Created before this time")

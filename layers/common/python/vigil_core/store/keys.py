@@ -508,6 +508,16 @@ def listing(namespace: str, list_name: ListName, created_at: datetime, entity_id
     return g2pk, f"{to_text(created_at)}#{entity_id}"
 
 
+def correlation_partition(namespace: str, correlation_id: str, partition: int) -> str:
+    """Return one partition of index `correlation`: jobs of a correlation id, sorted like those of index `listing`."""
+    return f"{namespace}#correlation#{partition}#{correlation_id}"
+
+
+def correlation(namespace: str, correlation_id: str, job_id: str) -> str:
+    """Return g3pk, the partition key of a job in index `correlation`."""
+    return correlation_partition(namespace, correlation_id, partition_of(job_id, LISTING_PARTITIONS))
+
+
 def listing_partition(namespace: str, list_name: ListName, day: date, partition: int) -> str:
     """Return the partition of index `listing` for one day and partition number."""
     return f"{namespace}#{list_name}#{day.isoformat()}#{partition}"

@@ -26,6 +26,14 @@ BATCH_GET_LIMIT = 100
 BATCH_WRITE_LIMIT = 25
 _MAX_RETRIES = 6
 
+INDEX_KEYS: Mapping[str | None, tuple[str, str]] = {
+    None: ("pk", "sk"),
+    "due": ("g1pk", "g1sk"),
+    "listing": ("g2pk", "g2sk"),
+    "correlation": ("g3pk", "g2sk"),
+}
+"""The key attributes of the table and of its indexes."""
+
 _to_dynamo = TypeSerializer()
 _from_dynamo = TypeDeserializer()
 
@@ -127,6 +135,7 @@ class Table(Protocol):
         newest_first: bool = False,
         limit: int | None = None,
         cursor: Row | None = None,
+        where: WriteCondition | None = None,
     ) -> QueryPage:
         """Read one page of a partition in the order of its sort key.
 
@@ -136,10 +145,11 @@ class Table(Protocol):
             pk: The partition key, of the table or of the index.
             begins: The prefix of the sort keys.
             between: The lowest and the highest sort key, both inclusive.
-            index: `due` or `listing`; None for the table.
+            index: `due`, `listing` or `correlation`; None for the table.
             newest_first: Read in descending order.
-            limit: The highest number of rows of the page.
+            limit: The highest number of rows that are read for the page.
             cursor: The cursor of the page before.
+            where: A filter. The page omits the rows for which it is false, and reading them costs the same.
         """
 
     def count(self, pk: str, *, begins: str | None = None, index: str | None = None) -> int:
@@ -221,12 +231,18 @@ class DynamoTable:
         newest_first: bool = False,
         limit: int | None = None,
         cursor: Row | None = None,
+        where: WriteCondition | None = None,
     ) -> QueryPage:
         """Call Query once."""
         request = self._query(pk, begins, between, index)
         request["ScanIndexForward"] = not newest_first
         if limit is not None:
             request["Limit"] = limit
+        if where is not None:
+            request["FilterExpression"] = where.expression
+            request["ExpressionAttributeNames"] = dict(where.names)
+            if where.values:
+                request["ExpressionAttributeValues"] |= _values(where.values)
         if cursor is not None:
             request["ExclusiveStartKey"] = {name: _to_dynamo.serialize(value) for name, value in cursor.items()}
         response = self._client.query(**request)
@@ -278,7 +294,7 @@ class DynamoTable:
         self._write(lambda: self._client.transact_write_items(TransactItems=items))
 
     def _query(self, pk: str, begins: str | None, between: tuple[str, str] | None, index: str | None) -> dict[str, Any]:
-        pk_name, sk_name = {None: ("pk", "sk"), "due": ("g1pk", "g1sk"), "listing": ("g2pk", "g2sk")}[index]
+        pk_name, sk_name = INDEX_KEYS[index]
         condition, values = f"{pk_name} = :pk", {":pk": pk}
         if begins is not None:
             condition, values = f"{condition} AND begins_with({sk_name}, :begins)", {**values, ":begins": begins}

@@ -123,6 +123,8 @@ def job_to_row(job: Job, *, queue_partitions: int = 1) -> Row:
     if job.deleted:
         return {**row, "deleted": True, "ttl": to_epoch_s(job.updated_at + TOMBSTONE_TTL)}
     row["g2pk"], row["g2sk"] = keys.listing(job.namespace, "jobs", job.created_at, job.job_id)
+    if job.correlation_id is not None:
+        row["g3pk"] = keys.correlation(job.namespace, job.correlation_id, job.job_id)
     return row | index_attributes(job, queue_partitions)
 
 
