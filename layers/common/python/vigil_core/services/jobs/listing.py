@@ -136,7 +136,10 @@ def _item_ids(ctx: JobListingContext, namespace: str, batch_id: str) -> list[str
 
 
 def _after(before_cursor: str | None, job_ids: Sequence[str]) -> Iterator[ListingEntry]:
-    """Yield the jobs after the one that a cursor names. The id is the last part of a cursor, as in index `listing`."""
+    """Yield the jobs after the one that a cursor names.
+
+    The id is the last part of a cursor, as in index `listing`.
+    """
     last_id = None if before_cursor is None else before_cursor.rpartition("#")[2]
     start = job_ids.index(last_id) + 1 if last_id in job_ids else 0
     for job_id in job_ids[start:]:
