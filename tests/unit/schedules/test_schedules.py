@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -103,6 +103,80 @@ class TestCron:
         assert all(moment > start and moment.microsecond == 0 for moment in listed)
         for earlier, later in pairwise(listed):
             assert next(timing.fire_times_after(earlier)) == later
+
+
+def shows(expression: str, local: datetime) -> bool:
+    """Return whether a clock shows a time of an expression with `*`, steps, ranges and lists of numbers."""
+
+    def matches(field: str, value: int, lowest: int) -> bool:
+        for term in field.split(","):
+            values, _, step = term.partition("/")
+            first, _, last = values.partition("-")
+            if values == "*":
+                first, last = str(lowest), "59"
+            if int(first) <= value <= int(last or (59 if step else first)) and not (value - int(first)) % int(
+                step or 1
+            ):
+                return True
+        return False
+
+    minute, hour, day, month, weekday = expression.split()
+    assert (day, month, weekday) == ("*", "*", "*")
+    return matches(minute, local.minute, 0) and matches(hour, local.hour, 0) and not local.second
+
+
+CLOCK_CHANGES = [
+    ("Europe/Berlin", "2026-03-29T01:00"), ("Europe/Berlin", "2026-10-25T01:00"),
+    ("Australia/Lord_Howe", "2026-10-03T15:30"), ("Australia/Lord_Howe", "2026-04-04T15:00"),
+    ("America/Havana", "2026-03-08T05:00"), ("America/Havana", "2026-11-01T05:00"),
+    ("Africa/Cairo", "2026-04-23T22:00"), ("Africa/Cairo", "2026-10-29T21:00"),
+    ("Asia/Beirut", "2026-03-28T22:00"), ("America/St_Johns", "2010-11-07T02:31"), ("Pacific/Apia", "2011-12-30T10:00"),
+    ("Asia/Kathmandu", "2026-01-01T00:00"), ("UTC", "2026-01-01T00:00"),
+]  # fmt: skip
+"""Time zones, each with a moment at which its clock changes, or without a change."""
+
+
+@pytest.mark.parametrize(("zone", "change"), CLOCK_CHANGES)
+@pytest.mark.parametrize(
+    "expression",
+    ["* * * * *", "*/5 * * * *", "0 */12 * * *", "0 */5 * * *", "*/7 */3 * * *", "30 * * * *", "*/20 0-2 * * *",
+     "* 10-10/3 * * *", "15,45 */1 * * *"],
+)  # fmt: skip
+def test_cron_with_a_star_fires_whenever_the_local_clock_shows_its_time(
+    zone: str, change: str, expression: str
+) -> None:
+    start, clock = at(change) - timedelta(hours=30), ZoneInfo(zone)
+    minutes = [start + timedelta(minutes=number) for number in range(1, 60 * 60)]
+    expected = [minute for minute in minutes if shows(expression, minute.astimezone(clock))]
+    timing = cron(expression, zone)
+    assert list(takewhile(lambda moment: moment <= minutes[-1], timing.fire_times_after(start))) == expected
+    for number in range(0, len(minutes), 37):  # From any moment on, the times are the same.
+        following = next((moment for moment in expected if moment > minutes[number]), None)
+        found = next(timing.fire_times_after(minutes[number]))
+        assert found == following or (following is None and found > minutes[-1])
+
+
+@pytest.mark.parametrize(
+    ("expression", "hours"),
+    [("0 10-10/3 * * *", [10]), ("0 05-5/2 * * *", [5]), ("0 1-1/2,10-10/3 * * *", [1, 10]),
+     ("0 10-16/3 * * *", [10, 13, 16]),
+     ("0 20/3 * * *", [20, 23]), ("0 1-11/5 * * *", [1, 6, 11])],
+)  # fmt: skip
+def test_range_with_a_step_stays_in_its_range(expression: str, hours: list[int]) -> None:
+    times = list(islice(cron(expression).fire_times_after(at("2026-01-01T00:30")), len(hours)))
+    assert [moment.hour for moment in times] == hours
+
+
+def test_range_of_one_weekday_or_month_with_a_step_is_that_one() -> None:
+    assert runs(cron("0 0 * * MON-MON/2"), "2026-01-01T00:00", 2) == ["2026-01-05T00:00:00", "2026-01-12T00:00:00"]
+    assert runs(cron("0 0 1 feb-feb/3 *"), "2026-01-01T00:00", 2) == ["2026-02-01T00:00:00", "2027-02-01T00:00:00"]
+
+
+def test_day_of_month_and_day_of_week_combine_as_documented() -> None:
+    assert runs(cron("0 0 13 * FRI"), "2026-02-01T00:00", 3) == [
+        "2026-02-06T00:00:00", "2026-02-13T00:00:00", "2026-02-20T00:00:00",
+    ]  # fmt: skip
+    assert runs(cron("0 0 */13 * FRI"), "2026-02-01T00:00", 2) == ["2026-02-27T00:00:00", "2026-03-27T00:00:00"]
 
 
 class TestRate:

@@ -6,9 +6,10 @@ Every function receives the current time as an argument, so all results are dete
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from heapq import heappop, heappush
 from itertools import takewhile
 from typing import Literal, TypeAlias
 from zoneinfo import ZoneInfo
@@ -34,10 +35,13 @@ FIRE_LOOKBACK = timedelta(days=1)
 MAX_UNRECORDED = 100
 """Maximum number of unrecorded planned times that a schedule stores: the size of one batch read."""
 MAX_PERIOD = timedelta(days=366)
+MAX_CLOCK_CHANGE = timedelta(hours=3)
+"""More than any clock is set back in a time zone."""
 NEXT_TIMES_COUNT = 5
 
 _RATE = re.compile(r"([1-9][0-9]{0,5}) (minute|hour|day)s?", re.ASCII)
 _ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,31}(/[A-Za-z0-9_+-]{1,31}){0,2}", re.ASCII)
+_SINGLE_RANGE = re.compile(r"(?<![\w-])0*(?P<value>\w+)-0*(?P=value)/[0-9]*[1-9][0-9]*(?=[,\s]|$)", re.ASCII)
 _SEARCH_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366))
 
 
@@ -77,8 +81,9 @@ class ScheduleTiming:
 
     They follow either `cron`, five fields in a time zone, or `rate`, a period that is counted from `anchor`.
 
-    Daylight saving time follows Debian's cron. A time that does not exist in spring fires directly after the gap. A
-    time that exists twice in autumn fires once. An expression that fires every hour or more often follows elapsed time.
+    Daylight saving time follows Debian's cron. A time that does not exist in spring fires directly after the gap, and a
+    time that exists twice in autumn fires once. An expression whose minute or hour begins with `*` fires whenever the
+    local clock shows one of its times: twice for a time that exists twice, and never for one that does not exist.
     """
 
     cron: str | None
@@ -98,15 +103,8 @@ class ScheduleTiming:
         if self.cron is None:
             yield from self._rate_times_after(after)
             return
-        if len(self.cron.split()) != 5:
-            raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
-        try:
-            cron_times = CronSim(self.cron, after.astimezone(timezone))
-        except CronSimError as error:
-            raise ValueError(f"is not a valid cron expression: {str(error).lower()}") from error
-        for cron_time in cron_times:
-            # In the repeated hour of autumn, the iterator first returns times of the first hour, which have passed.
-            if (fire_time := cron_time.astimezone(UTC)) > after:
+        for fire_time in self._cron_times_after(self.cron, after.astimezone(UTC), timezone):
+            if fire_time > after:
                 after = fire_time
                 yield fire_time
 
@@ -122,12 +120,68 @@ class ScheduleTiming:
                 return latest
         return since
 
+    def _cron_times_after(self, cron: str, after: datetime, timezone: tzinfo) -> Iterator[datetime]:
+        """Yield planned times of a cron expression in their order, including the first ones after `after`."""
+        fields = cron.split()
+        if len(fields) != 5:
+            raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
+        # A time before the clock is set back can show a later hour than times that follow.
+        repeated = max(timedelta(0), _offset(after, timezone) - _offset(after + MAX_CLOCK_CHANGE, timezone))
+        try:
+            local_times = CronSim(_without_empty_ranges(cron), _local(after, timezone) - repeated)
+        except CronSimError as error:
+            raise ValueError(f"is not a valid cron expression: {str(error).lower()}") from error
+        if fields[0].startswith("*") or fields[1].startswith("*"):
+            yield from _every_occurrence(local_times, timezone)
+        else:
+            yield from (_first_occurrence(local_time, timezone) for local_time in local_times)
+
     def _rate_times_after(self, after: datetime) -> Iterator[datetime]:
         step = parse_rate(self.rate or "")
         number = max(1, (after - self.anchor) // step + 1)
         while True:
             yield self.anchor + number * step
             number += 1
+
+
+def _every_occurrence(local_times: Iterable[datetime], timezone: tzinfo) -> Iterator[datetime]:
+    """Yield the moments at which the local clock shows these times, in their order.
+
+    A later local time never occurs before the first occurrence of an earlier one. Second occurrences wait in a heap.
+    """
+    later: list[datetime] = []
+    for local_time in local_times:
+        first, second = (local_time.replace(tzinfo=timezone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        if _local(first, timezone) == local_time:
+            for moment in {first, second}:
+                heappush(later, moment)
+        while later and later[0] <= first:
+            yield heappop(later)
+    while later:
+        yield heappop(later)
+
+
+def _first_occurrence(local_time: datetime, timezone: tzinfo) -> datetime:
+    """Return the first moment at which the local clock shows a time, or the end of its gap."""
+    moment = local_time.replace(tzinfo=timezone).astimezone(UTC)
+    while _local(moment, timezone) != local_time:
+        local_time += timedelta(minutes=1)
+        moment = local_time.replace(tzinfo=timezone).astimezone(UTC)
+    return moment
+
+
+def _local(moment: datetime, timezone: tzinfo) -> datetime:
+    """Return the time that the local clock shows, without its time zone."""
+    return moment.astimezone(timezone).replace(tzinfo=None, fold=0)
+
+
+def _offset(moment: datetime, timezone: tzinfo) -> timedelta:
+    return moment.astimezone(timezone).utcoffset() or timedelta(0)
+
+
+def _without_empty_ranges(cron: str) -> str:
+    """Replace each range of one value with a step, such as `10-10/3`, by that value."""
+    return _SINGLE_RANGE.sub(lambda match: match["value"], cron.upper())
 
 
 @dataclass(frozen=True, kw_only=True)
