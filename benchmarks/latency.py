@@ -26,6 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from vigil.local import cloud
+from vigil.local.health import health
 from vigil.local.stack import Stack, client_config, session
 from vigil.local.state_dir import StateDir, wait_until
 from vigil_core.domain.jobs.job import Report
@@ -310,7 +311,7 @@ def _baseline_function(state_dir: StateDir, stack: Stack) -> Iterator[None]:
         FilterCriteria={"Filters": [{"Pattern": json.dumps(pattern)}]},
     )["UUID"]
     try:
-        served = wait_until(lambda: any(reader["mapping"] == mapping for reader in cloud.health(state_dir).readers), 15)
+        served = wait_until(lambda: any(reader["mapping"] == mapping for reader in health(state_dir).readers), 15)
         assert served, "the stream of the baseline function is not served"
         yield
     finally:

@@ -14,6 +14,7 @@ from rich.table import Table
 from vigil.cli.terminal import Console, escape
 from vigil.local import cloud, logs
 from vigil.local.errors import LocalError
+from vigil.local.health import health as examine
 from vigil.local.stack import Stack
 from vigil.local.state_dir import StateDir, tail
 
@@ -115,7 +116,7 @@ def _follow_logs(home: StateDir, stack: Stack) -> None:
 @app.command()
 @exit_on_local_error
 def down(root: Root = HERE, directory: Directory = None) -> None:
-    """Stop the local cloud and keep its state."""
+    """Stop the local cloud and keep its state. Exit code 1 if the state could not be saved."""
     stopped = cloud.down(StateDir.of(root, directory), say=_print_step)
     console.print("[green]✓[/] Stopped; the state is kept" if stopped else "The local cloud was not running.")
 
@@ -128,7 +129,7 @@ def status(root: Root = HERE, directory: Directory = None) -> None:
     Exit code 0 if it is healthy, 1 if not, 3 if it is not running.
     """
     home = StateDir.of(root, directory)
-    health = cloud.health(home)
+    health = examine(home)
     if not health.running or health.stack is None:
         hint = (
             " (its supervisor was killed and its emulator still runs; `vigil local down` stops it)"
@@ -145,6 +146,10 @@ def status(root: Root = HERE, directory: Directory = None) -> None:
         table.add_row(reader["function"], str(reader["pending"]), str(reader["abandoned"]), reader["last_error"] or "")
     console.print(table)
     console.print(f"Dead letters: {'unknown' if health.dead_letters is None else health.dead_letters}")
+    console.print(f"Queues: {len(health.queues)}, with {sum(queue['messages'] for queue in health.queues)} messages")
+    console.print(f"Timers: {len(health.timers)}")
+    for problem in health.problems:
+        console.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
     if not health.is_healthy:
         raise typer.Exit(1)
 

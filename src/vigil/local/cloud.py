@@ -1,10 +1,10 @@
-"""Start, stop and inspect the local cloud, for the commands of `vigil local` and the tests."""
+"""Start and stop the local cloud, for the commands of `vigil local` and the tests."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -16,12 +16,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vigil.local import api_gateway as http_api
 from vigil.local import sam
+from vigil.local.condition import clock_time, recovery_report, state_condition, take_snapshot
 from vigil.local.emulator import (
     NO_PROXY_OPENER,
     START_TIMEOUT_S,
@@ -29,6 +29,8 @@ from vigil.local.emulator import (
     concurrency,
     is_healthy,
     port_in_use,
+    port_taken,
+    require_saved,
     stop_orphan,
 )
 from vigil.local.errors import LocalError
@@ -44,6 +46,8 @@ FINGERPRINT = "vigil-local-fingerprint"
 
 # A stop first ends running functions and then saves the state.
 SUPERVISOR_STOP_TIMEOUT_S = STOP_TIMEOUT_S + 30
+
+EMULATOR_PACKAGES = ("ministack", "uvicorn", "httptools", "uvloop", "samtranslator")
 
 Say = Callable[[str], None]
 
@@ -69,12 +73,16 @@ def up(
     Raises:
         LocalError: A step failed.
     """
+    _require_emulator()
     sources = sam.source_fingerprint(state_dir.root)
     state_dir.directory.mkdir(parents=True, exist_ok=True)
     with (state_dir.directory / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        supervisor = _ensure_supervisor(state_dir, port, addresses, say)
-        _ensure_deployed(state_dir, port, sources, parameters or {}, say)
+        supervisor, has_started = _ensure_supervisor(state_dir, port, addresses, say)
+        if has_started:
+            for line in recovery_report(state_condition(endpoint(port))):
+                say(line)
+        is_deployed = _ensure_deployed(state_dir, port, sources, parameters or {}, say)
         _await_streams(state_dir, port)
         endpoint_url = endpoint(port)
         outputs = _outputs(endpoint_url)
@@ -98,6 +106,9 @@ def up(
             websocket_api_id=outputs["WebSocketApiId"],
         )
         stack.write(state_dir.stack_file)
+        if is_deployed:
+            say("Saving the state")
+            take_snapshot(endpoint_url)
         return stack
 
 
@@ -105,12 +116,13 @@ def down(state_dir: StateDir, say: Say = _silent) -> bool:
     """Stop the local cloud and keep its state. Return whether it was running.
 
     Raises:
-        LocalError: A process does not stop.
+        LocalError: A process does not stop, or the state could not be saved.
     """
     supervisor, emulator = state_dir.supervisor.holder(), state_dir.emulator.holder()
     if supervisor is None and emulator is None:
         return False
     port = int((supervisor or emulator or {})["port"])
+    condition = state_condition(endpoint(port)) or {}
     if supervisor is not None:
         say("Stopping and saving the state")
         os.kill(int(supervisor["pid"]), signal.SIGTERM)
@@ -119,17 +131,20 @@ def down(state_dir: StateDir, say: Say = _silent) -> bool:
     if state_dir.emulator.alive:
         say("Stopping the emulator of a supervisor that was killed")
         stop_orphan(state_dir)
+    if failure := condition.get("failure"):
+        say(f"The state could not be saved since {clock_time(condition['failed_at'])}: {failure}")
     if not wait_until(lambda: not port_in_use(port), 10):
         raise LocalError(f"Port {port} is still taken.", tail(state_dir.supervisor_log))
+    require_saved(state_dir)
     return True
 
 
 @contextmanager
 def running_stack(
-    root: Path,
+    root: Path | str,
     port: int,
     *,
-    home: Path | None = None,
+    home: Path | str | None = None,
     addresses: tuple[str, ...] = (),
     parameters: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
@@ -142,7 +157,7 @@ def running_stack(
         LocalError: The local cloud does not start or stop.
     """
     with tempfile.TemporaryDirectory(prefix="vigil-local-") as temporary:
-        state_dir = StateDir.of(root, home or Path(temporary))
+        state_dir = StateDir.of(root, home or temporary)
         try:
             yield up(state_dir, port=port, addresses=addresses, parameters=parameters)
         finally:
@@ -152,33 +167,56 @@ def running_stack(
 # ---------------------------------------------------------------- Steps of `up`
 
 
-def _ensure_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...], say: Say) -> int:
-    """Start the supervisor if none runs, and return its process id."""
-    holder = state_dir.supervisor.holder()
-    orphan = None
-    if holder is not None:
-        if holder["port"] != port:
-            raise LocalError(
-                f"The local cloud already runs on port {holder['port']}; stop it first with `vigil local down`."
-            )
-    else:
-        say(f"Starting the emulator on port {port}")
-        # An emulator whose supervisor was killed may hold the port: the new supervisor stops it.
-        if port_in_use(port) and not state_dir.emulator.alive:
-            raise LocalError(f"Port {port} is taken by another program; choose another one with --port.")
-        orphan = state_dir.emulator.holder()
-        _start_supervisor(state_dir, port, addresses)
-        holder = state_dir.supervisor.holder()
+def _require_emulator() -> None:
+    """Check that the emulator is installed. `pip install vigil-jobs` without the extra does not install it.
+
+    Raises:
+        LocalError: A package is missing.
+    """
+    missing = [name for name in EMULATOR_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise LocalError(
+            f"The local cloud needs {', '.join(missing)}: run `make venv` in the checkout and use .venv/bin/vigil, "
+            "or install the extra `vigil-jobs[local]`."
+        )
+
+
+def _ensure_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...], say: Say) -> tuple[int, bool]:
+    """Start the supervisor if none runs. Return its process id, and whether it was started."""
+    orphan: dict[str, Any] | None = None
 
     def is_ready() -> bool:
         # Until the new supervisor has stopped it, the orphan of a killed one still answers.
         emulator = state_dir.emulator.holder()
         is_orphan = emulator is not None and orphan is not None and emulator["pid"] == orphan["pid"]
-        return not is_orphan and is_healthy(port)
+        return emulator is not None and not is_orphan and is_healthy(port)
 
+    holder = _settled_supervisor(state_dir)
+    has_started = holder is None
+    if holder is not None and holder["port"] != port:
+        raise LocalError(
+            f"The local cloud already runs on port {holder['port']}; stop it first with `vigil local down`."
+        )
+    if holder is None:
+        say(f"Starting the emulator on port {port}")
+        # An emulator whose supervisor was killed may hold the port: the new supervisor stops it.
+        if port_in_use(port) and not state_dir.emulator.alive:
+            raise LocalError(port_taken(port))
+        orphan = state_dir.emulator.holder()
+        _start_supervisor(state_dir, port, addresses)
+        holder = state_dir.supervisor.holder()
     if holder is None or not wait_until(is_ready, START_TIMEOUT_S):
         raise LocalError("The emulator does not answer.", tail(state_dir.emulator_log))
-    return int(holder["pid"])
+    return int(holder["pid"]), has_started
+
+
+def _settled_supervisor(state_dir: StateDir) -> dict[str, Any] | None:
+    """Return the supervisor whose emulator answers. If the emulator was killed, wait until its supervisor has ended."""
+    holder = state_dir.supervisor.holder()
+    if holder is not None:
+        port = int(holder["port"])
+        wait_until(lambda: is_healthy(port) or not state_dir.supervisor.alive, SUPERVISOR_STOP_TIMEOUT_S)
+    return state_dir.supervisor.holder()
 
 
 def _start_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...]) -> None:
@@ -210,10 +248,13 @@ def _start_supervisor(state_dir: StateDir, port: int, addresses: tuple[str, ...]
         START_TIMEOUT_S + STOP_TIMEOUT_S,
     )
     if process.poll() is not None:
+        if state_dir.start_error.exists():
+            raise LocalError(state_dir.start_error.read_text(encoding="utf-8"))
         raise LocalError("The local cloud did not start.", tail(state_dir.supervisor_log))
 
 
-def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: Mapping[str, str], say: Say) -> None:
+def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: Mapping[str, str], say: Say) -> bool:
+    """Deploy the checkout if it or its parameters changed, and return whether they did."""
     aws = session()
     endpoint_url = endpoint(port)
     all_parameters = {
@@ -222,7 +263,8 @@ def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: M
         **parameters,
     }
     fingerprint = f"{sources}-{_digest(all_parameters)}"
-    if _deployed_fingerprint(endpoint_url) == fingerprint and _functions_exist(endpoint_url):
+    is_current = _deployed_fingerprint(endpoint_url) == fingerprint and _functions_exist(endpoint_url)
+    if is_current:
         say("Nothing changed since the last deployment")
     else:
         say("Building (sam build)")
@@ -240,6 +282,7 @@ def _ensure_deployed(state_dir: StateDir, port: int, sources: str, parameters: M
             tags={FINGERPRINT: fingerprint},
         )
     http_api.apply_openapi(aws, endpoint_url, STACK_NAME)
+    return not is_current
 
 
 def _digest(parameters: Mapping[str, str]) -> str:
@@ -353,63 +396,3 @@ def http_status(url: str, api_key: str | None = None) -> int | None:
         return error.code
     except (urllib.error.URLError, OSError):
         return None
-
-
-# ---------------------------------------------------------------- Health
-
-
-@dataclass(frozen=True)
-class Health:
-    """The current state of the local cloud. `api_status` is the status of GET /openapi.json, or None."""
-
-    running: bool
-    stack: Stack | None
-    api_status: int | None
-    readers: list[dict[str, Any]]
-    dead_letters: int | None
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether the local cloud runs and its API answers."""
-        return self.running and self.api_status == 200
-
-
-def health(state_dir: StateDir) -> Health:
-    """Return the current state of the local cloud.
-
-    Raises:
-        LocalError: The stack file is invalid.
-    """
-    running = state_dir.supervisor.alive and state_dir.emulator.alive
-    stack = Stack.read(state_dir.stack_file)
-    if not running or stack is None:
-        return Health(running=running, stack=stack, api_status=None, readers=[], dead_letters=None)
-    return Health(
-        running=True,
-        stack=stack,
-        api_status=http_status(f"{stack.api_url}/openapi.json"),
-        readers=(read_json(state_dir.streams_file) or {}).get("readers", []),
-        dead_letters=_dead_letters(stack),
-    )
-
-
-def _dead_letters(stack: Stack) -> int | None:
-    """Count the dead letters in the bucket and in the queues. Return None if the emulator does not answer."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    aws = session()
-    buckets = aws.client("s3", endpoint_url=stack.endpoint_url, config=client_config())
-    queues = aws.client("sqs", endpoint_url=stack.endpoint_url, config=client_config())
-    with contextlib.suppress(BotoCoreError, ClientError):
-        pages = buckets.get_paginator("list_objects_v2").paginate(Bucket=stack.dead_letter_bucket)
-        count = sum(page.get("KeyCount", 0) for page in pages)
-        for url in (stack.fan_out_queue_url, stack.sweeper_queue_url):
-            attributes = queues.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])["Attributes"]
-            arn = json.loads(attributes["RedrivePolicy"])["deadLetterTargetArn"]
-            queue_url = queues.get_queue_url(QueueName=arn.split(":")[-1])["QueueUrl"]
-            attributes_of_queue = queues.get_queue_attributes(
-                QueueUrl=queue_url, AttributeNames=["ApproximateNumberOfMessages"]
-            )
-            count += int(attributes_of_queue["Attributes"]["ApproximateNumberOfMessages"])
-        return count
-    return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vigil.local.errors import LocalError
+from vigil.local.snapshots import SavedState
 from vigil.local.stack import ACCESS_KEY, REGION, SECRET_KEY
 from vigil.local.state_dir import StateDir, tail, wait_until
 
@@ -22,6 +23,10 @@ START_TIMEOUT_S = 30
 # Saving a state of some hundred megabytes takes tens of seconds.
 STOP_TIMEOUT_S = 60
 _GIB = 2**30
+JOURNAL_REMAINS = (
+    "The last good files remain: the next `vigil local up` recovers the table and the buckets from them. Messages and "
+    "executions of the last minutes may be lost."
+)
 # The proxy of the environment does not apply to addresses of this machine.
 NO_PROXY_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -31,6 +36,11 @@ def port_in_use(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def port_taken(port: int) -> str:
+    """Return the message about a taken port, also for commands without the option `--port`, such as `make demo`."""
+    return f"Port {port} is taken by another program; choose another one with --port or the variable VIGIL_LOCAL_PORT."
 
 
 def is_healthy(port: int) -> bool:
@@ -101,14 +111,9 @@ class Emulator:
             LocalError: The port is taken, or the emulator does not start.
         """
         if port_in_use(port):
-            raise LocalError(f"Port {port} is taken by another program; choose another one with --port.")
+            raise LocalError(port_taken(port))
         state_dir.temporary.mkdir(parents=True, exist_ok=True)
-        # Restore the positions that were saved with the state. If the last emulator crashed, its state is lost and the
-        # restored one creates its records again: later positions would skip them.
-        if state_dir.saved_streams_file.exists():
-            shutil.copyfile(state_dir.saved_streams_file, state_dir.streams_file)
-        else:
-            state_dir.streams_file.unlink(missing_ok=True)
+        state_dir.start_error.unlink(missing_ok=True)
         wakeup_fd, wakeup_write_fd = os.pipe()
         with state_dir.emulator_log.open("wb") as log:
             process = subprocess.Popen(
@@ -128,6 +133,8 @@ class Emulator:
         wait_until(lambda: is_healthy(port) or process.poll() is not None, START_TIMEOUT_S)
         if process.poll() is not None or not is_healthy(port):
             process.kill()
+            if state_dir.start_error.exists():
+                raise LocalError(state_dir.start_error.read_text(encoding="utf-8"))
             raise LocalError("The emulator did not start.", tail(state_dir.emulator_log))
         return emulator
 
@@ -159,7 +166,7 @@ def stop_orphan(state_dir: StateDir, reap: subprocess.Popen[bytes] | None = None
     """Save the state of the emulator of this directory and stop it, whichever process started it.
 
     Raises:
-        LocalError: The emulator did not stop in time and was killed.
+        LocalError: The emulator did not save its state, or did not stop in time and was killed.
     """
     holder = state_dir.emulator.holder()
     if holder is None:
@@ -172,12 +179,17 @@ def stop_orphan(state_dir: StateDir, reap: subprocess.Popen[bytes] | None = None
 
     ended = wait_until(has_ended, STOP_TIMEOUT_S)
     _kill_session(pid)
-    if not ended:
-        raise LocalError(
-            "The emulator did not stop in time. Its state is the one saved at the previous stop.",
-            tail(state_dir.emulator_log),
-        )
-    if state_dir.streams_file.exists():
-        state_dir.state.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(state_dir.streams_file, state_dir.saved_streams_file)
     shutil.rmtree(state_dir.temporary, ignore_errors=True)
+    if not ended:
+        raise LocalError(f"The emulator did not stop in time and was killed. {JOURNAL_REMAINS}")
+    require_saved(state_dir)
+
+
+def require_saved(state_dir: StateDir) -> None:
+    """Check that the last stop saved everything.
+
+    Raises:
+        LocalError: It did not.
+    """
+    if not SavedState(state_dir.state).is_complete:
+        raise LocalError(f"The state could not be saved. {JOURNAL_REMAINS}", tail(state_dir.emulator_log, 3))

@@ -7,7 +7,6 @@ so they refuse every version but the pinned one.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -65,35 +64,6 @@ def deliver_groups_in_parallel() -> None:
         return limit
 
     lambda_svc._sqs_esm_concurrency = limit_of_groups
-
-
-def keep_stream_records() -> None:
-    """Save the stream of a table together with the table.
-
-    The emulator saves tables without their streams: records that no consumer had read before a stop are lost. On AWS
-    a stream keeps its records for 24 hours.
-    """
-    from ministack.core.responses import AccountRegionScopedDict
-    from ministack.services import dynamodb
-
-    save, load = dynamodb.get_state, dynamodb.load_persisted_state
-
-    @functools.wraps(save)
-    def save_with_streams() -> dict[str, Any]:
-        # Save the tables first. A write in between is then in the stream and not in the table, never vice versa.
-        state: dict[str, Any] = save()
-        records = AccountRegionScopedDict()
-        for (account, region, table), entries in dynamodb._stream_records.all_items():
-            records.set_scoped(account, region, table, list(entries))
-        return {**state, "stream_records": records, "stream_trimmed": copy.deepcopy(dynamodb._stream_trimmed)}
-
-    @functools.wraps(load)
-    def load_with_streams(state: dict[str, Any] | None) -> None:
-        load(state)
-        dynamodb._stream_records.update((state or {}).get("stream_records", {}))
-        dynamodb._stream_trimmed.update((state or {}).get("stream_trimmed", {}))
-
-    dynamodb.get_state, dynamodb.load_persisted_state = save_with_streams, load_with_streams
 
 
 def signal_stream_records(wakeup_fd: int) -> None:

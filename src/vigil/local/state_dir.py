@@ -14,26 +14,43 @@ from pathlib import Path
 from typing import IO, Any
 
 from vigil.local.errors import LocalError
+from vigil.local.journal import CorruptFileError
 
 DEFAULT_NAME = ".local"
 
 
 def write_json(path: Path, value: object, mode: int = 0o644) -> None:
-    """Replace a JSON file atomically, so that a reader never sees a part of it."""
+    """Replace a JSON file atomically and durably, so that a reader never sees a part of it.
+
+    Raises:
+        OSError: The file cannot be written. The earlier one stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-    Path(name).chmod(mode)
-    Path(name).replace(path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Return None if it does not exist."""
+    """Read a JSON file. Return None if it does not exist.
+
+    Raises:
+        CorruptFileError: The file is no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise CorruptFileError(path, str(error)) from error
 
 
 def tail(path: Path, lines: int = 15) -> str:
@@ -120,9 +137,9 @@ class StateDir:
     directory: Path
 
     @classmethod
-    def of(cls, root: Path, directory: Path | None = None) -> StateDir:
+    def of(cls, root: Path | str, directory: Path | str | None = None) -> StateDir:
         """Return the state directory of a checkout. The default is its `.local`."""
-        return cls(root.resolve(), (directory or root / DEFAULT_NAME).resolve())
+        return cls(Path(root).resolve(), Path(directory or Path(root) / DEFAULT_NAME).resolve())
 
     @property
     def stack_file(self) -> Path:
@@ -140,9 +157,9 @@ class StateDir:
         return self.directory / "streams.json"
 
     @property
-    def saved_streams_file(self) -> Path:
-        """The positions of the stream mappings at the time when `state` was saved."""
-        return self.state / "streams.json"
+    def start_error(self) -> Path:
+        """The reason why the emulator refused to start, until the next start."""
+        return self.directory / "start-error.txt"
 
     @property
     def supervisor(self) -> ProcessFile:

@@ -450,10 +450,11 @@ class StreamPoller:
         write_json(self._file, {"positions": self._positions, "readers": [asdict(progress) for progress in readers]})
         self._saved = (readers, {uuid: dict(shards) for uuid, shards in self._positions.items()})
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = FINISH_TIMEOUT_S) -> None:
         """Stop all readers, wait for running invocations and save the progress."""
         for reader in self._readers.values():
             reader.stop()
+        deadline = time.monotonic() + timeout_s
         for reader in self._readers.values():
-            reader.finish(FINISH_TIMEOUT_S)
+            reader.finish(max(0.0, deadline - time.monotonic()))
         self.save()

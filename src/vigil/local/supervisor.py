@@ -18,8 +18,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from vigil.local.emulator import Emulator, stop_orphan
 from vigil.local.errors import LocalError
 from vigil.local.stack import endpoint
-from vigil.local.state_dir import StateDir
-from vigil.local.stream_poller import StreamPoller
+from vigil.local.state_dir import StateDir, read_json
+from vigil.local.stream_poller import FINISH_TIMEOUT_S, StreamPoller
 
 SAVE_INTERVAL_S = 0.2
 REFRESH_INTERVAL_S = 1.0
@@ -42,19 +42,29 @@ def supervise(state_dir: StateDir, port: int, addresses: list[str]) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     try:
-        # The emulator of a supervisor that was killed still runs: save its state and stop it.
-        stop_orphan(state_dir)
+        read_json(state_dir.streams_file)
+        _stop_orphan(state_dir)
         emulator = Emulator.start(state_dir, port, addresses)
     except LocalError as error:
         logger.error("%s\n%s", error, error.details)
+        state_dir.start_error.write_text(str(error), encoding="utf-8")
         return 1
     logger.info("The emulator runs on port %d (pid %d)", port, emulator.process.pid)
     poller = StreamPoller(endpoint(port), emulator.wakeup_fd, state_dir.streams_file)
     try:
         return _watch(emulator, poller, stop)
     finally:
-        poller.stop()
+        # Without an emulator, no invocation ends.
+        poller.stop(FINISH_TIMEOUT_S if emulator.exit_code is None else 0)
         _stop_emulator(emulator)
+
+
+def _stop_orphan(state_dir: StateDir) -> None:
+    """Stop the emulator of a supervisor that was killed. If it cannot save its state, the journal still has it."""
+    try:
+        stop_orphan(state_dir)
+    except LocalError as error:
+        logger.warning("%s", error)
 
 
 def _watch(emulator: Emulator, poller: StreamPoller, stop: threading.Event) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,10 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from vigil.cli.main import app
 from vigil.local import LocalError, Stack, cloud, running_stack
+from vigil.local.health import health
 from vigil.local.stack import client_config, session
 from vigil.local.state_dir import StateDir, wait_until
 
@@ -144,9 +147,9 @@ class TestStreams:
         (record,) = json.loads(dead_letter["payload"])["Records"]
         assert record["dynamodb"]["NewImage"]["pk"] == {"S": "poison"}
         assert record["dynamodb"]["SequenceNumber"] == dead_letter["DDBStreamBatchInfo"]["startSequenceNumber"]
-        health = cloud.health(miniature.home)
-        assert health.is_healthy
-        assert health.dead_letters == 1
+        condition = health(miniature.home)
+        assert condition.is_healthy
+        assert condition.dead_letters == 1
 
     def test_disabled_mapping_delivers_its_records_after_it_is_enabled(self, miniature: Miniature) -> None:
         with disabled_mapping(miniature):
@@ -165,7 +168,7 @@ class disabled_mapping:
 
     def __enter__(self) -> None:
         self._set(False)
-        assert wait_until(lambda: not cloud.health(self._miniature.home).readers, 30)
+        assert wait_until(lambda: not health(self._miniature.home).readers, 30)
 
     def __exit__(self, *_: object) -> None:
         self._set(True)
@@ -215,24 +218,69 @@ class TestRestart:
     def test_killed_supervisor_loses_no_records(self, miniature: Miniature) -> None:
         os.kill(miniature.pid("supervisor"), signal.SIGKILL)
         assert wait_until(lambda: not miniature.home.supervisor.alive, 10)
-        assert not cloud.health(miniature.home).running
+        assert not health(miniature.home).running
         miniature.put("orphaned-1", "orphaned-2")
         assert miniature.times("orphaned-1") == 0
         miniature.up()
         assert miniature.delivered("orphaned-1", "orphaned-2")
 
-    def test_killed_emulator_ends_the_supervisor_and_restores_the_last_saved_state(self, miniature: Miniature) -> None:
-        cloud.down(miniature.home)
+    def test_killed_emulator_ends_the_supervisor_and_loses_no_record(self, miniature: Miniature) -> None:
+        with disabled_mapping(miniature):
+            miniature.put("kept-1", "kept-2")
+            os.kill(miniature.pid("emulator"), signal.SIGKILL)
+            steps: list[str] = []
+            # The supervisor ends by itself, and `up` waits for that.
+            miniature.stack = cloud.up(miniature.home, port=miniature.port, say=steps.append)
+        assert any("ended without a stop" in step for step in steps), steps
+        assert miniature.delivered("kept-1", "kept-2")
+        assert miniature.get("/v1/jobs", miniature.stack.api_key).status_code == 200
+
+    def test_full_disk_refuses_writes_and_fails_status_and_down(
+        self, miniature: Miniature, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(miniature.home.root)
+        # The limit of the size of a file stops the journal, as a full disk does.
+        limit = (0, resource.RLIM_INFINITY)
+        resource.prlimit(miniature.pid("emulator"), resource.RLIMIT_FSIZE, limit)
+        with pytest.raises(ClientError, match="cannot be saved"):
+            miniature.put("refused")
+        refused = httpx.post(f"{miniature.stack.api_url}/v1/jobs", timeout=30)
+        assert refused.status_code == 503
+        status = CliRunner().invoke(app, ["local", "status"])
+        assert status.exit_code == 1
+        assert "cannot be saved" in status.output
+        down = CliRunner().invoke(app, ["local", "down"])
+        assert down.exit_code == 1
+        assert "could not be saved" in down.output
         miniature.up()
-        miniature.put("lost")
-        assert miniature.delivered("lost")
-        os.kill(miniature.pid("emulator"), signal.SIGKILL)
-        assert wait_until(lambda: not miniature.home.supervisor.alive, 30)
-        assert "ended by itself" in miniature.home.supervisor_log.read_text()
+        assert miniature.delivered("kept-1")
+        miniature.put("accepted")
+        assert miniature.delivered("accepted")
+
+    def test_damaged_state_is_refused_and_kept(self, miniature: Miniature) -> None:
+        assert cloud.down(miniature.home)
+        (path,) = miniature.home.state.glob("generation-*/dynamodb.json")
+        content = path.read_bytes()
+        for damaged, damage in [(path, content[:-10]), (miniature.home.streams_file, b'{"readers": [')]:
+            before = damaged.read_bytes()
+            damaged.write_bytes(damage)
+            with pytest.raises(LocalError, match="vigil local up --fresh") as refused:
+                miniature.up()
+            assert damaged.name in str(refused.value)
+            assert damaged.read_bytes() == damage
+            damaged.write_bytes(before)
         miniature.up()
-        assert miniature.times("lost") == 0
-        miniature.put("afterwards")
-        assert miniature.delivered("afterwards")
+        assert miniature.get("/v1/jobs", miniature.stack.api_key).status_code == 200
+
+    def test_stack_continues_on_another_port(self, miniature: Miniature) -> None:
+        assert cloud.down(miniature.home)
+        miniature.port = free_port()
+        key = miniature.stack.api_key
+        miniature.up()
+        assert miniature.stack.api_key == key
+        miniature.put("moved")
+        assert miniature.delivered("moved")
+        assert health(miniature.home).is_healthy
 
 
 class TestCommands:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from ministack.core import iam_actions, lambda_runtime
-from ministack.core.persistence import _json_default, _json_object_hook
 from ministack.services import dynamodb, lambda_svc
 
 from vigil.local import ministack_patches
@@ -26,8 +25,6 @@ from vigil.local import ministack_patches
 def _unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Remove the patches and the stored data of a test after it."""
     for module, name in [
-        (dynamodb, "get_state"),
-        (dynamodb, "load_persisted_state"),
         (dynamodb, "_emit_stream_event"),
         (lambda_svc, "_poll_dynamodb_streams"),
         (lambda_svc, "_resolve_layer_zip"),
@@ -59,40 +56,8 @@ def table_with_one_item() -> None:
     call("PutItem", TableName="jobs", Item={"pk": {"S": "one"}})
 
 
-def restart() -> None:
-    saved = json.dumps(dynamodb.get_state(), default=_json_default)
-    dynamodb.reset()
-    dynamodb.load_persisted_state(json.loads(saved, object_hook=_json_object_hook))
-
-
 def sequences() -> list[str]:
     return [record["dynamodb"]["SequenceNumber"] for record in dynamodb.stream_records_since("jobs", 0, 10)]
-
-
-class TestStreamRecords:
-    def test_stream_records_are_lost_on_restart_without_the_patch(self) -> None:
-        table_with_one_item()
-        restart()
-        assert sequences() == []
-
-    def test_stream_records_survive_a_restart_with_the_patch(self) -> None:
-        ministack_patches.keep_stream_records()
-        table_with_one_item()
-        before = sequences()
-        restart()
-        assert sequences() == before
-        assert len(before) == 1
-        call("PutItem", TableName="jobs", Item={"pk": {"S": "two"}})
-        assert sequences()[:1] == before
-        assert len(sequences()) == 2
-
-    def test_state_saved_without_stream_records_loads(self) -> None:
-        table_with_one_item()
-        saved = dynamodb.get_state()
-        ministack_patches.keep_stream_records()
-        dynamodb.reset()
-        dynamodb.load_persisted_state(saved)
-        assert sequences() == []
 
 
 def fill_pipe(pipe: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vigil.local import cloud
 from vigil.local.errors import LocalError
 from vigil.local.stack import Stack
 from vigil.local.state_dir import ProcessFile, StateDir, read_json, tail, wait_until, write_json
@@ -90,6 +92,40 @@ def test_state_of_a_stopped_stack_is_wiped(tmp_path: Path) -> None:
     home.wipe()
     assert not home.directory.exists()
     home.wipe()
+
+
+def test_paths_may_be_texts(tmp_path: Path) -> None:
+    assert StateDir.of(str(tmp_path)) == StateDir.of(tmp_path)
+    assert StateDir.of(str(tmp_path), str(tmp_path / "x")) == StateDir.of(tmp_path, tmp_path / "x")
+
+
+def test_damaged_json_file_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "streams.json").write_text('{"readers":')
+    with pytest.raises(LocalError, match="vigil local up --fresh"):
+        read_json(tmp_path / "streams.json")
+    assert (tmp_path / "streams.json").exists()
+
+
+def test_json_file_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "a.json", 1)
+
+    def refuse(_: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space"):
+        write_json(tmp_path / "a.json", 2)
+    assert read_json(tmp_path / "a.json") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_missing_emulator_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud, "EMULATOR_PACKAGES", ("json", "no_such_package"))
+    with pytest.raises(LocalError, match=r"needs no_such_package: run `make venv`") as refused:
+        cloud.up(StateDir.of(tmp_path))
+    assert not refused.value.details
 
 
 def test_tail_returns_the_last_lines_of_a_log(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""The local cloud survives `kill -9` and a start on another port: data, open work, queues and timers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, free_port
+from tests.e2e.harness import Aws, Client, eventually
+from tests.support.receiver import Receiver
+from vigil.local import StateDir
+from vigil.local.cloud import down, up
+from vigil.local.health import health
+
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(600)]
+
+# The timer of `b` is due after the kill.
+CHAIN = [{"name": "a"}, {"name": "b", "depends_on": ["a"], "start_delay": 4}, {"name": "c", "depends_on": ["b"]}]
+REPAIR_S = 120
+PARAMETERS = {"AllowedPrivateHosts": "127.0.0.1"}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[StateDir]:
+    """Start an emulator of the test's own, to kill and restart it."""
+    home = StateDir.of(ROOT, tmp_path / ".local")
+    yield home
+    down(home)
+    shutil.rmtree(tmp_path)
+
+
+class Load(threading.Thread):
+    """Create jobs until the stack ends. `acknowledged` contains each job that has a response."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(daemon=True)
+        self._client = client
+        self.acknowledged: list[str] = []
+
+    def run(self) -> None:
+        """Create one job after the other."""
+        while True:
+            try:
+                job_id = self._client.job(queue="load")
+            except Exception:
+                return
+            self.acknowledged.append(job_id)
+
+
+def work_until(client: Client, is_done: Callable[[], bool], within_s: float) -> None:
+    """Complete every job of the default queue, as a worker does, until the condition is true."""
+
+    def done() -> bool:
+        for job in client.post("/v1/queues/default/claim", {"max": 10, "worker": "w"}, prefer="wait=1")["jobs"]:
+            client.call("POST", f"/v1/jobs/{job['job_id']}/complete", {"lease_token": job["lease_token"]})
+        return is_done()
+
+    eventually(done, within_s, what="the open work ended")
+
+
+def run_of(client: Client, jobs: list[Any]) -> str:
+    return str(client.post("/v1/workflows", {"name": "test", "jobs": jobs}, status=202)["workflow_id"])
+
+
+def complete_job(client: Client) -> None:
+    """Complete the next job of the default queue."""
+    [job] = client.post("/v1/queues/default/claim", {"max": 1, "worker": "w"}, prefer="wait=20")["jobs"]
+    client.complete(job["job_id"], lease_token=job["lease_token"])
+
+
+def is_completed(client: Client, run: str) -> bool:
+    return bool(client.get(f"/v1/workflows/{run}")["status"] == "completed")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+def test_table_buckets_and_open_work_survive_a_kill_and_then_another_port(home: StateDir, receiver: Receiver) -> None:
+    port = free_port()
+    before = up(home, port=port, parameters=PARAMETERS)
+    aws = Aws(before)
+    revoked = aws.key()
+    with Client(before, before.api_key) as client:
+        client.put_webhook("hook", receiver, "vigil.wait.met")
+        chain = run_of(client, CHAIN)
+        complete_job(client)
+        watched = client.job(queue="watched")
+        payload = {"text": "x" * 400_000}
+        large = client.job(queue="watched", payload=payload)
+        waits = [client.wait({watched: None})] + [client.wait({watched: None}) for _ in range(3)]
+        with Client(before, revoked.token) as other:
+            other.get("/v1/jobs")
+        aws.admin("revoke_key", namespace=revoked.namespace, key_id=revoked.key_id)
+        load = Load(client)
+        load.start()
+        time.sleep(3)
+        wide = run_of(client, [{"name": f"n{i}"} for i in range(10)])
+        os.kill(int(home.emulator.holder()["pid"]), signal.SIGKILL)  # type: ignore[index]
+        load.join(60)
+    assert len(load.acknowledged) > 10
+
+    steps: list[str] = []
+    after = up(home, port=port, parameters=PARAMETERS, say=steps.append)
+    assert any("ended without a stop" in step for step in steps), steps
+    assert (after.api_url, after.api_key) == (before.api_url, before.api_key)
+    with Client(after, after.api_key) as client:
+        lost = [job for job in load.acknowledged if client.call("GET", f"/v1/jobs/{job}").status_code == 404]
+        assert not lost
+        assert client.get(f"/v1/jobs/{large}")["payload"] == payload
+        client.start(watched)
+        client.complete(watched)
+        work_until(
+            client,
+            lambda: (
+                is_completed(client, chain)
+                and is_completed(client, wide)
+                and all(client.get(f"/v1/waits/{wait['wait_id']}")["status"] == "met" for wait in waits)
+            ),
+            REPAIR_S,
+        )
+        eventually(lambda: len(receiver.posts) >= len(waits), REPAIR_S, what="the webhooks delivered")
+        following = run_of(client, CHAIN)
+        complete_job(client)
+        posts = len(receiver.posts)
+        late = client.job(queue="watched")
+        last = client.wait({late: None})
+    assert down(home)
+
+    moved = up(home, port=free_port(), parameters=PARAMETERS)
+    assert moved.endpoint_url != after.endpoint_url
+    with Client(moved, moved.api_key) as client, Client(moved, revoked.token) as other:
+        assert other.call("GET", "/v1/jobs").status_code in {401, 403}
+        client.start(late)
+        client.complete(late)
+        assert client.ended(last)["status"] == "met"
+        wide = run_of(client, [{"name": f"n{i}", "queue": "wide"} for i in range(300)])
+        work_until(client, lambda: is_completed(client, following), REPAIR_S)
+        eventually(lambda: len(receiver.posts) > posts, REPAIR_S, what="the webhook delivered")
+        eventually(lambda: client.get(f"/v1/workflows/{wide}")["status"] == "running", 30, what="the bulk work done")
+    condition = health(home)
+    assert condition.is_healthy, condition
