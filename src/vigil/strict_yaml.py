@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 
 import yaml
 
+from vigil.strict_json import require_rules
+from vigil_core.domain.exact_json import mark_decimal, mark_integer
+
 _BASE = "tag:yaml.org,2002:"
 _NUMBERS = {
     "int": re.compile(r"-?(?:0|[1-9][0-9]*)\Z"),
@@ -17,6 +20,7 @@ _NUMBERS = {
 _KEYWORDS = {"null": re.compile(r"(?:null|~|)\Z"), "bool": re.compile(r"(?:true|false)\Z")}
 
 
+_UNICODE_BREAK = re.compile("[\x85\u2028\u2029]")
 MAX_VALUES = 1_000_000
 """A document has at most this many values and keys, each counted as often as aliases repeat it."""
 
@@ -28,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.removeprefix(_BASE) in ("null", "bool", "int", "str", "seq")
+        if tag is None or tag.removeprefix(_BASE) in ("null", "bool", "str", "seq")
     }
 
     def construct_json_object(self, node: yaml.MappingNode) -> dict[str, Any]:
@@ -42,9 +46,10 @@ class _Loader(yaml.SafeLoader):
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
-    def construct_decimal(self, node: yaml.ScalarNode) -> Decimal:
-        """Construct a number with a fraction or an exponent, with all its digits."""
-        return Decimal(self.construct_scalar(node))
+    def construct_number(self, node: yaml.ScalarNode) -> object:
+        """Construct a number with all its digits."""
+        text = str(self.construct_scalar(node))
+        return mark_decimal(text) if node.tag == f"{_BASE}float" else mark_integer(text)
 
     def get_single_node(self) -> yaml.Node | None:
         """Compose the document, and reject it if its aliases expand to too many values."""
@@ -90,13 +95,20 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from child if isinstance(child, tuple) else (child,)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Represent a text. Line breaks of Unicode need double quotes: other styles read them as blanks."""
+    return dumper.represent_scalar(f"{_BASE}str", text, style='"' if _UNICODE_BREAK.search(text) else None)
+
+
 for _name, _pattern in (_NUMBERS | _KEYWORDS).items():
     _firsts = ["-", *"0123456789"] if _name in _NUMBERS else ["n", "~", "t", "f", ""]
     _Loader.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
     _Dumper.add_implicit_resolver(_BASE + _name, _pattern, _firsts)
 _Loader.add_implicit_resolver(f"{_BASE}merge", re.compile(r"<<\Z"), ["<"])
 _Loader.add_constructor(f"{_BASE}map", _Loader.construct_json_object)
-_Loader.add_constructor(f"{_BASE}float", _Loader.construct_decimal)
+for _name in _NUMBERS:
+    _Loader.add_constructor(f"{_BASE}{_name}", _Loader.construct_number)
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(Decimal, lambda dumper, number: dumper.represent_scalar(f"{_BASE}float", str(number)))
 
 
@@ -104,16 +116,19 @@ def loads(text: str) -> Any:
     """Parse one document.
 
     Raises:
-        ValueError: The text is not YAML, or contains a value that JSON does not have. The message names the line.
+        ValueError: The text is not YAML, or contains a value that JSON does not have; the message names the line. Or
+            it breaks a rule for numbers and texts; the message has a pointer.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # A restricted SafeLoader.
+        value = yaml.load(text, Loader=_Loader)  # A restricted SafeLoader.
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         location = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         raise ValueError(f"it is not YAML: {error.problem}{location}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
+    require_rules(value)
+    return value
 
 
 def dumps(value: Any) -> str:

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
@@ -138,14 +137,11 @@ class Workflow:
         Raises:
             ValueError: The text is neither.
         """
+        from vigil.strict_json import loads as parse_json
         from vigil.strict_yaml import loads
 
         try:
-            definition = json.loads(
-                text, parse_constant=_reject_constant, parse_float=Decimal, object_pairs_hook=_with_unique_keys
-            )
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+            definition = parse_json(text)
         except json.JSONDecodeError as error:
             if text.lstrip().startswith("{"):
                 raise ValueError(f"it is not JSON: {error}") from error
@@ -267,16 +263,3 @@ def _node_specs(definition: Mapping[str, Any]) -> tuple[list[NodeSpec], list[Fie
                 )
             )
     return specs, problems
-
-
-def _with_unique_keys(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(members)
-    if len(mapping) < len(members):
-        names = [name for name, _ in members]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!r} occurs a second time in an object")
-    return mapping
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from rich.table import Column, Table
 from vigil.cli.admin import fail
 from vigil.cli.api import exit_on_refusal
 from vigil.cli.terminal import Console, echo, escape, print_json
+from vigil.strict_json import loads as parse_json
 
 if TYPE_CHECKING:
     from vigil.client import Json, Vigil
@@ -321,7 +321,7 @@ def _read_json(source: str) -> Any:
             text = Path(source[1:]).read_text(encoding="utf-8")
         else:
             text = source
-        return _parse_json(text)
+        return parse_json(text)
     except OSError as error:
         raise fail(f"--payload: {error}", 2) from error
     except ValueError as error:
@@ -334,18 +334,9 @@ def _parse_field(text: str) -> tuple[str, Any]:
     if not equals:
         raise fail(f"--field takes NAME=VALUE, not {text}.", 2)
     try:
-        return name, _parse_json(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value
-
-
-def _parse_json(text: str) -> Any:
-    """Parse JSON without loss of digits. NaN and the infinities are no JSON."""
-
-    def reject(name: str) -> None:
-        raise ValueError(f"{name} is not a number of JSON")
-
-    return json.loads(text, parse_float=Decimal, parse_constant=reject)
 
 
 def _parse_time(text: str) -> datetime:

@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.scalars import json_values
 from vigil import strict_yaml as yamltext
 from vigil.client import VigilError
 from vigil.workflow import Workflow, all_of, race
+from vigil_core.domain import exact_json
+from vigil_core.domain.exact_json import json_problems, loads
 
 PIPELINE = """\
 name: data_pipeline
@@ -230,3 +233,31 @@ scalars = (
 )
 def test_yaml_text_parses_to_the_same_value(value: Any) -> None:
     assert yamltext.loads(yamltext.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        ("1.0e99999999999999999999999", "an exponent from -9,999"),
+        ("-1.5e-10000", "an exponent from -9,999"),
+        ("9" * 4301, "at most 4,300 digits"),
+        ('"\\ud800"', "half of a surrogate pair"),
+    ],
+    ids=lambda value: value[:12],
+)
+@pytest.mark.parametrize(
+    "definition", ['{"name": "x", "jobs": [{"payload": [0, %s]}]}', "jobs:\n- payload:\n  - 0\n  - %s\n"]
+)
+def test_definition_with_a_refused_value_names_it(definition: str, value: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule) as refused:
+        Workflow.from_text(definition % value)
+    assert str(refused.value).startswith("/jobs/0/payload/1 must")
+
+
+@given(json_values())
+def test_yaml_and_json_definitions_read_the_same_values(value: object) -> None:
+    if not any(json_problems(value)):
+        document = {"jobs": [value], "name": "x"}
+        texts = exact_json.dumps(document), yamltext.dumps(loads(exact_json.dumps(document)))
+        read = [Workflow.from_text(text).to_dict() for text in texts]
+        assert read[0] == read[1] == loads(texts[0])

@@ -32,6 +32,30 @@ MAX_PROBLEMS = 100
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
 
 
+_DEPTH_RULE = f"must be nested at most {MAX_DEPTH} levels deep"
+
+
+@dataclass(frozen=True)
+class _RefusedNumber:
+    """The place of a number that breaks the rule, until its pointer is known."""
+
+
+def _number_parser(parse: Callable[[str], int | Decimal]) -> Callable[[str], object]:
+    def parse_or_mark(text: str) -> object:
+        try:
+            return parse(text)
+        except NumberRefused:
+            return _RefusedNumber()
+
+    return parse_or_mark
+
+
+mark_decimal = _number_parser(parse_decimal)
+"""Parse a number with a fraction or an exponent. If it breaks the rule, return a mark that `json_problems` reports."""
+mark_integer = _number_parser(parse_integer)
+"""Parse an integer. If it breaks the rule, return a mark that `json_problems` reports."""
+
+
 def loads(text: str | bytes, *, message_pointers: frozenset[str] = frozenset()) -> JsonValue:
     """Parse one JSON document.
 
@@ -48,10 +72,7 @@ def loads(text: str | bytes, *, message_pointers: frozenset[str] = frozenset()) 
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         value: Any = simplejson.loads(
-            decoded,
-            parse_float=_number_parser(parse_decimal),
-            parse_int=_number_parser(parse_integer),
-            parse_constant=_reject_constant,
+            decoded, parse_float=mark_decimal, parse_int=mark_integer, parse_constant=_reject_constant
         )
     except (ValueError, RecursionError) as error:
         # The message of the parser contains a position, but no keys and no values.
@@ -134,24 +155,6 @@ def integral_to_int(value: object) -> object:
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value() and abs(value) < 2**63:
         return int(value)
     return value
-
-
-_DEPTH_RULE = f"must be nested at most {MAX_DEPTH} levels deep"
-
-
-@dataclass(frozen=True)
-class _RefusedNumber:
-    """The place of a number that breaks the rule, until its pointer is known."""
-
-
-def _number_parser(parse: Callable[[str], int | Decimal]) -> Callable[[str], object]:
-    def parse_or_mark(text: str) -> object:
-        try:
-            return parse(text)
-        except NumberRefused:
-            return _RefusedNumber()
-
-    return parse_or_mark
 
 
 def _reject_constant(name: str) -> None:
