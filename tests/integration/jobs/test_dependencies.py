@@ -429,10 +429,22 @@ def test_upstream_and_downstream_jobs_are_returned(world: World) -> None:
     first = world.job(name="first")
     second = dependent_job(world, first)
     world.run_matcher()
-    before, behind = dependencies.upstream_and_downstream(world.ctx, stored(world, first))
-    assert (before, [job.job_id for job in behind]) == ([], [second])
-    before, behind = dependencies.upstream_and_downstream(world.ctx, stored(world, second))
-    assert ([job.name for job in before], behind) == (["first"], [])
+    related = dependencies.related_jobs(world.ctx, stored(world, first))
+    assert (related.upstream, [job.job_id for job in related.downstream]) == ([], [second])
+    related = dependencies.related_jobs(world.ctx, stored(world, second))
+    assert ([job.name for job in related.upstream], related.downstream) == (["first"], [])
+
+
+@pytest.mark.parametrize(("limit", "truncated"), [(1, True), (2, False)])
+def test_related_jobs_over_the_limit_are_marked(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: int, truncated: bool
+) -> None:
+    monkeypatch.setattr(dependencies, "MAX_RELATED_JOBS", limit)
+    first = world.job()
+    second = dependent_job(world, first)
+    dependent_job(world, first, second)
+    world.run_matcher()
+    assert dependencies.related_jobs(world.ctx, stored(world, first)).truncated == truncated
 
 
 def test_dependents_over_the_inline_limit_are_released_by_fan_out(

@@ -14,7 +14,8 @@ JOB_KEYS = {
     "job_id", "name", "job_type", "queue", "priority", "status", "dependency_status", "job_stage", "job_health",
     "progress", "message", "milestones", "fields", "tags", "payload", "result", "error", "attempt", "max_attempts",
     "executor", "retry", "timeout", "heartbeat_timeout", "unique_key", "mutex", "trigger_rule", "condition",
-    "depends_on", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id", "correlation_id", "cancel_requested",
+    "depends_on", "depends_on_truncated", "waiting_for", "verdict", "workflow_id", "batch_id", "trace_id",
+    "correlation_id", "cancel_requested",
     "created_at", "updated_at", "scheduled_at", "started_at", "finished_at",
 }  # fmt: skip
 BIG_NUMBERS = '{"a": 1.10, "b": 12345678901234567890123, "c": 0.1234567890123456789012345678901234567890, "d": 1e400}'

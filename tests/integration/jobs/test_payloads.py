@@ -172,9 +172,11 @@ class TestUploads:
             world.complete(job_id, result_upload=world.ctx.new_id())
         assert find(world, job_id).status == "running"
 
-    def test_uploaded_result_is_collected_as_empty_text(self, world: World) -> None:
+    def test_uploaded_result_is_marked_as_not_collected(self, world: World) -> None:
         job_id = world.running()
         answer = world.wait({job_id: None}, wait_options={"get_fields": {"result": None}})
         world.complete(job_id, result_upload=upload(world, 10))
         world.run_matcher()
-        assert world.show(answer)["waited_jobs"] == {job_id: {"job_stage": "complete", "result": ""}}
+        assert world.show(answer)["waited_jobs"] == {
+            job_id: {"job_stage": "complete", "result": "", "truncated": "result"}
+        }

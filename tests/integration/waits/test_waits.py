@@ -202,6 +202,18 @@ class TestEndings:
         listed, _ = view.jobs_page(world.ctx, wait, after_index=-1, page_size=10)
         assert {entry["job_id"]: entry["met"] for entry in listed} == {jobs[0]: True, jobs[1]: False}
 
+    @pytest.mark.parametrize("size", [100, 500_000])
+    def test_captured_value_that_is_cut_is_marked(self, world: World, size: int) -> None:
+        job_id = world.running()
+        answer = world.wait({job_id: None}, wait_options={"get_fields": {"result": None, "queue": None}})
+        world.complete(job_id, result="x" * size)
+        world.run_matcher()
+        values = world.show(answer)["waited_jobs"][job_id]
+        is_complete = values["result"] == "x" * size
+        assert is_complete == (size == 100)
+        assert values.get("truncated") == (None if is_complete else "result")
+        assert values["queue"] == "default"
+
     def test_fail_fast_wait_on_an_already_incomplete_job_ends_at_once(self, world: World) -> None:
         slow, bad = world.running(), world.running()
         world.fail(bad)

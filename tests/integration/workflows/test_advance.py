@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
+from vigil_core.api.jobs.models import JobSummary
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.workflows import graph
@@ -27,6 +28,16 @@ def test_chain_runs_jobs_one_after_another(world: RunWorld) -> None:
     assert world.work({"c": {"rows": 3}}) == ["a", "b", "c"]
     assert world.find_run(run).status == "completed"
     assert world.statuses(run) == {"a": "completed", "b": "completed", "c": "completed"}
+
+
+@pytest.mark.parametrize(("limit", "truncated"), [(2, True), (3, False)])
+def test_dependency_names_that_a_job_does_not_store_are_marked(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch, limit: int, truncated: bool
+) -> None:
+    monkeypatch.setattr(create_run, "MAX_UPSTREAM_NAMES", limit)
+    run = world.run({"name": "a"}, {"name": "b"}, {"name": "c"}, {"name": "d", "depends_on": ["a", "b", "c"]})
+    shown = JobSummary.from_job(world.at(run, "d"))
+    assert (shown.depends_on, shown.depends_on_truncated) == (["a", "b", "c"][:limit], truncated)
 
 
 def test_only_open_jobs_of_the_run_are_waited_for(world: RunWorld) -> None:

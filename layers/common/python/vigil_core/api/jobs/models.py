@@ -140,7 +140,8 @@ class JobSummary(ResponseModel):
     heartbeat_timeout: int | None
     unique_key: str | None
     mutex: MutexView | None
-    depends_on: list[str]
+    depends_on: list[str] = Field(description="Names in a workflow, up to 100, otherwise ids")
+    depends_on_truncated: bool = Field(description="Whether `depends_on` leaves out names")
     trigger_rule: TriggerRule | None = Field(
         description="Null for a job without dependencies, and for a job of a run, whose graph contains it"
     )
@@ -234,6 +235,9 @@ class Dependencies(ResponseModel):
     verdict: VerdictView | None
     depends_on: list[DependencyJob]
     dependents: list[DependencyJob] = Field(description="The jobs that wait for the end of this job, up to 1,000")
+    truncated: bool = Field(
+        description="Whether one of the lists leaves out jobs. `/dependencies/results` lists all dependencies"
+    )
 
 
 class DependencyResultView(ResponseModel):
@@ -418,6 +422,7 @@ def _summary_members(job: Job, open_dependencies: OpenDependencies = MappingProx
         "max_attempts": job.max_attempts,
         **_option_members(job),
         "depends_on": list(job.workflow.upstream_names) if job.workflow.in_run else _dependency_ids(job),
+        "depends_on_truncated": job.workflow.upstream_truncated,
         "waiting_for": WaitingFor.from_job(job, open_dependencies),
         "verdict": None if job.dependencies.verdict is None else VerdictView.from_domain(job.dependencies.verdict),
         "workflow_id": job.workflow.workflow_id,

@@ -62,7 +62,7 @@ from vigil_core.schemas.validation import parse_body, prefix_pointers
 from vigil_core.services.cpu_limits import SchemaCpu
 from vigil_core.services.idempotency import HttpResponse, run_idempotent
 from vigil_core.services.jobs import transitions
-from vigil_core.services.jobs.dependencies import upstream_and_downstream
+from vigil_core.services.jobs.dependencies import related_jobs
 from vigil_core.services.jobs.dependency_results import load_results_page
 from vigil_core.services.jobs.listing import JobFilter
 from vigil_core.services.jobs.listing import list_jobs as list_stored_jobs
@@ -306,15 +306,16 @@ def get_job_events(call: Call, job_id: str, query: PageQuery) -> RouteResponse:
 def get_job_dependencies(call: Call, job_id: str) -> RouteResponse:
     """Get the dependencies and the dependents of a job."""
     job = find_job(call.context, call.namespace, job_id)
-    upstream, downstream = upstream_and_downstream(call.context, job)
+    related = related_jobs(call.context, job)
     view = Dependencies(
         job_id=job_id,
         dependency_status=job.dependencies.status,
         trigger_rule=job.dependencies.trigger_rule,
         condition=job.dependencies.condition,
         verdict=None if job.dependencies.verdict is None else VerdictView.from_domain(job.dependencies.verdict),
-        depends_on=list(map(DependencyJob.from_job, upstream)),
-        dependents=list(map(DependencyJob.from_job, downstream)),
+        depends_on=list(map(DependencyJob.from_job, related.upstream)),
+        dependents=list(map(DependencyJob.from_job, related.downstream)),
+        truncated=related.truncated,
     )
     return RouteResponse(status=200, body=view)
 

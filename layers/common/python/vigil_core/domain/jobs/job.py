@@ -56,7 +56,7 @@ BUILT_IN_NAMES = frozenset(
 )  # fmt: skip
 """The names other than fields that a wait condition can test."""
 
-RESERVED_FIELD_NAMES = BUILT_IN_NAMES | {"milestone", "progress", "message", "result", "error"}
+RESERVED_FIELD_NAMES = BUILT_IN_NAMES | {"milestone", "progress", "message", "result", "error", "truncated"}
 """The names that no field may have, because a condition or `get_fields` gives them another meaning."""
 
 
@@ -127,6 +127,18 @@ class NewJob:
     """The run of the job; `workflow_index` is its node, and `upstream_names` are its dependencies in the run."""
     workflow_index: int | None = None
     upstream_names: Sequence[str] = ()
+    upstream_truncated: bool = False
+    """Whether `upstream_names` leaves out names."""
+
+    @property
+    def workflow_membership(self) -> WorkflowMembership:
+        """The place of the new job in its run."""
+        return WorkflowMembership(
+            workflow_id=self.workflow_id,
+            index=self.workflow_index,
+            upstream_names=tuple(self.upstream_names),
+            upstream_truncated=self.upstream_truncated,
+        )
 
     @property
     def attempts_per_life(self) -> int:

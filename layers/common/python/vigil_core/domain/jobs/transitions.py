@@ -34,7 +34,6 @@ from vigil_core.domain.jobs.value_objects import (
     DependencyState,
     MutexState,
     Timeouts,
-    WorkflowMembership,
 )
 from vigil_core.domain.timestamps import truncate_to_ms
 
@@ -100,7 +99,7 @@ def create(
         mutex=MutexState(key=new.mutex_key, queue_on_conflict=new.queue_on_conflict),
         dependencies=_dependencies_of(new, depends_on),
         batch=_batch_of(new),
-        workflow=_workflow_of(new),
+        workflow=new.workflow_membership,
     )
 
 
@@ -123,12 +122,6 @@ def _dependencies_of(new: NewJob, depends_on: Sequence[Dependency]) -> Dependenc
 def _batch_of(new: NewJob) -> BatchMembership:
     return BatchMembership(
         size=new.batch_size, on_item_failure=new.on_item_failure, batch_id=new.batch_id, index=new.batch_index
-    )
-
-
-def _workflow_of(new: NewJob) -> WorkflowMembership:
-    return WorkflowMembership(
-        workflow_id=new.workflow_id, index=new.workflow_index, upstream_names=tuple(new.upstream_names)
     )
 
 

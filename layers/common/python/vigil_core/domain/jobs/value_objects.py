@@ -73,6 +73,8 @@ class WorkflowMembership:
     """The index of the job's node in the graph of the run."""
     upstream_names: tuple[str, ...] = ()
     """The names of the jobs on which the job depends in its run; only the first ones if there are very many."""
+    upstream_truncated: bool = False
+    """Whether `upstream_names` leaves out names."""
     parked: bool = False
     """Whether the run keeps the ready job from starting, because it is paused or has no free slot."""
 

@@ -21,6 +21,8 @@ EntryStatus: TypeAlias = Literal["met", "unmet", "failed"]
 """`failed`: the job is at stage `incomplete`, and the wait is a fail-fast wait."""
 UnmetReason: TypeAlias = Literal["ended", "deleted", "unknown_stage", "expired", "processing_failed"]
 
+TRUNCATED = "truncated"
+"""The captured value that names the values that are not complete. No field has this name."""
 MAX_INLINE_WAIT_JOBS = 4
 """The largest inline wait. Its own row contains everything, and a match closes it with one write."""
 MAX_WAIT_JOBS = 10_000
@@ -214,6 +216,12 @@ def capture_fields(job: Job, names: Iterable[str], result: JsonValue = None) -> 
     for name in names:
         values[name] = as_text(result) if name == "result" else field_text(job, name) or ""
     return values
+
+
+def mark_truncated(values: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Return captured values with the names of those that are not complete, in a value of their own."""
+    known = values.get(TRUNCATED, "").split()
+    return {**values, TRUNCATED: " ".join(dict.fromkeys([*known, *names]))}
 
 
 def field_text(job: Job, name: str) -> str | None:

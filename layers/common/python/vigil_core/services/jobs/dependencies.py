@@ -152,21 +152,32 @@ def register_waiting_job(ctx: DependenciesContext, namespace: str, job_id: str) 
         register_with_dependencies(ctx, job)
 
 
-def upstream_and_downstream(ctx: RelatedJobsContext, job: Job) -> tuple[list[Job], list[Job]]:
+@dataclass(frozen=True, kw_only=True)
+class RelatedJobs:
+    """The dependencies and the dependents of a job, up to a limit each."""
+
+    upstream: Sequence[Job]
+    downstream: Sequence[Job]
+    truncated: bool
+    """Whether the limit leaves out a job."""
+
+
+def related_jobs(ctx: RelatedJobsContext, job: Job) -> RelatedJobs:
     """Read the dependencies and the dependents of a job."""
     upstream_ids = [dependency.job_id for dependency in job.dependencies.depends_on]
-    downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS)
+    downstream_ids = ctx.dependencies.dependents(job.namespace, job.job_id, MAX_RELATED_JOBS + 1)
     if job.workflow.workflow_id is not None and job.workflow.index is not None:
         graph = ctx.runs.graph(job.namespace, job.workflow.workflow_id)
         upstream_ids = [
-            workflow_job_id(job.workflow.workflow_id, name)
-            for name in graph.dependency_names(job.workflow.index)[:MAX_RELATED_JOBS]
+            workflow_job_id(job.workflow.workflow_id, name) for name in graph.dependency_names(job.workflow.index)
         ]
-        successor_names = [graph.nodes[index].name for index in graph.dependents[job.workflow.index][:MAX_RELATED_JOBS]]
+        successor_names = [graph.nodes[index].name for index in graph.dependents[job.workflow.index]]
         downstream_ids = [
             *(workflow_job_id(job.workflow.workflow_id, name) for name in successor_names),
             *downstream_ids,
-        ][:MAX_RELATED_JOBS]
+        ]
+    truncated = max(len(upstream_ids), len(downstream_ids)) > MAX_RELATED_JOBS
+    upstream_ids, downstream_ids = upstream_ids[:MAX_RELATED_JOBS], downstream_ids[:MAX_RELATED_JOBS]
     jobs_by_id = {
         job_id: other
         for job_id, other in ctx.jobs.find_many(job.namespace, [*upstream_ids, *downstream_ids]).items()
@@ -177,7 +188,11 @@ def upstream_and_downstream(ctx: RelatedJobsContext, job: Job) -> tuple[list[Job
         for job_id in downstream_ids
         if job_id in jobs_by_id and (jobs_by_id[job_id].can_be_skipped or jobs_by_id[job_id].workflow.in_run)
     ]
-    return [jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id], downstream_jobs
+    return RelatedJobs(
+        upstream=[jobs_by_id[job_id] for job_id in upstream_ids if job_id in jobs_by_id],
+        downstream=downstream_jobs,
+        truncated=truncated,
+    )
 
 
 def _end_states(job: Job, jobs_by_id: Mapping[str, Job]) -> dict[int, EndState]:

@@ -21,6 +21,7 @@ is then counted again, which changes nothing in a set.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Protocol
 
@@ -42,13 +43,17 @@ class ResolveWaitContext(UsesJobs, UsesWaits, UsesClock, UsesThreads, Protocol):
 def outcome_of(ctx: ResolveWaitContext, entry: WaitEntry, job: Job) -> EntryOutcome | None:
     """Return the outcome of an entry by this version of its job, or None if the entry is still open.
 
-    The job's result is read only if the wait collects it.
+    The job's result is read only if the wait collects it. A result that is too large to read is marked.
     """
     outcome = waits.evaluate_entry(entry, job)
     if outcome is None or outcome.status == "unmet" or "result" not in entry.get_fields:
         return outcome
-    text = ctx.jobs.payloads(job, payload=False).result if job.result_ref else None
-    return outcome if text is None else waits.evaluate_entry(entry, job, result=loads(text))
+    if job.result_ref is None:
+        return outcome
+    text = ctx.jobs.payloads(job, payload=False).result
+    if text is None:
+        return replace(outcome, values=waits.mark_truncated(outcome.values, ["result"]))
+    return waits.evaluate_entry(entry, job, result=loads(text))
 
 
 def resolve(ctx: ResolveWaitContext, namespace: str, wait_id: str, outcomes: Sequence[EntryOutcome]) -> Wait | None:

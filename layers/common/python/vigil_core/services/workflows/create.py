@@ -180,12 +180,15 @@ def _create_jobs(ctx: CreateRunContext, run: WorkflowRun, block: int, indexes: l
 
     def create(position: int) -> None:
         index, definition = indexes[position], definitions[position]
+        upstream_names = graph.dependency_names(index)
+        stored_names = _truncate_names(upstream_names)
         new = replace(
             definition,
             job_id=ids[position],
             workflow_id=run.workflow_id,
             workflow_index=index,
-            upstream_names=_truncate_names(graph.dependency_names(index)),
+            upstream_names=stored_names,
+            upstream_truncated=len(stored_names) < len(upstream_names),
         )
         with suppress(JobCreationFailed):  # A concurrent process has created it.
             _create_job(ctx, run, new)

@@ -249,6 +249,7 @@ def _workflow_to_row(workflow: WorkflowMembership) -> Row:
         "workflow_id": workflow.workflow_id,
         "workflow_index": workflow.index,
         "upstream_names": list(workflow.upstream_names) or None,
+        "upstream_truncated": workflow.upstream_truncated or None,
         "parked": workflow.parked or None,
     }
 
@@ -258,6 +259,7 @@ def _workflow_from_row(row: Row) -> WorkflowMembership:
         workflow_id=row.get("workflow_id"),
         index=row.get("workflow_index"),
         upstream_names=tuple(row.get("upstream_names", ())),
+        upstream_truncated=row.get("upstream_truncated", False),
         parked=row.get("parked", False),
     )
 

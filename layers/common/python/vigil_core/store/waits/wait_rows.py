@@ -11,14 +11,14 @@ from typing import Any
 from vigil_core.domain.exact_json import JsonValue, dumps, loads
 from vigil_core.domain.jobs.retention import DEFAULT_RETENTION
 from vigil_core.domain.timestamps import from_text, to_epoch_s, to_text
-from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitEntry, WaitOnJob, WaitOptions
+from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitEntry, WaitOnJob, WaitOptions, mark_truncated
 from vigil_core.store import keys
 from vigil_core.store.table import Row
 
 MAX_INLINE_VALUES_BYTES = 4 * 1024
 """Larger captured values have a row of their own also in an inline wait, because its own row is written often."""
 MAX_VALUES_BYTES = 360 * 1024
-"""The limit of the values in one outcome row (DynamoDB: 400 KB). Longer values are truncated, the longest first."""
+"""The limit of the values in one outcome row (DynamoDB: 400 KB). Longer values are truncated and marked."""
 
 
 def wait_from_row(row: Row) -> Wait:
@@ -141,7 +141,7 @@ def entries_from_json(packed: Iterable[Any], *, first_index: int = 0) -> list[Wa
 
 
 def outcome_to_row(key: keys.Key, outcome: EntryOutcome, ttl: int) -> Row:
-    """Convert an outcome to a row of its own. Values over `MAX_VALUES_BYTES` are truncated."""
+    """Convert an outcome to a row of its own. Values over `MAX_VALUES_BYTES` are truncated and marked."""
     text = dumps(_outcome_to_json(_truncated(outcome)))
     return {**row_head(key, "wait_outcome"), "job_id": outcome.job_id, "outcome": text, "ttl": ttl}
 
@@ -205,4 +205,5 @@ def _truncated(outcome: EntryOutcome) -> EntryOutcome:
     while len(dumps(values).encode()) > MAX_VALUES_BYTES:
         longest = max(values, key=lambda name: len(values[name]))
         values[longest] = values[longest][: len(values[longest]) // 2]
+        values = mark_truncated(values, [longest])
     return replace(outcome, values=values)
