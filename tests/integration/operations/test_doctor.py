@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from vigil_core.domain.exact_json import loads
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.retry import RetryPolicy
-from vigil_core.domain.schedules import Schedule, ScheduleTiming
+from vigil_core.domain.schedules import Schedule, ScheduleTiming, replace_definition
 from vigil_core.domain.webhooks import Delivery
 from vigil_core.services.background import sweeper
 from vigil_core.services.jobs import transitions
@@ -301,6 +301,30 @@ def test_repair_gives_the_mutex_to_the_next_queued_job(doctor_world: DoctorWorld
     doctor_world.world.pass_time(LATER)
     doctor_world.repair_all()
     assert doctor_world.stored(second).status == "pending"
+
+
+def test_refused_schedule_is_found_until_its_definition_is_corrected(doctor_world: DoctorWorld) -> None:
+    world = doctor_world.world
+    world.job()
+    overdue_schedule(doctor_world)
+    (schedule,), _ = world.ctx.schedules.page(NAMESPACE, after=None, limit=1)
+    refused = replace(schedule, action="job", body={"job_type": "report", "depends_on": ["pair"]})
+    world.ctx.schedules.save(schedule, replace(refused, version=schedule.version + 1))
+    world.pass_time(60)
+    world.sweep()
+    (finding,) = [each for each in doctor_world.examine_now().findings if each.kind == "schedule_refused"]
+    assert (finding.namespace, finding.entity_id) == (NAMESPACE, schedule.name)
+    assert "MISSING_DEPENDENCY" in finding.problem
+    (outcome,) = doctor_world.repair([finding], world.time + timedelta(minutes=3))
+    assert outcome is not None
+    assert not outcome.repaired
+    stored = world.ctx.schedules.find(NAMESPACE, schedule.name)
+    assert stored is not None
+    corrected = replace_definition(stored, replace(stored, body={"job_type": "report"}, updated_at=world.time))
+    world.ctx.schedules.save(stored, corrected)
+    world.pass_time(1_800)
+    world.sweep()
+    assert all(each.kind != "schedule_refused" for each in doctor_world.examine_now().findings)
 
 
 def test_healthy_stack_has_no_findings(doctor_world: DoctorWorld) -> None:

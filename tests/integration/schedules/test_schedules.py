@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
+from boto3.dynamodb.types import TypeSerializer
 
 from tests.support.world import NAMESPACE, World
+from vigil_core.domain.errors import InvalidTransition, MissingDependency
 from vigil_core.domain.exact_json import JsonValue
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.stages import DEFAULT_STAGES
 from vigil_core.domain.schedules import Schedule, ScheduleFire, ScheduleTiming
+from vigil_core.runtime.logging import logger
+from vigil_core.runtime.metrics import METRIC_BY_EVENT_TYPE
 from vigil_core.services.background import sweeper
+from vigil_core.services.events.publish import events_of
 from vigil_core.services.jobs import transitions
+from vigil_core.services.schedules import fire
 from vigil_core.services.schedules import manage as schedules
+from vigil_core.store import keys
+from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import DynamoTable
 
 SCHEDULE_NAME = "nightly"
@@ -238,6 +247,73 @@ def test_refused_job_creation_is_recorded_as_the_fire_error(world: World) -> Non
     assert error.code == "JOB_CREATION_FAILED"
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(MissingDependency([]), "MISSING_DEPENDENCY"), (OverflowError("date"), "PROCESSING_FAILED"),
+     (TypeError("no text"), "PROCESSING_FAILED"), (InvalidTransition("no"), "INVALID_TRANSITION")],
+)  # fmt: skip
+def test_every_permanent_error_of_a_creation_refuses_the_fire(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    put(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(fire, "submit", refuse)
+        fire_timer(world)
+    refused = last_fire(world)
+    assert refused.error is not None
+    assert (refused.outcome, refused.error.code) == ("refused", code)
+    fire_timer(world)
+    assert last_fire(world).outcome == "created"
+
+
+def test_transient_error_of_a_creation_leaves_the_fire_due(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TimeoutError
+
+    put(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(fire, "submit", refuse)
+        with pytest.raises(TimeoutError):
+            fire_timer(world)
+    world.pass_time(60)
+    world.sweep()
+    assert last_fire(world).outcome == "created"
+
+
+def test_refused_fire_is_one_event_and_a_log_line(
+    world: World, table: DynamoTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = StringIO()
+    monkeypatch.setattr(logger.registered_handler, "stream", log)
+    put(world, body={"job_type": "report", "depends_on": ["pair"]})
+    before = to_image(table, world)
+    fire_timer(world)
+    refused = to_image(table, world)
+    record = StreamRecord(sequence_number="1", change={"Keys": {}, "OldImage": before, "NewImage": refused})
+    (event,) = events_of(world.ctx, record)
+    assert (event.type, event.subject, event.audience) == ("vigil.schedule.refused", SCHEDULE_NAME, "ending")
+    assert event.data["planned_at"] == "2026-01-31T10:00:00.000Z"
+    assert event.data["next_planned_at"] == "2026-01-31T11:00:00.000Z"
+    error: Any = event.data["error"]
+    assert error["code"] == "MISSING_DEPENDENCY"
+    assert event.type in METRIC_BY_EVENT_TYPE
+    assert '"message":"refused"' in log.getvalue()
+    schedules.set_schedule_enabled(world.ctx, NAMESPACE, SCHEDULE_NAME, enabled=False)
+    paused = {"Keys": {}, "OldImage": refused, "NewImage": to_image(table, world)}
+    assert events_of(world.ctx, StreamRecord(sequence_number="2", change=paused)) == []
+
+
+def to_image(table: DynamoTable, world: World) -> dict[str, Any]:
+    """Return the schedule's row as a stream record shows it."""
+    row = table.get(keys.schedule(NAMESPACE, SCHEDULE_NAME))
+    assert row is not None
+    serializer = TypeSerializer()
+    return {name: serializer.serialize(value) for name, value in row.items()}
+
+
 def test_existing_job_of_the_unique_key_is_recorded_as_the_fire(world: World) -> None:
     put(world, body={"job_type": "report", "unique_key": "one"})
     fire_timer(world)
@@ -301,7 +377,7 @@ def test_equal_names_in_two_namespaces_have_separate_timers(world: World) -> Non
     assert len(world.timers.armed) == 2
 
 
-class ProcessCrashed(Exception):
+class ProcessCrashed(BaseException):
     """Error that simulates a crash before or after a write."""
 
 

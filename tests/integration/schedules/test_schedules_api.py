@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from functions.sweeper.handler import handler as sweeper
-from tests.support.api import TIMER_GROUP, Client, LambdaContext, pages
+from tests.support.api import SOME_ID, TIMER_GROUP, Client, LambdaContext, pages
 from tests.support.events import sample
 from tests.support.table import aws
 
@@ -152,6 +152,17 @@ def test_job_of_a_schedule_is_validated_by_its_type(client: Client) -> None:
     client.call("PUT", "/v1/job-types/report", {"payload_schema": {"required": ["n"]}}).ok(201)
     reply = client.call("PUT", "/v1/schedules/nightly", {**NIGHTLY, "job": {"job_type": "report", "payload": {}}})
     assert reply.pointers() == ["/job/payload"]
+
+
+def test_job_of_a_schedule_must_refer_to_what_exists(client: Client) -> None:
+    refers = {"job_type": "report", "depends_on": ["pair"]}
+    reply = client.call("PUT", "/v1/schedules/bad", {"cron": "* * * * *", "job": refers})
+    assert [error["pointer"] for error in reply.problem(422, "MISSING_DEPENDENCY")["errors"]] == ["/job/depends_on/0"]
+    upload = {"job_type": "report", "payload_ref": SOME_ID}
+    assert client.call("PUT", "/v1/schedules/bad", {"rate": "1 day", "job": upload}).pointers() == ["/job/payload_ref"]
+    assert client.get("/v1/schedules").ok()["schedules"] == []
+    existing = {"job_type": "report", "depends_on": [client.create()["job_id"]]}
+    client.call("PUT", "/v1/schedules/good", {"rate": "1 day", "job": existing}).ok(201)
 
 
 def test_schedule_name_with_control_character_is_refused(client: Client) -> None:

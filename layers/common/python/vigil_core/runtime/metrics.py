@@ -23,6 +23,7 @@ METRIC_BY_EVENT_TYPE = {
     "vigil.workflow.cancelled": "WorkflowsCancelled",
     "vigil.workflow.paused": "WorkflowsPaused",
     "vigil.workflow.stalled": "WorkflowsStalled",
+    "vigil.schedule.refused": "ScheduleFiresRefused",
 }
 """The metric name of each counted event type. CloudWatch bills each name per month."""
 

@@ -284,6 +284,11 @@ def schedules(namespace: str) -> str:
     return f"{namespace}#schedules"
 
 
+def parse_schedules(pk: str) -> str:
+    """Return the namespace of the partition key of schedules."""
+    return pk.partition("#")[0]
+
+
 def schedule(namespace: str, name: str) -> Key:
     """Return the key of a schedule."""
     return Key(schedules(namespace), name)

@@ -25,7 +25,7 @@ class ScheduleStore:
     def find(self, namespace: str, name: str) -> Schedule | None:
         """Read a schedule with one strongly consistent read: one unit per 4 KB."""
         row = self._table.get(keys.schedule(namespace, name))
-        return _from_row(namespace, row) if row else None
+        return schedule_from_row(row) if row else None
 
     def page(self, namespace: str, *, after: str | None, limit: int) -> tuple[list[Schedule], str | None]:
         """Read a page of schedules, sorted by name.
@@ -37,7 +37,7 @@ class ScheduleStore:
         """
         cursor = None if after is None else keys.schedule(namespace, after)._asdict()
         page = self._table.query_page(keys.schedules(namespace), limit=limit, cursor=cursor)
-        return [_from_row(namespace, row) for row in page.rows], page.cursor["sk"] if page.cursor else None
+        return [schedule_from_row(row) for row in page.rows], page.cursor["sk"] if page.cursor else None
 
     def save(self, before: Schedule | None, after: Schedule) -> None:
         """Store the version that follows `before`, or raise ConditionFailed if the schedule has changed."""
@@ -83,11 +83,12 @@ def _to_row(schedule: Schedule) -> Row:
     return row
 
 
-def _from_row(namespace: str, row: Row) -> Schedule:
+def schedule_from_row(row: Row) -> Schedule:
+    """Convert a row to a schedule."""
     action: ScheduleAction = "workflow" if "workflow" in row else "job"
     body: Any = loads(row[action])
     return Schedule(
-        namespace=namespace,
+        namespace=keys.parse_schedules(row["pk"]),
         name=row["sk"],
         schedule_id=row["schedule_id"],
         timing=ScheduleTiming(

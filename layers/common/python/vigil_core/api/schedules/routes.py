@@ -36,6 +36,7 @@ def put_schedule(call: Call, schedule: str, body: Any) -> RouteResponse:
     definition = parse_schedule(
         call.namespace, schedule, body, now=now, new_id=ctx.new_id, find_types=ctx.job_types.find_many
     )
+    manage_schedules.require_creatable_now(ctx, definition)
     stored, is_new = manage_schedules.put_schedule(ctx, definition)
     return RouteResponse(status=201 if is_new else 200, body=ScheduleView.from_domain(stored, now))
 

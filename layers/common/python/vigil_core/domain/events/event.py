@@ -1,4 +1,4 @@
-"""Events: one envelope (CloudEvents 1.0, JSON) for every version of a job or run, and for every ended wait.
+"""Events: one envelope (CloudEvents 1.0, JSON) for job and run versions, ended waits and refused fires.
 
 An event derives from immutable data: a line of the history of the job, the values from its creation, or the answer of
 an ended wait. Repeated creation therefore results in the same event, and its id contains the version that it announces.
@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from vigil_core.domain.errors import VigilError
 from vigil_core.domain.exact_json import JsonValue, ascii_size
 from vigil_core.domain.jobs.job import TIMED_OUT, Job, JobLogEntry
+from vigil_core.domain.schedules import Schedule, ScheduleFire
 from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.waits.wait import Wait
 from vigil_core.domain.workflows.run import RunLogEntry, WorkflowRun
@@ -260,6 +261,32 @@ def workflow_run_event(run: WorkflowRun, entry: RunLogEntry, previous: RunLogEnt
         topics=(workflow_topic(run.workflow_id), NAMESPACE_TOPIC),
         audience="ending" if ended or entry.kind in ("paused", "stalled") else "change",
         attributes={"workflow_id": run.workflow_id},
+    )
+
+
+def schedule_refused_event(schedule: Schedule, fire: ScheduleFire) -> Event:
+    """Create the event of a fire whose job or run could not be created.
+
+    Args:
+        schedule: The version of the schedule after the fire.
+        fire: The refused fire.
+    """
+    return Event(
+        event_id=f"{schedule.schedule_id}.{schedule.version}",
+        type="vigil.schedule.refused",
+        namespace=schedule.namespace,
+        subject=schedule.name,
+        time=fire.fired_at,
+        data={
+            "schedule": schedule.name,
+            "action": schedule.action,
+            "planned_at": to_text(fire.planned_at),
+            "error": None if fire.error is None else {"code": fire.error.code, "message": fire.error.message},
+            "next_planned_at": None if schedule.next_fire_at is None else to_text(schedule.next_fire_at),
+        },
+        topics=(NAMESPACE_TOPIC,),
+        audience="ending",
+        attributes={"schedule": schedule.name},
     )
 
 

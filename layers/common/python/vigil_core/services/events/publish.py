@@ -1,4 +1,4 @@
-"""The notifier: publish the changes of jobs, runs and waits to WebSockets, SNS and webhooks.
+"""The notifier: publish changes of jobs, runs and waits, and refused fires, to WebSockets, SNS and webhooks.
 
 Delivery is at least once. A repeated event has the same id.
 """
@@ -19,6 +19,7 @@ from vigil_core.domain.events.event import (
     may_fit_in_event,
     progress_event,
     progress_of_report,
+    schedule_refused_event,
     wait_event,
     workflow_run_event,
 )
@@ -42,6 +43,7 @@ from vigil_core.services.limits.counting import count_ends
 from vigil_core.services.waits.view import wait_answer
 from vigil_core.services.webhooks.deliver import deliveries_for, enqueue_deliveries
 from vigil_core.store.connections import Subscriber
+from vigil_core.store.schedules import schedule_from_row
 from vigil_core.store.stream import StreamRecord, job_version_of, progress_from_row, run_version_of
 from vigil_core.store.table import Row
 from vigil_core.store.waits.wait_rows import wait_from_row
@@ -219,8 +221,20 @@ def events_of(ctx: PublishEventsContext, record: StreamRecord) -> list[Event]:
         case "wait":
             wait = wait_from_row(row)
             return [wait_ended_event(ctx, wait)] if wait.ended else []
+        case "schedule":
+            return _refused_fires(row, record.old())
         case _:
             return []
+
+
+def _refused_fires(row: Row, previous_row: Row | None) -> list[Event]:
+    """Return the event of a refused fire, unless an earlier version of the schedule already had that fire."""
+    fire_row = row.get("last_fire")
+    if fire_row is None or (previous_row is not None and previous_row.get("last_fire") == fire_row):
+        return []
+    schedule = schedule_from_row(row)
+    fire = schedule.last_fire
+    return [schedule_refused_event(schedule, fire)] if fire is not None and fire.outcome == "refused" else []
 
 
 def _may_have_subscribers(record: StreamRecord) -> bool:

@@ -65,6 +65,7 @@ FindingKind: TypeAlias = Literal[
     "job_misplaced",
     "job_dependencies",
     "dead_letters",
+    "schedule_refused",
 ]
 _OVERDUE_TEXTS: Mapping[str, tuple[str, str]] = {
     "recount": ("the recount of the namespace is overdue", "continue it"),
@@ -163,7 +164,7 @@ def examine(ctx: DoctorContext, dead_letters: DeadLettersContext, until: datetim
     """Find all problems, until there is no time left.
 
     1. Read the due index: overdue rows, the namespaces with queues, and the contested mutexes.
-    2. For each namespace, examine the indexed jobs of each queue, then the newest jobs.
+    2. For each namespace, examine the schedules, the indexed jobs of each queue, then the newest jobs.
     3. Examine the mutexes that steps 1 and 2 found.
     4. Count the dead letters.
     """
@@ -206,6 +207,8 @@ def _examine_due(ctx: DoctorContext, examination: _Examination) -> None:
         due_items = ctx.due_index.overdue(partition, ctx.now() + STALL_CHECK_INTERVAL)
         for due in examination.bounded(due_items, MAX_DUE_ROWS):
             examination.due_rows += 1
+            if due.kind == "schedule":
+                examination.namespaces.add(due.namespace)
             if due.kind == "mutex":
                 examination.mutexes.add((due.namespace, due.entity_id))
             if due.at is not None and due.at <= examination.before and not examination.must_stop():
@@ -236,6 +239,7 @@ def _overdue_finding(ctx: DoctorContext, due: DueItem) -> Finding:
 def _examine_namespace(ctx: DoctorContext, examination: _Examination, namespace: str) -> None:
     """Examine the indexed jobs of each queue, then the newest jobs, which an index may not contain."""
     examined_ids: set[str] = set()
+    examination.findings += _refused_schedules(ctx, examination, namespace)
     for queue, paused in ctx.job_queues.list_queues(namespace):
         examination.queues += 1
         indexed_ids = ctx.job_queues.indexed_jobs(namespace, queue, before=examination.before)
@@ -244,6 +248,31 @@ def _examine_namespace(ctx: DoctorContext, examination: _Examination, namespace:
     newest_ids = (line.entity_id for line in ctx.listing.newest_first(namespace, "jobs") if line.entity_id)
     unexamined_ids = (job_id for job_id in islice(newest_ids, MAX_NEW_JOBS) if job_id not in examined_ids)
     _examine_jobs(ctx, examination, namespace, unexamined_ids, examined_ids, dispatched=False)
+
+
+def _refused_schedules(ctx: DoctorContext, examination: _Examination, namespace: str) -> Iterator[Finding]:
+    """Find the schedules whose last fire could not create its job or run."""
+    after: str | None = None
+    while not examination.must_stop():
+        schedules, after = ctx.schedules.page(namespace, after=after, limit=READ_BATCH)
+        for schedule in schedules:
+            fire = schedule.last_fire
+            if schedule.enabled and fire is not None and fire.outcome == "refused" and fire.error is not None:
+                yield Finding(
+                    kind="schedule_refused",
+                    namespace=namespace,
+                    entity_id=schedule.name,
+                    problem=f"the last fire was refused: {fire.error.code}: {fire.error.message}",
+                    since=fire.fired_at,
+                    repair_hint="correct the definition of the schedule",
+                    repair=_needs_correction,
+                )
+        if after is None:
+            return
+
+
+def _needs_correction(_: datetime) -> str | None:
+    raise RepairIncomplete("only a corrected definition of the schedule, or of its job type, repairs this")
 
 
 def _examine_jobs(

@@ -21,7 +21,10 @@ from vigil_core.domain.errors import (
 )
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.schedules import FireOutcome, Schedule, ScheduleFire
+from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.workflows.run import WorkflowRun
+from vigil_core.runtime.failures import is_transient
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import (
     ChangesRuns,
     UsesDependencies,
@@ -36,6 +39,7 @@ from vigil_core.services.context import (
     UsesTimers,
 )
 from vigil_core.services.jobs.submit import find_earlier_submission, submit
+from vigil_core.services.jobs.unprocessable import processing_error
 from vigil_core.services.optimistic import update_with_retry
 from vigil_core.services.schedules.manage import start_timer
 from vigil_core.services.workflows.create import create_run
@@ -61,6 +65,8 @@ class FireScheduleContext(
 
 ACTOR = "schedule"
 MAX_ERROR_CHARS = 1_024
+REFUSALS = (JobCreationFailed, LimitExceeded, PayloadTooLarge, RequestLimitExceeded, ValidationFailed)
+"""The errors with which Vigil refuses to create a job or run. Any other permanent error refuses the fire as well."""
 
 
 def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, generation: str | None = None) -> None:
@@ -71,6 +77,8 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
     1. Create the job or run of the planned time, or decide why there is none.
     2. Save the schedule with the fire and the next planned time.
     3. Start the timer of the next planned time.
+
+    A permanent error refuses the fire. The stream delivers the schedule to the notifier, which publishes an event.
 
     If the process crashes after step 1, the next call finds the job or run under its id and records it. If it crashes
     after step 2, the sweep fires the schedule without a timer.
@@ -102,6 +110,7 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
         retry_on=ConditionFailed,
     )
     if fired is not None:
+        _log_refusal(fired)
         start_timer(ctx, fired)
 
 
@@ -134,7 +143,9 @@ def _fire(ctx: FireScheduleContext, schedule: Schedule) -> tuple[ScheduleFire, s
             )
         new_job = ctx.parse_job(schedule.namespace, schedule.body, new_id)
         submission = submit(ctx, schedule.namespace, new_job, actor=ACTOR, resumed=True)
-    except (JobCreationFailed, LimitExceeded, PayloadTooLarge, RequestLimitExceeded, ValidationFailed) as error:
+    except Exception as error:
+        if is_transient(error) and not isinstance(error, REFUSALS):
+            raise
         # Two concurrent calls create one job: the slower call is refused and finds the job.
         return fire_of("created", new_id) if exists() else fire_of("refused", error=_job_error(error))
     return fire_of("existing" if submission.existing else "created", submission.job.job_id)
@@ -164,5 +175,21 @@ def _exists(ctx: FireScheduleContext, schedule: Schedule, new_id: str) -> bool:
     return find_earlier_submission(ctx, schedule.namespace, new_id) is not None
 
 
-def _job_error(error: VigilError) -> JobError:
+def _log_refusal(schedule: Schedule) -> None:
+    fire = schedule.last_fire
+    if fire is not None and fire.outcome == "refused" and fire.error is not None:
+        log_fields = {
+            "action": "fire_schedule",
+            "namespace": schedule.namespace,
+            "schedule": schedule.name,
+            "planned_at": to_text(fire.planned_at),
+            "code": fire.error.code,
+            "reason": fire.error.message,
+        }
+        logger.warning("refused", extra=log_fields)
+
+
+def _job_error(error: Exception) -> JobError:
+    if not isinstance(error, VigilError):
+        return processing_error("schedule", error)
     return JobError(code=error.code, message=error.message[:MAX_ERROR_CHARS])

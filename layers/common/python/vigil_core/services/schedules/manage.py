@@ -9,10 +9,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
-from vigil_core.domain.errors import ScheduleNotFound
+from vigil_core.domain.errors import ScheduleNotFound, ValidationFailed
 from vigil_core.domain.exact_json import dumps
 from vigil_core.domain.schedules import Schedule, replace_definition, set_enabled, with_next_fire
-from vigil_core.services.context import UsesClock, UsesIds, UsesLimits, UsesSchedules, UsesTimers
+from vigil_core.schemas.validation import prefix_pointers
+from vigil_core.services.context import UsesClock, UsesIds, UsesLimits, UsesParseJob, UsesSchedules, UsesTimers
+from vigil_core.services.jobs.dependencies import DependenciesContext, resolve_dependencies
+from vigil_core.services.jobs.uploads import UploadsContext, require_uploaded
 from vigil_core.services.limits.admission import require_room_for
 from vigil_core.services.optimistic import retry_on_conflict, update_with_retry
 from vigil_core.store.table import ConditionFailed
@@ -20,6 +23,10 @@ from vigil_core.store.table import ConditionFailed
 
 class ManageSchedulesContext(UsesSchedules, UsesTimers, UsesClock, UsesIds, UsesLimits, Protocol):
     """The schedules, their timers, the time, and new generations."""
+
+
+class CheckScheduleContext(DependenciesContext, UploadsContext, UsesParseJob, Protocol):
+    """The parser of jobs, and the jobs and uploads to which a schedule refers."""
 
 
 def put_schedule(ctx: ManageSchedulesContext, schedule: Schedule) -> tuple[Schedule, bool]:
@@ -40,6 +47,23 @@ def put_schedule(ctx: ManageSchedulesContext, schedule: Schedule) -> tuple[Sched
 
     before, after = _change(ctx, schedule.namespace, schedule.name, decide)
     return after, before is None
+
+
+def require_creatable_now(ctx: CheckScheduleContext, schedule: Schedule) -> None:
+    """Check what the job of a schedule refers to: its dependencies and its upload exist now.
+
+    Raises:
+        ValidationFailed: They do not, so that every fire would be refused.
+    """
+    if schedule.action != "job" or not {"depends_on", "payload_ref"} & set(schedule.body):
+        return
+    new_job = ctx.parse_job(schedule.namespace, schedule.body, schedule.schedule_id)
+    try:
+        resolve_dependencies(ctx, schedule.namespace, new_job.depends_on)
+        if new_job.payload_upload is not None:
+            require_uploaded(ctx, schedule.namespace, new_job.payload_upload, "payload_ref")
+    except ValidationFailed as error:
+        raise prefix_pointers("/job", error) from error
 
 
 def set_schedule_enabled(ctx: ManageSchedulesContext, namespace: str, name: str, *, enabled: bool) -> Schedule:
