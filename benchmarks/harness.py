@@ -37,7 +37,7 @@ from vigil.local.event_filters import passes
 from vigil.local.event_source_mapping import Record, StreamMapping
 from vigil_core import wiring
 from vigil_core.domain.limits import LIMITS
-from vigil_core.store import counters, limits
+from vigil_core.store import counters, namespaces
 from vigil_core.store.keys import Key
 from vigil_core.store.table import DynamoTable
 
@@ -253,7 +253,7 @@ def open_harness() -> Iterator[Harness]:
                 patch.object(wiring, "StepFunctionsSupervisors", lambda *_: new_harness.supervisors),
                 # A process reads these rows once in a time, not once in a request: no measurement contains the read.
                 patch.object(counters, "CACHE", timedelta(days=1)),
-                patch.object(limits, "SETTINGS_CACHE", timedelta(days=1)),
+                patch.object(namespaces, "SETTINGS_CACHE", timedelta(days=1)),
                 patch.dict(LIMITS, {"requests_per_second": replace(LIMITS["requests_per_second"], default=10**9)}),
             ):
                 yield new_harness

@@ -15,6 +15,7 @@ from vigil_core.runtime.settings import AuthorizerSettings
 from vigil_core.services.auth.context import AuthContext
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
+from vigil_core.store.namespaces import NamespaceStore
 from vigil_core.store.table import DynamoTable
 
 logger = Logger()
@@ -32,7 +33,17 @@ def auth_context() -> AuthContext:
     table = DynamoTable(
         boto3.client("dynamodb", config=FAIL_FAST_CONFIG), AuthorizerSettings.from_environment().table_name
     )
-    return AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: datetime.now(UTC))
+    return AuthContext(
+        api_keys=ApiKeyStore(table),
+        tickets=TicketStore(table),
+        namespaces=NamespaceStore(table, now=now, concurrency=0),
+        now=now,
+    )
+
+
+def now() -> datetime:
+    """Return the current time."""
+    return datetime.now(UTC)
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:

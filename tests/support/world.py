@@ -121,6 +121,9 @@ class FakePayloadStore:
         for key in keys:
             self.stored.pop(key, None)
 
+    def names(self, prefix: str) -> list[str]:
+        return [key for key in self.stored if key.startswith(prefix)]
+
     def url(self, key: str) -> str:
         return f"https://objects/{key}"
 

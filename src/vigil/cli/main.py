@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import typer
 
-from vigil.cli import dead_letters, jobs, keys, limits, local, worker, workflows
+from vigil.cli import dead_letters, jobs, keys, limits, local, namespaces, worker, workflows
 from vigil.cli.doctor import doctor
 
 app = typer.Typer(no_args_is_help=True, help="Track long-running jobs, and wait for them.")
@@ -23,6 +23,7 @@ app.add_typer(workflows.app, name="workflow")
 app.add_typer(worker.app, name="worker")
 app.add_typer(keys.app, name="keys")
 app.add_typer(limits.app, name="limit")
+app.add_typer(namespaces.app, name="namespace")
 app.add_typer(dead_letters.app, name="dead-letters")
 
 

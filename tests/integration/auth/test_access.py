@@ -22,6 +22,7 @@ from vigil_core.services.auth.context import AuthContext
 from vigil_core.services.auth.tickets import issue_ticket
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
+from vigil_core.store.namespaces import NamespaceStore
 from vigil_core.store.table import DynamoTable, QueryPage, Table
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -37,6 +38,7 @@ class World:
         self.ctx = AuthContext(
             api_keys=ApiKeyStore(table),
             tickets=TicketStore(table),
+            namespaces=NamespaceStore(table, now=lambda: self.now, concurrency=10),
             now=lambda: self.now,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
@@ -247,7 +249,12 @@ def test_ticket_without_read_scope_is_forbidden(world: World) -> None:
 def test_table_outage_raises_instead_of_refusing_the_key() -> None:
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
-    ctx = AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    ctx = AuthContext(
+        api_keys=ApiKeyStore(table),
+        tickets=TicketStore(table),
+        namespaces=NamespaceStore(table, now=lambda: NOON, concurrency=10),
+        now=lambda: NOON,
+    )
     with Stubber(client) as stub:
         stub.add_client_error("get_item", "InternalServerError", http_status_code=500)
         with pytest.raises(ClientError):
@@ -258,7 +265,12 @@ def test_malformed_token_costs_no_table_read() -> None:
     """Check that a client without a well-formed token cannot cause paid reads."""
     client = aws("dynamodb")
     table = DynamoTable(client, TABLE_NAME)
-    ctx = AuthContext(api_keys=ApiKeyStore(table), tickets=TicketStore(table), now=lambda: NOON)
+    ctx = AuthContext(
+        api_keys=ApiKeyStore(table),
+        tickets=TicketStore(table),
+        namespaces=NamespaceStore(table, now=lambda: NOON, concurrency=10),
+        now=lambda: NOON,
+    )
     with Stubber(client):
         assert authenticate_header(ctx, "Bearer nonsense") is None
         assert authenticate_ticket(ctx, "nonsense") is None

@@ -36,7 +36,9 @@ def operator(world: World, monkeypatch: pytest.MonkeyPatch) -> FakeLambda:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv(ADMIN_FUNCTION, "vigil-admin")
     unused: Any = None
-    fake = FakeLambda(Admin(world.ctx, keys=unused, disconnect=lambda *_: 0, dead_letters=unused), world)
+    fake = FakeLambda(
+        Admin(world.ctx, keys=unused, disconnect=lambda *_: 0, dead_letters=unused, contents=unused), world
+    )
     monkeypatch.setattr(boto3, "client", lambda *_, **__: fake)
     return fake
 

@@ -24,6 +24,7 @@ from vigil_core.services.auth.context import AuthContext
 from vigil_core.services.operations.dead_letters import MAX_LISTED, DeadLettersContext
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
+from vigil_core.store.namespaces import NamespaceStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 SOON = NOON + timedelta(minutes=5)
@@ -74,6 +75,7 @@ class World:
         keys = AuthContext(
             api_keys=ApiKeyStore(table),
             tickets=TicketStore(table),
+            namespaces=NamespaceStore(table, now=lambda: self.now, concurrency=10),
             now=lambda: self.now,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
@@ -91,8 +93,13 @@ class World:
         )
         self.jobs = UseCases(table)
         self.jobs.time = NOON
+        unused: Any = None
         self.admin = Admin(
-            self.jobs.ctx, keys=keys, disconnect=lambda _namespace, _key_id: 3, dead_letters=dead_letters
+            self.jobs.ctx,
+            keys=keys,
+            disconnect=lambda _namespace, _key_id: 3,
+            dead_letters=dead_letters,
+            contents=unused,
         )
 
     def ask(self, request: object) -> dict[str, Any]:

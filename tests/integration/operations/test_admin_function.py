@@ -74,6 +74,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[DynamoTable]:
             monkeypatch.setenv(f"{name.upper()}_URL", url)
         monkeypatch.setenv("TABLE_NAME", TABLE_NAME)
         monkeypatch.setenv("DEAD_LETTER_BUCKET", BUCKET)
+        monkeypatch.setenv("PAYLOAD_BUCKET", BUCKET)
         monkeypatch.setenv("WEBSOCKET_ENDPOINT", "https://example.execute-api.us-east-1.amazonaws.com/live")
         for name in ("matcher", "notifier"):
             monkeypatch.setenv(
@@ -97,9 +98,12 @@ def test_every_admin_sample_gets_a_response(table: DynamoTable) -> None:
     assert ask({**sample("admin_revoke_key"), "key_id": key["key_id"]})["disconnected"] == 0
     assert [limit["limit"] for limit in ask(sample("admin_list_limits"))["limits"]][1] == 100_000
     assert [limit["limit"] for limit in ask(sample("admin_set_limit"))["limits"]][1] == 500_000
+    assert ask(sample("admin_suspend_namespace"))["state"] == "suspended"
+    assert ask(sample("admin_resume_namespace"))["state"] == "active"
     assert ask(sample("admin_list_dead_letters"))["total"] == 0
     assert ask(sample("admin_redrive_dead_letters"))["batches"] == 0
     assert ask(sample("admin_doctor"))["findings"] == []
+    assert ask(sample("admin_delete_namespace"))["wait_s"] > 0
 
 
 def test_created_keys_are_unique(table: DynamoTable) -> None:

@@ -26,6 +26,7 @@ from vigil_core.domain.access import Scope, TokenKind, parse_token
 from vigil_core.services.auth.context import AuthContext
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
+from vigil_core.store.namespaces import NamespaceStore
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -75,11 +76,14 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeAws]:
         auth = AuthContext(
             api_keys=ApiKeyStore(table),
             tickets=TicketStore(table),
+            namespaces=NamespaceStore(table, now=lambda: NOON, concurrency=10),
             now=lambda: NOON,
             random_hex=lambda size: f"{next(numbers):0{2 * size}x}",
         )
         unused: Any = None
-        fake = FakeAws(Admin(unused, keys=auth, disconnect=lambda _namespace, _key_id: 2, dead_letters=unused))
+        fake = FakeAws(
+            Admin(unused, keys=auth, disconnect=lambda _namespace, _key_id: 2, dead_letters=unused, contents=unused)
+        )
         monkeypatch.setattr(boto3, "client", fake.client)
         monkeypatch.setattr(local_stack, "session", lambda: fake)
         yield fake

@@ -19,6 +19,7 @@ from vigil_core.domain.errors import (
     WebhookNotFound,
 )
 from vigil_core.domain.exact_json import loads
+from vigil_core.domain.limits import NamespaceState
 from vigil_core.domain.outbound_policy import RequestInterrupted, SlowRequestPolicy
 from vigil_core.domain.webhooks import MAX_ATTEMPTS, WAITS_WEBHOOK, Delivery, Webhook, signature_headers
 from vigil_core.services.background import sweeper
@@ -650,3 +651,20 @@ def test_message_that_the_sweeper_has_replaced_does_nothing(live: Live) -> None:
     assert len(new) == 1
     world.queues.webhook_messages = [*old, *new]
     assert run_deliveries(world, receiver) == ["stale", "delivered"]
+
+
+def test_suspended_namespace_delivers_nothing_until_it_resumes(live: Live) -> None:
+    world = live.world
+    put(world)
+    receiver = Receiver()
+    world.complete(world.running())
+    live.run_notifier()
+    world.ctx.limits.namespaces.set_state(NAMESPACE, NamespaceState.SUSPENDED)
+    assert run_deliveries(world, receiver) == ["stale"]
+    world.pass_time(3600)
+    world.sweep()
+    assert not world.queues.webhook_messages
+    assert not receiver.posts
+    world.ctx.limits.namespaces.set_state(NAMESPACE, NamespaceState.ACTIVE)
+    world.sweep()
+    assert run_deliveries(world, receiver) == ["delivered"]

@@ -282,7 +282,7 @@ def api_keys() -> ApiKeyStore:
 def auth_context() -> AuthContext:
     """Build the collaborators of the auth services."""
     table = DynamoTable(dynamodb(), CoreSettings.from_environment().table_name)
-    return AuthContext(api_keys=api_keys(), tickets=TicketStore(table), now=now)
+    return AuthContext(api_keys=api_keys(), tickets=TicketStore(table), namespaces=context().limits.namespaces, now=now)
 
 
 @cache
@@ -346,7 +346,9 @@ def admin() -> Admin:
     from vigil_core.gateways.lambda_functions import LONG_CALL_CONFIG, LambdaFunctions
     from vigil_core.runtime.settings import AdminSettings
     from vigil_core.services.auth.disconnect import disconnect_key
+    from vigil_core.services.limits.namespaces import NamespaceContents
     from vigil_core.services.operations.dead_letters import DeadLettersContext
+    from vigil_core.store.namespaces import NamespaceRows
 
     settings = AdminSettings.from_environment()
     dead_letters = DeadLettersContext(
@@ -367,4 +369,10 @@ def admin() -> Admin:
         now=now,
     )
     disconnect = partial(disconnect_key, context().connections, web_sockets())
-    return Admin(context(), keys=auth_context(), disconnect=disconnect, dead_letters=dead_letters)
+    table_name = CoreSettings.from_environment().table_name
+    contents = NamespaceContents(
+        table=DynamoTable(dynamodb(), table_name),
+        rows=NamespaceRows(client=dynamodb(), table_name=table_name),
+        objects=payload_bucket(),
+    )
+    return Admin(context(), keys=auth_context(), disconnect=disconnect, dead_letters=dead_letters, contents=contents)

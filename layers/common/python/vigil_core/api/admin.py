@@ -8,9 +8,10 @@ from typing import Any
 
 from vigil_core.domain.access import ApiKey, require_namespace, sort_scopes
 from vigil_core.domain.errors import FieldProblem, ValidationFailed, VigilError
-from vigil_core.domain.limits import LIMITS, parse_override
+from vigil_core.domain.limits import LIMITS, NamespaceSettings, parse_override
 from vigil_core.domain.timestamps import to_text
 from vigil_core.services.auth.api_keys import ApiKeysContext, create_key, list_keys, revoke_key
+from vigil_core.services.limits import namespaces
 from vigil_core.services.operations import doctor
 from vigil_core.services.operations.dead_letters import (
     DeadLetterBatch,
@@ -26,6 +27,9 @@ ACTIONS = (
     "revoke_key",
     "list_limits",
     "set_limit",
+    "suspend_namespace",
+    "resume_namespace",
+    "delete_namespace",
     "list_dead_letters",
     "redrive_dead_letters",
     "doctor",
@@ -49,11 +53,13 @@ class Admin:
         keys: ApiKeysContext,
         disconnect: Callable[[str, str], int],
         dead_letters: DeadLettersContext,
+        contents: namespaces.NamespaceContents,
     ) -> None:
         self._ctx = ctx
         self._keys = keys
         self._disconnect = disconnect
         self._dead_letters = dead_letters
+        self._contents = contents
 
     def handle(self, request: object, until: datetime) -> dict[str, Any]:
         """Run an action. Long work stops at `until`, and the response contains what was done."""
@@ -89,6 +95,15 @@ class Admin:
                 namespace, name, value = _require_fields(request, "namespace", "limit", "value")
                 self._ctx.limits.namespaces.set_limit(require_namespace(namespace), *parse_override(name, value))
                 return self._list_limits(namespace)
+            case "suspend_namespace":
+                namespace = require_namespace(*_require_fields(request, "namespace"))
+                settings, disconnected = namespaces.suspend(self._ctx, self._keys, namespace, self._disconnect)
+                return {**_namespace_json(settings), "disconnected": disconnected}
+            case "resume_namespace":
+                namespace = require_namespace(*_require_fields(request, "namespace"))
+                return _namespace_json(namespaces.resume(self._ctx, namespace))
+            case "delete_namespace":
+                return self._delete_namespace(*_require_fields(request, "namespace", "cursor"), until=until)
             case "list_dead_letters":
                 _require_fields(request)
                 summary = list_dead_letters(self._dead_letters)
@@ -109,15 +124,32 @@ class Admin:
             case _:
                 raise ValidationFailed.at("/action", f"must be one of {', '.join(ACTIONS)}")
 
+    def _delete_namespace(self, namespace: object, cursor: object, *, until: datetime) -> dict[str, Any]:
+        deletion = namespaces.delete(
+            self._ctx,
+            self._contents,
+            self._keys,
+            require_namespace(namespace),
+            self._disconnect,
+            cursor=cursor,
+            until=until - RESPONSE_RESERVE,
+        )
+        return {
+            "rows": deletion.rows,
+            "objects": deletion.objects,
+            "cursor": deletion.cursor,
+            "wait_s": deletion.wait_s,
+        }
+
     def _list_limits(self, namespace: str) -> dict[str, Any]:
-        namespaces = self._ctx.limits.namespaces
-        overrides = namespaces.read(namespace).overrides
+        stored = self._ctx.limits.namespaces
+        overrides = stored.read(namespace).overrides
         return {
             "limits": [
                 {
                     "name": name,
-                    "limit": overrides.get(name, namespaces.default(name)),
-                    "default": namespaces.default(name),
+                    "limit": overrides.get(name, stored.default(name)),
+                    "default": stored.default(name),
                     "overridden": name in overrides,
                     "unit": limit.unit,
                     "counts": limit.counts,
@@ -164,6 +196,15 @@ def _key_json(key: ApiKey) -> dict[str, Any]:
         "scopes": [str(scope) for scope in sort_scopes(key.scopes)],
         "created_at": to_text(key.created_at),
         "revoked_at": to_text(key.revoked_at) if key.revoked_at else None,
+    }
+
+
+def _namespace_json(settings: NamespaceSettings) -> dict[str, Any]:
+    since = settings.state_since
+    return {
+        "namespace": settings.namespace,
+        "state": str(settings.state),
+        "since": None if since is None else to_text(since),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -86,6 +87,7 @@ class NamespaceSettings:
 
     namespace: str
     state: NamespaceState = NamespaceState.ACTIVE
+    state_since: datetime | None = None
     overrides: Mapping[LimitName, int] = field(default_factory=dict)
 
     @property

@@ -78,6 +78,11 @@ class PayloadBucket:
             objects = [{"Key": key} for key in keys[start : start + _MAX_DELETE_KEYS]]
             self._client().delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})  # type: ignore[typeddict-item]
 
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the first objects with a prefix, up to 1,000."""
+        response = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix)
+        return [item["Key"] for item in response.get("Contents", [])]
+
     def url(self, key: str) -> str:
         """Return a signed URL from which the object can be read for an hour."""
         return self._client().generate_presigned_url(

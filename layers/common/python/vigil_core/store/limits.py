@@ -1,33 +1,27 @@
-"""The rows of limits: the settings of a namespace, and the slots of long polls.
+"""The rows of limits: the slots of long polls and the request rates.
 
-The counters are in `store/counters.py`.
+The counters are in `store/counters.py`, the settings of namespaces in `store/namespaces.py`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Self
 from zlib import crc32
 
 from vigil_core.domain.limits import (
-    LIMIT_NAMES,
-    LimitName,
-    NamespaceSettings,
-    NamespaceState,
-    default_limit,
     max_long_polls,
 )
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.domain.token_bucket import WINDOW_S, Lease, Refuse, TokenBucket
 from vigil_core.store import keys
 from vigil_core.store.counters import CounterStore
-from vigil_core.store.table import ConditionFailed, Delete, Row, Table, Update, WriteCondition
+from vigil_core.store.namespaces import NamespaceStore
+from vigil_core.store.table import ConditionFailed, Row, Table, Update, WriteCondition
 
-SETTINGS_CACHE = timedelta(seconds=45)
-"""The age at which a process reads the settings of a namespace again. A suspension takes effect within 60 s."""
 MAX_REMEMBERED_QUEUES = 10_000
 MAX_BUCKETS = 1_000
 REQUEST_WINDOW_TTL_S = 60
@@ -36,74 +30,6 @@ SLOTS_PER_ROW = 32
 _SLOT_TTL = timedelta(days=1)
 _MAX_ROWS_TRIED = 3
 _MS_DIGITS = 13
-
-
-class NamespaceStore:
-    """The states and the overrides of namespaces. A process caches them for `SETTINGS_CACHE`."""
-
-    def __init__(self, table: Table, *, now: Callable[[], datetime], concurrency: int) -> None:
-        self._table = table
-        self._now = now
-        self._concurrency = concurrency
-        self._cache: dict[str, tuple[datetime, NamespaceSettings]] = {}
-
-    def settings(self, namespace: str) -> NamespaceSettings:
-        """Return the settings of a namespace, at most `SETTINGS_CACHE` old."""
-        cached = self._cache.get(namespace)
-        if cached is None or not cached[0] <= self._now() < cached[0] + SETTINGS_CACHE:
-            cached = self._now(), self.read(namespace)
-            self._cache[namespace] = cached
-        return cached[1]
-
-    def limit(self, namespace: str, name: LimitName) -> int:
-        """Return the value of a limit, at most `SETTINGS_CACHE` old."""
-        return self.settings(namespace).limit(name, self._concurrency)
-
-    def default(self, name: LimitName) -> int:
-        """Return the default of a limit."""
-        return default_limit(name, self._concurrency)
-
-    def is_active(self, namespace: str) -> bool:
-        """Return whether a namespace works, as of at most `SETTINGS_CACHE` ago."""
-        return self.settings(namespace).active
-
-    def read(self, namespace: str) -> NamespaceSettings:
-        """Read the current settings of a namespace."""
-        key = keys.namespace(namespace)
-        row = self._table.batch_get([key], consistent=False).get(key)
-        return NamespaceSettings(namespace=namespace) if row is None else _settings(namespace, row)
-
-    def set_limit(self, namespace: str, name: LimitName, value: int | None) -> NamespaceSettings:
-        """Override a limit, or restore its default with None."""
-        attribute = f"limit_{name}"
-        change = "REMOVE #limit" if value is None else "SET #limit = :value"
-        return self._update(namespace, change, {"#limit": attribute}, {} if value is None else {":value": value})
-
-    def set_state(self, namespace: str, state: NamespaceState) -> NamespaceSettings:
-        """Store the state of a namespace."""
-        return self._update(namespace, "SET #state = :state", {"#state": "state"}, {":state": str(state)})
-
-    def remove(self, namespace: str) -> None:
-        """Remove the settings of a namespace: it is active, with the default limits."""
-        self._table.delete(Delete(key=keys.namespace(namespace)))
-        self._cache.pop(namespace, None)
-
-    def _update(
-        self, namespace: str, change: str, names: Mapping[str, str], values: Mapping[str, object]
-    ) -> NamespaceSettings:
-        head = "entity = :entity, schema_version = :one"
-        verb, _, rest = change.partition(" ")
-        expression = f"SET {head}, {rest}" if verb == "SET" else f"SET {head} {change}"
-        row = self._table.update(
-            Update(
-                key=keys.namespace(namespace),
-                expression=expression,
-                names=names,
-                values={":entity": "namespace", ":one": 1, **values},
-            )
-        )
-        self._cache.pop(namespace, None)
-        return _settings(namespace, row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,14 +213,6 @@ class LimitStores:
         if sum(map(len, self.known_queues.values())) > MAX_REMEMBERED_QUEUES:
             self.known_queues.clear()
         self.known_queues.setdefault(namespace, set()).update(names)
-
-
-def _settings(namespace: str, row: Row) -> NamespaceSettings:
-    return NamespaceSettings(
-        namespace=namespace,
-        state=NamespaceState(row.get("state", NamespaceState.ACTIVE)),
-        overrides={name: row[f"limit_{name}"] for name in LIMIT_NAMES if f"limit_{name}" in row},
-    )
 
 
 def _slot_name(number: int) -> str:

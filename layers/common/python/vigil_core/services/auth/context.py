@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vigil_core.store.auth.api_keys import ApiKeyStore
 from vigil_core.store.auth.tickets import TicketStore
+from vigil_core.store.namespaces import NamespaceStore
 
 
 class UsesApiKeys(Protocol):
@@ -28,6 +29,13 @@ class UsesTickets(Protocol):
 
     @property
     def tickets(self) -> TicketStore: ...
+
+
+class UsesNamespaces(Protocol):
+    """Access to the states of namespaces."""
+
+    @property
+    def namespaces(self) -> NamespaceStore: ...
 
 
 class UsesTime(Protocol):
@@ -50,5 +58,6 @@ class AuthContext:
 
     api_keys: ApiKeyStore
     tickets: TicketStore
+    namespaces: NamespaceStore
     now: Callable[[], datetime]
     random_hex: Callable[[int], str] = secrets.token_hex

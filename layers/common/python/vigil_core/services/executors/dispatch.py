@@ -50,8 +50,10 @@ BUSY_DELAY = timedelta(seconds=60)
 def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -> bool:
     """Dispatch a job if it is still undispatched, and return True if this call dispatched it.
 
-    The sweep dispatches the jobs of a paused queue after the queue is resumed.
+    The sweep dispatches the jobs of a paused queue after the queue is resumed, and those of a suspended namespace.
     """
+    if not ctx.limits.namespaces.is_active(namespace):
+        return False
     with suppress(StoreConflict):
         return retry_on_conflict(
             lambda: _dispatch_once(ctx, namespace, job_id, actor), sleep=ctx.sleep, subject=f"job {job_id}"

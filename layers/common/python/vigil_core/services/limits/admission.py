@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from vigil_core.domain.errors import LimitExceeded
+from vigil_core.domain.errors import Forbidden, LimitExceeded
 from vigil_core.domain.limits import limit_error
 from vigil_core.services.context import UsesClock, UsesLimits
 from vigil_core.store.counters import Configuration, Counts
@@ -32,8 +32,11 @@ def admit_request(ctx: AdmissionContext, namespace: str) -> None:
     """Count a request of a client against the request rate of its namespace.
 
     Raises:
+        Forbidden: The namespace is suspended.
         LimitExceeded: The namespace sends too many requests.
     """
+    if not ctx.limits.namespaces.is_active(namespace):
+        raise Forbidden(f"The namespace {namespace} is suspended")
     rate = ctx.limits.namespaces.limit(namespace, "requests_per_second")
     retry_after_s = ctx.limits.request_rates.try_request(namespace, rate)
     if retry_after_s is not None:

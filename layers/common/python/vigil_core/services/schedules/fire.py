@@ -72,7 +72,7 @@ REFUSALS = (JobCreationFailed, LimitExceeded, PayloadTooLarge, RequestLimitExcee
 def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, generation: str | None = None) -> None:
     """Fire a schedule if it is due.
 
-    A timer of an older generation does nothing.
+    A timer of an older generation does nothing. The schedule of a suspended namespace stays due.
 
     1. Create the job or run of the planned time, or decide why there is none.
     2. Save the schedule with the fire and the next planned time.
@@ -89,6 +89,9 @@ def fire_schedule(ctx: FireScheduleContext, namespace: str, name: str, *, genera
         name: The name of the schedule.
         generation: The generation for which a timer was started; None for a sweep.
     """
+
+    if not ctx.limits.namespaces.is_active(namespace):
+        return
 
     def fire_if_due(schedule: Schedule | None) -> Schedule | None:
         if schedule is None or not schedule.is_due(ctx.now()) or generation not in (None, schedule.generation):

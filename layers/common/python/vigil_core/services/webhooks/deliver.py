@@ -35,7 +35,14 @@ from vigil_core.domain.webhooks import (
     signature_headers,
 )
 from vigil_core.runtime.failures import apply_in_halves, contain, error_name, is_transient
-from vigil_core.services.context import UsesClock, UsesMessageQueues, UsesRandomness, UsesThreads, UsesWebhooks
+from vigil_core.services.context import (
+    UsesClock,
+    UsesLimits,
+    UsesMessageQueues,
+    UsesRandomness,
+    UsesThreads,
+    UsesWebhooks,
+)
 from vigil_core.services.ports import HttpClient
 from vigil_core.services.webhooks.slow_receivers import (
     SLOW_AFTER_S,
@@ -47,8 +54,10 @@ from vigil_core.store.keys import parse_delivery_due_id
 from vigil_core.store.table import ConditionFailed
 
 
-class DeliverWebhooksContext(UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesThreads, Protocol):
-    """The webhooks and their deliveries, the message queues, the time and jitter."""
+class DeliverWebhooksContext(
+    UsesWebhooks, UsesMessageQueues, UsesClock, UsesRandomness, UsesThreads, UsesLimits, Protocol
+):
+    """The webhooks and their deliveries, the states of namespaces, the message queues, the time and jitter."""
 
 
 class AttemptDeliveryContext(DeliverWebhooksContext, SlowReceiversContext, Protocol):
@@ -127,6 +136,8 @@ def _send(ctx: DeliverWebhooksContext, deliveries: Sequence[Delivery]) -> None:
 
 def requeue_due(ctx: DeliverWebhooksContext, namespace: str, due_id: str) -> None:
     """Enqueue a due delivery: the time of its next attempt has arrived, or its message was lost."""
+    if not ctx.limits.namespaces.is_active(namespace):
+        return
     delivery = ctx.webhooks.find_delivery(namespace, *parse_delivery_due_id(due_id))
     if (
         delivery is None
@@ -154,6 +165,8 @@ def attempt_delivery(
     """
     assert isinstance(message, Mapping)
     namespace, name = str(message["namespace"]), str(message["webhook"])
+    if not ctx.limits.namespaces.is_active(namespace):
+        return "stale"  # The row stays due, so the sweeper sends another message once the namespace is active.
     delivery = ctx.webhooks.find_delivery(namespace, name, str(message["delivery"]))
     if delivery is None or delivery.status != "pending" or delivery.failed_attempts + 1 != message["try"]:
         return "stale"
