@@ -67,6 +67,7 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payloads, "MAX_ROW_BYTES", ROW_BYTES)
     monkeypatch.setattr(payloads, "RESULT_ROWS_PER_READ", 2)
     monkeypatch.setattr(runs, "MAX_ROW_BYTES", ROW_BYTES)
+    monkeypatch.setattr(dispatch, "MAX_INLINE_JOIN", 4)
     load = dependency_results.load_inline_results
     monkeypatch.setattr(dispatch, "load_inline_results", lambda ctx, job: load(ctx, job, max_bytes=INLINE_BYTES))
 

@@ -127,6 +127,14 @@ class RegisterDependencies(_JobMessage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompleteJoin(_JobMessage):
+    """Complete a join that has many dependencies."""
+
+    KIND = "complete_join"
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SocketEvents(_KindMessage):
     """Send events to WebSockets of a namespace whose share of a batch was used."""
 
@@ -212,6 +220,7 @@ FanOutRequest: TypeAlias = (
     RegisterPage
     | Match
     | RegisterDependencies
+    | CompleteJoin
     | SocketEvents
     | BatchPage
     | BatchEnd
@@ -221,8 +230,8 @@ FanOutRequest: TypeAlias = (
     | RunUnpark
 )
 _FAN_OUT_KINDS: Sequence[type[FanOutRequest]] = (
-    RegisterPage, Match, RegisterDependencies, SocketEvents, BatchPage, BatchEnd, RunPrepare, RunApply, RunCancel,
-    RunUnpark,
+    RegisterPage, Match, RegisterDependencies, CompleteJoin, SocketEvents, BatchPage, BatchEnd, RunPrepare, RunApply,
+    RunCancel, RunUnpark,
 )  # fmt: skip
 
 

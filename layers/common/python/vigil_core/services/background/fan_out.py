@@ -24,6 +24,7 @@ from vigil_core.services.context import (
 )
 from vigil_core.services.events.outbox import send_backlog
 from vigil_core.services.events.sockets import Sockets
+from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import register_waiting_job
 from vigil_core.services.jobs.unprocessable import fail_unprocessable
@@ -78,7 +79,9 @@ def _end_work(ctx: FanOutContext, request: messages.FanOutRequest, error: Except
         Exception: The same error, if the message has no such object.
     """
     match request:
-        case messages.BatchPage() | messages.BatchEnd() | messages.RegisterDependencies() as message:
+        case (
+            messages.BatchPage() | messages.BatchEnd() | messages.RegisterDependencies() | messages.CompleteJoin()
+        ) as message:
             fail_unprocessable(ctx, message.namespace, message.job_id, error, actor="fan_out")
         case messages.RunApply() | messages.RunUnpark() as message:
             abort_unprocessable(ctx, message.namespace, message.workflow_id, error)
@@ -97,6 +100,8 @@ def _process(ctx: FanOutContext, request: messages.FanOutRequest, *, has_time_le
             return match_bulk(ctx, message, has_time_left=has_time_left)
         case messages.RegisterDependencies() as message:
             register_waiting_job(ctx, message.namespace, message.job_id)
+        case messages.CompleteJoin() as message:
+            dispatch(ctx, message.namespace, message.job_id, actor="fan_out")
         case messages.BatchPage() as message:
             batches.process_page(ctx, message)
         case messages.BatchEnd() as message:

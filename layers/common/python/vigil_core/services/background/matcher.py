@@ -25,14 +25,14 @@ from vigil_core.domain.waits.wait import EntryOutcome, WaitEntry, is_newer_than
 from vigil_core.runtime.failures import add_error, contain
 from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
-from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.executors.dispatch import dispatch, is_large_join
 from vigil_core.services.expressions import ExpressionsDeferred, InlineExpressions
 from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import on_dependency_finished, register_with_dependencies
 from vigil_core.services.jobs.unprocessable import fail_unprocessable
 from vigil_core.services.locks import promote_next_waiter
-from vigil_core.services.messages import MAX_MATCH_BYTES, Match, RegisterDependencies
+from vigil_core.services.messages import MAX_MATCH_BYTES, CompleteJoin, Match, RegisterDependencies
 from vigil_core.services.ports import FanOutMessage
 from vigil_core.services.timers import start_job_timer
 from vigil_core.services.waits.resolve import outcome_of, resolve
@@ -208,7 +208,9 @@ def handle_job_change(ctx: MatcherContext, job: Job) -> None:
     batch of an item.
     """
     fail_job = partial(fail_unprocessable, ctx, job.namespace, job.job_id)
-    if job.dispatchable:
+    if job.dispatchable and is_large_join(job):
+        _enqueue_join(ctx, job)
+    elif job.dispatchable:
         contain(partial(dispatch, ctx, job.namespace, job.job_id, actor="matcher"), fail_job)
     if job.can_be_skipped and not job.workflow.in_run:
         try:
@@ -450,6 +452,14 @@ def _notify_dependents(
 
     ctx.in_parallel(notify, finished)
     return deferred
+
+
+def _enqueue_join(ctx: MatcherContext, job: Job) -> None:
+    """Let `fan_out` complete a join. The sweeper dispatches it too, if the message is lost."""
+    message = CompleteJoin(**ids_of(job), version=job.version)
+    ctx.message_queues.send_fan_out(
+        [FanOutMessage(group=fan_out_group(job.namespace, job.job_id), body=message.to_json())]
+    )
 
 
 def _enqueue_registration(ctx: MatcherContext, job: Job) -> None:

@@ -44,7 +44,15 @@ HANDOVER_LEASE_S = 90
 MAX_EVENT_BYTES = 240 * 1024
 """Maximum size of the event, below the limit of asynchronous invocations. The function fetches a larger payload.
 https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
+MAX_INLINE_JOIN = 25
+"""The number of dependencies up to which the matcher completes a join: one read of their results."""
 BUSY_DELAY = timedelta(seconds=60)
+
+
+def is_large_join(job: Job) -> bool:
+    """Return whether a join has so many dependencies that the reaction to the stream must not read their results."""
+    names = job.workflow.upstream_names
+    return job.executor == "join" and (job.workflow.upstream_truncated or len(names) > MAX_INLINE_JOIN)
 
 
 def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -> bool:
