@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from aws_lambda_powertools import Logger, Metrics
@@ -11,7 +12,7 @@ from vigil_core.runtime.batch_response import batch_response
 from vigil_core.runtime.lambda_context import InvokedFunction
 from vigil_core.runtime.metrics import count_dead_letters
 from vigil_core.services.background.matcher import match_records
-from vigil_core.services.background.stream_consumer import StreamConsumer, consume
+from vigil_core.services.background.stream_consumer import StreamConsumer, consume, retry_postponed
 from vigil_core.store.stream import stream_records
 
 logger = Logger()
@@ -19,12 +20,18 @@ metrics = Metrics(namespace="Vigil")
 
 
 def handler(event: dict[str, Any], context: InvokedFunction) -> dict[str, Any]:
-    """Process a batch of stream records, and report those that the stream must deliver again."""
-    records = stream_records(event)
+    """Process a batch of stream records, or the postponed records of one job or run.
+
+    The answer names the records of the stream that must be delivered again.
+    """
     consumer = StreamConsumer(
         name="matcher", function_arn=context.invoked_function_arn, dead_letters=wiring.dead_letters
     )
-    report = consume(consumer, records, lambda batch: match_records(wiring.context(), batch))
+    process = partial(match_records, wiring.context())
+    if "postponed" in event:
+        report = retry_postponed(wiring.context(), consumer, **event["postponed"], process=process)
+    else:
+        report = consume(wiring.context(), consumer, stream_records(event), process)
     count_dead_letters(metrics, report.dead_letters)
-    logger.info("matched", extra={"action": "match", "records": len(records), "failed": len(report.failed)})
+    logger.info("matched", extra={"action": "match", "records": len(event.get("Records", ())), **report.log_fields()})
     return batch_response(report.failed)

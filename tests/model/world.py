@@ -45,6 +45,7 @@ from vigil_core.store.keys import Key
 from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
+from vigil_core.store.postponed_records import PostponedRecordStore
 from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.stream import StreamRecord
@@ -200,6 +201,7 @@ class World:
             work_slots=WorkSlotStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, FakePayloadStore(), now=lambda: self.now),
+            postponed_records=PostponedRecordStore(table),
             limits=LimitStores.over(table, now=lambda: self.now, concurrency=10),
             message_queues=_Queues(self),
             timers=FakeTimers(),

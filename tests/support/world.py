@@ -34,6 +34,7 @@ from vigil_core.store.jobs.payloads import RetentionClass
 from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
+from vigil_core.store.postponed_records import PostponedRecordStore
 from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.table import Delete, Put, Table
@@ -161,6 +162,7 @@ class World:
             work_slots=WorkSlotStore(table),
             schedules=ScheduleStore(table),
             runs=RunStore(table, self.objects, now=lambda: self.time),
+            postponed_records=PostponedRecordStore(table),
             limits=LimitStores.over(table, now=lambda: self.time, concurrency=CONCURRENCY),
             message_queues=self.queues,
             executors=self.executors,

@@ -41,7 +41,7 @@ from vigil_core.services.waits.requests import post_wait
 from vigil_core.services.workflows.commands import find_run
 from vigil_core.services.workflows.create import create_run
 from vigil_core.store.jobs.job_rows import job_from_row, job_to_row
-from vigil_core.store.keys import DUE_PARTITIONS
+from vigil_core.store.keys import DUE_PARTITIONS, postponed_group
 from vigil_core.store.stream import stream_records
 from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits.waits import WaitStore
@@ -161,10 +161,20 @@ def test_matcher_stores_an_unreadable_record_and_processes_the_others(
     assert json.loads(letter.event) == {"Records": event["Records"][:1]}
 
 
-def test_record_is_delivered_again_if_its_dead_letter_cannot_be_stored(deployed: Deployed) -> None:
+def test_record_is_postponed_until_its_dead_letter_can_be_stored(deployed: Deployed) -> None:
     deployed.dead_letters.error = ConnectionError("the bucket does not answer")
-    answer = matcher.handler(batch_with_an_unreadable_record(), FUNCTION)
-    assert answer == {"batchItemFailures": [{"itemIdentifier": "7"}]}
+    event = batch_with_an_unreadable_record()
+    assert matcher.handler(event, FUNCTION) == ALL_DONE
+    namespace, group = postponed_group("matcher", event["Records"][0]["dynamodb"]["Keys"]["pk"]["S"])
+    store = wiring.context().postponed_records
+    assert store.first(namespace, group) is not None
+    deployed.dead_letters.error = None
+    a_minute_later = replace(wiring.context(), clock=lambda: wiring.now() + timedelta(minutes=1))
+    deployed.monkeypatch.setattr(wiring, "context", lambda: a_minute_later)
+    request = {"postponed": {"namespace": namespace, "group": group}}
+    assert matcher.handler(request, FUNCTION) == ALL_DONE
+    assert store.first(namespace, group) is None
+    assert [letter.condition for letter in deployed.dead_letters.parsed()] == ["PermanentError"]
 
 
 def test_matcher_sample_has_the_shape_of_stored_rows() -> None:

@@ -301,7 +301,7 @@ class TestFaults:
         assert not [row for row in stored(table) if "gone" in row["pk"]["S"] + row["sk"]["S"]]
         assert len([row for row in stored(table) if "here" in row["pk"]["S"] + row["sk"]["S"]]) == 6
 
-    def test_failing_socket_does_not_affect_the_others(self, live: Live) -> None:
+    def test_failing_socket_is_closed_and_does_not_affect_the_others(self, live: Live) -> None:
         live.connect("bad")
         live.connect("good")
         job, other = live.world.running(), live.world.running()
@@ -315,10 +315,21 @@ class TestFaults:
         report = live.run_notifier(records)
         assert types(live.received("good")[1:]) == ["job.completed", "job.completed"]
         assert len(live.topic.events) == 2
-        (failed,) = [r for r in records if r.sequence_number in report.failed]
-        assert failed.key.pk == f"{NAMESPACE}#job#{job}"
+        assert not report.failed
+        assert live.sockets.closed == ["bad"]
+
+    def test_record_fails_if_the_sockets_of_the_whole_batch_fail(self, live: Live) -> None:
+        live.connect("bad")
+        job = live.world.running()
+        live.run_notifier()
+        live.subscribe(f"job:{job}", connection_id="bad")
+        live.sockets.failing.add("bad")
+        live.world.complete(job)
+        records = [record for record in live.records() if f"#job#{job}" in record.key.pk]
+        (failed,) = live.run_notifier(records).failed
+        assert live.sockets.closed == []
         live.sockets.failing.clear()
-        assert not live.run_notifier([failed]).failed
+        assert not live.run_notifier([record for record in records if record.sequence_number == failed]).failed
         assert types(live.received("bad")[1:]) == ["job.completed"]
 
     def test_unreadable_subscribers_fail_only_their_records(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from vigil_core.services.schedules import manage as schedules
 from vigil_core.services.webhooks import deliver
 from vigil_core.store import keys
 from vigil_core.store.locks import queue_entry_put
+from vigil_core.store.postponed_records import PostponedRecord
 from vigil_core.store.table import DynamoTable, Update
 
 LATER = 240
@@ -222,6 +223,32 @@ def unevaluated_job(doctor_world: DoctorWorld) -> str:
     return after
 
 
+def postponed_record(doctor_world: DoctorWorld) -> str:
+    """Create a postponed record, and let the sweeper request its retry, which removes it."""
+    world, store = doctor_world.world, doctor_world.world.ctx.postponed_records
+    record = PostponedRecord(
+        namespace=NAMESPACE, group="matcher#job#1", sequence_number="7", record={}, postponed_at=world.time,
+        next_attempt_at=world.time,
+    )  # fmt: skip
+    store.add(record)
+    world.ctx = replace(world.ctx, stream_consumers=RemovingConsumers(lambda: store.remove(record)))
+    return "matcher#job#1#7"
+
+
+@dataclass(frozen=True)
+class RemovingConsumers:
+    """Consumers of the stream whose retry succeeds."""
+
+    remove: Callable[[], None]
+
+    def retry_postponed(self, consumer: str, event: str) -> None:
+        assert (consumer, loads(event)) == (
+            "matcher",
+            {"postponed": {"namespace": NAMESPACE, "group": "matcher#job#1"}},
+        )
+        self.remove()
+
+
 PLANTED: list[tuple[str, Callable[[DoctorWorld], str]]] = [
     ("wait_expiry", overdue_wait),
     ("wait_registration", unfinished_registration),
@@ -229,6 +256,7 @@ PLANTED: list[tuple[str, Callable[[DoctorWorld], str]]] = [
     ("schedule", overdue_schedule),
     ("mutex", stalled_mutex),
     ("mutex", abandoned_queue_entry),
+    ("postponed", postponed_record),
     ("job_overdue", overdue_job),
     ("job_overdue", job_with_expired_lease),
     ("job_not_dispatched", undispatched_job),

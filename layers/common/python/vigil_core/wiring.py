@@ -15,7 +15,7 @@ from uuid6 import uuid7
 
 from vigil_core.domain.jobs.retention import DEFAULT_RETENTION
 from vigil_core.gateways.eventbridge_scheduler import SchedulerTimers
-from vigil_core.gateways.lambda_functions import LambdaExecutors
+from vigil_core.gateways.lambda_functions import LambdaExecutors, LambdaStreamConsumers
 from vigil_core.gateways.payload_bucket import PayloadBucket
 from vigil_core.gateways.sns import SnsTopic
 from vigil_core.gateways.sqs import SqsQueues
@@ -38,7 +38,9 @@ from vigil_core.services.ports import (
     Executors,
     MessageQueues,
     NoExecutors,
+    NoStreamConsumers,
     NoSupervisors,
+    StreamConsumers,
     Supervisors,
     Timers,
 )
@@ -55,6 +57,7 @@ from vigil_core.store.jobs.payloads import PayloadStore
 from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
+from vigil_core.store.postponed_records import PostponedRecordStore
 from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.signing_keys import SigningKeyStore
@@ -191,6 +194,9 @@ def context() -> Context:
         payload_bucket(),
         executors=LambdaExecutors(lambda_client, settings.http_executor_function),
         supervisors=StepFunctionsSupervisors(step_functions, settings.supervisor_machine),
+        stream_consumers=LambdaStreamConsumers(
+            lambda_client, {"matcher": settings.matcher_function, "notifier": settings.notifier_function}
+        ),
         retention=settings.retention,
         queue_partitions=settings.queue_partitions,
         concurrency=settings.concurrency,
@@ -205,6 +211,7 @@ def context_of(
     *,
     executors: Executors | None = None,
     supervisors: Supervisors | None = None,
+    stream_consumers: StreamConsumers | None = None,
     retention: timedelta = DEFAULT_RETENTION,
     queue_partitions: int = 1,
     concurrency: int = DEFAULT_CONCURRENCY,
@@ -230,9 +237,11 @@ def context_of(
         schedules=ScheduleStore(table),
         runs=RunStore(table, payload_store, now=now, retention=retention),
         limits=limits,
+        postponed_records=PostponedRecordStore(table),
         message_queues=queues,
         executors=executors or NoExecutors(),
         supervisors=supervisors or NoSupervisors(),
+        stream_consumers=stream_consumers or NoStreamConsumers(),
         timers=timers,
         parse_job=partial(_parse_job, job_types),
         parse_run=partial(_parse_run, job_types, limits),

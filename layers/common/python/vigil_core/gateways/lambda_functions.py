@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,26 @@ class LambdaFunctions:
             FunctionName=function_arn, InvocationType="RequestResponse", Payload=to_ascii(event).encode()
         )
         return FunctionResponse(failed="FunctionError" in response, body=response["Payload"].read())
+
+
+class LambdaStreamConsumers:
+    """Asynchronous invocations of the functions that consume the stream.
+
+    Args:
+        client: Creates the Lambda client.
+        functions: The ARN of each consumer by its name; None in functions that retry no records.
+    """
+
+    def __init__(self, client: Callable[[], LambdaClient], functions: Mapping[str, str | None]) -> None:
+        self._client = client
+        self._functions = functions
+
+    def retry_postponed(self, consumer: str, event: str) -> None:
+        """Queue an event with Lambda for a consumer, which then retries a group of postponed records."""
+        function = self._functions[consumer]
+        if function is None:
+            raise RuntimeError("this function retries no records")
+        self._client().invoke(FunctionName=function, InvocationType="Event", Payload=event.encode())
 
 
 class LambdaExecutors:

@@ -35,8 +35,9 @@ class CoreSettings:
     """Settings of every function that works with jobs and waits.
 
     Optional settings are None in functions that do not use them: the queue URLs, the HTTP executor's name (dispatching
-    functions only), the timer group, its role and the sweeper's ARN (scheduling functions only), the payload bucket,
-    and the supervisor state machine (workflow functions only).
+    functions only), the consumers of the stream (functions that retry their records only), the timer group, its role
+    and the sweeper's ARN (scheduling functions only), the payload bucket, and the supervisor state machine (workflow
+    functions only).
     """
 
     table_name: str
@@ -49,6 +50,8 @@ class CoreSettings:
     sweeper_function: str | None
     payload_bucket: str | None
     supervisor_machine: str | None
+    matcher_function: str | None
+    notifier_function: str | None
     retention: timedelta
     queue_partitions: int
     concurrency: int
@@ -70,6 +73,8 @@ class CoreSettings:
             sweeper_function=os.environ.get("SWEEPER_FUNCTION"),
             payload_bucket=os.environ.get("PAYLOAD_BUCKET"),
             supervisor_machine=os.environ.get("SUPERVISOR_MACHINE"),
+            matcher_function=os.environ.get("MATCHER_FUNCTION"),
+            notifier_function=os.environ.get("NOTIFIER_FUNCTION"),
             retention=timedelta(days=int(os.environ.get("RETENTION_DAYS", DEFAULT_RETENTION.days))),
         )
 

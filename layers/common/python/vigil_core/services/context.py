@@ -23,8 +23,10 @@ from vigil_core.services.ports import (
     JobParser,
     MessageQueues,
     NoExecutors,
+    NoStreamConsumers,
     NoSupervisors,
     RunParser,
+    StreamConsumers,
     Supervisors,
     Timers,
 )
@@ -38,6 +40,7 @@ from vigil_core.store.jobs.jobs import JobStore
 from vigil_core.store.limits import LimitStores
 from vigil_core.store.listing import ListingStore
 from vigil_core.store.locks import LockStore
+from vigil_core.store.postponed_records import PostponedRecordStore
 from vigil_core.store.queues import QueueStore
 from vigil_core.store.schedules import ScheduleStore
 from vigil_core.store.waits.waits import WaitStore
@@ -121,6 +124,20 @@ class UsesConnections(Protocol):
 
     @property
     def connections(self) -> ConnectionStore: ...
+
+
+class UsesPostponedRecords(Protocol):
+    """Access to the postponed records of the stream."""
+
+    @property
+    def postponed_records(self) -> PostponedRecordStore: ...
+
+
+class UsesStreamConsumers(Protocol):
+    """Access to the functions that consume the stream."""
+
+    @property
+    def stream_consumers(self) -> StreamConsumers: ...
 
 
 class UsesWebhooks(Protocol):
@@ -303,6 +320,7 @@ class Stores:
     schedules: ScheduleStore
     runs: RunStore
     limits: LimitStores
+    postponed_records: PostponedRecordStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +331,7 @@ class Gateways:
     timers: Timers
     executors: Executors = field(default_factory=NoExecutors)
     supervisors: Supervisors = field(default_factory=NoSupervisors)
+    stream_consumers: StreamConsumers = field(default_factory=NoStreamConsumers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -289,6 +289,13 @@ class _DueRowMessage(_DueMessage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetryPostponed(_DueRowMessage):
+    """Retry the postponed records of a group."""
+
+    KIND = "postponed"
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobTimer(_DueMessage):
     """Apply the due timers of a job."""
 
@@ -337,10 +344,11 @@ class RunCheck(_DueRowMessage):
     KIND = "run"
 
 
-DueRequest: TypeAlias = WaitExpiry | QueueSweep | DeliveryRetry | ScheduleDue | RunCheck
+DueRequest: TypeAlias = WaitExpiry | QueueSweep | DeliveryRetry | ScheduleDue | RunCheck | RetryPostponed
 SweeperRequest: TypeAlias = Sweep | SweepQueues | JobTimer | DispatchJob | DueRequest
 _SWEEPER_KINDS: Sequence[type[SweeperRequest]] = (
     Sweep, SweepQueues, JobTimer, DispatchJob, WaitExpiry, QueueSweep, DeliveryRetry, ScheduleDue, RunCheck,
+    RetryPostponed,
 )  # fmt: skip
 
 

@@ -155,6 +155,21 @@ class FanOutMessage:
     body: str
 
 
+class StreamConsumers(Protocol):
+    """The functions that consume the stream: `matcher` and `notifier`."""
+
+    def retry_postponed(self, consumer: str, event: str) -> None:
+        """Invoke a consumer asynchronously for a group of postponed records."""
+
+
+class NoStreamConsumers:
+    """The port of functions that retry no records and have no permission to do so."""
+
+    def retry_postponed(self, _: str, __: str) -> None:
+        """Raise an error."""
+        raise RuntimeError("this function retries no records")
+
+
 class DeadLetterWriter(Protocol):
     """Stores records that a consumer of the stream cannot process."""
 

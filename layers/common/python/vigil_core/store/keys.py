@@ -23,7 +23,7 @@ BLOCK_ENTRIES = 64
 
 ListName: TypeAlias = Literal["jobs", "waits", "workflows"]
 DueKind: TypeAlias = Literal[
-    "recount", "wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run"
+    "recount", "wait_expiry", "wait_registration", "queue", "mutex", "delivery", "schedule", "run", "postponed"
 ]
 LockKind: TypeAlias = Literal["unique", "mutex"]
 
@@ -402,6 +402,56 @@ def backlog(namespace: str, job_id: str) -> Key:
     """Return the key of the mark that matches of a job are delegated to `fan_out`."""
     # "!" sorts before every id, so the first page of a job's entries contains this row.
     return Key(entries_of_job(namespace, job_id), "!")
+
+
+# Postponed stream records
+POSTPONED = "!#"
+"""The prefix of the sort keys of postponed records. It sorts before every id, and after the backlog mark."""
+
+
+def postponed_group(consumer: str, record_pk: str) -> tuple[str, str]:
+    """Return the namespace and the group of the records of one row, from its partition key `ns#kind#id`."""
+    namespace, _, entity = record_pk.partition("#")
+    return namespace, f"{consumer}#{entity}"
+
+
+def consumer_of_group(group: str) -> str:
+    """Return the name of the consumer of a group."""
+    return group.partition("#")[0]
+
+
+def postponed_records(namespace: str, group: str) -> str:
+    """Return the partition key of a group. Those of a job for the matcher are with the job's wait entries."""
+    consumer, kind, entity_id = group.split("#", 2)
+    if (consumer, kind) == ("matcher", "job"):
+        return entries_of_job(namespace, entity_id)
+    return f"{namespace}#postponed#{group}"
+
+
+def postponed_record(namespace: str, group: str, sequence_number: str) -> Key:
+    """Return the key of a postponed record, in the order of the stream."""
+    return Key(postponed_records(namespace, group), f"{POSTPONED}{sequence_number.zfill(40)}")
+
+
+def postponed_sequence_number(sk: str) -> str:
+    """Return the sequence number in the sort key of a postponed record."""
+    return sk.removeprefix(POSTPONED).lstrip("0")
+
+
+def postponed_due_id(group: str, sequence_number: str) -> str:
+    """Return the entity id of a postponed record in index `due`."""
+    return f"{group}#{sequence_number.lstrip('0')}"
+
+
+def parse_postponed_due_id(entity_id: str) -> tuple[str, str]:
+    """Return (group, sequence number) of a postponed record's entity id in index `due`."""
+    group, _, sequence_number = entity_id.rpartition("#")
+    return group, sequence_number
+
+
+def record_attempts(namespace: str, consumer: str, sequence_number: str) -> Key:
+    """Return the key of the row that counts the starts of attempts on one stream record."""
+    return Key(f"{namespace}#attempts#{consumer}#{sequence_number}", "A")
 
 
 # Access

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -34,8 +35,19 @@ class StreamRecord:
     @property
     def key(self) -> Key:
         """The key of the row, for the log; its parts are empty if the record has no keys."""
-        attributes = self.change.get("Keys", {})
+        attributes = self.change.get("Keys") or self.change.get("NewImage", {})
         return Key(*(str(attributes.get(name, {}).get("S", "")) for name in Key._fields))
+
+    @property
+    def created_at(self) -> datetime | None:
+        """The time of the change to the second; None if the record does not contain it."""
+        seconds = self.change.get("ApproximateCreationDateTime")
+        return datetime.fromtimestamp(float(seconds), UTC) if isinstance(seconds, int | float | Decimal) else None
+
+    @property
+    def deliverable(self) -> Mapping[str, Any]:
+        """The record in the form in which Lambda delivers it."""
+        return self.source or {"dynamodb": {**self.change, "SequenceNumber": self.sequence_number}}
 
     def old(self) -> Row | None:
         """Return the row before the change; None for a new row."""

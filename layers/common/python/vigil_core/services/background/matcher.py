@@ -24,6 +24,7 @@ from vigil_core.domain.waits import wait as waits
 from vigil_core.domain.waits.wait import EntryOutcome, WaitEntry, is_newer_than
 from vigil_core.runtime.failures import add_error, contain
 from vigil_core.runtime.tracing import ids_of
+from vigil_core.services.background.stream_consumer import RecordQueued
 from vigil_core.services.context import DispatchesJobs, UsesBatches, UsesListing, UsesMessageQueues, UsesWaits
 from vigil_core.services.executors.dispatch import dispatch, is_large_join
 from vigil_core.services.expressions import ExpressionsDeferred, InlineExpressions
@@ -108,7 +109,9 @@ class _Batch:
             add_error(self.failed, sequence_number, error)
 
 
-def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[str, Exception]:
+def match_records(
+    ctx: MatcherContext, records: Sequence[StreamRecord], *, is_retry: bool = False
+) -> dict[str, Exception]:
     """Process a batch of stream records of jobs and runs.
 
     1. Each step processes the whole batch before the next one starts, and an error concerns one record only.
@@ -116,6 +119,13 @@ def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[
        on the current state of the job and use only its latest version in the batch.
     3. If the process crashes, the stream delivers the batch again, and every step is repeated.
     4. Conditions that need more CPU time than a namespace has in one batch are evaluated by `fan_out`.
+    5. While records of a job are postponed, its later versions queue behind them: their error is `RecordQueued`. Only
+       the waits need this order. All other steps use the current state of the job, in any order.
+
+    Args:
+        ctx: The collaborators.
+        records: The records.
+        is_retry: Whether these are the postponed records themselves, in their order.
 
     Returns:
         The error of each record that must be delivered again, by sequence number.
@@ -126,7 +136,7 @@ def match_records(ctx: MatcherContext, records: Sequence[StreamRecord]) -> dict[
     _start_job_timers(ctx, batch)
     _process_job_changes(ctx, batch)
     _advance_runs(ctx, batch)
-    _match_waits_and_dependents(ctx, batch)
+    _match_waits_and_dependents(ctx, batch, is_retry=is_retry)
     return batch.failed
 
 
@@ -191,10 +201,10 @@ def _advance_runs(ctx: MatcherContext, batch: _Batch) -> None:
     ctx.in_parallel(advance, jobs_by_run)
 
 
-def _match_waits_and_dependents(ctx: MatcherContext, batch: _Batch) -> None:
+def _match_waits_and_dependents(ctx: MatcherContext, batch: _Batch, *, is_retry: bool) -> None:
     """Match all versions. If a job fails, all its versions in the batch are delivered again, in order."""
     try:
-        match_versions(ctx, batch.versions.values())
+        match_versions(ctx, batch.versions.values(), is_retry=is_retry)
     except MatchFailed as failure:
         for number, job in batch.versions.items():
             if (error := failure.errors.get((job.namespace, job.job_id))) is not None:
@@ -248,7 +258,7 @@ def group_by_run(versions: Iterable[Job]) -> dict[tuple[str, str], list[Job]]:
     return jobs_by_run
 
 
-def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
+def match_versions(ctx: MatcherContext, versions: Iterable[Job], *, is_retry: bool = False) -> None:
     """Resolve the waits that these versions decide, inform the dependents, and purge deleted jobs.
 
     1. The outcomes are stored in the waits before the entries are removed, and dependents are informed before they are
@@ -258,6 +268,7 @@ def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
     Args:
         ctx: The stores of jobs and waits.
         versions: The versions of one or more jobs, those of one job in their order.
+        is_retry: Whether the versions are those of postponed records, which need not queue.
 
     Raises:
         MatchFailed: The versions of some jobs must be delivered again.
@@ -266,7 +277,7 @@ def match_versions(ctx: MatcherContext, versions: Iterable[Job]) -> None:
     for job in versions:
         versions_by_job.setdefault((job.namespace, job.job_id), []).append(job)
     errors: dict[JobKey, Exception] = {}
-    results = _find_all_matches(ctx, versions_by_job, errors)
+    results = _find_all_matches(ctx, versions_by_job, errors, is_retry=is_retry)
     _record_outcomes(ctx, [wait_match for result in results.values() for wait_match in result.wait_matches], errors)
     deferred: set[JobKey] = set()
     for result in results.values():
@@ -312,25 +323,36 @@ def match_bulk(ctx: MatcherContext, message: Match, *, has_time_left: Callable[[
 
 
 def _find_all_matches(
-    ctx: MatcherContext, versions_by_job: Mapping[JobKey, Sequence[Job]], errors: dict[JobKey, Exception]
+    ctx: MatcherContext,
+    versions_by_job: Mapping[JobKey, Sequence[Job]],
+    errors: dict[JobKey, Exception],
+    *,
+    is_retry: bool,
 ) -> dict[JobKey, MatchResult]:
     """Find the matches of each job, except those that fail and those that are left to `fan_out`."""
-    results = ctx.in_parallel(
-        lambda key: _isolate(errors, [key], lambda: _find_matches(ctx, versions_by_job[key])), versions_by_job
-    )
+
+    def find(key: JobKey) -> MatchResult | None:
+        return _isolate(errors, [key], lambda: _find_matches(ctx, versions_by_job[key], is_retry=is_retry))
+
+    results = ctx.in_parallel(find, versions_by_job)
     return {key: result for key, result in zip(versions_by_job, results, strict=True) if result is not None}
 
 
-def _find_matches(ctx: MatcherContext, versions: Sequence[Job]) -> MatchResult | None:
+def _find_matches(ctx: MatcherContext, versions: Sequence[Job], *, is_retry: bool) -> MatchResult | None:
     """Find the wait entries and dependents that these versions of a job decide, or None if `fan_out` does it.
 
     1. A registrar marks the job as having waits before it reads the job once more.
     2. A version without the mark is older than that read, so the registrar sees it, and the matcher can ignore it.
+
+    Raises:
+        RecordQueued: Records of earlier versions are postponed.
     """
     if not any(job.has_waits for job in versions):
         return MatchResult(wait_matches=[], finished=[])
     namespace, job_id = versions[0].namespace, versions[0].job_id
     page = ctx.waits.entries_of_job(namespace, job_id, limit=MAX_INLINE_WAITS + 1)
+    if page.has_postponed and not is_retry:
+        raise RecordQueued
     if page.has_backlog or page.cursor is not None:
         _enqueue_bulk_match(ctx, versions)
         return None

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from vigil_core.domain.exact_json import JsonValue
+from vigil_core.services.background.stream_consumer import request_retry
 from vigil_core.services.background.sweep import SweepContext, sweep_more_queues, sweep_partition
 from vigil_core.services.context import (
     DispatchesJobs,
@@ -19,7 +20,9 @@ from vigil_core.services.context import (
     UsesMessageQueues,
     UsesParseJob,
     UsesParseRun,
+    UsesPostponedRecords,
     UsesSchedules,
+    UsesStreamConsumers,
     UsesTimers,
     UsesWaits,
     UsesWebhooks,
@@ -58,6 +61,8 @@ class SweeperContext(
     UsesTimers,
     UsesParseJob,
     UsesParseRun,
+    UsesPostponedRecords,
+    UsesStreamConsumers,
     Protocol,
 ):
     """The due index, and what the processing of each kind of due row uses."""
@@ -145,4 +150,6 @@ def process_due(ctx: SweeperContext, due: DueItem) -> int:
             recount(ctx, due.namespace)
         case "schedule":
             fire_schedule(ctx, due.namespace, due.entity_id)
+        case "postponed":
+            return request_retry(ctx, due.namespace, due.entity_id)
     return 1

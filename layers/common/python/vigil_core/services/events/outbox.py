@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, TypeAlias
@@ -69,6 +70,15 @@ Outbox: TypeAlias = Mapping[Connection, Sequence[OutgoingEvent]]
 """The messages for each connection, in order."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Unreachable:
+    """A socket that could not receive its messages, for a transient reason."""
+
+    connection: Connection
+    records: Sequence[str]
+    error: Exception
+
+
 @dataclass(kw_only=True)
 class BatchSender:
     """Sends the outboxes of one batch of stream records."""
@@ -81,6 +91,7 @@ class BatchSender:
     _spent_s: dict[str, float] = field(default_factory=dict)
     _has_backlog: dict[str, bool] = field(default_factory=dict)
     _deferred: dict[Connection, list[OutgoingEvent]] = field(default_factory=dict)
+    _unreachable: list[_Unreachable] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def tasks(self, outbox: Outbox) -> list[Callable[[], None]]:
@@ -102,6 +113,26 @@ class BatchSender:
             except Exception as error:
                 self.on_error(records, error)
 
+    def close_unreachable(self, succeeded: AbstractSet[str], *, is_retry: bool) -> None:
+        """Close the sockets that could not be reached, if others could. Otherwise their records fail.
+
+        A record that is sent again later would reach a socket after later messages. A client that connects again reads
+        the current state instead.
+
+        Args:
+            succeeded: The records without another error.
+            is_retry: True for a postponed record, which failed before while others succeeded.
+        """
+        affected = {record for socket in self._unreachable for record in socket.records}
+        others_succeeded = is_retry or not succeeded <= affected
+        for socket in self._unreachable:
+            try:
+                if not others_succeeded:
+                    raise socket.error
+                close_socket(self.ctx, self.sockets, *socket.connection)
+            except Exception as error:
+                self.on_error(socket.records, error)
+
     def _send(self, connection: Connection, messages: Sequence[OutgoingEvent]) -> None:
         """Send messages until the share of the namespace is used, and keep the rest for `fan_out`."""
         sent = 0
@@ -122,7 +153,8 @@ class BatchSender:
                 lambda _: close_socket(self.ctx, self.sockets, *connection),
             )
         except Exception as error:
-            self.on_error([message.record for message in messages], error)
+            records = [message.record for message in messages]
+            self._unreachable.append(_Unreachable(connection=connection, records=records, error=error))
             return
         if is_open and sent < len(messages):
             with self._lock:

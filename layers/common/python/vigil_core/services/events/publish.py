@@ -124,6 +124,7 @@ def notify(
     records: Iterable[StreamRecord],
     *,
     all_changes: bool,
+    is_retry: bool = False,
 ) -> PublishReport:
     """Publish every record of a batch.
 
@@ -136,7 +137,8 @@ def notify(
 
     Each connection receives its messages in the order of the records. A failure is attributed to its records, and does
     not affect other records or connections. A permanent error ends the work that causes it: a socket that cannot
-    receive a message is closed, and a delivery that cannot be stored or enqueued is abandoned.
+    receive a message is closed, and a delivery that cannot be stored or enqueued is abandoned. A transient error of a
+    socket does the same if other records succeed: a later message must not overtake an earlier one.
 
     If the process crashes after any step, Lambda delivers the batch again and every step is repeated. A repeated event
     has the same id, so its receivers can drop it.
@@ -147,6 +149,7 @@ def notify(
         event_topic: The SNS topic.
         records: The stream records.
         all_changes: True if SNS receives every version, False if it receives endings only.
+        is_retry: True for a postponed record, which failed before while others succeeded.
     """
     record_list = list(records)
     errors: _Errors = {}
@@ -182,6 +185,8 @@ def notify(
     for sequence_numbers, deliveries in pending_deliveries:
         with _attribute_failure(errors, sequence_numbers):
             enqueue_deliveries(ctx, deliveries)
+    with_events = {item.record for item in pending_events}
+    sender.close_unreachable(with_events - errors.keys(), is_retry=is_retry)
     count_ends(ctx, record_list, errors)
     return PublishReport(
         events=len(pending_events),

@@ -64,6 +64,7 @@ FindingKind: TypeAlias = Literal[
     "job_not_dispatched",
     "job_misplaced",
     "job_dependencies",
+    "postponed",
     "dead_letters",
     "schedule_refused",
 ]
@@ -75,6 +76,7 @@ _OVERDUE_TEXTS: Mapping[str, tuple[str, str]] = {
     "schedule": ("the schedule is due", "request the fire"),
     "mutex": ("the sweeper did not process its queue", "process the queue"),
     "run": ("the sweeper did not process the run", "request a reconcile"),
+    "postponed": ("a change cannot be processed, and later ones queue behind it", "request a retry"),
 }
 """The problem and the repair hint of an overdue row, by its kind."""
 

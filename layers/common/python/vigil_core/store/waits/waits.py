@@ -67,12 +67,14 @@ THROUGH_NAMES = {"#through": "through"}
 class WaitEntryPage:
     """One page of the wait entries and the dependents of a job.
 
-    `has_backlog` means that the fan-out function still matches earlier versions of the job.
+    `has_backlog` means that the fan-out function still matches earlier versions of the job, `has_postponed` that
+    records of earlier versions are postponed.
     """
 
     entries: list[WaitEntry]
     dependents: list[Dependent]
     has_backlog: bool
+    has_postponed: bool
     cursor: Row | None
 
 
@@ -148,6 +150,7 @@ class WaitStore:
             entries=[entry_from_row(row, job_id) for row in page.rows if row["entity"] == "entry"],
             dependents=[dependent_from_row(row) for row in page.rows if row["entity"] == "dependent"],
             has_backlog=any(row["entity"] == "backlog" for row in page.rows),
+            has_postponed=any(row["entity"] == "postponed_record" for row in page.rows),
             cursor=page.cursor,
         )
 
