@@ -306,6 +306,38 @@ def test_scalar_in_a_result_reaches_conditions_outputs_and_joins(stack: Stack) -
     stack.settle()
 
 
+@pytest.mark.parametrize("key", [None, "bulk"])
+def test_deepest_payload_is_read_back_in_every_answer(stack: Stack, key: str | None) -> None:
+    headers = {"idempotency-key": key} if key else {}
+    deep = "[" * 97 + "]" * 97
+    job = f'{{"job_type": "a", "payload": {deep}}}'
+    for path, body in ("jobs/bulk", f'{{"jobs": [{job}]}}'), ("jobs", job):
+        for _ in range(2):
+            assert stack.call("POST", f"/v1/{path}", body, headers=headers).status in (200, 202)
+    for shown in stack.call("GET", "/v1/jobs").json["jobs"]:
+        assert stack.call("GET", f"/v1/jobs/{shown['job_id']}").status == 200
+    stack.settle()
+
+
+def test_chain_of_joins_is_readable_or_fails_by_the_limit_of_levels(stack: Stack) -> None:
+    joins = [{"name": f"j{n}", "executor": "join", "depends_on": [f"j{n - 1}" if n else "a"]} for n in range(105)]
+    body = json.dumps({"name": "w", "jobs": [{"name": "a", "queue": "deep"}, *joins]})
+    run_id = stack.call("POST", "/v1/workflows", body).json["workflow_id"]
+    stack.drain()
+    (job,) = stack.call("POST", "/v1/queues/deep/claim", "{}").json["jobs"]
+    report = f'{{"lease_token": "{job["lease_token"]}", "result": {"[" * 98}{"]" * 98}}}'
+    assert stack.call("POST", f"/v1/jobs/{job['job_id']}/complete", report).status == 200
+    stack.drain()
+    run = stack.call("GET", f"/v1/workflows/{run_id}", query="page_size=200").ok()
+    jobs = [json.loads(stack.call("GET", f"/v1/jobs/{job['job_id']}").text) for job in run["jobs"]]
+    failed = [job for job in jobs if job["status"] == "failed"]
+    assert [job["name"] for job in failed] == ["j102"]
+    assert failed[0]["error"]["code"] == "RESULT_TOO_LARGE"
+    assert "result_levels" in failed[0]["error"]["message"]
+    assert run["status"] == "failed"
+    stack.settle()
+
+
 FRAMES: tuple[dict[str, Any], ...] = (
     {"action": "ping", "id": "p"},
     {"action": "subscribe", "id": "s", "topics": ["queue:default", "namespace"]},

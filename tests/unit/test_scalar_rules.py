@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.scalars import HOSTILE_TEXTS, json_numbers, json_values
 from vigil_core.domain.errors import MalformedRequest, ValidationFailed
-from vigil_core.domain.exact_json import ascii_size, dumps, json_problems, loads, to_ascii
+from vigil_core.domain.exact_json import ascii_size, dumps, json_problems, loads, nesting_depth, to_ascii
 from vigil_core.domain.number_rule import MAX_DIGITS, MAX_EXPONENT, NumberRefused, obeys_number_rule, parse_number
 from vigil_core.domain.text_rule import LABEL_PATTERN, NAME_PATTERN, is_name, obeys_name_rule, printable, sanitize
 from vigil_core.schemas.base import is_valid_name
@@ -157,6 +157,15 @@ class TestDocuments:
             assert ascii_text.isascii()
             assert len(ascii_text) == ascii_size(value)
             assert loads(ascii_text) == loads(written)
+
+    @given(json_values())
+    def test_nesting_depth_of_a_text_is_that_of_its_value(self, value: object) -> None:
+        def depth(value: object) -> int:
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+            return 0 if parts is None else 1 + max(map(depth, parts), default=0)
+
+        if not any(json_problems(value)):
+            assert nesting_depth(dumps(value)) == depth(value)
 
     @pytest.mark.parametrize("depth", [100, 101, 5_000, 100_000])
     def test_depth_is_limited(self, depth: int) -> None:

@@ -27,8 +27,12 @@ from vigil_core.domain.text_rule import SURROGATE_RULE, is_encodable, sanitize
 JsonValue: TypeAlias = "bool | int | float | Decimal | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
 MAX_DEPTH = 100
+"""The levels of nesting in a document from outside."""
+MAX_STORED_DEPTH = 200
+"""The levels of nesting in a stored document, which can contain documents from outside: a join adds a level."""
 MAX_PROBLEMS = 100
 
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[][{}]')
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
 
 
@@ -56,16 +60,19 @@ mark_integer = _number_parser(parse_integer)
 """Parse an integer. If it breaks the rule, return a mark that `json_problems` reports."""
 
 
-def loads(text: str | bytes, *, message_pointers: frozenset[str] = frozenset()) -> JsonValue:
+def loads(
+    text: str | bytes, *, message_pointers: frozenset[str] = frozenset(), max_depth: int = MAX_DEPTH
+) -> JsonValue:
     """Parse one JSON document.
 
     Args:
         text: The document.
         message_pointers: JSON pointers to the messages for people. Their halves of surrogate pairs are replaced.
+        max_depth: The levels of nesting that the document may have.
 
     Raises:
         MalformedRequest: The text is not JSON (RFC 8259: no NaN, no Infinity), is not UTF-8, or is nested more deeply
-            than `MAX_DEPTH`.
+            than `max_depth`.
         ValidationFailed: A number breaks the number rule, or a text contains half of a surrogate pair. The error has a
             pointer to each.
     """
@@ -78,16 +85,37 @@ def loads(text: str | bytes, *, message_pointers: frozenset[str] = frozenset()) 
         # The message of the parser contains a position, but no keys and no values.
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise MalformedRequest(f"The body is not valid JSON: {reason}") from error
-    if _is_clean(value, MAX_DEPTH):
+    if _is_clean(value, max_depth):
         return value  # type: ignore[no-any-return]
     for pointer in message_pointers:
         _sanitize_at(value, pointer)
-    problems = list(islice(json_problems(value), MAX_PROBLEMS))
+    problems = list(islice(_problems(value, "", max_depth), MAX_PROBLEMS))
     if any(problem.detail == _DEPTH_RULE for problem in problems):
         raise MalformedRequest("The body is not valid JSON: nested too deeply")
     if problems:
         raise ValidationFailed(problems)
     return value  # type: ignore[no-any-return]
+
+
+def loads_stored(text: str | bytes) -> JsonValue:
+    """Parse a stored document, which has up to `MAX_STORED_DEPTH` levels of nesting.
+
+    Raises:
+        MalformedRequest, ValidationFailed: The document is an upload that breaks a rule.
+    """
+    return loads(text, max_depth=MAX_STORED_DEPTH)
+
+
+def nesting_depth(json_text: str) -> int:
+    """Return the levels of nesting of a valid document."""
+    depth = deepest = 0
+    for match in _STRING_OR_BRACKET.finditer(json_text):
+        if match[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif match[0] in "]}":
+            depth -= 1
+    return deepest
 
 
 def json_problems(value: object, pointer: str = "") -> Iterator[FieldProblem]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from vigil_core.domain.errors import IdempotencyInProgress, IdempotencyKeyReused, VigilError
-from vigil_core.domain.exact_json import JsonValue, canonical, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, canonical, dumps, loads_stored
 from vigil_core.services.context import UsesClock, UsesIdempotency, UsesIds
 
 
@@ -61,7 +61,7 @@ def run_idempotent(
         raise IdempotencyKeyReused("An earlier request had this Idempotency-Key and another body")
     if reservation.response is not None:
         status, text = reservation.response
-        return status, loads(text)
+        return status, loads_stored(text)
     if not is_ours and not reservation.completed:
         raise IdempotencyInProgress(reservation.locked_until)
     try:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, cast
 from pydantic import Field
 
 from vigil_core.api.problems import Problem
-from vigil_core.domain.exact_json import JsonValue, loads
+from vigil_core.domain.exact_json import JsonValue, loads_stored
 from vigil_core.domain.jobs.conditions import DependencyResult
 from vigil_core.domain.jobs.dependencies import DependencyStatus
 from vigil_core.domain.jobs.job import Executor, Job, JobError, JobLogEntry, JobLogKind, Priority
@@ -398,7 +398,7 @@ class BulkResponse(ResponseModel):
 
 def parse_stored_json(text: str | None) -> JsonValue:
     """Parse stored JSON text. None is null."""
-    return None if text is None else loads(text)
+    return None if text is None else loads_stored(text)
 
 
 def _summary_members(job: Job, open_dependencies: OpenDependencies = MappingProxyType({})) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from vigil_core.domain.errors import (
     ValidationFailed,
     WorkflowNotFound,
 )
-from vigil_core.domain.exact_json import JsonValue, loads
+from vigil_core.domain.exact_json import JsonValue, loads_stored
 from vigil_core.domain.workflows.run import NewWorkflowRun, WorkflowRun
 from vigil_core.schemas.base import NoContent, PageQuery
 from vigil_core.schemas.workflows import (
@@ -457,7 +457,7 @@ def _run_view(call: Call, run: WorkflowRun, query: PageQuery) -> WorkflowRunView
     text, url = call.context.runs.result(run)
     return WorkflowRunView.with_jobs(
         run,
-        result=None if text is None else loads(text),
+        result=None if text is None else loads_stored(text),
         result_url=url,
         undecided=names_awaiting_decision(call.context, run),
         jobs=[JobSummary.from_job(job, open_by_job) for job in jobs],

@@ -23,6 +23,7 @@ MAX_EXPRESSION_BYTES = 6 * 1024 * 1024
 """The size of all results that a condition, a join, an output or a template reads."""
 DEPENDENCIES_LIMIT = "dependencies_per_expression"
 BYTES_LIMIT = "result_bytes_per_expression"
+DEPTH_LIMIT = "result_levels"
 RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
 RESULT_UNAVAILABLE = "RESULT_UNAVAILABLE"
 
@@ -51,6 +52,11 @@ class ResultTooLarge(ResultUnreadable):
             f"The results up to that of job {name} have more than {MAX_EXPRESSION_BYTES:,} bytes together "
             f"(limit {BYTES_LIMIT})"
         )
+
+    @classmethod
+    def by_depth(cls, max_depth: int) -> ResultTooLarge:
+        """Return the error of results that are nested too deeply."""
+        return cls(f"The results are nested more than {max_depth} levels deep (limit {DEPTH_LIMIT})")
 
 
 class ResultUnavailable(ResultUnreadable):

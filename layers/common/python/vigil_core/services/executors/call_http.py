@@ -17,7 +17,7 @@ from vigil_core.domain.errors import (
     ValidationFailed,
     VigilError,
 )
-from vigil_core.domain.exact_json import JsonValue, json_problems, loads
+from vigil_core.domain.exact_json import JsonValue, json_problems, loads, loads_stored
 from vigil_core.domain.executors.targets import (
     STORED_HEADERS,
     HttpRequest,
@@ -173,7 +173,7 @@ def _render_request(ctx: CallHttpContext, secrets: SecretReader, job: Job, targe
     bodies = ctx.jobs.payloads(job, max_bytes=MAX_RENDERED_BYTES)
     if bodies.payload_url is not None:
         raise PayloadTooLarge(f"The payload of a job with executor http has at most {MAX_RENDERED_BYTES} bytes")
-    payload = None if bodies.payload is None else loads(bodies.payload)
+    payload = None if bodies.payload is None else loads_stored(bodies.payload)
     context = template_context(job, payload, _referenced_dependencies(ctx, job, target))
     return target.render_request(RenderContext(context, secret_values, template_budget()))
 

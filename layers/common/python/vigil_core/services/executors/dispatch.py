@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from vigil_core.domain.errors import StoreConflict
-from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads_stored
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, LambdaTarget, is_own_function
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.dependency_results import ResultUnreadable, dependencies_url
@@ -197,7 +197,7 @@ def _lambda_event(ctx: DispatchContext, job: Job, lease: Lease) -> str:
         "dependencies_truncated": inline.truncated,
         "dependencies_url": dependencies_url(job.job_id) if inline.truncated else None,
         "payload_omitted": bodies.payload_url is not None,
-        "payload": None if bodies.payload is None else loads(bodies.payload),
+        "payload": None if bodies.payload is None else loads_stored(bodies.payload),
     }
     if fits(event):
         return dumps(event)

@@ -38,7 +38,7 @@ from functools import partial
 from typing import Protocol
 
 from vigil_core.domain.errors import JobCreationFailed, JobNotFound
-from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, dumps, loads_stored
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.batch import item_id, items_on_page, page_numbers, page_of
 from vigil_core.domain.jobs.job import Job
@@ -173,7 +173,7 @@ def _create_items(ctx: BatchesContext, batch: Job, indexes: Iterable[int]) -> No
     if not missing_indexes:
         return
     stored = ctx.jobs.payloads(replace(batch, result_ref=batch.fallback_ref))
-    payloads, fallback = loads(stored.payload or "[]"), stored.result
+    payloads, fallback = loads_stored(stored.payload or "[]"), stored.result
     assert isinstance(payloads, list)
     ctx.listing.mark_day(batch.namespace, "jobs", ctx.now().date())
     ctx.job_queues.register(batch.namespace, batch.queue)
@@ -226,7 +226,7 @@ def _results(ctx: BatchesContext, batch: Job, end_statuses: Mapping[int, JobStat
                     "index": index,
                     "job_id": ids[index],
                     "status": end_statuses[index],
-                    "result": None if text is None or truncated else loads(text),
+                    "result": None if text is None or truncated else loads_stored(text),
                     "error": _error_of(item),
                     **({"truncated": True} if truncated else {}),
                 }

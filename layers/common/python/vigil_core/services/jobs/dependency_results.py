@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from vigil_core.domain.errors import MalformedRequest
-from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.errors import MalformedRequest, ValidationFailed
+from vigil_core.domain.exact_json import MAX_STORED_DEPTH, JsonValue, dumps, loads, loads_stored, nesting_depth
 from vigil_core.domain.ids import workflow_job_id
 from vigil_core.domain.jobs.conditions import DependencyResult
 from vigil_core.domain.jobs.dependency_results import (
@@ -118,7 +118,7 @@ def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, di
             "job_id": result.job_id,
             "status": result.status,
             "job_health": result.health,
-            "result": None if result.result is None else loads(result.result),
+            "result": None if result.result is None else loads_stored(result.result),
             "truncated": result.truncated,
         }
         for result in results
@@ -126,8 +126,15 @@ def dependency_results_json(results: Sequence[DependencyResult]) -> dict[str, di
 
 
 def results_by_name_text(results: Sequence[DependencyResult]) -> str:
-    """Return the JSON text of all results by name. The text of each result is not parsed."""
-    return "{" + ",".join(f"{dumps(result.name)}:{result.result or 'null'}" for result in results) + "}"
+    """Return the JSON text of all results by name. The text of each result is not parsed.
+
+    Raises:
+        ResultTooLarge: The text has too many levels of nesting.
+    """
+    text = "{" + ",".join(f"{dumps(result.name)}:{result.result or 'null'}" for result in results) + "}"
+    if text.count("[") + text.count("{") > MAX_STORED_DEPTH and nesting_depth(text) > MAX_STORED_DEPTH:
+        raise ResultTooLarge.by_depth(MAX_STORED_DEPTH)
+    return text
 
 
 def _read(
@@ -164,13 +171,13 @@ def _read(
 
 
 def _checked(result: DependencyResult) -> DependencyResult:
-    """Return the result of an upload, whose text must be JSON.
+    """Return the result of an upload, whose text must be JSON under the rules for numbers and texts.
 
     Raises:
-        ResultUnavailable: The text is not JSON.
+        ResultUnavailable: The text is not JSON, or breaks a rule.
     """
     try:
         loads(result.result or "")
-    except MalformedRequest as error:
-        raise ResultUnavailable(f"The uploaded result of job {result.name} is not JSON") from error
+    except (MalformedRequest, ValidationFailed) as error:
+        raise ResultUnavailable(f"The uploaded result of job {result.name} is not valid: {error.message}") from error
     return result

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from vigil_core.domain.exact_json import JsonValue, loads
+from vigil_core.domain.exact_json import JsonValue, loads_stored
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.services.context import (
@@ -149,5 +149,5 @@ def find_earlier_submission(ctx: SubmitJobContext, namespace: str, job_id: str) 
     if job is None:
         return None
     payloads = ctx.jobs.payloads(job)
-    payload = None if payloads.payload is None else loads(payloads.payload)
+    payload = None if payloads.payload is None else loads_stored(payloads.payload)
     return Submission(job=job, existing=False, payload=payload, payload_url=payloads.payload_url)

@@ -26,7 +26,7 @@ from itertools import groupby
 from typing import Protocol
 
 from vigil_core.domain.errors import InvalidTransition, WaitNotFound
-from vigil_core.domain.exact_json import loads
+from vigil_core.domain.exact_json import loads_stored
 from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs.job import Job
 from vigil_core.domain.waits import wait as waits
@@ -53,7 +53,7 @@ def outcome_of(ctx: ResolveWaitContext, entry: WaitEntry, job: Job) -> EntryOutc
     text = ctx.jobs.payloads(job, payload=False).result
     if text is None:
         return replace(outcome, values=waits.mark_truncated(outcome.values, ["result"]))
-    return waits.evaluate_entry(entry, job, result=loads(text))
+    return waits.evaluate_entry(entry, job, result=loads_stored(text))
 
 
 def resolve(ctx: ResolveWaitContext, namespace: str, wait_id: str, outcomes: Sequence[EntryOutcome]) -> Wait | None:

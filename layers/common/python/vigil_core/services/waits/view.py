@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
-from vigil_core.domain.exact_json import JsonValue, dumps, loads
+from vigil_core.domain.exact_json import JsonValue, dumps, loads_stored
 from vigil_core.domain.timestamps import to_text
 from vigil_core.domain.waits.wait import EntryOutcome, Wait, WaitOnJob
 from vigil_core.schemas.waits import UnmetJob, WaitCountsView, WaitJobOutcome, WaitSummary, WaitView
@@ -71,7 +71,7 @@ def _summary_members(wait: Wait) -> dict[str, Any]:
         "wait_id": wait.wait_id,
         "status": wait.status,
         "counts": WaitCountsView(total=wait.total, met=wait.counts.met, unmet=wait.counts.unmet),
-        "wait_options": loads(wait.raw_options),
+        "wait_options": loads_stored(wait.raw_options),
         "created_at": to_text(wait.created_at),
         "expires_at": to_text(wait.expires_at),
         "ended_at": to_text(wait.ended_at) if wait.ended_at else None,
