@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.support.runs import RunWorld
 from tests.support.world import KEY, NAMESPACE
+from vigil_core.services.jobs import transitions
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.workflows import commands as runs
 
@@ -49,4 +53,45 @@ def test_newly_ready_job_starts_in_priority_order(world: RunWorld) -> None:
         max_concurrency=1,
     )
     assert world.work() == ["first", "critical", "high", "low"]
+    assert world.find_run(run).status == "completed"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_attempt_that_becomes_due_in_a_paused_run_is_parked(world: RunWorld, *, resumed: bool) -> None:
+    retry = {"max_attempts": 2, "initial_delay": 10, "jitter": False}
+    run = world.run({"name": "a", "retry": retry}, max_concurrency=1)
+    world.run_until_idle()
+    job = world.claim()
+    assert job is not None
+    world.finish(job, Exception("NO"))
+    world.run_until_idle()
+    runs.pause(world.ctx, NAMESPACE, run, actor=KEY)
+    world.run_until_idle()
+    world.pass_time(10)
+    transitions.apply_timers(world.ctx, NAMESPACE, job.job_id)
+    if resumed:  # Before the stream delivers the pending job.
+        runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
+    world.run_until_idle()
+    parked = world.at(run, "a")
+    assert (parked.status, parked.workflow.parked) == (("pending", False) if resumed else ("waiting", True))
+    assert world.claim() is None or resumed
+    if not resumed:
+        runs.resume(world.ctx, NAMESPACE, run, actor=KEY)
+        assert world.work() == ["a"]
+        assert world.at(run, "a").attempt == 2
+        assert world.find_run(run).status == "completed"
+
+
+def test_jobs_that_become_ready_together_enter_a_mutex_queue_in_the_order_of_the_graph(world: RunWorld) -> None:
+    mutex = {"key": "tape", "on_conflict": "queue"}
+    names = [f"j{number}" for number in range(12)]
+    run = world.run({"name": "first"}, *({"name": name, "depends_on": ["first"], "mutex": mutex} for name in names))
+    world.run_until_idle()
+    job = world.claim()
+    assert job is not None
+    # The order of threads is undefined, so let the later ones come first.
+    in_reverse: Any = lambda work, items: [work(item) for item in reversed([*items])][::-1]  # noqa: E731
+    world.ctx = replace(world.ctx, in_parallel=in_reverse)
+    world.finish(job)
+    assert world.work() == names
     assert world.find_run(run).status == "completed"

@@ -29,7 +29,7 @@ from vigil_core.services.context import ChangesRuns, UsesDependencies, UsesExpre
 from vigil_core.services.timers import start_cancel_timer
 from vigil_core.services.workflows.apply import apply_plan, apply_transitions
 from vigil_core.services.workflows.cancellation import cancel_losers
-from vigil_core.services.workflows.commands import load_run_state
+from vigil_core.services.workflows.commands import load_run_state, park
 from vigil_core.services.workflows.node_states import finish_if_drained, record_failures, record_states
 from vigil_core.services.workflows.parking import release_parked
 from vigil_core.store.table import Row
@@ -82,6 +82,8 @@ def _on_jobs_changed(ctx: AdvanceRunContext, run: WorkflowRun, versions: Sequenc
     if changes.run.ended or not changes.run.registration_complete:
         return
     changes = _record_ends(ctx, changes)
+    if changes.run.status == "paused" and not changes.run.terminating:
+        _park_pending(ctx, changes)
     if changes.run.accepts_transitions:
         plan = _plan(changes)
         _apply(ctx, changes, plan)
@@ -155,6 +157,17 @@ def _cancel_losers(ctx: AdvanceRunContext, changes: _JobChanges) -> list[int]:
         if changes.run_state.graph.nodes[index].cancel_losers and job.dependencies.status == "satisfied"
         for loser in cancel_losers(ctx, changes.run, changes.run_state, index)
     ]
+
+
+def _park_pending(ctx: AdvanceRunContext, changes: _JobChanges) -> None:
+    """Park the changed jobs that became pending in a paused run: their next attempt was due.
+
+    No worker would get them, so their status and `waiting_for` name the run. A job is parked once. A resume in between
+    is handled by `park` and `_apply`.
+    """
+    for job in changes.jobs.values():
+        if job.status == "pending":
+            park(ctx, changes.run, job)
 
 
 def _plan(changes: _JobChanges) -> TransitionPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -141,14 +141,25 @@ def _apply_skips(
 def _apply_releases(
     ctx: ApplyPlanContext, run: WorkflowRun, plan: TransitionPlan, jobs_by_index: Mapping[int, Job]
 ) -> list[Job]:
-    """Release jobs in order of priority, because there may not be a slot for all of them."""
-    ranks = {index: PRIORITY_RANKS[jobs_by_index[index].priority] for index in plan.releases if index in jobs_by_index}
+    """Release jobs in order of priority, because there may not be a slot for all of them.
+
+    Jobs with the same mutex are released one after another, so that they enter its queue in the order of the graph.
+    """
+    jobs_by_rank: dict[int, dict[str, list[int]]] = {}
+    for index in sorted(jobs_by_index.keys() & plan.releases.keys()):
+        job = jobs_by_index[index]
+        group = f"#{index}" if job.mutex.key is None else f"mutex {job.mutex.key}"
+        jobs_by_rank.setdefault(PRIORITY_RANKS[job.priority], {}).setdefault(group, []).append(index)
+
+    def release(indexes: Sequence[int]) -> list[Job | None]:
+        return [
+            _apply_verdict(ctx, run, jobs_by_index[index], plan.releases[index], is_satisfied=True) for index in indexes
+        ]
+
     released: list[Job | None] = []
-    for rank in sorted(set(ranks.values())):
-        released += ctx.in_parallel(
-            lambda index: _apply_verdict(ctx, run, jobs_by_index[index], plan.releases[index], is_satisfied=True),
-            [index for index in ranks if ranks[index] == rank],
-        )
+    for rank in sorted(jobs_by_rank):
+        for group_jobs in ctx.in_parallel(release, jobs_by_rank[rank].values()):
+            released += group_jobs
     return [job for job in released if job is not None]
 
 
