@@ -20,7 +20,10 @@ class Reference:
 
     def __init__(self, plan: Plan) -> None:
         self.policy, self.now = plan.policy, 0
-        self.jobs = {job.name: SimpleNamespace(**vars(job), **NEW, attempt=1, tried=0, failures=0) for job in plan.jobs}
+        self.jobs = {
+            job.name: SimpleNamespace(**vars(job), **NEW, per_life=job.attempts, attempt=1, tried=0, failures=0)
+            for job in plan.jobs
+        }
         for job in self.jobs.values():
             job.before = [self.jobs[name] for name in job.after]
             job.status, job.at, job.next = ("scheduled", job.delay, "waiting") if job.delay else ("waiting", 0, "")
@@ -113,7 +116,7 @@ class Reference:
             case "cancel" if job.end is None and job.status not in BAD:
                 self._end(job, "cancelled")
             case "retry":
-                vars(job).update(NEW, attempt=job.attempt + 1, attempts=max(job.attempts, job.attempt + 1))
+                vars(job).update(NEW, attempt=job.attempt + 1, attempts=job.attempt + job.per_life)
             case "skip":
                 job.end, job.next = "success", ""
             case "stop" | "deadline" | "abort" | "failure":
