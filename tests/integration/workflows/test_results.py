@@ -25,6 +25,7 @@ from vigil_core.services.executors.call_http import call_target
 from vigil_core.services.jobs import dependency_results
 from vigil_core.services.jobs.dependency_results import (
     dependency_results_json,
+    load_claimed_results,
     load_inline_results,
     load_results_page,
 )
@@ -225,6 +226,28 @@ def test_every_reader_sees_exact_data_or_a_mark_or_fails(
         assert_refused(world.at(run, "reads_one"), BYTES_LIMIT)
         assert_refused(world.at(run, "one"), BYTES_LIMIT)
     assert result_text(world, world.at(run, "race")) in results.values(), "a result that is passed on has no limit"
+
+
+@pytest.mark.parametrize("size", [12, 150, 290])
+def test_jobs_of_one_claim_share_the_size_of_its_answer(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(dependency_results, "MAX_INLINE_BYTES", INLINE_BYTES)
+    monkeypatch.setattr(dependency_results, "MAX_CLAIM_BYTES", 600)
+    names = ["a", "b"]
+    run = world.run(
+        *({"name": name, "queue": "sources"} for name in names),
+        *({"name": f"job{number}", "depends_on": names} for number in range(4)),
+    )
+    results = {name: result_of_size(number, size) for number, name in enumerate(names)}
+    finish_all(world, results, frozenset())
+    claimed = load_claimed_results(world.ctx, [world.at(run, f"job{number}") for number in range(4)])
+    texts = [result.result for inline in claimed for result in inline.results if result.result is not None]
+    assert sum(map(len, texts)) <= 600
+    assert len(texts) == min(8, 600 // size if size < 200 else 2)
+    for inline in claimed:
+        shown = dependency_results_json(inline.results)
+        check_inline({"dependencies": shown, "dependencies_truncated": inline.truncated}, results)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -21,7 +21,7 @@ from vigil_core.domain.text_rule import MAX_NAME_CHARS, NAME_RULE, is_name
 from vigil_core.domain.timestamps import to_text
 from vigil_core.schemas.base import NoContent, PageQuery
 from vigil_core.schemas.queues import ClaimBody
-from vigil_core.services.jobs.dependency_results import load_inline_results
+from vigil_core.services.jobs.dependency_results import load_claimed_results
 from vigil_core.services.jobs.response_payloads import payloads_of_jobs
 from vigil_core.services.queues.claim import ClaimRequest, claim_jobs
 from vigil_core.services.queues.stats import queue_state
@@ -65,7 +65,7 @@ def claim(call: Call, queue: str, body: ClaimBody) -> RouteResponse:
         slot=call.slot,
     )
     payloads_by_job = payloads_of_jobs(call.context, granted)
-    inline_results_by_job = [load_inline_results(call.context, job) for job in granted]
+    inline_results_by_job = load_claimed_results(call.context, granted)
     claimed_jobs = [
         ClaimedJob.from_claim(job, job.lease, payloads, inline_results)
         for job, payloads, inline_results in zip(granted, payloads_by_job, inline_results_by_job, strict=True)

@@ -15,6 +15,8 @@ MAX_INLINE_DEPENDENCIES = 100
 """The number of dependencies that a claim or the event of a function contains."""
 MAX_INLINE_BYTES = 256 * 1024
 """The size of all results in a claim or the event of a function."""
+MAX_CLAIM_BYTES = 512 * 1024
+"""The size of all results in the answer to one claim. With ten payloads, the answer fits into a Lambda response."""
 MAX_PAGE_BYTES = 1_500_000
 """The size of the results on one page of dependencies. A Lambda response has at most 6 MB, escaped as JSON."""
 MAX_EXPRESSION_DEPENDENCIES = 1_000

@@ -17,6 +17,7 @@ from vigil_core.domain.exact_json import MAX_STORED_DEPTH, JsonValue, dumps, loa
 from vigil_core.domain.ids import workflow_job_id
 from vigil_core.domain.jobs.conditions import DependencyResult
 from vigil_core.domain.jobs.dependency_results import (
+    MAX_CLAIM_BYTES,
     MAX_EXPRESSION_BYTES,
     MAX_EXPRESSION_DEPENDENCIES,
     MAX_INLINE_BYTES,
@@ -60,6 +61,17 @@ def load_inline_results(ctx: DependencyResultsContext, job: Job, *, max_bytes: i
     ]
     truncated = len(names) < len(ids_by_name) or any(result.truncated for result in results)
     return InlineResults(results=results, truncated=truncated)
+
+
+def load_claimed_results(ctx: DependencyResultsContext, jobs: Sequence[Job]) -> list[InlineResults]:
+    """Read the first dependencies of each job of a claim. The first jobs use the size of the answer first."""
+    bytes_left = MAX_CLAIM_BYTES
+    results_by_job: list[InlineResults] = []
+    for job in jobs:
+        inline = load_inline_results(ctx, job, max_bytes=min(MAX_INLINE_BYTES, bytes_left))
+        bytes_left -= sum(len((result.result or "").encode()) for result in inline.results)
+        results_by_job.append(inline)
+    return results_by_job
 
 
 def load_results_page(
