@@ -43,13 +43,15 @@ _DEPTH_RULE = f"must be nested at most {MAX_DEPTH} levels deep"
 class _RefusedNumber:
     """The place of a number that breaks the rule, until its pointer is known."""
 
+    detail: str
+
 
 def _number_parser(parse: Callable[[str], int | Decimal]) -> Callable[[str], object]:
     def parse_or_mark(text: str) -> object:
         try:
             return parse(text)
-        except NumberRefused:
-            return _RefusedNumber()
+        except NumberRefused as refusal:
+            return _RefusedNumber(refusal.detail)
 
     return parse_or_mark
 
@@ -210,7 +212,7 @@ def _problems(value: object, pointer: str, levels: int) -> Iterator[FieldProblem
         if not obeys_number_rule(value):
             yield FieldProblem(pointer=pointer, detail=NUMBER_RULE)
     elif isinstance(value, _RefusedNumber):
-        yield FieldProblem(pointer=pointer, detail=NUMBER_RULE)
+        yield FieldProblem(pointer=pointer, detail=value.detail)
     elif not isinstance(value, Mapping | list | tuple):
         yield FieldProblem(pointer=pointer, detail="must be a JSON value")
     elif levels == 0:

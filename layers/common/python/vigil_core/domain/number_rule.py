@@ -14,6 +14,8 @@ MAX_DIGITS = 4_300
 """The limit for the significant digits: https://docs.python.org/3/library/stdtypes.html#int-max-str-digits"""
 MAX_EXPONENT = 9_999
 """The limit for the exponent, both as written and of the number in scientific notation."""
+DIGITS_RULE = "must have at most 4,300 digits"
+EXPONENT_RULE = "must have an exponent from -9,999 to 9,999"
 NUMBER_RULE = "must have at most 4,300 digits and an exponent from -9,999 to 9,999"
 
 _INTEGER_LIMIT: int = 10**MAX_DIGITS
@@ -21,10 +23,11 @@ _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?
 
 
 class NumberRefused(ValueError):
-    """A number that breaks the rule."""
+    """A number that breaks the rule. `detail` is `DIGITS_RULE` or `EXPONENT_RULE`."""
 
-    def __init__(self) -> None:
-        super().__init__(NUMBER_RULE)
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
 
 
 def parse_number(text: str) -> int | Decimal:
@@ -46,7 +49,7 @@ def parse_integer(text: str) -> int:
         NumberRefused: The integer breaks the rule.
     """
     if len(text) > MAX_DIGITS and len(text.lstrip("-")) > MAX_DIGITS:
-        raise NumberRefused
+        raise NumberRefused(DIGITS_RULE)
     return int(text)
 
 
@@ -59,11 +62,13 @@ def parse_decimal(text: str) -> Decimal:
     # The text is checked first: the constructor raises an ArithmeticError for an exponent beyond its own limit.
     mantissa, _, exponent = text.lower().partition("e")
     digits = mantissa.lstrip("-0.")
-    if len(digits) - ("." in digits) > MAX_DIGITS or len(exponent.lstrip("+-0")) > len(str(MAX_EXPONENT)):
-        raise NumberRefused
+    if len(exponent.lstrip("+-0")) > len(str(MAX_EXPONENT)):
+        raise NumberRefused(EXPONENT_RULE)
+    if len(digits) - ("." in digits) > MAX_DIGITS:
+        raise NumberRefused(DIGITS_RULE)
     number = Decimal(text)
     if abs(number.adjusted()) > MAX_EXPONENT:
-        raise NumberRefused
+        raise NumberRefused(EXPONENT_RULE)
     return number
 
 

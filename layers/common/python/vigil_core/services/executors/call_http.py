@@ -35,6 +35,7 @@ from vigil_core.domain.executors.templates import (
 from vigil_core.domain.jobs.dependency_results import ResultUnreadable
 from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.retry import MAX_DELAY_S
+from vigil_core.domain.number_rule import EXPONENT_RULE
 from vigil_core.domain.retry_after import parse_retry_after
 from vigil_core.domain.text_rule import sanitize
 from vigil_core.services.context import ChangesJobs, UsesDependencies, UsesJobTypes, UsesRuns, UsesThreads
@@ -59,7 +60,7 @@ TOO_MANY_REQUESTS = 429
 
 
 class ResponseInvalid(VigilError):
-    """A target responds with JSON that has a number or a text that Vigil refuses."""
+    """A target responds with a number whose exponent is out of range, such as 1e99999."""
 
     code = "RESPONSE_INVALID"
 
@@ -198,7 +199,7 @@ def _result(response: Response) -> JsonValue:
     A JSON body stays JSON, other text is a string, other bytes are Base64.
 
     Raises:
-        ResponseInvalid: The body is JSON with a number or a text that Vigil refuses.
+        ResponseInvalid: The body contains a number whose exponent is out of range.
     """
     result: dict[str, JsonValue] = {
         "status": response.status,
@@ -215,19 +216,26 @@ def _result(response: Response) -> JsonValue:
         return {**result, "encoding": "base64", "body": base64.b64encode(response.body).decode()}
     result["body"] = text
     if not response.truncated and "json" in response.headers.get("content-type", "").lower():
-        with suppress(MalformedRequest):
-            body = _parse_body(text)
-            # The result has one level more than the body. A body that is too deep stays text.
-            if not any(json_problems({"body": body})):
-                result["body"] = body
+        result["body"] = _parse_body(text)
     return result
 
 
 def _parse_body(text: str) -> JsonValue:
+    """Parse a response body. A text that is not JSON, or is no JSON that Vigil stores, is returned unchanged.
+
+    Raises:
+        ResponseInvalid: The body contains a number whose exponent is out of range.
+    """
     try:
-        return loads(text)
+        body = loads(text)
+    except MalformedRequest:
+        return text
     except ValidationFailed as error:
-        raise ResponseInvalid(f"The body of the response is refused: {error.message}") from error
+        if any(problem.detail == EXPONENT_RULE for problem in error.problems):
+            raise ResponseInvalid(f"The body of the response is refused: {error.message}") from error
+        return text
+    # The result has one level more than the body. A body that is too deep stays text.
+    return text if any(json_problems({"body": body})) else body
 
 
 def _error_message(response: Response) -> str:
