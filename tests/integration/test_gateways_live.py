@@ -104,10 +104,10 @@ class TestWebSockets:
         posts = operation == "post_to_connection"
 
         def do() -> bool:
-            return sockets.post("c1", "hé") if posts else sockets.close("c1")
+            return sockets.post("c1", '"hé"') if posts else sockets.close("c1")
 
         with Stubber(client) as stubber:
-            stubber.add_response(operation, {}, {"ConnectionId": "c1", **({"Data": "hé".encode()} if posts else {})})
+            stubber.add_response(operation, {}, {"ConnectionId": "c1", **({"Data": b'"h\\u00e9"'} if posts else {})})
             assert do()
             stubber.add_client_error(operation, "GoneException", http_status_code=410)
             assert not do()

@@ -31,7 +31,8 @@ PROBLEM_KEYS = {
 
 def test_problem_response_has_every_documented_key(client: Client) -> None:
     problem = client.get("/v1/jobs/absent").problem(404, "JOB_NOT_FOUND")
-    assert problem.keys() == PROBLEM_KEYS
+    assert problem.keys() == PROBLEM_KEYS | {"hint"}
+    assert "UUIDv7" in problem["hint"]
     assert problem["instance"] == "/v1/jobs/absent"
     assert problem["request_id"] == "JKJaXmPLvHcESHA="
     assert problem["detail"] == problem["message"]
