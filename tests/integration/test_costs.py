@@ -79,7 +79,7 @@ def test_queue_job_takes_one_more_write_unit_to_create_and_four_to_claim(harness
     assert claimed["heartbeat"].write_units == 1
 
 
-def test_executor_job_costs_as_much_as_a_worker_job(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executor_job_costs_a_worker_job_and_its_slot(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     invocations: list[str] = []
     monkeypatch.setattr(LambdaExecutors, "call_http", lambda _, event: invocations.append(event))
     target = {"url": "https://a.example/{{payload.image}}", "body": "{{payload}}"}
@@ -98,11 +98,11 @@ def test_executor_job_costs_as_much_as_a_worker_job(harness: Harness, monkeypatc
     harness.deliver()
     worker = costs.worker_life(harness)
     assert created.write_units == worker["create"].write_units
-    # The state row, and its old and its new index entry.
-    assert (dispatched.write_units, dispatched[INDEX_WRITE]) == (3, 2)
-    # The heartbeat; then the result, the state row, its index entry, and the TTL of the payload.
-    assert called.write_units == 5
-    assert called[READ] == 4
+    # The slot of the call; the state row, and its old and its new index entry.
+    assert (dispatched.write_units, dispatched[INDEX_WRITE]) == (4, 2)
+    # The heartbeat; then the result, the state row, its index entry, the TTL of the payload, and the slot.
+    assert called.write_units == 6
+    assert called[READ] == 5
     assert not invocations
 
 

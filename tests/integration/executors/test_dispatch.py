@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,14 +11,17 @@ from boto3.dynamodb.types import TypeSerializer
 
 from tests.support.world import NAMESPACE, World
 from vigil_core.domain.errors import LeaseLost, TargetRefused, TargetUnreachable
+from vigil_core.domain.exact_json import loads
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, SecretUnavailable
 from vigil_core.domain.executors.templates import SecretPlaceholder
-from vigil_core.domain.jobs.job import Job
+from vigil_core.domain.jobs.job import Job, JobError
 from vigil_core.domain.jobs.job_type import JobType
 from vigil_core.domain.jobs.retry import RetryPolicy
 from vigil_core.gateways.outbound_http import HttpResponse
+from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.background.matcher import match_records
 from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.executors.calls import MAX_CALL
 from vigil_core.services.executors.dispatch import BUSY_DELAY, HANDOVER_LEASE_S, MAX_EVENT_BYTES, dispatch
 from vigil_core.services.jobs import transitions
 from vigil_core.services.queues import claim as claim_jobs
@@ -533,3 +536,87 @@ def test_first_heartbeat_of_a_lease_succeeds_once(world: World) -> None:
     assert begin().status == "running"
     with pytest.raises(LeaseLost):
         begin()
+
+
+class TestCallsInFlight:
+    """A namespace has a limited number of calls in flight; the other jobs are dispatched when calls end."""
+
+    LIMIT = 3
+
+    @pytest.fixture(autouse=True)
+    def _limit(self, world: World) -> None:
+        world.ctx.limits.namespaces.set_limit(NAMESPACE, "executor_calls", self.LIMIT)
+
+    def running_jobs(self, world: World, job_ids: Sequence[str]) -> list[str]:
+        return [job_id for job_id in job_ids if stored_job(world, job_id).status == "running"]
+
+    def token(self, world: World, job_id: str) -> str:
+        lease = stored_job(world, job_id).lease
+        assert lease is not None
+        return lease.token
+
+    def run_fan_out(self, world: World, looks: int = 3) -> None:
+        """Process the messages to `fan_out`, each with time for a few looks at the slots."""
+        messages, world.queues.fan_out_messages[:] = list(world.queues.fan_out_messages), []
+        for body in dict.fromkeys(message.body for message in messages):
+            left = iter(range(looks))
+            fan_out(world.ctx, loads(body), has_time_left=lambda left=left: next(left, None) is not None)  # type: ignore[misc]
+
+    @pytest.mark.parametrize("executor", ["http", "lambda"])
+    def test_jobs_beyond_the_limit_wait_for_the_ends_of_calls(self, world: World, executor: str) -> None:
+        job_ids = [new_job(world, executor) for _ in range(10)]
+        assert run_matcher(world) == {}
+        for _ in range(4):
+            running = self.running_jobs(world, job_ids)
+            assert len(running) == min(self.LIMIT, sum(not stored_job(world, job_id).ended for job_id in job_ids))
+            for job_id in running:
+                world.complete(job_id, lease_token=self.token(world, job_id))
+            world.pass_time(2)
+            self.run_fan_out(world)
+        assert all(stored_job(world, job_id).status == "completed" for job_id in job_ids)
+
+    @pytest.mark.parametrize("end", ["complete", "fail", "cancel", "lease"])
+    def test_each_end_of_a_run_frees_the_slot(self, world: World, end: str) -> None:
+        job_ids = [new_job(world) for _ in range(self.LIMIT)]
+        run_matcher(world)
+        for job_id in job_ids:
+            match end:
+                case "complete":
+                    world.complete(job_id, lease_token=self.token(world, job_id))
+                case "fail":
+                    token = self.token(world, job_id)
+                    world.do(transitions.fail, job_id, JobError(code="BROKEN", message=""), lease_token=token)
+                case "cancel":
+                    world.do(transitions.cancel, job_id)
+                    world.pass_time(61)
+                    transitions.apply_timers(world.ctx, NAMESPACE, job_id)
+                case _:
+                    world.pass_time(HANDOVER_LEASE_S + 1)
+                    transitions.apply_timers(world.ctx, NAMESPACE, job_id)
+        world.unmatched.clear()
+        later_ids = [new_job(world) for _ in range(self.LIMIT)]
+        run_matcher(world)
+        assert self.running_jobs(world, later_ids) == later_ids
+
+    def test_slot_of_a_lost_release_becomes_free(self, world: World) -> None:
+        now = world.ctx.now()
+        for number in range(self.LIMIT):
+            assert world.ctx.work_slots.acquire_call(
+                NAMESPACE, limit=self.LIMIT, owner=f"lost-{number}", until=now + MAX_CALL, now=now
+            )
+        job_id = new_job(world)
+        run_matcher(world)
+        assert stored_job(world, job_id).status == "pending"
+        world.pass_time(MAX_CALL.total_seconds() + 1)
+        dispatch(world.ctx, NAMESPACE, job_id, actor="sweeper")
+        assert stored_job(world, job_id).status == "running"
+
+    def test_other_namespace_and_workers_are_not_limited(self, world: World) -> None:
+        for _ in range(self.LIMIT + 1):
+            new_job(world)
+        run_matcher(world)
+        now = world.ctx.now()
+        assert world.ctx.work_slots.acquire_call("other", limit=1, owner="o", until=now + MAX_CALL, now=now)
+        job_id = world.job()
+        world.do(transitions.start, job_id)
+        assert stored_job(world, job_id).status == "running"

@@ -28,6 +28,7 @@ def _unpatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (dynamodb, "_emit_stream_event"),
         (lambda_svc, "_poll_dynamodb_streams"),
         (lambda_svc, "_resolve_layer_zip"),
+        (lambda_svc, "_sqs_esm_concurrency"),
         (lambda_runtime.Worker, "_spawn"),
         (iam_actions, "extract_iam_action"),
         (iam_actions, "extract_resource_arn"),
@@ -210,3 +211,12 @@ class TestScheduleGroups:
         ministack_patches.authorize_schedules_by_group()
         assert self.resource(*request_) == "arn:aws:scheduler:us-east-1:1:schedule/mine/s"
         assert self.resource("POST", b"{}", {}) == "arn:aws:scheduler:us-east-1:1:schedule/default/s"
+
+
+def test_groups_of_a_fifo_queue_are_processed_in_parallel_if_a_batch_has_one_message() -> None:
+    mapping = {"BatchSize": 1, "ScalingConfig": {"MaximumConcurrency": 10}}
+    queue = {"is_fifo": True}
+    assert lambda_svc._sqs_esm_concurrency(mapping, {}, {}, queue) == 1
+    ministack_patches.deliver_groups_in_parallel()
+    assert lambda_svc._sqs_esm_concurrency(mapping, {}, {}, queue) == 10
+    assert lambda_svc._sqs_esm_concurrency({**mapping, "BatchSize": 10}, {}, {}, queue) == 1

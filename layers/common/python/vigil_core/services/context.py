@@ -277,7 +277,7 @@ class UsesThreads(Protocol):
     def in_parallel(self) -> Callable[[Callable[[T], R], Iterable[T]], list[R]]: ...
 
 
-class ChangesJobs(UsesJobs, UsesLocks, UsesClock, UsesIds, UsesRandomness, Protocol):
+class ChangesJobs(UsesJobs, UsesLocks, UsesWorkSlots, UsesClock, UsesIds, UsesRandomness, Protocol):
     """The collaborators of every change of a job."""
 
 

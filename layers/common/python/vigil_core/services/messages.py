@@ -135,6 +135,16 @@ class CompleteJoin(_JobMessage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DispatchWaiting(_KindMessage):
+    """Dispatch the jobs of a queue that wait for a slot of an executor call."""
+
+    KIND = "dispatch_waiting"
+    namespace: str
+    queue: str
+    sent_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SocketEvents(_KindMessage):
     """Send events to WebSockets of a namespace whose share of a batch was used."""
 
@@ -222,6 +232,7 @@ FanOutRequest: TypeAlias = (
     | RegisterDependencies
     | CompleteJoin
     | SocketEvents
+    | DispatchWaiting
     | BatchPage
     | BatchEnd
     | RunPrepare
@@ -230,8 +241,8 @@ FanOutRequest: TypeAlias = (
     | RunUnpark
 )
 _FAN_OUT_KINDS: Sequence[type[FanOutRequest]] = (
-    RegisterPage, Match, RegisterDependencies, CompleteJoin, SocketEvents, BatchPage, BatchEnd, RunPrepare, RunApply,
-    RunCancel, RunUnpark,
+    RegisterPage, Match, RegisterDependencies, CompleteJoin, SocketEvents, DispatchWaiting, BatchPage, BatchEnd,
+    RunPrepare, RunApply, RunCancel, RunUnpark,
 )  # fmt: skip
 
 

@@ -7,18 +7,25 @@ frees it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
+from zlib import crc32
 
 from vigil_core.domain.timestamps import to_epoch_s
 from vigil_core.store import keys
-from vigil_core.store.table import ConditionFailed, Row, Table, Update, WriteCondition
+from vigil_core.store.table import ConditionFailed, Row, Table, Update, WriteCondition, query_all
 
 WorkKind: TypeAlias = Literal["webhooks"]
+EXECUTOR_CALLS: Final = "executor_calls"
 
 MAX_SLOTS = 32
 """As many slots as fit into one write unit."""
+MAX_CALL_ROWS = 32
+"""The rows of executor calls: a limit over 1,024 calls counts as 1,024."""
+_KNOWN_FOR = timedelta(seconds=1)
+"""The time for which a process remembers that no slot was free."""
 _TTL = timedelta(days=1)
 _MS_DIGITS = 13
 
@@ -33,10 +40,11 @@ class WorkSlot:
 
 
 class WorkSlotStore:
-    """The slots of namespaces, one row for each namespace and kind of work."""
+    """The slots of namespaces: one row for each namespace and kind of work, several for the calls of executors."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._full_until: dict[tuple[str, str], datetime] = {}
 
     def acquire(
         self, namespace: str, kind: WorkKind, *, limit: int, owner: str, until: datetime, now: datetime
@@ -55,7 +63,39 @@ class WorkSlotStore:
             until: The time at which the slot becomes free by itself.
             now: The current time.
         """
-        key = keys.work_slots(namespace, kind)
+        return self._acquire_in(keys.work_slots(namespace, kind), limit, owner, until, now)
+
+    def acquire_call(
+        self, namespace: str, *, limit: int, owner: str, until: datetime, now: datetime
+    ) -> WorkSlot | None:
+        """Acquire a slot for a call of an executor. The slots are spread over rows."""
+        for row in _rows_of(owner, min(-(-limit // MAX_SLOTS), MAX_CALL_ROWS)):
+            key = keys.work_slots(namespace, f"{EXECUTOR_CALLS}#{row}")
+            slot = self._acquire_in(key, limit - row * MAX_SLOTS, owner, until, now)
+            if slot is not None:
+                return slot
+        return None
+
+    def release_call(self, namespace: str, *, owner: str) -> None:
+        """Free the slot of a call. The rows are read with one query."""
+        for row in query_all(self._table, keys.work_slots(namespace, "").pk, begins=f"{EXECUTOR_CALLS}#"):
+            for name in map(_slot_name, range(MAX_SLOTS)):
+                value = row.get(name)
+                if value is not None and value[_MS_DIGITS:] == owner:
+                    self.release(WorkSlot(key=keys.Key(row["pk"], row["sk"]), attribute=name, value=value))
+                    return
+
+    def is_known_as_full(self, namespace: str, queue: str, now: datetime) -> bool:
+        """Return whether this process has just found no free slot for a call of a queue's job."""
+        return now < self._full_until.get((namespace, queue), now)
+
+    def remember_full(self, namespace: str, queue: str, now: datetime) -> None:
+        """Record that no slot was free for a call of a queue's job."""
+        if len(self._full_until) > 1_000:
+            self._full_until.clear()
+        self._full_until[namespace, queue] = now + _KNOWN_FOR
+
+    def _acquire_in(self, key: keys.Key, limit: int, owner: str, until: datetime, now: datetime) -> WorkSlot | None:
         row: Row = self._table.get(key) or {}
         for name in map(_slot_name, range(min(limit, MAX_SLOTS))):
             if _is_used(row.get(name), now):
@@ -94,6 +134,12 @@ class WorkSlotStore:
             )
         except ConditionFailed:
             return
+
+
+def _rows_of(owner: str, rows: int) -> Iterator[int]:
+    """Yield all row numbers, beginning with that of the owner."""
+    first = crc32(owner.encode())
+    return ((first + offset) % rows for offset in range(rows))
 
 
 def _slot_name(number: int) -> str:

@@ -24,7 +24,7 @@ from vigil_core.services.context import (
 )
 from vigil_core.services.events.outbox import send_backlog
 from vigil_core.services.events.sockets import Sockets
-from vigil_core.services.executors.dispatch import dispatch
+from vigil_core.services.executors.dispatch import dispatch, dispatch_waiting
 from vigil_core.services.jobs import batches
 from vigil_core.services.jobs.dependencies import register_waiting_job
 from vigil_core.services.jobs.unprocessable import fail_unprocessable
@@ -102,6 +102,8 @@ def _process(ctx: FanOutContext, request: messages.FanOutRequest, *, has_time_le
             register_waiting_job(ctx, message.namespace, message.job_id)
         case messages.CompleteJoin() as message:
             dispatch(ctx, message.namespace, message.job_id, actor="fan_out")
+        case messages.DispatchWaiting() as message:
+            dispatch_waiting(ctx, message.namespace, message.queue, has_time_left=has_time_left, actor="fan_out")
         case messages.BatchPage() as message:
             batches.process_page(ctx, message)
         case messages.BatchEnd() as message:

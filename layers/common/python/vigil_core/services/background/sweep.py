@@ -21,14 +21,14 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Protocol
 
-from vigil_core.services.context import UsesDueIndex, UsesIds, UsesMessageQueues
+from vigil_core.services.context import UsesDueIndex
 from vigil_core.services.fair_order import FairOrderContext, FairRun, Step
 from vigil_core.services.messages import SweepQueues
 from vigil_core.services.queues.sweep import QueueSweepContext, find_due_steps
 from vigil_core.store.due_index import DueItem
 
 
-class SweepContext(QueueSweepContext, FairOrderContext, UsesDueIndex, UsesMessageQueues, UsesIds, Protocol):
+class SweepContext(QueueSweepContext, FairOrderContext, UsesDueIndex, Protocol):
     """The due index, the queues, and the queue of the sweeper."""
 
 

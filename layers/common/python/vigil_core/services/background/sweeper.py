@@ -14,10 +14,7 @@ from vigil_core.domain.exact_json import JsonValue
 from vigil_core.services.background.stream_consumer import request_retry
 from vigil_core.services.background.sweep import SweepContext, sweep_more_queues, sweep_partition
 from vigil_core.services.context import (
-    DispatchesJobs,
-    UsesDueIndex,
     UsesListing,
-    UsesMessageQueues,
     UsesParseJob,
     UsesParseRun,
     UsesPostponedRecords,
@@ -51,13 +48,10 @@ from vigil_core.store.keys import DUE_PARTITIONS
 
 class SweeperContext(
     SweepContext,
-    DispatchesJobs,
     UsesWaits,
     UsesListing,
-    UsesDueIndex,
     UsesWebhooks,
     UsesSchedules,
-    UsesMessageQueues,
     UsesTimers,
     UsesParseJob,
     UsesParseRun,

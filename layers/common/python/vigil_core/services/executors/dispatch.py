@@ -6,10 +6,10 @@ returns the job to its queue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from vigil_core.domain.errors import StoreConflict
 from vigil_core.domain.exact_json import JsonValue, ascii_size, dumps, loads_stored
@@ -21,7 +21,8 @@ from vigil_core.domain.jobs.lease import Lease
 from vigil_core.domain.timestamps import to_text
 from vigil_core.runtime.logging import logger
 from vigil_core.runtime.tracing import ids_of, traced
-from vigil_core.services.context import DispatchesJobs
+from vigil_core.services.context import DispatchesJobs, UsesMessageQueues
+from vigil_core.services.executors.calls import acquire_call, call_owner, send_dispatch_waiting
 from vigil_core.services.jobs.dependency_results import (
     JOBS_PER_READ,
     dependency_ids,
@@ -35,8 +36,8 @@ from vigil_core.services.optimistic import retry_on_conflict
 from vigil_core.services.workflows.commands import may_start
 
 
-class DispatchContext(DispatchesJobs, Protocol):
-    """The executors, and the collaborators of a change of a job and its run."""
+class DispatchContext(DispatchesJobs, UsesMessageQueues, Protocol):
+    """The executors, the message queues, and the collaborators of a change of a job and its run."""
 
 
 HANDOVER_LEASE_S = 90
@@ -47,6 +48,12 @@ https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
 MAX_INLINE_JOIN = 25
 """The number of dependencies up to which the matcher completes a join: one read of their results."""
 BUSY_DELAY = timedelta(seconds=60)
+WAITING_POLL_S = 0.5
+
+
+DispatchOutcome: TypeAlias = Literal["dispatched", "deferred", "skipped"]
+"""`deferred` if the namespace has no slot for the call."""
+WAITING_JOBS_PER_STEP = 16
 
 
 def is_large_join(job: Job) -> bool:
@@ -60,16 +67,38 @@ def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -
 
     The sweep dispatches the jobs of a paused queue after the queue is resumed, and those of a suspended namespace.
     """
+    return _dispatch(ctx, namespace, job_id, actor) == "dispatched"
+
+
+def dispatch_waiting(
+    ctx: DispatchContext, namespace: str, queue: str, *, has_time_left: Callable[[], bool], actor: str
+) -> None:
+    """Dispatch the jobs of a queue while slots of executor calls become free. A further message continues the work."""
+    while True:
+        outcomes: set[DispatchOutcome] = {"deferred"}
+        if not ctx.work_slots.is_known_as_full(namespace, queue, ctx.now()):
+            job_ids = ctx.job_queues.to_dispatch(namespace, queue, WAITING_JOBS_PER_STEP)
+            outcomes = set(ctx.in_parallel(lambda job_id: _dispatch(ctx, namespace, job_id, actor), job_ids))
+        if not outcomes & {"dispatched", "deferred"}:
+            return
+        if not has_time_left():
+            send_dispatch_waiting(ctx, namespace, queue)
+            return
+        if "deferred" in outcomes:
+            ctx.sleep(WAITING_POLL_S)
+
+
+def _dispatch(ctx: DispatchContext, namespace: str, job_id: str, actor: str) -> DispatchOutcome:
     if not ctx.limits.namespaces.is_active(namespace):
-        return False
+        return "skipped"
     with suppress(StoreConflict):
         return retry_on_conflict(
             lambda: _dispatch_once(ctx, namespace, job_id, actor), sleep=ctx.sleep, subject=f"job {job_id}"
         )
-    return False
+    return "skipped"
 
 
-def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str) -> bool:
+def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str) -> DispatchOutcome:
     """Try to dispatch a job once.
 
     Raises:
@@ -77,16 +106,24 @@ def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str
     """
     job = ctx.jobs.find(namespace, job_id)
     if job is None or job.deleted or not job.dispatchable:
-        return False
+        return "skipped"
     if ctx.job_queues.is_paused(namespace, job.queue) or not may_start(ctx, job):
-        return False
+        return "skipped"
+    lease_token = ctx.new_id()
+    calls_target = job.executor in ("http", "lambda") and job.target_ref is not None
+    if calls_target and not acquire_call(ctx, job, lease_token):
+        return "deferred"
     with traced({"action": "dispatch", **ids_of(job), "job": job.name, "executor": job.executor}) as log_fields:
-        outcome = _start_job(ctx, job, actor)
+        try:
+            outcome = _start_job(ctx, job, lease_token, actor)
+        except StoreConflict:
+            ctx.work_slots.release_call(namespace, owner=call_owner(lease_token))
+            raise
         logger.info(outcome, extra=log_fields)
-    return True
+    return "dispatched"
 
 
-def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
+def _start_job(ctx: DispatchContext, job: Job, lease_token: str, actor: str) -> str:
     """Claim the job and invoke its target. Return the outcome as a word for the log."""
     if job.executor == "join" or job.target_ref is None:
         _join(ctx, job, actor)
@@ -99,7 +136,7 @@ def _start_job(ctx: DispatchContext, job: Job, actor: str) -> str:
     )
     now, lease_s = ctx.now(), target.lease_s if target else HANDOVER_LEASE_S
     lease = Lease(
-        token=ctx.new_id(),
+        token=lease_token,
         worker=f"executor {job.executor}",
         duration_s=lease_s,
         expires_at=now + timedelta(seconds=lease_s),

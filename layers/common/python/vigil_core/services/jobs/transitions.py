@@ -19,6 +19,7 @@ from vigil_core.domain.ids import is_uuid7
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import Job, JobError, Report
 from vigil_core.services.context import ChangesJobs
+from vigil_core.services.executors.calls import release_call
 from vigil_core.services.jobs.uploads import claim_upload, require_uploaded
 from vigil_core.services.locks import acquire_or_enqueue, locks_for_retry
 from vigil_core.services.optimistic import update_with_retry
@@ -297,6 +298,7 @@ def change(
         after, mutex_acquisitions = acquire_or_enqueue(ctx, before, decided)
         acquisitions = lock_acquisitions(before) if lock_acquisitions else ()
         ctx.jobs.save(before, after, (*acquisitions, *mutex_acquisitions))
+        release_call(ctx, before, after)
         return after
 
     return update_with_retry(

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from vigil_core.services.context import DispatchesJobs
+from vigil_core.services.context import DispatchesJobs, UsesMessageQueues
 from vigil_core.services.executors.dispatch import dispatch
 from vigil_core.services.fair_order import Step
 from vigil_core.services.jobs.transitions import apply_timers
 from vigil_core.services.queues.renew_ttl import renew_queue_ttl
 
 
-class QueueSweepContext(DispatchesJobs, Protocol):
+class QueueSweepContext(DispatchesJobs, UsesMessageQueues, Protocol):
     """The collaborators of a sweep."""
 
 
