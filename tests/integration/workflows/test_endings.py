@@ -212,3 +212,29 @@ def test_cancel_ends_a_running_job_within_two_minutes(world: RunWorld, *, batch:
     job = world.ctx.jobs.find(NAMESPACE, job_id)
     assert job is not None
     assert job.status == "cancelled"
+
+
+@pytest.mark.parametrize("synchronous_jobs", [256, 0])
+@pytest.mark.parametrize("error", [OverflowError("date value out of range"), TypeError("no text")])
+def test_run_with_a_job_that_cannot_be_created_ends_with_the_reason(
+    world: RunWorld, monkeypatch: pytest.MonkeyPatch, synchronous_jobs: int, error: Exception
+) -> None:
+    monkeypatch.setattr(create_run, "MAX_SYNCHRONOUS_JOBS", synchronous_jobs)
+    create = JobStore.create
+
+    def refuse_one(store: JobStore, job: Job, *rest: Any) -> None:
+        if job.name == "j1":
+            raise error
+        create(store, job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobStore, "create", refuse_one)
+        run = world.run({"name": "j0"}, *({"name": name, "depends_on": ["j0"]} for name in ("j1", "j2")))
+        world.run_until_idle()
+    ended = world.find_run(run)
+    assert (ended.status, ended.error and ended.error.code) == ("failed", "PROCESSING_FAILED")
+    assert (ended.statistics or {})["cancelled"] == 3
+    retried = runs.retry(world.ctx, NAMESPACE, run, from_job=None, actor=KEY)
+    create_run.prepare_jobs(world.ctx, retried)
+    world.work()
+    assert world.find_run(run).ended

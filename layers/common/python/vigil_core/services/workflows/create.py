@@ -21,8 +21,9 @@ from vigil_core.domain.jobs.job import Job, NewJob
 from vigil_core.domain.workflows import run as workflows
 from vigil_core.domain.workflows.graph import BLOCK_SIZE, block_numbers, block_of, indexes_in_block
 from vigil_core.domain.workflows.run import NewWorkflowRun, WorkflowRun
-from vigil_core.domain.workflows.run_state import record_of
+from vigil_core.domain.workflows.run_state import StateRecord, record_of
 from vigil_core.domain.workflows.validation import MAX_JOBS
+from vigil_core.runtime.failures import contain
 from vigil_core.services.context import (
     ChangesRuns,
     UsesDependencies,
@@ -37,7 +38,13 @@ from vigil_core.services.limits.admission import require_queues, reserve_jobs
 from vigil_core.services.messages import RunPrepare
 from vigil_core.services.timers import start_run_timer
 from vigil_core.services.workflows.blocks import enqueue_blocks
-from vigil_core.services.workflows.commands import change_run, find_run, load_run_state, start_supervisor
+from vigil_core.services.workflows.commands import (
+    abort_unprocessable,
+    change_run,
+    find_run,
+    load_run_state,
+    start_supervisor,
+)
 from vigil_core.services.workflows.node_states import record_states
 from vigil_core.store import keys
 from vigil_core.store.table import ConditionFailed
@@ -190,10 +197,24 @@ def _create_jobs(ctx: CreateRunContext, run: WorkflowRun, block: int, indexes: l
             upstream_names=stored_names,
             upstream_truncated=len(stored_names) < len(upstream_names),
         )
-        with suppress(JobCreationFailed):  # A concurrent process has created it.
-            _create_job(ctx, run, new)
+
+        def create_once() -> None:
+            with suppress(JobCreationFailed):  # A concurrent process has created it.
+                _create_job(ctx, run, new)
+
+        contain(create_once, lambda error: _abort_without(ctx, run, index, error))
 
     ctx.in_parallel(create, [position for position, job_id in enumerate(ids) if job_id not in jobs_by_id])
+
+
+def _abort_without(ctx: CreateRunContext, run: WorkflowRun, index: int, error: Exception) -> None:
+    """Abort a run that has a job which cannot be created, and record that job as cancelled.
+
+    The other jobs are created and cancelled, so the run ends as any aborted run does. The state version is lower than
+    that of any version of the job.
+    """
+    record_states(ctx, run, load_run_state(ctx, run), {index: StateRecord(state="cancelled", state_version=1)})
+    abort_unprocessable(ctx, run.namespace, run.workflow_id, error)
 
 
 def _create_job(ctx: CreateRunContext, run: WorkflowRun, new: NewJob) -> None:
