@@ -140,8 +140,10 @@ def allows_call(function: str, call: str, pk: str, index: str | None) -> bool:
     )
 
 
-RARE = frozenset({"namespace", "recount", "request_window", "socket_backlog", "work_slots"})
-"""Rows that limits and slow receivers cause. Their own tests write them, with the same check."""
+RARE = frozenset(
+    {"namespace", "postponed_record", "recount", "record_attempts", "request_window", "socket_backlog", "work_slots"}
+)
+"""Rows that limits, failures and slow receivers cause. Their own tests write them, with the same check."""
 LIMITED = (
     "authorizer", "api", "websocket", "matcher", "notifier", "fan_out", "sweeper", "http_executor", "supervisor",
     "webhooks",
@@ -187,6 +189,9 @@ def test_authorizer_and_webhooks_write_only_what_they_need() -> None:
     }
 
 
+NAMED_SAMPLES = {"namespace": "demo", "group": "notifier#job#x"}
+
+
 def every_key() -> Iterator[str]:
     """Build a partition key with each function of `keys`, from sample arguments."""
     samples: dict[str, Any] = {
@@ -200,7 +205,7 @@ def every_key() -> Iterator[str]:
         if signature.return_annotation != "Key":
             continue
         arguments = [
-            samples.get(parameter.annotation, "demo" if parameter.name == "namespace" else "x")
+            NAMED_SAMPLES.get(parameter.name) or samples.get(parameter.annotation, "x")
             for parameter in signature.parameters.values()
             if parameter.default is inspect.Parameter.empty
         ]
