@@ -42,6 +42,7 @@ from vigil_core.services.background.sweeper import on_message
 from vigil_core.services.events.publish import notify
 from vigil_core.services.events.subscriptions import Peer, receive
 from vigil_core.services.executors.call_http import call_target
+from vigil_core.services.jobs import dependency_results
 from vigil_core.services.operations import doctor
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.store.signing_keys import SigningKeyStore
@@ -319,8 +320,11 @@ def test_deepest_payload_is_read_back_in_every_answer(stack: Stack, key: str | N
     stack.settle()
 
 
-def test_chain_of_joins_is_readable_or_fails_by_the_limit_of_levels(stack: Stack) -> None:
-    joins = [{"name": f"j{n}", "executor": "join", "depends_on": [f"j{n - 1}" if n else "a"]} for n in range(105)]
+def test_chain_of_joins_is_readable_or_fails_by_the_limit_of_levels(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dependency_results, "MAX_STORED_DEPTH", 110)
+    joins = [{"name": f"j{n}", "executor": "join", "depends_on": [f"j{n - 1}" if n else "a"]} for n in range(15)]
     body = json.dumps({"name": "w", "jobs": [{"name": "a", "queue": "deep"}, *joins]})
     run_id = stack.call("POST", "/v1/workflows", body).json["workflow_id"]
     stack.drain()
@@ -331,7 +335,7 @@ def test_chain_of_joins_is_readable_or_fails_by_the_limit_of_levels(stack: Stack
     run = stack.call("GET", f"/v1/workflows/{run_id}", query="page_size=200").ok()
     jobs = [json.loads(stack.call("GET", f"/v1/jobs/{job['job_id']}").text) for job in run["jobs"]]
     failed = [job for job in jobs if job["status"] == "failed"]
-    assert [job["name"] for job in failed] == ["j102"]
+    assert [job["name"] for job in failed] == ["j12"]
     assert failed[0]["error"]["code"] == "RESULT_TOO_LARGE"
     assert "result_levels" in failed[0]["error"]["message"]
     assert run["status"] == "failed"
