@@ -76,10 +76,6 @@ def complete_job(client: Client) -> None:
     client.complete(job["job_id"], lease_token=job["lease_token"])
 
 
-def is_completed(client: Client, run: str) -> bool:
-    return bool(client.get(f"/v1/workflows/{run}")["status"] == "completed")
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     receiver = Receiver()
@@ -87,67 +83,49 @@ def receiver() -> Iterator[Receiver]:
     receiver.close()
 
 
-def test_table_buckets_and_open_work_survive_a_kill_and_then_another_port(home: StateDir, receiver: Receiver) -> None:
-    port = free_port()
-    before = up(home, port=port, parameters=PARAMETERS)
+def test_data_and_open_work_survive_a_kill_and_a_start_on_another_port(home: StateDir, receiver: Receiver) -> None:
+    before = up(home, port=free_port(), parameters=PARAMETERS)
     aws = Aws(before)
     revoked = aws.key()
-    with Client(before, before.api_key) as client:
+    with Client(before, before.api_key) as client, Client(before, revoked.token) as other:
         client.put_webhook("hook", receiver, "vigil.wait.met")
         chain = run_of(client, CHAIN)
         complete_job(client)
         watched = client.job(queue="watched")
         payload = {"text": "x" * 400_000}
         large = client.job(queue="watched", payload=payload)
-        waits = [client.wait({watched: None})] + [client.wait({watched: None}) for _ in range(3)]
-        with Client(before, revoked.token) as other:
-            other.get("/v1/jobs")
+        waits = [client.wait({watched: None}) for _ in range(3)]
+        other.get("/v1/jobs")
         aws.admin("revoke_key", namespace=revoked.namespace, key_id=revoked.key_id)
         load = Load(client)
         load.start()
-        time.sleep(3)
-        wide = run_of(client, [{"name": f"n{i}"} for i in range(10)])
-        os.kill(int(home.emulator.holder()["pid"]), signal.SIGKILL)  # type: ignore[index]
+        time.sleep(2)
+        wide = run_of(client, [{"name": f"n{i}", "queue": "wide"} for i in range(300)])
+        os.kill(int((home.emulator.holder() or {})["pid"]), signal.SIGKILL)
         load.join(60)
     assert len(load.acknowledged) > 10
 
     steps: list[str] = []
-    after = up(home, port=port, parameters=PARAMETERS, say=steps.append)
+    after = up(home, port=free_port(), parameters=PARAMETERS, say=steps.append)
     assert any("ended without a stop" in step for step in steps), steps
-    assert (after.api_url, after.api_key) == (before.api_url, before.api_key)
-    with Client(after, after.api_key) as client:
-        lost = [job for job in load.acknowledged if client.call("GET", f"/v1/jobs/{job}").status_code == 404]
-        assert not lost
+    assert after.endpoint_url != before.endpoint_url
+    assert (after.http_api_id, after.api_key) == (before.http_api_id, before.api_key)
+    with Client(after, after.api_key) as client, Client(after, revoked.token) as other:
+        # Every acknowledged write is in the journal. Only a crash of the machine loses the last two seconds.
+        assert not [job for job in load.acknowledged if client.call("GET", f"/v1/jobs/{job}").status_code == 404]
         assert client.get(f"/v1/jobs/{large}")["payload"] == payload
+        assert other.call("GET", "/v1/jobs").status_code in {401, 403}
         client.start(watched)
         client.complete(watched)
         work_until(
             client,
             lambda: (
-                is_completed(client, chain)
-                and is_completed(client, wide)
+                client.get(f"/v1/workflows/{chain}")["status"] == "completed"
+                and client.get(f"/v1/workflows/{wide}")["status"] == "running"
                 and all(client.get(f"/v1/waits/{wait['wait_id']}")["status"] == "met" for wait in waits)
+                and len(receiver.posts) >= len(waits)
             ),
             REPAIR_S,
         )
-        eventually(lambda: len(receiver.posts) >= len(waits), REPAIR_S, what="the webhooks delivered")
-        following = run_of(client, CHAIN)
-        complete_job(client)
-        posts = len(receiver.posts)
-        late = client.job(queue="watched")
-        last = client.wait({late: None})
-    assert down(home)
-
-    moved = up(home, port=free_port(), parameters=PARAMETERS)
-    assert moved.endpoint_url != after.endpoint_url
-    with Client(moved, moved.api_key) as client, Client(moved, revoked.token) as other:
-        assert other.call("GET", "/v1/jobs").status_code in {401, 403}
-        client.start(late)
-        client.complete(late)
-        assert client.ended(last)["status"] == "met"
-        wide = run_of(client, [{"name": f"n{i}", "queue": "wide"} for i in range(300)])
-        work_until(client, lambda: is_completed(client, following), REPAIR_S)
-        eventually(lambda: len(receiver.posts) > posts, REPAIR_S, what="the webhook delivered")
-        eventually(lambda: client.get(f"/v1/workflows/{wide}")["status"] == "running", 30, what="the bulk work done")
     condition = health(home)
     assert condition.is_healthy, condition

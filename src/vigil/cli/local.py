@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -73,7 +74,9 @@ def up(
     home = StateDir.of(root, directory)
     was_running = home.supervisor.alive
     if fresh:
-        cloud.down(home)
+        # A state that cannot be saved is not needed. If a process does not stop, `wipe` refuses.
+        with contextlib.suppress(LocalError):
+            cloud.down(home)
         home.wipe()
         was_running = False
     started_at = time.monotonic()

@@ -21,7 +21,8 @@ from uvicorn import Config, Server
 from vigil.local import ministack_patches
 from vigil.local.errors import LocalError
 from vigil.local.ministack_health import examine
-from vigil.local.ministack_state import MinistackState, check_objects, record_writes, replace_saving
+from vigil.local.ministack_recording import record_writes, replace_saving
+from vigil.local.ministack_state import MinistackState, check_objects
 from vigil.local.origin_guard import OriginRule, guard
 from vigil.local.state_api import serve_state
 from vigil.local.state_dir import StateDir

@@ -118,6 +118,9 @@ class Journal:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._descriptor, valid_size)
         self._lock = threading.Lock()
+        # A file that is closed during its sync would fail, or another file would have its descriptor.
+        self._sync_lock = threading.Lock()
+        self._is_closed = False
         self._size = valid_size
         self._synced_size = 0
         self._pending = b""
@@ -173,11 +176,14 @@ class Journal:
         Raises:
             OSError: The disk reports an error.
         """
-        size = self._size
-        if size != self._synced_size:
-            os.fdatasync(self._descriptor)
-            self._synced_size = size
+        with self._sync_lock:
+            size = self._size
+            if size != self._synced_size and not self._is_closed:
+                os.fdatasync(self._descriptor)
+                self._synced_size = size
 
     def close(self) -> None:
         """Close the file. The journal takes no further line."""
-        os.close(self._descriptor)
+        with self._sync_lock:
+            self._is_closed = True
+            os.close(self._descriptor)

@@ -325,6 +325,17 @@ def test_taken_port_is_reported(tmp_path: Path) -> None:
             cloud.up(StateDir.of(MINIATURE, tmp_path), port=other.getsockname()[1])
 
 
+def test_fresh_start_needs_no_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise LocalError("The state could not be saved.")
+
+    (tmp_path / "state").mkdir()
+    monkeypatch.setattr(cloud, "down", refuse)
+    monkeypatch.setattr(cloud, "up", refuse)
+    CliRunner().invoke(app, ["local", "up", "--fresh", "--home", str(tmp_path), "--root", str(MINIATURE)])
+    assert not (tmp_path / "state").exists()
+
+
 def test_commands_without_a_running_stack_report_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status = CliRunner().invoke(app, ["local", "status"])

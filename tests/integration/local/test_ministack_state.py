@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,8 @@ from ministack.services import dynamodb, lambda_svc, s3, sqs, stepfunctions
 
 from vigil.local.errors import LocalError
 from vigil.local.journal import Reader
-from vigil.local.ministack_state import (
-    WRITE_HANDLERS,
-    MinistackState,
-    check_objects,
-    record_writes,
-)
+from vigil.local.ministack_recording import WRITE_HANDLERS, record_writes
+from vigil.local.ministack_state import MinistackState, check_objects
 from vigil.local.state_store import StateStore
 
 PATCHED = [
@@ -140,7 +137,7 @@ def random_write(source: random.Random) -> None:
     key = {"pk": {"S": source.choice("abc")}, "sk": {"S": source.choice("xyz")}}
     item = {**key, "text": {"S": source.choice(["", "é\n", "\u2028", "x" * 500])}, "n": {"N": str(source.random())}}
     other = {"pk": {"S": "other"}, "sk": {"S": source.choice("xyz")}}
-    choice = source.randrange(8)
+    choice = source.randrange(9)
     if choice == 0:
         table("PutItem", TableName="jobs", Item=item)
     elif choice == 1:
@@ -177,6 +174,10 @@ def random_write(source: random.Random) -> None:
             ExpressionAttributeNames={"#x": "never"},
         )
     elif choice == 6:
+        # As the deletion of expired items does.
+        [(_, jobs)] = dynamodb._tables.all_items()
+        dynamodb._remove_item(jobs, key["pk"]["S"], key["sk"]["S"])
+    elif choice == 7:
         url = queue("GetQueueUrl", QueueName="one")["QueueUrl"]
         queue("SendMessage", QueueUrl=url, MessageBody="hello")
     else:
@@ -223,6 +224,33 @@ def test_stop_leaves_a_snapshot_without_a_journal(emulator: Emulator, tmp_path: 
     assert recovery is not None
     assert recovery.is_complete
     assert state() == before
+
+
+def test_snapshots_beside_writes_and_syncs_lose_nothing(emulator: Emulator, tmp_path: Path) -> None:
+    is_done = threading.Event()
+
+    def sync() -> None:
+        while not is_done.is_set():
+            emulator.store.sync()
+
+    def snapshot() -> None:
+        for _ in range(10):
+            emulator.store.snapshot()
+
+    threads = [threading.Thread(target=sync), threading.Thread(target=snapshot)]
+    for thread in threads:
+        thread.start()
+    for number in range(300):
+        random_write(random.Random(number))
+    threads[1].join()
+    is_done.set()
+    threads[0].join()
+    assert emulator.store.status()["failure"] is None
+    before = state()
+    forget()
+    Emulator(tmp_path / "state").start()
+    assert state()[0] == before[0]
+    assert state()[2] == before[2]
 
 
 def test_consumed_stream_records_are_left_out_of_a_snapshot(

@@ -105,3 +105,11 @@ def test_line_that_a_full_disk_refuses_stays_pending_and_is_written_later(
     journal.sync()
     journal.close()
     assert content(path)[0] == ["before", "pending", "after"]
+
+
+def test_sync_of_a_closed_journal_does_nothing(path: Path) -> None:
+    journal = Journal(path)
+    journal.append(1)
+    journal.close()
+    journal.sync()
+    assert content(path)[0] == [1]
