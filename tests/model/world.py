@@ -202,7 +202,7 @@ class World:
             schedules=ScheduleStore(table),
             runs=RunStore(table, FakePayloadStore(), now=lambda: self.now),
             postponed_records=PostponedRecordStore(table),
-            limits=LimitStores.over(table, now=lambda: self.now, concurrency=10),
+            limits=LimitStores.over(table, now=lambda: self.now, concurrency=10, choose=lambda _: 0),
             message_queues=_Queues(self),
             timers=FakeTimers(),
             parse_job=partial(parse_scheduled_job, find_type=job_types.find),

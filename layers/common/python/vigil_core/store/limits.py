@@ -193,18 +193,26 @@ class LimitStores:
     """The queues by namespace that the process has found to exist, or has admitted."""
 
     @classmethod
-    def over(cls, table: Table, *, now: Callable[[], datetime], concurrency: int) -> Self:
+    def over(
+        cls,
+        table: Table,
+        *,
+        now: Callable[[], datetime],
+        concurrency: int,
+        choose: Callable[[int], int] = random.randrange,
+    ) -> Self:
         """Build the stores over a table.
 
         Args:
             table: The table.
             now: Returns the current time.
             concurrency: The concurrent executions of the stack.
+            choose: Returns a random number from 0 up to its argument.
         """
         return cls(
             namespaces=NamespaceStore(table, now=now, concurrency=concurrency),
-            counters=CounterStore(table, now=now),
-            long_polls=LongPollStore(table=table, concurrency=concurrency),
+            counters=CounterStore(table, now=now, choose=choose),
+            long_polls=LongPollStore(table=table, concurrency=concurrency, choose=choose),
             request_rates=RequestRateStore(table, now=now, concurrency=concurrency),
         )
 
