@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vigil_core.domain.errors import LimitExceeded, RequestLimitExceeded, ValidationFailed
@@ -85,3 +87,11 @@ def test_invalid_override_is_refused(name: object, value: object, pointers: list
     with pytest.raises(ValidationFailed) as refusal:
         parse_override(name, value)
     assert [problem.pointer for problem in refusal.value.problems] == pointers
+
+
+def test_page_lists_every_limit_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs/limits.md").read_text()
+    for name, limit in LIMITS.items():
+        assert f"| `{name}` |" in page
+        if limit.default is not None and limit.default < 10**6:
+            assert f"| `{name}` | {limit.default:,} |" in page

@@ -85,6 +85,11 @@ class WorkSlotStore:
                     self.release(WorkSlot(key=keys.Key(row["pk"], row["sk"]), attribute=name, value=value))
                     return
 
+    def calls_in_flight(self, namespace: str, now: datetime) -> int:
+        """Count the calls of executors that have a slot."""
+        rows = query_all(self._table, keys.work_slots(namespace, "").pk, begins=f"{EXECUTOR_CALLS}#")
+        return sum(_is_used(row.get(name), now) for row in rows for name in map(_slot_name, range(MAX_SLOTS)))
+
     def is_known_as_full(self, namespace: str, queue: str, now: datetime) -> bool:
         """Return whether this process has just found no free slot for a call of a queue's job."""
         return now < self._full_until.get((namespace, queue), now)

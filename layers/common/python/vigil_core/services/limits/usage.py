@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol, get_args
 
 from vigil_core.domain.limits import LIMIT_NAMES, LimitName
-from vigil_core.services.context import UsesClock, UsesConnections, UsesLimits
+from vigil_core.services.context import UsesClock, UsesConnections, UsesLimits, UsesWorkSlots
 from vigil_core.store.counters import Configuration
 
 
-class UsageContext(UsesLimits, UsesConnections, UsesClock, Protocol):
-    """The limits, their counters, the connections and the time."""
+class UsageContext(UsesLimits, UsesConnections, UsesWorkSlots, UsesClock, Protocol):
+    """The limits, their counters, the connections, the slots of calls and the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ def usage_of(ctx: UsageContext, namespace: str, key_id: str) -> list[Usage]:
         "websocket_connections": open_by_key.total(),
         "websocket_connections_per_key": open_by_key[key_id],
         "long_polls": ctx.limits.long_polls.used(namespace, now),
+        "executor_calls": ctx.work_slots.calls_in_flight(namespace, now),
         "upload_bytes_per_day": counters.uploaded(namespace, now.date()),
         **{kind: counters.count_configuration(namespace, kind) for kind in kinds},
     }
