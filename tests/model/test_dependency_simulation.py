@@ -170,7 +170,7 @@ def test_simulated_dependent_is_released_or_skipped_by_its_rule(seeds: range) ->
 
 FAULTS: dict[str, tuple[object, str, object]] = {
     "a dependency is not marked for the matcher": (JobStore, "mark_has_waits", lambda _, job: job),
-    "dependents are not notified of an end": (match, "_notify_dependents", lambda *_: None),
+    "dependents are not notified of an end": (match, "_notify_dependents", lambda *_: set()),
     "registration ignores dependencies that have ended": (depend, "_end_states", lambda *_: {}),
     "one success satisfies every rule": (depend, "evaluate_rule", lambda _, tally: True if tally.success else None),
 }
