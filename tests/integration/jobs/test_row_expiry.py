@@ -165,6 +165,28 @@ def test_no_row_expires_before_the_open_job_that_needs_it(world: World, table: D
     assert {row["entity"]["S"] for row in stored(table)} <= CONFIGURATION
 
 
+@pytest.mark.parametrize("swept", [False, True])
+def test_locks_and_queue_entries_of_jobs_that_stay_open_for_years_are_renewed(
+    world: World, table: DynamoTable, swept: bool
+) -> None:
+    owner = world.running(unique_key="u", mutex_key="m", queue_on_conflict=True, executor="none")
+    waiting = world.job(mutex_key="m", queue_on_conflict=True, executor="none")
+    for number in range(12):
+        world.pass_time(100 * DAY)
+        expire(world, table)
+        world.report(owner, fields={"n": number})
+        transitions.apply_timers(world.ctx, NAMESPACE, waiting)
+        world.ctx.jobs.renew_ttl(transitions.find_job(world.ctx, NAMESPACE, waiting))
+        if swept:
+            promote_next_waiter(world.ctx, NAMESPACE, "m", actor="sweeper")
+    for lock in (world.ctx.locks.find(NAMESPACE, "unique", "u"), world.ctx.locks.find(NAMESPACE, "mutex", "m")):
+        assert lock is not None
+        assert lock.job_id == owner
+    position = transitions.find_job(world.ctx, NAMESPACE, waiting).mutex.position
+    assert position is not None
+    assert table.get(keys.mutex_queue_entry(NAMESPACE, "m", position)) is not None
+
+
 def test_target_of_an_unused_job_type_is_stored_again_for_its_next_job(world: World, table: DynamoTable) -> None:
     job_type = define(world, 0)
     world.pass_time(1_000 * DAY)
