@@ -196,9 +196,13 @@ class TestDispatch:
     def test_failed_dispatch_fails_its_record_and_blocks_no_other_job(self, world: World) -> None:
         good, bad = new_job(world), world.job(executor="http", target_ref="lost", queue="other")
         find = world.ctx.job_queues.is_paused
-        world.ctx.job_queues.is_paused = (  # type: ignore[method-assign]
-            lambda namespace, queue: 1 / 0 == 1 if queue == "other" else find(namespace, queue)
-        )
+
+        def is_paused(namespace: str, queue: str) -> bool:
+            if queue == "other":
+                raise TimeoutError
+            return find(namespace, queue)
+
+        world.ctx.job_queues.is_paused = is_paused  # type: ignore[method-assign]
         assert set(run_matcher(world)) == {"1"}
         assert [stored_job(world, job_id).status for job_id in (good, bad)] == ["running", "pending"]
 

@@ -219,14 +219,14 @@ def handle_job_change(ctx: MatcherContext, job: Job) -> None:
     """
     fail_job = partial(fail_unprocessable, ctx, job.namespace, job.job_id)
     if job.dispatchable and is_large_join(job):
-        _enqueue_join(ctx, job)
+        contain(partial(_enqueue_join, ctx, job), fail_job)
     elif job.dispatchable:
         contain(partial(dispatch, ctx, job.namespace, job.job_id, actor="matcher"), fail_job)
     if job.can_be_skipped and not job.workflow.in_run:
         try:
             contain(partial(register_with_dependencies, ctx, job), fail_job)
         except ExpressionsDeferred:
-            _enqueue_registration(ctx, job)
+            contain(partial(_enqueue_registration, ctx, job), fail_job)
     if job.affects_mutex:
         mutex = str(job.mutex.key)
         contain(
