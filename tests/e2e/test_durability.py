@@ -92,8 +92,12 @@ def receiver() -> Iterator[Receiver]:
 def test_data_and_open_work_survive_a_kill_and_a_start_on_another_port(home: StateDir, receiver: Receiver) -> None:
     before = up(home, port=free_port(), parameters=PARAMETERS)
     aws = Aws(before)
-    revoked = aws.key()
-    with Client(before, before.api_key) as client, Client(before, revoked.token) as other:
+    revoked, loader = aws.key(), aws.key()
+    with (
+        Client(before, before.api_key) as client,
+        Client(before, revoked.token) as other,
+        Client(before, loader.token) as load_client,
+    ):
         client.put_webhook("hook", receiver, "vigil.wait.met")
         chain = run_of(client, CHAIN)
         complete_job(client)
@@ -103,7 +107,7 @@ def test_data_and_open_work_survive_a_kill_and_a_start_on_another_port(home: Sta
         waits = [client.wait({watched: None}) for _ in range(3)]
         other.get("/v1/jobs")
         aws.admin("revoke_key", namespace=revoked.namespace, key_id=revoked.key_id)
-        load = Load(client)
+        load = Load(load_client)
         load.start()
         eventually(lambda: len(load.acknowledged) > 20, 60, what="some jobs created")
         wide = run_of(client, [{"name": f"n{i}", "queue": "wide"} for i in range(300)])
@@ -131,7 +135,8 @@ def test_data_and_open_work_survive_a_kill_and_a_start_on_another_port(home: Sta
             REPAIR_S,
         )
         # Every acknowledged write is in the journal. Only a crash of the machine loses the last two seconds.
-        for job in load.acknowledged:
-            eventually(partial(is_found, client, job), what=job)
+        with Client(after, loader.token) as load_client:
+            for job in load.acknowledged:
+                eventually(partial(is_found, load_client, job), what=job)
     condition = health(home)
     assert condition.is_healthy, condition
