@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from vigil.cli.admin import AdminFunction, StackOption, fail
 from vigil.cli.jobs import api_client
+from vigil.cli.terminal import Console
 
 DEFAULT = "default"
 NamespaceArgument = Annotated[str, typer.Argument(help="The namespace (tenant).", show_default=False)]

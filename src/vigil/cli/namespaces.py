@@ -9,6 +9,7 @@ import typer
 
 from vigil.cli.admin import AdminFunction, StackOption, fail
 from vigil.cli.limits import NamespaceArgument
+from vigil.cli.terminal import echo
 
 MAX_PAUSE_S = 60
 
@@ -22,14 +23,14 @@ def suspend(namespace: NamespaceArgument, stack: StackOption = None) -> None:
     Within 60 seconds no key works, no schedule fires, and nothing is dispatched or delivered.
     """
     response = AdminFunction.for_stack(stack).invoke("suspend_namespace", namespace=namespace)
-    typer.echo(f"{namespace} is suspended since {response['since']}; closed {response['disconnected']} WebSockets.")
+    echo(f"{namespace} is suspended since {response['since']}; closed {response['disconnected']} WebSockets.")
 
 
 @app.command()
 def resume(namespace: NamespaceArgument, stack: StackOption = None) -> None:
     """Resume a suspended namespace. What is due by then starts within two minutes."""
     AdminFunction.for_stack(stack).invoke("resume_namespace", namespace=namespace)
-    typer.echo(f"{namespace} is active.")
+    echo(f"{namespace} is active.")
 
 
 @app.command()
@@ -50,6 +51,6 @@ def delete(
         response = admin.invoke("delete_namespace", namespace=namespace, cursor=cursor or None)
         rows, objects, cursor = rows + response["rows"], objects + response["objects"], response["cursor"]
         if response["wait_s"]:
-            typer.echo(f"Removed {rows} rows and {objects} objects. Waiting for functions that may still write.")
+            echo(f"Removed {rows} rows and {objects} objects. Waiting for functions that may still write.")
             time.sleep(min(MAX_PAUSE_S, response["wait_s"]))
-    typer.echo(f"{namespace} is deleted: {rows} rows and {objects} objects.")
+    echo(f"{namespace} is deleted: {rows} rows and {objects} objects.")
