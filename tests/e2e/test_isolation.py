@@ -8,14 +8,15 @@ three times the median under the honest load.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Client, eventually, in_background
+from tests.e2e.harness import Aws, Client, eventually, in_background
+from vigil.local import Stack
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -88,8 +89,13 @@ class Tenants:
 
 
 @pytest.fixture
-def tenants(client: Client, other_tenant: Client) -> Tenants:
-    return Tenants(a=client, b=other_tenant)
+def tenants(stack: Stack, aws: Aws) -> Iterator[Tenants]:
+    """Return two tenants without a limit of requests, which would refuse the attack and not isolate it."""
+    keys = [aws.key(), aws.key()]
+    for key in keys:
+        aws.admin("set_limit", namespace=key.namespace, limit="requests_per_second", value=10_000)
+    with Client(stack, keys[0].token) as a, Client(stack, keys[1].token) as b:
+        yield Tenants(a=a, b=b)
 
 
 def dependents_with(condition: str) -> Callable[[Client], list[str]]:
