@@ -30,9 +30,8 @@ def auth_context() -> AuthContext:
 
     It is not in `wiring`, whose imports would slow down each cold start.
     """
-    table = DynamoTable(
-        boto3.client("dynamodb", config=FAIL_FAST_CONFIG), AuthorizerSettings.from_environment().table_name
-    )
+    table_name = AuthorizerSettings.from_environment().table_name
+    table = DynamoTable(boto3.client("dynamodb", config=FAIL_FAST_CONFIG), table_name)
     return AuthContext(
         api_keys=ApiKeyStore(table),
         tickets=TicketStore(table),

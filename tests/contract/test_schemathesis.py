@@ -32,7 +32,7 @@ RELATIONS = (
     "unknown stage", '"/stages', '"/payload_schema', "is no JMESPath expression", '"/cron', '"/rate', '"/timezone',
     "either cron or rate", "either job or workflow", "at least one of status", "no such upload", "/jobs/", "/workflow",
     "is not the name of a job", "replaces ", "must be absent", "is only for a batch",
-    "must be at most 9000-01-01",
+    "must be at most 9000-01-01", "needs `depends_on`", "no control characters, bidi controls or noncharacters",
 )  # fmt: skip
 """Parts of refusals that depend on stored data or on other members, which no schema can express."""
 

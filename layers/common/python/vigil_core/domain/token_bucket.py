@@ -1,14 +1,15 @@
 """The request rate of a namespace: a bucket of tokens in each process, filled in blocks from a row.
 
-Time is divided into windows of 5 seconds. A namespace may make `rate × 5` requests in a window:
+Time is divided into windows of 5 seconds, and the capacity of a window is `rate × 5` requests:
 
-1. A process admits a few requests of a window without a token: its part of the capacity, divided by the number of
-   processes that can exist. So a quiet namespace costs no write.
-2. For more requests, it leases blocks of tokens from the row of the window. The row leases at most the capacity.
-3. It leases at most once a second. A block lasts for more than a second at the present rate of the process, and near
-   the end of the window until its end, so that the process can lease at once in the next window.
+1. A process admits a few requests of a window without a token: its part of half of the capacity, divided by the number
+   of processes that can exist. So a quiet namespace costs no write.
+2. For more requests, it leases blocks of tokens from the row of the window. A block lasts for the rest of the window at
+   the present rate of the process, and has at most one and a half times the tokens that it has used. The row leases at
+   most one and a half of the capacity, because processes do not use all the tokens that they lease.
+3. It leases at most five times in a window, which is one write per second.
 
-So all processes together admit at most twice the capacity, and one process writes at most once a second.
+So all processes together admit at most twice the capacity, and a namespace that stays below its rate is not refused.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 WINDOW_S = 5
-LEASE_INTERVAL_S = 1.0
-MIN_BLOCK = 5
-BLOCK_S = 1.5
-"""The time for which a block lasts at the present rate of the process."""
-LAST_BLOCK_S = 3.5
-"""The time before the end of the window in which a block lasts until that end."""
-BLOCK_RESERVE = 1.3
+MAX_LEASES = WINDOW_S
+"""The leases of a process in a window: one per second."""
+MIN_BLOCK = 20
+RESERVE = 1.3
+"""The tokens that a process leases, as a multiple of what it needs at its present rate."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class TokenBucket:
     leased: int = 0
     leased_by_all: int = 0
     """The tokens that the row of the window had leased when this process last saw it."""
-    last_lease_s: float = -math.inf
+    leases: int = 0
+    """The leases of this process in the window, granted or refused."""
 
     def request(self, now_s: float, rate: int, processes: int) -> Decision:
         """Decide on a request.
@@ -74,21 +74,23 @@ class TokenBucket:
         window, capacity = int(now_s // WINDOW_S), rate * WINDOW_S
         if window != self.window:
             self.window, self.requested, self.admitted, self.leased, self.leased_by_all = window, 0, 0, 0, 0
+            self.leases = 0
         self.requested += 1
-        if self.admitted < capacity // processes + self.leased:
+        if self.admitted < capacity // 2 // processes + self.leased:
             self.admitted += 1
             return Proceed()
-        room = capacity - self.leased_by_all
-        if room <= 0:
+        leasable = capacity * 3 // 2
+        room = leasable - self.leased_by_all
+        if room <= 0 or self.leases >= MAX_LEASES:
             return Refuse(math.ceil((window + 1) * WINDOW_S - now_s))
-        if now_s < self.last_lease_s + LEASE_INTERVAL_S:
-            return Refuse(1)
-        elapsed_s = max(0.1, now_s - window * WINDOW_S)
-        rest_s = WINDOW_S - elapsed_s
-        block_s = rest_s if rest_s <= LAST_BLOCK_S else BLOCK_S
-        wanted = max(MIN_BLOCK, math.ceil(BLOCK_RESERVE * block_s * self.requested / elapsed_s))
-        self.last_lease_s = now_s
-        return Lease(window, min(wanted, room), capacity)
+        self.leases += 1
+        return Lease(window, min(self._block(now_s - window * WINDOW_S), room), leasable)
+
+    def _block(self, elapsed_s: float) -> int:
+        """Return the tokens for the rest of the window at the present rate, but at most half as many again."""
+        growth = self.requested * 3 // 2
+        rest_of_window = math.ceil(RESERVE * self.requested * (WINDOW_S - elapsed_s) / max(0.1, elapsed_s))
+        return max(MIN_BLOCK, min(growth, rest_of_window))
 
     def on_lease(self, lease: Lease, result: Literal["granted", "refused"], leased_by_all: int) -> None:
         """Record the answer of the row, and the tokens that it has leased in this window."""

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 
 from vigil_core.domain.timestamps import from_text, to_text
 
+MAX_CORRELATION_BYTES = 512
 LISTING_PARTITIONS = 4
 DUE_PARTITIONS = 4
 DELIVERY_PARTITIONS = 4
@@ -564,8 +565,13 @@ def listing(namespace: str, list_name: ListName, created_at: datetime, entity_id
 
 
 def correlation_partition(namespace: str, correlation_id: str, partition: int) -> str:
-    """Return one partition of index `correlation`: jobs of a correlation id, sorted like those of index `listing`."""
-    return f"{namespace}#correlation#{partition}#{correlation_id}"
+    """Return one partition of index `correlation`: jobs of a correlation id, sorted like those of index `listing`.
+
+    A long correlation id is represented by its hash, because DynamoDB limits the size of a key.
+    """
+    content = correlation_id.encode()
+    name = correlation_id if len(content) <= MAX_CORRELATION_BYTES else hashlib.sha256(content).hexdigest()
+    return f"{namespace}#correlation#{partition}#{name}"
 
 
 def correlation(namespace: str, correlation_id: str, job_id: str) -> str:

@@ -152,7 +152,7 @@ class RequestRateStore:
             self._buckets.clear()
         bucket, now_s = self._buckets.setdefault(namespace, TokenBucket()), self._now().timestamp()
         decision = bucket.request(now_s, rate, self._concurrency)
-        if isinstance(decision, Lease):
+        while isinstance(decision, Lease):
             self._lease(namespace, bucket, decision)
             decision = bucket.request(now_s, rate, self._concurrency)
         return decision.retry_after_s if isinstance(decision, Refuse) else None
