@@ -125,7 +125,9 @@ def loads(text: str) -> Any:
         mark = error.problem_mark
         location = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         raise ValueError(f"it is not YAML: {error.problem}{location}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {' '.join(str(error).split())}") from error
     require_rules(value)
     return value

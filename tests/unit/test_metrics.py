@@ -41,6 +41,6 @@ def test_cloudwatch_alarms_use_existing_metrics() -> None:
     }
     own = [each for each in alarms.values() if each["Namespace"] == "Vigil"]
     assert own
-    assert {each["MetricName"] for each in own} <= set(METRIC_BY_EVENT_TYPE.values())
+    assert {each["MetricName"] for each in own} <= {*METRIC_BY_EVENT_TYPE.values(), "DeadLetters"}
     assert all({"Name": "service", "Value": "vigil"} in each["Dimensions"] for each in own)
     assert all("AlarmActions" in each for each in alarms.values())

@@ -142,7 +142,7 @@ class TestClaims:
             patch.setattr(world.ctx.job_queues, "ready", lambda *_: hints)
             for number in range(8):
                 assert claim(world, claim_id=f"c{number}")
-                first, other = world.ctx.job_queues.candidates(NAMESPACE, QUEUE, f"c{number}#0") or ()
+                first, other = world.ctx.job_queues.candidates(NAMESPACE, QUEUE, f"{KEY}#c{number}#0") or ()
                 assert first == ids[0]
                 others.add(other)
         assert len(others) > 3

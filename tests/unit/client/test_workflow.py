@@ -174,7 +174,7 @@ def alias_bomb(first: str, doubled: str) -> str:
         ("a: b\n---\nc: d\n", "not YAML"),
         ("name: \x07", "not YAML"),
         ("[" * 5000, "nested too deeply"),
-        ("a: " + "{a: " * 5000, "not YAML"),
+        ("a: " + "{a: " * 5000, "nested too deeply"),
     ],
 )
 def test_invalid_definition_text_raises(text: str, says: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vigil_core.domain.exact_json import dumps
 from vigil_core.gateways.sqs import NotSent, SqsQueues
 
 
@@ -67,10 +68,19 @@ def test_message_refused_repeatedly_raises() -> None:
 
 def test_sweeper_message_is_sent_with_its_delay() -> None:
     sqs = Sqs()
-    queues(sqs).send_to_sweeper("m", 900)
-    assert sqs.delayed == [{"QueueUrl": "sweeper", "MessageBody": "m", "DelaySeconds": 900}]
+    for body in ('{"kind":"timer"}', '{"namespace":"demo"}'):
+        queues(sqs).send_to_sweeper(body, 900)
+    assert sqs.delayed == [
+        {"QueueUrl": "sweeper", "MessageBody": '{"kind":"timer"}', "DelaySeconds": 900},
+        {
+            "QueueUrl": "sweeper",
+            "MessageBody": '{"namespace":"demo"}',
+            "DelaySeconds": 900,
+            "MessageGroupId": "demo",
+        },
+    ]
     with pytest.raises(NotSent):
-        queues(sqs, sweeper_url=None).send_to_sweeper("m", 1)
+        queues(sqs, sweeper_url=None).send_to_sweeper("{}", 1)
 
 
 def test_empty_send_creates_no_client() -> None:
@@ -80,13 +90,13 @@ def test_empty_send_creates_no_client() -> None:
     SqsQueues(no_client, fan_out_url="fan-out", sweeper_url=None).send_fan_out([])
 
 
-def test_webhook_deliveries_are_sent_without_group() -> None:
-    sqs = Sqs(refused={"b3": 1})
-    SqsQueues(lambda: sqs, fan_out_url=None, sweeper_url=None, webhooks_url="fan-out").send_deliveries(  # type: ignore[arg-type, return-value]
-        [f"b{number}" for number in range(12)]
-    )
+def test_webhook_deliveries_are_sent_in_the_group_of_their_namespace() -> None:
+    bodies = [dumps({"namespace": f"n{number}"}) for number in range(12)]
+    sqs = Sqs(refused={bodies[3]: 1})
+    SqsQueues(lambda: sqs, fan_out_url=None, sweeper_url=None, webhooks_url="fan-out").send_deliveries(bodies)  # type: ignore[arg-type, return-value]
     assert [len(batch) for batch in sqs.batches] == [10, 1, 2]
-    assert sorted(sqs.taken) == sorted(f"b{number}" for number in range(12))
-    assert not any("MessageGroupId" in entry for batch in sqs.batches for entry in batch)
+    assert sorted(sqs.taken) == sorted(bodies)
+    groups = {entry["MessageBody"]: entry["MessageGroupId"] for batch in sqs.batches for entry in batch}
+    assert groups == {body: f"n{number}" for number, body in enumerate(bodies)}
     with pytest.raises(NotSent):
-        queues(Sqs()).send_deliveries(["b"])
+        queues(Sqs()).send_deliveries(["{}"])
