@@ -76,7 +76,9 @@ class PlannedSimulation(SimulatedRun):
     def _finish_losers(self) -> None:
         """Let the losers of races stop, which the run does not wait for."""
         while any(not job.ended for job in self.all().values()):
-            self.world.time, _, do = min(self._due(), key=lambda what: what[:2])
+            todo = self._due()
+            assert todo, f"the run has ended, but its jobs have not: {self.world.statuses(self.run_id)}"
+            self.world.time, _, do = min(todo, key=lambda what: what[:2])
             do()
             self.run_until_idle()
 
