@@ -78,7 +78,7 @@ def test_retried_job_has_the_same_id_and_a_second_attempt(client: Client) -> Non
     job_id = client.running()
     failed = client.fail(job_id, "OUT_OF_DISK")
     assert (failed["status"], failed["job_stage"], failed["job_health"]) == ("failed", "incomplete", "failed")
-    assert failed["error"] == {"code": "OUT_OF_DISK", "message": "it broke"}
+    assert failed["error"] == {"code": "OUT_OF_DISK", "message": "it broke", "type": None, "traceback": None}
     again = client.post(f"/v1/jobs/{job_id}/retry")
     assert (again["status"], again["job_stage"], again["attempt"], again["error"]) == ("pending", "submit", 2, None)
 
