@@ -177,15 +177,15 @@ class TestHttp:
         assert (job["status"], job["attempt"], job["error"]["code"]) == ("completed", 2, "TARGET_UNREACHABLE"), job
         assert (job["job_health"], job["result"]) == ("fallback", {"rows": 0})
 
-    def test_private_addresses_fail_the_job_without_a_request(
+    def test_private_addresses_are_refused_as_targets_without_a_request(
         self, client: Client, target: HttpTarget, stack: Stack
     ) -> None:
         refused = ["https://169.254.169.254/latest/meta-data", stack.endpoint_url.replace("127.0.0.1", "localhost")]
         refused += [target.url.replace("127.0.0.1", name) for name in ("localhost", "127.1", "0.0.0.0", "[::1]")]
         for number, url in enumerate(refused):
-            define(client, f"guarded{number}", "http", {"url": f"{url}/", "method": "GET"})
-            job = client.post("/v1/jobs", {"job_type": f"guarded{number}"}, prefer="wait=20")
-            assert (job["status"], job["error"]["code"]) == ("failed", "TARGET_REFUSED"), url
+            body = {"executor": "http", "target": {"url": f"{url}/", "method": "GET"}}
+            refusal = body_of(client.call("PUT", f"/v1/job-types/guarded{number}", body), 422)
+            assert [each["pointer"] for each in refusal["errors"]] == ["/target/url"], url
         assert target.recorded == []
 
     def test_paused_queue_dispatches_http_jobs_only_after_resume(self, client: Client, target: HttpTarget) -> None:
@@ -268,8 +268,12 @@ class TestLambda:
         assert not answer.get("FunctionError")
         assert client.get(f"/v1/jobs/{job['job_id']}") == job
 
-    @pytest.mark.parametrize("function", ["{stack}-task-nobody", "{stack}-admin"])
-    def test_function_outside_the_allowed_prefix_is_refused(self, client: Client, stack: Stack, function: str) -> None:
-        define(client, "trespass", "lambda", {"function": function.format(stack=stack.stack_name)})
+    def test_function_of_vigil_is_refused_as_a_target(self, client: Client, stack: Stack) -> None:
+        body = {"executor": "lambda", "target": {"function": f"{stack.stack_name}-admin"}}
+        refusal = body_of(client.call("PUT", "/v1/job-types/trespass", body), 422)
+        assert [each["pointer"] for each in refusal["errors"]] == ["/target/function"]
+
+    def test_function_that_does_not_exist_fails_the_job(self, client: Client, stack: Stack) -> None:
+        define(client, "trespass", "lambda", {"function": f"{stack.stack_name}-task-nobody"})
         job = client.post("/v1/jobs", {"job_type": "trespass", "retry": {}}, prefer="wait=25")
         assert (job["status"], job["error"]["code"]) == ("failed", "FUNCTION_NOT_INVOCABLE"), job
