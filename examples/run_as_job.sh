@@ -23,19 +23,18 @@ echo "$job" >&2
 call POST "/v1/jobs/$job/start" '{}' >/dev/null
 call PATCH "/v1/jobs/$job" "{\"job_stage\": \"running\", \"fields\": {\"host\": \"$(uname -n)\"}}" >/dev/null
 
+( # Send heartbeats, and end this script as SIGTERM does if a client cancels the job.
+  exec >/dev/null 2>&1
+  while sleep 20 && kill -0 $$; do
+    case $(call POST "/v1/jobs/$job/heartbeat" '{}') in
+    *'"cancel_requested":true'*) kill -TERM $$ ;;
+    esac
+  done
+) &
+heartbeats=$!
 "$@" <&0 &
 command=$!
 trap 'kill -TERM "$command" 2>/dev/null || true' TERM INT HUP
-
-heartbeats() { # End the command if a client cancels the job.
-  while sleep 20; do
-    case $(call POST "/v1/jobs/$job/heartbeat" '{}' 2>/dev/null) in
-    *'"cancel_requested":true'*) kill -TERM "$command" ;;
-    esac
-  done
-}
-heartbeats >/dev/null 2>&1 &
-heartbeats=$!
 
 code=0
 wait "$command" || code=$?

@@ -71,9 +71,19 @@ ALLOWED = {
     "websocket": {"read a row", "write a row", "send a page"},
     "http_executor": {"read a row", "write a row", "read a secret for targets"},
     "supervisor": {"read a row", "write a row", "send a page", "start a supervisor"},
-    "notifier": {"read a row", "write a row", "list dead letters"},
+    "notifier": {"read a row", "write a row", "list dead letters", "send a page"},
     "webhooks": {"read a row", "write a row"},
-    "admin": {"read a row", "write a row", "list dead letters", "run the matcher", "send a page", "see what is due"},
+    "admin": {
+        *(
+            "read a row",
+            "write a row",
+            "scan",
+            "list dead letters",
+            "run the matcher",
+            "send a page",
+            "see what is due",
+        ),
+    },
 }
 
 
