@@ -138,6 +138,7 @@ def test_every_route_responds_from_containers(client: Client, local_api: str, st
     assert client.get(f"/v1/jobs/{first}/result")["result"] == {"rows": 3}
     assert len(client.get(f"/v1/jobs/{first}/events")["events"]) == 4
     assert client.get(f"/v1/jobs/{first}/dependencies")["depends_on"] == []
+    assert client.get(f"/v1/jobs/{first}/dependencies/results")["dependencies"] == {}
     # The matcher does not run in a container: it serves the emulator's stream, and the long poll sees its result.
     assert client.ended(waiting)["waited_jobs"] == {first: {"job_stage": "complete"}}
     assert client.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "met"
@@ -161,6 +162,7 @@ def test_every_route_responds_from_containers(client: Client, local_api: str, st
     assert client.post(f"/v1/jobs/{handed_out}/heartbeat", lease)["status"] == "running"
     assert client.post(f"/v1/jobs/{handed_out}/release", lease)["status"] == "pending"
     assert client.get("/v1/queues/images")["queue"] == "images"
+    assert client.get("/v1/usage")["limits"]
     assert {"queue": "images", "paused": False} in client.get("/v1/queues")["queues"]
     body_of(client.call("DELETE", "/v1/job-types/thumbnail"), 204)
     hook = {"url": "https://hooks.example.com/", "events": ["vigil.job.failed"]}
