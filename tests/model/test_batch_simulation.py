@@ -58,9 +58,19 @@ class BatchSimulation(CrashingWorld):
             self.ids.append(job_id)
 
     def items(self, batch: Job) -> list[Job | None]:
-        """Return the number of the current or last attempt; None when the item does not exist."""
-        ids = [item_id(batch.job_id, batch.attempt, index) for index in range(batch.batch.size or 0)]
-        return [self.world.ctx.jobs.find(NAMESPACE, job_id) for job_id in ids]
+        """Return the item of each index; None when it does not exist."""
+        return [self._item(batch, index) for index in range(batch.batch.size or 0)]
+
+    def _item(self, batch: Job, index: int) -> Job | None:
+        """Return the item of the current attempt, or the one that an earlier attempt has completed."""
+
+        def item_of(attempt: int) -> Job | None:
+            return self.world.ctx.jobs.find(NAMESPACE, item_id(batch.job_id, attempt, index))
+
+        if current := item_of(batch.attempt):
+            return current
+        earlier = map(item_of, range(batch.attempt - 1, batch.batch.kept_since - 1, -1))
+        return next((item for item in earlier if item and item.status == "completed"), None)
 
     def open_items(self) -> list[Job]:
         return [item for job_id in self.ids for item in self.items(self.stored(job_id)) if item and not item.ended]
