@@ -29,12 +29,15 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(autouse=True)
-def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Otherwise the fault is hidden by the other actions.
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
-    with mock_aws():
-        create_table()
-        yield
+def table() -> Iterator[None]:
+    # Otherwise the fault is hidden by the other actions. `disable` also clears the levels that the loggers have cached.
+    logging.disable(logging.CRITICAL)
+    try:
+        with mock_aws():
+            create_table()
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def simulate_as_planned(plan: Plan) -> None:
