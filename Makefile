@@ -47,7 +47,7 @@ demo: venv ## Start a local cloud and show clients that wait for jobs
 
 .PHONY: test
 test: venv ## Run the fast tests: all without a stack, a few simulations, about one stack test per capability
-	@$(PYTEST) $(SPREAD) -m "smoke or not (docker or e2e or fault)"
+	@$(PYTEST) $(SPREAD) -m "smoke or not (docker or e2e or fault or thorough)"
 
 ##@ Setup
 
@@ -123,6 +123,7 @@ test-all: test test-rest ## Run every test that needs neither Docker nor AWS, ex
 test-rest: venv ## Run what `test-all` adds to `test`
 	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py \
 		tests/contract/test_hostile_scalars.py
+	@$(PYTEST) $(SPREAD) -m thorough
 	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or alone or smoke)"
 	@$(PYTEST) -m "alone and not slow" tests/e2e
 

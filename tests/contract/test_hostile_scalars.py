@@ -47,7 +47,7 @@ from vigil_core.services.operations import doctor
 from vigil_core.services.page_tokens import PageTokens
 from vigil_core.store.signing_keys import SigningKeyStore
 
-pytestmark = [pytest.mark.generated, pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.generated, pytest.mark.timeout(1_200), pytest.mark.thorough]
 THOROUGH = "VIGIL_THOROUGH" in os.environ
 """Whether to send every scalar at every position: `make test-all` does. Otherwise each position gets some of them."""
 NUMBERS_PER_POSITION, TEXTS_PER_POSITION = (len(HOSTILE_NUMBERS), len(HOSTILE_TEXTS)) if THOROUGH else (1, 2)

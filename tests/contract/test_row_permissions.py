@@ -35,6 +35,8 @@ from vigil_core.services.background import sweeper
 from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable, Put
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMER_ARNS = {
     "TIMER_ROLE": "arn:aws:iam::123456789012:role/timer",

@@ -16,7 +16,7 @@ from benchmarks.runs import RunLife
 
 FEW, MANY = 10, 40
 # The first test simulates the runs for all tests, which takes minutes on a busy machine.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.thorough]
 
 
 class RunCosts(NamedTuple):

@@ -23,6 +23,8 @@ from vigil_core.store import keys
 from vigil_core.store.table import DynamoTable
 from vigil_core.store.waits import waits
 
+pytestmark = pytest.mark.thorough
+
 # The sizes of the largest rows, as `docs/data_model.md` states them.
 JOB_BYTES = 1024
 OPEN_WAIT_BYTES = 3 * 1024

@@ -24,6 +24,8 @@ from vigil_core.store import keys
 from vigil_core.store.due_index import DueItem
 from vigil_core.store.table import DynamoTable
 
+pytestmark = pytest.mark.thorough
+
 HOSTILE, HONEST = "a-hostile", "z-honest"
 """The hostile namespace comes first in every order by name."""
 
