@@ -138,7 +138,7 @@ def test_every_route_responds_from_containers(client: Client, local_api: str, st
     assert client.get(f"/v1/jobs/{first}/result")["result"] == {"rows": 3}
     assert len(client.get(f"/v1/jobs/{first}/events")["events"]) == 4
     assert client.get(f"/v1/jobs/{first}/dependencies")["depends_on"] == []
-    assert client.get(f"/v1/jobs/{first}/dependencies/results")["dependencies"] == {}
+    assert client.get(f"/v1/jobs/{first}/dependencies/results")["dependencies"] == []
     # The matcher does not run in a container: it serves the emulator's stream, and the long poll sees its result.
     assert client.ended(waiting)["waited_jobs"] == {first: {"job_stage": "complete"}}
     assert client.get(f"/v1/waits/{waiting['wait_id']}")["status"] == "met"
