@@ -13,7 +13,8 @@ from tests.support.world import NAMESPACE, World
 from vigil_core import wiring
 from vigil_core.domain.limits import default_limit, max_long_polls
 from vigil_core.services.long_poll import SLOT_MARGIN, SlotRequest, long_poll
-from vigil_core.store.limits import LongPollSlot, LongPollStore
+from vigil_core.store.limits import LongPollStore
+from vigil_core.store.slot_rows import Slot
 from vigil_core.store.table import DynamoTable
 
 HOLD = {"prefer": "wait=5"}
@@ -23,7 +24,7 @@ def store_of(table: DynamoTable, concurrency: int, seed: int = 1) -> LongPollSto
     return LongPollStore(table=table, concurrency=concurrency, choose=Random(seed).randrange)
 
 
-def acquire(store: LongPollStore, world: World, namespace: str, seconds: float = 25) -> LongPollSlot | None:
+def acquire(store: LongPollStore, world: World, namespace: str, seconds: float = 25) -> Slot | None:
     limit = default_limit("long_polls", store.concurrency)
     return store.acquire(namespace, limit, until=world.time + timedelta(seconds=seconds), now=world.time)
 
@@ -68,7 +69,7 @@ def test_any_order_of_requests_and_crashes_keeps_the_limits(world: World, table:
     random = Random(seed)
     concurrency = random.choice([4, 10, 12, 40])
     store = store_of(table, concurrency, seed)
-    open_slots: list[tuple[str, Any, LongPollSlot]] = []
+    open_slots: list[tuple[str, Any, Slot]] = []
     for _ in range(40):
         open_slots = [entry for entry in open_slots if entry[1] >= world.time]
         action = random.random()

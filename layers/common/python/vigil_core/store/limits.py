@@ -8,47 +8,30 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Self
 from zlib import crc32
 
-from vigil_core.domain.limits import (
-    max_long_polls,
-)
-from vigil_core.domain.timestamps import to_epoch_s
+from vigil_core.domain.limits import max_long_polls
 from vigil_core.domain.token_bucket import WINDOW_S, Lease, Refuse, TokenBucket
 from vigil_core.store import keys
 from vigil_core.store.counters import CounterStore
 from vigil_core.store.namespaces import NamespaceStore
+from vigil_core.store.slot_rows import SLOTS_PER_ROW, Slot, acquire_slot, free_slots, owners, release_slot
 from vigil_core.store.table import ConditionFailed, Row, Table, Update, WriteCondition
 
 MAX_REMEMBERED_QUEUES = 10_000
 MAX_BUCKETS = 1_000
 REQUEST_WINDOW_TTL_S = 60
-SLOTS_PER_ROW = 32
-"""As many slots as fit into one write unit."""
-_SLOT_TTL = timedelta(days=1)
 _MAX_ROWS_TRIED = 3
-_MS_DIGITS = 13
-
-
-@dataclass(frozen=True, kw_only=True)
-class LongPollSlot:
-    """The right of one request to wait, until the time in `value`."""
-
-    key: keys.Key
-    attribute: str
-    value: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongPollStore:
     """The slots of long polls. All namespaces share them, and each may have a part of them.
 
-    A row has up to 32 slots. The value of a slot is the end of its long poll, the hash of its namespace, and a nonce. A
-    slot whose end has passed is free, so a crashed process frees its slot by doing nothing.
-
-    The slots are spread over rows, and a namespace may have the same part of each row. So one row decides alone.
+    The owner of a slot is the hash of its namespace, and a nonce. The slots are spread over rows, and a namespace may
+    have the same part of each row. So one row decides alone.
     """
 
     table: Table
@@ -56,7 +39,7 @@ class LongPollStore:
     choose: Callable[[int], int] = field(default=random.randrange)
     """Returns a random number from 0 up to its argument."""
 
-    def acquire(self, namespace: str, limit: int, *, until: datetime, now: datetime) -> LongPollSlot | None:
+    def acquire(self, namespace: str, limit: int, *, until: datetime, now: datetime) -> Slot | None:
         """Acquire a slot for a request, or return None if the namespace or the stack has no free one.
 
         1. Read a row. If the namespace has its part of the slots, or no slot is free, there is no slot in this row.
@@ -82,15 +65,9 @@ class LongPollStore:
                 return slot
         return None
 
-    def release(self, slot: LongPollSlot) -> None:
+    def release(self, slot: Slot) -> None:
         """Free a slot, unless another request has acquired it after its end."""
-        unchanged = WriteCondition(expression="#slot = :value", values={":value": slot.value})
-        try:
-            self.table.update(
-                Update(key=slot.key, expression="REMOVE #slot", names={"#slot": slot.attribute}, condition=unchanged)
-            )
-        except ConditionFailed:
-            return
+        release_slot(self.table, slot)
 
     def used(self, namespace: str, now: datetime) -> int:
         """Count the slots of a namespace."""
@@ -100,32 +77,16 @@ class LongPollStore:
 
     def _acquire_in(
         self, key: keys.Key, slots: int, share: int, namespace: str, until: datetime, now: datetime
-    ) -> LongPollSlot | None:
+    ) -> Slot | None:
         row = self.table.get(key) or {}
         for _ in range(2):
-            free = [name for name in map(_slot_name, range(slots)) if not _is_used(row.get(name), now)]
+            free = free_slots(row, slots, now)
             if not free or _count(row, namespace, now) >= share:
                 return None
-            name = free[self.choose(len(free))]
-            value = f"{_ms(until)}{_tag(namespace)}{self.choose(10_000):04}"
-            is_free = WriteCondition(
-                expression="attribute_not_exists(#slot) OR #slot < :now", values={":now": _ms(now)}
-            )
-            slot = LongPollSlot(key=key, attribute=name, value=value)
+            name, owner = free[self.choose(len(free))], f"{_tag(namespace)}{self.choose(10_000):04}"
             try:
-                row = self.table.update(
-                    Update(
-                        key=key,
-                        expression="SET #slot = :value, entity = :entity, schema_version = :one, #ttl = :ttl",
-                        names={"#slot": name, "#ttl": "ttl"},
-                        values={
-                            ":value": value,
-                            ":entity": "long_poll_slots",
-                            ":one": 1,
-                            ":ttl": to_epoch_s(until + _SLOT_TTL),
-                        },
-                        condition=is_free,
-                    )
+                slot, row = acquire_slot(
+                    self.table, key, name, entity="long_poll_slots", owner=owner, until=until, now=now
                 )
             except ConditionFailed as error:
                 row = error.old or {}
@@ -223,23 +184,9 @@ class LimitStores:
         self.known_queues.setdefault(namespace, set()).update(names)
 
 
-def _slot_name(number: int) -> str:
-    return f"s{number}"
-
-
-def _is_used(value: str | None, now: datetime) -> bool:
-    return value is not None and value[:_MS_DIGITS] >= _ms(now)
-
-
 def _count(row: Row, namespace: str, now: datetime) -> int:
     """Count the slots of a namespace in a row."""
-    tag = _tag(namespace)
-    values = (row.get(_slot_name(number)) for number in range(SLOTS_PER_ROW))
-    return sum(_is_used(value, now) and str(value)[_MS_DIGITS : _MS_DIGITS + len(tag)] == tag for value in values)
-
-
-def _ms(at: datetime) -> str:
-    return f"{int(at.timestamp() * 1000):0{_MS_DIGITS}}"
+    return sum(owner.startswith(_tag(namespace)) for owner in owners(row, now))
 
 
 def _tag(namespace: str) -> str:

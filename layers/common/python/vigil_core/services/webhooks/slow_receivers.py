@@ -15,7 +15,7 @@ from typing import Protocol
 
 from vigil_core.services.context import UsesClock, UsesIds, UsesWorkSlots
 from vigil_core.services.fair_shares import WEBHOOK_INVOCATIONS_PER_NAMESPACE
-from vigil_core.store.work_slots import WorkSlot
+from vigil_core.store.slot_rows import Slot
 
 SLOW_AFTER_S = 0.25
 MAX_KNOWN_RECEIVERS = 1_000
@@ -62,7 +62,7 @@ class InvocationSlots:
         self._known = known or KnownReceivers()
         self._owner = ctx.new_id()
         self._lock = threading.Lock()
-        self._slots: dict[str, WorkSlot | None] = {}
+        self._slots: dict[str, Slot | None] = {}
 
     def is_known_as_slow(self, receiver: Receiver) -> bool:
         """Return whether the receiver was slow for this process a short time ago."""
