@@ -1,4 +1,4 @@
-"""Rows of slots. A slot is the right to do one thing that takes long, such as a long poll or a call of an executor.
+"""Rows of slots: rights to do one thing that takes long, such as a long poll or a call.
 
 A row has up to 32 slots in one write unit. The value of a slot is the end of its work and the name of its owner. A slot
 whose end has passed is free, so a crashed process frees its slot by doing nothing. One write acquires a slot and one
