@@ -10,12 +10,14 @@ from unittest import mock
 import pytest
 
 from tests.support.world import KEY, NAMESPACE, World
+from vigil_core.domain.errors import StoreConflict
 from vigil_core.services.jobs import transitions
 from vigil_core.services.limits.admission import reserve_jobs
 from vigil_core.services.limits.counting import count_ends
 from vigil_core.services.limits.recount import recount
 from vigil_core.services.waits import resolve as resolve_wait
 from vigil_core.store import keys
+from vigil_core.store.counters import CounterStore
 from vigil_core.store.stream import StreamRecord
 from vigil_core.store.table import DynamoTable
 
@@ -197,3 +199,17 @@ def test_batch_counts_for_its_items_until_it_starts(world: World, table: DynamoT
     change = {"old": before, "new": table.get(keys.job(NAMESPACE, batch_id))}
     count_ends(world.ctx, [Record(sequence_number="1", change=change)], {})
     assert counters.read(NAMESPACE).jobs == 0
+
+
+def test_failed_counter_write_after_a_creation_does_not_fail_the_request(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreConflict("throttled")
+
+    monkeypatch.setattr(CounterStore, "add", refuse)
+    with reserve_jobs(world.ctx, NAMESPACE, 1):
+        job_id = world.job()
+    assert world.ctx.jobs.find(NAMESPACE, job_id)
+    with pytest.raises(ZeroDivisionError), reserve_jobs(world.ctx, NAMESPACE, 1):
+        _ = 1 / 0

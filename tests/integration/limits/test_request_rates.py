@@ -11,6 +11,7 @@ from tests.support.world import NAMESPACE, World
 from vigil_core import wiring
 from vigil_core.domain.access import Access, Scope
 from vigil_core.domain.token_bucket import WINDOW_S
+from vigil_core.runtime.logging import logger
 from vigil_core.services.events.subscriptions import Peer, receive
 from vigil_core.store import keys
 from vigil_core.store.limits import RequestRateStore
@@ -19,13 +20,18 @@ from vigil_core.store.table import DynamoTable
 RATE = 2
 
 
-def test_flood_of_requests_gets_429_with_the_name_of_the_limit(client: Client) -> None:
+def test_flood_of_requests_gets_429_with_the_name_of_the_limit(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger.name)
     wiring.context().limits.namespaces.set_limit(client.namespace, "requests_per_second", RATE)
     replies = [client.get("/v1/usage") for _ in range(12 * RATE * WINDOW_S)]
     refused = [reply for reply in replies if reply.status == 429]
     assert refused
     problem = refused[-1].problem(429, "LIMIT_EXCEEDED")
     assert problem["limit"] == "requests_per_second"
+    line = vars(caplog.records[-1])
+    assert (line["namespace"], line["error"], line["limit"]) == (client.namespace, problem["error"], problem["limit"])
     assert 1 <= int(refused[-1].headers["retry-after"]) <= WINDOW_S
     assert Client(namespace="other").get("/v1/usage").status == 200
 

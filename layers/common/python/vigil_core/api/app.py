@@ -89,7 +89,10 @@ class HttpApi:
         now = self._services.context.now()
         client_error = to_client_error(error)
         problem = problem_document(client_error, path=request.path, request_id=request.request_id, now=now)
-        self._resolver.context["log_fields"]["error"] = problem.error
+        log_fields: dict[str, Any] = self._resolver.context["log_fields"]
+        log_fields["error"] = problem.error
+        if problem.limit:
+            log_fields["limit"] = problem.limit
         return _build_response(
             problem.status, CONTENT_TYPE, dumps(problem.to_json()), retry_after_headers(client_error, now)
         )

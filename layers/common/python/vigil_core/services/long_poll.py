@@ -7,11 +7,12 @@ half of the concurrency, and one namespace for a quarter. A request without a sl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import UsesClock, UsesLimits
 
 
@@ -92,6 +93,8 @@ def _slot_until(ctx: LongPollContext, request: SlotRequest | None, until: dateti
     try:
         yield until
     finally:
-        # The answer of the request is worth more than the slot, which becomes free by itself.
-        with suppress(Exception):
+        try:
             ctx.limits.long_polls.release(slot)
+        except Exception:
+            # The answer of the request is worth more than the slot, which becomes free by itself.
+            logger.exception("slot is not freed", extra={"action": "release_long_poll", "namespace": request.namespace})

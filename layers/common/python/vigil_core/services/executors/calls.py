@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from vigil_core.domain.jobs.job import Job
+from vigil_core.runtime.logging import logger
+from vigil_core.runtime.tracing import ids_of
 from vigil_core.services.context import UsesClock, UsesLimits, UsesMessageQueues, UsesWorkSlots
 from vigil_core.services.fair_shares import fan_out_group
 from vigil_core.services.messages import DispatchWaiting
@@ -74,5 +75,8 @@ def release_call(ctx: ReleaseCallContext, before: Job, after: Job) -> None:
     """Free the slot of a job whose run has ended. If this fails, the slot becomes free by itself later."""
     has_ended = before.status == "running" and after.status != "running"
     if has_ended and before.executor in ("http", "lambda") and before.lease is not None:
-        with suppress(Exception):
+        try:
             ctx.work_slots.release_call(before.namespace, owner=call_owner(before.lease.token))
+        except Exception:
+            # The change of the job is written, and the slot becomes free by itself.
+            logger.exception("slot is not freed", extra={"action": "release_call", **ids_of(before)})

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from vigil_core.domain.errors import Forbidden, LimitExceeded
 from vigil_core.domain.limits import limit_error
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import UsesClock, UsesLimits
 from vigil_core.store.counters import Configuration, Counts
 
@@ -53,7 +54,8 @@ def reserve_jobs(ctx: AdmissionContext, namespace: str, amount: int) -> Iterator
     1. Each request adds its jobs to the counters, then reads the counters.
     2. Of two requests that together exceed the limit, the one that reads later sees both and gives its jobs back.
 
-    If the block fails, nothing stays counted. If the process crashes, the jobs stay counted until the recount.
+    If the block fails, nothing stays counted. If the process crashes, or a counter cannot be written after the block,
+    the counter is wrong until the recount. The answer of the request does not depend on it.
 
     Raises:
         LimitExceeded: The namespace has too many open jobs. Nothing was created.
@@ -64,18 +66,26 @@ def reserve_jobs(ctx: AdmissionContext, namespace: str, amount: int) -> Iterator
         raise limit_error("open_jobs", limit)
     if amount <= 1:
         yield reservation
-        counters.add(namespace, jobs=amount - reservation.unused)
+        _correct_counter(ctx, namespace, amount - reservation.unused)
         return
     counters.add(namespace, jobs=amount)
     if counters.read(namespace).jobs > limit:
-        counters.add(namespace, jobs=-amount)
+        _correct_counter(ctx, namespace, -amount)
         raise limit_error("open_jobs", limit)
     try:
         yield reservation
     except Exception:
-        counters.add(namespace, jobs=-amount)
+        _correct_counter(ctx, namespace, -amount)
         raise
-    counters.add(namespace, jobs=-reservation.unused)
+    _correct_counter(ctx, namespace, -reservation.unused)
+
+
+def _correct_counter(ctx: AdmissionContext, namespace: str, jobs: int) -> None:
+    """Count jobs after the request has created or refused them. If this fails, the recount does it."""
+    try:
+        ctx.limits.counters.add(namespace, jobs=jobs)
+    except Exception:
+        logger.exception("jobs are not counted", extra={"action": "count_jobs", "namespace": namespace, "jobs": jobs})
 
 
 def require_room_for_jobs(ctx: AdmissionContext, namespace: str) -> None:
