@@ -10,8 +10,9 @@ from typing import Any
 
 from vigil.local.emulator import NO_PROXY_OPENER
 from vigil.local.errors import LocalError
-from vigil.local.state_api import SNAPSHOT_PATH, STATE_PATH
 
+STATE_PATH = "/_vigil/state"
+SNAPSHOT_PATH = "/_vigil/snapshot"
 # Saving a state of some hundred megabytes takes tens of seconds.
 SNAPSHOT_TIMEOUT_S = 60
 

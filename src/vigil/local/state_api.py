@@ -10,11 +10,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from vigil.local.condition import SNAPSHOT_PATH, STATE_PATH
 from vigil.local.origin_guard import AsgiApp, Message, Receive, Send
 from vigil.local.state_store import StateStore
 
-STATE_PATH = "/_vigil/state"
-SNAPSHOT_PATH = "/_vigil/snapshot"
 _API_PREFIX = "/_aws/execute-api/"
 _READING_METHODS = {"GET", "HEAD", "OPTIONS"}
 

@@ -215,9 +215,7 @@ class StateStore:
         try:
             if self._journal is not None:
                 with self.lock:
-                    self._journal.retry()
-                    if entries := self._backend.collect():
-                        self._journal.append([round(time.time(), 3), entries])
+                    self._append_changes(self._journal)
                 self._journal.sync()
             self._backend.sync_files()
         except OSError as error:
@@ -226,6 +224,12 @@ class StateStore:
         if self._failure is not None:
             logger.warning("The state can be saved again.")
             self._failure = self._failed_at = None
+
+    def _append_changes(self, journal: Journal) -> None:
+        """Append what failed before, and the changes that no write recorded."""
+        journal.retry()
+        if entries := self._backend.collect():
+            journal.append([round(time.time(), 3), entries])
 
     # ---------------------------------------------------------------- Snapshots
 
@@ -246,9 +250,7 @@ class StateStore:
     def _write_snapshot(self, is_last: bool) -> None:
         with self.lock:
             assert self._journal is not None
-            self._journal.retry()
-            if entries := self._backend.collect():
-                self._journal.append([round(time.time(), 3), entries])
+            self._append_changes(self._journal)
             self._journal.sync()
             number, saved_at = self._number + 1, time.time()
             if is_last:
