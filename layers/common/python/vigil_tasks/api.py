@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
-from typing import Any
-from urllib.error import HTTPError, URLError
+from typing import Any, TypeVar
+from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from vigil_core.domain.exact_json import dumps
 from vigil_tasks.errors import UNREACHABLE, TaskError
+
+T = TypeVar("T")
 
 _KEY_TTL_S = 300.0
 _REQUEST_TIMEOUT_S = 10.0
@@ -34,21 +36,7 @@ class Api:
         Raises:
             TaskError: The API refused the request, or did not answer before the deadline.
         """
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return self._send(method, path, body)
-            except HTTPError as failure:
-                with failure:
-                    error = _parse_problem(failure.code, failure.read())
-                if not error.is_transient:
-                    raise error from None
-            except (URLError, OSError, HTTPException, ValueError) as failure:
-                error = TaskError(UNREACHABLE, f"Vigil cannot be reached: {type(failure).__name__}")
-            if time.monotonic() + pause_s >= deadline:
-                raise error
-            time.sleep(pause_s)
-            pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
+        return _retry(lambda: self._send(method, path, body), deadline)
 
     def payload(self, job_path: str, deadline: float) -> Any:
         """Read the payload of a job. A payload that is too large for an answer is read from its URL."""
@@ -71,18 +59,18 @@ class Api:
             query = urlencode({"page_size": 200, "page_token": page["next_page_token"]})
 
     def _download(self, url: str, deadline: float) -> Any:
-        """Read an object from its signed URL, which needs no key. Retry until `deadline` (monotonic time)."""
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                with urlopen(Request(url), timeout=_REQUEST_TIMEOUT_S) as response:
-                    return json.loads(response.read())
-            except (URLError, OSError, HTTPException, ValueError) as failure:
-                error = TaskError(UNREACHABLE, f"A large payload or result cannot be read: {type(failure).__name__}")
-            if time.monotonic() + pause_s >= deadline:
-                raise error
-            time.sleep(pause_s)
-            pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
+        """Read an object from its signed URL, which needs no key. Retry transient errors until `deadline`."""
+
+        def read() -> bytes:
+            with urlopen(Request(url), timeout=_REQUEST_TIMEOUT_S) as response:
+                content: bytes = response.read()
+                return content
+
+        content = _retry(read, deadline)
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise TaskError("NOT_UNDERSTOOD", "A large payload or result is not JSON") from None
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         request = Request(
@@ -121,6 +109,29 @@ class ApiKey:
         if name := os.environ.get("VIGIL_API_KEY_SECRET"):
             return boto3.client("secretsmanager").get_secret_value(SecretId=name)["SecretString"]
         raise TaskError("NO_KEY", "set VIGIL_API_KEY, VIGIL_API_KEY_PARAMETER or VIGIL_API_KEY_SECRET")
+
+
+def _retry(send: Callable[[], T], deadline: float) -> T:
+    """Send a request and return its answer. Retry transient errors until `deadline` (monotonic time).
+
+    Raises:
+        TaskError: The request was refused, or had no answer before the deadline.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return send()
+        except HTTPError as failure:
+            with failure:
+                error = _parse_problem(failure.code, failure.read())
+            if not error.is_transient:
+                raise error from None
+        except (OSError, HTTPException, ValueError) as failure:
+            error = TaskError(UNREACHABLE, f"Vigil cannot be reached: {type(failure).__name__}")
+        if time.monotonic() + pause_s >= deadline:
+            raise error
+        time.sleep(pause_s)
+        pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
 
 
 def _parse_problem(status: int, body: bytes) -> TaskError:
