@@ -46,7 +46,7 @@ demo: venv ## Start a local cloud and show clients that wait for jobs
 	@$(BIN)/vigil demo
 
 .PHONY: test
-test: venv ## Run the fast tests: all without a stack, a few simulations, about one stack test per capability
+test: venv ## Run the fast tests: all without a stack but the longest, a few simulations, about one stack test per capability
 	@$(PYTEST) $(SPREAD) -m "smoke or not (docker or e2e or fault or thorough)"
 
 ##@ Setup
@@ -105,7 +105,7 @@ down: venv ## Stop the local cloud and keep its state
 
 .PHONY: unit
 unit: venv ## Run the tests without a stack: unit, integration, contract, a few simulations
-	@$(PYTEST) $(SPREAD) -m "not (docker or e2e or fault)"
+	@$(PYTEST) $(SPREAD) -m "not (docker or e2e or fault or thorough)"
 
 .PHONY: e2e
 e2e: venv ## Run all tests of the local cloud
@@ -121,9 +121,8 @@ test-all: test test-rest ## Run every test that needs neither Docker nor AWS, ex
 
 .PHONY: test-rest
 test-rest: venv ## Run what `test-all` adds to `test`
-	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py \
-		tests/contract/test_hostile_scalars.py
-	@$(PYTEST) $(SPREAD) -m thorough
+	@$(SIMULATE) VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) tests/model tests/contract/test_schemathesis.py
+	@VIGIL_THOROUGH=1 $(PYTEST) $(SPREAD) -m thorough
 	@$(PYTEST) $(STACKS) -m "e2e and not (docker or slow or alone or smoke)"
 	@$(PYTEST) -m "alone and not slow" tests/e2e
 

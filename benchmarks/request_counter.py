@@ -111,9 +111,8 @@ class RequestCounter:
             case "Query":
                 # A filter or a projection would read more than it returns.
                 assert not {"FilterExpression", "ProjectionExpression"} & set(params), params
-                if (
-                    params.get("Select") == "COUNT"
-                ):  # The answer has no items: it is a read of configuration, not billed.
+                if params.get("Select") == "COUNT":
+                    # The answer has no items to measure. Configuration is counted so, when one of its kind is defined.
                     return 0
                 return read_units(sum(map(item_bytes, parsed.get("Items", []))), consistent=consistent)
             case "BatchGetItem":

@@ -55,4 +55,7 @@ def _print_limits(limits: list[dict[str, object]]) -> None:
     for shown in limits:
         value = f"{shown['limit']:,}" + (" *" if shown["overridden"] else "")
         table.add_row(str(shown["name"]), value, f"{shown['default']:,}", str(shown["unit"]), str(shown["counts"]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if any(shown["overridden"] for shown in limits):
+        console.print("* overridden. `vigil limit set NAMESPACE LIMIT default` restores the default.")

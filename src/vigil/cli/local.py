@@ -154,6 +154,10 @@ def status(root: Root = HERE, directory: Directory = None) -> None:
     for problem in health.problems:
         console.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
     if not health.is_healthy:
+        console.print(
+            "Read `vigil local logs`. `vigil local down` and `vigil local up --detach` restart it with its state.",
+            soft_wrap=True,
+        )
         raise typer.Exit(1)
 
 

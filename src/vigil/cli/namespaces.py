@@ -24,6 +24,8 @@ def suspend(namespace: NamespaceArgument, stack: StackOption = None) -> None:
     """
     response = AdminFunction.for_stack(stack).invoke("suspend_namespace", namespace=namespace)
     echo(f"{namespace} is suspended since {response['since']}; closed {response['disconnected']} WebSockets.")
+    if response["keys"] == 0:
+        echo(f"No API key belongs to {namespace}: check the name.", err=True)
 
 
 @app.command()
@@ -50,7 +52,9 @@ def delete(
     while cursor is not None:
         response = admin.invoke("delete_namespace", namespace=namespace, cursor=cursor or None)
         rows, objects, cursor = rows + response["rows"], objects + response["objects"], response["cursor"]
+        if cursor is not None:
+            echo(f"Removed {rows} rows and {objects} objects.")
         if response["wait_s"]:
-            echo(f"Removed {rows} rows and {objects} objects. Waiting for functions that may still write.")
+            echo("Waiting for functions that may still write.")
             time.sleep(min(MAX_PAUSE_S, response["wait_s"]))
     echo(f"{namespace} is deleted: {rows} rows and {objects} objects.")

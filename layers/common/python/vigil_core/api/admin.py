@@ -97,8 +97,8 @@ class Admin:
                 return self._list_limits(namespace)
             case "suspend_namespace":
                 namespace = require_namespace(*_require_fields(request, "namespace"))
-                settings, disconnected = namespaces.suspend(self._ctx, self._keys, namespace, self._disconnect)
-                return {**_namespace_json(settings), "disconnected": disconnected}
+                done = namespaces.suspend(self._ctx, self._keys, namespace, self._disconnect)
+                return {**_namespace_json(done.settings), "keys": done.keys, "disconnected": done.disconnected}
             case "resume_namespace":
                 namespace = require_namespace(*_require_fields(request, "namespace"))
                 return _namespace_json(namespaces.resume(self._ctx, namespace))

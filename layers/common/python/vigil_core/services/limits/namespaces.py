@@ -76,10 +76,19 @@ class Deletion:
     wait_s: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Suspension:
+    """A suspended namespace, with the number of its API keys and of the WebSockets that were closed."""
+
+    settings: NamespaceSettings
+    keys: int
+    disconnected: int
+
+
 def suspend(
     ctx: NamespacesContext, keys: UsesApiKeys, namespace: str, disconnect: Callable[[str, str], int]
-) -> tuple[NamespaceSettings, int]:
-    """Suspend a namespace and close its WebSockets. Return its settings and the number of closed WebSockets.
+) -> Suspension:
+    """Suspend a namespace and close its WebSockets. A namespace without keys may be a mistyped one.
 
     Raises:
         InvalidTransition: The namespace is being deleted.
@@ -88,7 +97,8 @@ def suspend(
     _refuse_deleting(settings)
     if settings.active:
         settings = ctx.limits.namespaces.set_state(namespace, NamespaceState.SUSPENDED)
-    return settings, _disconnect_all(keys, namespace, disconnect)
+    closed = _disconnect_all(keys, namespace, disconnect)
+    return Suspension(settings=settings, keys=len(closed), disconnected=sum(closed))
 
 
 def resume(ctx: NamespacesContext, namespace: str) -> NamespaceSettings:
@@ -147,11 +157,14 @@ def delete(
 
 def _refuse_deleting(settings: NamespaceSettings) -> None:
     if settings.state is NamespaceState.DELETING:
-        raise InvalidTransition(f"The namespace {settings.namespace} is being deleted")
+        raise InvalidTransition(
+            f"The namespace {settings.namespace} is being deleted. Complete it with `vigil namespace delete`"
+        )
 
 
-def _disconnect_all(keys: UsesApiKeys, namespace: str, disconnect: Callable[[str, str], int]) -> int:
-    return sum(disconnect(namespace, key.key_id) for key in keys.api_keys.find_all(namespace))
+def _disconnect_all(keys: UsesApiKeys, namespace: str, disconnect: Callable[[str, str], int]) -> list[int]:
+    """Close the WebSockets of a namespace, and return their number for each of its keys."""
+    return [disconnect(namespace, key.key_id) for key in keys.api_keys.find_all(namespace)]
 
 
 def _parse_cursor(cursor: object, now: datetime) -> tuple[datetime, dict[str, str] | None]:
