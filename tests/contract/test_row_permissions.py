@@ -67,6 +67,8 @@ class Recorder:
     @contextmanager
     def running(self, function: str) -> Iterator[None]:
         before, self.function = self.function, function
+        # In this process, an earlier function has filled the cache. In a process of its own, each function reads.
+        wiring.context().limits.namespaces._cache.clear()
         try:
             yield
         finally:
