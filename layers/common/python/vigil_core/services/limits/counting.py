@@ -24,21 +24,21 @@ class CountingContext(UsesLimits, Protocol):
 def count_ends(ctx: CountingContext, records: Sequence[StreamRecord], failed: Collection[str]) -> None:
     """Count the jobs and waits that ended, and the jobs that were reopened.
 
-    1. The stream delivers a batch again from its first failed record on. Only the records before that one count now,
-       so no record counts twice.
+    1. A failed record does not count now. It counts when it succeeds: a postponed record with its retry, and each
+       record of a batch that failed as a whole with the next delivery.
     2. If the process crashes between this write and its answer, the batch counts twice, until the recount.
     3. A record that cannot be read, or a write that fails, is not counted until the recount: a counter delays nothing.
 
     Args:
         ctx: The counters.
         records: The batch, in the order of the stream.
-        failed: The sequence numbers of the records that are delivered again.
+        failed: The sequence numbers of the records that failed.
     """
     jobs: Counter[str] = Counter()
     waits: dict[str, Counter[str]] = {}
     for record in records:
         if record.sequence_number in failed:
-            break
+            continue
         with suppress(Exception):  # The notifier has reported the error of an unreadable record.
             _count(record, jobs, waits)
     for namespace in sorted(jobs.keys() | waits.keys()):
