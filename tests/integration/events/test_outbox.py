@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 
 from tests.support.live import Live
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.exact_json import loads
+from vigil_core.domain.errors import StoreConflict
+from vigil_core.domain.events.event import Event
+from vigil_core.domain.exact_json import dumps, loads
 from vigil_core.services.background.fan_out import fan_out
 from vigil_core.services.events import outbox
 from vigil_core.store import keys
@@ -119,3 +122,60 @@ def test_closed_socket_is_removed_by_fan_out(live: Live, monkeypatch: pytest.Mon
     run_fan_out(live)
     subscribers: Any = live.ctx.connections.subscribers(NAMESPACE, "namespace")
     assert {subscriber.connection_id for subscriber in subscribers} == {"c2", "c3"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_messages_to_fan_out_stay_below_their_limit(seed: int) -> None:
+    """One event may have very many recipients, and one recipient very many events."""
+    chance = random.Random(seed)
+    events = [some_event(number, chance.randrange(1, 20_000)) for number in range(chance.choice([1, 5, 50]))]
+    subscriptions = [f"{number:0128}" for number in range(chance.choice([1, 30, 1_000]))]
+    by_connection = {
+        f"connection{number}": [
+            outbox.OutgoingEvent(record="r", position=position, subscription_id=subscription, event=event)
+            for position, event in enumerate(events)
+            for subscription in chance.sample(subscriptions, chance.randrange(len(subscriptions)) + 1)
+        ]
+        for number in range(chance.choice([1, 10]))
+    }
+    parts = list(outbox._parts(by_connection))
+    assert max(len(dumps([*part])) for part in parts) <= 256 * 1024
+    sent = [
+        (connection_id, subscription_id, envelopes[number]["id"])
+        for envelopes, recipients in cast("Any", parts)
+        for connection_id, subscription_id, numbers in recipients
+        for number in numbers
+    ]
+    expected = [
+        (connection_id, message.subscription_id, message.event.event_id)
+        for connection_id, messages in by_connection.items()
+        for message in messages
+    ]
+    assert sorted(sent) == sorted(expected)
+
+
+def some_event(number: int, size: int) -> Event:
+    return Event(
+        event_id=f"e{number}",
+        type="vigil.job.updated",
+        namespace=NAMESPACE,
+        subject="j",
+        time=datetime(2026, 1, 31, tzinfo=UTC),
+        data={"text": "x" * size},
+        topics=("job:j",),
+        audience="change",
+    )
+
+
+def test_unreadable_backlog_mark_delays_no_other_namespace(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The messages of the namespace go through `fan_out`, and the notification of the batch succeeds."""
+
+    def refuse(*_: object) -> bool:
+        raise StoreConflict("throttled")
+
+    monkeypatch.setattr(type(live.ctx.connections), "has_socket_backlog", refuse)
+    expected = end_job(live)
+    live.run_notifier()
+    assert event_ids(live, "c1") == []
+    run_fan_out(live)
+    assert event_ids(live, "c1") == expected

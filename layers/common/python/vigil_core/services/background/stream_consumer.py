@@ -114,7 +114,12 @@ def consume(
     ):
         report.dead_letters += 1
         return report
-    errors = process(records, is_retry=False)
+    try:
+        errors = process(records, is_retry=False)
+    except Exception:
+        if alone is not None:
+            _forget_attempts(ctx, consumer, alone)  # An exception does not end the process.
+        raise
     transient = {number: error for number, error in errors.items() if is_transient(error)}
     may_postpone = len(transient) < len(records) or alone is not None
     for record in records:

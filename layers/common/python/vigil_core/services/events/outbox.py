@@ -26,6 +26,7 @@ from vigil_core.domain.events.event import Event
 from vigil_core.domain.events.websocket_protocol import encode_server_message
 from vigil_core.domain.exact_json import JsonValue, dumps
 from vigil_core.runtime.failures import contain
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import UsesClock, UsesConnections, UsesIds, UsesMessageQueues, UsesThreads
 from vigil_core.services.events.sockets import Sockets, close_socket, send_messages
 from vigil_core.services.fair_shares import fan_out_group
@@ -97,9 +98,17 @@ class BatchSender:
     def tasks(self, outbox: Outbox) -> list[Callable[[], None]]:
         """Return one task for each connection. They may run in parallel, but not with those of another outbox."""
         namespaces = {namespace for namespace, _ in outbox}
-        for namespace in namespaces - self._has_backlog.keys():
-            self._has_backlog[namespace] = self.ctx.connections.has_socket_backlog(namespace, self.ctx.now())
+        self.ctx.in_parallel(self._read_backlog_mark, namespaces - self._has_backlog.keys())
         return [lambda connection=connection: self._send(connection, outbox[connection]) for connection in outbox]  # type: ignore[misc]
+
+    def _read_backlog_mark(self, namespace: str) -> None:
+        """Read whether earlier messages of a namespace are in `fan_out`. If that is unknown, later ones follow them."""
+        try:
+            self._has_backlog[namespace] = self.ctx.connections.has_socket_backlog(namespace, self.ctx.now())
+        except Exception:
+            fields = {"action": "notify", "namespace": namespace}
+            logger.exception("The backlog mark cannot be read; messages go to fan_out", extra=fields)
+            self._has_backlog[namespace] = True
 
     def send_deferred(self) -> None:
         """Send what exceeds the shares of the namespaces to `fan_out`."""
@@ -205,15 +214,19 @@ def _parts(
     size = 0
     for event_id in sorted(events, key=positions.__getitem__):
         envelope = events[event_id].envelope()
-        event_size = len(dumps(envelope).encode()) + 8 * len(recipients_of[event_id])
+        event_size = len(dumps(envelope).encode())
         if envelopes and size + event_size > MAX_MESSAGE_BYTES:
             yield envelopes, [[*recipient, own] for recipient, own in numbers.items()]
             envelopes, numbers, size = [], {}, 0
-        for recipient in recipients_of[event_id]:
-            size += 0 if recipient in numbers else sum(map(len, recipient)) + 16
-            numbers.setdefault(recipient, []).append(len(envelopes))
         envelopes.append(envelope)
         size += event_size
+        for recipient in recipients_of[event_id]:
+            recipient_size = 8 if recipient in numbers else 24 + sum(map(len, recipient))
+            if numbers and size + recipient_size > MAX_MESSAGE_BYTES:
+                yield envelopes, [[*each, own] for each, own in numbers.items()]
+                envelopes, numbers, size = [envelope], {}, event_size
+            numbers.setdefault(recipient, []).append(len(envelopes) - 1)
+            size += recipient_size
     yield envelopes, [[*recipient, own] for recipient, own in numbers.items()]
 
 
