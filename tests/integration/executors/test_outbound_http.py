@@ -414,3 +414,17 @@ class TestSlowRequestPolicy:
                 assert time.monotonic() - began < 0.45
             thread.join()
         assert len(questions) == 1
+
+    def test_error_of_the_policy_ends_the_request(self) -> None:
+        def decide() -> bool:
+            raise RuntimeError("throttled")
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+            policy = SlowRequestPolicy(slow_after_s=0.1, may_continue=decide)
+            began = time.monotonic()
+            with pytest.raises((RuntimeError, TargetUnreachable)):
+                OutboundHttpClient({"127.0.0.1"}).request(
+                    "GET", url, headers={}, body=None, timeout_s=5, max_response_bytes=100, slow_policy=policy
+                )
+            assert time.monotonic() - began < 4

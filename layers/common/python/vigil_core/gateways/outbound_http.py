@@ -241,7 +241,7 @@ def _enforce_deadline(sock: socket.socket, deadline: _Deadline) -> Iterator[None
         RequestInterrupted: The request was slow, and might not continue.
     """
     finished = threading.Event()
-    failures: list[TimeoutError | RequestInterrupted] = []
+    failures: list[Exception] = []
     # TLS takes over the socket; its duplicate still refers to the same connection.
     with sock.dup() as duplicate:
 
@@ -249,7 +249,7 @@ def _enforce_deadline(sock: socket.socket, deadline: _Deadline) -> Iterator[None
             try:
                 while not finished.wait(deadline.step_s()):
                     deadline.extend()
-            except (TimeoutError, RequestInterrupted) as failure:
+            except Exception as failure:  # Also an error of the policy: without this thread, no deadline is left.
                 failures.append(failure)
                 with suppress(OSError):
                     duplicate.shutdown(socket.SHUT_RDWR)
