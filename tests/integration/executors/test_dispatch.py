@@ -10,7 +10,7 @@ import pytest
 from boto3.dynamodb.types import TypeSerializer
 
 from tests.support.world import NAMESPACE, World
-from vigil_core.domain.errors import LeaseLost, TargetRefused, TargetUnreachable
+from vigil_core.domain.errors import LeaseLost, StoreConflict, TargetRefused, TargetUnreachable
 from vigil_core.domain.exact_json import loads
 from vigil_core.domain.executors.targets import ExecutorBusy, ExecutorRefused, SecretUnavailable
 from vigil_core.domain.executors.templates import SecretPlaceholder
@@ -542,6 +542,10 @@ def test_first_heartbeat_of_a_lease_succeeds_once(world: World) -> None:
         begin()
 
 
+def raise_fault(*_: object) -> None:
+    raise RuntimeError("the function is broken")
+
+
 class TestCallsInFlight:
     """A namespace has a limited number of calls in flight; the other jobs are dispatched when calls end."""
 
@@ -614,6 +618,33 @@ class TestCallsInFlight:
         world.pass_time(MAX_CALL.total_seconds() + 1)
         dispatch(world.ctx, NAMESPACE, job_id, actor="sweeper")
         assert stored_job(world, job_id).status == "running"
+
+    def test_lane_of_fan_out_is_free_again_soon_while_no_call_ends(self, world: World) -> None:
+        queues = [f"queue{number}" for number in range(10)]
+        for queue in queues:
+            for _ in range(self.LIMIT):
+                new_job(world, queue=queue)
+        run_matcher(world)
+        messages, world.queues.fan_out_messages[:] = list(world.queues.fan_out_messages), []
+        assert len({message.group for message in messages}) == 1
+        for message in messages:
+            started_at = world.time
+            fan_out(world.ctx, loads(message.body), has_time_left=lambda: True)
+            assert world.time - started_at <= timedelta(seconds=11)
+
+    def test_failed_dispatch_frees_its_slot(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        job_id = new_job(world)
+
+        def refuse(*_: object) -> None:
+            raise StoreConflict("throttled")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(world.ctx.jobs), "save", refuse)
+            dispatch(world.ctx, NAMESPACE, job_id, actor="sweeper")
+            patched.setattr(type(world.ctx.jobs), "save", raise_fault)
+            with pytest.raises(RuntimeError):
+                dispatch(world.ctx, NAMESPACE, job_id, actor="sweeper")
+        assert world.ctx.work_slots.calls_in_flight(NAMESPACE, world.ctx.now()) == 0
 
     def test_other_namespace_and_workers_are_not_limited(self, world: World) -> None:
         for _ in range(self.LIMIT + 1):

@@ -63,7 +63,7 @@ def send_dispatch_waiting(ctx: ExecutorCallsContext, namespace: str, queue: str)
     interval = int(ctx.now().timestamp()) // MESSAGE_INTERVAL_S * MESSAGE_INTERVAL_S
     sent_at = datetime.fromtimestamp(interval, UTC).isoformat()
     message = DispatchWaiting(namespace=namespace, queue=queue, sent_at=sent_at)
-    group = fan_out_group(namespace, f"dispatch {queue}")
+    group = fan_out_group(namespace, "dispatch")  # One lane of the namespace, whatever the number of its queues.
     ctx.message_queues.send_fan_out([FanOutMessage(group=group, body=message.to_json())])
 
 

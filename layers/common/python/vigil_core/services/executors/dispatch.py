@@ -49,6 +49,8 @@ MAX_INLINE_JOIN = 25
 """The number of dependencies up to which the matcher completes a join: one read of their results."""
 BUSY_DELAY = timedelta(seconds=60)
 WAITING_POLL_S = 0.5
+WAITING_TIME = timedelta(seconds=10)
+"""The time in which `fan_out` waits for a free slot. A longer wait would occupy its lane: the sweep continues."""
 
 
 DispatchOutcome: TypeAlias = Literal["dispatched", "deferred", "skipped"]
@@ -73,13 +75,19 @@ def dispatch(ctx: DispatchContext, namespace: str, job_id: str, *, actor: str) -
 def dispatch_waiting(
     ctx: DispatchContext, namespace: str, queue: str, *, has_time_left: Callable[[], bool], actor: str
 ) -> None:
-    """Dispatch the jobs of a queue while slots of executor calls become free. A further message continues the work."""
+    """Dispatch the jobs of a queue while slots of executor calls become free.
+
+    If no slot becomes free for some seconds, the sweep of the queue continues the work.
+    """
+    until = ctx.now() + WAITING_TIME
     while True:
         outcomes: set[DispatchOutcome] = {"deferred"}
         if not ctx.work_slots.is_known_as_full(namespace, queue, ctx.now()):
             job_ids = ctx.job_queues.to_dispatch(namespace, queue, WAITING_JOBS_PER_STEP)
             outcomes = set(ctx.in_parallel(lambda job_id: _dispatch(ctx, namespace, job_id, actor), job_ids))
-        if not outcomes & {"dispatched", "deferred"}:
+        if "dispatched" in outcomes:
+            until = ctx.now() + WAITING_TIME
+        elif "deferred" not in outcomes or ctx.now() >= until:
             return
         if not has_time_left():
             send_dispatch_waiting(ctx, namespace, queue)
@@ -116,7 +124,7 @@ def _dispatch_once(ctx: DispatchContext, namespace: str, job_id: str, actor: str
     with traced({"action": "dispatch", **ids_of(job), "job": job.name, "executor": job.executor}) as log_fields:
         try:
             outcome = _start_job(ctx, job, lease_token, actor)
-        except StoreConflict:
+        except Exception:
             ctx.work_slots.release_call(namespace, owner=call_owner(lease_token))
             raise
         logger.info(outcome, extra=log_fields)
