@@ -9,6 +9,7 @@ from vigil_core.domain.errors import JobNotFound
 from vigil_core.domain.jobs import transitions
 from vigil_core.domain.jobs.job import PROCESSING_FAILED, Job, JobError
 from vigil_core.runtime.failures import error_name
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import ChangesJobs
 from vigil_core.services.jobs.transitions import change
 
@@ -33,6 +34,8 @@ def fail_unprocessable(
         The job, or None if it does not exist.
     """
     job_error = processing_error("job", error)
+    fields = {"action": "fail_unprocessable", "namespace": namespace, "job_id": job_id}
+    logger.error("The job fails, because it cannot be processed", extra=fields, exc_info=error)
     with suppress(JobNotFound):
         return change(
             ctx,

@@ -35,6 +35,7 @@ from vigil_core.domain.webhooks import (
     signature_headers,
 )
 from vigil_core.runtime.failures import apply_in_halves, contain, error_name, is_transient
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import (
     UsesClock,
     UsesLimits,
@@ -128,6 +129,8 @@ def _send(ctx: DeliverWebhooksContext, deliveries: Sequence[Delivery]) -> None:
         if is_transient(error):
             raise error
         for delivery in group:
+            ids = {"namespace": delivery.namespace, "webhook": delivery.webhook, "delivery": delivery.delivery_id}
+            logger.error("delivery abandoned", extra={"action": "enqueue_delivery", **ids}, exc_info=error)
             abandoned = delivery.abandoned(f"The delivery cannot be enqueued: {error_name(error)}", ctx.now())
             ctx.webhooks.save_delivery(delivery, abandoned, check_next_attempt=False)
 

@@ -21,6 +21,7 @@ from vigil_core.domain.workflows.graph import block_of, group_by_block
 from vigil_core.domain.workflows.planning import nodes_to_rerun
 from vigil_core.domain.workflows.run import DecisionAction, WorkflowRun
 from vigil_core.domain.workflows.run_state import RunState, record_of
+from vigil_core.runtime.logging import logger
 from vigil_core.services.context import ChangesRuns, UsesLimits
 from vigil_core.services.jobs.transitions import change
 from vigil_core.services.jobs.unprocessable import processing_error
@@ -180,6 +181,8 @@ def abort_unprocessable(ctx: RunCommandsContext, namespace: str, workflow_id: st
     Its supervisor cancels the open jobs and finalises it. A run that is gone, ended or terminating is unchanged.
     """
     run_error = processing_error("run", error)
+    fields = {"action": "abort_unprocessable", "namespace": namespace, "workflow_id": workflow_id}
+    logger.error("The run fails, because it cannot be processed", extra=fields, exc_info=error)
     with suppress(WorkflowNotFound):
         change_run(ctx, namespace, workflow_id, lambda run: workflows.abort(run, run_error, now=ctx.now()))
 
